@@ -1,0 +1,89 @@
+"""Errors that are shown to a user, and how a script shows them.
+
+Every message says what was wrong, where (file, row, key) and what to do next.
+"""
+
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+class ClipitError(Exception):
+    """Something a user can put right; scripts print it without a traceback."""
+
+
+class ConfigError(ClipitError):
+    """The configuration is wrong; all that was found is listed at once."""
+
+
+class DataError(ClipitError):
+    """Tiles, labels, reports or prompts are missing, unreadable or contradictory."""
+
+
+class ModelError(ClipitError):
+    """A model cannot be loaded, or does not do what was asked of it."""
+
+
+class ArtifactError(ClipitError):
+    """Something on disk is incomplete, does not belong here or cannot be written."""
+
+
+class LaunchError(ClipitError):
+    """The processes that were asked for are not the processes that run."""
+
+
+def explain(what: str, *, where: object = None, fix: str = "") -> str:
+    """Compose a message from its three parts: what, where, and what to do next."""
+    lines = [what]
+    if where is not None:
+        lines.append(f"  where: {where}")
+    if fix:
+        lines.append(f"  to do: {fix}")
+    return "\n".join(lines)
+
+
+def shortlist(items: Sequence[object], most: int = 5) -> str:
+    """Join the first few items for a message, and say how many are left out."""
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+@contextmanager
+def disk_errors(where: object) -> Iterator[None]:
+    """Turn a full disk or a missing permission into an `ArtifactError` that names the place."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ArtifactError(
+            explain(
+                f"no permission: {error.strerror or error}",
+                where=error.filename or where,
+                fix="choose another place with --output, or change the folder's permissions",
+            )
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise ArtifactError(
+            explain(
+                f"cannot write: {error.strerror}",
+                where=error.filename or where,
+                fix="free some space or choose another place with --output; "
+                "start again afterwards: finished parts are kept",
+            )
+        ) from error
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Wrap a script: a `ClipitError` ends it with the message alone and exit status 2."""
+    try:
+        with disk_errors("the output folder"):
+            yield
+    except ClipitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; start the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

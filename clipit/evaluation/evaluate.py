@@ -1,0 +1,133 @@
+"""Everything that is reported of a run, computed from its predictions table alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipit.errors import DataError, explain
+from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers, paired_differences
+from clipit.evaluation.metrics import (
+    ECE_BINS,
+    class_table,
+    compute_metrics,
+    confusion_matrix,
+    reliability_bins,
+    why_undefined,
+)
+from clipit.evaluation.predictions import Predictions
+
+
+def evaluate_predictions(
+    predictions: Predictions, splits: Sequence[str], bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Scores of each split, ready for results.json.
+
+    Per split: `n` (tiles), `labelled`, `groups` (known ones), `resampled` (what the bootstrap draws), `metrics` (name
+    -> value, low, high, and `reason` where one of them is None), `per_class`, `confusion` (rows: true classes),
+    `reliability`, and `zero_shot` with the same from the prompts, where there are any. Tiles without a label are
+    counted and left out.
+
+    Args:
+        predictions: The table.
+        splits: Which splits, in order.
+        bootstrap: Resamples; 0 for no intervals.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: A split has no tile in the table.
+    """
+    predictions = predictions.by_id()
+    known = sorted(set(predictions.splits.tolist()))
+    missing = [split for split in splits if split not in known]
+    if missing:
+        raise DataError(
+            explain(
+                f"no predictions for split {', '.join(missing)}",
+                where="evaluation.splits",
+                fix=f"the table has: {', '.join(known) or 'nothing'}; predict the split or leave it out",
+            )
+        )
+    return {
+        "classes": list(predictions.classes),
+        "protocol": {
+            "interval": f"{LEVEL:.0%} percentile bootstrap" if bootstrap else "none",
+            "resamples": bootstrap,
+            "seed": seed,
+            "auroc": f"binary, positive class {predictions.classes[-1]}"
+            if len(predictions.classes) == 2
+            else "macro mean of one class against the rest",
+            "ece": f"top class, {ECE_BINS} equally wide bins",
+        },
+        "splits": {split: _split_results(predictions.select(split), bootstrap, seed) for split in splits},
+    }
+
+
+def compare_predictions(
+    first: Predictions, second: Predictions, split: str, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Second minus first in each score, on the same tiles: name -> value, low, high (paired bootstrap).
+
+    The interval holds the chance of the tiles only; that of the training is seen over seeds (`intervals.t_interval`).
+
+    Raises:
+        DataError: The two tables do not hold the same tiles, labels, groups and classes in this split.
+    """
+    first, second = first.select(split).by_id(), second.select(split).by_id()
+    if first.classes != second.classes or any(
+        not np.array_equal(getattr(first, name), getattr(second, name)) for name in ("ids", "labels", "groups")
+    ):
+        raise DataError(
+            explain(
+                f"the two predictions are not of the same {split} tiles, labels, groups and classes",
+                where=f"{len(first.ids)} tiles, {len(second.ids)} tiles",
+                fix="compare runs with equal tiles.* keys",
+            )
+        )
+    rows = first.labels >= 0
+    found = paired_differences(
+        first.labels[rows], first.probabilities[rows], second.probabilities[rows], first.groups[rows], bootstrap, seed
+    )
+    return {
+        name: {"value": difference.value, "low": difference.interval.low, "high": difference.interval.high}
+        for name, difference in found.items()
+    }
+
+
+def _split_results(predictions: Predictions, bootstrap: int, seed: int) -> dict[str, Any]:
+    labelled = predictions.labels >= 0
+    groups = predictions.groups[labelled]
+    n_known = len(np.unique(groups[groups != ""]))
+    results: dict[str, Any] = {
+        "n": len(predictions.ids),
+        "labelled": int(labelled.sum()),
+        "groups": n_known,
+        "resampled": f"{len(np.unique(group_numbers(groups)))} {'groups' if n_known else 'tiles'}",
+    }
+    results |= _scores(predictions, predictions.probabilities, bootstrap, seed)
+    if predictions.zero_shot is not None:
+        results["zero_shot"] = _scores(predictions, predictions.zero_shot, bootstrap, seed)
+    return results
+
+
+def _scores(
+    predictions: Predictions, probabilities: Float32[np.ndarray, "n c"], bootstrap: int, seed: int
+) -> dict[str, Any]:
+    rows = predictions.labels >= 0
+    labels, probabilities = predictions.labels[rows], probabilities[rows]
+    intervals = bootstrap_intervals(labels, probabilities, predictions.groups[rows], bootstrap, seed)
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, value in compute_metrics(labels, probabilities).items():
+        interval = intervals[name]
+        metrics[name] = {"value": value, "low": interval.low, "high": interval.high}
+        reason = why_undefined(name, labels, predictions.classes) if value is None else interval.reason
+        if reason:
+            metrics[name]["reason"] = reason
+    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(predictions.classes))
+    return {
+        "metrics": metrics,
+        "per_class": class_table(confusion, predictions.classes),
+        "confusion": confusion.tolist(),
+        "reliability": reliability_bins(labels, probabilities),
+    }

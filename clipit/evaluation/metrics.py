@@ -1,0 +1,169 @@
+"""Scores of class probabilities, vectorised over weightings of the tiles (one weighting = one bootstrap resample).
+
+A score that is not defined (no tile of a class, nothing to agree about) is NaN here and None with a reason in results.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc", "kappa", "ece")
+ECE_BINS = 15
+
+
+def confusion_matrix(
+    labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"], n_classes: int
+) -> Int64[np.ndarray, "c c"]:
+    """Numbers of tiles; row: true class, column: predicted class."""
+    cells = np.bincount(labels * n_classes + predicted, minlength=n_classes * n_classes)
+    return cells.astype(np.int64).reshape(n_classes, n_classes)
+
+
+def confusion_scores(confusion: Float[np.ndarray, "r c c"]) -> dict[str, Float[np.ndarray, " r"]]:
+    """Every score that a confusion matrix determines, for each of r matrices.
+
+    accuracy: share on the diagonal. balanced_accuracy: mean recall of the classes that have tiles. macro_f1: mean F1 of
+    the classes that have tiles or predictions. weighted_f1: mean F1 weighted by tiles. kappa: Cohen's, unweighted,
+    (p_observed - p_expected) / (1 - p_expected). All as scikit-learn defines them.
+    """
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    true, predicted, total = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
+    recall, f1 = _divide(hits, true), _divide(2 * hits, true + predicted)
+    observed = _divide(hits.sum(axis=1), total)
+    expected = _divide((true * predicted).sum(axis=1), total**2)
+    return {
+        "accuracy": observed,
+        "balanced_accuracy": _mean_defined(recall),
+        "macro_f1": _mean_defined(f1),
+        "weighted_f1": _divide(np.nansum(f1 * true, axis=1), total),
+        "kappa": _divide(observed - expected, 1 - expected),
+    }
+
+
+def auroc(
+    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
+) -> Float[np.ndarray, " r"]:
+    """Area under the ROC curve: of the last class of two, else the plain mean over one class against the rest.
+
+    The area is the weighted share of (tile of the class, other tile) couples in which the first has the higher
+    probability, equal ones counting half (Mann-Whitney). NaN where a class, or its rest, has no weight.
+    """
+    n_classes = probabilities.shape[1]
+    positives = [1] if n_classes == 2 else range(n_classes)
+    areas = [_area(labels == c, probabilities[:, c], weights) for c in positives]
+    mean: Float[np.ndarray, " r"] = np.mean(areas, axis=0)
+    return mean
+
+
+def expected_calibration_error(
+    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
+) -> Float[np.ndarray, " r"]:
+    """Expected calibration error of the top class over `ECE_BINS` equally wide bins (arXiv 1706.04599, equation 3).
+
+    sum over bins of share of tiles * |accuracy - mean confidence|; a bin holds confidences in (low, high].
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    gap = _bin_members(confidence).T @ (weights * (correct - confidence.astype(np.float64))[:, None])
+    return _divide(np.abs(gap).sum(axis=0), weights.sum(axis=0))
+
+
+def weighted_scores(
+    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
+) -> dict[str, Float[np.ndarray, " r"]]:
+    """All of `METRICS`, for each of r weightings of n labelled tiles (whole numbers: how often a tile was drawn)."""
+    n_classes = probabilities.shape[1]
+    cell = labels * n_classes + probabilities.argmax(axis=1)
+    members = (cell[:, None] == np.arange(n_classes**2)).astype(np.float64)
+    scores = confusion_scores((weights.T @ members).reshape(-1, n_classes, n_classes))
+    scores["auroc"] = auroc(labels, probabilities, weights)
+    scores["ece"] = expected_calibration_error(labels, probabilities, weights)
+    return {name: scores[name] for name in METRICS}
+
+
+def compute_metrics(
+    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
+) -> dict[str, float | None]:
+    """All of `METRICS` of n labelled tiles; None where not defined (`why_undefined` tells why)."""
+    scores = weighted_scores(labels, probabilities, np.ones((len(labels), 1)))
+    return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
+
+
+def why_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
+    """In words: why the score `name` has no value for tiles with these labels."""
+    if not len(labels):
+        return "no labelled tile"
+    absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
+    if name == "auroc" and absent:
+        return f"no tile of class {', '.join(absent)}"
+    return "all tiles and all predictions are of one class"
+
+
+def class_table(
+    confusion: Int64[np.ndarray, "c c"], classes: tuple[str, ...]
+) -> list[dict[str, str | int | float | None]]:
+    """Precision, recall, F1 and number of tiles (support) per class; None where there is nothing to divide by."""
+    hits, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    columns = {
+        "precision": _divide(hits, predicted),
+        "recall": _divide(hits, true),
+        "f1": _divide(2 * hits, true + predicted),
+    }
+    return [
+        {"class": name}
+        | {key: float(values[c]) if np.isfinite(values[c]) else None for key, values in columns.items()}
+        | {"support": int(true[c])}
+        for c, name in enumerate(classes)
+    ]
+
+
+def reliability_bins(
+    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
+) -> list[dict[str, int | float | None]]:
+    """Per bin of `expected_calibration_error`: its bounds, number of tiles, accuracy and mean confidence."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    members = _bin_members(confidence)
+    counts = members.sum(axis=0)
+    accuracy, mean_confidence = _divide(members.T @ correct, counts), _divide(members.T @ confidence, counts)
+    return [
+        {
+            "low": b / ECE_BINS,
+            "high": (b + 1) / ECE_BINS,
+            "n": int(counts[b]),
+            "accuracy": float(accuracy[b]) if counts[b] else None,
+            "confidence": float(mean_confidence[b]) if counts[b] else None,
+        }
+        for b in range(ECE_BINS)
+    ]
+
+
+def _bin_members(confidence: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n bins"]:
+    number = np.clip(np.ceil(confidence.astype(np.float64) * ECE_BINS) - 1, 0, ECE_BINS - 1)
+    members: Float[np.ndarray, "n bins"] = (number[:, None] == np.arange(ECE_BINS)).astype(np.float64)
+    return members
+
+
+def _area(
+    positive: Bool[np.ndarray, " n"], score: Float[np.ndarray, " n"], weights: Float[np.ndarray, "n r"]
+) -> Float[np.ndarray, " r"]:
+    rest = np.flatnonzero(~positive)
+    rest = rest[np.argsort(score[rest], kind="stable")]
+    below = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(weights[rest], axis=0)])
+    first = np.searchsorted(score[rest], score[positive], side="left")
+    last = np.searchsorted(score[rest], score[positive], side="right")
+    own = weights[positive]
+    won = (own * (below[first] + below[last])).sum(axis=0) / 2
+    return _divide(won, own.sum(axis=0) * below[-1])
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """Quotient; NaN where the divisor is 0."""
+    quotient: np.ndarray = np.full(np.broadcast_shapes(np.shape(top), np.shape(bottom)), np.nan)
+    np.divide(top, bottom, out=quotient, where=np.asarray(bottom) != 0)
+    return quotient
+
+
+def _mean_defined(values: Float[np.ndarray, "r c"]) -> Float[np.ndarray, " r"]:
+    """Mean over the last axis, NaN left out."""
+    defined = np.isfinite(values)
+    return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))

@@ -1,0 +1,171 @@
+"""The predictions table: one row per tile, the only thing that scores are computed from."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32, Int64, Shaped
+
+from clipit.artifacts import whole_file
+from clipit.errors import DataError, explain, shortlist
+
+NO_LABEL = -1
+_CLASSES_KEY = b"clipit_classes"
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says about each tile, beside what is known of the tile.
+
+    Attributes:
+        ids: Unique tile ids.
+        splits: train, validation or test.
+        labels: True class numbers; -1 where unknown.
+        groups: Patient or slide; empty where unknown.
+        classes: Class names; a label or a column's number is a place in this.
+        probabilities: One column per class; rows sum to 1.
+        zero_shot: The same from the prompts, where there are any.
+    """
+
+    ids: Shaped[np.ndarray, " n"]
+    splits: Shaped[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
+    groups: Shaped[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    probabilities: Float32[np.ndarray, "n c"]
+    zero_shot: Float32[np.ndarray, "n c"] | None = None
+
+    def select(self, split: str) -> "Predictions":
+        """The rows of one split."""
+        return self.take(self.splits == split)
+
+    def by_id(self) -> "Predictions":
+        """All rows, sorted by id: what is computed must not depend on the order of the rows."""
+        return self.take(np.argsort(self.ids, kind="stable"))
+
+    def take(self, rows: Shaped[np.ndarray, " k"]) -> "Predictions":
+        """Some rows, by a mask or by their numbers."""
+        return Predictions(
+            self.ids[rows],
+            self.splits[rows],
+            self.labels[rows],
+            self.groups[rows],
+            self.classes,
+            self.probabilities[rows],
+            None if self.zero_shot is None else self.zero_shot[rows],
+        )
+
+
+def softmax(logits: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
+    """Logits to probabilities, row by row; minus infinity gives 0."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: Float32[np.ndarray, "n c"] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write the table as Parquet, sorted by id, whole or not at all.
+
+    Raises:
+        DataError: The predictions are not in order (see `read_predictions`).
+    """
+    _check(predictions, path)
+    predictions = predictions.by_id()
+    columns: dict[str, pa.Array] = {
+        "id": pa.array(predictions.ids.tolist(), pa.string()),
+        "split": pa.array(predictions.splits.tolist(), pa.string()),
+        "label": pa.array(predictions.labels, pa.int64()),
+        "group": pa.array(predictions.groups.tolist(), pa.string()),
+    }
+    for prefix, values in (("p_", predictions.probabilities), ("zs_", predictions.zero_shot)):
+        if values is not None:
+            columns |= {prefix + name: pa.array(values[:, c]) for c, name in enumerate(predictions.classes)}
+    metadata = {_CLASSES_KEY: json.dumps(predictions.classes).encode()}
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read and check a predictions table.
+
+    Raises:
+        DataError: It is missing or damaged, lacks a column, repeats an id, has a label outside the classes, or has
+            probabilities that are not finite, negative or do not sum to 1.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise DataError(explain("no predictions here", where=path, fix="run scripts/evaluate.py first")) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(explain(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it")) from error
+    try:
+        classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            explain("the table does not say what its classes are", where=path, fix="write it with write_predictions")
+        ) from error
+    names = ["id", "split", "label", "group", *(f"p_{name}" for name in classes)]
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise DataError(explain(f"missing columns: {', '.join(missing)}", where=path, fix="delete and rebuild it"))
+    if any(table[name].null_count for name in names):
+        raise DataError(explain("empty cells in the table", where=path, fix="delete and rebuild it"))
+    has_zero_shot = all(f"zs_{name}" in table.column_names for name in classes)
+    predictions = Predictions(
+        ids=_texts(table["id"]),
+        splits=_texts(table["split"]),
+        labels=table["label"].to_numpy().astype(np.int64),
+        groups=_texts(table["group"]),
+        classes=classes,
+        probabilities=_matrix(table, [f"p_{name}" for name in classes]),
+        zero_shot=_matrix(table, [f"zs_{name}" for name in classes]) if has_zero_shot else None,
+    )
+    _check(predictions, path)
+    return predictions
+
+
+def _texts(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
+    return np.array(column.to_pylist(), dtype=np.str_)
+
+
+def _matrix(table: pa.Table, names: Sequence[str]) -> Float32[np.ndarray, "n c"]:
+    return np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.float32)
+
+
+def _check(predictions: Predictions, where: Path) -> None:
+    ids, n, n_classes = predictions.ids, len(predictions.ids), len(predictions.classes)
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) < n:
+        twice = shortlist(unique[counts > 1].tolist())
+        raise DataError(explain(f"tile ids given twice: {twice}", where=where, fix="predict each tile once"))
+    outside = (predictions.labels < NO_LABEL) | (predictions.labels >= n_classes)
+    if outside.any():
+        raise DataError(
+            explain(
+                f"labels outside the {n_classes} classes: tiles {shortlist(ids[outside].tolist())}",
+                where=where,
+                fix="use 0 for the first class and -1 for an unknown label",
+            )
+        )
+    for what, values in (("probabilities", predictions.probabilities), ("zero-shot", predictions.zero_shot)):
+        if values is None:
+            continue
+        if values.shape != (n, n_classes):
+            found = " x ".join(map(str, values.shape))
+            raise DataError(explain(f"{what}: {found}, expected {n} x {n_classes}", where=where, fix="one per class"))
+        bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
+        bad |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
+        if bad.any():
+            raise DataError(
+                explain(
+                    f"{what}: not finite, negative or not summing to 1 for {int(bad.sum())} tiles: "
+                    f"{shortlist(ids[bad].tolist())}",
+                    where=where,
+                    fix="give soft-maxed probabilities; NaN points to a training that diverged",
+                )
+            )

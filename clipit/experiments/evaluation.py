@@ -1,0 +1,158 @@
+"""Evaluation of a finished training: predictions first, everything else computed from them."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from clipit.artifacts import git_commit, versions, write_json
+from clipit.config import Config
+from clipit.distributed import processes
+from clipit.errors import DataError, explain
+from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.predictions import Predictions, read_predictions, softmax, write_predictions
+from clipit.evaluation.zero_shot import zero_shot_probabilities
+from clipit.experiments.materials import Materials
+from clipit.progress import progress
+from clipit.reporting.curves import read_curves
+from clipit.reporting.plots import confusion_plot, curves_plot, reliability_plot
+from clipit.reporting.summary import run_summary, write_summary
+from clipit.tiles.tileset import TileSet
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+    from clipit.tiles.loading import PixelSource
+
+
+def evaluate_run(config: Config, materials: Materials, folder: Path) -> dict[str, Any]:
+    """Predict, score and summarise with the classifier of a run's folder.
+
+    Args:
+        config: Of the run, its arm resolved.
+        materials: Tiles and prompts.
+        folder: The run's; predictions.parquet, results.json, summary.md and plots are written there.
+
+    Returns:
+        What results.json holds (in the main process; an empty dictionary in the others).
+    """
+    from clipit.models.inference import load_classifier
+
+    here = processes()
+    classifier = load_classifier(folder / "classifier", here.device)
+    tiles = materials.tiles(config.seed)
+    if classifier.classes != tiles.classes:
+        raise DataError(
+            explain(
+                f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(tiles.classes)}",
+                where=folder / "classifier",
+                fix="give tiles.classes in the classifier's order, or the right run",
+            )
+        )
+    parts = [_predict(config, materials, classifier, tiles, split) for split in config.evaluation.splits]
+    if not here.main:
+        return {}
+    write_predictions(folder / "predictions.parquet", _joined([part for part in parts if part is not None]))
+    return _report(config, materials, folder, classifier)
+
+
+def _predict(
+    config: Config, materials: Materials, classifier: "Classifier", tiles: TileSet, split: str
+) -> Predictions | None:
+    part = tiles.of_split(split)
+    if not len(part):
+        return None
+    logits, projected = _forward(materials.pixels(split, classifier.spec.preprocess), classifier, config, split)
+    zero_shot = None
+    if projected is not None and materials.prompts is not None:
+        classes = materials.class_embeddings()
+        if classes is not None:
+            zero_shot = zero_shot_probabilities(projected, classes, materials.vlm.logit_scale)
+    return Predictions(part.ids, part.splits, part.labels, part.groups, tiles.classes, softmax(logits), zero_shot)
+
+
+def _forward(
+    source: "PixelSource", classifier: "Classifier", config: Config, split: str
+) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
+    """Logits and predicted text embeddings of all tiles; the processes share the batches."""
+    here, size, n = processes(), config.evaluation.batch_size, len(source.tiles)
+    batches = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    own: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    with (
+        torch.inference_mode(),
+        progress(f"predicting {split}", len(batches), shown=here.main) as advance,
+    ):
+        for rows, pixels in source.ahead(here.share(batches)):
+            inputs = classifier.spec.preprocess.normalise(torch.from_numpy(pixels).to(here.device))
+            logits, projected = classifier.forward(inputs)
+            own[int(rows[0])] = (
+                logits.float().cpu().numpy(),
+                None if projected is None else projected.float().cpu().numpy(),
+            )
+            advance(here.count)
+    merged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    for share in here.gather(own):
+        merged |= share
+    in_order = [merged[int(rows[0])] for rows in batches]
+    embeddings = [projected for _, projected in in_order if projected is not None]
+    return np.concatenate([logits for logits, _ in in_order]), np.concatenate(embeddings) if embeddings else None
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    if not parts:
+        raise DataError(
+            explain("none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that exist")
+        )
+    zero_shots = [part.zero_shot for part in parts if part.zero_shot is not None]
+    return Predictions(
+        ids=np.concatenate([part.ids for part in parts]),
+        splits=np.concatenate([part.splits for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        groups=np.concatenate([part.groups for part in parts]),
+        classes=parts[0].classes,
+        probabilities=np.concatenate([part.probabilities for part in parts]),
+        zero_shot=np.concatenate(zero_shots) if zero_shots else None,
+    )
+
+
+def _report(config: Config, materials: Materials, folder: Path, classifier: "Classifier") -> dict[str, Any]:
+    predictions = read_predictions(folder / "predictions.parquet")
+    splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
+    scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
+    training = folder / "training.json"
+    facts = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}
+    provenance: dict[str, Any] = {
+        "run": config.name,
+        "arm": config.arm or "custom",
+        "seed": config.seed,
+        "command": shlex.join(sys.argv),
+        "commit": git_commit(),
+        "classes": len(predictions.classes),
+        "pixels": classifier.spec.preprocess.size,
+        "preprocess": classifier.spec.preprocess.hash,
+        "prompts": f"{materials.prompts.name} ({materials.prompts.hash})" if materials.prompts else None,
+        **facts,
+    }
+    results = scores | {"provenance": provenance | {"versions": versions()}, "note": config.note}
+    plots = []
+    for split in splits:
+        plots += [f"confusion_{split}.png", f"reliability_{split}.png"]
+        confusion_plot(scores["splits"][split]["confusion"], predictions.classes, folder / plots[-2], title=split)
+        reliability_plot(scores["splits"][split]["reliability"], folder / plots[-1], title=split)
+    if (folder / "metrics.jsonl").is_file():
+        plots.append("curves.png")
+        curves_plot(read_curves(folder / "metrics.jsonl"), folder / "curves.png", title=folder.name)
+    sections = {"Tiles": f"```\n{materials.tiles(config.seed).describe()}\n```"}
+    if "pairs" in facts:
+        account = json.loads(materials.snippets.file("account.json").read_text(encoding="utf-8"))
+        sections["Snippets"] = f"{account['reports']} reports, {account['kept']} snippets kept (account.json)"
+        sections["Pairing"] = f"```\n{materials.pairing_text()}\n```"
+    shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
+    text = run_summary(f"{config.name}: {folder.name}", scores, shown, note=config.note, sections=sections, plots=plots)
+    write_summary(folder / "summary.md", text)
+    write_json(folder / "results.json", results)  # last: a run with results is a finished run
+    return results

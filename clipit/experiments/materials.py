@@ -1,0 +1,208 @@
+"""What a run is made from: built when first asked for, opened when it exists already."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32
+
+from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
+from clipit.config import Config, ReportsConfig
+from clipit.distributed import build_once, processes
+from clipit.embedding import Store, centred, embed_texts, embed_tiles, unit
+from clipit.errors import ConfigError, explain
+from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.index import Index, build_index
+from clipit.pairing.pairs import Pairs, pair_tiles
+from clipit.pairing.summary import summary_text
+from clipit.prompts.prompt_bag import load_bag
+from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.tiles.load import load_tiles, mpp_warning
+from clipit.tiles.loading import PixelSource
+from clipit.tiles.tileset import TileSet
+
+if TYPE_CHECKING:
+    from clipit.models.preprocess import Preprocess
+    from clipit.models.vlm import VLM
+
+
+class Materials:
+    """Tiles, VLM, snippets, stores, index and pairs of a configuration.
+
+    Runs that differ only in arm, seed or optimisation may share one object: what it makes does not depend on these
+    (labels do, and are given per seed).
+    """
+
+    def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
+        """Nothing is read or built yet.
+
+        Args:
+            config: Its tiles, reports, prompts, vlm and pairing sections count.
+            say: Takes lines for the user; called in the main process only.
+        """
+        self.config = config
+        self.root = config.output / "artefacts"
+        self._say = say
+        self._tiles: dict[int, TileSet] = {}
+        self._pixels: dict[tuple[str, str], PixelSource] = {}
+
+    def say(self, line: str) -> None:
+        """Tell the user, once for all processes."""
+        if processes().main:
+            self._say(line)
+
+    def tiles(self, seed: int) -> TileSet:
+        """All tiles, with the labels that this seed keeps."""
+        if seed not in self._tiles:
+            self._tiles[seed] = load_tiles(self.config.tiles, seed)
+        return self._tiles[seed]
+
+    @property
+    def some_tiles(self) -> TileSet:
+        """All tiles where the labels do not matter."""
+        return next(iter(self._tiles.values()), None) or self.tiles(self.config.seed)
+
+    def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
+        """The tiles of a split as a model wants them; kept, so that runs in one program read them once."""
+        key = (split, preprocess.hash)
+        if key not in self._pixels:
+            t = self.config.training
+            self._pixels[key] = PixelSource(
+                self.some_tiles.of_split(split), preprocess.pixels, t.cache_tiles, t.threads
+            )
+        return self._pixels[key]
+
+    @cached_property
+    def vlm(self) -> "VLM":
+        """The frozen VLM."""
+        from clipit.models.vlm import load_vlm
+
+        vlm = load_vlm(self.config.vlm, processes().device)
+        warning = mpp_warning(self.some_tiles, vlm.expected_mpp, vlm.name)
+        if warning:
+            self.say(f"warning: {warning}")
+        return vlm
+
+    def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
+        """Texts (prompts) to unit vectors; those over the budget are cut."""
+        size = self.config.vlm.batch_size
+        parts = [
+            self.vlm.encode_texts(list(texts[start : start + size]), truncate=True).cpu().numpy()
+            for start in range(0, len(texts), size)
+        ]
+        return unit(np.concatenate(parts))
+
+    @cached_property
+    def snippets(self) -> Artifact:
+        """The snippets of the reports, cut for this VLM's text tower."""
+        reports_config = self.config.reports
+        if reports_config is None:
+            raise ConfigError(
+                explain("this needs reports, and none are configured", where="reports", fix="set reports.path")
+            )
+        from clipit.reports.readers import read_reports
+
+        reports = read_reports(reports_config)
+        inputs = {
+            "reports": reports.fingerprint,
+            "config": reports_config.model_dump(exclude={"path", "format", "encoding", "split"}),
+            "vlm": self.vlm.fingerprint,
+        }
+        inputs |= {key: _bag_hash(name) for key, name in _bags(reports_config).items()}
+
+        def make(folder: Path) -> dict[str, Any]:
+            from clipit.reports.build import build_snippets
+
+            if not processes().main:
+                return {}
+            similarity = self._morphology if reports_config.morphology_prompts else None
+            made = build_snippets(reports, reports_config, self.vlm.count_tokens, self.vlm.context_length, similarity)
+            for name, table in (("snippets", made.snippets), ("snippet_sources", made.sources)):
+                with whole_file(folder / f"{name}.parquet") as temporary:
+                    pq.write_table(table, temporary)
+            write_json(folder / "account.json", made.account.as_dict())
+            self.say(made.account.text())
+            return {"reports": len(reports.reports), "snippets": made.snippets.num_rows}
+
+        return build_once(self.root, "snippets", inputs, make, say=self._say)
+
+    def _morphology(self, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
+        """Similarity to the morphology bag minus similarity to the boilerplate bag, around the texts' own mean.
+
+        Text embeddings lie in a narrow cone; without centring, any two of them are similar.
+        """
+        reports = self.config.reports
+        if reports is None or not texts:
+            return np.zeros(len(texts))
+        embedded = self.encode(texts)
+        mean = embedded.mean(axis=0)
+        nearest = [
+            (centred(embedded, mean) @ centred(self.encode(load_bag(name).texts), mean).T).max(axis=1)
+            for name in _bags(reports).values()
+        ]
+        return np.asarray(nearest[0] - nearest[1], dtype=np.float64)
+
+    def text_store(self, word_drop: float = 0.0, seed: int = 0) -> Store:
+        """Embeddings of the snippets, or of the snippets with words left out."""
+        size = self.config.vlm.batch_size
+        return embed_texts(self.root, self.vlm, self.snippets, batch_size=size, word_drop=word_drop, seed=seed)
+
+    @cached_property
+    def index(self) -> Index:
+        """The index over the snippets."""
+        p = self.config.pairing
+        return build_index(self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend)
+
+    def tile_store(self, split: str) -> Store:
+        """The VLM's embeddings of a split's tiles."""
+        return embed_tiles(self.root, self.vlm, self.some_tiles.of_split(split), batch_size=self.config.vlm.batch_size)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of the training tiles (no other tile is ever paired)."""
+        p = self.config.pairing
+        return pair_tiles(self.root, self.index, self.tile_store("train"), k=p.k, block=p.block)
+
+    @cached_property
+    def tile_mean(self) -> Float32[np.ndarray, "dim"] | None:
+        """Mean of the training tiles' embeddings when centring is on."""
+        return self.tile_store("train").mean() if self.config.pairing.centring else None
+
+    @cached_property
+    def text_mean(self) -> Float32[np.ndarray, "dim"] | None:
+        """Mean of the snippets' embeddings when centring is on and there are reports."""
+        return self.index.mean if self.config.reports is not None else None
+
+    @cached_property
+    def prompts(self) -> PromptSet | None:
+        """The prompt set for zero-shot, if one is configured."""
+        return load_prompts(self.config.prompts) if self.config.prompts else None
+
+    def class_embeddings(self) -> Float32[np.ndarray, "classes dim"] | None:
+        """One unit vector per class from the prompts, in the tiles' class order, centred as the snippets are."""
+        if self.prompts is None:
+            return None
+        return prompt_embeddings(self.prompts, self.encode, self.text_mean, self.some_tiles.classes)
+
+    def snippet_texts(self) -> dict[str, str]:
+        """Snippet id -> text."""
+        table = pq.read_table(self.snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
+        return dict(zip(table.column("snippet_id").to_pylist(), table.column("text").to_pylist(), strict=True))
+
+    def pairing_text(self) -> str:
+        """The pairing summary for people."""
+        return summary_text(self.pairs.summary, self.snippet_texts())
+
+
+def _bags(config: ReportsConfig) -> dict[str, str]:
+    """Names of the two prompt bags of the snippet filter, what to keep first; empty without a filter."""
+    if config.morphology_prompts is None or config.boilerplate_prompts is None:
+        return {}
+    return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}
+
+
+def _bag_hash(name: str) -> str:
+    return fingerprint(list(load_bag(name).texts))

@@ -1,0 +1,250 @@
+"""Export: one folder that needs images only, and opens in timm and transformers where one linear head suffices."""
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipit.artifacts import versions, write_json
+from clipit.errors import ArtifactError, ModelError, disk_errors, explain
+from clipit.models.backbones import Backbone, build_timm
+from clipit.models.bundle import (
+    ADAPTER,
+    CONFIG,
+    DESCRIPTION,
+    HEADS,
+    WEIGHTS,
+    ZERO_SHOT,
+    ClassifierSpec,
+    write_spec,
+)
+from clipit.models.inference import load_classifier
+from clipit.models.lora import merge_lora
+from clipit.models.student import Student, collapse_linear
+
+_TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
+_SOURCE_KEYS = {
+    # of timm's pretrained_cfg: they speak of the weights it came from, or are said elsewhere in config.json
+    "architecture", "url", "hf_hub_id", "hf_hub_filename", "file", "source", "state_dict", "custom_load",
+    "num_classes", "label_names", "label_descriptions", "label_offset",
+}  # fmt: skip
+
+
+def export_classifier(
+    student: Student,
+    backbone: Backbone,
+    folder: Path,
+    *,
+    classes: Sequence[str],
+    vlm_info: Mapping[str, Any] | None = None,
+    text_mean: Float[np.ndarray, " D"] | None = None,
+    prompts: Mapping[str, tuple[Sequence[str], Float[np.ndarray, "K D"]]] | None = None,
+    mpp: float | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a classifier, whole or not at all, and check that it computes what the student computes.
+
+    The student is left as it is. Neither report text nor any embedding of a snippet is written.
+
+    Args:
+        student: As trained, LoRA unmerged.
+        backbone: What the student was built over.
+        folder: Where to; an earlier classifier there is replaced.
+        classes: Names in the order of the logits.
+        vlm_info: `VLM.describe()` of the VLM whose joint space was predicted.
+        text_mean: Mean that was subtracted from the unit text embeddings, where they were centred.
+        prompts: Prompt sets by name: class names and one embedding per class, already in the space that the
+            projector was taught (centred with `text_mean` where that is given).
+        mpp: Of the training tiles, micrometres per pixel; the backbone's own where None.
+        provenance: Recorded as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: Classes, prompts or mean do not fit the student; the exported logits differ.
+        ArtifactError: The folder holds something else, or cannot be written.
+    """
+    _check(student, classes, vlm_info, text_mean, prompts)
+    if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise ArtifactError(
+            explain("something else than a classifier is here", where=folder, fix="delete it, or choose another folder")
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    with disk_errors(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, mpp, dict(provenance or {}))
+        _compare(partial, student, backbone.preprocess.size)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(folder)
+    return folder
+
+
+def _write(
+    folder: Path,
+    student: Student,
+    backbone: Backbone,
+    classes: Sequence[str],
+    vlm_info: Mapping[str, Any] | None,
+    text_mean: np.ndarray | None,
+    prompts: Mapping[str, tuple[Sequence[str], np.ndarray]],
+    mpp: float | None,
+    provenance: dict[str, Any],
+) -> None:
+    whole = copy.deepcopy(student).cpu().eval()
+    if hasattr(whole.backbone, "peft_config"):
+        adapter: Any = whole.backbone
+        adapter.save_pretrained(str(folder / ADAPTER))
+    trunk = merge_lora(whole.backbone)
+    plain = backbone.plain_head and whole.config.head == "linear"
+    model = build_timm(backbone.timm, len(classes) if plain else 0)
+    _fill(model, trunk, collapse_linear(whole) if plain else None)
+    _save(folder / WEIGHTS, model.state_dict())
+    write_json(folder / CONFIG, _timm_config(model, backbone, classes if plain else ()))
+
+    heads = whole.head_state()
+    if not plain:
+        if whole.config.head == "linear":
+            weight, bias = collapse_linear(whole)
+            _save(folder / HEADS, {"image_head.weight": weight, "image_head.bias": bias})
+        else:
+            _save(folder / HEADS, {name: value for name, value in heads.items() if not name.startswith("projector.")})
+    if whole.projector is not None:
+        tensors = {name: value for name, value in heads.items() if name.startswith("projector.")}
+        if text_mean is not None:
+            tensors["text_mean"] = torch.from_numpy(np.array(text_mean, dtype=np.float32))
+        for name, (_, embeddings) in prompts.items():
+            tensors[f"prompts.{name}"] = torch.from_numpy(np.array(embeddings, dtype=np.float32))
+        _save(folder / ZERO_SHOT, tensors)
+    spec = ClassifierSpec(
+        classes=tuple(classes),
+        head=whole.config.head,
+        projector_layers=whole.config.projector_layers,
+        plain=plain,
+        dim=backbone.dim,
+        preprocess=backbone.preprocess,
+        mpp=backbone.expected_mpp if mpp is None else mpp,
+        vlm=None if vlm_info is None or whole.projector is None else dict(vlm_info),
+        prompts={name: tuple(names) for name, (names, _) in prompts.items()},
+        provenance={
+            "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+            "versions": versions(),
+            **provenance,
+        },
+    )
+    write_spec(folder, spec)
+
+
+def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) -> None:
+    """Put the merged backbone and the collapsed head into a freshly built timm model."""
+    head = model.get_classifier()
+    head_names = {
+        f"{name}.{part}" for name, module in model.named_modules() if module is head for part in ("weight", "bias")
+    }
+    missing, unexpected = model.load_state_dict(trunk.state_dict(), strict=False)
+    left = set(missing) - (head_names if linear else set())
+    if left or unexpected:
+        raise ModelError(
+            explain(
+                f"timm builds another architecture than the backbone's: {sorted(left | set(unexpected))[:5]}",
+                where="export",
+                fix="report this backbone; it cannot be exported",
+            )
+        )
+    if linear is not None:
+        with torch.no_grad():
+            head.weight.copy_(linear[0])
+            head.bias.copy_(linear[1])
+
+
+def _timm_config(model: Any, backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
+    """timm's hub format. `model_args` must not repeat num_classes: transformers would pass it twice."""
+    config: dict[str, Any] = {
+        "architecture": backbone.timm.architecture,
+        "num_classes": len(classes),
+        "num_features": int(model.num_features),
+    }
+    if isinstance(getattr(model, "global_pool", None), str):
+        config["global_pool"] = model.global_pool
+    if classes:
+        config["label_names"] = list(classes)
+    if backbone.timm.model_args:
+        config["model_args"] = backbone.timm.model_args
+    kept = {key: v for key, v in backbone.timm.pretrained_cfg.items() if v is not None and key not in _SOURCE_KEYS}
+    config["pretrained_cfg"] = {**kept, "num_classes": len(classes)}
+    return config
+
+
+def _compare(folder: Path, student: Student, size: int) -> None:
+    classifier = load_classifier(folder, device="cpu")
+    pixels = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    device = next(student.parameters()).device
+    was_training = student.training
+    student.eval()
+    with torch.no_grad():
+        output = student(pixels.to(device))
+    student.train(was_training)
+    logits, projected = classifier.forward(pixels)
+    pairs = [(output.logits.cpu(), logits)]
+    if output.projected is not None and projected is not None:
+        pairs.append((output.projected.cpu(), projected))
+    for wanted, found in pairs:
+        allowed = _TOLERANCE * max(1.0, float(wanted.abs().max()))
+        difference = float((wanted - found).abs().max())
+        if not difference <= allowed:  # also when it is not a number
+            raise ModelError(
+                explain(
+                    f"the exported classifier differs from the student by {difference:.2g} (allowed {allowed:.2g})",
+                    where=folder,
+                    fix="check the student for values that are not finite; otherwise report this backbone",
+                )
+            )
+
+
+def _check(
+    student: Student,
+    classes: Sequence[str],
+    vlm_info: Mapping[str, Any] | None,
+    text_mean: np.ndarray | None,
+    prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
+) -> None:
+    def wrong(what: str) -> ModelError:
+        return ModelError(explain(what, where="export", fix="give what the student was trained with"))
+
+    expected = student.image_head.out_features
+    if len(set(classes)) != expected or len(classes) != expected:
+        raise wrong(f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes")
+    if student.projector is None:
+        if prompts or text_mean is not None:
+            raise wrong("prompts or a text mean for a student without projector")
+        return
+    last = student.projector if isinstance(student.projector, nn.Linear) else student.projector[-1]
+    dim = last.out_features
+    if vlm_info is not None and vlm_info.get("joint_dim") != dim:
+        raise wrong(f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, the projector's {dim}")
+    if text_mean is not None and text_mean.shape != (dim,):
+        raise wrong(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
+    for name, (names, embeddings) in (prompts or {}).items():
+        if embeddings.shape != (len(names), dim):
+            raise wrong(
+                f"prompt set {name}: {len(names)} classes with embeddings of shape {embeddings.shape}, D = {dim}"
+            )
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, path)

@@ -1,0 +1,94 @@
+"""VLMs that transformers opens as `CLIPModel`: hub ids and local folders."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipit.errors import ModelError, explain, shortlist
+from clipit.models.loading import foreign_errors, read_json
+from clipit.models.preprocess import preprocess_from_transformers
+from clipit.models.towers import Tokens, Towers
+
+_PROCESSOR = "preprocessor_config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_TOKENIZER = ("tokenizer.json", "vocab.json")
+
+
+def clip_towers(source: str) -> Towers:
+    """A transformers CLIP model.
+
+    Args:
+        source: Hub id (`vinid/plip`, with `@revision` if wanted) or a local folder.
+
+    Raises:
+        ModelError: It is absent, gated, incomplete, or no CLIP model.
+    """
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    local = Path(source).is_dir()
+    if local:
+        _check_folder(Path(source))
+    hub_id, _, revision = (source, "", "") if local else source.partition("@")
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):
+        loaded: Any = CLIPModel.from_pretrained(hub_id, output_loading_info=True, dtype=torch.float32, **options)
+        model, report = loaded
+        tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
+        if local:  # the file itself: the class would fill in defaults for what it lacks
+            processor = read_json(Path(source) / _PROCESSOR)
+        else:
+            processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
+    absent = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
+    if absent or report.get("mismatched_keys"):
+        raise ModelError(
+            explain(
+                f"the weights do not fit a CLIP model: {shortlist(absent or sorted(map(str, report['mismatched_keys'])))}",
+                where=source,
+                fix="use a folder or hub id that CLIPModel.save_pretrained wrote",
+            )
+        )
+    budget = int(model.config.text_config.max_position_embeddings)
+
+    def tokenise(texts: Any) -> Tokens:
+        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=budget, return_tensors="pt")
+        return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+
+    return Towers(
+        module=model,
+        preprocess=preprocess_from_transformers(processor, source),
+        context_length=budget,
+        logit_scale=float(model.logit_scale.detach().exp()),
+        source=source,
+        count_tokens=lambda texts: (
+            [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
+        ),
+        tokenise=tokenise,
+        image=lambda pixels: _projected(model.get_image_features(pixel_values=pixels)),
+        text=lambda tokens: _projected(model.get_text_features(**tokens)),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    wanted = {
+        "configuration": ("config.json",),
+        "weights": _WEIGHTS,
+        "tokeniser": _TOKENIZER,
+        "processor": (_PROCESSOR,),
+    }
+    for part, names in wanted.items():
+        if not any((folder / name).is_file() for name in names):
+            raise ModelError(
+                explain(
+                    f"the {part} of the CLIP model is missing: looked for {' or '.join(names)}",
+                    where=folder,
+                    fix="copy all files of the model's page into this folder",
+                )
+            )
+
+
+def _projected(output: Any) -> Tensor:
+    """transformers 4 returns the projected embedding, 5 an output that holds it as `pooler_output`."""
+    embeddings: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return embeddings

@@ -1,0 +1,276 @@
+"""Use of an exported classifier: class names, probabilities, zero-shot answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipit.config import StudentConfig, VLMConfig
+from clipit.errors import DataError, ModelError, explain
+from clipit.models.bundle import HEADS, ZERO_SHOT, ClassifierSpec, read_spec
+from clipit.models.loading import foreign_errors
+from clipit.models.pictures import Picture, check_several, open_picture
+from clipit.models.student import Student
+from clipit.models.vlm import VLM, load_vlm
+
+Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
+"""Class -> its texts, or its embedding(s) by the classifier's VLM: [D] or [n,D]."""
+
+
+class Classifier:
+    """An image-only classifier; `load_classifier` makes one.
+
+    Attributes:
+        classes: Names, in the order of the probabilities.
+        spec: All that its description says.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self, spec: ClassifierSpec, model: Any, heads: Student | None, zero_shot: Mapping[str, Tensor], vlm: str | None
+    ) -> None:
+        """Put together what `load_classifier` has read; `heads` is None when timm's own head is all there is."""
+        self.spec = spec
+        self.classes = spec.classes
+        self.device = next(model.parameters()).device
+        self._model = model
+        self._heads = heads
+        self._projector = (
+            _projector(zero_shot, spec.projector_layers).to(self.device) if spec.projector_layers else None
+        )
+        self._tensors = zero_shot
+        self._vlm_name = vlm or (spec.vlm["name"] if spec.vlm else None)
+        self._vlm: VLM | None = None
+
+    def predict(self, images: Sequence[Picture], *, batch_size: int = 64) -> list[str]:
+        """The most probable class of each picture."""
+        return [self.classes[int(best)] for best in self.predict_proba(images, batch_size=batch_size).argmax(axis=1)]
+
+    def predict_proba(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
+        """Probabilities, classes in the order of `classes`.
+
+        Raises:
+            DataError: A picture cannot be read; it is named.
+        """
+        logits = [self.forward(batch)[0] for batch in self._batches(images, batch_size)]
+        if not logits:
+            return np.zeros((0, len(self.classes)))
+        return torch.cat(logits).double().softmax(dim=1).cpu().numpy()
+
+    def project(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n D"]:
+        """Predicted text embeddings of the pictures in the VLM's joint space, un-normalised float32.
+
+        Raises:
+            ModelError: It was trained without text.
+            DataError: A picture cannot be read; it is named.
+        """
+        if self._projector is None:
+            raise ModelError(
+                explain(
+                    "this classifier was trained without text and answers no zero-shot questions",
+                    where="zero_shot",
+                    fix="use one that was trained with projector_layers: 1 or 2",
+                )
+            )
+        parts = [self.forward(batch)[1] for batch in self._batches(images, batch_size)]
+        if not parts:
+            return np.zeros((0, self.joint_dim), dtype=np.float32)
+        return torch.cat([part for part in parts if part is not None]).cpu().numpy()
+
+    def zero_shot(
+        self, images: Sequence[Picture], prompts: Prompts | str | None = None, *, batch_size: int = 64
+    ) -> Float[np.ndarray, "n K"]:
+        """Soft-max over the classes of `prompts` of the scaled cosine with the predicted text embedding.
+
+        Args:
+            images: Pictures.
+            prompts: None: the prompt set in the classifier; a name, where it holds several; or a mapping from
+                class to texts or to embeddings of the classifier's VLM (un-centred; they are centred here).
+            batch_size: Pictures at once.
+
+        Raises:
+            ModelError: Trained without text, no such cached prompt set, or the VLM for new texts is absent or another.
+            DataError: A picture cannot be read; it is named.
+        """
+        projected = torch.from_numpy(self.project(images, batch_size=batch_size))
+        classes = torch.from_numpy(self.prompt_embeddings(prompts))
+        scale = float((self.spec.vlm or {}).get("logit_scale", 100.0))
+        cosines = _unit(projected.double()) @ classes.double().T
+        return (scale * cosines).softmax(dim=1).numpy()
+
+    def prompt_embeddings(self, prompts: Prompts | str | None = None) -> Float[np.ndarray, "K D"]:
+        """Unit vectors per class, in the space that the projector was taught; `prompts` as in `zero_shot`.
+
+        Per text: unit vector, minus the text mean of the training (where there was one), unit vector; then
+        the mean over a class's texts, unit vector.
+        """
+        if prompts is None or isinstance(prompts, str):
+            return _unit(self._cached(prompts).double()).float().numpy()
+        if not prompts:
+            raise DataError(explain("no classes in the prompts", where="prompts", fix="map each class to its texts"))
+        mean = self._tensors.get("text_mean")
+        rows = []
+        for name, given in prompts.items():
+            vectors = _unit(self._embedded(name, given).double())
+            if mean is not None:
+                vectors = _unit(vectors - mean.double())
+            rows.append(_unit(vectors.mean(dim=0, keepdim=True)))
+        return torch.cat(rows).float().numpy()
+
+    @property
+    def joint_dim(self) -> int:
+        """Dimension of the joint space; 0 when it was trained without text."""
+        return 0 if self._projector is None else _last(self._projector).out_features
+
+    @torch.no_grad()
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor | None]:
+        """Normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without projector)."""
+        pixels = pixels.to(self.device)
+        features = self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
+        projected = None if self._projector is None else self._projector(features)
+        logits = self._model.get_classifier()(features) if self._heads is None else self._heads.heads(features).logits
+        return logits, projected
+
+    def _batches(self, images: Sequence[Picture], batch_size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+        check_several(images)
+        preprocess = self.spec.preprocess
+        for start in range(0, len(images), batch_size):
+            batch = [
+                preprocess.pixels(open_picture(image, start + i))
+                for i, image in enumerate(images[start : start + batch_size])
+            ]
+            yield preprocess.normalise(torch.from_numpy(np.stack(batch)).to(self.device))
+
+    def _cached(self, name: str | None) -> Tensor:
+        known = list(self.spec.prompts)
+        if name is None and len(known) == 1:
+            name = known[0]
+        if name is None or name not in known:
+            what = (
+                f"no prompt set {name!r} in this classifier" if name else f"{len(known)} prompt sets in this classifier"
+            )
+            raise ModelError(
+                explain(
+                    what,
+                    where="prompts",
+                    fix=f"name one of: {', '.join(known) or 'none'}; or give a mapping from class to texts",
+                )
+            )
+        return self._tensors[f"prompts.{name}"]
+
+    def _embedded(self, name: str, given: Sequence[str] | str | np.ndarray) -> Float[Tensor, "n D"]:
+        if isinstance(given, np.ndarray):
+            vectors = torch.from_numpy(np.atleast_2d(np.asarray(given, dtype=np.float32)))
+            if vectors.ndim != 2 or vectors.shape[1] != self.joint_dim or not len(vectors):
+                raise DataError(
+                    explain(
+                        f"embeddings of shape {given.shape}, the joint space has {self.joint_dim} dimensions",
+                        where=f"prompts[{name!r}]",
+                        fix="embed the texts with the VLM that the classifier names",
+                    )
+                )
+            return vectors
+        texts = [given] if isinstance(given, str) else list(given)
+        if not texts:
+            raise DataError(explain("a class without texts", where=f"prompts[{name!r}]", fix="give at least one text"))
+        return self._text_vlm().encode_texts(texts, truncate=True).cpu()
+
+    def _text_vlm(self) -> VLM:
+        if self._vlm is None:
+            if self._vlm_name is None or self.spec.vlm is None:
+                raise ModelError(
+                    explain("the classifier names no VLM", where="vlm", fix="give embeddings instead of texts")
+                )
+            try:
+                vlm = load_vlm(VLMConfig(name=self._vlm_name), self.device)
+            except ModelError as error:
+                raise ModelError(
+                    explain(
+                        f"new prompts need the VLM {self._vlm_name}, which cannot be loaded:\n{error}",
+                        where="zero_shot",
+                        fix="load_classifier(..., vlm=FOLDER), cached prompts (prompts=None), or embeddings instead of texts",
+                    )
+                ) from error
+            if vlm.fingerprint != self.spec.vlm["fingerprint"]:
+                raise ModelError(
+                    explain(
+                        f"{self._vlm_name} is another VLM (fingerprint {vlm.fingerprint}) than the one of the training "
+                        f"({self.spec.vlm['name']}, {self.spec.vlm['fingerprint']})",
+                        where="zero_shot",
+                        fix="load_classifier(..., vlm=FOLDER) with the same weights and preprocessing",
+                    )
+                )
+            self._vlm = vlm
+        return self._vlm
+
+
+def load_classifier(
+    path: str | Path, device: torch.device | str | None = None, *, vlm: str | None = None
+) -> Classifier:
+    """Open an exported classifier.
+
+    Args:
+        path: The folder `classifier/` of a run.
+        device: Where it computes; the GPU where there is one.
+        vlm: Where its VLM lies now (a name as in the configuration), needed for new prompt texts only.
+
+    Raises:
+        ModelError: No classifier there, files missing, or weights that do not fit their description.
+    """
+    import timm
+    from safetensors.torch import load_file
+
+    folder = Path(path).expanduser()
+    spec = read_spec(folder)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with foreign_errors(str(folder), hint="Copy or export the classifier again."):
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
+        heads = None if spec.plain else _heads(spec, load_file(folder / HEADS), zero_shot)
+        model = model.to(device).eval().requires_grad_(False)
+        if heads is not None:
+            heads = heads.to(device).eval().requires_grad_(False)
+        return Classifier(spec, model, heads, zero_shot, vlm)
+
+
+def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:
+    """The heads alone, over features instead of pictures; a linear head is stored collapsed."""
+    state = dict(tensors)
+    config, joint_dim = StudentConfig(projector_layers=0), None
+    if spec.head == "late_fusion":
+        config = StudentConfig(head="late_fusion", projector_layers=spec.projector_layers)
+        projector = _projector(zero_shot, spec.projector_layers)
+        joint_dim = _last(projector).out_features
+        state |= {name: value for name, value in zero_shot.items() if name.startswith("projector.")}
+    student = Student(nn.Identity(), config, dim=spec.dim, n_classes=len(spec.classes), joint_dim=joint_dim)
+    student.load_state_dict(state)
+    return student
+
+
+def _projector(tensors: Mapping[str, Tensor], layers: int) -> nn.Linear | nn.Sequential:
+    state = {name.removeprefix("projector."): value for name, value in tensors.items() if name.startswith("projector.")}
+    if layers == 1:
+        out, dim = state["weight"].shape
+        projector: nn.Linear | nn.Sequential = nn.Linear(dim, out)
+    else:
+        (hidden, dim), out = state["0.weight"].shape, state["2.weight"].shape[0]
+        projector = nn.Sequential(nn.Linear(dim, hidden), nn.LeakyReLU(0.1), nn.Linear(hidden, out))
+    projector.load_state_dict(state)
+    return projector.requires_grad_(False)
+
+
+def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
+    last = projector if isinstance(projector, nn.Linear) else projector[-1]
+    if not isinstance(last, nn.Linear):
+        raise ModelError(
+            explain("a projector that does not end in a linear layer", where="zero_shot", fix="export again")
+        )
+    return last
+
+
+def _unit(vectors: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+    return torch.nn.functional.normalize(vectors, dim=1)

@@ -1,0 +1,184 @@
+"""From a picture to a model's input, as the model's own specification says."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num, UInt8
+from PIL import Image
+
+from clipit.artifacts import fingerprint
+from clipit.errors import ModelError, explain
+
+_PIL_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop and normalisation of one image tower.
+
+    Attributes:
+        size: Edge of the square input, pixels.
+        resize_to: Length to which the shorter edge (`shortest`) or both edges (`squash`) are resized before
+            the centre crop, pixels; at least `size`.
+        mode: `shortest` keeps the proportions, `squash` does not.
+        interpolation: PIL's filter.
+        mean: Per channel, of values in 0..1.
+        std: Per channel, of values in 0..1.
+    """
+
+    size: int
+    resize_to: int
+    mode: Literal["shortest", "squash"]
+    interpolation: Literal["bilinear", "bicubic", "lanczos"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def hash(self) -> str:
+        """Stands for all fields in cache keys and manifests."""
+        return fingerprint(asdict(self))
+
+    def describe(self) -> str:
+        """One line for people."""
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"{self.size} px ({self.mode} edge resized to {self.resize_to}, {self.interpolation}, centre crop), "
+            f"mean ({mean}), std ({std})"
+        )
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 size size"]:
+        """Resize and crop a picture; no arithmetic on its values beyond the filter's."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        width, height = image.size
+        if self.mode == "squash":
+            target = (self.resize_to, self.resize_to)
+        elif width <= height:
+            target = (self.resize_to, int(self.resize_to * height / width))
+        else:
+            target = (int(self.resize_to * width / height), self.resize_to)
+        if image.size != target:
+            image = image.resize(target, _PIL_FILTERS[self.interpolation])
+        if image.size != (self.size, self.size):
+            left, top = (round((edge - self.size) / 2) for edge in image.size)  # as torchvision rounds
+            image = image.crop((left, top, left + self.size, top + self.size))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def normalise(self, pixels: Num[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b 3 h w"]:
+        """Values in 0..255 to the model's float32 input, on the same device."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return (pixels.float() / 255 - mean) / std
+
+
+def preprocess_from_dict(fields: Mapping[str, Any]) -> Preprocess:
+    """The inverse of `dataclasses.asdict`, for what was read from JSON."""
+    return Preprocess(**{**fields, "mean": _triple(fields["mean"]), "std": _triple(fields["std"])})
+
+
+def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
+    """From timm's `resolve_data_config`; equals `create_transform(is_training=False)`."""
+    size = _square(data_config["input_size"][-2:], name)
+    modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
+    return Preprocess(
+        size=size,
+        resize_to=_at_least(size, math.floor(size / data_config["crop_pct"]), name),
+        mode=_known(modes, data_config["crop_mode"], "crop_mode", name),
+        interpolation=_filter(data_config["interpolation"], name),
+        mean=_triple(data_config["mean"]),
+        std=_triple(data_config["std"]),
+    )
+
+
+def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preprocess:
+    """From open_clip's `model.visual.preprocess_cfg`; equals its evaluation transform."""
+    size = _square(config["size"], name)
+    modes: dict[str, Literal["shortest", "squash"]] = {"shortest": "shortest", "squash": "squash"}
+    # open_clip takes "random" for bicubic outside of training
+    interpolation = "bicubic" if config["interpolation"] == "random" else config["interpolation"]
+    return Preprocess(
+        size=size,
+        resize_to=size,
+        mode=_known(modes, config["resize_mode"], "resize_mode", name),
+        interpolation=_filter(interpolation, name),
+        mean=_triple(config["mean"]),
+        std=_triple(config["std"]),
+    )
+
+
+def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Preprocess:
+    """From the contents of a CLIP `preprocessor_config.json`.
+
+    transformers resizes tensors where this resizes PIL pictures: values differ by a few of 255 levels.
+    """
+    if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
+        raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
+    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise _unsupported(f"rescale_factor is {config['rescale_factor']}, not 1/255", name)
+    edges = config["size"]
+    if isinstance(edges, Mapping) and "shortest_edge" not in edges:
+        mode: Literal["shortest", "squash"] = "squash"
+        resize_to = _square((edges["height"], edges["width"]), name)
+    else:
+        mode = "shortest"
+        resize_to = int(edges["shortest_edge"] if isinstance(edges, Mapping) else edges)
+    size = resize_to
+    if config.get("do_center_crop", True):
+        crop = config.get("crop_size", resize_to)
+        size = _square((crop["height"], crop["width"]) if isinstance(crop, Mapping) else crop, name)
+    elif mode == "shortest":
+        raise _unsupported("it neither squashes nor crops, so inputs differ in size", name)
+    filters = {int(value): key for key, value in _PIL_FILTERS.items()}
+    return Preprocess(
+        size=size,
+        resize_to=_at_least(size, resize_to, name),
+        mode=mode,
+        interpolation=_filter(filters.get(int(config.get("resample", 3)), config.get("resample")), name),
+        mean=_triple(config["image_mean"]),
+        std=_triple(config["image_std"]),
+    )
+
+
+def _unsupported(what: str, name: str) -> ModelError:
+    return ModelError(
+        explain(
+            f"preprocessing that clipit does not reproduce: {what}",
+            where=name,
+            fix="choose another model; a different preprocessing would quietly change its embeddings",
+        )
+    )
+
+
+def _known(table: Mapping[str, Any], value: Any, key: str, name: str) -> Any:
+    if value not in table:
+        raise _unsupported(f"{key} {value!r} (known: {', '.join(table)})", name)
+    return table[value]
+
+
+def _filter(value: Any, name: str) -> Any:
+    return _known({key: key for key in _PIL_FILTERS}, value, "interpolation", name)
+
+
+def _square(size: Any, name: str) -> int:
+    edges = (size, size) if isinstance(size, int) else tuple(size)
+    if len(set(edges)) != 1:
+        raise _unsupported(f"input of {edges} pixels is not square", name)
+    return int(edges[0])
+
+
+def _at_least(size: int, resize_to: int, name: str) -> int:
+    if resize_to < size:
+        raise _unsupported(f"resize to {resize_to} px is smaller than the crop of {size} px", name)
+    return resize_to
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

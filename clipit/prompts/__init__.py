@@ -1,0 +1,1 @@
+"""Prompt sets (class -> names, templates) and prompt bags, read from YAML."""

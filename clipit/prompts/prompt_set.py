@@ -1,0 +1,143 @@
+"""Prompt sets: for each class its names, and the templates that the names are put into."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import fingerprint
+from clipit.errors import DataError, explain
+from clipit.prompts import yaml_file
+
+_KEYS = ("name", "version", "source", "templates", "classes")
+PLACEHOLDER = "{}"
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Names and templates that stand for each class; made by `load_prompts` or `parse_prompts`.
+
+    Attributes:
+        name: What the set is called in results.
+        version: Changes whenever the texts do.
+        templates: Sentences with one `{}` each.
+        classes: Class -> its names, in the file's order.
+        source: Where names and templates come from.
+    """
+
+    name: str
+    version: str
+    templates: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]]
+    source: str = ""
+
+    def texts(self, class_name: str) -> list[str]:
+        """Every name of a class in every template: `len(names) * len(templates)` texts.
+
+        Raises:
+            DataError: The set does not have this class.
+        """
+        if class_name not in self.classes:
+            raise DataError(
+                explain(
+                    f"prompt set {self.name} has no class {class_name}",
+                    fix=f"use one of: {', '.join(self.classes)}",
+                )
+            )
+        names = self.classes[class_name]
+        return [template.replace(PLACEHOLDER, name) for name in names for template in self.templates]
+
+    @property
+    def hash(self) -> str:
+        """Fingerprint of the texts: equal for equal classes, names and templates, whatever the set is called."""
+        return fingerprint({"templates": self.templates, "classes": dict(self.classes)})
+
+
+def load_prompts(name_or_path: str | Path) -> PromptSet:
+    """Read a prompt set from a YAML file, or a packaged one by its name.
+
+    Raises:
+        DataError: There is no such file, or its content is wrong; all problems are listed at once.
+    """
+    path = yaml_file.find(name_or_path, "sets")
+    raw, repeated = yaml_file.read(path)
+    return parse_prompts(raw, path, repeated)
+
+
+def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str] = ()) -> PromptSet:
+    """Check a mapping with the keys of a prompt set's YAML file and make a `PromptSet` of it.
+
+    Args:
+        raw: Keys name, version, templates, classes and, optionally, source.
+        where: Named in the error.
+        repeated: Keys that the file gives twice.
+
+    Raises:
+        DataError: Unknown or missing keys, a template without `{}`, a class without names, a name given twice or
+            under two classes, ...; all are listed at once.
+    """
+    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
+    problems += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
+    problems += [f"{key}: is missing" for key in ("name", "version", "templates", "classes") if raw.get(key) is None]
+    problems += _template_problems(raw["templates"]) if raw.get("templates") is not None else []
+    problems += _class_problems(raw["classes"]) if raw.get("classes") is not None else []
+    yaml_file.raise_problems(problems, where)
+    return PromptSet(
+        name=str(raw["name"]),
+        version=str(raw["version"]),
+        templates=tuple(raw["templates"]),
+        classes={name: tuple(names) for name, names in raw["classes"].items()},
+        source=str(raw.get("source", "")).strip(),
+    )
+
+
+def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
+    """Compare a prompt set's classes with those of the tiles; their order may differ.
+
+    Raises:
+        DataError: They are not the same classes; both are listed.
+    """
+    if set(prompts.classes) == set(classes):
+        return
+    without_prompts = sorted(set(classes) - set(prompts.classes))
+    without_tiles = sorted(set(prompts.classes) - set(classes))
+    raise DataError(
+        explain(
+            f"the classes of prompt set {prompts.name} are not those of the tiles\n"
+            f"  prompts: {', '.join(prompts.classes)}\n"
+            f"  tiles: {', '.join(classes)}\n"
+            f"  without prompts: {', '.join(without_prompts) or 'none'}; "
+            f"without tiles: {', '.join(without_tiles) or 'none'}",
+            where="key prompts of the configuration",
+            fix="give a prompt set with exactly these classes, or rename its classes as the tiles' are",
+        )
+    )
+
+
+def _template_problems(templates: object) -> list[str]:
+    problems = yaml_file.text_problems("templates", templates, "sentences with {} in place of the class's name")
+    if isinstance(templates, Sequence) and not isinstance(templates, str):
+        problems += [
+            f"templates[{i}]: {template!r} must hold {PLACEHOLDER} exactly once, in place of the class's name"
+            for i, template in enumerate(templates)
+            if isinstance(template, str) and template.count(PLACEHOLDER) != 1
+        ]
+    return problems
+
+
+def _class_problems(classes: object) -> list[str]:
+    if not isinstance(classes, Mapping):
+        return ["classes: must be a mapping, class -> list of names"]
+    problems = [] if len(classes) > 1 else ["classes: at least two are needed"]
+    owner: dict[str, str] = {}
+    for key, names in classes.items():
+        if not isinstance(key, str):
+            problems.append(f"classes.{key}: the class's name is not a text; write it in quotes")
+        problems += yaml_file.text_problems(f"classes.{key}", names, "names")
+        if not isinstance(names, Sequence) or isinstance(names, str):
+            continue
+        for name in sorted({entry.strip().casefold() for entry in names if isinstance(entry, str)}):
+            if name in owner:
+                problems.append(f"classes.{key}: {name!r} is also a name of {owner[name]}; it cannot tell them apart")
+            owner.setdefault(name, str(key))
+    return problems

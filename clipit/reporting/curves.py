@@ -1,0 +1,42 @@
+"""Reading metrics.jsonl, the log of a training."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from clipit.errors import DataError, explain
+
+Series = Mapping[str, tuple[list[int], list[float]]]
+"""Name -> steps and values, in the order of the steps."""
+
+
+def read_curves(path: Path) -> Series:
+    """Every numeric entry of a metrics.jsonl (one JSON object per line, with its `step`) as a series over steps.
+
+    A step that was logged twice (the training was resumed from an earlier checkpoint) counts as logged last; a last
+    line that was cut off by a kill is left out.
+
+    Raises:
+        DataError: The file is missing, or a line before the last is damaged.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DataError(explain("no training log here", where=path, fix="give the folder of a run")) from error
+    logged: dict[str, dict[int, float]] = {}
+    for i, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            step = int(row.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if i == len(lines) - 1:
+                break
+            raise DataError(
+                explain("not a JSON object with a step", where=f"{path}, line {i + 1}", fix="delete the line")
+            ) from error
+        for name, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                logged.setdefault(name, {})[step] = float(value)
+    return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in logged.items()}

@@ -1,0 +1,110 @@
+"""Markdown tables and the words for scores, intervals and differences."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+UNDEFINED = "n/a"
+LABELS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "weighted_f1": "weighted F1",
+    "auroc": "AUROC",
+    "kappa": "Cohen's kappa",
+    "ece": "calibration error (ECE)",
+}
+"""What the scores are called in tables."""
+
+
+def number(value: float | int | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A score with a fixed number of digits; `n/a` where there is none."""
+    if value is None:
+        return UNDEFINED
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def interval(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """`[low, high]`, or nothing where there is no interval."""
+    if low is None or high is None:
+        return ""
+    return f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
+    """`value [low, high]`."""
+    return f"{number(value, digits)} {interval(low, high, digits)}".rstrip()
+
+
+def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
+    """`mean +- sd` over seeds (sample standard deviation); without sd for one value; `n/a` if one is not defined."""
+    defined = [value for value in values if value is not None]
+    if not defined or len(defined) < len(values):
+        return UNDEFINED
+    if len(defined) == 1:
+        return number(defined[0], digits)
+    return f"{number(mean(defined), digits)} ± {number(stdev(defined), digits)}"
+
+
+def difference(value: float | None, bounds: tuple[float, float] | None, digits: int = 3) -> str:
+    """A paired difference with its interval: `+0.021 [+0.003, +0.039]`."""
+    low, high = bounds or (None, None)
+    return f"{number(value, digits, signed=True)} {interval(low, high, digits, signed=True)}".rstrip()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:
+    """A Markdown table that is also readable as plain text; the first `left` columns are left-aligned."""
+    cells = [[_cell(value) for value in row] for row in [header, *rows]]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return "\n".join([line(cells[0]), f"|{rule}|", *(line(row) for row in cells[1:])])
+
+
+def key_value_table(values: Mapping[str, object]) -> str:
+    """A two-column table of facts."""
+    return markdown_table(("what", "value"), list(values.items()), left=2)
+
+
+def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
+    """Rows: scores; columns: splits (and zero-shot, where there is any) of `evaluate_predictions`' results."""
+    columns: dict[str, Mapping[str, Any]] = {}
+    for split, of_split in results["splits"].items():
+        columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
+        if "zero_shot" in of_split:
+            columns[f"{split}, zero-shot"] = of_split["zero_shot"]["metrics"]
+    names = list(next(iter(columns.values())))
+    rows = [
+        [
+            LABELS.get(name, name),
+            *(with_interval(c[name]["value"], c[name]["low"], c[name]["high"], digits) for c in columns.values()),
+        ]
+        for name in names
+    ]
+    return markdown_table(["score", *columns], rows)
+
+
+def per_class_table(per_class: Sequence[Mapping[str, Any]], digits: int = 3) -> str:
+    """Precision, recall, F1 and support of each class."""
+    rows = [
+        [row["class"], *(number(row[key], digits) for key in ("precision", "recall", "f1")), row["support"]]
+        for row in per_class
+    ]
+    return markdown_table(("class", "precision", "recall", "F1", "tiles"), rows)
+
+
+def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Numbers of tiles; rows: true class, columns: predicted class."""
+    return markdown_table(
+        ("true \\ predicted", *classes), [[name, *row] for name, row in zip(classes, confusion, strict=True)]
+    )
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,1 @@
+"""Reports to snippets: reading, cleaning, splitting, filtering, and an account of what was dropped."""

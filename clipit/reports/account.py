@@ -1,0 +1,88 @@
+"""The account of a snippet set: what came in, what was dropped and why, what was kept."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_BINS = 8
+_EXAMPLES = 3
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass
+class Dropped:
+    """Snippets that one filter has dropped."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    """The first few of them."""
+
+    def add(self, texts: Sequence[str]) -> None:
+        """Count these texts, and keep the first few as examples."""
+        self.count += len(texts)
+        self.examples.extend(texts[: _EXAMPLES - len(self.examples)])
+
+
+@dataclass(frozen=True)
+class Account:
+    """Counts of one run from reports to snippets, for `account.json` and for people."""
+
+    source: str
+    reports: int
+    """Reports with text."""
+    empty_reports: int
+    pieces: int
+    """Sentences and parts of sentences, before merging and filtering."""
+    split_sentences: int
+    """Sentences over the budget that were cut into parts."""
+    duplicates: int
+    """Pieces merged into an equal one."""
+    dropped: dict[str, Dropped]
+    """By filter, in the order of their use."""
+    kept: int
+    sections: dict[str, int]
+    """Pieces per section, before merging and filtering."""
+    budget: int
+    tokens: dict[str, int]
+    """Kept snippets by their number of tokens, special tokens included."""
+    problems: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain values for JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """The same as lines to print."""
+        lines = [
+            f"reports    {self.reports:>9,}  with text, {self.empty_reports:,} empty; from {self.source}",
+            f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were cut",
+            f"merged     {self.duplicates:>9,}  exact duplicates; every source is kept",
+        ]
+        for name, dropped in self.dropped.items():
+            lines.append(f"dropped    {dropped.count:>9,}  by {name}")
+            lines += [f"{'':23}e.g. {_shorten(example)!r}" for example in dropped.examples]
+        lines.append(f"snippets   {self.kept:>9,}  kept")
+        most = max(self.tokens.values(), default=0)
+        lines.append(f"tokens (special ones included; budget {self.budget})")
+        lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(most, 1))}" for span, n in self.tokens.items()]
+        if self.sections:
+            lines.append("sections   " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))
+        lines.append(f"problems   {len(self.problems):>9,}")
+        lines += [f"  {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
+        if len(self.problems) > _SHOWN_PROBLEMS:
+            lines.append(f"  and {len(self.problems) - _SHOWN_PROBLEMS:,} more")
+        return "\n".join(lines)
+
+
+def _shorten(text: str, most: int = 90) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def token_histogram(n_tokens: Sequence[int], budget: int) -> dict[str, int]:
+    """Number of snippets per span of tokens, from 1 to the budget in at most 8 spans."""
+    width = -(-budget // _BINS)
+    spans = {f"{low}-{min(low + width - 1, budget)}": 0 for low in range(1, budget + 1, width)}
+    names = list(spans)
+    for n in n_tokens:
+        spans[names[(n - 1) // width]] += 1
+    return spans

@@ -1,0 +1,102 @@
+"""Remove OCR and layout noise from a report without losing a letter or digit of a word."""
+
+import re
+import unicodedata
+
+_LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
+_SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
+_BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
+_SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
+
+_FULL_LINE = 60  # characters; a shorter line without a sentence end was probably ended on purpose
+_OPEN_ENDED = re.compile(
+    r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
+)
+_OPEN_NUMBER = re.compile(r"\d\.?$")  # "0.1 / cm in the region", "9. / 5 cm"
+_REST_OF_NUMBER = re.compile(r"(?i:(?:[cm]m|em|gm?|grams?)\b)|\d+\s*(?i:[cm]m|em|x|gm?|grams?)\b")
+_NEW_ITEM = re.compile(r"(?:[-*]|\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
+
+# Prefixes and endings that OCR parts from their word: "tumor -free", "non -polyposis".
+_PREFIX = (
+    r"non|pre|post|intra|inter|extra|peri|sub|semi|anti|multi|neo|low|high|well|poorly|moderately|lymph|tumor|tumour"
+)
+_ENDING = r"free|like|grade|type|rich|positive|negative|differentiated|neoplastic|polyposis|vascular"
+_COLOUR = r"tan|gr[ae]y|pink|yellow|red|brown|white"
+_LOOSE_HYPHEN = re.compile(
+    rf"(?i:\b({_PREFIX}|{_COLOUR})(?: -\s?|- )(?=[a-z])(?!and|or\b|to\b)|(?<=[a-z]) -\s?(?=(?:{_ENDING})\b))"
+)
+
+_STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"[_|]+"), " "),  # rules and table cells
+    (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
+    (re.compile(r"([.,;:!?])(?:[ \t]*\1)+"), r"\1"),
+    (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
+    (re.compile(r"[ \t]+([,;])(?=\w)"), r"\1 "),  # "fat ,nodular"
+    (re.compile(r"[ \t]+([,;:.!?])(?=\s|$)"), r"\1"),
+    (re.compile(r"[ \t]+"), " "),
+)
+
+
+def _characters(text: str) -> str:
+    """Expand ligatures, unify dashes and quotes, drop invisible characters."""
+    text = text.translate(_LIGATURES).translate(_SYMBOLS)
+    out: list[str] = []
+    for char in text.replace("\r\n", "\n").replace("\r", "\n"):
+        if char == "\n" or char in "\f\v\u2028\u2029\x85":
+            out.append("\n")
+        elif char.isspace():
+            out.append(" ")
+        elif char in _BULLETS:
+            out.append("\n- ")
+        elif char.isprintable() or char == "\N{SOFT HYPHEN}" or char.isalnum():
+            out.append(char)
+        elif unicodedata.category(char) != "Cf":  # format characters (zero width, direction) stand for nothing
+            out.append(" ")
+    return "".join(out)
+
+
+def _join_words(text: str) -> str:
+    """Join words that a hyphen and a line end have cut in two; remove soft hyphens."""
+    text = re.sub(r"\N{SOFT HYPHEN}[ \t]*\n*[ \t]*", "", text)
+    return re.sub(r"(?<=[a-z]{2})-[ \t]*\n\s*(?=[a-z]{2})", "", text)
+
+
+def _goes_on(line: str, following: str) -> bool:
+    """Whether a line end is only the page's width: the sentence goes on in the following line."""
+    if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
+        return True
+    if line[-1] in ".:;?!" or _NEW_ITEM.match(following):
+        return False
+    return following[0].islower() or len(line) >= _FULL_LINE
+
+
+def _unwrap(text: str) -> str:
+    """Join the lines of a sentence; keep the line ends that part items."""
+    lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
+    if not lines:
+        return ""
+    out = [lines[0]]
+    last = lines[0]
+    for line in lines[1:]:
+        out.append((" " if _goes_on(last, line) else "\n") + line)
+        last = line
+    return "".join(out)
+
+
+def trim(text: str) -> str:
+    """Strip bullets and loose punctuation from the ends of a sentence."""
+    return text.lstrip("-*.,;: \n").rstrip("-,; \n")
+
+
+def clean_text(text: str) -> str:
+    """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, loose hyphens, wraps.
+
+    All letters and digits are kept in their order (ligatures such as "ﬁ" are written out). Line ends
+    that part items stay as one newline; those within a sentence become spaces.
+    """
+    text = _join_words(_characters(text))
+    for pattern, replacement in _STEPS:
+        text = pattern.sub(replacement, text)
+    text = _LOOSE_HYPHEN.sub(lambda match: f"{match.group(1) or ''}-", text)
+    return _unwrap(text)

@@ -1,0 +1,165 @@
+"""Read reports from text files, folders, zips, tables and Hugging Face data sets."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from clipit.config import ReportsConfig
+from clipit.errors import DataError, explain
+from clipit.reports.hub import is_dataset_folder, read_huggingface
+from clipit.reports.rows import Row
+from clipit.reports.tables import read_csv, read_jsonl, read_parquet
+from clipit.reports.textfiles import read_lines, read_texts
+
+_BY_SUFFIX = {
+    ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}  # fmt: skip
+
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?")  # anything else that is not there is a missing file
+
+
+@dataclass(frozen=True)
+class Report:
+    """One document."""
+
+    report_id: str
+    text: str
+    organ: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Reports:
+    """All reports of a corpus that have text, in the order of the source."""
+
+    reports: tuple[Report, ...]
+    problems: tuple[str, ...]
+    """What was passed over, one line each."""
+    source: str
+    """Where they were read from."""
+    empty: int = 0
+    """Reports without a letter or digit; they are listed among the problems."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for all ids, texts, organs and groups."""
+        digest = hashlib.sha256()
+        for report in self.reports:
+            line = json.dumps([report.report_id, report.text, report.organ, report.group], ensure_ascii=True)
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+
+def _format(config: ReportsConfig, path: Path) -> str:
+    """The configured format, or the one that the path's suffix or content says."""
+    if config.format != "auto":
+        return config.format
+    if path.is_dir():
+        if is_dataset_folder(path):
+            return "huggingface"
+        if any(path.rglob("*.txt")):
+            return "texts"
+        return "huggingface" if any(path.rglob("*.*")) else "texts"
+    if path.suffix.lower() in _BY_SUFFIX:
+        return _BY_SUFFIX[path.suffix.lower()]
+    if path.is_file():
+        raise DataError(
+            explain(
+                f"cannot tell the format of this report file from its suffix {path.suffix!r}",
+                where=path,
+                fix="set reports.format to lines, texts, csv, tsv, jsonl or parquet",
+            )
+        )
+    return "huggingface" if _HUB_ID.fullmatch(config.path) else "lines"
+
+
+def _rows(config: ReportsConfig, kind: str, path: Path, problems: list[str]) -> Iterator[Row]:
+    """Rows of the source, one by one."""
+    if kind == "huggingface":
+        return read_huggingface(config)
+    if not path.exists():
+        raise DataError(
+            explain("no such file or folder of reports", where=path, fix="correct reports.path (--reports.path=...)")
+        )
+    if kind != "texts" and path.is_dir():
+        raise DataError(
+            explain(f"a folder was given where reports.format {kind} reads one file", where=path, fix="give the file")
+        )
+    match kind:
+        case "lines":
+            return read_lines(path, config.encoding)
+        case "texts":
+            return read_texts(path, config.encoding, problems)
+        case "csv":
+            return read_csv(path, config, ",")
+        case "tsv":
+            return read_csv(path, config, "\t")
+        case "jsonl":
+            return read_jsonl(path, config)
+        case _:
+            return read_parquet(path, config)
+
+
+def _content_id(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def _collect(rows: Iterable[Row], problems: list[str]) -> tuple[list[Report], int]:
+    """Give every report its id, pass over empty ones, and find ids given twice."""
+    reports: list[Report] = []
+    seen: dict[str, str] = {}  # id -> where
+    repeats: Counter[str] = Counter()
+    empty = 0
+    for row in rows:
+        if not any(char.isalnum() for char in row.text):
+            empty += 1
+            problems.append(f"{row.where}: empty report")
+            continue
+        name = row.report_id
+        if name is None:
+            content = _content_id(row.text)
+            repeats[content] += 1
+            name = content if repeats[content] == 1 else f"{content}-{repeats[content]}"
+        if name in seen:
+            raise DataError(
+                explain(
+                    f"two reports have the id {name!r}",
+                    where=f"{seen[name]} and {row.where}",
+                    fix="make the ids unique, or set reports.group_column to this column and leave id_column out",
+                )
+            )
+        seen[name] = row.where
+        reports.append(Report(name, row.text, row.organ, row.group))
+    return reports, empty
+
+
+def read_reports(config: ReportsConfig) -> Reports:
+    """Read all reports of the configured source.
+
+    The id of a report is its id column, its file's path in a folder or zip (without .txt), or else 12
+    hexadecimal digits of its text's SHA-256, with "-2", "-3" ... for repeats.
+
+    Raises:
+        DataError: Missing source, wrong column, undecodable text, a broken row, an id twice, or no report at all.
+        ConfigError: An unknown encoding.
+    """
+    path = Path(config.path).expanduser()
+    kind = _format(config, path)
+    problems: list[str] = []
+    reports, empty = _collect(_rows(config, kind, path, problems), problems)
+    if not reports:
+        raise DataError(
+            explain(
+                f"empty corpus: no report with text ({empty} empty ones), read as {kind}",
+                where=config.path,
+                fix="check reports.path, reports.format and reports.text_column",
+            )
+        )
+    return Reports(tuple(reports), tuple(problems), config.path, empty)

@@ -1,0 +1,105 @@
+"""Reports in plain text: one per line, or one per file of a folder or zip."""
+
+import codecs
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from clipit.errors import ConfigError, DataError, explain
+from clipit.reports.rows import Row
+
+
+def codec(encoding: str) -> str:
+    """The encoding to open files with; UTF-8 also passes over a byte order mark.
+
+    Raises:
+        ConfigError: There is no such encoding.
+    """
+    try:
+        name = codecs.lookup(encoding).name
+    except LookupError as error:
+        raise ConfigError(
+            explain(f"unknown encoding {encoding!r}", where="reports.encoding", fix="use utf-8, latin-1 or cp1252")
+        ) from error
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def _undecodable(data: bytes, where: object, encoding: str) -> DataError:
+    """Find the first byte that does not belong to the encoding, and say where it stands."""
+    try:
+        data.decode(codec(encoding))
+        place = "somewhere"
+    except UnicodeDecodeError as error:
+        start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
+        line_start = data.rfind(b"\n", 0, start) + 1
+        line = data.count(b"\n", 0, start) + 1
+        place = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})" if start < len(data) else "the end"
+    return DataError(
+        explain(
+            f"the text is not {encoding}",
+            where=f"{where}, {place}",
+            fix="set reports.encoding to the file's own (--reports.encoding=latin-1), or convert the file to UTF-8",
+        )
+    )
+
+
+@contextmanager
+def decoding(path: Path, encoding: str) -> Iterator[None]:
+    """Turn a decoding error within the block into one that names file, line and byte."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise _undecodable(path.read_bytes(), path, encoding) from error
+
+
+def read_lines(path: Path, encoding: str) -> Iterator[Row]:
+    """One report per line of a text file."""
+    with decoding(path, encoding), path.open(encoding=codec(encoding)) as stream:
+        for number, line in enumerate(stream, 1):
+            yield Row(f"{path}, line {number}", line.rstrip("\n"))
+
+
+def _wanted(name: str) -> bool:
+    """Whether a file is a report, and not the hidden file of an operating system."""
+    parts = PurePosixPath(name).parts
+    return name.lower().endswith(".txt") and not any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every report file of a folder or zip, by name."""
+    if path.is_dir():
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        _note_others(path, names, problems)
+        for name in filter(_wanted, names):
+            yield name, (path / name).read_bytes()
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+            _note_others(path, names, problems)
+            for name in filter(_wanted, names):
+                yield name, archive.read(name)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # RuntimeError: encrypted
+        raise DataError(
+            explain(
+                f"cannot read this zip file: {error}", where=path, fix="copy it again, or unpack it and give the folder"
+            )
+        ) from error
+
+
+def _note_others(path: Path, names: list[str], problems: list[str]) -> None:
+    others = [name for name in names if not _wanted(name)]
+    if others:
+        problems.append(f"{path}: {len(others)} other files passed over (not .txt), the first is {others[0]}")
+
+
+def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[Row]:
+    """One report per .txt file of a folder (with its subfolders) or of a zip; the id is its path without .txt."""
+    for name, data in _files(path, problems):
+        where = f"{path}, {name}"
+        try:
+            text = data.decode(codec(encoding))
+        except UnicodeError as error:
+            raise _undecodable(data, where, encoding) from error
+        yield Row(where, text, name[: -len(".txt")])

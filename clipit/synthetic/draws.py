@@ -1,0 +1,42 @@
+"""Draws of tiles from a world: which patients, centres and latents, and the images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from clipit.synthetic.language import caption
+from clipit.synthetic.latents import Latents, draw_latents
+from clipit.synthetic.render import render
+from clipit.synthetic.streams import stream
+
+MPP = 1.0
+"""Micrometres per pixel of every synthetic tile: a lymphocyte is about 6 px wide."""
+
+VLM_CENTRES = (0, 1, 2, 3, 4, 5)
+"""Centres of the embedded VLM's training draw; worlds use other ones."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Tiles with their latents; a patient belongs to one centre."""
+
+    images: UInt8[np.ndarray, "n 64 64 3"]
+    latents: Latents
+    centres: Int64[np.ndarray, " n"]
+    patients: Int64[np.ndarray, " n"]
+
+
+def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10) -> Draw:
+    """Draw `count` tiles of these centres from the stream of this seed and name."""
+    patients = np.arange(count, dtype=np.int64) // tiles_per_patient
+    latents = draw_latents(stream(seed, name, "latents"), count)
+    homes = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), count // tiles_per_patient + 1)
+    return Draw(render(stream(seed, name, "pixels"), latents, homes[patients]), latents, homes[patients], patients)
+
+
+def draw_captions(seed: int, name: str, latents: Latents, each: int) -> list[tuple[str, ...]]:
+    """`each` captions for each tile, from the stream of this seed and name."""
+    rng = stream(seed, name, "captions")
+    return [tuple(caption(rng, latents, row) for _ in range(each)) for row in range(len(latents))]

@@ -1,0 +1,97 @@
+"""Primitives of the renderer: smooth noise, warped coordinates and soft ellipses on many tiles at once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from clipit.errors import DataError, explain
+
+SIZE = 64
+"""Edge of a tile in pixels."""
+
+Maps = Float32[np.ndarray, "n 64 64"]
+_EDGE = np.arange(SIZE, dtype=np.float32)
+ROWS: Float32[np.ndarray, "1 64 1"] = _EDGE[None, :, None]
+COLUMNS: Float32[np.ndarray, "1 1 64"] = _EDGE[None, None, :]
+
+
+def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
+    """Smooth noise of unit spread at the knots, `cells` knots along an edge (value noise).
+
+    Interpolated by hand rather than by a matrix product, so that the bytes do not depend on threads.
+    """
+    knots = rng.standard_normal((count, cells + 1, cells + 1), dtype=np.float32)
+    where = np.linspace(0, cells, SIZE, endpoint=False, dtype=np.float32)
+    low = where.astype(np.int64)
+    weight = where - low
+    weight = weight * weight * (3 - 2 * weight)
+    tall = knots[:, low] * (1 - weight)[None, :, None] + knots[:, low + 1] * weight[None, :, None]
+    wide = tall[:, :, low] * (1 - weight) + tall[:, :, low + 1] * weight
+    return np.ascontiguousarray(wide, dtype=np.float32)
+
+
+def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:
+    """Values, one for each tile, in a shape that meets its maps."""
+    return np.asarray(values, dtype=np.float32)[:, None, None]
+
+
+def ramp(values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """Clip to 0..1: an edge about one pixel wide when `values` is a distance in pixels."""
+    return np.clip(values, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Spots:
+    """m soft ellipses (nuclei, vacuoles): the tile each lies on, centre, radius and shape in pixels."""
+
+    tile: Int64[np.ndarray, " m"]
+    x: Float32[np.ndarray, " m"]
+    y: Float32[np.ndarray, " m"]
+    radius: Float32[np.ndarray, " m"]
+    stretch: Float32[np.ndarray, " m"]
+    """Long half axis = radius * stretch, short half axis = radius / stretch."""
+    angle: Float32[np.ndarray, " m"]
+    depth: Float32[np.ndarray, " m"]
+
+
+def make_spots(
+    tile: Int64[np.ndarray, " m"],
+    x: object,
+    y: object,
+    radius: object,
+    stretch: object,
+    angle: object,
+    depth: object,
+) -> Spots:
+    """Spots from anything that broadcasts to one value per spot."""
+    shaped = [np.broadcast_to(np.asarray(v, dtype=np.float32), tile.shape) for v in (x, y, radius, stretch, angle, depth)]
+    return Spots(tile, *shaped)
+
+
+def splat(canvas: Maps, spots: Spots) -> None:
+    """Draw the spots on the canvas in place; where they overlap, the deeper one is seen."""
+    if not canvas.flags.c_contiguous:  # its flat view would be a copy, and the spots would be lost
+        raise DataError(explain("splat needs a C-contiguous canvas", fix="pass np.ascontiguousarray(canvas)"))
+    reach = spots.radius * spots.stretch
+    for least, most in ((0.0, 3.5), (3.5, 6.5), (6.5, 13.0)):
+        chosen = (reach >= least) & (reach < most)
+        if chosen.any():
+            _splat_window(canvas, spots, np.flatnonzero(chosen), half=int(most + 1.5))
+
+
+def _splat_window(canvas: Maps, spots: Spots, chosen: Int64[np.ndarray, " k"], half: int) -> None:
+    x, y = spots.x[chosen], spots.y[chosen]
+    radius, stretch = spots.radius[chosen, None, None], spots.stretch[chosen, None, None]
+    offsets = np.arange(-half, half + 1)
+    columns = np.floor(x).astype(np.int64)[:, None, None] + offsets[None, None, :]
+    rows = np.floor(y).astype(np.int64)[:, None, None] + offsets[None, :, None]
+    dx = columns.astype(np.float32) - x[:, None, None]
+    dy = rows.astype(np.float32) - y[:, None, None]
+    cos, sin = np.cos(spots.angle[chosen])[:, None, None], np.sin(spots.angle[chosen])[:, None, None]
+    along = (dx * cos + dy * sin) / stretch
+    across = (dy * cos - dx * sin) * stretch
+    value = spots.depth[chosen, None, None] * ramp(radius - np.sqrt(along * along + across * across) + 0.5)
+    inside = (columns >= 0) & (columns < SIZE) & (rows >= 0) & (rows < SIZE) & (value > 0)
+    flat = (spots.tile[chosen, None, None] * SIZE + rows) * SIZE + columns
+    np.maximum.at(canvas.reshape(-1), flat[inside], value[inside])

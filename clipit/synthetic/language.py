@@ -1,0 +1,95 @@
+"""Latents to words: captions for the VLM, sentences for reports, and the noise of scanned pages."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
+
+_CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
+
+
+def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
+    """One of the options."""
+    return options[int(rng.integers(len(options)))]
+
+
+def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
+    """Fill the places for numbers and doctors of a boilerplate sentence."""
+    return sentence.format(
+        n=rng.integers(3, 80),
+        a=f"{rng.uniform(0.4, 9):.1f}",
+        b=rng.integers(1, 9),
+        doctor=choose(rng, words.DOCTORS),
+        site="{site}",
+    )
+
+
+def ocr_noise(rng: np.random.Generator, text: str, rate: float) -> str:
+    """Replace about `rate` of the characters by ones that a scanner takes for them."""
+    hit = rng.random(len(text)) < rate
+    return "".join(c.translate(_CONFUSED) if h else c for c, h in zip(text, hit, strict=True)) if hit.any() else text
+
+
+def describe(
+    rng: np.random.Generator,
+    latents: Latents,
+    row: int,
+    phrases: Sequence[Mapping[str, tuple[tuple[str, ...], ...]]],
+    chance: float,
+    most: int = 2,
+) -> str:
+    """Up to `most` attribute phrases of this tile joined by "and"; each attribute speaks with this chance."""
+    said = []
+    for attribute in ATTRIBUTES:
+        if rng.random() >= chance or not _sayable(attribute, int(latents.tissue[row])):
+            continue
+        value = int(getattr(latents, attribute)[row])
+        options = [phrase for pool in phrases for phrase in pool[attribute][min(value, len(pool[attribute]) - 1)]]
+        if options:
+            said.append(choose(rng, options))
+    order = rng.permutation(len(said))[:most]
+    return " and ".join(said[i] for i in order)
+
+
+def _sayable(attribute: str, tissue: int) -> bool:
+    """Nuclear variation and glands are spoken of in epithelium only; a tissue's own substance is not repeated."""
+    name = CLASSES[tissue]
+    if attribute in ("pleo", "gland"):
+        return name in ("tumour_low_grade", "tumour_high_grade") or (attribute == "gland" and name == "normal_mucosa")
+    return not (
+        (attribute == "mucin" and name == "mucin")
+        or (attribute == "nec" and name == "necrosis")
+        or (attribute == "infl" and name == "lymphoid")
+    )
+
+
+def caption(rng: np.random.Generator, latents: Latents, row: int) -> str:
+    """A caption of this tile in the words of the VLM's pool.
+
+    8 % are boilerplate only; otherwise the class is named with chance .85, each attribute with .5,
+    and boilerplate follows with .15; 0.5 % of the characters are misread.
+    """
+    filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
+    if rng.random() < 0.08:
+        return filler
+    name = choose(rng, words.SHARED_NAMES[CLASSES[latents.tissue[row]]]) if rng.random() < 0.85 else ""
+    more = describe(rng, latents, row, [words.SHARED_PHRASES], 0.5)
+    if not name and not more:
+        return filler
+    templates = words.CAPTION_MORE if not name else words.CAPTION_FULL if more else words.CAPTION_NAMED
+    text = choose(rng, templates).format(name=name, more=more)
+    if rng.random() < 0.15:
+        text = f"{text}. {filler}"
+    return ocr_noise(rng, text, 0.005)
+
+
+def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
+    """A sentence on this tissue as a report has it, from the reports' templates and from both pools of names."""
+    tissue = CLASSES[latents.tissue[row]]
+    name = choose(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue])
+    more = describe(rng, latents, row, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], 0.4)
+    if more and rng.random() < 0.12:
+        return choose(rng, words.REPORT_MORE).format(more=more)
+    return choose(rng, words.REPORT_FULL if more else words.REPORT_NAMED).format(name=name, more=more)

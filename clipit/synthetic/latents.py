@@ -1,0 +1,98 @@
+"""What a tile or a sentence is about: tissue class and attributes, drawn before any pixel or word."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+CLASSES = (
+    "adipose",
+    "lymphoid",
+    "mucin",
+    "stroma",
+    "normal_mucosa",
+    "tumour_low_grade",
+    "tumour_high_grade",
+    "necrosis",
+)
+ADIPOSE, LYMPHOID, MUCIN, STROMA, NORMAL, LOW, HIGH, NECROSIS = range(8)
+ATTRIBUTES = ("infl", "mucin", "pleo", "gland", "nec", "dens")
+
+# Probability of the values 0, 1, 2 by class; the two grades share pleo 1 and gland 1 on purpose.
+_ANY = (0.5, 0.3, 0.2)
+_NONE = (1.0, 0.0, 0.0)
+_MUCIN = {
+    STROMA: (0.75, 0.2, 0.05),
+    NORMAL: (0.6, 0.25, 0.15),
+    LOW: (0.55, 0.25, 0.2),
+    HIGH: (0.65, 0.25, 0.1),
+    MUCIN: (0.0, 0.0, 1.0),
+}
+_PLEO = {LOW: (0.6, 0.4, 0.0), HIGH: (0.0, 0.4, 0.6)}
+_GLAND = {NORMAL: (0.0, 0.0, 1.0), LOW: (0.0, 0.4, 0.6), HIGH: (0.6, 0.4, 0.0)}
+_NEC = {LOW: (0.9, 0.1, 0.0), HIGH: (0.65, 0.35, 0.0), NECROSIS: (0.0, 1.0, 0.0)}
+_DENS = (0.3, 0.4, 0.3)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latent variables of n tiles, one array entry each.
+
+    `tissue` and `second` index `CLASSES` (`second` is -1 where there is none), `share` is the area
+    of the second tissue (0 to 0.45), the attributes take the values 0, 1, 2 (`nec`: 0, 1).
+    """
+
+    tissue: Int64[np.ndarray, " n"]
+    second: Int64[np.ndarray, " n"]
+    share: Float[np.ndarray, " n"]
+    infl: Int64[np.ndarray, " n"]
+    mucin: Int64[np.ndarray, " n"]
+    pleo: Int64[np.ndarray, " n"]
+    gland: Int64[np.ndarray, " n"]
+    nec: Int64[np.ndarray, " n"]
+    dens: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.tissue)
+
+    def select(self, keep: Bool[np.ndarray, " n"] | Int64[np.ndarray, " m"] | slice) -> "Latents":
+        """The latents of some of the tiles."""
+        return Latents(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+
+def _values(
+    rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], table: dict[int, tuple[float, float, float]]
+) -> Int64[np.ndarray, " n"]:
+    chances = np.cumsum([table.get(k, _NONE) for k in range(len(CLASSES))], axis=1)
+    return np.asarray((rng.random(len(tissue))[:, None] >= chances[tissue]).sum(axis=1).clip(0, 2), dtype=np.int64)
+
+
+def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+    """Attribute values (each int64 `[n]`) for tissues of these classes."""
+    everywhere = range(len(CLASSES))
+    return {
+        "infl": _values(rng, tissue, dict.fromkeys(everywhere, _ANY)),
+        "mucin": _values(rng, tissue, _MUCIN),
+        "pleo": _values(rng, tissue, _PLEO),
+        "gland": _values(rng, tissue, _GLAND),
+        "nec": _values(rng, tissue, _NEC),
+        "dens": _values(rng, tissue, dict.fromkeys(everywhere, _DENS)),
+    }
+
+
+def draw_latents(rng: np.random.Generator, count: int) -> Latents:
+    """Latents of `count` tiles: classes as equal in number as can be, in random order.
+
+    60 % of the draws have a second tissue (70 % of those: stroma) on up to 45 % of the area; where
+    it falls on the tile's own class there is none.
+    """
+    tissue = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
+    other = np.where(rng.random(count) < 0.7, STROMA, rng.integers(0, len(CLASSES), count))
+    mixed = (rng.random(count) < 0.6) & (other != tissue)
+    return Latents(
+        tissue=tissue,
+        second=np.where(mixed, other, -1).astype(np.int64),
+        share=np.where(mixed, rng.uniform(0.0, 0.45, count), 0.0),
+        **attributes(rng, tissue),
+    )

@@ -1,0 +1,180 @@
+"""The words of the synthetic world, in two disjoint pools: what the VLM learns from, and what only reports say."""
+
+from clipit.synthetic.latents import CLASSES
+
+# Names of each class. SHARED ones occur in the VLM's captions and in the reports, HELD_OUT ones in the reports only.
+SHARED_NAMES: dict[str, tuple[str, ...]] = dict(
+    zip(
+        CLASSES,
+        (
+            ("adipose tissue", "mature fat", "fatty tissue", "adipocytes", "a fat lobule"),
+            ("lymphoid tissue", "a lymphoid aggregate", "sheets of lymphocytes", "a lymphoid follicle", "dense lymphocytes"),
+            ("a mucin pool", "extracellular mucin", "mucinous material", "a lake of mucus", "mucin"),
+            ("fibrous stroma", "collagenous stroma", "connective tissue", "fibromuscular tissue", "spindle cell stroma"),
+            ("normal mucosa", "benign glandular mucosa", "unremarkable crypts", "regular benign glands", "healthy mucosa"),
+            (
+                "low grade adenocarcinoma",
+                "well differentiated adenocarcinoma",
+                "low grade tumour",
+                "gland forming carcinoma",
+                "well differentiated tumour",
+            ),
+            (
+                "high grade adenocarcinoma",
+                "poorly differentiated adenocarcinoma",
+                "high grade tumour",
+                "solid carcinoma",
+                "poorly differentiated tumour",
+            ),
+            ("necrosis", "necrotic debris", "necrotic tissue", "tumour necrosis", "dead tissue with debris"),
+        ),
+        strict=True,
+    )
+)
+HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
+    zip(
+        CLASSES,
+        (
+            ("lipocytes in lobules of fat", "pericolic fat"),
+            ("a lymphocyte rich nodule", "a nodal lymphoid infiltrate"),
+            ("acellular mucin lakes", "pooled mucus"),
+            ("desmoplastic connective tissue", "a sclerotic fibrous band"),
+            ("glandular mucosa without dysplasia", "non neoplastic crypts"),
+            ("grade 1 adenocarcinoma of gland forming type", "a well formed neoplastic gland proliferation of low grade"),
+            ("grade 3 carcinoma", "an undifferentiated solid tumour growth of high grade"),
+            ("coagulative necrosis", "areas of dirty necrosis"),
+        ),
+        strict=True,
+    )
+)
+
+# Phrases of each attribute by value; an empty tuple where nothing is said.
+SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "infl": (
+        ("without inflammation", "no inflammatory cells"),
+        ("scattered lymphocytes", "mild chronic inflammation", "a few inflammatory cells"),
+        ("a brisk lymphocytic infiltrate", "marked inflammation", "many inflammatory cells"),
+    ),
+    "mucin": ((), ("focal mucin", "a little extracellular mucin"), ("abundant mucin", "prominent mucin pools")),
+    "pleo": (
+        ("uniform nuclei", "bland nuclei"),
+        ("moderate nuclear pleomorphism", "moderately variable nuclei"),
+        ("marked nuclear pleomorphism", "large bizarre nuclei"),
+    ),
+    "gland": (
+        ("no gland formation", "solid growth"),
+        ("focal gland formation", "occasional poorly formed glands"),
+        ("well formed glands", "prominent gland formation"),
+    ),
+    "nec": ((), ("foci of necrosis", "necrotic areas")),
+    "dens": (("low cellularity", "few cells"), (), ("high cellularity", "densely packed cells")),
+}
+HELD_OUT_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "infl": (("inflammation is not seen",), ("sparse lymphocytes in the background",), ("heavy infiltration by lymphocytes",)),
+    "mucin": ((), ("a small amount of mucus",), ("copious mucin",)),
+    "pleo": (("nuclei of even size",), ("intermediate nuclear variation",), ("striking nuclear atypia",)),
+    "gland": (("glands are lacking",), ("rare glands",), ("glands throughout",)),
+    "nec": ((), ("patchy necrotic change",)),
+    "dens": (("paucicellular areas",), (), ("crowded cells",)),
+}
+
+# {name}: a class name, {more}: one or two attribute phrases joined by "and".
+CAPTION_NAMED = ("{name}", "an image of {name}", "a micrograph showing {name}", "{name} is seen", "there is {name}", "H&E tile of {name}")
+CAPTION_FULL = (
+    "{name} with {more}",
+    "an image of {name} with {more}",
+    "{name}, {more}",
+    "there is {name} and {more}",
+    "tile showing {name}, {more}",
+    "a micrograph of {name}; {more}",
+)
+CAPTION_MORE = ("{more}", "an image with {more}", "there is {more}", "tile showing {more}")
+REPORT_NAMED = (
+    "Sections show {name}.",
+    "Microscopic examination reveals {name}.",
+    "The tissue consists of {name}.",
+    "Also present is {name}.",
+    "One fragment is composed of {name}.",
+)
+REPORT_FULL = (
+    "Sections show {name} with {more}.",
+    "Microscopically, {name} is identified with {more}.",
+    "The specimen contains {name}, displaying {more}.",
+    "Examination discloses {name} together with {more}.",
+    "In other areas {name} is present, with {more}.",
+    "The lesion is made up of {name}, {more}.",
+)
+REPORT_MORE = ("Elsewhere we note {more}.", "Additional findings include {more}.", "Focally, {more}.")
+DIAGNOSES = ("{site}, {procedure}: {name}.", "{site}: {name}, see comment.", "{site}, {procedure}: {name} and {more}.")
+"""Lines of the final diagnosis."""
+
+# Sentences that say nothing of the tissue: again two disjoint pools.
+CAPTION_BOILERPLATE = (
+    "specimen received in formalin and labelled with the name of the patient",
+    "the case was discussed with the surgeon",
+    "blocks and slides were reviewed",
+    "clinical correlation is recommended",
+    "the patient has a history of abdominal pain",
+    "measuring {a} x {b} cm in total",
+    "submitted in {n} cassettes",
+    "report signed by the consultant pathologist",
+    "previous biopsy number {n} is noted",
+    "the margin is inked black",
+    "tissue was taken for the research bank",
+    "the request form states change of bowel habit",
+)
+REPORT_CLINICAL = (
+    "The patient is a {n} year old referred with altered bowel habit.",
+    "History of anaemia and weight loss.",
+    "Endoscopy showed a mass at {n} cm.",
+    "Polyp found at screening colonoscopy.",
+    "Previous surgery {b} years ago, details not supplied.",
+)
+REPORT_GROSS = (
+    "Received fresh, labelled {site}, is a segment of bowel {n} cm in length.",
+    "The specimen arrived in fixative and measures {a} x {b} x {a} cm.",
+    "Serial slicing was performed and representative tissue is embedded in {n} blocks.",
+    "The outer surface is painted and opened along its border.",
+    "{n} lymph nodes were retrieved from the attached tissue.",
+    "A polypoid piece of tissue, {a} cm across, is bisected and all embedded.",
+)
+REPORT_CLOSING = (
+    "These results were communicated to Dr. {doctor} by telephone.",
+    "Controls stained appropriately.",
+    "Intraoperative consultation was confirmed.",
+    "The attending pathologist has examined all materials.",
+    "Staging follows the current edition; correlate with imaging.",
+    "An addendum will follow when molecular studies are complete.",
+    "Coded {n}{n} by the registry office.",
+    "The case will be presented at the multidisciplinary meeting.",
+)
+DOCTORS = ("Adams", "Brook", "Carver", "Dunn", "Ellis")
+ORGANS = ("colon", "rectum", "caecum", "stomach")
+PROCEDURES = ("biopsy", "resection", "polypectomy", "excision")
+
+# What the prompt set asks with: names that the VLM was taught.
+PROMPT_TEMPLATES = ("an image of {}", "{} is seen", "a histology image showing {}", "{}")
+
+# Bags for the snippet filter, in general words rather than the sentences above.
+MORPHOLOGY_BAG = (
+    "fat cells",
+    "lymphocytes and inflammation",
+    "mucus and mucin",
+    "collagen fibres and spindle cells",
+    "benign glands of the mucosa",
+    "carcinoma forming glands",
+    "a solid tumour with atypical nuclei",
+    "necrotic debris",
+    "pleomorphic nuclei",
+    "cells and glands under the microscope",
+)
+BOILERPLATE_BAG = (
+    "the specimen was received in formalin",
+    "the history of the patient",
+    "size in cm",
+    "number of blocks and cassettes",
+    "the report was signed by the pathologist",
+    "discussed with the surgeon",
+    "correlation with clinical findings is recommended",
+    "previous biopsy and request form",
+)

@@ -1,0 +1,140 @@
+"""Write a synthetic world: tiles in zips, tables, reports, a prompt set and two prompt bags."""
+
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import UInt8
+from pydantic import Field, model_validator
+
+from clipit.artifacts import whole_file, write_json
+from clipit.config import Section
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.corpus import draw_reports
+from clipit.synthetic.draws import MPP, VLM_CENTRES, Draw, draw_tiles
+from clipit.synthetic.latents import CLASSES
+from clipit.synthetic.streams import stream
+
+_COLUMNS = ("id", "path", "label", "split", "group", "mpp", "centre")
+
+
+class WorldConfig(Section):
+    """A synthetic world. Its seed is not the seed of any run on it."""
+
+    seed: int = Field(0, ge=0)
+    train: int = Field(2080, ge=8)
+    """Training tiles; which of them keep a label is a matter of the run's configuration."""
+    validation: int = Field(400, ge=8)
+    test: int = Field(1500, ge=8)
+    shift: int = Field(1500, ge=8)
+    """Test tiles of the centres that training never sees."""
+    reports: int = Field(500, ge=1)
+    centres: tuple[int, ...] = (6, 7)
+    """Centres of train, validation and test."""
+    shift_centres: tuple[int, ...] = (8, 9)
+    tiles_per_patient: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _disjoint_centres(self) -> "WorldConfig":
+        if set(self.centres) & set(self.shift_centres):
+            raise ValueError("centres and shift_centres must not share a centre")
+        if {*self.centres, *self.shift_centres} & set(VLM_CENTRES):
+            raise ValueError(f"centres {VLM_CENTRES} belong to the embedded VLM's training draw; use others, from 6")
+        return self
+
+
+def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
+    """Write the world's files into a folder; the same configuration gives the same bytes.
+
+    `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
+    (a second test part: unseen stain), `reports.jsonl`, `prompts.yaml`, `morphology.yaml`,
+    `boilerplate.yaml`, and last `world.json`: the configuration, counts and SHA-256 of each image set.
+
+    Returns:
+        What `world.json` says.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    parts = {
+        split: draw_tiles(config.seed, f"world/{split}", count, centres, config.tiles_per_patient)
+        for split, count, centres in (
+            ("train", config.train, config.centres),
+            ("validation", config.validation, config.centres),
+            ("test", config.test, config.centres),
+            ("shift", config.shift, config.shift_centres),
+        )
+    }
+    digests = {
+        "tiles": _write_tiles(folder, "tiles", {split: parts[split] for split in ("train", "validation", "test")}),
+        "tiles_shift": _write_tiles(folder, "tiles_shift", {"shift": parts["shift"]}),
+    }
+    with whole_file(folder / "reports.jsonl") as path, path.open("w", encoding="utf-8") as stream_out:
+        for report in draw_reports(stream(config.seed, "world/reports"), config.reports):
+            stream_out.write(json.dumps(report.__dict__) + "\n")
+    _write_prompts(folder)
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "classes": list(CLASSES),
+        "counts": {
+            split: {name: int((part.latents.tissue == k).sum()) for k, name in enumerate(CLASSES)}
+            for split, part in parts.items()
+        },
+        "reports": config.reports,
+        "pixels_sha256": digests,
+    }
+    write_json(folder / "world.json", facts)
+    return facts
+
+
+def _write_tiles(folder: Path, name: str, parts: dict[str, Draw]) -> str:
+    """Write `<name>.zip` and `<name>.csv`; give the SHA-256 of all pixels in order."""
+    digest = hashlib.sha256()
+    rows = []
+    with whole_file(folder / f"{name}.zip") as path, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for split, part in parts.items():
+            for row, image in enumerate(part.images):
+                tile = f"{split}-{row:05d}"
+                # A fixed date: equal tiles must give equal bytes.
+                archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
+                digest.update(image.tobytes())
+                patient, centre = part.patients[row], part.centres[row]
+                label = CLASSES[part.latents.tissue[row]]
+                used_as = "test" if split == "shift" else split
+                rows.append((tile, f"{split}/{tile}.png", label, used_as, f"{split}-P{patient:04d}", MPP, centre))
+    with whole_file(folder / f"{name}.csv") as path, path.open("w", encoding="utf-8", newline="") as stream_out:
+        writer = csv.writer(stream_out, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows(rows)
+    return digest.hexdigest()
+
+
+def _png(image: UInt8[np.ndarray, "64 64 3"]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _write_prompts(folder: Path) -> None:
+    prompts = {
+        "name": "synthetic-8",
+        "version": 1,
+        "templates": list(words.PROMPT_TEMPLATES),
+        "classes": {name: list(words.SHARED_NAMES[name]) for name in CLASSES},
+    }
+    bags = {
+        "prompts": prompts,
+        "morphology": {"name": "synthetic-morphology", "version": 1, "texts": list(words.MORPHOLOGY_BAG)},
+        "boilerplate": {"name": "synthetic-boilerplate", "version": 1, "texts": list(words.BOILERPLATE_BAG)},
+    }
+    for name, content in bags.items():
+        with whole_file(folder / f"{name}.yaml") as path:
+            path.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")

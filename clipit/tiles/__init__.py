@@ -1,0 +1,1 @@
+"""Tiles: one contract (`TileSet`) and the sources that fill it."""

@@ -1,0 +1,78 @@
+"""Decoding of images: 8-bit RGB or an error, never half a picture."""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from PIL import Image, ImageFile
+
+from clipit.errors import DataError, explain
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+_EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+# Pillow's format plugins let these through when the bytes make no sense.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that is there but cannot be decoded."""
+
+    reason: str
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the name ends as an image's does, and is not a hidden file's."""
+    path = Path(path)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def decode(source: Path | IO[bytes]) -> Image.Image:
+    """Decode all of an image and convert it to RGB.
+
+    Raises:
+        OSError, ValueError, ...: It is truncated, of an unknown format, or of more than 8 bits per channel.
+    """
+    # Other packages switch this on for the whole process; a cut-off image would then come out half grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with Image.open(source) as image:
+        image.load()
+        if image.mode not in _EIGHT_BIT:
+            raise ValueError(f"pixel mode {image.mode}: 8 bits per channel are needed")
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Image.Image | Unreadable:
+    """Read one image; give back an `Unreadable` if its bytes cannot be decoded.
+
+    Raises:
+        DataError: The file cannot be opened at all (missing, no permission, too many open files): that says
+            nothing about the image, so it is never taken for a broken one.
+    """
+    try:
+        return read()
+    except _DECODING_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(
+                explain(
+                    f"cannot open the image of tile {tile_id}: {error.strerror or error}",
+                    where=where,
+                    fix="put the file back or correct its permissions",
+                )
+            ) from error
+        return Unreadable(f"{type(error).__name__}: {error}")

@@ -1,0 +1,116 @@
+"""Hiding labels: which training and validation tiles count as labelled."""
+
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.config import LabelsConfig
+from clipit.errors import ConfigError, DataError, explain, shortlist
+from clipit.tiles.hashing import shuffled
+from clipit.tiles.tileset import TileSet
+
+
+def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
+    """Hide labels of train and validation; those of test are never touched.
+
+    Tiles are drawn by (seed, id), so of two numbers of labels with one seed the larger contains the smaller. A share
+    is taken of each class, at least one of each.
+
+    Args:
+        tiles: All splits; `truth` keeps what is hidden in `labels`.
+        config: What to keep. With validation "same" the validation part keeps no more labels in all than train does
+            (nor per class, when labels are given per class).
+        seed: Used when the configuration has no seed of its own.
+
+    Raises:
+        ConfigError: A share above 1, or a number per class that is not whole.
+        DataError: A class has too few labelled tiles.
+    """
+    _check(config)
+    seed = seed if config.seed is None else config.seed
+    labels = tiles.truth.copy()
+    train, validation = tiles.splits == "train", tiles.splits == "validation"
+    classes = len(tiles.classes)
+    train_counts = _counts(tiles.truth[train], classes)
+    quota = _train_quota(train_counts, config, tiles.classes)
+    validation_counts = _counts(tiles.truth[validation], classes)
+    if config.kind == "none":
+        validation_quota = np.zeros_like(quota)
+    elif config.validation == "all":
+        validation_quota = validation_counts
+    elif config.kind == "per_class":
+        validation_quota = np.minimum(validation_counts, quota)
+    else:
+        validation_quota = proportional(validation_counts, int(quota.sum()))
+    for mask, kept in ((train, quota), (validation, validation_quota)):
+        _keep(labels, np.flatnonzero(mask), tiles, kept, seed)
+    return replace(tiles, labels=labels)
+
+
+def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
+    """Share `total` among classes in proportion to their counts (largest remainders; never above a count)."""
+    if total >= counts.sum():
+        return counts.copy()
+    exact = counts * (total / max(int(counts.sum()), 1))
+    shares = np.floor(exact).astype(np.int64)
+    order = np.argsort(-(exact - shares), kind="stable")
+    shares[order[: total - int(shares.sum())]] += 1
+    return shares
+
+
+def _check(config: LabelsConfig) -> None:
+    if config.kind == "fraction" and config.value > 1:
+        problem, fix = f"a fraction of {config.value:g} is more than all", "use a share up to 1, or kind: per_class"
+    elif config.kind == "per_class" and config.value != int(config.value):
+        problem, fix = (
+            f"{config.value:g} labels per class is not a whole number",
+            "use a whole number, or kind: fraction",
+        )
+    else:
+        return
+    raise ConfigError(explain(problem, where="tiles.labels.value", fix=fix))
+
+
+def _counts(truth: Int64[np.ndarray, " n"], classes: int) -> Int64[np.ndarray, " c"]:
+    return np.bincount(truth[truth >= 0], minlength=classes).astype(np.int64)
+
+
+def _train_quota(
+    counts: Int64[np.ndarray, " c"], config: LabelsConfig, classes: tuple[str, ...]
+) -> Int64[np.ndarray, " c"]:
+    if config.kind == "none":
+        return np.zeros_like(counts)
+    if config.kind == "fraction":
+        kept: Int64[np.ndarray, " c"] = np.minimum(
+            counts, np.maximum(1, np.rint(counts * config.value).astype(np.int64))
+        )
+        return kept
+    if config.kind == "per_class":
+        wanted = int(config.value)
+        short = [f"{name} has {count}" for name, count in zip(classes, counts.tolist(), strict=True) if count < wanted]
+        if short:
+            raise DataError(
+                explain(
+                    f"{wanted} labels per class are asked for, but in train {shortlist(short)}",
+                    where="tiles.labels",
+                    fix="ask for fewer, or use kind: fraction",
+                )
+            )
+        return np.full_like(counts, wanted)
+    return counts
+
+
+def _keep(
+    labels: Int64[np.ndarray, " n"],
+    inside: Int64[np.ndarray, " m"],
+    tiles: TileSet,
+    quota: Int64[np.ndarray, " c"],
+    seed: int,
+) -> None:
+    """Hide, in place, all labels of `inside` above each class's quota."""
+    for code, kept in enumerate(quota.tolist()):
+        members = inside[tiles.truth[inside] == code]
+        if kept < members.size:
+            order = shuffled(tiles.ids[members], seed, "labels")
+            labels[members[order[kept:]]] = -1

@@ -1,0 +1,136 @@
+"""From the configuration to a `TileSet`: source, splits, validation part, visible labels."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from clipit.config import TilesConfig
+from clipit.errors import ConfigError, DataError, explain, shortlist
+from clipit.tiles.bach import read_bach
+from clipit.tiles.folders import read_folders
+from clipit.tiles.huggingface import read_huggingface
+from clipit.tiles.labels import hide_labels
+from clipit.tiles.nct_crc import read_nct_crc
+from clipit.tiles.pcam import read_pcam
+from clipit.tiles.quarantine import check_images
+from clipit.tiles.source import SourceTiles, sorted_names
+from clipit.tiles.splits import check_groups, cut_validation, resolve_parts
+from clipit.tiles.table import read_table
+from clipit.tiles.tileset import TileSet
+
+SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
+    "folders": read_folders,
+    "table": read_table,
+    "pcam": read_pcam,
+    "nct_crc": read_nct_crc,
+    "bach": read_bach,
+    "huggingface": read_huggingface,
+}
+
+
+def load_tiles(config: TilesConfig, seed: int) -> TileSet:
+    """Find the tiles of a data set and settle what each is used for.
+
+    In this order: read the source, check classes, map splits, check groups, leave out unreadable images if asked to,
+    cut a validation part from train if the source has none, hide labels.
+
+    Args:
+        config: The `tiles` section.
+        seed: The run's seed; chooses the labelled tiles unless `labels.seed` is given. The validation cut has a seed of
+            its own (`split_seed`) and is the same in all runs.
+
+    Raises:
+        DataError: The data set is missing, contradictory or not as published.
+        ConfigError: An option does not belong to the source.
+    """
+    _check_options(config)
+    tiles = assemble(SOURCES[config.source](config), config)
+    check_groups(tiles)
+    tiles = check_images(tiles, config.unreadable)
+    if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
+        tiles = cut_validation(tiles, config.validation_fraction, config.split_seed)
+    return hide_labels(tiles, config.labels, seed)
+
+
+def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
+    """Rows of a source as a `TileSet`: class numbers, our splits, mpp from the configuration where the source has none.
+
+    Raises:
+        DataError: A label or a split is not known.
+    """
+    classes = _classes(source, config)
+    number = {name: code for code, name in enumerate(classes)} | {"": -1}
+    labels = np.asarray([number[name] for name in source.labels], dtype=np.int64)
+    mpp = np.asarray(source.mpp, dtype=np.float64)
+    if config.mpp is not None:
+        mpp = np.where(np.isnan(mpp), config.mpp, mpp)
+    splits = resolve_parts(source.parts, config.splits, source.part_names, source.where)
+    return TileSet(
+        ids=np.asarray(source.ids, dtype=np.str_),
+        labels=labels,
+        truth=labels.copy(),
+        splits=np.asarray(splits, dtype="<U10"),
+        groups=np.asarray(source.groups, dtype=np.str_),
+        mpp=mpp,
+        classes=classes,
+        reader=source.reader,
+        rows=np.arange(len(source.ids), dtype=np.int64),
+        stamps=np.asarray(source.stamps, dtype=np.str_),
+        notes=source.notes,
+    )
+
+
+def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
+    found = set(source.labels) - {""}
+    classes = config.classes or source.classes or sorted_names(found)
+    if len(set(classes)) < len(classes) or "" in classes:
+        raise ConfigError(
+            explain("a class is named twice or has no name", where=f"tiles.classes = {classes}", fix="correct it")
+        )
+    strange = sorted(found - set(classes))
+    if strange:
+        rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in strange]
+        raise DataError(
+            explain(
+                f"labels outside the classes: {shortlist(strange)}, in {len(rows)} tiles: {shortlist(rows, 3)}",
+                where=source.where,
+                fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
+            )
+        )
+    return classes
+
+
+def _check_options(config: TilesConfig) -> None:
+    """An option of another source would be ignored without a word."""
+    wrong = []
+    if config.images is not None and config.source != "table":
+        wrong.append("tiles.images (table only)")
+    if config.columns and config.source not in ("table", "huggingface"):
+        wrong.append("tiles.columns (table and huggingface only)")
+    if config.photos != "resize" and config.source != "bach":
+        wrong.append("tiles.photos (bach only)")
+    if wrong:
+        raise ConfigError(
+            explain(f"not options of source {config.source}: {', '.join(wrong)}", where="tiles", fix="remove them")
+        )
+
+
+def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
+    """What to tell a user whose tiles are far from the resolution that a model was made for; None when they are not.
+
+    Args:
+        tiles: Their `mpp` is that of the stored pixels.
+        expected: Micrometres per pixel that the model was trained at; None: unknown.
+        model: Its name, for the message.
+        resize: Pixels of the model's input per stored pixel (224 / 96 when 96 px tiles are enlarged to 224).
+    """
+    known = tiles.mpp[~np.isnan(tiles.mpp)] / resize
+    if expected is None or not known.size:
+        return None
+    far = (known > 1.5 * expected) | (known < expected / 1.5)
+    if not far.any():
+        return None
+    return (
+        f"{model} expects {expected:g} micrometres per pixel; {int(far.sum())} of {len(tiles)} tiles reach it with "
+        f"{known[far].min():.3g} to {known[far].max():.3g}: its features may be poorer than published"
+    )

@@ -1,0 +1,69 @@
+"""Unreadable images: verified once and left out, when the configuration asks for it."""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from clipit.errors import DataError, explain, shortlist
+from clipit.tiles.images import Unreadable
+from clipit.tiles.tileset import TileSet
+
+_BLOCK = 1024
+_PATIENCE_S = 2.0
+
+
+def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> TileSet:
+    """Leave out, count and list the tiles whose image cannot be decoded.
+
+    `error` decodes nothing: `TileSet.read` raises when such a tile is read. `quarantine` decodes every image once.
+
+    Raises:
+        DataError: A file cannot be opened at all, or no image can be decoded.
+    """
+    if policy == "error" or not len(tiles):
+        return tiles
+    bad = np.asarray([isinstance(result, Unreadable) for result in _decode_all(tiles)])
+    if bad.all():
+        first = tiles.try_read(0)
+        reason = first.reason if isinstance(first, Unreadable) else ""
+        raise DataError(
+            explain(
+                f"none of the {len(tiles)} images can be decoded: {reason}",
+                where=tiles.reader.where(int(tiles.rows[0])),
+                fix="see that the files are images, and complete",
+            )
+        )
+    if not bad.any():
+        return tiles
+    ids = tuple(tiles.ids[bad].tolist())
+    note = f"{len(ids)} of {len(tiles)} images cannot be decoded and were left out: {shortlist(ids)}"
+    return replace(tiles.select(~bad), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
+
+
+def _decode_all(tiles: TileSet) -> Iterator[object]:
+    """Results of `try_read` in order, images replaced by None; a progress bar appears after two seconds."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    def outcome(index: int) -> Unreadable | None:
+        result = tiles.try_read(index)
+        return result if isinstance(result, Unreadable) else None
+
+    started = time.monotonic()
+    progress = Progress(console=Console(stderr=True), transient=True)
+    task = progress.add_task("looking at all images", total=len(tiles))
+    try:
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(tiles), _BLOCK):
+                block = range(start, min(start + _BLOCK, len(tiles)))
+                yield from pool.map(outcome, block)
+                if time.monotonic() - started > _PATIENCE_S and not progress.live.is_started:
+                    progress.start()
+                progress.update(task, completed=block.stop)
+    finally:
+        progress.stop()

@@ -1,0 +1,68 @@
+"""What every source of tiles hands over, before splits, labels and groups are settled."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from clipit.errors import DataError, explain
+from clipit.tiles.readers import Reader
+
+ALIASES: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of parts that need no mapping: source's name (lower case) -> ours."""
+
+
+@dataclass(frozen=True)
+class SourceTiles:
+    """Rows of a source: one entry per tile in each sequence."""
+
+    ids: Sequence[str]
+    labels: Sequence[str]
+    """Class names; "" where there is none."""
+    parts: Sequence[str]
+    """The source's name of the part; "" where the source knows no parts (all train)."""
+    groups: Sequence[str]
+    """Patient or slide; "" where unknown."""
+    mpp: Sequence[float]
+    """Micrometres per pixel; nan where unknown."""
+    stamps: Sequence[str]
+    """Changes when the file's content is replaced."""
+    reader: Reader
+    where: str
+    """The source, for messages."""
+    classes: tuple[str, ...] | None = None
+    """The data set's own classes and their order; None: the names found, sorted."""
+    part_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
+    """The source's parts -> ours, where the configuration does not say otherwise."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published data set, for the message when it is not there."""
+
+    name: str
+    url: str
+    licence: str
+    layout: str
+
+    def missing(self, what: str, where: object, hint: str = "") -> DataError:
+        """An error that says what is missing, where it was looked for, and where to get it."""
+        fix = (
+            f"get {self.name} from {self.url} (licence: {self.licence}) "
+            f"and give tiles.path the folder with {self.layout}"
+        )
+        return DataError(explain(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix))
+
+
+def sorted_names(names: set[str]) -> tuple[str, ...]:
+    """Names in order; by number when all of them are whole numbers."""
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))

@@ -1,0 +1,135 @@
+"""Splits: the source's names to ours, the validation cut, and groups that must not cross."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from clipit.errors import ConfigError, DataError, explain, shortlist
+from clipit.tiles.hashing import shuffled
+from clipit.tiles.tileset import TileSet
+
+SplitName = Literal["train", "validation", "test"]
+
+
+def part_map(asked: Mapping[SplitName, str], known: Mapping[str, str]) -> dict[str, str]:
+    """Which of the source's parts becomes which split: source's name -> ours.
+
+    Args:
+        asked: Our split -> the source's name, as configured (`tiles.splits`).
+        known: The source's name -> ours, used for the splits that are not asked for.
+
+    Raises:
+        ConfigError: One part is asked for twice.
+    """
+    if len(set(asked.values())) < len(asked):
+        raise ConfigError(
+            explain(
+                "two splits are mapped to the same part",
+                where=f"tiles.splits = {dict(asked)}",
+                fix="give each split a part of its own; leave validation out to have it cut from train",
+            )
+        )
+    found = {name: ours for name, ours in known.items() if ours not in asked}
+    return found | {name: ours for ours, name in asked.items()}
+
+
+def resolve_parts(
+    parts: Sequence[str], asked: Mapping[SplitName, str], known: Mapping[str, str], where: str
+) -> list[str]:
+    """Our split for each row; all are train when the source has no parts at all.
+
+    Raises:
+        DataError: A part is not known, some rows have none, or one that is asked for does not occur.
+    """
+    mapping = part_map(asked, known)
+    found = set(parts)
+    absent = sorted(set(asked.values()) - found)
+    strange = sorted(name for name in found - {""} if name not in mapping and name.lower() not in mapping)
+    problem = ""
+    if absent:
+        problem = f"tiles.splits asks for {shortlist(absent)}, which does not occur"
+    elif strange:
+        problem = f"unknown split values: {shortlist(strange)}"
+    elif "" in found and len(found) > 1:
+        problem = f"{list(parts).count('')} rows have no split, the others have"
+    if problem:
+        raise DataError(
+            explain(
+                f"{problem}; the source has: {shortlist(sorted(found - {''}) or ['no splits'], 10)}",
+                where=where,
+                fix="map them in tiles.splits (ours: theirs), or remove those rows from the source",
+            )
+        )
+    ours = {name: mapping.get(name) or mapping.get(name.lower()) or "train" for name in found}
+    return [ours[name] for name in parts]
+
+
+def check_groups(tiles: TileSet) -> None:
+    """See that no patient or slide stands on both sides of a split.
+
+    Raises:
+        DataError: One does; lists the groups and their splits.
+    """
+    seen: dict[str, set[str]] = {}
+    for group, split in zip(tiles.groups.tolist(), tiles.splits.tolist(), strict=True):
+        if group:
+            seen.setdefault(group, set()).add(split)
+    crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
+    if crossing:
+        raise DataError(
+            explain(
+                f"{len(crossing)} groups stand in more than one split: {shortlist(crossing)}",
+                fix="a patient or slide belongs to one split only: correct the split or the group of these tiles",
+            )
+        )
+
+
+def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to validation: whole groups, in proportion to the classes where possible.
+
+    A tile without a group is a group of its own. Only labelled tiles move when there are any (a validation part
+    without labels would be of no use), with the other tiles of their groups. The cut depends on the names of the
+    groups and the seed, not on the order of the rows.
+
+    Raises:
+        DataError: No group could be moved.
+    """
+    inside = np.flatnonzero(tiles.splits == "train")
+    known = tiles.truth[inside] >= 0
+    counted = inside[known] if known.any() else inside
+    names = np.where(
+        tiles.groups[inside] == "", np.char.add("tile:", tiles.ids[inside]), np.char.add("group:", tiles.groups[inside])
+    )
+    name_of = dict(zip(inside.tolist(), names.tolist(), strict=True))
+    members: dict[str, list[int]] = {}
+    for index in counted.tolist():
+        members.setdefault(name_of[index], []).append(index)
+    strata: dict[int, list[str]] = {}
+    for name, indices in members.items():
+        labels, counts = np.unique(tiles.truth[indices], return_counts=True)
+        strata.setdefault(int(labels[counts.argmax()]), []).append(name)
+
+    moved: set[str] = set()
+    for _, groups in sorted(strata.items()):
+        target = fraction * sum(len(members[name]) for name in groups)
+        taken = 0
+        for position in shuffled(groups, seed, "validation"):
+            size = len(members[groups[position]])
+            if abs(taken + size - target) < abs(taken - target):
+                moved.add(groups[position])
+                taken += size
+    if not moved:
+        raise DataError(
+            explain(
+                f"no validation part can be cut: train has {len(members)} groups for {len(counted)} tiles",
+                fix="name a validation part in tiles.splits, or raise tiles.validation_fraction",
+            )
+        )
+    splits = tiles.splits.astype("<U10")
+    splits[inside[np.isin(names, sorted(moved))]] = "validation"
+    note = f"validation: {fraction:g} of train, cut with seed {seed}"
+    if (tiles.groups[inside] == "").any():
+        note += "; groups unknown: tiles of one patient may stand on both sides, so validation scores may be too high"
+    return replace(tiles, splits=splits, notes=(*tiles.notes, note))

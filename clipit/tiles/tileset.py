@@ -1,0 +1,153 @@
+"""The contract that every source of tiles fulfils."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int64, Shaped
+from PIL import Image
+
+from clipit.errors import DataError, explain, shortlist
+from clipit.tiles.images import Unreadable, attempt
+from clipit.tiles.readers import Reader
+
+SPLITS = ("train", "validation", "test")
+NO_LABEL = "(no label)"
+
+
+@dataclass(frozen=True, eq=False)
+class TileSet:
+    """Tiles with everything that is known of them; the images stay on disk until they are read.
+
+    Picklable: readers open their files in the process that reads.
+    """
+
+    ids: Shaped[np.ndarray, " n"]
+    """Unique names (str)."""
+    labels: Int64[np.ndarray, " n"]
+    """Position of the class in `classes`; -1: none, or hidden from training."""
+    truth: Int64[np.ndarray, " n"]
+    """The label before hiding; -1: unknown."""
+    splits: Shaped[np.ndarray, " n"]
+    """train, validation or test."""
+    groups: Shaped[np.ndarray, " n"]
+    """Patient or slide; "" where unknown."""
+    mpp: Float[np.ndarray, " n"]
+    """Micrometres per pixel; nan where unknown."""
+    classes: tuple[str, ...]
+    reader: Reader
+    rows: Int64[np.ndarray, " n"]
+    """Row of each tile in the reader."""
+    stamps: Shaped[np.ndarray, " n"]
+    """Identity of each image's content (size and time of change, or checksum)."""
+    quarantined: tuple[str, ...] = ()
+    """Ids of tiles that were dropped because their image cannot be decoded."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results should know about these tiles."""
+
+    def __post_init__(self) -> None:
+        """Check what the rest of the package relies on."""
+        names, counts = np.unique(self.ids, return_counts=True)
+        if names.size < self.ids.size:
+            raise DataError(
+                explain(
+                    f"{int((counts > 1).sum())} tile ids occur more than once: {shortlist(names[counts > 1].tolist())}",
+                    fix="give every tile an id of its own",
+                )
+            )
+        unknown = sorted(set(np.unique(self.splits).tolist()) - set(SPLITS))
+        if unknown:
+            raise DataError(explain(f"unknown splits: {shortlist(unknown)}", fix=f"use {', '.join(SPLITS)}"))
+        for values in (self.labels, self.truth):
+            if values.size and (values.min() < -1 or values.max() >= len(self.classes)):
+                raise DataError(explain("a label lies outside the classes", where=shortlist(self.classes)))
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return int(self.ids.size)
+
+    def read(self, index: int) -> Image.Image:
+        """Image of one tile, RGB.
+
+        Raises:
+            DataError: It cannot be opened or decoded; names the id, the file and the remedy.
+        """
+        image = self.try_read(index)
+        if isinstance(image, Unreadable):
+            raise DataError(
+                explain(
+                    f"the image of tile {self.ids[index]} cannot be decoded ({image.reason})",
+                    where=self.reader.where(int(self.rows[index])),
+                    fix="replace the file, or set tiles.unreadable: quarantine to leave such tiles out and list them",
+                )
+            )
+        return image
+
+    def try_read(self, index: int) -> Image.Image | Unreadable:
+        """Like `read`, but an image that cannot be decoded is given back as such."""
+        row = int(self.rows[index])
+        return attempt(lambda: self.reader.read(row), tile_id=str(self.ids[index]), where=self.reader.where(row))
+
+    def select(self, which: Bool[np.ndarray, " n"] | Int[np.ndarray, " m"] | Sequence[int]) -> "TileSet":
+        """The tiles of a mask, or of indices in the order given."""
+        chosen = np.asarray(which)
+        if chosen.size == 0 and chosen.dtype != np.bool_:
+            chosen = chosen.astype(np.int64)
+        columns = ("ids", "labels", "truth", "splits", "groups", "mpp", "rows", "stamps")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
+
+    def of_split(self, name: str) -> "TileSet":
+        """The tiles of one split (maybe none).
+
+        Raises:
+            DataError: There is no split of that name.
+        """
+        if name not in SPLITS:
+            raise DataError(explain(f"there is no split called {name}", fix=f"use {', '.join(SPLITS)}"))
+        return self.select(self.splits == name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over ids, splits and the identity of every image's content."""
+        digest = hashlib.sha256()
+        for column in (self.ids, self.splits, self.stamps):
+            digest.update("\n".join(column.tolist()).encode())
+            digest.update(b"\0")
+        return digest.hexdigest()[:16]
+
+    def counts(self, *, truth: bool = False) -> dict[str, dict[str, int]]:
+        """Tiles per split and class, by the labels that training sees or (`truth`) by those before hiding."""
+        values = self.truth if truth else self.labels
+        names = (*self.classes, NO_LABEL)  # -1 picks the last one
+        found = {}
+        for split in SPLITS:
+            inside = values[self.splits == split]
+            if inside.size:
+                found[split] = {
+                    name: int((inside == code).sum()) for name, code in zip(names, self._codes(), strict=True)
+                }
+        return found
+
+    def _codes(self) -> list[int]:
+        return [*range(len(self.classes)), -1]
+
+    def describe(self) -> str:
+        """A few lines for people: tiles, groups and labels per split, micrometres per pixel, notes."""
+        lines = [f"{len(self)} tiles, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
+        kept, known = self.counts(), self.counts(truth=True)
+        for split in kept:
+            inside = self.splits == split
+            groups = self.groups[inside]
+            group_text = f"{np.unique(groups[groups != '']).size} groups" if (groups != "").any() else "groups unknown"
+            total = sum(known[split].values())
+            visible = total - kept[split][NO_LABEL]
+            per_class = ", ".join(f"{name} {kept[split][name]}/{known[split][name]}" for name in self.classes)
+            lines.append(f"  {split}: {total} tiles, {group_text}, {visible} labels used ({per_class})")
+        values = np.unique(self.mpp[~np.isnan(self.mpp)])
+        lines.append(f"  mpp: {shortlist([f'{value:g}' for value in values]) if values.size else 'unknown'}")
+        if self.quarantined:
+            lines.append(f"  left out, unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The student and how it is trained."""

@@ -1,0 +1,74 @@
+"""Which tiles are in which step: a pure function of (seed, step), the same for any number of processes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from clipit.config import Config
+from clipit.distributed import stream_positions
+from clipit.errors import ConfigError, DataError, explain
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The list of global batches over the rows of the training tiles."""
+
+    labelled: Int64[np.ndarray, "_"]
+    unlabelled: Int64[np.ndarray, "_"]
+    n_labelled: int
+    n_unlabelled: int
+    seed: int
+
+    def rows(self, step: int) -> Int64[np.ndarray, "b"]:
+        """Rows of the global batch of a step (counted from 0), labelled tiles first.
+
+        Both kinds are endless shuffled streams: each tile comes once before any comes again.
+        """
+        parts = []
+        for stream, rows, count in (
+            ("labelled", self.labelled, self.n_labelled),
+            ("unlabelled", self.unlabelled, self.n_unlabelled),
+        ):
+            if count:
+                parts.append(rows[stream_positions(self.seed, stream, step * count, count, len(rows))])
+        return np.concatenate(parts)
+
+
+def plan_batches(config: Config, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
+    """The batches of a run.
+
+    Unlabelled tiles take part only when they are distilled (`distillation.tiles: all`); then a batch holds
+    `labelled_share` labelled ones. Else every batch is labelled tiles only, of the same size.
+
+    Args:
+        config: Resolved configuration.
+        has_label: For each training tile.
+
+    Raises:
+        DataError: No labelled tile.
+        ConfigError: A batch without room for both kinds.
+    """
+    labelled, unlabelled = np.flatnonzero(has_label), np.flatnonzero(~has_label)
+    size = config.training.tiles_per_step
+    if not len(labelled):
+        raise DataError(
+            explain(
+                "no training tile has a label, and cross-entropy needs some",
+                where="tiles.labels",
+                fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10",
+            )
+        )
+    if config.distillation.tiles != "all" or not len(unlabelled):
+        return BatchPlan(labelled, unlabelled[:0], size, 0, config.seed)
+    n_labelled = round(size * config.training.labelled_share)
+    if not 0 < n_labelled < size:
+        raise ConfigError(
+            explain(
+                f"{size} tiles per step with a labelled share of {config.training.labelled_share:g} leave no room "
+                "for both labelled and unlabelled tiles",
+                where="training.labelled_share",
+                fix="choose a share between 0 and 1 that gives at least one of each",
+            )
+        )
+    return BatchPlan(labelled, unlabelled, n_labelled, size - n_labelled, config.seed)

@@ -1,0 +1,105 @@
+"""Resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clipit.artifacts import whole_file
+from clipit.errors import ArtifactError, disk_errors, explain
+
+
+@dataclass
+class Progress:
+    """Where a training stands."""
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    looks_without_gain: int = 0
+    stopped: bool = False
+    scale: dict[str, Any] | None = None
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are trained, by name."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the trainable parameters, whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in trainable(model).items()}, temporary)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put trainable parameters back.
+
+    Raises:
+        ArtifactError: The file belongs to another student.
+    """
+    saved = load_file(path)
+    own = trainable(model)
+    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+        raise ArtifactError(
+            explain(
+                "the checkpoint belongs to another student",
+                where=path,
+                fix="delete the run's folder, or restore its config",
+            )
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
+
+
+def best_file(folder: Path, step: int) -> Path:
+    """Where the weights of a best step lie."""
+    return folder / f"best-{step:08d}.safetensors"
+
+
+def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write a checkpoint and delete what it makes superfluous."""
+    final = folder / f"step-{progress.step:08d}"
+    partial = folder / f"step-{progress.step:08d}.partial"
+    with disk_errors(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_weights(partial / "weights.safetensors", model)
+        save_file(dict(_optimizer_tensors(model, optimizer)), partial / "optimizer.safetensors")
+        (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    for other in folder.glob("step-*"):
+        if other != final:
+            shutil.rmtree(other, ignore_errors=True)
+    for best in folder.glob("best-*.safetensors"):
+        if best != best_file(folder, progress.best_step):
+            best.unlink()
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """Go back to the latest checkpoint; a fresh `Progress` when there is none."""
+    found = sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
+    if not found:
+        return Progress()
+    load_weights(found[-1] / "weights.safetensors", model)
+    saved = load_file(found[-1] / "optimizer.safetensors")
+    for name, parameter in trainable(model).items():
+        state = {key.rsplit("/", 1)[1]: value for key, value in saved.items() if key.rsplit("/", 1)[0] == name}
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+        }
+    return Progress(**json.loads((found[-1] / "progress.json").read_text(encoding="utf-8")))
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in trainable(model).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}/{key}", torch.as_tensor(value).detach().cpu().contiguous()

@@ -1,0 +1,330 @@
+"""The training loop: one optimiser, one list of batches, every loss a global sum over a global count."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8, UInt64
+from torch import Tensor
+
+from clipit.config import Config, TrainingConfig
+from clipit.distributed import Processes
+from clipit.models.student import Student
+from clipit.objectives import cosine_distillation_sum, cross_entropy_sum
+from clipit.progress import progress as progress_bar
+from clipit.tiles.augment import augment
+from clipit.tiles.loading import PixelSource
+from clipit.training.batches import BatchPlan
+from clipit.training.checkpoints import (
+    Progress,
+    best_file,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from clipit.training.targets import Targets
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_SALT = np.uint64(0x9E3779B97F4A7C15)  # tells the copies of a tile in one batch apart
+Normalise = Callable[[Tensor], Tensor]
+Score = Callable[[Float32[np.ndarray, "n classes"]], float | None]
+"""Logits of the validation tiles to the monitored metric; larger is better, None when undefined."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that the loop reads."""
+
+    plan: BatchPlan
+    source: PixelSource
+    labels: Int[np.ndarray, "n"]
+    keys: UInt64[np.ndarray, "n"]
+    targets: Targets | None
+    validation: PixelSource
+    validation_rows: Int[np.ndarray, "_"]
+    score: Score | None
+
+
+@dataclass
+class Outcome:
+    """How a training ended."""
+
+    steps: int
+    chosen_step: int
+    score: float | None
+    tiles_seen: int
+    seconds: float
+    tiles_per_second: float
+    waiting: float
+    trainable_parameters: int
+    stopped_early: bool
+
+
+@dataclass
+class _Clock:
+    start: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    tiles: int = 0
+
+    def speed(self) -> float:
+        return self.tiles / max(time.perf_counter() - self.start, 1e-9)
+
+    def waiting(self) -> float:
+        return self.waited / max(time.perf_counter() - self.start, 1e-9)
+
+
+def train(
+    config: Config,
+    student: Student,
+    normalise: Normalise,
+    data: TrainingData,
+    folder: Path,
+    here: Processes,
+    accelerator: "Accelerator",
+) -> Outcome:
+    """Train the student; it holds the chosen weights afterwards.
+
+    A killed run goes on from its last checkpoint: batches and augmentation depend on (seed, step, tile id) only.
+
+    Args:
+        config: Resolved configuration.
+        student: On the device of `here`.
+        normalise: Of the backbone, pixels 0..255 to what it expects.
+        data: Tiles, labels, targets and the batch plan.
+        folder: The run's folder.
+        here: The processes.
+        accelerator: Mixed precision and gradient exchange.
+    """
+    t = config.training
+    optimizer = _optimizer(student, t)
+    checkpoints = folder / "checkpoints"
+    progress = load_checkpoint(checkpoints, student, optimizer)
+    if accelerator.scaler is not None and progress.scale:
+        accelerator.scaler.load_state_dict(progress.scale)
+    model = accelerator.prepare_model(student)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer.optimizer, lambda step: warmup_cosine(step, t.steps, t.warmup)
+    )
+    for _ in range(progress.step):
+        schedule.step()
+    log = _Log(folder / "metrics.jsonl", progress.step, here, accelerator)
+    clock = _Clock()
+    batches = _slices(data, range(progress.step, t.steps), here, t.accumulation)
+    with progress_bar(f"training {config.arm or config.name}", t.steps, shown=here.main, done=progress.step) as advance:
+        while progress.step < t.steps and not progress.stopped:
+            step = progress.step
+            model.train()
+            torch.manual_seed(config.seed * 1_000_003 + step * 1009 + here.rank)  # dropout, if any
+            terms = _one_step(config, model, normalise, data, batches, step, here, accelerator, clock)
+            norm = _clip(accelerator, student, t.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            rate = schedule.get_last_lr()[0]
+            schedule.step()
+            progress.step += 1
+            last = progress.step == t.steps
+            row: dict[str, Any] = {}
+            if progress.step % t.log_every == 0 or last or step == 0:
+                row = _global_terms(terms, here) | {"learning_rate": rate, "gradient_norm": norm}
+                row |= {"tiles_per_second": round(clock.speed(), 2), "waiting": round(clock.waiting(), 4)}
+            if data.score is not None and (progress.step % t.evaluate_every == 0 or last):
+                logits = predict_logits(
+                    student, normalise, data.validation, data.validation_rows, here, config.evaluation.batch_size
+                )
+                row[f"validation_{t.monitor}"] = score = data.score(logits)
+                _look(progress, score, t, checkpoints, student, here)
+            if row:
+                log.write(progress.step, row)
+            if progress.step % t.checkpoint_every == 0 or last or progress.stopped:
+                progress.scale = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+                if here.main:
+                    save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
+                here.wait()
+            advance(1, f"{clock.speed():.0f} tiles/s, waiting {clock.waiting():.0%}")
+    chosen = progress.best_step or progress.step
+    if progress.best_step:
+        load_weights(best_file(checkpoints, progress.best_step), student)
+    return Outcome(
+        steps=progress.step,
+        chosen_step=chosen,
+        score=progress.best_score,
+        tiles_seen=progress.step * t.tiles_per_step,
+        seconds=round(time.perf_counter() - clock.start, 2),
+        tiles_per_second=round(clock.speed(), 2),
+        waiting=round(clock.waiting(), 4),
+        trainable_parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
+        stopped_early=progress.stopped,
+    )
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Share of the learning rate at a step: a linear rise over `warmup * steps`, then half a cosine to 0."""
+    rise = round(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+
+
+@torch.inference_mode()
+def predict_logits(
+    student: Student,
+    normalise: Normalise,
+    source: PixelSource,
+    rows: Int[np.ndarray, "n"],
+    here: Processes,
+    batch_size: int,
+) -> Float32[np.ndarray, "n classes"]:
+    """Logits of these rows of a source, in their order; the processes share the batches."""
+    student.eval()
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    own = {}
+    for batch, pixels in source.ahead(here.share(batches)):
+        inputs = normalise(torch.from_numpy(pixels).to(here.device))
+        own[int(batch[0])] = student(inputs).logits.float().cpu().numpy()
+    merged: dict[int, Float32[np.ndarray, "_ classes"]] = {}
+    for part in here.gather(own):
+        merged |= part
+    return np.concatenate([merged[int(batch[0])] for batch in batches])
+
+
+def _optimizer(student: Student, t: TrainingConfig) -> torch.optim.Optimizer:
+    trained = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": t.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # biases and norms
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=t.learning_rate)
+
+
+Slice = tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]
+
+
+def _slices(data: TrainingData, steps: range, here: Processes, accumulation: int) -> Iterator[Slice]:
+    """This process's micro-batches, step after step, read ahead."""
+    return data.source.ahead(rows for step in steps for rows in _own_parts(data.plan.rows(step), here, accumulation))
+
+
+def _own_parts(of_batch: Int[np.ndarray, "b"], here: Processes, accumulation: int) -> list[Int[np.ndarray, "_"]]:
+    """This process's slice of something that has one entry per tile of the global batch, cut into micro-batches."""
+    return np.array_split(of_batch[here.rank :: here.count], accumulation)
+
+
+def _one_step(
+    config: Config,
+    model: torch.nn.Module,
+    normalise: Normalise,
+    data: TrainingData,
+    batches: Iterator[Slice],
+    step: int,
+    here: Processes,
+    accelerator: "Accelerator",
+    clock: _Clock,
+) -> dict[str, Tensor]:
+    """Forward and backward of one global batch; this process's share of each loss term."""
+    t = config.training
+    everything = data.plan.rows(step)
+    keys = _own_parts(data.keys[everything] + _SALT * occurrences(everything), here, t.accumulation)
+    labelled = max(int((data.labels[everything] >= 0).sum()), 1)
+    distilled = max(int(_distilled(config, data, everything).sum()), 1)
+    terms: dict[str, Tensor] = {}
+    for micro in range(t.accumulation):
+        before = time.perf_counter()
+        rows, pixels = next(batches)
+        clock.waited += time.perf_counter() - before
+        clock.tiles += len(rows) * here.count
+        images = torch.from_numpy(pixels).to(here.device, non_blocking=True)
+        inputs = normalise(augment(images, keys[micro], config.seed, step, t.augmentation))
+        targets = torch.from_numpy(data.labels[rows]).to(here.device)
+        exchange = accelerator.no_sync(model) if micro < t.accumulation - 1 else _nothing()
+        with exchange:
+            with accelerator.autocast():
+                output = model(inputs)
+            found = {"cross_entropy": cross_entropy_sum(output.logits.float(), targets, t.label_smoothing) / labelled}
+            wanted = _distilled(config, data, rows)
+            if data.targets is not None and output.projected is not None:
+                vectors = torch.from_numpy(data.targets.vectors[rows].astype(np.float32)).to(here.device)
+                mask = torch.from_numpy(wanted).to(here.device)
+                found["distillation"] = cosine_distillation_sum(output.projected.float(), vectors, mask) / distilled
+            loss = found["cross_entropy"] + config.distillation.weight * found.get("distillation", torch.zeros(()))
+            accelerator.backward(loss * here.count)  # the exchange averages over processes
+        for name, value in found.items():
+            terms[name] = terms.get(name, torch.zeros((), device=here.device)) + value.detach()
+    terms["loss"] = terms["cross_entropy"] + config.distillation.weight * terms.get("distillation", torch.zeros(()))
+    return terms
+
+
+def occurrences(rows: Int[np.ndarray, "b"]) -> UInt64[np.ndarray, "b"]:
+    """How often each row came before in the same batch: few labels repeat, and each copy is augmented anew."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    counts = np.empty(len(rows), dtype=np.uint64)
+    counts[order] = (np.arange(len(rows)) - first).astype(np.uint64)
+    return counts
+
+
+def _distilled(config: Config, data: TrainingData, rows: Int[np.ndarray, "b"]) -> np.ndarray:
+    """Which of these tiles are distilled."""
+    if data.targets is None or config.distillation.tiles == "none":
+        return np.zeros(len(rows), dtype=bool)
+    wanted = data.targets.valid[rows]
+    return wanted & (data.labels[rows] >= 0) if config.distillation.tiles == "labelled" else wanted
+
+
+def _clip(accelerator: "Accelerator", student: Student, most: float) -> float:
+    trained = [p for p in student.parameters() if p.requires_grad]
+    norm = accelerator.clip_grad_norm_(trained, most if most > 0 else math.inf)
+    return float(norm) if norm is not None else math.nan
+
+
+def _global_terms(terms: Mapping[str, Tensor], here: Processes) -> dict[str, float]:
+    """Loss terms summed over the processes (each is this process's share of a global mean)."""
+    parts = here.gather({name: float(value) for name, value in terms.items()})
+    return {name: sum(part[name] for part in parts) for name in terms}
+
+
+def _look(
+    progress: Progress, score: float | None, t: TrainingConfig, folder: Path, student: Student, here: Processes
+) -> None:
+    """Take note of a validation score; keep the weights when it is the best so far."""
+    if score is not None and (progress.best_score is None or score > progress.best_score):
+        progress.best_score, progress.best_step, progress.looks_without_gain = score, progress.step, 0
+        if here.main:
+            save_weights(best_file(folder, progress.step), student)
+        here.wait()
+    else:
+        progress.looks_without_gain += 1
+        progress.stopped = t.patience is not None and progress.looks_without_gain >= t.patience
+
+
+class _Log:
+    """metrics.jsonl, and the tracker if there is one; rows after the resumed step are dropped."""
+
+    def __init__(self, path: Path, step: int, here: Processes, accelerator: "Accelerator") -> None:
+        self._path, self._here, self._accelerator = path, here, accelerator
+        if here.main and path.is_file():
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+            path.write_text(kept, encoding="utf-8")
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        if self._here.main:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **row}) + "\n")
+        self._accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()

@@ -1,0 +1,25 @@
+"""Evaluate a finished run again: predictions.parquet first, then results.json, summary.md and plots from it."""
+
+from clipit.errors import user_errors
+from clipit.settings import read_command
+
+
+def main() -> None:
+    """Parse, predict, score, say where everything lies."""
+    with user_errors():
+        config, _ = read_command(__doc__ or "")
+        from clipit.experiments.evaluation import evaluate_run
+        from clipit.experiments.materials import Materials
+        from clipit.experiments.run import run_folder
+        from clipit.reporting.tables import metrics_table
+        from clipit.training.arms import resolve_arm
+
+        config = resolve_arm(config)
+        folder = run_folder(config)
+        results = evaluate_run(config, Materials(config), folder)
+        if results:
+            print(f"{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}")
+
+
+if __name__ == "__main__":
+    main()

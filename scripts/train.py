@@ -1,0 +1,28 @@
+"""Train one run: build what it lacks, train the student, export the classifier, evaluate."""
+
+from clipit.errors import user_errors
+from clipit.settings import read_command
+
+
+def main() -> None:
+    """Parse, run, say where everything lies."""
+    with user_errors():
+        config, _ = read_command(__doc__ or "")
+        from clipit.distributed import processes
+        from clipit.experiments.run import train_run
+        from clipit.reporting.tables import metrics_table
+
+        folder = train_run(config)
+        if processes().main:
+            import json
+
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            if results["note"]:
+                print(f"\nnote: {results['note']}")
+            print(
+                f"\n{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}\nclassifier: {folder / 'classifier'}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Intervals: coverage, groups, pairing, and saying so when there is none."""
+
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from clipit.errors import DataError
+from clipit.evaluation import intervals
+from clipit.evaluation.predictions import softmax
+
+
+def two_columns(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels alternate; a tile is predicted rightly where `correct`."""
+    labels = np.arange(len(correct)) % 2
+    chosen = np.where(correct, labels, 1 - labels)
+    return labels.astype(np.int64), np.where(chosen[:, None] == np.arange(2), 0.9, 0.1).astype(np.float32)
+
+
+def no_groups(n: int) -> np.ndarray:
+    return np.full(n, "")
+
+
+def test_coverage_is_about_95_percent() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for trial in range(200):
+        labels, probabilities = two_columns(generator.random(150) < 0.8)
+        found = intervals.bootstrap_intervals(labels, probabilities, no_groups(150), 200, trial)["accuracy"]
+        assert found.low is not None and found.high is not None
+        held += found.low <= 0.8 <= found.high
+    assert 0.89 <= held / 200 <= 0.99
+
+
+def test_equal_to_resampling_one_by_one() -> None:
+    labels, probabilities = two_columns(np.random.default_rng(0).random(400) < 0.7)
+    correct = probabilities.argmax(1) == labels
+    generator = np.random.default_rng(5)
+    slow = [correct[generator.integers(0, 400, 400)].mean() for _ in range(4000)]
+    fast = intervals.bootstrap_intervals(labels, probabilities, no_groups(400), 4000, 1)["accuracy"]
+    assert (fast.low, fast.high) == pytest.approx(tuple(np.quantile(slow, [0.025, 0.975])), abs=0.004)
+
+
+def test_groups_make_it_wider_on_clustered_tiles() -> None:
+    generator = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 25)
+    correct = generator.random(1000) < generator.uniform(0.5, 1.0, 40)[group]
+    labels, probabilities = two_columns(correct)
+    tiles = intervals.bootstrap_intervals(labels, probabilities, no_groups(1000))["accuracy"]
+    groups = intervals.bootstrap_intervals(labels, probabilities, np.array([f"p{g}" for g in group]))["accuracy"]
+    assert (groups.high - groups.low) > 1.5 * (tiles.high - tiles.low)
+
+
+def test_groups_of_one_tile_are_tiles_and_unknown_groups_stand_alone() -> None:
+    labels, probabilities = two_columns(np.random.default_rng(0).random(60) < 0.7)
+    alone = intervals.bootstrap_intervals(labels, probabilities, np.array([f"g{i:02}" for i in range(60)]))
+    assert alone == intervals.bootstrap_intervals(labels, probabilities, no_groups(60))
+    numbers = intervals.group_numbers(np.array(["a", "", "b", "a", ""]))
+    assert len(set(numbers.tolist())) == 4 and numbers[0] == numbers[3]
+
+
+def test_seeded() -> None:
+    labels, probabilities = two_columns(np.random.default_rng(0).random(90) < 0.7)
+    runs = [intervals.bootstrap_intervals(labels, probabilities, no_groups(90), 300, seed) for seed in (3, 3, 4)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_paired_difference_is_narrower_than_two_intervals_and_signed() -> None:
+    generator = np.random.default_rng(0)
+    right = generator.random(800) < 0.7
+    better = right | (generator.random(800) < 0.1)
+    labels, first = two_columns(right)
+    _, second = two_columns(better)
+    found = intervals.paired_differences(labels, first, second, no_groups(800))["accuracy"]
+    assert found.value == pytest.approx(better.mean() - right.mean())
+    assert found.interval.low > 0
+    alone = intervals.bootstrap_intervals(labels, first, no_groups(800))["accuracy"]
+    assert found.interval.high - found.interval.low < 0.7 * (alone.high - alone.low)
+    same = intervals.paired_differences(labels, first, first, no_groups(800))["macro_f1"]
+    assert (same.value, same.interval.low, same.interval.high) == (0, 0, 0)
+
+
+def test_no_interval_says_why() -> None:
+    labels, probabilities = two_columns(np.ones(10, bool))
+    one = intervals.bootstrap_intervals(labels, probabilities, np.full(10, "patient"))["accuracy"]
+    assert one.low is None and "1 independent unit" in one.reason
+    none = intervals.bootstrap_intervals(labels, probabilities, no_groups(10), 0)["accuracy"]
+    assert none.low is None and "no resamples" in none.reason
+    rare = np.array([1] + [0] * 9)
+    auroc = intervals.bootstrap_intervals(rare, probabilities, no_groups(10))["auroc"]
+    assert auroc.low is None and "of 1000 resamples" in auroc.reason
+    empty = intervals.bootstrap_intervals(labels[:0], probabilities[:0], no_groups(0))
+    assert empty["accuracy"].low is None
+
+
+def test_t_interval() -> None:
+    values = [0.71, 0.74, 0.69, 0.75]
+    expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert intervals.t_interval(values) == pytest.approx(expected)
+    assert intervals.t_interval([0.7]) is None
+    with pytest.raises(DataError):
+        intervals.t_interval([0.7, float("nan")])
+
+
+def test_a_large_test_set_is_quick() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 33_000)
+    logits = generator.normal(size=(33_000, 2))
+    logits[np.arange(33_000), labels] += 1
+    start = time.perf_counter()
+    intervals.bootstrap_intervals(labels, softmax(logits), no_groups(33_000))
+    assert time.perf_counter() - start < 30  # about 1 s; a loop over resamples takes minutes

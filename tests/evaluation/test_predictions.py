@@ -1,0 +1,145 @@
+"""The predictions table and what is computed from it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from clipit.errors import DataError
+from clipit.evaluation.evaluate import compare_predictions, evaluate_predictions
+from clipit.evaluation.predictions import Predictions, read_predictions, softmax, write_predictions
+
+CLASSES = ("AC", "H", "S")
+
+
+def example(n: int = 90, groups: bool = True) -> Predictions:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, n)
+    logits = generator.normal(size=(n, 3))
+    logits[np.arange(n), labels] += 1
+    labels[:5] = -1
+    return Predictions(
+        ids=np.array([f"tile-{i:03}" for i in range(n)][::-1]),
+        splits=np.where(np.arange(n) % 3 == 0, "validation", "test"),
+        labels=labels,
+        groups=np.array([f"p{i % 10}" if groups else "" for i in range(n)]),
+        classes=CLASSES,
+        probabilities=softmax(logits),
+        zero_shot=softmax(generator.normal(size=(n, 3))),
+    )
+
+
+def test_round_trip_is_sorted_by_id(tmp_path: Path) -> None:
+    predictions = example()
+    write_predictions(tmp_path / "predictions.parquet", predictions)
+    back = read_predictions(tmp_path / "predictions.parquet")
+    assert back.ids.tolist() == sorted(predictions.ids.tolist())
+    np.testing.assert_array_equal(back.probabilities, predictions.probabilities[::-1])
+    assert back.zero_shot is not None and predictions.zero_shot is not None
+    np.testing.assert_array_equal(back.zero_shot, predictions.zero_shot[::-1])
+    np.testing.assert_array_equal(back.labels, predictions.labels[::-1])
+    assert back.classes == CLASSES
+    names = pq.read_schema(tmp_path / "predictions.parquet").names
+    assert names == ["id", "split", "label", "group", "p_AC", "p_H", "p_S", "zs_AC", "zs_H", "zs_S"]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
+
+
+def test_without_zero_shot(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.parquet", dataclasses.replace(example(), zero_shot=None))
+    assert read_predictions(tmp_path / "p.parquet").zero_shot is None
+
+
+def changed(name: str, row: int, value: object) -> Predictions:
+    predictions = example()
+    column = getattr(predictions, name).copy()
+    column[row] = value
+    return dataclasses.replace(predictions, **{name: column})
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        (changed("ids", 3, "tile-001"), "given twice: tile-001"),
+        (changed("labels", 3, 3), "outside the 3 classes"),
+        (changed("labels", 3, -2), "outside the 3 classes"),
+        (changed("probabilities", 3, np.nan), "not finite"),
+        (changed("probabilities", 3, [0.5, 0.2, 0.1]), "summing to 1 for 1 tiles: tile-086"),
+        (changed("probabilities", 3, [1.5, -0.5, 0.0]), "negative"),
+        (changed("zero_shot", 3, 0.9), "zero-shot"),
+        (dataclasses.replace(example(), classes=(*CLASSES, "T")), "90 x 3, expected 90 x 4"),
+    ],
+)
+def test_wrong_predictions_are_not_written(tmp_path: Path, predictions: Predictions, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        write_predictions(tmp_path / "p.parquet", predictions)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    with pytest.raises(DataError, match="no predictions here"):
+        read_predictions(path)
+    path.write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="unreadable"):
+        read_predictions(path)
+    write_predictions(path, example())
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["p_H"]), path)
+    with pytest.raises(DataError, match="missing columns: p_H"):
+        read_predictions(path)
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(DataError, match="what its classes are"):
+        read_predictions(path)
+
+
+def test_results_come_from_the_table_alone(tmp_path: Path) -> None:
+    predictions = example()
+    write_predictions(tmp_path / "p.parquet", predictions)
+    results = evaluate_predictions(read_predictions(tmp_path / "p.parquet"), ("validation", "test"), 200, 1)
+    assert results == evaluate_predictions(predictions, ("validation", "test"), 200, 1)
+    test = results["splits"]["test"]
+    rows = (predictions.splits == "test") & (predictions.labels >= 0)
+    expected = balanced_accuracy_score(predictions.labels[rows], predictions.probabilities[rows].argmax(1))
+    score = test["metrics"]["balanced_accuracy"]
+    assert score["value"] == pytest.approx(expected)
+    assert score["low"] < score["value"] < score["high"]
+    assert (test["n"], test["labelled"], test["groups"]) == (60, int(rows.sum()), 10)
+    assert test["resampled"] == "10 groups"
+    assert np.sum(test["confusion"]) == rows.sum()
+    assert [row["class"] for row in test["per_class"]] == list(CLASSES)
+    assert test["zero_shot"]["metrics"]["accuracy"]["value"] < score["value"]
+    json.loads(json.dumps(results, allow_nan=False))
+
+
+def test_without_groups_tiles_are_resampled() -> None:
+    results = evaluate_predictions(example(groups=False), ["test"], 50)
+    assert results["splits"]["test"]["resampled"] == "57 tiles"
+
+
+def test_a_split_without_labels_has_no_scores_and_says_so() -> None:
+    predictions = dataclasses.replace(example(), labels=np.full(90, -1))
+    metrics = evaluate_predictions(predictions, ["test"], 50)["splits"]["test"]["metrics"]
+    assert metrics["accuracy"] == {"value": None, "low": None, "high": None, "reason": "no labelled tile"}
+
+
+def test_a_split_that_is_not_there() -> None:
+    with pytest.raises(DataError, match="the table has: test, validation"):
+        evaluate_predictions(example(), ["train"])
+
+
+def test_comparison_is_by_id_and_refuses_other_tiles() -> None:
+    predictions = example()
+    worse = dataclasses.replace(predictions, probabilities=predictions.zero_shot).by_id()
+    found = compare_predictions(predictions, worse, "test", 200)
+    results = [evaluate_predictions(p, ["test"], 0)["splits"]["test"]["metrics"] for p in (predictions, worse)]
+    for name, difference in found.items():
+        assert difference["value"] == pytest.approx(results[1][name]["value"] - results[0][name]["value"])
+    assert found["accuracy"]["high"] < 0
+    with pytest.raises(DataError, match="same test tiles"):
+        compare_predictions(predictions, predictions.take(np.arange(40)), "test")
+    with pytest.raises(DataError, match="same test tiles"):
+        compare_predictions(predictions, dataclasses.replace(worse, labels=np.zeros(90, np.int64)), "test")

@@ -1,0 +1,278 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import clipit
+from clipit.config import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
+from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.models.backbones import Backbone, load_backbone
+from clipit.models.classifier import export_classifier
+from clipit.models.inference import Classifier
+from clipit.models.student import Student, build_student
+from clipit.models.vlm import VLM, load_vlm
+
+CLASSES = ("adipose", "mucin", "tumour")
+LINEAR = StudentConfig()
+
+
+@pytest.fixture(scope="module")
+def vlm(clip_folder: Path) -> VLM:
+    return load_vlm(VLMConfig(name=str(clip_folder)))
+
+
+def trained(folder: Path | str, config: StudentConfig, tuning: str = "lora") -> tuple[Student, Backbone]:
+    """A student whose LoRA weights and heads are no longer at their start."""
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=str(folder), pretrained=isinstance(folder, Path)))
+    student = build_student(backbone, config, LoraConfig(rank=2), tuning, n_classes=3, joint_dim=24)  # type: ignore[arg-type]
+    for weight in student.parameters():
+        if weight.requires_grad:
+            weight.data.add_(0.1 * torch.randn_like(weight))
+    return student.eval(), backbone
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def export(
+    folder: Path, timm_folder: Path | str, config: StudentConfig, vlm: VLM, **more: object
+) -> tuple[Student, Backbone, Classifier]:
+    student, backbone = trained(timm_folder, config)
+    rng = np.random.default_rng(0)
+    text = {}
+    if config.projector_layers:
+        text = {
+            "vlm_info": vlm.describe(),
+            "text_mean": rng.normal(size=24).astype(np.float32) * 0.05,
+            "prompts": {"tiny": (CLASSES, rng.normal(size=(3, 24)).astype(np.float32))},
+        }
+    export_classifier(student, backbone, folder, classes=CLASSES, **text, **more)  # type: ignore[arg-type]
+    return student, backbone, clipit.load_classifier(folder, device="cpu")
+
+
+def forward(
+    student: Student, backbone: Backbone, pictures: list[Image.Image]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    pixels = torch.from_numpy(np.stack([backbone.preprocess.pixels(p) for p in pictures]))
+    with torch.no_grad():
+        output = student(backbone.preprocess.normalise(pixels))
+    return output.logits, output.projected
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        StudentConfig(projector_layers=0),
+        LINEAR,
+        StudentConfig(head="late_fusion", projector_layers=1),
+        StudentConfig(head="late_fusion", projector_layers=2),
+    ],
+)
+def test_round_trip(
+    tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image], config: StudentConfig
+) -> None:
+    student, backbone, classifier = export(tmp_path / "c", timm_folder, config, vlm)
+    logits, projected = forward(student, backbone, pictures)
+    probabilities = classifier.predict_proba(pictures, batch_size=3)
+    np.testing.assert_allclose(probabilities, logits.double().softmax(1).numpy(), atol=1e-5)
+    assert classifier.predict(pictures) == [CLASSES[i] for i in logits.argmax(1)]
+    if projected is None:
+        with pytest.raises(ModelError, match="without text"):
+            classifier.zero_shot(pictures)
+        return
+    np.testing.assert_allclose(classifier.project(pictures), projected.numpy(), atol=1e-4)
+    prompts = np.random.default_rng(0)
+    prompts.normal(size=24)
+    embeddings = prompts.normal(size=(3, 24)).astype(np.float32)
+    scores = vlm.logit_scale * unit(projected.double().numpy()) @ unit(embeddings.astype(float)).T
+    wanted = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    np.testing.assert_allclose(classifier.zero_shot(pictures), wanted, atol=1e-4)
+
+
+def test_opens_in_plain_timm_and_transformers(
+    tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]
+) -> None:
+    from transformers import pipeline
+
+    student, backbone, _ = export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    model = timm.create_model(f"local-dir:{tmp_path / 'c'}", pretrained=True).eval()
+    pixels = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), student(pixels).logits, atol=1e-4, rtol=1e-4)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg), is_training=False)
+    logits, _ = forward(student, backbone, pictures)
+    with torch.no_grad():
+        torch.testing.assert_close(model(torch.stack([transform(p) for p in pictures])), logits, atol=1e-4, rtol=1e-4)
+    square = pictures[2]
+    found = {row["label"]: row["score"] for row in pipeline("image-classification", model=str(tmp_path / "c"))(square)}
+    wanted = dict(zip(CLASSES, forward(student, backbone, [square])[0].softmax(1)[0].tolist(), strict=True))
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_other_families_fully_tuned(tmp_path: Path, vlm: VLM, name: str) -> None:
+    student, backbone = trained(name, LINEAR, "full")
+    export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info=vlm.describe())
+    model = timm.create_model(f"local-dir:{tmp_path / 'c'}", pretrained=True).eval()
+    pixels = torch.randn(2, 3, backbone.preprocess.size, backbone.preprocess.size)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixels), student(pixels).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_linear_head_over_a_backbone_without_a_plain_one(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    from dataclasses import replace
+
+    student, backbone = trained(timm_folder, LINEAR)
+    export_classifier(
+        student, replace(backbone, plain_head=False), tmp_path / "c", classes=CLASSES, vlm_info=vlm.describe()
+    )
+    assert set(load_file(tmp_path / "c" / "heads.safetensors")) == {"image_head.weight", "image_head.bias"}
+
+
+def test_the_folder_holds_what_it_should_and_no_more(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    import peft
+
+    folder = tmp_path / "c"
+    student, _, classifier = export(folder, timm_folder, LINEAR, vlm, provenance={"run": "x"}, mpp=0.25)
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter", "clipit.json", "config.json", "model.safetensors", "zero_shot.safetensors",
+    }  # fmt: skip
+    assert set(load_file(folder / "zero_shot.safetensors")) == {
+        "projector.weight",
+        "projector.bias",
+        "text_mean",
+        "prompts.tiny",
+    }
+    config = json.loads((folder / "config.json").read_text())
+    assert "num_classes" not in config["model_args"] and config["label_names"] == list(CLASSES)
+    assert (classifier.spec.mpp, classifier.spec.provenance["run"]) == (0.25, "x")
+    fresh = load_backbone(BackboneConfig(name=str(timm_folder))).module
+    adapted = peft.PeftModel.from_pretrained(fresh, folder / "adapter").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(pixels), student(pixels).features)
+    assert str(timm_folder) not in (folder / "adapter" / "adapter_config.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
+    _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    texts = {"fat": ["adipose tissue", "an image of adipose tissue"], "slime": "mucin"}
+    mean = load_file(tmp_path / "c" / "zero_shot.safetensors")["text_mean"].numpy()
+    raw = {name: vlm.encode_texts([t] if isinstance(t, str) else t).numpy() for name, t in texts.items()}
+    wanted = np.stack([unit(unit(unit(v) - mean).mean(0)) for v in raw.values()])
+    np.testing.assert_allclose(classifier.prompt_embeddings(texts), wanted, atol=1e-5)
+    from_texts = classifier.zero_shot(pictures, texts)
+    assert from_texts.shape == (4, 2)
+    np.testing.assert_allclose(from_texts.sum(1), 1)
+    np.testing.assert_allclose(classifier.zero_shot(pictures, raw), from_texts, atol=1e-5)
+    np.testing.assert_allclose(classifier.zero_shot(pictures, "tiny"), classifier.zero_shot(pictures))
+    with pytest.raises(ModelError, match="tiny"):
+        classifier.zero_shot(pictures, "absent")
+    with pytest.raises(DataError, match="24 dimensions"):
+        classifier.zero_shot(pictures, {"a": np.zeros(5)})
+    with pytest.raises(DataError, match="at least one text"):
+        classifier.zero_shot(pictures, {"a": []})
+
+
+def test_absent_and_foreign_vlm(
+    tmp_path: Path, timm_folder: Path, open_clip_folder: Path, vlm: VLM, pictures: list[Image.Image]
+) -> None:
+    export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    description = json.loads((tmp_path / "c" / "clipit.json").read_text())
+    description["vlm"]["name"] = str(tmp_path / "gone")
+    (tmp_path / "c" / "clipit.json").write_text(json.dumps(description))
+    texts = {"fat": ["adipose"], "slime": ["mucin"]}
+    absent = clipit.load_classifier(tmp_path / "c", "cpu")
+    assert absent.zero_shot(pictures).shape == (4, 3)
+    with pytest.raises(ModelError, match="vlm=FOLDER"):
+        absent.zero_shot(pictures, texts)
+    with pytest.raises(ModelError, match="another VLM"):
+        clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(open_clip_folder)).zero_shot(pictures, texts)
+    assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name).zero_shot(pictures, texts).shape == (4, 2)
+
+
+def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
+    _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    picture = pictures[2]
+    picture.save(tmp_path / "a.png")
+    mixed = [picture, str(tmp_path / "a.png"), tmp_path / "a.png", np.asarray(picture)]
+    rows = classifier.predict_proba(mixed)
+    assert np.abs(rows - rows[0]).max() < 1e-6
+    assert classifier.predict_proba([]).shape == (0, 3)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for bad, words in [
+        (tmp_path / "cut.png", r"cut\.png"),
+        (tmp_path / "gone.png", r"gone\.png"),
+        (np.zeros((4, 4)), r"images\[1\]"),
+        (Image.open(tmp_path / "cut.png"), r"cut\.png"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            classifier.predict([picture, bad])
+    with pytest.raises(DataError, match="list"):
+        classifier.predict(str(tmp_path / "a.png"))  # type: ignore[arg-type]
+
+
+def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    student, backbone = trained(timm_folder, LINEAR)
+    with pytest.raises(ModelError, match="2 class names"):
+        export_classifier(student, backbone, tmp_path / "c", classes=("a", "b"))
+    with pytest.raises(ModelError, match="prompt set x"):
+        export_classifier(
+            student, backbone, tmp_path / "c", classes=CLASSES, prompts={"x": (["a"], np.zeros((1, 9), np.float32))}
+        )
+    with pytest.raises(ModelError, match="joint space has 9"):
+        export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info={"joint_dim": 9})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ArtifactError, match="something else"):
+        export_classifier(student, backbone, tmp_path / "mine", classes=CLASSES)
+    student.image_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="differs"):
+        export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
+    assert not (tmp_path / "c").exists()
+
+
+def test_exporting_again_replaces_and_leaves_the_student_alone(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    student, backbone = trained(timm_folder, LINEAR)
+    student.train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    for _ in range(2):
+        export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
+    assert student.training and all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert set(before) == set(student.state_dict())
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_damaged_folders(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    with pytest.raises(ModelError, match=r"clipit\.json"):
+        clipit.load_classifier(timm_folder)
+    copy = Path(shutil.copytree(tmp_path / "c", tmp_path / "d"))
+    (copy / "zero_shot.safetensors").unlink()
+    with pytest.raises(ModelError, match="zero_shot"):
+        clipit.load_classifier(copy)
+    (tmp_path / "c" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="again"):
+        clipit.load_classifier(tmp_path / "c")
+    (tmp_path / "c" / "clipit.json").write_text("{}")
+    with pytest.raises(ModelError, match="format None"):
+        clipit.load_classifier(tmp_path / "c")
+
+
+def test_importing_clipit_stays_light() -> None:
+    code = "import clipit, sys; clipit.errors if hasattr(clipit, 'errors') else 0; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError):
+        clipit.nonsense  # noqa: B018

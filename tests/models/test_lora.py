@@ -1,0 +1,108 @@
+import copy
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from clipit.config import BackboneConfig, LoraConfig
+from clipit.errors import ModelError
+from clipit.models.backbones import load_backbone
+from clipit.models.lora import add_lora, check_gradients, lora_state_dict, merge_lora, target_modules
+
+
+def trunk(folder: Path) -> torch.nn.Module:
+    return load_backbone(BackboneConfig(name=str(folder))).module
+
+
+def shake(module: torch.nn.Module) -> None:
+    """Move the LoRA weights away from their start, where the update is zero."""
+    for name, weight in module.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+
+
+def test_targets_by_kind_and_name(timm_folder: Path) -> None:
+    vit = trunk(timm_folder)
+    assert target_modules(vit, ("qkv",)) == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
+    assert target_modules(vit, ("projection",)) == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
+    assert target_modules(vit, ("mlp", "fc1")) == [f"blocks.{i}.mlp.fc{j}" for i in (0, 1) for j in (1, 2)]
+    assert target_modules(vit, ("patch_embed",)) == ["patch_embed.proj"]
+    assert target_modules(vit, ("blocks.1.attn.qkv",)) == ["blocks.1.attn.qkv"]
+
+
+def test_kinds_of_other_families() -> None:
+    with torch.device("cpu"):
+        swiglu = timm.create_model("test_vit3", pretrained=False)
+    assert target_modules(swiglu, ("qkv", "projection", "mlp", "patch_embed"))
+    eva = timm.create_model("eva02_tiny_patch14_224", pretrained=False, depth=1, num_classes=0)
+    found = {name.rpartition(".")[2] for name in target_modules(eva, ("qkv", "mlp"))}
+    assert found >= {"q_proj", "k_proj", "v_proj", "fc1_g", "fc1_x", "fc2"}
+
+
+@pytest.mark.parametrize("target", ["nonsense", "norm1", "blocks.7.attn.qkv", ""])
+def test_target_without_match(timm_folder: Path, target: str) -> None:
+    with pytest.raises(ModelError, match=r"qkv \(2\).*mlp \(4\)"):
+        add_lora(trunk(timm_folder), LoraConfig(targets=(target,)))
+
+
+def test_kind_that_the_backbone_lacks() -> None:
+    with pytest.raises(ModelError, match="'qkv' matches no"):
+        add_lora(timm.create_model("test_resnet", num_classes=0), LoraConfig(targets=("qkv",)))
+    with pytest.raises(ModelError, match="no LoRA targets"):
+        add_lora(timm.create_model("test_resnet", num_classes=0), LoraConfig(targets=()))
+
+
+def test_only_lora_is_trainable_and_starts_as_nothing(timm_folder: Path) -> None:
+    plain = trunk(timm_folder)
+    adapted = add_lora(copy.deepcopy(plain), LoraConfig(rank=2, targets=("qkv", "patch_embed"))).eval()
+    trainable = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert len(trainable) == 6 and all("lora_" in name for name in trainable)
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(adapted(pixels), plain(pixels))
+
+
+def test_merged_equals_unmerged(timm_folder: Path) -> None:
+    adapted = add_lora(
+        trunk(timm_folder), LoraConfig(rank=2, targets=("qkv", "projection", "mlp", "patch_embed"))
+    ).eval()
+    shake(adapted)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = adapted(pixels)
+        merged = merge_lora(adapted)
+        torch.testing.assert_close(merged(pixels), before, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(before, trunk(timm_folder)(pixels), atol=1e-2)
+    assert set(merged.state_dict()) == set(trunk(timm_folder).state_dict())
+
+
+def test_gradients(timm_folder: Path) -> None:
+    adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2))
+    with pytest.raises(ModelError, match="16 of 16"):
+        check_gradients(adapted)
+    adapted(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    check_gradients(adapted)
+    with pytest.raises(ModelError, match="no LoRA"):
+        check_gradients(trunk(timm_folder))
+
+
+def test_a_layer_that_is_never_called_is_found(timm_folder: Path) -> None:
+    plain = trunk(timm_folder)
+    plain.unused_mlp = torch.nn.ModuleDict({"fc1": torch.nn.Linear(4, 4)})
+    adapted = add_lora(plain, LoraConfig(rank=2, targets=("mlp",)))
+    adapted(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    with pytest.raises(ModelError, match=r"2 of 10 .*unused_mlp"):
+        check_gradients(adapted)
+
+
+def test_peft_reads_the_adapter_back(timm_folder: Path, tmp_path: Path) -> None:
+    import peft
+
+    adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2), base_name="tiny")
+    shake(adapted)
+    adapted.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(trunk(timm_folder), tmp_path).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(pixels), adapted.eval()(pixels))
+    assert set(lora_state_dict(adapted)) == set(lora_state_dict(again))

@@ -1,0 +1,112 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from timm.data import create_transform
+
+from clipit.errors import ModelError
+from clipit.models.preprocess import (
+    Preprocess,
+    preprocess_from_dict,
+    preprocess_from_open_clip,
+    preprocess_from_timm,
+    preprocess_from_transformers,
+)
+
+OPENAI = {"image_mean": (0.48, 0.46, 0.41), "image_std": (0.27, 0.26, 0.28)}
+
+
+def ours(preprocess: Preprocess, image: Image.Image) -> torch.Tensor:
+    return preprocess.normalise(torch.from_numpy(preprocess.pixels(image))[None])[0]
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.875])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_equals_timm(pictures: list[Image.Image], crop_pct: float, crop_mode: str, interpolation: str) -> None:
+    config: dict[str, Any] = {
+        "input_size": (3, 32, 32), "crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation,
+        "mean": (0.7, 0.6, 0.5), "std": (0.2, 0.25, 0.3),
+    }  # fmt: skip
+    transform = create_transform(**config, is_training=False)
+    preprocess = preprocess_from_timm(config, "x")
+    for picture in pictures:
+        torch.testing.assert_close(ours(preprocess, picture), transform(picture), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+def test_equals_open_clip(pictures: list[Image.Image], mode: str) -> None:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    config = PreprocessCfg(size=32, mean=(0.7, 0.6, 0.5), std=(0.2, 0.25, 0.3), resize_mode=mode)
+    transform = image_transform_v2(config, is_train=False)
+    preprocess = preprocess_from_open_clip(vars(config), "x")
+    for picture in [*pictures, pictures[1].convert("L"), pictures[1].convert("RGBA")]:
+        wanted = transform(picture)
+        # open_clip resizes a grey or transparent picture before it becomes RGB: one level of rounding
+        exact = picture.mode == "RGB"
+        torch.testing.assert_close(ours(preprocess, picture), wanted, atol=1e-6 if exact else 0.03, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 40}, {"height": 36, "width": 36}])
+def test_near_transformers(pictures: list[Image.Image], size: dict[str, int]) -> None:
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}, **OPENAI)
+    preprocess = preprocess_from_transformers(processor.to_dict(), "x")
+    for picture in pictures:
+        smooth = picture.filter(ImageFilter.GaussianBlur(2))
+        wanted = processor(smooth, return_tensors="pt")["pixel_values"][0]
+        # transformers resizes tensors: at most 2 of 255 levels apart
+        assert float((ours(preprocess, smooth) - wanted).abs().max()) <= 2 / 255 / 0.26 + 1e-5
+
+
+def test_right_size_is_left_alone(pictures: list[Image.Image]) -> None:
+    preprocess = Preprocess(32, 32, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert np.array_equal(preprocess.pixels(pictures[0]), np.asarray(pictures[0]).transpose(2, 0, 1))
+    assert float(preprocess.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).max()) == 1.0
+
+
+def test_hash_covers_every_field_and_survives_json() -> None:
+    from dataclasses import asdict, replace
+    from json import dumps, loads
+
+    base = Preprocess(32, 36, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    others = [
+        replace(base, size=30), replace(base, resize_to=37), replace(base, mode="squash"),
+        replace(base, interpolation="bilinear"), replace(base, mean=(0.5, 0.5, 0.6)), replace(base, std=(0.5, 0.5, 0.6)),
+    ]  # fmt: skip
+    assert len({p.hash for p in [base, *others]}) == 7
+    assert preprocess_from_dict(loads(dumps(asdict(base)))) == base
+    assert "36" in base.describe()
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (preprocess_from_timm, {"crop_mode": "border"}),
+        (preprocess_from_timm, {"interpolation": "nearest"}),
+        (preprocess_from_timm, {"input_size": (3, 32, 48)}),
+        (preprocess_from_timm, {"crop_pct": 1.5}),
+    ],
+)
+def test_what_is_not_reproduced_is_refused(make: Callable[..., Preprocess], change: dict[str, Any]) -> None:
+    config = {
+        "input_size": (3, 32, 32), "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic",
+        "mean": (0.5,) * 3, "std": (0.5,) * 3,
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="preprocessing"):
+        make({**config, **change}, "x")
+
+
+def test_switched_off_steps_are_refused(clip_folder: Path) -> None:
+    import json
+
+    config = json.loads((clip_folder / "preprocessor_config.json").read_text())
+    preprocess_from_transformers(config, "x")
+    with pytest.raises(ModelError, match="switched off"):
+        preprocess_from_transformers({**config, "do_normalize": False}, "x")

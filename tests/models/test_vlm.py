@@ -1,0 +1,157 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipit.config import VLMConfig
+from clipit.errors import ModelError
+from clipit.models.loading import EMBEDDED
+from clipit.models.vlm import VLM, load_vlm
+
+
+def load(name: object) -> VLM:
+    return load_vlm(VLMConfig(name=str(name)))
+
+
+def stack(vlm: VLM, pictures: list[Image.Image]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([vlm.preprocess.pixels(picture) for picture in pictures]))
+
+
+def test_transformers_folder(clip_folder: Path, pictures: list[Image.Image]) -> None:
+    from transformers import CLIPModel
+
+    vlm = load(clip_folder)
+    assert (vlm.joint_dim, vlm.context_length, vlm.expected_mpp) == (24, 16, None)
+    assert vlm.logit_scale == pytest.approx(np.exp(2.6592), rel=1e-4)
+    texts = ["Tumour glands with necrosis.", "mucin"]
+    assert vlm.count_tokens(texts) == [7, 3]
+    pixels = stack(vlm, pictures)
+    images, words = vlm.encode_images(pixels), vlm.encode_texts(texts)
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    ids = torch.tensor(
+        [[1, 4, 5, 6, 7, len(model.text_model.embeddings.token_embedding.weight) - 1, 2], [1, 9, 2, 0, 0, 0, 0]]
+    )
+    with torch.no_grad():
+        out = model(input_ids=ids, pixel_values=vlm.preprocess.normalise(pixels), attention_mask=(ids > 0).long())
+    cosine = torch.nn.functional.cosine_similarity
+    torch.testing.assert_close(cosine(images, out.image_embeds), torch.ones(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(cosine(words, out.text_embeds), torch.ones(2), atol=1e-5, rtol=0)
+    assert not torch.allclose(words.norm(dim=1), torch.ones(2), atol=1e-3)
+    assert not words.requires_grad and not words.is_inference()
+
+
+def test_open_clip_folder(open_clip_folder: Path, pictures: list[Image.Image]) -> None:
+    import open_clip
+
+    vlm = load(open_clip_folder)
+    assert (vlm.joint_dim, vlm.context_length) == (20, 20)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{open_clip_folder}")
+    model.eval()
+    texts = ["Tumour glands, with necrosis; adenocarcinoma.", "mucin"]
+    tokens = open_clip.get_tokenizer(f"local-dir:{open_clip_folder}")(texts)
+    assert vlm.count_tokens(texts) == [int((row > 0).sum()) for row in tokens]
+    assert vlm.count_tokens(["mucin " * 30]) == [2 + 30 * (vlm.count_tokens(["mucin"])[0] - 2)]
+    with torch.no_grad():
+        wanted_images = model.encode_image(torch.stack([transform(p) for p in pictures]))
+        wanted_texts = model.encode_text(tokens)
+    torch.testing.assert_close(vlm.encode_images(stack(vlm, pictures)), wanted_images, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(vlm.encode_texts(texts), wanted_texts, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["clip_folder", "open_clip_folder"])
+def test_budget_and_bad_calls(kind: str, request: pytest.FixtureRequest) -> None:
+    vlm = load(request.getfixturevalue(kind))
+    long = "tumour " * 40
+    with pytest.raises(ModelError, match="more than"):
+        vlm.encode_texts(["mucin", long])
+    assert vlm.encode_texts(["mucin", long], truncate=True).shape == (2, vlm.joint_dim)
+    assert vlm.encode_texts([]).shape == (0, vlm.joint_dim)
+    assert vlm.count_tokens([]) == []
+    with pytest.raises(ModelError, match="list of texts"):
+        vlm.encode_texts("mucin")
+    with pytest.raises(ModelError, match="list of texts"):
+        vlm.count_tokens("mucin")
+    with pytest.raises(ModelError, match="32 x 32"):
+        vlm.encode_images(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))
+
+
+def test_precision_changes_values_only_a_little(clip_folder: Path) -> None:
+    full = load(clip_folder)
+    half = load_vlm(VLMConfig(name=str(clip_folder), precision="bf16"))
+    a, b = full.encode_texts(["mucin"]), half.encode_texts(["mucin"])
+    assert b.dtype == torch.float32 and full.fingerprint == half.fingerprint
+    assert 0 < float((a - b).abs().max()) < 0.05 * float(a.abs().max())
+
+
+def test_fingerprint_follows_weights_and_preprocessing(clip_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    original = load(clip_folder).fingerprint
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+    assert load(copy).fingerprint == original
+    config = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").write_text(json.dumps({**config, "image_mean": [0.5, 0.5, 0.5]}))
+    changed = load(copy).fingerprint
+    weights = load_file(copy / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] += 1e-3
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert len({original, changed, load(copy).fingerprint}) == 3
+
+
+def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="open_clip_config.json"):
+        load(tmp_path)
+    with pytest.raises(ModelError, match="vit_tiny_patch16_224"):
+        load(timm_folder)
+    with pytest.raises(ModelError, match="nor a folder"):
+        load(tmp_path / "absent")
+    for name, file in [
+        ("tokeniser", "tokenizer.json"),
+        ("weights", "model.safetensors"),
+        ("processor", "preprocessor_config.json"),
+    ]:
+        copy = Path(shutil.copytree(clip_folder, tmp_path / name))
+        (copy / file).unlink()
+        with pytest.raises(ModelError, match=f"the {name}"):
+            load(copy)
+    copy = Path(shutil.copytree(open_clip_folder, tmp_path / "bare"))
+    (copy / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights"):
+        load(copy)
+
+
+def test_weights_that_do_not_fit_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+    weights = load_file(copy / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"text_projection\.weight"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("open_clip:ViT-B-32", "laion2b_s34b_b79k"),
+        ("open_clip:ViT-B-32/random", "laion2b_s34b_b79k"),
+        ("open_clip:ViT-B-23/openai", "ViT-B-32"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79k", "hub cannot be reached"),
+        ("hf-hub:wisdomik/QuiltNet-B-32", "https://huggingface.co/wisdomik/QuiltNet-B-32"),
+        ("clip:vinid/plip", "https://huggingface.co/vinid/plip"),
+    ],
+)
+def test_names_without_weights_here(name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        load(name)
+
+
+@pytest.mark.skipif(not (EMBEDDED / "vlm" / "config.json").is_file(), reason="the embedded VLM is not there")
+def test_embedded() -> None:
+    vlm = load("embedded")
+    assert vlm.encode_texts(["adipose tissue"]).shape == (1, vlm.joint_dim)

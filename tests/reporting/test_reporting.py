@@ -1,0 +1,121 @@
+"""Tables, summaries and plots."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.errors import DataError
+from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.predictions import Predictions, softmax
+from clipit.reporting import plots, tables
+from clipit.reporting.curves import read_curves
+from clipit.reporting.summary import run_summary, write_summary
+
+CRC = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+
+
+def example(classes: tuple[str, ...] = CRC) -> Predictions:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, len(classes), 180)
+    return Predictions(
+        ids=np.array([f"t{i}" for i in range(180)]),
+        splits=np.full(180, "test"),
+        labels=labels,
+        groups=np.full(180, ""),
+        classes=classes,
+        probabilities=softmax(np.eye(len(classes))[labels] * 2 + generator.normal(size=(180, len(classes)))),
+    )
+
+
+def test_words_for_numbers() -> None:
+    assert tables.with_interval(0.91234, 0.9, 0.925) == "0.912 [0.900, 0.925]"
+    assert tables.with_interval(0.91234, None, None) == "0.912"
+    assert tables.with_interval(None, None, None) == "n/a"
+    assert tables.mean_sd([0.7, 0.8, 0.9]) == "0.800 ± 0.100"
+    assert tables.mean_sd([0.7]) == "0.700"
+    assert tables.mean_sd([0.7, None]) == "n/a"
+    assert tables.mean_sd([]) == "n/a"
+    assert tables.difference(0.0211, (-0.003, 0.039)) == "+0.021 [-0.003, +0.039]"
+    assert tables.difference(-0.02, None) == "-0.020"
+
+
+def test_markdown_table_is_aligned_and_escaped() -> None:
+    table = tables.markdown_table(("arm", "score"), [("image | only", 0.5), ("clip_it\nall", 0.75)])
+    lines = table.splitlines()
+    assert lines[1] == "|---------------|------:|"
+    assert lines[2] == "| image \\| only |   0.5 |"
+    assert lines[3] == "| clip_it all   |  0.75 |"
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_summary_holds_scores_reasons_and_provenance(tmp_path: Path) -> None:
+    predictions = example()
+    predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 4, -1, predictions.labels))
+    results = evaluate_predictions(predictions, ["test"], 100, 7)
+    text = run_summary(
+        "run a",
+        json.loads(json.dumps(results)),
+        {"command": "scripts/train.py", "commit": "abc"},
+        note="only a proof of the path",
+        sections={"Snippets": "400 reports"},
+        plots=["confusion_test.png"],
+    )
+    accuracy = results["splits"]["test"]["metrics"]["accuracy"]
+    assert tables.with_interval(accuracy["value"], accuracy["low"], accuracy["high"]) in text
+    assert "test, AUROC: no tile of class MUC" in text
+    assert "100 resamples, seed 7" in text
+    for part in (
+        "> **Note.** only a proof",
+        "## Snippets\n\n400 reports",
+        "![confusion test](confusion_test.png)",
+        "abc",
+    ):
+        assert part in text
+    write_summary(tmp_path / "summary.md", text)
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
+
+
+def test_plots_are_pictures_and_repeat(tmp_path: Path) -> None:
+    for classes in (CRC, ("no_tumor", "tumor")):
+        of_split = evaluate_predictions(example(classes), ["test"], 0)["splits"]["test"]
+        for name in ("first", "second"):
+            plots.confusion_plot(of_split["confusion"], classes, tmp_path / f"{name}_c.png")
+            plots.reliability_plot(of_split["reliability"], tmp_path / f"{name}_r.png")
+        for kind in "cr":
+            first = tmp_path / f"first_{kind}.png"
+            assert first.read_bytes() == (tmp_path / f"second_{kind}.png").read_bytes()
+            with Image.open(first) as image:
+                assert min(image.size) > 300
+                assert len(np.unique(np.asarray(image.convert("L")))) > 20
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_confusion_plot_of_an_empty_class(tmp_path: Path) -> None:
+    plots.confusion_plot([[3, 0], [0, 0]], ("a", "b"), tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_curves_survive_resume_and_kill(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    rows = [{"step": s, "loss": 1.0 / (s + 1), "tiles_per_second": 9, "split": "x"} for s in (0, 1, 2, 3)]
+    rows += [{"step": 2, "loss": 0.5}, {"step": 3, "validation/accuracy": 0.7, "learning_rate": 1e-3}]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    series = read_curves(log)
+    assert series["loss"] == ([0, 1, 2, 3], [1.0, 0.5, 0.5, 0.25])
+    assert set(series) == {"loss", "tiles_per_second", "validation/accuracy", "learning_rate"}
+    plots.curves_plot(series, tmp_path / "curves.png", title="a run")
+    plots.curves_plot({}, tmp_path / "empty.png")
+    assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000
+
+
+def test_damaged_log_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    with pytest.raises(DataError, match="no training log"):
+        read_curves(log)
+    log.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(DataError, match="line 2"):
+        read_curves(log)

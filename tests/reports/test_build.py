@@ -1,0 +1,114 @@
+"""From reports to tables: merging, sources, filters and the account."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipit.config import ReportsConfig
+from clipit.errors import ConfigError, DataError
+from clipit.reports.build import Snippets, build_snippets
+from clipit.reports.readers import Report, Reports
+
+FREE = "Margins are free of tumor."
+REPORTS = Reports(
+    (
+        Report("r1", f"Diagnosis: {FREE} Glands invade the muscularis.", "colon", "p1"),
+        Report("r2", f"COMMENT: {FREE} Please call the doctor.", None, "p2"),
+        Report(
+            "r3",
+            "GROSS DESCRIPTION: The bowel is 20 cm long and brown; it was opened along its whole length. IIII III I II",
+        ),
+    ),
+    ("x: line 4: empty report",),
+    "corpus.txt",
+    1,
+)
+
+
+def words_and_two(texts: Sequence[str]) -> list[int]:
+    """A token for each word, and two special ones."""
+    return [2 + len(text.split()) for text in texts]
+
+
+def build(similarity: Any = None, budget: int = 60, **keys: Any) -> Snippets:
+    return build_snippets(REPORTS, ReportsConfig(path="corpus.txt", **keys), words_and_two, budget, similarity)
+
+
+def texts(snippets: Snippets) -> set[str]:
+    return set(snippets.snippets["text"].to_pylist())
+
+
+def test_duplicates_are_merged_and_keep_every_source() -> None:
+    built = build()
+    rows = built.snippets.to_pylist()
+    assert [row["snippet_id"] for row in rows] == sorted(
+        hashlib.sha256(row["text"].encode()).hexdigest()[:16] for row in rows
+    )
+    assert all(row["n_tokens"] == words_and_two([row["text"]])[0] for row in rows)
+    free = next(row["snippet_id"] for row in rows if row["text"] == FREE)
+    sources = [row for row in built.sources.to_pylist() if row["snippet_id"] == free]
+    assert sources == [
+        {"snippet_id": free, "report_id": "r1", "group": "p1", "organ": "colon", "section": "diagnosis", "position": 1},
+        {"snippet_id": free, "report_id": "r2", "group": "p2", "organ": None, "section": "comment", "position": 1},
+    ]
+    assert set(built.sources["snippet_id"].to_pylist()) == set(built.snippets["snippet_id"].to_pylist())
+    assert built.account.duplicates == 1
+
+
+def test_account_adds_up_and_can_be_read() -> None:
+    account = build(budget=15).account
+    assert account.pieces - account.duplicates - sum(d.count for d in account.dropped.values()) == account.kept
+    assert (account.reports, account.empty_reports, account.split_sentences) == (3, 1, 1)
+    assert sum(account.tokens.values()) == account.kept
+    assert list(account.tokens)[-1].endswith("-15")
+    assert json.loads(json.dumps(account.as_dict()))["dropped"]["length (fewer than 3 readable words)"]["count"] == 4
+    shown = account.text()
+    for part in ("3  with text, 1 empty", "by length", "'Diagnosis:'", "budget 15", "x: line 4: empty report"):
+        assert part in shown
+
+
+def test_length_counts_readable_words() -> None:
+    assert not any("IIII" in text for text in texts(build()))
+    assert texts(build(min_words=6)) == {"The bowel is 20 cm long and brown; it was opened along its whole length."}
+
+
+def test_sections() -> None:
+    assert texts(build(sections=("diagnosis",))) == {FREE, "Glands invade the muscularis."}
+    assert texts(build(exclude_sections=("diagnosis", "gross"))) == {FREE, "Please call the doctor."}
+    with pytest.raises(ConfigError, match=r"no such section: diagnoses(.|\n)*microscopic"):
+        build(sections=("diagnoses",))
+
+
+def test_terms_are_whole_words_in_any_case() -> None:
+    assert texts(build(include_terms=("GLANDS", "free  of tumor"))) == {FREE, "Glands invade the muscularis."}
+    with pytest.raises(DataError, match=r"no snippet is left:\n(.|\n)*include_terms"):
+        build(include_terms=("gland",))
+    assert FREE not in texts(build(exclude_terms=("tumor",)))
+    assert FREE in texts(build(exclude_terms=("tum",)))
+
+
+def test_similarity_is_asked_last_and_only_for_the_rest() -> None:
+    asked: list[str] = []
+
+    def similarity(batch: Sequence[str]) -> np.ndarray:
+        asked.extend(batch)
+        return np.array([0.5 if "Glands" in text else 0.1 for text in batch], dtype=np.float32)
+
+    built = build(similarity, exclude_terms=("doctor",), morphology_margin=0.2)
+    assert texts(built) == {"Glands invade the muscularis."}
+    assert "Please call the doctor." not in asked
+    assert next(d.count for name, d in built.account.dropped.items() if name.startswith("similarity")) == 2
+    with pytest.raises(ConfigError, match="similarity filter gave no finite value"):
+        build(lambda batch: np.zeros(1, dtype=np.float32))
+    with pytest.raises(ConfigError, match="needs a VLM"):
+        build(morphology_prompts="a", boilerplate_prompts="b")
+
+
+def test_result_does_not_depend_on_the_order_of_reports() -> None:
+    turned = Reports(REPORTS.reports[::-1], (), "corpus.txt")
+    other = build_snippets(turned, ReportsConfig(path="corpus.txt"), words_and_two, 60)
+    assert other.snippets.equals(build().snippets)

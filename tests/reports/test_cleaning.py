@@ -1,0 +1,53 @@
+"""Cleaning: noise goes, letters and digits stay."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from clipit.reports.cleaning import clean_text
+
+LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
+NOISY = st.text(st.sampled_from(list("aZeé0159 \t\n\r\f.,;:-_|=*()!ﬁ\u00ad\u200b\u2022\u2014ßµ")), max_size=80)
+
+
+def letters(text: str) -> str:
+    """All letters and digits, ligatures written out."""
+    text = "".join(LIGATURES.get(char, char) for char in text)
+    return "".join(char for char in text if char.isalnum())
+
+
+@given(st.one_of(st.text(max_size=80), NOISY))
+@example("non -poly\u00adposis 2 .5 cm carci-\nnoma")
+def test_no_letter_or_digit_is_lost(text: str) -> None:
+    assert letters(clean_text(text)) == letters(text)
+
+
+@given(NOISY)
+def test_output_is_tidy(text: str) -> None:
+    cleaned = clean_text(text)
+    assert cleaned == cleaned.strip()
+    assert "  " not in cleaned
+    assert "\n\n" not in cleaned
+    assert not set(cleaned) & set("\t\r\f\u00ad\u200b_|")
+
+
+@pytest.mark.parametrize(
+    ("noisy", "clean"),
+    [
+        ("moderately differen-\ntiated carcinoma", "moderately differentiated carcinoma"),
+        ("differen\u00adtiated", "differentiated"),
+        ("tumor -free margins, non -polyposis", "tumor-free margins, non-polyposis"),
+        ("pre- and postoperative", "pre- and postoperative"),
+        ("2 .5 cm mucosa , tubular ,nodular .", "2.5 cm mucosa, tubular, nodular."),
+        ("Margins ________ free ....... 3 cm", "Margins free 3 cm"),
+        ("HER2 +++", "HER2 +++"),
+        ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
+        ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),
+        ("less than 0.1\nCM of the apex", "less than 0.1 CM of the apex"),
+        ("Tumor site: colon\nTumor size: 3 cm", "Tumor site: colon\nTumor size: 3 cm"),
+        ("\x0c\x00Page\x07 1", "Page 1"),
+        ("", ""),
+    ],
+)
+def test_examples(noisy: str, clean: str) -> None:
+    assert clean_text(noisy) == clean

@@ -1,0 +1,69 @@
+"""Real reports from $CLIPIT_TEST_DATA: nothing is lost, nothing is over the budget."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from clipit.config import ReportsConfig
+from clipit.reports.build import build_snippets
+from clipit.reports.readers import read_reports
+from clipit.reports.snippets import split_reports
+from clipit.types import TokenCounter
+
+DATA = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
+COLON = DATA / "tcga_colon_reports_clipit.txt"
+PROSTATE = DATA / "tcga_prad_reports_denoised.zip"
+BUDGET = 77
+
+pytestmark = pytest.mark.skipif(not COLON.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+
+
+@pytest.fixture(scope="module")
+def count_tokens() -> TokenCounter:
+    """CLIP's own tokenizer, start and end token counted, nothing cut."""
+    open_clip = pytest.importorskip("open_clip")
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(tokenizer.encode(text)) + 2 for text in texts]
+
+    return count
+
+
+def recovered(report: str, pieces: str) -> float:
+    """Share of a report's letters and digits that are found again, in order, in its pieces."""
+    wanted, found = ("".join(filter(str.isalnum, text)) for text in (report, pieces))
+    if wanted == found:
+        return 1.0
+    blocks = difflib.SequenceMatcher(None, wanted, found, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks) / max(len(wanted), 1)
+
+
+@pytest.mark.parametrize(("path", "n_reports"), [(COLON, 376), (PROSTATE, 404)], ids=["colon", "prostate"])
+def test_nothing_is_lost(path: Path, n_reports: int, count_tokens: TokenCounter) -> None:
+    reports = read_reports(ReportsConfig(path=str(path)))
+    assert len(reports.reports) == n_reports
+    split = split_reports([report.text for report in reports.reports], count_tokens, BUDGET)
+    shares = [
+        recovered(r.text, " ".join(p.text for p in pieces)) for r, pieces in zip(reports.reports, split, strict=True)
+    ]
+    assert min(shares) >= 0.995
+    counts = count_tokens([piece.text for pieces in split for piece in pieces])
+    assert max(counts) <= BUDGET
+    assert counts == [piece.n_tokens for pieces in split for piece in pieces]
+
+
+def test_snippets_of_the_colon_reports(count_tokens: TokenCounter) -> None:
+    config = ReportsConfig(path=str(COLON), exclude_sections=("administrative",))
+    built = build_snippets(read_reports(config), config, count_tokens, BUDGET)
+    account = built.account
+    assert account.reports == 376
+    assert len(built.snippets) > 5000
+    assert max(built.snippets["n_tokens"].to_pylist()) <= BUDGET
+    assert len(set(built.sources["report_id"].to_pylist())) > 370
+    sections = account.sections
+    assert sum(sections[name] for name in ("diagnosis", "gross", "microscopic")) > 0.4 * account.pieces
+    assert sections["unknown"] < 0.1 * account.pieces

@@ -1,0 +1,161 @@
+"""Splitting: sections, sentences, and a budget that is never passed."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipit.errors import ConfigError
+from clipit.reports.snippets import split_report, split_reports
+
+
+def words_and_two(texts: Sequence[str]) -> list[int]:
+    """A token for each 4 characters of a word, and two special ones."""
+    return [2 + sum(-(-len(word) // 4) for word in text.split()) for text in texts]
+
+
+def texts_of(report: str) -> list[str]:
+    return [piece.text for piece in split_report(report, words_and_two, 60)]
+
+
+WORDS = st.lists(
+    st.one_of(
+        st.sampled_from(["Diagnosis:", "FINAL DIAGNOSIS", "COMMENT", "GROSS", "DESCRIPTION:", "Tumor site:", "pT3 N0"]),
+        st.sampled_from(
+            ["colon tumor,", "margins;", "free.", "and", "with", "3 cm.", "Dr.", "A.", "2.", "-", "\n", "("]
+        ),
+        st.sampled_from(["supercalifragilistic", "(see note)", "carci-\nnoma", "...", "__", "IIII", "é", "\u00ad"]),
+    ),
+    max_size=60,
+).map(" ".join)
+NOISY = st.text(st.sampled_from(list("aZe0159 \n.,;:-()!")), max_size=80)
+
+
+def letters(text: str) -> str:
+    """All letters and digits."""
+    return "".join(filter(str.isalnum, text))
+
+
+@settings(deadline=None)
+@given(st.one_of(WORDS, NOISY), st.integers(3, 20))
+def test_nothing_is_lost_and_the_budget_is_held(text: str, budget: int) -> None:
+    pieces = split_report(text, words_and_two, budget)
+    assert letters("".join(piece.text for piece in pieces)) == letters(text)
+    assert all(piece.n_tokens == words_and_two([piece.text])[0] <= budget for piece in pieces)
+    assert [piece.position for piece in pieces] == list(range(len(pieces)))
+    assert all(letters(piece.text) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["The tumor measures approx. 3.5 cm.", "Margins are free."],
+        ["It was seen by Dr. Smith at 5 p.m. today.", "No other lesion, e.g. Crohn disease, is found."],
+        ["The stage is pT3. N0. M0.", "Eighteen nodes are free (0/18)."],
+        ["Nodes are free of tumor.", "18 lymph nodes were found."],
+        ["1. Colon with adenoma.", "2. Appendix without tumor."],
+        ["A. Colon with adenoma.", "B. Appendix without tumor."],
+        ["The stage is Dukes B.", "The margins are free."],
+        ["Sections are in block A.", "The tumor is firm."],
+        ["A piece of 3. 2 cm is received.", "The serosa is smooth."],
+        ["See slide No. 5 of the series.", "Lymph nodes are large (see comment)."],
+    ],
+)
+def test_sentences(sentences: list[str]) -> None:
+    assert texts_of(" ".join(sentences)) == sentences
+
+
+def test_glued_sentences_and_form_fields_are_parted() -> None:
+    assert texts_of("It is 3 cm in dimension.The margin is free.") == [
+        "It is 3 cm in dimension.",
+        "The margin is free.",
+    ]
+    form = "Specimen size: Not specifiedTumor site: Sigmoid colonTumor size: 8.5 x 4.5 cmMargins: Not specified"
+    assert texts_of(form) == [
+        "Specimen size: Not specified",
+        "Tumor site: Sigmoid colon",
+        "Tumor size: 8.5 x 4.5 cm",
+        "Margins: Not specified",
+    ]
+
+
+def test_sections_of_a_one_line_report() -> None:
+    report = (
+        "Surgical specimen of colon. CLINICAL HISTORY: Anaemia for two years. GROSS DESCRIPTION The bowel is long. "
+        "Microscopic description: Glands invade the muscularis. Final Diagnosis Adenocarcinoma of the colon. "
+        "Tumor stage: pT3 pN0 G2. Comment: No further tumor was found (see microscopic description)."
+    )
+    found = {piece.text: piece.section for piece in split_report(report, words_and_two, 60)}
+    assert found == {
+        "Surgical specimen of colon.": "unknown",
+        "CLINICAL HISTORY:": "clinical",
+        "Anaemia for two years.": "clinical",
+        "GROSS DESCRIPTION": "gross",
+        "The bowel is long.": "gross",
+        "Microscopic description:": "microscopic",
+        "Glands invade the muscularis.": "microscopic",
+        "Final Diagnosis": "diagnosis",
+        "Adenocarcinoma of the colon.": "diagnosis",
+        "Tumor stage:": "stage",
+        "pT3 pN0 G2.": "stage",
+        "Comment:": "comment",
+        "No further tumor was found (see microscopic description).": "comment",
+    }
+
+
+def test_sections_of_a_report_in_lines() -> None:
+    report = (
+        "FINAL DIAGNOSIS\nA. Colon, resection:\n- Adenocarcinoma, low grade.\n\n"
+        "Gross\nThe bowel is\n\nopened.\nNote:\nNone"
+    )
+    found = [(piece.section, piece.text) for piece in split_report(report, words_and_two, 60)]
+    assert found == [
+        ("diagnosis", "FINAL DIAGNOSIS"),
+        ("diagnosis", "A. Colon, resection:"),
+        ("diagnosis", "Adenocarcinoma, low grade."),
+        ("gross", "Gross"),
+        ("gross", "The bowel is opened."),
+        ("comment", "Note: None"),
+    ]
+
+
+def test_a_stage_does_not_swallow_what_follows() -> None:
+    report = "Diagnosis: Carcinoma of the colon. Tumor stage: pT3 pN0. The margins are free of tumor."
+    assert [p.section for p in split_report(report, words_and_two, 60)][-1] == "diagnosis"
+
+
+def test_a_gross_description_is_known_without_its_heading() -> None:
+    report = "COMMENT: The stain is negative here. 1. The specimen is received fresh in one part. It is brown and soft."
+    assert [p.section for p in split_report(report, words_and_two, 60)] == ["comment", "comment", "gross", "gross"]
+
+
+def test_long_sentences_are_cut_at_clauses_then_words_then_letters() -> None:
+    clauses = "the first clause is rather long here; the second clause, which has commas, is rather long, too"
+    pieces = split_report(clauses, words_and_two, 24)
+    assert [piece.text for piece in pieces] == [
+        "the first clause is rather long here",
+        "the second clause, which has commas, is rather long, too",
+    ]
+    assert [piece.first_part for piece in pieces] == [True, False]
+    assert texts_of("word " * 5) == ["word word word word word"]
+    assert [p.text for p in split_report("alpha beta", words_and_two, 4)] == ["alpha", "beta"]
+    assert [p.text for p in split_report("abcdefghijkl", words_and_two, 4)] == ["abcdef", "ghijkl"]
+
+
+def test_a_budget_for_nothing_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="does not hold one character"):
+        split_report("carcinoma", words_and_two, 2)
+
+
+def test_tokens_of_many_reports_are_counted_in_few_calls() -> None:
+    calls = []
+
+    def count(texts: Sequence[str]) -> list[int]:
+        calls.append(len(texts))
+        return words_and_two(texts)
+
+    reports = [f"Tumor number {i} is seen. Margins are free of tumor." for i in range(50)]
+    split = split_reports(reports, count, 60)
+    assert split == [split_report(report, words_and_two, 60) for report in reports]
+    assert calls == [51]  # the second sentence, equal in all, is counted once

@@ -1,0 +1,71 @@
+"""Tiny data sets in the layouts of the real ones."""
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.tiles.tileset import TileSet
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real tiles; tests that need it are skipped without it."""
+    place = os.environ.get("CLIPIT_TEST_DATA")
+    if not place:
+        pytest.skip("CLIPIT_TEST_DATA is not set: no real tiles to test with")
+    return Path(place)
+
+
+def paint(path: Path, value: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
+    """Write an image of noise that `value` decides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    """Write rows as csv."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+class NoReader:
+    """For tests that never look at an image."""
+
+    def read(self, row: int) -> Image.Image:
+        raise OSError("no images here")
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+
+@pytest.fixture
+def make_tiles() -> Callable[..., TileSet]:
+    """Build a `TileSet` from labels, splits and groups."""
+
+    def build(labels: Sequence[int], splits: Sequence[str], groups: Sequence[str] | None = None) -> TileSet:
+        n = len(labels)
+        truth = np.asarray(labels, dtype=np.int64)
+        return TileSet(
+            ids=np.asarray([f"t{place:04d}" for place in range(n)], dtype=np.str_),
+            labels=truth.copy(),
+            truth=truth,
+            splits=np.asarray(splits, dtype="<U10"),
+            groups=np.asarray(groups if groups is not None else [""] * n, dtype=np.str_),
+            mpp=np.full(n, np.nan),
+            classes=tuple(f"c{code}" for code in range(int(truth.max()) + 1)),
+            reader=NoReader(),
+            rows=np.arange(n, dtype=np.int64),
+            stamps=np.asarray(["s"] * n, dtype=np.str_),
+        )
+
+    return build

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from clipit.config import LabelsConfig, TilesConfig
+from clipit.errors import ConfigError, DataError
+from clipit.tiles.load import load_tiles
+
+from .conftest import paint
+
+
+def config(path: Path, **more: object) -> TilesConfig:
+    return TilesConfig.model_validate({"source": "folders", "path": str(path), **more})
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for split, count in (("train", 10), ("test", 3)):
+        for code, name in enumerate(("stroma", "tumour")):
+            for place in range(count):
+                paint(tmp_path / split / name / f"{place}.png", 100 * code + place)
+    return tmp_path
+
+
+def test_splits_and_classes_come_from_the_folders(tree: Path) -> None:
+    tiles = load_tiles(config(tree), seed=0)
+    assert tiles.classes == ("stroma", "tumour")
+    assert tiles.counts() == {
+        "train": {"stroma": 8, "tumour": 8, "(no label)": 0},
+        "validation": {"stroma": 2, "tumour": 2, "(no label)": 0},
+        "test": {"stroma": 3, "tumour": 3, "(no label)": 0},
+    }
+    place = tiles.ids.tolist().index("test/tumour/2.png")
+    assert tiles.read(place).size == (8, 8)
+    assert tiles.read(place).mode == "RGB"
+    assert "groups unknown" in tiles.describe()
+
+
+def test_without_split_folders_all_is_train_and_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
+    for place in range(5):
+        paint(tmp_path / "a" / "slide1" / f"{place}.jpg", place)
+        paint(tmp_path / "b" / f"{place}.tif", place)
+    tiles = load_tiles(config(tmp_path), seed=0)
+    assert set(tiles.splits) == {"train", "validation"}
+    assert "a/slide1/0.jpg" in tiles.ids
+    assert tiles.truth[tiles.ids.tolist().index("a/slide1/0.jpg")] == 0
+
+
+def test_split_names_are_mapped(tree: Path) -> None:
+    (tree / "train").rename(tree / "fold1")
+    with pytest.raises(DataError, match="unknown split values: fold1"):
+        load_tiles(config(tree), seed=0)
+    tiles = load_tiles(config(tree, splits={"train": "fold1"}), seed=0)
+    assert (tiles.splits == "train").sum() == 16
+
+
+def test_the_same_part_for_two_splits_is_refused(tree: Path) -> None:
+    with pytest.raises(ConfigError, match="same part"):
+        load_tiles(config(tree, splits={"train": "train", "validation": "train"}), seed=0)
+
+
+def test_a_split_that_is_asked_for_but_absent(tree: Path) -> None:
+    with pytest.raises(DataError, match=r"asks for held_out.*test, train"):
+        load_tiles(config(tree, splits={"validation": "held_out"}), seed=0)
+
+
+def test_unknown_and_missing_class_folders(tree: Path) -> None:
+    with pytest.raises(DataError, match=r"unknown class folders: tumour; no images for the classes: tumor"):
+        load_tiles(config(tree, classes=("stroma", "tumor")), seed=0)
+
+
+def test_class_order_is_the_configured_one(tree: Path) -> None:
+    tiles = load_tiles(config(tree, classes=("tumour", "stroma")), seed=0)
+    assert tiles.truth[tiles.ids.tolist().index("test/tumour/0.png")] == 0
+
+
+def test_unlabelled_folder_has_no_labels_and_stays_in_train(tree: Path) -> None:
+    for place in range(20):
+        paint(tree / "train" / "unlabelled" / f"{place}.png", place)
+    tiles = load_tiles(config(tree), seed=0)
+    assert tiles.classes == ("stroma", "tumour")
+    assert tiles.counts()["train"]["(no label)"] == 20
+    assert tiles.counts()["validation"] == {"stroma": 2, "tumour": 2, "(no label)": 0}
+
+
+def test_loose_images_empty_and_absent_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not there"):
+        load_tiles(config(tmp_path / "nowhere"), seed=0)
+    with pytest.raises(DataError, match="no images in class folders"):
+        load_tiles(config(tmp_path), seed=0)
+    paint(tmp_path / "1.png")
+    with pytest.raises(DataError, match=r"1 images lie outside class folders: 1.png"):
+        load_tiles(config(tmp_path), seed=0)
+
+
+def test_other_files_are_noted_and_hidden_ones_ignored(tree: Path) -> None:
+    (tree / "train" / "stroma" / "notes.txt").write_text("x")
+    (tree / "train" / "stroma" / ".DS_Store").write_text("x")
+    (tree / "train" / "stroma" / "._0.png").write_text("x")
+    notes = load_tiles(config(tree), seed=0).notes
+    assert any("1 files are no images" in note and "notes.txt" in note for note in notes)
+
+
+def test_options_of_other_sources_are_refused_together(tree: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tiles.images.*tiles.columns.*tiles.photos"):
+        load_tiles(config(tree, images="x.zip", columns={"label": "y"}, photos="crops"), seed=0)
+
+
+def test_labels_are_hidden_and_mpp_filled_in(tree: Path) -> None:
+    labels = LabelsConfig(kind="per_class", value=1)
+    tiles = load_tiles(config(tree, mpp=0.5, labels=labels.model_dump()), seed=3)
+    assert (tiles.mpp == 0.5).all()
+    assert tiles.counts()["train"] == {"stroma": 1, "tumour": 1, "(no label)": 14}
+    assert tiles.counts()["validation"] == {"stroma": 1, "tumour": 1, "(no label)": 2}
+    assert tiles.counts()["test"]["(no label)"] == 0
+    assert tiles.counts(truth=True)["train"]["(no label)"] == 0

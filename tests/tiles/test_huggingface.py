@@ -1,0 +1,71 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.config import TilesConfig
+from clipit.errors import DataError
+from clipit.tiles.load import load_tiles
+
+
+def config(path: Path | str, **more: object) -> TilesConfig:
+    return TilesConfig.model_validate({"source": "huggingface", "path": str(path), **more})
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set with class names, two mapped parts and one more, written by the library itself."""
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["normal", "tumour"]), "patient": datasets.Value("string")}
+    )
+
+    def part(first: int, count: int) -> datasets.Dataset:
+        rows = []
+        for place in range(first, first + count):
+            stream = io.BytesIO()
+            noise = np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(stream, "JPEG")
+            data = stream.getvalue()
+            rows.append({"image": {"bytes": data, "path": None}, "label": place % 2, "patient": f"p{place}"})
+        return datasets.Dataset.from_list(rows, features=features)
+
+    datasets.DatasetDict({"train": part(0, 10), "test": part(10, 4), "extra": part(14, 2)}).save_to_disk(str(tmp_path / "ds"))
+    return tmp_path / "ds"
+
+
+def test_a_saved_data_set_is_read(saved: Path) -> None:
+    import pickle
+
+    tiles = load_tiles(config(saved, splits={"train": "train", "test": "test"}, columns={"group": "patient"}), seed=0)
+    assert tiles.classes == ("normal", "tumour")
+    assert (tiles.splits == "validation").sum() == 2
+    assert "test/000003" in tiles.ids
+    place = tiles.ids.tolist().index("test/000003")
+    assert tiles.groups[place] == "p13"
+    assert tiles.truth[place] == 1
+    assert tiles.read(place).size == (8, 8)
+    assert pickle.loads(pickle.dumps(tiles)).read(place).tobytes() == tiles.read(place).tobytes()
+
+
+def test_parts_and_columns_that_are_not_there(saved: Path) -> None:
+    with pytest.raises(DataError, match="unknown split values: extra"):
+        load_tiles(config(saved), seed=0)
+    with pytest.raises(DataError, match="no part val; the data set has: train, test, extra"):
+        load_tiles(config(saved, splits={"validation": "val"}), seed=0)
+    wanted = {"train": "train", "test": "test"}
+    with pytest.raises(DataError, match="missing columns: diagnosis; part train has: image, label, patient"):
+        load_tiles(config(saved, splits=wanted, columns={"label": "diagnosis"}), seed=0)
+    with pytest.raises(DataError, match="column patient holds .* not images"):
+        load_tiles(config(saved, splits=wanted, columns={"path": "patient"}), seed=0)
+
+
+def test_a_data_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_tiles(config(tmp_path / "empty"), seed=0)

@@ -1,0 +1,102 @@
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from clipit.config import TilesConfig
+from clipit.errors import DataError
+from clipit.tiles.images import decode
+from clipit.tiles.load import load_tiles
+
+from .conftest import paint, write_table
+
+
+def table_of(folder: Path, names: list[str]) -> TilesConfig:
+    rows = [{"path": name, "label": place % 2} for place, name in enumerate(names)]
+    write_table(folder / "t.csv", rows)
+    return TilesConfig(source="table", path=str(folder / "t.csv"), validation_fraction=0.3)
+
+
+def cut(path: Path, share: float = 0.6) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "bmp"])
+def test_a_cut_off_image_is_an_error_that_names_it(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{place}.{suffix}" for place in range(8)]
+    for place, name in enumerate(names):
+        paint(tmp_path / name, place, size=(64, 64))
+    cut(tmp_path / names[3])
+    tiles = load_tiles(table_of(tmp_path, names), seed=0)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as another package may have left it
+    with pytest.raises(DataError, match=rf"(?s)tile 3.{suffix} cannot be decoded.*where: .*3.{suffix}.*quarantine"):
+        tiles.read(3)
+    assert tiles.read(4).size == (64, 64)
+
+
+def test_quarantine_counts_and_lists(tmp_path: Path) -> None:
+    names = [f"{place}.tif" for place in range(12)]
+    for place, name in enumerate(names):
+        paint(tmp_path / name, place, size=(32, 32))
+    cut(tmp_path / "5.tif")
+    (tmp_path / "7.tif").write_bytes(b"")
+    tiles = load_tiles(table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"}), seed=0)
+    assert tiles.quarantined == ("5.tif", "7.tif")
+    assert len(tiles) == 10
+    assert "left out, unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
+    for place in range(len(tiles)):
+        assert tiles.read(place).tobytes() == decode(tmp_path / tiles.ids[place]).tobytes()
+
+
+def test_quarantine_of_everything_is_an_error(tmp_path: Path) -> None:
+    names = ["a.png", "b.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.raises(DataError, match="none of the 2 images can be decoded"):
+        load_tiles(table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"}), seed=0)
+
+
+def test_a_file_that_vanished_is_not_taken_for_a_broken_image(tmp_path: Path) -> None:
+    names = [f"{place}.png" for place in range(8)]
+    for place, name in enumerate(names):
+        paint(tmp_path / name, place)
+    tiles = load_tiles(table_of(tmp_path, names), seed=0)
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(DataError, match="cannot open the image of tile 2.png: No such file"):
+        tiles.try_read(2)
+
+
+def test_a_damaged_zip_member(tmp_path: Path) -> None:
+    names = [f"{place}.bmp" for place in range(8)]
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        for place, name in enumerate(names):
+            archive.write(paint(tmp_path / "x" / name, place), name)
+    data = bytearray((tmp_path / "t.zip").read_bytes())
+    data[120] ^= 255  # a pixel of the first member: only the checksum tells
+    (tmp_path / "t.zip").write_bytes(data)
+    tiles = load_tiles(table_of(tmp_path, names).model_copy(update={"images": str(tmp_path / "t.zip")}), seed=0)
+    with pytest.raises(DataError, match=r"(?s)Bad CRC.*t.zip!0.bmp"):
+        tiles.read(0)
+    assert pickle.loads(pickle.dumps(tiles)).read(1).size == (8, 8)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 200, 200)).convert(mode).save(stream, "TIFF")
+    stream.seek(0)
+    image = decode(stream)
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image).astype(int) - 200).max() <= 2
+
+
+def test_sixteen_bits_are_refused() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(stream, "PNG")
+    stream.seek(0)
+    with pytest.raises(ValueError, match="8 bits"):
+        decode(stream)

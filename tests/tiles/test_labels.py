@@ -1,0 +1,79 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from clipit.config import LabelsConfig
+from clipit.errors import ConfigError, DataError
+from clipit.tiles.labels import hide_labels, proportional
+from clipit.tiles.tileset import TileSet
+
+Make = Callable[..., TileSet]
+
+
+@pytest.fixture
+def tiles(make_tiles: Make) -> TileSet:
+    """Train 40 + 20, validation 30 + 30, test 10 + 10."""
+    labels = [0] * 40 + [1] * 20 + [0] * 30 + [1] * 30 + [0] * 10 + [1] * 10
+    return make_tiles(labels, ["train"] * 60 + ["validation"] * 60 + ["test"] * 20)
+
+
+def kept(tiles: TileSet, split: str) -> tuple[int, ...]:
+    return tuple(int((tiles.labels[tiles.splits == split] == code).sum()) for code in range(len(tiles.classes)))
+
+
+@pytest.mark.parametrize(
+    ("config", "train", "validation"),
+    [
+        (LabelsConfig(), (40, 20), (30, 30)),
+        (LabelsConfig(kind="none"), (0, 0), (0, 0)),
+        (LabelsConfig(kind="none", validation="all"), (0, 0), (0, 0)),
+        (LabelsConfig(kind="fraction", value=0.1), (4, 2), (3, 3)),
+        (LabelsConfig(kind="fraction", value=0.1, validation="all"), (4, 2), (30, 30)),
+        (LabelsConfig(kind="fraction", value=0.001), (1, 1), (1, 1)),
+        (LabelsConfig(kind="per_class", value=5), (5, 5), (5, 5)),
+        (LabelsConfig(kind="per_class", value=5, validation="all"), (5, 5), (30, 30)),
+    ],
+)
+def test_what_is_kept(tiles: TileSet, config: LabelsConfig, train: tuple[int, ...], validation: tuple[int, ...]) -> None:
+    hidden = hide_labels(tiles, config, seed=0)
+    assert kept(hidden, "train") == train
+    assert kept(hidden, "validation") == validation
+    assert kept(hidden, "test") == (10, 10)
+    np.testing.assert_array_equal(hidden.truth, tiles.truth)
+    shown = hidden.labels >= 0
+    np.testing.assert_array_equal(hidden.labels[shown], tiles.truth[shown])
+
+
+def test_all_with_a_larger_validation_part_is_cut_down_to_train(make_tiles: Make) -> None:
+    tiles = make_tiles([0] * 4 + [0] * 6 + [1] * 6, ["train"] * 4 + ["validation"] * 12)
+    assert kept(hide_labels(tiles, LabelsConfig(), 0), "validation") == (2, 2)
+
+
+def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
+    def drawn(source: TileSet, value: float, seed: int, **more: int) -> set[str]:
+        found = hide_labels(source, LabelsConfig(kind="per_class", value=value, **more), seed)
+        return set(found.ids[(found.splits == "train") & (found.labels >= 0)])
+
+    assert drawn(tiles, 3, 0) < drawn(tiles, 8, 0)
+    assert drawn(tiles, 8, 0) != drawn(tiles, 8, 1)
+    assert drawn(tiles, 8, 0, seed=4) == drawn(tiles, 8, 1, seed=4)
+    order = np.random.default_rng(0).permutation(len(tiles))
+    assert drawn(tiles.select(order), 8, 0) == drawn(tiles, 8, 0)
+
+
+def test_impossible_requests(tiles: TileSet) -> None:
+    with pytest.raises(DataError, match="30 labels per class are asked for, but in train c1 has 20"):
+        hide_labels(tiles, LabelsConfig(kind="per_class", value=30), 0)
+    with pytest.raises(ConfigError, match=r"(?s)1.5 is more than all.*tiles.labels.value"):
+        hide_labels(tiles, LabelsConfig(kind="fraction", value=1.5), 0)
+    with pytest.raises(ConfigError, match="2.5 labels per class is not a whole number"):
+        hide_labels(tiles, LabelsConfig(kind="per_class", value=2.5), 0)
+
+
+def test_proportional_shares_add_up() -> None:
+    counts = np.asarray([7, 1, 13, 0], dtype=np.int64)
+    for total in range(22):
+        shares = proportional(counts, total)
+        assert shares.sum() == total
+        assert (shares <= counts).all()

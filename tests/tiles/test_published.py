@@ -1,0 +1,197 @@
+"""PCAM, NCT-CRC and BACH in their published layouts, with few and small images."""
+
+import pickle
+from collections import Counter
+from multiprocessing import get_context
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.config import TilesConfig
+from clipit.errors import DataError
+from clipit.tiles import bach, nct_crc, pcam
+from clipit.tiles.load import load_tiles
+from clipit.tiles.tileset import TileSet
+
+from .conftest import paint
+
+
+def config(source: str, path: Path, **more: object) -> TilesConfig:
+    return TilesConfig.model_validate({"source": source, "path": str(path), **more})
+
+
+@pytest.fixture
+def pcam_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(pcam, "COUNTS", {"train": 12, "valid": 4, "test": 6})
+    rng = np.random.default_rng(0)
+    for part, count in pcam.COUNTS.items():
+        stem = tmp_path / "pcam" / f"camelyonpatch_level_2_split_{part}"
+        stem.parent.mkdir(exist_ok=True)
+        with h5py.File(f"{stem}_x.h5", "w") as file:
+            file.create_dataset("x", data=rng.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8), chunks=(4, 96, 96, 3))
+        with h5py.File(f"{stem}_y.h5", "w") as file:
+            file.create_dataset("y", data=(np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1))
+    return tmp_path
+
+
+def _bytes(tiles: TileSet, index: int) -> bytes:
+    return tiles.read(index).tobytes()
+
+
+def test_pcam_has_the_official_parts(pcam_folder: Path) -> None:
+    tiles = load_tiles(config("pcam", pcam_folder), seed=0)
+    assert tiles.classes == ("no_tumor", "tumor")
+    assert Counter(tiles.splits.tolist()) == {"train": 12, "validation": 4, "test": 6}
+    assert (tiles.mpp == 0.97).all()
+    test = tiles.of_split("test")
+    assert test.ids[3] == "test/000003"
+    assert test.truth.tolist() == [0, 1, 0, 1, 0, 1]
+    with h5py.File(pcam_folder / "pcam" / "camelyonpatch_level_2_split_test_x.h5") as file:
+        assert test.read(3).tobytes() == file["x"][3].tobytes()
+
+
+def test_pcam_is_read_in_spawned_and_forked_processes(pcam_folder: Path) -> None:
+    tiles = load_tiles(config("pcam", pcam_folder), seed=0)
+    here = _bytes(tiles, 15)  # opens the file in this process before the other starts
+    for method in ("spawn", "fork"):
+        with get_context(method).Pool(1) as pool:
+            assert pool.apply(_bytes, (tiles, 15)) == here
+    assert _bytes(pickle.loads(pickle.dumps(tiles)), 15) == here
+
+
+def test_pcam_parts_can_be_mapped(pcam_folder: Path) -> None:
+    tiles = load_tiles(config("pcam", pcam_folder, splits={"test": "valid"}, validation_fraction=0.5), seed=0)
+    assert Counter(tiles.splits.tolist()) == {"train": 6, "validation": 6, "test": 4}
+    assert all(name.startswith("valid/") for name in tiles.of_split("test").ids)
+    with pytest.raises(DataError, match="no part val"):
+        load_tiles(config("pcam", pcam_folder, splits={"test": "val"}), seed=0)
+
+
+def test_pcam_errors_say_what_is_expected(pcam_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"(?s)nowhere.*zenodo.org/records/2546921.*CC0"):
+        load_tiles(config("pcam", pcam_folder / "nowhere"), seed=0)
+    x_file = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_x.h5"
+    kept = x_file.read_bytes()
+    x_file.write_bytes(kept[:1000])
+    with pytest.raises(DataError, match="not readable as PatchCamelyon"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
+    x_file.rename(x_file.with_name(x_file.name + ".gz"))
+    with pytest.raises(DataError, match=r"(?s)valid_x.h5 is not there.*gunzip"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
+    x_file.write_bytes(kept)
+    monkeypatch.setitem(pcam.COUNTS, "test", 7)
+    with pytest.raises(DataError, match=r"expected 7 tiles of 96 x 96 x 3 uint8, found uint8 \[6, 96, 96, 3\]"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
+
+
+def test_published_counts_add_up() -> None:
+    assert pcam.COUNTS == {"train": 262_144, "valid": 32_768, "test": 32_768}
+    assert {name: sum(counts) for name, counts in nct_crc.COUNTS.items()} == {
+        "NCT-CRC-HE-100K": 100_000,
+        "CRC-VAL-HE-7K": 7_180,
+    }
+
+
+@pytest.fixture
+def nct_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(nct_crc, "COUNTS", {"NCT-CRC-HE-100K": (5,) * 9, "CRC-VAL-HE-7K": (2,) * 9})
+    for folder, counts in nct_crc.COUNTS.items():
+        for name, count in zip(nct_crc.CLASSES, counts, strict=True):
+            for place in range(count):
+                paint(tmp_path / folder / name / f"{name}-{place}.tif", place)
+    return tmp_path
+
+
+def test_nct_crc_tests_on_the_7k_and_cuts_validation_out_of_the_100k(nct_folder: Path) -> None:
+    tiles = load_tiles(config("nct_crc", nct_folder), seed=0)
+    assert tiles.classes == nct_crc.CLASSES
+    assert Counter(tiles.splits.tolist()) == {"train": 36, "validation": 9, "test": 18}
+    assert all(name.startswith("CRC-VAL-HE-7K/") for name in tiles.of_split("test").ids)
+    assert all(name.startswith("NCT-CRC-HE-100K/") for name in tiles.of_split("validation").ids)
+    assert set(tiles.of_split("validation").truth) == set(range(9))
+    assert any("one patient may stand on both sides" in note for note in tiles.notes)
+    assert (tiles.mpp == 0.5).all()
+
+
+def test_nct_crc_errors(nct_folder: Path) -> None:
+    (nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif").unlink()
+    with pytest.raises(DataError, match=r"(?s)expected 5 .tif files, found 4.*TUM.*1214456.*CC BY 4.0"):
+        load_tiles(config("nct_crc", nct_folder), seed=0)
+    (nct_folder / "CRC-VAL-HE-7K" / "EXTRA").mkdir()
+    (nct_folder / "NCT-CRC-HE-100K").rename(nct_folder / "NCT-CRC-HE-100K-NONORM")
+    with pytest.raises(DataError, match=r"(?s)NCT-CRC-HE-100K is not there.*NONORM is there"):
+        load_tiles(config("nct_crc", nct_folder), seed=0)
+    (nct_folder / "NCT-CRC-HE-100K-NONORM").rename(nct_folder / "NCT-CRC-HE-100K")
+    paint(nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif")
+    with pytest.raises(DataError, match="expected the class folders ADI.*EXTRA"):
+        load_tiles(config("nct_crc", nct_folder), seed=0)
+
+
+@pytest.fixture
+def bach_folder(tmp_path: Path) -> Path:
+    for row in bach.bach_splits():
+        folder = tmp_path / "Photos" / row["class"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / row["file"]).write_bytes(b"not looked at")
+    return tmp_path
+
+
+def test_bach_split_is_the_one_of_the_protocols() -> None:
+    rows = bach.bach_splits()
+    assert len({row["file"] for row in rows}) == 400
+    found = {split: Counter(row["class"] for row in rows if row["split"] == split) for split in ("train", "validation", "test")}
+    assert [found["train"][name] for name in bach.CLASSES] == [42, 60, 59, 57]
+    assert [found["validation"][name] for name in bach.CLASSES] == [10, 10, 10, 20]
+    assert [found["test"][name] for name in bach.CLASSES] == [48, 30, 31, 23]
+    # eva numbers the photos by class and file name; its reported part is these ranges.
+    reported = [place for first, last in ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368)) for place in range(first, last)]
+    ordered = sorted(rows, key=lambda row: (row["class"], row["file"]))
+    assert [place for place, row in enumerate(ordered) if row["split"] == "test"] == reported
+
+
+def test_bach_names_are_the_published_ones(real_data: Path) -> None:
+    lines = (real_data / "prompts" / "kep_bach_test_filelist.csv").read_text().splitlines()[1:]
+    published = {(line.split("\t")[0], line.split("\t")[-1]) for line in lines}
+    assert len(published) == 399
+    assert published < {(row["file"], row["class"]) for row in bach.bach_splits()}
+
+
+def test_bach_7k_counts_are_the_published_ones(real_data: Path) -> None:
+    lines = (real_data / "prompts" / "kep_kather_test_filelist.csv").read_text().splitlines()[1:]
+    found = Counter(line.split(",")[2] for line in lines)
+    assert tuple(found[name] for name in nct_crc.CLASSES) == nct_crc.COUNTS["CRC-VAL-HE-7K"]
+
+
+def test_bach_photos_and_crops(bach_folder: Path) -> None:
+    whole = load_tiles(config("bach", bach_folder), seed=0)
+    assert Counter(whole.splits.tolist()) == {"train": 218, "validation": 50, "test": 132}
+    assert (whole.groups == whole.ids).all()
+    photo = np.random.default_rng(0).integers(0, 256, (1536, 2048, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(bach_folder / "Photos" / "InSitu" / "is007.tif")
+    crops = load_tiles(config("bach", bach_folder, photos="crops"), seed=0)
+    assert len(crops) == 4800
+    assert {name.rpartition("#")[2] for name in crops.ids} == {f"{row},{column}" for row in range(3) for column in range(4)}
+    place = crops.ids.tolist().index("is007.tif#2,3")
+    assert crops.groups[place] == "is007.tif"
+    np.testing.assert_array_equal(np.asarray(crops.read(place)), photo[1024:1536, 1536:2048])
+    assert pickle.loads(pickle.dumps(crops)).read(place).size == (512, 512)
+
+
+def test_bach_photos_of_another_size_have_no_crops(bach_folder: Path) -> None:
+    paint(bach_folder / "Photos" / "InSitu" / "is007.tif", size=(1024, 768))
+    crops = load_tiles(config("bach", bach_folder, photos="crops"), seed=0)
+    with pytest.raises(DataError, match=r"1024 x 768 pixels, published are 2048 x 1536"):
+        crops.read(crops.ids.tolist().index("is007.tif#2,3"))
+
+
+def test_bach_errors(bach_folder: Path) -> None:
+    (bach_folder / "Photos" / "Benign" / "b101.tif").write_bytes(b"")
+    assert any("b101.tif" in note for note in load_tiles(config("bach", bach_folder), seed=0).notes)
+    (bach_folder / "Photos" / "Benign" / "b010.tif").unlink()
+    with pytest.raises(DataError, match=r"(?s)1 of 400 photos are not there: Benign/b010.tif.*3632035.*BY-NC-ND"):
+        load_tiles(config("bach", bach_folder), seed=0)
+    with pytest.raises(DataError, match="no folder with Benign, InSitu, Invasive, Normal"):
+        load_tiles(config("bach", bach_folder / "elsewhere"), seed=0)

@@ -1,0 +1,159 @@
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clipit.config import TilesConfig
+from clipit.errors import DataError
+from clipit.tiles.load import load_tiles
+
+from .conftest import paint, write_table
+
+
+def config(path: Path, **more: object) -> TilesConfig:
+    return TilesConfig.model_validate({"source": "table", "path": str(path), **more})
+
+
+def rows(folder: Path, count: int = 12) -> list[dict[str, object]]:
+    """Files in `folder/img` and the rows that name them: two classes, patients of two tiles each."""
+    found: list[dict[str, object]] = []
+    for place in range(count):
+        paint(folder / "img" / f"{place}.png", place)
+        found.append(
+            {
+                "path": f"img/{place}.png",
+                "label": place % 2,
+                "split": "train" if place < 8 else "test",
+                "group": f"p{place // 2}",
+                "mpp": 0.5,
+            }
+        )
+    return found
+
+
+def test_csv_and_parquet_give_the_same_tiles(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    from_csv = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
+    from_parquet = load_tiles(config(tmp_path / "t.parquet"), seed=0)
+    assert from_csv.classes == from_parquet.classes == ("0", "1")
+    assert from_csv.fingerprint == from_parquet.fingerprint
+    np.testing.assert_array_equal(from_csv.truth, from_parquet.truth)
+    assert (from_csv.mpp == 0.5).all()
+
+
+def test_the_validation_cut_keeps_groups_whole(tmp_path: Path) -> None:
+    tiles = load_tiles(config(write_table(tmp_path / "t.csv", rows(tmp_path)), validation_fraction=0.25), seed=0)
+    validation = set(tiles.groups[tiles.splits == "validation"])
+    assert len(validation) == 1
+    assert not validation & set(tiles.groups[tiles.splits == "train"])
+
+
+def test_zip_and_folder_hold_the_same_pixels(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for place in range(12):
+            archive.write(tmp_path / "img" / f"{place}.png", f"img/{place}.png")
+    folder = load_tiles(config(path), seed=0)
+    packed = load_tiles(config(path, images=str(tmp_path / "tiles.zip")), seed=0)
+    assert folder.fingerprint != packed.fingerprint
+    for place in range(12):
+        assert folder.read(place).tobytes() == packed.read(place).tobytes()
+
+
+def test_missing_columns_are_named_beside_the_existing_ones(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    with pytest.raises(DataError, match=r"missing columns: diagnosis, slide; the table has: path, label, split, group"):
+        load_tiles(config(path, columns={"label": "diagnosis", "group": "slide"}), seed=0)
+
+
+def test_a_label_column_is_needed_unless_no_labels_are_asked_for(tmp_path: Path) -> None:
+    table = [{"path": row["path"]} for row in rows(tmp_path)]
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match="missing columns: label"):
+        load_tiles(config(path), seed=0)
+    tiles = load_tiles(config(path, labels={"kind": "none"}, classes=("a", "b")), seed=0)
+    assert (tiles.truth == -1).all()
+    assert tiles.classes == ("a", "b")
+    assert set(tiles.splits) == {"train", "validation"}
+
+
+def test_a_file_named_twice(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    table.append(table[2] | {"path": "./img/2.png"})
+    with pytest.raises(DataError, match=r"img/2.png in record 3 \(line 4\), record 13"):
+        load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+
+
+def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    for place in (3, 5):
+        (tmp_path / "img" / f"{place}.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 12 files .*: img/3.png, img/5.png"):
+        load_tiles(config(path), seed=0)
+    with pytest.raises(DataError, match=r"elsewhere"):
+        load_tiles(config(path, images=str(tmp_path / "elsewhere")), seed=0)
+    (tmp_path / "bad.zip").write_bytes(b"PK not a zip")
+    with pytest.raises(DataError, match=r"not a readable zip"):
+        load_tiles(config(path, images=str(tmp_path / "bad.zip")), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (1, {"split": "fold3"}, "unknown split values: fold3"),
+        (1, {"split": ""}, "1 rows have no split"),
+        (1, {"group": "p5"}, r"1 groups stand in more than one split: p5 \(test, train\)"),
+        (1, {"label": "9"}, "labels outside the classes: 9, in 1 tiles: img/1.png"),
+        (1, {"mpp": "half"}, r"mpp is 'half' in record 2 \(line 3\)"),
+        (1, {"mpp": "-1"}, "mpp is '-1'"),
+        (1, {"path": ""}, "1 rows name no file, first record 2"),
+    ],
+)
+def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:
+    table = rows(tmp_path)
+    table[place] = table[place] | change
+    with pytest.raises(DataError, match=message):
+        load_tiles(config(write_table(tmp_path / "t.csv", table), classes=("0", "1")), seed=0)
+
+
+def test_unreadable_tables(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with pytest.raises(DataError, match="not there"):
+        load_tiles(config(path), seed=0)
+    path.write_bytes("path,label\nä.png,a\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        load_tiles(config(path), seed=0)
+    path.write_text("path,label\n1.png,a,b\n")
+    with pytest.raises(DataError, match=r"record 1 \(line 2\) has 3 fields, the header 2"):
+        load_tiles(config(path), seed=0)
+    path.write_text("path,label\n")
+    with pytest.raises(DataError, match="no rows"):
+        load_tiles(config(path), seed=0)
+    path.write_text("path,label,label\n1.png,a,b\n")
+    with pytest.raises(DataError, match="two columns have one name: label"):
+        load_tiles(config(path), seed=0)
+    (tmp_path / "t.parquet").write_text("no")
+    with pytest.raises(DataError, match="not a readable parquet"):
+        load_tiles(config(tmp_path / "t.parquet"), seed=0)
+    (tmp_path / "t.xlsx").write_text("no")
+    with pytest.raises(DataError, match="use .csv"):
+        load_tiles(config(tmp_path / "t.xlsx"), seed=0)
+
+
+def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
+    table = [row | {"name": f"n{min(place, 10)}"} for place, row in enumerate(rows(tmp_path))]
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match="1 tile ids occur more than once: n10"):
+        load_tiles(config(path, columns={"id": "name"}), seed=0)
+
+
+def test_replacing_a_file_changes_the_fingerprint(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    before = load_tiles(config(path), seed=0).fingerprint
+    assert load_tiles(config(path), seed=5).fingerprint == before
+    paint(tmp_path / "img" / "4.png", 99, size=(9, 9))
+    assert load_tiles(config(path), seed=0).fingerprint != before

@@ -1,0 +1,59 @@
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipit.errors import DataError
+from clipit.tiles.load import mpp_warning
+from clipit.tiles.tileset import TileSet
+
+Make = Callable[..., TileSet]
+
+
+def test_select_by_mask_and_by_indices(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 1, 0, 1], ["train", "train", "test", "test"])
+    masked = tiles.select(tiles.truth == 1)
+    assert masked.ids.tolist() == ["t0001", "t0003"]
+    again = masked.select(np.asarray([1, 0]))
+    assert again.ids.tolist() == ["t0003", "t0001"]
+    assert again.rows.tolist() == [3, 1]  # still rows of the source
+    assert len(tiles.select([])) == 0
+    assert tiles.of_split("test").ids.tolist() == ["t0002", "t0003"]
+    assert len(tiles.of_split("validation")) == 0
+    with pytest.raises(DataError, match="no split called val"):
+        tiles.of_split("val")
+
+
+def test_fingerprint_follows_ids_splits_and_content_only(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 1, 0, 1], ["train", "train", "test", "test"])
+    assert replace(tiles, labels=np.full(4, -1, dtype=np.int64)).fingerprint == tiles.fingerprint
+    assert pickle.loads(pickle.dumps(tiles)).fingerprint == tiles.fingerprint
+    others = [
+        tiles.select([0, 1, 2]),
+        make_tiles([0, 1, 0, 1], ["train", "test", "train", "test"]),
+        replace(tiles, stamps=np.asarray(["s", "s", "s", "changed"])),
+    ]
+    assert len({tiles.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_what_it_refuses(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 1], ["train", "test"])
+    with pytest.raises(DataError, match="1 tile ids occur more than once: a"):
+        replace(tiles, ids=np.asarray(["a", "a"]))
+    with pytest.raises(DataError, match="unknown splits: val"):
+        replace(tiles, splits=np.asarray(["train", "val"]))
+    with pytest.raises(DataError, match="outside the classes"):
+        replace(tiles, labels=np.asarray([0, 2], dtype=np.int64))
+
+
+def test_mpp_warning(make_tiles: Make) -> None:
+    tiles = replace(make_tiles([0, 1, 0], ["train"] * 3), mpp=np.asarray([0.97, 0.5, np.nan]))
+    assert mpp_warning(tiles, None, "M") is None
+    warning = mpp_warning(tiles, 0.5, "M")
+    assert warning is not None
+    assert "M expects 0.5" in warning
+    assert "1 of 3 tiles" in warning
+    assert mpp_warning(tiles.select([0]), 0.5, "M", resize=224 / 96) is None  # 0.97 seen at 0.42
+    assert mpp_warning(tiles.select([2]), 0.5, "M") is None

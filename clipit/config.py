@@ -226,6 +226,33 @@ class EvaluationConfig(Section):
     batch_size: int = Field(256, ge=1)
 
 
+class ComparisonConfig(Section):
+    """Which arms are compared, over which seeds, under which search."""
+
+    arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
+    baseline: str = "image_only"
+    """The arm that differences are taken against."""
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Reported seeds: labels, initialisation and batches all depend on them."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
+    shifted: TilesConfig | None = None
+    """A further test set (its test split counts), such as another centre."""
+    learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
+    """The search grid of scripts/tune.py, the same for every arm: learning rates ..."""
+    steps: tuple[int, ...] = Field((150, 300), min_length=1)
+    """... times steps."""
+    tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
+    """Seeds of the search; they are never reported."""
+
+    @model_validator(mode="after")
+    def _fair(self) -> "ComparisonConfig":
+        if self.baseline not in self.arms:
+            raise ValueError(f"the baseline {self.baseline!r} must be one of the arms")
+        if set(self.seeds) & set(self.tuning_seeds):
+            raise ValueError("seeds and tuning_seeds must not share a seed")
+        return self
+
+
 class TrackingConfig(Section):
     """Where the progress goes beside metrics.jsonl."""
 
@@ -257,6 +284,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    comparison: ComparisonConfig = ComparisonConfig()
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """More recipes: name -> overrides by dotted key, `base` names a recipe to start from."""
     note: str = ""

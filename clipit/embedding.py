@@ -103,7 +103,7 @@ class Store:
 
     @cached_property
     def _order(self) -> Int[np.ndarray, "_"]:
-        return np.argsort(self.ids, kind="stable")
+        return np.asarray(np.argsort(self.ids, kind="stable"), dtype=np.int64)
 
     def mean(self) -> Float32[np.ndarray, "dim"]:
         """Mean of all vectors (the modality's centre)."""
@@ -116,7 +116,7 @@ class Store:
 def unit(vectors: Float32[np.ndarray, "*shape dim"]) -> Float32[np.ndarray, "*shape dim"]:
     """Vectors divided by their L2 norm; a zero vector stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def centred(
@@ -229,7 +229,7 @@ def _write_shards(
 
 
 def _check_finite(vectors: Float32[np.ndarray, "n dim"], ids: Sequence[str], name: str) -> None:
-    bad = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
+    bad = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
     if bad:
         raise DataError(
             explain(

@@ -14,9 +14,8 @@ def main() -> None:
         index = Materials(config).index
         if processes().main:
             facts = index.artifact.manifest.facts
-            print(
-                f"{facts['rows']} distinct snippets in a {facts['key']} index ({facts['backend']}), centred: {facts['centring']}"
-            )
+            kind = f"{facts['key']} ({facts['backend']}{', centred' if facts['centring'] else ''})"
+            print(f"{facts['rows']} distinct snippets in the index: {kind}")
             print(f"index: {index.artifact.folder}")
 
 

@@ -67,7 +67,7 @@ def evaluate_predictions(
 def compare_predictions(
     first: Predictions, second: Predictions, split: str, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Second minus first in each score, on the same tiles: name -> value, low, high (paired bootstrap).
+    """Second minus first in each score, on the same tiles: name -> value, low, high and reason (paired bootstrap).
 
     The interval holds the chance of the tiles only; that of the training is seen over seeds (`intervals.t_interval`).
 
@@ -90,7 +90,12 @@ def compare_predictions(
         first.labels[rows], first.probabilities[rows], second.probabilities[rows], first.groups[rows], bootstrap, seed
     )
     return {
-        name: {"value": difference.value, "low": difference.interval.low, "high": difference.interval.high}
+        name: {
+            "value": difference.value,
+            "low": difference.interval.low,
+            "high": difference.interval.high,
+            "reason": difference.interval.reason,
+        }
         for name, difference in found.items()
     }
 

@@ -95,7 +95,7 @@ def _moments(images: Float[Tensor, "b c 64 64"]) -> Float[Tensor, "b m"]:
 
 
 def _fit(model: nn.Module, pixels: UInt8[Tensor, "n 3 64 64"], seed: int, recipe: BackboneRecipe) -> list[float]:
-    known = torch.cat([image_statistics(part.float() / 255) for part in pixels.split(500)])
+    known = torch.cat([image_statistics(part.float() / 255) for part in torch.split(pixels, 500)])
     centre, scale = known.mean(0), known.std(0) + 1e-6
     head = nn.Linear(int(MODEL_ARGS["embed_dim"]), known.shape[1])
     parameters = [*model.parameters(), *head.parameters()]
@@ -119,7 +119,7 @@ def _fit(model: nn.Module, pixels: UInt8[Tensor, "n 3 64 64"], seed: int, recipe
                 target = (image_statistics(images) - centre) / scale
                 loss = functional.mse_loss(head(model((images - mean) / std)), target)
                 optimiser.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimiser.step()
                 schedule.step()

@@ -17,15 +17,12 @@ from clipit.prompts.prompt_bag import load_bag
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
-from clipit.synthetic import vocabulary as words
+from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import CLASSES
 from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 
 Vectors = Float[np.ndarray, "n d"]
-
-# Characters that the reports' OCR noise confuses become one.
-_SAME = str.maketrans("il0c5qhv", "11oesgbu")
 
 
 def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: int = 5) -> dict[str, Any]:
@@ -48,7 +45,9 @@ def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: 
         f"zero_shot_{name}": _accuracy(seen[name] @ classes.T, parts[name].truth) for name in ("test", "shift")
     }
     scores["zero_shot_per_class"] = {
-        name: _accuracy((seen["test"] @ classes.T)[parts["test"].truth == k], np.full(int((parts["test"].truth == k).sum()), k))
+        name: _accuracy(
+            (seen["test"] @ classes.T)[parts["test"].truth == k], np.full(int((parts["test"].truth == k).sum()), k)
+        )
         for k, name in enumerate(CLASSES)
     }
     scores["vlm_probe"] = _probe(seen, parts, world, seeds)
@@ -56,25 +55,15 @@ def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: 
     return scores | _pairing(vlm, seen["train"], parts["train"].truth, world)
 
 
-def snippet_class(text: str) -> int:
-    """Which class a sentence of a synthetic report names (index of `CLASSES`), -1 for none."""
-    plain = text.lower().translate(_SAME)
-    found = [
-        (len(name), k)
-        for k, label in enumerate(CLASSES)
-        for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
-        if name.lower().translate(_SAME) in plain
-    ]
-    return max(found)[1] if found else -1
-
-
 def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: Path) -> dict[str, Any]:
     """Top-1 snippets by cosine, for each way of preparing the corpus."""
-    config = ReportsConfig(path=str(world / "reports.jsonl"), organ_column="organ", id_column="id", group_column="group")
+    config = ReportsConfig(
+        path=str(world / "reports.jsonl"), organ_column="organ", id_column="id", group_column="group"
+    )
     snippets = build_snippets(read_reports(config), config, vlm.count_tokens, vlm.context_length, None).snippets
     texts = snippets["text"].to_pylist()
     vectors = _text_vectors(vlm, texts)
-    named = np.array([snippet_class(text) for text in texts])
+    named = np.array([named_class(text) for text in texts])
     bags = [unit(_bag(vlm, world / f"{name}.yaml")[None])[0] for name in ("morphology", "boilerplate")]
     kept: Bool[np.ndarray, " m"] = vectors @ (bags[0] - bags[1]) >= 0
     result: dict[str, Any] = {
@@ -119,7 +108,9 @@ def _probe(features: dict[str, Vectors], parts: dict[str, TileSet], world: Path,
     for seed in range(seeds):
         tiles = _tiles(world, "tiles", LabelsConfig(kind="per_class", value=10), seed)
         labels = {name: tiles.of_split(name).labels for name in ("train", "validation")}
-        probe = linear_probe(features["train"], labels["train"], features["validation"], labels["validation"], len(CLASSES))
+        probe = linear_probe(
+            features["train"], labels["train"], features["validation"], labels["validation"], len(CLASSES)
+        )
         for name, values in found.items():
             values.append(_accuracy(probe.probabilities(features[name]), parts[name].truth))
     return {name: float(np.mean(values)) for name, values in found.items()}
@@ -136,7 +127,7 @@ def _text_vectors(vlm: VLM, texts: list[str]) -> Vectors:
 
 def _pixels(tiles: TileSet, model: VLM | Backbone) -> list[torch.Tensor]:
     images = [torch.from_numpy(model.preprocess.pixels(tiles.read(row))) for row in range(len(tiles.ids))]
-    return list(torch.stack(images).split(128))
+    return list(torch.split(torch.stack(images), 128))
 
 
 def _vlm_images(vlm: VLM, tiles: TileSet) -> Vectors:

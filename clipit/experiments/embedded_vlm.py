@@ -172,7 +172,7 @@ def _fit(
                 )
                 loss = _symmetric_loss(output.logits_per_image)
                 optimiser.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimiser.step()
                 schedule.step()

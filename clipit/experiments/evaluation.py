@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float32
 
 from clipit.artifacts import git_commit, versions, write_json
-from clipit.config import Config
+from clipit.config import Config, TilesConfig
 from clipit.distributed import processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.evaluate import evaluate_predictions
@@ -22,6 +23,7 @@ from clipit.progress import progress
 from clipit.reporting.curves import read_curves
 from clipit.reporting.plots import confusion_plot, curves_plot, reliability_plot
 from clipit.reporting.summary import run_summary, write_summary
+from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 
 if TYPE_CHECKING:
@@ -45,6 +47,45 @@ def evaluate_run(config: Config, materials: Materials, folder: Path) -> dict[str
     here = processes()
     classifier = load_classifier(folder / "classifier", here.device)
     tiles = materials.tiles(config.seed)
+    _check_classes(classifier, tiles, folder)
+    parts = []
+    for split in config.evaluation.splits:
+        source = materials.pixels(split, classifier.spec.preprocess)
+        if len(source.tiles):
+            found = _predict(config, materials, classifier, source, tiles.classes, split)
+            # The source's tiles may carry another seed's labels.
+            parts.append(replace(found, labels=tiles.of_split(split).labels))
+    if not here.main:
+        return {}
+    write_predictions(folder / "predictions.parquet", _joined(parts))
+    return _report(config, materials, folder, classifier)
+
+
+def evaluate_shifted(config: Config, shifted: TilesConfig, materials: Materials, folder: Path) -> dict[str, Any]:
+    """Scores of a run's classifier on the test split of another set of tiles (the classes must be the same).
+
+    Its predictions are written to predictions_shifted.parquet in the run's folder, and are kept.
+    """
+    from clipit.models.inference import load_classifier
+
+    here = processes()
+    path = folder / "predictions_shifted.parquet"
+    if not here.same(path.is_file()):
+        classifier = load_classifier(folder / "classifier", here.device)
+        tiles = load_tiles(shifted, config.seed).of_split("test")
+        _check_classes(classifier, tiles, folder)
+        source = materials.other_pixels(tiles, classifier.spec.preprocess)
+        found = _predict(config, materials, classifier, source, tiles.classes, "shifted tiles")
+        if here.main:
+            write_predictions(path, found)
+        here.wait()
+    predictions = read_predictions(path)
+    scores = evaluate_predictions(predictions, ["test"], config.evaluation.bootstrap, config.seed)
+    of_test: dict[str, Any] = scores["splits"]["test"]
+    return of_test
+
+
+def _check_classes(classifier: "Classifier", tiles: TileSet, folder: Path) -> None:
     if classifier.classes != tiles.classes:
         raise DataError(
             explain(
@@ -53,26 +94,24 @@ def evaluate_run(config: Config, materials: Materials, folder: Path) -> dict[str
                 fix="give tiles.classes in the classifier's order, or the right run",
             )
         )
-    parts = [_predict(config, materials, classifier, tiles, split) for split in config.evaluation.splits]
-    if not here.main:
-        return {}
-    write_predictions(folder / "predictions.parquet", _joined([part for part in parts if part is not None]))
-    return _report(config, materials, folder, classifier)
 
 
 def _predict(
-    config: Config, materials: Materials, classifier: "Classifier", tiles: TileSet, split: str
-) -> Predictions | None:
-    part = tiles.of_split(split)
-    if not len(part):
-        return None
-    logits, projected = _forward(materials.pixels(split, classifier.spec.preprocess), classifier, config, split)
+    config: Config,
+    materials: Materials,
+    classifier: "Classifier",
+    source: "PixelSource",
+    class_names: tuple[str, ...],
+    title: str,
+) -> Predictions:
+    part = source.tiles
+    logits, projected = _forward(source, classifier, config, title)
     zero_shot = None
     if projected is not None and materials.prompts is not None:
         classes = materials.class_embeddings()
         if classes is not None:
             zero_shot = zero_shot_probabilities(projected, classes, materials.vlm.logit_scale)
-    return Predictions(part.ids, part.splits, part.labels, part.groups, tiles.classes, softmax(logits), zero_shot)
+    return Predictions(part.ids, part.splits, part.labels, part.groups, class_names, softmax(logits), zero_shot)
 
 
 def _forward(

@@ -67,12 +67,14 @@ class Materials:
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
         """The tiles of a split as a model wants them; kept, so that runs in one program read them once."""
-        key = (split, preprocess.hash)
+        return self.other_pixels(self.some_tiles.of_split(split), preprocess)
+
+    def other_pixels(self, tiles: TileSet, preprocess: "Preprocess") -> PixelSource:
+        """The same for any tiles."""
+        key = (tiles.fingerprint, preprocess.hash)
         if key not in self._pixels:
             t = self.config.training
-            self._pixels[key] = PixelSource(
-                self.some_tiles.of_split(split), preprocess.pixels, t.cache_tiles, t.threads
-            )
+            self._pixels[key] = PixelSource(tiles, preprocess.pixels, t.cache_tiles, t.threads)
         return self._pixels[key]
 
     @cached_property

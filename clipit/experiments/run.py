@@ -29,9 +29,9 @@ from clipit.training.targets import Targets, image_targets, text_targets
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
     from clipit.models.student import Student
-    from clipit.training.loop import Outcome, Score, TrainingData
+    from clipit.training.loop import Outcome, Score
 
-_NOT_PART_OF_A_RUN = {"output", "tracking", "evaluation", "note", "arms", "arm", "name"}
+_NOT_PART_OF_A_RUN = {"output", "tracking", "evaluation", "note", "arms", "arm", "name", "comparison"}
 
 
 def run_folder(config: Config) -> Path:
@@ -73,7 +73,9 @@ def _train_here(config: Config, materials: Materials, folder: Path, here: Proces
     mark = fingerprint(
         {"config": config.model_dump(mode="json", exclude=_NOT_PART_OF_A_RUN), "tiles": tiles.fingerprint}
     )
-    here.same(_claim(folder, config, mark) if here.main else None)
+    if here.main:
+        _claim(folder, config, mark)
+    here.wait()
     if here.same((folder / "results.json").is_file()):
         return
     student, backbone = _student(config, materials, tiles)
@@ -201,7 +203,7 @@ def _fit(
     train_tiles, validation = tiles.of_split("train"), tiles.of_split("validation")
     # Validation tiles whose label is hidden choose nothing, so they are not read.
     rows = np.flatnonzero(validation.labels >= 0)
-    data: TrainingData = TrainingData(
+    data = TrainingData(
         plan=plan_batches(config, train_tiles.labels >= 0),
         source=materials.pixels("train", backbone.preprocess),
         labels=train_tiles.labels,

@@ -122,7 +122,8 @@ def _timm_name(config: BackboneConfig) -> tuple[str, str | None]:
             explain(
                 "neither a timm model nor a folder",
                 where=folder,
-                fix=f"write embedded, a timm name (similar: {', '.join(near) or 'none'}), hf-hub:ID or a folder in timm's format",
+                fix=f"write embedded, a timm name (similar: {', '.join(near) or 'none'}), "
+                "hf-hub:ID or a folder in timm's format",
             )
         )
     tags = timm.list_pretrained(f"{architecture}*")

@@ -25,7 +25,7 @@ from clipit.models.bundle import (
     write_spec,
 )
 from clipit.models.inference import load_classifier
-from clipit.models.lora import merge_lora
+from clipit.models.lora import merge_lora, save_adapter
 from clipit.models.student import Student, collapse_linear
 
 _TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
@@ -72,25 +72,35 @@ def export_classifier(
         ArtifactError: The folder holds something else, or cannot be written.
     """
     _check(student, classes, vlm_info, text_mean, prompts)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        with disk_errors(folder):
+            _check_place(folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, mpp, dict(provenance or {}))
+            _compare(partial, student, backbone.preprocess.size)
+            _replace(folder, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check_place(folder: Path) -> None:
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ArtifactError(
             explain("something else than a classifier is here", where=folder, fix="delete it, or choose another folder")
         )
-    partial = folder.with_name(f".{folder.name}.partial")
-    with disk_errors(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, mpp, dict(provenance or {}))
-        _compare(partial, student, backbone.preprocess.size)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-    return folder
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """A folder cannot be replaced in one step: the old one is put aside until the new one has its name."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write(
@@ -106,8 +116,7 @@ def _write(
 ) -> None:
     whole = copy.deepcopy(student).cpu().eval()
     if hasattr(whole.backbone, "peft_config"):
-        adapter: Any = whole.backbone
-        adapter.save_pretrained(str(folder / ADAPTER))
+        save_adapter(whole.backbone, folder / ADAPTER)
     trunk = merge_lora(whole.backbone)
     plain = backbone.plain_head and whole.config.head == "linear"
     model = build_timm(backbone.timm, len(classes) if plain else 0)

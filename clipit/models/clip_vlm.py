@@ -40,11 +40,12 @@ def clip_towers(source: str) -> Towers:
             processor = read_json(Path(source) / _PROCESSOR)
         else:
             processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
-    absent = sorted(key for key in report["missing_keys"] if not key.endswith("position_ids"))
-    if absent or report.get("mismatched_keys"):
+    unfit = [key for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
+    unfit += sorted(str(key) for key in report.get("mismatched_keys", ()))
+    if unfit:  # transformers would go on with random values
         raise ModelError(
             explain(
-                f"the weights do not fit a CLIP model: {shortlist(absent or sorted(map(str, report['mismatched_keys'])))}",
+                f"the weights do not fit a CLIP model: {shortlist(unfit)}",
                 where=source,
                 fix="use a folder or hub id that CLIPModel.save_pretrained wrote",
             )

@@ -192,7 +192,8 @@ class Classifier:
                     explain(
                         f"new prompts need the VLM {self._vlm_name}, which cannot be loaded:\n{error}",
                         where="zero_shot",
-                        fix="load_classifier(..., vlm=FOLDER), cached prompts (prompts=None), or embeddings instead of texts",
+                        fix="load_classifier(..., vlm=FOLDER), cached prompts (prompts=None), "
+                        "or embeddings instead of texts",
                     )
                 ) from error
             if vlm.fingerprint != self.spec.vlm["fingerprint"]:

@@ -110,6 +110,9 @@ def _readable(error: Exception, name: str, hub_id: str | None, hint: str) -> str
             f"download it where there is a network ({page or 'its page'}; `hf download ...`) "
             "and give the local folder, or go online"
         )
+    elif "UnpicklingError" in kinds:
+        what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"
+        fix = "use a safetensors file or a checkpoint that holds a state dict alone, from its own page"
     else:
         what = f"it cannot be loaded ({text})"
         fix = f"check the name and the files{f' at {page}' if page else ''}"

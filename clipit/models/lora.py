@@ -1,6 +1,7 @@
 """Low-rank adaptation (Hu et al., arXiv 2106.09685) of a backbone, through peft."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,9 +73,10 @@ def add_lora(backbone: nn.Module, config: LoraConfig, *, base_name: str | None =
                 lora_alpha=config.alpha,
                 lora_dropout=config.dropout,
                 target_modules=names,
-                base_model_name_or_path=base_name,
             ),
         )
+    # afterwards, because peft replaces what it is given by the module's own attribute, which timm's lack
+    adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted  # type: ignore[no-any-return]
 
 
@@ -115,8 +117,20 @@ def lora_state_dict(module: nn.Module) -> Mapping[str, torch.Tensor]:
     """The adapter's tensors as peft names them in `adapter_model.safetensors`."""
     import peft
 
-    tensors: dict[str, torch.Tensor] = peft.get_peft_model_state_dict(module)
+    tensors: dict[str, torch.Tensor] = peft.get_peft_model_state_dict(module, save_embedding_layers=False)
     return tensors
+
+
+def save_adapter(module: nn.Module, folder: Path) -> None:
+    """Write the adapter in peft's own format, from which `PeftModel.from_pretrained` reads it.
+
+    Raises:
+        ModelError: There is no adapter in the module.
+    """
+    save = getattr(module, "save_pretrained", None)
+    if save is None or not hasattr(module, "peft_config"):
+        raise ModelError(explain("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first"))
+    save(str(folder), save_embedding_layers=False)  # else peft looks for the base model's files, also on the hub
 
 
 def _kind(name: str, module: nn.Module) -> str | None:

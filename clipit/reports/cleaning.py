@@ -29,6 +29,7 @@ _LOOSE_HYPHEN = re.compile(
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # rules and table cells
+    (re.compile(r"[ \t]+"), " "),  # before the patterns that begin with blanks, or they would take quadratic time
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
     (re.compile(r"([.,;:!?])(?:[ \t]*\1)+"), r"\1"),
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"

@@ -38,7 +38,7 @@ def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:
 
 def ramp(values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
     """Clip to 0..1: an edge about one pixel wide when `values` is a distance in pixels."""
-    return np.clip(values, 0.0, 1.0)
+    return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def make_spots(
     depth: object,
 ) -> Spots:
     """Spots from anything that broadcasts to one value per spot."""
-    shaped = [np.broadcast_to(np.asarray(v, dtype=np.float32), tile.shape) for v in (x, y, radius, stretch, angle, depth)]
+    shaped = [
+        np.broadcast_to(np.asarray(v, dtype=np.float32), tile.shape) for v in (x, y, radius, stretch, angle, depth)
+    ]
     return Spots(tile, *shaped)
 
 

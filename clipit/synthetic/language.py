@@ -8,6 +8,8 @@ from clipit.synthetic import vocabulary as words
 from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
+_SAME = str.maketrans("il0c5qhv", "11oesgbu")
+"""Makes one character of those that `_CONFUSED` confuses."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -93,3 +95,15 @@ def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
     if more and rng.random() < 0.12:
         return choose(rng, words.REPORT_MORE).format(more=more)
     return choose(rng, words.REPORT_FULL if more else words.REPORT_NAMED).format(name=name, more=more)
+
+
+def named_class(text: str) -> int:
+    """Which class a sentence of a synthetic report names (index of `CLASSES`, the longest name wins), -1 for none."""
+    plain = text.lower().translate(_SAME)
+    found = [
+        (len(name), k)
+        for k, label in enumerate(CLASSES)
+        for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
+        if name.lower().translate(_SAME) in plain
+    ]
+    return max(found)[1] if found else -1

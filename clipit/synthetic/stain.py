@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from clipit.synthetic.fields import SIZE, Maps, noise, per_tile
 from clipit.synthetic.streams import stream
@@ -41,7 +41,7 @@ def centre(number: int) -> Centre:
     )
 
 
-def _blur(maps: Maps, spread: Float32[np.ndarray, " n"]) -> Maps:
+def _blur(maps: Maps, spread: Float[np.ndarray, " n"]) -> Maps:
     """Gaussian blur of five taps; `spread` in pixels for each tile."""
     taps = np.exp(-0.5 * (np.arange(3)[:, None] / np.maximum(spread, 0.05)) ** 2)
     taps /= taps[0] + 2 * taps[1] + 2 * taps[2]

@@ -69,9 +69,7 @@ def _flat(count: int, haematoxylin: float, eosin: float) -> Stains:
     )
 
 
-def _fibres(
-    rng: np.random.Generator, count: int
-) -> tuple[Float32[np.ndarray, "n 64 64"], Float32[np.ndarray, " n"]]:
+def _fibres(rng: np.random.Generator, count: int) -> tuple[Float32[np.ndarray, "n 64 64"], Float32[np.ndarray, " n"]]:
     """Wavy parallel fibres (0..1) and their direction (radians)."""
     angle = rng.uniform(0, np.pi, count).astype(np.float32)
     across = ROWS * per_tile(np.cos(angle)) - COLUMNS * per_tile(np.sin(angle))
@@ -136,7 +134,7 @@ def _glands(
     """Draw up to k glands on each tile: lumen, epithelium, a ring of nuclei, goblet vacuoles."""
     count, slots = present.shape
     for slot in range(slots):
-        turn, squeeze = rng.uniform(0, np.pi, count), rng.uniform(1.0, 1.0 + 2 * ragged, count)
+        turn, squeeze = rng.uniform(np.zeros(count), np.pi), rng.uniform(np.ones(count), 1.0 + 2 * ragged)
         rows = ROWS - per_tile(centres[:, slot, 0])
         columns = COLUMNS - per_tile(centres[:, slot, 1])
         along = (columns * per_tile(np.cos(turn)) + rows * per_tile(np.sin(turn))) / per_tile(squeeze)

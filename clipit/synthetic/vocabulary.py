@@ -8,10 +8,28 @@ SHARED_NAMES: dict[str, tuple[str, ...]] = dict(
         CLASSES,
         (
             ("adipose tissue", "mature fat", "fatty tissue", "adipocytes", "a fat lobule"),
-            ("lymphoid tissue", "a lymphoid aggregate", "sheets of lymphocytes", "a lymphoid follicle", "dense lymphocytes"),
+            (
+                "lymphoid tissue",
+                "a lymphoid aggregate",
+                "sheets of lymphocytes",
+                "a lymphoid follicle",
+                "dense lymphocytes",
+            ),
             ("a mucin pool", "extracellular mucin", "mucinous material", "a lake of mucus", "mucin"),
-            ("fibrous stroma", "collagenous stroma", "connective tissue", "fibromuscular tissue", "spindle cell stroma"),
-            ("normal mucosa", "benign glandular mucosa", "unremarkable crypts", "regular benign glands", "healthy mucosa"),
+            (
+                "fibrous stroma",
+                "collagenous stroma",
+                "connective tissue",
+                "fibromuscular tissue",
+                "spindle cell stroma",
+            ),
+            (
+                "normal mucosa",
+                "benign glandular mucosa",
+                "unremarkable crypts",
+                "regular benign glands",
+                "healthy mucosa",
+            ),
             (
                 "low grade adenocarcinoma",
                 "well differentiated adenocarcinoma",
@@ -40,7 +58,10 @@ HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
             ("acellular mucin lakes", "pooled mucus"),
             ("desmoplastic connective tissue", "a sclerotic fibrous band"),
             ("glandular mucosa without dysplasia", "non neoplastic crypts"),
-            ("grade 1 adenocarcinoma of gland forming type", "a well formed neoplastic gland proliferation of low grade"),
+            (
+                "grade 1 adenocarcinoma of gland forming type",
+                "a well formed neoplastic gland proliferation of low grade",
+            ),
             ("grade 3 carcinoma", "an undifferentiated solid tumour growth of high grade"),
             ("coagulative necrosis", "areas of dirty necrosis"),
         ),
@@ -70,7 +91,11 @@ SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "dens": (("low cellularity", "few cells"), (), ("high cellularity", "densely packed cells")),
 }
 HELD_OUT_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "infl": (("inflammation is not seen",), ("sparse lymphocytes in the background",), ("heavy infiltration by lymphocytes",)),
+    "infl": (
+        ("inflammation is not seen",),
+        ("sparse lymphocytes in the background",),
+        ("heavy infiltration by lymphocytes",),
+    ),
     "mucin": ((), ("a small amount of mucus",), ("copious mucin",)),
     "pleo": (("nuclei of even size",), ("intermediate nuclear variation",), ("striking nuclear atypia",)),
     "gland": (("glands are lacking",), ("rare glands",), ("glands throughout",)),
@@ -79,7 +104,14 @@ HELD_OUT_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 # {name}: a class name, {more}: one or two attribute phrases joined by "and".
-CAPTION_NAMED = ("{name}", "an image of {name}", "a micrograph showing {name}", "{name} is seen", "there is {name}", "H&E tile of {name}")
+CAPTION_NAMED = (
+    "{name}",
+    "an image of {name}",
+    "a micrograph showing {name}",
+    "{name} is seen",
+    "there is {name}",
+    "H&E tile of {name}",
+)
 CAPTION_FULL = (
     "{name} with {more}",
     "an image of {name} with {more}",
@@ -153,7 +185,8 @@ ORGANS = ("colon", "rectum", "caecum", "stomach")
 PROCEDURES = ("biopsy", "resection", "polypectomy", "excision")
 
 # What the prompt set asks with: names that the VLM was taught.
-PROMPT_TEMPLATES = ("an image of {}", "{} is seen", "a histology image showing {}", "{}")
+PROMPT_NAMES = {label: names[:3] for label, names in SHARED_NAMES.items()}
+PROMPT_TEMPLATES = ("an image of {}.", "a histology picture showing {}.", "{}.")
 
 # Bags for the snippet filter, in general words rather than the sentences above.
 MORPHOLOGY_BAG = (
@@ -164,7 +197,7 @@ MORPHOLOGY_BAG = (
     "benign glands of the mucosa",
     "carcinoma forming glands",
     "a solid tumour with atypical nuclei",
-    "necrotic debris",
+    "dead cells and debris",
     "pleomorphic nuclei",
     "cells and glands under the microscope",
 )

@@ -128,7 +128,7 @@ def _write_prompts(folder: Path) -> None:
         "name": "synthetic-8",
         "version": 1,
         "templates": list(words.PROMPT_TEMPLATES),
-        "classes": {name: list(words.SHARED_NAMES[name]) for name in CLASSES},
+        "classes": {name: list(words.PROMPT_NAMES[name]) for name in CLASSES},
     }
     bags = {
         "prompts": prompts,

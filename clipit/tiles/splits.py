@@ -1,5 +1,6 @@
 """Splits: the source's names to ours, the validation cut, and groups that must not cross."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -99,26 +100,26 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
     inside = np.flatnonzero(tiles.splits == "train")
     known = tiles.truth[inside] >= 0
     counted = inside[known] if known.any() else inside
-    names = np.where(
-        tiles.groups[inside] == "", np.char.add("tile:", tiles.ids[inside]), np.char.add("group:", tiles.groups[inside])
-    )
-    name_of = dict(zip(inside.tolist(), names.tolist(), strict=True))
+    groups, ids = tiles.groups.tolist(), tiles.ids.tolist()
+    name_of = {index: f"group:{groups[index]}" if groups[index] else f"tile:{ids[index]}" for index in inside.tolist()}
     members: dict[str, list[int]] = {}
     for index in counted.tolist():
         members.setdefault(name_of[index], []).append(index)
+    truth = tiles.truth.tolist()
     strata: dict[int, list[str]] = {}
     for name, indices in members.items():
-        labels, counts = np.unique(tiles.truth[indices], return_counts=True)
-        strata.setdefault(int(labels[counts.argmax()]), []).append(name)
+        # The class of a group is its most frequent one, of equals the first.
+        counts = sorted(Counter(truth[index] for index in indices).items())
+        strata.setdefault(max(counts, key=lambda item: item[1])[0], []).append(name)
 
     moved: set[str] = set()
-    for _, groups in sorted(strata.items()):
-        target = fraction * sum(len(members[name]) for name in groups)
+    for _, stratum in sorted(strata.items()):
+        target = fraction * sum(len(members[name]) for name in stratum)
         taken = 0
-        for position in shuffled(groups, seed, "validation"):
-            size = len(members[groups[position]])
+        for position in shuffled(stratum, seed, "validation"):
+            size = len(members[stratum[position]])
             if abs(taken + size - target) < abs(taken - target):
-                moved.add(groups[position])
+                moved.add(stratum[position])
                 taken += size
     if not moved:
         raise DataError(
@@ -128,7 +129,7 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
             )
         )
     splits = tiles.splits.astype("<U10")
-    splits[inside[np.isin(names, sorted(moved))]] = "validation"
+    splits[[index for index in inside.tolist() if name_of[index] in moved]] = "validation"
     note = f"validation: {fraction:g} of train, cut with seed {seed}"
     if (tiles.groups[inside] == "").any():
         note += "; groups unknown: tiles of one patient may stand on both sides, so validation scores may be too high"

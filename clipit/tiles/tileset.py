@@ -68,7 +68,7 @@ class TileSet:
         """Number of tiles."""
         return int(self.ids.size)
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int | np.integer) -> Image.Image:
         """Image of one tile, RGB.
 
         Raises:
@@ -85,7 +85,7 @@ class TileSet:
             )
         return image
 
-    def try_read(self, index: int) -> Image.Image | Unreadable:
+    def try_read(self, index: int | np.integer) -> Image.Image | Unreadable:
         """Like `read`, but an image that cannot be decoded is given back as such."""
         row = int(self.rows[index])
         return attempt(lambda: self.reader.read(row), tile_id=str(self.ids[index]), where=self.reader.where(row))

@@ -48,22 +48,25 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         ConfigError: No such arm, or a circle of `base`.
     """
-    known = {**ARMS, **own}
     keys: dict[str, Any] = {}
-    seen: list[str] = []
+    seen: list[tuple[str, bool]] = []
     current: str | None = name
     while current is not None:
-        if current not in known or current in seen:
-            what = f"arms that build on each other in a circle: {' -> '.join([*seen, current])}"
+        # An own arm may build on the built-in one of the same name.
+        mine = current in own and (current, True) not in seen
+        if (not mine and current not in ARMS) or (current, mine) in seen:
+            circle = any(current == earlier for earlier, _ in seen)
             raise ConfigError(
                 explain(
-                    what if current in seen else f"unknown arm {current!r}",
-                    where="arm" if not seen else f"arms.{seen[-1]}.base",
-                    fix=f"use one of {', '.join(known)}, or describe it under `arms`",
+                    f"arms build on each other in a circle: {' -> '.join([*(n for n, _ in seen), current])}"
+                    if circle
+                    else f"unknown arm {current!r}",
+                    where=f"arms.{seen[-1][0]}.base" if seen else "arm",
+                    fix=f"use one of {', '.join({**ARMS, **own})}, or describe it under `arms`",
                 )
             )
-        seen.append(current)
-        recipe = dict(known[current])
+        seen.append((current, mine))
+        recipe = dict(own[current] if mine else ARMS[current])
         current = recipe.pop("base", None)
         keys = {**recipe, **keys}
     return keys

@@ -277,7 +277,7 @@ def _distilled(config: Config, data: TrainingData, rows: Int[np.ndarray, "b"]) -
     """Which of these tiles are distilled."""
     if data.targets is None or config.distillation.tiles == "none":
         return np.zeros(len(rows), dtype=bool)
-    wanted = data.targets.valid[rows]
+    wanted = np.asarray(data.targets.valid[rows], dtype=bool)
     return wanted & (data.labels[rows] >= 0) if config.distillation.tiles == "labelled" else wanted
 
 

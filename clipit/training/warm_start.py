@@ -77,6 +77,6 @@ def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(head(inputs.clone()), labels).backward()
+        torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
         optimizer.step()
         schedule.step()

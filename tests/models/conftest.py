@@ -12,7 +12,26 @@ import timm
 import torch
 from PIL import Image
 
-WORDS = "tumour glands with necrosis and mucin lymphocytes adipose tissue stroma normal mucosa a an of the image grade".split()
+WORDS = [
+    "tumour",
+    "glands",
+    "with",
+    "necrosis",
+    "and",
+    "mucin",
+    "lymphocytes",
+    "adipose",
+    "tissue",
+    "stroma",
+    "normal",
+    "mucosa",
+    "a",
+    "an",
+    "of",
+    "the",
+    "image",
+    "grade",
+]
 
 
 @pytest.fixture(autouse=True)

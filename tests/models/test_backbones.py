@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -47,13 +48,17 @@ def test_errors(timm_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
         load_backbone(BackboneConfig(name=str(clip_folder)))
     with pytest.raises(ModelError, match="hub cannot be reached"):
         load_backbone(BackboneConfig(name="test_vit"))
-    with pytest.raises(ModelError, match="https://huggingface.co/MahmoodLab/UNI"):
+    with pytest.raises(ModelError, match=r"https://huggingface\.co/MahmoodLab/UNI"):
         load_backbone(BackboneConfig(name="hf-hub:MahmoodLab/UNI"))
     copy = Path(shutil.copytree(timm_folder, tmp_path / "copy"))
     (copy / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_backbone(BackboneConfig(name=str(copy)))
     (copy / "model.safetensors").unlink()
+    torch.save({"head": os.path.join}, copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only tensors are loaded"):
+        load_backbone(BackboneConfig(name=str(copy)))
+    (copy / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match="no weights"):
         load_backbone(BackboneConfig(name=str(copy)))
 

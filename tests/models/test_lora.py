@@ -1,4 +1,5 @@
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from clipit.config import BackboneConfig, LoraConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
-from clipit.models.lora import add_lora, check_gradients, lora_state_dict, merge_lora, target_modules
+from clipit.models.lora import add_lora, check_gradients, lora_state_dict, merge_lora, save_adapter, target_modules
 
 
 def trunk(folder: Path) -> torch.nn.Module:
@@ -32,10 +33,10 @@ def test_targets_by_kind_and_name(timm_folder: Path) -> None:
 
 
 def test_kinds_of_other_families() -> None:
-    with torch.device("cpu"):
-        swiglu = timm.create_model("test_vit3", pretrained=False)
-    assert target_modules(swiglu, ("qkv", "projection", "mlp", "patch_embed"))
-    eva = timm.create_model("eva02_tiny_patch14_224", pretrained=False, depth=1, num_classes=0)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1), num_heads=(2, 2))
+    found = {name.rpartition(".")[2] for name in target_modules(swin, ("qkv", "projection", "mlp", "patch_embed"))}
+    assert found == {"qkv", "proj", "fc1", "fc2"}
+    eva = timm.create_model("eva02_base_patch14_224", embed_dim=64, num_heads=2, depth=1, num_classes=0)
     found = {name.rpartition(".")[2] for name in target_modules(eva, ("qkv", "mlp"))}
     assert found >= {"q_proj", "k_proj", "v_proj", "fc1_g", "fc1_x", "fc2"}
 
@@ -84,6 +85,8 @@ def test_gradients(timm_folder: Path) -> None:
     check_gradients(adapted)
     with pytest.raises(ModelError, match="no LoRA"):
         check_gradients(trunk(timm_folder))
+    with pytest.raises(ModelError, match="no LoRA"):
+        save_adapter(trunk(timm_folder), timm_folder)
 
 
 def test_a_layer_that_is_never_called_is_found(timm_folder: Path) -> None:
@@ -100,9 +103,10 @@ def test_peft_reads_the_adapter_back(timm_folder: Path, tmp_path: Path) -> None:
 
     adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2), base_name="tiny")
     shake(adapted)
-    adapted.save_pretrained(tmp_path)
+    save_adapter(adapted, tmp_path)
     again = peft.PeftModel.from_pretrained(trunk(timm_folder), tmp_path).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(again(pixels), adapted.eval()(pixels))
     assert set(lora_state_dict(adapted)) == set(lora_state_dict(again))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"

@@ -78,7 +78,8 @@ def test_hash_covers_every_field_and_survives_json() -> None:
     base = Preprocess(32, 36, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     others = [
         replace(base, size=30), replace(base, resize_to=37), replace(base, mode="squash"),
-        replace(base, interpolation="bilinear"), replace(base, mean=(0.5, 0.5, 0.6)), replace(base, std=(0.5, 0.5, 0.6)),
+        replace(base, interpolation="bilinear"), replace(base, mean=(0.5, 0.5, 0.6)),
+        replace(base, std=(0.5, 0.5, 0.6)),
     ]  # fmt: skip
     assert len({p.hash for p in [base, *others]}) == 7
     assert preprocess_from_dict(loads(dumps(asdict(base)))) == base

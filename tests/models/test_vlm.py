@@ -103,7 +103,7 @@ def test_fingerprint_follows_weights_and_preprocessing(clip_folder: Path, tmp_pa
 
 
 def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="open_clip_config.json"):
+    with pytest.raises(ModelError, match=r"open_clip_config\.json"):
         load(tmp_path)
     with pytest.raises(ModelError, match="vit_tiny_patch16_224"):
         load(timm_folder)

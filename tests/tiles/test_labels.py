@@ -35,7 +35,9 @@ def kept(tiles: TileSet, split: str) -> tuple[int, ...]:
         (LabelsConfig(kind="per_class", value=5, validation="all"), (5, 5), (30, 30)),
     ],
 )
-def test_what_is_kept(tiles: TileSet, config: LabelsConfig, train: tuple[int, ...], validation: tuple[int, ...]) -> None:
+def test_what_is_kept(
+    tiles: TileSet, config: LabelsConfig, train: tuple[int, ...], validation: tuple[int, ...]
+) -> None:
     hidden = hide_labels(tiles, config, seed=0)
     assert kept(hidden, "train") == train
     assert kept(hidden, "validation") == validation
@@ -51,8 +53,8 @@ def test_all_with_a_larger_validation_part_is_cut_down_to_train(make_tiles: Make
 
 
 def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
-    def drawn(source: TileSet, value: float, seed: int, **more: int) -> set[str]:
-        found = hide_labels(source, LabelsConfig(kind="per_class", value=value, **more), seed)
+    def drawn(source: TileSet, value: float, run_seed: int, **more: int) -> set[str]:
+        found = hide_labels(source, LabelsConfig(kind="per_class", value=value, **more), run_seed)
         return set(found.ids[(found.splits == "train") & (found.labels >= 0)])
 
     assert drawn(tiles, 3, 0) < drawn(tiles, 8, 0)
@@ -67,7 +69,7 @@ def test_impossible_requests(tiles: TileSet) -> None:
         hide_labels(tiles, LabelsConfig(kind="per_class", value=30), 0)
     with pytest.raises(ConfigError, match=r"(?s)1.5 is more than all.*tiles.labels.value"):
         hide_labels(tiles, LabelsConfig(kind="fraction", value=1.5), 0)
-    with pytest.raises(ConfigError, match="2.5 labels per class is not a whole number"):
+    with pytest.raises(ConfigError, match=r"2.5 labels per class is not a whole number"):
         hide_labels(tiles, LabelsConfig(kind="per_class", value=2.5), 0)
 
 

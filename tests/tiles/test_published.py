@@ -31,7 +31,9 @@ def pcam_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         stem = tmp_path / "pcam" / f"camelyonpatch_level_2_split_{part}"
         stem.parent.mkdir(exist_ok=True)
         with h5py.File(f"{stem}_x.h5", "w") as file:
-            file.create_dataset("x", data=rng.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8), chunks=(4, 96, 96, 3))
+            file.create_dataset(
+                "x", data=rng.integers(0, 256, (count, 96, 96, 3), dtype=np.uint8), chunks=(4, 96, 96, 3)
+            )
         with h5py.File(f"{stem}_y.h5", "w") as file:
             file.create_dataset("y", data=(np.arange(count) % 2).astype(np.uint8).reshape(-1, 1, 1, 1))
     return tmp_path
@@ -126,7 +128,7 @@ def test_nct_crc_errors(nct_folder: Path) -> None:
         load_tiles(config("nct_crc", nct_folder), seed=0)
     (nct_folder / "NCT-CRC-HE-100K-NONORM").rename(nct_folder / "NCT-CRC-HE-100K")
     paint(nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif")
-    with pytest.raises(DataError, match="expected the class folders ADI.*EXTRA"):
+    with pytest.raises(DataError, match=r"expected the class folders ADI.*EXTRA"):
         load_tiles(config("nct_crc", nct_folder), seed=0)
 
 
@@ -142,12 +144,19 @@ def bach_folder(tmp_path: Path) -> Path:
 def test_bach_split_is_the_one_of_the_protocols() -> None:
     rows = bach.bach_splits()
     assert len({row["file"] for row in rows}) == 400
-    found = {split: Counter(row["class"] for row in rows if row["split"] == split) for split in ("train", "validation", "test")}
+    found = {
+        split: Counter(row["class"] for row in rows if row["split"] == split)
+        for split in ("train", "validation", "test")
+    }
     assert [found["train"][name] for name in bach.CLASSES] == [42, 60, 59, 57]
     assert [found["validation"][name] for name in bach.CLASSES] == [10, 10, 10, 20]
     assert [found["test"][name] for name in bach.CLASSES] == [48, 30, 31, 23]
     # eva numbers the photos by class and file name; its reported part is these ranges.
-    reported = [place for first, last in ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368)) for place in range(first, last)]
+    reported = [
+        place
+        for first, last in ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
+        for place in range(first, last)
+    ]
     ordered = sorted(rows, key=lambda row: (row["class"], row["file"]))
     assert [place for place, row in enumerate(ordered) if row["split"] == "test"] == reported
 
@@ -173,7 +182,9 @@ def test_bach_photos_and_crops(bach_folder: Path) -> None:
     Image.fromarray(photo).save(bach_folder / "Photos" / "InSitu" / "is007.tif")
     crops = load_tiles(config("bach", bach_folder, photos="crops"), seed=0)
     assert len(crops) == 4800
-    assert {name.rpartition("#")[2] for name in crops.ids} == {f"{row},{column}" for row in range(3) for column in range(4)}
+    assert {name.rpartition("#")[2] for name in crops.ids} == {
+        f"{row},{column}" for row in range(3) for column in range(4)
+    }
     place = crops.ids.tolist().index("is007.tif#2,3")
     assert crops.groups[place] == "is007.tif"
     np.testing.assert_array_equal(np.asarray(crops.read(place)), photo[1024:1536, 1536:2048])

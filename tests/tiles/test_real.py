@@ -19,14 +19,22 @@ def config(folder: Path, images: str, **more: object) -> TilesConfig:
 def test_colorectal_tiles(real_data: Path) -> None:
     tiles = load_tiles(config(real_data / "crc_polito5", "crc_polito5_tiles.zip"), seed=0)
     assert tiles.classes == ("AC", "H", "S", "T", "V")
-    assert {split: sum(found.values()) for split, found in tiles.counts().items()} == {"train": 960, "validation": 240, "test": 400}
+    assert {split: sum(found.values()) for split, found in tiles.counts().items()} == {
+        "train": 960,
+        "validation": 240,
+        "test": 400,
+    }
     assert set(tiles.counts()["validation"].values()) == {48, 0}
     assert tiles.read(700).size == (224, 224)
 
 
 def test_pcam_kaggle_names_its_validation_part_valid(real_data: Path) -> None:
     tiles = load_tiles(config(real_data / "pcam_kaggle", "pcam_tiles.zip", unreadable="quarantine"), seed=0)
-    assert {split: sum(found.values()) for split, found in tiles.counts().items()} == {"train": 1200, "validation": 300, "test": 274}
+    assert {split: sum(found.values()) for split, found in tiles.counts().items()} == {
+        "train": 1200,
+        "validation": 300,
+        "test": 274,
+    }
     assert tiles.quarantined == ()
     assert tiles.read(0).size == (96, 96)
 

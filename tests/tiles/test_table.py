@@ -140,7 +140,7 @@ def test_unreadable_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a readable parquet"):
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
     (tmp_path / "t.xlsx").write_text("no")
-    with pytest.raises(DataError, match="use .csv"):
+    with pytest.raises(DataError, match=r"use .csv"):
         load_tiles(config(tmp_path / "t.xlsx"), seed=0)
 
 
@@ -156,4 +156,16 @@ def test_replacing_a_file_changes_the_fingerprint(tmp_path: Path) -> None:
     before = load_tiles(config(path), seed=0).fingerprint
     assert load_tiles(config(path), seed=5).fingerprint == before
     paint(tmp_path / "img" / "4.png", 99, size=(9, 9))
+    assert load_tiles(config(path), seed=0).fingerprint != before
+
+
+def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path) -> None:
+    for place in range(10):
+        paint(tmp_path / f"{place}.bmp", place)
+    table = [{"path": f"{place}.bmp", "label": place % 2} for place in range(10)]
+    path = write_table(tmp_path / "t.csv", table)
+    before = load_tiles(config(path), seed=0).fingerprint
+    size = (tmp_path / "4.bmp").stat().st_size
+    paint(tmp_path / "4.bmp", 99)
+    assert (tmp_path / "4.bmp").stat().st_size == size
     assert load_tiles(config(path), seed=0).fingerprint != before

@@ -1,0 +1,48 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# Both make the environment in .venv first; nothing is done twice.
+#
+#   EXTRA=gpu CONSTRAINTS= make demo    on a machine with an NVIDIA GPU: newest builds, faiss with CUDA
+#   PYTHON=python3.12 make demo         another Python (3.11 or later)
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p) 2>/dev/null),$(p))))
+EXTRA ?= cpu
+CONSTRAINTS ?= constraints/cpu.txt
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(EXTRA)
+# Nothing here needs the network once it is installed, and some machines have none.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check env benchmarks tune clean
+
+demo: $(READY)
+	$(BIN)/python scripts/demo.py --config configs/demo.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmarks: $(READY)
+	$(BIN)/python -m benchmarks
+
+tune: $(READY)
+	$(BIN)/python scripts/tune.py --config configs/demo.yaml
+
+env: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or later is needed; name it: PYTHON=python3.12 make demo"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	$(BIN)/python -m clipit.site_hook
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

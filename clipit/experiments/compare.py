@@ -1,0 +1,150 @@
+"""Arms over seeds on the same tiles: runs, reference rows, paired differences, one table."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import git_commit, whole_file, write_json
+from clipit.config import Config
+from clipit.distributed import processes
+from clipit.evaluation.intervals import t_interval
+from clipit.experiments.evaluation import evaluate_shifted
+from clipit.experiments.materials import Materials
+from clipit.experiments.references import reference_rows
+from clipit.experiments.run import run_folder, train_run
+from clipit.reporting.tables import difference, markdown_table, mean_sd
+from clipit.training.arms import resolve_arm
+
+PERCENT = 100.0
+
+
+def compare(config: Config, say: Callable[[str], None] = print) -> Path:
+    """Run every arm with every seed (those finished are skipped) and write the comparison.
+
+    Args:
+        config: Its `comparison` section says what is compared.
+        say: Takes lines for the user.
+
+    Returns:
+        The folder with comparison.md, comparison.parquet and comparison.json.
+    """
+    materials = Materials(config, say)
+    c = config.comparison
+    rows: list[dict[str, Any]] = []
+    for seed in c.seeds:
+        for arm in c.arms:
+            run = config.model_copy(update={"arm": arm, "seed": seed})
+            done = (run_folder(run) / "results.json").is_file()
+            folder = train_run(run, materials, say)
+            rows += _run_rows(config, run, materials, folder, arm, seed)
+            shown = ", ".join(f"{r['part']} {PERCENT * r['score']:.1f}" for r in rows[-2:] if r["arm"] == arm)
+            materials.say(f"{'kept' if done else 'done'}: {arm}, seed {seed}: {c.metric} % {shown}")
+    rows += reference_rows(config, materials)
+    folder = config.output / "comparisons" / config.name
+    if processes().main:
+        _write(config, rows, folder)
+    processes().wait()
+    return folder
+
+
+def _run_rows(
+    config: Config, run: Config, materials: Materials, folder: Path, arm: str, seed: int
+) -> list[dict[str, Any]]:
+    """One row per test set of a finished run, read from its files."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    made_by = results["provenance"]
+    common = {
+        "arm": arm,
+        "seed": seed,
+        "steps": made_by["steps"],
+        "chosen_step": made_by["chosen_step"],
+        "tiles_seen": made_by["tiles_seen"],
+        "seconds": made_by["seconds"],
+        "learning_rate": resolve_arm(run).training.learning_rate,
+        "run": str(folder),
+    }
+    scored = {"test": results["splits"]["test"]}
+    if config.comparison.shifted is not None:
+        scored["shifted"] = evaluate_shifted(resolve_arm(run), config.comparison.shifted, materials, folder)
+    metric = config.comparison.metric
+    rows = []
+    for part, scores in scored.items():
+        zero_shot = scores.get("zero_shot")
+        rows.append(
+            common
+            | {
+                "part": part,
+                "score": scores["metrics"][metric]["value"],
+                "zero_shot": zero_shot["metrics"][metric]["value"] if zero_shot else None,
+            }
+        )
+    return rows
+
+
+def _write(config: Config, rows: list[dict[str, Any]], folder: Path) -> None:
+    with whole_file(folder / "comparison.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    write_json(
+        folder / "comparison.json", {"config": config.model_dump(mode="json"), "commit": git_commit(), "rows": rows}
+    )
+    with whole_file(folder / "comparison.md") as temporary:
+        temporary.write_text(comparison_text(config, rows), encoding="utf-8")
+
+
+def comparison_text(config: Config, rows: list[dict[str, Any]]) -> str:
+    """The table, its reading aid and the note of the configuration, as Markdown."""
+    c = config.comparison
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    header = ["arm"]
+    for part in parts:
+        header += [f"{part}: {c.metric.replace('_', ' ')} %", f"difference to {c.baseline}"]
+    header += ["by prompts %", "learning rate", "steps", "tiles seen", "seconds"]
+    table = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        line = [arm]
+        for part in parts:
+            line += _cells(config, rows, arm, part)
+        of_arm = [row for row in rows if row["arm"] == arm]
+        zero_shot = [
+            PERCENT * row["zero_shot"] for row in of_arm if row["part"] == "test" and row["zero_shot"] is not None
+        ]
+        line.append(mean_sd(zero_shot, 1) if zero_shot else "")
+        line += [_plain(of_arm, key) for key in ("learning_rate", "steps", "tiles_seen", "seconds")]
+        table.append(line)
+    notes = [
+        f"Mean and standard deviation over {len(c.seeds)} seeds; differences are paired by seed, with 95 % "
+        "t-intervals. "
+        "Seeds vary the labelled tiles, initialisation, batches and augmentation; tiles, VLM and backbone are fixed, "
+        "so the intervals do not speak for other ones.",
+        "`by prompts`: the same student read through its projection and the class prompts, test split.",
+    ]
+    if config.note:
+        notes.append(" ".join(config.note.split()))
+    return f"# {config.name}\n\n{markdown_table(header, table)}\n\n" + "\n\n".join(notes) + "\n"
+
+
+def _cells(config: Config, rows: list[dict[str, Any]], arm: str, part: str) -> list[str]:
+    """Score and difference to the baseline of an arm on one test set."""
+    c = config.comparison
+    scores = {row["seed"]: PERCENT * row["score"] for row in rows if row["arm"] == arm and row["part"] == part}
+    base = {row["seed"]: PERCENT * row["score"] for row in rows if row["arm"] == c.baseline and row["part"] == part}
+    if not scores:
+        return ["", ""]
+    shown = mean_sd(list(scores.values()), 1)
+    if arm == c.baseline or not set(scores) <= set(base):
+        return [shown, ""]
+    differences = [scores[seed] - base[seed] for seed in scores]
+    return [shown, difference(mean(differences), t_interval(differences), 1)]
+
+
+def _plain(rows: list[dict[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows if row.get(key) is not None and row["part"] == "test"]
+    if not values:
+        return ""
+    return f"{np.mean(values):g}" if key == "learning_rate" else f"{np.mean(values):,.0f}"

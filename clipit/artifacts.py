@@ -193,6 +193,8 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial` and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
+    for left in partial.rglob(".*.tmp"):  # of a killed attempt; every process has finished writing by now
+        left.unlink()
     files = {
         str(path.relative_to(partial)): file_sha256(path)
         for path in sorted(partial.rglob("*"))

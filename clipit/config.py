@@ -4,11 +4,13 @@ Unknown keys are errors, and all errors are reported together. The meaning and t
 stand here and nowhere else; `docs/configuration.md` is made from these descriptions.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -293,6 +295,13 @@ class Config(Section):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not name or any(c not in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-" for c in name):
-            raise ValueError("use letters, digits, '.', '_' and '-' only")
+        if not _PLAIN.fullmatch(name):
+            raise ValueError("use letters, digits, '.', '_' and '-' only, and no '.' in front")
         return name
+
+    @field_validator("arms")
+    @classmethod
+    def _plain_arms(cls, arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in arms:
+            cls._plain_name(name)  # it becomes part of a folder's name
+        return arms

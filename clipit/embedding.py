@@ -145,7 +145,7 @@ def embed_texts(
         word_drop: Share of each text's words left out (chosen by seed and snippet id; one always stays).
         seed: For `word_drop`.
     """
-    inputs: dict[str, Any] = {"snippets": snippets.fingerprint, "vlm": vlm.fingerprint, "space": "joint"}
+    inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
     if word_drop:
         inputs |= {"word_drop": word_drop, "seed": seed}
 
@@ -181,7 +181,7 @@ def drop_words(text: str, share: float, seed: int, key: str) -> str:
 
 def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64) -> Store:
     """The tile store of a set of tiles (labels play no part in it)."""
-    inputs = {"tiles": tiles.fingerprint, "vlm": vlm.fingerprint, "space": "joint"}
+    inputs = {"tiles": tiles.fingerprint, **_encoder(vlm)}
 
     def make(folder: Path) -> dict[str, Any]:
         import torch
@@ -201,6 +201,10 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
         return _write_shards(folder, processes(), [str(i) for i in tiles.ids], vlm, encode, "embedding tiles")
 
     return Store(build_once(root, "tile_store", inputs, make))
+
+
+def _encoder(vlm: "VLM") -> dict[str, Any]:
+    return {"vlm": vlm.fingerprint, "precision": vlm.precision, "space": "joint"}
 
 
 def _write_shards(

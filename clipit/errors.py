@@ -4,9 +4,13 @@ Every message says what was wrong, where (file, row, key) and what to do next.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR)
+"""Full, over quota, read-only; or a file stands where a folder should be."""
 
 
 class ClipitError(Exception):
@@ -62,17 +66,31 @@ def disk_errors(where: object) -> Iterator[None]:
                 fix="choose another place with --output, or change the folder's permissions",
             )
         ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    except ClipitError:
+        raise
+    except Exception as error:
+        reason = _why_not_written(error)
+        if reason is None:
             raise
         raise ArtifactError(
             explain(
-                f"cannot write: {error.strerror}",
-                where=error.filename or where,
+                f"cannot write: {reason}",
+                where=getattr(error, "filename", None) or where,
                 fix="free some space or choose another place with --output; "
                 "start again afterwards: finished parts are kept",
             )
         ) from error
+
+
+def _why_not_written(error: Exception) -> str | None:
+    """What the disk had against it; None when the disk was not the trouble."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return os.strerror(error.errno)
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors and faiss have exceptions of their own
+        return os.strerror(errno.ENOSPC)
+    if isinstance(error, OSError) and error.errno is None and " written" in str(error):  # numpy: n requested, m written
+        return f"{os.strerror(errno.ENOSPC)} ({error})"
+    return None
 
 
 @contextmanager

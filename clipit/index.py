@@ -105,7 +105,8 @@ class Index:
     @cached_property
     def ids(self) -> np.ndarray:
         """Snippet ids by row of the index, ascending."""
-        return pq.read_table(self.artifact.file("ids.parquet")).column("snippet_id").to_numpy().astype(np.str_)
+        column = pq.read_table(self.artifact.file("ids.parquet")).column("snippet_id")
+        return np.asarray(column.to_numpy(), dtype=np.str_)
 
     @cached_property
     def mean(self) -> Float32[np.ndarray, "dim"] | None:
@@ -181,6 +182,8 @@ def _write_faiss(
         if not index.is_trained:
             some = np.random.default_rng(0).permutation(len(rows))[:_TRAINING_ROWS]
             index.train(centred(store.rows(rows[np.sort(some)]), mean))
+        for start in range(0, len(rows), 65536):
+            index.add(centred(store.rows(rows[start : start + 65536]), mean))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
@@ -190,7 +193,5 @@ def _write_faiss(
                 fix="use a key with fewer lists for so few snippets, or Flat, which is exact",
             )
         ) from None
-    for start in range(0, len(rows), 65536):
-        index.add(centred(store.rows(rows[start : start + 65536]), mean))
     with whole_file(path) as temporary:
         faiss.write_index(index, str(temporary))

@@ -27,6 +27,10 @@ from clipit.tiles.tileset import TileSet
 if TYPE_CHECKING:
     from clipit.models.preprocess import Preprocess
     from clipit.models.vlm import VLM
+    from clipit.reports.readers import Reports
+
+_SECTIONS = ("output", "tiles", "reports", "prompts", "vlm", "pairing")
+"""Keys of the configuration that decide what the materials are."""
 
 
 class Materials:
@@ -48,6 +52,10 @@ class Materials:
         self._say = say
         self._tiles: dict[int, TileSet] = {}
         self._pixels: dict[tuple[str, str], PixelSource] = {}
+
+    def serves(self, config: Config) -> bool:
+        """Whether a run of this configuration is made from these materials."""
+        return all(getattr(config, name) == getattr(self.config, name) for name in _SECTIONS)
 
     def say(self, line: str) -> None:
         """Tell the user, once for all processes."""
@@ -97,17 +105,24 @@ class Materials:
         ]
         return unit(np.concatenate(parts))
 
-    @cached_property
-    def snippets(self) -> Artifact:
-        """The snippets of the reports, cut for this VLM's text tower."""
-        reports_config = self.config.reports
-        if reports_config is None:
+    def _reports_config(self) -> ReportsConfig:
+        if self.config.reports is None:
             raise ConfigError(
                 explain("this needs reports, and none are configured", where="reports", fix="set reports.path")
             )
+        return self.config.reports
+
+    @cached_property
+    def reports(self) -> "Reports":
+        """The reports as they were read."""
         from clipit.reports.readers import read_reports
 
-        reports = read_reports(reports_config)
+        return read_reports(self._reports_config())
+
+    @cached_property
+    def snippets(self) -> Artifact:
+        """The snippets of the reports, cut for this VLM's text tower."""
+        reports, reports_config = self.reports, self._reports_config()
         inputs = {
             "reports": reports.fingerprint,
             "config": reports_config.model_dump(exclude={"path", "format", "encoding", "split"}),

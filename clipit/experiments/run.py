@@ -59,7 +59,8 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
     _check(config)
     here = processes()
     folder = run_folder(config)
-    materials = materials or Materials(config, say)
+    if materials is None or not materials.serves(config):  # an arm may pair or embed in its own way
+        materials = Materials(config, say)
     if here.main:
         with locked(folder, waiting=say):
             _train_here(config, materials, folder, here)
@@ -70,11 +71,8 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
 
 def _train_here(config: Config, materials: Materials, folder: Path, here: Processes) -> None:
     tiles = materials.tiles(config.seed)
-    mark = fingerprint(
-        {"config": config.model_dump(mode="json", exclude=_NOT_PART_OF_A_RUN), "tiles": tiles.fingerprint}
-    )
     if here.main:
-        _claim(folder, config, mark)
+        _claim(folder, config, _mark(config, materials, tiles))
     here.wait()
     if here.same((folder / "results.json").is_file()):
         return
@@ -113,6 +111,20 @@ def _check(config: Config) -> None:
         raise ConfigError(explain("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys"))
 
 
+def _mark(config: Config, materials: Materials, tiles: TileSet) -> str:
+    """Stands for all that this run's numbers come from: keys, tiles and their labels, reports, prompts."""
+    reads_text = config.reports is not None and config.student.projector_layers > 0
+    return fingerprint(
+        {
+            "config": config.model_dump(mode="json", exclude=_NOT_PART_OF_A_RUN),
+            "tiles": tiles.fingerprint,
+            "labels": [tiles.labels.tolist(), tiles.groups.tolist()],
+            "reports": materials.reports.fingerprint if reads_text else None,
+            "prompts": materials.prompts.hash if materials.prompts else None,
+        }
+    )
+
+
 def _claim(folder: Path, config: Config, mark: str) -> None:
     """Take the folder for this run, or recognise it as this run's.
 
@@ -124,7 +136,7 @@ def _claim(folder: Path, config: Config, mark: str) -> None:
         if json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != mark:
             raise ArtifactError(
                 explain(
-                    "this run's folder belongs to another configuration or other tiles",
+                    "this run's folder belongs to another configuration, or to other tiles, labels, reports or prompts",
                     where=folder / "config.yaml",
                     fix="choose another --name, or delete the folder",
                 )
@@ -197,6 +209,7 @@ def _fit(
 ) -> "Outcome":
     from accelerate import Accelerator
 
+    from clipit.training.checkpoints import latest_checkpoint
     from clipit.training.loop import TrainingData, train
     from clipit.training.warm_start import warm_start
 
@@ -214,7 +227,7 @@ def _fit(
         score=_score(config, validation.select(rows), materials.say),
     )
     normalise = backbone.preprocess.normalise
-    if config.student.warm_start and not any((folder / "checkpoints").glob("step-*")):
+    if config.student.warm_start and latest_checkpoint(folder / "checkpoints") is None:
         size = config.evaluation.batch_size
         warm_start(student, normalise, data.source, data.labels, targets, config.training, here, size)
     tracker = config.tracking.tracker
@@ -229,7 +242,8 @@ def _fit(
             config.tracking.project, {"arm": config.arm or "custom", "seed": config.seed}, options
         )
     outcome = train(config, student, normalise, data, folder, here, accelerator)
-    accelerator.end_training()
+    for used in accelerator.trackers:  # end_training would also part the processes, which evaluate together
+        used.finish()
     return outcome
 
 

@@ -24,6 +24,7 @@ class Progress:
     best_score: float | None = None
     looks_without_gain: int = 0
     stopped: bool = False
+    seconds: float = 0.0
     scale: dict[str, Any] | None = None
 
 
@@ -84,19 +85,24 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
             best.unlink()
 
 
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The last one that is whole."""
+    return max((path for path in folder.glob("step-*") if path.suffix != ".partial"), default=None)
+
+
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Go back to the latest checkpoint; a fresh `Progress` when there is none."""
-    found = sorted(path for path in folder.glob("step-*") if path.suffix != ".partial")
-    if not found:
+    found = latest_checkpoint(folder)
+    if found is None:
         return Progress()
-    load_weights(found[-1] / "weights.safetensors", model)
-    saved = load_file(found[-1] / "optimizer.safetensors")
+    load_weights(found / "weights.safetensors", model)
+    saved = load_file(found / "optimizer.safetensors")
     for name, parameter in trainable(model).items():
         state = {key.rsplit("/", 1)[1]: value for key, value in saved.items() if key.rsplit("/", 1)[0] == name}
         optimizer.state[parameter] = {
             key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
         }
-    return Progress(**json.loads((found[-1] / "progress.json").read_text(encoding="utf-8")))
+    return Progress(**json.loads((found / "progress.json").read_text(encoding="utf-8")))
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float32, Int, UInt8, UInt64
 from torch import Tensor
 
+from clipit.artifacts import whole_file
 from clipit.config import Config, TrainingConfig
 from clipit.distributed import Processes
+from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.objectives import cosine_distillation_sum, cross_entropy_sum
 from clipit.progress import progress as progress_bar
@@ -75,11 +77,14 @@ class _Clock:
     waited: float = 0.0
     tiles: int = 0
 
+    def seconds(self) -> float:
+        return max(time.perf_counter() - self.start, 1e-9)
+
     def speed(self) -> float:
-        return self.tiles / max(time.perf_counter() - self.start, 1e-9)
+        return self.tiles / self.seconds()
 
     def waiting(self) -> float:
-        return self.waited / max(time.perf_counter() - self.start, 1e-9)
+        return self.waited / self.seconds()
 
 
 def train(
@@ -119,6 +124,7 @@ def train(
         schedule.step()
     log = _Log(folder / "metrics.jsonl", progress.step, here, accelerator)
     clock = _Clock()
+    first, seconds_before = progress.step, progress.seconds
     batches = _slices(data, range(progress.step, t.steps), here, t.accumulation)
     with progress_bar(f"training {config.arm or config.name}", t.steps, shown=here.main, done=progress.step) as advance:
         while progress.step < t.steps and not progress.stopped:
@@ -126,6 +132,8 @@ def train(
             model.train()
             torch.manual_seed(config.seed * 1_000_003 + step * 1009 + here.rank)  # dropout, if any
             terms = _one_step(config, model, normalise, data, batches, step, here, accelerator, clock)
+            if step == first and config.backbone.tuning == "lora":
+                check_gradients(student)
             norm = _clip(accelerator, student, t.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -146,6 +154,7 @@ def train(
             if row:
                 log.write(progress.step, row)
             if progress.step % t.checkpoint_every == 0 or last or progress.stopped:
+                progress.seconds = seconds_before + clock.seconds()
                 progress.scale = None if accelerator.scaler is None else accelerator.scaler.state_dict()
                 if here.main:
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
@@ -159,8 +168,8 @@ def train(
         chosen_step=chosen,
         score=progress.best_score,
         tiles_seen=progress.step * t.tiles_per_step,
-        seconds=round(time.perf_counter() - clock.start, 2),
-        tiles_per_second=round(clock.speed(), 2),
+        seconds=round(progress.seconds, 2),
+        tiles_per_second=round(progress.step * t.tiles_per_step / max(progress.seconds, 1e-9), 2),
         waiting=round(clock.waiting(), 4),
         trainable_parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
         stopped_early=progress.stopped,
@@ -297,7 +306,9 @@ def _look(
     progress: Progress, score: float | None, t: TrainingConfig, folder: Path, student: Student, here: Processes
 ) -> None:
     """Take note of a validation score; keep the weights when it is the best so far."""
-    if score is not None and (progress.best_score is None or score > progress.best_score):
+    if score is None:  # undefined for these tiles: neither a gain nor a failure
+        return
+    if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step, progress.looks_without_gain = score, progress.step, 0
         if here.main:
             save_weights(best_file(folder, progress.step), student)
@@ -315,7 +326,8 @@ class _Log:
         if here.main and path.is_file():
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
-            path.write_text(kept, encoding="utf-8")
+            with whole_file(path) as temporary:
+                temporary.write_text(kept, encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         if self._here.main:

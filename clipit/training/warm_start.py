@@ -80,3 +80,4 @@ def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -
         torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
         optimizer.step()
         schedule.step()
+    head.zero_grad(set_to_none=True)  # or the first step of stage 2 would add to them

@@ -29,7 +29,9 @@ WORDS = st.lists(
     ),
     max_size=60,
 ).map(" ".join)
-NOISY = st.text(st.sampled_from(list("aZe0159 \n.,;:-()!")), max_size=80)
+NOISY = st.lists(
+    st.builds(str.__mul__, st.sampled_from(list("aZe0159 \n.,;:-()!")), st.integers(1, 4)), max_size=40
+).map("".join)
 
 
 def letters(text: str) -> str:

@@ -1,0 +1,65 @@
+"""Measure clipit beside the bare models, print a table and write JSON (all of it: about 15 minutes on 2 cores)."""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks import classifier, embedding, faiss_threads, pairing, start_up, training_step
+from benchmarks.harness import Figure, Options, table
+from benchmarks.machine import machine, machine_text
+from clipit.artifacts import write_json
+from clipit.errors import user_errors
+
+BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
+    "embedding": embedding.measure,
+    "pairing": pairing.measure,
+    "training_step": training_step.measure,
+    "classifier": classifier.measure,
+    "start_up": start_up.measure,
+    "faiss_threads": faiss_threads.measure,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks.json"), help="where the figures go")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count, after one that does not")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: shows that it runs, no more")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}: choose from {', '.join(BENCHMARKS)}")
+    if given.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    with user_errors(), tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
+        found = machine()
+        print(machine_text(found), flush=True)
+        options = Options(Path(temporary), given.quick, 1 if given.quick else given.repeats)
+        figures: list[Figure] = []
+        for name in given.names or BENCHMARKS:
+            folder = Path(temporary) / name
+            folder.mkdir()
+            print(f"measuring {name} ...", flush=True)
+            figures += BENCHMARKS[name](replace(options, folder=folder))
+        write_json(
+            given.json,
+            {
+                "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+                "quick": given.quick,
+                "repeats": options.repeats,
+                "machine": found,
+                "figures": [figure.as_dict() for figure in figures],
+            },
+        )
+        print(f"\n{table(figures, quick=given.quick)}\n\n{given.json}")
+        if given.quick:
+            print("quick sizes: the figures say nothing about speed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""An exported classifier against the bare timm model of the same weights."""
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.inputs import CLASSES, SIZE
+
+_DIM = 512
+
+
+def measure(options: Options) -> list[Figure]:
+    """Seconds to classify batches that lie ready in memory: CLIP-IT student, LoRA merged, linear head collapsed."""
+    import timm
+    import torch
+
+    from clipit import load_classifier
+    from clipit.config import BackboneConfig, LoraConfig, StudentConfig
+    from clipit.distributed import processes
+    from clipit.models.backbones import load_backbone
+    from clipit.models.classifier import export_classifier
+    from clipit.models.student import build_student
+
+    name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
+    batch, batches = options.size(32, 4), options.size(4, 1)
+    device = processes().device
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=name, pretrained=False))
+    heads = StudentConfig(head="linear", projector_layers=1)
+    student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=len(CLASSES), joint_dim=_DIM)
+    folder = export_classifier(student, backbone, options.folder / "classifier", classes=CLASSES)
+    classifier = load_classifier(folder, device)
+    bare = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
+    rng = np.random.default_rng(0)
+    shape = (batch, 3, SIZE, SIZE)
+    ready = [torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device) for _ in range(batches)]
+
+    def ours() -> list[torch.Tensor]:
+        return [classifier.forward(pixels)[0] for pixels in ready]
+
+    @torch.inference_mode()
+    def theirs() -> list[torch.Tensor]:
+        return [bare(pixels) for pixels in ready]
+
+    works = {"classifier": lambda: seconds(ours), "timm": lambda: seconds(theirs)}
+    samples = alternate(works, options.repeats)
+    difference = max(float((a - b).abs().max()) for a, b in zip(ours(), theirs(), strict=True))
+    facts = {
+        "backbone": name,
+        "tiles": batch * batches,
+        "batch": batch,
+        "tiles_per_second": {side: batch * batches / min(taken) for side, taken in samples.items()},
+        "largest_difference_of_logits": difference,
+    }
+    values = ratios(samples, "classifier", "timm")
+    name = "exported classifier: time against bare timm"
+    return [Figure("classifier", name, values, "", 1.02, False, samples, facts)]

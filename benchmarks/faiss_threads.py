@@ -1,0 +1,72 @@
+"""Whether faiss uses the machine: threads and OpenBLAS kernels, each in a program of its own."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.harness import Figure, Options, alternate, ratios
+from clipit.errors import LaunchError, explain
+
+_KERNELS = ("Haswell", "SkylakeX")  # of OPENBLAS_CORETYPE; an OpenBLAS that does not know a new CPU guesses too low
+
+
+def measure(options: Options) -> list[Figure]:
+    """Seconds of one exact faiss search as things are, beside one thread and beside other OpenBLAS kernels."""
+    from clipit.index import has_faiss
+
+    if not has_faiss():
+        print("faiss_threads: faiss is not installed, nothing to measure")
+        return []
+    sizes = [options.size(50_000, 1_000), options.size(1_000, 50)]
+    ways: dict[str, dict[str, str | None]] = {"as it is": {}, "one thread": {"OMP_NUM_THREADS": "1"}}
+    if platform.machine() in ("x86_64", "AMD64"):
+        ways["kernel unset"] = {"OPENBLAS_CORETYPE": None}
+        ways |= {f"kernel {name}": {"OPENBLAS_CORETYPE": name} for name in _KERNELS}
+    works = {name: (lambda c=changes: _search(sizes, c)) for name, changes in ways.items()}
+    samples = alternate(works, options.repeats)
+    facts = {"snippets": sizes[0], "tiles": sizes[1], "dim": 512, "OPENBLAS_CORETYPE": os.getenv("OPENBLAS_CORETYPE")}
+    return [
+        Figure(
+            "faiss_threads",
+            f"{name}: time against as it is",
+            ratios(samples, name, "as it is"),
+            samples=samples,
+            facts=facts,
+        )
+        for name in ways
+        if name != "as it is"
+    ]
+
+
+def _search(sizes: list[int], changes: dict[str, str | None]) -> float:
+    environment = {name: value for name, value in (dict(os.environ) | changes).items() if value is not None}
+    command = [sys.executable, "-m", "benchmarks.faiss_threads", *map(str, sizes)]
+    home = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(explain("a faiss search failed", where=f"{changes}", fix=done.stderr.strip()[-2000:]))
+    return float(json.loads(done.stdout))
+
+
+def main() -> None:
+    """Print the seconds of the second of two searches; arguments: rows of the index, queries."""
+    import faiss
+    import numpy as np
+
+    rows, queries = (int(argument) for argument in sys.argv[1:3])
+    rng = np.random.default_rng(0)
+    index = faiss.IndexFlatIP(512)
+    index.add(rng.standard_normal((rows, 512), dtype=np.float32))
+    wanted = rng.standard_normal((queries, 512), dtype=np.float32)
+    index.search(wanted, 9)
+    start = time.perf_counter()
+    index.search(wanted, 9)
+    print(json.dumps(time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Synthetic inputs, by seed: tiles in a zip, stores of random vectors, models with random weights."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from clipit.embedding import Store
+    from clipit.models.vlm import VLM
+    from clipit.tiles.tileset import TileSet
+
+SIZE = 224
+CLASSES = ("first", "second", "third")
+
+
+def make_tiles(folder: Path, count: int) -> "TileSet":
+    """JPEG tiles in a zip with a table beside it, opened as a user's own table is.
+
+    Random pixels upon soft random shapes, so that a file is as long (about 20 kB) as that of a real tile.
+    """
+    from PIL import Image
+
+    from clipit.config import LabelsConfig, TilesConfig
+    from clipit.tiles.load import load_tiles
+
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ["path,label,split"]
+    with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
+        for number in range(count):
+            coarse = Image.fromarray(rng.integers(60, 240, (14, 14, 3), dtype=np.uint8))
+            soft = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
+            noisy = (soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
+            archive.writestr(f"{number:05d}.jpg", buffer.getvalue())
+            rows.append(f"{number:05d}.jpg,{CLASSES[number % 3]},{'train' if number < count - 6 else 'validation'}")
+    (folder / "tiles.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    labels = LabelsConfig(kind="fraction", value=0.5)
+    config = TilesConfig(
+        source="table", path=str(folder / "tiles.csv"), images=str(folder / "tiles.zip"), labels=labels
+    )
+    return load_tiles(config, 0)
+
+
+def make_vlm(folder: Path, *, quick: bool) -> "VLM":
+    """A VLM with an image tower of ViT-S/16 at 224 px (ViT-Ti with two layers when quick) and random weights."""
+    import open_clip
+    import torch
+    from open_clip.push_to_hf_hub import save_config_for_hf
+    from safetensors.torch import save_file
+
+    from clipit.config import VLMConfig
+    from clipit.distributed import processes
+    from clipit.models.vlm import load_vlm
+
+    width, layers = (192, 2) if quick else (384, 12)
+    config: dict[str, Any] = {
+        "embed_dim": 512,
+        "vision_cfg": {"image_size": SIZE, "layers": layers, "width": width, "head_width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config)
+    preprocess = {"size": SIZE, "interpolation": "bicubic", "resize_mode": "shortest"}
+    open_clip.model.set_model_preprocess_cfg(model, {**preprocess, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    folder.mkdir(parents=True)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+    save_config_for_hf(model, folder / "open_clip_config.json", config)
+    return load_vlm(VLMConfig(name=str(folder)), processes().device)
+
+
+def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store":
+    """A finished store of random unit vectors, as `embed_texts` and `embed_tiles` write them.
+
+    Args:
+        root: Output root.
+        kind: `text_store` or `tile_store`.
+        count: Rows.
+        dim: Length of a vector.
+        seed: Of the vectors.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from clipit.distributed import build_once
+    from clipit.embedding import SHARD, Store, unit
+
+    def make(folder: Path) -> dict[str, Any]:
+        for start in range(0, count, SHARD):
+            rows = min(SHARD, count - start)
+            vectors = unit(np.random.default_rng([seed, start]).standard_normal((rows, dim), dtype=np.float32))
+            np.save(folder / f"emb-{start // SHARD:05d}.npy", vectors.astype(np.float16))
+            ids = [f"{kind[:4]}{row:012d}" for row in range(start, start + rows)]
+            pq.write_table(pa.table({"id": ids}), folder / f"ids-{start // SHARD:05d}.parquet")
+        return {"rows": count, "dim": dim, "vlm": "random vectors"}
+
+    inputs = {"rows": count, "dim": dim, "seed": seed, "vlm": "random"}
+    return Store(build_once(root, kind, inputs, make))

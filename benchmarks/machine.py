@@ -1,0 +1,56 @@
+"""On what the figures were measured."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import git_commit, versions
+
+_SETTINGS = ("OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def machine() -> dict[str, Any]:
+    """Cores, threads, device, package versions, the settings that change speed, and how busy it is just now."""
+    import torch
+
+    from clipit.index import has_faiss
+
+    cuda = torch.cuda.is_available()
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "torch_threads": torch.get_num_threads(),
+        "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "commit": git_commit(),
+        "versions": versions(),
+        "settings": {name: os.environ.get(name) for name in _SETTINGS},
+    }
+    if has_faiss():
+        import faiss
+
+        found["faiss_threads"] = faiss.omp_get_max_threads()
+        found["faiss_build"] = faiss.get_compile_options().strip()
+    return found
+
+
+def machine_text(found: dict[str, Any]) -> str:
+    """The same in a few lines."""
+    settings = ", ".join(f"{name}={value or '(unset)'}" for name, value in found["settings"].items())
+    threads = f"threads: torch {found['torch_threads']}, faiss {found.get('faiss_threads', '(not installed)')}"
+    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return (
+        f"{found['processor']}, {found['cores']} cores, {found['device']}; {threads}; "
+        f"load {found['load_average'] and found['load_average'][0]}\n{settings}\n{packages}; commit {found['commit']}"
+    )
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,125 @@
+"""Tiles to pairs, against a bare matrix product with top-k; and the memory that it takes."""
+
+import json
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.inputs import make_store
+from clipit.errors import LaunchError, explain
+
+if TYPE_CHECKING:
+    from clipit.embedding import Store
+
+_DIM, _K = 512, 5
+_MIB = 1024**2
+
+
+def measure(options: Options) -> list[Figure]:
+    """Time beside the faster of two bare products (torch and numpy, float32), and peak memory."""
+    from clipit.index import build_index
+
+    root = options.folder
+    texts = make_store(root, "text_store", options.size(100_000, 2_000), _DIM, seed=0)
+    tiles = make_store(root, "tile_store", options.size(2_000, 100), _DIM, seed=1)
+    build_index(root, texts, backend="auto")
+    return _time(options, texts, tiles) + _memory(options, texts)
+
+
+def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
+    import torch
+
+    from clipit.embedding import centred
+    from clipit.index import build_index
+    from clipit.pairing.pairs import pair_tiles, search
+
+    index = build_index(options.folder, texts)
+    queries = centred(tiles.rows(np.arange(len(tiles.ids))), tiles.mean())
+    keys = index.vectors(np.arange(len(index.ids)))
+    number = count()
+
+    def pairs() -> float:
+        fresh = build_index(options.folder, texts)  # it reads the index again, as a new program does
+        root = options.folder / f"pairs{next(number)}"
+        return seconds(lambda: pair_tiles(root, fresh, tiles, k=_K))
+
+    def with_torch() -> Int[np.ndarray, "q k"]:
+        product = torch.from_numpy(queries) @ torch.from_numpy(keys).T
+        return product.topk(_K, dim=1).indices.numpy()
+
+    def with_numpy() -> Int[np.ndarray, "q k"]:
+        return _top(queries @ keys.T)
+
+    samples = alternate(
+        {
+            "search": lambda: seconds(lambda: search(index, queries, _K)),
+            "pair_tiles": pairs,
+            "torch": lambda: seconds(with_torch),
+            "numpy": lambda: seconds(with_numpy),
+        },
+        options.repeats,
+    )
+    bare = min(("torch", "numpy"), key=lambda name: sorted(samples[name])[options.repeats // 2])
+    facts = {
+        "tiles": len(queries),
+        "snippets": len(keys),
+        "dim": _DIM,
+        "k": _K,
+        "backend": index.artifact.manifest.facts["backend"],
+        "same_rows_as_torch": float((search(index, queries, _K)[0] == with_torch()).mean()),
+        "bare": bare,
+    }
+    names = {"search": "search, index open", "pair_tiles": "pair_tiles, index read and pairs written"}
+    return [
+        Figure("pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.3, False, samples, facts)
+        for key, name in names.items()
+    ]
+
+
+def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:
+    """Columns of the largest scores of each row, largest first."""
+    some = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
+    order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1)
+    return np.take_along_axis(some, order, 1)
+
+
+def _memory(options: Options, texts: "Store") -> list[Figure]:
+    """Peak memory of a program that pairs few tiles, and of one that pairs ten times as many."""
+    few = options.size(2_000, 100)
+    stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
+    ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}
+    found: dict[str, list[dict[str, Any]]] = {
+        name: [_peak(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(2)]
+        for name, (n, block) in ways.items()
+    }
+    samples = {name: [float(run["peak"]) for run in runs] for name, runs in found.items()}
+    facts = {"tiles": few, "snippets": len(texts.ids), "block": few, "before_pairing": found["few"][0]["before"]}
+    whole = [value / _MIB for value in samples["many, default block"]]
+    return [
+        Figure(
+            "pairing",
+            f"peak memory of {10 * few} tiles against {few}, {few} at once",
+            ratios(samples, "many", "few"),
+            goal=1.1,
+            samples=samples,
+            facts=facts,
+        ),
+        Figure("pairing", f"peak memory of {10 * few} tiles, 4096 at once", whole, "MiB", samples=samples, facts=facts),
+    ]
+
+
+def _peak(root: Path, texts: "Store", tiles: "Store", block: int, name: str) -> dict[str, Any]:
+    folders = [str(store.artifact.folder) for store in (texts, tiles)]
+    command = [sys.executable, "-m", "benchmarks.pairing_memory", str(root), *folders, str(block), name]
+    home = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(explain("the program that measures memory failed", where=done.stderr[-2000:]))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

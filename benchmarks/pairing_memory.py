@@ -1,0 +1,39 @@
+"""Pair tiles in a program of its own and print its peak memory in bytes (before and after, as JSON)."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Arguments: output root, text store, tile store, tiles at once, name of a folder for the pairs."""
+    from clipit.artifacts import open_artifact
+    from clipit.embedding import Store
+    from clipit.index import build_index
+    from clipit.pairing.pairs import pair_tiles
+
+    root, texts, tiles = (Path(argument) for argument in sys.argv[1:4])
+    index = build_index(root, Store(open_artifact(texts, "text_store")))
+    store = Store(open_artifact(tiles, "tile_store"))
+    before = peak_bytes()
+    pair_tiles(root / f"memory-{sys.argv[5]}", index, store, k=5, block=int(sys.argv[4]))
+    print(json.dumps({"before": before, "peak": peak_bytes()}))
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this program so far.
+
+    On Linux from VmHWM: getrusage would count what the parent held when it started this program.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    main()

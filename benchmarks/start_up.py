@@ -1,0 +1,40 @@
+"""How long a user waits for `--help`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.harness import Figure, Options, alternate, seconds
+from clipit.errors import LaunchError, explain
+
+
+def measure(options: Options) -> list[Figure]:
+    """Seconds of `python scripts/NAME.py --help`, for every script and for a bare Python."""
+    home = Path(__file__).resolve().parent.parent
+    commands = {path.name: [str(path), "--help"] for path in sorted((home / "scripts").glob("*.py"))}
+    commands["bare python"] = ["-c", "pass"]
+    works = {name: (lambda c=command: seconds(lambda: _run(home, c))) for name, command in commands.items()}
+    samples = alternate(works, options.repeats)
+    return [
+        Figure(
+            "start_up",
+            name if name == "bare python" else f"{name} --help",
+            taken,
+            "s",
+            None if name == "bare python" else 1.5,
+            samples={name: taken},
+        )
+        for name, taken in samples.items()
+    ]
+
+
+def _run(home: Path, command: list[str]) -> None:
+    done = subprocess.run([sys.executable, *command], cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError(
+            explain(
+                f"a script's --help ended with status {done.returncode}",
+                where=" ".join(command),
+                fix=done.stderr.strip()[-2000:],
+            )
+        )

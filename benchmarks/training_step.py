@@ -1,0 +1,92 @@
+"""A step that also distils text against an image-only step: same backbone, same LoRA, same tiles per step."""
+
+import math
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.inputs import CLASSES, make_tiles
+
+if TYPE_CHECKING:
+    from clipit.config import Config
+    from clipit.tiles.loading import PixelSource
+    from clipit.training.targets import Targets
+
+_DIM = 512
+_ARMS = ("clip_it_all", "image_only")
+
+
+def measure(options: Options) -> list[Figure]:
+    """Seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
+    from clipit.config import BackboneConfig, Config, TilesConfig, TrainingConfig
+    from clipit.models.backbones import load_backbone
+    from clipit.tiles.loading import PixelSource
+    from clipit.training.targets import Targets
+
+    per_step, steps = options.size(32, 4), options.size(3, 1)
+    tiles = make_tiles(options.folder / "tiles", per_step * 2 + 6).of_split("train")
+    name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
+    backbone = BackboneConfig(name=name, pretrained=False)
+    training = TrainingConfig(steps=steps, tiles_per_step=per_step, labelled_share=0.5, cache_tiles="memory")
+    base = Config(tiles=TilesConfig(source="table", path="tiles.csv"), backbone=backbone, training=training)
+    source = PixelSource(tiles, load_backbone(backbone).preprocess.pixels, cache="memory")
+    vectors = np.random.default_rng(0).standard_normal((len(tiles), _DIM)).astype(np.float16)
+    targets = Targets(vectors / np.float16(math.sqrt(_DIM)), np.ones(len(tiles), dtype=np.bool_))
+    works = {arm: _work(options, base.model_copy(update={"arm": arm}), source, targets) for arm in _ARMS}
+    samples = alternate(works, options.repeats)
+    facts = {
+        "backbone": name,
+        "lora_rank": base.lora.rank,
+        "tiles_per_step": per_step,
+        "steps_per_repeat": steps,
+        "seconds_per_step": {arm: min(taken) / steps for arm, taken in samples.items()},
+    }
+    values = ratios(samples, *_ARMS)
+    return [Figure("training_step", "clip_it_all: time against image_only", values, "", 1.05, False, samples, facts)]
+
+
+def _work(options: Options, config: "Config", source: "PixelSource", targets: "Targets") -> Work:
+    """Train one arm anew; building the student does not count."""
+    import torch
+    from accelerate import Accelerator
+
+    from clipit.distributed import processes
+    from clipit.models.backbones import load_backbone
+    from clipit.models.student import build_student
+    from clipit.tiles.augment import tile_keys
+    from clipit.training.arms import resolve_arm
+    from clipit.training.batches import plan_batches
+    from clipit.training.loop import TrainingData, train
+
+    config = resolve_arm(config)
+    labels = source.tiles.labels
+    text = config.distillation.tiles != "none"
+    data = TrainingData(
+        plan=plan_batches(config, labels >= 0),
+        source=source,
+        labels=labels,
+        keys=tile_keys(source.tiles.ids.tolist()),
+        targets=targets if text else None,
+        validation=source,
+        validation_rows=np.empty(0, dtype=np.int64),
+        score=None,
+    )
+    torch.manual_seed(0)
+    backbone = load_backbone(config.backbone, processes().device)
+    student = build_student(
+        backbone, config.student, config.lora, "lora", n_classes=len(CLASSES), joint_dim=_DIM if text else None
+    )
+    number = count()
+
+    def work() -> float:
+        folder = options.folder / f"{config.arm}{next(number)}"
+        folder.mkdir()
+        accelerator = Accelerator(mixed_precision=config.training.precision)
+        normalise = backbone.preprocess.normalise
+        run = replace(data)
+        return seconds(lambda: train(config, student, normalise, run, folder, processes(), accelerator))
+
+    return work

@@ -1,0 +1,57 @@
+"""What the tests of several rooms share: a small world with tiny models, and configurations over it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client
+
+import pytest
+import yaml
+from tiny_models import write_small_world
+
+from clipit.config import Config
+from clipit.settings import merge, nested, validate
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Values of a configuration without an output folder; nobody changes them or the files."""
+    return write_small_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def shared_output(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder whose artefacts (stores, index, pairs) are built already."""
+    from clipit.experiments.materials import Materials
+
+    output = tmp_path_factory.mktemp("output")
+    materials = Materials(validate({**world, "output": output}, "test"), say=lambda line: None)
+    assert materials.pairs.table.num_rows == 72
+    return output
+
+
+@pytest.fixture
+def configure(world: dict[str, Any], shared_output: Path) -> MakeConfig:
+    """`configure(**{"lora.rank": 2})`: a configuration of the small world with some keys changed."""
+
+    def make(changes: dict[str, Any] | None = None, **keys: Any) -> Config:
+        return validate(merge({**world, "output": shared_output}, nested({**(changes or {}), **keys})), "test")
+
+    return make
+
+
+@pytest.fixture
+def write_config(world: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """The same as a file, with an output folder of its own."""
+
+    def write(changes: dict[str, Any] | None = None, output: Path | None = None) -> Path:
+        values = merge({**world, "output": str(output or tmp_path / "out")}, nested(changes or {}))
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write

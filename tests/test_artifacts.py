@@ -1,0 +1,181 @@
+"""Artefacts: whole or not at all."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from clipit.artifacts import (
+    MANIFEST,
+    artifact_folder,
+    fingerprint,
+    finish_partial,
+    locked,
+    open_artifact,
+    start_partial,
+    whole_file,
+    write_json,
+)
+from clipit.distributed import build_once
+from clipit.errors import ArtifactError, DataError
+
+INPUTS = {"a": 1}
+
+
+def make_one(folder: Path) -> dict[str, int]:
+    (folder / "data.txt").write_text("content")
+    return {"rows": 1}
+
+
+def finished(root: Path) -> Path:
+    folder = artifact_folder(root, "thing", INPUTS)
+    (start_partial(folder) / "data.txt").write_text("content")
+    return finish_partial(folder, "thing", INPUTS, {"rows": 1}).folder
+
+
+def test_fingerprint_ignores_the_order_of_keys_only() -> None:
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"b": [1, 2]}) != fingerprint({"b": [2, 1]})
+    assert fingerprint({"a": "é"}) != fingerprint({"a": "e"})
+
+
+def test_whole_file_leaves_nothing_behind_after_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["table"]
+
+
+def test_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, text: str, encoding: str | None = None) -> int:
+        with self.open("w") as stream:
+            stream.write(text[:5])
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArtifactError, match="No space left on device"):
+        write_json(tmp_path / "account.json", {"a": 1})
+    assert os.listdir(tmp_path) == []
+
+
+def test_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ArtifactError, match=r"no permission(?s:.*)--output"):
+        build_once(tmp_path, "thing", INPUTS, make_one)
+
+
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_text("")
+    with pytest.raises(ArtifactError, match=r"outputs(?s:.*)--output"):
+        build_once(tmp_path / "outputs", "thing", INPUTS, make_one)
+
+
+def test_manifest_tells_what_it_was_made_from(tmp_path: Path) -> None:
+    artifact = open_artifact(finished(tmp_path), "thing", verify=True)
+    assert artifact.manifest.inputs == INPUTS
+    assert artifact.manifest.facts == {"rows": 1}
+    assert list(artifact.manifest.files) == ["data.txt"]
+    assert artifact.folder.name == f"thing-{artifact.fingerprint}"
+    assert "torch" in artifact.manifest.versions
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"kind": "thing"}', "\xff"])
+def test_damaged_manifest(tmp_path: Path, damage: str) -> None:
+    folder = finished(tmp_path)
+    (folder / MANIFEST).write_bytes(damage.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=r"manifest(?s:.*)rebuild"):
+        open_artifact(folder, "thing")
+
+
+def test_other_kind_and_other_schema(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    with pytest.raises(ArtifactError, match="expected pairs .* found thing"):
+        open_artifact(folder, "pairs")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(ArtifactError, match="schema 99"):
+        open_artifact(folder, "thing")
+
+
+def test_missing_and_changed_files(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    (folder / "data.txt").write_text("changed")
+    open_artifact(folder, "thing")
+    with pytest.raises(ArtifactError, match=r"changed(?s:.*)data\.txt"):
+        open_artifact(folder, "thing", verify=True)
+    (folder / "data.txt").unlink()
+    with pytest.raises(ArtifactError, match="data.txt"):
+        open_artifact(folder, "thing")
+
+
+def test_a_partial_folder_is_gone_on_with_and_never_read(tmp_path: Path) -> None:
+    folder = artifact_folder(tmp_path, "thing", INPUTS)
+    partial = start_partial(folder)
+    (partial / "first.txt").write_text("kept")
+    (partial / ".second.txt.123.tmp").write_text("half")  # what a killed whole_file leaves
+    with pytest.raises(ArtifactError, match="no finished thing"):
+        open_artifact(folder, "thing")
+
+    def go_on(place: Path) -> dict[str, int]:
+        assert (place / "first.txt").read_text() == "kept"
+        return make_one(place)
+
+    artifact = build_once(tmp_path, "thing", INPUTS, go_on)
+    assert sorted(os.listdir(artifact.folder)) == ["data.txt", "first.txt", MANIFEST]
+    assert not partial.exists()
+
+
+def test_failure_leaves_a_partial_and_frees_the_lock(tmp_path: Path) -> None:
+    def fail(place: Path) -> dict[str, int]:
+        (place / "first.txt").write_text("kept")
+        raise DataError("no")
+
+    with pytest.raises(DataError):
+        build_once(tmp_path, "thing", INPUTS, fail)
+    folder = artifact_folder(tmp_path, "thing", INPUTS)
+    assert not folder.exists()
+    assert (folder.with_name(folder.name + ".partial") / "first.txt").is_file()
+    assert build_once(tmp_path, "thing", INPUTS, make_one).folder == folder
+
+
+def test_a_folder_without_manifest_is_rebuilt(tmp_path: Path) -> None:
+    folder = artifact_folder(tmp_path, "thing", INPUTS)
+    folder.mkdir()
+    (folder / "data.txt").write_text("half")
+    assert build_once(tmp_path, "thing", INPUTS, make_one).file("data.txt").read_text() == "content"
+
+
+def test_two_that_want_the_same_build_it_once(tmp_path: Path) -> None:
+    made, heard = [], []
+    building = threading.Event()
+
+    def slow(place: Path) -> dict[str, int]:
+        made.append(place)
+        building.set()
+        time.sleep(0.3)
+        return make_one(place)
+
+    first = threading.Thread(target=build_once, args=(tmp_path, "thing", INPUTS, slow))
+    first.start()
+    building.wait()
+    artifact = build_once(tmp_path, "thing", INPUTS, slow, say=heard.append)
+    first.join()
+    assert len(made) == 1
+    assert artifact.manifest.facts == {"rows": 1}
+    assert len(heard) == 1 and "another process" in heard[0]
+
+
+def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "run"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "run", waiting=lambda line: pytest.fail(line)):
+        pass

@@ -1,0 +1,66 @@
+"""Processes: launches that went wrong, shares, and the endless shuffled stream."""
+
+import numpy as np
+import pytest
+
+from clipit.distributed import Processes, check_launch, processes, stream_positions
+from clipit.errors import LaunchError
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_one_process_is_what_was_asked_for(environment: pytest.MonkeyPatch) -> None:
+    check_launch(1)
+    environment.setenv("WORLD_SIZE", "2")
+    environment.setenv("RANK", "0")
+    environment.setenv("MASTER_ADDR", "127.0.0.1")
+    check_launch(2)
+
+
+def test_strangers_side_by_side(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("WORLD_SIZE", "2")
+    environment.setenv("RANK", "1")
+    with pytest.raises(LaunchError, match="ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2"):
+        check_launch(1)
+
+
+def test_one_instead_of_several(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(LaunchError, match=r"only one was started(?s:.*)ACCELERATE_USE_CPU=1"):
+        check_launch(1)
+
+
+def test_alone() -> None:
+    here = processes()
+    assert here.main and here.count == 1
+    assert here.gather({"a": 1}) == [{"a": 1}]
+    assert here.same("x") == "x"
+    here.wait()
+
+
+def test_shares_are_disjoint_and_complete() -> None:
+    device = processes().device
+    shares = [list(Processes(rank, 3, device).share(range(10))) for rank in range(3)]
+    assert sorted(sum(shares, [])) == list(range(10))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10, 25])
+def test_each_item_once_before_any_twice(count: int) -> None:
+    size = 10
+    stream = np.concatenate([stream_positions(0, "labelled", s * count, count, size) for s in range(20)])
+    for epoch in range(len(stream) // size):
+        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+def test_stream_depends_on_seed_name_and_position_only() -> None:
+    whole = stream_positions(1, "labelled", 0, 40, 10)
+    assert np.array_equal(stream_positions(1, "labelled", 13, 9, 10), whole[13:22])
+    assert not np.array_equal(stream_positions(2, "labelled", 0, 40, 10), whole)
+    assert not np.array_equal(stream_positions(1, "unlabelled", 0, 40, 10), whole)
+    assert not np.array_equal(whole[:10], whole[10:20])
+    assert len(stream_positions(1, "labelled", 5, 0, 10)) == 0

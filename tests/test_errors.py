@@ -1,0 +1,73 @@
+"""Errors as a user sees them."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipit.errors import ArtifactError, DataError, disk_errors, explain, shortlist, user_errors
+
+FULL = Path("/dev/full")
+
+
+def test_message_has_three_parts() -> None:
+    assert explain("wrong", where="file, row 3", fix="mend it") == "wrong\n  where: file, row 3\n  to do: mend it"
+    assert shortlist(list("abc"), 2) == "a, b and 1 more"
+
+
+def test_a_users_mistake_ends_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise DataError("no tiles")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: no tiles\n"
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), user_errors():
+        raise ZeroDivisionError
+
+
+def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert "same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EACCES])
+def test_trouble_with_the_disk_names_the_place(code: int) -> None:
+    with pytest.raises(ArtifactError, match="/place"), disk_errors("/elsewhere"):
+        raise OSError(code, os.strerror(code), "/place")
+
+
+def test_other_trouble_passes() -> None:
+    with pytest.raises(OSError, match="timed out"), disk_errors("here"):
+        raise OSError(errno.ETIMEDOUT, "timed out")
+    with pytest.raises(RuntimeError, match="a bug"), disk_errors("here"):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.skipif(not FULL.is_char_device(), reason="no /dev/full: a full disk cannot be had")
+@pytest.mark.parametrize("writer", ["numpy", "faiss", "text"])
+def test_a_full_disk_as_each_library_reports_it(writer: str) -> None:
+    with pytest.raises(ArtifactError, match="No space left"), disk_errors("the store"):
+        if writer == "numpy":
+            with FULL.open("wb") as stream:
+                np.save(stream, np.zeros(100_000))
+        elif writer == "faiss":
+            import faiss
+
+            index = faiss.IndexFlatIP(64)
+            index.add(np.zeros((9_000, 64), dtype=np.float32))
+            faiss.write_index(index, str(FULL))
+        else:
+            FULL.write_text("x" * 10_000)
+
+
+def test_a_full_disk_as_safetensors_reports_it() -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(ArtifactError, match="No space left"), disk_errors("the checkpoint"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

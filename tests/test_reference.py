@@ -1,0 +1,18 @@
+"""The page of all keys belongs to the configuration as it is."""
+
+from pathlib import Path
+
+from clipit.reference import reference
+
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+
+
+def test_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run: python -m clipit.reference > docs/configuration.md"
+
+
+def test_page_describes_every_key() -> None:
+    from clipit.settings import all_keys
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert not [key for key in all_keys() if not key.startswith("comparison.shifted.") and f"`{key}`" not in page and f"## {key}\n" not in page]

@@ -15,14 +15,18 @@ _KERNELS = ("Haswell", "SkylakeX")  # of OPENBLAS_CORETYPE; an OpenBLAS that doe
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds of one exact faiss search as things are, beside one thread and beside other OpenBLAS kernels."""
+    """Seconds of one exact faiss search as it is, beside other threads, ways to wait and OpenBLAS kernels."""
     from clipit.index import has_faiss
 
     if not has_faiss():
         print("faiss_threads: faiss is not installed, nothing to measure")
         return []
     sizes = [options.size(50_000, 1_000), options.size(1_000, 50)]
-    ways: dict[str, dict[str, str | None]] = {"as it is": {}, "one thread": {"OMP_NUM_THREADS": "1"}}
+    ways: dict[str, dict[str, str | None]] = {
+        "as it is": {},
+        "one thread": {"OMP_NUM_THREADS": "1"},
+        "passive waiting": {"OMP_WAIT_POLICY": "passive"},  # threads that spin while they wait hurt on a busy machine
+    }
     if platform.machine() in ("x86_64", "AMD64"):
         ways["kernel unset"] = {"OPENBLAS_CORETYPE": None}
         ways |= {f"kernel {name}": {"OPENBLAS_CORETYPE": name} for name in _KERNELS}

@@ -28,7 +28,7 @@ def measure(options: Options) -> list[Figure]:
     root = options.folder
     texts = make_store(root, "text_store", options.size(100_000, 2_000), _DIM, seed=0)
     tiles = make_store(root, "tile_store", options.size(2_000, 100), _DIM, seed=1)
-    build_index(root, texts, backend="auto")
+    build_index(root, texts)
     return _time(options, texts, tiles) + _memory(options, texts)
 
 
@@ -120,6 +120,8 @@ def _peak(root: Path, texts: "Store", tiles: "Store", block: int, name: str) -> 
     home = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LaunchError(explain("the program that measures memory failed", where=done.stderr[-2000:]))
+        raise LaunchError(
+            explain("the program that measures memory failed", where=name, fix=done.stderr.strip()[-2000:])
+        )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

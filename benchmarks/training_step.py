@@ -1,7 +1,6 @@
 """A step that also distils text against an image-only step: same backbone, same LoRA, same tiles per step."""
 
 import math
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -86,7 +85,6 @@ def _work(options: Options, config: "Config", source: "PixelSource", targets: "T
         folder.mkdir()
         accelerator = Accelerator(mixed_precision=config.training.precision)
         normalise = backbone.preprocess.normalise
-        run = replace(data)
-        return seconds(lambda: train(config, student, normalise, run, folder, processes(), accelerator))
+        return seconds(lambda: train(config, student, normalise, data, folder, processes(), accelerator))
 
     return work

@@ -110,3 +110,22 @@ def write_small_world(root: Path) -> dict[str, Any]:
         },
         "evaluation": {"bootstrap": 20},
     }
+
+
+def write_store(root: Path, ids: "list[str]", vectors: Any, vlm: str = "encoder-a", kind: str = "text_store") -> Any:
+    """A store of given vectors, in the format of the package."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from clipit.distributed import build_once
+    from clipit.embedding import SHARD, Store
+
+    def make(folder: Path) -> dict[str, Any]:
+        for number, start in enumerate(range(0, len(ids), SHARD)):
+            part = slice(start, start + SHARD)
+            np.save(folder / f"emb-{number:05d}.npy", np.asarray(vectors[part], dtype=np.float16))
+            pq.write_table(pa.table({"id": ids[part]}), folder / f"ids-{number:05d}.parquet")
+        return {"rows": len(ids), "dim": vectors.shape[1], "vlm": f"name of {vlm}"}
+
+    content = [ids, np.asarray(vectors).tolist()]
+    return Store(build_once(root, kind, {"vlm": vlm, "content": content}, make))

@@ -71,7 +71,9 @@ def _run_rows(
     }
     scored = {"test": results["splits"]["test"]}
     if config.comparison.shifted is not None:
-        scored["shifted"] = evaluate_shifted(resolve_arm(run), config.comparison.shifted, materials, folder)
+        resolved = resolve_arm(run)
+        own = materials if materials.serves(resolved) else Materials(resolved, materials.say)
+        scored["shifted"] = evaluate_shifted(resolved, config.comparison.shifted, own, folder)
     metric = config.comparison.metric
     rows = []
     for part, scores in scored.items():

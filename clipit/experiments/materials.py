@@ -91,10 +91,16 @@ class Materials:
         from clipit.models.vlm import load_vlm
 
         vlm = load_vlm(self.config.vlm, processes().device)
-        warning = mpp_warning(self.some_tiles, vlm.expected_mpp, vlm.name)
-        if warning:
-            self.say(f"warning: {warning}")
+        self.warn_of_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
         return vlm
+
+    def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
+        """Tell the user when tiles reach a model at another resolution than it was trained at."""
+        if expected is not None and len(self.some_tiles):
+            resize = preprocess.resize_to / min(self.some_tiles.read(0).size)
+            warning = mpp_warning(self.some_tiles, expected, model, resize=resize)
+            if warning:
+                self.say(f"warning: {warning}")
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
         """Texts (prompts) to unit vectors; those over the budget are cut."""

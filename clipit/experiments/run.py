@@ -155,13 +155,10 @@ def _student(config: Config, materials: Materials, tiles: TileSet) -> "tuple[Stu
 
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
-    from clipit.tiles.load import mpp_warning
 
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, processes().device)
-    warning = mpp_warning(tiles, backbone.expected_mpp, backbone.name)
-    if warning:
-        materials.say(f"warning: {warning}")
+    materials.warn_of_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
     torch.manual_seed(config.seed)
     joint_dim = materials.vlm.joint_dim if config.student.projector_layers else None
     student = build_student(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt8, UInt64
+from jaxtyping import Float32, Int, Integer, UInt8, UInt64
 from torch import Tensor
 
 from clipit.artifacts import whole_file
@@ -223,7 +223,9 @@ def _slices(data: TrainingData, steps: range, here: Processes, accumulation: int
     return data.source.ahead(rows for step in steps for rows in _own_parts(data.plan.rows(step), here, accumulation))
 
 
-def _own_parts(of_batch: Int[np.ndarray, "b"], here: Processes, accumulation: int) -> list[Int[np.ndarray, "_"]]:
+def _own_parts(
+    of_batch: Integer[np.ndarray, "b"], here: Processes, accumulation: int
+) -> list[Integer[np.ndarray, "_"]]:
     """This process's slice of something that has one entry per tile of the global batch, cut into micro-batches."""
     return np.array_split(of_batch[here.rank :: here.count], accumulation)
 

@@ -1,0 +1,72 @@
+"""The documented first real use: real colorectal tiles and real TCGA reports through configs/own_table.yaml."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = os.environ.get("CLIPIT_TEST_DATA")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA, reason="CLIPIT_TEST_DATA is not set: no real tiles and reports"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("own_table")
+    data = Path(str(DATA))
+    command = [
+        *(sys.executable, "scripts/train.py", "--config", "configs/own_table.yaml"),
+        f"--tiles.path={data / 'crc_polito5' / 'labels.csv'}",
+        f"--tiles.images={data / 'crc_polito5' / 'crc_polito5_tiles.zip'}",
+        f"--reports.path={data / 'reports' / 'tcga_colon_reports_clipit.txt'}",
+        *("--prompts=crc_polito5", "--tiles.labels.kind=per_class", "--tiles.labels.value=20"),
+        *("--training.steps=20", "--training.evaluate_every=10", "--evaluation.bootstrap=50", f"--output={output}"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "376" in done.stdout, "the account of the reports is printed"
+    return output / "runs" / "own_table" / "clip_it_all-seed0"
+
+
+def test_every_test_tile_is_predicted(run: Path) -> None:
+    table = pq.read_table(run / "predictions.parquet")
+    splits = table.column("split").to_pylist()
+    assert splits.count("test") == 400
+    assert splits.count("validation") == 240
+
+
+def test_summary_says_what_the_scores_do_not_say(run: Path) -> None:
+    summary = (run / "summary.md").read_text(encoding="utf-8")
+    assert "say nothing about CLIP-IT on real pathology" in " ".join(summary.split())
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    assert results["provenance"]["training_labels"] == 100
+    assert results["splits"]["test"]["metrics"]["accuracy"]["value"] > 0.25, "five classes: better than chance"
+
+
+def test_classifier_opens_in_plain_timm(run: Path) -> None:
+    import timm
+    import torch
+
+    from clipit import load_classifier
+
+    model = timm.create_model(f"local-dir:{run / 'classifier'}", pretrained=True).eval()
+    ours = load_classifier(run / "classifier", "cpu")
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixels), ours.forward(pixels)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_no_report_text_leaves_with_the_classifier(run: Path) -> None:
+    snippets = next((run.parents[2] / "artefacts").glob("snippets-*")) / "snippets.parquet"
+    texts = [text for text in pq.read_table(snippets).column("text").to_pylist() if len(text) > 20]
+    exported = b"".join(path.read_bytes() for path in (run / "classifier").rglob("*") if path.is_file())
+    assert len(texts) > 1000
+    assert not [text for text in texts if text.encode() in exported]

@@ -1,0 +1,118 @@
+"""Pairs: by id, the same for any block and after a kill, never between different encoders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import write_store
+
+import clipit.pairing.pairs as module
+from clipit.embedding import Store, centred, unit
+from clipit.errors import ArtifactError
+from clipit.index import Index, build_index
+from clipit.pairing.pairs import Pairs, pair_tiles
+from clipit.pairing.summary import summarise, summary_text
+
+DIM, SNIPPETS, TILES = 12, 300, 90
+
+
+def vectors(n: int, seed: int) -> np.ndarray:
+    return unit(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32) + 1)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Store:
+    return write_store(tmp_path, [f"s{i:03d}" for i in range(SNIPPETS)], vectors(SNIPPETS, 0))
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Store:
+    return write_store(tmp_path, [f"t{i:03d}" for i in range(TILES)], vectors(TILES, 1), kind="tile_store")
+
+
+@pytest.fixture
+def index(tmp_path: Path, texts: Store) -> Index:
+    return build_index(tmp_path, texts)
+
+
+def file_hash(pairs: Pairs) -> str:
+    return pairs.artifact.manifest.files["pairs.parquet"]
+
+
+def test_pairs_are_the_nearest_around_both_means(tmp_path: Path, index: Index, texts: Store, tiles: Store) -> None:
+    table = pair_tiles(tmp_path, index, tiles, k=3).table
+    a, b = tiles.rows(np.arange(TILES)), texts.rows(np.arange(SNIPPETS))
+    cosines = centred(a, a.mean(axis=0)) @ centred(b, b.mean(axis=0)).T
+    best = np.argsort(-cosines, axis=1)[:, :3]
+    assert table.column("tile_id").to_pylist() == np.repeat(tiles.ids, 3).tolist()
+    assert table.column("rank").to_pylist() == [0, 1, 2] * TILES
+    assert table.column("snippet_id").to_pylist() == texts.ids[best.reshape(-1)].tolist()
+    assert np.allclose(table.column("score"), np.take_along_axis(cosines, best, 1).reshape(-1), atol=1e-5)
+
+
+def test_without_centring_there_is_no_mean(tmp_path: Path, texts: Store, tiles: Store) -> None:
+    pairs = pair_tiles(tmp_path, build_index(tmp_path, texts, centring=False), tiles)
+    assert pairs.tile_mean is None
+    assert pair_tiles(tmp_path, build_index(tmp_path, texts), tiles).tile_mean is not None
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_the_block_does_not_matter(tmp_path: Path, index: Index, tiles: Store, block: int) -> None:
+    whole = pair_tiles(tmp_path / "a", index, tiles, k=2)
+    assert file_hash(pair_tiles(tmp_path / "b", index, tiles, k=2, block=block)) == file_hash(whole)
+
+
+@pytest.mark.parametrize("blocks_done", [0, 1, 4])
+@pytest.mark.parametrize("next_block", [10, 16])
+def test_killed_pairing_ends_with_the_same_pairs(
+    tmp_path: Path, index: Index, tiles: Store, blocks_done: int, next_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10)
+    searched = 0
+
+    def dying(*arguments: object) -> object:
+        nonlocal searched
+        if searched == blocks_done:
+            raise KeyboardInterrupt
+        searched += 1
+        return original(*arguments)
+
+    original = module.search
+    monkeypatch.setattr(module, "search", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pair_tiles(tmp_path / "b", index, tiles, k=2, block=10)
+    monkeypatch.setattr(module, "search", original)
+    again = pair_tiles(tmp_path / "b", index, tiles, k=2, block=next_block)
+    assert file_hash(again) == file_hash(whole)
+    assert not list(again.artifact.folder.glob(".*"))
+
+
+def test_fewer_snippets_than_wanted(tmp_path: Path, tiles: Store) -> None:
+    few = build_index(tmp_path, write_store(tmp_path, ["b", "a"], vectors(2, 3)))
+    table = pair_tiles(tmp_path, few, tiles, k=5).table
+    assert table.num_rows == 2 * TILES
+    assert set(table.column("rank").to_pylist()) == {0, 1}
+
+
+def test_different_encoders_are_both_named(tmp_path: Path, index: Index) -> None:
+    other = write_store(tmp_path, ["t"], vectors(1, 1), vlm="encoder-b", kind="tile_store")
+    with pytest.raises(ArtifactError, match=r"name of encoder-a \(encoder-a\).*name of encoder-b \(encoder-b\)"):
+        pair_tiles(tmp_path, index, other)
+
+
+def test_summary_counts_tiles_and_hubs(tmp_path: Path, index: Index, tiles: Store, texts: Store) -> None:
+    pairs = pair_tiles(tmp_path, index, tiles, k=2)
+    summary = pairs.summary
+    first = pairs.table.filter(np.asarray(pairs.table.column("rank")) == 0)
+    names, counts = np.unique(first.column("snippet_id").to_numpy().astype(str), return_counts=True)
+    assert summary["tiles"] == TILES and summary["snippets"] == SNIPPETS and summary["snippets_used"] == len(names)
+    assert summary["hub_share"] == pytest.approx(np.sort(counts)[::-1][:3].sum() / TILES)
+    assert summary["most_used"][0]["tiles"] == counts.max()
+    assert summary["score_quantiles"]["0.5"] == pytest.approx(np.median(first.column("score")))
+    text = summary_text(summary, dict.fromkeys(texts.ids.tolist(), "a text"))
+    assert f"{TILES} tiles paired with {len(names)} of {SNIPPETS} snippets" in text
+
+
+def test_summary_of_no_pairs(tmp_path: Path, index: Index, tiles: Store) -> None:
+    empty = pair_tiles(tmp_path, index, tiles).table.slice(0, 0)
+    assert summary_text(summarise(empty, 5), {}) == "no tile was paired"

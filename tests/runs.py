@@ -1,0 +1,21 @@
+"""Reading what a run left."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def losses(folder: Path) -> list[float]:
+    """The logged losses; each step must be there once and in order."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    if steps != sorted(set(steps)):
+        raise AssertionError(f"steps logged twice or out of order: {steps}")
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def predictions(folder: Path) -> pa.Table:
+    """The table of predictions."""
+    return pq.read_table(folder / "predictions.parquet")

@@ -1,0 +1,78 @@
+"""The benchmarks run and report rightly; how fast anything is depends on the machine and is not tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.harness import Figure, Options, alternate, ratios, table
+
+
+def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
+    calls: list[str] = []
+
+    def work(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    samples = alternate({"a": lambda: work("a"), "b": lambda: work("b")}, repeats=2)
+
+    assert calls == ["a", "b"] * 3
+    assert samples == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert ratios(samples, "a", "b") == [3 / 4, 5 / 6]
+
+
+def test_goals_are_judged_on_the_median_in_their_own_direction() -> None:
+    values = [0.5, 1.0, 9.0]
+    assert Figure("x", "y", values, goal=1.0).met is True
+    assert Figure("x", "y", values, goal=0.9).met is False
+    assert Figure("x", "y", values, goal=1.0, at_least=True).met is True
+    assert Figure("x", "y", values, goal=1.1, at_least=True).met is False
+    assert Figure("x", "y", values).met is None
+    assert Figure("x", "y", values).as_dict()["max"] == 9.0
+
+
+def test_table_shows_a_missed_goal_but_judges_nothing_with_quick_sizes() -> None:
+    figures = [Figure("x", "slow", [2.0], goal=1.0), Figure("x", "fast", [0.5], goal=1.0)]
+    assert [line.split()[-1] for line in table(figures, quick=False).splitlines()[1:]] == ["MISSED", "met"]
+    assert "MISSED" not in table(figures, quick=True)
+
+
+def test_unknown_benchmark_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["embeding"])
+    assert stopped.value.code == 2
+    assert "no benchmark embeding: choose from embedding" in capsys.readouterr().err
+
+
+def test_a_script_that_fails_is_reported_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import start_up
+    from clipit.errors import LaunchError
+
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "broken.py").write_text("raise SystemExit('out of order')")
+    monkeypatch.setattr(start_up, "__file__", str(tmp_path / "benchmarks" / "start_up.py"))
+    with pytest.raises(LaunchError, match=r"broken\.py --help(.|\n)*out of order"):
+        start_up.measure(Options(tmp_path, quick=True, repeats=1))
+
+
+@pytest.mark.slow
+def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    file = tmp_path / "benchmarks.json"
+    main(["--quick", "--json", str(file)])
+
+    written = json.loads(file.read_text(encoding="utf-8"))
+    figures = {figure["benchmark"]: figure for figure in written["figures"]}
+    assert set(figures) == set(BENCHMARKS)
+    assert all(value > 0 for figure in written["figures"] for value in figure["values"])
+    assert {"cores", "torch_threads", "faiss_threads", "device", "versions"} <= set(written["machine"])
+    assert "OPENBLAS_CORETYPE" in written["machine"]["settings"]
+    assert figures["embedding"]["facts"]["lowest_cosine_between_both"] > 0.999
+    timed = next(figure for figure in written["figures"] if "same_rows_as_torch" in figure["facts"])
+    assert timed["facts"]["same_rows_as_torch"] > 0.99
+    assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
+    assert "say nothing about speed" in capsys.readouterr().out

@@ -1,0 +1,181 @@
+"""Stores: bytes, resume after a kill, and what they depend on."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from jaxtyping import Float
+from tiny_models import write_store
+
+from clipit import embedding
+from clipit.config import Config
+from clipit.embedding import Store, centred, drop_words, embed_texts, embed_tiles, unit
+from clipit.errors import ArtifactError, DataError
+from clipit.experiments.materials import Materials
+
+
+class Killed(BaseException):
+    """Stands for a kill: no code of the package catches it."""
+
+
+class FailingVLM:
+    """A VLM that dies at its n-th batch."""
+
+    def __init__(self, vlm: Any, calls: int) -> None:
+        self._vlm, self._left = vlm, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vlm, name)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        self._count()
+        return self._vlm.encode_texts(texts)
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        self._count()
+        return self._vlm.encode_images(pixels)
+
+
+@pytest.fixture
+def materials(configure: Callable[..., Config]) -> Materials:
+    return Materials(configure(), say=lambda line: None)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "SHARD", 20)
+
+
+def store_bytes(store: Store) -> dict[str, str]:
+    return store.artifact.manifest.files
+
+
+def test_unit_and_centred() -> None:
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
+    assert np.allclose(unit(vectors), [[0.6, 0.8], [0, 0]])
+    assert centred(vectors, None) is vectors
+    assert np.allclose(np.linalg.norm(centred(vectors, np.array([1, 1], dtype=np.float32)), axis=1), 1)
+
+
+def test_text_store_holds_every_snippet_as_a_unit_vector(materials: Materials) -> None:
+    store = materials.text_store()
+    table = pq.read_table(materials.snippets.file("snippets.parquet"))
+    assert store.ids.tolist() == table.column("snippet_id").to_pylist()
+    vectors = store.rows(np.arange(len(store.ids)))
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+    texts = table.column("text").to_pylist()
+    alone = unit(materials.vlm.encode_texts([texts[5]]).numpy())[0]
+    assert np.allclose(vectors[5], alone, atol=2e-3)
+    assert np.allclose(store.mean(), vectors.mean(axis=0), atol=1e-6)
+
+
+def test_positions_are_by_id_and_missing_ones_are_named(materials: Materials) -> None:
+    store = materials.text_store()
+    some = store.ids[[7, 3, 3]]
+    assert store.positions(some).tolist() == [7, 3, 3]
+    with pytest.raises(ArtifactError, match=r"1 ids are not in the store: nobody"):
+        store.positions(np.array([store.ids[0], "nobody"]))
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("calls", [0, 1, 3, 7])
+def test_killed_text_store_ends_with_the_same_bytes(materials: Materials, tmp_path: Path, calls: int) -> None:
+    whole = embed_texts(tmp_path / "a", materials.vlm, materials.snippets, batch_size=8)
+    assert len([name for name in store_bytes(whole) if name.startswith("emb-")]) > 10
+    with pytest.raises(Killed):
+        embed_texts(tmp_path / "b", FailingVLM(materials.vlm, calls), materials.snippets, batch_size=8)  # type: ignore[arg-type]
+    done = len(list((tmp_path / "b").glob("*.partial/emb-*.npy")))
+    assert done == calls // 3  # three batches make a shard of 20
+    again = embed_texts(tmp_path / "b", materials.vlm, materials.snippets, batch_size=8)
+    assert store_bytes(again) == store_bytes(whole)
+    assert not list((tmp_path / "b").glob("*.partial"))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_killed_tile_store_goes_on_with_the_next_shard(materials: Materials, tmp_path: Path) -> None:
+    tiles = materials.some_tiles.of_split("train")
+    whole = embed_tiles(tmp_path / "a", materials.vlm, tiles, batch_size=8)
+    with pytest.raises(Killed):
+        embed_tiles(tmp_path / "b", FailingVLM(materials.vlm, 7), tiles, batch_size=8)  # type: ignore[arg-type]
+    first = next((tmp_path / "b").glob("*.partial/emb-00000.npy"))
+    before = first.stat().st_mtime_ns
+    again = embed_tiles(tmp_path / "b", materials.vlm, tiles, batch_size=8)
+    assert again.artifact.file("emb-00000.npy").stat().st_mtime_ns == before
+    assert store_bytes(again) == store_bytes(whole)
+    assert again.ids.tolist() == tiles.ids.tolist()
+    assert np.array_equal(
+        np.concatenate([block for _, block in again.blocks(7)]), again.rows(np.arange(len(tiles)))
+    )
+
+
+def test_a_store_is_not_made_twice(materials: Materials, tmp_path: Path) -> None:
+    embed_texts(tmp_path, materials.vlm, materials.snippets)
+    embed_texts(tmp_path, FailingVLM(materials.vlm, 0), materials.snippets)  # type: ignore[arg-type]
+    assert len(list(tmp_path.glob("text_store-*[0-9a-f]"))) == 1
+
+
+def test_precision_makes_another_store(materials: Materials, tmp_path: Path) -> None:
+    tiles = materials.some_tiles.of_split("test")
+    stores = [
+        function(tmp_path, replace(materials.vlm, precision=precision), what)
+        for precision in ("fp32", "bf16")
+        for function, what in ((embed_texts, materials.snippets), (embed_tiles, tiles))
+    ]
+    assert len({store.fingerprint for store in stores}) == 4
+    assert store_bytes(stores[0])["emb-00000.npy"] != store_bytes(stores[2])["emb-00000.npy"]
+    assert stores[0].vlm == stores[2].vlm
+
+
+def test_labels_play_no_part_in_a_tile_store(configure: Callable[..., Config]) -> None:
+    first = Materials(configure(seed=1), say=lambda line: None).tile_store("train")
+    other = Materials(configure({"tiles.labels.kind": "all", "seed": 2}), say=lambda line: None).tile_store("train")
+    assert first.artifact.folder == other.artifact.folder
+
+
+def test_embeddings_that_are_not_finite(materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, texts: list[str]) -> Float[torch.Tensor, "n d"]:
+        return torch.full((len(texts), self.joint_dim), torch.nan)
+
+    monkeypatch.setattr(type(materials.vlm), "encode_texts", broken)
+    with pytest.raises(DataError, match="not finite"):
+        embed_texts(tmp_path, materials.vlm, materials.snippets)
+    assert not list(tmp_path.glob("text_store-*[0-9a-f]"))
+
+
+def test_word_drop_is_a_function_of_seed_and_id() -> None:
+    text = "one two three four five six seven eight nine ten"
+    dropped = drop_words(text, 0.3, 0, "id")
+    assert dropped == drop_words(text, 0.3, 0, "id")
+    assert drop_words(text, 0.3, 1, "id") != dropped or drop_words(text, 0.3, 2, "id") != dropped
+    assert set(dropped.split()) < set(text.split())
+    assert drop_words(text, 1.0, 0, "id") == "one"
+    assert drop_words(text, 0.0, 0, "id") == text
+    kept = [len(drop_words(text, 0.3, 0, str(key)).split()) for key in range(500)]
+    assert 6.7 < np.mean(kept) < 7.3
+
+
+def test_word_drop_keeps_the_ids(materials: Materials) -> None:
+    dropped, plain = materials.text_store(0.3, 0), materials.text_store()
+    assert dropped.ids.tolist() == plain.ids.tolist()
+    assert dropped.fingerprint != plain.fingerprint
+    rows = np.arange(len(plain.ids))
+    assert not np.allclose(dropped.rows(rows), plain.rows(rows), atol=1e-2)
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    store = write_store(tmp_path, [], np.zeros((0, 4)))
+    assert len(store.ids) == 0
+    with pytest.raises(ArtifactError, match="not in the store"):
+        store.positions(np.array(["a"]))
+    assert os.listdir(store.artifact.folder) == ["manifest.json"]

@@ -1,0 +1,54 @@
+"""The loop's parts that need no run."""
+
+import math
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from clipit.config import StudentConfig, TrainingConfig
+from clipit.distributed import processes
+from clipit.models.student import Student
+from clipit.training.checkpoints import Progress, best_file
+from clipit.training.loop import _look, warmup_cosine
+
+
+def test_warmup_rises_to_one_and_the_cosine_ends_near_zero() -> None:
+    rates = [warmup_cosine(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == [pytest.approx((step + 1) / 10) for step in range(10)]
+    assert max(rates) == 1 and rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 0.001
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_no_warmup_and_nothing_else(warmup: float) -> None:
+    rates = [warmup_cosine(step, 5, warmup) for step in range(5)]
+    assert all(0 < rate <= 1 and math.isfinite(rate) for rate in rates)
+
+
+def looks(folder: Path, scores: list[float | None], patience: int | None) -> Progress:
+    student = Student(nn.Linear(2, 2), StudentConfig(projector_layers=0), dim=2, n_classes=2, joint_dim=None)
+    progress, training = Progress(), TrainingConfig(patience=patience)
+    for score in scores:
+        if not progress.stopped:
+            progress.step += 1
+            _look(progress, score, training, folder, student, processes())
+    return progress
+
+
+def test_the_best_look_is_the_earliest_of_equal_ones(tmp_path: Path) -> None:
+    progress = looks(tmp_path, [0.2, 0.5, 0.4, 0.5], None)
+    assert (progress.best_step, progress.best_score, progress.stopped) == (2, 0.5, False)
+    assert best_file(tmp_path, 2).is_file() and not best_file(tmp_path, 4).exists()
+
+
+def test_patience(tmp_path: Path) -> None:
+    progress = looks(tmp_path, [0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2)
+    assert (progress.step, progress.best_step, progress.stopped) == (5, 3, True)
+
+
+def test_a_score_that_is_undefined_is_no_look(tmp_path: Path) -> None:
+    progress = looks(tmp_path, [None, None, None], 2)
+    assert (progress.best_step, progress.stopped) == (0, False)

@@ -46,16 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder.mkdir()
             print(f"measuring {name} ...", flush=True)
             figures += BENCHMARKS[name](replace(options, folder=folder))
-        write_json(
-            given.json,
-            {
+            found_so_far = {
                 "measured": datetime.now(UTC).isoformat(timespec="seconds"),
                 "quick": given.quick,
                 "repeats": options.repeats,
                 "machine": found,
                 "figures": [figure.as_dict() for figure in figures],
-            },
-        )
+            }
+            write_json(given.json, found_so_far)  # after each one, so that an interruption loses nothing
         print(f"\n{table(figures, quick=given.quick)}\n\n{given.json}")
         if given.quick:
             print("quick sizes: the figures say nothing about speed")

@@ -42,7 +42,7 @@ def measure(options: Options) -> list[Figure]:
         return [bare(pixels) for pixels in ready]
 
     works = {"classifier": lambda: seconds(ours), "timm": lambda: seconds(theirs)}
-    samples = alternate(works, options.repeats)
+    samples = alternate(works, options)
     difference = max(float((a - b).abs().max()) for a, b in zip(ours(), theirs(), strict=True))
     facts = {
         "backbone": name,

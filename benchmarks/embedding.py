@@ -33,7 +33,7 @@ def measure(options: Options) -> list[Figure]:
     def forward() -> list[torch.Tensor]:
         return [vlm.towers.image(batch) for batch in ready]
 
-    samples = alternate({"embed_tiles": ours, "forward": lambda: seconds(forward)}, options.repeats)
+    samples = alternate({"embed_tiles": ours, "forward": lambda: seconds(forward)}, options)
     wanted = unit(torch.cat(forward()).float().cpu().numpy())
     store = embed_tiles(options.folder / "root0", vlm, tiles, batch_size=_BATCH)
     cosines = (store.rows(np.arange(len(tiles))) * wanted).sum(axis=1)

@@ -89,13 +89,13 @@ def settle() -> None:
         torch.cuda.synchronize()
 
 
-def alternate(works: Mapping[str, Work], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each work, one after the other, round after round; a first round does not count."""
+def alternate(works: Mapping[str, Work], options: Options) -> dict[str, list[float]]:
+    """Seconds of each work, one after the other, round after round; a first round does not count (none when quick)."""
     found: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(repeats + 1):
+    for turn in range(-options.size(1, 0), options.repeats):
         for name, work in works.items():
             taken = work()
-            if turn:
+            if turn >= 0:
                 found[name].append(taken)
     return found
 

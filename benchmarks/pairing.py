@@ -63,7 +63,7 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
             "torch": lambda: seconds(with_torch),
             "numpy": lambda: seconds(with_numpy),
         },
-        options.repeats,
+        options,
     )
     bare = min(("torch", "numpy"), key=lambda name: sorted(samples[name])[options.repeats // 2])
     facts = {
@@ -95,7 +95,9 @@ def _memory(options: Options, texts: "Store") -> list[Figure]:
     stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
     ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}
     found: dict[str, list[dict[str, Any]]] = {
-        name: [_peak(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(2)]
+        name: [
+            _peak(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(options.size(2, 1))
+        ]
         for name, (n, block) in ways.items()
     }
     samples = {name: [float(run["peak"]) for run in runs] for name, runs in found.items()}

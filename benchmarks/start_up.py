@@ -14,7 +14,7 @@ def measure(options: Options) -> list[Figure]:
     commands = {path.name: [str(path), "--help"] for path in sorted((home / "scripts").glob("*.py"))}
     commands["bare python"] = ["-c", "pass"]
     works = {name: (lambda c=command: seconds(lambda: _run(home, c))) for name, command in commands.items()}
-    samples = alternate(works, options.repeats)
+    samples = alternate(works, options)
     return [
         Figure(
             "start_up",

@@ -35,7 +35,7 @@ def measure(options: Options) -> list[Figure]:
     vectors = np.random.default_rng(0).standard_normal((len(tiles), _DIM)).astype(np.float16)
     targets = Targets(vectors / np.float16(math.sqrt(_DIM)), np.ones(len(tiles), dtype=np.bool_))
     works = {arm: _work(options, base.model_copy(update={"arm": arm}), source, targets) for arm in _ARMS}
-    samples = alternate(works, options.repeats)
+    samples = alternate(works, options)
     facts = {
         "backbone": name,
         "lora_rank": base.lora.rank,

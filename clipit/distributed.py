@@ -106,12 +106,13 @@ def processes() -> Processes:
         LaunchError: See `check_launch`.
     """
     from accelerate import PartialState
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator looks there by itself, PartialState does not
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        state = PartialState(**InitProcessGroupKwargs(timeout=_PATIENCE).to_kwargs())
+        state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_PATIENCE).to_kwargs())
     else:
-        state = PartialState()
+        state = PartialState(cpu=on_cpu)
     check_launch(state.num_processes)
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
 

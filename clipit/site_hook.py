@@ -28,7 +28,7 @@ def _declare_missing_operators() -> None:
     folder = Path(spec.origin).parent if spec and spec.origin else None
     for library in sorted(folder.glob("_C*.so")) if folder else []:
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError):
             continue
     for name in ("torchvision::nms", "torchvision::qnms"):

@@ -9,14 +9,14 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.harness import Figure, Options, alternate, ratios, table
 
 
-def test_sides_take_turns_and_the_first_round_does_not_count() -> None:
+def test_sides_take_turns_and_the_first_round_does_not_count(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def work(name: str) -> float:
         calls.append(name)
         return float(len(calls))
 
-    samples = alternate({"a": lambda: work("a"), "b": lambda: work("b")}, repeats=2)
+    samples = alternate({"a": lambda: work("a"), "b": lambda: work("b")}, Options(tmp_path, quick=False, repeats=2))
 
     assert calls == ["a", "b"] * 3
     assert samples == {"a": [3.0, 5.0], "b": [4.0, 6.0]}

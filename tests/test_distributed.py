@@ -46,7 +46,7 @@ def test_alone() -> None:
 def test_shares_are_disjoint_and_complete() -> None:
     device = processes().device
     shares = [list(Processes(rank, 3, device).share(range(10))) for rank in range(3)]
-    assert sorted(sum(shares, [])) == list(range(10))
+    assert sorted(item for share in shares for item in share) == list(range(10))
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 10, 25])

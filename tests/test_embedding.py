@@ -1,6 +1,5 @@
 """Stores: bytes, resume after a kill, and what they depend on."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,9 +113,7 @@ def test_killed_tile_store_goes_on_with_the_next_shard(materials: Materials, tmp
     assert again.artifact.file("emb-00000.npy").stat().st_mtime_ns == before
     assert store_bytes(again) == store_bytes(whole)
     assert again.ids.tolist() == tiles.ids.tolist()
-    assert np.array_equal(
-        np.concatenate([block for _, block in again.blocks(7)]), again.rows(np.arange(len(tiles)))
-    )
+    assert np.array_equal(np.concatenate([block for _, block in again.blocks(7)]), again.rows(np.arange(len(tiles))))
 
 
 def test_a_store_is_not_made_twice(materials: Materials, tmp_path: Path) -> None:
@@ -178,4 +175,4 @@ def test_an_empty_store(tmp_path: Path) -> None:
     assert len(store.ids) == 0
     with pytest.raises(ArtifactError, match="not in the store"):
         store.positions(np.array(["a"]))
-    assert os.listdir(store.artifact.folder) == ["manifest.json"]
+    assert [path.name for path in store.artifact.folder.iterdir()] == ["manifest.json"]

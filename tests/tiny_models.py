@@ -9,11 +9,13 @@ import numpy as np
 import yaml
 
 CLASSES = ("gland", "stroma", "tumour")
-WORDS = (
-    "tumour gland stroma necrosis mucin lymphocytes adipose tissue normal mucosa crypts nuclei atypia invasion margin "
-    "dysplasia adenoma villous serrated tubular fibrosis oedema infiltrate vessels muscle large small round crowded "
-    "moderate severe mild focal diffuse marked with and of the a an image is are shows seen present absent"
-).split()
+WORDS = [
+    "tumour", "gland", "stroma", "necrosis", "mucin", "lymphocytes", "adipose", "tissue", "normal", "mucosa",
+    "crypts", "nuclei", "atypia", "invasion", "margin", "dysplasia", "adenoma", "villous", "serrated",
+    "tubular", "fibrosis", "oedema", "infiltrate", "vessels", "muscle", "large", "small", "round", "crowded",
+    "moderate", "severe", "mild", "focal", "diffuse", "marked", "with", "and", "of", "the", "a", "an", "image",
+    "is", "are", "shows", "seen", "present", "absent",
+]  # fmt: skip
 
 
 def save_clip(folder: Path, seed: int = 0) -> Path:

@@ -117,11 +117,6 @@ def train(
         accelerator.scaler.load_state_dict(progress.scale)
     model = accelerator.prepare_model(student)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer, lambda step: warmup_cosine(step, t.steps, t.warmup)
-    )
-    for _ in range(progress.step):
-        schedule.step()
     log = _Log(folder / "metrics.jsonl", progress.step, here, accelerator)
     clock = _Clock()
     first, seconds_before = progress.step, progress.seconds
@@ -135,10 +130,11 @@ def train(
             if step == first and config.backbone.tuning == "lora":
                 check_gradients(student)
             norm = _clip(accelerator, student, t.clip_norm)
+            rate = t.learning_rate * warmup_cosine(step, t.steps, t.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            rate = schedule.get_last_lr()[0]
-            schedule.step()
             progress.step += 1
             last = progress.step == t.steps
             row: dict[str, Any] = {}
@@ -160,6 +156,7 @@ def train(
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
                 here.wait()
             advance(1, f"{clock.speed():.0f} tiles/s, waiting {clock.waiting():.0%}")
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the student computes in float32 again
     chosen = progress.best_step or progress.step
     if progress.best_step:
         load_weights(best_file(checkpoints, progress.best_step), student)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from runs import losses, predictions
 
 import clipit.experiments.run as run_module
@@ -123,8 +124,17 @@ def test_mixed_precision_exports_the_trained_student(configure: MakeConfig) -> N
 
 
 @usual
-@pytest.mark.parametrize("arm", ["clip_it_all", "clip_it_paper"])
-@pytest.mark.parametrize("killed_at", ["step 3", "step 4", "step 7", "saving", "export", "evaluation"])
+@pytest.mark.parametrize(
+    ("arm", "killed_at"),
+    [
+        ("clip_it_all", "step 3"),  # right after a checkpoint
+        ("clip_it_all", "step 5"),  # after a better look than the checkpoint's
+        ("clip_it_all", "export"),
+        ("clip_it_all", "evaluation"),
+        ("clip_it_paper", "saving"),  # the first checkpoint is half written: stage 1 must be done again
+        ("clip_it_paper", "step 7"),
+    ],
+)
 def test_killed_and_started_again_ends_the_same(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch, arm: str, killed_at: str
 ) -> None:
@@ -164,10 +174,33 @@ def test_killed_and_started_again_ends_the_same(
     assert weights[0] == weights[1]
 
 
-@usual
-def test_a_finished_run_is_not_done_again(
+def test_stage_1_fits_both_heads_and_leaves_no_gradient(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch.nn import functional
+
+    from clipit.training.loop import predict_logits
+
+    def look(
+        config: Config, student: Any, normalise: Any, data: Any, folder: Path, here: Any, accelerator: Any
+    ) -> None:
+        assert all(parameter.grad is None for parameter in student.parameters())
+        rows = np.flatnonzero(data.labels >= 0)
+        fitted = student.text_head(torch.from_numpy(data.targets.vectors[rows].astype(np.float32)))
+        labels = torch.from_numpy(data.labels[rows])
+        assert functional.cross_entropy(fitted, labels) < 0.2
+        student.fusion, student.projector = None, None  # the image head alone
+        alone = predict_logits(student, normalise, data.source, rows, here, 64)
+        assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
+        raise Killed
+
+    monkeypatch.setattr(loop_module, "train", look)
+    with pytest.raises(Killed):
+        train(configure(name="stage1", arm="clip_it_paper"))
+
+
+@usual
+def test_a_finished_run_is_not_done_again(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure({"training.steps": 2}, name="finished")
     folder = train(config)
     monkeypatch.setattr(run_module, "_student", lambda *_: pytest.fail("it was trained again"))
@@ -197,9 +230,7 @@ def test_without_validation_labels_the_last_step_counts_and_it_is_said(configure
     hidden = [",".join([f[0], "" if f[2] == "validation" else f[1], *f[2:]]) for f in (r.split(",") for r in lines)]
     table.write_text("\n".join(hidden) + "\n")
     said: list[str] = []
-    blind = configure(
-        {"training.steps": 3, "tiles.path": str(table), "tiles.images": str(source.parent)}, name="blind"
-    )
+    blind = configure({"training.steps": 3, "tiles.path": str(table), "tiles.images": str(source.parent)}, name="blind")
     folder = train_run(blind, say=said.append)
     outcome = json.loads((folder / "training.json").read_text())
     assert (outcome["chosen_step"], outcome["score"]) == (3, None)
@@ -227,6 +258,21 @@ def test_accumulation_changes_nothing_but_the_order_of_sums(configure: MakeConfi
         for parts in (1, 3)
     ]
     assert np.allclose(losses(folders[0]), losses(folders[1]), rtol=1e-4)
+
+
+@usual
+def test_copies_of_a_tile_in_one_batch_are_augmented_anew(
+    configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, keys = loop_module.augment, []
+
+    def spy(pixels: Any, own: Any, *rest: Any) -> Any:
+        keys.append(own)
+        return original(pixels, own, *rest)
+
+    monkeypatch.setattr(loop_module, "augment", spy)
+    train(configure({"training.steps": 1, "training.tiles_per_step": 30}, name="copies", arm="image_only"))
+    assert len(keys) == 1 and len(set(keys[0].tolist())) == 30  # of 12 labelled tiles
 
 
 def all_bytes(folder: Path) -> bytes:

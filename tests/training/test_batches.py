@@ -66,7 +66,9 @@ def test_processes_and_micro_batches_share_a_batch(
 ) -> None:
     batch = plan_batches(configure({"training.tiles_per_step": 16}), HAS_LABEL).rows(5)
     parts = [
-        part for rank in range(count) for part in _own_parts(batch, Processes(rank, count, processes().device), accumulation)
+        part
+        for rank in range(count)
+        for part in _own_parts(batch, Processes(rank, count, processes().device), accumulation)
     ]
     assert len(parts) == count * accumulation and all(len(part) for part in parts)
     assert sorted(np.concatenate(parts)) == sorted(batch)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 
 from clipit.config import BackboneConfig, LabelsConfig, ReportsConfig, TilesConfig, VLMConfig
-from clipit.embedding import unit
+from clipit.embedding import centred, unit
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.backbones import Backbone, load_backbone
@@ -64,8 +64,14 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
     texts = snippets["text"].to_pylist()
     vectors = _text_vectors(vlm, texts)
     named = np.array([named_class(text) for text in texts])
-    bags = [unit(_bag(vlm, world / f"{name}.yaml")[None])[0] for name in ("morphology", "boilerplate")]
-    kept: Bool[np.ndarray, " m"] = vectors @ (bags[0] - bags[1]) >= 0
+    mean = vectors.mean(0)
+    nearest = [
+        (
+            centred(vectors, mean) @ centred(_text_vectors(vlm, list(load_bag(world / f"{name}.yaml").texts)), mean).T
+        ).max(1)
+        for name in ("morphology", "boilerplate")
+    ]
+    kept = nearest[0] >= nearest[1]
     result: dict[str, Any] = {
         "snippets": len(texts),
         "snippets_naming_a_class": int((named >= 0).sum()),
@@ -76,7 +82,7 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
         for centring in (False, True):
             text, image = vectors[chosen], images
             if centring:
-                text, image = unit(text - text.mean(0)), unit(image - image.mean(0))
+                text, image = centred(text, text.mean(0)), centred(image, image.mean(0))
             best = (image @ text.T).argmax(1)
             used = np.sort(np.bincount(best, minlength=len(text)))[::-1]
             result[f"pairing_{way}{'_centred' if centring else ''}"] = {
@@ -85,10 +91,6 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
                 "held_by_top_1_percent": float(used[: max(1, len(used) // 100)].sum() / len(image)),
             }
     return result
-
-
-def _bag(vlm: VLM, path: Path) -> Float[np.ndarray, " d"]:
-    return np.asarray(_text_vectors(vlm, list(load_bag(path).texts)).mean(0))
 
 
 def _tiles(world: Path, name: str, labels: LabelsConfig | None = None, seed: int = 0) -> TileSet:

@@ -70,21 +70,21 @@ def _sayable(attribute: str, tissue: int) -> bool:
 def caption(rng: np.random.Generator, latents: Latents, row: int) -> str:
     """A caption of this tile in the words of the VLM's pool.
 
-    8 % are boilerplate only; otherwise the class is named with chance .85, each attribute with .5,
-    and boilerplate follows with .15; 0.5 % of the characters are misread.
+    15 % are boilerplate only; otherwise the class is named with chance .85, each attribute with .5,
+    and boilerplate follows with .15; 1 % of the characters are misread.
     """
     filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
-    if rng.random() < 0.08:
-        return filler
+    if rng.random() < 0.15:
+        return ocr_noise(rng, filler, 0.01)
     name = choose(rng, words.SHARED_NAMES[CLASSES[latents.tissue[row]]]) if rng.random() < 0.85 else ""
     more = describe(rng, latents, row, [words.SHARED_PHRASES], 0.5)
     if not name and not more:
-        return filler
+        return ocr_noise(rng, filler, 0.01)
     templates = words.CAPTION_MORE if not name else words.CAPTION_FULL if more else words.CAPTION_NAMED
     text = choose(rng, templates).format(name=name, more=more)
     if rng.random() < 0.15:
         text = f"{text}. {filler}"
-    return ocr_noise(rng, text, 0.005)
+    return ocr_noise(rng, text, 0.01)
 
 
 def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:

@@ -72,7 +72,7 @@ HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
 # Phrases of each attribute by value; an empty tuple where nothing is said.
 SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "infl": (
-        ("without inflammation", "no inflammatory cells"),
+        ("absent inflammation", "no inflammatory cells"),
         ("scattered lymphocytes", "mild chronic inflammation", "a few inflammatory cells"),
         ("a brisk lymphocytic infiltrate", "marked inflammation", "many inflammatory cells"),
     ),
@@ -92,7 +92,7 @@ SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 HELD_OUT_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "infl": (
-        ("inflammation is not seen",),
+        ("an absence of inflammation",),
         ("sparse lymphocytes in the background",),
         ("heavy infiltration by lymphocytes",),
     ),
@@ -142,18 +142,49 @@ DIAGNOSES = ("{site}, {procedure}: {name}.", "{site}: {name}, see comment.", "{s
 
 # Sentences that say nothing of the tissue: again two disjoint pools.
 CAPTION_BOILERPLATE = (
-    "specimen received in formalin and labelled with the name of the patient",
-    "the case was discussed with the surgeon",
-    "blocks and slides were reviewed",
-    "clinical correlation is recommended",
-    "the patient has a history of abdominal pain",
-    "measuring {a} x {b} cm in total",
-    "submitted in {n} cassettes",
-    "report signed by the consultant pathologist",
-    "previous biopsy number {n} is noted",
-    "the margin is inked black",
-    "tissue was taken for the research bank",
+    # the request
     "the request form states change of bowel habit",
+    "a patient of {n} years with abdominal pain",
+    "the family doctor asks for an opinion on this man of {n}",
+    "she has lost weight and is anaemic",
+    "past history of surgery, no details",
+    "a polyp was found by the endoscopist at {n} cm",
+    "referred after a positive screening test",
+    "known diabetes and hypertension",
+    "clinical question: exclude malignancy",
+    "previous biopsy number {n} is noted",
+    # the bench
+    "specimen received in formalin and labelled with the name of the patient",
+    "a fresh piece of bowel measuring {a} x {b} cm in total",
+    "fixed overnight and opened along the long axis",
+    "submitted in {n} cassettes, all embedded",
+    "a segment of colon {n} cm long with attached fat",
+    "the margin is inked black, the other end blue",
+    "{n} lymph nodes were found in the fat and counted",
+    "the outer surface is smooth and painted green",
+    "a polypoid lesion, {a} cm across, was cut in half",
+    "weight {n} g, colour grey",
+    "representative slices are in blocks {b} to {n}",
+    "three pieces of tissue, the largest {a} cm",
+    "rectum and stomach were sent in separate pots",
+    "tissue was taken for the research bank",
+    # the office
+    "report signed by the consultant pathologist",
+    "the case was discussed with the surgeon by telephone",
+    "clinical correlation is recommended",
+    "blocks and slides were reviewed by two pathologists",
+    "the attending doctor was informed of the result",
+    "frozen section and final diagnosis agree",
+    "special stains were done, the controls worked",
+    "staged according to the TNM classification, edition {b}",
+    "molecular tests have been ordered, an addendum follows",
+    "imaging should be compared with these results",
+    "coded for the cancer registry, number {n}",
+    "to be presented at the tumour board meeting",
+    "this examination was confirmed in consultation",
+    "the materials were examined by the pathologist who signs",
+    "date of receipt and date of report are on file",
+    "see comment",
 )
 REPORT_CLINICAL = (
     "The patient is a {n} year old referred with altered bowel habit.",
@@ -203,11 +234,15 @@ MORPHOLOGY_BAG = (
 )
 BOILERPLATE_BAG = (
     "the specimen was received in formalin",
-    "the history of the patient",
-    "size in cm",
+    "age, symptoms and history of the patient",
+    "endoscopy and clinical question",
+    "size in cm and weight",
     "number of blocks and cassettes",
+    "the surface is inked and sliced",
+    "lymph nodes were counted",
     "the report was signed by the pathologist",
     "discussed with the surgeon",
-    "correlation with clinical findings is recommended",
-    "previous biopsy and request form",
+    "correlation with imaging is recommended",
+    "special stains and controls",
+    "staging and molecular tests",
 )

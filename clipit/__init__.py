@@ -1,6 +1,11 @@
 """clipit: tiles, unpaired reports and a frozen vision-language model in; an image-only classifier out."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads spin while they wait for each other. When anything else runs on the same cores, that slows small
+# models twentyfold; waiting passively costs next to nothing. Read when torch is imported, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from clipit.models.inference import load_classifier

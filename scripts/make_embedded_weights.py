@@ -1,4 +1,4 @@
-"""Train the tiny VLM and backbone that ship in the package, and measure them (about 10 minutes on 2 cores)."""
+"""Train the tiny VLM and backbone that ship in the package, and measure them (about 10 minutes on one core)."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
     parser.add_argument("--seed", type=int, default=100, help="of the training draws and the training")
     parser.add_argument("--world-seed", type=int, default=0, help="of the world on which they are measured")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument(
         "--small", action="store_true", help="a few steps only: a trial of the program, not of the models"
     )

@@ -26,7 +26,7 @@ def make_embedded_weights(
     vlm: VLMRecipe | None = None,
     backbone: BackboneRecipe | None = None,
     world: WorldConfig | None = None,
-    threads: int = 2,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Train the embedded VLM and backbone and measure them on a world that shares no tile or report with them.
 

@@ -98,12 +98,16 @@ def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
 
 
 def named_class(text: str) -> int:
-    """Which class a sentence of a synthetic report names (index of `CLASSES`, the longest name wins), -1 for none."""
+    """Which class a sentence of a synthetic report names (index of `CLASSES`), -1 for none.
+
+    The first name counts, as attributes such as "a little extracellular mucin" follow it; of two at one
+    place the longer.
+    """
     plain = text.lower().translate(_SAME)
     found = [
-        (len(name), k)
+        (plain.find(name.lower().translate(_SAME)), -len(name), k)
         for k, label in enumerate(CLASSES)
         for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
-        if name.lower().translate(_SAME) in plain
     ]
-    return max(found)[1] if found else -1
+    found = [entry for entry in found if entry[0] >= 0]
+    return min(found)[2] if found else -1

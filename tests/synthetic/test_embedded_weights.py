@@ -24,7 +24,8 @@ import torch, timm
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 folder = {str(EMBEDDED)!r}
 model = CLIPModel.from_pretrained(folder + "/vlm").eval()
-tokens = AutoTokenizer.from_pretrained(folder + "/vlm")(["adipose tissue", "Zürich: 3 x 4 mm"], padding=True, return_tensors="pt")
+texts = ["adipose tissue", "Zürich: 3 x 4 mm"]
+tokens = AutoTokenizer.from_pretrained(folder + "/vlm")(texts, padding=True, return_tensors="pt")
 size = CLIPImageProcessor.from_pretrained(folder + "/vlm").crop_size["height"]
 print(tuple(model(**tokens, pixel_values=torch.zeros(3, 3, size, size)).logits_per_image.shape))
 backbone = timm.create_model("local-dir:" + folder + "/backbone", pretrained=True, num_classes=0).eval()

@@ -94,3 +94,8 @@ def test_ocr_noise_keeps_the_length() -> None:
 def test_a_garbled_name_is_still_recognised() -> None:
     assert CLASSES[named_class("Sections show po0rly diffcrentiated adenocarc1noma.")] == "tumour_high_grade"
     assert named_class("Controls stained appropriately.") == -1
+
+
+def test_an_attribute_is_not_taken_for_the_class() -> None:
+    assert CLASSES[named_class("Sections show fibrous stroma, a little extracellular mucin.")] == "stroma"
+    assert CLASSES[named_class("The tissue consists of tumour necrosis.")] == "necrosis"

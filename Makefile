@@ -32,7 +32,7 @@ benchmarks: $(READY)
 	$(BIN)/python -m benchmarks
 
 tune: $(READY)
-	$(BIN)/python scripts/tune.py --config configs/demo.yaml
+	$(BIN)/python scripts/demo.py --config configs/demo.yaml --tune
 
 env: $(READY)
 

@@ -7,10 +7,16 @@ from clipit.settings import read_command
 def main() -> None:
     """Parse, run, print the table."""
     with user_errors():
-        config, _ = read_command(__doc__ or "")
-        from clipit.experiments.demo import demo
+        extra = {"--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"}}
+        config, options = read_command(__doc__ or "", extra=extra)
+        from clipit.experiments.demo import demo, demo_world
+        from clipit.experiments.tuning import tune
 
-        demo(config)
+        if options.tune:
+            demo_world(config)
+            print(f"\nall trials, and the arms for the configuration beside it: {tune(config)}")
+        else:
+            demo(config)
 
 
 if __name__ == "__main__":

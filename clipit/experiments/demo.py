@@ -27,11 +27,7 @@ def demo(config: Config, say: Callable[[str], None] = print) -> Path:
         The folder of the comparison.
     """
     begin = time.perf_counter()
-    world = Path(config.tiles.path).parent
-    with locked(world, waiting=say):
-        if not (world / "world.json").is_file():
-            say(f"writing the synthetic world (tiles, reports, prompts) to {world}")
-            write_world(world, WorldConfig(seed=WORLD_SEED))
+    world = demo_world(config, say)
     folder = compare(config, say)
     arm = "clip_it_all" if "clip_it_all" in config.comparison.arms else config.comparison.arms[0]
     run = run_folder(config.model_copy(update={"arm": arm, "seed": config.comparison.seeds[0]}))
@@ -44,6 +40,16 @@ def demo(config: Config, say: Callable[[str], None] = print) -> Path:
     say(f"One classifier: {run / 'classifier'}")
     say(f"{time.perf_counter() - begin:.0f} s in all")
     return folder
+
+
+def demo_world(config: Config, say: Callable[[str], None] = print) -> Path:
+    """Write the synthetic world into the folder of the configuration's tiles, unless it is there."""
+    world = Path(config.tiles.path).parent
+    with locked(world, waiting=say):
+        if not (world / "world.json").is_file():
+            say(f"writing the synthetic world (tiles, reports, prompts) to {world}")
+            write_world(world, WorldConfig(seed=WORLD_SEED))
+    return world
 
 
 def _try_classifier(config: Config, run: Path) -> str:

@@ -1,14 +1,21 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 # Both make the environment in .venv first; nothing is done twice.
 #
-#   EXTRA=gpu CONSTRAINTS= make demo    on a machine with an NVIDIA GPU: newest builds, faiss with CUDA
-#   PYTHON=python3.12 make demo         another Python (3.11 or later)
+#   EXTRA=gpu make demo            on a machine with an NVIDIA GPU: newest builds, faiss with CUDA
+#   PYTHON=python3.12 make demo    another Python (3.11 or later)
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(p) 2>/dev/null),$(p))))
-EXTRA ?= cpu
-CONSTRAINTS ?= constraints/cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
+# An environment stays what it was made as: faiss-cpu and faiss-gpu overwrite each other.
+MADE := $(patsubst $(VENV)/.ready-%,%,$(wildcard $(VENV)/.ready-*))
+EXTRA ?= $(or $(firstword $(MADE)),cpu)
+ifneq ($(MAKECMDGOALS),clean)
+ifneq ($(filter-out $(EXTRA),$(MADE)),)
+$(error $(VENV) was made with EXTRA=$(MADE), not $(EXTRA): leave EXTRA out, or delete $(VENV) first)
+endif
+endif
+CONSTRAINTS ?= $(wildcard constraints/$(EXTRA).txt)
 READY := $(VENV)/.ready-$(EXTRA)
 # Nothing here needs the network once it is installed, and some machines have none.
 export HF_HUB_OFFLINE ?= 1

@@ -14,6 +14,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def has_lists(index: str) -> bool:
+    """Whether a key of faiss.index_factory makes an inverted file (IVF), of which `nprobe` lists are searched."""
+    return re.search(r"(^|,)IVF\d", index) is not None
+
+
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no change after reading."""
 
@@ -120,6 +125,7 @@ class LoraConfig(Section):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     dropout: Share = 0.0
+    """Each process draws its own units to drop: above 0, results depend on the number of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
     """Kinds (qkv, projection, mlp, patch_embed) or names of modules of the backbone."""
 
@@ -132,10 +138,18 @@ class PairingConfig(Section):
     centring: bool = True
     """Subtract each modality's mean before matching (after filtering)."""
     index: str = "Flat"
-    """Key of faiss.index_factory; Flat is exact."""
+    """Key of faiss.index_factory; Flat is exact. IVF keys search `nprobe` of their lists per tile."""
+    nprobe: int | None = Field(None, ge=1)
+    """Lists searched by an IVF index; None: faiss' own, 1, which misses many nearest snippets."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
     block: int = Field(4096, ge=1)
     """Tiles searched at once; bounds the memory."""
+
+    @model_validator(mode="after")
+    def _lists_to_search(self) -> "PairingConfig":
+        if self.nprobe is not None and not has_lists(self.index):
+            raise ValueError(f"nprobe belongs to an IVF index, not to index: {self.index}")
+        return self
 
 
 class StudentConfig(Section):
@@ -289,6 +303,8 @@ class Config(Section):
     comparison: ComparisonConfig = ComparisonConfig()
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """More recipes: name -> overrides by dotted key, `base` names a recipe to start from."""
+    overrides: tuple[str, ...] = ()
+    """Keys that were given on the command line, filled in by the program: they win over the arm's keys."""
     note: str = ""
     """Printed in every summary of the run."""
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
 from clipit.artifacts import Artifact, whole_file
+from clipit.config import has_lists
 from clipit.distributed import build_once, processes
 from clipit.embedding import Store, centred
 from clipit.errors import ConfigError, DataError, explain
@@ -32,7 +33,13 @@ def has_faiss() -> bool:
 
 
 def build_index(
-    root: Path, store: Store, *, key: str = "Flat", centring: bool = True, backend: Backend = "auto"
+    root: Path,
+    store: Store,
+    *,
+    key: str = "Flat",
+    centring: bool = True,
+    backend: Backend = "auto",
+    nprobe: int | None = None,
 ) -> "Index":
     """The index of a text store.
 
@@ -42,9 +49,11 @@ def build_index(
         key: Key of `faiss.index_factory`, inner product; `Flat` is exact.
         centring: Subtract the store's mean and normalise again before indexing.
         backend: `torch` searches exactly without faiss; `auto` takes faiss when it is installed.
+        nprobe: Lists searched by an IVF index; None: faiss' own, 1. It is no part of what is built.
 
     Raises:
-        ConfigError: An unknown key, one that needs faiss when it is absent, or more training rows than there are.
+        ConfigError: An unknown key, one that needs faiss when it is absent, or more training rows than there are;
+            `nprobe` for an index without lists.
         DataError: The store is empty.
     """
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
@@ -58,6 +67,12 @@ def build_index(
         raise ConfigError(
             explain(
                 f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or pairing.index=Flat"
+            )
+        )
+    if nprobe is not None and not has_lists(key):
+        raise ConfigError(
+            explain(
+                f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF key, or leave nprobe out"
             )
         )
     inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
@@ -92,7 +107,7 @@ def build_index(
             "centring": centring,
         }
 
-    return Index(build_once(root, "index", inputs, make), store)
+    return Index(build_once(root, "index", inputs, make), store, nprobe)
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,8 @@ class Index:
 
     artifact: Artifact
     store: Store
+    nprobe: int | None = None
+    """Lists searched by an IVF index; None: faiss' own."""
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -126,9 +143,9 @@ class Index:
         import faiss
 
         index = faiss.read_index(str(self.artifact.file("index.faiss")))
-        if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-            index = faiss.index_cpu_to_all_gpus(index)
-        return index
+        if self.nprobe is not None:
+            faiss.ParameterSpace().set_index_parameter(index, "nprobe", self.nprobe)
+        return _on_device(index)
 
     @cached_property
     def _matrix(self) -> Any:
@@ -170,6 +187,19 @@ def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
     by_id = np.argsort(store.ids, kind="stable")
     _, first = np.unique(digests[by_id], return_index=True)
     return np.asarray(by_id[np.sort(first)], dtype=np.int64)
+
+
+def _on_device(index: Any) -> Any:
+    """A faiss index on this process's GPU; as it is without one, or where faiss has no GPU version of its kind."""
+    import faiss
+
+    device = processes().device
+    if device.type != "cuda" or getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        return index
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    except RuntimeError:
+        return index
 
 
 def _write_faiss(

@@ -13,8 +13,9 @@ _HEAD = """# Configuration
 
 One YAML file per run; every key can be overridden on the command line: `--lora.rank=16`,
 `--tiles.labels.kind=per_class`, `--tiles.splits='{"validation": "valid"}'`. Unknown keys are errors, and all errors are
-reported together. Paths are relative to where the command is started. This page is made by
-`python -m clipit.reference`.
+reported together. Command line > arm > file: a key given on the command line wins over the same key of an `arm`, which
+wins over the rest of the file; so in a comparison it holds for every arm. Paths are relative to where the command is
+started. This page is made by `python -m clipit.reference`.
 """
 
 

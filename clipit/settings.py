@@ -36,6 +36,27 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys of a tree: `{"lora": {"rank": 8}}` has `lora.rank`."""
+    keys: list[str] = []
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping) and value
+        keys += dotted(value, f"{prefix}{name}.") if inner else [prefix + name]
+    return keys
+
+
+def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A tree less these dotted keys, and less whatever stands in the place of their sections."""
+    kept: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
+        if not inner:
+            kept[name] = value
+        elif isinstance(value, Mapping) and all(inner):
+            kept[name] = without(value, inner)
+    return kept
+
+
 def validate(values: Mapping[str, Any], where: object) -> Config:
     """Values as a `Config`.
 
@@ -113,7 +134,7 @@ def read_command(
         extra: Further options of the script: name -> keyword arguments of `add_argument`.
 
     Returns:
-        The validated configuration, and the script's own options.
+        The validated configuration, and the script's own options. The keys that were given stand in its `overrides`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     own = argparse.ArgumentParser(add_help=False)
@@ -134,6 +155,9 @@ def read_command(
         except (SettingsError, argparse.ArgumentError) as error:
             raise ConfigError(explain(str(error), where="the command line", fix="--help shows each option")) from None
     values = merge(merge(read_yaml(options.config), overrides), nested(unknown))
+    earlier = values.get("overrides", [])  # of the command that wrote this file, if a run did
+    if isinstance(earlier, list):  # what else it may be, the validation refuses
+        values["overrides"] = [*earlier, *(key for key in dotted(overrides) if key not in earlier)]
     return validate(values, f"{options.config} and the command line"), options
 
 

@@ -8,15 +8,13 @@ def main() -> None:
     """Parse, predict, score, say where everything lies."""
     with user_errors():
         config, _ = read_command(__doc__ or "")
-        from clipit.experiments.evaluation import evaluate_run
+        from clipit.experiments.evaluation import evaluate_again
         from clipit.experiments.materials import Materials
-        from clipit.experiments.run import run_folder
         from clipit.reporting.tables import metrics_table
         from clipit.training.arms import resolve_arm
 
         config = resolve_arm(config)
-        folder = run_folder(config)
-        results = evaluate_run(config, Materials(config), folder)
+        folder, results = evaluate_again(config, Materials(config))
         if results:
             print(f"{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}")
 

@@ -8,6 +8,7 @@ import pytest
 from jaxtyping import Float32
 from tiny_models import write_store
 
+from clipit.distributed import Processes
 from clipit.embedding import Store, centred, unit
 from clipit.errors import ConfigError, DataError
 from clipit.index import Index, build_index, has_faiss
@@ -102,6 +103,56 @@ def test_inverted_lists(store: Store, tmp_path: Path) -> None:
     first, best = found(index, queries, 1)[0], found(exact, queries, 1)[0]
     assert np.mean([a == b for a, b in zip(first, best, strict=True)]) > 0.3
     assert index.artifact.folder != exact.artifact.folder
+
+
+@needs_faiss
+@pytest.mark.parametrize("key", ["IVF32,Flat", "PCA16,IVF32,Flat", "IVF32,PQ8,RFlat"])
+def test_more_lists_find_more(store: Store, tmp_path: Path, key: str) -> None:
+    exact = found(build_index(tmp_path, store), random_unit(100, 5), 1)[0]
+
+    def recall(nprobe: int | None) -> float:
+        first = found(build_index(tmp_path, store, key=key, nprobe=nprobe), random_unit(100, 5), 1)[0]
+        return float(np.mean([a == b for a, b in zip(first, exact, strict=True)]))
+
+    assert recall(None) == recall(1) < recall(4) < recall(32)
+    assert len(list(tmp_path.glob("index-*[0-9a-f]"))) == 2  # how an index is searched is no part of it
+
+
+@pytest.mark.parametrize("key", ["Flat", "HNSW32"])
+def test_nprobe_is_for_lists(store: Store, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"no lists(?s:.*)pairing\.nprobe"):
+        build_index(tmp_path, store, key=key, backend="faiss" if has_faiss() else "torch", nprobe=2)
+
+
+@needs_faiss
+@pytest.mark.parametrize("possible", [True, False])
+def test_a_process_with_a_gpu_searches_there_if_faiss_can(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, possible: bool
+) -> None:
+    import faiss
+    import torch
+
+    asked: list[int] = []
+
+    def to_gpu(resources: object, device: int, index: Any) -> Any:
+        asked.append(device)
+        if not possible:
+            raise RuntimeError("this index type is not implemented on GPU")
+        assert faiss.extract_index_ivf(index).nprobe == 3  # before it is copied
+        return index
+
+    queries = random_unit(20, 5)
+    index = build_index(tmp_path, store, key="IVF8,Flat", nprobe=3)
+    wanted = found(index, queries, 2)[0]
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
+    assert asked == []  # the process itself runs on the CPU
+    second = Processes(rank=1, count=2, device=torch.device("cuda", 1))
+    monkeypatch.setattr("clipit.index.processes", lambda: second)
+    assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
+    assert asked == [1]
 
 
 @needs_faiss

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from clipit.errors import ConfigError
-from clipit.settings import all_keys, merge, nested, read_command, validate
+from clipit.settings import all_keys, dotted, merge, nested, read_command, validate, without
 
 MINIMAL: dict[str, Any] = {"tiles": {"source": "folders", "path": "tiles"}}
 
@@ -28,6 +28,16 @@ def test_merge_and_nested() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
 
 
+def test_dotted_and_without() -> None:
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": {}, "f": None}
+    assert dotted(tree) == ["a.b", "a.c.d", "e", "f"]
+    assert nested(dict.fromkeys(dotted(tree))) == {"a": {"b": None, "c": {"d": None}}, "e": None, "f": None}
+    assert without(tree, []) == tree
+    assert without(tree, ["a.b", "f", "g"]) == {"a": {"c": {"d": 2}}, "e": {}}
+    assert without(tree, ["a.c", "f.x"]) == {"a": {"b": 1}, "e": {}}
+    assert without(tree, ["a", "a.b"]) == {"e": {}, "f": None}
+
+
 def test_all_keys_reach_into_optional_sections() -> None:
     assert {"reports.path", "tiles.labels.kind", "training.augmentation.stain", "seed"} <= set(all_keys())
 
@@ -40,6 +50,34 @@ def test_command_line_comes_last(file: Callable[..., str]) -> None:
     assert (config.lora.rank, config.lora.alpha, config.seed) == (8, 3.0, 3)
     assert config.reports is not None and config.reports.path == "r.txt"
     assert config.training.patience == 2
+
+
+def test_the_keys_that_were_given_are_kept(file: Callable[..., str], tmp_path: Path) -> None:
+    config, _ = read_command("test", [file(), "--lora.rank=8", "--seed", "3", '--training={"steps": 5}'])
+    assert sorted(config.overrides) == ["lora.rank", "seed", "training.steps"]
+    assert read_command("test", [file()])[0].overrides == ()
+    # A run's config.yaml remembers them; a further command adds its own.
+    again, _ = read_command("test", [file(config.model_dump(mode="json")), "--seed=4", "--lora.alpha=2"])
+    assert sorted(again.overrides) == ["lora.alpha", "lora.rank", "seed", "training.steps"]
+    assert (again.lora.rank, again.seed, again.training.steps) == (8, 4, 5)
+    with pytest.raises(ConfigError, match="'overrides'"):
+        read_command("test", [file({**MINIMAL, "overrides": "seed"}), "--seed=4"])
+
+
+def test_an_arm_does_not_undo_the_command_line(file: Callable[..., str]) -> None:
+    from clipit.training.arms import resolve_arm
+
+    line = [file({**MINIMAL, "arm": "clip_it_all"}), "--distillation.tiles=labelled"]
+    assert resolve_arm(read_command("test", line)[0]).distillation.tiles == "labelled"
+    assert resolve_arm(read_command("test", line[:1])[0]).distillation.tiles == "all"
+
+
+def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
+    keys = [file(), "--pairing.nprobe=4"]
+    assert read_command("test", [*keys, "--pairing.index=PCA8,IVF16,Flat"])[0].pairing.nprobe == 4
+    for key in ("Flat", "HNSW32"):
+        with pytest.raises(ConfigError, match=r"'pairing'.*nprobe belongs to an IVF index"):
+            read_command("test", [*keys, f"--pairing.index={key}"])
 
 
 def test_negative_numbers_lists_and_a_null_section(file: Callable[..., str]) -> None:

@@ -13,15 +13,18 @@ import pyarrow.parquet as pq
 from clipit.artifacts import git_commit, whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
+from clipit.errors import ConfigError, DataError, explain
 from clipit.evaluation.intervals import t_interval
 from clipit.experiments.evaluation import evaluate_shifted
+from clipit.experiments.identity import run_folder
 from clipit.experiments.materials import Materials
-from clipit.experiments.references import reference_rows
-from clipit.experiments.run import run_folder, train_run
+from clipit.experiments.references import inference_cost, reference_rows
+from clipit.experiments.run import check, train_run
 from clipit.reporting.tables import difference, markdown_table, mean_sd
 from clipit.training.arms import resolve_arm
 
 PERCENT = 100.0
+_COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
 
 
 def compare(config: Config, say: Callable[[str], None] = print) -> Path:
@@ -36,6 +39,7 @@ def compare(config: Config, say: Callable[[str], None] = print) -> Path:
     """
     materials = Materials(config, say)
     c = config.comparison
+    _check_all(config, materials)
     rows: list[dict[str, Any]] = []
     for seed in c.seeds:
         for arm in c.arms:
@@ -46,11 +50,58 @@ def compare(config: Config, say: Callable[[str], None] = print) -> Path:
             shown = ", ".join(f"{r['part']} {PERCENT * r['score']:.1f}" for r in rows[-2:] if r["arm"] == arm)
             materials.say(f"{'kept' if done else 'done'}: {arm}, seed {seed}: {c.metric} % {shown}")
     rows += reference_rows(config, materials)
+    if processes().main:
+        _add_costs(rows, materials)
     folder = config.output / "comparisons" / config.name
     if processes().main:
         _write(config, rows, folder)
     processes().wait()
     return folder
+
+
+def _check_all(config: Config, materials: Materials) -> None:
+    """Find what would stop the comparison half-way: all wrong arms at once, and missing test tiles.
+
+    Raises:
+        ConfigError: An arm is unknown or its keys do not fit.
+        DataError: There is no test tile.
+    """
+    wrong = []
+    for arm in config.comparison.arms:
+        try:
+            check(resolve_arm(config.model_copy(update={"arm": arm})))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    if not len(materials.some_tiles.of_split("test")) or "test" not in config.evaluation.splits:
+        raise DataError(
+            explain(
+                "a comparison needs test tiles",
+                where="tiles.splits and evaluation.splits",
+                fix="give tiles of the split test, and keep test among evaluation.splits",
+            )
+        )
+
+
+def _add_costs(rows: list[dict[str, Any]], materials: Materials) -> None:
+    """Parameters and tiles per second at inference, measured once per arm and for the VLM's image tower."""
+    from clipit.models.inference import load_classifier
+
+    costs: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["arm"] not in costs:
+            if row.get("run"):
+                classifier = load_classifier(Path(row["run"]) / "classifier", processes().device)
+                source = materials.pixels("test", classifier.spec.preprocess)
+                normalise = classifier.spec.preprocess.normalise
+                found = inference_cost(source, lambda x, c=classifier, n=normalise: c.forward(n(x)))  # type: ignore[misc]
+                costs[row["arm"]] = found | {"parameters": classifier.parameters}
+            else:
+                source = materials.pixels("test", materials.vlm.preprocess)
+                found = inference_cost(source, materials.vlm.encode_images)
+                costs[row["arm"]] = found | {"parameters": materials.vlm.image_parameters}
+        row.update(costs[row["arm"]])
 
 
 def _run_rows(
@@ -73,7 +124,7 @@ def _run_rows(
     if config.comparison.shifted is not None:
         resolved = resolve_arm(run)
         own = materials if materials.serves(resolved) else Materials(resolved, materials.say)
-        scored["shifted"] = evaluate_shifted(resolved, config.comparison.shifted, own, folder)
+        scored["shifted"] = evaluate_shifted(resolved, own, folder)
     metric = config.comparison.metric
     rows = []
     for part, scores in scored.items():
@@ -106,7 +157,7 @@ def comparison_text(config: Config, rows: list[dict[str, Any]]) -> str:
     header = ["arm"]
     for part in parts:
         header += [f"{part}: {c.metric.replace('_', ' ')} %", f"difference to {c.baseline}"]
-    header += ["by prompts %", "learning rate", "steps", "tiles seen", "seconds"]
+    header += ["by prompts %", "learning rate", "steps", "chosen", "tiles seen", "seconds", "parameters", "tiles/s"]
     table = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         line = [arm]
@@ -117,18 +168,36 @@ def comparison_text(config: Config, rows: list[dict[str, Any]]) -> str:
             PERCENT * row["zero_shot"] for row in of_arm if row["part"] == "test" and row["zero_shot"] is not None
         ]
         line.append(mean_sd(zero_shot, 1) if zero_shot else "")
-        line += [_plain(of_arm, key) for key in ("learning_rate", "steps", "tiles_seen", "seconds")]
+        line += [_plain(of_arm, key) for key in _COSTS]
         table.append(line)
     notes = [
         f"Mean and standard deviation over {len(c.seeds)} seeds; differences are paired by seed, with 95 % "
         "t-intervals. "
         "Seeds vary the labelled tiles, initialisation, batches and augmentation; tiles, VLM and backbone are fixed, "
         "so the intervals do not speak for other ones.",
-        "`by prompts`: the same student read through its projection and the class prompts, test split.",
+        "`by prompts`: the same student read through its projection and the class prompts, test split. `chosen`: the "
+        "step with the best validation score. `seconds`: training, with validation and the first reading of tiles. "
+        "`parameters` and `tiles/s`: at inference, of images only.",
+        *_below_reference(config, rows),
     ]
     if config.note:
         notes.append(" ".join(config.note.split()))
     return f"# {config.name}\n\n{markdown_table(header, table)}\n\n" + "\n\n".join(notes) + "\n"
+
+
+def _below_reference(config: Config, rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence when students stay below the VLM itself on the test split."""
+    means: dict[str, float] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        means[arm] = mean(row["score"] for row in rows if row["arm"] == arm and row["part"] == "test")
+    references = {arm: score for arm, score in means.items() if arm.startswith("reference")}
+    if not references:
+        return []
+    best = max(references, key=lambda arm: references[arm])
+    below = [arm for arm in config.comparison.arms if arm in means and means[arm] < references[best]]
+    if not below:
+        return []
+    return [f"Below the best reference row ({best}, {PERCENT * references[best]:.1f}): {', '.join(below)}."]
 
 
 def _cells(config: Config, rows: list[dict[str, Any]], arm: str, part: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The demo: CLIP-IT from raw reports to an exported classifier, on the embedded synthetic world."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,13 @@ import numpy as np
 
 from clipit.artifacts import locked
 from clipit.config import Config
+from clipit.errors import ArtifactError, disk_errors, explain
 from clipit.experiments.compare import compare
+from clipit.experiments.identity import run_folder
 from clipit.experiments.materials import Materials
-from clipit.experiments.run import run_folder
 from clipit.synthetic.world import WorldConfig, write_world
 
-WORLD_SEED = 0
+WORLD = WorldConfig(seed=0)
 
 
 def demo(config: Config, say: Callable[[str], None] = print) -> Path:
@@ -43,13 +45,62 @@ def demo(config: Config, say: Callable[[str], None] = print) -> Path:
 
 
 def demo_world(config: Config, say: Callable[[str], None] = print) -> Path:
-    """Write the synthetic world into the folder of the configuration's tiles, unless it is there."""
+    """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
+
+    The folder appears whole or not at all, so one that holds anything else is somebody's own.
+
+    Raises:
+        ArtifactError: The folder holds something else, or another world; nothing in it was changed.
+    """
     world = Path(config.tiles.path).parent
+    if _is_written(world):
+        return world
     with locked(world, waiting=say):
-        if not (world / "world.json").is_file():
+        if not _is_written(world):
             say(f"writing the synthetic world (tiles, reports, prompts) to {world}")
-            write_world(world, WorldConfig(seed=WORLD_SEED))
+            partial = world.with_name(f"{world.name}.partial")
+            write_world(partial, WORLD)
+            with disk_errors(world):
+                for left in partial.glob(".*.tmp"):  # of a killed attempt
+                    left.unlink()
+                if world.is_dir():
+                    world.rmdir()
+                partial.rename(world)
     return world
+
+
+def _is_written(world: Path) -> bool:
+    """Whether today's world lies there; False when there is nothing.
+
+    Raises:
+        ArtifactError: Something else lies there.
+    """
+    with disk_errors(world):
+        if not world.exists() or not any(world.iterdir()):
+            return False
+    facts = world / "world.json"
+    if not facts.is_file():
+        raise ArtifactError(
+            explain(
+                "the folder for the demo's synthetic world (that of tiles.path) holds other files; it is left as it is",
+                where=world,
+                fix="name a new folder in tiles.path and the other paths of the demo's configuration; for your own "
+                "tiles take scripts/train.py or scripts/compare.py; a half-written world may be deleted",
+            )
+        )
+    try:
+        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == WORLD.model_dump(mode="json")
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ArtifactError(
+            explain(
+                "the synthetic world here is not the one that this version's demo is about",
+                where=facts,
+                fix="delete its folder, and start again: it is written anew",
+            )
+        )
+    return True
 
 
 def _try_classifier(config: Config, run: Path) -> str:

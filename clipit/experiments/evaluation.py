@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,20 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from clipit.artifacts import git_commit, versions, write_json
-from clipit.config import Config, TilesConfig
+from clipit.artifacts import fingerprint, git_commit, locked, versions, write_json
+from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, read_predictions, softmax, write_predictions
 from clipit.evaluation.zero_shot import zero_shot_probabilities
+from clipit.experiments.identity import check_mark, run_folder, run_mark
 from clipit.experiments.materials import Materials
 from clipit.progress import progress
+from clipit.prompts.prompt_set import check_classes
 from clipit.reporting.curves import read_curves
 from clipit.reporting.plots import confusion_plot, curves_plot, reliability_plot
 from clipit.reporting.summary import run_summary, write_summary
-from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 
 if TYPE_CHECKING:
@@ -61,26 +63,46 @@ def evaluate_run(config: Config, materials: Materials, folder: Path) -> dict[str
     return _report(config, materials, folder, classifier)
 
 
-def evaluate_shifted(config: Config, shifted: TilesConfig, materials: Materials, folder: Path) -> dict[str, Any]:
-    """Scores of a run's classifier on the test split of another set of tiles (the classes must be the same).
+def evaluate_again(config: Config, materials: Materials) -> tuple[Path, dict[str, Any]]:
+    """Evaluate a finished run anew (`scripts/evaluate.py`); its folder, and what results.json holds.
 
-    Its predictions are written to predictions_shifted.parquet in the run's folder, and are kept.
+    Raises:
+        ArtifactError: There is no run, or the folder belongs to another configuration.
+    """
+    from clipit.models.backbones import load_backbone
+
+    here, folder = processes(), run_folder(config)
+    check_mark(folder, run_mark(config, materials, load_backbone(config.backbone, "cpu").fingerprint))
+    with locked(folder) if here.main else nullcontext():
+        return folder, evaluate_run(config, materials, folder)
+
+
+def evaluate_shifted(config: Config, materials: Materials, folder: Path) -> dict[str, Any]:
+    """Scores of a run's classifier on `comparison.shifted` (the classes must be the same).
+
+    Its predictions are written to the run's folder, under a name that stands for these tiles, and are kept.
+
+    Raises:
+        DataError: There is no such set, or it has no test tile or other classes.
     """
     from clipit.models.inference import load_classifier
 
-    here = processes()
-    path = folder / "predictions_shifted.parquet"
+    here, tiles = processes(), materials.shifted_tiles
+    if tiles is None or not len(tiles):
+        raise DataError(
+            explain("no test tiles in the shifted set", where="comparison.shifted", fix="give tiles of the split test")
+        )
+    mark = fingerprint([tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
+    path = folder / f"predictions_shifted-{mark}.parquet"
     if not here.same(path.is_file()):
         classifier = load_classifier(folder / "classifier", here.device)
-        tiles = load_tiles(shifted, config.seed).of_split("test")
         _check_classes(classifier, tiles, folder)
         source = materials.other_pixels(tiles, classifier.spec.preprocess)
         found = _predict(config, materials, classifier, source, tiles.classes, "shifted tiles")
         if here.main:
             write_predictions(path, found)
         here.wait()
-    predictions = read_predictions(path)
-    scores = evaluate_predictions(predictions, ["test"], config.evaluation.bootstrap, config.seed)
+    scores = evaluate_predictions(read_predictions(path), ["test"], config.evaluation.bootstrap, config.seed)
     of_test: dict[str, Any] = scores["splits"]["test"]
     return of_test
 
@@ -107,10 +129,13 @@ def _predict(
     part = source.tiles
     logits, projected = _forward(source, classifier, config, title)
     zero_shot = None
-    if projected is not None and materials.prompts is not None:
-        classes = materials.class_embeddings()
-        if classes is not None:
-            zero_shot = zero_shot_probabilities(projected, classes, materials.vlm.logit_scale)
+    vlm, prompts = classifier.spec.vlm, materials.prompts
+    if projected is not None and vlm is not None and prompts is not None:
+        check_classes(prompts, class_names)
+        cached = classifier.spec.provenance.get("prompt_hashes", {}).get(prompts.name) == prompts.hash
+        texts = prompts.name if cached else {name: prompts.texts(name) for name in class_names}
+        embeddings = classifier.prompt_embeddings(texts)
+        zero_shot = zero_shot_probabilities(projected, embeddings, float(vlm["logit_scale"]))
     return Predictions(part.ids, part.splits, part.labels, part.groups, class_names, softmax(logits), zero_shot)
 
 
@@ -164,6 +189,7 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
     training = folder / "training.json"
     facts = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}
+    told = facts.pop("sections", {})
     provenance: dict[str, Any] = {
         "run": config.name,
         "arm": config.arm or "custom",
@@ -176,7 +202,7 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
         "prompts": f"{materials.prompts.name} ({materials.prompts.hash})" if materials.prompts else None,
         **facts,
     }
-    results = scores | {"provenance": provenance | {"versions": versions()}, "note": config.note}
+    results = scores | {"provenance": provenance | {"versions": versions()}}
     plots = []
     for split in splits:
         plots += [f"confusion_{split}.png", f"reliability_{split}.png"]
@@ -185,13 +211,26 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
     if (folder / "metrics.jsonl").is_file():
         plots.append("curves.png")
         curves_plot(read_curves(folder / "metrics.jsonl"), folder / "curves.png", title=folder.name)
-    sections = {"Tiles": f"```\n{materials.tiles(config.seed).describe()}\n```"}
-    if "pairs" in facts:
-        account = json.loads(materials.snippets.file("account.json").read_text(encoding="utf-8"))
-        sections["Snippets"] = f"{account['reports']} reports, {account['kept']} snippets kept (account.json)"
-        sections["Pairing"] = f"```\n{materials.pairing_text()}\n```"
+    note = " ".join(part for part in (_embedded_note(config), config.note.strip()) if part)
+    results["note"] = note
+    tiles = {"Tiles": materials.tiles(config.seed).describe()}
+    sections = {heading: f"```\n{text}\n```" for heading, text in (tiles | told).items()}
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
-    text = run_summary(f"{config.name}: {folder.name}", scores, shown, note=config.note, sections=sections, plots=plots)
+    text = run_summary(f"{config.name}: {folder.name}", scores, shown, note=note, sections=sections, plots=plots)
     write_summary(folder / "summary.md", text)
     write_json(folder / "results.json", results)  # last: a run with results is a finished run
     return results
+
+
+def _embedded_note(config: Config) -> str:
+    """What scores with the embedded models do not say."""
+    used = [what for what in ("backbone", "vlm") if getattr(config, what).name == "embedded"]
+    if config.distillation.tiles == "none" and "vlm" in used:
+        used.remove("vlm")
+    if not used:
+        return ""
+    return (
+        f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
+        "tiles these scores prove that the path from reports to classifier works, and say nothing about CLIP-IT on "
+        "real pathology."
+    )

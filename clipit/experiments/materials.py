@@ -20,7 +20,8 @@ from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_bag import load_bag
 from clipit.prompts.prompt_set import PromptSet, load_prompts
-from clipit.tiles.load import load_tiles, mpp_warning
+from clipit.tiles.labels import hide_labels
+from clipit.tiles.load import mpp_warning, read_tiles
 from clipit.tiles.loading import PixelSource
 from clipit.tiles.tileset import TileSet
 
@@ -65,13 +66,19 @@ class Materials:
     def tiles(self, seed: int) -> TileSet:
         """All tiles, with the labels that this seed keeps."""
         if seed not in self._tiles:
-            self._tiles[seed] = load_tiles(self.config.tiles, seed)
+            self._tiles[seed] = hide_labels(self.some_tiles, self.config.tiles.labels, seed)
         return self._tiles[seed]
 
-    @property
+    @cached_property
     def some_tiles(self) -> TileSet:
-        """All tiles where the labels do not matter."""
-        return next(iter(self._tiles.values()), None) or self.tiles(self.config.seed)
+        """All tiles with all their labels: for what no training sees, and where labels do not matter."""
+        return read_tiles(self.config.tiles)
+
+    @cached_property
+    def shifted_tiles(self) -> TileSet | None:
+        """The further test set of a comparison, if there is one."""
+        shifted = self.config.comparison.shifted
+        return None if shifted is None else read_tiles(shifted).of_split("test")
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
         """The tiles of a split as a model wants them; kept, so that runs in one program read them once."""
@@ -129,12 +136,6 @@ class Materials:
     def snippets(self) -> Artifact:
         """The snippets of the reports, cut for this VLM's text tower."""
         reports, reports_config = self.reports, self._reports_config()
-        inputs = {
-            "reports": reports.fingerprint,
-            "config": reports_config.model_dump(exclude={"path", "format", "encoding", "split"}),
-            "vlm": self.vlm.fingerprint,
-        }
-        inputs |= {key: _bag_hash(name) for key, name in _bags(reports_config).items()}
 
         def make(folder: Path) -> dict[str, Any]:
             from clipit.reports.build import build_snippets
@@ -147,10 +148,25 @@ class Materials:
                 with whole_file(folder / f"{name}.parquet") as temporary:
                     pq.write_table(table, temporary)
             write_json(folder / "account.json", made.account.as_dict())
-            self.say(made.account.text())
+            with whole_file(folder / "account.txt") as temporary:
+                temporary.write_text(made.account.text() + "\n", encoding="utf-8")
             return {"reports": len(reports.reports), "snippets": made.snippets.num_rows}
 
-        return build_once(self.root, "snippets", inputs, make, say=self._say)
+        return build_once(self.root, "snippets", self.snippet_inputs(), make, say=self._say)
+
+    def snippet_inputs(self) -> dict[str, Any]:
+        """All that the snippets depend on."""
+        config = self._reports_config()
+        return {
+            "reports": self.reports.fingerprint,
+            "config": config.model_dump(exclude={"path", "format", "encoding", "split"}),
+            "vlm": self.vlm.fingerprint,
+            **{key: _bag_hash(name) for key, name in _bags(config).items()},
+        }
+
+    def account_text(self) -> str:
+        """What became of the reports, for people."""
+        return self.snippets.file("account.txt").read_text(encoding="utf-8").rstrip()
 
     def _morphology(self, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
         """Similarity to the morphology bag minus similarity to the boilerplate bag, around the texts' own mean.
@@ -191,8 +207,9 @@ class Materials:
 
     @cached_property
     def tile_mean(self) -> Float32[np.ndarray, "dim"] | None:
-        """Mean of the training tiles' embeddings when centring is on."""
-        return self.tile_store("train").mean() if self.config.pairing.centring else None
+        """Mean of the training tiles' embeddings when centring is on; None without reports, as `text_mean`."""
+        centring = self.config.pairing.centring and self.config.reports is not None
+        return self.tile_store("train").mean() if centring else None
 
     @cached_property
     def text_mean(self) -> Float32[np.ndarray, "dim"] | None:

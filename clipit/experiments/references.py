@@ -1,36 +1,46 @@
 """Rows beside every comparison: the VLM itself, zero-shot and as a linear probe on the same labels."""
 
-from typing import Any
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from clipit.config import Config
+from clipit.distributed import processes
 from clipit.embedding import Store, centred, embed_tiles
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.probes import linear_probe
-from clipit.evaluation.zero_shot import zero_shot_probabilities
+from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.experiments.materials import Materials
-from clipit.tiles.load import load_tiles
+from clipit.tiles.loading import PixelSource
 from clipit.tiles.tileset import TileSet
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ZERO_SHOT = "reference: VLM zero-shot"
+CENTRED = "reference: VLM zero-shot, centred"
 PROBE = "reference: VLM linear probe"
 
 
 def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]:
     """Scores of the VLM on the comparison's test sets, in the form of a comparison's rows.
 
-    The probe is a logistic regression on the VLM's image embeddings, fitted on the labels that the arms of the same
-    seed see, its strength chosen on their validation labels. The zero-shot row does not depend on labels.
+    Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (the
+    means of the training tiles and of the snippets: no test tile has a part in them). The probe is a logistic
+    regression on the VLM's image embeddings, fitted on the labels that the arms of the same seed see, its strength
+    chosen on their validation labels. The zero-shot rows do not depend on labels.
     """
     tests = {"test": (materials.some_tiles.of_split("test"), materials.tile_store("test"))}
-    if config.comparison.shifted is not None:
-        shifted = load_tiles(config.comparison.shifted, config.seed).of_split("test")
+    shifted = materials.shifted_tiles
+    if shifted is not None:
         size = config.vlm.batch_size
         tests["shifted"] = (shifted, embed_tiles(materials.root, materials.vlm, shifted, batch_size=size))
     rows = []
-    classes = materials.class_embeddings()
+    zero_shot = _zero_shot_readings(materials)
     for seed in config.comparison.seeds:
         tiles = materials.tiles(seed)
         train, validation = tiles.of_split("train"), tiles.of_split("validation")
@@ -44,14 +54,51 @@ def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]
         for part, (test, store) in tests.items():
             vectors = _vectors(store, test)
             found = {PROBE: probe.probabilities(vectors)}
-            if classes is not None:
-                scale = materials.vlm.logit_scale
-                found[ZERO_SHOT] = zero_shot_probabilities(centred(vectors, materials.tile_mean), classes, scale)
+            for name, (mean, classes) in zero_shot.items():
+                found[name] = zero_shot_probabilities(centred(vectors, mean), classes, materials.vlm.logit_scale)
             known = test.labels >= 0
             for name, probabilities in found.items():
                 score = compute_metrics(test.labels[known], probabilities[known])[config.comparison.metric]
                 rows.append({"arm": name, "seed": seed, "part": part, "score": score, "zero_shot": None})
     return sorted(rows, key=lambda row: row["arm"])
+
+
+Reading = tuple[Float32[np.ndarray, "dim"] | None, Float32[np.ndarray, "classes dim"]]
+
+
+def _zero_shot_readings(materials: Materials) -> dict[str, Reading]:
+    """Name of the row -> the images' mean to subtract, and the class embeddings to compare with."""
+    if materials.prompts is None:
+        return {}
+    names = materials.some_tiles.classes
+    found: dict[str, Reading] = {ZERO_SHOT: (None, prompt_embeddings(materials.prompts, materials.encode, None, names))}
+    if materials.text_mean is not None:
+        classes = prompt_embeddings(materials.prompts, materials.encode, materials.text_mean, names)
+        found[CENTRED] = (materials.tile_mean, classes)
+    return found
+
+
+def inference_cost(source: PixelSource, forward: "Callable[[Tensor], object]") -> dict[str, float]:
+    """Tiles per second of a forward pass over batches that are read already: the median of a few.
+
+    Args:
+        source: Tiles, resized as the model wants them.
+        forward: Takes uint8 pixels [b, 3, h, w].
+    """
+    import torch
+
+    device = processes().device
+    rows = np.arange(min(256, len(source.tiles)))
+    pixels = torch.from_numpy(source.batch(rows)).to(device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            forward(pixels)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return {"tiles_per_second": len(rows) / median(seconds[1:])}
 
 
 def _vectors(store: Store, tiles: TileSet) -> Float32[np.ndarray, "n dim"]:

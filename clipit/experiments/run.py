@@ -1,42 +1,32 @@
 """One run: from a configuration to an exported classifier, its predictions, results and summary."""
 
-import json
-import shlex
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float32
 
-from clipit.artifacts import fingerprint, git_commit, locked, versions, whole_file, write_json
+from clipit.artifacts import git_commit, locked, write_json
 from clipit.config import Config
 from clipit.distributed import Processes, processes
-from clipit.errors import ArtifactError, ConfigError, explain
+from clipit.errors import ConfigError, explain
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import softmax
 from clipit.experiments.evaluation import evaluate_run
+from clipit.experiments.identity import claim, run_folder, run_mark
 from clipit.experiments.materials import Materials
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
-from clipit.training.batches import plan_batches
+from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.targets import Targets, image_targets, text_targets
 
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
     from clipit.models.student import Student
     from clipit.training.loop import Outcome, Score
-
-_NOT_PART_OF_A_RUN = {"output", "tracking", "evaluation", "note", "arms", "arm", "name", "comparison"}
-
-
-def run_folder(config: Config) -> Path:
-    """Where a run lies."""
-    return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
 
 
 def train_run(config: Config, materials: Materials | None = None, say: Callable[[str], None] = print) -> Path:
@@ -56,7 +46,7 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
         ArtifactError: The folder holds a run of another configuration.
     """
     config = resolve_arm(config)
-    _check(config)
+    check(config)
     here = processes()
     folder = run_folder(config)
     if materials is None or not materials.serves(config):  # an arm may pair or embed in its own way
@@ -71,23 +61,29 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
 
 def _train_here(config: Config, materials: Materials, folder: Path, here: Processes) -> None:
     tiles = materials.tiles(config.seed)
+    plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first: it finds missing labels at once
+    student, backbone = _student(config, materials, tiles)
+    mark = run_mark(config, materials, backbone.fingerprint)
     if here.main:
-        _claim(folder, config, _mark(config, materials, tiles))
+        claim(folder, config, mark)
     here.wait()
     if here.same((folder / "results.json").is_file()):
         return
-    student, backbone = _student(config, materials, tiles)
-    targets = _targets(config, materials, tiles)
     if not here.same((folder / "classifier").is_dir()):
-        outcome = _fit(config, materials, tiles, student, backbone, targets, folder, here)
+        targets = _targets(config, materials, tiles)
+        outcome = _fit(config, materials, tiles, plan, student, backbone, targets, folder, here)
+        # Every process takes part in building what is exported; one writes it.
+        facts, text = _facts(config, materials, tiles, backbone), _text_side(config, materials)
         if here.main:
-            _export(config, materials, tiles, student, backbone, outcome, folder)
+            write_json(folder / "training.json", asdict(outcome) | facts)
+            _export(student, backbone, tiles, text, folder, config.seed)
     here.wait()
     evaluate_run(config, materials, folder)
+    here.wait()
 
 
-def _check(config: Config) -> None:
-    """Refuse keys that contradict each other, all at once.
+def check(config: Config) -> None:
+    """Refuse keys of a resolved configuration that contradict each other, all at once.
 
     Raises:
         ConfigError: See above.
@@ -102,6 +98,8 @@ def _check(config: Config) -> None:
         problems.append(
             "student.warm_start fits a head on paired text: distillation.tiles=labelled or all, target text"
         )
+    if d.word_drop and (d.tiles == "none" or d.target == "image"):
+        problems.append("distillation.word_drop needs a text as target: distillation.target=text, or word_drop=0")
     if t.tiles_per_step < processes().count * t.accumulation:
         problems.append(
             f"training.tiles_per_step={t.tiles_per_step} gives nothing to some of {processes().count} processes "
@@ -109,45 +107,6 @@ def _check(config: Config) -> None:
         )
     if problems:
         raise ConfigError(explain("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys"))
-
-
-def _mark(config: Config, materials: Materials, tiles: TileSet) -> str:
-    """Stands for all that this run's numbers come from: keys, tiles and their labels, reports, prompts."""
-    reads_text = config.reports is not None and config.student.projector_layers > 0
-    return fingerprint(
-        {
-            "config": config.model_dump(mode="json", exclude=_NOT_PART_OF_A_RUN),
-            "tiles": tiles.fingerprint,
-            "labels": [tiles.labels.tolist(), tiles.groups.tolist()],
-            "reports": materials.reports.fingerprint if reads_text else None,
-            "prompts": materials.prompts.hash if materials.prompts else None,
-        }
-    )
-
-
-def _claim(folder: Path, config: Config, mark: str) -> None:
-    """Take the folder for this run, or recognise it as this run's.
-
-    Raises:
-        ArtifactError: It belongs to another configuration.
-    """
-    file = folder / "run.json"
-    if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != mark:
-            raise ArtifactError(
-                explain(
-                    "this run's folder belongs to another configuration, or to other tiles, labels, reports or prompts",
-                    where=folder / "config.yaml",
-                    fix="choose another --name, or delete the folder",
-                )
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    write_json(
-        file, {"fingerprint": mark, "commit": git_commit(), "versions": versions(), "command": shlex.join(sys.argv)}
-    )
 
 
 def _student(config: Config, materials: Materials, tiles: TileSet) -> "tuple[Student, Backbone]":
@@ -159,8 +118,8 @@ def _student(config: Config, materials: Materials, tiles: TileSet) -> "tuple[Stu
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, processes().device)
     materials.warn_of_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
-    torch.manual_seed(config.seed)
     joint_dim = materials.vlm.joint_dim if config.student.projector_layers else None
+    torch.manual_seed(config.seed)  # directly before: loading a VLM may draw numbers, too
     student = build_student(
         backbone, config.student, config.lora, config.backbone.tuning, n_classes=len(tiles.classes), joint_dim=joint_dim
     )
@@ -198,6 +157,7 @@ def _fit(
     config: Config,
     materials: Materials,
     tiles: TileSet,
+    plan: BatchPlan,
     student: "Student",
     backbone: "Backbone",
     targets: Targets | None,
@@ -214,7 +174,7 @@ def _fit(
     # Validation tiles whose label is hidden choose nothing, so they are not read.
     rows = np.flatnonzero(validation.labels >= 0)
     data = TrainingData(
-        plan=plan_batches(config, train_tiles.labels >= 0),
+        plan=plan,
         source=materials.pixels("train", backbone.preprocess),
         labels=train_tiles.labels,
         keys=tile_keys(train_tiles.ids.tolist()),
@@ -233,6 +193,10 @@ def _fit(
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
+    if tracker != "none" and not accelerator.log_with:
+        raise ConfigError(
+            explain(f"tracker {tracker} is not installed", where="tracking.tracker", fix=f"pip install {tracker}")
+        )
     if tracker != "none":
         options = {"wandb": {"mode": config.tracking.wandb_mode, "name": f"{config.name}/{folder.name}"}}
         accelerator.init_trackers(
@@ -244,30 +208,47 @@ def _fit(
     return outcome
 
 
+@dataclass(frozen=True)
+class _TextSide:
+    """What the classifier keeps of the text side: no report text, no snippet."""
+
+    vlm: dict[str, Any]
+    mean: Float32[np.ndarray, "dim"] | None
+    prompts: dict[str, tuple[tuple[str, ...], Float32[np.ndarray, "classes dim"]]]
+    hashes: dict[str, str]
+
+
+def _text_side(config: Config, materials: Materials) -> _TextSide | None:
+    """For zero-shot questions; None when the projector was taught nothing."""
+    if config.distillation.tiles == "none":
+        return None
+    prompts, classes = materials.prompts, materials.class_embeddings()
+    known = {} if prompts is None or classes is None else {prompts.name: (materials.some_tiles.classes, classes)}
+    hashes = {} if prompts is None else {prompts.name: prompts.hash}
+    return _TextSide(materials.vlm.describe(), materials.text_mean, known, hashes)
+
+
 def _export(
-    config: Config,
-    materials: Materials,
-    tiles: TileSet,
-    student: "Student",
-    backbone: "Backbone",
-    outcome: "Outcome",
-    folder: Path,
+    student: "Student", backbone: "Backbone", tiles: TileSet, text: _TextSide | None, folder: Path, seed: int
 ) -> None:
     from clipit.models.classifier import export_classifier
 
-    write_json(folder / "training.json", asdict(outcome) | _facts(config, materials, tiles, backbone))
-    projects = config.student.projector_layers > 0
-    classes = materials.class_embeddings() if projects else None
-    prompts = materials.prompts
+    known = tiles.mpp[~np.isnan(tiles.mpp)]
     export_classifier(
         student,
         backbone,
         folder / "classifier",
         classes=tiles.classes,
-        vlm_info=materials.vlm.describe() if projects else None,
-        text_mean=materials.text_mean if projects else None,
-        prompts={} if classes is None or prompts is None else {prompts.name: (tiles.classes, classes)},
-        provenance={"run": folder.name, "commit": git_commit(), "seed": config.seed},
+        vlm_info=text.vlm if text else None,
+        text_mean=text.mean if text else None,
+        prompts=text.prompts if text else None,
+        mpp=float(np.median(known)) if known.size else None,
+        provenance={
+            "run": folder.name,
+            "commit": git_commit(),
+            "seed": seed,
+            "prompt_hashes": text.hashes if text else {},
+        },
     )
 
 
@@ -289,6 +270,7 @@ def _facts(config: Config, materials: Materials, tiles: TileSet, backbone: "Back
         facts |= {"vlm": materials.vlm.name, "vlm_fingerprint": materials.vlm.fingerprint}
     if config.distillation.tiles != "none" and config.distillation.target != "image":
         facts |= {"index": materials.index.artifact.fingerprint, "pairs": materials.pairs.artifact.fingerprint}
+        facts["sections"] = {"Snippets": materials.account_text(), "Pairing": materials.pairing_text()}
     if materials.prompts is not None:
         facts |= {"prompts": materials.prompts.name, "prompts_hash": materials.prompts.hash}
     return facts

@@ -11,6 +11,7 @@ import yaml
 from clipit.artifacts import git_commit, write_json
 from clipit.config import Config
 from clipit.distributed import processes
+from clipit.errors import DataError, explain
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
 from clipit.reporting.tables import markdown_table
@@ -71,6 +72,14 @@ def best_trial(scores: dict[Trial, list[float]]) -> Trial:
 def _validation_score(folder: Path) -> float:
     """The monitored metric at the step that the run chose."""
     found = json.loads((folder / "training.json").read_text(encoding="utf-8"))["score"]
+    if found is None:
+        raise DataError(
+            explain(
+                "there is no validation score to choose by",
+                where=folder,
+                fix="keep labels in the validation part, in two classes at least: tiles.labels",
+            )
+        )
     return float(found)
 
 

@@ -68,7 +68,7 @@ class Classifier:
             ModelError: It was trained without text.
             DataError: A picture cannot be read; it is named.
         """
-        if self._projector is None:
+        if self._projector is None or self.spec.vlm is None:
             raise ModelError(
                 explain(
                     "this classifier was trained without text and answers no zero-shot questions",
@@ -120,6 +120,12 @@ class Classifier:
                 vectors = _unit(vectors - mean.double())
             rows.append(_unit(vectors.mean(dim=0, keepdim=True)))
         return torch.cat(rows).float().numpy()
+
+    @property
+    def parameters(self) -> int:
+        """Weights that a picture passes through on its way to a class."""
+        parts = [self._model, *([] if self._heads is None else [self._heads])]
+        return sum(weight.numel() for part in parts for weight in part.parameters())
 
     @property
     def joint_dim(self) -> int:

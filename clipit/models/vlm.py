@@ -59,6 +59,11 @@ class VLM:
             "preprocess": self.preprocess.describe(),
         }
 
+    @property
+    def image_parameters(self) -> int:
+        """Weights of the image tower and its projection (named `vis...` in open_clip and transformers)."""
+        return sum(p.numel() for name, p in self.towers.module.named_parameters() if name.startswith("vis"))
+
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens per text as its text tower counts them: special tokens included, nothing cut."""
         return list(self.towers.count_tokens(_several(texts)))

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int
 from clipit.artifacts import Artifact, whole_file, write_json
 from clipit.distributed import build_once, processes
 from clipit.embedding import Store, centred
-from clipit.errors import ArtifactError, explain
+from clipit.errors import ArtifactError, DataError, explain
 from clipit.index import Index
 from clipit.pairing.summary import summarise
 from clipit.progress import progress
@@ -99,9 +99,14 @@ def pair_tiles(root: Path, index: Index, tiles: Store, *, k: int = 1, block: int
 
     Raises:
         ArtifactError: Index and tiles come from different encoders.
+        DataError: There is no tile.
     """
     check_same_encoder(index, tiles)
-    inputs = {"index": index.artifact.fingerprint, "tiles": tiles.fingerprint, "k": k}
+    if not len(tiles.ids):
+        raise DataError(
+            explain("there is no training tile to pair", where="tiles", fix="give tiles of split train: tiles.splits")
+        )
+    inputs = {"index": index.artifact.fingerprint, "tiles": tiles.fingerprint, "k": k, "nprobe": index.nprobe}
 
     def make(folder: Path) -> dict[str, Any]:
         here = processes()

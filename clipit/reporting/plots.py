@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MANY_CLASSES = 5
+_LOSSES = ("loss", "cross_entropy", "distillation")
 
 
 def confusion_plot(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path, *, title: str = "") -> None:
@@ -41,12 +42,13 @@ def curves_plot(series: Series, path: Path, *, title: str = "") -> None:
     """Training curves: one panel for losses, one for validation scores, one for the learning rate.
 
     Args:
-        series: Of `read_curves`. Names that contain `loss`, other names that begin with `validation`, and names that
-            contain `learning_rate` are drawn; the rest (speed, memory) is not.
+        series: Of `read_curves`. The loss and its terms (names that contain `loss`, `cross_entropy` or
+            `distillation`), other names that begin with `validation`, and names that contain `learning_rate` are
+            drawn; the rest (speed, memory) is not.
         path: The PNG.
         title: Heading.
     """
-    losses = {name: points for name, points in series.items() if "loss" in name}
+    losses = {name: points for name, points in series.items() if any(term in name for term in _LOSSES)}
     scores = {n: points for n, points in series.items() if n.startswith("validation") and n not in losses}
     rates = {name: points for name, points in series.items() if "learning_rate" in name}
     panels = [(label, part) for label, part in (("loss", losses), ("validation", scores), ("rate", rates)) if part]

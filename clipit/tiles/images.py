@@ -1,6 +1,7 @@
 """Decoding of images: 8-bit RGB or an error, never half a picture."""
 
 import io
+import lzma
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ _DECODING_ERRORS = (
     EOFError,
     struct.error,
     zlib.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )

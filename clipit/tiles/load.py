@@ -29,15 +29,29 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
 
 
 def load_tiles(config: TilesConfig, seed: int) -> TileSet:
-    """Find the tiles of a data set and settle what each is used for.
+    """Find the tiles of a data set and settle what each is used for: `read_tiles`, then `hide_labels`.
 
-    In this order: read the source, check classes, map splits, check groups, leave out unreadable images if asked to,
-    cut a validation part from train if the source has none, hide labels.
+    For several seeds, call `read_tiles` once and `hide_labels` for each of them.
 
     Args:
         config: The `tiles` section.
-        seed: The run's seed; chooses the labelled tiles unless `labels.seed` is given. The validation cut has a seed of
-            its own (`split_seed`) and is the same in all runs.
+        seed: The run's seed; chooses the labelled tiles unless `labels.seed` is given.
+
+    Raises:
+        DataError: The data set is missing, contradictory or not as published, or has too few labels.
+        ConfigError: An option does not belong to the source, or asks for labels that cannot be.
+    """
+    return hide_labels(read_tiles(config), config.labels, seed)
+
+
+def read_tiles(config: TilesConfig) -> TileSet:
+    """What is the same for every seed; no label is hidden yet (`labels` equals `truth`).
+
+    In this order: read the source, check classes, map splits, check groups, leave out unreadable images if asked to,
+    cut a validation part from train if the source has none. The cut has a seed of its own (`split_seed`).
+
+    Args:
+        config: The `tiles` section.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
@@ -49,7 +63,7 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
     tiles = check_images(tiles, config.unreadable)
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         tiles = cut_validation(tiles, config.validation_fraction, config.split_seed)
-    return hide_labels(tiles, config.labels, seed)
+    return tiles
 
 
 def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
@@ -77,6 +91,7 @@ def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
         rows=np.arange(len(source.ids), dtype=np.int64),
         stamps=np.asarray(source.stamps, dtype=np.str_),
         notes=source.notes,
+        where=source.where,
     )
 
 

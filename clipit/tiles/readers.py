@@ -9,9 +9,25 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.handles import LazyHandle
 from clipit.tiles.images import decode
+
+_LOCKED = 0x1 | 0x40
+"""Bits of a zip member's flags: encrypted, strongly encrypted."""
+_PATCH = 0x20
+"""Bit of a zip member's flags: a patch of another file."""
+_METHODS = frozenset(
+    {
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+        zipfile.ZIP_BZIP2,
+        zipfile.ZIP_LZMA,
+        getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_DEFLATED),  # from Python 3.14 on
+    }
+)
+_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
+"""What other programs call the methods that zipfile cannot undo."""
 
 
 @runtime_checkable
@@ -76,12 +92,43 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Size and CRC-32 of each file in a zip, from its directory.
 
     Raises:
-        DataError: It is not a zip, or cut off.
+        DataError: It is not a zip, or cut off; or files in it are encrypted, or compressed in a way that Python cannot
+            undo.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return {
-                info.filename: f"{info.file_size}:{info.CRC:08x}" for info in archive.infolist() if not info.is_dir()
-            }
-    except zipfile.BadZipFile as error:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: of a later version of the format
         raise DataError(explain(f"not a readable zip: {error}", where=path, fix="download or pack it again")) from error
+    _check_members(path, members)
+    return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Find members that could never be read while that is one message, not a traceback in the middle of a run."""
+    locked = [info for info in members if info.flag_bits & _LOCKED]
+    if locked:
+        raise DataError(
+            explain(
+                f"{len(locked)} of {len(members)} files in the zip are encrypted",
+                where=f"{path}!{locked[0].filename}",
+                fix="unpack it with its password and pack it again without one, or give the unpacked folder",
+            )
+        )
+    strange = [info for info in members if info.flag_bits & _PATCH or info.compress_type not in _METHODS]
+    if strange:
+        raise DataError(
+            explain(
+                f"{len(strange)} of {len(members)} files in the zip are compressed in a way that Python cannot undo: "
+                + shortlist(sorted({_method(info) for info in strange})),
+                where=f"{path}!{strange[0].filename}",
+                fix="pack it again with the ordinary method (Deflate), or give the unpacked folder",
+            )
+        )
+
+
+def _method(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & _PATCH:
+        return "patched data"
+    name = _NAMES.get(info.compress_type)
+    return f"method {info.compress_type}" + (f" ({name})" if name else "")

@@ -82,6 +82,7 @@ def check_groups(tiles: TileSet) -> None:
         raise DataError(
             explain(
                 f"{len(crossing)} groups stand in more than one split: {shortlist(crossing)}",
+                where=tiles.where,
                 fix="a patient or slide belongs to one split only: correct the split or the group of these tiles",
             )
         )
@@ -125,6 +126,7 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
         raise DataError(
             explain(
                 f"no validation part can be cut: train has {len(members)} groups for {len(counted)} tiles",
+                where=tiles.where,
                 fix="name a validation part in tiles.splits, or raise tiles.validation_fraction",
             )
         )

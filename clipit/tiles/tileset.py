@@ -46,6 +46,8 @@ class TileSet:
     """Ids of tiles that were dropped because their image cannot be decoded."""
     notes: tuple[str, ...] = ()
     """What a reader of the results should know about these tiles."""
+    where: str | None = None
+    """The source (table or folder), for messages."""
 
     def __post_init__(self) -> None:
         """Check what the rest of the package relies on."""
@@ -54,12 +56,15 @@ class TileSet:
             raise DataError(
                 explain(
                     f"{int((counts > 1).sum())} tile ids occur more than once: {shortlist(names[counts > 1].tolist())}",
+                    where=self.where,
                     fix="give every tile an id of its own",
                 )
             )
         unknown = sorted(set(np.unique(self.splits).tolist()) - set(SPLITS))
         if unknown:
-            raise DataError(explain(f"unknown splits: {shortlist(unknown)}", fix=f"use {', '.join(SPLITS)}"))
+            raise DataError(
+                explain(f"unknown splits: {shortlist(unknown)}", where=self.where, fix=f"use {', '.join(SPLITS)}")
+            )
         for values in (self.labels, self.truth):
             if values.size and (values.min() < -1 or values.max() >= len(self.classes)):
                 raise DataError(explain("a label lies outside the classes", where=shortlist(self.classes)))

@@ -5,7 +5,7 @@ from typing import Any
 
 from clipit.config import Config
 from clipit.errors import ConfigError, explain
-from clipit.settings import merge, nested, validate
+from clipit.settings import merge, nested, validate, without
 
 _IMAGE_ONLY = {
     "student.head": "linear",
@@ -75,10 +75,12 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def resolve_arm(config: Config) -> Config:
     """The configuration with the keys of its arm filled in (unchanged without an arm).
 
+    Keys that were given on the command line (`config.overrides`) keep their value.
+
     Raises:
         ConfigError: An unknown arm, or a recipe whose keys do not fit.
     """
     if config.arm is None:
         return config
-    keys = arm_keys(config.arm, config.arms)
-    return validate(merge(config.model_dump(), nested(keys)), f"arm {config.arm}")
+    keys = without(nested(arm_keys(config.arm, config.arms)), config.overrides)
+    return validate(merge(config.model_dump(), keys), f"arm {config.arm}")

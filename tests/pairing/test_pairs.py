@@ -9,7 +9,7 @@ from tiny_models import write_store
 import clipit.pairing.pairs as module
 from clipit.embedding import Store, centred, unit
 from clipit.errors import ArtifactError
-from clipit.index import Index, build_index
+from clipit.index import Index, build_index, has_faiss
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summarise, summary_text
 
@@ -54,6 +54,14 @@ def test_without_centring_there_is_no_mean(tmp_path: Path, texts: Store, tiles: 
     pairs = pair_tiles(tmp_path, build_index(tmp_path, texts, centring=False), tiles)
     assert pairs.tile_mean is None
     assert pair_tiles(tmp_path, build_index(tmp_path, texts), tiles).tile_mean is not None
+
+
+@pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
+def test_pairs_of_other_lists_are_other_pairs(tmp_path: Path, texts: Store, tiles: Store) -> None:
+    made = {n: pair_tiles(tmp_path, build_index(tmp_path, texts, key="IVF16,Flat", nprobe=n), tiles) for n in (1, 16)}
+    assert made[1].artifact.folder != made[16].artifact.folder
+    assert file_hash(made[1]) != file_hash(made[16])
+    assert file_hash(made[16]) == file_hash(pair_tiles(tmp_path, build_index(tmp_path, texts), tiles))
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])

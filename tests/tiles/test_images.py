@@ -88,6 +88,61 @@ def test_a_damaged_zip_member(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(tiles)).read(1).size == (8, 8)
 
 
+def zip_of(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, TilesConfig]:
+    """Eight images in a zip, and the table of them."""
+    names = [f"{place}.bmp" for place in range(8)]
+    with zipfile.ZipFile(folder / "t.zip", "w", method) as archive:
+        for place, name in enumerate(names):
+            archive.write(paint(folder / "x" / name, place), name)
+    return folder / "t.zip", table_of(folder, names).model_copy(update={"images": str(folder / "t.zip")})
+
+
+def alter_entry(path: Path, number: int, offset: int, value: int) -> None:
+    """Change two bytes of an entry of the zip's directory: at 6 the version needed, 8 the flags, 10 the method."""
+    data = bytearray(path.read_bytes())
+    start = -1
+    for _ in range(number + 1):
+        start = data.index(b"PK\x01\x02", start + 1)
+    data[start + offset : start + offset + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "message"),
+    [
+        (8, 0x01, r"(?s)1 of 8 files in the zip are encrypted.*where: .*t\.zip!2\.bmp.*to do: .*without"),
+        (8, 0x41, r"(?s)1 of 8 files in the zip are encrypted.*where: .*t\.zip!2\.bmp"),
+        (8, 0x20, r"(?s)cannot undo: patched data.*where: .*t\.zip!2\.bmp"),
+        (10, 9, r"(?s)cannot undo: method 9 \(Deflate64\).*where: .*t\.zip!2\.bmp.*to do: .*Deflate"),
+        (10, 77, r"(?s)cannot undo: method 77\n.*where: .*t\.zip!2\.bmp"),
+        (6, 99, r"(?s)not a readable zip: zip file version 9\.9.*where: .*t\.zip"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["error", "quarantine"])
+def test_zips_that_could_never_be_read_are_refused_at_once(
+    tmp_path: Path, offset: int, value: int, message: str, policy: str
+) -> None:
+    path, config = zip_of(tmp_path)
+    alter_entry(path, 2, offset, value)
+    with pytest.raises(DataError, match=message):
+        load_tiles(config.model_copy(update={"unreadable": policy}), seed=0)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_every_method_that_python_knows_is_read(tmp_path: Path, method: int) -> None:
+    path, config = zip_of(tmp_path, method)
+    tiles = load_tiles(config, seed=0)
+    assert tiles.read(5).tobytes() == decode(tmp_path / "x" / "5.bmp").tobytes()
+    with zipfile.ZipFile(path) as archive:
+        sizes = [info.compress_size for info in archive.infolist()]
+    data = bytearray(path.read_bytes())
+    start = data.index(b"0.bmp") + len("0.bmp")
+    data[start + 4 : start + sizes[0]] = b"\xff" * (sizes[0] - 4)  # the first member's data
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"(?s)tile 0.bmp cannot be decoded.*t\.zip!0\.bmp"):
+        load_tiles(config, seed=0).read(0)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_other_modes_become_rgb(mode: str) -> None:
     stream = io.BytesIO()

@@ -106,7 +106,7 @@ def test_files_that_are_not_there_are_counted(tmp_path: Path) -> None:
     [
         (1, {"split": "fold3"}, "unknown split values: fold3"),
         (1, {"split": ""}, "1 rows have no split"),
-        (1, {"group": "p5"}, r"1 groups stand in more than one split: p5 \(test, train\)"),
+        (1, {"group": "p5"}, r"(?s)1 groups stand in more than one split: p5 \(test, train\).*where: .*t\.csv"),
         (1, {"label": "9"}, "labels outside the classes: 9, in 1 tiles: img/1.png"),
         (1, {"mpp": "half"}, r"mpp is 'half' in record 2 \(line 3\)"),
         (1, {"mpp": "-1"}, "mpp is '-1'"),
@@ -144,10 +144,17 @@ def test_unreadable_tables(tmp_path: Path) -> None:
         load_tiles(config(tmp_path / "t.xlsx"), seed=0)
 
 
+def test_a_source_that_cannot_be_cut_is_named(tmp_path: Path) -> None:
+    table = [row | {"group": "p0"} for row in rows(tmp_path) if row["split"] == "train"]
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match=r"(?s)no validation part can be cut.*where: .*t\.csv"):
+        load_tiles(config(path), seed=0)
+
+
 def test_ids_of_their_own_must_be_unique(tmp_path: Path) -> None:
     table = [row | {"name": f"n{min(place, 10)}"} for place, row in enumerate(rows(tmp_path))]
     path = write_table(tmp_path / "t.csv", table)
-    with pytest.raises(DataError, match="1 tile ids occur more than once: n10"):
+    with pytest.raises(DataError, match=r"(?s)1 tile ids occur more than once: n10.*where: .*t\.csv"):
         load_tiles(config(path, columns={"id": "name"}), seed=0)
 
 

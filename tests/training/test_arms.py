@@ -6,6 +6,7 @@ import pytest
 
 from clipit.config import Config
 from clipit.errors import ConfigError
+from clipit.settings import validate
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
 
 
@@ -70,3 +71,26 @@ def test_recipes_that_cannot_be_resolved(
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         resolve_arm(configure(arm=arm, arms=arms))
+
+
+def test_the_command_line_wins_over_the_arm_and_the_arm_over_the_file(configure: Callable[..., Config]) -> None:
+    arms = {
+        "tuned": {"base": "clip_it_all", "training.steps": 300, "training.learning_rate": 0.002, "lora": {"rank": 4}}
+    }
+    values = {"arm": "tuned", "arms": arms, "training.steps": 5, "training.learning_rate": 0.1, "lora.rank": 3}
+    config = resolve_arm(configure({**values, "overrides": ["training.steps", "lora.rank"]}))
+    assert (config.training.steps, config.training.learning_rate, config.lora.rank) == (5, 0.002, 3)
+    assert resolve_arm(configure(values)).lora.rank == 4
+    # From config.yaml, as a run leaves it, nothing changes.
+    assert resolve_arm(validate(config.model_dump(mode="json"), "config.yaml")) == config
+
+
+def test_what_a_program_sets_after_the_command_line_stays(configure: Callable[..., Config]) -> None:
+    given = configure({"arm": "clip_it_all", "seed": 7, "overrides": ["seed", "output"]})
+    assert resolve_arm(given.model_copy(update={"seed": 1})).seed == 1  # a comparison's seeds
+
+
+def test_a_section_that_an_arm_leaves_out_stays_when_it_was_given(configure: Callable[..., Config]) -> None:
+    values = {"arm": "mute", "arms": {"mute": {"base": "image_only", "reports": None}}}
+    assert resolve_arm(configure(values)).reports is None
+    assert resolve_arm(configure({**values, "overrides": ["reports.min_words"]})).reports is not None

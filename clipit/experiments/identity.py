@@ -1,0 +1,91 @@
+"""Whose folder is it? A run's folder belongs to all that its numbers come from, and to nothing else."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipit.artifacts import fingerprint, git_commit, versions, whole_file, write_json
+from clipit.config import Config
+from clipit.errors import ArtifactError, explain
+from clipit.experiments.materials import Materials
+from clipit.training.checkpoints import latest_checkpoint
+
+# Keys that change where or how fast a run goes, or what is said of it, but none of its numbers.
+_TOP = {"output", "tracking", "evaluation", "note", "arms", "arm", "name", "comparison", "overrides"}
+_SPEED: dict[str, set[str]] = {
+    "training": {"threads", "cache_tiles", "log_every", "checkpoint_every"},
+    "vlm": {"batch_size"},
+    "pairing": {"block"},
+}
+
+
+def run_folder(config: Config) -> Path:
+    """Where a run lies."""
+    return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
+
+
+def run_mark(config: Config, materials: Materials, backbone_fingerprint: str) -> str:
+    """Stands for all that a run's numbers come from: keys, tiles and labels, models, reports, prompts.
+
+    Args:
+        config: Its arm resolved.
+        materials: Of this configuration.
+        backbone_fingerprint: Of the backbone as loaded.
+    """
+    keys: dict[str, Any] = config.model_dump(mode="json", exclude=_TOP)
+    for section, names in _SPEED.items():
+        keys[section] = {key: value for key, value in keys[section].items() if key not in names}
+    tiles = materials.tiles(config.seed)
+    distils = config.distillation.tiles != "none"
+    return fingerprint(
+        {
+            "keys": keys,
+            "tiles": tiles.fingerprint,
+            "labels": [tiles.labels.tolist(), tiles.groups.tolist()],
+            "backbone": backbone_fingerprint,
+            "vlm": materials.vlm.fingerprint if config.student.projector_layers else None,
+            "snippets": materials.snippet_inputs() if distils and config.reports is not None else None,
+            "prompts": materials.prompts.hash if materials.prompts else None,
+        }
+    )
+
+
+def check_mark(folder: Path, mark: str) -> None:
+    """Refuse a folder that belongs to another run.
+
+    Raises:
+        ArtifactError: It does, or there is no run.
+    """
+    file = folder / "run.json"
+    if not file.is_file():
+        raise ArtifactError(explain("no run here", where=folder, fix="train it first: scripts/train.py --config ..."))
+    if json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != mark:
+        raise ArtifactError(
+            explain(
+                "this run's folder belongs to another configuration, "
+                "or to other tiles, labels, models, reports or prompts",
+                where=folder / "config.yaml",
+                fix="choose another --name, or delete the folder",
+            )
+        )
+
+
+def claim(folder: Path, config: Config, mark: str) -> None:
+    """Take the folder for this run, or recognise it as this run's; one in which nothing was made yet is taken over.
+
+    Raises:
+        ArtifactError: It belongs to another run.
+    """
+    made = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
+    if (folder / "run.json").is_file() and (made or latest_checkpoint(folder / "checkpoints") is not None):
+        check_mark(folder, mark)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    facts = {"fingerprint": mark, "commit": git_commit(), "versions": versions(), "command": shlex.join(sys.argv)}
+    write_json(folder / "run.json", facts)

@@ -1,0 +1,57 @@
+"""The Makefile: one environment holds one extra."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "constraints", tmp_path / "constraints")
+    (tmp_path / ".venv").mkdir()
+    return tmp_path
+
+
+def would(checkout: Path, target: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """What make would do, with these environment variables and none of its own."""
+    own = {"EXTRA", "CONSTRAINTS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL"}
+    kept = {name: value for name, value in os.environ.items() if name not in own}
+    return subprocess.run(
+        ["make", "-n", target], cwd=checkout, env=kept | variables, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(("extra", "constrained"), [("cpu", True), ("gpu", False)])
+def test_a_new_environment_is_what_was_asked_for(checkout: Path, extra: str, constrained: bool) -> None:
+    shown = would(checkout, "demo", EXTRA=extra).stdout
+    assert f".[{extra},dev]" in shown and f"touch .venv/.ready-{extra}" in shown
+    assert ("PIP_CONSTRAINT=constraints/cpu.txt" in shown) == constrained
+
+
+def test_without_a_word_it_is_for_cpus(checkout: Path) -> None:
+    assert ".[cpu,dev]" in would(checkout, "test").stdout
+
+
+def test_an_environment_stays_what_it_was_made_as(checkout: Path) -> None:
+    (checkout / ".venv" / ".ready-gpu").touch()
+    shown = would(checkout, "test")
+    assert shown.returncode == 0 and "pip install" not in shown.stdout
+    os.utime(checkout / ".venv" / ".ready-gpu", (0, 0))  # older than pyproject.toml: packages are brought up to date
+    shown = would(checkout, "test")
+    assert ".[gpu,dev]" in shown.stdout and "PIP_CONSTRAINT" not in shown.stdout
+
+
+def test_another_extra_is_refused(checkout: Path) -> None:
+    (checkout / ".venv" / ".ready-gpu").touch()
+    shown = would(checkout, "test", EXTRA="cpu")
+    assert shown.returncode != 0 and not shown.stdout
+    assert ".venv was made with EXTRA=gpu, not cpu" in shown.stderr
+    assert would(checkout, "clean", EXTRA="cpu").returncode == 0

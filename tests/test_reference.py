@@ -15,4 +15,8 @@ def test_page_describes_every_key() -> None:
     from clipit.settings import all_keys
 
     page = PAGE.read_text(encoding="utf-8")
-    assert not [key for key in all_keys() if not key.startswith("comparison.shifted.") and f"`{key}`" not in page and f"## {key}\n" not in page]
+    assert not [
+        key
+        for key in all_keys()
+        if not key.startswith("comparison.shifted.") and f"`{key}`" not in page and f"## {key}\n" not in page
+    ]

@@ -21,7 +21,7 @@ from clipit.experiments.materials import Materials
 from clipit.experiments.references import inference_cost, reference_rows
 from clipit.experiments.run import check, train_run
 from clipit.reporting.tables import difference, markdown_table, mean_sd
-from clipit.training.arms import resolve_arm
+from clipit.training.arms import arm_keys, resolve_arm
 
 PERCENT = 100.0
 _COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
@@ -67,6 +67,16 @@ def _check_all(config: Config, materials: Materials) -> None:
         DataError: There is no test tile.
     """
     wrong = []
+    told = {key for arm in config.comparison.arms for key in arm_keys(arm, config.arms)} & set(config.overrides)
+    told = {key for key in told if not key.startswith("training.")}
+    if told:
+        wrong.append(
+            explain(
+                f"set for all arms, these keys would make arms alike: {', '.join(sorted(told))}",
+                where="the command line",
+                fix="leave them out, or describe an arm of your own under `arms`",
+            )
+        )
     for arm in config.comparison.arms:
         try:
             check(resolve_arm(config.model_copy(update={"arm": arm})))

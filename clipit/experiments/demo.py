@@ -52,20 +52,24 @@ def demo_world(config: Config, say: Callable[[str], None] = print) -> Path:
     Raises:
         ArtifactError: The folder holds something else, or another world; nothing in it was changed.
     """
-    world = Path(config.tiles.path).parent
+    world = Path(config.tiles.path).absolute().parent  # absolute: lock and partial folder lie beside it, also for "."
     if _is_written(world):
         return world
     with locked(world, waiting=say):
         if not _is_written(world):
             say(f"writing the synthetic world (tiles, reports, prompts) to {world}")
-            partial = world.with_name(f"{world.name}.partial")
+            partial = Path(f"{world}.partial")
             write_world(partial, WORLD)
             with disk_errors(world):
                 for left in partial.glob(".*.tmp"):  # of a killed attempt
                     left.unlink()
-                if world.is_dir():
-                    world.rmdir()
-                partial.rename(world)
+                if not world.is_dir():
+                    partial.rename(world)
+                    return world
+                # An empty folder, which may be the one that the user stands in: filled, not replaced.
+                for path in sorted(partial.iterdir(), key=lambda path: path.name == "world.json"):
+                    path.rename(world / path.name)
+                partial.rmdir()
     return world
 
 

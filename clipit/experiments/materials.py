@@ -193,7 +193,9 @@ class Materials:
     def index(self) -> Index:
         """The index over the snippets."""
         p = self.config.pairing
-        return build_index(self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend)
+        return build_index(
+            self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend, nprobe=p.nprobe
+        )
 
     def tile_store(self, split: str) -> Store:
         """The VLM's embeddings of a split's tiles."""

@@ -32,6 +32,8 @@ def tune(config: Config, say: Callable[[str], None] = print) -> Path:
     base = config.model_copy(
         update={
             "output": config.output / "tuning",
+            # The grid sets these; a value from the command line would make all trials the same.
+            "overrides": tuple(k for k in config.overrides if k not in ("training.learning_rate", "training.steps")),
             "evaluation": config.evaluation.model_copy(update={"splits": ("validation",), "bootstrap": 0}),
         }
     )

@@ -26,7 +26,9 @@ def clip_towers(source: str) -> Towers:
         ModelError: It is absent, gated, incomplete, or no CLIP model.
     """
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a bar per loaded file says nothing to a user
     local = Path(source).is_dir()
     if local:
         _check_folder(Path(source))

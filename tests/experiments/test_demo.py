@@ -45,9 +45,13 @@ def test_it_is_written_once(config: Config, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
 
 
-def test_an_empty_folder_will_do(config: Config, tmp_path: Path) -> None:
+def test_an_empty_folder_will_do(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "world").mkdir()
-    assert (demo_world(config, quiet) / "world.json").is_file()
+    monkeypatch.chdir(tmp_path / "world")
+    here = validate({"tiles": {"source": "table", "path": "tiles.csv"}}, "test")
+    demo_world(here, quiet)
+    write_world(tmp_path / "same", SMALL)
+    assert digests(Path.cwd()) == digests(tmp_path / "same")
 
 
 def test_a_users_own_tiles_are_left_alone(config: Config, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_two_processes_with_several_shards_and_arms(
     write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
-    arms = ("clip_it_paper", "word_drop")
+    arms = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
     script = tmp_path / "several.py"
     script.write_text(SEVERAL_RUNS)
     done = launch(TWO, script, str(write_config(changes)), ",".join(arms))

@@ -203,7 +203,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
 def test_a_finished_run_is_not_done_again(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure({"training.steps": 2}, name="finished")
     folder = train(config)
-    monkeypatch.setattr(run_module, "_student", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(run_module, "_fit", lambda *_: pytest.fail("it was trained again"))
     assert train(config) == folder
 
 
@@ -321,7 +321,9 @@ def test_the_folder_of_other_data(configure: MakeConfig, tmp_path: Path, changed
     text = mine[changed].read_text()
     swapped = text.replace("gland", "\0").replace("stroma", "gland").replace("\0", "stroma")
     mine[changed].write_text(swapped if changed != "prompts" else text.replace("fibrosis", "oedema"))
-    with pytest.raises(ArtifactError, match="another configuration, or to other tiles, labels, reports or prompts"):
+    with pytest.raises(
+        ArtifactError, match="another configuration, or to other tiles, labels, models, reports or prompts"
+    ):
         train_run(configure(keys), say=quiet)
 
 

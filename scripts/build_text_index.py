@@ -11,10 +11,8 @@ def main() -> None:
         from clipit.distributed import processes
         from clipit.experiments.materials import Materials
 
-        materials = Materials(config)
-        index = materials.index
+        index = Materials(config).index
         if processes().main:
-            print(materials.account_text())
             facts = index.artifact.manifest.facts
             kind = f"{facts['key']} ({facts['backend']}{', centred' if facts['centring'] else ''})"
             print(f"{facts['rows']} distinct snippets in the index: {kind}")

@@ -142,6 +142,7 @@ class Materials:
 
             if not processes().main:
                 return {}
+            self.say(f"cutting {len(reports.reports):,} reports into snippets")
             similarity = self._morphology if reports_config.morphology_prompts else None
             made = build_snippets(reports, reports_config, self.vlm.count_tokens, self.vlm.context_length, similarity)
             for name, table in (("snippets", made.snippets), ("snippet_sources", made.sources)):
@@ -152,7 +153,9 @@ class Materials:
                 temporary.write_text(made.account.text() + "\n", encoding="utf-8")
             return {"reports": len(reports.reports), "snippets": made.snippets.num_rows}
 
-        return build_once(self.root, "snippets", self.snippet_inputs(), make, say=self._say)
+        snippets = build_once(self.root, "snippets", self.snippet_inputs(), make, say=self._say)
+        self.say(snippets.file("account.txt").read_text(encoding="utf-8").rstrip())
+        return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:
         """All that the snippets depend on."""

@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr
-    assert "376" in done.stdout, "the account of the reports is printed"
+    assert "376  with text" in done.stdout, "the account of the reports is printed"
     return output / "runs" / "own_table" / "clip_it_all-seed0"
 
 

@@ -116,13 +116,16 @@ def _try_classifier(config: Config, run: Path) -> str:
     images = [tiles.read(int(row)) for row in some]
     classifier = load_classifier(run / "classifier")
     predicted = classifier.predict(images)
-    lines = [f"The exported classifier ({run.name}) on {len(images)} test tiles, and asked a new question in words:"]
-    question = {
-        "tumour": ["a tumour with atypical glands", "carcinoma with marked nuclear pleomorphism"],
-        "no tumour": ["benign tissue without tumour", "normal glands", "fat", "connective tissue", "lymphocytes"],
-    }
-    answers = classifier.zero_shot(images, question)
-    for row, image_class, answer in zip(some, predicted, answers, strict=True):
-        truth = tiles.classes[int(tiles.truth[row])]
-        lines.append(f"  {tiles.ids[row]}: {image_class} (truth: {truth}); prompts say tumour {answer[0]:.0%}")
+    lines = [f"The exported classifier ({run.name}) on {len(images)} test tiles:"]
+    lines += [
+        f"  {tiles.ids[row]}: {found} (truth: {tiles.classes[int(tiles.truth[row])]})"
+        for row, found in zip(some, predicted, strict=True)
+    ]
+    if classifier.spec.vlm is not None:  # trained with text, so it answers new questions in words
+        question = {
+            "tumour": ["a tumour with atypical glands", "carcinoma with marked nuclear pleomorphism"],
+            "no tumour": ["benign tissue without tumour", "normal glands", "fat", "connective tissue", "lymphocytes"],
+        }
+        shares = [f"{answer[0]:.0%}" for answer in classifier.zero_shot(images, question)]
+        lines.append(f"asked in words whether they show tumour: {', '.join(shares)}")
     return "\n".join(lines)

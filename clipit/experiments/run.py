@@ -198,7 +198,8 @@ def _fit(
             explain(f"tracker {tracker} is not installed", where="tracking.tracker", fix=f"pip install {tracker}")
         )
     if tracker != "none":
-        options = {"wandb": {"mode": config.tracking.wandb_mode, "name": f"{config.name}/{folder.name}"}}
+        name = f"{config.name}/{folder.name}"
+        options = {"wandb": {"mode": config.tracking.wandb_mode, "name": name, "dir": str(folder)}}
         accelerator.init_trackers(
             config.tracking.project, {"arm": config.arm or "custom", "seed": config.seed}, options
         )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ WORDS = [
 ]  # fmt: skip
 
 
-def save_clip(folder: Path, seed: int = 0) -> Path:
-    """A transformers CLIPModel folder with its processor and a tokeniser of whole words."""
-    import torch
+def save_word_tokenizer(folder: Path, words: Sequence[str]) -> dict[str, int]:
+    """A tokeniser of whole, lower-case words in transformers' format; its vocabulary."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS, ".", ","])}
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -34,6 +34,15 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     ).save_pretrained(folder)
+    return vocabulary
+
+
+def save_clip(folder: Path, seed: int = 0) -> Path:
+    """A transformers CLIPModel folder with its processor and a tokeniser of whole words."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    vocabulary = save_word_tokenizer(folder, [*WORDS, ".", ","])
     torch.manual_seed(seed)
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**tower, "vocab_size": len(vocabulary), "max_position_embeddings": 16}

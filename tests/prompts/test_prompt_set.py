@@ -134,7 +134,7 @@ def test_missing_keys(tmp_path: Path, missing: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "just a sentence", "- a\n- b\n", "a: [b\nc: }"])
 def test_not_a_prompt_file(tmp_path: Path, text: str) -> None:
-    refused(write(tmp_path, text))
+    assert "to do:" in refused(write(tmp_path, text))
 
 
 def test_not_utf8(tmp_path: Path) -> None:

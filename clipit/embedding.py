@@ -150,6 +150,7 @@ def embed_texts(
         inputs |= {"word_drop": word_drop, "seed": seed}
 
     def make(folder: Path) -> dict[str, Any]:
+        """Encode the shards that are not there yet."""
         table = pq.read_table(snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
         ids = table.column("snippet_id").to_pylist()
         texts = table.column("text").to_pylist()
@@ -157,6 +158,7 @@ def embed_texts(
             texts = [drop_words(text, word_drop, seed, snippet) for text, snippet in zip(texts, ids, strict=True)]
 
         def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
+            """Vectors of the texts of one shard, in their order."""
             # Texts of similar length share a batch, so that little is spent on padding.
             order = sorted(range(start, stop), key=lambda row: (len(texts[row]), row))
             found = np.empty((stop - start, vlm.joint_dim), dtype=np.float32)
@@ -184,6 +186,7 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
     inputs = {"tiles": tiles.fingerprint, **_encoder(vlm)}
 
     def make(folder: Path) -> dict[str, Any]:
+        """Encode the shards that are not there yet."""
         import torch
 
         from clipit.tiles.loading import PixelSource
@@ -191,6 +194,7 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
         source = PixelSource(tiles, vlm.preprocess.pixels)
 
         def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
+            """Vectors of the tiles of one shard, in their order."""
             batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
             found = [
                 vlm.encode_images(torch.from_numpy(pixels).to(vlm.device)).float().cpu().numpy()

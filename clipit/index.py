@@ -78,6 +78,7 @@ def build_index(
     inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
 
     def make(folder: Path) -> dict[str, Any]:
+        """Build and write, in the main process alone."""
         if not processes().main:
             return {}
         if not len(store.ids):

@@ -37,6 +37,7 @@ def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> It
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(units: int = 1, note: str = "") -> None:
+            """Move the bar by so many units."""
             bar.advance(task, units)
             if note:
                 bar.update(task, note=note)

@@ -42,6 +42,7 @@ class _TorchvisionFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        """Declare the operators before torchvision is found; find nothing itself."""
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             _declare_missing_operators()

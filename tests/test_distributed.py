@@ -14,12 +14,21 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_one_process_is_what_was_asked_for(environment: pytest.MonkeyPatch) -> None:
-    check_launch(1)
+def refused(count: int) -> bool:
+    try:
+        check_launch(count)
+    except LaunchError:
+        return True
+    return False
+
+
+def test_what_was_asked_for_is_not_refused(environment: pytest.MonkeyPatch) -> None:
+    assert not refused(1)
     environment.setenv("WORLD_SIZE", "2")
     environment.setenv("RANK", "0")
     environment.setenv("MASTER_ADDR", "127.0.0.1")
-    check_launch(2)
+    assert not refused(2)
+    assert refused(1), "the same environment with one process that knows of no other"
 
 
 def test_strangers_side_by_side(environment: pytest.MonkeyPatch) -> None:

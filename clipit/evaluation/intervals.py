@@ -92,6 +92,7 @@ def paired_differences(
     """Second minus first classifier's scores on the same tiles; both see the same resamples (see `bootstrap`)."""
 
     def differences(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        """Second minus first classifier's scores in each resample."""
         old, new = (weighted_scores(labels, probabilities, weights) for probabilities in (first, second))
         return {name: new[name] - old[name] for name in new}
 

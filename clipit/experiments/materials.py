@@ -138,6 +138,7 @@ class Materials:
         reports, reports_config = self.reports, self._reports_config()
 
         def make(folder: Path) -> dict[str, Any]:
+            """Cut, merge and filter, in the main process alone."""
             from clipit.reports.build import build_snippets
 
             if not processes().main:

@@ -146,6 +146,7 @@ def _score(config: Config, validation: TileSet, say: Callable[[str], None]) -> "
         return None
 
     def score(logits: Float32[np.ndarray, "n classes"]) -> float | None:
+        """The metric of these logits."""
         found = compute_metrics(validation.labels[known], softmax(logits[known]))
         value: float | None = found[config.training.monitor]
         return value

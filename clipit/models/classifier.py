@@ -231,6 +231,7 @@ def _check(
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
 ) -> None:
     def wrong(what: str) -> ModelError:
+        """The error for something that does not fit the student."""
         return ModelError(explain(what, where="export", fix="give what the student was trained with"))
 
     expected = student.image_head.out_features

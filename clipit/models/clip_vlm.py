@@ -55,6 +55,7 @@ def clip_towers(source: str) -> Towers:
     budget = int(model.config.text_config.max_position_embeddings)
 
     def tokenise(texts: Any) -> Tokens:
+        """Ids and masks, padded to the longest text; what exceeds the budget is cut."""
         inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=budget, return_tensors="pt")
         return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
 

@@ -85,10 +85,12 @@ def _load(name: str, model_name: str, pretrained: str | None, hub_id: str | None
         tokenizer: Any = open_clip.get_tokenizer(model_name)
 
     def image(pixels: Tensor) -> Tensor:
+        """Joint space, un-normalised."""
         embeddings: Tensor = model.encode_image(pixels, normalize=False)
         return embeddings
 
     def text(tokens: Tokens) -> Tensor:
+        """Joint space, un-normalised."""
         embeddings: Tensor = model.encode_text(tokens["text"], normalize=False)
         return embeddings
 

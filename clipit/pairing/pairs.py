@@ -109,6 +109,7 @@ def pair_tiles(root: Path, index: Index, tiles: Store, *, k: int = 1, block: int
     inputs = {"index": index.artifact.fingerprint, "tiles": tiles.fingerprint, "k": k, "nprobe": index.nprobe}
 
     def make(folder: Path) -> dict[str, Any]:
+        """Search block by block, each process its share; the main one joins the parts."""
         here = processes()
         mean = tiles.mean() if index.mean is not None else None
         starts = range(0, len(tiles.ids), block)

@@ -19,6 +19,7 @@ class _Loader(yaml.SafeLoader):
         self.repeated: list[str] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As the safe loader does, and note the keys that occur twice."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         self.repeated += [str(key) for i, key in enumerate(keys) if key in keys[:i]]
         return super().construct_mapping(node, deep)

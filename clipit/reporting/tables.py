@@ -58,6 +58,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, l
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
+        """One row, padded to the columns' widths."""
         padded = [
             text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
         ]

@@ -75,6 +75,7 @@ def _filter(
     dropped: dict[str, Dropped] = {}
 
     def keep(name: str, test: Callable[[str], bool]) -> None:
+        """Keep the texts that pass the test; count the others under the filter's name."""
         nonlocal texts
         passed = {text for text in texts if test(text)}
         dropped.setdefault(name, Dropped()).add([text for text in texts if text not in passed])

@@ -61,6 +61,7 @@ class PixelSource:
         waiting: deque[tuple[Int[np.ndarray, "b"], list[Future[UInt8[np.ndarray, "3 h w"]]]]] = deque()
 
         def taken() -> tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]:
+            """The batch that was asked for first, when all of it is read."""
             rows, futures = waiting.popleft()
             return rows, np.stack([future.result() for future in futures])
 

@@ -51,6 +51,7 @@ def _decode_all(tiles: TileSet) -> Iterator[object]:
     from rich.progress import Progress
 
     def outcome(index: int) -> Unreadable | None:
+        """Why this tile cannot be read; None when it can."""
         result = tiles.try_read(index)
         return result if isinstance(result, Unreadable) else None
 

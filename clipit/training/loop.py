@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,17 +74,22 @@ class Outcome:
 
 @dataclass
 class _Clock:
+    """How long a training takes, and how much of it is waiting."""
+
     start: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     tiles: int = 0
 
     def seconds(self) -> float:
+        """Since the start of the training."""
         return max(time.perf_counter() - self.start, 1e-9)
 
     def speed(self) -> float:
+        """Tiles per second, over all processes."""
         return self.tiles / self.seconds()
 
     def waiting(self) -> float:
+        """Share of the time spent waiting for tiles."""
         return self.waited / self.seconds()
 
 
@@ -253,7 +259,7 @@ def _one_step(
         images = torch.from_numpy(pixels).to(here.device, non_blocking=True)
         inputs = normalise(augment(images, keys[micro], config.seed, step, t.augmentation))
         targets = torch.from_numpy(data.labels[rows]).to(here.device)
-        exchange = accelerator.no_sync(model) if micro < t.accumulation - 1 else _nothing()
+        exchange = accelerator.no_sync(model) if micro < t.accumulation - 1 else nullcontext()
         with exchange:
             with accelerator.autocast():
                 output = model(inputs)
@@ -329,13 +335,8 @@ class _Log:
                 temporary.write_text(kept, encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """Add a row."""
         if self._here.main:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")
         self._accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()

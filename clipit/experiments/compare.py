@@ -46,8 +46,9 @@ def compare(config: Config, say: Callable[[str], None] = print) -> Path:
             run = config.model_copy(update={"arm": arm, "seed": seed})
             done = (run_folder(run) / "results.json").is_file()
             folder = train_run(run, materials, say)
-            rows += _run_rows(config, run, materials, folder, arm, seed)
-            shown = ", ".join(f"{r['part']} {PERCENT * r['score']:.1f}" for r in rows[-2:] if r["arm"] == arm)
+            new = _run_rows(config, run, materials, folder, arm, seed)
+            rows += new
+            shown = ", ".join(f"{row['part']} {PERCENT * row['score']:.1f}" for row in new)
             materials.say(f"{'kept' if done else 'done'}: {arm}, seed {seed}: {c.metric} % {shown}")
     rows += reference_rows(config, materials)
     if processes().main:
@@ -182,8 +183,7 @@ def comparison_text(config: Config, rows: list[dict[str, Any]]) -> str:
         table.append(line)
     notes = [
         f"Mean and standard deviation over {len(c.seeds)} seeds; differences are paired by seed, with 95 % "
-        "t-intervals. "
-        "Seeds vary the labelled tiles, initialisation, batches and augmentation; tiles, VLM and backbone are fixed, "
+        "t-intervals. Seeds vary the labelled tiles, initialisation, batches and augmentation; tiles, VLM and backbone are fixed, "
         "so the intervals do not speak for other ones.",
         "`by prompts`: the same student read through its projection and the class prompts, test split. `chosen`: the "
         "step with the best validation score. `seconds`: training, with validation and the first reading of tiles. "

@@ -183,8 +183,8 @@ def comparison_text(config: Config, rows: list[dict[str, Any]]) -> str:
         table.append(line)
     notes = [
         f"Mean and standard deviation over {len(c.seeds)} seeds; differences are paired by seed, with 95 % "
-        "t-intervals. Seeds vary the labelled tiles, initialisation, batches and augmentation; tiles, VLM and backbone are fixed, "
-        "so the intervals do not speak for other ones.",
+        "t-intervals. Seeds vary the labelled tiles, initialisation, batches and augmentation; tiles, VLM and backbone "
+        "are fixed, so the intervals do not speak for other ones.",
         "`by prompts`: the same student read through its projection and the class prompts, test split. `chosen`: the "
         "step with the best validation score. `seconds`: training, with validation and the first reading of tiles. "
         "`parameters` and `tiles/s`: at inference, of images only.",

@@ -10,17 +10,43 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config_data import LabelsConfig, ReportsConfig, Section, Share, TilesConfig
-from clipit.config_evaluation import ComparisonConfig, EvaluationConfig
+from clipit.config_data import LabelsConfig, LeaksConfig, ReportsConfig, Section, Share, TilesConfig
+from clipit.config_evaluation import (
+    ComparisonConfig,
+    EvaluationConfig,
+    ProbingConfig,
+    RobustnessConfig,
+    ZeroShotConfig,
+)
+from clipit.config_training import (
+    AugmentationConfig,
+    BagsConfig,
+    ConsistencyConfig,
+    DistillationConfig,
+    PromptBagsConfig,
+    SoftLabelsConfig,
+    StudentConfig,
+    TrainingConfig,
+)
 
 __all__ = [
+    "AugmentationConfig",
+    "BagsConfig",
     "ComparisonConfig",
     "Config",
+    "DistillationConfig",
     "EvaluationConfig",
     "LabelsConfig",
+    "LeaksConfig",
+    "ProbingConfig",
     "ReportsConfig",
+    "RobustnessConfig",
     "Section",
+    "SoftLabelsConfig",
+    "StudentConfig",
     "TilesConfig",
+    "TrainingConfig",
+    "ZeroShotConfig",
 ]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -35,7 +61,12 @@ class VLMConfig(Section):
     """The frozen vision-language model."""
 
     name: str = "embedded"
-    """`embedded`, `open_clip:ARCH[/PRETRAINED]`, `hf-hub:ID`, `clip:ID` (transformers), or a local folder."""
+    """`embedded`, a name of the table (`plip`, `conch`, ...: scripts/doctor.py --models), `open_clip:ARCH/PRETRAINED`,
+    `hf-hub:ID` (open_clip), `clip:ID` (transformers), or a local folder."""
+    path: str | None = None
+    """Local folder or checkpoint file of a model named from the table: the name's rules apply to these files."""
+    trust_remote_code: bool = False
+    """Let a model run Python code of its own repository (KEEP needs it). Read that code first."""
     batch_size: int = Field(64, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
@@ -44,8 +75,15 @@ class BackboneConfig(Section):
     """The student's vision trunk."""
 
     name: str = "embedded"
-    """`embedded`, any timm name, `hf-hub:ID`, or a local folder in timm's format."""
+    """`embedded`, a name of the table (`uni`, `kaiko-vitb16`, ...), any timm name, `hf-hub:ID` (timm),
+    `transformers:ID`, or a local folder in the format of timm or transformers."""
+    path: str | None = None
+    """Local files of a named model: a folder, or for timm models one file of weights; the name's rules apply."""
     pretrained: bool = True
+    pooling: Literal["default", "cls", "cls_mean"] = "default"
+    """From tokens to features: the model's own, the class token, or the class token beside the patches' mean."""
+    trust_remote_code: bool = False
+    """Run Python code from the model's own page, which a few transformers models need."""
     tuning: Literal["lora", "frozen", "full"] = "lora"
 
 
@@ -74,93 +112,44 @@ class PairingConfig(Section):
     backend: Literal["auto", "faiss", "torch"] = "auto"
     block: int = Field(4096, ge=1)
     """Tiles searched at once; bounds the memory."""
+    correction: Literal["none", "csls", "inverted_softmax", "sinkhorn"] = "none"
+    """Hubness: rank snippets by cosine minus how near they are to all tiles (needs index: Flat)."""
+    correction_neighbours: int = Field(10, ge=1)
+    """csls: a snippet's nearest tiles whose mean cosine (halved) is subtracted."""
+    correction_temperature: float = Field(0.05, gt=0)
+    """inverted_softmax and sinkhorn: cosines are divided by it; the smaller, the harder."""
+    correction_iterations: int = Field(10, ge=1)
+    """sinkhorn: rounds of balancing; each costs one search."""
+    threshold: float | None = Field(None, ge=-1, le=1)
+    """A pair with a lower cosine is dropped; a tile may end up without a pair."""
+    margin: float | None = Field(None, ge=0)
+    """Drop pairs that do not exceed the tile's best snippet outside its bag, the (k+1)-th, by this much
+    (in the score that ranks: the cosine, less the correction)."""
+    mutual: bool = False
+    """Keep a pair only if the tile is among the snippet's `mutual_neighbours` nearest tiles (needs index: Flat)."""
+    mutual_neighbours: int = Field(10, ge=1)
+    organs: tuple[str, ...] = ()
+    """Only snippets from reports of these organs (any case); empty: of all (needs index: Flat)."""
+    exclude_same_group: bool = False
+    """A tile never gets a snippet that only reports of its own group hold (needs index: Flat)."""
+    score_temperature: float | None = Field(None, gt=0)
+    """Weights of a tile's snippets: softmax of cosine / temperature; None: all equal."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether a rule needs the score of every tile with every snippet, which only a Flat index stands for."""
+        return self.correction != "none" or self.mutual or bool(self.organs) or self.exclude_same_group
 
     @model_validator(mode="after")
     def _lists_to_search(self) -> "PairingConfig":
         if self.nprobe is not None and not has_lists(self.index):
             raise ValueError(f"nprobe belongs to an IVF index, not to index: {self.index}")
-        return self
-
-
-class StudentConfig(Section):
-    """Heads over the backbone."""
-
-    head: Literal["linear", "late_fusion"] = "linear"
-    projector_layers: int = Field(1, ge=0, le=2)
-    """0: no projector (image only). 2 needs late_fusion."""
-    warm_start: bool = False
-    """Stage 1 of the paper: fit the image head on the frozen backbone and the text head on the paired text first."""
-
-    @model_validator(mode="after")
-    def _collapsible(self) -> "StudentConfig":
-        if self.head == "linear" and self.projector_layers == 2:
+        if self.exact and self.index != "Flat":
             raise ValueError(
-                "a 2-layer projector does not collapse into the linear head; "
-                "use head: late_fusion or projector_layers: 1"
+                "correction, mutual, organs and exclude_same_group look at all scores: they need index: Flat, "
+                f"not index: {self.index}"
             )
-        if self.head == "late_fusion" and self.projector_layers == 0:
-            raise ValueError("late_fusion needs a projector: projector_layers: 1 or 2")
-        if self.warm_start and self.head != "late_fusion":
-            raise ValueError("warm_start belongs to head: late_fusion")
         return self
-
-
-class DistillationConfig(Section):
-    """What the projector is taught."""
-
-    tiles: Literal["none", "labelled", "all"] = "all"
-    """Which training tiles are distilled."""
-    target: Literal["text", "shuffled_text", "image"] = "text"
-    """The paired snippet's embedding, another tile's, or the VLM's embedding of the tile itself."""
-    weight: float = Field(1.0, ge=0)
-    """lambda of L = L_CE + lambda * L_KD."""
-    word_drop: Share = 0.0
-    """Share of each snippet's words left out of the target (pairs stay as they are)."""
-
-
-class AugmentationConfig(Section):
-    """Equal in all arms."""
-
-    dihedral: bool = True
-    """Flips and quarter turns."""
-    stain: float = Field(0.1, ge=0)
-    """Spread of the optical-density jitter (0: off)."""
-
-
-class TrainingConfig(Section):
-    """The optimisation."""
-
-    steps: int = Field(1000, ge=1)
-    """Optimiser updates."""
-    tiles_per_step: int = Field(64, ge=1)
-    """Over all processes, labelled and unlabelled together."""
-    labelled_share: Share = 1 / 3
-    """Share of labelled tiles in a batch when unlabelled ones are distilled, too."""
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup: Share = 0.1
-    """Share of the steps with a rising learning rate; a cosine follows."""
-    label_smoothing: Share = 0.0
-    clip_norm: float = Field(1.0, ge=0)
-    """Largest gradient norm; 0: not clipped."""
-    accumulation: int = Field(1, ge=1)
-    """Micro-batches per step."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    evaluate_every: int = Field(100, ge=1)
-    """Steps between two looks at the validation part."""
-    patience: int | None = Field(None, ge=1)
-    """Stop after so many looks without a gain; None: never early."""
-    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
-    """Validation metric that chooses the checkpoint."""
-    log_every: int = Field(10, ge=1)
-    """Steps between two rows of metrics.jsonl."""
-    checkpoint_every: int = Field(200, ge=1)
-    """Steps between two resumable checkpoints."""
-    threads: int = Field(0, ge=0)
-    """Threads that read tiles ahead (0: one per core, at most 8)."""
-    cache_tiles: Literal["auto", "memory", "none"] = "auto"
-    """Keep resized tiles in memory; `auto` does when they take less than 2 GiB."""
-    augmentation: AugmentationConfig = AugmentationConfig()
 
 
 class TrackingConfig(Section):
@@ -183,18 +172,28 @@ class Config(Section):
     """A recipe of clipit/training/arms.py or of `arms` below; None: the keys of this file as they are."""
     tiles: TilesConfig
     reports: ReportsConfig | None = None
+    leaks: LeaksConfig = LeaksConfig()
     prompts: str | None = None
     """Prompt set for zero-shot: YAML file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
+    second_vlm: VLMConfig | None = None
+    """Another teacher beside `vlm`, with stores, pairs and a projector of its own; zero-shot questions go to `vlm`."""
     backbone: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     pairing: PairingConfig = PairingConfig()
     student: StudentConfig = StudentConfig()
     distillation: DistillationConfig = DistillationConfig()
+    bags: BagsConfig = BagsConfig()
+    prompt_bags: PromptBagsConfig = PromptBagsConfig()
+    soft_labels: SoftLabelsConfig = SoftLabelsConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    zero_shot: ZeroShotConfig = ZeroShotConfig()
     tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig = ComparisonConfig()
+    probing: ProbingConfig = ProbingConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """More recipes: name -> overrides by dotted key, `base` names a recipe to start from."""
     overrides: tuple[str, ...] = ()

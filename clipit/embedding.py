@@ -1,4 +1,7 @@
-"""Texts and tiles to stores: half-precision unit vectors in shards, ids beside them.
+"""Texts and tiles to stores: half-precision vectors in shards, ids beside them.
+
+Vectors of the joint space are normalised when they are written (`_write_shards`) and nowhere before; those of
+the raw space never are.
 
 A shard is the unit of work: it is written whole or not at all, so a killed job goes on with the next one, and
 the processes share the shards among themselves. What is in a batch depends on the shard alone, so one process
@@ -22,7 +25,7 @@ from clipit.errors import ArtifactError, DataError, explain, shortlist
 from clipit.progress import progress
 
 if TYPE_CHECKING:
-    from clipit.models.vlm import VLM
+    from clipit.models.vlm import VLM, Space
     from clipit.tiles.tileset import TileSet
 
 SHARD = 4096
@@ -44,6 +47,11 @@ class Store:
     def vlm(self) -> dict[str, str]:
         """Name and fingerprint of the encoder."""
         return {"name": self.artifact.manifest.facts["vlm"], "fingerprint": self.artifact.manifest.inputs["vlm"]}
+
+    @property
+    def space(self) -> str:
+        """`joint` (unit vectors, where images and texts meet) or `raw` (before the image tower's projection)."""
+        return str(self.artifact.manifest.inputs.get("space", "joint"))
 
     @property
     def dim(self) -> int:
@@ -167,7 +175,7 @@ def embed_texts(
                 found[np.array(rows) - start] = vlm.encode_texts([texts[row] for row in rows]).float().cpu().numpy()
             return found
 
-        return _write_shards(folder, processes(), ids, vlm, encode, "embedding snippets")
+        return _write_shards(folder, processes(), ids, vlm, "joint", encode, "embedding snippets")
 
     return Store(build_once(root, "text_store", inputs, make))
 
@@ -181,9 +189,21 @@ def drop_words(text: str, share: float, seed: int, key: str) -> str:
     return " ".join(kept or words[:1])
 
 
-def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64) -> Store:
-    """The tile store of a set of tiles (labels play no part in it)."""
-    inputs = {"tiles": tiles.fingerprint, **_encoder(vlm)}
+def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64, space: "Space" = "joint") -> Store:
+    """The tile store of a set of tiles (labels play no part in it).
+
+    Args:
+        root: Output root.
+        vlm: Encoder.
+        tiles: What to embed.
+        batch_size: Tiles per forward pass.
+        space: `joint` for matching with texts, `raw` for probes; each has its own store.
+
+    Raises:
+        ModelError: The VLM has no raw space.
+    """
+    vlm.dim(space)
+    inputs = {"tiles": tiles.fingerprint, **_encoder(vlm, space)}
 
     def make(folder: Path) -> dict[str, Any]:
         """Encode the shards that are not there yet."""
@@ -197,18 +217,18 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
             """Vectors of the tiles of one shard, in their order."""
             batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
             found = [
-                vlm.encode_images(torch.from_numpy(pixels).to(vlm.device)).float().cpu().numpy()
+                vlm.encode_images(torch.from_numpy(pixels).to(vlm.device), space=space).float().cpu().numpy()
                 for _, pixels in source.ahead(batches)
             ]
             return np.concatenate(found)
 
-        return _write_shards(folder, processes(), [str(i) for i in tiles.ids], vlm, encode, "embedding tiles")
+        return _write_shards(folder, processes(), [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
 
     return Store(build_once(root, "tile_store", inputs, make))
 
 
-def _encoder(vlm: "VLM") -> dict[str, Any]:
-    return {"vlm": vlm.fingerprint, "precision": vlm.precision, "space": "joint"}
+def _encoder(vlm: "VLM", space: "Space" = "joint") -> dict[str, Any]:
+    return {"vlm": vlm.fingerprint, "precision": vlm.precision, "space": space}
 
 
 def _write_shards(
@@ -216,6 +236,7 @@ def _write_shards(
     here: Processes,
     ids: list[str],
     vlm: "VLM",
+    space: "Space",
     encode: Callable[[int, int], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
@@ -226,17 +247,19 @@ def _write_shards(
             vectors_file = folder / f"emb-{start // SHARD:05d}.npy"
             ids_file = folder / f"ids-{start // SHARD:05d}.parquet"
             if not (vectors_file.is_file() and ids_file.is_file()):
-                vectors = unit(encode(start, stop))
-                _check_finite(vectors, ids[start:stop], vlm.name)
+                vectors = encode(start, stop)
+                with np.errstate(over="ignore"):  # what half precision cannot hold is found by the next line
+                    half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
+                _check_finite(half, ids[start:stop], vlm.name)
                 with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, vectors.astype(np.float16))
+                    np.save(stream, half)
                 with whole_file(ids_file) as temporary:
                     pq.write_table(pa.table({"id": ids[start:stop]}), temporary)
             advance((stop - start) * here.count)
-    return {"rows": len(ids), "dim": vlm.joint_dim, "vlm": vlm.name, "preprocess": vlm.preprocess.hash}
+    return {"rows": len(ids), "dim": vlm.dim(space), "vlm": vlm.name, "preprocess": vlm.preprocess.hash}
 
 
-def _check_finite(vectors: Float32[np.ndarray, "n dim"], ids: Sequence[str], name: str) -> None:
+def _check_finite(vectors: Float16[np.ndarray, "n dim"], ids: Sequence[str], name: str) -> None:
     bad = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
     if bad:
         raise DataError(

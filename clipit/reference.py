@@ -3,6 +3,7 @@
 `python -m clipit.reference > docs/configuration.md` writes it anew; a test compares.
 """
 
+import re
 from typing import Any
 
 from pydantic_core import PydanticUndefined
@@ -54,7 +55,7 @@ def _inner(annotation: Any) -> type[Section] | None:
 def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
         return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("clipit.config.", "").replace("pathlib.", "")
+    return re.sub(r"typing\.|pathlib\.|clipit\.config\w*\.", "", str(annotation))
 
 
 def _default(field: Any) -> str:

@@ -15,7 +15,7 @@ from tiny_models import write_store
 from clipit import embedding
 from clipit.config import Config
 from clipit.embedding import Store, centred, drop_words, embed_texts, embed_tiles, unit
-from clipit.errors import ArtifactError, DataError
+from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.experiments.materials import Materials
 
 
@@ -41,9 +41,9 @@ class FailingVLM:
         self._count()
         return self._vlm.encode_texts(texts)
 
-    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, pixels: torch.Tensor, **keys: Any) -> torch.Tensor:
         self._count()
-        return self._vlm.encode_images(pixels)
+        return self._vlm.encode_images(pixels, **keys)
 
 
 @pytest.fixture
@@ -176,3 +176,37 @@ def test_an_empty_store(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not in the store"):
         store.positions(np.array(["a"]))
     assert [path.name for path in store.artifact.folder.iterdir()] == ["manifest.json"]
+
+
+def test_raw_tiles_are_not_normalised_and_have_their_own_store(materials: Materials, tmp_path: Path) -> None:
+    tiles = materials.some_tiles.of_split("test")
+    joint = embed_tiles(tmp_path, materials.vlm, tiles)
+    raw = embed_tiles(tmp_path, materials.vlm, tiles, space="raw")
+    assert joint.artifact.folder != raw.artifact.folder and joint.vlm == raw.vlm
+    assert (joint.space, raw.space, joint.dim, raw.dim) == ("joint", "raw", 24, 32)
+    rows = np.arange(len(tiles))
+    assert np.allclose(np.linalg.norm(joint.rows(rows), axis=1), 1, atol=2e-3)
+    pixels = torch.from_numpy(np.stack([materials.vlm.preprocess.pixels(tiles.read(row)) for row in rows]))
+    wanted = materials.vlm.encode_images(pixels, space="raw").numpy()
+    assert np.allclose(raw.rows(rows), wanted, rtol=2e-3, atol=2e-3)
+    assert np.linalg.norm(wanted, axis=1).min() > 1.5
+
+
+def test_a_raw_vector_that_half_precision_cannot_hold(
+    materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(self: Any, pixels: torch.Tensor, *, space: str) -> Float[torch.Tensor, "n d"]:
+        return torch.full((len(pixels), self.dim(space)), 1e6)
+
+    monkeypatch.setattr(type(materials.vlm), "encode_images", huge)
+    tiles = materials.some_tiles.of_split("test")
+    with pytest.raises(DataError, match="not finite"):
+        embed_tiles(tmp_path, materials.vlm, tiles, space="raw")
+    assert embed_tiles(tmp_path, materials.vlm, tiles).dim == 24
+
+
+def test_a_vlm_without_raw_space_makes_no_store(materials: Materials, tmp_path: Path) -> None:
+    vlm = replace(materials.vlm, raw_dim=None)
+    with pytest.raises(ModelError, match="before its projection"):
+        embed_tiles(tmp_path, vlm, materials.some_tiles.of_split("test"), space="raw")
+    assert not list(tmp_path.iterdir())

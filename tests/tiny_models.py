@@ -90,7 +90,8 @@ def write_small_world(root: Path) -> dict[str, Any]:
             sentences = [" ".join(rng.choice(WORDS[:34], size=rng.integers(5, 10))).capitalize() for _ in range(4)]
             # Words outside the vocabulary: different texts with the same embedding.
             sentences.append(f"Case{number % 9} shows {WORDS[number % 5]} and necrosis")
-            stream.write(json.dumps({"id": f"r{number}", "text": ". ".join(sentences) + "."}) + "\n")
+            row = {"id": f"r{number}", "text": ". ".join(sentences) + ".", "finding": WORDS[number % 3]}
+            stream.write(json.dumps(row) + "\n")
     prompts = {
         "name": "small",
         "version": 1,
@@ -105,7 +106,7 @@ def write_small_world(root: Path) -> dict[str, Any]:
             "path": str(root / "tiles.csv"),
             "labels": {"kind": "per_class", "value": 4, "seed": 0},
         },
-        "reports": {"path": str(root / "reports.jsonl"), "id_column": "id"},
+        "reports": {"path": str(root / "reports.jsonl"), "id_column": "id", "label_column": "finding"},
         "prompts": str(root / "prompts.yaml"),
         "vlm": {"name": str(save_clip(root / "clip")), "batch_size": 16},
         "backbone": {"name": str(save_timm(root / "timm"))},
@@ -140,3 +141,133 @@ def write_store(root: Path, ids: "list[str]", vectors: Any, vlm: str = "encoder-
 
     content = [ids, np.asarray(vectors).tolist()]
     return Store(build_once(root, kind, {"vlm": vlm, "content": content}, make))
+
+
+def save_open_clip_bert(folder: Path) -> Path:
+    """An open_clip folder like BiomedCLIP's: timm image tower, BERT text tower with its own files beside it."""
+    import open_clip
+    import torch
+    from open_clip.push_to_hf_hub import save_config_for_hf
+    from safetensors.torch import save_file
+    from transformers import BertConfig
+
+    vocabulary = save_word_tokenizer(folder, [*WORDS, ".", ","])
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertConfig(vocab_size=len(vocabulary), max_position_embeddings=24, **tower).save_pretrained(folder)
+    config: dict[str, Any] = {
+        "embed_dim": 12,
+        # timm's test_vit takes 160 pixels
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": {
+            "hf_model_name": str(folder),
+            "hf_tokenizer_name": "somebody/some-bert",
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+            "context_length": 24,
+            "hf_model_pretrained": False,
+        },
+    }
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(**config)
+    preprocess = {"size": 160, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
+    open_clip.model.set_model_preprocess_cfg(model, {**preprocess, "resize_mode": "shortest"})
+    save_file({n: v.contiguous() for n, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    config["text_cfg"]["hf_model_name"] = "somebody/some-bert"
+    save_config_for_hf(model, folder / "open_clip_config.json", config)
+    return folder
+
+
+CONCH = {
+    "embed_dim": 16,
+    "embed_dim_caption": 24,
+    "vision_cfg": {
+        "image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "num_heads": 2, "attentional_pool_caption": True,
+        "attentional_pool_contrast": True, "n_queries_contrast": 1, "n_queries_caption": 4, "output_tokens": True,
+    },
+    "text_cfg": {
+        "context_length": 128, "vocab_size": 32007, "width": 24, "heads": 2, "layers": 1, "embed_cls": True,
+        "output_tokens": True,
+    },
+    "multimodal_cfg": {"context_length": 128, "vocab_size": 32007, "width": 24, "heads": 2, "layers": 1},
+    "custom_text": True,
+}  # fmt: skip
+"""A small model in the words of the `conch` package's configuration."""
+
+
+def save_conch(folder: Path, config: "dict[str, Any]") -> Path:
+    """`pytorch_model.bin` as published: a state dict without the caption decoder. Needs the `conch` package."""
+    import copy
+
+    import torch
+
+    from clipit.models.loading import optional_module
+
+    torch.manual_seed(0)
+    values = {key: value for key, value in copy.deepcopy(config).items() if key != "custom_text"}
+    model = optional_module("conch.open_clip_custom.coca_model").CoCa(**values)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("text_decoder.")}
+    torch.save(weights, folder / "pytorch_model.bin")
+    return folder
+
+
+_KEEP_CODE = """
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+
+
+class KeepConfig(PretrainedConfig):
+    model_type = "keep"
+
+    def __init__(self, text_config=None, projection_dim=16, **others):
+        super().__init__(**others)
+        self.text_config, self.projection_dim = text_config, projection_dim
+
+
+class Eye(nn.Module):
+    num_features = 20
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 20, 8, 8)
+
+    def forward(self, pixels):
+        return self.patches(pixels).mean((2, 3))
+
+
+class KeepModel(PreTrainedModel):
+    config_class = KeepConfig
+
+    def __init__(self, config):  # like the published code, it does not call post_init
+        super().__init__(config)
+        self.visual = Eye()
+        self.visual_head = nn.Linear(20, config.projection_dim)
+        self.text = BertModel(BertConfig(**config.text_config))
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
+
+    def encode_image(self, pixels):
+        return nn.functional.normalize(self.visual_head(self.visual(pixels)), dim=-1)
+
+    def encode_text(self, tokens):
+        return nn.functional.normalize(self.text(**tokens).pooler_output, dim=-1)
+"""
+
+
+def save_keep(folder: Path) -> Path:
+    """A folder with Python code of its own, with the methods that KEEP's has."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    vocabulary = save_word_tokenizer(folder, [*WORDS, ".", ","])
+    (folder / "modeling_keep.py").write_text(_KEEP_CODE, encoding="utf-8")
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": len(vocabulary), "max_position_embeddings": 32}
+    code = {"AutoConfig": "modeling_keep.KeepConfig", "AutoModel": "modeling_keep.KeepModel"}
+    config = {"model_type": "keep", "auto_map": code, "text_config": text, "projection_dim": 16}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    torch.manual_seed(0)
+    weights = {f"text.{name}": value for name, value in BertModel(BertConfig(**text)).state_dict().items()}
+    weights |= {"visual.patches.weight": torch.randn(20, 3, 8, 8), "visual.patches.bias": torch.randn(20)}
+    weights |= {"visual_head.weight": torch.randn(16, 20), "visual_head.bias": torch.randn(16)}
+    torch.save({**weights, "logit_scale": torch.tensor(2.0)}, folder / "pytorch_model.bin")
+    return folder

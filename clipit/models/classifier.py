@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clipit.artifacts import versions, write_json
 from clipit.errors import ArtifactError, ModelError, disk_errors, explain
-from clipit.models.backbones import Backbone, build_timm
+from clipit.models.backbones import Backbone
 from clipit.models.bundle import (
     ADAPTER,
     CONFIG,
@@ -22,11 +22,15 @@ from clipit.models.bundle import (
     WEIGHTS,
     ZERO_SHOT,
     ClassifierSpec,
+    export_note,
     write_spec,
 )
 from clipit.models.inference import load_classifier
 from clipit.models.lora import merge_lora, save_adapter
 from clipit.models.student import Student, collapse_linear
+from clipit.models.timm_backbones import build_timm
+from clipit.models.transformers_backbones import save_transformers
+from clipit.models.trunks import TimmSpec, inner_model
 
 _TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
 _SOURCE_KEYS = {
@@ -79,7 +83,7 @@ def export_classifier(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, mpp, dict(provenance or {}))
-            _compare(partial, student, backbone.preprocess.size)
+            _compare(partial, student, backbone)
             _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -119,10 +123,13 @@ def _write(
         save_adapter(whole.backbone, folder / ADAPTER)
     trunk = merge_lora(whole.backbone)
     plain = backbone.plain_head and whole.config.head == "linear"
-    model = build_timm(backbone.timm, len(classes) if plain else 0)
-    _fill(model, trunk, collapse_linear(whole) if plain else None)
-    _save(folder / WEIGHTS, model.state_dict())
-    write_json(folder / CONFIG, _timm_config(model, backbone, classes if plain else ()))
+    if backbone.timm is None:
+        save_transformers(inner_model(trunk), backbone.preprocess, folder)
+    else:
+        model = build_timm(backbone.timm, len(classes) if plain else 0)
+        _fill(model, inner_model(trunk), collapse_linear(whole) if plain else None)
+        _save(folder / WEIGHTS, model.state_dict())
+        write_json(folder / CONFIG, _timm_config(model, backbone.timm, classes if plain else ()))
 
     heads = whole.head_state()
     if not plain:
@@ -153,6 +160,10 @@ def _write(
             "versions": versions(),
             **provenance,
         },
+        loader=backbone.loader,
+        pooling=backbone.pooling,
+        remote_code=backbone.remote_code,
+        export_note=export_note(backbone.loader, plain=plain, pooling=backbone.pooling, head=whole.config.head),
     )
     write_spec(folder, spec)
 
@@ -179,10 +190,10 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
             head.bias.copy_(linear[1])
 
 
-def _timm_config(model: Any, backbone: Backbone, classes: Sequence[str]) -> dict[str, Any]:
+def _timm_config(model: Any, spec: TimmSpec, classes: Sequence[str]) -> dict[str, Any]:
     """timm's hub format. `model_args` must not repeat num_classes: transformers would pass it twice."""
     config: dict[str, Any] = {
-        "architecture": backbone.timm.architecture,
+        "architecture": spec.architecture,
         "num_classes": len(classes),
         "num_features": int(model.num_features),
     }
@@ -190,15 +201,16 @@ def _timm_config(model: Any, backbone: Backbone, classes: Sequence[str]) -> dict
         config["global_pool"] = model.global_pool
     if classes:
         config["label_names"] = list(classes)
-    if backbone.timm.model_args:
-        config["model_args"] = backbone.timm.model_args
-    kept = {key: v for key, v in backbone.timm.pretrained_cfg.items() if v is not None and key not in _SOURCE_KEYS}
+    if spec.model_args:
+        config["model_args"] = spec.model_args
+    kept = {key: v for key, v in spec.pretrained_cfg.items() if v is not None and key not in _SOURCE_KEYS}
     config["pretrained_cfg"] = {**kept, "num_classes": len(classes)}
     return config
 
 
-def _compare(folder: Path, student: Student, size: int) -> None:
-    classifier = load_classifier(folder, device="cpu")
+def _compare(folder: Path, student: Student, backbone: Backbone) -> None:
+    size = backbone.preprocess.size
+    classifier = load_classifier(folder, device="cpu", trust_remote_code=backbone.remote_code)
     pixels = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     device = next(student.parameters()).device
     was_training = student.training

@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import foreign_errors, read_json
+from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, read_json, require_files
 from clipit.models.preprocess import preprocess_from_transformers
 from clipit.models.towers import Tokens, Towers
 
 _PROCESSOR = "preprocessor_config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
-_TOKENIZER = ("tokenizer.json", "vocab.json")
+_PARTS = {
+    "configuration": ("config.json",),
+    "weights": CLIP_WEIGHTS,
+    "tokeniser": TOKENIZER_FILES[:2],
+    "processor": (_PROCESSOR,),
+}
 
 
 def clip_towers(source: str) -> Towers:
@@ -31,11 +35,18 @@ def clip_towers(source: str) -> Towers:
     logging.disable_progress_bar()  # a bar per loaded file says nothing to a user
     local = Path(source).is_dir()
     if local:
-        _check_folder(Path(source))
+        require_files(Path(source), "a transformers CLIP model", _PARTS)
     hub_id, _, revision = (source, "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):
-        loaded: Any = CLIPModel.from_pretrained(hub_id, output_loading_info=True, dtype=torch.float32, **options)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # what does not fit is said below, in one error
+        try:
+            loaded: Any = CLIPModel.from_pretrained(
+                hub_id, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
+            )
+        finally:
+            logging.set_verbosity(verbosity)
         model, report = loaded
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
         if local:  # the file itself: the class would fill in defaults for what it lacks
@@ -71,25 +82,9 @@ def clip_towers(source: str) -> Towers:
         tokenise=tokenise,
         image=lambda pixels: _projected(model.get_image_features(pixel_values=pixels)),
         text=lambda tokens: _projected(model.get_text_features(**tokens)),
+        raw=lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,
+        raw_dim=int(model.config.vision_config.hidden_size),
     )
-
-
-def _check_folder(folder: Path) -> None:
-    wanted = {
-        "configuration": ("config.json",),
-        "weights": _WEIGHTS,
-        "tokeniser": _TOKENIZER,
-        "processor": (_PROCESSOR,),
-    }
-    for part, names in wanted.items():
-        if not any((folder / name).is_file() for name in names):
-            raise ModelError(
-                explain(
-                    f"the {part} of the CLIP model is missing: looked for {' or '.join(names)}",
-                    where=folder,
-                    fix="copy all files of the model's page into this folder",
-                )
-            )
 
 
 def _projected(output: Any) -> Tensor:

@@ -15,6 +15,8 @@ from clipit.models.bundle import HEADS, ZERO_SHOT, ClassifierSpec, read_spec
 from clipit.models.loading import foreign_errors
 from clipit.models.pictures import Picture, check_several, open_picture
 from clipit.models.student import Student
+from clipit.models.timm_backbones import open_timm
+from clipit.models.transformers_backbones import open_transformers
 from clipit.models.vlm import VLM, load_vlm
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
@@ -136,10 +138,13 @@ class Classifier:
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor | None]:
         """Normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without projector)."""
         pixels = pixels.to(self.device)
-        features = self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
-        projected = None if self._projector is None else self._projector(features)
-        logits = self._model.get_classifier()(features) if self._heads is None else self._heads.heads(features).logits
-        return logits, projected
+        if self._heads is None:  # timm's own head
+            features = self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
+            logits = self._model.get_classifier()(features)
+        else:
+            features = self._model(pixels)
+            logits = self._heads.heads(features).logits
+        return logits, None if self._projector is None else self._projector(features)
 
     def _batches(self, images: Sequence[Picture], batch_size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
         check_several(images)
@@ -216,7 +221,11 @@ class Classifier:
 
 
 def load_classifier(
-    path: str | Path, device: torch.device | str | None = None, *, vlm: str | None = None
+    path: str | Path,
+    device: torch.device | str | None = None,
+    *,
+    vlm: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Classifier:
     """Open an exported classifier.
 
@@ -224,18 +233,31 @@ def load_classifier(
         path: The folder `classifier/` of a run.
         device: Where it computes; the GPU where there is one.
         vlm: Where its VLM lies now (a name as in the configuration), needed for new prompt texts only.
+        trust_remote_code: Run the Python code in the folder, where the backbone is defined by such code.
 
     Raises:
-        ModelError: No classifier there, files missing, or weights that do not fit their description.
+        ModelError: No classifier there, files missing, weights that do not fit their description, or code in it that
+            is not trusted.
     """
-    import timm
     from safetensors.torch import load_file
 
     folder = Path(path).expanduser()
     spec = read_spec(folder)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if spec.remote_code and not trust_remote_code:
+        raise ModelError(
+            explain(
+                "the backbone of this classifier is defined by Python code in its folder",
+                where=folder,
+                fix="read that code, then call load_classifier(..., trust_remote_code=True)",
+            )
+        )
     with foreign_errors(str(folder), hint="Copy or export the classifier again."):
-        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model: Any = (
+            open_timm(folder, spec.pooling)
+            if spec.loader == "timm"
+            else open_transformers(folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code)
+        )
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
         heads = None if spec.plain else _heads(spec, load_file(folder / HEADS), zero_shot)
         model = model.to(device).eval().requires_grad_(False)

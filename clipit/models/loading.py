@@ -1,8 +1,10 @@
 """What all loaders share: foreign errors made readable, fingerprints of weights, known facts."""
 
 import hashlib
+import importlib
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,34 +12,37 @@ from typing import Any
 from torch import nn
 
 from clipit.errors import ClipitError, ModelError, explain
+from clipit.models.backbone_specs import BACKBONES
+from clipit.models.vlm_specs import VLMS
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
-_AT_20X = 0.5  # micrometres per pixel
-_EXPECTED_MPP = {
-    # Tile magnification in the tables of mahmoodlab/TRIDENT
-    "mahmoodlab/uni": _AT_20X,
-    "mahmoodlab/uni2-h": _AT_20X,
-    "paige-ai/virchow": _AT_20X,
-    "paige-ai/virchow2": _AT_20X,
-    "bioptimus/h-optimus-0": _AT_20X,
-    "bioptimus/h-optimus-1": _AT_20X,
-    "bioptimus/h0-mini": _AT_20X,
-    "prov-gigapath/prov-gigapath": _AT_20X,
-}
+CLIP_WEIGHTS = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+"""Files of which transformers needs one; the first two hold all weights in one file."""
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+"""Files of which a transformers tokeniser needs one."""
 
 
 def expected_mpp(source: str) -> float | None:
     """Micrometres per pixel of the tiles a model was trained on, where known.
 
-    A local folder says it with the key `expected_mpp` at the top of its configuration file.
+    The tables say it for their hub ids, a local folder says it with the key `expected_mpp` at the top of its
+    configuration file.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     for name in ("open_clip_config.json", "config.json"):
         if (folder / name).is_file():
             value = read_json(folder / name).get("expected_mpp")
             return None if value is None else float(value)
-    return _EXPECTED_MPP.get(source.split(":")[-1].split("@")[0].lower())
+    hub_id = source.split(":")[-1].split("@")[0].lower()
+    known = {spec.source.lower(): spec.expected_mpp for spec in (*BACKBONES.values(), *VLMS.values())}
+    return known.get(hub_id)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,6 +58,58 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(explain("not a JSON object", where=path, fix="copy the model's folder again"))
     return value
+
+
+def require_files(folder: Path, what: str, wanted: Mapping[str, Sequence[str]]) -> None:
+    """Make sure that a model's folder is complete.
+
+    Args:
+        folder: The folder.
+        what: Whose folder it should be, for the message.
+        wanted: Part -> names of files, of which one must be there.
+
+    Raises:
+        ModelError: Parts are missing; all of them are listed.
+    """
+    missing = [
+        f"the {part} ({' or '.join(names)})"
+        for part, names in wanted.items()
+        if not any((folder / name).is_file() for name in names)
+    ]
+    if missing:
+        raise ModelError(
+            explain(
+                f"not a whole folder of {what}; missing: {'; '.join(missing)}",
+                where=folder,
+                fix="copy all files of the model's page into this folder",
+            )
+        )
+
+
+def hub_file(hub_id: str, names: Sequence[str]) -> Path:
+    """The first of these files that a repository of the Hugging Face hub has, downloaded unless it is cached.
+
+    Raises the hub's own errors: use it inside `foreign_errors`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in names[:-1]:
+        try:
+            return Path(hf_hub_download(hub_id, name))
+        except EntryNotFoundError:  # also raised when it is not cached and there is no network
+            continue
+    return Path(hf_hub_download(hub_id, names[-1]))
+
+
+def optional_module(name: str) -> Any:
+    """Import a module of a package that is no dependency of this one.
+
+    Such packages import parts of timm by names that it still has but warns about; the user can do nothing about it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
 
 
 def weights_fingerprint(module: nn.Module, *more: object) -> str:
@@ -113,6 +170,9 @@ def _readable(error: Exception, name: str, hub_id: str | None, hint: str) -> str
     elif "UnpicklingError" in kinds:
         what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"
         fix = "use a safetensors file or a checkpoint that holds a state dict alone, from its own page"
+    elif "size mismatch" in text or "Missing key" in text or "mismatched sizes" in text.lower():
+        what = f"its weights do not fit its configuration ({text})"
+        fix = f"use weights and configuration of one and the same model{f', from {page}' if page else ''}"
     else:
         what = f"it cannot be loaded ({text})"
         fix = f"check the name and the files{f' at {page}' if page else ''}"

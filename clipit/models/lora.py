@@ -13,7 +13,11 @@ from clipit.models.loading import foreign_errors
 
 _QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
 _PROJECTION = {"proj", "out_proj", "o_proj"}
-_MLP = {"fc1", "fc2", "fc1_g", "fc1_x", "w1", "w2", "w3", "w12", "gate_proj", "up_proj", "down_proj"}
+_MLP = {
+    "fc1", "fc2", "fc1_g", "fc1_x", "w1", "w2", "w3", "w12",  # timm, DINOv2; SwiGLU packed or with two layers
+    "gate_proj", "up_proj", "down_proj", "weights_in", "weights_out",  # transformers 5 and 4
+}  # fmt: skip
+_PATCHES = {"proj", "projection"}
 _KINDS = ("qkv", "projection", "mlp", "patch_embed")
 
 
@@ -136,8 +140,12 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
 def _kind(name: str, module: nn.Module) -> str | None:
     *parents, last = name.split(".")
     parent = parents[-1].lower() if parents else ""
-    if "patch_embed" in parents and last == "proj" and isinstance(module, nn.Conv2d):
+    if {"patch_embed", "patch_embeddings"} & set(parents) and last in _PATCHES and isinstance(module, nn.Conv2d):
         return "patch_embed"
+    if last == "dense":  # transformers 4: attention.output.dense, and intermediate.dense, output.dense of the MLP
+        if parent == "output" and "attention" in parents:
+            return "projection"
+        return "mlp" if parent in ("intermediate", "output") else None
     if "attn" in parent or "attention" in parent:
         if last in _QKV:
             return "qkv"

@@ -1,7 +1,7 @@
 """VLMs of the open_clip package: built-in names, hub ids, local folders."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,32 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import foreign_errors
+from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_open_clip
+from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
 
-_CONFIG = "open_clip_config.json"
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+CONFIG = "open_clip_config.json"
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
+
+
+def named_towers(spec: ModelSpec) -> Towers:
+    """An entry of the table, from open_clip's own weights or from the hub.
+
+    Raises:
+        ModelError: Its weights are a file that has to be fetched by hand; else as the functions below.
+    """
+    if spec.loader.get("checkpoint"):
+        raise ModelError(
+            explain(
+                f"{spec.name} is published as a checkpoint file, not on a hub",
+                where=f"vlm.name: {spec.name}",
+                fix=f"download it from {spec.page} and set vlm.path to the file",
+            )
+        )
+    if spec.loader.get("quick_gelu"):  # of OpenAI: open_clip knows the architecture by name
+        return builtin_towers(spec.source)
+    return hub_towers(spec.source)
 
 
 def builtin_towers(spec: str) -> Towers:
@@ -47,9 +67,12 @@ def builtin_towers(spec: str) -> Towers:
             )
         )
     hub_id = None
-    if not Path(pretrained).is_file():
-        hub_id = (open_clip.get_pretrained_cfg(architecture, pretrained).get("hf_hub") or "").rstrip("/") or None
-    return _load(f"open_clip:{spec}", architecture, pretrained, hub_id)
+    published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
+    if published:
+        hub_id = (published.get("hf_hub") or "").rstrip("/") or None
+    # open_clip only warns when weights and architecture differ in their GELU; their own rule is the right one.
+    quick = bool(published.get("quick_gelu"))
+    return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, force_quick_gelu=quick)
 
 
 def hub_towers(hub_id: str) -> Towers:
@@ -57,32 +80,70 @@ def hub_towers(hub_id: str) -> Towers:
     return _load(f"hf-hub:{hub_id}", f"hf-hub:{hub_id}", None, hub_id)
 
 
-def folder_towers(folder: Path) -> Towers:
-    """A folder in open_clip's own format.
+def folder_towers(folder: Path, spec: ModelSpec | None = None) -> Towers:
+    """A folder in open_clip's own format; with an entry of the table, under its rules.
 
     Raises:
-        ModelError: The weights are missing; open_clip would go on with random ones.
+        ModelError: Weights or tokeniser are missing (open_clip would go on with random weights, or look for a
+            hub); the weights do not fit the configuration.
     """
+    text = read_json(folder / CONFIG).get("model_cfg", {}).get("text_cfg", {})
+    missing = []
     if not any((folder / name).is_file() for name in _WEIGHTS):
+        missing.append(f"weights ({' or '.join(_WEIGHTS)})")
+    if text.get("hf_tokenizer_name") and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append(f"tokeniser of {text['hf_tokenizer_name']} ({' or '.join(TOKENIZER_FILES)})")
+    if missing:
         raise ModelError(
             explain(
-                f"{_CONFIG} is here, but no weights",
+                f"{CONFIG} is here, but no {', and no '.join(missing)}",
                 where=folder,
-                fix=f"put one of these files beside it: {', '.join(_WEIGHTS)}",
+                fix="put these files beside it",
             )
         )
-    return _load(str(folder), f"local-dir:{folder}", None, None)
+    options: dict[str, Any] = {}
+    if spec is not None and spec.loader.get("quick_gelu"):
+        options["force_quick_gelu"] = True
+    hint = ""
+    if text.get("hf_model_name"):
+        beside = folder / "config.json"
+        if beside.is_file() and "model_type" in read_json(beside):  # the text tower's own: no hub is asked
+            options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
+        hint = f"Its text tower is built from config.json of {text['hf_model_name']}: put that file into this folder."
+    return _load(str(folder), f"local-dir:{folder}", None, None, hint, **options)
 
 
-def _load(name: str, model_name: str, pretrained: str | None, hub_id: str | None) -> Towers:
+def checkpoint_towers(file: Path, spec: ModelSpec) -> Towers:
+    """A checkpoint file of an entry whose architecture open_clip knows.
+
+    Raises:
+        ModelError: The entry's architecture stands in a folder's configuration, not in open_clip.
+    """
+    if not (spec.loader.get("checkpoint") or spec.loader.get("quick_gelu")):
+        raise ModelError(
+            explain(
+                f"a file alone does not say how {spec.name} is built",
+                where=file,
+                fix=f"give the folder with {CONFIG} and all files of {spec.page}",
+            )
+        )
+    return builtin_towers(f"{spec.source.partition('/')[0]}/{file}")
+
+
+def _load(
+    name: str, model_name: str, pretrained: str | None, hub_id: str | None, hint: str = "", **options: Any
+) -> Towers:
     import open_clip
 
-    hint = "A text tower from the hub (such as PubMedBERT) needs its own configuration and tokeniser files, too."
     if hub_id and pretrained is None:
-        hint += " A repository in transformers' format is named clip:ID."
+        hint = (
+            "A text tower from the hub (such as PubMedBERT) needs its own configuration and tokeniser files, too. "
+            "A repository in transformers' format is named clip:ID."
+        )
     with foreign_errors(name, hub_id, hint):
-        model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True)
+        model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
         tokenizer: Any = open_clip.get_tokenizer(model_name)
+    raw, raw_dim = _before_projection(model.visual)
 
     def image(pixels: Tensor) -> Tensor:
         """Joint space, un-normalised."""
@@ -104,7 +165,34 @@ def _load(name: str, model_name: str, pretrained: str | None, hub_id: str | None
         tokenise=lambda texts: {"text": torch.as_tensor(tokenizer(list(texts)))},
         image=image,
         text=text,
+        raw=raw,
+        raw_dim=raw_dim,
     )
+
+
+def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
+    """What gives the pooled features before the projection, and their length; None where there are none."""
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    if isinstance(visual, VisionTransformer) and visual.proj is not None:
+        width = int(visual.proj.shape[0])
+
+        def pooled(pixels: Tensor) -> Tensor:
+            """The tower with the identity for its projection."""
+            identity = torch.eye(width, device=visual.proj.device, dtype=visual.proj.dtype)
+            found = torch.func.functional_call(visual, {"proj": identity}, (pixels,))
+            features: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa's gives its tokens, too
+            return features
+
+        return pooled, width
+    if (
+        isinstance(visual, TimmModel)
+        and set(visual.head._modules) & {"proj", "mlp"}
+        and "pool" not in visual.head._modules
+    ):
+        return visual.trunk, int(visual.trunk.num_features)
+    return None, None  # the projection is part of the pooling (ResNets), or there is none
 
 
 def _count(tokenizer: Any, texts: Sequence[str]) -> list[int]:

@@ -1,5 +1,6 @@
 """The student: a backbone and heads, of which one predicts the VLM's text embedding."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,11 +19,15 @@ _SLOPE = 0.1  # of LeakyReLU, arXiv 2504.16181
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """Of one batch: class logits [b,C], predicted text embeddings [b,D] (None without projector), features [b,d]."""
+    """Of one batch: class logits [b,C], predicted text embeddings [b,D] (None without projector), features [b,d].
+
+    `second` holds the embeddings predicted for a second VLM, if there is one.
+    """
 
     logits: torch.Tensor
     projected: torch.Tensor | None
     features: torch.Tensor
+    second: torch.Tensor | None = None
 
 
 class Student(nn.Module):
@@ -37,10 +42,21 @@ class Student(nn.Module):
         projector: z to the VLM's joint space; None without text.
         text_head: t^ to class logits; None without text.
         fusion: Both logits to the final ones; None with the linear head.
+        second_projector: z to a second VLM's joint space, with `second_head` to logits that are added to the others
+            (linear head only).
+        log_temperature: Of the many-to-many term, when it is learnt.
     """
 
     def __init__(
-        self, backbone: nn.Module, config: StudentConfig, *, dim: int, n_classes: int, joint_dim: int | None
+        self,
+        backbone: nn.Module,
+        config: StudentConfig,
+        *,
+        dim: int,
+        n_classes: int,
+        joint_dim: int | None,
+        second_dim: int | None = None,
+        temperature: float | None = None,
     ) -> None:
         """Heads start from torch's generator; the image head comes first, so that it is equal in all arms of a seed.
 
@@ -58,6 +74,9 @@ class Student(nn.Module):
         self.projector: nn.Linear | nn.Sequential | None = None
         self.text_head: nn.Linear | nn.Sequential | None = None
         self.fusion: nn.Linear | None = None
+        self.second_projector: nn.Linear | None = None
+        self.second_head: nn.Linear | None = None
+        self.log_temperature = None if temperature is None else nn.Parameter(torch.tensor(math.log(temperature)))
         if config.projector_layers == 0:
             return
         if joint_dim is None:
@@ -74,6 +93,9 @@ class Student(nn.Module):
         else:
             self.text_head = _two_layers(joint_dim, joint_dim, n_classes)
             self.fusion = nn.Linear(2 * n_classes, n_classes)
+        if second_dim is not None:  # last, so that all other heads start as they do without it
+            self.second_projector = nn.Linear(dim, second_dim)
+            self.second_head = nn.Linear(second_dim, n_classes, bias=False)
 
     def forward(self, pixels: Float[torch.Tensor, "b 3 h w"]) -> StudentOutput:
         """Normalised pixels to logits, predicted text embedding (un-normalised) and features."""
@@ -87,7 +109,11 @@ class Student(nn.Module):
         projected = self.projector(features)
         text_logits = self.text_head(projected)
         if self.fusion is None:
-            return StudentOutput(logits + text_logits, projected, features)
+            second = None
+            if self.second_projector is not None and self.second_head is not None:
+                second = self.second_projector(features)
+                text_logits = text_logits + self.second_head(second)
+            return StudentOutput(logits + text_logits, projected, features, second)
         return StudentOutput(self.fusion(torch.cat([logits, text_logits], dim=1)), projected, features)
 
     def train(self, mode: bool = True) -> "Student":
@@ -106,8 +132,9 @@ class Student(nn.Module):
         return self
 
     def head_state(self) -> dict[str, torch.Tensor]:
-        """All weights but the backbone's."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("backbone.")}
+        """All weights that an exported head consists of: neither the backbone's nor the temperature."""
+        left_out = ("backbone.", "log_temperature")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(left_out)}
 
 
 def build_student(
@@ -118,6 +145,8 @@ def build_student(
     *,
     n_classes: int,
     joint_dim: int | None,
+    second_dim: int | None = None,
+    temperature: float | None = None,
 ) -> Student:
     """A student over a backbone (whose module is taken over), with exactly the weights trainable that should be.
 
@@ -128,6 +157,8 @@ def build_student(
         tuning: `lora`, `frozen` (heads only) or `full`.
         n_classes: Number of classes C.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
+        second_dim: The same of a second VLM, if there is one.
+        temperature: Start of the learnt temperature of the many-to-many term; None: not learnt.
 
     Raises:
         ModelError: LoRA targets that match nothing, or heads that cannot be built.
@@ -135,18 +166,25 @@ def build_student(
     device = next(backbone.module.parameters()).device
     trunk = backbone.module
     if tuning == "lora":
-        local = "/" in backbone.name and not backbone.name.startswith("hf-hub:")  # a path says nothing elsewhere
-        trunk = add_lora(trunk, lora, base_name=backbone.timm.architecture if local else backbone.name)
+        trunk = add_lora(trunk, lora, base_name=backbone.public_name)
     else:
         trunk.requires_grad_(tuning == "full")
-    whole = Student(trunk, student, dim=backbone.dim, n_classes=n_classes, joint_dim=joint_dim)
+    whole = Student(
+        trunk,
+        student,
+        dim=backbone.dim,
+        n_classes=n_classes,
+        joint_dim=joint_dim,
+        second_dim=second_dim,
+        temperature=temperature,
+    )
     return whole.to(device).train()
 
 
 def collapse_linear(student: Student) -> tuple[Float[torch.Tensor, "C d"], Float[torch.Tensor, " C"]]:
     """Weight and bias of the one linear layer of z that equals the linear head.
 
-    W = W_z + W_t P, b = b_z + W_t p for the projector t^ = P z + p; computed in float64.
+    W = W_z + W_t P, b = b_z + W_t p for the projector t^ = P z + p (of a second VLM likewise); computed in float64.
 
     Raises:
         ModelError: The head is not linear.
@@ -154,10 +192,14 @@ def collapse_linear(student: Student) -> tuple[Float[torch.Tensor, "C d"], Float
     if student.config.head != "linear":
         raise ModelError(explain("late fusion does not collapse", where="student.head", fix="use head: linear"))
     weight, bias = student.image_head.weight.detach().double(), student.image_head.bias.detach().double()
-    if isinstance(student.projector, nn.Linear) and isinstance(student.text_head, nn.Linear):
-        text = student.text_head.weight.detach().double()
-        weight = weight + text @ student.projector.weight.detach().double()
-        bias = bias + text @ student.projector.bias.detach().double()
+    for projector, head in (
+        (student.projector, student.text_head),
+        (student.second_projector, student.second_head),
+    ):
+        if isinstance(projector, nn.Linear) and isinstance(head, nn.Linear):
+            text = head.weight.detach().double()
+            weight = weight + text @ projector.weight.detach().double()
+            bias = bias + text @ projector.bias.detach().double()
     return weight.float(), bias.float()
 
 

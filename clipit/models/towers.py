@@ -12,6 +12,11 @@ Tokens = Mapping[str, Tensor]
 """Inputs of a text tower, as its tokeniser makes them."""
 
 
+def _named_vis(name: str) -> bool:
+    """`visual...` in open_clip, CONCH and KEEP, `vision_model`, `visual_projection` in transformers."""
+    return name.startswith("vis")
+
+
 @dataclass(frozen=True)
 class Towers:
     """Two frozen towers and their own rules.
@@ -24,8 +29,11 @@ class Towers:
         source: Where it was loaded from: a folder, a hub id or a built-in name.
         count_tokens: Per text, special tokens included, nothing cut.
         tokenise: Texts to inputs; what exceeds the budget is cut.
-        image: Normalised pixels [b,3,h,w] to un-normalised embeddings [b,d].
-        text: Tokens to un-normalised embeddings [b,d].
+        image: Normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
+        text: Tokens to un-normalised embeddings [b,d] of the joint space.
+        raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None where there are none.
+        raw_dim: Their length.
+        of_image: Whether a weight of `module`, by its name, belongs to the image tower.
     """
 
     module: nn.Module
@@ -37,3 +45,6 @@ class Towers:
     tokenise: Callable[[Sequence[str]], Tokens]
     image: Callable[[Tensor], Tensor]
     text: Callable[[Tokens], Tensor]
+    raw: Callable[[Tensor], Tensor] | None = None
+    raw_dim: int | None = None
+    of_image: Callable[[str], bool] = _named_vis

@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
 
 from clipit.config import VLMConfig
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import EMBEDDED, expected_mpp, read_json, weights_fingerprint
+from clipit.models.loading import expected_mpp, weights_fingerprint
 from clipit.models.preprocess import Preprocess
+from clipit.models.specs import check_spec
 from clipit.models.towers import Towers
+from clipit.models.vlm_sources import named_towers, unnamed_towers
+from clipit.models.vlm_specs import VLMS
+
+Space = Literal["joint", "raw"]
+"""Where images and texts meet; or the image tower's features before its projection into it."""
 
 _PROBE = "Moderately differentiated adenocarcinoma, grade 2; margins free."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,6 +32,7 @@ class VLM:
         source: Folder, hub id or built-in name that it was loaded from.
         preprocess: Of the image tower.
         joint_dim: Dimension of the joint space.
+        raw_dim: Length of an image embedding before projection; None when this VLM gives none.
         context_length: Most tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None when unknown.
         logit_scale: Trained factor on cosines.
@@ -39,6 +45,7 @@ class VLM:
     source: str
     preprocess: Preprocess
     joint_dim: int
+    raw_dim: int | None
     context_length: int
     expected_mpp: float | None
     logit_scale: float
@@ -61,19 +68,45 @@ class VLM:
 
     @property
     def image_parameters(self) -> int:
-        """Weights of the image tower and its projection (named `vis...` in open_clip and transformers)."""
-        return sum(p.numel() for name, p in self.towers.module.named_parameters() if name.startswith("vis"))
+        """Weights of the image tower and its projection."""
+        return sum(p.numel() for name, p in self.towers.module.named_parameters() if self.towers.of_image(name))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens per text as its text tower counts them: special tokens included, nothing cut."""
         return list(self.towers.count_tokens(_several(texts)))
 
-    def encode_images(self, pixels: UInt8[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b d"]:
+    def cut_tokens(self, texts: Sequence[str]) -> tuple[int, int]:
+        """How many of these texts `truncate=True` cuts, and how many tokens they lose together."""
+        over = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
+        return len(over), sum(over)
+
+    def dim(self, space: Space) -> int:
+        """Length of an image embedding in this space.
+
+        Raises:
+            ModelError: It has no features before its projection.
+        """
+        if space == "joint":
+            return self.joint_dim
+        if self.raw_dim is None:
+            raise ModelError(
+                explain(
+                    "this VLM gives no image embedding before its projection (its pooling is the projection)",
+                    where=self.name,
+                    fix="use its joint space, or another VLM",
+                )
+            )
+        return self.raw_dim
+
+    def encode_images(
+        self, pixels: UInt8[torch.Tensor, "b 3 h w"], *, space: Space = "joint"
+    ) -> Float[torch.Tensor, "b d"]:
         """Un-normalised float32 embeddings of `preprocess.pixels`.
 
         Raises:
-            ModelError: The pixels do not have the size of its preprocessing.
+            ModelError: The pixels do not have the size of its preprocessing; it has no such space.
         """
+        self.dim(space)
         size = self.preprocess.size
         if tuple(pixels.shape[-2:]) != (size, size):
             raise ModelError(
@@ -84,7 +117,8 @@ class VLM:
                 )
             )
         with torch.inference_mode(), self._autocast():
-            embeddings = self.towers.image(self.preprocess.normalise(pixels.to(self.device)))
+            encode = self.towers.raw if space == "raw" and self.towers.raw else self.towers.image
+            embeddings = encode(self.preprocess.normalise(pixels.to(self.device)))
         return embeddings.float().clone()  # cloned outside: an inference tensor could not serve as a target
 
     def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> Float[torch.Tensor, "b d"]:
@@ -125,10 +159,12 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     """Load and freeze the VLM of a configuration.
 
     Raises:
-        ModelError: Unknown name, missing files, gated or absent weights.
+        ModelError: Unknown name, missing files, gated or absent weights, or not what the table says of this name.
+        ConfigError: A path beside a name that is not in the table.
     """
     device = torch.device(device)
-    towers = _towers(config.name)
+    spec = VLMS.get(config.name)
+    towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
     towers.module.eval().requires_grad_(False)
     tokens = towers.tokenise([_PROBE])
     fingerprint = weights_fingerprint(
@@ -136,14 +172,17 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     )
     with torch.inference_mode():
         joint_dim = towers.text(tokens).shape[-1]
+    if spec is not None:
+        check_spec(spec, _facts(towers, joint_dim), towers.source)
     towers.module.to(device)
     return VLM(
         name=config.name,
         source=towers.source,
         preprocess=towers.preprocess,
         joint_dim=joint_dim,
+        raw_dim=towers.raw_dim,
         context_length=towers.context_length,
-        expected_mpp=expected_mpp(towers.source),
+        expected_mpp=(spec.expected_mpp if spec else None) or expected_mpp(towers.source),
         logit_scale=towers.logit_scale,
         fingerprint=fingerprint,
         precision=config.precision,
@@ -152,51 +191,18 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     )
 
 
-def _towers(name: str) -> Towers:
-    from clipit.models import clip_vlm, open_clip_vlm
-
-    if name == "embedded":
-        return _from_folder(EMBEDDED / "vlm")
-    scheme, _, rest = name.partition(":")
-    if scheme == "open_clip" and rest:
-        return open_clip_vlm.builtin_towers(rest)
-    if scheme == "hf-hub" and rest:
-        return open_clip_vlm.hub_towers(rest)
-    if scheme == "clip" and rest:
-        return clip_vlm.clip_towers(rest)
-    return _from_folder(Path(name).expanduser())
-
-
-def _from_folder(folder: Path) -> Towers:
-    from clipit.models import clip_vlm, open_clip_vlm
-
-    if not folder.is_dir():
-        raise ModelError(
-            explain(
-                "neither a known kind of VLM name nor a folder",
-                where=folder,
-                fix="write embedded, open_clip:ARCH/PRETRAINED, "
-                "hf-hub:ID (open_clip), clip:ID (transformers), or a folder",
-            )
-        )
-    if (folder / "open_clip_config.json").is_file():
-        return open_clip_vlm.folder_towers(folder)
-    found = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if found.get("model_type") == "clip":
-        return clip_vlm.clip_towers(str(folder))
-    seen = ""
-    if found:
-        seen = (
-            f"; its config.json is that of {found.get('model_type') or found.get('architecture') or 'something else'}"
-        )
-    raise ModelError(
-        explain(
-            "no VLM in this folder: looked for open_clip_config.json (open_clip) "
-            f"and for config.json with model_type clip (transformers){seen}",
-            where=folder,
-            fix="give the folder that holds the model's own files",
-        )
-    )
+def _facts(towers: Towers, joint_dim: int) -> dict[str, Any]:
+    """What the table also says of a model."""
+    rules = towers.preprocess
+    return {
+        "dim": joint_dim,
+        "raw_dim": towers.raw_dim,
+        "pixels": rules.size,
+        "mean": rules.mean,
+        "std": rules.std,
+        "interpolation": rules.interpolation,
+        "context_length": towers.context_length,
+    }
 
 
 def _several(texts: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from tiny_backbones import TINY, save_own_code, save_vit
 from tiny_models import save_word_tokenizer
 
 WORDS = [
@@ -110,3 +111,25 @@ def pictures() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(32, 32), (50, 41), (96, 96), (33, 70)]
     return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+
+
+@pytest.fixture(scope="session")
+def vision_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One tiny random model per family of backbones, as its own library writes it."""
+    root = tmp_path_factory.mktemp("vision")
+    return {
+        "fused": save_timm(root / "fused", "vit_tiny_patch16_224", **TINY),
+        "registers": save_timm(root / "registers", "vit_giant_patch14_reg4_dinov2", **TINY),
+        "tokens": save_timm(root / "tokens", "vit_giant_patch14_reg4_dinov2", **TINY, global_pool=""),
+        "ViT": save_vit(root / "vit", "ViT"),
+        "Dinov2": save_vit(root / "dinov2", "Dinov2"),
+        "Dinov2WithRegisters": save_vit(root / "dinov2_registers", "Dinov2WithRegisters"),
+        "Dinov2 without SwiGLU": save_vit(root / "dinov2_mlp", "Dinov2", use_swiglu_ffn=False),
+    }
+
+
+@pytest.fixture
+def remote_code_folder(vision_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A vision model that is defined by Python code in its folder."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return save_own_code(tmp_path / "own", vision_folders["Dinov2WithRegisters"])

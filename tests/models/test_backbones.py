@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -5,11 +6,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
+from tiny_backbones import save_vit
 
 from clipit.config import BackboneConfig
 from clipit.errors import ModelError
-from clipit.models.backbones import build_timm, load_backbone
+from clipit.models.backbones import load_backbone
 from clipit.models.loading import EMBEDDED
+from clipit.models.timm_backbones import build_timm
 
 
 def test_folder(timm_folder: Path) -> None:
@@ -41,11 +45,13 @@ def test_other_families(name: str) -> None:
     assert backbone.module(torch.zeros(2, 3, size, size)).shape == (2, backbone.dim)
 
 
-def test_errors(timm_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_errors(timm_folder: Path, clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="vit_small_patch16_224"):
         load_backbone(BackboneConfig(name="vit_smal_patch16_224"))
-    with pytest.raises(ModelError, match="key architecture"):
+    with pytest.raises(ModelError, match="image-text model"):
         load_backbone(BackboneConfig(name=str(clip_folder)))
+    with pytest.raises(ModelError, match="key architecture"):
+        load_backbone(BackboneConfig(name=str(open_clip_folder)))
     with pytest.raises(ModelError, match="hub cannot be reached"):
         load_backbone(BackboneConfig(name="test_vit"))
     with pytest.raises(ModelError, match=r"https://huggingface\.co/MahmoodLab/UNI"):
@@ -66,3 +72,78 @@ def test_errors(timm_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not (EMBEDDED / "backbone" / "config.json").is_file(), reason="the embedded backbone is not there")
 def test_embedded() -> None:
     assert load_backbone(BackboneConfig()).plain_head
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2", "Dinov2WithRegisters"])
+def test_transformers_folder(vision_folders: dict[str, Path], kind: str) -> None:
+    import transformers
+
+    folder = vision_folders[kind]
+    backbone = load_backbone(BackboneConfig(name=str(folder)))
+    both = load_backbone(BackboneConfig(name=f"transformers:{folder}", pooling="cls_mean"))
+    reference = getattr(transformers, f"{kind}Model").from_pretrained(folder).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = reference(pixel_values=pixels).last_hidden_state
+        patches = tokens[:, -16:]  # registers lie before them
+        torch.testing.assert_close(backbone.module(pixels), tokens[:, 0])
+        torch.testing.assert_close(both.module(pixels), torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1))
+    assert (backbone.dim, both.dim, backbone.timm, backbone.plain_head) == (32, 64, None, False)
+    assert (backbone.preprocess.size, backbone.preprocess.mean) == (32, (0.5, 0.5, 0.5))
+    assert backbone.fingerprint != both.fingerprint and not backbone.remote_code
+
+
+def test_pooling_of_timm_models(vision_folders: dict[str, Path]) -> None:
+    name = str(vision_folders["tokens"])
+    with pytest.raises(ModelError, match=r"backbone\.pooling: cls or cls_mean"):
+        load_backbone(BackboneConfig(name=name))
+    cls = load_backbone(BackboneConfig(name=name, pooling="cls"))
+    both = load_backbone(BackboneConfig(name=name, pooling="cls_mean"))
+    assert (cls.dim, both.dim, cls.plain_head, both.plain_head) == (32, 64, True, False)
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(both.module(pixels)[:, :32], cls.module(pixels))
+    for other in ("test_resnet", "test_vit3"):
+        with pytest.raises(ModelError, match="no class token"):
+            load_backbone(BackboneConfig(name=other, pretrained=False, pooling="cls_mean"))
+
+
+def test_transformers_errors(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/owkin/phikon"):
+        load_backbone(BackboneConfig(name="transformers:owkin/phikon"))
+    copy = Path(shutil.copytree(vision_folders["Dinov2"], tmp_path / "copy"))
+    weights = load_file(copy / "model.safetensors")
+    save_file({key: value for key, value in weights.items() if "key.bias" not in key}, copy / "model.safetensors")
+    with pytest.raises(ModelError, match="do not fit the model"):
+        load_backbone(BackboneConfig(name=str(copy)))
+    save_file({**weights, "layernorm.weight": torch.ones(31)}, copy / "model.safetensors")
+    with pytest.raises(ModelError, match=r"layernorm\.weight|mismatch"):
+        load_backbone(BackboneConfig(name=str(copy)))
+    save_file(weights, copy / "model.safetensors")
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json"):
+        load_backbone(BackboneConfig(name=str(copy)))
+    wrong_size = save_vit(tmp_path / "size", "ViT", image_size=64)
+    with pytest.raises(ModelError, match="32 pixels"):
+        load_backbone(BackboneConfig(name=str(wrong_size)))
+
+
+def test_a_text_model_is_no_backbone(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="not of pictures"):
+        load_backbone(BackboneConfig(name=str(tmp_path)))
+
+
+def test_code_of_its_own_runs_on_request_only(remote_code_folder: Path) -> None:
+    name = str(remote_code_folder)
+    with pytest.raises(ModelError, match=r"backbone\.trust_remote_code: true"):
+        load_backbone(BackboneConfig(name=name))
+    backbone = load_backbone(BackboneConfig(name=name, trust_remote_code=True))
+    assert backbone.remote_code and backbone.dim == 32
+    description = json.loads((remote_code_folder / "config.json").read_text())
+    (remote_code_folder / "config.json").write_text(json.dumps({**description, "model_type": None}))
+    with pytest.raises(ModelError):
+        load_backbone(BackboneConfig(name=name))

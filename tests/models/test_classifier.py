@@ -17,6 +17,7 @@ from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
 from clipit.models.classifier import export_classifier
 from clipit.models.inference import Classifier
+from clipit.models.lora import check_gradients
 from clipit.models.student import Student, build_student
 from clipit.models.vlm import VLM, load_vlm
 
@@ -277,3 +278,85 @@ def test_importing_clipit_stays_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError):
         clipit.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "head", "plain"),
+    [
+        ("fused", "default", "linear", True),
+        ("registers", "cls_mean", "linear", False),
+        ("tokens", "cls", "linear", True),
+        ("ViT", "default", "linear", False),
+        ("Dinov2", "cls", "late_fusion", False),
+        ("Dinov2WithRegisters", "cls_mean", "linear", False),
+    ],
+)
+def test_every_family_goes_through(
+    tmp_path: Path, vision_folders: dict[str, Path], family: str, pooling: str, head: str, plain: bool
+) -> None:
+    """Load, add LoRA, one step, export, reload: equal logits, without a network."""
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=str(vision_folders[family]), pooling=pooling))  # type: ignore[arg-type]
+    student = build_student(
+        backbone, StudentConfig(head=head), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24  # type: ignore[arg-type]
+    )  # fmt: skip
+    pixels = torch.randn(4, 3, 32, 32)
+    optimizer = torch.optim.SGD((weight for weight in student.parameters() if weight.requires_grad), lr=1.0)
+    before = student.eval()(pixels).logits.detach()
+    torch.nn.functional.cross_entropy(student(pixels).logits, torch.tensor([0, 1, 2, 0])).backward()
+    check_gradients(student.backbone)
+    optimizer.step()
+    with torch.no_grad():
+        wanted = student(pixels)
+    assert not torch.allclose(before, wanted.logits, atol=1e-3)
+    folder = export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
+    classifier = clipit.load_classifier(folder, device="cpu")
+    logits, projected = classifier.forward(pixels)
+    torch.testing.assert_close(logits, wanted.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(projected, wanted.projected, atol=1e-4, rtol=1e-4)
+    spec = classifier.spec
+    assert spec.plain == plain and (folder / "heads.safetensors").exists() != plain
+    assert spec.loader == ("timm" if family in ("fused", "registers", "tokens") else "transformers")
+    assert ("load_classifier" not in spec.export_note) == plain and spec.loader in spec.export_note
+    texts = "".join(path.read_text() for path in folder.glob("**/*config.json"))
+    assert str(vision_folders[family]) not in texts
+    inner = getattr(student.backbone.base_model.model, "trunk", None)
+    if plain:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(pixels), wanted.logits, atol=1e-4, rtol=1e-4)
+    elif spec.loader == "transformers":
+        model = AutoModel.from_pretrained(folder).eval()
+        with torch.no_grad():
+            tokens = inner(pixel_values=pixels).last_hidden_state
+            torch.testing.assert_close(model(pixel_values=pixels).last_hidden_state, tokens, atol=1e-4, rtol=1e-4)
+        again = load_backbone(BackboneConfig(name=str(folder)))
+        assert again.preprocess == backbone.preprocess
+
+
+def test_code_of_its_own_is_exported_and_asked_for(tmp_path: Path, remote_code_folder: Path) -> None:
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=str(remote_code_folder), trust_remote_code=True))
+    student = build_student(backbone, LINEAR, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+    folder = export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
+    with pytest.raises(ModelError, match="trust_remote_code=True"):
+        clipit.load_classifier(folder, device="cpu")
+    shutil.rmtree(remote_code_folder)
+    pixels = torch.randn(2, 3, 32, 32)
+    logits, _ = clipit.load_classifier(folder, device="cpu", trust_remote_code=True).forward(pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, student.eval()(pixels).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_classifier_written_before_there_were_loaders(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
+    student, _, _ = export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    description = json.loads((tmp_path / "c" / "clipit.json").read_text())
+    for key in ("loader", "pooling", "remote_code", "export_note"):
+        del description[key]
+    (tmp_path / "c" / "clipit.json").write_text(json.dumps(description))
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = student(pixels).logits
+    torch.testing.assert_close(clipit.load_classifier(tmp_path / "c", "cpu").forward(pixels)[0], wanted)

@@ -41,6 +41,64 @@ def test_kinds_of_other_families() -> None:
     assert found >= {"q_proj", "k_proj", "v_proj", "fc1_g", "fc1_x", "fc2"}
 
 
+ALL_KINDS = ("qkv", "projection", "mlp", "patch_embed")
+
+
+@pytest.mark.parametrize(
+    ("family", "endings", "count"),
+    [
+        ("fused", {"qkv", "proj", "fc1", "fc2"}, 9),
+        ("registers", {"qkv", "proj", "fc1", "fc2"}, 9),
+        ("ViT", {"q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "projection"}, 13),
+        ("Dinov2", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "projection"}, 15),
+        ("Dinov2WithRegisters", {"q_proj", "o_proj", "gate_proj", "down_proj", "projection"}, 15),
+        ("Dinov2 without SwiGLU", {"q_proj", "o_proj", "fc1", "fc2", "projection"}, 13),
+    ],
+)
+def test_every_family_learns(vision_folders: dict[str, Path], family: str, endings: set[str], count: int) -> None:
+    adapted = add_lora(trunk(vision_folders[family]), LoraConfig(rank=2, targets=ALL_KINDS))
+    names = adapted.peft_config["default"].target_modules
+    assert len(names) == count and endings <= {name.rpartition(".")[2] for name in names}
+    adapted(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    check_gradients(adapted)
+
+
+def test_swiglu_with_two_layers() -> None:
+    eva = timm.create_model("eva02_base_patch14_224", img_size=28, embed_dim=64, num_heads=2, depth=1, num_classes=0)
+    adapted = add_lora(eva, LoraConfig(rank=2, targets=ALL_KINDS))
+    assert {"fc1_g", "fc1_x", "fc2"} <= {n.rpartition(".")[2] for n in adapted.peft_config["default"].target_modules}
+    adapted(torch.randn(2, 3, 28, 28)).square().sum().backward()
+    check_gradients(adapted)
+
+
+class NamedAsInTransformers4(torch.nn.Module):
+    """One layer with the names that transformers 4, and remote code written for it, give to its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for path in (
+            "attention.attention.query", "attention.attention.key", "attention.attention.value",
+            "attention.output.dense", "intermediate.dense", "output.dense", "mlp.weights_in", "mlp.weights_out",
+            "pooler.dense",
+        ):  # fmt: skip
+            place: torch.nn.Module = self
+            *parents, last = path.split(".")
+            for parent in parents:
+                if not hasattr(place, parent):
+                    place.add_module(parent, torch.nn.Module())
+                place = getattr(place, parent)
+            place.add_module(last, torch.nn.Linear(4, 4))
+
+
+def test_names_of_transformers_4() -> None:
+    layer = NamedAsInTransformers4()
+    assert target_modules(layer, ("qkv",)) == [f"attention.attention.{part}" for part in ("query", "key", "value")]
+    assert target_modules(layer, ("projection",)) == ["attention.output.dense"]
+    assert set(target_modules(layer, ("mlp",))) == {
+        "intermediate.dense", "output.dense", "mlp.weights_in", "mlp.weights_out",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("target", ["nonsense", "norm1", "blocks.7.attn.qkv", ""])
 def test_target_without_match(timm_folder: Path, target: str) -> None:
     with pytest.raises(ModelError, match=r"qkv \(2\).*mlp \(4\)"):

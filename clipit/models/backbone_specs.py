@@ -1,0 +1,180 @@
+"""The backbones that can be named: one entry each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipit.models.specs import HALF, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Triple
+
+_AT_20X = 0.5  # micrometres per pixel; tile magnification in the tables of mahmoodlab/TRIDENT
+_HUB = "https://huggingface.co/"
+_BIOPTIMUS: dict[str, Triple] = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
+_LUNIT: dict[str, Triple] = {
+    "mean": (0.70322989, 0.53606487, 0.66096631),
+    "std": (0.21716536, 0.26081574, 0.20723464),
+}
+_HIBOU: dict[str, Triple] = {"mean": (0.7068, 0.5755, 0.722), "std": (0.195, 0.2316, 0.1816)}
+_MANY_SCALES = "Trained on several magnifications, so no mpp is expected of the tiles."
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
+_VIRCHOW = {
+    "architecture": "vit_huge_patch14_224",
+    "img_size": 224,
+    "init_values": 1e-5,
+    "mlp_ratio": 5.3375,
+    "global_pool": "",
+    "dynamic_img_size": True,
+    **_SWIGLU,
+}
+_H_OPTIMUS = {
+    "architecture": "vit_giant_patch14_reg4_dinov2",
+    "img_size": 224,
+    "init_values": 1e-5,
+    "dynamic_img_size": False,
+}
+
+
+def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSpec:
+    """An entry with what most of them share: 224 pixels, ImageNet's means and deviations, the hub's page."""
+    shared: dict[str, Any] = {
+        "pixels": 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "page": _HUB + (source if "/" in source else f"timm/{source}"),
+    }
+    return ModelSpec(name=name, kind="backbone", family=family, source=source, dim=dim, **{**shared, **more})
+
+
+def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> ModelSpec:
+    """One of kaiko's models, as converted for timm."""
+    return _spec(
+        name, "timm", f"1aurent/{architecture}.kaiko_ai_towards_large_pathology_fms", dim,
+        mean=HALF, std=HALF, interpolation="bilinear", note=_MANY_SCALES,
+        # 224 pixels also for the one whose position embeddings are made for 518
+        loader={
+            "architecture": architecture, "img_size": img_size, "dynamic_img_size": True,
+            "data": {"input_size": (3, 224, 224)},
+        },
+    )  # fmt: skip
+
+
+def _dinov2(size: str, letter: str, dim: int, registers: bool) -> ModelSpec:
+    """One of the general DINOv2 models, at 224 pixels instead of their 518."""
+    return _spec(
+        f"dinov2-{'reg-' if registers else ''}vit{letter}14", "timm",
+        f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m", dim,
+        licence="Apache-2.0", note="General pictures.",
+        loader={"img_size": 224, "data": {"input_size": (3, 224, 224)}},
+    )  # fmt: skip
+
+
+def _imagenet(size: str, letter: str, dim: int) -> ModelSpec:
+    """A ViT that was trained with labels on ImageNet."""
+    return _spec(
+        f"imagenet-vit{letter}16", "timm", f"vit_{size}_patch16_224.augreg_in21k_ft_in1k", dim,
+        mean=HALF, std=HALF, licence="Apache-2.0", note="General pictures.",
+    )  # fmt: skip
+
+
+_ENTRIES = (
+    _spec(
+        "uni", "timm", "MahmoodLab/UNI", 1024,
+        interpolation="bilinear", expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True,
+        loader={
+            "architecture": "vit_large_patch16_224", "img_size": 224, "init_values": 1e-5, "dynamic_img_size": True,
+        },
+    ),
+    _spec(
+        "uni2-h", "timm", "MahmoodLab/UNI2-h", 1536,
+        interpolation="bilinear", expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True,
+        loader={
+            "architecture": "vit_giant_patch14_224", "img_size": 224, "patch_size": 14, "depth": 24,
+            "num_heads": 24, "init_values": 1e-5, "embed_dim": 1536, "mlp_ratio": 2.66667 * 2,
+            "no_embed_class": True, "reg_tokens": 8, "dynamic_img_size": True, **_SWIGLU,
+        },
+    ),
+    _spec(
+        "virchow", "timm", "paige-ai/Virchow", 2560,
+        expected_mpp=_AT_20X, licence="Apache-2.0", gated=True, pooling="cls_mean", loader=_VIRCHOW,
+        note="Class token (1280) beside the mean of the patches (1280); backbone.pooling: cls takes the first alone.",
+    ),
+    _spec(
+        "virchow2", "timm", "paige-ai/Virchow2", 2560,
+        expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True, pooling="cls_mean",
+        loader={**_VIRCHOW, "reg_tokens": 4},
+        note="Class token (1280) beside the mean of the patches (1280), its 4 registers left out; "
+        "backbone.pooling: cls takes the class token alone.",
+    ),
+    _spec(
+        "phikon", "transformers", "owkin/phikon", 768,
+        interpolation="bilinear", expected_mpp=_AT_20X, licence="Owkin non-commercial", pooling="cls",
+    ),
+    _spec(
+        "phikon-v2", "transformers", "owkin/phikon-v2", 1024,
+        interpolation="bilinear", expected_mpp=_AT_20X, licence="Owkin non-commercial", pooling="cls",
+    ),
+    _spec(
+        "h-optimus-0", "timm", "bioptimus/H-optimus-0", 1536,
+        **_BIOPTIMUS, expected_mpp=_AT_20X, licence="Apache-2.0", loader=_H_OPTIMUS,
+    ),
+    _spec(
+        "h-optimus-1", "timm", "bioptimus/H-optimus-1", 1536,
+        **_BIOPTIMUS, expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True, loader=_H_OPTIMUS,
+    ),
+    _spec(
+        "h0-mini", "timm", "bioptimus/H0-mini", 768,
+        **_BIOPTIMUS, expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True, pooling="cls",
+        loader={
+            "architecture": "vit_base_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
+            "mlp_ratio": 5.33334, **_SWIGLU,
+        },
+        note="backbone.pooling: cls_mean gives the 1536 features that its page names besides.",
+    ),
+    _spec(
+        "prov-gigapath", "timm", "prov-gigapath/prov-gigapath", 1536,
+        expected_mpp=_AT_20X, licence="Apache-2.0 with conditions", gated=True,
+        loader={
+            "architecture": "vit_giant_patch14_dinov2", "img_size": 224, "patch_size": 16, "mlp_ratio": 5.33334,
+            "data": {"crop_pct": 0.875, "interpolation": "bicubic"},  # resized to 256, cut to 224
+        },
+        note="The tile encoder alone.",
+    ),
+    _spec(
+        "hibou-l", "transformers", "histai/hibou-L", 1024,
+        **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls", loader={"remote_code": True},
+        note="Needs backbone.trust_remote_code. The code on its page was written for transformers 4 "
+        "(it imports transformers.onnx, which 5 has not).",
+    ),
+    _spec(
+        "midnight", "transformers", "kaiko-ai/midnight", 1536,
+        mean=HALF, std=HALF, interpolation="bilinear", licence="MIT", gated=True, pooling="cls",
+        note="backbone.pooling: cls_mean gives the 3072 features that its page names besides. " + _MANY_SCALES,
+    ),
+    _spec(
+        "lunit-vit-s", "timm", "1aurent/vit_small_patch16_224.lunit_dino", 384,
+        **_LUNIT, licence="Lunit non-commercial", loader={"architecture": "vit_small_patch16_224"},
+    ),
+    _kaiko("kaiko-vits16", "vit_small_patch16_224", 384),
+    _kaiko("kaiko-vits8", "vit_small_patch8_224", 384),
+    _kaiko("kaiko-vitb16", "vit_base_patch16_224", 768),
+    _kaiko("kaiko-vitb8", "vit_base_patch8_224", 768),
+    _kaiko("kaiko-vitl14", "vit_large_patch14_reg4_dinov2", 1024, img_size=518),
+    *(
+        _dinov2(size, letter, dim, registers)
+        for registers in (False, True)
+        for size, letter, dim in (("small", "s", 384), ("base", "b", 768), ("large", "l", 1024), ("giant", "g", 1536))
+    ),
+    *(
+        _imagenet(size, letter, dim)
+        for size, letter, dim in (("tiny", "ti", 192), ("small", "s", 384), ("base", "b", 768), ("large", "l", 1024))
+    ),
+)  # fmt: skip
+
+BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
+"""Name -> what is known about the backbone.
+
+One's own is one entry more in `_ENTRIES`. `family` is `timm` or `transformers`; `source` a hub id (with `/`) or one of
+timm's names; `dim`, `pixels`, `mean` and `std` are compared with what is loaded. For timm, `loader` holds the arguments
+of `timm.create_model`, and three keys of ours: `architecture` (timm's name of what the hub's page holds, so that a bare
+file of weights is enough), `data` (keys of timm's `pretrained_cfg` that replace the page's), and, in place of classes,
+the names that `timm_backbones.py` knows (`SwiGLUPacked`, `SiLU`). For transformers, `remote_code` says that the model
+is defined by code on its page, which runs with `backbone.trust_remote_code` only.
+"""

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from clipit.config import ReportsConfig
-from clipit.errors import DataError, explain
+from clipit.errors import DataError, explain, shortlist
 from clipit.reports.hub import is_dataset_folder, read_huggingface
 from clipit.reports.rows import Row
 from clipit.reports.tables import read_csv, read_jsonl, read_parquet
+from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import read_lines, read_texts
 
 _BY_SUFFIX = {
@@ -33,6 +34,8 @@ class Report:
     text: str
     organ: str | None = None
     group: str | None = None
+    label: str | None = None
+    """Of the whole report; no snippet depends on it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _rows(config: ReportsConfig, kind: str, path: Path, problems: list[str]) -> 
         raise DataError(
             explain("no such file or folder of reports", where=path, fix="correct reports.path (--reports.path=...)")
         )
-    if kind != "texts" and path.is_dir():
+    if kind not in ("texts", "tcga") and path.is_dir():
         raise DataError(
             explain(f"a folder was given where reports.format {kind} reads one file", where=path, fix="give the file")
         )
@@ -101,6 +104,8 @@ def _rows(config: ReportsConfig, kind: str, path: Path, problems: list[str]) -> 
             return read_csv(path, config, ",")
         case "tsv":
             return read_csv(path, config, "\t")
+        case "tcga":
+            return read_tcga(path, config, problems)
         case "jsonl":
             return read_jsonl(path, config)
         case _:
@@ -136,8 +141,34 @@ def _collect(rows: Iterable[Row], problems: list[str]) -> tuple[list[Report], in
                 )
             )
         seen[name] = row.where
-        reports.append(Report(name, row.text, row.organ, row.group))
+        reports.append(Report(name, row.text, row.organ, row.group, row.label))
     return reports, empty
+
+
+def _of_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
+    """Only the reports of the organs that are asked for.
+
+    Raises:
+        DataError: One of them does not occur; names those that do.
+    """
+    if not config.organs:
+        return reports
+    counts = Counter(report.organ for report in reports)
+    absent = [organ for organ in config.organs if organ not in counts]
+    if absent:
+        known = sorted(organ for organ in counts if organ is not None)
+        raise DataError(
+            explain(
+                f"no report of {shortlist(absent)}; the organs are: {shortlist(known, 40) or 'not known'}",
+                where=config.path,
+                fix="correct reports.organs, or say where organs stand: reports.organ_column (tables) or "
+                "reports.cancer_types (tcga)",
+            )
+        )
+    kept = [report for report in reports if report.organ in config.organs]
+    if len(kept) < len(reports):
+        problems.append(f"{len(reports) - len(kept)} reports of other or unknown organs left out (reports.organs)")
+    return kept
 
 
 def read_reports(config: ReportsConfig) -> Reports:
@@ -154,6 +185,7 @@ def read_reports(config: ReportsConfig) -> Reports:
     kind = _format(config, path)
     problems: list[str] = []
     reports, empty = _collect(_rows(config, kind, path, problems), problems)
+    reports = _of_organs(reports, config, problems)
     if not reports:
         raise DataError(
             explain(

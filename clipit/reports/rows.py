@@ -17,11 +17,12 @@ class Row(NamedTuple):
     report_id: str | None = None
     organ: str | None = None
     group: str | None = None
+    label: str | None = None
 
 
 def needed_columns(config: ReportsConfig) -> dict[str, str]:
     """Key of the configuration -> column, for those that are configured."""
-    keys = ("text_column", "id_column", "organ_column", "group_column")
+    keys = ("text_column", "id_column", "organ_column", "group_column", "label_column")
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 
 
@@ -75,4 +76,5 @@ def table_row(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> Ro
         )
     organ = _plain(cells.get(config.organ_column)) if config.organ_column else None
     group = _plain(cells.get(config.group_column)) if config.group_column else None
-    return Row(where, text, report_id, organ, group)
+    label = _plain(cells.get(config.label_column)) if config.label_column else None
+    return Row(where, text, report_id, organ, group, label)

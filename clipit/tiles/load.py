@@ -1,5 +1,6 @@
 """From the configuration to a `TileSet`: source, splits, validation part, visible labels."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -7,14 +8,16 @@ import numpy as np
 from clipit.config import TilesConfig
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.tiles.bach import read_bach
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.folders import read_folders
 from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.labels import hide_labels
+from clipit.tiles.named import read_data_set
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
-from clipit.tiles.source import SourceTiles, sorted_names
-from clipit.tiles.splits import check_groups, cut_validation, resolve_parts
+from clipit.tiles.source import LEFT_OUT, SourceTiles, map_labels, sorted_names
+from clipit.tiles.splits import check_groups, cut_test, cut_validation, resolve_parts
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
 
@@ -26,6 +29,7 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "bach": read_bach,
     "huggingface": read_huggingface,
 }
+"""Sources with a reader of their own; the other data sets of `DATASETS` are read by the rules of their row."""
 
 
 def load_tiles(config: TilesConfig, seed: int) -> TileSet:
@@ -44,23 +48,36 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
     return hide_labels(read_tiles(config), config.labels, seed)
 
 
-def read_tiles(config: TilesConfig) -> TileSet:
+def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     """What is the same for every seed; no label is hidden yet (`labels` equals `truth`).
 
-    In this order: read the source, check classes, map splits, check groups, leave out unreadable images if asked to,
-    cut a validation part from train if the source has none. The cut has a seed of its own (`split_seed`).
+    In this order: read the source, map and check classes, map splits, leave out what maps to nothing, check groups,
+    leave out unreadable images if asked to, cut a test part from train for a published data set that has none (by the
+    rule and seed of its row), cut a validation part from train if the source has none. That cut has a seed of its own
+    (`split_seed`).
 
     Args:
         config: The `tiles` section.
+        check: Refuse groups that stand in two splits; False: the caller looks for leaks and decides.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
         ConfigError: An option does not belong to the source.
     """
     _check_options(config)
-    tiles = assemble(SOURCES[config.source](config), config)
-    check_groups(tiles)
+    row = DATASETS.get(config.source)
+    # `classes` are ours; with a mapping the source calls its own otherwise.
+    as_called = config.model_copy(update={"classes": None}) if config.class_map else config
+    if config.source in SOURCES:
+        source = SOURCES[config.source](as_called)
+    else:
+        source = read_data_set(as_called, DATASETS[config.source])
+    tiles = assemble(source, config)
+    if check:
+        check_groups(tiles)
     tiles = check_images(tiles, config.unreadable)
+    if row is not None and row.test_fraction is not None and not (tiles.splits == "test").any():
+        tiles = cut_test(tiles, row.test_fraction, row.test_seed)
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         tiles = cut_validation(tiles, config.validation_fraction, config.split_seed)
     return tiles
@@ -69,34 +86,57 @@ def read_tiles(config: TilesConfig) -> TileSet:
 def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
     """Rows of a source as a `TileSet`: class numbers, our splits, mpp from the configuration where the source has none.
 
+    Tiles of labels that `class_map` does not name, and with `other_parts: ignore` those of other parts, are left out.
+
     Raises:
-        DataError: A label or a split is not known.
+        DataError: A label or a split is not known, or nothing is left.
     """
+    source = map_labels(source, config.class_map)
     classes = _classes(source, config)
-    number = {name: code for code, name in enumerate(classes)} | {"": -1}
+    number = {name: code for code, name in enumerate(classes)} | {"": -1, LEFT_OUT: -1}
     labels = np.asarray([number[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
     if config.mpp is not None:
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
-    splits = resolve_parts(source.parts, config.splits, source.part_names, source.where)
-    return TileSet(
+    splits = resolve_parts(source.parts, config.splits, source.part_names, source.where, config.other_parts)
+    kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != LEFT_OUT)
+    if not kept.any():
+        raise DataError(
+            explain(
+                "no tile is left of the parts and labels that are asked for",
+                where=source.where,
+                fix="correct tiles.splits or tiles.class_map",
+            )
+        )
+    # What is left out has a split for a moment only.
+    everything = TileSet(
         ids=np.asarray(source.ids, dtype=np.str_),
         labels=labels,
         truth=labels.copy(),
-        splits=np.asarray(splits, dtype="<U10"),
+        splits=np.asarray([split or "train" for split in splits], dtype="<U10"),
         groups=np.asarray(source.groups, dtype=np.str_),
         mpp=mpp,
         classes=classes,
         reader=source.reader,
         rows=np.arange(len(source.ids), dtype=np.int64),
         stamps=np.asarray(source.stamps, dtype=np.str_),
-        notes=source.notes,
+        notes=(*source.notes, *_part_notes(source, splits)),
         where=source.where,
     )
+    return everything if kept.all() else everything.select(kept)
+
+
+def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
+    """How many tiles of which other parts were left out."""
+    others = Counter(part or "(none)" for part, split in zip(source.parts, splits, strict=True) if not split)
+    if not others:
+        return ()
+    told = [f"{part}: {count}" for part, count in sorted(others.items())]
+    return (f"{sum(others.values())} tiles of other parts left out ({shortlist(told)})",)
 
 
 def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
-    found = set(source.labels) - {""}
+    found = set(source.labels) - {"", LEFT_OUT}
     classes = config.classes or source.classes or sorted_names(found)
     if len(set(classes)) < len(classes) or "" in classes:
         raise ConfigError(
@@ -124,6 +164,11 @@ def _check_options(config: TilesConfig) -> None:
         wrong.append("tiles.columns (table and huggingface only)")
     if config.photos != "resize" and config.source != "bach":
         wrong.append("tiles.photos (bach only)")
+    row = DATASETS.get(config.source)
+    if not config.check_counts and (row is None or config.source == "bach"):
+        wrong.append("tiles.check_counts (published data sets only, and not bach, whose split names each photo)")
+    if config.magnification is not None and (row is None or not row.counts_at):
+        wrong.append("tiles.magnification (breakhis only)")
     if wrong:
         raise ConfigError(
             explain(f"not options of source {config.source}: {', '.join(wrong)}", where="tiles", fix="remove them")

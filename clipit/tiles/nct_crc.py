@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clipit.config import TilesConfig
+from clipit.errors import shortlist
 from clipit.tiles.folders import image_files, subfolders
 from clipit.tiles.readers import FileReader, file_stamp
 from clipit.tiles.source import Published, SourceTiles
@@ -35,6 +36,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     ids: list[str] = []
     labels: list[str] = []
     parts: list[str] = []
+    short: list[str] = []
     for folder, expected in COUNTS.items():
         if not (root / folder).is_dir():
             raise _PUBLISHED.missing(f"{folder} is not there", root, _nonorm_hint(root, folder))
@@ -45,11 +47,17 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
             )
         for name, count in zip(CLASSES, expected, strict=True):
             files = [file for file in image_files(root / folder / name)[0] if file.lower().endswith(".tif")]
+            if len(files) != count and config.check_counts:
+                raise _PUBLISHED.missing(
+                    f"expected {count} .tif files, found {len(files)}",
+                    root / folder / name,
+                    "complete the copy, or say tiles.check_counts: false if it was made smaller on purpose",
+                )
             if len(files) != count:
-                raise _PUBLISHED.missing(f"expected {count} .tif files, found {len(files)}", root / folder / name)
+                short.append(f"{folder}/{name} {len(files)} instead of {count}")
             ids += [f"{folder}/{name}/{file}" for file in files]
-            labels += [name] * count
-            parts += [folder] * count
+            labels += [name] * len(files)
+            parts += [folder] * len(files)
     return SourceTiles(
         ids=ids,
         labels=labels,
@@ -61,6 +69,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
         where=str(root),
         classes=CLASSES,
         part_names=_PART_NAMES,
+        notes=(f"not as published: {shortlist(short, 18)}",) if short else (),
     )
 
 

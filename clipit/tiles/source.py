@@ -1,9 +1,10 @@
 """What every source of tiles hands over, before splits, labels and groups are settled."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.readers import Reader
 
 ALIASES: Mapping[str, str] = {
@@ -66,3 +67,40 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+LEFT_OUT = "\0left out"
+"""Stands for a label that maps to no class; no file or folder can be called so."""
+
+
+def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
+    """The rows with our classes in place of the source's labels; `LEFT_OUT` where a label maps to nothing.
+
+    Tiles without a label stay without one. The data set's own order of classes, where it has one, is kept.
+
+    Raises:
+        DataError: The mapping names a label that no tile has.
+    """
+    if not mapping:
+        return source
+    found = Counter(source.labels)
+    absent = sorted(set(mapping) - set(found))
+    if absent:
+        raise DataError(
+            explain(
+                f"tiles.class_map names labels that do not occur: {shortlist(absent)}; "
+                f"there are: {shortlist(sorted(set(found) - {''}), 20)}",
+                where=source.where,
+                fix="correct tiles.class_map (the source's label: our class)",
+            )
+        )
+    others = sorted(set(found) - set(mapping) - {""})
+    told = tuple(f"{name}: {found[name]}" for name in others)
+    note = f"{sum(found[name] for name in others)} tiles of labels outside tiles.class_map left out ({shortlist(told)})"
+    own = None if source.classes is None else [mapping[name] for name in source.classes if name in mapping]
+    return replace(
+        source,
+        labels=[mapping.get(name, LEFT_OUT) if name else "" for name in source.labels],
+        classes=None if own is None else tuple(dict.fromkeys(own)),
+        notes=(*source.notes, note) if others else source.notes,
+    )

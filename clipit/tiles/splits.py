@@ -9,6 +9,7 @@ import numpy as np
 
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.tiles.hashing import shuffled
+from clipit.tiles.patients import patient
 from clipit.tiles.tileset import TileSet
 
 SplitName = Literal["train", "validation", "test"]
@@ -37,9 +38,15 @@ def part_map(asked: Mapping[SplitName, str], known: Mapping[str, str]) -> dict[s
 
 
 def resolve_parts(
-    parts: Sequence[str], asked: Mapping[SplitName, str], known: Mapping[str, str], where: str
+    parts: Sequence[str],
+    asked: Mapping[SplitName, str],
+    known: Mapping[str, str],
+    where: str,
+    others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
     """Our split for each row; all are train when the source has no parts at all.
+
+    With `others` "ignore", rows of parts that are not known, and rows without one where others have one, get "".
 
     Raises:
         DataError: A part is not known, some rows have none, or one that is asked for does not occur.
@@ -51,19 +58,22 @@ def resolve_parts(
     problem = ""
     if absent:
         problem = f"tiles.splits asks for {shortlist(absent)}, which does not occur"
-    elif strange:
+    elif others == "error" and strange:
         problem = f"unknown split values: {shortlist(strange)}"
-    elif "" in found and len(found) > 1:
+    elif others == "error" and "" in found and len(found) > 1:
         problem = f"{list(parts).count('')} rows have no split, the others have"
     if problem:
         raise DataError(
             explain(
                 f"{problem}; the source has: {shortlist(sorted(found - {''}) or ['no splits'], 10)}",
                 where=where,
-                fix="map them in tiles.splits (ours: theirs), or remove those rows from the source",
+                fix="map them in tiles.splits (ours: theirs), remove those rows from the source, "
+                "or set tiles.other_parts: ignore",
             )
         )
-    ours = {name: mapping.get(name) or mapping.get(name.lower()) or "train" for name in found}
+    ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in found}
+    if found == {""}:
+        ours = {"": "train"}
     return [ours[name] for name in parts]
 
 
@@ -76,7 +86,7 @@ def check_groups(tiles: TileSet) -> None:
     seen: dict[str, set[str]] = {}
     for group, split in zip(tiles.groups.tolist(), tiles.splits.tolist(), strict=True):
         if group:
-            seen.setdefault(group, set()).add(split)
+            seen.setdefault(patient(group), set()).add(split)
     crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
     if crossing:
         raise DataError(
@@ -89,11 +99,29 @@ def check_groups(tiles: TileSet) -> None:
 
 
 def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to validation: whole groups, in proportion to the classes where possible.
+    """Move about `fraction` of train to validation: see `_cut`.
 
-    A tile without a group is a group of its own. Only labelled tiles move when there are any (a validation part
-    without labels would be of no use), with the other tiles of their groups. The cut depends on the names of the
-    groups and the seed, not on the order of the rows.
+    Raises:
+        DataError: No group could be moved.
+    """
+    return _cut(tiles, "validation", fraction, seed)
+
+
+def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to test, for a data set that is published without a test part: see `_cut`.
+
+    Raises:
+        DataError: No group could be moved.
+    """
+    return _cut(tiles, "test", fraction, seed)
+
+
+def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to another part: whole groups, in proportion to the classes where possible.
+
+    A tile without a group is a group of its own; the slides of one TCGA patient are one group. Only labelled tiles move
+    when there are any (a validation part without labels would be of no use), with the other tiles of their groups. The
+    cut depends on the names of the groups and the seed, not on the order of the rows.
 
     Raises:
         DataError: No group could be moved.
@@ -102,7 +130,9 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
     known = tiles.truth[inside] >= 0
     counted = inside[known] if known.any() else inside
     groups, ids = tiles.groups.tolist(), tiles.ids.tolist()
-    name_of = {index: f"group:{groups[index]}" if groups[index] else f"tile:{ids[index]}" for index in inside.tolist()}
+    name_of = {
+        index: f"group:{patient(groups[index])}" if groups[index] else f"tile:{ids[index]}" for index in inside.tolist()
+    }
     members: dict[str, list[int]] = {}
     for index in counted.tolist():
         members.setdefault(name_of[index], []).append(index)
@@ -117,7 +147,7 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
     for _, stratum in sorted(strata.items()):
         target = fraction * sum(len(members[name]) for name in stratum)
         taken = 0
-        for position in shuffled(stratum, seed, "validation"):
+        for position in shuffled(stratum, seed, part):
             size = len(members[stratum[position]])
             if abs(taken + size - target) < abs(taken - target):
                 moved.add(stratum[position])
@@ -125,14 +155,15 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
     if not moved:
         raise DataError(
             explain(
-                f"no validation part can be cut: train has {len(members)} groups for {len(counted)} tiles",
+                f"no {part} part can be cut: train has {len(members)} groups for {len(counted)} tiles",
                 where=tiles.where,
-                fix="name a validation part in tiles.splits, or raise tiles.validation_fraction",
+                fix=f"name a {part} part in tiles.splits"
+                + (", or raise tiles.validation_fraction" if part == "validation" else ""),
             )
         )
     splits = tiles.splits.astype("<U10")
-    splits[[index for index in inside.tolist() if name_of[index] in moved]] = "validation"
-    note = f"validation: {fraction:g} of train, cut with seed {seed}"
+    splits[[index for index in inside.tolist() if name_of[index] in moved]] = part
+    note = f"{part}: {fraction:g} of train, cut with seed {seed}"
     if (tiles.groups[inside] == "").any():
-        note += "; groups unknown: tiles of one patient may stand on both sides, so validation scores may be too high"
+        note += f"; groups unknown: tiles of one patient may stand on both sides, so {part} scores may be too high"
     return replace(tiles, splits=splits, notes=(*tiles.notes, note))

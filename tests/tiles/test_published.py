@@ -132,6 +132,19 @@ def test_nct_crc_errors(nct_folder: Path) -> None:
         load_tiles(config("nct_crc", nct_folder), seed=0)
 
 
+def test_smaller_copies_are_read_when_the_user_says_so(
+    nct_folder: Path, pcam_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif").unlink()
+    tiles = load_tiles(config("nct_crc", nct_folder, check_counts=False), seed=0)
+    assert len(tiles) == 62
+    assert any("not as published: NCT-CRC-HE-100K/TUM 4 instead of 5" in note for note in tiles.notes)
+    monkeypatch.setitem(pcam.COUNTS, "test", 7)
+    tiles = load_tiles(config("pcam", pcam_folder, check_counts=False), seed=0)
+    assert (tiles.splits == "test").sum() == 6
+    assert any("test has 6 tiles instead of 7" in note for note in tiles.notes)
+
+
 @pytest.fixture
 def bach_folder(tmp_path: Path) -> Path:
     for row in bach.bach_splits():

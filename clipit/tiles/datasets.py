@@ -1,0 +1,366 @@
+"""Published data sets by name: one row each, read by the generic sources or by a reader of its own.
+
+Where each fact comes from stands in the set's data card (`data_cards/<card>.md`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from clipit.tiles import bach, nct_crc, pcam
+
+Count = tuple[str, str, int]
+"""Published part ("": all), class ("": all), number of tiles."""
+
+_ZENODO = "https://zenodo.org/records"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file with a public direct address and a published checksum."""
+
+    url: str
+    md5: str
+    makes: str
+    """What lies in the folder once it is unpacked: a file or a folder."""
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return self.url.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is published about a data set, and how it is read."""
+
+    title: str
+    reader: Literal["own", "names", "table"]
+    """`own`: a module of its own; `names`: what each file's path says; `table`: a csv beside the images."""
+    layout: str
+    """What tiles.path must hold."""
+    classes: tuple[str, ...]
+    """In order; empty: the names found."""
+    licence: str
+    page: str
+    citation: str
+    pixels: str
+    """Width x height of a tile."""
+    card: str
+    """Name of its data card."""
+    scale: str
+    """Magnification or micrometres per pixel, as published."""
+    mpp: float | None = None
+    """Micrometres per pixel; None: not published, or not the same for all tiles."""
+    pattern: str = ""
+    """Reader `names`: regular expression on a file's path, with the groups label, group and magnification."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What `label` matched -> class, where they differ."""
+    table: str = ""
+    """Reader `table`: the csv in tiles.path; its images lie in `images`."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Reader `table`: our name of a column -> the published one."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Published name of a part -> our split, beyond the usual names."""
+    counts: tuple[Count, ...] = ()
+    """Published numbers of tiles; empty: not known."""
+    counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
+    """The same for the tiles of one magnification."""
+    class_count: int | None = None
+    """Number of classes, where their names are not known."""
+    test_fraction: float | None = None
+    """Share (of whole groups) that becomes the test part when none is published; None: the published part.
+
+    0.3 with seed 1 is PLIP's protocol; here it also serves sets without a protocol, and keeps groups together."""
+    test_seed: int = 1
+    faults: str = ""
+    """Known faults that a reader of any result must know; it goes into the notes."""
+    files: tuple[Remote, ...] = ()
+    """Direct downloads."""
+    access: str = ""
+    """How to get it where there is no direct download."""
+
+
+def _pcam_file(part: str, axis: str, md5: str) -> Remote:
+    name = f"camelyonpatch_level_2_split_{part}_{axis}.h5"
+    return Remote(f"{_ZENODO}/2546921/files/{name}.gz", md5, name)
+
+
+_BREAKHIS_FAULTS = "magnifications are mixed unless tiles.magnification chooses one"
+_BREAKHIS = DataSet(
+    title="BreakHis, benign or malignant",
+    reader="names",
+    layout="BreaKHis_v1/ as unpacked: histology_slides/breast/*/SOB/*/*/{40X,100X,200X,400X}/SOB_*.png",
+    classes=("benign", "malignant"),
+    licence="CC BY 4.0",
+    page="https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/",
+    citation="Spanhol et al., IEEE Transactions on Biomedical Engineering 2016",
+    pixels="700 x 460",
+    card="breakhis",
+    scale="40X, 100X, 200X and 400X of a microscope; micrometres per pixel differ with it",
+    pattern=r"SOB_(?P<label>[BM])_[A-Z]+-(?P<group>\d+-[^-/]+)-(?P<magnification>40|100|200|400)-\d+\.png$",
+    labels={"B": "benign", "M": "malignant"},
+    counts=(("", "benign", 2_480), ("", "malignant", 5_429)),
+    counts_at={
+        "40X": (("", "benign", 625), ("", "malignant", 1_370)),
+        "100X": (("", "benign", 644), ("", "malignant", 1_437)),
+        "200X": (("", "benign", 623), ("", "malignant", 1_390)),
+        "400X": (("", "benign", 588), ("", "malignant", 1_232)),
+    },
+    test_fraction=0.3,
+    faults=_BREAKHIS_FAULTS,
+    access="download BreaKHis_v1.tar.gz from that page and unpack it; no checksum is published",
+)
+_KATHER_2016 = (
+    "01_TUMOR",
+    "02_STROMA",
+    "03_COMPLEX",
+    "04_LYMPHO",
+    "05_DEBRIS",
+    "06_MUCOSA",
+    "07_ADIPOSE",
+    "08_EMPTY",
+)
+_LUNG = ("lung_aca", "lung_n", "lung_scc")
+_COLON = ("colon_aca", "colon_n")
+
+
+def _lc25000(title: str, classes: tuple[str, ...]) -> DataSet:
+    return DataSet(
+        title=title,
+        reader="names",
+        layout="lung_colon_image_set/{lung_image_sets,colon_image_sets}/{" + ",".join(classes) + "}/*.jpeg",
+        classes=classes,
+        licence="free use, terms vague: the authors' README states none",
+        page="https://github.com/tampapath/lung_colon_image_set",
+        citation="Borkowski et al., arXiv 1912.12142",
+        pixels="768 x 768",
+        card="lc25000",
+        scale="not published",
+        pattern=rf"(?:^|/)(?P<label>{'|'.join(classes)})/[^/]+$",
+        counts=tuple(("", name, 5_000) for name in classes),
+        test_fraction=0.3,
+        faults=(
+            "20 augmented copies of each of 250 originals per class and no published groups: a random split puts "
+            "copies of one original on both sides, so scores are far too high; use source: table with a group column"
+        ),
+        access="follow the link of that page and unpack lung_colon_image_set",
+    )
+
+
+DATASETS: dict[str, DataSet] = {
+    "pcam": DataSet(
+        title="PatchCamelyon",
+        reader="own",
+        layout="camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5",
+        classes=pcam.CLASSES,
+        licence="CC0 1.0",
+        page=f"{_ZENODO}/2546921",
+        citation="Veeling et al., MICCAI 2018, arXiv 1806.03962",
+        pixels="96 x 96",
+        card="pcam",
+        scale="10x, 0.97 micrometres per pixel",
+        mpp=pcam.MPP,
+        counts=tuple((part, "", count) for part, count in pcam.COUNTS.items()),
+        files=(
+            _pcam_file("train", "x", "1571f514728f59376b705fc836ff4b63"),
+            _pcam_file("train", "y", "35c2d7259d906cfc8143347bb8e05be7"),
+            _pcam_file("valid", "x", "d5b63470df7cfa627aeec8b9dc0c066e"),
+            _pcam_file("valid", "y", "2b85f58b927af9964a4c15b8f7e8f179"),
+            _pcam_file("test", "x", "d8c2d60d490dbd479f8199bdfa0cf6ec"),
+            _pcam_file("test", "y", "60a7035772fbdb7f34eb86d4420cf66a"),
+        ),
+    ),
+    "nct_crc": DataSet(
+        title="NCT-CRC-HE-100K and CRC-VAL-HE-7K",
+        reader="own",
+        layout="NCT-CRC-HE-100K/ and CRC-VAL-HE-7K/, each with nine class folders of .tif",
+        classes=nct_crc.CLASSES,
+        licence="CC BY 4.0",
+        page=f"{_ZENODO}/1214456",
+        citation="Kather, Halama and Marx, Zenodo 2018",
+        pixels="224 x 224",
+        card="nct_crc",
+        scale="0.5 micrometres per pixel",
+        mpp=nct_crc.MPP,
+        counts=tuple(
+            (part, name, count)
+            for part, counts in nct_crc.COUNTS.items()
+            for name, count in zip(nct_crc.CLASSES, counts, strict=True)
+        ),
+        files=(
+            Remote(
+                f"{_ZENODO}/1214456/files/NCT-CRC-HE-100K.zip", "035777cf327776a71a05c95da6d6325f", "NCT-CRC-HE-100K"
+            ),
+            Remote(f"{_ZENODO}/1214456/files/CRC-VAL-HE-7K.zip", "2fd1651b4f94ebd818ebf90ad2b6ce06", "CRC-VAL-HE-7K"),
+        ),
+    ),
+    "bach": DataSet(
+        title="BACH (ICIAR 2018), photos",
+        reader="own",
+        layout="Photos/{Normal,Benign,InSitu,Invasive}/*.tif",
+        classes=bach.CLASSES,
+        licence="CC BY-NC-ND 4.0",
+        page=f"{_ZENODO}/3632035",
+        citation="Aresta et al., Medical Image Analysis 2019",
+        pixels="2048 x 1536",
+        card="bach",
+        scale="0.42 micrometres per pixel",
+        mpp=bach.MPP,
+        counts=tuple(("", name, 100) for name in bach.CLASSES),
+        files=(
+            Remote(
+                f"{_ZENODO}/3632035/files/ICIAR2018_BACH_Challenge.zip",
+                "8ae1801334aa943c44627c1eef3631b2",
+                "ICIAR2018_BACH_Challenge",
+            ),
+        ),
+    ),
+    "pannuke": DataSet(
+        title="PanNuke, benign or malignant as PLIP prepares it",
+        reader="names",
+        layout="<tissue>_{benign,malignant}_<number>.png as PLIP writes them, or folders benign/ and malignant/",
+        classes=("benign", "malignant"),
+        licence="CC BY-NC-SA 4.0",
+        page="https://warwick.ac.uk/fac/cross_fac/tia/data/pannuke",
+        citation="Gamper et al., ECDP 2019 and arXiv 2003.10778",
+        pixels="256 x 256",
+        card="pannuke",
+        scale="40x, about 0.25 micrometres per pixel",
+        mpp=0.25,
+        pattern=r"(?:^|[/_])(?P<label>benign|malignant)(?:/[^/]+|_\d+\.png)$",
+        test_fraction=0.3,
+        faults="no slide or patient of a tile is published: tiles of one may stand on both sides of the split",
+        access="download the three folds and prepare tiles as the data card says",
+    ),
+    "digestpath": DataSet(
+        title="DigestPath 2019 colonoscopy tissue, benign or malignant as PLIP prepares it",
+        reader="names",
+        layout="{negative,positive}/<source image>_downsample=<n>_<number>.png as PLIP writes them",
+        classes=("benign", "malignant"),
+        licence="terms of the challenge; read them on its page",
+        page="https://digestpath2019.grand-challenge.org/",
+        citation="Da et al., Medical Image Analysis 2022",
+        pixels="224 x 224",
+        card="digestpath",
+        scale="the source images made 2, 4, 8, 16 and 32 times smaller",
+        pattern=r"(?:^|/)(?P<label>negative|positive|benign|malignant)/(?:(?P<group>[^/]+)_downsample=)?[^/]+$",
+        labels={"negative": "benign", "positive": "malignant"},
+        test_fraction=0.3,
+        faults="PLIP's own split leaks tiles of one image; here a source image stays on one side",
+        access="register for the challenge and prepare tiles as the data card says",
+    ),
+    "wsss4luad": DataSet(
+        title="WSSS4LUAD training tiles, tumour or not as PLIP uses them",
+        reader="names",
+        layout="1.training/<slide>-<x>-<y>-[tumor, stroma, normal].png",
+        classes=("normal", "tumor"),
+        licence="terms of the challenge; read them on its page",
+        page="https://wsss4luad.grand-challenge.org/",
+        citation="Han et al., arXiv 2204.06455",
+        pixels="about 224 x 224, not all the same",
+        card="wsss4luad",
+        scale="10x",
+        pattern=r"(?:^|/)(?:(?P<group>\d+)-)?[^/]*\[(?P<label>[01]), ?[01], ?[01]\]\.png$",
+        labels={"0": "normal", "1": "tumor"},
+        counts=(("", "", 10_091),),
+        test_fraction=0.3,
+        faults="a tile is tumor whenever its tumour bit is set, even if most of it is stroma",
+        access="register for the challenge and unpack 1.training",
+    ),
+    "kimia_path24c": DataSet(
+        title="KIMIA Path24C",
+        reader="names",
+        layout="Test-patches/<scan>/*.jpg and a training folder with the same 24 scans",
+        classes=(),
+        licence="terms of Kimia Lab; read them on its page",
+        page="https://kimialab.uwaterloo.ca/kimia/index.php/pathology-images-kimia-path24/",
+        citation="Shafiei et al., arXiv 2102.07611",
+        pixels="1000 x 1000",
+        card="kimia_path24c",
+        scale="0.5 micrometres per pixel",
+        mpp=0.5,
+        pattern=r"(?:^|/)(?P<label>[^/]+)/[^/]+$",
+        parts={"Test-patches": "test"},
+        counts=(("Test-patches", "", 1_325),),
+        class_count=24,
+        faults="a class is a scan, not a diagnosis: train and test tiles come from the same scans",
+        access="ask on that page",
+    ),
+    "mhist": DataSet(
+        title="MHIST",
+        reader="table",
+        layout="annotations.csv and images/",
+        classes=("HP", "SSA"),
+        licence="research use agreement of BMIRDS",
+        page="https://bmirds.github.io/MHIST/",
+        citation="Wei et al., AIME 2021, arXiv 2101.12355",
+        pixels="224 x 224",
+        card="mhist",
+        scale="scanned at 40x; the scale of the tiles is given differently by different sources",
+        table="annotations.csv",
+        columns={"path": "Image Name", "label": "Majority Vote Label", "split": "Partition"},
+        counts=(("train", "", 2_175), ("test", "", 977)),
+        faults="labels are the majority of seven pathologists, who often disagree; no patient of a tile is published",
+        access="fill in the form on that page; the links come by e-mail",
+    ),
+    "lc25000": _lc25000("LC25000, lung and colon", (*_COLON, *_LUNG)),
+    "lc25000_lung": _lc25000("LC25000, lung", _LUNG),
+    "lc25000_colon": _lc25000("LC25000, colon", _COLON),
+    "breakhis": _BREAKHIS,
+    "breakhis_types": replace(
+        _BREAKHIS,
+        title="BreakHis, eight tumour types",
+        classes=("A", "F", "PT", "TA", "DC", "LC", "MC", "PC"),
+        pattern=_BREAKHIS.pattern.replace("(?P<label>[BM])_[A-Z]+", "[BM]_(?P<label>[A-Z]+)"),
+        labels={},
+        counts=(("", "", 7_909),),
+        counts_at={
+            "40X": (("", "", 1_995),),
+            "100X": (("", "", 2_081),),
+            "200X": (("", "", 2_013),),
+            "400X": (("", "", 1_820),),
+        },
+        faults=f"{_BREAKHIS_FAULTS}; some types have as few as three patients",
+    ),
+    "kather2016": DataSet(
+        title="Kather 2016, colorectal textures",
+        reader="names",
+        layout="Kather_texture_2016_image_tiles_5000/{01_TUMOR,...,08_EMPTY}/*.tif",
+        classes=_KATHER_2016,
+        licence="CC BY 4.0",
+        page=f"{_ZENODO}/53169",
+        citation="Kather et al., Scientific Reports 2016",
+        pixels="150 x 150",
+        card="kather2016",
+        scale="20x, 0.495 micrometres per pixel",
+        mpp=0.495,
+        pattern=r"(?:^|/)(?P<label>0[1-8]_[A-Z]+)/(?:[^/]*(?P<group>CRC-Prim-HE-\d+))?[^/]*$",
+        counts=tuple(("", name, 625) for name in _KATHER_2016),
+        test_fraction=0.3,
+        faults="ten slides only: with whole slides on one side, the test part holds few of them",
+        files=(
+            Remote(
+                f"{_ZENODO}/53169/files/Kather_texture_2016_image_tiles_5000.zip",
+                "0ddbebfc56344752028fda72602aaade",
+                "Kather_texture_2016_image_tiles_5000",
+            ),
+        ),
+    ),
+    "sicapv2": DataSet(
+        title="SICAPv2",
+        reader="names",
+        layout="{train,test}/{NC,G3,G4,G5}/<slide>_Block_Region_*.jpg, sorted by partition/Test/{Train,Test}.xlsx",
+        classes=("NC", "G3", "G4", "G5"),
+        licence="read it on its page",
+        page="https://data.mendeley.com/datasets/9xxm58dvs3/2",
+        citation="Silva-Rodríguez et al., Computer Methods and Programs in Biomedicine 2020",
+        pixels="512 x 512",
+        card="sicapv2",
+        scale="10x",
+        pattern=r"(?:^|/)(?P<label>NC|G3|G4|G5)/(?:(?P<group>[^_/]+)_Block_Region_)?[^/]*$",
+        faults="neighbouring tiles overlap by half; non-cancerous tiles come from non-cancerous slides only",
+        access="download it from that page and sort the images as the data card says",
+    ),
+}
+"""Name (`tiles.source`) -> row. A further data set is one row here, its name in `config_data.TileSource`, one card."""

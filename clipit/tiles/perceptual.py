@@ -1,0 +1,101 @@
+"""What an image looks like in 64 bits, whichever way up it lies, and in 16 x 16 grey pixels."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float32, Float64, Shaped, UInt8, UInt64
+from PIL import Image
+
+SIDE = 16
+"""Edge of the thumbnails."""
+_FINE = 32  # edge of the grey picture that is hashed
+_KEPT = 8  # lowest frequencies per axis
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What is known of n images; row i of each array belongs to image i."""
+
+    digests: UInt8[np.ndarray, "n 16"]
+    """Of size and pixels; all zero for an image of one colour, which tells nothing."""
+    hashes: UInt64[np.ndarray, "n 8"]
+    """Perceptual hash of each orientation; column 0 is that of the image as it lies."""
+    thumbnails: UInt8[np.ndarray, "n 16 16"]
+    """Grey pixels."""
+
+    @property
+    def spread(self) -> Float64[np.ndarray, " n"]:
+        """Standard deviation of the thumbnails' grey pixels (0 to 127.5): near 0 for empty background."""
+        return np.asarray(self.thumbnails.reshape(len(self.thumbnails), SIDE * SIDE).std(axis=1), dtype=np.float64)
+
+
+def fingerprints(images: list[Image.Image]) -> Fingerprints:
+    """Fingerprints of RGB images of any size."""
+    digests = np.zeros((len(images), 16), dtype=np.uint8)
+    fine = np.empty((len(images), _FINE, _FINE), dtype=np.float32)
+    for row, image in enumerate(images):
+        digests[row] = pixel_digest(image)
+        grey = image.convert("L").resize((_FINE, _FINE), Image.Resampling.BILINEAR)
+        fine[row] = np.asarray(grey, dtype=np.float32)
+    coarse = fine.reshape(len(images), SIDE, _FINE // SIDE, SIDE, _FINE // SIDE).mean(axis=(2, 4))
+    return Fingerprints(digests, dihedral_hashes(fine), coarse.round().astype(np.uint8))
+
+
+def pixel_digest(image: Image.Image) -> UInt8[np.ndarray, "16"]:
+    """16 bytes that stand for an image's size and pixels; zeros when all its pixels are equal."""
+    pixels = np.asarray(image)
+    if (pixels == pixels[0, 0]).all():
+        return np.zeros(16, dtype=np.uint8)
+    digest = hashlib.blake2b(f"{image.size}{image.mode}".encode() + pixels.tobytes(), digest_size=16)
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
+
+
+def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, "n 8"]:
+    """64-bit hashes of grey pictures in all eight orientations (quarter turns, with and without a flip).
+
+    Bit: the sign of a coefficient of the two-dimensional discrete cosine transform, at the 8 x 8 lowest frequencies
+    (the constant one replaced by the next on the diagonal). Brightness and contrast do not change it. Turning the
+    picture over changes the signs of the odd frequencies, and mirroring it at the diagonal transposes them, so one
+    transform serves all orientations. Column o is the hash of `oriented(picture, o)`.
+    """
+    basis = _cosines()
+    spectrum = np.einsum("ui,nij,vj->nuv", basis, grey, basis, optimize=True)
+    odd = np.where(np.arange(_KEPT + 1) % 2, -1.0, 1.0).astype(np.float32)
+    hashes = np.empty((len(grey), 8), dtype=np.uint64)
+    for orientation in range(8):
+        turned = spectrum.transpose(0, 2, 1) if orientation & 4 else spectrum
+        if orientation & 1:
+            turned = turned * odd[:, None]
+        if orientation & 2:
+            turned = turned * odd
+        hashes[:, orientation] = _packed(turned)
+    return hashes
+
+
+def oriented(pictures: Shaped[np.ndarray, "*n side side"], orientation: int) -> Shaped[np.ndarray, "*n side side"]:
+    """Pictures in one of eight orientations: 4 mirrors at the diagonal; then 1 turns the rows over, 2 the columns."""
+    if orientation & 4:
+        pictures = np.swapaxes(pictures, -1, -2)
+    if orientation & 1:
+        pictures = pictures[..., ::-1, :]
+    if orientation & 2:
+        pictures = pictures[..., ::-1]
+    return pictures
+
+
+@cache
+def _cosines() -> Float32[np.ndarray, "9 32"]:
+    """Rows of the DCT-II, lowest frequencies first; scales do not matter for signs."""
+    places = (np.arange(_FINE) + 0.5) * np.pi / _FINE
+    return np.asarray(np.cos(np.outer(np.arange(_KEPT + 1), places)), dtype=np.float32)
+
+
+def _packed(spectrum: Float32[np.ndarray, "n 9 9"]) -> UInt64[np.ndarray, " n"]:
+    """Signs of 64 coefficients as one number each; the bits of a 16-bit band lie far apart in frequency."""
+    bits = spectrum[:, :_KEPT, :_KEPT].reshape(len(spectrum), _KEPT * _KEPT) > 0
+    bits[:, 0] = spectrum[:, _KEPT, _KEPT] > 0
+    spread = bits.reshape(len(bits), 16, 4).transpose(0, 2, 1).reshape(len(bits), 64)
+    packed = np.packbits(spread, axis=1, bitorder="little")
+    return np.asarray(packed.view("<u8").reshape(-1), dtype=np.uint64)

@@ -1,0 +1,159 @@
+"""TCGA reports in the published csv and in folders of texts."""
+
+import csv
+import os
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from clipit.config import ReportsConfig
+from clipit.errors import DataError
+from clipit.reports.readers import read_reports
+from clipit.reports.tcga import ORGANS, patient_of
+
+REAL = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
+KIDNEY = "TCGA-BP-5195.25c0b433-5557-4165-922e-2c1eac9c26f0"
+
+
+def config(path: Path, **more: object) -> ReportsConfig:
+    return ReportsConfig.model_validate({"path": str(path), "format": "tcga", **more})
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """As TCGA_Reports.csv: a barcode with the scan's name, and text with line ends."""
+    path = tmp_path / "TCGA_Reports.csv"
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("patient_filename", "text"))
+        writer.writerow((KIDNEY, 'Diagnosis: "clear cell" carcinoma,\ngrade 2.'))
+        writer.writerow(("TCGA-D7-8573.4F5C1A51-0000-4165-922E-2C1EAC9C26F0", "Stomach, adenocarcinoma."))
+        writer.writerow(("TCGA-D7-8573.AAAA1A51-0000-4165-922E-2C1EAC9C26F0", "Addendum."))
+        writer.writerow(("TCGA-ZZ-0001.00000000-0000-0000-0000-000000000000", "Unknown project."))
+    return path
+
+
+@pytest.fixture
+def types(tmp_path: Path) -> Path:
+    path = tmp_path / "tcga_patient_to_cancer_type.csv"
+    path.write_bytes(b"patient_id,cancer_type\r\nTCGA-BP-5195,KIRC\r\nTCGA-D7-8573,STAD")
+    return path
+
+
+def test_the_published_csv(published: Path, types: Path) -> None:
+    reports = read_reports(config(published, cancer_types=str(types)))
+    first = reports.reports[0]
+    assert first.report_id == KIDNEY
+    assert first.text == 'Diagnosis: "clear cell" carcinoma,\ngrade 2.'
+    assert [(report.group, report.organ) for report in reports.reports] == [
+        ("TCGA-BP-5195", "kidney"),
+        ("TCGA-D7-8573", "stomach"),
+        ("TCGA-D7-8573", "stomach"),
+        ("TCGA-ZZ-0001", None),
+    ]
+    assert any("no cancer type for 1 patients (TCGA-ZZ-0001)" in problem for problem in reports.problems)
+
+
+def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) -> None:
+    reports = read_reports(config(published))
+    assert {report.organ for report in reports.reports} == {None}
+    assert len({report.group for report in reports.reports}) == 3
+    with pytest.raises(DataError, match=r"(?s)no report of stomach; the organs are: not known.*reports.cancer_types"):
+        read_reports(config(published, organs=("stomach",)))
+
+
+def test_only_some_organs(published: Path, types: Path) -> None:
+    reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
+    assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
+    assert any("2 reports of other or unknown organs left out" in problem for problem in reports.problems)
+    with pytest.raises(DataError, match="no report of lung; the organs are: kidney, stomach"):
+        read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))
+
+
+def test_texts_named_by_barcode(tmp_path: Path, types: Path) -> None:
+    folder = tmp_path / "texts" / "part"
+    folder.mkdir(parents=True)
+    (folder / f"{KIDNEY}.pdf.txt").write_text("Kidney.")
+    (folder / "tcga-d7-8573-01Z.txt").write_text("Stomach.")
+    (folder / "README.txt").write_text("About these files.")
+    reports = read_reports(config(tmp_path / "texts", cancer_types=str(types)))
+    assert [(report.report_id, report.group, report.organ) for report in reports.reports] == [
+        (f"part/{KIDNEY}.pdf", "TCGA-BP-5195", "kidney"),
+        ("part/tcga-d7-8573-01Z", "TCGA-D7-8573", "stomach"),
+    ]
+    assert any("README.txt: passed over, the name does not begin with" in problem for problem in reports.problems)
+
+
+def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("patient_filename,text\nBP-5195.x,text\n")
+    with pytest.raises(DataError, match=r"(?s)'BP-5195.x' does not begin with a TCGA barcode.*line 2"):
+        read_reports(config(wrong))
+    wrong.write_text("name,text\nTCGA-BP-5195,text\n")
+    with pytest.raises(DataError, match="no column 'patient_filename'"):
+        read_reports(config(wrong))
+    packed = tmp_path / "TCGA_Reports.csv.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(published, "TCGA_Reports.csv")
+    with pytest.raises(DataError, match=r"(?s)the zip holds TCGA_Reports.csv.*unpack it"):
+        read_reports(config(packed))
+    (tmp_path / "a.txt").write_text("one report")
+    with pytest.raises(DataError, match=r"neither a \.csv nor a zip"):
+        read_reports(config(tmp_path / "a.txt"))
+    with pytest.raises(ValidationError, match="cancer_types belongs to format: tcga"):
+        ReportsConfig(path="x.csv", cancer_types=str(types))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("patient,type\nTCGA-BP-5195,KIRC\n", "expected the columns patient_id and cancer_type, found patient, type"),
+        ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'TCGA-BP-5195' with cancer type 'KIDNEY'.*line 2"),
+        ("patient_id,cancer_type\nBP-5195,KIRC\n", "no TCGA patient or project code"),
+        ("patient_id,cancer_type\nTCGA-BP-5195,KIRC\nTCGA-BP-5195,LUAD\n", "two organs for TCGA-BP-5195"),
+        (None, "the cancer types cannot be read"),
+    ],
+)
+def test_bad_cancer_types(published: Path, tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "types.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_reports(config(published, cancer_types=str(path)))
+
+
+def test_barcodes() -> None:
+    assert patient_of("TCGA-BP-5195-01Z-00-DX1.ABC") == "TCGA-BP-5195"
+    assert patient_of("tcga-a8-a08b.x") == "TCGA-A8-A08B"
+    assert patient_of("TCGA-BP-51955.x") is None
+    assert patient_of("my TCGA-BP-5195") is None
+
+
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+
+
+@needs_real
+def test_real_prostate_reports() -> None:
+    types = REAL / "tcga_patient_to_cancer_type.csv"
+    reports = read_reports(config(REAL / "tcga_prad_reports_denoised.zip", cancer_types=str(types)))
+    organs = Counter(report.organ for report in reports.reports)
+    assert len(reports.reports) == 404
+    assert organs.most_common(1)[0][0] == "prostate" and organs["prostate"] > 395
+    assert all(report.group and report.group.startswith("TCGA-") for report in reports.reports)
+
+
+@needs_real
+def test_real_cancer_types_are_all_known(tmp_path: Path) -> None:
+    with (REAL / "tcga_patient_to_cancer_type.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["cancer_type"] for row in rows} == set(ORGANS)
+    path = tmp_path / "all.csv"
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("patient_filename", "text")] + [(row["patient_id"] + ".x", "a") for row in rows])
+    reports = read_reports(config(path, cancer_types=str(REAL / "tcga_patient_to_cancer_type.csv")))
+    counts = Counter(report.organ for report in reports.reports)
+    assert len(reports.reports) == 11_160
+    assert (counts["kidney"], counts["prostate"], counts["brain"]) == (941, 500, 1_111)

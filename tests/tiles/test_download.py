@@ -1,0 +1,93 @@
+"""A whole data set from a server of our own: licence, files, checksums, folders."""
+
+import dataclasses
+import gzip
+import hashlib
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipit.errors import DataError
+from clipit.tiles.datasets import DATASETS, Remote
+from clipit.tiles.download import download, terms
+
+from .servers import State, serve
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "download.py"
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """Kather 2016 as a small zip and a gzipped file at the server."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "set.zip", "w") as archive:
+        archive.writestr("Tiles/01_TUMOR/1.tif", "a tile")
+    (folder / "labels.h5.gz").write_bytes(gzip.compress(b"labels"))
+    with serve(folder) as state:
+        files = tuple(
+            Remote(f"{state.url}/{name}", hashlib.md5((folder / name).read_bytes()).hexdigest(), makes)
+            for name, makes in (("set.zip", "Tiles"), ("labels.h5.gz", "labels.h5"))
+        )
+        monkeypatch.setitem(DATASETS, "kather2016", dataclasses.replace(DATASETS["kather2016"], files=files))
+        yield state
+
+
+def run(folder: Path, *, yes: bool = True) -> list[str]:
+    said: list[str] = []
+    download("kather2016", folder, accept=lambda: yes, say=said.append)
+    return said
+
+
+def test_everything_is_fetched_once(served: State, tmp_path: Path) -> None:
+    said = run(tmp_path / "data")
+    assert (tmp_path / "data" / "Tiles" / "01_TUMOR" / "1.tif").read_text() == "a tile"
+    assert (tmp_path / "data" / "labels.h5").read_bytes() == b"labels"
+    assert "CC BY 4.0" in said[0] and "https://zenodo.org/records/53169" in said[0]
+    assert not list((tmp_path / "data").glob("*.zip")) and not list((tmp_path / "data").glob("*.gz"))
+    again = run(tmp_path / "data")
+    assert len(served.asked) == 2
+    assert "Tiles: there already" in again
+
+
+def test_nothing_is_fetched_before_the_licence_is_accepted(served: State, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="licence was not accepted"):
+        run(tmp_path / "data", yes=False)
+    assert not served.asked and not (tmp_path / "data").exists()
+
+
+def test_a_wrong_file_is_not_unpacked_and_the_next_start_goes_on(served: State, tmp_path: Path) -> None:
+    good = (served.folder / "labels.h5.gz").read_bytes()
+    (served.folder / "labels.h5.gz").write_bytes(gzip.compress(b"other!"))
+    with pytest.raises(DataError, match=r"labels.h5.gz.bad"):
+        run(tmp_path)
+    assert (tmp_path / "Tiles").is_dir() and not (tmp_path / "labels.h5").exists()
+    (served.folder / "labels.h5.gz").write_bytes(good)
+    run(tmp_path)
+    assert (tmp_path / "labels.h5").read_bytes() == b"labels"
+    assert (tmp_path / "labels.h5.gz.bad").exists()
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in DATASETS.items() if not row.files))
+def test_other_sets_say_where_to_get_them(name: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(DataError, match=rf"(?s)no public direct address.*tiles.source {name}"):
+        download(name, tmp_path, accept=lambda: True, say=said.append)
+    assert DATASETS[name].page in said[0] and DATASETS[name].licence in said[0]
+
+
+def test_terms_name_faults_and_card() -> None:
+    assert "augmented copies" in terms("lc25000") and "data_cards/lc25000.md" in terms("lc25000")
+
+
+def test_script_asks_and_takes_silence_for_no(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "bach", "--to", str(tmp_path / "data")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "CC BY-NC-ND 4.0" in done.stdout and "Do you accept" in done.stdout
+    assert "give --accept-licence" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,107 @@
+"""Downloads from a small server of our own that breaks off, goes on, or sends something else."""
+
+import hashlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipit.errors import ArtifactError, DataError
+from clipit.tiles.fetch import fetch
+
+from .servers import State, serve
+
+PAGE = "https://example.org/page"
+CONTENT = bytes(range(256)) * 20_000  # 5 MB: several blocks
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[State]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "set.zip").write_bytes(CONTENT)
+    with serve(folder) as state:
+        yield state
+
+
+def get(state: State, to: Path, md5: str = MD5, name: str = "set.zip") -> tuple[Path, list[str]]:
+    said: list[str] = []
+    return fetch(f"{state.url}/{name}", to / "set.zip", md5, page=PAGE, say=said.append), said
+
+
+def test_a_whole_download_is_verified_and_told(server: State, tmp_path: Path) -> None:
+    file, said = get(server, tmp_path)
+    assert file.read_bytes() == CONTENT
+    assert not (tmp_path / "set.zip.partial").exists()
+    assert said[-1] == "4.9 of 4.9 MiB"
+    assert get(server, tmp_path)[0] == file and len(server.asked) == 1  # there already: verified, not fetched
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server: State, tmp_path: Path) -> None:
+    server.breaks_after = 2_000_000
+    with pytest.raises(
+        DataError, match=r"(?s)broke off|failed.*goes on where it stopped.*by hand from https://example"
+    ):
+        get(server, tmp_path)
+    assert (tmp_path / "set.zip.partial").read_bytes() == CONTENT[:2_000_000]
+    with pytest.raises(DataError, match="broke off after 4000000 of 5120000 bytes"):
+        get(server, tmp_path)
+    server.breaks_after = 10**9
+    file, said = get(server, tmp_path)
+    assert file.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=2000000-", "bytes=4000000-"]
+    assert said[0] == "going on at 3.8 MiB"
+
+
+def test_a_server_without_ranges_starts_anew(server: State, tmp_path: Path) -> None:
+    (tmp_path / "set.zip.partial").write_bytes(b"other" * 100)
+    server.ranges = False
+    file, said = get(server, tmp_path)
+    assert file.read_bytes() == CONTENT
+    assert "from the start" in said[0]
+
+
+def test_a_partial_file_that_is_whole_already_is_used(server: State, tmp_path: Path) -> None:
+    (tmp_path / "set.zip.partial").write_bytes(CONTENT)
+    assert get(server, tmp_path)[0].read_bytes() == CONTENT
+    assert server.asked == ["bytes=5120000-"]
+
+
+def test_a_partial_file_that_is_too_long_is_fetched_anew(server: State, tmp_path: Path) -> None:
+    (tmp_path / "set.zip.partial").write_bytes(CONTENT + b"more")
+    assert get(server, tmp_path)[0].read_bytes() == CONTENT
+    assert server.asked == ["bytes=5120004-", None]
+
+
+def test_a_wrong_checksum_sets_the_file_aside(server: State, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"(?s)checksum is wrong: md5 {MD5}, published is {'0' * 32}.*set.zip.bad"):
+        get(server, tmp_path, md5="0" * 32)
+    assert (tmp_path / "set.zip.bad").read_bytes() == CONTENT
+    assert not (tmp_path / "set.zip").exists() and not (tmp_path / "set.zip.partial").exists()
+    assert get(server, tmp_path)[0].read_bytes() == CONTENT  # the next attempt starts anew
+
+
+def test_a_damaged_file_that_was_put_there_by_hand_is_not_used(server: State, tmp_path: Path) -> None:
+    (tmp_path / "set.zip").write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(DataError, match="checksum is wrong"):
+        get(server, tmp_path)
+    assert (tmp_path / "set.zip.bad").exists() and not server.asked
+
+
+def test_no_network_and_no_such_file(server: State, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{free.getsockname()[1]}/set.zip"
+    with pytest.raises(DataError, match=r"(?s)download failed.*refused.*check the network"):
+        fetch(dead, tmp_path / "set.zip", MD5, page=PAGE, say=lambda line: None)
+    with pytest.raises(DataError, match="download failed: HTTP Error 404"):
+        get(server, tmp_path, name="other.zip")
+    assert list(tmp_path.glob("set*")) == []
+
+
+def test_a_file_in_the_place_of_the_folder(server: State, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        get(server, tmp_path / "taken")

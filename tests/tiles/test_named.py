@@ -1,0 +1,294 @@
+"""Published data sets in small trees of their published layout."""
+
+import csv
+import dataclasses
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from clipit.config import TilesConfig
+from clipit.errors import ConfigError, DataError
+from clipit.tiles import named
+from clipit.tiles.datasets import DATASETS
+from clipit.tiles.load import load_tiles, read_tiles
+from clipit.tiles.tileset import TileSet
+
+from .conftest import paint, write_table
+
+
+def config(source: str, path: Path, **more: object) -> TilesConfig:
+    return TilesConfig.model_validate({"source": source, "path": str(path), **more})
+
+
+def read(source: str, path: Path, **more: object) -> TileSet:
+    return read_tiles(config(source, path, check_counts=False, **more))
+
+
+def label_of(tiles: TileSet) -> dict[str, str]:
+    return {name: tiles.classes[code] for name, code in zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)}
+
+
+def breakhis(root: Path) -> Path:
+    """Ten slides of each class, two magnifications, three tiles each, as BreaKHis_v1.tar.gz unpacks."""
+    base = root / "BreaKHis_v1" / "histology_slides" / "breast"
+    kinds = (("benign", "adenosis", "SOB_B_A"), ("malignant", "ductal_carcinoma", "SOB_M_DC"))
+    for kind, folder, code in kinds:
+        for slide in range(10):
+            name = f"14-{22549 + slide}AB"
+            for power in (40, 400):
+                for tile in range(3):
+                    file = f"{code}-{name}-{power}-{tile + 1:03d}.png"
+                    paint(base / kind / "SOB" / folder / f"{code}_{name.replace('-', '_')}" / f"{power}X" / file, tile)
+    (base / "README.txt").write_text("no image")
+    return root
+
+
+def test_breakhis_slides_stay_together(tmp_path: Path) -> None:
+    tiles = read("breakhis", breakhis(tmp_path))
+    assert tiles.classes == ("benign", "malignant")
+    assert len(tiles) == 120
+    assert set(tiles.groups) == {f"14-{22549 + slide}AB" for slide in range(10)}
+    assert all(("/benign/" in name) == (label == "benign") for name, label in label_of(tiles).items())
+    sides = [set(tiles.groups[tiles.splits == split]) for split in ("train", "validation", "test")]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert Counter(tiles.splits.tolist())["test"] == 36
+    assert any("test: 0.3 of train, cut with seed 1" in note for note in tiles.notes)
+    assert np.isnan(tiles.mpp).all()
+
+
+def test_breakhis_magnification_and_types(tmp_path: Path) -> None:
+    tiles = read("breakhis", breakhis(tmp_path), magnification="40X")
+    assert len(tiles) == 60
+    assert all("-40-" in name for name in tiles.ids)
+    types = read("breakhis_types", tmp_path)
+    assert types.classes == ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
+    assert set(label_of(types).values()) == {"A", "DC"}
+    with pytest.raises(ConfigError, match=r"not options of source kather2016: tiles.magnification \(breakhis only\)"):
+        read("kather2016", tmp_path, magnification="40X")
+
+
+def test_counts_that_are_not_the_published_ones(tmp_path: Path) -> None:
+    breakhis(tmp_path)
+    with pytest.raises(DataError, match=r"(?s)benign 30 instead of 625 \(short by 595\).*check_counts: false.*CC BY"):
+        read_tiles(config("breakhis", tmp_path, magnification="40X"))
+    assert any("benign 60 instead of 2480" in note for note in read("breakhis", tmp_path).notes)
+    with pytest.raises(DataError, match="no tile of class F, no tile of class PT"):
+        read_tiles(config("breakhis_types", tmp_path))
+    with pytest.raises(ConfigError, match="check_counts"):
+        read_tiles(config("folders", tmp_path, check_counts=False))
+
+
+def test_the_published_counts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = dataclasses.replace(DATASETS["breakhis"], counts=(("", "benign", 60), ("", "malignant", 60)))
+    monkeypatch.setitem(DATASETS, "breakhis", row)
+    tiles = read_tiles(config("breakhis", breakhis(tmp_path)))
+    assert len(tiles) == 120
+    assert not any("not as published" in note for note in tiles.notes)
+
+
+def test_wrong_folders_say_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)Kather 2016.* is not there.*zenodo.org/records/53169.*CC BY 4.0"):
+        read("kather2016", tmp_path / "nowhere")
+    paint(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no tile of Kather 2016, colorectal textures among the 1 images here"):
+        read("kather2016", tmp_path)
+
+
+def test_kather2016_groups_by_slide(tmp_path: Path) -> None:
+    names = (
+        "10647_CRC-Prim-HE-10c.tif_Row_1_Col_1.tif",
+        "1A11_CRC-Prim-HE-07_022.tif_Row_601_Col_151.tif",
+        "17E8F_CRC-Prim-HE-02_007.tif_Row_151_Col_301.tif",
+        "1DA3_CRC-Prim-HE-06_028.tif_Row_1_Col_151.tif",
+    )
+    for name in DATASETS["kather2016"].classes:
+        for file in names:
+            paint(tmp_path / "Kather_texture_2016_image_tiles_5000" / name / file)
+    tiles = read("kather2016", tmp_path)
+    assert tiles.classes[0] == "01_TUMOR" and len(tiles) == 32
+    assert set(tiles.groups) == {f"CRC-Prim-HE-{number}" for number in ("02", "06", "07", "10")}
+    assert (tiles.mpp == 0.495).all()
+    assert set(tiles.splits) == {"train", "validation", "test"}
+
+
+def test_lc25000_lung_and_colon(tmp_path: Path) -> None:
+    for organ, names in (("lung", ("lung_aca", "lung_n", "lung_scc")), ("colon", ("colon_aca", "colon_n"))):
+        for name in names:
+            for place in range(10):
+                file = f"{name.replace('_', '')}{place}.jpeg"
+                paint(tmp_path / "lung_colon_image_set" / f"{organ}_image_sets" / name / file, place)
+    assert read("lc25000", tmp_path).classes == ("colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc")
+    lung = read("lc25000_lung", tmp_path)
+    assert lung.classes == ("lung_aca", "lung_n", "lung_scc") and len(lung) == 30
+    assert any("20 files do not belong to it" in note for note in lung.notes)
+    assert any("augmented copies" in note for note in lung.notes)
+    assert set(label_of(read("lc25000_colon", tmp_path)).values()) == {"colon_aca", "colon_n"}
+
+
+def test_pannuke_as_plip_names_it_or_in_folders(tmp_path: Path) -> None:
+    for kind in ("benign", "malignant"):
+        for place in range(10):
+            paint(tmp_path / "plip" / "images" / f"adrenal gland_{kind}_{place:04d}.png", place)
+            paint(tmp_path / "mine" / kind / f"{place}.png", place)
+    for folder in ("plip", "mine"):
+        tiles = read("pannuke", tmp_path / folder)
+        assert Counter(label_of(tiles).values()) == {"benign": 10, "malignant": 10}
+        assert Counter(tiles.splits.tolist())["test"] == 6
+        assert all(label in name for name, label in label_of(tiles).items())
+
+
+def test_digestpath_keeps_a_source_image_on_one_side(tmp_path: Path) -> None:
+    for kind in ("negative", "positive"):
+        for source in range(6):
+            for place in range(4):
+                paint(tmp_path / "images" / kind / f"18-{kind[0]}{source}_downsample=2_{place:05d}.png", place)
+    tiles = read("digestpath", tmp_path)
+    assert tiles.classes == ("benign", "malignant")
+    assert len(set(tiles.groups)) == 12
+    assert not set(tiles.groups[tiles.splits == "test"]) & set(tiles.groups[tiles.splits != "test"])
+    assert all(("positive" in name) == (label == "malignant") for name, label in label_of(tiles).items())
+
+
+def test_wsss4luad_is_tumour_when_the_tumour_bit_is_set(tmp_path: Path) -> None:
+    bits = ("[1, 0, 0]", "[1, 1, 0]", "[0, 1, 0]", "[0, 0, 1]")
+    for slide in (436219, 1031280, 1040001, 1040002, 1040003, 1040004):
+        for place, bit in enumerate(bits):
+            paint(tmp_path / "1.training" / f"{slide}-{place}-57-{bit}.png", place)
+    paint(tmp_path / "2.validation" / "img" / "00.png")
+    tiles = read("wsss4luad", tmp_path)
+    assert len(tiles) == 24 and len(set(tiles.groups)) == 6
+    assert all((label == "tumor") == ("[1," in name) for name, label in label_of(tiles).items())
+
+
+def kimia(root: Path, scans: int) -> Path:
+    for scan in range(scans):
+        paint(root / "Test-patches" / f"s{scan}" / "1.jpg", scan)
+        for place in range(5):
+            paint(root / "train" / f"s{scan}" / f"{place}.jpg", place)
+    return root
+
+
+def test_kimia_path24c_keeps_its_test_part(tmp_path: Path) -> None:
+    tiles = read("kimia_path24c", kimia(tmp_path, 24))
+    assert len(tiles.classes) == 24
+    assert Counter(tiles.splits.tolist()) == {"train": 96, "validation": 24, "test": 24}
+    assert all(name.startswith("Test-patches/") for name in tiles.of_split("test").ids)
+    assert any("Test-patches 24 instead of 1325" in note for note in tiles.notes)
+
+
+def test_kimia_path24c_with_another_name_for_train_or_too_few_scans(tmp_path: Path) -> None:
+    kimia(tmp_path, 3)
+    assert any("3 classes of 24" in note for note in read("kimia_path24c", tmp_path).notes)
+    (tmp_path / "train").rename(tmp_path / "Big-scans")
+    with pytest.raises(DataError, match=r"15 tiles lie in no folder of a part.*"):
+        read("kimia_path24c", tmp_path)
+    assert len(read("kimia_path24c", tmp_path, splits={"train": "Big-scans"}).of_split("train")) > 0
+
+
+def mhist(root: Path) -> Path:
+    rows: list[dict[str, object]] = []
+    for place in range(20):
+        name = f"MHIST_a{chr(97 + place)}a.png"
+        paint(root / "images" / name, place)
+        votes = place % 8
+        rows.append(
+            {
+                "Image Name": name,
+                "Majority Vote Label": "SSA" if votes > 3 else "HP",
+                "Number of Annotators who Selected SSA (Out of 7)": votes,
+                "Partition": "test" if place < 5 else "train",
+            }
+        )
+    write_table(root / "annotations.csv", rows)
+    return root
+
+
+def test_mhist_reads_its_annotations(tmp_path: Path) -> None:
+    tiles = read("mhist", mhist(tmp_path))
+    assert tiles.classes == ("HP", "SSA")
+    assert (tiles.splits == "test").sum() == 5
+    assert label_of(tiles)["MHIST_aea.png"] == "SSA"
+    assert tiles.read(3).size == (8, 8)
+    with pytest.raises(DataError, match="train 15 instead of 2175"):
+        read_tiles(config("mhist", tmp_path))
+    (tmp_path / "annotations.csv").unlink()
+    with pytest.raises(DataError, match=r"(?s)annotations.csv is not there.*bmirds"):
+        read("mhist", tmp_path)
+
+
+def test_sicapv2_in_folders_by_its_partition(tmp_path: Path) -> None:
+    for part, slides in (("train", 8), ("test", 2)):
+        for slide in range(slides):
+            for name in ("NC", "G3", "G4", "G5"):
+                file = f"{part}{slide}_Block_Region_1_0_{slide}_xini_6803_yini_59786.jpg"
+                paint(tmp_path / part / name / file, slide)
+    tiles = read_tiles(config("sicapv2", tmp_path))  # no counts are known, so none are checked
+    assert tiles.classes == ("NC", "G3", "G4", "G5")
+    assert set(tiles.groups) == {f"train{n}" for n in range(8)} | {"test0", "test1"}
+    assert (tiles.splits == "test").sum() == 8
+    assert not any("test: 0.3" in note for note in tiles.notes)
+
+
+def test_a_group_on_both_sides_of_a_published_split_is_an_error(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("NC", "G3", "G4", "G5"):
+            paint(tmp_path / part / name / f"16B0001851_Block_Region_1_0_{name}_xini_1_yini_{len(part)}.jpg")
+    with pytest.raises(DataError, match=r"16B0001851 \(test, train\)"):
+        read_tiles(config("sicapv2", tmp_path))
+
+
+def test_rows_are_found_by_name(tmp_path: Path) -> None:
+    assert named.published(DATASETS["mhist"]).name == "MHIST"
+    with pytest.raises(DataError, match="MHIST is not there"):
+        load_tiles(config("mhist", tmp_path / "no"), seed=0)
+
+
+def _unzip(archive: Path, to: Path) -> Path:
+    with zipfile.ZipFile(archive) as source:
+        source.extractall(to)
+    return to
+
+
+def test_real_kather2016(real_data: Path, tmp_path: Path) -> None:
+    _unzip(real_data / "kather2016_sample" / "kather2016_tiles.zip", tmp_path)
+    tiles = read("kather2016", tmp_path)
+    assert Counter(label_of(tiles).values()) == dict(
+        zip(DATASETS["kather2016"].classes, (18, 8, 13, 12, 12, 10, 18, 9), strict=True)
+    )
+    assert any("30 files do not belong to it" in note for note in tiles.notes)
+    assert tiles.read(0).size == (224, 224)
+    with pytest.raises(DataError, match="01_TUMOR 18 instead of 625"):
+        read_tiles(config("kather2016", tmp_path))
+
+
+def test_real_lc25000_in_its_own_split(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "lc25000_colon"
+    tiles = read("lc25000_colon", _unzip(folder / "lc25000_colon_tiles.zip", tmp_path))
+    with (folder / "labels.csv").open(newline="") as stream:
+        known = {row["path"]: row for row in csv.DictReader(stream)}
+    assert {name: row["label"] for name, row in known.items()} == label_of(tiles)
+    test = set(tiles.of_split("test").ids)
+    assert test == {name for name, row in known.items() if row["split"] == "test"}
+
+
+def test_real_pcam_tiles_in_a_smaller_copy(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "pcam_kaggle"
+    table = {"source": "table", "path": str(folder / "labels.csv"), "images": str(folder / "pcam_tiles.zip")}
+    tiles = read_tiles(TilesConfig.model_validate(table))
+    for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        some = np.flatnonzero(tiles.splits == split)[::60]
+        stem = tmp_path / f"camelyonpatch_level_2_split_{part}"
+        with h5py.File(f"{stem}_x.h5", "w") as file:
+            file.create_dataset("x", data=np.stack([np.asarray(tiles.read(place)) for place in some]))
+        with h5py.File(f"{stem}_y.h5", "w") as file:
+            file.create_dataset("y", data=tiles.truth[some].astype(np.uint8).reshape(-1, 1, 1, 1))
+    with pytest.raises(DataError, match="expected 262144 tiles"):
+        read_tiles(config("pcam", tmp_path))
+    copy = read("pcam", tmp_path)
+    first = int(np.flatnonzero(tiles.splits == "train")[0])
+    assert np.array_equal(np.asarray(copy.read(0)), np.asarray(tiles.read(first)))
+    assert any("train has 20 tiles instead of 262144" in note for note in copy.notes)

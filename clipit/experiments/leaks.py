@@ -1,0 +1,214 @@
+"""Leaks as a job: what training does about them, and the command that lists them."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import whole_file, write_json
+from clipit.config import Config
+from clipit.distributed import processes
+from clipit.errors import DataError, explain, shortlist
+from clipit.experiments.tile_prints import tile_prints
+from clipit.pairing.leaks import Leak, find_leaks, patient_of, report_leaks
+from clipit.reporting.tables import markdown_table
+from clipit.tiles.load import read_tiles
+from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.tileset import SPLITS, TileSet
+
+if TYPE_CHECKING:
+    from clipit.reports.readers import Reports
+
+_WHAT = {
+    "group": "of a patient or slide with tiles in a later split",
+    "exact": "with the very pixels of a tile in a later split",
+    "near": "that look like a tile in a later split",
+    "report": "of patients with validation or test tiles",
+}
+
+
+def checked_tiles(tiles: TileSet, config: Config, say: Callable[[str], None] = print) -> TileSet:
+    """The tiles as training may use them; called by all processes.
+
+    Args:
+        tiles: Of all splits, their groups unchecked.
+        config: `leaks` says what is looked for, and what is done about it.
+        say: Takes lines for the user; called in the main process only.
+
+    Raises:
+        DataError: There are leaks and the policy is `error`, or a split would be left without a tile.
+    """
+    if config.leaks.policy == "off":
+        return tiles
+    prints = None if config.leaks.pixels == "off" else tile_prints(config.output / "artefacts", tiles, say)
+    leaks = find_leaks(tiles, config.leaks, prints)
+    if not leaks:
+        return tiles
+    note = _decide(leaks, config, tiles.where, "tiles", say)
+    if config.leaks.policy == "note":
+        return replace(tiles, notes=(*tiles.notes, note))
+    kept = tiles.select(~np.isin(tiles.ids, [leak.id for leak in leaks]))
+    gone = [split for split in SPLITS if (tiles.splits == split).any() and not (kept.splits == split).any()]
+    if gone:
+        raise DataError(
+            explain(
+                f"without the leaks nothing is left of {', '.join(gone)}; {note}",
+                where=tiles.where,
+                fix="split the tiles anew, by patient",
+            )
+        )
+    return replace(kept, notes=(*kept.notes, note))
+
+
+def checked_reports(
+    reports: "Reports", tiles: Callable[[], TileSet], config: Config, say: Callable[[str], None] = print
+) -> "Reports":
+    """The reports that snippets may be made of.
+
+    Args:
+        reports: As read.
+        tiles: Gives the tiles of all splits; called only when a report says whose it is.
+        config: `leaks.policy` says what is done.
+        say: Takes lines for the user; called in the main process only.
+
+    Raises:
+        DataError: A validation or test patient's report is among them and the policy is `error`, or none is left.
+    """
+    if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
+        return reports
+    leaks = report_leaks(reports.reports, tiles())
+    if not leaks:
+        return reports
+    note = _decide(leaks, config, reports.source, "reports", say)
+    if config.leaks.policy == "note":
+        return reports
+    out = {leak.id for leak in leaks}
+    kept = tuple(report for report in reports.reports if report.report_id not in out)
+    if not kept:
+        raise DataError(explain(f"no report is left; {note}", where=reports.source, fix="give further reports"))
+    return replace(reports, reports=kept, problems=(*reports.problems, note))
+
+
+def _decide(leaks: Sequence[Leak], config: Config, where: object, what: str, say: Callable[[str], None]) -> str:
+    """Raise, or say and list what was found; the sentence that was said."""
+    counts = "; ".join(_count_lines(leaks))
+    if config.leaks.policy == "error":
+        raise DataError(
+            explain(
+                f"leaks between the splits: {counts}",
+                where=where,
+                fix="correct the data; or --leaks.policy=exclude leaves these out of training, note only says so. "
+                "All of them: scripts/check_leaks.py --config ...",
+            )
+        )
+    path = _folder(config) / f"{what}.json"
+    excluded = config.leaks.policy == "exclude"
+    note = f"leaks, {'left out' if excluded else 'kept on request (leaks.policy: note)'}: {counts}"
+    if processes().main:
+        write_json(path, {"policy": config.leaks.policy, "leaks": [asdict(leak) for leak in leaks]})
+        say(f"{note}; listed in {path}")
+    return note
+
+
+def _count_lines(leaks: Sequence[Leak]) -> list[str]:
+    """One phrase per kind: how many tiles or reports, of which split, and the first of them."""
+    lines = []
+    for kind, what in _WHAT.items():
+        ids = sorted({(leak.id, leak.split) for leak in leaks if leak.kind == kind})
+        if ids:
+            counts = Counter(split for _, split in ids)
+            of = f"{len(ids)} reports" if kind == "report" else _tiles_of(counts)
+            groups = sorted({leak.group for leak in leaks if leak.kind == kind and leak.group})
+            named = f", {len(groups)} groups: {shortlist(groups, 3)}" if groups else ""
+            lines.append(f"{of} {what} ({shortlist([name for name, _ in ids], 3)}{named})")
+    return lines
+
+
+def _tiles_of(counts: Counter[str]) -> str:
+    return " and ".join(f"{counts[split]} {split} tiles" for split in SPLITS if counts[split])
+
+
+def _folder(config: Config) -> Path:
+    return config.output / "leaks" / config.name
+
+
+def check_leaks(config: Config, pixels: str | None = None, say: Callable[[str], None] = print) -> tuple[Path, int]:
+    """Look for every kind of leak and write the list (`scripts/check_leaks.py`).
+
+    Args:
+        config: The policy does not matter here: nothing is left out.
+        pixels: off, exact or near; None: as configured.
+        say: Takes lines for the user; called in the main process only.
+
+    Returns:
+        leaks.json (leaks.parquet beside it), and the number of tiles and reports that leak.
+    """
+    from clipit.reports.readers import read_reports
+
+    section = config.leaks.model_copy(update={"pixels": pixels or config.leaks.pixels})
+    tiles = read_tiles(config.tiles, check=False)
+    reports = read_reports(config.reports).reports if config.reports else ()
+    prints = None if section.pixels == "off" else tile_prints(config.output / "artefacts", tiles, say)
+    leaks = find_leaks(tiles, section, prints, reports)
+    unchecked = _unchecked(tiles, section.pixels, reports, prints, section.spread)
+    unchecked += [f"comparison.shifted: {name}" for name in config.comparison.shifted]
+    path = _folder(config) / "leaks.json"
+    if processes().main:
+        facts = {
+            "tiles": tiles.fingerprint,
+            "where": tiles.where,
+            "counts": {split: int((tiles.splits == split).sum()) for split in SPLITS},
+            "leaks": dict(Counter(leak.kind for leak in leaks)),
+            "thresholds": section.model_dump(exclude={"policy"}),
+            "not_checked": unchecked,
+        }
+        write_json(path, facts | {"found": [asdict(leak) for leak in leaks]})
+        with whole_file(path.with_suffix(".parquet")) as temporary:
+            pq.write_table(pa.Table.from_pylist([asdict(leak) for leak in leaks], schema=_SCHEMA), temporary)
+        say("\n".join([tiles.describe(), "", leaks_table(leaks), *(f"not checked: {line}" for line in unchecked)]))
+    return path, len({(leak.kind == "report", leak.id) for leak in leaks})
+
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("kind", "id", "split", "other_id", "other_split", "group")),
+        ("distance", pa.int16()),
+        ("similarity", pa.float32()),
+    ]
+)
+
+
+def leaks_table(leaks: Sequence[Leak]) -> str:
+    """Per kind and pair of splits: how many tiles or reports on either side, and an example."""
+    rows = []
+    for kind, split, other in sorted({(leak.kind, leak.split, leak.other_split) for leak in leaks}):
+        some = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
+        on_both = [len({leak.id for leak in some}), len({leak.other_id for leak in some})]
+        rows.append([kind, split or "reports", other, *on_both, f"{some[0].id} ~ {some[0].other_id}"])
+    if not rows:
+        return "no leak found"
+    return markdown_table(("kind", "leaking from", "into", "here", "there", "example"), rows, left=3)
+
+
+def _unchecked(
+    tiles: TileSet, pixels: str, reports: Sequence[Any], prints: Fingerprints | None, spread: float
+) -> list[str]:
+    """What could not be looked at, and why."""
+    found = []
+    nameless = int((tiles.groups == "").sum())
+    if nameless:
+        found.append(f"patients of {nameless} of {len(tiles)} tiles: the data do not name them")
+    unknown = sum(not patient_of(report) for report in reports)
+    if unknown:
+        found.append(f"patients of {unknown} of {len(reports)} reports: none named (reports.group_column)")
+    if pixels != "near":
+        found.append(f"near-duplicates: leaks.pixels is {pixels}")
+    elif prints is not None:
+        flat = int((prints.spread < spread).sum())
+        found += [f"near-duplicates among {flat} nearly empty tiles (grey deviation below {spread:g})"] if flat else []
+    return found

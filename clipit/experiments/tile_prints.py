@@ -1,0 +1,90 @@
+"""Fingerprints of all images of a data set as an artefact, made once for all runs."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import whole_file
+from clipit.distributed import build_once, processes
+from clipit.progress import progress
+from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints
+from clipit.tiles.tileset import TileSet
+
+_BLOCK = 4096  # tiles per part, which a killed attempt leaves to the next
+_AT_ONCE = 64  # images in one thread's memory
+_WIDTHS = {"digest": 16, "hashes": 64, "thumbnail": SIDE * SIDE}
+
+
+def tile_prints(root: Path, tiles: TileSet, say: Callable[[str], None] = print) -> Fingerprints:
+    """Fingerprints of all tiles in their order: opened when they exist, else made by all processes together.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    inputs = {"tiles": tiles.fingerprint, "version": 1}
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Read every image once, each process its share of the blocks; the main one joins the parts."""
+        here = processes()
+        starts = range(0, len(tiles), _BLOCK)
+        with progress("looking for equal images", len(tiles), shown=here.main) as advance:
+            for start in here.share(starts):
+                part, rows = folder / f".part-{start:09d}.parquet", range(start, min(start + _BLOCK, len(tiles)))
+                if not part.is_file():
+                    with whole_file(part) as temporary:
+                        pq.write_table(_print_table(tiles, rows), temporary)
+                advance(len(rows) * here.count)
+        here.wait()
+        if not here.main:
+            return {}
+        parts = [folder / f".part-{start:09d}.parquet" for start in starts]
+        with whole_file(folder / "prints.parquet") as temporary:
+            pq.write_table(pa.concat_tables([pq.read_table(part) for part in parts]), temporary)
+        for part in parts:
+            part.unlink()
+        return {"tiles": len(tiles)}
+
+    if not len(tiles):
+        return fingerprints([])
+    table = pq.read_table(build_once(root, "tile_prints", inputs, make, say=say).file("prints.parquet"))
+    rows = {name: row for row, name in enumerate(table.column("tile_id").to_pylist())}
+    table = table.take([rows[name] for name in tiles.ids.tolist()])
+    columns = {name: _bytes(table.column(name), width) for name, width in _WIDTHS.items()}
+    return Fingerprints(
+        digests=columns["digest"],
+        hashes=columns["hashes"].view("<u8").astype(np.uint64),
+        thumbnails=columns["thumbnail"].reshape(-1, SIDE, SIDE),
+    )
+
+
+def _print_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
+    """Fingerprints of some tiles, their images read by threads."""
+
+    def some(start: int) -> Fingerprints:
+        """Those of a few."""
+        return fingerprints([tiles.read(row) for row in rows[start : start + _AT_ONCE]])
+
+    with ThreadPoolExecutor(thread_name_prefix="prints") as pool:
+        parts = list(pool.map(some, range(0, len(rows), _AT_ONCE)))
+    arrays = {
+        "digest": np.concatenate([part.digests for part in parts]),
+        "hashes": np.concatenate([part.hashes for part in parts]).astype("<u8"),
+        "thumbnail": np.concatenate([part.thumbnails for part in parts]),
+    }
+    columns = {
+        name: pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(arrays[name]).tobytes())]
+        )
+        for name, width in _WIDTHS.items()
+    }
+    return pa.table({"tile_id": tiles.ids[np.asarray(rows)].tolist(), **columns})
+
+
+def _bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """A column of fixed-size binaries as uint8 [n, width]."""
+    return np.frombuffer(b"".join(column.to_pylist()), dtype=np.uint8).reshape(len(column), width)

@@ -1,0 +1,27 @@
+"""Find tiles, patients and reports that stand on both sides of a split; exit status 1 when there are any."""
+
+from clipit.errors import user_errors
+from clipit.settings import read_command
+
+PIXELS = {
+    "choices": ("off", "exact", "near"),
+    "default": "near",
+    "help": "also compare images: equal pixels, or also those that look alike (default: near, whatever the file says)",
+}
+
+
+def main() -> None:
+    """Parse, look, print the table and where the list lies."""
+    with user_errors():
+        config, options = read_command(__doc__ or "", extra={"--pixels": PIXELS})
+        from clipit.distributed import processes
+        from clipit.experiments.leaks import check_leaks
+
+        path, leaking = check_leaks(config, options.pixels)
+        if processes().main:
+            print(f"\n{leaking} tiles and reports leak: {path} (and .parquet)")
+        raise SystemExit(1 if leaking else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Leaks: found in every orientation and after the changes that copies go through; nothing found that is not one."""
+
+import csv
+import io
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from clipit.config import LeaksConfig
+from clipit.errors import DataError
+from clipit.pairing.hamming import near_hashes
+from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_leaks, report_leaks
+from clipit.reports.readers import Report
+from clipit.tiles.patients import is_barcode, patient
+from clipit.tiles.perceptual import Fingerprints, dihedral_hashes, fingerprints, oriented, pixel_digest
+from clipit.tiles.splits import check_groups, cut_validation
+from clipit.tiles.tileset import TileSet
+
+NEAR = LeaksConfig(pixels="near")
+
+
+class NoReader:
+    def read(self, row: int) -> Image.Image:
+        raise OSError("no images here")
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+
+def tile_set(ids: Sequence[str], splits: Sequence[str], groups: Sequence[str] | None = None) -> TileSet:
+    n = len(ids)
+    zeros = np.zeros(n, dtype=np.int64)
+    return TileSet(
+        ids=np.asarray(ids, dtype=np.str_),
+        labels=zeros,
+        truth=zeros,
+        splits=np.asarray(splits, dtype="<U10"),
+        groups=np.asarray(groups or [""] * n, dtype=np.str_),
+        mpp=np.full(n, np.nan),
+        classes=("a",),
+        reader=NoReader(),
+        rows=np.arange(n, dtype=np.int64),
+        stamps=np.asarray(["s"] * n, dtype=np.str_),
+    )
+
+
+def picture(seed: int, side: int = 96) -> Image.Image:
+    """Soft blobs, as tissue has."""
+    noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")
+
+
+def pairs(leaks: Sequence[Leak]) -> list[tuple[str, str]]:
+    return [(leak.id, leak.other_id) for leak in leaks]
+
+
+# Hashes -----------------------------------------------------------------------------------------------------------
+
+
+def test_each_orientation_has_the_hash_of_the_turned_picture() -> None:
+    grey = np.random.default_rng(0).random((5, 32, 32)).astype(np.float32)
+    hashes = dihedral_hashes(grey)
+    seen = set()
+    for orientation in range(8):
+        turned = np.ascontiguousarray(oriented((grey * 255).astype(np.uint8), orientation))
+        seen.add(turned[0].tobytes())
+        again = dihedral_hashes(np.ascontiguousarray(oriented_floats(grey, orientation)))
+        assert np.bitwise_count(again[:, 0] ^ hashes[:, orientation]).max() <= 1  # a sign at zero may fall either way
+    assert len(seen) == 8
+
+
+def oriented_floats(grey: np.ndarray, orientation: int) -> np.ndarray:
+    """A slow reference in other words than the package's."""
+    turned = np.stack([picture.T for picture in grey]) if orientation & 4 else grey
+    turned = np.stack([np.flipud(picture) for picture in turned]) if orientation & 1 else turned
+    return np.stack([np.fliplr(picture) for picture in turned]) if orientation & 2 else turned
+
+
+def test_unrelated_pictures_differ_in_about_half_of_the_bits() -> None:
+    hashes = fingerprints([picture(seed) for seed in range(40)]).hashes
+    distances = np.bitwise_count(hashes[:, None, 0] ^ hashes[None, :, 0])[np.triu_indices(40, 1)]
+    assert 28 < distances.mean() < 36 and distances.min() > 12
+
+
+@pytest.mark.parametrize("distance", [0, 3, 4, 7, 9])
+def test_near_hashes_are_those_of_a_search_through_all(distance: int) -> None:
+    rng = np.random.default_rng(distance)
+    base = rng.integers(0, 2**63, 400, dtype=np.uint64)
+    flips = [sum(1 << int(bit) for bit in rng.choice(64, size=k % 13, replace=False)) for k in range(200)]
+    queries = base[:200] ^ np.asarray(flips, dtype=np.uint64)
+    base[300:] = base[:100]  # the same hash several times
+    found = [
+        hit for rows, asked, bits in near_hashes(base, queries, distance) for hit in zip(rows, asked, bits, strict=True)
+    ]
+    slow = [
+        (row, query, int(base[row] ^ queries[query]).bit_count()) for row in range(400) for query in range(200)
+    ]  # fmt: skip
+    assert sorted(map(tuple, found)) == [hit for hit in slow if hit[2] <= distance]
+    assert len(found) > 20
+
+
+def test_hashes_are_found_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipit.pairing.hamming._AT_ONCE", 7)
+    same = np.full(30, 5, dtype=np.uint64)
+    found = [np.stack([rows, asked]) for rows, asked, _ in near_hashes(same, same[:11], 2)]
+    assert len(found) > 10
+    assert {tuple(hit) for part in found for hit in part.T.tolist()} == {(a, b) for a in range(30) for b in range(11)}
+
+
+# Pixels -----------------------------------------------------------------------------------------------------------
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "jpeg": lambda image: jpeg(image, 50),
+    "smaller": lambda image: image.resize((48, 48), Image.Resampling.BICUBIC),
+    "larger": lambda image: jpeg(image.resize((224, 224), Image.Resampling.BICUBIC), 90),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "flatter": lambda image: ImageEnhance.Contrast(image).enhance(0.8),
+    "turned": lambda image: jpeg(image.transpose(Image.Transpose.ROTATE_90), 60),
+    "mirrored": lambda image: jpeg(image.transpose(Image.Transpose.TRANSVERSE), 60),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_changed_copies_are_found_and_nothing_else(change: str) -> None:
+    images = [picture(seed) for seed in range(60)]
+    prints = fingerprints([*images, *(CHANGES[change](image) for image in images[:20])])
+    ids = [f"a{k:02d}" for k in range(60)] + [f"b{k:02d}" for k in range(20)]
+    tiles = tile_set(ids, ["train"] * 60 + ["test"] * 20)
+    found = near_leaks(tiles, prints, NEAR)
+    assert pairs(found) == [(f"a{k:02d}", f"b{k:02d}") for k in range(20)]
+    assert all(leak.distance is not None and leak.distance <= 7 for leak in found)
+    assert all(leak.similarity is not None and leak.similarity >= 0.9 for leak in found)
+    assert {(leak.kind, leak.split, leak.other_split) for leak in found} == {("near", "train", "test")}
+
+
+def test_equal_pixels_in_another_file_format_and_nothing_of_the_same_split() -> None:
+    first, second = picture(0), picture(1)
+    stream = io.BytesIO()
+    first.save(stream, "BMP")
+    images = [first, second, Image.open(stream).convert("RGB"), second, first]
+    tiles = tile_set(["d", "c", "b", "a", "e"], ["test", "train", "train", "train", "validation"])
+    found = exact_leaks(tiles, fingerprints(images).digests)
+    assert pairs(found) == [("b", "d"), ("b", "e"), ("e", "d")]  # "a" and "c" are of one split
+    assert {leak.kind for leak in find_leaks(tiles, NEAR, fingerprints(images))} == {"exact"}
+
+
+def test_size_is_part_of_the_content() -> None:
+    wide = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(2, 8, 3))
+    tall = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(8, 2, 3))
+    assert wide.tobytes() == tall.tobytes()
+    assert pixel_digest(wide).tolist() != pixel_digest(tall).tolist()
+
+
+def test_empty_background_is_no_duplicate() -> None:
+    rng = np.random.default_rng(0)
+    white = [Image.new("RGB", (96, 96), (240, 240, 240))] * 4
+    dusty = [Image.fromarray((240 + rng.integers(0, 3, (96, 96, 3))).astype(np.uint8)) for _ in range(4)]
+    tiles = tile_set([f"t{k}" for k in range(8)], ["train", "test"] * 4)
+    prints = fingerprints([*white, *dusty])
+    assert find_leaks(tiles, NEAR, prints) == []
+    assert not prints.digests[:4].any() and prints.digests[4:].any(axis=1).all()
+
+
+def test_the_light_of_the_microscope_makes_no_duplicates() -> None:
+    shade = np.asarray(picture(7)).astype(np.int16) // 30  # faint, and the same in both
+    rng = np.random.default_rng(0)
+    views = [Image.fromarray((230 + shade + rng.integers(0, 2, shade.shape)).astype(np.uint8)) for _ in range(2)]
+    tiles, prints = tile_set(["a", "b"], ["train", "test"]), fingerprints(views)
+    assert near_leaks(tiles, prints, NEAR) == []
+    assert pairs(near_leaks(tiles, prints, NEAR.model_copy(update={"spread": 0.0}))) == [("a", "b")]
+
+
+def test_every_tile_of_a_large_heap_of_copies_is_named_in_few_rows() -> None:
+    image = picture(3)
+    copies = [jpeg(image, quality) for quality in range(30, 90)]
+    tiles = tile_set([f"t{k:02d}" for k in range(60)], ["train", "validation", "test"] * 20)
+    found = near_leaks(tiles, fingerprints(copies), NEAR)
+    assert {leak.id for leak in found} == set(tiles.ids[tiles.splits != "test"].tolist())
+    assert {leak.other_id for leak in found} >= set(tiles.ids[tiles.splits == "test"].tolist())
+    assert len(found) <= 2 * 60
+
+
+def test_pixels_are_compared_only_when_asked_for() -> None:
+    tiles = tile_set(["a", "b"], ["train", "test"])
+    prints = fingerprints([picture(0), picture(0)])
+    kinds = {
+        mode: [leak.kind for leak in find_leaks(tiles, LeaksConfig(pixels=mode), prints)] for mode in ("off", "exact")
+    }
+    assert kinds == {"off": [], "exact": ["exact"]}
+
+
+def test_no_tiles_at_all() -> None:
+    assert find_leaks(tile_set([], []), NEAR, fingerprints([])) == []
+
+
+# Groups and reports -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ("TCGA-A6-2671-01Z-00-DX1.abc", "TCGA-A6-2671"),
+        ("tcga-a6-2671", "TCGA-A6-2671"),
+        ("TCGA-A6-26710", "TCGA-A6-26710"),
+        ("patient TCGA-A6-2671", "patient TCGA-A6-2671"),
+        ("", ""),
+    ],
+)
+def test_patient_of_a_group(group: str, name: str) -> None:
+    assert patient(group) == name
+    assert is_barcode(group) == (name == "TCGA-A6-2671")
+
+
+def test_slides_of_one_patient_stay_together_when_validation_is_cut() -> None:
+    slides = [f"TCGA-AA-{number // 4:04d}-01Z-00-DX{number % 4}" for number in range(120)]
+    tiles = tile_set([f"t{number:03d}" for number in range(120)], ["train"] * 120, slides)
+    cut = cut_validation(tiles, 0.2, seed=0)
+    assert (cut.splits == "validation").sum() == 24
+    assert group_leaks(cut) == []
+    with pytest.raises(DataError, match="TCGA-AA-0000"):
+        check_groups(tile_set(["a", "b"], ["train", "test"], slides[:2]))
+
+
+def test_groups_in_two_splits_leak_from_the_earlier_one() -> None:
+    tiles = tile_set(
+        ["a", "b", "c", "d", "e", "f"],
+        ["train", "validation", "test", "train", "train", "test"],
+        ["TCGA-A6-2671-01Z-00-DX1", "TCGA-A6-2671-11A", "TCGA-A6-2671", "p", "", ""],
+    )
+    found = group_leaks(tiles)
+    assert pairs(found) == [("a", "c"), ("b", "c")]
+    assert {leak.group for leak in found} == {"TCGA-A6-2671"}
+    assert group_leaks(tiles.select(tiles.splits == "train")) == []
+
+
+def test_reports_of_validation_and_test_patients() -> None:
+    tiles = tile_set(
+        ["a", "b", "c", "d"], ["train", "validation", "test", "test"], ["TCGA-AA-0001", "17", "TCGA-AA-0003-01Z", "9"]
+    )
+    reports = [
+        Report("TCGA-AA-0001.x", "text"),  # a training patient's own report may be used
+        Report("r17", "text", group="17"),
+        Report("r170", "text", group="170"),
+        Report("TCGA-AA-0003.9f1c", "text"),
+        Report("9", "text"),  # an id is a patient only when it is a barcode
+        Report("r3", "text", group="tcga-aa-0003-11"),
+    ]
+    found = report_leaks(reports, tiles)
+    assert [(leak.id, leak.other_id, leak.other_split) for leak in found] == [
+        ("TCGA-AA-0003.9f1c", "c", "test"),
+        ("r17", "b", "validation"),
+        ("r3", "c", "test"),
+    ]
+
+
+# Real tiles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lc25000() -> tuple[list[str], list[str], Fingerprints]:
+    """Ids, groups (copies of one original, turned and mirrored by LC25000's authors) and fingerprints."""
+    place = os.environ.get("CLIPIT_TEST_DATA")
+    if not place:
+        pytest.skip("CLIPIT_TEST_DATA is not set: no real tiles to test with")
+    folder = Path(place) / "lc25000_colon"
+    with (folder / "labels.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with zipfile.ZipFile(folder / "lc25000_colon_tiles.zip") as archive:
+        images = [Image.open(io.BytesIO(archive.read(row["path"]))).convert("RGB") for row in rows]
+    return [row["path"] for row in rows], [row["group"] for row in rows], fingerprints(images)
+
+
+def test_a_random_split_of_real_augmented_tiles_leaks(lc25000: tuple[list[str], list[str], Fingerprints]) -> None:
+    ids, groups, prints = lc25000
+    splits = ["test" if k % 3 == 0 else "train" for k in range(len(ids))]
+    found = near_leaks(tile_set(ids, splits), prints, NEAR)
+    group_of = dict(zip(ids, groups, strict=True))
+    assert len(found) >= 20
+    assert all(group_of[leak.id] == group_of[leak.other_id] for leak in found)  # no false alarm
+
+
+def test_the_clean_split_of_the_same_tiles_does_not(lc25000: tuple[list[str], list[str], Fingerprints]) -> None:
+    ids, groups, prints = lc25000
+    names = sorted(set(groups))
+    splits = ["test" if names.index(group) % 3 == 0 else "train" for group in groups]
+    assert find_leaks(tile_set(ids, splits, groups), NEAR, prints) == []

@@ -1,0 +1,407 @@
+"""The doctor: each trouble is found and comes with what to do; what is well is not complained of."""
+
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clipit.config import BackboneConfig, Config, VLMConfig
+from clipit.doctor import machine, packages
+from clipit.doctor.configs import (
+    SHIPPED,
+    command_of,
+    data_findings,
+    examine,
+    missing_keys,
+    shipped_configs,
+    survey,
+    tiles_finding,
+)
+from clipit.doctor.findings import Finding, Section, from_error, rendered
+from clipit.doctor.hub import Access, Hub, hub_findings, in_cache
+from clipit.doctor.models import Place, backbone_place, model_findings, place_finding, vlm_place
+from clipit.errors import DataError, explain
+from clipit.models.backbone_specs import BACKBONES
+
+MakeConfig = Callable[..., Config]
+ROOT = Path(__file__).parents[1]
+
+
+# Findings ---------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_aligned_and_counted() -> None:
+    sections = [
+        Section("One", [Finding("PASS", "a", "well"), Finding("FAIL", "longer", "ill " * 60, "do this")]),
+        Section("Two", [Finding("WARN", "b", "so so")]),
+    ]
+    lines = rendered(sections).splitlines()
+    assert lines[:2] == ["One", "  PASS  a       well"]
+    assert lines[2].startswith("  FAIL  longer  ill ill") and lines[3].startswith("                ill")
+    assert "                to do: do this" in lines
+    assert lines[-1] == "1 PASS, 1 WARN, 1 FAIL"
+    assert max(map(len, lines)) <= 120
+
+
+def test_colours_only_when_asked_for() -> None:
+    sections = [Section("One", [Finding("FAIL", "a", "ill")])]
+    assert "\033[" not in rendered(sections)
+    assert "\033[31mFAIL\033[0m" in rendered(sections, colour=True)
+
+
+def test_an_error_of_the_package_becomes_a_finding() -> None:
+    finding = from_error("tiles", DataError(explain("the folder is empty", where="/data", fix="fill it")))
+    assert finding == Finding("FAIL", "tiles", "the folder is empty (/data)", "fill it")
+    assert from_error("x", DataError("short")).found == "short"
+
+
+# Machine ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "status"), [((3, 10, 14), "FAIL"), ((3, 11, 0), "PASS"), ((3, 14, 1), "PASS")])
+def test_python(version: tuple[int, ...], status: str) -> None:
+    assert machine.python_finding(version).status == status
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "error", "status", "match"),
+    [
+        (0, "0.28.0 True", "", "PASS", "0.28.0"),
+        (0, "0.28.0 False", "", "PASS", "site hook"),
+        (1, "", "Traceback\nRuntimeError: operator torchvision::nms does not exist", "FAIL", "clipit.site_hook"),
+        (1, "", "ModuleNotFoundError: No module named 'torchvision'", "FAIL", "belongs to this torch"),
+        (1, "", "", "FAIL", "no message"),
+    ],
+)
+def test_torchvision(
+    monkeypatch: pytest.MonkeyPatch, code: int, output: str, error: str, status: str, match: str
+) -> None:
+    done = SimpleNamespace(returncode=code, stdout=output + "\n", stderr=error)
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
+    finding = machine.torchvision_finding()
+    assert finding.status == status and match in finding.found + finding.fix
+
+
+def test_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    (cpu,) = [finding for finding in machine.device_findings() if finding.what == "CPU"]
+    assert cpu.status == "WARN" and cpu.fix == "unset OMP_WAIT_POLICY"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    (cpu,) = [finding for finding in machine.device_findings() if finding.what == "CPU"]
+    assert cpu.status == "PASS"
+
+
+def test_gpus_are_listed_and_a_hidden_one_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    facts = {0: SimpleNamespace(name="H200", total_memory=139 * 2**30, major=9)}
+    facts[1] = SimpleNamespace(name="T4", total_memory=15 * 2**30, major=7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", facts.__getitem__)
+    found = [finding.found for finding in machine.device_findings()]
+    assert found[:2] == ["H200, 139 GiB, bf16", "T4, 15 GiB, no bf16: use fp16 or fp32"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert (machine.device_findings()[0].status, "nvidia-smi" in machine.device_findings()[0].fix) == ("WARN", True)
+
+
+@pytest.mark.parametrize(("free", "status"), [(2**29, "FAIL"), (5 * 2**30, "WARN"), (50 * 2**30, "PASS")])
+def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert machine.disk_finding(tmp_path / "not" / "yet").status == status
+
+
+def test_output_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    finding = machine.disk_finding(tmp_path / "file" / "out")
+    assert finding.status == "FAIL" and "--output" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "cpu", "gpus", "status", "match"),
+    [
+        ("NO", 1, False, 0, "PASS", "1 process, NO, on CPUs"),
+        ("MULTI_CPU", 2, True, 0, "WARN", "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu"),
+        ("NO", 2, True, 0, "WARN", "one process only"),
+        ("MULTI_GPU", 2, False, 0, "WARN", "do not know of each other"),
+        ("MULTI_GPU", 4, False, 2, "FAIL", "num_processes: 2"),
+        ("NO", 1, False, 2, "WARN", "1 of 2 GPUs stay idle"),
+        ("MULTI_GPU", 2, False, 2, "PASS", "2 processes, MULTI_GPU"),
+    ],
+)
+def test_launcher(kind: str, count: int, cpu: bool, gpus: int, status: str, match: str) -> None:
+    finding = machine.launch_finding({"kind": kind, "count": count, "cpu": cpu, "path": "file"}, gpus)
+    assert finding.status == status and match in finding.found + finding.fix
+
+
+def test_default_file_of_the_launcher_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import accelerate.commands.config.config_args as arguments
+
+    path = tmp_path / "default_config.yaml"
+    monkeypatch.setattr(arguments, "default_config_file", str(path))
+    assert "no default configuration" in machine.accelerate_findings()[0].found
+    path.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    assert machine.accelerate_findings()[0].status == "WARN"
+    path.write_text("compute_environment: LOCAL_MACHINE\nno_such_key: 1\n")
+    finding = machine.accelerate_findings()[0]
+    assert finding.status == "FAIL" and str(path) in finding.fix
+
+
+# Packages ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_faiss_packages_overwrite_each_other() -> None:
+    finding = packages.faiss_finding({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
+    assert finding.status == "FAIL" and "faiss-cpu 1.15.1 and faiss-gpu 1.15.1" in finding.found
+    assert finding.fix == "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-cpu"
+
+
+def test_two_faiss_packages_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_has_gpu", lambda: True)
+    finding = packages.faiss_finding({"faiss-cpu": "1.15.1", "faiss-gpu-cuvs": "1.15.1"})
+    assert finding.fix == "pip uninstall -y faiss-cpu faiss-gpu-cuvs && pip install faiss-gpu-cuvs"
+
+
+def test_no_faiss_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert packages.faiss_finding({}).status == "WARN"
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    finding = packages.faiss_finding({"faiss-cpu": "1.15.1"})
+    assert finding.status == "FAIL" and finding.fix == "pip install --force-reinstall --no-deps faiss-cpu"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flags", "fix"),
+    [
+        ("Barcelona", {"avx2", "avx512f"}, "export OPENBLAS_CORETYPE=SKYLAKEX"),
+        ("Prescott", {"avx2"}, "export OPENBLAS_CORETYPE=Haswell"),
+        ("Haswell", {"avx2", "avx512f"}, ""),
+        ("SkylakeX", {"avx2", "avx512f"}, ""),
+        ("Nehalem", {"sse4_2"}, ""),
+    ],
+)
+def test_openblas_kernel(kernel: str, flags: set[str], fix: str) -> None:
+    finding = packages.kernel_finding(kernel, flags)
+    assert finding.fix == fix and finding.status == ("WARN" if fix else "PASS")
+
+
+def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["torch>=99", "numpy>=1", "absent-one>=1", 'absent-two>=1; extra == "more"', 'pytest>=1; extra == "dev"']
+    monkeypatch.setattr(packages.importlib.metadata, "requires", lambda _: asked)
+    first, extras = packages.requirement_findings()
+    assert first.status == "FAIL" and "torch>=99" in first.found and "absent-one>=1 (absent)" in first.found
+    assert "numpy" not in first.found
+    assert extras.status == "PASS" and "installed: dev; not installed: more" in extras.found
+
+
+def test_this_environment_has_what_it_needs() -> None:
+    assert packages.requirement_findings()[0].status == "PASS"
+
+
+# Hub --------------------------------------------------------------------------------------------------------------
+
+
+def test_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    shown = rendered([Section("Hub", hub_findings())])
+    assert "present" in shown and "hf_secret" not in shown
+
+
+def test_a_hub_that_hangs_is_asked_once() -> None:
+    asked = []
+
+    def hang(name: str) -> Access:
+        asked.append(name)
+        time.sleep(30)
+        return "granted"
+
+    hub = Hub(ask=hang, patience=0.05)
+    start = time.monotonic()
+    assert [hub.access(name) for name in ("a/b", "c/d", "a/b")] == ["unreachable"] * 3
+    assert asked == ["a/b"] and time.monotonic() - start < 5
+
+
+def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert not in_cache("owner/name")
+    (snapshot / "model.safetensors").write_text("")
+    assert in_cache("owner/name") and in_cache("owner/name@main") and not in_cache("owner/other")
+
+
+# Models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id"),
+    [
+        ("hf-hub:wisdomik/QuiltNet-B-32", "wisdomik/QuiltNet-B-32"),
+        ("clip:vinid/plip", "vinid/plip"),
+        ("plip", "vinid/plip"),
+        ("quiltnet-b-32", "wisdomik/QuiltNet-B-32"),
+        ("clip-vit-b-32", "timm/vit_base_patch32_clip_224.openai"),
+        ("open_clip:ViT-B-32/openai", "timm/vit_base_patch32_clip_224.openai"),
+    ],
+)
+def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
+    assert vlm_place(VLMConfig(name=name)).hub_id == hub_id
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id"),
+    [
+        ("uni", "MahmoodLab/UNI"),
+        ("phikon", "owkin/phikon"),
+        ("hf-hub:owner/name", "owner/name"),
+        ("transformers:owner/name", "owner/name"),
+        ("imagenet-vits16", "timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+        ("resnet18.a1_in1k", "timm/resnet18.a1_in1k"),
+    ],
+)
+def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
+    assert backbone_place(BackboneConfig(name=name), BACKBONES).hub_id == hub_id
+
+
+@pytest.mark.parametrize(
+    ("access", "status", "match"),
+    [
+        ("granted", "PASS", "will be fetched"),
+        ("gated", "FAIL", "https://huggingface.co/MahmoodLab/UNI, then hf auth login"),
+        ("absent", "FAIL", "check the spelling"),
+        ("offline", "FAIL", "unset HF_HUB_OFFLINE"),
+        ("unreachable", "WARN", "access could not be checked"),
+    ],
+)
+def test_a_gated_model_that_is_not_here(access: Access, status: str, match: str) -> None:
+    place = Place(hub_id="MahmoodLab/UNI", spec=BACKBONES["uni"])
+    finding = place_finding("backbone", "uni", place, Hub(ask=lambda _: access))
+    assert finding.status == status and match in finding.found + finding.fix
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (VLMConfig(name="titan"), "cannot pair"),
+        (VLMConfig(name="keep"), "trust_remote_code"),
+        (VLMConfig(name="pathgen-clip-b-16"), "checkpoint"),
+        (VLMConfig(name="/no/such/folder"), "neither there nor a known name"),
+        (VLMConfig(name="open_clip:ViT-X/openai"), "no architecture"),
+        (VLMConfig(name="open_clip:ViT-B-32/nothing"), "no weights"),
+    ],
+)
+def test_vlms_that_cannot_be_used_as_they_are(config: VLMConfig, match: str) -> None:
+    finding = place_finding("VLM", config.name, vlm_place(config), Hub(ask=lambda _: "granted"))
+    assert finding.status == "FAIL" and match in finding.found and finding.fix
+
+
+def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
+    def never(name: str) -> Access:
+        raise AssertionError(name)
+
+    assert {f.status for f in model_findings(configure(), Hub(ask=never))} == {"PASS"}
+    embedded = configure(**{"vlm.name": "embedded", "backbone.name": "embedded"})
+    assert {f.status for f in model_findings(embedded, Hub(ask=never))} == {"PASS"}
+
+
+# Configurations ---------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_configuration(configure: MakeConfig) -> None:
+    section = examine(configure(), Hub(), Path("small.yaml"))
+    assert {finding.status for finding in section.findings} == {"PASS"}
+    assert [finding.what for finding in section.findings] == ["VLM", "backbone", "tiles", "reports", "prompts"]
+    assert "72 train, 24 validation, 24 test" in section.findings[2].found
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ({"tiles.path": "/nowhere/tiles.csv"}, "tiles"),
+        ({"reports.path": "/nowhere/reports.jsonl"}, "reports"),
+        ({"reports.text_column": "words"}, "reports"),
+        ({"prompts": "/nowhere/prompts.yaml"}, "prompts"),
+        (
+            {"reports.morphology_prompts": "/nowhere/a.yaml", "reports.boilerplate_prompts": "/b.yaml"},
+            "morphology prompts",
+        ),
+    ],
+)
+def test_data_that_are_not_in_place(configure: MakeConfig, keys: dict[str, Any], what: str) -> None:
+    failed = [finding for finding in data_findings(configure(keys), "") if finding.status == "FAIL"]
+    assert what in [finding.what for finding in failed]
+    assert all(finding.fix for finding in failed)
+
+
+def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure(**{"tiles.source": "pcam", "tiles.path": str(tmp_path)})
+    finding = tiles_finding("tiles", config.tiles)
+    assert finding.status == "FAIL" and "zenodo.org/records/2546921" in finding.fix
+
+
+def test_a_data_set_of_the_hub_is_not_fetched(configure: MakeConfig) -> None:
+    finding = tiles_finding("tiles", configure(**{"tiles.source": "huggingface", "tiles.path": "owner/set"}).tiles)
+    assert finding.status == "WARN" and "fetched when first used" in finding.fix
+
+
+def test_every_shipped_configuration_is_valid_and_spoken_of() -> None:
+    files = shipped_configs()
+    assert {"demo.yaml", "own_table.yaml"} <= {path.name for path in files}
+    for path in files:
+        section = survey(path, Hub(ask=lambda _: "offline"))
+        assert section.findings and all(finding.status != "FAIL" for finding in section.findings), section
+
+
+def test_keys_that_are_the_users_to_give() -> None:
+    path = SHIPPED / "own_table.yaml"
+    section = survey(path, Hub())
+    (finding,) = section.findings
+    assert finding.status == "WARN" and "--tiles.path=... --reports.path=..." in finding.found
+    assert missing_keys({"tiles": {"source": "table"}}) == ["tiles.path"]
+
+
+def test_command_at_the_head_of_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("# Title\n#\n# command   first \\\n#               --second\n# needs     much\nname: a\n")
+    assert command_of(path) == "first --second"
+    path.write_text("name: a\n")
+    assert command_of(path) == ""
+
+
+def test_sweeps_and_broken_files_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text("method: grid\nparameters: {}\n")
+    (tmp_path / "broken.yaml").write_text("tiles: [\n")
+    (tmp_path / "wrong.yaml").write_text("tiles: {source: table, path: a, colour: red}\n")
+    files = shipped_configs(tmp_path)
+    assert [path.name for path in files] == ["broken.yaml", "wrong.yaml"]
+    broken, wrong = (survey(path, Hub()).findings[0] for path in files)
+    assert (broken.status, wrong.status) == ("FAIL", "FAIL")
+    assert "tiles.colour" in wrong.found and wrong.fix
+
+
+def test_the_script(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_config({"tiles.path": "/nowhere/tiles.csv"}))
+    status = {}
+    for name, arguments in {"one": ["--config", path], "wrong": ["--lora.rank=8"], "models": ["--models"]}.items():
+        monkeypatch.setattr(sys, "argv", ["doctor.py", *arguments])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / "doctor.py"), run_name="__main__")
+        except SystemExit as end:
+            status[name] = end.code
+    shown = capsys.readouterr()
+    assert (int(status["one"]), status["wrong"]) == (1, 2) and "models" not in status
+    assert "FAIL  tiles" in shown.out and "PASS  VLM" in shown.out and "\033[" not in shown.out
+    assert "keys go with --config" in shown.err
+    assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out

@@ -30,8 +30,8 @@ def run_summary(
     parts = [f"# {title}"]
     if note:
         parts.append("> **Note.** " + " ".join(note.split()))
-    parts += ["## Scores", tables.metrics_table(results), _protocol(results)]
-    missing = _undefined(results)
+    parts += ["## Scores", tables.metrics_table(results), protocol_text(results)]
+    missing = undefined(results)
     if missing:
         parts.append("Not defined:\n" + "\n".join(f"- {line}" for line in missing))
     for split, of_split in results["splits"].items():
@@ -51,7 +51,8 @@ def write_summary(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _protocol(results: Mapping[str, Any]) -> str:
+def protocol_text(results: Mapping[str, Any]) -> str:
+    """How the intervals were drawn and what the scores are defined on, in a sentence each."""
     protocol = results["protocol"]
     drawn = "; ".join(f"{split}: {of_split['resampled']}" for split, of_split in results["splits"].items())
     intervals = (
@@ -62,7 +63,7 @@ def _protocol(results: Mapping[str, Any]) -> str:
     return f"Intervals: {intervals}. AUROC: {protocol['auroc']}. ECE: {protocol['ece']}."
 
 
-def _undefined(results: Mapping[str, Any]) -> list[str]:
+def undefined(results: Mapping[str, Any]) -> list[str]:
     """`split, score: reason`, without the intervals that nobody asked for."""
     lines = []
     for split, of_split in results["splits"].items():

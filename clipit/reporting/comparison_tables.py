@@ -1,0 +1,206 @@
+"""A comparison in figures: one line per data set, backbone, arm and test set; as Markdown and as LaTeX."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from clipit.evaluation.intervals import Difference, t_interval
+from clipit.evaluation.significance import Significance, holm, paired_t_test
+from clipit.reporting.tables import difference, interval, markdown_table, mean_sd
+
+PERCENT = 100.0
+REFERENCE = "reference"
+Key = tuple[str, str, str, str]
+"""Data set, backbone, test set, arm."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm on one test set.
+
+    Attributes:
+        key: Which.
+        scores: Seed -> score in 0..1; None where it is not defined.
+        differences: Seed -> score minus the baseline's; empty for the baseline and for reference rows that lack a seed.
+        over_seeds: 95 % t-interval of the mean difference; None under 2 seeds.
+        over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference; None without one.
+        p: Of the paired t-test over seeds, before the correction ...
+        p_holm: ... and corrected over all arms, data sets and backbones of the same test set.
+        rows: The rows that it was made from.
+    """
+
+    key: Key
+    scores: dict[int, float | None]
+    differences: dict[int, float]
+    over_seeds: tuple[float, float] | None
+    over_tiles: Difference | None
+    p: Significance
+    p_holm: Significance
+    rows: tuple[Mapping[str, Any], ...]
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is the VLM itself, not a student."""
+        return self.key[3].startswith(REFERENCE)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over seeds; None where one is not defined."""
+        values = [value for value in self.scores.values() if value is not None]
+        return mean(values) if values and len(values) == len(self.scores) else None
+
+
+OverTiles = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Difference | None]
+"""Rows of the baseline and of an arm, the same seeds in the same order, to the paired bootstrap over tiles."""
+
+
+def lines(rows: Sequence[Mapping[str, Any]], baseline: str, over_tiles: OverTiles) -> list[Line]:
+    """Lines in the order of the rows.
+
+    Args:
+        rows: Of a comparison.
+        baseline: Arm that differences are taken against.
+        over_tiles: See `OverTiles`.
+    """
+    groups: dict[Key, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["data_set"], row["backbone"], row["part"], row["arm"]), []).append(row)
+    made = []
+    for key, own in groups.items():
+        base = groups.get((*key[:3], baseline), [])
+        made.append(_line(key, own, base if key[3] != baseline else [], over_tiles))
+    corrected: dict[Key, Significance] = {}
+    for part in dict.fromkeys(key[2] for key in groups):
+        students = {line.key: line.p for line in made if line.key[2] == part and not line.reference}
+        corrected |= holm(students)
+    return [
+        Line(
+            line.key,
+            line.scores,
+            line.differences,
+            line.over_seeds,
+            line.over_tiles,
+            line.p,
+            corrected.get(line.key, line.p),
+            line.rows,
+        )
+        for line in made
+    ]
+
+
+def _line(key: Key, own: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], over_tiles: OverTiles) -> Line:
+    scores = {row["seed"]: row["score"] for row in own}
+    of_base = {row["seed"]: row["score"] for row in base}
+    paired = [s for s in scores if scores[s] is not None and of_base.get(s) is not None]
+    differences = {s: scores[s] - of_base[s] for s in paired} if len(paired) == len(scores) else {}
+    values = list(differences.values())
+    drawn = None
+    if values and all(row.get("predictions") for row in own):
+        by_seed = {row["seed"]: row for row in base}
+        drawn = over_tiles([by_seed[row["seed"]] for row in own], own)
+    p = paired_t_test(values) if values else Significance(None, "nothing to compare with")
+    return Line(key, scores, differences, t_interval(values) if values else None, drawn, p, p, tuple(own))
+
+
+HEADER = (
+    "data set",
+    "backbone",
+    "test set",
+    "arm",
+    "mean ± sd",
+    "difference",
+    "t over seeds",
+    "over tiles",
+    "p (Holm)",
+)
+
+
+def cells(line: Line) -> list[str]:
+    """A line as text, in the columns of `HEADER`; scores in %."""
+    percent = [None if value is None else PERCENT * value for value in line.scores.values()]
+    shown = [*line.key, mean_sd(percent, 1)]
+    if not line.differences:
+        return [*shown, "", "", "", ""]
+    low, high = _percent(line.over_seeds)
+    tiles = line.over_tiles.interval if line.over_tiles else None
+    tile_low, tile_high = _percent(None if tiles is None or tiles.low is None else (tiles.low, tiles.high or 0.0))
+    return [
+        *shown,
+        difference(PERCENT * mean(line.differences.values()), None, 1),
+        interval(low, high, 1, signed=True) or "one seed: none",
+        interval(tile_low, tile_high, 1, signed=True) or (tiles.reason if tiles else "none"),
+        _p(line.p_holm),
+    ]
+
+
+def main_table(made: Sequence[Line], published: Mapping[tuple[str, str, str], str] | None = None) -> str:
+    """Markdown; columns that say the same in every row are left out."""
+    header, rows = shown_columns(made, published)
+    return markdown_table(header, rows, left=sum(name in HEADER[:4] for name in header))
+
+
+def shown_columns(
+    made: Sequence[Line], published: Mapping[tuple[str, str, str], str] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the main table, with a column of published figures where there are any."""
+    rows = [cells(line) for line in made]
+    header = list(HEADER)
+    known = [(published or {}).get((line.key[0], line.key[1], line.key[3]), "") for line in made]
+    known = [text if line.key[2] == "test" else "" for text, line in zip(known, made, strict=True)]
+    if any(known):
+        header.append("published")
+        rows = [[*row, text] for row, text in zip(rows, known, strict=True)]
+    keep = [i for i in range(len(header)) if i not in (0, 1, 2) or len({row[i] for row in rows}) > 1]
+    return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+
+def table_one(made: Sequence[Line], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
+    found = {line.key: line for line in made if line.key[2] == "test"}
+    data_sets = list(dict.fromkeys(key[0] for key in found))
+    rows = []
+    for backbone in dict.fromkeys(key[1] for key in found):
+        row = [backbone]
+        for data_set in data_sets:
+            first, second = (found.get((data_set, backbone, "test", name)) for name in (baseline, arm))
+            if first is None or second is None or first.mean is None or second.mean is None:
+                row += ["", ""]
+                continue
+            texts = (mean_sd([PERCENT * (v or 0.0) for v in line.scores.values()], 1) for line in (first, second))
+            row.append(" -> ".join(texts))
+            low, high = _percent(second.over_seeds)
+            row.append(difference(PERCENT * (second.mean - first.mean), None if low is None else (low, high or 0.0), 1))
+        rows.append(row)
+    return ["backbone", *(text for name in data_sets for text in (name, "difference"))], rows
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A booktabs table; needs `\\usepackage{booktabs}`."""
+    body = "\n".join(" & ".join(_latex(cell) for cell in row) + r" \\" for row in rows)
+    return (
+        "\\begin{table}\n\\centering\n"
+        f"\\caption{{{_latex(caption)}}}\n\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
+        f"{' & '.join(_latex(name) for name in header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
+        "\\end{tabular}\n\\end{table}\n"
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in str(text)).replace("->", r"$\rightarrow$")
+
+
+def _percent(bounds: tuple[float, float] | None) -> tuple[float, float] | tuple[None, None]:
+    return (None, None) if bounds is None else (PERCENT * bounds[0], PERCENT * bounds[1])
+
+
+def _p(test: Significance) -> str:
+    if test.p is None:
+        return f"none: {test.reason}"
+    return f"{test.p:.3f}" if test.p >= 0.001 else "< 0.001"

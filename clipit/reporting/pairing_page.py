@@ -1,0 +1,129 @@
+"""The page for looking at a pairing (`pairs.html`): tiles, their snippets and scores, with filters."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Shaped
+
+from clipit.reporting.html import Markup, Section, Text, page, template
+
+MOST_TILES = 3000
+"""Tiles on a page unless asked otherwise: about 7 MB of pictures."""
+ROWS = 100
+"""Tiles shown at a time."""
+
+
+def chosen_tiles(pairs: pa.Table, most: int = MOST_TILES) -> list[str]:
+    """Ids of the tiles that a page shows, sorted: all, or `most` of them.
+
+    These are spread evenly over the scores of their first snippets, the highest and the lowest among them.
+
+    Args:
+        pairs: tile_id, rank, snippet_id, score.
+        most: At least 2.
+    """
+    first = pairs.filter(pc.equal(pairs["rank"], 0))
+    ids = np.array(first["tile_id"].to_pylist(), dtype=np.str_)
+    if len(ids) > most:
+        order = np.lexsort((ids, -first["score"].to_numpy()))
+        ids = ids[order[np.linspace(0, len(order) - 1, most).round().astype(int)]]
+    return sorted(ids.tolist())
+
+
+def pairing_page(
+    title: str,
+    note: str,
+    pairs: pa.Table,
+    texts: Mapping[str, str],
+    shown: Sequence[str],
+    *,
+    classes: Sequence[str],
+    labels: Mapping[str, int],
+    predictions: Mapping[str, tuple[int, float]] | None = None,
+    pictures: Mapping[str, str | None],
+    about: Sequence[str] = (),
+    summary: str = "",
+) -> str:
+    """The page.
+
+    Args:
+        title: Heading.
+        note: A warning that belongs beside everything; empty for none.
+        pairs: Of all tiles: tile_id, rank, snippet_id, score.
+        texts: Snippet id -> text.
+        shown: Ids of the tiles to show (`chosen_tiles`).
+        classes: Their names.
+        labels: Tile id -> number of its class; -1 or absent where it is not known.
+        predictions: Tile id -> number of the predicted class and its probability; None without a run.
+        pictures: Tile id -> base64 text of a JPEG; None or absent: no picture.
+        about: Paragraphs: where the pairs, labels and predictions come from.
+        summary: The pairing's figures, as lines.
+    """
+    data = _data(pairs, texts, shown, classes, labels, predictions, pictures)
+    total = len(pc.unique(pairs["tile_id"]))
+    size = sum(len(text) for text in data["tiles"]["picture"] if text) / 1e6
+    sampled = (
+        f"All {total:,} paired tiles are on this page"
+        if len(shown) == total
+        else f"{len(shown):,} of {total:,} paired tiles are on this page, spread evenly over the scores"
+    )
+    sections = [
+        Section(
+            "Tiles and their snippets",
+            [
+                Text(f"{sampled}; their pictures take {size:.1f} MB. Scores are cosines."),
+                *(Text(paragraph) for paragraph in about),
+                Markup(template("pairs.html")),
+            ],
+        )
+    ]
+    if summary:
+        sections.append(Section("The whole pairing", [Text(summary, fixed=True)]))
+    return page(title, note, sections, script="pairs_script.html", data=data)
+
+
+def _data(
+    pairs: pa.Table,
+    texts: Mapping[str, str],
+    shown: Sequence[str],
+    classes: Sequence[str],
+    labels: Mapping[str, int],
+    predictions: Mapping[str, tuple[int, float]] | None,
+    pictures: Mapping[str, str | None],
+) -> dict[str, Any]:
+    """What the script reads: columns, not rows, so that names of fields are not repeated."""
+    table = pairs.filter(pc.is_in(pairs["tile_id"], pa.array(list(shown), pa.string())))
+    tile_ids, snippet_ids = _strings(table["tile_id"]), _strings(table["snippet_id"])
+    ranks, scores = table["rank"].to_numpy(), table["score"].to_numpy()
+    names, numbers = np.unique(snippet_ids, return_inverse=True)
+    counts = pc.value_counts(pairs["snippet_id"])
+    used = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    of_tile: dict[str, list[int | float]] = {tile_id: [] for tile_id in shown}
+    for i in np.lexsort((ranks, tile_ids)):
+        of_tile[str(tile_ids[i])] += [int(numbers[i]), round(float(scores[i]), 4)]
+    predicted = predictions or {}
+    return {
+        "page": ROWS,
+        "classes": list(classes),
+        "predicted": predictions is not None,
+        "snippets": {
+            "id": names.tolist(),
+            "text": [texts[name] for name in names.tolist()],
+            "tiles": [used[name] for name in names.tolist()],
+        },
+        "tiles": {
+            "id": list(shown),
+            "label": [int(labels.get(tile_id, -1)) for tile_id in shown],
+            "predicted": [int(predicted[tile_id][0]) if tile_id in predicted else -1 for tile_id in shown],
+            "probability": [round(float(predicted[t][1]), 4) if t in predicted else 0 for t in shown],
+            "pairs": [of_tile[tile_id] for tile_id in shown],
+            "picture": [pictures.get(tile_id) for tile_id in shown],
+        },
+    }
+
+
+def _strings(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
+    return np.array(column.to_pylist(), dtype=np.str_)

@@ -1,0 +1,33 @@
+"""Small pictures of tiles as JPEG."""
+
+import base64
+import io
+
+from PIL import Image
+
+from clipit.tiles.images import Unreadable
+from clipit.tiles.tileset import TileSet
+
+
+def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
+    """The image, shrunk to fit a square of `side` pixels (never enlarged)."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    stream = io.BytesIO()
+    small.save(stream, format="JPEG", quality=quality, optimize=True)
+    return stream.getvalue()
+
+
+def thumbnail(tiles: TileSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
+    """A tile's picture as the base64 text of a JPEG; None when its image cannot be decoded.
+
+    Raises:
+        DataError: Its file cannot be opened.
+    """
+    image = tiles.try_read(row)
+    return None if isinstance(image, Unreadable) else base64.b64encode(jpeg(image, side, quality)).decode()
+
+
+def jpeg_uri(encoded: str) -> str:
+    """The data URI of such a text."""
+    return f"data:image/jpeg;base64,{encoded}"

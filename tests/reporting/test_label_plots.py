@@ -1,0 +1,23 @@
+"""Label-efficiency curves: what is drawn, and what is left out."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from clipit.reporting.label_plots import curve_points, label_curves_plot
+
+
+def test_points_are_means_over_seeds_and_undefined_shares_have_none() -> None:
+    points = [(1.0, 0.9), (0.01, None), (0.1, 0.5), (0.01, 0.4), (0.1, 0.7), (1.0, 0.9)]
+    assert curve_points(points) == [(0.1, 0.6, 0.5, 0.7), (1.0, 0.9, 0.9, 0.9)]
+    assert curve_points([(0.5, None)]) == []
+
+
+def test_the_plot_is_the_same_for_the_same_scores_and_other_for_others(tmp_path: Path) -> None:
+    series = {"arm a": [(0.01, None), (0.1, 0.5), (1.0, 0.8)], "arm b": [(0.01, 0.3), (0.1, 0.4), (1.0, 0.8)]}
+    for name, drawn in (("a", series), ("b", series), ("c", {"arm a": series["arm a"]})):
+        label_curves_plot(drawn, tmp_path / f"{name}.png", metric="balanced_accuracy", title="labels")
+    first, same, other = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert first == same != other
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 600

@@ -1,0 +1,343 @@
+"""The pages as text: nothing unescaped, nothing from outside, every figure to be found where its source says."""
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from clipit.config import Config
+from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.predictions import Predictions, softmax, write_predictions
+from clipit.experiments.identity import run_folder
+from clipit.experiments.materials import Materials
+from clipit.experiments.pages import write_pages, write_pairs_page
+from clipit.reporting import svg
+from clipit.reporting.charts import dot_chart, line_chart
+from clipit.reporting.comparison_page import comparison_page, raw_rows, seed_figure
+from clipit.reporting.html import Card, Cards, Figure, Rows, Section, Table, Text, facts_table, json_in_html, page
+from clipit.reporting.pairing_page import chosen_tiles, pairing_page
+from clipit.reporting.run_page import extreme_tiles, run_page
+from clipit.reporting.tables import number
+from clipit.reporting.thumbnails import jpeg
+
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>&amp;'\u2028{{body}}"
+VOID = {"meta", "img", "input", "br", "line", "path", "rect", "circle"}
+MakeConfig = Callable[..., Config]
+
+
+class Reader(HTMLParser):
+    """What a browser would see: texts, elements with their attributes, and whether all of them are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if self.open.pop() != tag:
+            raise AssertionError(f"</{tag}> closes something else")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def example(n: int = 120, classes: tuple[str, ...] = ("adipose", "stroma", "tumour"), seed: int = 0) -> Predictions:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(-1, len(classes), n)
+    noise = generator.normal(size=(n, len(classes)))
+    return Predictions(
+        ids=np.array([f"t{i:03d}" for i in range(n)]),
+        splits=np.array(["test", "validation"] * (n // 2)),
+        labels=labels,
+        groups=np.array([f"g{i // 4}" for i in range(n)]),
+        classes=classes,
+        probabilities=softmax(np.eye(len(classes))[labels] + noise),
+        zero_shot=softmax(noise),
+    )
+
+
+def results_of(predictions: Predictions, **more: Any) -> dict[str, Any]:
+    found = evaluate_predictions(predictions, ["validation", "test"], 20)
+    provenance = {"command": "scripts/train.py --config x.yaml", "commit": "abc", "versions": {"numpy": "2.0"}}
+    return json.loads(json.dumps(found | {"provenance": provenance} | more))
+
+
+def look_up(results: Any, keys: str) -> Any:
+    for key in keys.split("."):
+        results = results[key]
+    return results
+
+
+def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
+    parts = [
+        Text(HOSTILE),
+        Text(HOSTILE, fixed=True),
+        Table((HOSTILE, "b"), [(HOSTILE, HOSTILE)], traces=[HOSTILE], caption=HOSTILE, source=HOSTILE),
+        Rows((HOSTILE,), [(HOSTILE,)], HOSTILE, HOSTILE),
+        Figure(b"\x89PNG", HOSTILE, source=HOSTILE),
+        Cards([Card(None, HOSTILE, [HOSTILE], HOSTILE), Card("data:image/jpeg;base64,AA", HOSTILE, [])], HOSTILE),
+        facts_table({HOSTILE: HOSTILE}),
+        seed_figure({HOSTILE: {HOSTILE: 1.0}}, what=HOSTILE, baseline=HOSTILE, source=HOSTILE),
+        Figure(line_chart({HOSTILE: ([1, 2], [1.0, 2.0])}, label=HOSTILE, y_label=HOSTILE), HOSTILE),
+    ]
+    text = comparison_page(HOSTILE, HOSTILE, [Section(HOSTILE, parts), Section("end", [])])
+    seen = Reader(text)
+    assert not seen.open
+    assert sum(HOSTILE in part for part in seen.texts) >= 25
+    assert all((image["src"] or "").startswith("data:") for image in seen.named("img"))
+    assert len(seen.named("script")) == 1 and len(seen.named("b")) == 0
+    assert not [a for _, a in seen.elements if any(key.startswith("on") for key in a)]
+    outside = [value for _, a in seen.elements for key, value in a.items() if key in ("src", "href")]
+    assert all(value and value.startswith(("data:", "#")) for value in outside)
+
+
+def test_json_in_a_script_element_ends_nothing_and_stays_itself() -> None:
+    value = {"text": [HOSTILE, "\u2028\u2029", "é ü"], HOSTILE: 1}
+    text = json_in_html(value)
+    assert not re.search("[<>&\u2028\u2029]", text)
+    assert json.loads(text) == value
+    with pytest.raises(ValueError, match="JSON"):
+        json_in_html([float("nan")])
+
+
+def test_tables_have_scopes_reasons_and_sources() -> None:
+    table = Table(("arm", "score"), [("a", 0.25), ("b", None)], traces=["x.parquet: 1", "x.parquet: 2"], caption="c")
+    seen = Reader(page("t", "", [Section("s", [table])]))
+    assert [cell.get("scope") for cell in seen.named("th")] == ["col", "col", "col", "row", "row"]
+    assert "n/a" in seen.texts and "0.25" in seen.texts and "x.parquet: 2" in seen.texts
+    raw = raw_rows([{"arm": "a", "score": 1.0}, {"arm": "b", "p": None}], "All rows")
+    assert list(raw.header) == ["arm", "score", "p"]
+    assert [list(row) for row in raw.rows] == [["a", 1.0, None], ["b", None, None]]
+
+
+def test_each_score_of_a_run_is_where_its_source_says() -> None:
+    results = results_of(example())
+    text = run_page("a run", results, example(), curves={"loss": ([1, 2], [1.0, 0.5])}, texts={"Snippets": "400 <b>"})
+    rows = re.findall(r'<tr><th scope="row">[^<]*</th><td class="n">([^<]*)</td>.*?results\.json: ([\w.]+)</td>', text)
+    assert len(rows) == 28, "7 scores x 2 splits x (head, prompts)"
+    for shown, keys in rows:
+        assert shown == number(look_up(results, keys)["value"]), keys
+    for keys in re.findall(r"from results\.json: ([\w.]+)<", text):
+        assert look_up(results, keys)
+    seen = Reader(text)
+    assert not seen.open
+    for row in results["splits"]["test"]["confusion"]:
+        assert all(str(count) in seen.texts for count in row)
+    assert "400 <b>" in seen.texts and "abc" in seen.texts and "version of numpy" in seen.texts
+    assert len(seen.named("svg")) == 3 and all(picture["aria-label"] for picture in seen.named("svg"))
+
+
+def test_what_is_not_defined_is_said_to_be() -> None:
+    predictions = example()
+    predictions.labels[predictions.labels == 1] = 0
+    text = run_page("a run", results_of(predictions, note="only a proof"), predictions)
+    assert "Not defined: test, AUROC: no tile of class stroma." in text
+    assert "n/a" in text and "only a proof" in text
+    predictions.labels[:] = -1
+    text = run_page("a run", results_of(predictions), predictions)
+    assert "no labelled tile" in text and "No labelled tile is wrong." in text
+
+
+def test_extreme_tiles_are_those_of_a_slow_search() -> None:
+    predictions = example(300, seed=3)
+    predictions.probabilities[:40] = predictions.probabilities[0]  # ties
+    rows = range(299, -1, -1)
+    sure = {i: float(predictions.probabilities[i].max()) for i in rows}
+    said = {i: int(predictions.probabilities[i].argmax()) for i in rows}
+    in_order = sorted((i for i in rows if predictions.labels[i] >= 0), key=lambda i: (-sure[i], predictions.ids[i]))
+    wrong, right = extreme_tiles(predictions, 9)
+    assert wrong.tolist() == [i for i in in_order if said[i] != predictions.labels[i]][:9]
+    assert right.tolist() == [i for i in in_order if said[i] == predictions.labels[i]][:9]
+
+
+def test_charts_place_what_they_are_given() -> None:
+    chart = dot_chart({"a": {"0": 1.0, "1": 3.0, "2": None}, "b": {}}, label="l", x_label="x", baseline="a")
+    dots = [float(x) for x in re.findall(r'class="dot" cx="([\d.]+)"', chart)]
+    strokes = [float(x) for x in re.findall(r'class="mean" x1="([\d.]+)"', chart)]
+    assert strokes == [pytest.approx(sum(dots) / 2, abs=0.1)], "b has no mean"
+    assert "1 n/a" in chart and "a, 1: 3" in chart
+    lines = line_chart({"loss": ([1, 2, 3, 4], [1.0, float("nan"), 2.0, 3.0])}, label="l", y_label="y")
+    assert len(re.findall("M[^A-Z]+", re.findall(r' d="([^"]+)"', lines)[-1])) == 2, "a gap where it is not finite"
+    assert "no finite value" in line_chart({"loss": ([1], [float("nan")])}, label="l", y_label="y")
+    long = line_chart({"loss": (list(range(5000)), [float(i) for i in range(5000)])}, label="l", y_label="y")
+    assert len(re.findall("[ML]", re.findall(r' d="([^"]+)"', long)[-1])) == 500
+    wide = line_chart({"loss": ([1, 2, 3], [0.1, 1.0, 10.0])}, label="l", y_label="y", logarithmic=True)
+    heights = [float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", re.findall(r' d="([^"]+)"', wide)[-1])]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2), "equal factors, equal distances"
+    for low, high in ((0.0, 1.0), (-3e-5, 2e-5), (12.0, 12.4), (0.0, 7e6)):
+        found = svg.ticks(low, high)
+        assert 3 <= len(found) <= 7 and low <= found[0] and found[-1] <= high + 1e-12
+    assert svg.decades(1e-5, 1e-3) == [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3]
+
+
+def pairs_table(n: int, k: int = 2) -> pa.Table:
+    rows = [(f"t{i:04d}", rank, f"s{(i + rank) % 7}", i / n - 0.1 * rank) for i in range(n) for rank in range(k)]
+    tile_ids, ranks, snippets, scores = zip(*rows, strict=True)
+    return pa.table({"tile_id": tile_ids, "rank": pa.array(ranks, pa.int16()), "snippet_id": snippets, "score": scores})
+
+
+def test_a_page_of_fewer_tiles_spreads_them_over_the_scores() -> None:
+    table = pairs_table(1000)
+    assert chosen_tiles(table, 1000) == [f"t{i:04d}" for i in range(1000)]
+    some = chosen_tiles(table, 11)
+    places = [int(tile_id[1:]) for tile_id in some]
+    assert places[0] == 0 and places[-1] == 999 and set(np.diff(places)) <= {99, 100}
+    order = np.random.default_rng(0).permutation(table.num_rows)
+    assert chosen_tiles(table.take(order), 11) == some, "the order of the rows does not matter"
+
+
+def test_pairing_data_holds_the_pairs_and_counts_all_tiles() -> None:
+    table = pairs_table(70)
+    texts = {f"s{i}": f"{HOSTILE} {i}" for i in range(7)}
+    shown = chosen_tiles(table, 10)
+    text = pairing_page(
+        HOSTILE, "", table, texts, shown,
+        classes=(HOSTILE, "b"), labels={shown[0]: 1}, predictions={shown[1]: (0, 0.75)}, pictures={shown[0]: "AAAA"},
+    )  # fmt: skip
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert data["tiles"]["id"] == shown
+    assert data["tiles"]["label"][:2] == [1, -1] and data["tiles"]["predicted"][:2] == [-1, 0]
+    for tile_id, pairs in zip(shown, data["tiles"]["pairs"], strict=True):
+        i = int(tile_id[1:])
+        assert [data["snippets"]["id"][s] for s in pairs[::2]] == [f"s{i % 7}", f"s{(i + 1) % 7}"]
+        assert pairs[1::2] == [pytest.approx(i / 70, abs=1e-4), pytest.approx(i / 70 - 0.1, abs=1e-4)]
+    assert data["snippets"]["tiles"] == [20] * len(data["snippets"]["id"]), "of all tiles, not of those shown"
+    assert "10 of 70 paired tiles are on this page" in text
+    assert text.count("</script>") == 2 and "<img" not in text
+
+
+def test_thumbnails_are_small_jpegs() -> None:
+    import io
+
+    noise = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    data = jpeg(Image.fromarray(noise), 64, 70)
+    small = Image.open(io.BytesIO(data))
+    assert small.format == "JPEG" and small.size == (43, 64) and len(data) < 5000
+
+
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
+def fake_run(config: Config, materials: Materials, splits: tuple[str, ...]) -> Path:
+    """A finished run's files, without a training."""
+    tiles = materials.tiles(config.seed)
+    tiles = tiles.select(np.isin(tiles.splits, splits))
+    chance = np.random.default_rng(0).normal(size=(len(tiles), len(tiles.classes)))
+    predictions = Predictions(
+        tiles.ids, tiles.splits, tiles.truth, tiles.groups, tiles.classes, softmax(np.eye(3)[tiles.truth] + chance)
+    )
+    folder = run_folder(config)
+    write_predictions(folder / "predictions.parquet", predictions)
+    results = evaluate_predictions(predictions, [s for s in splits if s != "train"], 10)
+    results |= {"provenance": {"tiles": tiles_fingerprint(materials)}, "note": ""}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "training.json").write_text(json.dumps({"sections": {"Pairing": "as told"}}))
+    return folder
+
+
+def tiles_fingerprint(materials: Materials) -> str:
+    return materials.some_tiles.fingerprint
+
+
+def test_pages_of_a_run_and_its_pairing(configure: MakeConfig) -> None:
+    config = configure(name="paged", arm="clip_it_all")
+    materials = Materials(config, quiet)
+    folder = fake_run(config, materials, ("train", "validation", "test"))
+    report, pairs = write_pages(config, materials)
+    assert report == folder / "report.html" and pairs == folder / "pairs.html"
+    text = report.read_text(encoding="utf-8")
+    assert "as told" in text and text.count("data:image/jpeg;base64,") >= 24 and "no picture" not in text
+    data = json.loads(pairs.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
+    known = dict(zip(materials.some_tiles.ids.tolist(), materials.some_tiles.truth.tolist(), strict=True))
+    assert len(data["tiles"]["id"]) == 72 and min(data["tiles"]["predicted"]) >= 0
+    assert data["tiles"]["label"] == [known[tile_id] for tile_id in data["tiles"]["id"]]
+    assert all(data["tiles"]["picture"]) and set(data["snippets"]["text"]) <= set(materials.snippet_texts().values())
+    results = json.loads((folder / "results.json").read_text())
+    results["provenance"]["tiles"] = "0123456789abcdef"
+    (folder / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ArtifactError, match="other tiles"):
+        write_pages(config, materials)
+
+
+def test_a_run_without_predictions_of_training_tiles_is_told_how_to_get_them(configure: MakeConfig) -> None:
+    config = configure(name="without", arm="clip_it_all")
+    materials = Materials(config, quiet)
+    _, pairs = write_pages(config, materials) if fake_run(config, materials, ("test",)) else []
+    text = pairs.read_text(encoding="utf-8")
+    assert "evaluation.splits that include train" in text and '"predicted":false' in text
+
+
+def test_what_cannot_be_made_is_explained(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(reports=None, arm="image_only", name="nothing")
+    with pytest.raises(DataError, match="no finished run"):
+        write_pages(config, Materials(config, quiet))
+    with pytest.raises(ConfigError, match="page of 1 tiles"):
+        write_pairs_page(config, Materials(config, quiet), 1)
+    folder = run_folder(config)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(DataError, match="unreadable results"):
+        write_pages(config, Materials(config, quiet))
+
+
+def test_the_script_answers_for_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["pages.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pages.py"), run_name="__main__")
+    assert end.value.code == 0 and "--most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", ["pair.py", "pages.py"])
+def test_scripts_write_the_page_of_a_pairing(
+    script: str,
+    write_config: Callable[..., Path],
+    shared_output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = write_config({"name": script.removesuffix(".py")}, output=shared_output)
+    monkeypatch.setattr(sys, "argv", [script, "--config", str(config)])
+    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / script), run_name="__main__")
+    path = shared_output / "pairings" / script.removesuffix(".py") / "pairs.html"
+    assert f"page: {path} (" in capsys.readouterr().out
+    assert "All 72 paired tiles are on this page" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_writes_its_page(configure: MakeConfig) -> None:
+    from clipit.experiments.run import train_run
+
+    config = configure(**{"name": "own_page", "arm": "image_only", "training.steps": 2})
+    folder = train_run(config, Materials(config, quiet), quiet)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    accuracy = number(results["splits"]["test"]["metrics"]["accuracy"]["value"])
+    assert re.search(rf'<td class="n">{accuracy}</td>.*results\.json: splits\.test\.metrics\.accuracy<', text)
+    assert "loss over steps" in text and results["provenance"]["preprocess"] in text

@@ -1,0 +1,158 @@
+"""The pages in a real headless browser (Debian's chromium), opened from disk."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from clipit.reporting.comparison_page import comparison_page, raw_rows
+from clipit.reporting.html import Section, write_page
+from clipit.reporting.pairing_page import chosen_tiles, pairing_page
+from clipit.reporting.thumbnails import jpeg
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+POLICY = re.compile("<meta http-equiv=[^>]*>")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser"),
+]
+
+
+def opened(text: str, folder: Path, hash: str = "", then: str = "") -> str:
+    """The page's elements after its script ran; `then` is more script, for which the page's own policy is taken out."""
+    if then:
+        text = POLICY.sub("", text).replace("</body>", f"<script>{then}</script></body>")
+    path = folder / "page.html"
+    write_page(path, text)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return done.stdout
+
+
+def pairs_page(n: int, k: int = 2, run: bool = True) -> str:
+    """Tile i: label i % 3 (2 is none), prediction i % 2, snippets i % 7 and the next, of scores i / n and 0.01 less."""
+    ids = [f"tile-{i:05d}" for i in range(n)]
+    rows = [(ids[i], rank, f"s{i % 7 + rank}", i / n - 0.01 * rank) for i in range(n) for rank in range(k)]
+    tile_ids, ranks, snippets, scores = zip(*rows, strict=True)
+    columns = {"tile_id": tile_ids, "rank": pa.array(ranks, pa.int16()), "snippet_id": snippets, "score": scores}
+    table = pa.table(columns)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
+    pictures = [base64.b64encode(jpeg(Image.fromarray(pixels), 64, 70)).decode() for pixels in noise]
+    return pairing_page(
+        "pairs", "", table, {f"s{i}": f"Words of number{i}. {HOSTILE}" for i in range(8)}, chosen_tiles(table, n),
+        classes=("adipose", "<b>stroma"),
+        labels={tile_id: (0, 1, -1)[i % 3] for i, tile_id in enumerate(ids)},
+        predictions={tile_id: (i % 2, 0.9) for i, tile_id in enumerate(ids)} if run else None,
+        pictures={tile_id: pictures[i % 20] for i, tile_id in enumerate(ids)},
+    )  # fmt: skip
+
+
+def rows_of(dom: str) -> list[str]:
+    """Ids of the tiles that are shown."""
+    return re.findall(r'<th scope="row">([^<]*)</th>', dom)
+
+
+def test_three_thousand_tiles_are_usable_and_hostile_text_stays_text(tmp_path: Path) -> None:
+    text = pairs_page(3000)
+    started = time.perf_counter()
+    dom = opened(text, tmp_path)
+    ready = re.search(r'data-ready="(\d+)"', dom)
+    print(f"{len(text) / 1e6:.1f} MB, 3000 tiles: usable after {ready and ready[1]} ms, "
+          f"{time.perf_counter() - started:.1f} s with the browser's start")  # fmt: skip
+    assert rows_of(dom) == [f"tile-{i:05d}" for i in range(2999, 2899, -1)]
+    assert "rows 1 to 100 of 3000 tiles" in dom
+    assert len(re.findall(r'<img [^>]*alt="tile tile-\d+"', dom)) == 100, "pictures of the rows shown, no more"
+    assert "<title>pairs</title>" in dom and "onerror" not in re.sub('&lt;.*?&gt;|id="data">.*?</script>', "", dom)
+    assert dom.count("&lt;/script&gt;&lt;img src=x onerror=") >= 200
+
+
+def test_hostile_text_does_not_run_without_the_policy_either(tmp_path: Path) -> None:
+    dom = opened(pairs_page(30), tmp_path, then="document.body.dataset.seen = document.images.length")
+    assert "<title>pairs</title>" in dom
+    assert 'data-seen="30"' in dom, "no picture but the tiles'"
+
+
+FILTERS: dict[str, Callable[[int], bool]] = {
+    "label=1": lambda i: i % 3 == 1,
+    "label=-1": lambda i: i % 3 == 2,
+    "predicted=wrong": lambda i: i % 3 < 2 and i % 3 != i % 2,
+    "predicted=right&label=0": lambda i: i % 3 == 0 and i % 2 == 0,
+    "predicted=1": lambda i: i % 2 == 1,
+    "from=0.4&to=0.6": lambda i: 24 <= i <= 36,
+    "words=NUMBER0": lambda i: i % 7 == 0,
+    "words=words+number7": lambda i: i % 7 == 6,
+    "snippet=s3": lambda i: i % 7 in (2, 3),
+    "snippet=s3&from=0.5": lambda i: (i % 7 == 3 and i >= 30) or (i % 7 == 2 and i / 60 - 0.01 >= 0.5),
+    "words=nowhere": lambda i: False,
+}
+
+
+def test_filters_keep_what_a_slow_search_keeps(tmp_path: Path) -> None:
+    visit = """
+    for (const filter of %s) {
+      history.replaceState(null, "", "#" + filter + "&order=id");
+      recall();
+      const ids = Array.from(document.querySelectorAll("#list th"), (cell) => cell.textContent);
+      const line = { textContent: filter + ": " + ids.join(" ") };
+      document.body.append(Object.assign(document.createElement("samp"), line));
+    }"""
+    dom = opened(pairs_page(60), tmp_path, then=visit % json.dumps(list(FILTERS)))
+    lines = [html.unescape(line) for line in re.findall("<samp>(.*?)</samp>", dom)]
+    found = dict(line.split(": ") for line in lines)
+    wanted = {filter: [f"tile-{i:05d}" for i in range(60) if keeps(i)] for filter, keeps in FILTERS.items()}
+    assert {filter: ids.split() for filter, ids in found.items()} == wanted
+    assert "no tile fits these filters" in dom
+
+
+def test_without_a_run_there_is_nothing_about_predictions(tmp_path: Path) -> None:
+    visible = (
+        "document.body.dataset.predictions = ['for-predicted', 'head-predicted'].map((id) => at(id).checkVisibility())"
+    )
+    assert 'data-predictions="true,true"' in opened(pairs_page(5), tmp_path, then=visible)
+    dom = opened(pairs_page(5, run=False), tmp_path, "#predicted=wrong", then=visible)
+    assert 'data-predictions="false,false"' in dom and len(rows_of(dom)) == 5
+
+
+def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> None:
+    click = "document.querySelectorAll('#list button')[1].click();"  # the second snippet of the tile of the best score
+    dom = opened(pairs_page(700), tmp_path, then=click)
+    shown = [int(tile_id[5:]) for tile_id in rows_of(dom)]  # tile 699 has snippets 6 and 7; 7 is nobody's first
+    assert shown == [i for i in range(699, -1, -1) if i % 7 == 6][:100]
+    assert "100 of all paired tiles have it" in dom
+    dom = opened(
+        pairs_page(250),
+        tmp_path,
+        "#order=low",
+        then="for (let i = 0; i < 5; i++) document.querySelector('.on').click();",
+    )
+    assert rows_of(dom) == [f"tile-{i:05d}" for i in range(200, 250)]
+    assert "rows 201 to 250 of 250 tiles" in dom
+
+
+def test_raw_rows_of_a_comparison_are_filtered(tmp_path: Path) -> None:
+    rows = [{"arm": arm, "seed": seed, "text": HOSTILE} for arm in ("image_only", "clip_it") for seed in range(3)]
+    text = comparison_page("c", "", [Section("Rows", [raw_rows(rows, "All rows")])])
+    dom = opened(text, tmp_path)
+    assert "<title>c</title>" in dom and dom.count("<tr hidden") == 0
+    typed = (
+        "const it = document.querySelector('.filter input'); it.value = 'clip 2'; it.dispatchEvent(new Event('input'))"
+    )
+    dom = opened(text, tmp_path, then=typed)
+    assert dom.count("<tr hidden") == 5 and "1 of 6 rows" in dom

@@ -59,20 +59,17 @@ def _work(options: Options, config: "Config", source: "PixelSource", targets: "T
     from clipit.training.arms import resolve_arm
     from clipit.training.batches import plan_batches
     from clipit.training.loop import TrainingData, train
+    from clipit.training.step import Lesson
+    from clipit.training.teaching import Teaching
 
     config = resolve_arm(config)
     labels = source.tiles.labels
     text = config.distillation.tiles != "none"
-    data = TrainingData(
-        plan=plan_batches(config, labels >= 0),
-        source=source,
-        labels=labels,
-        keys=tile_keys(source.tiles.ids.tolist()),
-        targets=targets if text else None,
-        validation=source,
-        validation_rows=np.empty(0, dtype=np.int64),
-        score=None,
+    keys = tile_keys(source.tiles.ids.tolist())
+    lesson = Lesson(
+        plan_batches(config, labels >= 0), source, labels, keys, Teaching(targets=targets if text else None)
     )
+    data = TrainingData(lesson, validation=source, validation_rows=np.empty(0, dtype=np.int64), score=None)
     torch.manual_seed(0)
     backbone = load_backbone(config.backbone, processes().device)
     student = build_student(

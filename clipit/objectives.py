@@ -55,5 +55,155 @@ def cosine_distillation_sum(
     return (1.0 - similarity).sum()
 
 
+def soft_cross_entropy_sum(
+    logits: Float[Tensor, "b c"], target: Float[Tensor, "b c"], weights: Float[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy against a distribution over the classes, weighted and summed.
+
+    Formula: sum over i of -w_i sum_c q_ic log softmax(logits_i)_c (soft targets: Hinton et al. 2015,
+    arXiv 1503.02531, section 2). It equals `cross_entropy_sum` for one-hot targets and weights of 1.
+
+    Args:
+        logits: One row per tile.
+        target: q, rows that sum to 1. No gradient should reach the student through it.
+        weights: w, 0 or more. Rows of weight 0 may hold anything, also NaN.
+
+    Returns:
+        The sum in float32 (float64 for float64 logits); 0 with a gradient of 0 when every weight is 0.
+    """
+    counted = weights > 0
+    log_p = functional.log_softmax(_at_least_float32(logits[counted]), dim=1)
+    return -(weights[counted].to(log_p.dtype) * (target[counted].to(log_p.dtype) * log_p).sum(dim=1)).sum()
+
+
+def prototype_logits(
+    projected: Float[Tensor, "b d"], prototypes: Float[Tensor, "c d"], temperature: float | Float[Tensor, ""]
+) -> Float[Tensor, "b c"]:
+    """How near each projection is to each class's prompts, as logits.
+
+    Formula: cos(t^_i, p_c) / temperature (zero-shot classification of CLIP, arXiv 2103.00020, section 3.1.2).
+
+    Args:
+        projected: t^, the projector's output; lengths do not matter.
+        prototypes: p, one per class: the mean of its prompts' embeddings.
+        temperature: Above 0.
+    """
+    directions = functional.normalize(_at_least_float32(projected), dim=1)
+    return directions @ functional.normalize(prototypes.to(directions.dtype), dim=1).T / temperature
+
+
+def sharpen(probabilities: Float[Tensor, "b c"], temperature: float) -> Float[Tensor, "b c"]:
+    """Probabilities that are surer (temperature below 1) or less sure (above 1).
+
+    Formula: p_c^(1/T) / sum over k of p_k^(1/T) (MixMatch, arXiv 1905.02249, equation 7).
+    """
+    return torch.softmax(torch.log(_at_least_float32(probabilities)) / temperature, dim=1)
+
+
+def prior_corrected(
+    probabilities: Float[Tensor, "b c"], prior: Float[Tensor, " c"], strength: float = 1.0
+) -> Float[Tensor, "b c"]:
+    """Probabilities as they would be if the model preferred no class.
+
+    Formula: (p_c / pi_c^s) / sum over k of (p_k / pi_k^s): Bayes' rule with the prior pi of the model exchanged for a
+    flat one (Saerens et al. 2002, Neural Computation 14(1), equation 4); s = 0 leaves p as it is.
+
+    Args:
+        probabilities: Of the model.
+        prior: pi, what the model gives each class on average over *training* tiles. A class that it never gives
+            counts as one in a million million.
+        strength: s, between 0 and 1.
+    """
+    known = prior.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=1e-12)
+    divided = _at_least_float32(probabilities) / known**strength
+    return divided / divided.sum(dim=1, keepdim=True)
+
+
+def consistency_sum(
+    logits_a: Float[Tensor, "b c"], logits_b: Float[Tensor, "b c"], mask: Bool[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """How differently two views of the same tiles are classified, summed over the masked-in rows.
+
+    Formula: sum over valid i of (1 / C) sum_c (softmax(a_i)_c - softmax(b_i)_c)^2 (the Pi-model, arXiv 1610.02242,
+    section 2.1). It is bounded and symmetric, and the gradient reaches both views.
+
+    Args:
+        logits_a: Of one view.
+        logits_b: Of the other one, same tiles in the same order.
+        mask: Rows that count; others may hold anything.
+
+    Returns:
+        The sum in float32 (float64 for float64 logits); 0 with a gradient of 0 when no row counts.
+    """
+    first = torch.softmax(_at_least_float32(logits_a[mask]), dim=1)
+    second = torch.softmax(_at_least_float32(logits_b[mask]), dim=1)
+    return (first - second).square().mean(dim=1).sum()
+
+
+def many_to_many_sum(
+    images: Float[Tensor, "b m d"],
+    image_mask: Bool[Tensor, "b m"],
+    texts: Float[Tensor, "b n d"],
+    text_mask: Bool[Tensor, "b n"],
+    temperature: float | Float[Tensor, ""],
+    rows: slice | None = None,
+) -> tuple[Float[Tensor, ""], int]:
+    """Contrast of tile bags with text bags, both ways, summed over the bags that have both; and their number.
+
+    Formula: with unit vectors u_im of tile bag i (M_i members) and v_jn of text bag j (N_j members),
+    S_ij = log( 1 / (M_i N_j) sum over m, n of exp(u_im . v_jn / temperature) ) and
+    L = sum over i of -1/2 (log softmax over j of S_ij, at j = i, plus log softmax over k of S_ki, at k = i).
+    After CPLIP (CVPR 2024), which sums over members instead of taking their mean, and so favours large bags, and which
+    contrasts in one direction only. With one member per bag it is CLIP's loss (arXiv 2103.00020, figure 3) times b.
+    Two tiles of a batch with the same snippets count as each other's negatives, as in CLIP.
+
+    Args:
+        images: Members of the tile bags; lengths do not matter. Masked-out members may hold anything.
+        image_mask: Which members there are.
+        texts: Members of the text bags, row i belonging to tile bag i.
+        text_mask: Which members there are.
+        temperature: Above 0; a tensor when it is learnt.
+        rows: Sum over these bags only, contrasted with all: with bags gathered from all processes (with gradient),
+            each one takes its own rows, and the sums and numbers of all add up to those of the whole. Default: all.
+
+    Returns:
+        The sum (float32, or float64 for float64 input; 0 with a gradient of 0 when no bag counts), and how many bags
+        it is over. Bags without a member on either side neither count nor serve as negatives.
+    """
+    usable = image_mask.any(dim=1) & text_mask.any(dim=1)
+    wanted = torch.zeros_like(usable)
+    wanted[rows if rows is not None else slice(None)] = True
+    own = torch.nonzero(wanted[usable])[:, 0]
+    u, u_mask = _members(images[usable], image_mask[usable])
+    v, v_mask = _members(texts[usable], text_mask[usable])
+    to_texts = _bag_scores(u[own], u_mask[own], v, v_mask, temperature)
+    to_images = _bag_scores(v[own], v_mask[own], u, u_mask, temperature)
+    loss = functional.cross_entropy(to_texts, own, reduction="sum")
+    loss = (loss + functional.cross_entropy(to_images, own, reduction="sum")) / 2
+    return loss, len(own)
+
+
+def _members(
+    vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"]
+) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
+    """Unit vectors; members that do not exist are zeros, so that what they hold reaches nothing."""
+    clean = torch.where(mask[:, :, None], _at_least_float32(vectors), torch.zeros((), device=vectors.device))
+    return functional.normalize(clean, dim=2), mask
+
+
+def _bag_scores(
+    ours: Float[Tensor, "b m d"],
+    our_mask: Bool[Tensor, "b m"],
+    theirs: Float[Tensor, "c n d"],
+    their_mask: Bool[Tensor, "c n"],
+    temperature: float | Float[Tensor, ""],
+) -> Float[Tensor, "b c"]:
+    """S of `many_to_many_sum`: log-mean-exp over all pairs of members of two bags."""
+    scores = torch.einsum("bmd,cnd->bcmn", ours, theirs) / temperature
+    there = our_mask[:, None, :, None] & their_mask[None, :, None, :]
+    total = scores.masked_fill(~there, -torch.inf).flatten(2).logsumexp(dim=2)
+    return total - our_mask.sum(dim=1).log()[:, None] - their_mask.sum(dim=1).log()[None, :]
+
+
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -21,6 +21,7 @@ from clipit.evaluation.predictions import Predictions, read_predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.experiments.identity import check_mark, run_folder, run_mark
 from clipit.experiments.materials import Materials
+from clipit.experiments.pages import write_run_page
 from clipit.progress import progress
 from clipit.prompts.prompt_set import check_classes
 from clipit.reporting.curves import read_curves
@@ -39,7 +40,7 @@ def evaluate_run(config: Config, materials: Materials, folder: Path) -> dict[str
     Args:
         config: Of the run, its arm resolved.
         materials: Tiles and prompts.
-        folder: The run's; predictions.parquet, results.json, summary.md and plots are written there.
+        folder: The run's; predictions.parquet, results.json, summary.md, report.html and plots are written there.
 
     Returns:
         What results.json holds (in the main process; an empty dictionary in the others).
@@ -77,34 +78,36 @@ def evaluate_again(config: Config, materials: Materials) -> tuple[Path, dict[str
         return folder, evaluate_run(config, materials, folder)
 
 
-def evaluate_shifted(config: Config, materials: Materials, folder: Path) -> dict[str, Any]:
-    """Scores of a run's classifier on `comparison.shifted` (the classes must be the same).
+def evaluate_shifted(config: Config, materials: Materials, folder: Path, name: str) -> dict[str, Any]:
+    """Scores of a run's classifier on a set of `comparison.shifted` (the classes must be the same).
 
     Its predictions are written to the run's folder, under a name that stands for these tiles, and are kept.
 
     Raises:
-        DataError: There is no such set, or it has no test tile or other classes.
+        DataError: The set has no test tile, or other classes.
     """
     from clipit.models.inference import load_classifier
 
-    here, tiles = processes(), materials.shifted_tiles
-    if tiles is None or not len(tiles):
-        raise DataError(
-            explain("no test tiles in the shifted set", where="comparison.shifted", fix="give tiles of the split test")
-        )
-    mark = fingerprint([tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
-    path = folder / f"predictions_shifted-{mark}.parquet"
+    here, tiles = processes(), materials.shifted_tiles(name)
+    path = shifted_predictions(materials, folder, name)
     if not here.same(path.is_file()):
         classifier = load_classifier(folder / "classifier", here.device)
         _check_classes(classifier, tiles, folder)
         source = materials.other_pixels(tiles, classifier.spec.preprocess)
-        found = _predict(config, materials, classifier, source, tiles.classes, "shifted tiles")
+        found = _predict(config, materials, classifier, source, tiles.classes, name)
         if here.main:
             write_predictions(path, found)
         here.wait()
     scores = evaluate_predictions(read_predictions(path), ["test"], config.evaluation.bootstrap, config.seed)
     of_test: dict[str, Any] = scores["splits"]["test"]
     return of_test
+
+
+def shifted_predictions(materials: Materials, folder: Path, name: str) -> Path:
+    """Where a run's predictions on a shifted set lie; the name stands for these tiles."""
+    tiles = materials.shifted_tiles(name)
+    mark = fingerprint([tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
+    return folder / f"predictions_shifted-{mark}.parquet"
 
 
 def _check_classes(classifier: "Classifier", tiles: TileSet, folder: Path) -> None:
@@ -127,7 +130,7 @@ def _predict(
     title: str,
 ) -> Predictions:
     part = source.tiles
-    logits, projected = _forward(source, classifier, config, title)
+    logits, projected = forward(source, classifier, config, title)
     zero_shot = None
     vlm, prompts = classifier.spec.vlm, materials.prompts
     if projected is not None and vlm is not None and prompts is not None:
@@ -139,7 +142,7 @@ def _predict(
     return Predictions(part.ids, part.splits, part.labels, part.groups, class_names, softmax(logits), zero_shot)
 
 
-def _forward(
+def forward(
     source: "PixelSource", classifier: "Classifier", config: Config, split: str
 ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
     """Logits and predicted text embeddings of all tiles; the processes share the batches."""
@@ -213,11 +216,14 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
         curves_plot(read_curves(folder / "metrics.jsonl"), folder / "curves.png", title=folder.name)
     note = " ".join(part for part in (_embedded_note(config), config.note.strip()) if part)
     results["note"] = note
-    tiles = {"Tiles": materials.tiles(config.seed).describe()}
-    sections = {heading: f"```\n{text}\n```" for heading, text in (tiles | told).items()}
+    tiles = materials.tiles(config.seed)
+    told = {"Tiles": tiles.describe()} | told
+    sections = {heading: f"```\n{text}\n```" for heading, text in told.items()}
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
-    text = run_summary(f"{config.name}: {folder.name}", scores, shown, note=note, sections=sections, plots=plots)
+    title = f"{config.name}: {folder.name}"
+    text = run_summary(title, scores, shown, note=note, sections=sections, plots=plots)
     write_summary(folder / "summary.md", text)
+    write_run_page(title, folder, results, predictions, tiles, told)
     write_json(folder / "results.json", results)  # last: a run with results is a finished run
     return results
 

@@ -12,10 +12,16 @@ from clipit.artifacts import fingerprint, git_commit, versions, whole_file, writ
 from clipit.config import Config
 from clipit.errors import ArtifactError, explain
 from clipit.experiments.materials import Materials
+from clipit.experiments.teaching import second_teacher
+from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
+from clipit.training.teaching import uses_reports
 
 # Keys that change where or how fast a run goes, or what is said of it, but none of its numbers.
-_TOP = {"output", "tracking", "evaluation", "note", "arms", "arm", "name", "comparison", "overrides"}
+_TOP = {
+    "output", "tracking", "evaluation", "note", "arms", "arm", "name", "comparison", "probing", "zero_shot",
+    "overrides", "leaks", "robustness",
+}  # fmt: skip
 _SPEED: dict[str, set[str]] = {
     "training": {"threads", "cache_tiles", "log_every", "checkpoint_every"},
     "vlm": {"batch_size"},
@@ -40,18 +46,37 @@ def run_mark(config: Config, materials: Materials, backbone_fingerprint: str) ->
     for section, names in _SPEED.items():
         keys[section] = {key: value for key, value in keys[section].items() if key not in names}
     tiles = materials.tiles(config.seed)
-    distils = config.distillation.tiles != "none"
+    sees_vlm = config.student.projector_layers or config.soft_labels.source == "zero_shot"
+    second = materials.serving(second_teacher(config)).vlm.fingerprint if config.second_vlm is not None else None
     return fingerprint(
         {
             "keys": keys,
             "tiles": tiles.fingerprint,
             "labels": [tiles.labels.tolist(), tiles.groups.tolist()],
             "backbone": backbone_fingerprint,
-            "vlm": materials.vlm.fingerprint if config.student.projector_layers else None,
-            "snippets": materials.snippet_inputs() if distils and config.reports is not None else None,
+            "vlm": materials.vlm.fingerprint if sees_vlm else None,
+            "second_vlm": second,
+            "snippets": materials.snippet_inputs() if uses_reports(config) else None,
             "prompts": materials.prompts.hash if materials.prompts else None,
+            "self_training": _image_only_keys(config),
+            "report_labels": _report_labels(config, materials),
         }
     )
+
+
+def _image_only_keys(config: Config) -> dict[str, Any] | None:
+    """What the run that soft labels come from is made by, where they come from one."""
+    if config.soft_labels.source != "image_only":
+        return None
+    other = resolve_arm(config.model_copy(update={"arm": "image_only"}))
+    return other.training.model_dump(mode="json", exclude=_SPEED["training"])
+
+
+def _report_labels(config: Config, materials: Materials) -> str | None:
+    """The reports' own labels, where they are taught."""
+    if config.distillation.tiles == "none" or config.distillation.target != "report_labels":
+        return None
+    return fingerprint([[report.report_id, report.label] for report in materials.reports.reports])
 
 
 def check_mark(folder: Path, mark: str) -> None:

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
-from clipit.config import Config, ReportsConfig
+from clipit.config import Config, LabelsConfig, ReportsConfig
 from clipit.distributed import build_once, processes
 from clipit.embedding import Store, centred, embed_texts, embed_tiles, unit
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError, DataError, explain
 from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.experiments.leaks import checked_reports, checked_tiles
 from clipit.index import Index, build_index
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from clipit.models.vlm import VLM
     from clipit.reports.readers import Reports
 
-_SECTIONS = ("output", "tiles", "reports", "prompts", "vlm", "pairing")
+_SECTIONS = ("output", "tiles", "reports", "leaks", "prompts", "vlm", "pairing")
 """Keys of the configuration that decide what the materials are."""
 
 
@@ -41,22 +43,32 @@ class Materials:
     (labels do, and are given per seed).
     """
 
-    def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, config: Config, say: Callable[[str], None] = print, shared: dict[str, Any] | None = None
+    ) -> None:
         """Nothing is read or built yet.
 
         Args:
             config: Its tiles, reports, prompts, vlm and pairing sections count.
             say: Takes lines for the user; called in the main process only.
+            shared: What materials of other configurations have in memory; see `serving`.
         """
         self.config = config
         self.root = config.output / "artefacts"
         self._say = say
-        self._tiles: dict[int, TileSet] = {}
-        self._pixels: dict[tuple[str, str], PixelSource] = {}
+        self._shared = {} if shared is None else shared
+        self._shared.setdefault(_key("materials", config, _SECTIONS), self)
 
-    def serves(self, config: Config) -> bool:
-        """Whether a run of this configuration is made from these materials."""
-        return all(getattr(config, name) == getattr(self.config, name) for name in _SECTIONS)
+    def serving(self, config: Config) -> "Materials":
+        """Materials for another configuration; what both have in common is read and loaded once."""
+        found: Materials | None = self._shared.get(_key("materials", config, _SECTIONS))
+        return Materials(config, self._say, self._shared) if found is None else found
+
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept for all materials that share a memory."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
 
     def say(self, line: str) -> None:
         """Tell the user, once for all processes."""
@@ -65,20 +77,47 @@ class Materials:
 
     def tiles(self, seed: int) -> TileSet:
         """All tiles, with the labels that this seed keeps."""
-        if seed not in self._tiles:
-            self._tiles[seed] = hide_labels(self.some_tiles, self.config.tiles.labels, seed)
-        return self._tiles[seed]
+        key = f"{seed} {_key('labelled', self.config, ('tiles', 'leaks'))}"
+        found: TileSet = self._once(key, lambda: hide_labels(self.some_tiles, self.config.tiles.labels, seed))
+        return found
 
     @cached_property
     def some_tiles(self) -> TileSet:
-        """All tiles with all their labels: for what no training sees, and where labels do not matter."""
-        return read_tiles(self.config.tiles)
+        """All tiles with all their labels: for what no training sees, and where labels do not matter.
+
+        Less those that stand on both sides of a split, when `leaks` says so.
+        """
+        found: TileSet = self._once(
+            _key("checked", self.config, ("tiles", "leaks")),
+            lambda: checked_tiles(self._tiles_as_read, self.config, self._say),
+        )
+        return found
 
     @cached_property
-    def shifted_tiles(self) -> TileSet | None:
-        """The further test set of a comparison, if there is one."""
-        shifted = self.config.comparison.shifted
-        return None if shifted is None else read_tiles(shifted).of_split("test")
+    def _tiles_as_read(self) -> TileSet:
+        """All tiles of the data set, leaks and all."""
+        # Which labels are kept makes no difference here, unless none may be read.
+        unlabelled = self.config.tiles.labels.kind == "none"
+        tiles = self.config.tiles.model_copy(update={"labels": LabelsConfig(kind="none" if unlabelled else "all")})
+        key = f"tiles {fingerprint(tiles.model_dump(mode='json'))}"
+        found: TileSet = self._once(key, lambda: read_tiles(tiles, check=False))
+        return found
+
+    def shifted_tiles(self, name: str) -> TileSet:
+        """The test tiles of a further test set of the comparison.
+
+        Raises:
+            DataError: It has none.
+        """
+        config = self.config.comparison.shifted[name]
+        key = f"tiles {fingerprint(config.model_dump(mode='json'))}"
+        found: TileSet = self._once(key, lambda: read_tiles(config))
+        tests = found.of_split("test")
+        if not len(tests):
+            raise DataError(
+                explain("no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test")
+            )
+        return tests
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
         """The tiles of a split as a model wants them; kept, so that runs in one program read them once."""
@@ -86,19 +125,25 @@ class Materials:
 
     def other_pixels(self, tiles: TileSet, preprocess: "Preprocess") -> PixelSource:
         """The same for any tiles."""
-        key = (tiles.fingerprint, preprocess.hash)
-        if key not in self._pixels:
-            t = self.config.training
-            self._pixels[key] = PixelSource(tiles, preprocess.pixels, t.cache_tiles, t.threads)
-        return self._pixels[key]
+        t = self.config.training
+        found: PixelSource = self._once(
+            f"pixels {tiles.fingerprint} {preprocess.hash}",
+            lambda: PixelSource(tiles, preprocess.pixels, t.cache_tiles, t.threads),
+        )
+        return found
 
     @cached_property
     def vlm(self) -> "VLM":
         """The frozen VLM."""
         from clipit.models.vlm import load_vlm
 
-        vlm = load_vlm(self.config.vlm, processes().device)
-        self.warn_of_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
+        def load() -> "VLM":
+            """From disk, with a word about the tiles' resolution."""
+            vlm = load_vlm(self.config.vlm, processes().device)
+            self.warn_of_mpp(vlm.name, vlm.expected_mpp, vlm.preprocess)
+            return vlm
+
+        vlm: VLM = self._once(_key("vlm", self.config, ("vlm",)), load)
         return vlm
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
@@ -127,10 +172,11 @@ class Materials:
 
     @cached_property
     def reports(self) -> "Reports":
-        """The reports as they were read."""
+        """The reports as they were read, less those that may not be used (`leaks`)."""
         from clipit.reports.readers import read_reports
 
-        return read_reports(self._reports_config())
+        read = read_reports(self._reports_config())
+        return checked_reports(read, lambda: self._tiles_as_read, self.config, self._say)
 
     @cached_property
     def snippets(self) -> Artifact:
@@ -163,10 +209,16 @@ class Materials:
         config = self._reports_config()
         return {
             "reports": self.reports.fingerprint,
-            "config": config.model_dump(exclude={"path", "format", "encoding", "split"}),
+            "config": config.model_dump(exclude={"path", "format", "encoding", "split", "label_column"}),
             "vlm": self.vlm.fingerprint,
             **{key: _bag_hash(name) for key, name in _bags(config).items()},
         }
+
+    def report_labels(self, report_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Label and group of the report of each entry; "" where there is no label, the report itself without group."""
+        known = {r.report_id: (r.label or "", r.group or r.report_id) for r in self.reports.reports}
+        found = [known[report] for report in report_ids.tolist()]
+        return np.array([label for label, _ in found], dtype=np.str_), np.array([g for _, g in found], dtype=np.str_)
 
     def account_text(self) -> str:
         """What became of the reports, for people."""
@@ -209,7 +261,19 @@ class Materials:
     def pairs(self) -> Pairs:
         """The pairs of the training tiles (no other tile is ever paired)."""
         p = self.config.pairing
-        return pair_tiles(self.root, self.index, self.tile_store("train"), k=p.k, block=p.block)
+        sources, groups = self.pairing_facts()
+        store = self.tile_store("train")
+        return pair_tiles(self.root, self.index, store, k=p.k, block=p.block, rules=p, sources=sources, groups=groups)
+
+    def pairing_facts(self) -> tuple[pa.Table | None, dict[str, str] | None]:
+        """What a pairing rule may need: the sources of the snippets, and the group of each training tile."""
+        p = self.config.pairing
+        wanted = bool(p.organs) or p.exclude_same_group
+        sources = pq.read_table(self.snippets.file("snippet_sources.parquet")) if wanted else None
+        if not p.exclude_same_group:
+            return sources, None
+        tiles = self.some_tiles.of_split("train")
+        return sources, dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True))
 
     @cached_property
     def tile_mean(self) -> Float32[np.ndarray, "dim"] | None:
@@ -241,6 +305,11 @@ class Materials:
     def pairing_text(self) -> str:
         """The pairing summary for people."""
         return summary_text(self.pairs.summary, self.snippet_texts())
+
+
+def _key(what: str, config: Config, sections: Sequence[str]) -> str:
+    """Stands for these sections of a configuration in the shared memory."""
+    return what + fingerprint([config.model_dump(mode="json", include={name}) for name in sections])
 
 
 def _bags(config: ReportsConfig) -> dict[str, str]:

@@ -35,10 +35,10 @@ def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]
     chosen on their validation labels. The zero-shot rows do not depend on labels.
     """
     tests = {"test": (materials.some_tiles.of_split("test"), materials.tile_store("test"))}
-    shifted = materials.shifted_tiles
-    if shifted is not None:
+    for name in config.comparison.shifted:
+        shifted = materials.shifted_tiles(name)
         size = config.vlm.batch_size
-        tests["shifted"] = (shifted, embed_tiles(materials.root, materials.vlm, shifted, batch_size=size))
+        tests[name] = (shifted, embed_tiles(materials.root, materials.vlm, shifted, batch_size=size))
     rows = []
     zero_shot = _zero_shot_readings(materials)
     for seed in config.comparison.seeds:
@@ -59,7 +59,7 @@ def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]
             known = test.labels >= 0
             for name, probabilities in found.items():
                 score = compute_metrics(test.labels[known], probabilities[known])[config.comparison.metric]
-                rows.append({"arm": name, "seed": seed, "part": part, "score": score, "zero_shot": None})
+                rows.append({"arm": name, "seed": seed, "part": part, "tiles": int(known.sum()), "score": score})
     return sorted(rows, key=lambda row: row["arm"])
 
 

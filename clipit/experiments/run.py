@@ -1,6 +1,7 @@
 """One run: from a configuration to an exported classifier, its predictions, results and summary."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ from clipit.evaluation.predictions import softmax
 from clipit.experiments.evaluation import evaluate_run
 from clipit.experiments.identity import claim, run_folder, run_mark
 from clipit.experiments.materials import Materials
+from clipit.experiments.teaching import Taught, make_teaching, second_teacher
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
-from clipit.training.targets import Targets, image_targets, text_targets
+from clipit.training.checks import LABEL_FREE, check
+from clipit.training.soft_labels import agreement, information
+from clipit.training.teaching import teaches_text, uses_reports
 
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
@@ -45,21 +49,25 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
         ConfigError: The recipe's keys do not fit each other.
         ArtifactError: The folder holds a run of another configuration.
     """
-    config = resolve_arm(config)
+    asked, config = config, resolve_arm(config)
     check(config)
     here = processes()
     folder = run_folder(config)
-    if materials is None or not materials.serves(config):  # an arm may pair or embed in its own way
-        materials = Materials(config, say)
-    if here.main:
-        with locked(folder, waiting=say):
-            _train_here(config, materials, folder, here)
-    else:
-        _train_here(config, materials, folder, here)
+    # An arm may pair or embed in its own way; what it has in common with the others stays in memory.
+    materials = Materials(config, say) if materials is None else materials.serving(config)
+
+    def image_only() -> Path:
+        """The run of arm image_only with the same seed, trained when it is missing."""
+        return train_run(asked.model_copy(update={"arm": "image_only"}), materials, say)
+
+    with locked(folder, waiting=say) if here.main else nullcontext():
+        _train_here(config, materials, folder, here, image_only)
     return folder
 
 
-def _train_here(config: Config, materials: Materials, folder: Path, here: Processes) -> None:
+def _train_here(
+    config: Config, materials: Materials, folder: Path, here: Processes, image_only: Callable[[], Path]
+) -> None:
     tiles = materials.tiles(config.seed)
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first: it finds missing labels at once
     student, backbone = _student(config, materials, tiles)
@@ -70,43 +78,17 @@ def _train_here(config: Config, materials: Materials, folder: Path, here: Proces
     if here.same((folder / "results.json").is_file()):
         return
     if not here.same((folder / "classifier").is_dir()):
-        targets = _targets(config, materials, tiles)
-        outcome = _fit(config, materials, tiles, plan, student, backbone, targets, folder, here)
+        taught = make_teaching(config, materials, tiles, image_only)
+        outcome = _fit(config, materials, tiles, plan, student, backbone, taught, folder, here)
         # Every process takes part in building what is exported; one writes it.
-        facts, text = _facts(config, materials, tiles, backbone), _text_side(config, materials)
+        facts = _facts(config, materials, tiles, backbone) | taught.facts
+        text = _text_side(config, materials)
         if here.main:
             write_json(folder / "training.json", asdict(outcome) | facts)
             _export(student, backbone, tiles, text, folder, config.seed)
     here.wait()
     evaluate_run(config, materials, folder)
     here.wait()
-
-
-def check(config: Config) -> None:
-    """Refuse keys of a resolved configuration that contradict each other, all at once.
-
-    Raises:
-        ConfigError: See above.
-    """
-    problems = []
-    d, s, t = config.distillation, config.student, config.training
-    if d.tiles != "none" and s.projector_layers == 0:
-        problems.append("distillation needs a projector: student.projector_layers=1, or distillation.tiles=none")
-    if d.tiles != "none" and d.target != "image" and config.reports is None:
-        problems.append("distilling text needs reports: set reports.path, or distillation.tiles=none")
-    if s.warm_start and (d.tiles == "none" or d.target == "image"):
-        problems.append(
-            "student.warm_start fits a head on paired text: distillation.tiles=labelled or all, target text"
-        )
-    if d.word_drop and (d.tiles == "none" or d.target == "image"):
-        problems.append("distillation.word_drop needs a text as target: distillation.target=text, or word_drop=0")
-    if t.tiles_per_step < processes().count * t.accumulation:
-        problems.append(
-            f"training.tiles_per_step={t.tiles_per_step} gives nothing to some of {processes().count} processes "
-            f"x {t.accumulation} micro-batches"
-        )
-    if problems:
-        raise ConfigError(explain("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys"))
 
 
 def _student(config: Config, materials: Materials, tiles: TileSet) -> "tuple[Student, Backbone]":
@@ -119,27 +101,31 @@ def _student(config: Config, materials: Materials, tiles: TileSet) -> "tuple[Stu
     backbone = load_backbone(config.backbone, processes().device)
     materials.warn_of_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
     joint_dim = materials.vlm.joint_dim if config.student.projector_layers else None
+    second_dim = None
+    if config.second_vlm is not None:
+        second_dim = materials.serving(second_teacher(config)).vlm.joint_dim
     torch.manual_seed(config.seed)  # directly before: loading a VLM may draw numbers, too
     student = build_student(
-        backbone, config.student, config.lora, config.backbone.tuning, n_classes=len(tiles.classes), joint_dim=joint_dim
+        backbone,
+        config.student,
+        config.lora,
+        config.backbone.tuning,
+        n_classes=len(tiles.classes),
+        joint_dim=joint_dim,
+        second_dim=second_dim,
+        temperature=config.bags.temperature if config.bags.learn_temperature else None,
     )
     return student, backbone
 
 
-def _targets(config: Config, materials: Materials, tiles: TileSet) -> Targets | None:
-    d = config.distillation
-    if d.tiles == "none":
-        return None
-    ids = tiles.of_split("train").ids
-    if d.target == "image":
-        return image_targets(ids, materials.tile_store("train"), materials.tile_mean)
-    store = materials.text_store(d.word_drop, config.seed) if d.word_drop else materials.index.store
-    shuffle = config.seed if d.target == "shuffled_text" else None
-    return text_targets(ids, materials.pairs, materials.index, store, shuffle)
-
-
-def _score(config: Config, validation: TileSet, say: Callable[[str], None]) -> "Score | None":
-    """The monitored metric on the labelled validation tiles; None when there are none."""
+def _score(config: Config, validation: TileSet, taught: Taught, say: Callable[[str], None]) -> "Score | None":
+    """The monitored metric on the validation tiles; None when there is nothing to compute it from."""
+    monitor = config.training.monitor
+    if monitor == "information" and len(validation):
+        return lambda logits: information(softmax(logits))
+    if monitor == "agreement" and len(validation) and taught.judge is not None:
+        judged = taught.judge("validation")
+        return lambda logits: agreement(logits, judged)
     known = validation.labels >= 0
     if not known.any():
         say("note: no validation tile has a label; the last step's weights are used")
@@ -147,8 +133,8 @@ def _score(config: Config, validation: TileSet, say: Callable[[str], None]) -> "
 
     def score(logits: Float32[np.ndarray, "n classes"]) -> float | None:
         """The metric of these logits."""
-        found = compute_metrics(validation.labels[known], softmax(logits[known]))
-        value: float | None = found[config.training.monitor]
+        found = compute_metrics(validation.labels, softmax(logits))
+        value: float | None = found[monitor]
         return value
 
     return score
@@ -161,7 +147,7 @@ def _fit(
     plan: BatchPlan,
     student: "Student",
     backbone: "Backbone",
-    targets: Targets | None,
+    taught: Taught,
     folder: Path,
     here: Processes,
 ) -> "Outcome":
@@ -169,25 +155,27 @@ def _fit(
 
     from clipit.training.checkpoints import latest_checkpoint
     from clipit.training.loop import TrainingData, train
+    from clipit.training.step import Lesson
     from clipit.training.warm_start import warm_start
 
     train_tiles, validation = tiles.of_split("train"), tiles.of_split("validation")
-    # Validation tiles whose label is hidden choose nothing, so they are not read.
-    rows = np.flatnonzero(validation.labels >= 0)
-    data = TrainingData(
+    # Validation tiles whose label is hidden choose nothing, so they are not read, unless no label is needed.
+    unlabelled = config.training.monitor in LABEL_FREE
+    rows = np.arange(len(validation)) if unlabelled else np.flatnonzero(validation.labels >= 0)
+    lesson = Lesson(
         plan=plan,
         source=materials.pixels("train", backbone.preprocess),
         labels=train_tiles.labels,
         keys=tile_keys(train_tiles.ids.tolist()),
-        targets=targets,
-        validation=materials.pixels("validation", backbone.preprocess),
-        validation_rows=rows,
-        score=_score(config, validation.select(rows), materials.say),
+        teaching=taught.teaching,
     )
+    score = _score(config, validation.select(rows), taught, materials.say)
+    data = TrainingData(lesson, materials.pixels("validation", backbone.preprocess), rows, score)
     normalise = backbone.preprocess.normalise
     if config.student.warm_start and latest_checkpoint(folder / "checkpoints") is None:
         size = config.evaluation.batch_size
-        warm_start(student, normalise, data.source, data.labels, targets, config.training, here, size)
+        targets = taught.teaching.targets
+        warm_start(student, normalise, lesson.source, lesson.labels, targets, config.training, here, size)
     tracker = config.tracking.tracker
     accelerator = Accelerator(
         mixed_precision=config.training.precision,
@@ -222,8 +210,8 @@ class _TextSide:
 
 def _text_side(config: Config, materials: Materials) -> _TextSide | None:
     """For zero-shot questions; None when the projector was taught nothing."""
-    if config.distillation.tiles == "none":
-        return None
+    if not teaches_text(config) or config.distillation.text != "frozen":
+        return None  # nothing was taught, or in a space of its own
     prompts, classes = materials.prompts, materials.class_embeddings()
     known = {} if prompts is None or classes is None else {prompts.name: (materials.some_tiles.classes, classes)}
     hashes = {} if prompts is None else {prompts.name: prompts.hash}
@@ -270,7 +258,7 @@ def _facts(config: Config, materials: Materials, tiles: TileSet, backbone: "Back
     }
     if config.student.projector_layers:
         facts |= {"vlm": materials.vlm.name, "vlm_fingerprint": materials.vlm.fingerprint}
-    if config.distillation.tiles != "none" and config.distillation.target != "image":
+    if uses_reports(config):
         facts |= {"index": materials.index.artifact.fingerprint, "pairs": materials.pairs.artifact.fingerprint}
         facts["sections"] = {"Snippets": materials.account_text(), "Pairing": materials.pairing_text()}
     if materials.prompts is not None:

@@ -1,5 +1,6 @@
 """Search: for each tile its nearest snippets, by id."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,23 +9,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
-from clipit.artifacts import Artifact, whole_file, write_json
+from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
+from clipit.config import PairingConfig
 from clipit.distributed import build_once, processes
 from clipit.embedding import Store, centred
 from clipit.errors import ArtifactError, DataError, explain
 from clipit.index import Index
+from clipit.pairing.pair_tables import judged_table, kept_pairs, pair_table
+from clipit.pairing.search import check_finite, search
+from clipit.pairing.selection import check_some_left, find, prepare, rule_inputs
 from clipit.pairing.summary import summarise
 from clipit.progress import progress
 
-_SPARE = 4  # candidates beyond k, so that ties at the edge are seen
-_DECIMALS = 6  # scores nearer than this are ties; float error must not decide
+__all__ = ["Pairs", "check_same_encoder", "pair_tiles", "search"]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs on disk: tile_id, rank (0 is nearest), snippet_id, score (cosine)."""
+    """Pairs on disk: tile_id, rank (0 is first), snippet_id, score (cosine); weight, if score_temperature is set."""
 
     artifact: Artifact
 
@@ -48,28 +52,6 @@ class Pairs:
         return found
 
 
-def search(
-    index: Index, queries: Float32[np.ndarray, "q dim"], k: int
-) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-    """Rows of the index and cosines of the k nearest snippets, nearest first, ties by lowest id.
-
-    The index proposes a few more than k; their cosines are computed again, exactly and in the same order of
-    operations for every batch size, and rounded before sorting.
-
-    Args:
-        index: What to search.
-        queries: Unit vectors, centred as the index is.
-        k: Snippets per query; fewer come back when the index holds fewer.
-    """
-    wide = min(k + _SPARE, len(index.ids))
-    rows = index.candidates(queries, wide)
-    vectors = index.vectors(np.maximum(rows, 0))
-    scores = np.einsum("qd,qkd->qk", queries, vectors).round(_DECIMALS)
-    scores[rows < 0] = -np.inf
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]  # rows of the index ascend by id
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1).astype(np.float32)
-
-
 def check_same_encoder(index: Index, tiles: Store) -> None:
     """Refuse an index and a tile store of different encoders.
 
@@ -87,7 +69,17 @@ def check_same_encoder(index: Index, tiles: Store) -> None:
         )
 
 
-def pair_tiles(root: Path, index: Index, tiles: Store, *, k: int = 1, block: int = 4096) -> Pairs:
+def pair_tiles(
+    root: Path,
+    index: Index,
+    tiles: Store,
+    *,
+    k: int = 1,
+    block: int = 4096,
+    rules: PairingConfig | None = None,
+    sources: pa.Table | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> Pairs:
     """The pairs of all tiles of a store.
 
     Args:
@@ -96,60 +88,65 @@ def pair_tiles(root: Path, index: Index, tiles: Store, *, k: int = 1, block: int
         tiles: Tile store of the same encoder.
         k: Snippets per tile.
         block: Tiles searched at once; the memory depends on it, not on the number of tiles.
+        rules: Correction, threshold and the other keys after these; its k, block and index do not count. None: none.
+        sources: Table snippet_sources, where a rule needs it (organs, exclude_same_group).
+        groups: Tile id -> group, for exclude_same_group.
 
     Raises:
         ArtifactError: Index and tiles come from different encoders.
-        DataError: There is no tile.
+        ConfigError: A rule needs all scores, and the index is not Flat.
+        DataError: There is no tile, an embedding is not finite, or the rules leave no pair.
     """
     check_same_encoder(index, tiles)
     if not len(tiles.ids):
         raise DataError(
             explain("there is no training tile to pair", where="tiles", fix="give tiles of split train: tiles.splits")
         )
-    inputs = {"index": index.artifact.fingerprint, "tiles": tiles.fingerprint, "k": k, "nprobe": index.nprobe}
+    rules = rules or PairingConfig()
+    ruled = rule_inputs(rules)
+    inputs = {"index": index.artifact.fingerprint, "tiles": tiles.fingerprint, "k": k, "nprobe": index.nprobe, **ruled}
+    if rules.exclude_same_group:
+        inputs["groups"] = fingerprint([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()])
 
     def make(folder: Path) -> dict[str, Any]:
         """Search block by block, each process its share; the main one joins the parts."""
         here = processes()
+        check_finite(tiles, "tiles")
+        check_finite(index.store, "snippets")
         mean = tiles.mean() if index.mean is not None else None
+        chosen = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=here.main)
         starts = range(0, len(tiles.ids), block)
         with progress("pairing tiles", len(tiles.ids), shown=here.main) as advance:
             for start in here.share(starts):
                 rows = np.arange(start, min(start + block, len(tiles.ids)))
                 part = folder / f".part-{start:09d}-{block}.parquet"
                 if not part.is_file():
-                    found, scores = search(index, centred(tiles.rows(rows), mean), k)
+                    queries = centred(tiles.rows(rows), mean)
+                    if ruled:
+                        table = judged_table(tiles.ids[rows], chosen, find(chosen, queries, chosen.owners[rows], k))
+                    else:
+                        found, scores = search(index, queries, k)
+                        table = pair_table(tiles.ids[rows], index.ids, found, scores)
                     with whole_file(part) as temporary:
-                        pq.write_table(_pair_table(tiles.ids[rows], index.ids, found, scores), temporary)
+                        pq.write_table(table, temporary)
                 advance(len(rows) * here.count)
+        here.wait()
+        table = pa.concat_tables([pq.read_table(folder / f".part-{start:09d}-{block}.parquet") for start in starts])
+        dropped: dict[str, int] = {}
+        if ruled:
+            check_some_left(table, rules)
+            table, dropped = kept_pairs(table)
         here.wait()
         if not here.main:
             return {}
-        parts = [folder / f".part-{start:09d}-{block}.parquet" for start in starts]
-        table = pa.concat_tables([pq.read_table(part) for part in parts])
         with whole_file(folder / "pairs.parquet") as temporary:
             pq.write_table(table, temporary)
         if mean is not None:
             with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
-        write_json(folder / "summary.json", summarise(table, len(index.ids)))
+        write_json(folder / "summary.json", summarise(table, len(index.ids), n_tiles=len(tiles.ids), dropped=dropped))
         for part in folder.glob(".part-*.parquet"):
             part.unlink()
         return {"tiles": len(tiles.ids), "pairs": table.num_rows, "k": k, "vlm": tiles.vlm}
 
     return Pairs(build_once(root, "pairs", inputs, make))
-
-
-def _pair_table(
-    tile_ids: np.ndarray, snippet_ids: np.ndarray, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
-) -> pa.Table:
-    valid = np.isfinite(scores)
-    tile, rank = np.nonzero(valid)
-    return pa.table(
-        {
-            "tile_id": pa.array(tile_ids[tile].tolist(), pa.string()),
-            "rank": pa.array(rank, pa.int16()),
-            "snippet_id": pa.array(snippet_ids[rows[valid]].tolist(), pa.string()),
-            "score": pa.array(scores[valid], pa.float32()),
-        }
-    )

@@ -17,6 +17,8 @@ class SyntheticReport:
     text: str
     organ: str
     group: str
+    diagnosis: str
+    """Class of the tissue that the diagnosis names: the report's own label."""
 
 
 def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> list[SyntheticReport]:
@@ -27,7 +29,8 @@ def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> l
         organ = choose(rng, words.ORGANS)
         text = ocr_noise(rng, _report(rng, latents, organ), noise)
         # A patient may have two reports.
-        reports.append(SyntheticReport(f"synthetic-report-{number:05d}", text, organ, f"R{number * 4 // 5:05d}"))
+        patient, diagnosis = f"R{number * 4 // 5:05d}", CLASSES[latents.tissue[0]]
+        reports.append(SyntheticReport(f"synthetic-report-{number:05d}", text, organ, patient, diagnosis))
     return reports
 
 

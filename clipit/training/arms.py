@@ -12,6 +12,11 @@ _IMAGE_ONLY = {
     "student.projector_layers": 0,
     "student.warm_start": False,
     "distillation.tiles": "none",
+    "bags.weight": 0.0,
+    "prompt_bags.weight": 0.0,
+    "soft_labels.source": "none",
+    "consistency.weight": 0.0,
+    "second_vlm": None,
 }
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -20,6 +25,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "image_only_frozen": {**_IMAGE_ONLY, "backbone.tuning": "frozen"},
     # Is it the text, or only the extra layers?
     "heads_without_text": {"distillation.tiles": "none", "student.warm_start": False},
+    "late_fusion_without_text": {"base": "heads_without_text", "student.head": "late_fusion"},
     # arXiv 2504.16181: stage 1 fits both heads, stage 2 distils and fuses.
     "clip_it_paper": {
         "student.head": "late_fusion",
@@ -27,14 +33,47 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
         "distillation.tiles": "labelled",
         "distillation.target": "text",
     },
+    # Ablation of the paper: without LoRA.
+    "clip_it_paper_frozen": {"base": "clip_it_paper", "backbone.tuning": "frozen"},
     "clip_it_labelled": {"distillation.tiles": "labelled", "distillation.target": "text"},
     "clip_it_all": {"distillation.tiles": "all", "distillation.target": "text"},
     # Ablation of the paper: 30 % of the words left out of the target text.
     "word_drop": {"base": "clip_it_all", "distillation.word_drop": 0.3},
     # Control: does it matter which text belongs to which tile?
     "shuffled_pairs": {"base": "clip_it_all", "distillation.target": "shuffled_text"},
+    # Control: any text of the corpus.
+    "random_text": {"base": "clip_it_all", "distillation.target": "random_text"},
+    # Control: the right pairs, but vectors that mean nothing.
+    "random_codes": {"base": "clip_it_all", "distillation.target": "random_codes"},
     # Control: is it the text at all, or the VLM's own view of the tile?
     "image_embedding": {"base": "clip_it_all", "distillation.target": "image"},
+    "text_and_image": {"base": "clip_it_all", "distillation.target": "text_and_image"},
+    # Control: words, but none of a report: the prompts of the class that the VLM sees.
+    "class_prompts": {"base": "clip_it_all", "distillation.target": "class_prompts"},
+    # Denoising: the mean of many retrieved snippets, from many reports.
+    "consensus": {"base": "clip_it_all", "pairing.k": 20},
+    # Associations inside the corpus: what else stands in the reports that hold the retrieved snippet.
+    "report_context": {"base": "clip_it_all", "distillation.target": "report_context"},
+    # Information from outside of the embedding: what the reports were called by their own labels.
+    "report_labels": {"base": "clip_it_all", "distillation.target": "report_labels"},
+    # CPLIP-style: bags of snippets against bags of tiles, many to many.
+    "bags": {"base": "clip_it_all", "pairing.k": 5, "bags.weight": 0.5},
+    # The projection is also aligned with the class prompts, so that it answers zero-shot for them.
+    "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
+    # Soft labels from the VLM's zero-shot answer, without any embedding.
+    "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
+    # Control: soft labels from an image-only student of the same seed: no VLM.
+    "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
+    "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
+    # No label at all: prompts and reports teach the classifier, and choose its step.
+    "zero_label": {
+        "base": "prompt_bags",
+        "tiles.labels.kind": "none",
+        "training.monitor": "agreement",
+    },
+    # Text side fitted to the labels first.
+    "text_adapter": {"base": "clip_it_all", "distillation.text": "adapter"},
+    "text_lora": {"base": "clip_it_all", "distillation.text": "lora"},
 }
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int64
 from clipit.config import Config
 from clipit.distributed import stream_positions
 from clipit.errors import ConfigError, DataError, explain
+from clipit.training.teaching import uses_soft_labels, uses_unlabelled
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class BatchPlan:
 def plan_batches(config: Config, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
     """The batches of a run.
 
-    Unlabelled tiles take part only when they are distilled (`distillation.tiles: all`); then a batch holds
-    `labelled_share` labelled ones. Else every batch is labelled tiles only, of the same size.
+    Unlabelled tiles take part only when a term of the loss uses them (distillation of all tiles, bags, soft labels,
+    consistency); then a batch holds `labelled_share` labelled ones. Else every batch is labelled tiles only, of the
+    same size. Without any label every batch is unlabelled tiles.
 
     Args:
         config: Resolved configuration.
@@ -51,15 +53,18 @@ def plan_batches(config: Config, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
     """
     labelled, unlabelled = np.flatnonzero(has_label), np.flatnonzero(~has_label)
     size = config.training.tiles_per_step
-    if not len(labelled):
+    if not len(labelled) and not uses_soft_labels(config):
         raise DataError(
             explain(
-                "no training tile has a label, and cross-entropy needs some",
+                "no training tile has a label, and nothing else teaches the classifier",
                 where="tiles.labels",
-                fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10",
+                fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10; or train without any "
+                "from prompts: arm=zero_label",
             )
         )
-    if config.distillation.tiles != "all" or not len(unlabelled):
+    if not len(labelled):
+        return BatchPlan(labelled, unlabelled, 0, size, config.seed)
+    if not uses_unlabelled(config) or not len(unlabelled):
         return BatchPlan(labelled, unlabelled[:0], size, 0, config.seed)
     n_labelled = round(size * config.training.labelled_share)
     if not 0 < n_labelled < size:

@@ -2,16 +2,14 @@
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, Integer, UInt8, UInt64
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from clipit.artifacts import whole_file
@@ -19,11 +17,8 @@ from clipit.config import Config, TrainingConfig
 from clipit.distributed import Processes
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
-from clipit.objectives import cosine_distillation_sum, cross_entropy_sum
 from clipit.progress import progress as progress_bar
-from clipit.tiles.augment import augment
 from clipit.tiles.loading import PixelSource
-from clipit.training.batches import BatchPlan
 from clipit.training.checkpoints import (
     Progress,
     best_file,
@@ -32,13 +27,11 @@ from clipit.training.checkpoints import (
     save_checkpoint,
     save_weights,
 )
-from clipit.training.targets import Targets
+from clipit.training.step import Clock, Lesson, Normalise, one_step, slices
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_SALT = np.uint64(0x9E3779B97F4A7C15)  # tells the copies of a tile in one batch apart
-Normalise = Callable[[Tensor], Tensor]
 Score = Callable[[Float32[np.ndarray, "n classes"]], float | None]
 """Logits of the validation tiles to the monitored metric; larger is better, None when undefined."""
 
@@ -47,11 +40,7 @@ Score = Callable[[Float32[np.ndarray, "n classes"]], float | None]
 class TrainingData:
     """All that the loop reads."""
 
-    plan: BatchPlan
-    source: PixelSource
-    labels: Int[np.ndarray, "n"]
-    keys: UInt64[np.ndarray, "n"]
-    targets: Targets | None
+    lesson: Lesson
     validation: PixelSource
     validation_rows: Int[np.ndarray, "_"]
     score: Score | None
@@ -70,27 +59,6 @@ class Outcome:
     waiting: float
     trainable_parameters: int
     stopped_early: bool
-
-
-@dataclass
-class _Clock:
-    """How long a training takes, and how much of it is waiting."""
-
-    start: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
-    tiles: int = 0
-
-    def seconds(self) -> float:
-        """Since the start of the training."""
-        return max(time.perf_counter() - self.start, 1e-9)
-
-    def speed(self) -> float:
-        """Tiles per second, over all processes."""
-        return self.tiles / self.seconds()
-
-    def waiting(self) -> float:
-        """Share of the time spent waiting for tiles."""
-        return self.waited / self.seconds()
 
 
 def train(
@@ -124,15 +92,15 @@ def train(
     model = accelerator.prepare_model(student)
     optimizer = accelerator.prepare_optimizer(optimizer)
     log = _Log(folder / "metrics.jsonl", progress.step, here, accelerator)
-    clock = _Clock()
+    clock = Clock()
     first, seconds_before = progress.step, progress.seconds
-    batches = _slices(data, range(progress.step, t.steps), here, t.accumulation)
+    batches = slices(data.lesson, range(progress.step, t.steps), here, t.accumulation)
     with progress_bar(f"training {config.arm or config.name}", t.steps, shown=here.main, done=progress.step) as advance:
         while progress.step < t.steps and not progress.stopped:
             step = progress.step
             model.train()
             torch.manual_seed(config.seed * 1_000_003 + step * 1009 + here.rank)  # dropout, if any
-            terms = _one_step(config, model, normalise, data, batches, step, here, accelerator, clock)
+            terms = one_step(config, model, normalise, data.lesson, batches, step, here, accelerator, clock)
             if step == first and config.backbone.tuning == "lora":
                 check_gradients(student)
             norm = _clip(accelerator, student, t.clip_norm)
@@ -216,83 +184,6 @@ def _optimizer(student: Student, t: TrainingConfig) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},  # biases and norms
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=t.learning_rate)
-
-
-Slice = tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]
-
-
-def _slices(data: TrainingData, steps: range, here: Processes, accumulation: int) -> Iterator[Slice]:
-    """This process's micro-batches, step after step, read ahead."""
-    return data.source.ahead(rows for step in steps for rows in _own_parts(data.plan.rows(step), here, accumulation))
-
-
-def _own_parts(
-    of_batch: Integer[np.ndarray, "b"], here: Processes, accumulation: int
-) -> list[Integer[np.ndarray, "_"]]:
-    """This process's slice of something that has one entry per tile of the global batch, cut into micro-batches."""
-    return np.array_split(of_batch[here.rank :: here.count], accumulation)
-
-
-def _one_step(
-    config: Config,
-    model: torch.nn.Module,
-    normalise: Normalise,
-    data: TrainingData,
-    batches: Iterator[Slice],
-    step: int,
-    here: Processes,
-    accelerator: "Accelerator",
-    clock: _Clock,
-) -> dict[str, Tensor]:
-    """Forward and backward of one global batch; this process's share of each loss term."""
-    t = config.training
-    everything = data.plan.rows(step)
-    keys = _own_parts(data.keys[everything] + _SALT * occurrences(everything), here, t.accumulation)
-    labelled = max(int((data.labels[everything] >= 0).sum()), 1)
-    distilled = max(int(_distilled(config, data, everything).sum()), 1)
-    terms: dict[str, Tensor] = {}
-    for micro in range(t.accumulation):
-        before = time.perf_counter()
-        rows, pixels = next(batches)
-        clock.waited += time.perf_counter() - before
-        clock.tiles += len(rows) * here.count
-        images = torch.from_numpy(pixels).to(here.device, non_blocking=True)
-        inputs = normalise(augment(images, keys[micro], config.seed, step, t.augmentation))
-        targets = torch.from_numpy(data.labels[rows]).to(here.device)
-        exchange = accelerator.no_sync(model) if micro < t.accumulation - 1 else nullcontext()
-        with exchange:
-            with accelerator.autocast():
-                output = model(inputs)
-            found = {"cross_entropy": cross_entropy_sum(output.logits.float(), targets, t.label_smoothing) / labelled}
-            wanted = _distilled(config, data, rows)
-            if data.targets is not None and output.projected is not None:
-                vectors = torch.from_numpy(data.targets.vectors[rows].astype(np.float32)).to(here.device)
-                mask = torch.from_numpy(wanted).to(here.device)
-                found["distillation"] = cosine_distillation_sum(output.projected.float(), vectors, mask) / distilled
-            loss = found["cross_entropy"] + config.distillation.weight * found.get("distillation", torch.zeros(()))
-            accelerator.backward(loss * here.count)  # the exchange averages over processes
-        for name, value in found.items():
-            terms[name] = terms.get(name, torch.zeros((), device=here.device)) + value.detach()
-    terms["loss"] = terms["cross_entropy"] + config.distillation.weight * terms.get("distillation", torch.zeros(()))
-    return terms
-
-
-def occurrences(rows: Int[np.ndarray, "b"]) -> UInt64[np.ndarray, "b"]:
-    """How often each row came before in the same batch: few labels repeat, and each copy is augmented anew."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    first = np.searchsorted(ordered, ordered, side="left")
-    counts = np.empty(len(rows), dtype=np.uint64)
-    counts[order] = (np.arange(len(rows)) - first).astype(np.uint64)
-    return counts
-
-
-def _distilled(config: Config, data: TrainingData, rows: Int[np.ndarray, "b"]) -> np.ndarray:
-    """Which of these tiles are distilled."""
-    if data.targets is None or config.distillation.tiles == "none":
-        return np.zeros(len(rows), dtype=bool)
-    wanted = np.asarray(data.targets.valid[rows], dtype=bool)
-    return wanted & (data.labels[rows] >= 0) if config.distillation.tiles == "labelled" else wanted
 
 
 def _clip(accelerator: "Accelerator", student: Student, most: float) -> float:

@@ -15,7 +15,7 @@ from clipit.distributed import Processes
 from clipit.errors import ConfigError, explain
 from clipit.models.student import Student
 from clipit.tiles.loading import PixelSource
-from clipit.training.loop import Normalise
+from clipit.training.step import Normalise
 from clipit.training.targets import Targets
 
 _STEPS = 300

@@ -1,5 +1,6 @@
 """Comparison, tuning and demo: the same treatment for all arms, and figures that can be traced."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from conftest import MakeConfig
 
 from clipit.config import Config
 from clipit.errors import ConfigError, DataError
-from clipit.experiments.compare import compare, comparison_text
+from clipit.experiments.compare import compare, record
 from clipit.experiments.tuning import best_trial, tune
 from clipit.settings import merge, validate
 
@@ -60,26 +61,70 @@ def test_finished_runs_are_kept(small: Config) -> None:
     assert sum(line.startswith("kept") for line in said) == 4
 
 
-def test_differences_are_paired_by_seed(small: Config) -> None:
-    def rows(arm: str, scores: dict[int, float]) -> list[dict[str, object]]:
-        return [
-            {"arm": arm, "seed": seed, "part": "test", "score": score, "zero_shot": None}
-            for seed, score in scores.items()
-        ]
+def test_pages_and_tables_hold_the_figures(small: Config) -> None:
+    folder = compare(small, quiet)
+    markdown, page, latex = (
+        (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
+    )
+    for text in (markdown, page):
+        assert "Who is right where vision is wrong" in text and "Gain by pairing score" in text
+        assert "Gain by class" in text and "joint space" in text
+        assert "none: 2 seeds; a p-value needs 5" in text
+    assert latex.count(r"\begin{table}") == 2 and r"image\_only" in latex
+    assert "comparison.parquet" in page, "where figures come from"
 
-    text = comparison_text(small, rows("image_only", {1: 0.5, 2: 0.7}) + rows("clip_it_all", {2: 0.8, 1: 0.6}))
-    assert "+10.0 [+10.0, +10.0]" in text
+
+def test_shorter_arms_get_a_row_at_equal_steps(small: Config) -> None:
+    arms = {"brief": {"base": "image_embedding", "training.steps": 1, "training.learning_rate": 0.01}}
+    own = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
+    keys = {"arms": ("image_only", "brief"), "seeds": (1,), "why": ()}
+    config = small.model_copy(update={"arms": own, "comparison": small.comparison.model_copy(update=keys)})
+    folder = compare(config, quiet)
+    rows = pq.read_table(folder / "comparison.parquet").to_pylist()
+    steps = {row["arm"]: row["steps"] for row in rows if row["run"]}
+    assert steps == {"image_only": 2, "brief": 1, "brief_at_2_steps": 2}
+    text = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "One seed only" in text and "one seed: none" in text
 
 
-def test_one_seed_has_no_interval(small: Config) -> None:
-    one = small.model_copy(update={"comparison": small.comparison.model_copy(update={"seeds": (1,)})})
-    rows = [
-        {"arm": arm, "seed": 1, "part": "test", "score": score, "zero_shot": None}
-        for arm, score in (("image_only", 0.5), ("clip_it_all", 0.6))
-    ]
-    line = next(line for line in comparison_text(one, rows).splitlines() if line.startswith("| clip_it_all"))
-    assert "+10.0" in line
-    assert "[" not in line
+def test_arms_with_another_search_are_refused(small: Config) -> None:
+    arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
+    with pytest.raises(ConfigError, match=r"clip_it_all \(0\.5, 2 steps\)"):
+        compare(small.model_copy(update={"arms": arms}), quiet)
+
+
+def test_several_data_sets_and_their_keys(small: Config) -> None:
+    keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "why": ("classes",)}
+    folder = compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=keys)}), quiet)
+    rows = pq.read_table(folder / "comparison.parquet").to_pylist()
+    labels = {row["data_set"]: row["training_labels"] for row in rows if row["run"]}
+    assert labels == {"few": 12, "fewer": 6}
+    wrong = {"data_sets": {"bad": {"tiles.lables.value": 2}}}
+    with pytest.raises(ConfigError, match=r"did you mean 'tiles\.labels'"):
+        compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=wrong)}), quiet)
+
+
+def test_a_record_has_what_must_stand_beside_a_score(small: Config, tmp_path: Path) -> None:
+    folder = compare(small, quiet)
+    record(folder, tmp_path / "record.csv")
+    with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    needed = (
+        "part",
+        "classes",
+        "metric",
+        "pixels",
+        "preprocess",
+        "prompts_hash",
+        "seed",
+        "commit",
+        "versions",
+        "command",
+    )
+    for row in rows:
+        if row["arm"] == "clip_it_all":
+            assert all(row[name] for name in (*needed, "pairs", "index", "score", "tiles"))
+    assert len(rows) == 10 and str(tmp_path) not in json.dumps([row["arm"] for row in rows])
 
 
 def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: Config) -> None:

@@ -13,11 +13,13 @@ from runs import losses, predictions
 
 import clipit.experiments.run as run_module
 import clipit.training.loop as loop_module
+import clipit.training.step as step_module
 from clipit.config import Config
 from clipit.errors import ArtifactError, ConfigError, ModelError
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import run_folder, train_run
-from clipit.training.arms import ARMS
+from clipit.training.arms import ARMS, resolve_arm
+from clipit.training.step import term_weights
 
 pytestmark = pytest.mark.slow
 MakeConfig = Callable[..., Config]
@@ -91,13 +93,19 @@ def test_every_arm_trains_and_exports(configure: MakeConfig, train: Train, arm: 
     losses_found = losses(folder)
     assert np.isfinite(losses_found).all()
     names = trained_names(folder)
-    frozen = arm == "image_only_frozen"
-    assert any("lora_" in name for name in names) == (not frozen)
+    resolved = resolve_arm(config)
+    assert any("lora_" in name for name in names) == (resolved.backbone.tuning == "lora")
     assert not [name for name in names if name.startswith("backbone") and "lora_" not in name]
-    text = arm not in ("image_only", "image_only_frozen")
-    assert any(name.startswith("projector") for name in names) == text
+    assert any(name.startswith("projector") for name in names) == (resolved.student.projector_layers > 0)
     first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
-    assert ("distillation" in first) == (text and arm != "heads_without_text")
+    assert ("distillation" in first) == (resolved.distillation.tiles != "none")
+    assert ("bags" in first) == (resolved.bags.weight > 0)
+    assert ("prompt_bags" in first) == (resolved.prompt_bags.weight > 0)
+    assert ("soft_labels" in first) == (resolved.soft_labels.source != "none")
+    assert ("consistency" in first) == (resolved.consistency.weight > 0)
+    weights = term_weights(resolved)
+    terms = sum(weights[name] * first[name] for name in weights if name in first)
+    assert first["loss"] == pytest.approx(terms, rel=1e-4)
     classifier = clipit.load_classifier(folder / "classifier")
     image = Materials(config, quiet).some_tiles.read(0)
     assert classifier.predict_proba([image]).shape == (1, 3)
@@ -142,14 +150,14 @@ def test_killed_and_started_again_ends_the_same(
     straight = train(configure(keys, name="straight", arm=arm))
     config = configure(keys, name="killed-" + killed_at.replace(" ", ""), arm=arm)
     if killed_at.startswith("step"):
-        original, stop = loop_module._one_step, int(killed_at.split()[1])
+        original, stop = loop_module.one_step, int(killed_at.split()[1])
 
         def one_step(*arguments: Any) -> Any:
             if arguments[5] == stop:
                 raise Killed
             return original(*arguments)
 
-        monkeypatch.setattr(loop_module, "_one_step", one_step)
+        monkeypatch.setattr(loop_module, "one_step", one_step)
     else:
         places = {
             "saving": ("clipit.training.checkpoints.Path.rename", None),
@@ -185,12 +193,13 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         config: Config, student: Any, normalise: Any, data: Any, folder: Path, here: Any, accelerator: Any
     ) -> None:
         assert all(parameter.grad is None for parameter in student.parameters())
-        rows = np.flatnonzero(data.labels >= 0)
-        fitted = student.text_head(torch.from_numpy(data.targets.vectors[rows].astype(np.float32)))
-        labels = torch.from_numpy(data.labels[rows])
+        rows = np.flatnonzero(data.lesson.labels >= 0)
+        vectors = data.lesson.teaching.targets.vectors[rows].astype(np.float32)
+        fitted = student.text_head(torch.from_numpy(vectors))
+        labels = torch.from_numpy(data.lesson.labels[rows])
         assert functional.cross_entropy(fitted, labels) < 0.2
         student.fusion, student.projector = None, None  # the image head alone
-        alone = predict_logits(student, normalise, data.source, rows, here, 64)
+        alone = predict_logits(student, normalise, data.lesson.source, rows, here, 64)
         assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
         raise Killed
 
@@ -264,13 +273,13 @@ def test_accumulation_changes_nothing_but_the_order_of_sums(configure: MakeConfi
 def test_copies_of_a_tile_in_one_batch_are_augmented_anew(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, keys = loop_module.augment, []
+    original, keys = step_module.augment, []
 
     def spy(pixels: Any, own: Any, *rest: Any) -> Any:
         keys.append(own)
         return original(pixels, own, *rest)
 
-    monkeypatch.setattr(loop_module, "augment", spy)
+    monkeypatch.setattr(step_module, "augment", spy)
     train(configure({"training.steps": 1, "training.tiles_per_step": 30}, name="copies", arm="image_only"))
     assert len(keys) == 1 and len(set(keys[0].tolist())) == 30  # of 12 labelled tiles
 

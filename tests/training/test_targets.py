@@ -6,10 +6,24 @@ import numpy as np
 import pytest
 
 from clipit.config import Config
-from clipit.embedding import centred, unit
+from clipit.embedding import Store, centred, unit
 from clipit.errors import DataError
 from clipit.experiments.materials import Materials
-from clipit.training.targets import Targets, derangement, image_targets, text_targets
+from clipit.training.report_targets import report_context, report_label_vectors
+from clipit.training.targets import (
+    Chosen,
+    Targets,
+    added,
+    bag_means,
+    chosen_snippets,
+    class_targets,
+    derangement,
+    image_targets,
+    random_codes,
+    random_snippets,
+    shuffled,
+    stored_vectors,
+)
 
 
 @pytest.fixture
@@ -18,8 +32,17 @@ def materials(configure: Callable[..., Config]) -> Materials:
 
 
 def taught(materials: Materials, shuffle: int | None = None) -> Targets:
-    ids = materials.some_tiles.of_split("train").ids
-    return text_targets(ids, materials.pairs, materials.index, materials.index.store, shuffle)
+    return text_targets(materials, materials.some_tiles.of_split("train").ids, shuffle=shuffle)
+
+
+def text_targets(
+    materials: Materials, ids: np.ndarray, store: Store | None = None, shuffle: int | None = None
+) -> Targets:
+    store = store or materials.index.store
+    chosen = chosen_snippets(ids, materials.pairs, store)
+    if shuffle is not None:
+        chosen = shuffled(chosen, shuffle)
+    return bag_means(chosen, stored_vectors(store, materials.index), store.dim)
 
 
 def test_the_mean_of_the_paired_snippets(materials: Materials) -> None:
@@ -37,17 +60,17 @@ def test_the_mean_of_the_paired_snippets(materials: Materials) -> None:
 def test_order_of_the_tiles_does_not_matter(materials: Materials) -> None:
     ids = materials.some_tiles.of_split("train").ids
     straight = taught(materials)
-    turned = text_targets(ids[::-1], materials.pairs, materials.index, materials.index.store, None)
+    turned = text_targets(materials, ids[::-1])
     assert np.array_equal(turned.vectors[::-1], straight.vectors)
 
 
 def test_tiles_without_a_pair_are_not_distilled(materials: Materials) -> None:
     ids = np.concatenate([materials.some_tiles.of_split("test").ids, materials.some_tiles.of_split("train").ids[:5]])
-    targets = text_targets(ids, materials.pairs, materials.index, materials.index.store, None)
+    targets = text_targets(materials, ids)
     assert targets.valid.tolist() == [False] * 24 + [True] * 5
     assert not targets.vectors[:24].any()
     with pytest.raises(DataError, match="no training tile has a pair"):
-        text_targets(ids[:24], materials.pairs, materials.index, materials.index.store, None)
+        text_targets(materials, ids[:24])
 
 
 def test_shuffled_targets_are_the_same_targets_for_other_tiles(materials: Materials) -> None:
@@ -77,5 +100,80 @@ def test_image_targets_are_the_tiles_own_embeddings(materials: Materials) -> Non
 
 def test_word_drop_changes_targets_and_leaves_pairs(materials: Materials) -> None:
     ids = materials.some_tiles.of_split("train").ids
-    dropped = text_targets(ids, materials.pairs, materials.index, materials.text_store(0.3, 0), None)
+    dropped = text_targets(materials, ids, materials.text_store(0.3, 0))
     assert not np.allclose(dropped.vectors, taught(materials).vectors, atol=1e-2)
+
+
+def test_weights_of_a_bag_count() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    chosen = Chosen(np.array([[0, 1], [2, -1], [-1, -1]]), np.array([[3, 1], [1, 0], [0, 0]], dtype=np.float32))
+    targets = bag_means(chosen, lambda positions: vectors[positions], 4)
+    assert np.allclose(targets.vectors[0].astype(np.float32), np.array([3, 1, 0, 0]) / np.sqrt(10), atol=1e-3)
+    assert targets.vectors[1].tolist() == [0, 0, 1, 0]
+    assert targets.valid.tolist() == [True, True, False]
+
+
+def test_sum_of_two_targets() -> None:
+    first = Targets(np.array([[1, 0], [0, 0]], dtype=np.float16), np.array([True, False]))
+    second = Targets(np.array([[0, 1], [0, 1]], dtype=np.float16), np.array([True, True]))
+    both = added(first, second)
+    assert np.allclose(both.vectors.astype(np.float32), [[2**-0.5, 2**-0.5], [0, 1]], atol=1e-3)
+    assert both.valid.all()
+
+
+def test_prompts_of_the_most_probable_class() -> None:
+    classes = np.array([[1, 0], [0, 1]], dtype=np.float32)
+    targets = class_targets(np.array([[0.2, 0.8], [0.9, 0.1]], dtype=np.float32), classes)
+    assert targets.vectors.tolist() == [[0, 1], [1, 0]]
+
+
+def test_random_snippets_keep_the_number_per_tile() -> None:
+    chosen = Chosen(np.array([[5, 6], [7, -1]]), np.ones((2, 2), dtype=np.float32))
+    drawn = random_snippets(chosen, 100, seed=0)
+    assert (drawn.positions >= 0).tolist() == [[True, True], [True, False]]
+    assert drawn.positions.tolist() != random_snippets(chosen, 100, seed=1).positions.tolist()
+
+
+def test_random_codes_are_one_direction_per_snippet(materials: Materials) -> None:
+    codes = random_codes(materials.index.store, seed=0)
+    found = codes(np.array([[0, 1], [1, 2]]))
+    assert np.array_equal(found[0, 1], found[1, 0]) and not np.allclose(found[0, 0], found[0, 1])
+    assert np.allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
+    assert not np.allclose(found, random_codes(materials.index.store, seed=1)(np.array([[0, 1], [1, 2]])))
+
+
+def test_context_is_the_rest_of_the_reports(materials: Materials) -> None:
+    store = materials.index.store
+    own = stored_vectors(store, materials.index)
+    ids = store.ids[:5]
+    # Reports: A holds 0, 1, 2 (1 twice); B holds 2, 3; C holds 4 alone.
+    snippets = np.array([ids[0], ids[1], ids[1], ids[2], ids[2], ids[3], ids[4]])
+    reports = np.array(["A", "A", "A", "A", "B", "B", "C"])
+    rows = store.positions(ids)
+    vectors = own(rows)
+    found = report_context(store, snippets, reports, own)(rows)
+    assert np.allclose(found[0], unit(vectors[1] + vectors[2]), atol=1e-5)
+    assert np.allclose(found[2], unit(vectors[0] + vectors[1] + vectors[3]), atol=1e-5)
+    assert np.allclose(found[4], vectors[4], atol=1e-5)  # alone: itself
+
+
+def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(materials: Materials) -> None:
+    store = materials.index.store
+    n = len(store.ids)
+    draws = np.random.default_rng(0)
+    sides = draws.permutation(n) % 2
+    clear = np.where(sides[:, None] == 0, 1.0, -1.0) * np.eye(store.dim)[0] + 0.1 * draws.standard_normal(
+        (n, store.dim)
+    )
+    table = unit(clear.astype(np.float32))
+    labels = np.where(sides == 0, "low", "high")
+    groups = np.array([f"P{i}" for i in range(n)])
+    found = report_label_vectors(store, store.ids, labels, groups, lambda rows: table[rows])(np.arange(n))
+    assert (np.sign(found[:, 0]) == np.where(sides == 0, 1, -1)).all()
+    # The label of one snippet's own report is turned: it must not matter, for it is not in the fit that judges it.
+    turned = labels.copy()
+    turned[0] = "high" if labels[0] == "low" else "low"
+    again = report_label_vectors(store, store.ids, turned, groups, lambda rows: table[rows])(np.arange(n))
+    assert np.sign(again[0, 0]) == np.sign(found[0, 0])
+    with pytest.raises(DataError, match=r"reports\.label_column"):
+        report_label_vectors(store, store.ids, np.full(n, "low"), groups, lambda rows: table[rows])

@@ -1,0 +1,144 @@
+"""What a comparison runs: every arm on every data set and backbone with every seed, under the same rules."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipit.config import Config
+from clipit.errors import ConfigError, explain, shortlist
+from clipit.settings import dotted, merge, nested, validate, without
+from clipit.training.arms import arm_keys, resolve_arm
+from clipit.training.checks import check
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set with one backbone.
+
+    Attributes:
+        data_set: Name; the configuration's own where it lists none.
+        backbone: Name of the backbone.
+        config: Of all runs here, without arm and seed; its `arms` hold those at equal steps, too.
+        arms: In the order of the table.
+    """
+
+    data_set: str
+    backbone: str
+    config: Config
+    arms: tuple[str, ...]
+
+    def run(self, arm: str, seed: int) -> Config:
+        """The configuration of one run."""
+        return self.config.model_copy(update={"arm": arm, "seed": seed})
+
+
+def settings_of(config: Config) -> list[Setting]:
+    """All data sets x backbones of a comparison.
+
+    Raises:
+        ConfigError: An arm or a data set's keys are wrong (all are listed), or the arms were not searched alike.
+    """
+    c = config.comparison
+    _check_command_line(config)
+    found, wrong = [], []
+    for data_set, keys in (c.data_sets or {config.name: {}}).items():
+        for backbone in c.backbones or (config.backbone.name,):
+            try:
+                found.append(_setting(config, data_set, keys, backbone))
+            except ConfigError as error:
+                wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    return found
+
+
+def _setting(config: Config, data_set: str, keys: dict[str, object], backbone: str) -> Setting:
+    c = config.comparison
+    parts = [config.name, *([data_set] if c.data_sets else []), *([backbone] if c.backbones else [])]
+    own = nested({**keys, "name": _plain("-".join(parts)), "backbone.name": backbone})
+    values = merge(config.model_dump(), without(own, config.overrides))
+    values["name"] = _plain("-".join(parts))
+    resolved = validate(values, f"comparison.data_sets.{data_set}")
+    wrong = []
+    for arm in c.arms:
+        try:
+            check(resolve_arm(resolved.model_copy(update={"arm": arm})))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    check_grid(resolved, c.arms)
+    arms, recipes = _with_equal_steps(resolved, c.arms) if c.equal_steps else (c.arms, {})
+    return Setting(data_set, backbone, resolved.model_copy(update={"arms": {**resolved.arms, **recipes}}), arms)
+
+
+def _with_equal_steps(config: Config, arms: Sequence[str]) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
+    """The arms, each followed by itself at the steps of the longest one where it has fewer."""
+    steps = {arm: resolve_arm(config.model_copy(update={"arm": arm})).training.steps for arm in arms}
+    longest = max(steps.values())
+    shown: list[str] = []
+    recipes: dict[str, dict[str, object]] = {}
+    for arm in arms:
+        shown.append(arm)
+        if steps[arm] < longest:
+            shown.append(f"{arm}_at_{longest}_steps")
+            recipes[shown[-1]] = {"base": arm, "training.steps": longest}
+    return tuple(shown), recipes
+
+
+def check_grid(config: Config, arms: Sequence[str]) -> None:
+    """Refuse arms that were given more choice than others.
+
+    All arms have the same learning rate and steps (none was tuned), or each has those of a trial of the common grid.
+
+    Raises:
+        ConfigError: Some lie outside of the grid.
+    """
+    c = config.comparison
+    chosen = {}
+    for arm in arms:
+        t = resolve_arm(config.model_copy(update={"arm": arm})).training
+        chosen[arm] = (t.learning_rate, t.steps)
+    if len(set(chosen.values())) == 1:
+        return
+    outside = [
+        f"{arm} ({rate:g}, {steps} steps)"
+        for arm, (rate, steps) in chosen.items()
+        if rate not in c.learning_rates or steps not in c.steps
+    ]
+    if outside:
+        raise ConfigError(
+            explain(
+                f"learning rates and steps outside of the common search grid: {shortlist(outside, 10)}; an arm that "
+                "was searched otherwise than the others cannot be compared with them",
+                where="arms, against comparison.learning_rates and comparison.steps",
+                fix="take what scripts/tune.py chose for all of them, or widen the grid for all and tune again",
+            )
+        )
+
+
+def _check_command_line(config: Config) -> None:
+    told = {key for arm in config.comparison.arms for key in _keys_of(config, arm)} & set(config.overrides)
+    told |= {key for keys in config.comparison.data_sets.values() for key in dotted(nested(keys))} & set(
+        config.overrides
+    )
+    told = {key for key in told if not key.startswith("training.")}
+    if told:
+        raise ConfigError(
+            explain(
+                f"set for all arms, these keys would make arms or data sets alike: {', '.join(sorted(told))}",
+                where="the command line",
+                fix="leave them out, or describe an arm of your own under `arms`",
+            )
+        )
+
+
+def _keys_of(config: Config, arm: str) -> list[str]:
+    try:
+        return list(arm_keys(arm, config.arms))
+    except ConfigError:  # reported later, with all others
+        return []
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "comparison"

@@ -1,0 +1,230 @@
+"""What a comparison says, for people: comparison.md, comparison.tex and comparison.html."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from clipit.artifacts import whole_file
+from clipit.config import Config
+from clipit.evaluation.intervals import Difference
+from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.significance import FEWEST_SEEDS, paired_bootstrap_over_tiles
+from clipit.experiments.cells import Setting
+from clipit.experiments.comparison_rows import COSTS, RECORD
+from clipit.experiments.published import CAUTION, SOURCE, published
+from clipit.experiments.why import Finding
+from clipit.reporting.comparison_page import comparison_page, raw_rows, seed_figure
+from clipit.reporting.comparison_tables import (
+    PERCENT,
+    Line,
+    latex_table,
+    lines,
+    main_table,
+    shown_columns,
+    table_one,
+)
+from clipit.reporting.html import Figure, Section, Table, Text, write_page
+from clipit.reporting.plane_plot import plane_plot
+from clipit.reporting.tables import markdown_table
+
+Row = Mapping[str, Any]
+
+
+def write_report(
+    config: Config, settings: Sequence[Setting], rows: Sequence[Row], why: Sequence[Finding], folder: Path
+) -> None:
+    """Write all three files; what they show is computed from the rows and from the runs' predictions."""
+    c = config.comparison
+    resamples = config.evaluation.bootstrap
+
+    def over_tiles(base: Sequence[Row], arm: Sequence[Row]) -> Difference | None:
+        """Paired bootstrap over the test tiles of these runs."""
+        if any(row["score"] is None for row in (*base, *arm)):
+            return None
+        tables = [[read_predictions(Path(row["predictions"])).select("test") for row in side] for side in (base, arm)]
+        return paired_bootstrap_over_tiles(list(zip(*tables, strict=True)), c.metric, resamples)
+
+    made = lines(rows, c.baseline, over_tiles)
+    known = {
+        (s.data_set, s.backbone, arm): published(s.config.tiles.source, s.backbone, arm)
+        for s in settings
+        for arm in s.arms
+    }
+    beside = SOURCE if any(known.values()) else ""
+    notes = _notes(config, settings, made, beside)
+    with whole_file(folder / "comparison.md") as temporary:
+        temporary.write_text(_markdown(config, made, known, notes, why), encoding="utf-8")
+    with whole_file(folder / "comparison.tex") as temporary:
+        temporary.write_text(_latex(config, made, known), encoding="utf-8")
+    sections = _sections(config, made, known, notes, why, rows, folder)
+    write_page(folder / "comparison.html", comparison_page(config.name, " ".join(config.note.split()), sections))
+
+
+def _notes(config: Config, settings: Sequence[Setting], made: Sequence[Line], beside: str) -> list[str]:
+    c = config.comparison
+    n = len(c.seeds)
+    notes = [
+        f"{c.metric.replace('_', ' ')} in %, mean and standard deviation over {n} seed{'s' * (n > 1)}. Differences are "
+        f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds (labelled tiles, "
+        "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
+        f"over test tiles (by group where known, {config.evaluation.bootstrap} resamples, the same for all seeds).",
+        f"p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none under "
+        f"{FEWEST_SEEDS} seeds.",
+    ]
+    if n == 1:
+        notes.append("One seed only: no interval over seeds, and no p.")
+    if any("_at_" in arm for s in settings for arm in s.arms):
+        notes.append(
+            "..._at_N_steps: the same arm at the steps of the longest one, so that no arm is shown with less training."
+        )
+    notes += _untuned(settings)
+    notes += _below_reference(made)
+    notes += [f"{' / '.join(line.key)}: {_reason(line)}" for line in made if line.mean is None]
+    if beside:
+        notes += [f"Published: {beside}. {CAUTION}"]
+    return notes
+
+
+def _untuned(settings: Sequence[Setting]) -> list[str]:
+    from clipit.training.arms import resolve_arm
+
+    chosen = {
+        (t.learning_rate, t.steps)
+        for s in settings
+        for arm in s.arms
+        for t in [resolve_arm(s.run(arm, s.config.comparison.seeds[0])).training]
+    }
+    if len(chosen) > 1:
+        return ["Learning rates and steps per arm come from one grid, the same for all arms (scripts/tune.py)."]
+    (rate, steps) = next(iter(chosen))
+    return [f"Not tuned: all arms at learning rate {rate:g} and {steps} steps."]
+
+
+def _reason(line: Line) -> str:
+    reasons = {str(row.get("reason")) for row in line.rows if row.get("reason")}
+    return "not defined" + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
+
+
+def _below_reference(made: Sequence[Line]) -> list[str]:
+    """A sentence per setting where students stay below the VLM itself on the test split."""
+    notes = []
+    for place in dict.fromkeys(line.key[:2] for line in made):
+        here = [line for line in made if line.key[:2] == place and line.key[2] == "test" and line.mean is not None]
+        references = [line for line in here if line.reference]
+        if not references:
+            continue
+        best = max(references, key=lambda line: line.mean or 0.0)
+        below = [line.key[3] for line in here if not line.reference and (line.mean or 0.0) < (best.mean or 0.0)]
+        if below:
+            shown = PERCENT * (best.mean or 0.0)
+            notes.append(f"Below the best reference row ({best.key[3]}, {shown:.1f}): {', '.join(below)}.")
+    return list(dict.fromkeys(notes))
+
+
+def _costs(made: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    header = [
+        "arm",
+        "learning rate",
+        "steps",
+        "chosen",
+        "tiles seen",
+        "seconds",
+        "parameters",
+        "tiles/s",
+        "by prompts %",
+    ]
+    rows = []
+    for line in made:
+        if line.key[2] == "test":
+            read = [row["zero_shot"] for row in line.rows if row.get("zero_shot") is not None]
+            shown = f"{PERCENT * mean(read):.1f}" if read else ""
+            rows.append([" / ".join(line.key[:2] + line.key[3:]), *(_plain(line.rows, key) for key in COSTS), shown])
+    alone = len({line.key[:2] for line in made}) == 1
+    return header, [[row[0].rsplit(" / ", 1)[-1] if alone else row[0], *row[1:]] for row in rows]
+
+
+def _plain(rows: Sequence[Row], key: str) -> str:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if not values:
+        return ""
+    return f"{np.mean(values):g}" if key == "learning_rate" else f"{np.mean(values):,.0f}"
+
+
+_COST_NOTE = (
+    "chosen: the step with the best validation score. seconds: training, with validation and the first reading of "
+    "tiles. parameters and tiles/s: at inference, of images only. by prompts: the same student read through its "
+    "projection and the class prompts, test split."
+)
+
+
+def _ones(config: Config, made: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
+    c = config.comparison
+    arms = [arm for arm in c.arms if arm != c.baseline][:1]
+    return [(f"{c.baseline} -> {arm}", *table_one(made, c.baseline, arm)) for arm in arms]
+
+
+def _markdown(
+    config: Config,
+    made: Sequence[Line],
+    known: Mapping[tuple[str, str, str], str],
+    notes: Sequence[str],
+    why: Sequence[Finding],
+) -> str:
+    parts = [f"# {config.name}", main_table(made, known), *notes]
+    if config.note:
+        parts.append(" ".join(config.note.split()))
+    for title, header, rows in _ones(config, made):
+        parts += [f"## {title}", markdown_table(header, rows)]
+    parts += ["## Costs", markdown_table(*_costs(made)), _COST_NOTE]
+    for finding in why:
+        parts += [f"## {finding.heading}", finding.text, markdown_table(finding.header, finding.rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex(config: Config, made: Sequence[Line], known: Mapping[tuple[str, str, str], str]) -> str:
+    caption = f"{config.name}: {config.comparison.metric.replace('_', ' ')} in %, {len(config.comparison.seeds)} seeds."
+    tables = [latex_table(*shown_columns(made, known), caption)]
+    tables += [latex_table(header, rows, f"{title}. {caption}") for title, header, rows in _ones(config, made)]
+    return "\n".join(tables)
+
+
+def _sections(
+    config: Config,
+    made: Sequence[Line],
+    known: Mapping[tuple[str, str, str], str],
+    notes: Sequence[str],
+    why: Sequence[Finding],
+    rows: Sequence[Row],
+    folder: Path,
+) -> list[Section]:
+    c = config.comparison
+    header, cells = shown_columns(made, known)
+    traces = [f"comparison.parquet: {', '.join(filter(None, line.key))}" for line in made]
+    left = sum(name in ("data set", "backbone", "test set", "arm") for name in header)
+    sections = [Section("Scores", [Table(header, cells, traces, left=left), *(Text(note) for note in notes)])]
+    for title, one_header, one_rows in _ones(config, made):
+        sections.append(Section(title, [Table(one_header, one_rows, source="the table above, test split")]))
+    figures = []
+    for place in dict.fromkeys(line.key[:3] for line in made):
+        scores = {
+            line.key[3]: {str(s): None if v is None else PERCENT * v for s, v in line.scores.items()}
+            for line in made
+            if line.key[:3] == place
+        }
+        what = f"{' / '.join(dict.fromkeys(place))}: {c.metric.replace('_', ' ')} %"
+        figures.append(seed_figure(scores, what=what, baseline=c.baseline, source="comparison.parquet, column score"))
+    sections.append(Section("Seed by seed", figures))
+    sections.append(Section("Costs", [Table(*_costs(made), source="comparison.parquet"), Text(_COST_NOTE)]))
+    for i, finding in enumerate(why):
+        parts: list[Any] = [Text(finding.text), Table(finding.header, finding.rows, source=finding.source)]
+        if finding.planes:
+            path = folder / f"plane-{i}.png"
+            plane_plot(finding.planes, path, title=finding.heading)
+            parts.append(Figure(path.read_bytes(), finding.heading, alt=finding.text, source=finding.source))
+        sections.append(Section(finding.heading, parts))
+    shown = [{key: row.get(key) for key in RECORD} | {"run": row.get("run")} for row in rows]
+    sections.append(Section("All rows", [raw_rows(shown, "One row per run and test set", "comparison.parquet")]))
+    return sections

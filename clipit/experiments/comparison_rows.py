@@ -1,0 +1,115 @@
+"""Rows of a comparison: one per run and test set, each with all that must stand beside a score."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import git_commit
+from clipit.distributed import processes
+from clipit.experiments.cells import Setting
+from clipit.experiments.evaluation import evaluate_shifted, shifted_predictions
+from clipit.experiments.materials import Materials
+from clipit.experiments.references import inference_cost, reference_rows
+from clipit.training.arms import resolve_arm
+
+COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
+RECORD = (
+    "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS,
+    "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
+    "backbone_fingerprint", "training_labels", "validation_labels", "training_tiles", "commit", "versions", "command",
+)  # fmt: skip
+"""Columns of a record in results/*.csv: the scores, and all that must stand beside them."""
+_PROVENANCE = (
+    "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
+    "backbone_fingerprint", "training_labels", "validation_labels", "training_tiles", "commit",
+)  # fmt: skip
+
+
+def run_rows(setting: Setting, materials: Materials, folder: Path, arm: str, seed: int) -> list[dict[str, Any]]:
+    """One row per test set of a finished run, read from its files."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    made_by = results["provenance"]
+    resolved = resolve_arm(setting.run(arm, seed))
+    common = {
+        "data_set": setting.data_set,
+        "backbone": setting.backbone,
+        "arm": arm,
+        "seed": seed,
+        "steps": made_by["steps"],
+        "chosen_step": made_by["chosen_step"],
+        "tiles_seen": made_by["tiles_seen"],
+        "seconds": made_by["seconds"],
+        "learning_rate": resolved.training.learning_rate,
+        "run": str(folder),
+        **_beside(made_by),
+    }
+    scored = {"test": (results["splits"]["test"], folder / "predictions.parquet")}
+    own = materials.serving(resolved)
+    for name in setting.config.comparison.shifted:
+        scored[name] = (evaluate_shifted(resolved, own, folder, name), shifted_predictions(own, folder, name))
+    metric = setting.config.comparison.metric
+    rows = []
+    for part, (scores, predictions) in scored.items():
+        zero_shot = scores.get("zero_shot")
+        rows.append(
+            common
+            | {
+                "part": part,
+                "tiles": scores["labelled"],
+                "metric": metric,
+                "score": scores["metrics"][metric]["value"],
+                "reason": scores["metrics"][metric].get("reason"),
+                "zero_shot": zero_shot["metrics"][metric]["value"] if zero_shot else None,
+                "predictions": str(predictions),
+            }
+        )
+    return rows
+
+
+def reference_rows_of(setting: Setting, materials: Materials) -> list[dict[str, Any]]:
+    """The VLM's own rows on a setting's test sets, with what stands beside them."""
+    config = setting.config
+    vlm, prompts = materials.vlm, materials.prompts
+    beside = {
+        "data_set": setting.data_set,
+        "backbone": setting.backbone,
+        "metric": config.comparison.metric,
+        "classes": len(materials.some_tiles.classes),
+        "pixels": vlm.preprocess.size,
+        "preprocess": vlm.preprocess.hash,
+        "prompts": prompts.name if prompts else None,
+        "prompts_hash": prompts.hash if prompts else None,
+        "vlm": vlm.name,
+        "vlm_fingerprint": vlm.fingerprint,
+        "commit": git_commit(),
+        "command": shlex.join(sys.argv),
+    }
+    return [beside | row for row in reference_rows(config, materials)]
+
+
+def add_costs(setting: Setting, rows: list[dict[str, Any]], materials: Materials) -> None:
+    """Parameters and tiles per second at inference, measured once per arm and for the VLM's image tower."""
+    from clipit.models.inference import load_classifier
+
+    costs: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["arm"] not in costs:
+            if row.get("run"):
+                classifier = load_classifier(Path(row["run"]) / "classifier", processes().device)
+                source = materials.pixels("test", classifier.spec.preprocess)
+                normalise = classifier.spec.preprocess.normalise
+                found = inference_cost(source, lambda x, c=classifier, n=normalise: c.forward(n(x)))  # type: ignore[misc]
+                costs[row["arm"]] = found | {"parameters": classifier.parameters}
+            else:
+                source = materials.pixels("test", materials.vlm.preprocess)
+                found = inference_cost(source, materials.vlm.encode_images)
+                costs[row["arm"]] = found | {"parameters": materials.vlm.image_parameters}
+        row.update(costs[row["arm"]])
+
+
+def _beside(made_by: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: made_by.get(key) for key in _PROVENANCE}
+    versions = made_by.get("versions", {})
+    return kept | {"command": made_by.get("command"), "versions": json.dumps(versions, sort_keys=True)}

@@ -1,0 +1,193 @@
+"""Features of frozen models for probes: of the VLM's image tower, of the backbone, and of a run's classifier."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from clipit.artifacts import whole_file
+from clipit.config import BackboneConfig, Config
+from clipit.distributed import build_once, processes
+from clipit.embedding import Store, embed_tiles
+from clipit.errors import DataError, ModelError, explain
+from clipit.evaluation.features import Features
+from clipit.experiments.materials import Materials
+from clipit.progress import progress
+from clipit.tiles.loading import PixelSource
+from clipit.tiles.tileset import SPLITS, TileSet
+
+if TYPE_CHECKING:
+    from clipit.models.backbones import Backbone
+
+JOINT = "VLM, joint space"
+_SHARD = 4096
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The features of all tiles by one frozen model.
+
+    Attributes:
+        name: As tables call it.
+        facts: Model, fingerprint, preprocessing and pixels: what must stand beside every score.
+        vectors: Split -> one row per tile, in the order of the split's tiles.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    vectors: dict[str, Float32[np.ndarray, "_ d"]]
+
+    def features(self, tiles: TileSet, split: str) -> Features:
+        """The features of a split with the labels and groups that `tiles` tells."""
+        part = tiles.of_split(split)
+        return Features(part.ids, self.vectors[split], part.labels, part.groups)
+
+
+def vlm_features(config: Config, materials: Materials) -> list[Frozen]:
+    """The VLM's joint space, and its raw space (before the projection) where it gives one."""
+    vlm, tiles = materials.vlm, materials.some_tiles
+    facts = {
+        "model": vlm.name,
+        "fingerprint": vlm.fingerprint,
+        "preprocess": vlm.preprocess.hash,
+        "pixels": vlm.preprocess.size,
+    }
+    joint = {split: _vectors(materials.tile_store(split), tiles.of_split(split)) for split in SPLITS}
+    found = [Frozen(JOINT, facts, joint)]
+    if vlm.raw_dim is not None:
+        size = config.vlm.batch_size
+        raw = {}
+        for split in SPLITS:
+            part = tiles.of_split(split)
+            raw[split] = _vectors(embed_tiles(materials.root, vlm, part, batch_size=size, space="raw"), part)
+        found.append(Frozen("VLM, raw space", facts, raw))
+    return found
+
+
+def backbone_features(config: Config, materials: Materials) -> Frozen:
+    """The configuration's backbone as it comes: no LoRA, no training."""
+    from clipit.models.backbones import load_backbone
+
+    return _of_backbone("backbone, frozen", load_backbone(config.backbone, processes().device), config, materials)
+
+
+def classifier_features(config: Config, materials: Materials, run: Path) -> Frozen:
+    """The pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
+
+    Raises:
+        ModelError: There is no classifier, or its folder cannot be opened as a backbone.
+        DataError: It knows other classes than the tiles have.
+    """
+    from clipit.models.backbones import load_backbone
+    from clipit.models.bundle import read_spec
+
+    folder = run / "classifier"
+    spec = read_spec(folder)
+    if spec.classes != materials.some_tiles.classes:
+        raise DataError(
+            explain(
+                f"the classifier knows {', '.join(spec.classes)}; "
+                f"the tiles have {', '.join(materials.some_tiles.classes)}",
+                where=folder,
+                fix="give the run of this configuration",
+            )
+        )
+    keys = config.backbone.model_dump() | {"name": str(folder), "path": None, "pretrained": True}
+    keys["pooling"] = spec.pooling
+    backbone = load_backbone(BackboneConfig(**keys), processes().device)
+    if backbone.preprocess.hash != spec.preprocess.hash:
+        raise ModelError(
+            explain(
+                "the classifier's folder describes another preprocessing than the classifier was trained with",
+                where=folder,
+                fix="export it again",
+            )
+        )
+    return _of_backbone(f"classifier {run.name}", backbone, config, materials)
+
+
+def _of_backbone(name: str, backbone: "Backbone", config: Config, materials: Materials) -> Frozen:
+    import torch
+
+    device = processes().device
+
+    def forward(pixels: np.ndarray) -> Float32[np.ndarray, "b d"]:
+        """Features of one batch of pixels."""
+        with torch.inference_mode():
+            found = backbone.module(backbone.preprocess.normalise(torch.from_numpy(pixels).to(device)))
+        return np.asarray(found.float().cpu().numpy())
+
+    backbone.module.eval()
+    vectors = {}
+    for split in SPLITS:
+        source = materials.pixels(split, backbone.preprocess)
+        inputs = {"tiles": source.tiles.fingerprint, "model": backbone.fingerprint, "pooling": backbone.pooling}
+        vectors[split] = cached_features(
+            materials.root, inputs, source, backbone.dim, forward, config.evaluation.batch_size
+        )
+    facts = {
+        "model": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "preprocess": backbone.preprocess.hash,
+        "pixels": backbone.preprocess.size,
+    }
+    return Frozen(name, facts, vectors)
+
+
+def cached_features(
+    root: Path,
+    inputs: dict[str, Any],
+    source: PixelSource,
+    dim: int,
+    forward: Callable[[np.ndarray], Float32[np.ndarray, "b d"]],
+    batch_size: int,
+) -> Float32[np.ndarray, "n d"]:
+    """Features of all tiles of a source, in its order; kept as the artefact `features` (float32 shards, ids beside).
+
+    Args:
+        root: Output root.
+        inputs: All that they depend on; they must name the tiles and the model.
+        source: Tiles as the model wants them.
+        dim: Length of a vector.
+        forward: Pixels [b, 3, h, w] to features.
+        batch_size: Tiles per forward pass; a batch never crosses a shard, so that one process and several write the
+            same.
+    """
+    ids = source.tiles.ids
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Compute the shards that are not there yet; the processes share them."""
+        here = processes()
+        with progress("features of tiles", len(ids), shown=here.main) as advance:
+            for start in here.share(range(0, len(ids), _SHARD)):
+                stop = min(start + _SHARD, len(ids))
+                file = folder / f"features-{start // _SHARD:05d}.npy"
+                names = folder / f"ids-{start // _SHARD:05d}.parquet"
+                if not (file.is_file() and names.is_file()):
+                    batches = [np.arange(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
+                    found = np.concatenate([forward(pixels) for _, pixels in source.ahead(batches)])
+                    with whole_file(file) as temporary, temporary.open("wb") as stream:
+                        np.save(stream, found.astype(np.float32))
+                    with whole_file(names) as temporary:
+                        pq.write_table(pa.table({"id": [str(name) for name in ids[start:stop]]}), temporary)
+                advance((stop - start) * here.count)
+        return {"rows": len(ids), "dim": dim}
+
+    artifact = build_once(root, "features", inputs, make)
+    files = sorted(name for name in artifact.manifest.files if name.startswith("features-"))
+    if not files:
+        return np.empty((0, dim), dtype=np.float32)
+    vectors = np.concatenate([np.load(artifact.file(name)) for name in files])
+    tables = [name.replace("features-", "ids-").replace(".npy", ".parquet") for name in files]
+    stored = [pq.read_table(artifact.file(name)) for name in tables]
+    row_of = {name: row for row, name in enumerate(pa.concat_tables(stored).column("id").to_pylist())}
+    return np.asarray(vectors[[row_of[str(name)] for name in ids]], dtype=np.float32)
+
+
+def _vectors(store: Store, tiles: TileSet) -> Float32[np.ndarray, "n d"]:
+    return store.rows(store.positions(tiles.ids))

@@ -1,0 +1,241 @@
+"""A prompt study: how a zero-shot score depends on the way of asking. Reported on test, chosen on nothing."""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from clipit.artifacts import git_commit, versions, whole_file
+from clipit.config import Config
+from clipit.distributed import processes
+from clipit.errors import ConfigError, explain
+from clipit.evaluation import prompt_modes
+from clipit.evaluation.evaluate import compare_predictions
+from clipit.evaluation.metrics import METRICS, compute_metrics
+from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.zero_shot import TextVectors, embed_prompts, zero_shot_probabilities
+from clipit.experiments.materials import Materials
+from clipit.experiments.prompt_subjects import Subject, cut_tokens, student_subject, study_tiles, vlm_subjects
+from clipit.prompts.grid import prompt_grid
+from clipit.prompts.prompt_set import PromptSet, check_classes, load_prompts
+from clipit.reporting.prompt_plots import heat_plot, spread_plot
+from clipit.reporting.prompt_tables import study_text
+from clipit.tiles.tileset import TileSet
+
+_TEXTS = ("subject", "prompts", "prompts_hash", "kind", "mode", "template", "organ", "magnification", "stain", "split")
+_COUNTS = ("draw", "texts", "cut_texts", "cut_tokens", "tiles", "seed")
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in _TEXTS]
+    + [(name, pa.int64()) for name in _COUNTS]
+    + [(name, pa.float64()) for name in METRICS]
+)
+"""Columns of prompts.parquet; kind: mode (one classifier), draw (one of the sampled), cell (one of the grid)."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A subject and a prompt set, and all that is needed to score a classifier of them."""
+
+    subject: Subject
+    prompts: PromptSet
+    test: TileSet
+    count_cut: Callable[[Sequence[str]], list[int]]
+    seed: int
+
+    def row(self, kind: str, texts: Sequence[str], scores: Mapping[str, float | None], **columns: object) -> Row:
+        """A row of the table; columns not given stay empty."""
+        cut = self.count_cut(texts)
+        row: Row = dict.fromkeys(SCHEMA.names)
+        row |= {"subject": self.subject.name, "prompts": self.prompts.name, "prompts_hash": self.prompts.hash}
+        row |= {"kind": kind, "split": "test", "tiles": len(self.test), "seed": self.seed, "texts": len(texts)}
+        row |= {"cut_texts": sum(count > 0 for count in cut), "cut_tokens": sum(cut)}
+        return row | columns | dict(scores)
+
+    def embedded(self, prompts: PromptSet) -> TextVectors:
+        """The texts of a prompt set in the subject's space, classes as the tiles have them."""
+        return embed_prompts(prompts, self.subject.place, None, self.test.classes)
+
+    def probabilities(self, classifier: Float32[np.ndarray, "C D"]) -> Float32[np.ndarray, "n C"]:
+        """Of the test tiles."""
+        return zero_shot_probabilities(self.subject.test, classifier, self.subject.logit_scale)
+
+    def scores(self, classifier: Float32[np.ndarray, "C D"]) -> dict[str, float | None]:
+        """All scores on the test tiles."""
+        return compute_metrics(self.test.labels, self.probabilities(classifier))
+
+
+def prompt_study(config: Config, materials: Materials, run: Path | None = None) -> Path:
+    """Ask the VLM (and a student) in many ways and write down what each way scores on the test tiles.
+
+    Modes of `zero_shot.modes` for `prompts` and, where given, `zero_shot.simple`; the sensitivity grid of both; the
+    difference between both with its interval. Prompts are screened with training tiles; nothing is chosen on test.
+
+    Args:
+        config: Its `zero_shot` section says what is asked.
+        materials: Of this configuration.
+        run: Folder of a run whose classifier is asked, too.
+
+    Returns:
+        <output>/prompts/<name>[-<run>]: prompts.parquet, prompts.md, prompts_spread.png, prompts_grid.png.
+
+    Raises:
+        ConfigError: No prompt set, or a grid template without its slots.
+        DataError: The prompts' classes are not the tiles', or there is no labelled test tile.
+        ModelError: The run's classifier cannot be asked.
+    """
+    sets = _prompt_sets(config, materials)
+    test, screening = study_tiles(config, materials)
+    for prompts in sets:
+        check_classes(prompts, test.classes)
+    subjects = vlm_subjects(materials, test, screening)
+    if run is not None:
+        subjects.append(student_subject(run, materials, test, screening))
+    here = processes()
+    folder = config.output / "prompts" / (config.name if run is None else f"{config.name}-{run.name}")
+    if here.main:
+        vlm = materials.vlm
+
+        def count_cut(texts: Sequence[str]) -> list[int]:
+            """Per text, the tokens that the text tower does not read."""
+            return cut_tokens(vlm.count_tokens, vlm.context_length, texts)
+
+        asked = [
+            _Asked(subject, prompts, test, count_cut, config.zero_shot.seed) for subject in subjects for prompts in sets
+        ]
+        rows = [row for one in asked for row in (*_mode_rows(one, config), *_grid_rows(one, config))]
+        materials.say(f"asked in {len(rows):,} ways; scores on {len(test):,} test tiles")
+        _write(folder, config, rows, _differences(asked, config), test, materials)
+    here.wait()
+    return folder
+
+
+def _prompt_sets(config: Config, materials: Materials) -> list[PromptSet]:
+    """The simple set, where there is one, and the set of the configuration."""
+    if materials.prompts is None:
+        raise ConfigError(explain("no prompt set to study", where="prompts", fix="set prompts to a file or a name"))
+    rich = materials.prompts
+    simple = load_prompts(config.zero_shot.simple) if config.zero_shot.simple else None
+    if simple is None:
+        return [rich]
+    if simple.name == rich.name:
+        raise ConfigError(
+            explain(
+                f"prompts and zero_shot.simple are both called {rich.name}",
+                where="zero_shot.simple",
+                fix="give another set, or change the name in its file",
+            )
+        )
+    return [simple, rich]
+
+
+def _mode_rows(one: _Asked, config: Config) -> list[Row]:
+    z, texts, rows = config.zero_shot, one.embedded(one.prompts), []
+    for mode in z.modes:
+        if mode == "single":
+            first = [
+                text for text, n, t in zip(texts.texts, texts.name_of, texts.template_of, strict=True) if n == t == 0
+            ]
+            rows.append(one.row("mode", first, one.scores(prompt_modes.single(texts)), mode=mode))
+        elif mode == "ensemble":
+            rows.append(one.row("mode", texts.texts, one.scores(prompt_modes.ensemble(texts)), mode=mode))
+        elif mode == "screened":
+            kept = prompt_modes.screened(
+                texts,
+                one.subject.screening,
+                one.subject.screening_splits,
+                share=z.keep,
+                most=z.candidates,
+                seed=z.seed,
+                logit_scale=one.subject.logit_scale,
+            )
+            rows.append(one.row("mode", texts.texts, one.scores(kept), mode=mode))
+        else:
+            drawn = prompt_modes.sampled(texts, z.draws, z.seed)
+            scores = prompt_modes.sampled_scores(
+                texts, drawn, one.subject.test, one.test.labels, one.subject.logit_scale
+            )
+            for number, (places, found) in enumerate(zip(drawn, scores, strict=True)):
+                rows.append(one.row("draw", [texts.texts[i] for i in places], found, mode=mode, draw=number))
+    return rows
+
+
+def _grid_rows(one: _Asked, config: Config) -> list[Row]:
+    z = config.zero_shot
+    rows = []
+    for cell in prompt_grid(one.prompts, z.templates, z.organs, z.magnifications, z.stains):
+        texts = one.embedded(cell.prompts)
+        words = {"organ": cell.organ, "magnification": cell.magnification, "stain": cell.stain}
+        found = one.scores(prompt_modes.ensemble(texts))
+        rows.append(one.row("cell", texts.texts, found, mode="ensemble", template=cell.template, **words))
+    return rows
+
+
+def _differences(asked: Sequence[_Asked], config: Config) -> list[dict[str, Any]]:
+    """Rich minus simple, both as ensembles, per subject: value and 95 % interval (paired bootstrap over tiles)."""
+    found = []
+    for simple, rich in pairwise(asked):
+        if simple.subject is not rich.subject:
+            continue
+        tables = [_predictions(one) for one in (simple, rich)]
+        difference = compare_predictions(tables[0], tables[1], "test", config.evaluation.bootstrap, config.seed)
+        names = {"subject": rich.subject.name, "simple": simple.prompts.name, "rich": rich.prompts.name}
+        found.append(names | difference[config.zero_shot.metric])
+    return found
+
+
+def _note(config: Config) -> str:
+    """The configuration's note, and what scores of the embedded VLM do not say."""
+    embedded = (
+        "The embedded VLM has only seen synthetic tiles: on real tiles these scores prove the machinery, nothing else."
+        if config.vlm.name == "embedded"
+        else ""
+    )
+    return " ".join(part for part in (embedded, config.note.strip()) if part)
+
+
+def _predictions(one: _Asked) -> Predictions:
+    test, probabilities = one.test, one.probabilities(prompt_modes.ensemble(one.embedded(one.prompts)))
+    return Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
+
+
+def _write(
+    folder: Path,
+    config: Config,
+    rows: Sequence[Row],
+    differences: Sequence[Mapping[str, Any]],
+    test: TileSet,
+    materials: Materials,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "prompts.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary)
+    metric = config.zero_shot.metric
+    spread_plot(rows, metric, folder / "prompts_spread.png")
+    heat_plot([row for row in rows if row["kind"] == "cell"], metric, folder / "prompts_grid.png")
+    vlm = materials.vlm
+    provenance = {
+        "split": f"test, {len(test)} labelled tiles, {len(test.classes)} classes",
+        "tiles": test.fingerprint,
+        "VLM": f"{vlm.name} ({vlm.fingerprint})",
+        "pixels": vlm.preprocess.size,
+        "preprocessing": vlm.preprocess.hash,
+        "prompt sets": ", ".join(sorted({f"{row['prompts']} ({row['prompts_hash']})" for row in rows})),
+        "screening": f"at most {config.zero_shot.screening_tiles} training tiles, no label read",
+        "seed": config.zero_shot.seed,
+        "command": shlex.join(sys.argv),
+        "commit": git_commit(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+    text = study_text(config.name, rows, metric, test.labels, test.classes, differences, provenance, note=_note(config))
+    with whole_file(folder / "prompts.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")

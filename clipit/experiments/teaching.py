@@ -1,0 +1,190 @@
+"""What a run's student is taught beside labels, made from its materials."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from clipit.config import Config
+from clipit.embedding import Store
+from clipit.errors import ConfigError, explain
+from clipit.evaluation.predictions import softmax
+from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.experiments.materials import Materials
+from clipit.experiments.teaching_bags import make_bags
+from clipit.tiles.tileset import TileSet
+from clipit.training.soft_labels import soft_labels
+from clipit.training.targets import (
+    Chosen,
+    SnippetVectors,
+    Targets,
+    added,
+    bag_means,
+    chosen_snippets,
+    class_targets,
+    image_targets,
+    random_codes,
+    random_snippets,
+    shuffled,
+    stored_vectors,
+)
+from clipit.training.teaching import Teaching
+
+Probabilities = Float32[np.ndarray, "n classes"]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """The teaching, and what stands beside the scores of the run.
+
+    Attributes:
+        teaching: For the training loop.
+        judge: Split -> the soft labels of its tiles, for a choice of step without labels; None without soft labels.
+        facts: Costs and counts.
+    """
+
+    teaching: Teaching
+    judge: Callable[[str], Probabilities] | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def make_teaching(config: Config, materials: Materials, tiles: TileSet, image_only: Callable[[], Path]) -> Taught:
+    """All that the configuration asks for.
+
+    Args:
+        config: Its arm resolved.
+        materials: Of this configuration.
+        tiles: With the labels that the run sees.
+        image_only: Trains (or finds) the image-only run of the same seed and gives its folder.
+    """
+    facts: dict[str, Any] = {}
+    targets = second = None
+    if config.distillation.tiles != "none":
+        targets = _targets(config, materials, tiles, facts)
+        if config.second_vlm is not None:
+            second = _targets(config, materials.serving(second_teacher(config)), tiles, facts)
+    judge = _judge(config, materials, image_only)
+    soft = None
+    if judge is not None:
+        soft = soft_labels(judge("train"), config.soft_labels)
+    prototypes = _prototypes(materials) if config.prompt_bags.weight > 0 else None
+    bags = None
+    if config.bags.weight > 0:
+        bags = make_bags(config, materials, tiles.of_split("train"))
+        facts["bags"] = bags.counts
+    return Taught(Teaching(targets, second, soft, prototypes, bags), judge, facts)
+
+
+def second_teacher(config: Config) -> Config:
+    """The same configuration with the second VLM in the place of the first."""
+    return config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None})
+
+
+def _prototypes(materials: Materials) -> Float32[np.ndarray, "classes dim"]:
+    found = materials.class_embeddings()
+    if found is None:
+        raise _no_prompts("prompt_bags.weight")
+    return found
+
+
+def _no_prompts(key: str) -> ConfigError:
+    return ConfigError(
+        explain("this needs class prompts, and no prompt set is configured", where=key, fix="set prompts: NAME or FILE")
+    )
+
+
+def _targets(config: Config, materials: Materials, tiles: TileSet, facts: dict[str, Any]) -> Targets:
+    """One vector per training tile, as `distillation.target` says."""
+    d, train = config.distillation, tiles.of_split("train")
+    if d.target == "image":
+        return image_targets(train.ids, materials.tile_store("train"), materials.tile_mean)
+    if d.target == "class_prompts":
+        return class_targets(_zero_shot(materials, "train"), _prototypes(materials))
+    store = materials.text_store(d.word_drop, config.seed) if d.word_drop else materials.index.store
+    chosen = chosen_snippets(train.ids, materials.pairs, store)
+    if d.target == "shuffled_text":
+        chosen = shuffled(chosen, config.seed)
+    elif d.target == "random_text":
+        chosen = random_snippets(chosen, len(store.ids), config.seed)
+    vectors = _snippet_vectors(config, materials, store, chosen, train, facts)
+    targets = bag_means(chosen, vectors, store.dim)
+    if d.target == "text_and_image":
+        return added(targets, image_targets(train.ids, materials.tile_store("train"), materials.tile_mean))
+    return targets
+
+
+def _snippet_vectors(
+    config: Config, materials: Materials, store: Store, chosen: Chosen, train: TileSet, facts: dict[str, Any]
+) -> SnippetVectors:
+    """What stands for a snippet: its embedding, or something made of it."""
+    from clipit.training.report_targets import report_context, report_label_vectors
+
+    d, own = config.distillation, stored_vectors(store, materials.index)
+    if d.target == "random_codes":
+        return random_codes(store, config.seed)
+    if d.target in ("report_context", "report_labels"):
+        sources = pq.read_table(materials.snippets.file("snippet_sources.parquet"))
+        snippet_ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
+        report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
+        if d.target == "report_context":
+            return report_context(store, snippet_ids, report_ids, own)
+        labels, groups = materials.report_labels(report_ids)
+        return report_label_vectors(store, snippet_ids, labels, groups, own)
+    if d.text == "frozen":
+        return own
+    from clipit.training.text_side import fit_adapter, fit_text_lora, labelled_snippets
+
+    if d.text == "adapter":
+        positions, labels = labelled_snippets(chosen, train.labels)
+        adapted = fit_adapter(own, positions, labels, store.dim, config.seed)
+    else:
+        adapted = fit_text_lora(
+            materials.vlm,
+            materials.snippet_texts(),
+            store,
+            materials.index.mean,
+            chosen,
+            train.labels,
+            config.lora,
+            config.seed,
+        )
+    facts["text_side"] = adapted.cost
+    return adapted.vectors
+
+
+def _judge(
+    config: Config, materials: Materials, image_only: Callable[[], Path]
+) -> Callable[[str], Probabilities] | None:
+    """Split -> probabilities of its tiles, from the source of the soft labels."""
+    source = config.soft_labels.source
+    if source == "none":
+        return None
+    if source == "zero_shot":
+        return lambda split: _zero_shot(materials, split)
+    folder = image_only()
+    return lambda split: _of_classifier(config, materials, folder, split)
+
+
+def _zero_shot(materials: Materials, split: str) -> Probabilities:
+    """The VLM with the class prompts, as it comes (not centred)."""
+    if materials.prompts is None:
+        raise _no_prompts("soft_labels.source or distillation.target")
+    classes = prompt_embeddings(materials.prompts, materials.encode, None, materials.some_tiles.classes)
+    store = materials.tile_store(split)
+    vectors = store.rows(store.positions(materials.some_tiles.of_split(split).ids))
+    return zero_shot_probabilities(vectors, classes, materials.vlm.logit_scale)
+
+
+def _of_classifier(config: Config, materials: Materials, folder: Path, split: str) -> Probabilities:
+    """What the classifier of a run says of the tiles of a split."""
+    from clipit.distributed import processes
+    from clipit.experiments.evaluation import forward
+    from clipit.models.inference import load_classifier
+
+    classifier = load_classifier(folder / "classifier", processes().device)
+    source = materials.pixels(split, classifier.spec.preprocess)
+    return softmax(forward(source, classifier, config, split)[0])

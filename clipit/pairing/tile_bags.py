@@ -1,0 +1,234 @@
+"""Tile bags: the neighbour tiles that stand for one training tile, kept as an artefact.
+
+The way of CPLIP (CVPR 2024), with choices of our own: far members are left out, and only training tiles are members.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float32, Int
+
+from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.distributed import build_once, processes
+from clipit.embedding import Store, centred
+from clipit.errors import ConfigError, DataError, explain
+from clipit.index import Index
+from clipit.pairing.bags import side_by_side
+from clipit.pairing.pairs import Pairs
+from clipit.pairing.search import SPARE, Keys, best_first, check_finite, cosines, nearest
+from clipit.progress import progress
+
+KINDS = ("image", "text")
+"""Found by the tile's own embedding, or by that of its first snippet."""
+BOUND_MIB = 2048.0
+"""Most memory that the vectors of one block's bags may take."""
+
+
+@dataclass(frozen=True)
+class TileBags:
+    """Bags of tiles on disk: tile_id, kind, rank (0 is nearest), member_id, score (cosine)."""
+
+    artifact: Artifact
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All members, by tile in the tile store's order, then by kind and rank."""
+        return pq.read_table(self.artifact.file("tile_bags.parquet"))
+
+    @property
+    def empty(self) -> list[str]:
+        """Ids of tiles without any member."""
+        found: list[str] = pq.read_table(self.artifact.file("empty.parquet")).column("tile_id").to_pylist()
+        return found
+
+    @property
+    def pruned(self) -> int:
+        """How many members were left out by the margin."""
+        return int(self.artifact.manifest.facts["pruned"])
+
+    def rows(self, tile_ids: np.ndarray, store: Store) -> Int[np.ndarray, "n members"]:
+        """Members of these tiles as rows of the tile store; each tile once per bag, -1 where there is none.
+
+        Args:
+            tile_ids: Tiles, in any order.
+            store: The store whose rows count.
+        """
+        row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
+        rows = np.asarray([row_of.get(t, -1) for t in self.table.column("tile_id").to_pylist()], dtype=np.int64)
+        members = store.positions(np.asarray(self.table.column("member_id").to_pylist(), dtype=np.str_))
+        # Found in both ways, a tile is one member: its first place counts.
+        _, once = np.unique(np.stack([rows, members], axis=1), axis=0, return_index=True)
+        once = np.sort(once[rows[once] >= 0])
+        return side_by_side(rows[once], members[once], len(tile_ids))
+
+
+def tile_bags(
+    root: Path,
+    tiles: Store,
+    k: int,
+    *,
+    mean: Float32[np.ndarray, "dim"] | None = None,
+    pairs: Pairs | None = None,
+    index: Index | None = None,
+    groups: Mapping[str, str] | None = None,
+    margin: float | None = None,
+    block: int = 4096,
+    bound_mib: float = BOUND_MIB,
+) -> TileBags:
+    """The tile bags of all tiles of a store: nearest other tiles, and tiles nearest to the tile's first snippet.
+
+    Args:
+        root: Output root.
+        tiles: Training tiles.
+        k: Members per kind.
+        mean: Subtracted from the tiles, if pairing centres them.
+        pairs: For the tiles nearest to the first snippet; None: only the nearest other tiles.
+        index: The index that the pairs were made with.
+        groups: Tile id -> group; tiles of the same group are left out of each other's bags. None: only the tile itself.
+        margin: Members whose cosine is lower than the best of the same kind by more than this are left out.
+        block: Tiles searched at once.
+        bound_mib: Most memory, in MiB, that the vectors of a block's bags may take.
+
+    Raises:
+        ConfigError: A block of such bags exceeds the bound.
+        DataError: There is no tile, or an embedding is not finite.
+    """
+    if not len(tiles.ids):
+        raise DataError(explain("there is no training tile to make bags of", where=tiles.artifact.folder))
+    _check_bound(k, min(block, len(tiles.ids)), tiles.dim, bound_mib)
+    inputs: dict[str, Any] = {
+        "tiles": tiles.fingerprint,
+        "k": k,
+        "mean": None if mean is None else fingerprint(mean.tolist()),
+        "pairs": None if pairs is None else pairs.artifact.fingerprint,
+        "groups": None if groups is None else fingerprint([groups.get(tile, "") for tile in tiles.ids.tolist()]),
+        "margin": margin,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Search block by block, each process its share; the main one joins the parts."""
+        here = processes()
+        check_finite(tiles, "tiles")
+        by_id = np.argsort(tiles.ids, kind="stable")
+        keys, own = _tile_keys(tiles, mean, groups, by_id)
+        first = None if pairs is None or index is None else first_snippets(tiles.ids, pairs, index)
+        starts = range(0, len(tiles.ids), block)
+        with progress("making tile bags", len(tiles.ids), shown=here.main) as advance:
+            for start in here.share(starts):
+                rows = np.arange(start, min(start + block, len(tiles.ids)))
+                part = folder / f".part-{start:09d}-{block}.parquet"
+                if not part.is_file():
+                    found = [_members(centred(tiles.rows(rows), mean), own[rows], keys, k, margin)]
+                    if first is not None and index is not None:
+                        vectors = index.vectors(np.maximum(first[rows], 0))
+                        members, scores, far = _members(vectors, own[rows], keys, k, margin)
+                        nothing = first[rows] < 0
+                        scores[nothing], far[nothing] = -np.inf, 0
+                        found.append((members, scores, far))
+                    with whole_file(part) as temporary:
+                        pq.write_table(_bag_table(tiles.ids[rows], tiles.ids[by_id], found), temporary)
+                advance(len(rows) * here.count)
+        here.wait()
+        if not here.main:
+            return {}
+        parts = [folder / f".part-{start:09d}-{block}.parquet" for start in starts]
+        table = pa.concat_tables([pq.read_table(part) for part in parts])
+        far = np.asarray(table.column("far"))
+        table = table.filter(pa.array(~far)).drop_columns(["far"])
+        with whole_file(folder / "tile_bags.parquet") as temporary:
+            pq.write_table(table, temporary)
+        there = set(table.column("tile_id").to_pylist())
+        empty = [tile for tile in tiles.ids.tolist() if tile not in there]
+        with whole_file(folder / "empty.parquet") as temporary:
+            pq.write_table(pa.table({"tile_id": pa.array(empty, pa.string())}), temporary)
+        for part in parts:
+            part.unlink()
+        return {"tiles": len(tiles.ids), "members": table.num_rows, "pruned": int(far.sum()), "empty": len(empty)}
+
+    return TileBags(build_once(root, "tile_bags", inputs, make))
+
+
+def first_snippets(tile_ids: np.ndarray, pairs: Pairs, index: Index) -> Int[np.ndarray, "n"]:
+    """Row of the index of each tile's first snippet; -1 for tiles without a pair."""
+    table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) == 0))
+    snippets = np.asarray(table.column("snippet_id").to_pylist(), dtype=np.str_)
+    row_of = dict(zip(table.column("tile_id").to_pylist(), np.searchsorted(index.ids, snippets).tolist(), strict=True))
+    return np.asarray([row_of.get(tile, -1) for tile in tile_ids.tolist()], dtype=np.int64)
+
+
+def _check_bound(k: int, block: int, dim: int, bound_mib: float) -> None:
+    needed = (k + SPARE) * block * dim * 4 / 2**20
+    if needed > bound_mib:
+        raise ConfigError(
+            explain(
+                f"bags of {k} tiles need {needed:,.0f} MiB for {block} tiles at once ({dim} numbers of 4 bytes per "
+                f"member); the bound is {bound_mib:,.0f} MiB",
+                where="tile bags",
+                fix=f"ask for fewer members, or for at most {int(block * bound_mib / needed)} tiles at once "
+                "(pairing.block)",
+            )
+        )
+
+
+def _tile_keys(
+    tiles: Store,
+    mean: Float32[np.ndarray, "dim"] | None,
+    groups: Mapping[str, str] | None,
+    by_id: Int[np.ndarray, "n"],
+) -> tuple[Keys, Int[np.ndarray, "n"]]:
+    """All tiles as keys in the order of their ids, and each tile's owner number by row of the store.
+
+    A tile's owner is its group, or the tile itself where no group is known or asked for.
+    """
+    n = len(tiles.ids)
+    names = [(groups or {}).get(tile, "") for tile in tiles.ids.tolist()]
+    owner = [f"group {name}" if name else f"tile {tile}" for name, tile in zip(names, tiles.ids.tolist(), strict=True)]
+    own = np.unique(np.asarray(owner, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+    vectors = np.concatenate([centred(block, mean) for _, block in tiles.blocks()])
+    matrix = torch.from_numpy(vectors[by_id]).to(processes().device)
+    return Keys(matrix, np.zeros(n), own[by_id]), own
+
+
+def _members(
+    queries: Float32[np.ndarray, "b dim"],
+    own: Int[np.ndarray, "b"],
+    keys: Keys,
+    k: int,
+    margin: float | None,
+) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
+    """Rows (by id) of the k tiles nearest to each query but its owner's, cosines (-inf: none), which are too far."""
+    found = nearest(queries, own, keys, min(k + SPARE, len(keys.vectors)))
+    scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(found, 0))].cpu().numpy())
+    scores[found < 0] = -np.inf
+    places = best_first(found, scores, k)
+    found, scores = np.take_along_axis(found, places, 1), np.take_along_axis(scores, places, 1)
+    best = scores[:, :1]
+    far = np.zeros(scores.shape, dtype=np.bool_) if margin is None else scores < best - np.float32(margin)
+    return found, scores, far & np.isfinite(scores)
+
+
+def _bag_table(
+    tile_ids: np.ndarray,
+    member_ids: np.ndarray,
+    kinds: list[tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]],
+) -> pa.Table:
+    """Members of a block of tiles, with the column `far` for those that the margin leaves out."""
+    tile, kind, rank = np.nonzero(np.isfinite(np.stack([scores for _, scores, _ in kinds], axis=1)))
+    members, scores, far = (np.stack(values, axis=1)[tile, kind, rank] for values in zip(*kinds, strict=True))
+    return pa.table(
+        {
+            "tile_id": pa.array(tile_ids[tile].tolist(), pa.string()),
+            "kind": pa.array(np.asarray(KINDS)[kind].tolist(), pa.string()),
+            "rank": pa.array(rank, pa.int16()),
+            "member_id": pa.array(member_ids[members].tolist(), pa.string()),
+            "score": pa.array(scores, pa.float32()),
+            "far": pa.array(far, pa.bool_()),
+        }
+    )

@@ -1,0 +1,65 @@
+"""The many-to-many term of a batch: the student's view of each tile with its neighbours, against its text bag."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipit.config import BagsConfig
+from clipit.distributed import Processes
+from clipit.models.student import Student
+from clipit.objectives import many_to_many_sum
+from clipit.training.teaching import Bags
+
+
+def bag_term(
+    config: BagsConfig,
+    bags: Bags,
+    student: torch.nn.Module,
+    projected: Float[Tensor, "b dim"],
+    everything: Int[np.ndarray, "_"],
+    here: Processes,
+) -> Float[Tensor, ""]:
+    """This process's share of the mean over all bags of the batch; every bag is contrasted with all of them.
+
+    Bags of cached vectors cost a look-up in every process; only the student's own views are gathered, with gradient.
+
+    Args:
+        config: The section `bags`.
+        bags: Cached members.
+        student: Holds the temperature when that is learnt.
+        projected: The student's projections of this process's tiles.
+        everything: Rows of the whole batch, of which this process has every n-th.
+        here: The processes.
+    """
+    parts = [everything[rank :: here.count] for rank in range(here.count)]
+    whole, start = np.concatenate(parts), sum(len(part) for part in parts[: here.rank])
+    texts, text_mask = (torch.from_numpy(values).to(here.device) for values in bags.text_members(whole))
+    images = gathered(projected, [len(part) for part in parts], here)[:, None]
+    image_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=here.device)
+    if bags.tiles is not None:
+        vectors, mask = bags.tiles.vectors(whole)
+        images = torch.cat([images, torch.from_numpy(vectors).to(here.device)], dim=1)
+        image_mask = torch.cat([image_mask, torch.from_numpy(mask).to(here.device)], dim=1)
+    own = slice(start, start + len(projected))
+    total, _ = many_to_many_sum(images, image_mask, texts, text_mask, _temperature(config, student), own)
+    return total / max(int(text_mask.any(dim=1).sum()), 1)
+
+
+def gathered(values: Float[Tensor, "b dim"], sizes: list[int], here: Processes) -> Float[Tensor, "all dim"]:
+    """All processes' rows in the order of the ranks; the gradient of every process reaches the rows' owner."""
+    if here.count == 1:
+        return values
+    from torch.distributed.nn.functional import all_gather
+
+    most = max(sizes)
+    padded = torch.cat([values, values.new_zeros(most - len(values), values.shape[1])])  # ranks may differ by one row
+    parts: tuple[Tensor, ...] = all_gather(padded)  # type: ignore[no-untyped-call]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def _temperature(config: BagsConfig, student: torch.nn.Module) -> float | Tensor:
+    inner = getattr(student, "module", student)  # inside the wrapper that exchanges gradients
+    if isinstance(inner, Student) and inner.log_temperature is not None:
+        return inner.log_temperature.exp()
+    return config.temperature

@@ -1,0 +1,85 @@
+"""Keys of a resolved configuration that contradict each other."""
+
+from clipit.config import Config
+from clipit.distributed import processes
+from clipit.errors import ConfigError, explain
+from clipit.training.teaching import uses_reports, uses_soft_labels
+
+LABEL_FREE = ("agreement", "information")
+"""What `training.monitor` may be when no validation tile has a label."""
+_NO_SNIPPET = ("image", "class_prompts")
+
+
+def check(config: Config) -> None:
+    """Refuse keys of a resolved configuration that contradict each other, all at once.
+
+    Raises:
+        ConfigError: See above.
+    """
+    problems = [*_of_distillation(config), *_of_other_terms(config), *_of_batches(config)]
+    if problems:
+        raise ConfigError(explain("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys"))
+
+
+def _of_distillation(config: Config) -> list[str]:
+    problems = []
+    d, s = config.distillation, config.student
+    off = d.tiles == "none"
+    if not off and s.projector_layers == 0:
+        problems.append("distillation needs a projector: student.projector_layers=1, or distillation.tiles=none")
+    if uses_reports(config) and config.reports is None:
+        problems.append("distilling text needs reports: set reports.path, or distillation.tiles=none and bags.weight=0")
+    if s.warm_start and (off or d.target in _NO_SNIPPET):
+        problems.append(
+            "student.warm_start fits a head on paired text: distillation.tiles=labelled or all, target text"
+        )
+    if d.word_drop and (off or d.target in _NO_SNIPPET):
+        problems.append("distillation.word_drop needs a text as target: distillation.target=text, or word_drop=0")
+    if d.text != "frozen" and (off or d.target != "text"):
+        problems.append(f"distillation.text={d.text} needs paired text as target: distillation.target=text")
+    if d.text != "frozen" and config.prompt_bags.weight > 0:
+        problems.append(
+            f"distillation.text={d.text} makes a space of its own, in which the class prompts have no place: "
+            "prompt_bags.weight=0"
+        )
+    if d.target in ("class_prompts",) and not off and config.prompts is None:
+        problems.append("distillation.target=class_prompts needs a prompt set: prompts")
+    if d.target == "report_labels" and not off and config.reports and config.reports.label_column is None:
+        problems.append("distillation.target=report_labels needs reports with labels: reports.label_column")
+    if config.second_vlm is not None and (s.head != "linear" or s.projector_layers != 1 or off):
+        problems.append("second_vlm needs distillation, student.head=linear and student.projector_layers=1")
+    return problems
+
+
+def _of_other_terms(config: Config) -> list[str]:
+    problems = []
+    layers, prompts = config.student.projector_layers, config.prompts
+    for key, weight in (("bags.weight", config.bags.weight), ("prompt_bags.weight", config.prompt_bags.weight)):
+        if weight > 0 and layers == 0:
+            problems.append(f"{key} needs a projector: student.projector_layers=1, or {key}=0")
+    if config.prompt_bags.weight > 0 and prompts is None:
+        problems.append("prompt_bags.weight needs a prompt set: prompts")
+    if config.soft_labels.source == "zero_shot" and prompts is None:
+        problems.append("soft_labels.source=zero_shot needs a prompt set: prompts")
+    if config.bags.weight > 0 and config.pairing.k < config.bags.snippets:
+        problems.append(
+            f"bags.snippets={config.bags.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}"
+        )
+    if config.bags.weight > 0 and config.training.accumulation > 1:
+        problems.append(
+            "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
+            "or bags.weight=0"
+        )
+    if config.training.monitor == "agreement" and not uses_soft_labels(config):
+        problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
+    return problems
+
+
+def _of_batches(config: Config) -> list[str]:
+    t, n = config.training, processes().count
+    if t.tiles_per_step >= n * t.accumulation:
+        return []
+    return [
+        f"training.tiles_per_step={t.tiles_per_step} gives nothing to some of {n} processes "
+        f"x {t.accumulation} micro-batches"
+    ]

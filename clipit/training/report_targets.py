@@ -1,0 +1,101 @@
+"""Targets that bring something from outside of the retrieved snippet: its report, or the reports' own labels.
+
+A retrieved snippet is a function of the VLM's image embedding and a fixed corpus. What is built here adds what the
+corpus knows beside it: which findings occur in one report, and what a whole report was called.
+"""
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from clipit.embedding import Store, unit
+from clipit.errors import DataError, explain, shortlist
+from clipit.training.targets import SnippetVectors
+
+_FOLDS = 5
+
+
+def report_context(
+    store: Store, snippet_ids: np.ndarray, report_ids: np.ndarray, vectors_of: SnippetVectors
+) -> SnippetVectors:
+    """For each snippet the mean of the other snippets of the reports that hold it; itself where there are none.
+
+    Args:
+        store: Text store.
+        snippet_ids: One entry per source of a snippet ...
+        report_ids: ... and the report that it came from.
+        vectors_of: The snippets' own vectors.
+    """
+    positions = store.positions(snippet_ids)
+    own = vectors_of(np.arange(len(store.ids)))
+    names, reports = np.unique(report_ids, return_inverse=True)
+    pairs = np.unique(np.stack([positions, reports], axis=1), axis=0)  # a sentence may stand twice in one report
+    totals = np.zeros((len(names), store.dim), dtype=np.float32)
+    np.add.at(totals, pairs[:, 1], own[pairs[:, 0]])
+    context = np.zeros_like(own)
+    np.add.at(context, pairs[:, 0], totals[pairs[:, 1]] - own[pairs[:, 0]])
+    alone = np.linalg.norm(context, axis=1) < 1e-6
+    context = np.where(alone[:, None], own, unit(context))
+
+    def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Looked up."""
+        return np.asarray(context[positions], dtype=np.float32)
+
+    return vectors
+
+
+def report_label_vectors(
+    store: Store, snippet_ids: np.ndarray, labels: np.ndarray, groups: np.ndarray, vectors_of: SnippetVectors
+) -> SnippetVectors:
+    """What a text-only classifier, trained on the reports' labels, says of a snippet, as a point of the joint space.
+
+    A logistic regression from snippet to its report's label is fitted on reports of other groups (five folds, so no
+    snippet is judged by its own label); the target is the sum over labels of p(label | snippet) times the mean vector
+    of that label's snippets, normalised.
+
+    Args:
+        store: Text store.
+        snippet_ids: One entry per source of a snippet ...
+        labels: ... its report's label ("": unknown, left out of the fit) ...
+        groups: ... and its report's group.
+        vectors_of: The snippets' own vectors.
+
+    Raises:
+        DataError: The reports have fewer than two labels, or fewer than two groups.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    known = labels != ""
+    names = np.unique(labels[known])
+    if len(names) < 2 or len(np.unique(groups[known])) < 2:
+        raise DataError(
+            explain(
+                f"the reports have {len(names)} different labels in {len(np.unique(groups[known]))} groups "
+                f"({shortlist(names.tolist())}); a classifier of them needs two of each",
+                where="reports.label_column",
+                fix="name a column with the reports' labels, or choose another distillation.target",
+            )
+        )
+    own = vectors_of(np.arange(len(store.ids)))
+    positions = store.positions(snippet_ids)
+    code = np.searchsorted(names, np.where(known, labels, names[0]))
+    means = unit(np.stack([own[positions[known & (code == c)]].mean(axis=0) for c in range(len(names))]))
+    group_names, group = np.unique(groups, return_inverse=True)
+    fold = np.random.default_rng(0).permutation(len(group_names))[group] % min(_FOLDS, len(group_names))
+    probabilities = np.zeros((len(store.ids), len(names)), dtype=np.float64)
+    times = np.zeros(len(store.ids))
+    for held_out in range(int(fold.max()) + 1):
+        fit, judged = known & (fold != held_out), np.unique(positions[fold == held_out])
+        if len(np.unique(code[fit])) < 2:
+            continue
+        model = LogisticRegression(max_iter=1000).fit(own[positions[fit]], code[fit])
+        probabilities[np.ix_(judged, model.classes_)] += model.predict_proba(own[judged])
+        times[judged] += 1
+    probabilities /= np.maximum(times, 1)[:, None]
+    made = unit((probabilities @ means).astype(np.float32))
+    made = np.where((times == 0)[:, None], own, made)
+
+    def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Looked up."""
+        return np.asarray(made[positions], dtype=np.float32)
+
+    return vectors

@@ -1,0 +1,105 @@
+"""What a student is taught beside labels: frozen vectors and probabilities by row of the training tiles."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from clipit.config import Config
+from clipit.embedding import Store, centred
+from clipit.training.targets import Targets
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Probabilities that stand for a label, with the weight of each tile (between 0 and 1)."""
+
+    probabilities: Float32[np.ndarray, "n classes"]
+    weights: Float32[np.ndarray, "n"]
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Members of each tile's bag, as rows of a store; -1 where there is none. Vectors are read when asked for."""
+
+    store: Store
+    mean: Float32[np.ndarray, "dim"] | None
+    members: Int[np.ndarray, "n k"]
+
+    def vectors(self, rows: Int[np.ndarray, "b"]) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
+        """Unit vectors of the members of these tiles, and which of them exist."""
+        chosen = self.members[rows]
+        return centred(self.store.rows(np.maximum(chosen, 0)), self.mean), chosen >= 0
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Text bags and tile bags of the training tiles.
+
+    Attributes:
+        texts: Paired snippets.
+        prompts: Nearest entries of a prompt dictionary: their unit vectors, and rows of these per tile; or None.
+        tiles: Neighbour tiles; None when the tile bag is the student's own view alone.
+        counts: What was pruned, for the account.
+    """
+
+    texts: Bag
+    prompts: tuple[Float32[np.ndarray, "entries dim"], Int[np.ndarray, "n p"]] | None
+    tiles: Bag | None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def text_members(
+        self, rows: Int[np.ndarray, "b"]
+    ) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
+        """Vectors and mask of the text bags of these tiles."""
+        vectors, mask = self.texts.vectors(rows)
+        if self.prompts is None:
+            return vectors, mask
+        entries, nearest = self.prompts
+        more = entries[nearest[rows]]
+        return np.concatenate([vectors, more], axis=1), np.concatenate([mask, np.ones(more.shape[:2], bool)], axis=1)
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """All of it; what is None is not taught.
+
+    Attributes:
+        targets: For the projector.
+        second: For the projector of a second VLM.
+        soft: For tiles without a label.
+        prototypes: Class prompts as unit vectors, in the classes' order.
+        bags: For the many-to-many term.
+    """
+
+    targets: Targets | None = None
+    second: Targets | None = None
+    soft: SoftLabels | None = None
+    prototypes: Float32[np.ndarray, "classes dim"] | None = None
+    bags: Bags | None = None
+
+
+def teaches_text(config: Config) -> bool:
+    """Whether the projector learns anything, so that it can answer zero-shot questions."""
+    return config.distillation.tiles != "none" or config.prompt_bags.weight > 0 or config.bags.weight > 0
+
+
+def uses_reports(config: Config) -> bool:
+    """Whether anything is taught that comes from the reports."""
+    of_images = config.distillation.target in ("image", "class_prompts")
+    return (config.distillation.tiles != "none" and not of_images) or config.bags.weight > 0
+
+
+def uses_soft_labels(config: Config) -> bool:
+    """Whether tiles without a label take part through probabilities."""
+    return config.soft_labels.source != "none"
+
+
+def uses_unlabelled(config: Config) -> bool:
+    """Whether tiles without a label take part at all."""
+    return (
+        config.distillation.tiles == "all"
+        or config.bags.weight > 0
+        or uses_soft_labels(config)
+        or config.consistency.weight > 0
+    )

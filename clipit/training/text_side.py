@@ -1,0 +1,214 @@
+"""Adapting the text side before distillation: a light adapter on cached embeddings, or LoRA on the text tower.
+
+The paper (arXiv 2504.16181) trains a head on the paired text and puts LoRA on both towers. Here the text side is
+fitted first, to tell the labels of the labelled tiles from their paired snippets; then every target is made once more
+and frozen. The student's step stays as cheap as before, and the text cannot drift towards the student.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipit.config import LoraConfig
+from clipit.embedding import Store, centred, unit
+from clipit.errors import DataError, ModelError, explain
+from clipit.training.targets import Chosen, SnippetVectors
+
+if TYPE_CHECKING:
+    from clipit.models.vlm import VLM
+
+_ADAPTER_STEPS, _ADAPTER_RATE = 300, 1e-3
+_LORA_STEPS, _LORA_RATE, _LORA_BATCH = 200, 5e-4, 32
+_HIDDEN = 4  # the adapter's hidden layer is this much narrower than the joint space
+_LEAST_HIDDEN = 16
+
+
+@dataclass(frozen=True)
+class AdaptedText:
+    """The vectors that are distilled instead of the frozen ones, and what they cost."""
+
+    vectors: SnippetVectors
+    cost: dict[str, float]
+
+
+def labelled_snippets(
+    chosen: Chosen, labels: Int[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
+    """Positions of the snippets of labelled tiles, and those tiles' labels.
+
+    Raises:
+        DataError: Fewer than two classes among them.
+    """
+    rows, ranks = np.nonzero((chosen.positions >= 0) & (labels >= 0)[:, None])
+    positions, wanted = chosen.positions[rows, ranks], labels[rows]
+    if len(np.unique(wanted)) < 2:
+        raise DataError(
+            explain(
+                "the text side is fitted on labelled tiles' snippets, and these have fewer than two classes",
+                where="distillation.text",
+                fix="keep more labels (tiles.labels), or distillation.text=frozen",
+            )
+        )
+    return positions, wanted
+
+
+def fit_adapter(
+    vectors_of: SnippetVectors, positions: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m"], dim: int, seed: int
+) -> AdaptedText:
+    """A residual bottleneck t' = t + W2 relu(W1 t) that helps a linear head to tell the labels (as CLIP-Adapter).
+
+    Source: Gao et al., arXiv 2110.04544. W2 starts at zero, so that nothing changes before the fit.
+    """
+    begin = time.perf_counter()
+    torch.manual_seed(seed)
+    adapter = _Adapter(dim)
+    head = nn.Linear(dim, int(labels.max()) + 1)
+    texts, wanted = torch.from_numpy(vectors_of(positions)), torch.from_numpy(labels)
+    optimizer = torch.optim.AdamW([*adapter.parameters(), *head.parameters()], lr=_ADAPTER_RATE, weight_decay=1e-2)
+    for _ in range(_ADAPTER_STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(F.cross_entropy(head(adapter(texts)) * _SCALE, wanted))
+        optimizer.step()
+    adapter.requires_grad_(False)
+
+    def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Adapted, of unit length."""
+        found = vectors_of(positions)
+        made: Float32[np.ndarray, "*shape dim"] = adapter(torch.from_numpy(found)).numpy()
+        return made
+
+    return AdaptedText(vectors, {"text_adapter_seconds": round(time.perf_counter() - begin, 2)})
+
+
+_SCALE = 10.0  # unit vectors alone make soft logits
+
+
+class _Adapter(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = max(_LEAST_HIDDEN, dim // _HIDDEN)
+        self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, texts: Tensor) -> Tensor:
+        """Unit vectors to unit vectors [..., dim]."""
+        return F.normalize(texts + self.up(F.relu(self.down(texts))), dim=-1)
+
+
+def fit_text_lora(
+    vlm: "VLM",
+    texts: Mapping[str, str],
+    store: Store,
+    mean: Float32[np.ndarray, "dim"] | None,
+    chosen: Chosen,
+    labels: Int[np.ndarray, "n"],
+    lora: LoraConfig,
+    seed: int,
+) -> AdaptedText:
+    """LoRA on the text tower, fitted to tell labels from paired snippets; all paired snippets are embedded again.
+
+    Args:
+        vlm: Its text tower is as before afterwards.
+        texts: Snippet id -> text.
+        store: Text store in which `chosen` counts.
+        mean: Of the texts; subtracted as for pairing.
+        chosen: Each training tile's snippets.
+        labels: Of the training tiles; -1 where unknown.
+        lora: Rank, alpha and dropout; the targets are the text tower's linear layers.
+        seed: Of the start and of the batches.
+    """
+    begin = time.perf_counter()
+    positions, wanted = labelled_snippets(chosen, labels)
+    used = np.unique(chosen.positions[chosen.positions >= 0])
+    torch.manual_seed(seed)
+    adapted = _with_lora(vlm, lora)
+    head = nn.Linear(vlm.joint_dim, int(wanted.max()) + 1).to(vlm.device)
+    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW([*weights, *head.parameters()], lr=_LORA_RATE, weight_decay=1e-2)
+    order = np.random.default_rng([seed, 0x10A])
+    shift = None if mean is None else torch.from_numpy(mean).to(vlm.device)
+    try:
+        for _ in range(_LORA_STEPS):
+            rows = order.integers(0, len(positions), size=min(_LORA_BATCH, len(positions)))
+            batch = [texts[str(store.ids[position])] for position in positions[rows]]
+            optimizer.zero_grad(set_to_none=True)
+            logits = head(_encoded(vlm, batch, shift)) * _SCALE
+            torch.autograd.backward(F.cross_entropy(logits, torch.from_numpy(wanted[rows]).to(vlm.device)))
+            optimizer.step()
+        made = _embed_all(vlm, [texts[str(store.ids[row])] for row in used.tolist()], mean)
+    finally:
+        adapted.unload()
+        vlm.towers.module.requires_grad_(False)
+    table = np.zeros((len(used), store.dim), dtype=np.float32)
+    table[:] = made
+
+    def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Looked up; only paired snippets are asked for."""
+        return np.asarray(table[np.searchsorted(used, positions).clip(max=len(used) - 1)], dtype=np.float32)
+
+    forward = _LORA_STEPS * min(_LORA_BATCH, len(positions))
+    return AdaptedText(
+        vectors,
+        {
+            "text_lora_seconds": round(time.perf_counter() - begin, 2),
+            "text_lora_parameters": float(sum(weight.numel() for weight in weights)),
+            "texts_forward_backward": float(forward),
+            "texts_embedded_again": float(len(used)),
+        },
+    )
+
+
+def text_layers(module: nn.Module) -> list[str]:
+    """Linear layers of the text tower that can be adapted, by full name.
+
+    Layers inside torch's fused attention are left out: their weights are read, not called.
+
+    Raises:
+        ModelError: There are none.
+    """
+    fused = [name for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)]
+    found = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear)
+        and not name.startswith("vis")
+        and not any(name.startswith(f"{attention}.") for attention in fused)
+    ]
+    if not found:
+        raise ModelError(
+            explain("no linear layer of the text tower can be adapted", where="vlm", fix="distillation.text=adapter")
+        )
+    return found
+
+
+def _with_lora(vlm: "VLM", lora: LoraConfig) -> Any:
+    import peft
+
+    return peft.get_peft_model(
+        vlm.towers.module,
+        peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=text_layers(vlm.towers.module),
+        ),
+    )
+
+
+def _encoded(vlm: "VLM", batch: Sequence[str], shift: Tensor | None) -> Tensor:
+    tokens = {key: value.to(vlm.device) for key, value in vlm.towers.tokenise(batch).items()}
+    embedded = F.normalize(vlm.towers.text(tokens).float(), dim=1)
+    return embedded if shift is None else F.normalize(embedded - shift, dim=1)
+
+
+def _embed_all(vlm: "VLM", texts: Sequence[str], mean: Float32[np.ndarray, "dim"] | None) -> np.ndarray:
+    parts = [vlm.encode_texts(texts[start : start + 64]).cpu().numpy() for start in range(0, len(texts), 64)]
+    return centred(unit(np.concatenate(parts)), mean)

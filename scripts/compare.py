@@ -1,0 +1,26 @@
+"""Compare arms over seeds, data sets and backbones: does text help here, by how much, and why?"""
+
+from pathlib import Path
+
+from clipit.errors import user_errors
+from clipit.settings import read_command
+
+
+def main() -> None:
+    """Parse, run what is missing, print the table, say where everything lies."""
+    with user_errors():
+        option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
+        config, options = read_command(__doc__ or "", extra=option)
+        from clipit.distributed import processes
+        from clipit.experiments.compare import compare, record
+
+        folder = compare(config)
+        if processes().main:
+            if options.record:
+                record(folder, options.record)
+            print("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
+            print(f"page: {folder / 'comparison.html'}\nrows: {folder / 'comparison.parquet'}")
+
+
+if __name__ == "__main__":
+    main()

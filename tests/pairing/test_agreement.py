@@ -1,0 +1,121 @@
+"""Figures of a pairing: labels, hubs, and the table of options."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from tiny_models import write_store
+
+from clipit.config import PairingConfig
+from clipit.embedding import Store, unit
+from clipit.index import Index, build_index
+from clipit.pairing.agreement import agreement, auroc
+from clipit.pairing.options import compare_options, options_text
+from clipit.pairing.pairs import pair_tiles
+from clipit.pairing.summary import skewness, summarise, summary_text
+
+DIM, SNIPPETS, TILES = 8, 60, 50
+
+
+def vectors(n: int, seed: int) -> np.ndarray:
+    return unit(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32) + 0.4)
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Store:
+    return write_store(tmp_path, [f"t{i:03d}" for i in range(TILES)], vectors(TILES, 1), kind="tile_store")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return build_index(tmp_path, write_store(tmp_path, [f"s{i:03d}" for i in range(SNIPPETS)], vectors(SNIPPETS, 0)))
+
+
+def pairs(snippets: list[str]) -> pa.Table:
+    n = len(snippets)
+    return pa.table(
+        {
+            "tile_id": [f"t{i}" for i in range(n)],
+            "rank": pa.array([0] * n, pa.int16()),
+            "snippet_id": snippets,
+            "score": pa.array(np.linspace(0.9, 0.1, n), pa.float32()),
+        }
+    )
+
+
+def test_neighbours_by_hand() -> None:
+    table = pairs(["a", "a", "a", "b", "b", "c", "a"])
+    labels = {"t0": 0, "t1": 0, "t2": 1, "t3": 0, "t4": 1, "t5": 0, "t6": -1}
+    # t0: others 0, 1 -> half a point; t1 the same; t2: others 0, 0 -> none; t3 and t4 differ; t5 is alone.
+    found = agreement(table, labels)
+    assert found["labelled"] == 6 and found["neighbours_tiles"] == 5
+    assert found["neighbours"] == pytest.approx((0.5 + 0.5 + 0 + 0 + 0) / 5)
+    assert found["chance"] == pytest.approx(4 / 6)
+
+
+def test_text_class_and_score_against_it(index: Index, tiles: Store, tmp_path: Path) -> None:
+    table = pair_tiles(tmp_path, index, tiles).table
+    classes = vectors(3, 7)
+    label = np.random.default_rng(0).integers(0, 3, TILES)
+    found = agreement(table, dict(zip(tiles.ids.tolist(), label.tolist(), strict=True)), index=index, class_vectors=classes)
+    rows = [int(s[1:]) for s in table.column("snippet_id").to_pylist()]
+    right = (index.vectors(np.asarray(rows)) @ classes.T).argmax(axis=1) == label
+    assert found["zero_shot"] == pytest.approx(right.mean())
+    assert found["score_auroc"] == pytest.approx(roc_auc_score(right, np.asarray(table.column("score"))))
+
+
+def test_what_is_undefined_says_why() -> None:
+    table = pairs(["a", "b"])
+    assert agreement(table, {})["undefined"]["neighbours"] == "no label is known"
+    found = agreement(table, {"t0": 0, "t1": 0})
+    assert found["neighbours"] is None and "no two labelled tiles" in found["undefined"]["neighbours"]
+    text = summary_text(summarise(table, 5, agreement=found), {"a": "one", "b": "two"})
+    assert "share the label: undefined (no two labelled tiles have the same snippet)" in text
+    assert "undefined (no class prompts are given)" in text
+
+
+def test_auroc_counts_ties_half() -> None:
+    rng = np.random.default_rng(0)
+    right, scores = rng.random(80) < 0.4, rng.integers(0, 9, 80).astype(np.float64)
+    assert auroc(scores[right], scores[~right]) == pytest.approx(roc_auc_score(right, scores))
+    assert auroc(scores, scores[:0]) is None
+
+
+def test_skewness_is_that_of_all_snippets() -> None:
+    uses = np.asarray([1, 1, 2, 9, 3])
+    assert skewness(uses, 30) == pytest.approx(stats.skew(np.concatenate([uses, np.zeros(25)])))
+    assert skewness(np.asarray([2, 2]), 2) is None
+
+
+def test_tiles_without_pair_are_counted() -> None:
+    found = summarise(pairs(["a", "b", "a"]), 10, n_tiles=12, dropped={"threshold": 4})
+    assert (found["tiles"], found["tiles_without_pair"], found["share_without_pair"]) == (3, 9, 0.75)
+    text = summary_text(found, {"a": "one", "b": "two"})
+    assert "9 tiles (75.0%) have no pair" in text and "dropped candidates: threshold 4" in text
+
+
+def test_options_are_the_pairings_that_they_name(tmp_path: Path, index: Index, tiles: Store) -> None:
+    labels = {tile: i % 3 for i, tile in enumerate(tiles.ids.tolist())}
+    rules = PairingConfig(k=2, block=16, mutual_neighbours=2)
+    options = compare_options(index, tiles, rules, labels=labels, class_vectors=vectors(3, 7))
+    assert len(options) == 16 and len({option.name for option in options}) == 16
+    for option in options:
+        made = pair_tiles(tmp_path, index, tiles, k=2, block=16, rules=option.rules)
+        expected = made.summary | {"agreement": option.summary["agreement"]}
+        assert dict(option.summary) == expected, option.name
+    plain = options[0]
+    assert plain.name == "none" and plain.rules.threshold is None
+    assert options[1].figure("without_pair") == pytest.approx(0.25, abs=0.03)
+    lines = options_text(options).splitlines()
+    assert len(lines) == 17 and lines[0].split()[:2] == ["rules", "no"]
+    assert lines[1].split()[-1] == f"{plain.figure('score_auroc'):.3f}"
+
+
+def test_options_show_rules_that_leave_nothing(index: Index, tiles: Store) -> None:
+    options = compare_options(index, tiles, PairingConfig(), thresholds=[1.0])
+    nothing = next(option for option in options if option.name == "csls, threshold 1")
+    assert nothing.figure("without_pair") == 1.0 and nothing.figure("hub_share") is None
+    assert "n/a" in options_text(options) and "label of text" not in options_text(options)

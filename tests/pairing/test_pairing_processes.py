@@ -1,0 +1,68 @@
+"""Two real processes make the same pairs and bags as one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import write_store
+
+from clipit.embedding import unit
+from clipit.index import build_index
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+MAKE = """
+import sys
+from pathlib import Path
+from clipit.artifacts import open_artifact
+from clipit.config import PairingConfig
+from clipit.embedding import Store
+from clipit.errors import DataError
+from clipit.index import build_index
+from clipit.pairing.options import compare_options, options_text
+from clipit.pairing.pairs import pair_tiles
+from clipit.pairing.tile_bags import tile_bags
+texts, tiles = (Store(open_artifact(Path(sys.argv[i]), kind)) for i, kind in ((1, "text_store"), (2, "tile_store")))
+out = Path(sys.argv[3])
+index = build_index(Path(sys.argv[1]).parent, texts)
+for correction in ("csls", "inverted_softmax", "sinkhorn"):
+    rules = PairingConfig(correction=correction, mutual=True, score_temperature=0.1, margin=0.001)
+    pairs = pair_tiles(out / correction, index, tiles, k=3, block=16, rules=rules)
+tile_bags(out / "bags", tiles, 4, mean=tiles.mean(), pairs=pairs, index=index, block=16, margin=0.1)
+table = options_text(compare_options(index, tiles, PairingConfig(block=16)))
+(out / f"options{__import__('clipit.distributed').distributed.processes().rank}.txt").write_text(table)
+try:
+    pair_tiles(out / "none", index, tiles, block=16, rules=PairingConfig(threshold=1.0))
+except DataError as error:
+    print("refused:", str(error).splitlines()[0], flush=True)
+"""
+
+
+def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = [unit(rng.normal(size=(n, 8)).astype(np.float32) + 0.5) for n in (300, 90)]
+    texts = write_store(tmp_path, [f"s{i:03d}" for i in range(300)], made[0])
+    tiles = write_store(tmp_path, [f"t{i:03d}" for i in range(90)], made[1], kind="tile_store")
+    build_index(tmp_path, texts)
+    script = tmp_path / "make.py"
+    script.write_text(MAKE)
+    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", str(script)]
+    for name, start in {"one": [str(script)], "two": two}.items():
+        (tmp_path / name).mkdir()
+        command = [sys.executable, *start, str(texts.artifact.folder), str(tiles.artifact.folder), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("refused: the rules leave none of 90") == {"one": 1, "two": 2}[name]
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
+    files = [file for file in files if not any(part.endswith(".partial") for part in file.parts)]
+    assert len(files) == 5
+    for file in files:
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
+    tables = [(tmp_path / file).read_text() for file in ("one/options0.txt", "two/options0.txt", "two/options1.txt")]
+    assert tables[0] == tables[1] == tables[2]

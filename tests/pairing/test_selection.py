@@ -1,0 +1,221 @@
+"""Rules that leave pairs out: by score, by rival, by the other side, by organ and by group."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from tiny_models import write_store
+
+from clipit.config import PairingConfig
+from clipit.embedding import Store, centred, unit
+from clipit.errors import ConfigError, DataError
+from clipit.index import Index, build_index, has_faiss
+from clipit.pairing.pairs import Pairs, pair_tiles
+from clipit.pairing.summary import summary_text
+
+DIM, SNIPPETS, TILES = 8, 60, 40
+IDS = [f"s{i:03d}" for i in range(SNIPPETS)]
+
+
+def vectors(n: int, seed: int) -> np.ndarray:
+    return unit(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32))
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Store:
+    return write_store(tmp_path, [f"t{i:03d}" for i in range(TILES)], vectors(TILES, 1), kind="tile_store")
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return build_index(tmp_path, write_store(tmp_path, IDS, vectors(SNIPPETS, 0)))
+
+
+@pytest.fixture
+def cosines(index: Index, tiles: Store) -> np.ndarray:
+    return centred(tiles.rows(np.arange(TILES)), tiles.mean()) @ index.vectors(np.arange(SNIPPETS)).T
+
+
+def sources(**columns: list[str]) -> pa.Table:
+    """One source per snippet; snippet s000 has two."""
+    rows = {"snippet_id": [*IDS, "s000"], "organ": [""] * (SNIPPETS + 1), "group": [""] * (SNIPPETS + 1)}
+    return pa.table({**rows, **columns})
+
+
+def by_tile(pairs: Pairs) -> dict[str, list[tuple[str, float]]]:
+    found: dict[str, list[tuple[str, float]]] = {}
+    for row in pairs.table.to_pylist():
+        found.setdefault(row["tile_id"], []).append((row["snippet_id"], row["score"]))
+        assert row["rank"] == len(found[row["tile_id"]]) - 1, "ranks without gaps"
+    return found
+
+
+def plain(cosines: np.ndarray, k: int) -> dict[str, list[str]]:
+    return {f"t{i:03d}": [IDS[j] for j in np.argsort(-row)[:k]] for i, row in enumerate(cosines)}
+
+
+def test_default_rules_change_neither_the_folder_nor_the_pairs(tmp_path: Path, index: Index, tiles: Store) -> None:
+    without = pair_tiles(tmp_path / "a", index, tiles, k=2)
+    default = pair_tiles(tmp_path / "b", index, tiles, k=2, rules=PairingConfig(correction_neighbours=3))
+    assert default.artifact.folder.name == without.artifact.folder.name
+    assert default.artifact.manifest.files["pairs.parquet"] == without.artifact.manifest.files["pairs.parquet"]
+    assert set(without.artifact.manifest.inputs) == {"index", "tiles", "k", "nprobe"}
+    assert without.table.column_names == ["tile_id", "rank", "snippet_id", "score"]
+
+
+def test_threshold_drops_pairs_and_counts_tiles_without_one(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray
+) -> None:
+    level = float(np.quantile(cosines.max(axis=1), 0.3))
+    pairs = pair_tiles(tmp_path, index, tiles, k=3, rules=PairingConfig(threshold=level))
+    expected = {
+        tile: [s for s in snippets if cosines[int(tile[1:]), int(s[1:])] >= level]
+        for tile, snippets in plain(cosines, 3).items()
+    }
+    assert {t: [s for s, _ in found] for t, found in by_tile(pairs).items()} == {t: s for t, s in expected.items() if s}
+    without = sum(not s for s in expected.values())
+    assert pairs.summary["tiles_without_pair"] == without == 12
+    assert pairs.summary["dropped"] == {"threshold": 3 * TILES - sum(map(len, expected.values()))}
+    assert "12 tiles (30.0%) have no pair" in summary_text(pairs.summary, dict.fromkeys(IDS, "a text"))
+
+
+def test_margin_is_over_the_best_snippet_outside_the_bag(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray
+) -> None:
+    pairs = pair_tiles(tmp_path, index, tiles, k=2, rules=PairingConfig(margin=0.05))
+    ordered = -np.sort(-cosines, axis=1)
+    expected = (ordered[:, :2] - ordered[:, 2:3] >= 0.05).sum()
+    assert pairs.table.num_rows == expected and 0 < expected < 2 * TILES
+
+
+def test_no_rival_is_no_reason_to_drop(tmp_path: Path, tiles: Store) -> None:
+    two = build_index(tmp_path, write_store(tmp_path, ["a", "b"], vectors(2, 3)))
+    assert pair_tiles(tmp_path, two, tiles, k=2, rules=PairingConfig(margin=0.5)).table.num_rows == 2 * TILES
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_mutual_pairs_are_near_from_both_sides(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, block: int
+) -> None:
+    rules = PairingConfig(mutual=True, mutual_neighbours=2)
+    pairs = pair_tiles(tmp_path, index, tiles, k=1, block=block, rules=rules)
+    nearest = {(f"t{t:03d}", IDS[s]) for s in range(SNIPPETS) for t in np.argsort(-cosines[:, s])[:2]}
+    expected = {(t, s[0]) for t, s in plain(cosines, 1).items()} & nearest
+    assert {(t, s[0][0]) for t, s in by_tile(pairs).items()} == expected and 0 < len(expected) < TILES
+
+
+def test_weights_are_a_softmax_of_the_kept_scores(tmp_path: Path, index: Index, tiles: Store) -> None:
+    rules = PairingConfig(score_temperature=0.1, threshold=0.3)
+    table = pair_tiles(tmp_path, index, tiles, k=3, rules=rules).table
+    tile, score = np.asarray(table.column("tile_id").to_pylist()), np.asarray(table.column("score"))
+    for name in np.unique(tile):
+        powers = np.exp(score[tile == name].astype(np.float64) / 0.1)
+        assert np.allclose(np.asarray(table.column("weight"))[tile == name], powers / powers.sum(), atol=1e-6)
+
+
+def test_only_snippets_of_the_organs(tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray) -> None:
+    organs = ["Breast" if i % 3 else "colon" for i in range(SNIPPETS)]
+    rules = PairingConfig(organs=("COLON ",))
+    found = pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(organ=[*organs, "breast"]))
+    only = np.where(np.arange(SNIPPETS) % 3 == 0, cosines, -1)
+    assert [s[0][0] for s in by_tile(found).values()] == [IDS[j] for j in only.argmax(axis=1)]
+
+
+@pytest.mark.parametrize(("organs", "words"), [(["breast"] * 61, "use organs.*breast"), ([""] * 61, "organ_column")])
+def test_an_organ_that_no_report_has(
+    tmp_path: Path, index: Index, tiles: Store, organs: list[str], words: str
+) -> None:
+    with pytest.raises(DataError, match=f"(?s)no snippet comes from a report of colon.*{words}"):
+        pair_tiles(tmp_path, index, tiles, rules=PairingConfig(organs=("colon",)), sources=sources(organ=organs))
+
+
+def test_a_tile_gets_no_snippet_of_its_own_group_alone(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray
+) -> None:
+    first = cosines.argmax(axis=1)
+    groups = {tile: f"g{j}" for tile, j in zip(tiles.ids.tolist(), first, strict=True)} | {"t003": ""}
+    of_snippets = [*(f"g{j}" for j in range(SNIPPETS)), "another"]  # s000 has two groups: it is nobody's own
+    rules = PairingConfig(exclude_same_group=True)
+    found = by_tile(pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=of_snippets), groups=groups))
+    second = np.argsort(-cosines, axis=1)[:, 1]
+    for i, tile in enumerate(tiles.ids.tolist()):
+        own = first[i] != 0 and groups[tile] != ""
+        assert found[tile][0][0] == IDS[second[i] if own else first[i]]
+
+
+def test_equal_embeddings_have_the_sources_of_all(tmp_path: Path, tiles: Store) -> None:
+    two = vectors(2, 5)
+    index = build_index(tmp_path, write_store(tmp_path, ["a", "b", "c"], two[[0, 0, 1]]), centring=False)
+    table = pa.table({"snippet_id": ["a", "b", "c"], "organ": ["breast", "colon", "breast"], "group": [""] * 3})
+    pairs = pair_tiles(tmp_path, index, tiles, k=2, rules=PairingConfig(organs=("colon",)), sources=table)
+    assert set(pairs.table.column("snippet_id").to_pylist()) == {"a"}, "a stands for b, too"
+
+
+def test_unknown_groups_are_an_error_not_a_silence(tmp_path: Path, index: Index, tiles: Store) -> None:
+    rules = PairingConfig(exclude_same_group=True)
+    with pytest.raises(DataError, match="the reports have no group"):
+        pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(), groups=dict.fromkeys(tiles.ids.tolist(), "g"))
+    with pytest.raises(DataError, match="the tiles have no group"):
+        pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["g"] * 61), groups=None)
+
+
+def test_rules_that_leave_no_pair_tell_the_scores(tmp_path: Path, index: Index, tiles: Store) -> None:
+    with pytest.raises(DataError, match=r"(?s)none of 40 candidate pairs.*threshold: 40.*median 0\.\d+.*set pairing"):
+        pair_tiles(tmp_path, index, tiles, rules=PairingConfig(threshold=1.0))
+    with pytest.raises(DataError, match="no snippet is allowed for any tile"):
+        own = sources(group=["g"] * 61)
+        groups = dict.fromkeys(tiles.ids.tolist(), "g")
+        pair_tiles(tmp_path, index, tiles, rules=PairingConfig(exclude_same_group=True), sources=own, groups=groups)
+
+
+@pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
+def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, tiles: Store) -> None:
+    lists = build_index(tmp_path, index.store, key="IVF4,Flat", nprobe=4)
+    with pytest.raises(ConfigError, match=r"IVF4,Flat.*does not see all scores(?s:.*)pairing\.index=Flat"):
+        pair_tiles(tmp_path, lists, tiles, rules=PairingConfig(correction="csls"))
+    some = pair_tiles(tmp_path, lists, tiles, rules=PairingConfig(threshold=0.3)).table
+    assert some.equals(pair_tiles(tmp_path, index, tiles, rules=PairingConfig(threshold=0.3)).table)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"correction": "csls"}, {"mutual": True}, {"organs": ("colon",)}, {"exclude_same_group": True}]
+)
+def test_the_configuration_refuses_them_with_lists(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="they need index: Flat"):
+        PairingConfig(index="IVF16,Flat", **keys)
+
+
+@pytest.mark.parametrize("kind", ["text_store", "tile_store"])
+def test_embeddings_that_are_not_finite_are_named(tmp_path: Path, index: Index, tiles: Store, kind: str) -> None:
+    broken = vectors(3, 9)
+    broken[1, 2] = np.nan
+    store = write_store(tmp_path, ["x0", "x1", "x2"], broken, kind=kind)
+    with pytest.raises(DataError, match="1 embeddings of (tiles|snippets) are not finite: x1"):
+        if kind == "tile_store":
+            pair_tiles(tmp_path, index, store)
+        else:
+            pair_tiles(tmp_path, build_index(tmp_path, store, backend="torch"), tiles)
+
+
+def test_a_killed_pairing_with_rules_goes_on(
+    tmp_path: Path, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import clipit.pairing.pairs as module
+
+    rules = PairingConfig(correction="csls", threshold=0.3, score_temperature=0.1)
+    whole = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10, rules=rules)
+    original, calls = module.find, iter([True, True, False])
+
+    def dying(*arguments: Any) -> Any:
+        if not next(calls):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "find", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pair_tiles(tmp_path / "b", index, tiles, k=2, block=10, rules=rules)
+    monkeypatch.setattr(module, "find", original)
+    again = pair_tiles(tmp_path / "b", index, tiles, k=2, block=10, rules=rules)
+    assert again.artifact.manifest.files["pairs.parquet"] == whole.artifact.manifest.files["pairs.parquet"]

@@ -1,1 +1,1 @@
-"""Prompt sets (class -> names, templates) and prompt bags, read from YAML."""
+"""Prompt sets (class -> names, templates), linter, sensitivity grid, prompt bags and the dictionary (YAML)."""

@@ -76,12 +76,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         DataError: Unknown or missing keys, a template without `{}`, a class without names, a name given twice or
             under two classes, ...; all are listed at once.
     """
-    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
-    problems += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
-    problems += [f"{key}: is missing" for key in ("name", "version", "templates", "classes") if raw.get(key) is None]
-    problems += _template_problems(raw["templates"]) if raw.get("templates") is not None else []
-    problems += _class_problems(raw["classes"]) if raw.get("classes") is not None else []
-    yaml_file.raise_problems(problems, where)
+    yaml_file.raise_problems(set_problems(raw, repeated), where)
     return PromptSet(
         name=str(raw["name"]),
         version=str(raw["version"]),
@@ -89,6 +84,16 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         classes={name: tuple(names) for name, names in raw["classes"].items()},
         source=str(raw.get("source", "")).strip(),
     )
+
+
+def set_problems(raw: Mapping[str, Any], repeated: Sequence[str] = ()) -> list[str]:
+    """All that keeps a mapping from being a prompt set, each as `key: what`; see `parse_prompts`."""
+    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
+    problems += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
+    problems += [f"{key}: is missing" for key in ("name", "version", "templates", "classes") if raw.get(key) is None]
+    problems += _template_problems(raw["templates"]) if raw.get("templates") is not None else []
+    problems += _class_problems(raw["classes"]) if raw.get("classes") is not None else []
+    return problems
 
 
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:

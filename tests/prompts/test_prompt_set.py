@@ -9,6 +9,7 @@ import pytest
 from clipit.errors import DataError
 from clipit.prompts.prompt_bag import load_bag
 from clipit.prompts.prompt_set import check_classes, load_prompts
+from clipit.tiles.datasets import DATASETS
 
 DATA = os.environ.get("CLIPIT_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="CLIPIT_TEST_DATA is not set: no published prompt files here")
@@ -89,6 +90,79 @@ def test_bach_has_the_published_names() -> None:
     draws = json.loads((Path(DATA) / "prompts/kep_bach_prompts_100.json").read_text())
     for name, names in load_prompts("bach").classes.items():
         assert set(names) == {draw["classnames"][name] for draw in draws.values()}
+
+
+PUBLISHED_CLASSES = {
+    "crc_quilt8": "ADI DEB LYM MUC MUS NORM STR TUM",
+    "crc_thunder": "ADI BACK DEB LYM MUC MUS NORM STR TUM",
+    "crc_kep": "ADI BACK DEB LYM MUC MUS NORM STR TUM",
+    "pcam_quilt": "no_tumor tumor",
+    "pcam_keep": "no_tumor tumor",
+    "bach_quilt": "Benign InSitu Invasive Normal",
+    "bach_keep": "Benign InSitu Invasive Normal",
+    "bach_thunder": "Benign InSitu Invasive Normal",
+    "lc25000_lung": "lung_aca lung_n lung_scc",
+    "lc25000_lung_quilt": "lung_aca lung_n lung_scc",
+    "lc25000_colon": "colon_aca colon_n",
+    "lc25000_colon_quilt": "colon_aca colon_n",
+    "mhist": "HP SSA",
+    "sicapv2": "G3 G4 G5 NC",
+    "sicapv2_quilt": "G3 G4 G5 NC",
+    "lc25000": "colon_aca colon_n lung_aca lung_n lung_scc",
+    "breakhis": "benign malignant",
+    "breakhis_types": "A DC F LC MC PC PT TA",
+    "breakhis_thunder": "DC F MC TA",
+    "kather2016": "01_TUMOR 02_STROMA 03_COMPLEX 04_LYMPHO 05_DEBRIS 06_MUCOSA 07_ADIPOSE 08_EMPTY",
+    "wsss4luad": "normal tumor",
+    "wsss4luad_kep": "normal stroma tumor",
+    "digestpath": "benign malignant",
+    "pannuke": "benign malignant",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_CLASSES)
+def test_classes_are_those_of_the_data_sets(name: str) -> None:
+    prompts = load_prompts(name)
+    assert sorted(prompts.classes) == PUBLISHED_CLASSES[name].split()
+    assert prompts.name == name and prompts.source and prompts.version == "1"
+
+
+@pytest.mark.parametrize("name", [name for name, row in DATASETS.items() if row.classes])
+def test_every_data_set_has_a_prompt_set_of_its_classes(name: str) -> None:
+    prompts = load_prompts({"nct_crc": "crc"}.get(name, name))
+    assert set(prompts.classes) == set(DATASETS[name].classes)
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "file", "left_out"),
+    [
+        ("crc_kep", "kep_kather_prompts_100.json", ()),
+        ("bach", "kep_bach_prompts_100.json", ()),
+        ("sicapv2", "kep_sicap_prompts_100.json", ("Tumor",)),
+        ("wsss4luad_kep", "kep_wsss4luad_prompts_100.json", ()),
+    ],
+)
+def test_synonym_sets_hold_what_kep_draws_from(name: str, file: str, left_out: tuple[str, ...]) -> None:
+    assert DATA is not None
+    draws = list(json.loads((Path(DATA) / "prompts" / file).read_text()).values())
+    published = {key: {draw["classnames"][key] for draw in draws} for key in draws[0]["classnames"]}
+    prompts = load_prompts(name)
+    assert {key: set(names) for key, names in prompts.classes.items()} == {
+        key: names for key, names in published.items() if key not in left_out
+    }
+    assert {draw["templates"].replace("CLASSNAME", "{}") for draw in draws} <= set(prompts.templates)
+
+
+@needs_data
+def test_bach_keep_is_the_published_prompt() -> None:
+    assert DATA is not None
+    published = json.loads((Path(DATA) / "prompts/keep_bach_prompt.json").read_text())["0"]
+    prompts = load_prompts("bach_keep")
+    assert {key: names[0] for key, names in prompts.classes.items()} == {
+        key: names if isinstance(names, str) else names[0] for key, names in published["classnames"].items()
+    }
+    assert prompts.templates == (published["templates"].replace("CLASSNAME", "{}"),)
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""The prompt dictionary: histology terms with rephrasings, findings and causes, for building bags of text."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from clipit.artifacts import fingerprint
+from clipit.errors import DataError, explain
+from clipit.prompts import yaml_file
+from clipit.prompts.lint import fold
+
+KINDS = ("tissue", "cell", "pattern", "grade", "change", "tumour", "cause", "context", "artefact")
+_FOLDER = Path(__file__).parent / "dictionaries"
+_KEYS = ("name", "version", "chapter", "entries")
+_TEXTS = ("id", "term", "kind", "organ", "source")
+_LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
+"""List -> how many texts it may hold; the upper bounds are those of CPLIP's bags."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One term.
+
+    Attributes:
+        id: Stays the same when the wording changes.
+        term: The term itself.
+        variants: Rephrasings of it.
+        kind: One of `KINDS`.
+        organ: Where it belongs, or `any`.
+        source: The vocabulary that the term belongs to.
+        findings: What is seen where it is present.
+        causes: What it comes from.
+    """
+
+    id: str
+    term: str
+    variants: tuple[str, ...]
+    kind: str
+    organ: str
+    source: str
+    findings: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Entries by id, in the files' order; `load_dictionary` makes one."""
+
+    name: str
+    version: str
+    entries: Mapping[str, Entry]
+
+    def entry(self, entry_id: str) -> Entry:
+        """The entry of this id.
+
+        Raises:
+            DataError: There is none.
+        """
+        if entry_id not in self.entries:
+            near = difflib.get_close_matches(entry_id, self.entries, n=1, cutoff=0.5)
+            fix = f"did you mean {near[0]}?" if near else "look at the ids in its files"
+            raise DataError(explain(f"no entry {entry_id} in the dictionary {self.name}", fix=fix))
+        return self.entries[entry_id]
+
+    def texts(self, entry_id: str) -> list[str]:
+        """The term and its rephrasings: texts that say the same.
+
+        Raises:
+            DataError: There is no such entry.
+        """
+        entry = self.entry(entry_id)
+        return [entry.term, *entry.variants]
+
+    @cached_property
+    def hash(self) -> str:
+        """Fingerprint of all ids and texts."""
+        return fingerprint([[e.id, e.term, e.variants, e.findings, e.causes] for e in self.entries.values()])
+
+
+def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str]:
+    """A CPLIP-style bag: term, rephrasings, findings, causes, in this order, each text once, at most `most`.
+
+    CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms and
+    5 retrieved captions. The captions are retrieved, not written, and are for the caller to add: what the dictionary
+    gives is at most 12 texts.
+
+    Raises:
+        DataError: There is no such entry, or `most` is below 1.
+    """
+    if most < 1:
+        raise DataError(explain(f"a bag of at most {most} texts", where="most", fix="give 1 or more"))
+    entry = dictionary.entry(entry_id)
+    return list(dict.fromkeys([*dictionary.texts(entry_id), *entry.findings, *entry.causes]))[:most]
+
+
+def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
+    """Read a dictionary: a packaged one by its name, a YAML file, or a folder of YAML files (chapters).
+
+    Raises:
+        DataError: There is none, or its content is wrong (ids or terms given twice, a variant that is another entry's
+            term, unknown kinds, too many or too few texts, ...); all problems are listed at once.
+    """
+    problems: list[str] = []
+    entries: dict[str, Entry] = {}
+    terms: dict[str, str] = {}
+    titles: set[tuple[str, str]] = set()
+    for file in _files(name_or_path):
+        raw, repeated = yaml_file.read(file)
+        titles.add((str(raw.get("name")), str(raw.get("version"))))
+        found = [f"{key}: is given twice; only the last one would count" for key in repeated]
+        found += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
+        found += [f"{key}: is missing" for key in ("name", "version", "entries") if raw.get(key) is None]
+        listed = raw.get("entries") or []
+        found += [] if isinstance(listed, list) else ["entries: must be a list of entries"]
+        for place, item in enumerate(listed if isinstance(listed, list) else []):
+            key, wrong = f"entries[{place}]", _entry_problems(item)
+            found += [f"{key}{problem}" for problem in wrong]
+            if not wrong:
+                entry = Entry(**(item | {name: tuple(item.get(name) or ()) for name in _LISTS}))
+                term = fold(entry.term)
+                found += [f"{key}.id: {entry.id} is given twice"] if entry.id in entries else []
+                found += [f"{key}.term: {entry.term!r} is also the term of {terms[term]}"] if term in terms else []
+                entries.setdefault(entry.id, entry)
+                terms.setdefault(term, entry.id)
+        problems += [f"{file.name}: {problem}" for problem in found]
+    problems += [
+        f"{entry.id}.variants: {text!r} is the term of {terms[fold(text)]}"
+        for entry in entries.values()
+        for text in entry.variants
+        if terms.get(fold(text), entry.id) != entry.id
+    ]
+    if len(titles) > 1:
+        problems.append(f"name and version differ between chapters: {sorted(titles)}")
+    yaml_file.raise_problems(problems, name_or_path)
+    name, version = titles.pop()
+    return Dictionary(name, version, entries)
+
+
+def _files(name_or_path: str | Path) -> list[Path]:
+    """The YAML files of a dictionary, sorted by name."""
+    path = Path(name_or_path)
+    for folder in (path, _FOLDER / str(name_or_path)):
+        if folder.is_dir() and (files := sorted(folder.glob("*.yaml"))):
+            return files
+    if path.is_file():
+        return [path]
+    names = sorted(folder.name for folder in _FOLDER.iterdir() if folder.is_dir())
+    fix = f"give a YAML file, a folder of YAML files, or one of: {', '.join(names)}"
+    raise DataError(explain(f"no such dictionary: {name_or_path}", where=path.absolute(), fix=fix))
+
+
+def _entry_problems(item: object) -> list[str]:
+    """What is wrong with one entry, each beginning with the rest of its key path."""
+    if not isinstance(item, Mapping):
+        return [": is not a mapping of keys to values"]
+    problems = [f".{key}: unknown key" for key in item if key not in (*_TEXTS, *_LISTS)]
+    for name in _TEXTS:
+        if not isinstance(item.get(name), str) or not item[name].strip():
+            problems.append(f".{name}: is missing or not a text")
+    if isinstance(item.get("kind"), str) and item["kind"] not in KINDS:
+        problems.append(f".kind: {item['kind']!r} is none of {', '.join(KINDS)}")
+    for name, (least, most) in _LISTS.items():
+        texts = item.get(name) or []
+        if texts or least:
+            problems += [f".{problem}" for problem in yaml_file.text_problems(name, texts, "texts")]
+        if isinstance(texts, Sequence) and not isinstance(texts, str) and not least <= len(texts) <= most:
+            problems.append(f".{name}: {len(texts)} texts; {least} to {most} are allowed")
+    variants = item.get("variants")
+    if isinstance(item.get("term"), str) and isinstance(variants, list) and item["term"] in variants:
+        problems.append(".variants: the term itself is among them")
+    return problems

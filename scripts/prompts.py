@@ -1,0 +1,59 @@
+"""Prompt sets: `lint FILE...` looks them over; `study --config FILE` measures how much the way of asking matters."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from clipit.errors import user_errors
+from clipit.settings import read_command
+
+
+def lint(arguments: list[str]) -> None:
+    """Print the findings of each file; exit status 1 when there is an error among them."""
+    parser = argparse.ArgumentParser(prog="prompts.py lint", description="Look prompt sets over.")
+    parser.add_argument("files", nargs="+", help="YAML files, or names of packaged sets")
+    parser.add_argument("--config", help="compare with the tiles' classes and the VLM's token budget of this file")
+    options = parser.parse_args(arguments)
+    from clipit.prompts.lint import lint_file
+
+    classes = count_tokens = budget = None
+    if options.config:
+        from clipit.experiments.materials import Materials
+
+        materials = Materials(read_command("", ["--config", options.config])[0])
+        classes = materials.some_tiles.classes
+        count_tokens, budget = materials.vlm.count_tokens, materials.vlm.context_length
+    errors = 0
+    for file in options.files:
+        findings = lint_file(file, classes, count_tokens, budget)
+        errors += sum(finding.level == "error" for finding in findings)
+        print(f"{file}: {len(findings)} findings" if findings else f"{file}: nothing found")
+        for finding in findings:
+            print(f"  {finding.text()}")
+    raise SystemExit(1 if errors else 0)
+
+
+def study(arguments: list[str]) -> None:
+    """Run the study and say where it lies."""
+    extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}}
+    config, options = read_command("Measure how much the way of asking matters.", arguments, extra)
+    from clipit.distributed import processes
+    from clipit.experiments.materials import Materials
+    from clipit.experiments.prompt_study import prompt_study
+
+    folder = prompt_study(config, Materials(config), options.run)
+    if processes().main:
+        print(f"tables: {folder / 'prompts.md'}\nall rows: {folder / 'prompts.parquet'}")
+
+
+def main() -> None:
+    """Parse and call."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("lint", "study"))
+    command = parser.parse_args(sys.argv[1:2]).command
+    with user_errors():
+        {"lint": lint, "study": study}[command](sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

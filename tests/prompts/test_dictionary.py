@@ -1,0 +1,92 @@
+"""The prompt dictionary: what ships, what a bag holds, and what a wrong file is told."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import clipit
+from clipit.errors import DataError
+from clipit.prompts.dictionary import KINDS, bag_texts, load_dictionary
+
+ENTRY = {"id": "e1", "term": "fat", "variants": ["adipose tissue", "fat tissue"], "kind": "tissue", "organ": "any"}
+ENTRY |= {"source": "general histology"}
+
+
+def write(path: Path, *entries: object, **keys: object) -> Path:
+    content = {"name": "own", "version": 1, "entries": list(entries)} | keys
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_the_packaged_dictionary() -> None:
+    dictionary = load_dictionary("histology")
+    assert len(dictionary.entries) >= 300
+    assert {entry.kind for entry in dictionary.entries.values()} == set(KINDS)
+    assert all(entry.source and 2 <= len(entry.variants) <= 5 for entry in dictionary.entries.values())
+    assert dictionary.texts("change-necrosis")[:2] == ["necrosis", "necrotic tissue"]
+    chapters = Path(clipit.__file__).parent / "prompts/dictionaries/histology"
+    heads = [path.read_text(encoding="utf-8").split("name:")[0] for path in chapters.glob("*.yaml")]
+    assert len(heads) == 9
+    assert all("CPLIP-style, not CPLIP's" in head for head in heads)
+
+
+def test_a_bag_has_each_text_once_and_is_bounded(tmp_path: Path) -> None:
+    full = ENTRY | {"findings": ["rim of nuclei", "fat"], "causes": ["food"]}
+    dictionary = load_dictionary(write(tmp_path / "d.yaml", full))
+    assert bag_texts(dictionary, "e1") == ["fat", "adipose tissue", "fat tissue", "rim of nuclei", "food"]
+    assert bag_texts(dictionary, "e1", most=2) == ["fat", "adipose tissue"]
+    with pytest.raises(DataError, match="did you mean e1"):
+        bag_texts(dictionary, "e11")
+    with pytest.raises(DataError, match="at most 0"):
+        bag_texts(dictionary, "e1", most=0)
+
+
+def test_hash_follows_the_texts(tmp_path: Path) -> None:
+    first = load_dictionary(write(tmp_path / "d.yaml", ENTRY)).hash
+    assert load_dictionary(write(tmp_path / "d.yaml", ENTRY, name="another")).hash == first
+    assert load_dictionary(write(tmp_path / "d.yaml", ENTRY | {"term": "lard"})).hash != first
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "d.yaml",
+        ENTRY,
+        ENTRY | {"term": "Fat."},
+        ENTRY | {"id": "e2", "term": "lipid", "variants": ["Fat", "lipids"]},
+        ENTRY | {"id": "e3", "term": "oil", "kind": "organelle", "variants": ["one"], "colour": "red"},
+        ENTRY | {"id": "e4", "term": "wax", "variants": ["wax", "candle"], "causes": ["a", "b", "c", "d"]},
+        {"id": "e5"},
+        "just text",
+        shape="round",
+    )
+    with pytest.raises(DataError) as caught:
+        load_dictionary(path)
+    for part in (
+        "entries[1].id: e1 is given twice",
+        "entries[1].term: 'Fat.' is also the term of e1",
+        "e2.variants: 'Fat' is the term of e1",
+        "entries[3].kind: 'organelle'",
+        "entries[3].variants: 1 texts; 2 to 5",
+        "entries[3].colour: unknown key",
+        "entries[4].variants: the term itself",
+        "entries[4].causes: 4 texts",
+        "entries[5].term: is missing",
+        "entries[6]: is not a mapping",
+        "shape: unknown key",
+    ):
+        assert part in str(caught.value)
+
+
+def test_chapters_belong_together(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", ENTRY)
+    write(tmp_path / "b.yaml", ENTRY | {"id": "e2", "term": "muscle", "variants": ["muscle tissue", "muscle cells"]})
+    assert list(load_dictionary(tmp_path).entries) == ["e1", "e2"]
+    write(tmp_path / "b.yaml", version=2)
+    with pytest.raises(DataError, match="differ between chapters"):
+        load_dictionary(tmp_path)
+
+
+def test_no_such_dictionary(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one of: histology"):
+        load_dictionary(tmp_path / "none")

@@ -3,6 +3,8 @@
 A score that is not defined (no tile of a class, nothing to agree about) is NaN here and None with a reason in results.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
@@ -68,16 +70,21 @@ def expected_calibration_error(
 
 
 def weighted_scores(
-    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
+    labels: Int64[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n c"],
+    weights: Float[np.ndarray, "n r"],
+    names: Sequence[str] = METRICS,
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """All of `METRICS`, for each of r weightings of n labelled tiles (whole numbers: how often a tile was drawn)."""
+    """The scores of these names, for each of r weightings of n labelled tiles (whole numbers: how often drawn)."""
     n_classes = probabilities.shape[1]
     cell = labels * n_classes + probabilities.argmax(axis=1)
     members = (cell[:, None] == np.arange(n_classes**2)).astype(np.float64)
     scores = confusion_scores((weights.T @ members).reshape(-1, n_classes, n_classes))
-    scores["auroc"] = auroc(labels, probabilities, weights)
-    scores["ece"] = expected_calibration_error(labels, probabilities, weights)
-    return {name: scores[name] for name in METRICS}
+    if "auroc" in names:
+        scores["auroc"] = auroc(labels, probabilities, weights)
+    if "ece" in names:
+        scores["ece"] = expected_calibration_error(labels, probabilities, weights)
+    return {name: scores[name] for name in names}
 
 
 def compute_metrics(

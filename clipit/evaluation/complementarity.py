@@ -1,0 +1,95 @@
+"""What a second classifier knows that the first does not: R of CLIP-IT's figure 3 (arXiv 2504.16181)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from clipit.evaluation.alignment import same_tiles
+from clipit.evaluation.intervals import Interval, bootstrap
+from clipit.evaluation.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Complementarity:
+    """Labelled tiles by who is right about them.
+
+    Attributes:
+        both: Tiles that both classify rightly.
+        only_vision: Right by vision only.
+        only_other: Right by the other classifier where vision is wrong: the paper's R.
+        neither: Wrong by both.
+        intervals: 95 % bootstrap intervals (by group where known) of `share`, `of_wrong` and `excess`.
+    """
+
+    both: int
+    only_vision: int
+    only_other: int
+    neither: int
+    intervals: dict[str, Interval]
+
+    @property
+    def tiles(self) -> int:
+        """Labelled tiles."""
+        return self.both + self.only_vision + self.only_other + self.neither
+
+    @property
+    def share(self) -> float:
+        """R as a share of all tiles."""
+        return self.only_other / self.tiles
+
+    @property
+    def of_wrong(self) -> float | None:
+        """R as a share of the tiles that vision gets wrong; None when it gets none wrong."""
+        wrong = self.only_other + self.neither
+        return self.only_other / wrong if wrong else None
+
+    @property
+    def expected(self) -> float:
+        """`share` if the two erred independently, given their accuracies: (1 - accuracy of vision) * accuracy of other.
+
+        Any two classifiers have R > 0; errors that agree (tiles that are hard for both) bring it below this.
+        """
+        vision = (self.both + self.only_vision) / self.tiles
+        other = (self.both + self.only_other) / self.tiles
+        return (1 - vision) * other
+
+    @property
+    def excess(self) -> float:
+        """`share` minus `expected`: above 0, the other is right more often where vision is wrong."""
+        return self.share - self.expected
+
+
+def complementarity(vision: Predictions, other: Predictions, resamples: int = 1000, seed: int = 0) -> Complementarity:
+    """Compare two classifiers' hits on the same labelled tiles of one split; rows are matched by id.
+
+    Args:
+        vision: The image classifier.
+        other: The text-only one, or whatever else it is set beside (a second seed, the VLM's image probe).
+        resamples: Bootstrap resamples; 0: no intervals.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: They are not of the same tiles, split, labels, groups and classes, or no tile has a label.
+    """
+    vision, other = same_tiles([vision, other])
+    first = (vision.probabilities.argmax(axis=1) == vision.labels).astype(np.float64)
+    second = (other.probabilities.argmax(axis=1) == other.labels).astype(np.float64)
+
+    def shares(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        """The three shares in each resample; NaN where vision gets nothing wrong."""
+        total = weights.sum(axis=0)
+        rescued = ((1 - first) * second) @ weights
+        wrong = (1 - first) @ weights
+        of_wrong = np.full(len(total), np.nan)
+        np.divide(rescued, wrong, out=of_wrong, where=wrong > 0)
+        expected = (wrong / total) * ((second @ weights) / total)
+        return {"share": rescued / total, "of_wrong": of_wrong, "excess": rescued / total - expected}
+
+    return Complementarity(
+        both=int((first * second).sum()),
+        only_vision=int((first * (1 - second)).sum()),
+        only_other=int(((1 - first) * second).sum()),
+        neither=int(((1 - first) * (1 - second)).sum()),
+        intervals=bootstrap(shares, vision.groups, resamples, seed),
+    )

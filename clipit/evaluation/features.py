@@ -1,0 +1,65 @@
+"""Frozen features with what is known of each tile: what probes, few-shot episodes and retrieval work on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64, Shaped
+
+from clipit.errors import DataError, explain, shortlist
+
+
+@dataclass(frozen=True)
+class Features:
+    """One vector per tile or text.
+
+    Attributes:
+        ids: Unique.
+        vectors: As the model gives them; not normalised.
+        labels: Class numbers; -1 where unknown.
+        groups: Patient or slide; "" where unknown.
+    """
+
+    ids: Shaped[np.ndarray, " n"]
+    vectors: Float[np.ndarray, "n d"]
+    labels: Int64[np.ndarray, " n"]
+    groups: Shaped[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        """Check what everything below relies on."""
+        lengths = {len(self.ids), len(self.vectors), len(self.labels), len(self.groups)}
+        if len(lengths) > 1:
+            raise DataError(explain(f"ids, vectors, labels and groups of different lengths: {sorted(lengths)}"))
+        if len(np.unique(self.ids)) < len(self.ids):
+            raise DataError(explain("ids given twice among features", fix="give every tile an id of its own"))
+        bad = ~np.isfinite(self.vectors).all(axis=1)
+        if bad.any():
+            raise DataError(
+                explain(
+                    f"features that are not finite: {shortlist(self.ids[bad].tolist())}",
+                    fix="check the model's precision (fp16 can overflow)",
+                )
+            )
+
+    def __len__(self) -> int:
+        """Number of vectors."""
+        return len(self.ids)
+
+    def take(self, rows: Shaped[np.ndarray, " k"]) -> "Features":
+        """Some rows, by a mask or by their numbers."""
+        return Features(self.ids[rows], self.vectors[rows], self.labels[rows], self.groups[rows])
+
+    def labelled(self) -> "Features":
+        """The rows with a label, sorted by id: no result depends on the order of rows."""
+        rows = np.flatnonzero(self.labels >= 0)
+        return self.take(rows[np.argsort(self.ids[rows], kind="stable")])
+
+
+Probe = Callable[[Features, Features, Float[np.ndarray, "n d"], int], Float32[np.ndarray, "n c"]]
+"""(training features, validation features, features to judge, number of classes) to class probabilities."""
+
+
+def class_counts(features: Features, n_classes: int) -> Int64[np.ndarray, " c"]:
+    """Labelled rows of each class."""
+    known = features.labels[features.labels >= 0]
+    return np.bincount(known, minlength=n_classes).astype(np.int64)

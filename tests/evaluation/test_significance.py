@@ -1,0 +1,107 @@
+"""p-values, Holm and the paired bootstrap, against SciPy, statsmodels' definition and slow loops."""
+
+import numpy as np
+import pytest
+from evaluation_worlds import predictions_of
+from scipy.stats import ttest_rel
+
+from clipit.errors import DataError
+from clipit.evaluation.evaluate import compare_predictions
+from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.significance import Significance, holm, paired_bootstrap_over_tiles, paired_t_test
+
+
+@pytest.mark.parametrize("n", [5, 6, 20])
+def test_p_equals_scipys_paired_t(n: int) -> None:
+    rng = np.random.default_rng(n)
+    first, second = rng.normal(size=n), rng.normal(0.4, size=n)
+    found = paired_t_test((second - first).tolist())
+    assert found.p == pytest.approx(ttest_rel(second, first).pvalue, rel=1e-9)
+    assert paired_t_test((first - second).tolist()).p == pytest.approx(found.p), "two-sided"
+
+
+def test_no_p_under_five_seeds_or_without_spread() -> None:
+    few = paired_t_test([0.1, 0.2, 0.15, 0.3])
+    assert few.p is None
+    assert "4 seeds" in few.reason
+    same = paired_t_test([0.1 + 0.2, 0.3, 0.3, 0.3, 0.3])
+    assert same.p is None, "float error is no spread"
+    assert "same in all seeds" in same.reason
+    assert paired_t_test([0.0] * 5).p is None
+    with pytest.raises(DataError, match="not defined"):
+        paired_t_test([0.1, float("nan"), 0.1, 0.2, 0.3])
+
+
+def slow_holm(values: list[float]) -> list[float]:
+    """From the definition: the largest of the corrected values of all that are not larger."""
+    ranks = [sorted(values).index(p) for p in values]
+    raw = {p: min(1.0, (len(values) - rank) * p) for p, rank in zip(values, ranks, strict=True)}
+    return [max(raw[q] for q in values if q <= p) for p in values]
+
+
+def test_holm_equals_its_definition_and_keeps_what_was_not_tested() -> None:
+    values = [0.01, 0.04, 0.03, 0.005, 0.8, 0.03]
+    family = {("arm", i): Significance(p) for i, p in enumerate(values)} | {("few", 0): Significance(None, "3 seeds")}
+    found = holm(family)
+    assert [found["arm", i].p for i in range(6)] == pytest.approx(slow_holm(values))
+    assert found["few", 0] == Significance(None, "3 seeds")
+    assert list(found) == list(family)
+    assert holm({"one": Significance(0.02)})["one"].p == 0.02
+    assert holm({i: Significance(p) for i, p in enumerate([0.01, 0.04, 0.03])})[0].p == pytest.approx(0.03)
+
+
+def test_bootstrap_over_one_seed_is_the_paired_bootstrap() -> None:
+    baseline, arm = predictions_of(60, 3, seed=1, skill=0.5), predictions_of(60, 3, seed=2, skill=2.0)
+    expected = compare_predictions(baseline, arm, "test", 200, 4)["macro_f1"]
+    found = paired_bootstrap_over_tiles([(baseline, arm)], "macro_f1", 200, 4)
+    assert (found.value, found.interval.low, found.interval.high) == pytest.approx(
+        (expected["value"], expected["low"], expected["high"])
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auroc"])
+def test_bootstrap_averages_over_seeds_and_matches_tiles_by_id(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [
+        (predictions_of(50, 2, seed=s, skill=0.3), predictions_of(50, 2, seed=10 + s, skill=1.0)) for s in range(3)
+    ]
+    differences = [
+        compute_metrics(b.labels, b.probabilities)[metric] - compute_metrics(a.labels, a.probabilities)[metric]
+        for a, b in pairs
+    ]
+    found = paired_bootstrap_over_tiles(pairs, metric, 300, 0)
+    assert found.value == pytest.approx(np.mean(differences))
+    assert found.interval.low < found.value < found.interval.high
+    mixed = [(a.take(rng.permutation(50)), b.take(rng.permutation(50))) for a, b in pairs]
+    assert paired_bootstrap_over_tiles(mixed, metric, 300, 0) == found
+    single = paired_bootstrap_over_tiles(pairs[:1], metric, 300, 0)
+    assert found.interval.high - found.interval.low < single.interval.high - single.interval.low
+
+
+def test_whole_groups_are_drawn_for_all_seeds_alike() -> None:
+    grouped = [(predictions_of(40, 2, seed=s, groups=4), predictions_of(40, 2, seed=9 + s, groups=4)) for s in (0, 1)]
+    found = paired_bootstrap_over_tiles(grouped, "accuracy", 400, 0)
+    tables = [(first.by_id(), second.by_id()) for first, second in grouped]
+    hits = np.mean(
+        [1.0 * (b.probabilities.argmax(1) == b.labels) - (a.probabilities.argmax(1) == a.labels) for a, b in tables],
+        axis=0,
+    )
+    groups = grouped[0][0].by_id().groups
+    means = np.array([hits[groups == g].mean() for g in np.unique(groups)])
+    assert means.min() - 1e-9 <= found.interval.low < found.interval.high <= means.max() + 1e-9
+    one = [(predictions_of(40, 2, seed=1, groups=1), predictions_of(40, 2, seed=2, groups=1))]
+    assert "1 independent unit" in paired_bootstrap_over_tiles(one, "accuracy", 100, 0).interval.reason
+
+
+def test_other_tiles_splits_labels_and_metrics_are_refused() -> None:
+    first = predictions_of(20, 2, seed=1)
+    with pytest.raises(DataError, match="not of the same tiles"):
+        paired_bootstrap_over_tiles([(first, first.take(np.arange(19)))])
+    with pytest.raises(DataError, match="several splits: test, validation"):
+        paired_bootstrap_over_tiles([(first, predictions_of(20, 2, seed=1, split="validation"))])
+    with pytest.raises(DataError, match="differ in their labels"):
+        paired_bootstrap_over_tiles([(first, predictions_of(20, 2, seed=1, shift_labels=True))])
+    with pytest.raises(DataError, match="no score is called loss"):
+        paired_bootstrap_over_tiles([(first, first)], "loss")
+    with pytest.raises(DataError, match="no predictions"):
+        paired_bootstrap_over_tiles([])

@@ -16,7 +16,7 @@ def main() -> None:
         config = resolve_arm(config)
         folder, results = evaluate_again(config, Materials(config))
         if results:
-            print(f"{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}")
+            print(f"{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

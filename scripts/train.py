@@ -20,7 +20,8 @@ def main() -> None:
             if results["note"]:
                 print(f"\nnote: {results['note']}")
             print(
-                f"\n{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}\nclassifier: {folder / 'classifier'}"
+                f"\n{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}\n"
+                f"classifier: {folder / 'classifier'}"
             )
 
 

@@ -97,7 +97,8 @@ def add_costs(setting: Setting, rows: list[dict[str, Any]], materials: Materials
     for row in rows:
         if row["arm"] not in costs:
             if row.get("run"):
-                classifier = load_classifier(Path(row["run"]) / "classifier", processes().device)
+                folder, trust = Path(row["run"]) / "classifier", setting.config.backbone.trust_remote_code
+                classifier = load_classifier(folder, processes().device, trust_remote_code=trust)
                 source = materials.pixels("test", classifier.spec.preprocess)
                 normalise = classifier.spec.preprocess.normalise
                 found = inference_cost(source, lambda x, c=classifier, n=normalise: c.forward(n(x)))  # type: ignore[misc]

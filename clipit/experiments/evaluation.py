@@ -48,7 +48,8 @@ def evaluate_run(config: Config, materials: Materials, folder: Path) -> dict[str
     from clipit.models.inference import load_classifier
 
     here = processes()
-    classifier = load_classifier(folder / "classifier", here.device)
+    trust = config.backbone.trust_remote_code
+    classifier = load_classifier(folder / "classifier", here.device, trust_remote_code=trust)
     tiles = materials.tiles(config.seed)
     _check_classes(classifier, tiles, folder)
     parts = []
@@ -91,7 +92,8 @@ def evaluate_shifted(config: Config, materials: Materials, folder: Path, name: s
     here, tiles = processes(), materials.shifted_tiles(name)
     path = shifted_predictions(materials, folder, name)
     if not here.same(path.is_file()):
-        classifier = load_classifier(folder / "classifier", here.device)
+        trust = config.backbone.trust_remote_code
+        classifier = load_classifier(folder / "classifier", here.device, trust_remote_code=trust)
         _check_classes(classifier, tiles, folder)
         source = materials.other_pixels(tiles, classifier.spec.preprocess)
         found = _predict(config, materials, classifier, source, tiles.classes, name)

@@ -155,8 +155,14 @@ class Materials:
                 self.say(f"warning: {warning}")
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
-        """Texts (prompts) to unit vectors; those over the budget are cut."""
+        """Texts (prompts) to unit vectors; those over the budget are cut, and it is said."""
         size = self.config.vlm.batch_size
+        cut, tokens = self.vlm.cut_tokens(texts)
+        if cut:
+            self.say(
+                f"warning: {cut} of {len(texts)} texts exceed the {self.vlm.context_length} tokens of {self.vlm.name}: "
+                f"{tokens} tokens were cut"
+            )
         parts = [
             self.vlm.encode_texts(list(texts[start : start + size]), truncate=True).cpu().numpy()
             for start in range(0, len(texts), size)

@@ -255,6 +255,7 @@ def _facts(config: Config, materials: Materials, tiles: TileSet, backbone: "Back
         "validation_labels": int((validation.labels >= 0).sum()),
         "training_tiles": len(train),
         "quarantined": list(tiles.quarantined),
+        "notes": list(tiles.notes),
     }
     if config.student.projector_layers:
         facts |= {"vlm": materials.vlm.name, "vlm_fingerprint": materials.vlm.fingerprint}

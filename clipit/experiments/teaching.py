@@ -185,6 +185,7 @@ def _of_classifier(config: Config, materials: Materials, folder: Path, split: st
     from clipit.experiments.evaluation import forward
     from clipit.models.inference import load_classifier
 
-    classifier = load_classifier(folder / "classifier", processes().device)
+    trust = config.backbone.trust_remote_code
+    classifier = load_classifier(folder / "classifier", processes().device, trust_remote_code=trust)
     source = materials.pixels(split, classifier.spec.preprocess)
     return softmax(forward(source, classifier, config, split)[0])

@@ -232,7 +232,8 @@ def _projections(
     for row in rows:
         if row["arm"].startswith(REFERENCE) or row["part"] != "test":
             continue
-        classifier = load_classifier(Path(row["run"]) / "classifier", processes().device)
+        trust = setting.config.backbone.trust_remote_code
+        classifier = load_classifier(Path(row["run"]) / "classifier", processes().device, trust_remote_code=trust)
         vlm = classifier.spec.vlm
         if vlm is None or vlm["fingerprint"] != materials.vlm.fingerprint:
             continue

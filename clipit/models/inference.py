@@ -33,7 +33,13 @@ class Classifier:
     """
 
     def __init__(
-        self, spec: ClassifierSpec, model: Any, heads: Student | None, zero_shot: Mapping[str, Tensor], vlm: str | None
+        self,
+        spec: ClassifierSpec,
+        model: Any,
+        heads: Student | None,
+        zero_shot: Mapping[str, Tensor],
+        vlm: str | None,
+        trust_remote_code: bool = False,
     ) -> None:
         """Put together what `load_classifier` has read; `heads` is None when timm's own head is all there is."""
         self.spec = spec
@@ -47,6 +53,7 @@ class Classifier:
         self._tensors = zero_shot
         self._vlm_name = vlm or (spec.vlm["name"] if spec.vlm else None)
         self._vlm: VLM | None = None
+        self._trust_remote_code = trust_remote_code
 
     def predict(self, images: Sequence[Picture], *, batch_size: int = 64) -> list[str]:
         """The most probable class of each picture."""
@@ -190,6 +197,15 @@ class Classifier:
             raise DataError(explain("a class without texts", where=f"prompts[{name!r}]", fix="give at least one text"))
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
+    def _vlm_config(self, trained_with: str) -> VLMConfig:
+        """A folder that is given for a VLM of the table is read by the rules of its name."""
+        from clipit.models.vlm_specs import VLMS
+
+        given, trust = self._vlm_name or trained_with, self._trust_remote_code
+        if trained_with in VLMS and given not in VLMS:
+            return VLMConfig(name=trained_with, path=given, trust_remote_code=trust)
+        return VLMConfig(name=given, trust_remote_code=trust)
+
     def _text_vlm(self) -> VLM:
         if self._vlm is None:
             if self._vlm_name is None or self.spec.vlm is None:
@@ -197,7 +213,7 @@ class Classifier:
                     explain("the classifier names no VLM", where="vlm", fix="give embeddings instead of texts")
                 )
             try:
-                vlm = load_vlm(VLMConfig(name=self._vlm_name), self.device)
+                vlm = load_vlm(self._vlm_config(self.spec.vlm["name"]), self.device)
             except ModelError as error:
                 raise ModelError(
                     explain(
@@ -232,8 +248,9 @@ def load_classifier(
     Args:
         path: The folder `classifier/` of a run.
         device: Where it computes; the GPU where there is one.
-        vlm: Where its VLM lies now (a name as in the configuration), needed for new prompt texts only.
-        trust_remote_code: Run the Python code in the folder, where the backbone is defined by such code.
+        vlm: Where its VLM lies now (a name as in the configuration, or the folder of the VLM that it was trained
+            with), needed for new prompt texts only.
+        trust_remote_code: Run the Python code that defines its backbone or its VLM, where there is such code.
 
     Raises:
         ModelError: No classifier there, files missing, weights that do not fit their description, or code in it that
@@ -263,7 +280,7 @@ def load_classifier(
         model = model.to(device).eval().requires_grad_(False)
         if heads is not None:
             heads = heads.to(device).eval().requires_grad_(False)
-        return Classifier(spec, model, heads, zero_shot, vlm)
+        return Classifier(spec, model, heads, zero_shot, vlm, trust_remote_code)
 
 
 def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:

@@ -20,7 +20,7 @@ from torch import Tensor
 from clipit.config import PairingConfig
 from clipit.distributed import processes
 from clipit.embedding import Store, centred
-from clipit.pairing.search import CHUNK, DECIMALS, largest
+from clipit.pairing.search import CHUNK, DECIMALS, product
 
 if TYPE_CHECKING:
     from clipit.progress import Advance
@@ -92,7 +92,7 @@ def inverted_softmax_biases(
 
     def fold(part: slice, scores: Float[Tensor, "c b"]) -> None:
         """Add a block of tiles to the sums of some snippets."""
-        sums[part] = torch.logaddexp(sums[part], (scores / temperature).logsumexp(dim=1).double())
+        sums[part] = torch.logaddexp(sums[part], scores.div_(temperature).logsumexp(dim=1).double())
 
     _over_tiles(snippets, tiles, fold, advance)
     total = _log_total(sums) - np.log(len(tiles.store.ids))
@@ -112,12 +112,13 @@ def sinkhorn_biases(
     blocks = TileBlocks(tiles.store, tiles.mean, size)
     here, n = processes(), len(tiles.store.ids)
     biases: Float64[np.ndarray, "s"] = np.zeros(len(snippets))
+    buffer = torch.empty(size * len(snippets), device=snippets.device)
     for _ in range(iterations):
         taken = torch.from_numpy(biases.astype(np.float32)).to(snippets.device)
         mass = torch.full((len(snippets),), -torch.inf, dtype=torch.float64, device=snippets.device)
         for start in here.share(range(0, n, size)):
             block = torch.from_numpy(blocks.vectors(start)).to(snippets.device)
-            logits = (block @ snippets.T - taken) / temperature
+            logits = product(block, snippets, buffer).sub_(taken).div_(temperature)
             logits -= logits.logsumexp(dim=1, keepdim=True)
             mass = torch.logaddexp(mass, logits.logsumexp(dim=0).double())
             advance(len(block) * here.count)
@@ -135,7 +136,7 @@ def nearest_tiles(
 
     def fold(part: slice, scores: Float[Tensor, "c b"]) -> None:
         """Keep the highest of what there was and of a block of tiles."""
-        top = largest(scores, min(count, scores.shape[1]))[0]
+        top = scores.topk(min(count, scores.shape[1]), dim=1).values
         best[part] = torch.cat([best[part], top], dim=1).topk(count, dim=1).values
 
     _over_tiles(snippets, tiles, fold, advance)
@@ -150,13 +151,14 @@ def _over_tiles(
     fold: Callable[[slice, Tensor], None],
     advance: "Advance",
 ) -> None:
-    """Call `fold` with the cosines of some snippets and one block of tiles, for this process's blocks of tiles."""
+    """Call `fold` with cosines of some snippets and a block of this process's tiles (it may overwrite them)."""
     here = processes()
+    buffer = torch.empty(min(tiles.size, len(tiles.store.ids)) * CHUNK, device=snippets.device)
     for start in here.share(range(0, len(tiles.store.ids), tiles.size)):
         block = torch.from_numpy(tiles.vectors(start)).to(snippets.device)
         for first in range(0, len(snippets), CHUNK):
             part = slice(first, first + CHUNK)
-            fold(part, snippets[part] @ block.T)
+            fold(part, product(snippets[part], block, buffer))
         advance(len(block) * here.count)
 
 

@@ -58,6 +58,14 @@ def check_same_encoder(index: Index, tiles: Store) -> None:
     Raises:
         ArtifactError: Naming both.
     """
+    if tiles.space != "joint":
+        raise ArtifactError(
+            explain(
+                f"the tiles were embedded in the {tiles.space} space, in which there is no text",
+                where=tiles.artifact.folder,
+                fix="pair tiles of the joint space",
+            )
+        )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
             explain(

@@ -79,7 +79,8 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     if row is not None and row.test_fraction is not None and not (tiles.splits == "test").any():
         tiles = cut_test(tiles, row.test_fraction, row.test_seed)
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
-        tiles = cut_validation(tiles, config.validation_fraction, config.split_seed)
+        blind = config.labels.kind == "none"
+        tiles = cut_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)
     return tiles
 
 

@@ -98,13 +98,16 @@ def check_groups(tiles: TileSet) -> None:
         )
 
 
-def cut_validation(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to validation: see `_cut`.
+def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
+    """Move about `fraction` of train to validation: see `_cut`; `blind` looks at no label.
 
     Raises:
         DataError: No group could be moved.
     """
-    return _cut(tiles, "validation", fraction, seed)
+    if not blind:
+        return _cut(tiles, "validation", fraction, seed)
+    cut = _cut(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed)
+    return replace(cut, truth=tiles.truth)
 
 
 def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:

@@ -219,3 +219,22 @@ def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Pa
     folders = [path.name for path in (tmp_path / "out" / "artefacts").iterdir() if path.is_dir()]
     kinds = sorted(name.rsplit("-", 1)[0] for name in folders)
     assert kinds == ["index", "pairs", "snippets", "text_store", "tile_store"]
+
+
+def test_two_processes_equal_one_with_every_term(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    changes = {
+        "training.steps": 12, "training.tiles_per_step": 13, "training.learning_rate": 1e-3, "arm": "bags",
+        "training.evaluate_every": 6, "bags.learn_temperature": True, "bags.prompts": 2, "pairing.correction": "csls",
+        "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot", "soft_labels.confidence": True,
+        "consistency.weight": 0.5,
+    }  # fmt: skip
+    done = launch(TWO, ROOT / "scripts" / "train.py", f"--config={write_config(changes)}")
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "out" / "runs" / "small" / "bags-seed0"
+    one = in_this_process(configure, tmp_path / "one", changes)
+    assert np.allclose(losses(two), losses(one), rtol=1e-4)
+    assert same_predictions(two, one)
+    first = json.loads((one / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"bags", "prompt_bags", "soft_labels", "consistency", "distillation"} <= set(first)

@@ -42,7 +42,7 @@ def settings_of(config: Config) -> list[Setting]:
     _check_command_line(config)
     found, wrong = [], []
     for data_set, keys in (c.data_sets or {config.name: {}}).items():
-        for backbone in c.backbones or (config.backbone.name,):
+        for backbone in c.backbones or (str(keys.get("backbone.name", config.backbone.name)),):
             try:
                 found.append(_setting(config, data_set, keys, backbone))
             except ConfigError as error:

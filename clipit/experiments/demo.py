@@ -16,6 +16,7 @@ from clipit.experiments.materials import Materials
 from clipit.synthetic.world import WorldConfig, write_world
 
 WORLD = WorldConfig(seed=0)
+"""The demo's; a comparison over several worlds takes others from `write_whole_world`."""
 
 
 def demo(config: Config, say: Callable[[str], None] = print) -> Path:
@@ -52,14 +53,23 @@ def demo_world(config: Config, say: Callable[[str], None] = print) -> Path:
     Raises:
         ArtifactError: The folder holds something else, or another world; nothing in it was changed.
     """
-    world = Path(config.tiles.path).absolute().parent  # absolute: lock and partial folder lie beside it, also for "."
-    if _is_written(world):
+    return write_whole_world(Path(config.tiles.path).parent, WORLD, say)
+
+
+def write_whole_world(folder: Path, settings: WorldConfig, say: Callable[[str], None] = print) -> Path:
+    """Write a synthetic world into a folder, unless it is there; the folder appears whole or not at all.
+
+    Raises:
+        ArtifactError: The folder holds something else, or another world; nothing in it was changed.
+    """
+    world = folder.absolute()  # absolute: lock and partial folder lie beside it, also for "."
+    if _is_written(world, settings):
         return world
     with locked(world, waiting=say):
-        if not _is_written(world):
+        if not _is_written(world, settings):
             say(f"writing the synthetic world (tiles, reports, prompts) to {world}")
             partial = Path(f"{world}.partial")
-            write_world(partial, WORLD)
+            write_world(partial, settings)
             with disk_errors(world):
                 for left in partial.glob(".*.tmp"):  # of a killed attempt
                     left.unlink()
@@ -73,8 +83,8 @@ def demo_world(config: Config, say: Callable[[str], None] = print) -> Path:
     return world
 
 
-def _is_written(world: Path) -> bool:
-    """Whether today's world lies there; False when there is nothing.
+def _is_written(world: Path, settings: WorldConfig) -> bool:
+    """Whether this world lies there; False when there is nothing.
 
     Raises:
         ArtifactError: Something else lies there.
@@ -93,13 +103,13 @@ def _is_written(world: Path) -> bool:
             )
         )
     try:
-        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == WORLD.model_dump(mode="json")
+        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == settings.model_dump(mode="json")
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:
         raise ArtifactError(
             explain(
-                "the synthetic world here is not the one that this version's demo is about",
+                f"the synthetic world here is not that of seed {settings.seed} as this version writes it",
                 where=facts,
                 fix="delete its folder, and start again: it is written anew",
             )

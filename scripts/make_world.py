@@ -1,0 +1,24 @@
+"""Write a synthetic world: tiles, reports, prompts; another seed gives another world, with its own tiles and reports."""
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse, write, say where."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the world (the demo's is 0)")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the world")
+    arguments = parser.parse_args()
+
+    from clipit.errors import user_errors
+
+    with user_errors():
+        from clipit.experiments.demo import write_whole_world
+        from clipit.synthetic.world import WorldConfig
+
+        print(write_whole_world(arguments.output, WorldConfig(seed=arguments.seed)))
+
+
+if __name__ == "__main__":
+    main()

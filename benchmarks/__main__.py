@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import classifier, embedding, faiss_threads, pairing, start_up, training_step
+from benchmarks import bag_step, classifier, embedding, faiss_threads, hubness, pairing, start_up, training_step
 from benchmarks.harness import Figure, Options, table
 from benchmarks.machine import machine, machine_text
 from clipit.artifacts import write_json
@@ -16,7 +16,9 @@ from clipit.errors import user_errors
 BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "embedding": embedding.measure,
     "pairing": pairing.measure,
+    "hubness": hubness.measure,
     "training_step": training_step.measure,
+    "bag_step": bag_step.measure,
     "classifier": classifier.measure,
     "start_up": start_up.measure,
     "faiss_threads": faiss_threads.measure,

@@ -17,11 +17,11 @@ _GOAL = 1.0  # of two plain searches
 
 
 def measure(options: Options) -> list[Figure]:
-    """Biases and corrected search, in half-units of a plain search; Sinkhorn once, with ten rounds and no goal."""
+    """Biases and corrected search over two plain searches; Sinkhorn once, with its ten rounds and no goal."""
     from clipit.config import PairingConfig
     from clipit.index import build_index
 
-    texts = make_store(options.folder, "text_store", options.size(32_768, 1_000), _DIM, seed=0)
+    texts = make_store(options.folder, "text_store", options.size(16_384, 1_000), _DIM, seed=0)
     tiles = make_store(options.folder, "tile_store", options.size(8_192, 100), _DIM, seed=1)
     index = build_index(options.folder, texts)
     index.candidates(tiles.rows(np.arange(1)), 1)  # it is read now, not in the first round

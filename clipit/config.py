@@ -119,7 +119,7 @@ class PairingConfig(Section):
     correction_temperature: float = Field(0.05, gt=0)
     """inverted_softmax and sinkhorn: cosines are divided by it; the smaller, the harder."""
     correction_iterations: int = Field(10, ge=1)
-    """sinkhorn: rounds of balancing; each costs one search."""
+    """sinkhorn: rounds of balancing; each costs between one and two searches."""
     threshold: float | None = Field(None, ge=-1, le=1)
     """A pair with a lower cosine is dropped; a tile may end up without a pair."""
     margin: float | None = Field(None, ge=0)

@@ -11,6 +11,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
     parser.add_argument("--seed", type=int, default=100, help="of the training draws and the training")
     parser.add_argument("--world-seed", type=int, default=0, help="of the world on which they are measured")
+    parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weak")
+    parser.add_argument("--vlm-epochs", type=int, default=10, help="its passes over them")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument(
         "--small", action="store_true", help="a few steps only: a trial of the program, not of the models"
@@ -26,7 +28,8 @@ def main() -> None:
         from clipit.synthetic.world import WorldConfig
 
         world = WorldConfig(seed=arguments.world_seed)
-        vlm, backbone = VLMRecipe(), BackboneRecipe()
+        vlm = VLMRecipe(tiles=arguments.vlm_tiles, epochs=arguments.vlm_epochs)
+        backbone = BackboneRecipe()
         if arguments.small:
             world = WorldConfig(seed=arguments.world_seed, train=160, validation=160, test=80, shift=80, reports=40)
             vlm, backbone = VLMRecipe(tiles=256, epochs=1), BackboneRecipe(tiles=192, epochs=1)

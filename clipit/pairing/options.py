@@ -27,6 +27,7 @@ _COLUMNS = {
     "skewness": "skewness",
     "score_mean": "mean cosine",
     "neighbours": "label of neighbours",
+    "neighbours_tiles": "(on tiles)",
     "zero_shot": "label of text",
     "score_auroc": "score AUROC",
 }

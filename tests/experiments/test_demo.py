@@ -96,5 +96,5 @@ def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
 def test_another_world_is_not_taken_for_todays(config: Config, tmp_path: Path, facts: str) -> None:
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"not the one(?s:.*)world\.json(?s:.*)delete its folder"):
+    with pytest.raises(ArtifactError, match=r"not that of seed(?s:.*)world\.json(?s:.*)delete its folder"):
         demo_world(config, quiet)

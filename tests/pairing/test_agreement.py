@@ -60,7 +60,9 @@ def test_text_class_and_score_against_it(index: Index, tiles: Store, tmp_path: P
     table = pair_tiles(tmp_path, index, tiles).table
     classes = vectors(3, 7)
     label = np.random.default_rng(0).integers(0, 3, TILES)
-    found = agreement(table, dict(zip(tiles.ids.tolist(), label.tolist(), strict=True)), index=index, class_vectors=classes)
+    found = agreement(
+        table, dict(zip(tiles.ids.tolist(), label.tolist(), strict=True)), index=index, class_vectors=classes
+    )
     rows = [int(s[1:]) for s in table.column("snippet_id").to_pylist()]
     right = (index.vectors(np.asarray(rows)) @ classes.T).argmax(axis=1) == label
     assert found["zero_shot"] == pytest.approx(right.mean())

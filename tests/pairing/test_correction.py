@@ -14,7 +14,7 @@ from clipit.embedding import Store, centred, unit
 from clipit.index import Index, build_index
 from clipit.pairing.correction import TileBlocks, inverted_softmax_biases, nearest_tiles, sinkhorn_biases
 from clipit.pairing.pairs import pair_tiles
-from clipit.pairing.search import Keys, index_matrix, largest, nearest
+from clipit.pairing.search import Keys, index_matrix, nearest
 
 DIM, SNIPPETS, TILES, T = 8, 150, 70, 0.1
 
@@ -116,14 +116,6 @@ def test_several_processes_find_the_same_statistics(
     monkeypatch.setattr(module, "processes", lambda: Joining(0, count, torch.device("cpu")))  # ... put together
     assert np.array_equal(nearest_tiles(snippets, blocks, 5, quiet), alone[0])
     assert np.array_equal(inverted_softmax_biases(snippets, blocks, T, quiet), alone[1])
-
-
-@pytest.mark.parametrize(("columns", "k"), [(1000, 3), (1000, 31), (70, 5), (65, 1), (33, 33)])
-def test_largest_is_top_k(columns: int, k: int) -> None:
-    values = torch.randn(9, columns, generator=torch.Generator().manual_seed(columns))
-    found, places = largest(values, k)
-    expected = values.topk(k, dim=1)
-    assert torch.equal(found, expected.values) and torch.equal(places, expected.indices)
 
 
 def test_nearest_over_chunks_is_a_plain_search(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

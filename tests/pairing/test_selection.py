@@ -124,9 +124,7 @@ def test_only_snippets_of_the_organs(tmp_path: Path, index: Index, tiles: Store,
 
 
 @pytest.mark.parametrize(("organs", "words"), [(["breast"] * 61, "use organs.*breast"), ([""] * 61, "organ_column")])
-def test_an_organ_that_no_report_has(
-    tmp_path: Path, index: Index, tiles: Store, organs: list[str], words: str
-) -> None:
+def test_an_organ_that_no_report_has(tmp_path: Path, index: Index, tiles: Store, organs: list[str], words: str) -> None:
     with pytest.raises(DataError, match=f"(?s)no snippet comes from a report of colon.*{words}"):
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(organs=("colon",)), sources=sources(organ=organs))
 
@@ -156,7 +154,9 @@ def test_equal_embeddings_have_the_sources_of_all(tmp_path: Path, tiles: Store) 
 def test_unknown_groups_are_an_error_not_a_silence(tmp_path: Path, index: Index, tiles: Store) -> None:
     rules = PairingConfig(exclude_same_group=True)
     with pytest.raises(DataError, match="the reports have no group"):
-        pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(), groups=dict.fromkeys(tiles.ids.tolist(), "g"))
+        pair_tiles(
+            tmp_path, index, tiles, rules=rules, sources=sources(), groups=dict.fromkeys(tiles.ids.tolist(), "g")
+        )
     with pytest.raises(DataError, match="the tiles have no group"):
         pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["g"] * 61), groups=None)
 
@@ -192,7 +192,7 @@ def test_embeddings_that_are_not_finite_are_named(tmp_path: Path, index: Index, 
     broken = vectors(3, 9)
     broken[1, 2] = np.nan
     store = write_store(tmp_path, ["x0", "x1", "x2"], broken, kind=kind)
-    with pytest.raises(DataError, match="1 embeddings of (tiles|snippets) are not finite: x1"):
+    with pytest.raises(DataError, match=r"1 embeddings of (tiles|snippets) are not finite: x1"):
         if kind == "tile_store":
             pair_tiles(tmp_path, index, store)
         else:

@@ -27,6 +27,7 @@ from clipit.reporting.comparison_tables import (
     table_one,
 )
 from clipit.reporting.html import Figure, Section, Table, Text, write_page
+from clipit.reporting.label_plots import label_curves_plot
 from clipit.reporting.plane_plot import plane_plot
 from clipit.reporting.tables import markdown_table
 
@@ -191,6 +192,24 @@ def _latex(config: Config, made: Sequence[Line], known: Mapping[tuple[str, str, 
     return "\n".join(tables)
 
 
+def _label_curves(config: Config, made: Sequence[Line], folder: Path) -> list[Figure]:
+    """Score over the share of labelled training tiles, where a backbone was run with several; one line per arm."""
+    figures: list[Figure] = []
+    for backbone in dict.fromkeys(line.key[1] for line in made):
+        series: dict[str, list[tuple[float, float | None]]] = {}
+        for line in made:
+            if line.key[1] == backbone and line.key[2] == "test" and not line.reference:
+                points = [(row["training_labels"] / row["training_tiles"], row["score"]) for row in line.rows]
+                series.setdefault(line.key[3], []).extend(points)
+        if any(len({share for share, _ in points}) > 1 for points in series.values()):
+            path = folder / f"labels-{len(figures)}.png"
+            label_curves_plot(series, path, metric=config.comparison.metric, title=f"{config.name}: {backbone}")
+            caption = "Test score over the share of labelled training tiles; bands: lowest to highest seed."
+            source = "comparison.parquet: score over training_labels / training_tiles"
+            figures.append(Figure(path.read_bytes(), caption, alt=caption, source=source))
+    return figures
+
+
 def _sections(
     config: Config,
     made: Sequence[Line],
@@ -217,6 +236,9 @@ def _sections(
         what = f"{' / '.join(dict.fromkeys(place))}: {c.metric.replace('_', ' ')} %"
         figures.append(seed_figure(scores, what=what, baseline=c.baseline, source="comparison.parquet, column score"))
     sections.append(Section("Seed by seed", figures))
+    curves = _label_curves(config, made, folder)
+    if curves:
+        sections.append(Section("Label efficiency", curves))
     sections.append(Section("Costs", [Table(*_costs(made), source="comparison.parquet"), Text(_COST_NOTE)]))
     for i, finding in enumerate(why):
         parts: list[Any] = [Text(finding.text), Table(finding.header, finding.rows, source=finding.source)]

@@ -57,8 +57,12 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
     materials = Materials(config, say) if materials is None else materials.serving(config)
 
     def image_only() -> Path:
-        """The run of arm image_only with the same seed, trained when it is missing."""
-        return train_run(asked.model_copy(update={"arm": "image_only"}), materials, say)
+        """The run of arm image_only with the same seed, trained when it is missing.
+
+        Its name is its own: a comparison or a search may have an image-only run with other keys.
+        """
+        keys = {"arm": "image_only", "name": f"{asked.name}-teacher"}
+        return train_run(asked.model_copy(update=keys), materials, say)
 
     with locked(folder, waiting=say) if here.main else nullcontext():
         _train_here(config, materials, folder, here, image_only)

@@ -105,7 +105,7 @@ def test_a_second_vlm_has_a_projector_of_its_own(configure: MakeConfig, tmp_path
 def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure({"training.steps": 3}, name="alone", arm="self_training", output=tmp_path)
     folder = train_run(config, say=quiet)
-    teacher = folder.parent / "image_only-seed0"
+    teacher = folder.parents[1] / "alone-teacher" / "image_only-seed0"
     assert (teacher / "results.json").is_file()
     assert "vlm" not in facts(folder), "no VLM in it"
 

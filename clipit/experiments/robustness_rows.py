@@ -1,0 +1,252 @@
+"""Rows of the robustness tables: shifted sets, adaptation, calibration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
+
+from clipit.config import Config
+from clipit.errors import DataError
+from clipit.evaluation.adaptation import Statistics, align_statistics, statistics_of, transductive
+from clipit.evaluation.adaptation_guard import judge
+from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature, weighted_calibration, with_temperature
+from clipit.evaluation.intervals import bootstrap
+from clipit.evaluation.metrics import reliability_bins, weighted_scores, why_undefined
+from clipit.evaluation.predictions import Predictions, read_predictions
+from clipit.experiments.materials import Materials
+from clipit.experiments.robustness_subjects import HEAD, ZERO, Answer, Subject, Vectors, vectors_of
+from clipit.tiles.tileset import TileSet
+
+Row = dict[str, Any]
+STATISTICS = "feature statistics (transductive)"
+TRANSDUCTIVE = "transductive, text prior"
+Found = dict[tuple[str, str], Vectors]
+"""(subject, part) -> vectors."""
+
+
+def shifted_rows(
+    config: Config, subjects: list[Subject], parts: Mapping[str, TileSet], all_vectors: Found
+) -> list[Row]:
+    """Scores on the test tiles and on each shifted set, without adaptation."""
+    rows = []
+    for subject in subjects:
+        for part, tiles in parts.items():
+            for reading, answer in subject.answers.items():
+                probabilities = answer(all_vectors[subject.name, part][reading])
+                base = {"what": "shifted", "subject": subject.name, "reading": reading, "part": part}
+                rows.append(base | score_cell(config, tiles, probabilities, None))
+    return rows
+
+
+def adaptation_rows(
+    config: Config,
+    subjects: list[Subject],
+    parts: Mapping[str, TileSet],
+    all_vectors: Found,
+    training: dict[str, Vectors],
+) -> list[Row]:
+    """Every adaptation on every set, with the guard's verdict beside the true gain or loss.
+
+    Args:
+        config: Its `robustness` section.
+        subjects: Models.
+        parts: Test tiles and shifted sets.
+        all_vectors: Of these.
+        training: Subject -> vectors of training tiles.
+    """
+    rows = []
+    for subject in subjects:
+        for part, tiles in parts.items():
+            for reading, answer in subject.answers.items():
+                vectors = all_vectors[subject.name, part][reading]
+                seen = training[subject.name][reading]
+                for method in config.robustness.adaptation:
+                    if method == "transductive" and reading != ZERO:
+                        continue  # it needs a text prior
+                    name = STATISTICS if method == "statistics" else TRANSDUCTIVE
+                    base = {"what": "adaptation", "subject": subject.name, "reading": reading, "part": part}
+                    base |= {"method": name}
+                    reason = subject.fixed.get(reading, "") if method == "statistics" else ""
+                    rows.append(base | _adapted_cell(config, tiles, vectors, seen, answer, method, reason))
+    return rows
+
+
+def _adapted_cell(
+    config: Config,
+    tiles: TileSet,
+    vectors: Float32[np.ndarray, "n d"],
+    seen: Float32[np.ndarray, "m d"],
+    answer: Answer,
+    method: str,
+    reason: str,
+) -> Row:
+    before = answer(vectors)
+    plain = score_cell(config, tiles, before, None)
+    try:
+        after = None if reason else _adapt(tiles.ids, vectors, seen, before, answer, method)
+    except DataError as error:
+        after, reason = None, str(error).splitlines()[0]
+    if after is None:
+        return {"metric": config.robustness.metric, "n": len(tiles), "unadapted": plain["value"], "reason": reason}
+    verdict = judge(before, after)
+    facts = {
+        "unadapted": plain["value"],
+        "guard": "accepted" if verdict.accepted else "refused",
+        "guard_reasons": "; ".join(verdict.reasons),
+        "agreement": verdict.agreement,
+        "moved": verdict.moved,
+        "information": verdict.information,
+    }
+    return score_cell(config, tiles, after, before) | facts
+
+
+def _adapt(
+    ids: Shaped[np.ndarray, " n"],
+    vectors: Float32[np.ndarray, "n d"],
+    seen: Float32[np.ndarray, "m d"],
+    before: Float32[np.ndarray, "n c"],
+    answer: Answer,
+    method: str,
+) -> Float32[np.ndarray, "n c"]:
+    if method == "transductive":
+        return transductive(ids, vectors, before)
+    target: Statistics = statistics_of(vectors)
+    return answer(align_statistics(vectors, target, statistics_of(seen)))
+
+
+def calibration_rows(config: Config, materials: Materials, subject: Subject, vlm_vectors: Vectors | None) -> list[Row]:
+    """ECE, NLL and Brier score on all test tiles before and after temperature scaling on the validation labels.
+
+    Args:
+        config: The configuration.
+        materials: Tiles.
+        subject: A run: its predictions are read as it wrote them. The VLM: see the next.
+        vlm_vectors: Of the VLM, of the validation and then the test tiles; None for a run.
+    """
+    rows: list[Row] = []
+    for reading, table in _tables(config, materials, subject, vlm_vectors).items():
+        validation, test = table.select("validation"), table.select("test").by_id()
+        test = test.take(test.labels >= 0)
+        base = {"what": "calibration", "subject": subject.name, "reading": reading, "part": "test", "n": len(test.ids)}
+        base |= {"tiles": materials.some_tiles.of_split("test").fingerprint}  # all of them, not a sample
+        fitted: Temperature | None = None
+        reason = ""
+        try:
+            fitted = fit_temperature(validation.labels, validation.probabilities)
+        except DataError as error:
+            reason = str(error).splitlines()[0]
+        states = {"before": test.probabilities}
+        if fitted is not None:
+            states["after"] = with_temperature(test.probabilities, fitted.value)
+        for state, probabilities in states.items():
+            cells = _calibration_cells(config, test, probabilities, None if state == "before" else test.probabilities)
+            facts = {"state": state, "level": 1.0 if fitted is None or state == "before" else fitted.value}
+            facts |= {"labels": int((validation.labels >= 0).sum()), "reliability": _bins(test.labels, probabilities)}
+            rows += [base | facts | cell for cell in cells]
+        if fitted is None:
+            rows += [base | {"state": "after", "metric": name, "value": None, "reason": reason} for name in MEASURES]
+    return rows
+
+
+def _tables(
+    config: Config, materials: Materials, subject: Subject, vlm_vectors: Vectors | None
+) -> dict[str, Predictions]:
+    if subject.run is not None:
+        found = read_predictions(subject.run / "predictions.parquet")
+        tables = {HEAD: found}
+        if found.zero_shot is not None and ZERO in subject.answers:
+            tables[ZERO] = _of(found, found.zero_shot)
+        return tables
+    tiles = materials.tiles(config.seed)
+    both = [tiles.of_split(split) for split in ("validation", "test")]
+    ids, splits, labels, groups = (
+        np.concatenate([getattr(part, name) for part in both]) for name in ("ids", "splits", "labels", "groups")
+    )
+    probabilities = {name: subject.answers[name](vectors) for name, vectors in (vlm_vectors or {}).items()}
+    return {
+        name: Predictions(ids, splits, labels, groups, tiles.classes, found) for name, found in probabilities.items()
+    }
+
+
+def _of(found: Predictions, probabilities: Float32[np.ndarray, "n c"]) -> Predictions:
+    return Predictions(found.ids, found.splits, found.labels, found.groups, found.classes, probabilities)
+
+
+def _bins(labels: Int64[np.ndarray, " n"], probabilities: Float32[np.ndarray, "n c"]) -> list[dict[str, Any]]:
+    return [dict(found) for found in reliability_bins(labels, probabilities)]
+
+
+def _calibration_cells(
+    config: Config,
+    test: Predictions,
+    probabilities: Float32[np.ndarray, "n c"],
+    before: Float32[np.ndarray, "n c"] | None,
+) -> list[Row]:
+    def statistics(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
+        """The measures, and their change, in each resample."""
+        found = weighted_calibration(test.labels, probabilities, weights)
+        if before is not None:
+            old = weighted_calibration(test.labels, before, weights)
+            found |= {f"change {name}": found[name] - old[name] for name in MEASURES}
+        return found
+
+    values = statistics(np.ones((len(test.labels), 1)))
+    intervals = bootstrap(statistics, test.groups, config.evaluation.bootstrap, config.seed)
+    rows = []
+    for name in MEASURES:
+        row: Row = {"metric": name, "value": float(values[name][0])}
+        row |= {"low": intervals[name].low, "high": intervals[name].high, "reason": intervals[name].reason}
+        if before is not None:
+            of_change = intervals[f"change {name}"]
+            row |= {"change": float(values[f"change {name}"][0])}
+            row |= {"change_low": of_change.low, "change_high": of_change.high}
+        rows.append(row)
+    return rows
+
+
+def score_cell(
+    config: Config,
+    tiles: TileSet,
+    probabilities: Float[np.ndarray, "n c"],
+    before: Float[np.ndarray, "n c"] | None,
+) -> Row:
+    """The configured score of some labelled tiles with its 95 % interval, and its paired change where there is one.
+
+    Args:
+        config: Its `robustness` section names the score.
+        tiles: All with a label.
+        probabilities: Of these, in their order.
+        before: What the change is taken against.
+    """
+    metric = config.robustness.metric
+    order = np.argsort(tiles.ids, kind="stable")
+    labels, groups = tiles.labels[order], tiles.groups[order]
+
+    def statistics(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
+        """The score, and its change, in each resample."""
+        found = {"value": weighted_scores(labels, probabilities[order], weights, (metric,))[metric]}
+        if before is not None:
+            old = weighted_scores(labels, before[order], weights, (metric,))[metric]
+            found["change"] = found["value"] - old
+        return found
+
+    values = statistics(np.ones((len(labels), 1)))
+    intervals = bootstrap(statistics, groups, config.evaluation.bootstrap, config.seed)
+    row: Row = {"metric": metric, "n": len(labels)}
+    for name, prefix in (("value", ""), ("change", "change_")):
+        if name in values:
+            value = float(values[name][0])
+            row |= {name: value if np.isfinite(value) else None}
+            row |= {f"{prefix}low": intervals[name].low, f"{prefix}high": intervals[name].high}
+    undefined = row["value"] is None
+    row["reason"] = why_undefined(metric, labels, tiles.classes) if undefined else intervals["value"].reason
+    return row
+
+
+def vlm_calibration_vectors(config: Config, materials: Materials, subject: Subject) -> Vectors:
+    """The VLM's vectors of all validation and then all test tiles; every process takes part."""
+    parts = [
+        vectors_of(subject, materials.some_tiles.of_split(split), config, materials) for split in ("validation", "test")
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in subject.answers}

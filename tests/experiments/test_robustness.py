@@ -1,0 +1,205 @@
+"""The robustness job over a small world: figures can be made again, processes agree, errors are clear."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import MakeConfig
+from PIL import Image
+from test_processes import ROOT, TWO, launch
+
+from clipit.config import Config
+from clipit.errors import DataError
+from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.perturb import perturb
+from clipit.evaluation.predictions import read_predictions
+from clipit.experiments.materials import Materials
+from clipit.experiments.robustness import guard_study, robustness
+from clipit.experiments.robustness_subjects import run_subject, spread, vectors_of
+from clipit.experiments.run import train_run
+from clipit.models.inference import load_classifier
+from clipit.settings import merge, nested, validate
+from clipit.tiles.augment import tile_keys
+
+pytestmark = pytest.mark.slow
+
+
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
+def small(world: dict[str, Any]) -> dict[str, Any]:
+    """Few levels, and the same tiles as a shifted set."""
+    return {
+        "robustness.perturbations": {"macenko": [0.1], "blur": [1.0, 2.0], "jpeg": [20]},
+        "robustness.metric": "accuracy",
+        "comparison.shifted": {"elsewhere": {"source": "table", "path": world["tiles"]["path"]}},
+        "tiles.labels": {"kind": "per_class", "value": 8, "seed": 0},
+        "evaluation.bootstrap": 10,
+        "name": "robust",
+    }
+
+
+@pytest.fixture(scope="module")
+def measured(world: dict[str, Any], shared_output: Path) -> tuple[Config, list[Path], Path]:
+    """Configuration, runs (image only, with text, late fusion) and tables."""
+    config = validate(merge({**world, "output": shared_output}, nested(small(world))), "test")
+    late = {"base": "clip_it_all", "student.head": "late_fusion", "student.projector_layers": 2}
+    config = config.model_copy(update={"arms": {"late": late}})
+    arms = ("image_only", "clip_it_all", "late")
+    runs = [train_run(config.model_copy(update={"arm": arm}), say=quiet) for arm in arms]
+    return config, runs, robustness(config, runs, quiet)
+
+
+def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder / "robustness.parquet").to_pylist()
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_heads_answer_as_the_runs_wrote(measured: tuple[Config, list[Path], Path]) -> None:
+    config, runs, _ = measured
+    materials = Materials(config, quiet)
+    for run in runs:
+        subject, test = run_subject(materials, run, run.name), materials.some_tiles.of_split("test")
+        vectors, written = vectors_of(subject, test, config, materials), read_predictions(run / "predictions.parquet")
+        order = {name: row for row, name in enumerate(written.ids.tolist())}
+        rows = [order[name] for name in test.ids.tolist()]
+        np.testing.assert_allclose(subject.answers["head"](vectors["head"]), written.probabilities[rows], atol=1e-4)
+        assert ("zero-shot" in subject.answers) == (written.zero_shot is not None)
+        if written.zero_shot is not None:
+            found = subject.answers["zero-shot"](vectors["zero-shot"])
+            np.testing.assert_allclose(found, written.zero_shot[rows], atol=1e-3)
+
+
+def test_a_level_of_a_curve_can_be_made_again(measured: tuple[Config, list[Path], Path]) -> None:
+    config, runs, folder = measured
+    test = Materials(config, quiet).some_tiles.of_split("test")
+    pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
+    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
+    classifier = load_classifier(runs[1] / "classifier", "cpu")
+    probabilities = classifier.predict_proba([Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed])
+    expected = compute_metrics(test.labels, probabilities)["accuracy"]
+    (row,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject="clip_it_all-seed0", reading="head")
+    assert row["value"] == pytest.approx(expected)
+    (clean,) = rows_of(folder, what="curve", perturbation="none", subject="clip_it_all-seed0", reading="head")
+    results = json.loads((runs[1] / "results.json").read_text(encoding="utf-8"))
+    assert clean["value"] == pytest.approx(results["splits"]["test"]["metrics"]["accuracy"]["value"])
+    assert row["change"] == pytest.approx(row["value"] - clean["value"])
+    assert {row["subject"] for row in rows_of(folder, what="curve")} == {*(run.name for run in runs), "VLM"}
+
+
+def test_every_figure_carries_what_it_was_measured_on(measured: tuple[Config, list[Path], Path]) -> None:
+    _, runs, folder = measured
+    rows = rows_of(folder)
+    for key in (
+        "split",
+        "classes",
+        "metric",
+        "pixels",
+        "preprocess",
+        "prompts_hash",
+        "seed",
+        "commit",
+        "command",
+        "tiles",
+    ):
+        assert all(row[key] is not None for row in rows), key
+    texts = rows_of(folder, subject=runs[1].name)
+    assert all(row["pairs"] and row["index"] and row["vlm_fingerprint"] for row in texts)
+    page = (folder / "robustness.md").read_text(encoding="utf-8")
+    assert "transductive, text prior" in page and "feature statistics (transductive)" in page
+    for name in ("curve_macenko.png", "curve_blur.png", "curve_jpeg.png", "calibration.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG" and name in page
+
+
+def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Config, list[Path], Path]) -> None:
+    _, runs, folder = measured
+    written = read_predictions(runs[0] / "predictions.parquet").select("test")
+    before = rows_of(folder, what="calibration", subject=runs[0].name, state="before", metric="ece")[0]
+    assert before["value"] == pytest.approx(compute_metrics(written.labels, written.probabilities)["ece"], abs=1e-6)
+    assert before["labels"] == 24
+    after = rows_of(folder, what="calibration", subject=runs[0].name, state="after")
+    assert {row["metric"] for row in after} == {"ece", "nll", "brier"}
+    assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
+
+
+def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Path], Path]) -> None:
+    _, runs, folder = measured
+    rows = rows_of(folder, what="adaptation")
+    assert {row["part"] for row in rows} == {"test", "elsewhere"}
+    late = [row for row in rows if row["subject"] == runs[2].name and row["reading"] == "head"]
+    assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
+    done = [row for row in rows if row["value"] is not None]
+    assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
+    assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
+    assert not [row for row in rows if row["method"] == "transductive, text prior" and row["reading"] == "head"]
+    told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
+    errors = guard_study(rows)
+    assert (told["cases"], told["harmful"], told["refused"]) == (errors.cases, errors.harmful, errors.refused)
+    assert errors.cases == len(done)
+    same = {row["part"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
+    assert same["test"] == same["elsewhere"]
+
+
+def test_two_processes_write_the_same_rows(
+    measured: tuple[Config, list[Path], Path], write_config: Callable[..., Path], world: dict[str, Any], tmp_path: Path
+) -> None:
+    _, runs, folder = measured
+    options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}"]
+    done = launch(TWO, ROOT / "scripts" / "robustness.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tables:") == 1
+    keys = ("what", "subject", "reading", "part", "perturbation", "level", "method", "state", "metric", "n", "guard")
+
+    def keyed(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+        return {tuple(str(row[key]) for key in keys if key != "level" or row["what"] == "curve"): row for row in rows}
+
+    two = keyed(rows_of(tmp_path / "out" / "robustness" / "robust"))
+    one = keyed([row for row in rows_of(folder) if row["subject"] != runs[2].name])
+    assert two.keys() == one.keys()
+    for key, row in two.items():
+        assert (row["value"] is None) == (one[key]["value"] is None)
+        assert row["value"] is None or row["value"] == pytest.approx(one[key]["value"], abs=1e-4)
+
+
+def test_what_cannot_be_measured_is_refused(
+    measured: tuple[Config, list[Path], Path], configure: MakeConfig, world: dict[str, Any], tmp_path: Path
+) -> None:
+    config, runs, _ = measured
+    with pytest.raises(DataError, match="a run is given twice"):
+        robustness(config, [runs[0], runs[0]], quiet)
+    with pytest.raises(DataError, match="nothing to measure"):
+        robustness(config.model_copy(update={"prompts": None}), [], quiet)
+    others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
+    fewer = configure(small(world) | {"comparison.shifted": {"fewer": others}})
+    with pytest.raises(DataError, match=r"(?s)a shifted set has the classes gland; .*comparison.shifted.fewer"):
+        robustness(fewer, runs[:1], quiet)
+    swapped = configure(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
+    with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
+        robustness(swapped, runs[:1], quiet)
+    few_labels = configure(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
+    folder = robustness(few_labels, [train_run(few_labels, say=quiet)], quiet)
+    (row,) = rows_of(folder, what="calibration", subject="image_only-seed0", state="after", metric="ece")
+    assert row["value"] is None and "needs 20 validation labels; there are 12" in row["reason"]
+    less = configure(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
+    with pytest.raises(DataError, match="predictions are of other test tiles"):
+        robustness(less, runs[:1], quiet)
+    script = [sys.executable, "scripts/robustness.py", "--config", str(tmp_path / "none.yaml"), "--run", str(runs[0])]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "no such configuration file" in done.stderr
+
+
+def test_a_sample_is_spread_over_classes_and_does_not_depend_on_rows(configure: MakeConfig) -> None:
+    tiles = Materials(configure(), quiet).some_tiles.of_split("train")
+    few = spread(tiles, 9, labelled=True)
+    assert np.bincount(few.labels).tolist() == [3, 3, 3]
+    mixed = tiles.select(np.random.default_rng(0).permutation(len(tiles)))
+    assert set(spread(mixed, 9, labelled=True).ids) == set(few.ids)
+    assert len(spread(tiles, None, labelled=False)) == len(tiles)
+    assert len(spread(tiles, 10, labelled=False)) == 10

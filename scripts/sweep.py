@@ -1,0 +1,46 @@
+"""Run a sweep file (wandb's format) without a server; several agents may share one output folder.
+
+Further options (--config=FILE, --section.key=value) change the configuration that all trials share.
+"""
+
+import argparse
+from pathlib import Path
+
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Parse, check all trials, run what is missing, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage="%(prog)s FILE [options] [--section.key=value ...]", allow_abbrev=False
+    )
+    parser.add_argument("file", type=Path, help="such as configs/sweeps/lora_rank.yaml")
+    parser.add_argument(
+        "--launch", metavar="COMMAND", help='start each trial so, in processes of its own: "accelerate launch ..."'
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="at most so many trials (run_cap of the file)")
+    parser.add_argument("--draws-seed", type=int, default=0, metavar="N", help="of the draws, with method random")
+    parser.add_argument("--trial", action="store_true", help="one trial, its values given as options (wandb's agent)")
+    options, rest = parser.parse_known_args()
+    with user_errors():
+        from clipit.experiments.sweep_file import options_of, read_sweep
+        from clipit.experiments.sweep_trials import one_trial, trials
+
+        sweep, given = read_sweep(options.file), options_of(rest)
+        if options.trial:
+            from clipit.experiments.run import train_run
+
+            train_run(one_trial(sweep, given).config)
+            return
+        found = trials(sweep, given, options.count, options.draws_seed)
+        from clipit.distributed import processes
+        from clipit.experiments.sweep import run_sweep
+
+        folder = run_sweep(sweep, found, options.launch)
+        if processes().main:
+            print("\n" + (folder / "sweep.md").read_text(encoding="utf-8"))
+            print(f"trials: {folder / 'trials.csv'}\nplot: {folder / 'sweep.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Write a synthetic world: tiles, reports, prompts; another seed gives another world, with its own tiles and reports."""
+"""Write a synthetic world (tiles, reports, prompts); another seed gives another world."""
 
 import argparse
 from pathlib import Path

@@ -30,7 +30,8 @@ SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PAPER = ("pcam", "crc", "bach")
 WITH_MODELS = [CONFIGS / f"{name}{kind}.yaml" for name in PAPER for kind in ("", "_open")]
-TO_GIVE = {"own_table": ("--tiles.path=tiles.csv", "--reports.path=reports.txt")}
+OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
+TO_GIVE = {"own_table": OWN, "own_comparison": OWN}
 
 
 def config_of(path: Path) -> Config:

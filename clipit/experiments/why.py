@@ -14,6 +14,7 @@ from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.experiments.cells import Setting
 from clipit.experiments.complementarity import image_probe_predictions, text_only_predictions
 from clipit.experiments.materials import Materials
+from clipit.pairing.agreement import agreement
 from clipit.pairing.pairs import search
 from clipit.reporting.comparison_tables import PERCENT, REFERENCE
 from clipit.reporting.tables import interval, number
@@ -48,7 +49,7 @@ def findings(setting: Setting, materials: Materials, rows: Sequence[Row]) -> lis
     """The analyses that the configuration asks for, on a setting's finished runs."""
     analyses: dict[str, Callable[[Setting, Materials, Sequence[Row]], list[Finding]]] = {
         "complementarity": _complementarity,
-        "pairing": _by_score,
+        "pairing": _pairing,
         "classes": _by_class,
         "embeddings": _embeddings,
     }
@@ -135,11 +136,48 @@ def _gain(setting: Setting, rows: Sequence[Row], arm: str) -> tuple[Predictions,
     return tiles, np.mean(gains, axis=0)
 
 
+def _pairing(setting: Setting, materials: Materials, rows: Sequence[Row]) -> list[Finding]:
+    """How good the pairs are, and whether tiles with near snippets gain more."""
+    if setting.config.reports is None:
+        return []
+    return [_quality(setting, materials), *_by_score(setting, materials, rows)]
+
+
+def _quality(setting: Setting, materials: Materials) -> Finding:
+    """Hubness and agreement of the training tiles' pairs, judged afterwards by all labels that the data set has."""
+    summary, train = materials.pairs.summary, materials.some_tiles.of_split("train")
+    labels = dict(zip(train.ids.tolist(), train.truth.tolist(), strict=True))
+    found = agreement(materials.pairs.table, labels, index=materials.index, class_vectors=materials.class_embeddings())
+
+    def share(value: float | None) -> str:
+        """In %."""
+        return number(None if value is None else PERCENT * value, 1)
+
+    return Finding(
+        _title(setting, "Quality of the pairs"),
+        "Training tiles. Label figures use every label that the data set has, also those hidden from training: for "
+        "looking, never for choosing. `neighbours`: tiles whose label is that of most others with the same snippet; "
+        "`text`: tiles whose label is the class that the snippet is nearest to; `AUROC`: whether the score tells them.",
+        ("snippets used", "top 1 % hold %", "skewness", "neighbours %", "chance %", "text %", "AUROC of the score"),
+        (
+            (
+                f"{summary['snippets_used']} of {summary['snippets']}",
+                share(summary.get("hub_share")),
+                number(summary.get("skewness"), 1),
+                share(found.get("neighbours")),
+                share(found.get("chance")),
+                share(found.get("zero_shot")),
+                number(found.get("score_auroc"), 2),
+            ),
+        ),
+        "pairs.parquet, summary.json and the tiles' labels",
+        {},
+    )
+
+
 def _by_score(setting: Setting, materials: Materials, rows: Sequence[Row]) -> list[Finding]:
     """Gain per quarter of the test tiles, by how near their nearest snippet is."""
     config, c = setting.config, setting.config.comparison
-    if config.reports is None:
-        return []
     tiles, _ = _hits(rows, c.baseline, c.seeds[0])
     store = materials.tile_store("test")
     vectors = centred(store.rows(store.positions(tiles.ids)), materials.tile_mean)

@@ -118,6 +118,13 @@ def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: Mak
         ({"arm": "bags", "training.accumulation": 2}, "accumulation"),
         ({"arm": "clip_it_all", "training.monitor": "agreement"}, "soft_labels.source"),
         ({"reports": None, "arm": "bags"}, "needs reports"),
+        ({"student.projector_layers": 0}, "distillation needs a projector"),
+        ({"reports": None}, "distilling text needs reports"),
+        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "gives nothing to some"),
+        (
+            {"student.head": "late_fusion", "student.warm_start": True, "distillation.tiles": "none"},
+            "paired text",
+        ),
     ],
 )
 def test_contradictions_are_found_before_anything_is_built(

@@ -15,7 +15,7 @@ import clipit.experiments.run as run_module
 import clipit.training.loop as loop_module
 import clipit.training.step as step_module
 from clipit.config import Config
-from clipit.errors import ArtifactError, ConfigError, ModelError
+from clipit.errors import ArtifactError, ModelError
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import run_folder, train_run
 from clipit.training.arms import ARMS, resolve_arm
@@ -334,23 +334,6 @@ def test_the_folder_of_other_data(configure: MakeConfig, tmp_path: Path, changed
         ArtifactError, match="another configuration, or to other tiles, labels, models, reports or prompts"
     ):
         train_run(configure(keys), say=quiet)
-
-
-@pytest.mark.parametrize(
-    ("keys", "match"),
-    [
-        ({"student.projector_layers": 0}, "distillation needs a projector"),
-        ({"reports": None}, "distilling text needs reports"),
-        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "gives nothing to some"),
-        (
-            {"student.head": "late_fusion", "student.warm_start": True, "distillation.tiles": "none"},
-            "paired text",
-        ),
-    ],
-)
-def test_keys_that_contradict_each_other(configure: MakeConfig, keys: dict[str, Any], match: str) -> None:
-    with pytest.raises(ConfigError, match=match):
-        train_run(configure(keys, name="contradiction"), say=quiet)
 
 
 def test_lora_targets_that_match_nothing(configure: MakeConfig, train: Train) -> None:

@@ -41,14 +41,12 @@ benchmarks: $(READY)
 tune: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml --tune
 
-# Hours on two cores: two worlds, the second one's own models, a weak VLM, 18 arms x 5 seeds x 3 settings.
+# Two hours on two cores: two worlds, the second one's own models, 14 arms x 5 seeds.
 comparison: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	$(BIN)/python scripts/make_world.py --seed 1 --output outputs/worlds/1
 	test -d outputs/world1/models/backbone || $(BIN)/python scripts/make_embedded_weights.py --seed 101 --world-seed 1 \
 		--output outputs/world1/models
-	test -d outputs/weak/backbone || $(BIN)/python scripts/make_embedded_weights.py --vlm-tiles 3000 --vlm-epochs 3 \
-		--output outputs/weak
 	$(BIN)/python scripts/compare.py --config configs/synthetic.yaml --record results/synthetic.csv
 
 env: $(READY)

@@ -25,6 +25,7 @@ from clipit.errors import ArtifactError, disk_errors, explain
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+_SMALL = 4 * 2**20  # bytes: up to here a file's SHA-256 costs less than reading it later
 _RECORDED_PACKAGES = (
     "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",
     "numpy", "scikit-learn",
@@ -40,6 +41,9 @@ class Manifest:
     inputs: dict[str, Any]
     facts: dict[str, Any]
     files: dict[str, str]
+    """Name -> SHA-256."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Name -> bytes; earlier manifests have none."""
     schema: int = SCHEMA
     created: str = ""
     commit: str = ""
@@ -99,10 +103,25 @@ def git_commit() -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in; nothing happens when it is there.
+
+    Raises:
+        ArtifactError: It cannot be.
+    """
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # a place that takes no folders, such as /proc
+            raise ArtifactError(
+                explain("no folder can be made here", where=path, fix="choose another place with --output")
+            ) from error
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; it takes the place of `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -124,7 +143,7 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     Args:
         folder: Where it lies.
         kind: What it must be.
-        verify: Also compare the SHA-256 of every file (reads all of it).
+        verify: Compare the SHA-256 of every file (reads all of it); otherwise that of small files, and the size of all.
 
     Raises:
         ArtifactError: It is missing, incomplete, of another kind or schema, or damaged.
@@ -136,7 +155,8 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
         )
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        files = {folder / name: (digest, manifest.sizes.get(name)) for name, digest in manifest.files.items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(
             explain(f"unreadable manifest: {error}", where=path, fix="delete the folder and rebuild it")
         ) from error
@@ -148,13 +168,43 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
                 fix="give the right folder, or delete this one and rebuild it",
             )
         )
-    for name, digest in manifest.files.items():
-        file = folder / name
-        if not file.is_file() or (verify and file_sha256(file) != digest):
+    for file, (digest, size) in files.items():
+        if not _unchanged(file, digest, size, verify=verify):
             raise ArtifactError(
                 explain("a file is missing or changed", where=file, fix="delete the folder and rebuild it")
             )
     return Artifact(folder, manifest)
+
+
+def _unchanged(file: Path, digest: str, size: int | None, *, verify: bool) -> bool:
+    """Whether a file is as its manifest says; a large one is judged by its size alone, unless `verify`."""
+    if not file.is_file():
+        return False
+    found = file.stat().st_size
+    if size is not None and found != size:
+        return False
+    return file_sha256(file) == digest if verify or found <= _SMALL else True
+
+
+def read_json(path: Path, fix: str) -> dict[str, Any]:
+    """A JSON object that this package wrote.
+
+    Args:
+        path: The file.
+        fix: What to do when it is damaged.
+
+    Raises:
+        ArtifactError: It is missing, no JSON or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ArtifactError(explain(f"unreadable: {error}", where=path, fix=fix)) from error
+    if not isinstance(value, dict):
+        raise ArtifactError(explain("not a JSON object", where=path, fix=fix))
+    return value
 
 
 def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
@@ -166,7 +216,7 @@ def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
 def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock `<path>.lock`; wait, and say so, while another process holds it."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         lock = FileLock(f"{path}.lock")
         try:
             lock.acquire(timeout=0)
@@ -185,8 +235,7 @@ def start_partial(folder: Path) -> Path:
     Only ever the same inputs meet the same name (`artifact_folder`), so what is there can be kept.
     """
     partial = folder.with_name(folder.name + ".partial")
-    with disk_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
+    make_folder(partial)
     return partial
 
 
@@ -196,7 +245,7 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
     for left in partial.rglob(".*.tmp"):  # of a killed attempt; every process has finished writing by now
         left.unlink()
     files = {
-        str(path.relative_to(partial)): file_sha256(path)
+        str(path.relative_to(partial)): path
         for path in sorted(partial.rglob("*"))
         if path.is_file() and path.name != MANIFEST and not path.name.startswith(".")
     }
@@ -205,7 +254,8 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
         fingerprint=fingerprint(dict(inputs)),
         inputs=dict(inputs),
         facts=dict(facts),
-        files=files,
+        files={name: file_sha256(path) for name, path in files.items()},
+        sizes={name: path.stat().st_size for name, path in files.items()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=git_commit(),
         versions=versions(),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config_data import LabelsConfig, LeaksConfig, ReportsConfig, Section, Share, TilesConfig
+from clipit.config_data import LARGEST_SEED, LabelsConfig, LeaksConfig, ReportsConfig, Section, TilesConfig
 from clipit.config_evaluation import (
     ComparisonConfig,
     EvaluationConfig,
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_LONGEST_NAME = 200  # a file system takes 255; an arm's steps and seed come behind
 
 
 def has_lists(index: str) -> bool:
@@ -67,6 +68,9 @@ class VLMConfig(Section):
     """Local folder or checkpoint file of a model named from the table: the name's rules apply to these files."""
     trust_remote_code: bool = False
     """Let a model run Python code of its own repository (KEEP needs it). Read that code first."""
+    quick_gelu: bool | None = None
+    """open_clip models: compute x * sigmoid(1.702 x), with which OpenAI's weights were trained, for GELU (true), or
+    do not (false); null: as the model's own configuration or the table says."""
     batch_size: int = Field(64, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
@@ -92,7 +96,7 @@ class LoraConfig(Section):
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
-    dropout: Share = 0.0
+    dropout: float = Field(0.0, ge=0, lt=1)
     """Each process draws its own units to drop: above 0, results depend on the number of processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
     """Kinds (qkv, projection, mlp, patch_embed) or names of modules of the backbone."""
@@ -167,7 +171,7 @@ class Config(Section):
     """Name of the run; its folder is <output>/runs/<name>/<arm>-seed<seed>."""
     output: Path = Path("outputs")
     """Root of everything that is written."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     arm: str | None = None
     """A recipe of clipit/training/arms.py or of `arms` below; None: the keys of this file as they are."""
     tiles: TilesConfig
@@ -206,6 +210,8 @@ class Config(Section):
     def _plain_name(cls, name: str) -> str:
         if not _PLAIN.fullmatch(name):
             raise ValueError("use letters, digits, '.', '_' and '-' only, and no '.' in front")
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(f"{len(name)} characters; a folder is called so: at most {_LONGEST_NAME}")
         return name
 
     @field_validator("arms")

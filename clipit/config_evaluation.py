@@ -1,10 +1,13 @@
 """Configuration of what is measured, and against what."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from clipit.config_data import Section, TilesConfig
+from clipit.config_data import LARGEST_SEED, Section, TilesConfig, check_once, check_seeds
+
+_LEAST_RESAMPLES = 20
 
 
 class EvaluationConfig(Section):
@@ -12,8 +15,15 @@ class EvaluationConfig(Section):
 
     splits: tuple[Literal["train", "validation", "test"], ...] = ("validation", "test")
     bootstrap: int = Field(1000, ge=0)
-    """Resamples of the 95 % intervals; 0: none."""
+    """Resamples of the 95 % intervals, 20 or more; 0: none."""
     batch_size: int = Field(256, ge=1)
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _enough_resamples(cls, resamples: int) -> int:
+        if 0 < resamples < _LEAST_RESAMPLES:
+            raise ValueError(f"quantiles need {_LEAST_RESAMPLES} resamples or more; 0: no intervals")
+        return resamples
 
 
 class ZeroShotConfig(Section):
@@ -39,7 +49,7 @@ class ZeroShotConfig(Section):
     """Share of them that it keeps and averages."""
     screening_tiles: int = Field(1000, ge=1)
     """Most training tiles that it screens with; no label is read."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Of the draws, and of the choice of screening tiles."""
     templates: tuple[str, ...] = (
         "a {stain} {organ} photomicrograph showing {} {magnification}.",
@@ -62,11 +72,13 @@ class ComparisonConfig(Section):
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     baseline: str = "image_only"
     """The arm that differences are taken against."""
+    controls: tuple[str, ...] = ()
+    """Arms that all others are set against as well, each in a table of its own; image_embedding: is it the text?"""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Reported seeds: labels, initialisation and batches all depend on them."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
-    """Further test sets (their test splits count), such as other centres: name -> keys as in `tiles`."""
+    """Further test sets (their test splits count), such as other centres, each under a name."""
     backbones: tuple[str, ...] = ()
     """Backbones to run every arm on, by name; empty: the one of `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -88,10 +100,32 @@ class ComparisonConfig(Section):
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search; they are never reported."""
 
+    @field_validator("shifted", mode="before")
+    @classmethod
+    def _named_sets(cls, sets: Any) -> Any:
+        if isinstance(sets, Mapping) and any(not isinstance(keys, Mapping | TilesConfig) for keys in sets.values()):
+            raise ValueError("give each shifted set a name: {name: {source: ..., path: ...}}")
+        return sets
+
+    @field_validator("arms", "backbones")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(names)
+        return names
+
+    @field_validator("seeds", "tuning_seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        check_seeds(seeds)
+        return seeds
+
     @model_validator(mode="after")
     def _fair(self) -> "ComparisonConfig":
         if self.baseline not in self.arms:
             raise ValueError(f"the baseline {self.baseline!r} must be one of the arms")
+        strange = sorted(set(self.controls) - set(self.arms))
+        if strange:
+            raise ValueError(f"controls must be among the arms: {', '.join(strange)}")
         if "test" in self.shifted:
             raise ValueError("a shifted test set cannot be called test: that is the one of `tiles`")
         if set(self.seeds) & set(self.tuning_seeds):
@@ -126,6 +160,12 @@ class ProbingConfig(Section):
     """A tile of the query's own group (patient or slide) never counts as found."""
     captions: str | None = None
     """CSV with the columns tile_id and text: true texts of test tiles, for text-to-image and image-to-text Recall@k."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        check_seeds(seeds)
+        return seeds
 
     @field_validator("shots", "at", "votes_at")
     @classmethod
@@ -174,7 +214,7 @@ class RobustnessConfig(Section):
     }
     """Perturbation -> levels: spread of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
     JPEG quality, and factors (brightness, contrast, magnification; above 1 is zoomed in)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Of the stain jitter; what happens to a tile depends on this and its id alone."""
     vlm: bool = True
     """Also measure the VLM's zero-shot answers (needs `prompts`)."""

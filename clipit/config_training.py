@@ -53,7 +53,7 @@ class DistillationConfig(Section):
     (right pairs, meaningless vectors)."""
     weight: float = Field(1.0, ge=0)
     """lambda of L = L_CE + lambda * L_KD."""
-    word_drop: Share = 0.0
+    word_drop: float = Field(0.0, ge=0, lt=1)
     """Share of each snippet's words left out of the target (pairs stay as they are)."""
     text: Literal["frozen", "adapter", "lora"] = "frozen"
     """Text side: as the VLM has it; a light adapter on its embeddings; or LoRA on its text tower. The last two are
@@ -99,6 +99,8 @@ class SoftLabelsConfig(Section):
     """Probabilities are sharpened (below 1) or softened (above 1): p^(1/T), normalised."""
     prior_correction: Share = 0.0
     """How far to divide by the mean probability of each class over the training tiles (0: not, 1: fully)."""
+    centred: bool = False
+    """zero_shot: read images and prompts around their modality's mean, as pairing does."""
     confidence: bool = False
     """Weight each tile by 1 - entropy / log(classes)."""
 

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR)
-"""Full, over quota, read-only; or a file stands where a folder should be."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Full, over quota, read-only; a file stands where a folder should be; or too long a name."""
 
 
 class ClipitError(Exception):
@@ -44,12 +45,26 @@ def explain(what: str, *, where: object = None, fix: str = "") -> str:
         lines.append(f"  where: {where}")
     if fix:
         lines.append(f"  to do: {fix}")
-    return "\n".join(lines)
+    return printable("\n".join(lines), keep="\n")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with escapes for all that a terminal would obey instead of show; ids and file names may hold such.
+
+    Args:
+        text: Anything.
+        keep: Signs that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
 
 
 def shortlist(items: Sequence[object], most: int = 5) -> str:
     """Join the first few items for a message, and say how many are left out."""
-    shown = ", ".join(str(item) for item in items[:most])
+    shown = ", ".join(printable(str(item)) for item in items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
@@ -63,7 +78,9 @@ def disk_errors(where: object) -> Iterator[None]:
             explain(
                 f"no permission: {error.strerror or error}",
                 where=error.filename or where,
-                fix="choose another place with --output, or change the folder's permissions",
+                fix="make the file readable"
+                if _unreadable(error.filename)
+                else "choose another place with --output, or change the folder's permissions",
             )
         ) from error
     except ClipitError:
@@ -80,6 +97,11 @@ def disk_errors(where: object) -> Iterator[None]:
                 "start again afterwards: finished parts are kept",
             )
         ) from error
+
+
+def _unreadable(filename: object) -> bool:
+    """Whether a file is there and may not be read: an input, whatever was done with it."""
+    return isinstance(filename, str) and Path(filename).is_file() and not os.access(filename, os.R_OK)
 
 
 def _why_not_written(error: Exception) -> str | None:

@@ -23,6 +23,8 @@ from clipit.errors import ConfigError, DataError, explain
 
 Backend = Literal["auto", "faiss", "torch"]
 _TRAINING_ROWS = 200_000  # enough for the coarse quantiser of any key that fits one machine
+_NO_SPREAD = 1e-3  # norm of what half precision makes of equal unit vectors
+_FEW = 4096
 
 
 def has_faiss() -> bool:
@@ -91,6 +93,8 @@ def build_index(
             )
         mean = store.mean() if centring else None
         rows = _distinct_rows(store)
+        if mean is not None:
+            _check_spread(store, rows, mean)
         with whole_file(folder / "ids.parquet") as temporary:
             pq.write_table(pa.table({"snippet_id": store.ids[rows].tolist()}), temporary)
         if mean is not None:
@@ -173,6 +177,20 @@ class Index:
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Vectors of these rows of the index, as they are matched (centred if the index is)."""
         return centred(self.store.rows(self.rows_in_store[rows]), self.mean)
+
+
+def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"]) -> None:
+    """Refuse a corpus whose mean is all that it says: centred vectors of no length have no direction."""
+    if len(rows) > _FEW:  # so many different ones cannot all lie in one point
+        return
+    if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _NO_SPREAD:
+        raise DataError(
+            explain(
+                f"centring leaves nothing: there is one distinct snippet ({len(rows)} distinct embeddings, all alike)",
+                where="pairing.centring",
+                fix="give more reports or loosen the filters of `reports`; or pairing.centring=false",
+            )
+        )
 
 
 def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:

@@ -4,7 +4,7 @@
 """
 
 import re
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic_core import PydanticUndefined
 
@@ -32,8 +32,9 @@ def _section(model: type[Section], prefix: str, title: str) -> list[str]:
     inner: list[str] = []
     for name, field in model.model_fields.items():
         section = _inner(field.annotation)
-        key = f"{prefix}{name}"
-        if section is not None and field.default is not None and not isinstance(field.default, tuple):
+        named = get_origin(field.annotation) is dict
+        key = f"{prefix}{name}" + (".<name>" if named and section is not None else "")
+        if section is not None and not named and field.default is not None and not isinstance(field.default, tuple):
             inner += ["", *_section(section, f"{key}.", key)]
             continue
         meaning = " ".join((field.description or "").split()).replace("<", "&lt;")
@@ -42,7 +43,8 @@ def _section(model: type[Section], prefix: str, title: str) -> list[str]:
             if key == "reports":
                 inner += ["", *_section(section, "reports.", "reports")]
                 meaning = "See below; without it nothing is paired."
-        cells = (f"`{key}`", f"`{_type(field.annotation)}`", _default(field), meaning)
+        kind = section if named and section is not None else field.annotation
+        cells = (f"`{key}`", f"`{_type(kind)}`", _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines + inner
 

@@ -4,14 +4,15 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from clipit.config import Config
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError, explain, shortlist
+from clipit.yaml_file import load_yaml
 
 
 class _CommandLine(BaseSettings, Config):  # as pydantic-settings itself makes a parser of a model
@@ -85,10 +86,10 @@ def validate(values: Mapping[str, Any], where: object) -> Config:
 
 
 def all_keys(model: type[Any] = Config, prefix: str = "") -> list[str]:
-    """Every key of the configuration, dotted."""
+    """Every key of the configuration, dotted; names that a user gives, as in `comparison.shifted`, are none."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        kinds = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
         inner = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
         keys.append(prefix + name)
         keys += all_keys(inner, f"{prefix}{name}.") if inner else []
@@ -102,24 +103,36 @@ def _similar(key: str) -> str:
     return f" (did you mean '{found[0]}'?)" if found else ""
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
+    Args:
+        path: The file.
+        example: Shipped file or folder that a message points to.
+
     Raises:
-        ConfigError: It is missing, not UTF-8, not YAML or not a mapping.
+        ConfigError: It is missing, may not be read, is not UTF-8, not YAML or not a mapping, or gives a key twice.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, repeated = load_yaml(path)
     except FileNotFoundError:
+        shipped = "configs/" if example.endswith(".yaml") else example
         raise ConfigError(
-            explain("no such configuration file", where=path, fix="see configs/ for those shipped")
+            explain("no such configuration file", where=path, fix=f"see {shipped} for those shipped")
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(explain(f"not a readable YAML file: {error}", where=path, fix="correct the file")) from None
-    if not isinstance(values, dict):
+    except PermissionError:
+        raise ConfigError(explain("no permission to read this", where=path, fix="make the file readable")) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(
-            explain("a configuration is a mapping of keys to values", where=path, fix="see configs/own_table.yaml")
+            explain(f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form")
+        ) from None
+    if repeated:
+        given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
+        raise ConfigError(
+            explain(f"keys given again, of which YAML keeps the last one: {given}", where=path, fix="keep one of each")
         )
+    if not isinstance(values, dict):
+        raise ConfigError(explain("not a mapping of keys to values", where=path, fix=f"see {example}"))
     return values
 
 
@@ -146,19 +159,52 @@ def read_command(
             usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[own]
         )
         CliSettingsSource(_CommandLine, root_parser=shown, cli_parse_args=["--help"], cli_hide_none_type=True)
+    _refuse_repeated(
+        arguments, [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
+    )
     options, rest = own.parse_known_args(arguments)
     known, unknown = _sort_options(rest)
-    overrides: dict[str, Any] = {}
-    if known:
-        try:
-            overrides = CliSettingsSource(_CommandLine, cli_parse_args=known, cli_exit_on_error=False)()
-        except (SettingsError, argparse.ArgumentError) as error:
-            raise ConfigError(explain(str(error), where="the command line", fix="--help shows each option")) from None
+    overrides = _parse(known)
     values = merge(merge(read_yaml(options.config), overrides), nested(unknown))
     earlier = values.get("overrides", [])  # of the command that wrote this file, if a run did
     if isinstance(earlier, list):  # what else it may be, the validation refuses
         values["overrides"] = [*earlier, *(key for key in dotted(overrides) if key not in earlier)]
     return validate(values, f"{options.config} and the command line"), options
+
+
+def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> None:
+    """Of an option given twice, one value would be dropped, or two lists be joined; unless it is made for that."""
+    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
+    if twice:
+        raise ConfigError(
+            explain(
+                f"given more than once: {', '.join(twice)}",
+                where="the command line",
+                fix=f"give each option once; a list in brackets: '{twice[0]}=[a, b]'",
+            )
+        )
+
+
+def _parse(known: Sequence[str]) -> dict[str, Any]:
+    """Options of the configuration as values; an error names the option that cannot be parsed."""
+    if not known:
+        return {}
+    try:
+        values: dict[str, Any] = CliSettingsSource(_CommandLine, cli_parse_args=list(known), cli_exit_on_error=False)()
+    except (SettingsError, argparse.ArgumentError) as error:
+        starts = [place for place, argument in enumerate(known) if argument.startswith("--")]
+        if len(starts) > 1:
+            for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
+                _parse(known[start:end])  # that which fails is named
+        raise ConfigError(
+            explain(
+                f"cannot be parsed: {' '.join(known)} ({error})",
+                where="the command line",
+                fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
+            )
+        ) from None
+    return values
 
 
 def _sort_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -12,8 +12,10 @@ def main() -> None:
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
         config, options = read_command(__doc__ or "", extra=option)
         from clipit.distributed import processes
-        from clipit.experiments.compare import compare, record
+        from clipit.experiments.compare import check_record, compare, record
 
+        if options.record:
+            check_record(options.record)
         folder = compare(config)
         if processes().main:
             if options.record:

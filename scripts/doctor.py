@@ -16,7 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
     )
-    parser.add_argument("--config", type=Path, help="YAML file of a run to come; its keys can be overridden")
+    parser.add_argument(
+        "--config", type=Path, help="YAML file to be used: of a run (its keys can be overridden), a sweep or Accelerate"
+    )
     parser.add_argument("--models", action="store_true", help="print the tables of known models instead")
     options, keys = parser.parse_known_args()
     with user_errors():
@@ -29,10 +31,8 @@ def main() -> None:
             return
         from clipit.doctor.findings import rendered
         from clipit.doctor.run import diagnose
-        from clipit.settings import read_command
 
-        config = read_command("", ["--config", str(options.config), *keys])[0] if options.config else None
-        sections = diagnose(config, options.config)
+        sections = diagnose(options.config, keys)
         print(rendered(sections, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
         raise SystemExit(any(finding.status == "FAIL" for section in sections for finding in section.findings))
 

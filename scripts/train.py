@@ -9,14 +9,13 @@ def main() -> None:
     with user_errors():
         config, _ = read_command(__doc__ or "")
         from clipit.distributed import processes
+        from clipit.experiments.finished import read_results
         from clipit.experiments.run import train_run
         from clipit.reporting.tables import metrics_table
 
         folder = train_run(config)
         if processes().main:
-            import json
-
-            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            results = read_results(folder)
             if results["note"]:
                 print(f"\nnote: {results['note']}")
             print(

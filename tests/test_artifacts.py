@@ -14,6 +14,7 @@ from clipit.artifacts import (
     finish_partial,
     locked,
     open_artifact,
+    read_json,
     start_partial,
     whole_file,
     write_json,
@@ -22,6 +23,7 @@ from clipit.distributed import build_once
 from clipit.errors import ArtifactError, DataError
 
 INPUTS = {"a": 1}
+OUT = Path("/proc/out/facts.json")
 
 
 def names(folder: Path) -> list[str]:
@@ -82,6 +84,18 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
         build_once(tmp_path / "outputs", "thing", INPUTS, make_one)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc: no place that takes no folder")
+def test_output_that_takes_no_folders() -> None:
+    for attempt in (lambda: build_once(Path("/proc/out"), "thing", INPUTS, make_one), lambda: write_json(OUT, {})):
+        with pytest.raises(ArtifactError, match=r"(?s)no folder can be made.*/proc/out.*--output"):
+            attempt()
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"(?s)too long.*--output"):
+        write_json(tmp_path / ("n" * 300) / "facts.json", {})
+
+
 def test_manifest_tells_what_it_was_made_from(tmp_path: Path) -> None:
     artifact = open_artifact(finished(tmp_path), "thing", verify=True)
     assert artifact.manifest.inputs == INPUTS
@@ -111,13 +125,45 @@ def test_other_kind_and_other_schema(tmp_path: Path) -> None:
 
 def test_missing_and_changed_files(tmp_path: Path) -> None:
     folder = finished(tmp_path)
-    (folder / "data.txt").write_text("changed")
-    open_artifact(folder, "thing")
+    (folder / "data.txt").write_text("changed")  # as long as before
     with pytest.raises(ArtifactError, match=r"changed(?s:.*)data\.txt"):
-        open_artifact(folder, "thing", verify=True)
+        open_artifact(folder, "thing")
     (folder / "data.txt").unlink()
     with pytest.raises(ArtifactError, match=r"data\.txt"):
         open_artifact(folder, "thing")
+
+
+def test_a_large_file_is_judged_by_its_size_unless_all_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished(tmp_path)
+    monkeypatch.setattr("clipit.artifacts._SMALL", 3)
+    (folder / "data.txt").write_text("changed")
+    assert open_artifact(folder, "thing").folder == folder
+    with pytest.raises(ArtifactError, match="changed"):
+        open_artifact(folder, "thing", verify=True)
+    (folder / "data.txt").write_text("cont")
+    with pytest.raises(ArtifactError, match="changed"):
+        open_artifact(folder, "thing")
+
+
+def test_manifests_without_sizes_still_open(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest.pop("sizes") == {"data.txt": 7}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert open_artifact(folder, "thing").manifest.sizes == {}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "files": ["data.txt"]}))
+    with pytest.raises(ArtifactError, match="unreadable manifest"):
+        open_artifact(folder, "thing")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_broken_json(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "facts.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"(?s)(unreadable|no.*object).*facts\.json.*make it again"):
+        read_json(path, "make it again")
 
 
 def test_a_partial_folder_is_gone_on_with_and_never_read(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The doctor: each trouble is found and comes with what to do; what is well is not complained of."""
 
 import runpy
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,14 +13,19 @@ import pytest
 
 from clipit.config import BackboneConfig, Config, VLMConfig
 from clipit.doctor import machine, packages
-from clipit.doctor.configs import (
-    data_findings,
-    examine,
-    tiles_finding,
-)
+from clipit.doctor.configs import data_findings, examine, gpu_findings, run_findings
+from clipit.doctor.data import reports_finding, tiles_finding
 from clipit.doctor.findings import Finding, Section, from_error, rendered
 from clipit.doctor.hub import Access, Hub, hub_findings, in_cache
-from clipit.doctor.models import Place, backbone_place, model_findings, place_finding, vlm_place
+from clipit.doctor.models import (
+    Place,
+    backbone_findings,
+    backbone_place,
+    model_findings,
+    place_finding,
+    vlm_findings,
+    vlm_place,
+)
 from clipit.errors import DataError, explain
 from clipit.models.backbone_specs import BACKBONES
 
@@ -209,6 +215,19 @@ def test_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "present" in shown and "hf_secret" not in shown
 
 
+def test_a_silent_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = Hub(ask=lambda _: "unreachable")
+    assert hub_findings(hub)[0].status == "PASS" and "not asked" in hub_findings(hub)[0].found
+    hub.access("a/b")
+    assert hub_findings(hub)[0].status == "WARN" and "does not answer" in hub_findings(hub)[0].found
+    hub = Hub(ask=lambda _: "gated")
+    hub.access("a/b")
+    assert hub_findings(hub)[0].status == "PASS" and "answers" in hub_findings(hub)[0].found
+
+
 def test_a_hub_that_hangs_is_asked_once() -> None:
     asked = []
 
@@ -280,24 +299,80 @@ def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
 )
 def test_a_gated_model_that_is_not_here(access: Access, status: str, match: str) -> None:
     place = Place(hub_id="MahmoodLab/UNI", spec=BACKBONES["uni"])
-    finding = place_finding("backbone", "uni", place, Hub(ask=lambda _: access))
+    finding = place_finding("backbone", "uni", place, Hub(ask=lambda _: access), _never_loaded)
     assert finding.status == status and match in finding.found + finding.fix
+
+
+def _never_loaded() -> None:
+    raise AssertionError("no loader is called")
 
 
 @pytest.mark.parametrize(
     ("config", "match"),
     [
         (VLMConfig(name="titan"), "cannot pair"),
-        (VLMConfig(name="keep"), "trust_remote_code"),
-        (VLMConfig(name="pathgen-clip-b-16"), "checkpoint"),
-        (VLMConfig(name="/no/such/folder"), "neither there nor a known name"),
-        (VLMConfig(name="open_clip:ViT-X/openai"), "no architecture"),
-        (VLMConfig(name="open_clip:ViT-B-32/nothing"), "no weights"),
+        (VLMConfig(name="keep"), "set vlm.trust_remote_code"),
+        (VLMConfig(name="pathgen-clip-b-16"), "set vlm.path to the file"),
+        (VLMConfig(name="/no/such/folder"), "hf-hub:ID (open_clip)"),
+        (VLMConfig(name="quilt-b-32"), "similar names: quiltnet-b-32"),
+        (VLMConfig(name="plip", path="/no/such/folder"), "vlm.path does not exist"),
+        (VLMConfig(name="open_clip:ViT-X/openai"), "similar names"),
+        (VLMConfig(name="open_clip:ViT-B-32/nothing"), "with one of: openai"),
     ],
 )
 def test_vlms_that_cannot_be_used_as_they_are(config: VLMConfig, match: str) -> None:
-    finding = place_finding("VLM", config.name, vlm_place(config), Hub(ask=lambda _: "granted"))
-    assert finding.status == "FAIL" and match in finding.found and finding.fix
+    (finding,) = vlm_findings("VLM", config, Hub(ask=lambda _: "granted"))
+    assert finding.status == "FAIL" and match in finding.found + finding.fix and finding.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("uni3", "similar: uni"), ("hibou-l", "set backbone.trust_remote_code"), ("/no", "table")]
+)
+def test_backbones_that_cannot_be_used_as_they_are(name: str, match: str) -> None:
+    (finding,) = backbone_findings(BackboneConfig(name=name), Hub(ask=lambda _: "granted"))
+    assert finding.status == "FAIL" and match in finding.found + finding.fix
+
+
+def test_the_weights_are_spoken_of_though_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "conch" else find(name))
+    package, weights = vlm_findings("VLM", VLMConfig(name="conch"), Hub(ask=lambda _: "gated"))
+    assert (package.status, weights.status) == ("FAIL", "FAIL")
+    assert "pip install git+https://github.com/mahmoodlab/CONCH.git" in package.fix
+    assert "gated, and this user has no access" in weights.found
+    with_path = VLMConfig(name="conch", path="/no/such/folder")
+    package, weights = vlm_findings("VLM", with_path, Hub(ask=lambda _: "gated"))
+    assert "needs its own package" in package.found and "/no/such/folder lacks its files" in weights.found
+
+
+@pytest.mark.parametrize("name", ["", "plip", "quiltnet-b-32"])
+def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:
+    config = VLMConfig(name=name, path=str(tmp_path)) if name else VLMConfig(name=str(tmp_path))
+    (finding,) = vlm_findings("VLM", config, Hub())
+    assert finding.status == "FAIL" and str(tmp_path) in finding.found and finding.fix
+
+
+@pytest.mark.parametrize("name", ["", "uni", "phikon"])
+def test_an_empty_folder_is_no_backbone(tmp_path: Path, name: str) -> None:
+    config = BackboneConfig(name=name, path=str(tmp_path)) if name else BackboneConfig(name=str(tmp_path))
+    (finding,) = backbone_findings(config, Hub())
+    assert finding.status == "FAIL" and str(tmp_path) in finding.found and finding.fix
+
+
+def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure()
+    for name, of in (("vlm", config.vlm.name), ("backbone", config.backbone.name)):
+        shutil.copytree(of, tmp_path / name)
+        weights = list((tmp_path / name).glob("*.safetensors"))
+        assert weights
+        for file in weights:
+            file.unlink()
+    vlm = vlm_findings("VLM", VLMConfig(name=str(tmp_path / "vlm")), Hub())[0]
+    backbone = backbone_findings(BackboneConfig(name=str(tmp_path / "backbone")), Hub())[0]
+    assert vlm.status == "FAIL" and "weights (" in vlm.found
+    assert backbone.status == "FAIL" and "no weights" in backbone.found
 
 
 def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
@@ -342,6 +417,68 @@ def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path
     config = configure(**{"tiles.source": "pcam", "tiles.path": str(tmp_path)})
     finding = tiles_finding("tiles", config.tiles)
     assert finding.status == "FAIL" and "zenodo.org/records/2546921" in finding.fix
+    assert "python scripts/download.py pcam --to data/pcam" in finding.fix
+
+
+def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
+    finding = reports_finding(configure(**{"reports.path": "/nowhere/TCGA_Reports.csv", "reports.format": "tcga"}))
+    assert finding.status == "FAIL"
+    assert "data_cards/tcga_reports.md" in finding.fix and "github.com/tatonetti-lab" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "needs", "match"),
+    [
+        (0, "bf16", "", "torch sees none"),
+        (0, "fp16", "a GPU", "torch sees none"),
+        (0, "no", "a GPU and 20 minutes", "needs a GPU and 20 minutes"),
+        (0, "no", "2 cores", ""),
+        (7, "bf16", "a GPU", "which this GPU has not"),
+        (7, "fp16", "a GPU", ""),
+        (9, "bf16", "a GPU", ""),
+    ],
+)
+def test_a_gpu_that_is_asked_for(
+    configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, gpu: int, precision: str, needs: str, match: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu > 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=gpu))
+    found = gpu_findings(configure(**{"training.precision": precision}), needs)
+    assert [finding.status for finding in found] == ["WARN"] * bool(match)
+    assert match in "".join(finding.found for finding in found)
+
+
+def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure: MakeConfig) -> None:
+    config = configure(
+        {
+            "comparison.arms": ["image_only"],
+            "comparison.backbones": ["embedded", "uni"],
+            "comparison.data_sets": {"own": {}, "other": {"tiles.source": "bach", "tiles.path": "/nowhere/bach"}},
+        }
+    )
+    found = run_findings(config, Hub(ask=lambda _: "gated"), Path("compare.yaml"))
+    assert [(f.what, f.status) for f in found] == [
+        ("VLM", "PASS"), ("backbone", "PASS"), ("backbone", "FAIL"), ("tiles", "PASS"), ("reports", "PASS"),
+        ("prompts", "PASS"), ("tiles", "FAIL"),
+    ]  # fmt: skip
+    assert "/nowhere/bach" in found[-1].found
+
+
+def test_what_an_earlier_command_writes(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configure(
+        **{"tiles.path": "outputs/w/tiles.csv", "reports.path": "outputs/w/r.jsonl", "vlm.name": "outputs/w/vlm"}
+    )
+    (tmp_path / "own.yaml").write_text("# command   python scripts/other.py --now\nname: a\n")
+    found = run_findings(config, Hub(), tmp_path / "own.yaml")
+    (data,) = [finding for finding in found if finding.status == "FAIL"]
+    assert "outputs/w/tiles.csv, outputs/w/vlm, outputs/w/r.jsonl" in data.found
+    assert data.fix == "first: python scripts/other.py --now"
+    (tmp_path / "own.yaml").write_text("# command   make worlds\nname: a\n")
+    found = run_findings(config, Hub(), tmp_path / "own.yaml")
+    assert {finding.status for finding in found} == {"PASS"}
 
 
 def test_a_data_set_of_the_hub_is_not_fetched(configure: MakeConfig) -> None:

@@ -17,6 +17,12 @@ def test_message_has_three_parts() -> None:
     assert shortlist(list("abc"), 2) == "a, b and 1 more"
 
 
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    told = explain("bad\x1b[2J id\n  second line", where="a\x07b\udcff", fix="mend\r it")
+    assert told == "bad\\x1b[2J id\n  second line\n  where: a\\x07b\\udcff\n  to do: mend\\r it"
+    assert shortlist(["é \U0001f600", "a\nb"]) == "é \U0001f600, a\\nb"
+
+
 def test_a_users_mistake_ends_without_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop, user_errors():
         raise DataError("no tiles")
@@ -36,7 +42,9 @@ def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> N
     assert "same command again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EACCES])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG]
+)
 def test_trouble_with_the_disk_names_the_place(code: int) -> None:
     with pytest.raises(ArtifactError, match="/place"), disk_errors("/elsewhere"):
         raise OSError(code, os.strerror(code), "/place")
@@ -71,3 +79,18 @@ def test_a_full_disk_as_safetensors_reports_it() -> None:
 
     with pytest.raises(ArtifactError, match="No space left"), disk_errors("the checkpoint"):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_an_input_that_may_not_be_read_is_no_matter_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text("text\n")
+    monkeypatch.setattr(os, "access", lambda name, mode: str(name) != str(path) or mode != os.R_OK)
+    with (
+        pytest.raises(ArtifactError, match=r"(?s)no permission.*reports\.csv.*make the file readable"),
+        disk_errors("x"),
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    with pytest.raises(ArtifactError, match="choose another place with --output"), disk_errors("x"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))

@@ -18,7 +18,13 @@ def test_page_describes_every_key() -> None:
     assert not [
         key
         for key in all_keys()
-        if not key.startswith(("comparison.shifted.", "second_vlm."))
+        if not key.startswith(("comparison.shifted", "second_vlm."))
         and f"`{key}`" not in page
         and f"## {key}\n" not in page
     ]
+
+
+def test_shifted_sets_are_named_by_the_user() -> None:
+    row = next(line for line in reference().splitlines() if "`comparison.shifted" in line)
+    assert row.startswith("| `comparison.shifted.<name>` | `TilesConfig` |") and "Keys as in `tiles`." in row
+    assert "comparison.shifted.source" not in reference()

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from clipit.errors import ConfigError
+from clipit.experiments.sweep_file import read_sweep
 from clipit.settings import all_keys, dotted, merge, nested, read_command, validate, without
 
 MINIMAL: dict[str, Any] = {"tiles": {"source": "folders", "path": "tiles"}}
@@ -123,6 +124,132 @@ def test_names_that_become_folders_are_plain(name: str) -> None:
         validate({**MINIMAL, "name": name}, "here")
     with pytest.raises(ConfigError, match="'arms'"):
         validate({**MINIMAL, "arms": {name: {}}}, "here")
+
+
+@pytest.mark.parametrize("key", ["name", "arms"])
+def test_names_fit_a_file_system(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}'.*201 characters"):
+        validate({**MINIMAL, key: "x" * 201 if key == "name" else {"x" * 201: {}}}, "here")
+    assert validate({**MINIMAL, "name": "x" * 200}, "here").name == "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("training.learning_rate", "nan", "finite"),
+        ("tiles.mpp", "inf", "finite"),
+        ("pairing.score_temperature", float("inf"), "finite"),
+        ("comparison.learning_rates", [0.1, float("inf")], "finite"),
+        ("comparison.seeds", [1, 2, 1], "given twice: 1"),
+        ("comparison.tuning_seeds", [7, 7], "given twice: 7"),
+        ("comparison.arms", ["image_only", "image_only"], "given twice: image_only"),
+        ("comparison.backbones", ["a", "b", "a"], "given twice: a"),
+        ("probing.seeds", [3, 3], "given twice: 3"),
+        ("seed", 2**32, "less than or equal to 4294967295"),
+        ("tiles.split_seed", -1, "greater than or equal to 0"),
+        ("tiles.labels.seed", 2**64, "less than or equal to 4294967295"),
+        ("zero_shot.seed", 2**32, "less than or equal to 4294967295"),
+        ("robustness.seed", 2**32, "less than or equal to 4294967295"),
+        ("comparison.seeds", [2**32], "from 0 to 4294967295"),
+        ("comparison.tuning_seeds", [-1], "from 0 to 4294967295"),
+        ("probing.seeds", [2**70], "from 0 to 4294967295"),
+        ("evaluation.bootstrap", 1, "20 resamples or more"),
+        ("distillation.word_drop", 1.0, "less than 1"),
+        ("lora.dropout", 1.0, "less than 1"),
+    ],
+)
+def test_values_without_a_meaning(key: str, value: Any, match: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)'{key}[.\d]*'.*{match}"):
+        validate(merge(MINIMAL, nested({key: value})), "here")
+
+
+def test_values_at_their_bounds() -> None:
+    keys = {"seed": 2**32 - 1, "evaluation.bootstrap": 20, "lora.dropout": 0.99, "comparison.seeds": [0, 2**32 - 1]}
+    found = validate(merge(MINIMAL, nested(keys)), "here")
+    assert (found.seed, found.evaluation.bootstrap, found.comparison.seeds) == (2**32 - 1, 20, (0, 2**32 - 1))
+    assert validate(merge(MINIMAL, nested({"evaluation.bootstrap": 0})), "here").evaluation.bootstrap == 0
+
+
+def test_a_shifted_set_without_a_name(file: Callable[..., str]) -> None:
+    shifted = {"source": "table", "path": "x.csv"}
+    with pytest.raises(ConfigError, match="give each shifted set a name"):
+        validate({**MINIMAL, "comparison": {"shifted": shifted}}, "here")
+    with pytest.raises(ConfigError, match="give each shifted set a name"):
+        read_command("test", [file(), "--comparison.shifted.source=table", "--comparison.shifted.path=x.csv"])
+    found = validate({**MINIMAL, "comparison": {"shifted": {"centre 2": shifted}}}, "here")
+    assert found.comparison.shifted["centre 2"].path == "x.csv"
+    assert not [key for key in all_keys() if key.startswith("comparison.shifted.")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lora.rank=2", "--lora.rank=3"],
+        ["--lora.rank", "2", "--seed=1", "--lora.rank=2"],
+        ["--comparison.seeds=1", "--comparison.seeds=2"],
+        ["--lora.rnak=2", "--lora.rnak=3"],
+        ["--note=a", "--note=b"],
+    ],
+)
+def test_an_option_given_twice(file: Callable[..., str], options: list[str]) -> None:
+    option = options[-1].partition("=")[0]
+    with pytest.raises(ConfigError, match=f"given more than once: {option}\n"):
+        read_command("test", [file(), *options])
+
+
+def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> None:
+    extra: dict[str, dict[str, Any]] = {"--run": {"action": "append"}, "--record": {}}
+    assert read_command("test", [file(), "--run=a", "--run=b"], extra)[1].run == ["a", "b"]
+    with pytest.raises(ConfigError, match="given more than once: --config, --record"):
+        read_command("test", [file(), file(), "--record=a", "--record", "b"], extra)
+
+
+@pytest.mark.parametrize("broken", ["--lora.targets=[mlp", "--tiles.splits={a", '--lora={"rank'])
+def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_command("test", [file(), "--seed=3", broken, "--comparison.seeds=[1, 2]"])
+    assert f"cannot be parsed: {broken} (" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("seed: 1\ntraining: {steps: 5}\nlora: {}\ntraining: {patience: 2}\n", r"'training' \(line 5\)"),
+        ("lora:\n  rank: 2\n  rank: 4\n", r"'rank' \(line 4\)"),
+        ("arms: {own: {lora.rank: 1, 'lora.rank': 2}}\n", r"'lora\.rank' \(line 2\)"),
+    ],
+)
+def test_a_key_given_twice_in_the_file(file: Callable[..., str], text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)one: {named}\n.*keep one of each"):
+        read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
+
+
+def test_merged_keys_may_be_given_again(file: Callable[..., str]) -> None:
+    arms = "arms:\n  a: &a {lora.rank: 1, seed: 1}\n  b: &b {<<: *a, lora.rank: 2}\n  c: {<<: *b, seed: 3}\n"
+    config, _ = read_command("test", [file("tiles: {source: folders, path: tiles}\n" + arms)])
+    assert config.arms["c"] == {"lora.rank": 2, "seed": 3}
+
+
+def test_a_file_that_may_not_be_read(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    line = file()
+
+    def refuse(*_: Any, **__: Any) -> str:
+        """As the system does to a user who is not its administrator."""
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"(?s)no permission to read.*run\.yaml.*make the file readable"):
+        read_command("test", [line])
+
+
+def test_a_broken_file_of_another_kind_points_to_its_own_examples(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    for text, match in (("- 1", "not a mapping"), ("a: [", "not a readable YAML")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=rf"(?s){match}.*configs/sweeps/"):
+            read_sweep(path)
+    with pytest.raises(ConfigError, match=r"(?s)no such.*configs/sweeps/"):
+        read_sweep(tmp_path / "nothing.yaml")
 
 
 @pytest.mark.parametrize(("content", "match"), [("a: [", "YAML"), ("- 1", "mapping"), ("", "mapping")])

@@ -1,21 +1,25 @@
-"""What a configuration needs and lacks: its keys, data, models."""
+"""What a configuration needs and lacks: its keys, data, models, a GPU; all data sets and backbones of a comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from clipit.artifacts import fingerprint
 from clipit.config import Config, TilesConfig
+from clipit.doctor.data import awaited, prompt_findings, reports_finding, tiles_finding, yet_to_be_written
 from clipit.doctor.findings import Finding, Section, from_error, softened
+from clipit.doctor.heads import command_of, head_entry, writes_its_data
 from clipit.doctor.hub import Hub
-from clipit.doctor.models import model_findings
-from clipit.errors import ClipitError
-from clipit.settings import merge, nested, validate
+from clipit.doctor.models import backbone_findings, vlm_findings
+from clipit.errors import ClipitError, shortlist
+from clipit.settings import merge, nested, read_command, read_yaml, validate
 
 SHIPPED = Path(__file__).parents[2] / "configs"
-_DEMO = "scripts/demo.py"
+_TO_GIVE = "(to be given)"
 
 
 def shipped_configs(folder: Path = SHIPPED) -> list[Path]:
@@ -33,32 +37,38 @@ def shipped_configs(folder: Path = SHIPPED) -> list[Path]:
 
 def survey(path: Path, hub: Hub) -> Section:
     """One shipped configuration: what stands between this machine and it; missing data or weights are no failure."""
-    title, command = str(path), command_of(path)
+    title = str(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         return Section(title, [Finding("FAIL", "file", f"not readable: {error}", "correct the file")])
     absent = missing_keys(values)
-    filled = merge(values, nested(dict.fromkeys(absent, "(to be given)")))
     try:
-        config = validate(filled, path)
+        config = validate(merge(values, nested(dict.fromkeys(absent, _TO_GIVE))), path)
+        found = run_findings(config, hub, path, absent)
     except ClipitError as error:
         return Section(title, [from_error("keys", error)])
-    findings = [softened(finding) for finding in model_findings(config, hub)]
-    if absent:
-        options = " ".join(f"--{key}=..." for key in absent)
-        findings.append(Finding("WARN", "keys", f"yours to give: {options}", f"the head of {path} says how"))
-    else:
-        findings += [softened(finding) for finding in data_findings(config, command)]
-    open_points = [finding for finding in findings if finding.status != "PASS"]
+    open_points = [softened(finding) for finding in found if finding.status != "PASS"]
     if not open_points:
-        return Section(title, [Finding("PASS", "ready", command or "models and data are in place")])
+        return Section(title, [Finding("PASS", "ready", command_of(path) or "models and data are in place")])
     return Section(title, open_points)
 
 
-def examine(config: Config, hub: Hub, where: Path) -> Section:
+def examine(config: Config, hub: Hub, where: Path, absent: Sequence[str] = ()) -> Section:
     """The configuration of a run to come: every finding; what is missing is a failure."""
-    return Section(str(where), [*model_findings(config, hub), *data_findings(config, command_of(where))])
+    return Section(str(where), run_findings(config, hub, where, absent))
+
+
+def read_with_gaps(path: Path, options: Sequence[str]) -> tuple[Config, list[str]]:
+    """A configuration with its command line, and the required keys that neither gives (filled in for the look).
+
+    Raises:
+        ConfigError: Something else is wrong with it.
+    """
+    given = {option.removeprefix("--").partition("=")[0] for option in options}
+    absent = [key for key in missing_keys(read_yaml(path)) if key not in given]
+    filled = [f"--{key}={_TO_GIVE}" for key in absent]
+    return read_command("", ["--config", str(path), *options, *filled])[0], absent
 
 
 def missing_keys(values: Any) -> list[str]:
@@ -70,99 +80,120 @@ def missing_keys(values: Any) -> list[str]:
     return []
 
 
-def command_of(path: Path) -> str:
-    """The command that the head of a configuration file states; "" without one."""
-    lines: list[str] = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        body = line.lstrip("#").strip()
-        if lines and not lines[-1].endswith("\\"):
-            break
-        if lines:
-            lines.append(body)
-        elif body.split(" ", 1)[0] == "command":
-            lines.append(body.removeprefix("command").strip())
-    return " ".join(line.removesuffix("\\").strip() for line in lines)
+def run_findings(config: Config, hub: Hub, where: Path, absent: Sequence[str] = ()) -> list[Finding]:
+    """Every finding about a configuration, and about each data set and backbone that its comparison lists.
+
+    Args:
+        config: Complete; `absent` keys hold anything.
+        hub: Whom to ask about models.
+        where: Its file, whose head says the command and what it needs.
+        absent: Required keys that are still to be given; then the data are not looked at.
+
+    Raises:
+        ConfigError: The comparison's data sets and backbones do not fit their arms.
+    """
+    cells = [config] if absent else _cells(config)
+    checks: dict[str, Callable[[], list[Finding]]] = {}
+    for cell in cells:
+        for what, make in _model_checks(cell, hub):
+            checks.setdefault(what, make)
+    for cell in [] if absent else cells:
+        for what, make in _data_checks(cell):
+            checks.setdefault(what, make)
+    findings = [finding for make in checks.values() for finding in make()]
+    if absent:
+        options = " ".join(f"--{key}=..." for key in absent)
+        findings.append(Finding("FAIL", "keys", f"yours to give: {options}", f"the head of {where} says how"))
+    else:
+        findings += awaited_findings(cells, command_of(where))
+    findings += gpu_findings(config, head_entry(where, "needs"))
+    return list(dict.fromkeys(findings))  # two data sets may lack the same file
+
+
+def _cells(config: Config) -> list[Config]:
+    """The configuration of each data set and backbone of a comparison; of a run alone, itself."""
+    if not config.comparison.data_sets and not config.comparison.backbones:
+        return [config]
+    from clipit.experiments.cells import settings_of
+
+    return [setting.config for setting in settings_of(config)]
+
+
+def _model_checks(config: Config, hub: Hub) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+    """What there is to look at, by a name that is the same for the same model."""
+    if not awaited(config.vlm.name):
+        yield f"vlm {config.vlm!r}", lambda: vlm_findings("VLM", config.vlm, hub)
+    second = config.second_vlm
+    if second is not None:
+        yield f"second {second!r}", lambda: vlm_findings("second VLM", second, hub)
+    if not awaited(config.backbone.name):
+        yield f"backbone {config.backbone!r}", lambda: backbone_findings(config.backbone, hub)
+
+
+def _data_checks(config: Config) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+    """The same for tiles, reports and prompts, less what is yet to be written."""
+    sets = {"tiles": config.tiles, **{f"shifted tiles {name}": t for name, t in config.comparison.shifted.items()}}
+    for what, tiles in sets.items():
+        if not awaited(tiles.path):
+            key = fingerprint(tiles.model_dump(mode="json", exclude={"labels"}))
+            yield f"{what} {key}", partial(_one, what, tiles)
+    if config.reports is not None and not awaited(config.reports.path):
+        yield f"reports {config.reports!r}", lambda: [reports_finding(config)]
+    bags = [config.reports.morphology_prompts, config.reports.boilerplate_prompts] if config.reports else []
+    yield f"prompts {[config.prompts, *bags]}", lambda: prompt_findings(config)
+
+
+def _one(what: str, tiles: TilesConfig) -> list[Finding]:
+    return [tiles_finding(what, tiles)]
 
 
 def data_findings(config: Config, command: str) -> list[Finding]:
-    """Tiles, reports and prompts of a configuration.
+    """Tiles, reports and prompts of a configuration alone.
 
     Args:
         config: Complete.
-        command: What the file's head says; the demo writes its data itself.
+        command: What the file's head says; some write their data themselves.
     """
-    if _DEMO in command and not Path(config.tiles.path).expanduser().exists():
-        return [Finding("PASS", "data", "synthetic, written by the command itself")]
-    findings = [tiles_finding("tiles", config.tiles)]
-    for name, shifted in config.comparison.shifted.items():
-        findings.append(tiles_finding(f"shifted tiles {name}", shifted))
-    if config.reports is not None:
-        findings.append(_reports_finding(config))
-    findings += _prompt_findings(config)
-    return findings
+    found = [finding for _, make in _data_checks(config) for finding in make()]
+    return [*found, *awaited_findings([config], command)]
 
 
-def tiles_finding(what: str, config: TilesConfig) -> Finding:
-    """Whether the data set is in place: its source reads everything but the images."""
-    from clipit.tiles.load import read_tiles
+def awaited_findings(configs: Sequence[Config], command: str, *, itself: bool | None = None) -> list[Finding]:
+    """One finding about all that lies below outputs/ and is not there yet; none when nothing does.
 
-    if config.source == "huggingface" and not Path(config.path).expanduser().exists():
-        return Finding(
-            "WARN", what, f"{config.path}: on the Hugging Face hub; whether it is here was not looked at",
-            "it is fetched when first used; without a network, give a local folder",
-        )  # fmt: skip
-    try:
-        tiles = read_tiles(config.model_copy(update={"unreadable": "error"}), check=False)
-    except ClipitError as error:
-        return from_error(what, error)
-    counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in ("train", "validation", "test"))
-    return Finding("PASS", what, f"{config.path}: {counts}")
-
-
-def _reports_finding(config: Config) -> Finding:
-    from clipit.reports.readers import read_reports
-
-    reports = config.reports
-    if reports is None:
-        return Finding("PASS", "reports", "none are configured")
-    place = Path(reports.path).expanduser()
-    if reports.format == "huggingface" and not place.exists():
-        return Finding(
-            "WARN", "reports", f"{reports.path}: on the Hugging Face hub; whether it is here was not looked at",
-            "it is fetched when first used; without a network, give a local file",
-        )  # fmt: skip
-    if not place.exists():
-        return Finding("FAIL", "reports", f"{reports.path} is not there", "correct reports.path, or get the reports")
-    try:
-        found = read_reports(reports)
-    except ClipitError as error:
-        return from_error("reports", error)
-    return Finding("PASS", "reports", f"{reports.path}: {len(found.reports)} with text")
+    Args:
+        configs: All data sets and backbones.
+        command: What the file's head says.
+        itself: Whether that command is what will be run; None: when it writes data at all.
+    """
+    paths = list(dict.fromkeys(path for config in configs for path in yet_to_be_written(config)))
+    if not paths:
+        return []
+    files = f"not written yet: {shortlist(paths, 3)}"
+    if writes_its_data(command) if itself is None else itself:
+        return [Finding("PASS", "data", f"synthetic, written by the command itself: {command}")]
+    named = f"make demo, which is {command}" if "scripts/demo.py" in command else command
+    first = f"first: {named}" if command else "first run what writes them, or correct these paths"
+    return [Finding("FAIL", "data", files, first)]
 
 
-def _prompt_findings(config: Config) -> list[Finding]:
-    from clipit.prompts.prompt_bag import load_bag
-    from clipit.prompts.prompt_set import load_prompts
+def gpu_findings(config: Config, needs: str) -> list[Finding]:
+    """A warning when the precision, or what the file's head says, asks for a GPU that is not there."""
+    import torch
 
-    findings = []
-    asked: Mapping[str, Any] = {
-        "prompts": (load_prompts, config.prompts),
-        "morphology prompts": (load_bag, config.reports.morphology_prompts if config.reports else None),
-        "boilerplate prompts": (load_bag, config.reports.boilerplate_prompts if config.reports else None),
-    }
-    for what, (load, name) in asked.items():
-        if name is None:
-            continue
-        try:
-            load(name)
-        except ClipitError as error:
-            findings.append(from_error(what, error))
-        else:
-            findings.append(Finding("PASS", what, str(name)))
-    return findings
+    precision = config.training.precision
+    if torch.cuda.is_available():
+        if precision == "bf16" and torch.cuda.get_device_properties(0).major < 8:
+            return [
+                Finding("WARN", "precision", "training.precision is bf16, which this GPU has not: it is emulated",
+                        "--training.precision=fp16 or no")
+            ]  # fmt: skip
+        return []
+    if precision != "no":
+        return [
+            Finding("WARN", "precision", f"training.precision is {precision}, made for GPUs, and torch sees none",
+                    "run it where there is a GPU; on a CPU: --training.precision=no, and expect hours or days")
+        ]  # fmt: skip
+    if "a GPU" in needs:
+        return [Finding("WARN", "GPU", f"torch sees none, and the file says that it needs {needs}", "expect hours")]
+    return []

@@ -13,16 +13,26 @@ _PATIENCE_S = 5.0
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 
-def hub_findings() -> list[Finding]:
-    """Mode and token; the token itself is never shown."""
+def hub_findings(hub: "Hub | None" = None) -> list[Finding]:
+    """Mode and token; the token itself is never shown.
+
+    Args:
+        hub: That was asked about models before this; None: nobody was.
+    """
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
         mode = Finding(
             "PASS", "hub", "HF_HUB_OFFLINE is set: nothing is fetched, models must be cached or given as folders"
         )
+    elif hub is not None and hub.silent:
+        mode = Finding(
+            "WARN", "hub", f"{constants.ENDPOINT} does not answer; cache: {constants.HF_HUB_CACHE}",
+            "without a network give models as folders, and set HF_HUB_OFFLINE=1: no run waits for the hub then",
+        )  # fmt: skip
     else:
-        mode = Finding("PASS", "hub", f"may be asked: {constants.ENDPOINT}; cache: {constants.HF_HUB_CACHE}")
+        how = "answers" if hub is not None and hub.asked else "not asked, nothing was needed of it"
+        mode = Finding("PASS", "hub", f"{constants.ENDPOINT}: {how}; cache: {constants.HF_HUB_CACHE}")
     if get_token():
         return [mode, Finding("PASS", "token", "present")]
     return [mode, Finding("WARN", "token", "none: gated models cannot be fetched", "hf auth login (or set HF_TOKEN)")]
@@ -48,6 +58,16 @@ class Hub:
     """Seconds."""
     _known: dict[str, Access] = field(default_factory=dict)
     _silent: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether a question got no answer."""
+        return self._silent
+
+    @property
+    def asked(self) -> bool:
+        """Whether there was any question."""
+        return bool(self._known)
 
     def access(self, hub_id: str) -> Access:
         """Whether this user may fetch the repository; an answer comes in a few seconds in any case."""

@@ -119,14 +119,20 @@ def disk_finding(output: Path) -> Finding:
     return Finding("PASS", what, found)
 
 
+def gpu_count() -> int:
+    """GPUs that torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def accelerate_findings() -> list[Finding]:
     """What `accelerate launch` would start without further options."""
     try:
-        import torch
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
         return [Finding("FAIL", "accelerate", f"cannot be imported: {error}", "make env; python -m clipit.site_hook")]
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = gpu_count()
     path = Path(default_config_file)
     if not path.is_file():
         return [launch_finding(None, gpus)]

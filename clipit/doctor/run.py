@@ -1,36 +1,42 @@
-"""All of it: this machine, its packages, the hub, and one configuration or all that are shipped."""
+"""All of it: this machine, its packages, the hub, and one file or all configurations that are shipped."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from clipit.config import Config
-from clipit.doctor.configs import SHIPPED, examine, shipped_configs, survey
+from clipit.doctor.configs import SHIPPED, shipped_configs, survey
+from clipit.doctor.files import file_section
 from clipit.doctor.findings import Finding, Section
 from clipit.doctor.hub import Hub, hub_findings
 from clipit.doctor.machine import machine_findings
 from clipit.doctor.packages import package_findings
 
 
-def diagnose(config: Config | None = None, where: Path | None = None, hub: Hub | None = None) -> list[Section]:
+def diagnose(file: Path | None = None, options: Sequence[str] = (), hub: Hub | None = None) -> list[Section]:
     """Look at everything.
 
     Args:
-        config: A run to come; None: every configuration shipped.
-        where: Its file.
+        file: Configuration of a run to come, a sweep, or Accelerate's file; None: every configuration shipped.
+        options: Keys that go with it, as on a command line.
         hub: Whom to ask about access to models; None: the real one.
+
+    Raises:
+        ConfigError: The file cannot be read, or its keys are wrong.
     """
-    hub = hub or Hub()
-    sections = [
-        Section("This machine", machine_findings(config.output if config else Path("outputs"))),
-        Section("Packages", package_findings()),
-        Section("Hugging Face hub", hub_findings()),
-    ]
-    if config is not None:
-        return [*sections, examine(config, hub, where or Path("(configuration)"))]
-    files = shipped_configs()
-    if not files:
+    hub, output = hub or Hub(), Path("outputs")
+    if file is not None:
+        section, output = file_section(file, options, hub)
+        asked = [section]
+    else:
+        asked = [survey(_short(path), hub) for path in shipped_configs()]
+    if not asked:
         nothing = Finding("WARN", "configs", f"no configuration in {SHIPPED}", "run from a clone, or give --config")
-        return [*sections, Section("Configurations", [nothing])]
-    return [*sections, *(survey(_short(path), hub) for path in files)]
+        asked = [Section("Configurations", [nothing])]
+    return [
+        Section("This machine", machine_findings(output)),
+        Section("Packages", package_findings()),
+        Section("Hugging Face hub", hub_findings(hub)),  # last, for it knows whether the hub answered
+        *asked,
+    ]
 
 
 def _short(path: Path) -> Path:

@@ -10,6 +10,7 @@ from clipit.errors import DataError, explain
 from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers, paired_differences
 from clipit.evaluation.metrics import (
     ECE_BINS,
+    averaged_over,
     class_table,
     compute_metrics,
     confusion_matrix,
@@ -129,6 +130,9 @@ def _scores(
         reason = why_undefined(name, labels, predictions.classes) if value is None else interval.reason
         if reason:
             metrics[name]["reason"] = reason
+        over = averaged_over(name, labels, predictions.classes)
+        if over and value is not None:
+            metrics[name]["over"] = over
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(predictions.classes))
     return {
         "metrics": metrics,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc", "kappa", "ece")
+CLASS_AVERAGED = ("balanced_accuracy", "macro_f1")
 ECE_BINS = 15
 
 
@@ -79,7 +80,13 @@ def weighted_scores(
     n_classes = probabilities.shape[1]
     cell = labels * n_classes + probabilities.argmax(axis=1)
     members = (cell[:, None] == np.arange(n_classes**2)).astype(np.float64)
-    scores = confusion_scores((weights.T @ members).reshape(-1, n_classes, n_classes))
+    confusion = (weights.T @ members).reshape(-1, n_classes, n_classes)
+    scores = confusion_scores(confusion)
+    # A resample that lost a class would be averaged over fewer of them: another score, and a higher or lower one.
+    present = np.bincount(labels, minlength=n_classes) > 0
+    lost = ((confusion.sum(axis=2) == 0) & present).any(axis=1)
+    for name in CLASS_AVERAGED:
+        scores[name] = np.where(lost, np.nan, scores[name])
     if "auroc" in names:
         scores["auroc"] = auroc(labels, probabilities, weights)
     if "ece" in names:
@@ -103,6 +110,14 @@ def why_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str
     if name == "auroc" and absent:
         return f"no tile of class {', '.join(absent)}"
     return "all tiles and all predictions are of one class"
+
+
+def averaged_over(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
+    """In words: over how many classes a class-averaged score is, where some have no tile; else empty."""
+    absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
+    if name not in (*CLASS_AVERAGED, "weighted_f1") or not absent or not len(labels):
+        return ""
+    return f"over {len(classes) - len(absent)} of {len(classes)} classes; no tile of {', '.join(absent)}"
 
 
 def class_table(

@@ -10,6 +10,9 @@ from clipit.settings import dotted, merge, nested, validate, without
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
 
+_COMMON = ("name", "output", "seed", "arm", "overrides", "comparison")
+"""Keys that a comparison gives to every run, or reads once for all."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -49,16 +52,35 @@ def settings_of(config: Config) -> list[Setting]:
                 wrong.append(str(error))
     if wrong:
         raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    _check_folders(found)
     return found
+
+
+def _check_folders(settings: Sequence[Setting]) -> None:
+    """Refuse two settings whose runs would lie in one folder."""
+    owners: dict[str, list[str]] = {}
+    for setting in settings:
+        owners.setdefault(setting.config.name, []).append(f"{setting.data_set!r} on {setting.backbone!r}")
+    shared = [f"{', '.join(names)} (folder {folder})" for folder, names in owners.items() if len(names) > 1]
+    if shared:
+        raise ConfigError(
+            explain(
+                f"these would be kept in one folder: {shortlist(shared)}",
+                where="comparison.data_sets and comparison.backbones",
+                fix="give names that differ in letters A-Z, digits, '.', '_' or '-'",
+            )
+        )
 
 
 def _setting(config: Config, data_set: str, keys: dict[str, object], backbone: str) -> Setting:
     c = config.comparison
+    where = f"comparison.data_sets.{data_set}"
+    _check_data_set(data_set, keys, where)
     parts = [config.name, *([data_set] if c.data_sets else []), *([backbone] if c.backbones else [])]
     own = nested({**keys, "name": _plain("-".join(parts)), "backbone.name": backbone})
     values = merge(config.model_dump(), without(own, config.overrides))
     values["name"] = _plain("-".join(parts))
-    resolved = validate(values, f"comparison.data_sets.{data_set}")
+    resolved = validate(values, where)
     wrong = []
     for arm in c.arms:
         try:
@@ -70,6 +92,27 @@ def _setting(config: Config, data_set: str, keys: dict[str, object], backbone: s
     check_grid(resolved, c.arms)
     arms, recipes = _with_equal_steps(resolved, c.arms) if c.equal_steps else (c.arms, {})
     return Setting(data_set, backbone, resolved.model_copy(update={"arms": {**resolved.arms, **recipes}}), arms)
+
+
+def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
+    given = dotted(nested(keys))
+    common = sorted(key for key in given if key.partition(".")[0] in _COMMON)
+    if common:
+        raise ConfigError(
+            explain(
+                f"a data set cannot have its own {', '.join(common)}: the comparison gives these to every run",
+                where=where,
+                fix="set them for the whole comparison, or leave them out",
+            )
+        )
+    if not _slug(name):
+        raise ConfigError(
+            explain(
+                f"nothing of the name {name!r} can be part of a folder's name",
+                where=where,
+                fix="use letters A-Z or digits in it",
+            )
+        )
 
 
 def _with_equal_steps(config: Config, arms: Sequence[str]) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
@@ -122,6 +165,8 @@ def _check_command_line(config: Config) -> None:
     told |= {key for keys in config.comparison.data_sets.values() for key in dotted(nested(keys))} & set(
         config.overrides
     )
+    if config.comparison.backbones:  # one model under several names would be the end of a table
+        told |= {"backbone.name", "backbone.path"} & set(config.overrides)
     told = {key for key in told if not key.startswith("training.")}
     if told:
         raise ConfigError(
@@ -140,5 +185,9 @@ def _keys_of(config: Config, arm: str) -> list[str]:
         return []
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "comparison"
+    return _slug(name) or "comparison"

@@ -1,7 +1,7 @@
 """Arms over seeds, data sets and backbones: runs, reference rows, paired differences, and the reasons."""
 
 import csv
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import git_commit, whole_file, write_json
+from clipit.artifacts import git_commit, make_folder, read_json, whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
-from clipit.errors import DataError, explain
+from clipit.errors import ArtifactError, DataError, explain
 from clipit.experiments.cells import Setting, settings_of
 from clipit.experiments.comparison_report import write_report
 from clipit.experiments.comparison_rows import RECORD, add_costs, reference_rows_of, run_rows
@@ -103,16 +103,31 @@ def _write_rows(config: Config, rows: list[dict[str, Any]], folder: Path) -> Non
     )
 
 
+def check_record(path: Path) -> None:
+    """Find out whether `record` can write there; for asking before hours of work.
+
+    Raises:
+        ArtifactError: A folder or a device stands there, or the folder for it cannot be made or written.
+    """
+    if path.exists() and not path.is_file():
+        raise ArtifactError(explain("not a file", where=path, fix="give --record the name of a .csv file"))
+    make_folder(path.parent)
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(explain("no permission to write here", where=path, fix="give --record another place"))
+
+
 def record(folder: Path, path: Path) -> None:
     """Write the rows of a comparison as CSV, for keeping beside the code (`results/*.csv`): no path of this machine.
 
     Raises:
         DataError: There is no comparison in the folder.
+        ArtifactError: Nothing can be written there.
     """
+    check_record(path)
     source = folder / "comparison.json"
     if not source.is_file():
         raise DataError(explain("no comparison here", where=folder, fix="run scripts/compare.py first"))
-    rows = json.loads(source.read_text(encoding="utf-8"))["rows"]
+    rows = read_json(source, "delete it and start scripts/compare.py again: finished runs are kept")["rows"]
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(RECORD)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clipit.artifacts import whole_file
+from clipit.artifacts import read_json, whole_file
 from clipit.config import Config
 from clipit.evaluation.intervals import Difference
 from clipit.evaluation.predictions import read_predictions
@@ -18,6 +18,7 @@ from clipit.experiments.published import CAUTION, SOURCE, published
 from clipit.experiments.why import Finding
 from clipit.reporting.comparison_page import comparison_page, raw_rows, seed_figure
 from clipit.reporting.comparison_tables import (
+    HEADER,
     PERCENT,
     Line,
     latex_table,
@@ -30,6 +31,7 @@ from clipit.reporting.html import Figure, Section, Table, Text, write_page
 from clipit.reporting.label_plots import label_curves_plot
 from clipit.reporting.plane_plot import plane_plot
 from clipit.reporting.tables import markdown_table
+from clipit.training.arms import resolve_arm
 
 Row = Mapping[str, Any]
 
@@ -49,18 +51,21 @@ def write_report(
         return paired_bootstrap_over_tiles(list(zip(*tables, strict=True)), c.metric, resamples)
 
     made = lines(rows, c.baseline, over_tiles)
+    students = [row for row in rows if row.get("run")]
+    against = {control: lines(students, control, over_tiles) for control in c.controls}
     known = {
         (s.data_set, s.backbone, arm): published(s.config.tiles.source, s.backbone, arm)
         for s in settings
         for arm in s.arms
+        if s.config.tiles.labels.kind == "all"  # the published figures used all labels
     }
     beside = SOURCE if any(known.values()) else ""
     notes = _notes(config, settings, made, beside)
     with whole_file(folder / "comparison.md") as temporary:
-        temporary.write_text(_markdown(config, made, known, notes, why), encoding="utf-8")
+        temporary.write_text(_markdown(config, made, against, known, notes, why), encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
         temporary.write_text(_latex(config, made, known), encoding="utf-8")
-    sections = _sections(config, made, known, notes, why, rows, folder)
+    sections = _sections(config, made, against, known, notes, why, rows, folder)
     write_page(folder / "comparison.html", comparison_page(config.name, " ".join(config.note.split()), sections))
 
 
@@ -69,9 +74,10 @@ def _notes(config: Config, settings: Sequence[Setting], made: Sequence[Line], be
     n = len(c.seeds)
     notes = [
         f"{c.metric.replace('_', ' ')} in %, mean and standard deviation over {n} seed{'s' * (n > 1)}. Differences are "
-        f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds (labelled tiles, "
+        f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds ({_varies(config)}"
         "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
-        f"over test tiles (by group where known, {config.evaluation.bootstrap} resamples, the same for all seeds).",
+        f"over what is independent in the test sets ({_resampled(made)}; {config.evaluation.bootstrap} resamples, the "
+        "same for all seeds).",
         f"p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none under "
         f"{FEWEST_SEEDS} seeds.",
     ]
@@ -81,27 +87,63 @@ def _notes(config: Config, settings: Sequence[Setting], made: Sequence[Line], be
         notes.append(
             "..._at_N_steps: the same arm at the steps of the longest one, so that no arm is shown with less training."
         )
-    notes += _untuned(settings)
+    notes += _tuning(config, settings)
     notes += _below_reference(made)
     notes += [f"{' / '.join(line.key)}: {_reason(line)}" for line in made if line.mean is None]
+    over = {str(row["reason"]) for line in made for row in line.rows if str(row.get("reason", "")).startswith("over ")}
+    notes += [f"{c.metric.replace('_', ' ')}: {text}." for text in sorted(over)]
     if beside:
         notes += [f"Published: {beside}. {CAUTION}"]
     return notes
 
 
-def _untuned(settings: Sequence[Setting]) -> list[str]:
-    from clipit.training.arms import resolve_arm
+def _varies(config: Config) -> str:
+    labels = config.tiles.labels
+    return "labelled tiles, " if labels.kind in ("fraction", "per_class") and labels.seed is None else ""
 
-    chosen = {
-        (t.learning_rate, t.steps)
-        for s in settings
-        for arm in s.arms
-        for t in [resolve_arm(s.run(arm, s.config.comparison.seeds[0])).training]
+
+def _resampled(made: Sequence[Line]) -> str:
+    found = {line.key[2]: str(row["resampled"]) for line in made for row in line.rows if row.get("resampled")}
+    return ", ".join(f"{part}: {what}" for part, what in found.items()) or "tiles, or groups where known"
+
+
+def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
+    """How the arms came by their learning rates, steps and other keys: what is known of it, and no more."""
+    first = settings[0]
+    seed = config.comparison.seeds[0]
+    chosen = {}
+    for arm in config.comparison.arms:
+        t = resolve_arm(first.run(arm, seed)).training
+        chosen[arm] = (t.learning_rate, t.steps)
+    if len(set(chosen.values())) == 1:
+        (rate, steps) = next(iter(chosen.values()))
+        notes = [f"Not tuned: all arms at learning rate {rate:g} and {steps} steps."]
+    else:
+        c = config.comparison
+        searched = config.output / "tuning" / f"{config.name}.json"
+        found = read_json(searched, "delete it and tune again").get("arms", {}) if searched.is_file() else {}
+        same = all(arm in found and found[arm] == config.arms.get(arm) for arm in c.arms)
+        how = f"chosen by scripts/tune.py on validation tiles ({searched.name})" if same else "set in the configuration"
+        notes = [
+            f"Learning rates and steps per arm: {how}, all within one grid of {len(c.learning_rates)} learning rates x "
+            f"{len(c.steps)} steps."
+        ]
+        edges = [arm for arm, (rate, _) in chosen.items() if rate in (min(c.learning_rates), max(c.learning_rates))]
+        if edges and len(c.learning_rates) > 1:
+            notes.append(f"At the edge of the grid, where a wider one might do better: {', '.join(edges)}.")
+    if len(settings) > 1:
+        notes.append("The same keys on every data set and backbone: nothing was chosen anew for any of them.")
+    own = {
+        arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in (*_GRID, "base")}
+        for arm in config.comparison.arms
     }
-    if len(chosen) > 1:
-        return ["Learning rates and steps per arm come from one grid, the same for all arms (scripts/tune.py)."]
-    (rate, steps) = next(iter(chosen))
-    return [f"Not tuned: all arms at learning rate {rate:g} and {steps} steps."]
+    told = [f"{arm}: {', '.join(f'{k} {v}' for k, v in keys.items())}" for arm, keys in own.items() if keys]
+    if told:
+        notes.append(f"Keys beside the grid that the configuration gives to single arms: {'; '.join(told)}.")
+    return notes
+
+
+_GRID = ("training.learning_rate", "training.steps")
 
 
 def _reason(line: Line) -> str:
@@ -161,15 +203,23 @@ _COST_NOTE = (
 )
 
 
+_AGAINST = (
+    "The same runs with the control in the place of the baseline; p-values are corrected over this table's arms, data "
+    "sets and backbones."
+)
+
+
 def _ones(config: Config, made: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
     c = config.comparison
-    arms = [arm for arm in c.arms if arm != c.baseline][:1]
+    others = [arm for arm in c.arms if arm != c.baseline]
+    arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
     return [(f"{c.baseline} -> {arm}", *table_one(made, c.baseline, arm)) for arm in arms]
 
 
 def _markdown(
     config: Config,
     made: Sequence[Line],
+    against: Mapping[str, Sequence[Line]],
     known: Mapping[tuple[str, str, str], str],
     notes: Sequence[str],
     why: Sequence[Finding],
@@ -177,6 +227,8 @@ def _markdown(
     parts = [f"# {config.name}", main_table(made, known), *notes]
     if config.note:
         parts.append(" ".join(config.note.split()))
+    for control, own in against.items():
+        parts += [f"## Against {control}", main_table(own), _AGAINST]
     for title, header, rows in _ones(config, made):
         parts += [f"## {title}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*_costs(made)), _COST_NOTE]
@@ -190,6 +242,12 @@ def _latex(config: Config, made: Sequence[Line], known: Mapping[tuple[str, str, 
     tables = [latex_table(*shown_columns(made, known), caption)]
     tables += [latex_table(header, rows, f"{title}. {caption}") for title, header, rows in _ones(config, made)]
     return "\n".join(tables)
+
+
+def _scores(made: Sequence[Line], known: Mapping[tuple[str, str, str], str]) -> Table:
+    header, cells = shown_columns(made, known)
+    traces = [f"comparison.parquet: {', '.join(filter(None, line.key))}" for line in made]
+    return Table(header, cells, traces, left=sum(name in HEADER[:4] for name in header))
 
 
 def _label_curves(config: Config, made: Sequence[Line], folder: Path) -> list[Figure]:
@@ -213,6 +271,7 @@ def _label_curves(config: Config, made: Sequence[Line], folder: Path) -> list[Fi
 def _sections(
     config: Config,
     made: Sequence[Line],
+    against: Mapping[str, Sequence[Line]],
     known: Mapping[tuple[str, str, str], str],
     notes: Sequence[str],
     why: Sequence[Finding],
@@ -220,10 +279,9 @@ def _sections(
     folder: Path,
 ) -> list[Section]:
     c = config.comparison
-    header, cells = shown_columns(made, known)
-    traces = [f"comparison.parquet: {', '.join(filter(None, line.key))}" for line in made]
-    left = sum(name in ("data set", "backbone", "test set", "arm") for name in header)
-    sections = [Section("Scores", [Table(header, cells, traces, left=left), *(Text(note) for note in notes)])]
+    sections = [Section("Scores", [_scores(made, known), *(Text(note) for note in notes)])]
+    for control, own in against.items():
+        sections.append(Section(f"Against {control}", [_scores(own, {}), Text(_AGAINST)]))
     for title, one_header, one_rows in _ones(config, made):
         sections.append(Section(title, [Table(one_header, one_rows, source="the table above, test split")]))
     figures = []

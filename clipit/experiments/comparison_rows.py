@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import git_commit
+from clipit.artifacts import git_commit, versions
 from clipit.distributed import processes
 from clipit.experiments.cells import Setting
 from clipit.experiments.evaluation import evaluate_shifted, shifted_predictions
+from clipit.experiments.finished import read_results
 from clipit.experiments.materials import Materials
 from clipit.experiments.references import inference_cost, reference_rows
 from clipit.training.arms import resolve_arm
@@ -18,18 +19,19 @@ COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "para
 RECORD = (
     "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS,
     "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
-    "backbone_fingerprint", "training_labels", "validation_labels", "training_tiles", "commit", "versions", "command",
+    "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles",
+    "tiles_fingerprint", "resampled", "commit", "versions", "command",
 )  # fmt: skip
 """Columns of a record in results/*.csv: the scores, and all that must stand beside them."""
 _PROVENANCE = (
     "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
-    "backbone_fingerprint", "training_labels", "validation_labels", "training_tiles", "commit",
+    "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles", "commit",
 )  # fmt: skip
 
 
 def run_rows(setting: Setting, materials: Materials, folder: Path, arm: str, seed: int) -> list[dict[str, Any]]:
     """One row per test set of a finished run, read from its files."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results = read_results(folder)
     made_by = results["provenance"]
     resolved = resolve_arm(setting.run(arm, seed))
     common = {
@@ -60,7 +62,8 @@ def run_rows(setting: Setting, materials: Materials, folder: Path, arm: str, see
                 "tiles": scores["labelled"],
                 "metric": metric,
                 "score": scores["metrics"][metric]["value"],
-                "reason": scores["metrics"][metric].get("reason"),
+                "reason": scores["metrics"][metric].get("over") or scores["metrics"][metric].get("reason"),
+                "resampled": scores["resampled"],
                 "zero_shot": zero_shot["metrics"][metric]["value"] if zero_shot else None,
                 "predictions": str(predictions),
             }
@@ -85,6 +88,8 @@ def reference_rows_of(setting: Setting, materials: Materials) -> list[dict[str, 
         "vlm_fingerprint": vlm.fingerprint,
         "commit": git_commit(),
         "command": shlex.join(sys.argv),
+        "versions": json.dumps(versions(), sort_keys=True),
+        "index": materials.index.artifact.fingerprint if config.reports is not None else None,
     }
     return [beside | row for row in reference_rows(config, materials)]
 
@@ -111,6 +116,6 @@ def add_costs(setting: Setting, rows: list[dict[str, Any]], materials: Materials
 
 
 def _beside(made_by: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: made_by.get(key) for key in _PROVENANCE}
-    versions = made_by.get("versions", {})
-    return kept | {"command": made_by.get("command"), "versions": json.dumps(versions, sort_keys=True)}
+    kept = {key: made_by.get(key) for key in _PROVENANCE} | {"tiles_fingerprint": made_by.get("tiles")}
+    told = json.dumps(made_by.get("versions", {}), sort_keys=True)
+    return kept | {"command": made_by.get("command"), "versions": told}

@@ -37,9 +37,9 @@ def demo(config: Config, say: Callable[[str], None] = print) -> Path:
     say("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
     say(_try_classifier(config, run))
     say(f"\nThe world:      {world}")
-    say(f"Comparison:     {folder / 'comparison.md'} (and .parquet, .json)")
+    say(f"Comparison:     {folder / 'comparison.html'} (and .md, .tex, .parquet)")
     say(f"Runs:           {run.parent}")
-    say(f"One summary:    {run / 'summary.md'}")
+    say(f"One run's page: {run / 'report.html'}")
     say(f"One classifier: {run / 'classifier'}")
     say(f"{time.perf_counter() - begin:.0f} s in all")
     return folder

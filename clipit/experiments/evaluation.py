@@ -1,6 +1,5 @@
 """Evaluation of a finished training: predictions first, everything else computed from them."""
 
-import json
 import shlex
 import sys
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from clipit.errors import DataError, explain
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, read_predictions, softmax, write_predictions
 from clipit.evaluation.zero_shot import zero_shot_probabilities
+from clipit.experiments.finished import evaluation_keys, read_training
 from clipit.experiments.identity import check_mark, run_folder, run_mark
 from clipit.experiments.materials import Materials
 from clipit.experiments.pages import write_run_page
@@ -192,8 +192,7 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
     predictions = read_predictions(folder / "predictions.parquet")
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
-    training = folder / "training.json"
-    facts = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}
+    facts = read_training(folder) if (folder / "training.json").is_file() else {}
     told = facts.pop("sections", {})
     provenance: dict[str, Any] = {
         "run": config.name,
@@ -207,7 +206,7 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
         "prompts": f"{materials.prompts.name} ({materials.prompts.hash})" if materials.prompts else None,
         **facts,
     }
-    results = scores | {"provenance": provenance | {"versions": versions()}}
+    results = scores | {"provenance": provenance | {"versions": versions()}, "evaluation": evaluation_keys(config)}
     plots = []
     for split in splits:
         plots += [f"confusion_{split}.png", f"reliability_{split}.png"]

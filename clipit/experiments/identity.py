@@ -1,6 +1,7 @@
 """Whose folder is it? A run's folder belongs to all that its numbers come from, and to nothing else."""
 
-import json
+import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -8,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import fingerprint, git_commit, versions, whole_file, write_json
+from clipit.artifacts import fingerprint, git_commit, make_folder, read_json, versions, whole_file, write_json
 from clipit.config import Config
 from clipit.errors import ArtifactError, explain
 from clipit.experiments.materials import Materials
 from clipit.experiments.teaching import second_teacher
 from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
-from clipit.training.teaching import uses_reports
+from clipit.training.teaching import sees_vlm, uses_reports
 
 # Keys that change where or how fast a run goes, or what is said of it, but none of its numbers.
 _TOP = {
@@ -27,6 +28,9 @@ _SPEED: dict[str, set[str]] = {
     "vlm": {"batch_size"},
     "pairing": {"block"},
 }
+
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file
 
 
 def run_folder(config: Config) -> Path:
@@ -46,7 +50,6 @@ def run_mark(config: Config, materials: Materials, backbone_fingerprint: str) ->
     for section, names in _SPEED.items():
         keys[section] = {key: value for key, value in keys[section].items() if key not in names}
     tiles = materials.tiles(config.seed)
-    sees_vlm = config.student.projector_layers or config.soft_labels.source == "zero_shot"
     second = materials.serving(second_teacher(config)).vlm.fingerprint if config.second_vlm is not None else None
     return fingerprint(
         {
@@ -54,7 +57,7 @@ def run_mark(config: Config, materials: Materials, backbone_fingerprint: str) ->
             "tiles": tiles.fingerprint,
             "labels": [tiles.labels.tolist(), tiles.groups.tolist()],
             "backbone": backbone_fingerprint,
-            "vlm": materials.vlm.fingerprint if sees_vlm else None,
+            "vlm": materials.vlm.fingerprint if sees_vlm(config) else None,
             "second_vlm": second,
             "snippets": materials.snippet_inputs() if uses_reports(config) else None,
             "prompts": materials.prompts.hash if materials.prompts else None,
@@ -88,7 +91,7 @@ def check_mark(folder: Path, mark: str) -> None:
     file = folder / "run.json"
     if not file.is_file():
         raise ArtifactError(explain("no run here", where=folder, fix="train it first: scripts/train.py --config ..."))
-    if json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != mark:
+    if read_json(file, "choose another --name, or delete the run's folder").get("fingerprint") != mark:
         raise ArtifactError(
             explain(
                 "this run's folder belongs to another configuration, "
@@ -99,17 +102,47 @@ def check_mark(folder: Path, mark: str) -> None:
         )
 
 
+def _sweep(folder: Path) -> None:
+    """Delete what a killed process was writing. The run's lock is held, so that the writer is gone.
+
+    Predictions on shifted sets are written outside of the lock: theirs stay while their process lives.
+    """
+    for left in folder.rglob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(left.name)
+        if found and not (left.name.startswith(".predictions_shifted") and _lives(int(found[1]))):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 asks and does nothing
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def claim(folder: Path, config: Config, mark: str) -> None:
     """Take the folder for this run, or recognise it as this run's; one in which nothing was made yet is taken over.
 
     Raises:
-        ArtifactError: It belongs to another run.
+        ArtifactError: It belongs to another run, or nothing says whose it is.
     """
+    _sweep(folder)
     made = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
-    if (folder / "run.json").is_file() and (made or latest_checkpoint(folder / "checkpoints") is not None):
+    if made or latest_checkpoint(folder / "checkpoints") is not None:
+        if not (folder / "run.json").is_file():
+            raise ArtifactError(
+                explain(
+                    "a run stands here without run.json, which says what it was made from",
+                    where=folder,
+                    fix="choose another --name, put run.json back, or delete the folder",
+                )
+            )
         check_mark(folder, mark)
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with whole_file(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     facts = {"fingerprint": mark, "commit": git_commit(), "versions": versions(), "command": shlex.join(sys.argv)}

@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt8
 
 from clipit.artifacts import whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
-from clipit.experiments.tile_prints import tile_prints
+from clipit.experiments.tile_prints import tile_digests, tile_prints
 from clipit.pairing.leaks import Leak, find_leaks, patient_of, report_leaks
 from clipit.reporting.tables import markdown_table
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import read_tiles
+from clipit.tiles.patients import patients
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.tileset import SPLITS, TileSet
 
 if TYPE_CHECKING:
     from clipit.reports.readers import Reports
 
+Prints = Fingerprints | UInt8[np.ndarray, "n 16"] | None
 _WHAT = {
     "group": "of a patient or slide with tiles in a later split",
     "exact": "with the very pixels of a tile in a later split",
@@ -45,8 +49,7 @@ def checked_tiles(tiles: TileSet, config: Config, say: Callable[[str], None] = p
     """
     if config.leaks.policy == "off":
         return tiles
-    prints = None if config.leaks.pixels == "off" else tile_prints(config.output / "artefacts", tiles, say)
-    leaks = find_leaks(tiles, config.leaks, prints)
+    leaks = find_leaks(tiles, config.leaks, _prints(tiles, config, config.leaks.pixels, say))
     if not leaks:
         return tiles
     note = _decide(leaks, config, tiles.where, "tiles", say)
@@ -63,6 +66,13 @@ def checked_tiles(tiles: TileSet, config: Config, say: Callable[[str], None] = p
             )
         )
     return replace(kept, notes=(*kept.notes, note))
+
+
+def _prints(tiles: TileSet, config: Config, pixels: str, say: Callable[[str], None]) -> Prints:
+    """What the kinds of leaks that are asked for are found by; called by all processes."""
+    if pixels == "off":
+        return None
+    return (tile_prints if pixels == "near" else tile_digests)(config.output / "artefacts", tiles, say)
 
 
 def checked_reports(
@@ -153,9 +163,9 @@ def check_leaks(config: Config, pixels: str | None = None, say: Callable[[str], 
     section = config.leaks.model_copy(update={"pixels": pixels or config.leaks.pixels})
     tiles = read_tiles(config.tiles, check=False)
     reports = read_reports(config.reports).reports if config.reports else ()
-    prints = None if section.pixels == "off" else tile_prints(config.output / "artefacts", tiles, say)
+    prints = _prints(tiles, config, section.pixels, say)
     leaks = find_leaks(tiles, section, prints, reports)
-    unchecked = _unchecked(tiles, section.pixels, reports, prints, section.spread)
+    unchecked = _unchecked(tiles, config.tiles.source, section.pixels, reports, prints, section.spread)
     unchecked += [f"comparison.shifted: {name}" for name in config.comparison.shifted]
     path = _folder(config) / "leaks.json"
     if processes().main:
@@ -196,11 +206,14 @@ def leaks_table(leaks: Sequence[Leak]) -> str:
 
 
 def _unchecked(
-    tiles: TileSet, pixels: str, reports: Sequence[Any], prints: Fingerprints | None, spread: float
+    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints, spread: float
 ) -> list[str]:
     """What could not be looked at, and why."""
     found = []
-    nameless = int((tiles.groups == "").sum())
+    row = DATASETS.get(source)
+    if row is not None and row.group_is:
+        found.append(f"patients: {row.title} names only the {row.group_is} of a tile, which is its group here")
+    nameless = int((patients(tiles.groups, tiles.ids) == "").sum())
     if nameless:
         found.append(f"patients of {nameless} of {len(tiles)} tiles: the data do not name them")
     unknown = sum(not patient_of(report) for report in reports)
@@ -208,7 +221,7 @@ def _unchecked(
         found.append(f"patients of {unknown} of {len(reports)} reports: none named (reports.group_column)")
     if pixels != "near":
         found.append(f"near-duplicates: leaks.pixels is {pixels}")
-    elif prints is not None:
+    elif isinstance(prints, Fingerprints):
         flat = int((prints.spread < spread).sum())
         found += [f"near-duplicates among {flat} nearly empty tiles (grey deviation below {spread:g})"] if flat else []
     return found

@@ -1,6 +1,7 @@
 """What a run is made from: built when first asked for, opened when it exists already."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
 from clipit.config import Config, LabelsConfig, ReportsConfig
 from clipit.distributed import build_once, processes
 from clipit.embedding import Store, centred, embed_texts, embed_tiles, unit
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.experiments.leaks import checked_reports, checked_tiles
 from clipit.index import Index, build_index
@@ -100,22 +101,40 @@ class Materials:
         unlabelled = self.config.tiles.labels.kind == "none"
         tiles = self.config.tiles.model_copy(update={"labels": LabelsConfig(kind="none" if unlabelled else "all")})
         key = f"tiles {fingerprint(tiles.model_dump(mode='json'))}"
-        found: TileSet = self._once(key, lambda: read_tiles(tiles, check=False))
+        found: TileSet = self._once(key, lambda: self._told_of(read_tiles(tiles, check=False)))
+        if not found.classes and self.prompts is not None:  # no label is known: the prompts say what to tell apart
+            return replace(found, classes=tuple(self.prompts.classes))
         return found
+
+    def _told_of(self, tiles: TileSet) -> TileSet:
+        """The same tiles; it is said how many images were left out."""
+        if tiles.quarantined:
+            left_out = f"{len(tiles.quarantined)} images cannot be decoded and were left out"
+            self.say(f"note: {left_out}: {shortlist(tiles.quarantined)} ({tiles.where})")
+        return tiles
 
     def shifted_tiles(self, name: str) -> TileSet:
         """The test tiles of a further test set of the comparison.
 
         Raises:
-            DataError: It has none.
+            DataError: It has none, or other classes.
         """
         config = self.config.comparison.shifted[name]
         key = f"tiles {fingerprint(config.model_dump(mode='json'))}"
-        found: TileSet = self._once(key, lambda: read_tiles(config))
+        found: TileSet = self._once(key, lambda: self._told_of(read_tiles(config)))
         tests = found.of_split("test")
         if not len(tests):
             raise DataError(
                 explain("no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test")
+            )
+        ours = self.some_tiles.classes
+        if tests.classes != ours:
+            raise DataError(
+                explain(
+                    f"a shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(ours)}",
+                    where=f"comparison.shifted.{name}",
+                    fix="name its classes in its class_map (its label: ours), and all of ours in its classes",
+                )
             )
         return tests
 

@@ -1,6 +1,5 @@
 """Pages of what lies on disk: a run's `report.html` and the browser of a pairing, `pairs.html`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from clipit.config import Config
 from clipit.errors import ArtifactError, ConfigError, DataError, explain
 from clipit.evaluation.predictions import Predictions, read_predictions
+from clipit.experiments.finished import read_results, read_training
 from clipit.experiments.identity import run_folder
 from clipit.experiments.materials import Materials
 from clipit.progress import progress
@@ -80,8 +80,7 @@ def run_page_again(config: Config, materials: Materials) -> Path:
                 fix="give the run's own configuration: --config <run folder>/config.yaml",
             )
         )
-    training = folder / "training.json"
-    told = json.loads(training.read_text(encoding="utf-8")).get("sections", {}) if training.is_file() else {}
+    told = read_training(folder).get("sections", {}) if (folder / "training.json").is_file() else {}
     predictions = read_predictions(folder / "predictions.parquet")
     title = f"{config.name}: {folder.name}"
     return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | told)
@@ -171,17 +170,11 @@ def write_pages(config: Config, materials: Materials, most: int = MOST_TILES) ->
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not (folder / "results.json").is_file():
         raise DataError(
             explain("no finished run here", where=folder, fix="train it first, or give the --arm and --seed of one")
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            explain(f"unreadable results: {error}", where=folder / "results.json", fix="run scripts/evaluate.py again")
-        ) from error
-    return found
+        )
+    return read_results(folder)
 
 
 def _predictions(run: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, float]]:

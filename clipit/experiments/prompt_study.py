@@ -216,7 +216,6 @@ def _write(
     test: TileSet,
     materials: Materials,
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "prompts.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary)
     metric = config.zero_shot.metric

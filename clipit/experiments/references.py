@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.embedding import Store, centred, embed_tiles
+from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
@@ -39,27 +40,35 @@ def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]
         shifted = materials.shifted_tiles(name)
         size = config.vlm.batch_size
         tests[name] = (shifted, embed_tiles(materials.root, materials.vlm, shifted, batch_size=size))
-    rows = []
+    rows: list[dict[str, Any]] = []
     zero_shot = _zero_shot_readings(materials)
     for seed in config.comparison.seeds:
         tiles = materials.tiles(seed)
         train, validation = tiles.of_split("train"), tiles.of_split("validation")
-        probe = linear_probe(
-            _vectors(materials.tile_store("train"), train),
-            train.labels,
-            _vectors(materials.tile_store("validation"), validation),
-            validation.labels,
-            len(tiles.classes),
-        )
+        beside = {"training_labels": int((train.labels >= 0).sum()), "tiles_fingerprint": tiles.fingerprint}
+        try:
+            probe = linear_probe(
+                _vectors(materials.tile_store("train"), train),
+                train.labels,
+                _vectors(materials.tile_store("validation"), validation),
+                validation.labels,
+                len(tiles.classes),
+            )
+        except DataError as error:  # too few labels for a probe: an honest blank, after all runs are done
+            probe, reason = None, str(error).splitlines()[0]
         for part, (test, store) in tests.items():
             vectors = _vectors(store, test)
-            found = {PROBE: probe.probabilities(vectors)}
+            found = {} if probe is None else {PROBE: probe.probabilities(vectors)}
+            if probe is None:
+                rows.append({"arm": PROBE, "seed": seed, "part": part, "tiles": 0, "score": None, "reason": reason})
             for name, (mean, classes) in zero_shot.items():
                 found[name] = zero_shot_probabilities(centred(vectors, mean), classes, materials.vlm.logit_scale)
             known = test.labels >= 0
             for name, probabilities in found.items():
                 score = compute_metrics(test.labels[known], probabilities[known])[config.comparison.metric]
-                rows.append({"arm": name, "seed": seed, "part": part, "tiles": int(known.sum()), "score": score})
+                rows.append(
+                    beside | {"arm": name, "seed": seed, "part": part, "tiles": int(known.sum()), "score": score}
+                )
     return sorted(rows, key=lambda row: row["arm"])
 
 

@@ -1,6 +1,5 @@
 """What robustness is measured of: the classifiers of finished runs and the VLM, each as vectors and what reads them."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from clipit.distributed import processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.predictions import read_predictions, softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.experiments.finished import read_training
 from clipit.experiments.frozen_features import cached_features
 from clipit.experiments.materials import Materials
 from clipit.models.bundle import WEIGHTS, ZERO_SHOT
@@ -206,7 +206,7 @@ def _run_facts(run: Path) -> dict[str, Any]:
     """What the run says of itself: arm, seed, and what it was made from."""
     config_file, training_file = run / "config.yaml", run / "training.json"
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    training = json.loads(training_file.read_text(encoding="utf-8")) if training_file.is_file() else {}
+    training = read_training(run) if training_file.is_file() else {}
     facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "seed": config.get("seed")}
     wanted = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
     return facts | {key: training.get(key) for key in wanted} | {"weights": file_sha256(run / "classifier" / WEIGHTS)}

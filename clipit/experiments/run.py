@@ -16,6 +16,7 @@ from clipit.errors import ConfigError, explain
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import softmax
 from clipit.experiments.evaluation import evaluate_run
+from clipit.experiments.finished import is_trained, lacking
 from clipit.experiments.identity import claim, run_folder, run_mark
 from clipit.experiments.materials import Materials
 from clipit.experiments.teaching import Taught, make_teaching, second_teacher
@@ -25,7 +26,7 @@ from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.checks import LABEL_FREE, check
 from clipit.training.soft_labels import agreement, information
-from clipit.training.teaching import teaches_text, uses_reports
+from clipit.training.teaching import sees_vlm, teaches_text, told_sources, uses_reports
 
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 def train_run(config: Config, materials: Materials | None = None, say: Callable[[str], None] = print) -> Path:
     """Carry out a run, or go on with it; nothing is done when it is finished.
+
+    A finished run whose predictions are gone, or whose keys of `evaluation` have changed, is evaluated again.
 
     Args:
         config: With or without an arm.
@@ -47,7 +50,7 @@ def train_run(config: Config, materials: Materials | None = None, say: Callable[
 
     Raises:
         ConfigError: The recipe's keys do not fit each other.
-        ArtifactError: The folder holds a run of another configuration.
+        ArtifactError: The folder holds a run of another configuration, or its classifier or results are damaged.
     """
     asked, config = config, resolve_arm(config)
     check(config)
@@ -79,9 +82,10 @@ def _train_here(
     if here.main:
         claim(folder, config, mark)
     here.wait()
-    if here.same((folder / "results.json").is_file()):
-        return
-    if not here.same((folder / "classifier").is_dir()):
+    evaluated = here.same((folder / "results.json").is_file())
+    if not here.same(is_trained(folder)):
+        if evaluated:
+            materials.say(f"note: {folder} has results but no classifier: it is made again")
         taught = make_teaching(config, materials, tiles, image_only)
         outcome = _fit(config, materials, tiles, plan, student, backbone, taught, folder, here)
         # Every process takes part in building what is exported; one writes it.
@@ -90,6 +94,12 @@ def _train_here(
         if here.main:
             write_json(folder / "training.json", asdict(outcome) | facts)
             _export(student, backbone, tiles, text, folder, config.seed)
+    else:
+        missing = here.same(lacking(folder, config))
+        if not missing:
+            return
+        if evaluated:
+            materials.say(f"note: {folder} lacks {missing}: it is evaluated again")
     here.wait()
     evaluate_run(config, materials, folder)
     here.wait()
@@ -261,8 +271,12 @@ def _facts(config: Config, materials: Materials, tiles: TileSet, backbone: "Back
         "quarantined": list(tiles.quarantined),
         "notes": list(tiles.notes),
     }
-    if config.student.projector_layers:
+    if sees_vlm(config):
         facts |= {"vlm": materials.vlm.name, "vlm_fingerprint": materials.vlm.fingerprint}
+    if config.second_vlm is not None:
+        second = materials.serving(second_teacher(config)).vlm
+        facts |= {"second_vlm": second.name, "second_vlm_fingerprint": second.fingerprint}
+    facts["teaches"] = told_sources(config)
     if uses_reports(config):
         facts |= {"index": materials.index.artifact.fingerprint, "pairs": materials.pairs.artifact.fingerprint}
         facts["sections"] = {"Snippets": materials.account_text(), "Pairing": materials.pairing_text()}

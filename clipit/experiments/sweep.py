@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
+from clipit.artifacts import make_folder
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import ConfigError, LaunchError, disk_errors, explain
@@ -16,6 +17,7 @@ from clipit.experiments.identity import run_folder
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
 from clipit.experiments.sweep_file import Sweep
+from clipit.experiments.sweep_grid import claim_folder, equal_trials
 from clipit.experiments.sweep_tables import label, shown, trial_row, write_tables
 from clipit.experiments.sweep_trials import Trial
 from clipit.training.arms import resolve_arm
@@ -40,12 +42,16 @@ def run_sweep(
         The folder with sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json.
 
     Raises:
-        ConfigError: The trials cannot run in one process, or not from this one.
+        ConfigError: The trials cannot run in one process, or not from this one; the folder is another sweep's.
         LaunchError: A trial that was started failed.
     """
     here = processes()
     _check_way(trials, launch)
     folder = trials[0].config.output / "sweeps" / sweep.name
+    claim_folder(folder, sweep, dict(trials[0].options))
+    for same in equal_trials([resolve_arm(trial.config) for trial in trials]):
+        if here.main:
+            say(f"note: one and the same run: {'; '.join(label(trials[position].values) for position in same)}")
     materials = None if launch else Materials(trials[0].config, say)
     pending = list(trials)
     while pending:
@@ -101,7 +107,7 @@ def _claimed(folder: Path, pending: Sequence[Trial], say: Callable[[str], None])
 
 def _free(folder: Path, pending: Sequence[Trial], say: Callable[[str], None]) -> tuple[FileLock, int]:
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         locks = [FileLock(folder / f"{'-'.join(run_folder(trial.config).parts[-2:])}.lock") for trial in pending]
         for position, lock in enumerate(locks):
             try:

@@ -66,7 +66,7 @@ def read_sweep(path: Path) -> Sweep:
         ConfigError: It is no sweep file, needs wandb's server, or sweeps keys that the configuration has not (all
             problems are listed).
     """
-    values = read_yaml(path)
+    values = read_yaml(path, example="configs/sweeps/")
     method, metric, named = values.get("method"), values.get("metric") or {}, values.get("parameters") or {}
     if method == "bayes":
         raise ConfigError(

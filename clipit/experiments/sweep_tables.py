@@ -1,7 +1,6 @@
 """What a sweep found: a row per trial, means over seeds, a choice on validation, and a plot."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from clipit.artifacts import git_commit, versions, whole_file, write_json
 from clipit.config import Config
+from clipit.experiments.finished import read_results, read_training
 from clipit.experiments.identity import run_folder
 from clipit.experiments.sweep_file import Sweep
 from clipit.experiments.sweep_trials import Trial
@@ -25,8 +25,7 @@ _PERCENT = 100.0
 def trial_row(trial: Trial) -> dict[str, Any]:
     """What a finished trial gave; scores in 0..1, None where they are not defined."""
     folder, config = run_folder(trial.config), resolve_arm(trial.config)
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    training, results = read_training(folder), read_results(folder)
     of_test = results["splits"].get("test", {}).get("metrics", {})
     tested = _tested(config)
     return {

@@ -10,6 +10,7 @@ from typing import Any
 from clipit.config import Config
 from clipit.errors import ConfigError, explain
 from clipit.experiments.sweep_file import Parameter, Sweep, plain_name, refuse
+from clipit.experiments.sweep_grid import idle_keys
 from clipit.settings import read_command
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
@@ -35,7 +36,7 @@ def trials(sweep: Sweep, given: Mapping[str, str], count: int | None = None, see
 
     Raises:
         ConfigError: A value is not valid, an arm's keys do not fit, or the metric is not what the runs log (everything
-            at once).
+            at once); a swept key changes nothing.
     """
     swept = [key for key in (p.key for p in sweep.parameters) if key in given]
     if swept:
@@ -54,6 +55,8 @@ def trials(sweep: Sweep, given: Mapping[str, str], count: int | None = None, see
         else:
             made.append(Trial(values, trial_options, config))
     refuse(problems, sweep.path)
+    idle = idle_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in made])
+    refuse([f"{key} changes none of the runs: what it belongs to is switched off" for key in idle], sweep.path)
     return made
 
 

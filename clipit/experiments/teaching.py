@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from clipit.config import Config
-from clipit.embedding import Store
-from clipit.errors import ConfigError, explain
+from clipit.embedding import Store, centred
+from clipit.errors import ConfigError, DataError, explain
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.experiments.materials import Materials
@@ -65,18 +65,43 @@ def make_teaching(config: Config, materials: Materials, tiles: TileSet, image_on
     targets = second = None
     if config.distillation.tiles != "none":
         targets = _targets(config, materials, tiles, facts)
+        facts["distilled_tiles"] = _distilled_tiles(config, tiles.of_split("train").labels, targets)
         if config.second_vlm is not None:
             second = _targets(config, materials.serving(second_teacher(config)), tiles, facts)
     judge = _judge(config, materials, image_only)
-    soft = None
-    if judge is not None:
-        soft = soft_labels(judge("train"), config.soft_labels)
+    soft = None if judge is None else soft_labels(judge("train"), config.soft_labels)
     prototypes = _prototypes(materials) if config.prompt_bags.weight > 0 else None
     bags = None
     if config.bags.weight > 0:
         bags = make_bags(config, materials, tiles.of_split("train"))
         facts["bags"] = bags.counts
-    return Taught(Teaching(targets, second, soft, prototypes, bags), judge, facts)
+    return Taught(Teaching(targets, second, soft, prototypes, bags), _as_taught(config, judge), facts)
+
+
+def _as_taught(config: Config, judge: Callable[[str], Probabilities] | None) -> Callable[[str], Probabilities] | None:
+    """The soft labels of a split, corrected as those of the training tiles are."""
+    if judge is None:
+        return None
+    return lambda split: soft_labels(judge(split), config.soft_labels, judge("train")).probabilities
+
+
+def _distilled_tiles(config: Config, labels: np.ndarray, targets: Targets) -> str:
+    """How many of the tiles that should be distilled have something to be distilled to.
+
+    Raises:
+        DataError: None has.
+    """
+    wanted = labels >= 0 if config.distillation.tiles == "labelled" else np.ones(len(labels), dtype=np.bool_)
+    taught = int((wanted & targets.valid).sum())
+    if not taught or (config.student.warm_start and not ((labels >= 0) & targets.valid).any()):
+        raise DataError(
+            explain(
+                f"none of the {int(wanted.sum())} tiles to be distilled has a pair (for warm_start: no labelled one)",
+                where="distillation.tiles and pairing",
+                fix="loosen the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
+            )
+        )
+    return f"{taught} of {int(wanted.sum())}"
 
 
 def second_teacher(config: Config) -> Config:
@@ -103,7 +128,8 @@ def _targets(config: Config, materials: Materials, tiles: TileSet, facts: dict[s
     if d.target == "image":
         return image_targets(train.ids, materials.tile_store("train"), materials.tile_mean)
     if d.target == "class_prompts":
-        return class_targets(_zero_shot(materials, "train"), _prototypes(materials))
+        likely = _zero_shot(materials, "train", config.soft_labels.centred)
+        return class_targets(likely, _prototypes(materials))
     store = materials.text_store(d.word_drop, config.seed) if d.word_drop else materials.index.store
     chosen = chosen_snippets(train.ids, materials.pairs, store)
     if d.target == "shuffled_text":
@@ -164,18 +190,19 @@ def _judge(
     if source == "none":
         return None
     if source == "zero_shot":
-        return lambda split: _zero_shot(materials, split)
+        return lambda split: _zero_shot(materials, split, config.soft_labels.centred)
     folder = image_only()
     return lambda split: _of_classifier(config, materials, folder, split)
 
 
-def _zero_shot(materials: Materials, split: str) -> Probabilities:
-    """The VLM with the class prompts, as it comes (not centred)."""
+def _zero_shot(materials: Materials, split: str, around_means: bool) -> Probabilities:
+    """The VLM with the class prompts: as it comes, or centred as pairing is, on request."""
     if materials.prompts is None:
         raise _no_prompts("soft_labels.source or distillation.target")
-    classes = prompt_embeddings(materials.prompts, materials.encode, None, materials.some_tiles.classes)
+    means = (materials.text_mean, materials.tile_mean) if around_means else (None, None)
+    classes = prompt_embeddings(materials.prompts, materials.encode, means[0], materials.some_tiles.classes)
     store = materials.tile_store(split)
-    vectors = store.rows(store.positions(materials.some_tiles.of_split(split).ids))
+    vectors = centred(store.rows(store.positions(materials.some_tiles.of_split(split).ids)), means[1])
     return zero_shot_probabilities(vectors, classes, materials.vlm.logit_scale)
 
 

@@ -1,6 +1,6 @@
-"""Fingerprints of all images of a data set as an artefact, made once for all runs."""
+"""What the images of a data set look like, as artefacts made once for all runs: hashes of pixels, fingerprints."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt8
 
 from clipit.artifacts import whole_file
 from clipit.distributed import build_once, processes
 from clipit.progress import progress
-from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints
+from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
 _BLOCK = 4096  # tiles per part, which a killed attempt leaves to the next
@@ -26,6 +27,35 @@ def tile_prints(root: Path, tiles: TileSet, say: Callable[[str], None] = print) 
     Raises:
         DataError: An image cannot be read.
     """
+    if not len(tiles):
+        return fingerprints([])
+    columns = _columns(root, "tile_prints", tiles, _print_table, say)
+    return Fingerprints(
+        digests=columns["digest"],
+        hashes=columns["hashes"].view("<u8").astype(np.uint64),
+        thumbnails=columns["thumbnail"].reshape(-1, SIDE, SIDE),
+    )
+
+
+def tile_digests(root: Path, tiles: TileSet, say: Callable[[str], None] = print) -> UInt8[np.ndarray, "n 16"]:
+    """Hashes of the decoded pixels of all tiles in their order (`pixel_digest`), made as `tile_prints` are.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    if not len(tiles):
+        return np.zeros((0, _WIDTHS["digest"]), dtype=np.uint8)
+    return _columns(root, "tile_digests", tiles, _digest_table, say)["digest"]
+
+
+def _columns(
+    root: Path,
+    kind: str,
+    tiles: TileSet,
+    look: Callable[[TileSet, Sequence[int]], pa.Table],
+    say: Callable[[str], None],
+) -> dict[str, np.ndarray]:
+    """The artefact's columns as uint8 [n, width], in the order of the tiles; `look` makes the table of some rows."""
     inputs = {"tiles": tiles.fingerprint, "version": 1}
 
     def make(folder: Path) -> dict[str, Any]:
@@ -37,7 +67,7 @@ def tile_prints(root: Path, tiles: TileSet, say: Callable[[str], None] = print) 
                 part, rows = folder / f".part-{start:09d}.parquet", range(start, min(start + _BLOCK, len(tiles)))
                 if not part.is_file():
                     with whole_file(part) as temporary:
-                        pq.write_table(_print_table(tiles, rows), temporary)
+                        pq.write_table(look(tiles, rows), temporary)
                 advance(len(rows) * here.count)
         here.wait()
         if not here.main:
@@ -49,17 +79,10 @@ def tile_prints(root: Path, tiles: TileSet, say: Callable[[str], None] = print) 
             part.unlink()
         return {"tiles": len(tiles)}
 
-    if not len(tiles):
-        return fingerprints([])
-    table = pq.read_table(build_once(root, "tile_prints", inputs, make, say=say).file("prints.parquet"))
+    table = pq.read_table(build_once(root, kind, inputs, make, say=say).file("prints.parquet"))
     rows = {name: row for row, name in enumerate(table.column("tile_id").to_pylist())}
     table = table.take([rows[name] for name in tiles.ids.tolist()])
-    columns = {name: _bytes(table.column(name), width) for name, width in _WIDTHS.items()}
-    return Fingerprints(
-        digests=columns["digest"],
-        hashes=columns["hashes"].view("<u8").astype(np.uint64),
-        thumbnails=columns["thumbnail"].reshape(-1, SIDE, SIDE),
-    )
+    return {name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS}
 
 
 def _print_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
@@ -76,11 +99,23 @@ def _print_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
         "hashes": np.concatenate([part.hashes for part in parts]).astype("<u8"),
         "thumbnail": np.concatenate([part.thumbnails for part in parts]),
     }
+    return _table(tiles, rows, arrays)
+
+
+def _digest_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
+    """Hashes of the pixels of some tiles, their images read by threads."""
+    with ThreadPoolExecutor(thread_name_prefix="digests") as pool:
+        digests = list(pool.map(lambda row: pixel_digest(tiles.read(row)), rows))
+    return _table(tiles, rows, {"digest": np.stack(digests)})
+
+
+def _table(tiles: TileSet, rows: Sequence[int], arrays: Mapping[str, np.ndarray]) -> pa.Table:
+    """Tile ids beside fixed-size binaries."""
     columns = {
         name: pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(width), len(rows), [None, pa.py_buffer(np.ascontiguousarray(arrays[name]).tobytes())]
+            pa.binary(_WIDTHS[name]), len(rows), [None, pa.py_buffer(np.ascontiguousarray(values).tobytes())]
         )
-        for name, width in _WIDTHS.items()
+        for name, values in arrays.items()
     }
     return pa.table({"tile_id": tiles.ids[np.asarray(rows)].tolist(), **columns})
 

@@ -1,6 +1,5 @@
 """The search that a comparison's learning rates and steps come from: the same grid for every arm."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -12,6 +11,7 @@ from clipit.artifacts import git_commit, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain
+from clipit.experiments.finished import read_training
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
 from clipit.reporting.tables import markdown_table
@@ -73,7 +73,7 @@ def best_trial(scores: dict[Trial, list[float]]) -> Trial:
 
 def _validation_score(folder: Path) -> float:
     """The monitored metric at the step that the run chose."""
-    found = json.loads((folder / "training.json").read_text(encoding="utf-8"))["score"]
+    found = read_training(folder)["score"]
     if found is None:
         raise DataError(
             explain(

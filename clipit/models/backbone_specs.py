@@ -106,10 +106,12 @@ _ENTRIES = (
     _spec(
         "phikon", "transformers", "owkin/phikon", 768,
         interpolation="bilinear", expected_mpp=_AT_20X, licence="Owkin non-commercial", pooling="cls",
+        loader={"facts": {"model_type": "vit", "num_hidden_layers": 12, "patch_size": 16}},
     ),
     _spec(
         "phikon-v2", "transformers", "owkin/phikon-v2", 1024,
         interpolation="bilinear", expected_mpp=_AT_20X, licence="Owkin non-commercial", pooling="cls",
+        loader={"facts": {"model_type": "dinov2", "num_hidden_layers": 24, "patch_size": 16}},
     ),
     _spec(
         "h-optimus-0", "timm", "bioptimus/H-optimus-0", 1536,
@@ -139,13 +141,15 @@ _ENTRIES = (
     ),
     _spec(
         "hibou-l", "transformers", "histai/hibou-L", 1024,
-        **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls", loader={"remote_code": True},
+        **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
+        loader={"remote_code": True, "facts": {"num_hidden_layers": 24, "patch_size": 14}},
         note="Needs backbone.trust_remote_code. The code on its page was written for transformers 4 "
         "(it imports transformers.onnx, which 5 has not).",
     ),
     _spec(
         "midnight", "transformers", "kaiko-ai/midnight", 1536,
         mean=HALF, std=HALF, interpolation="bilinear", licence="MIT", gated=True, pooling="cls",
+        loader={"facts": {"model_type": "dinov2", "num_hidden_layers": 40, "patch_size": 14}},
         note="backbone.pooling: cls_mean gives the 3072 features that its page names besides. " + _MANY_SCALES,
     ),
     _spec(
@@ -176,5 +180,6 @@ timm's names; `dim`, `pixels`, `mean` and `std` are compared with what is loaded
 of `timm.create_model`, and three keys of ours: `architecture` (timm's name of what the hub's page holds, so that a bare
 file of weights is enough), `data` (keys of timm's `pretrained_cfg` that replace the page's), and, in place of classes,
 the names that `timm_backbones.py` knows (`SwiGLUPacked`, `SiLU`). For transformers, `remote_code` says that the model
-is defined by code on its page, which runs with `backbone.trust_remote_code` only.
+is defined by code on its page, which runs with `backbone.trust_remote_code` only, and `facts` are keys of its
+config.json that must have these values. A timm model must have the weights, by name and shape, of its `architecture`.
 """

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from clipit.models.preprocess import Preprocess
 from clipit.models.specs import ModelSpec, check_spec
 from clipit.models.timm_backbones import load_timm
 from clipit.models.transformers_backbones import PREFIX, load_transformers
-from clipit.models.trunks import Loader, Pooling, TimmSpec, Trunk
+from clipit.models.trunks import Loader, Pooling, TimmSpec, Trunk, inner_model
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,18 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         ModelError: Unknown name, missing files, gated or absent weights, features that are not one vector per tile,
             or a model that is not what the table says under its name.
     """
+    inner = config.name.removeprefix("hf-hub:")
+    if inner != config.name and Path(inner).expanduser().is_dir():  # a folder is meant, whatever stands before it
+        config = config.model_copy(update={"name": inner})
     spec = BACKBONES.get(config.name)
+    if config.path is not None and spec is not None and not Path(config.path).expanduser().exists():
+        raise ModelError(
+            explain(
+                "backbone.path does not exist",
+                where=Path(config.path).expanduser(),
+                fix=f"give the folder or file of {spec.name} ({spec.page})",
+            )
+        )
     if config.path is not None and spec is None:
         raise ModelError(
             explain(
@@ -110,7 +122,13 @@ def _family(name: str) -> Loader:
 
 def _check(spec: ModelSpec, trunk: Trunk, pooling: Pooling, config: BackboneConfig) -> None:
     """What was loaded is what the table says; with another pooling the number of features is another, too."""
-    found = {"pixels": trunk.preprocess.size, "mean": trunk.preprocess.mean, "std": trunk.preprocess.std}
+    found: dict[str, Any] = {
+        "pixels": trunk.preprocess.size,
+        "mean": trunk.preprocess.mean,
+        "std": trunk.preprocess.std,
+    }
     if pooling == spec.pooling:
         found["dim"] = trunk.dim
+    for key in spec.loader.get("facts", {}):
+        found[key] = getattr(inner_model(trunk.module).config, key, None)
     check_spec(spec, found, config.path or trunk.source)

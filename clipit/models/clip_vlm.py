@@ -7,15 +7,24 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, read_json, require_files
+from clipit.models.loading import (
+    CLIP_WEIGHTS,
+    TOKENIZER_FILES,
+    TOKENIZER_RULES,
+    foreign_errors,
+    read_json,
+    require_files,
+)
 from clipit.models.preprocess import preprocess_from_transformers
 from clipit.models.towers import Tokens, Towers
+from clipit.models.weights import mismatches
 
 _PROCESSOR = "preprocessor_config.json"
 _PARTS = {
     "configuration": ("config.json",),
     "weights": CLIP_WEIGHTS,
     "tokeniser": TOKENIZER_FILES[:2],
+    "tokeniser's rules": (TOKENIZER_RULES,),
     "processor": (_PROCESSOR,),
 }
 
@@ -53,8 +62,8 @@ def clip_towers(source: str) -> Towers:
             processor = read_json(Path(source) / _PROCESSOR)
         else:
             processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
-    unfit = [key for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
-    unfit += sorted(str(key) for key in report.get("mismatched_keys", ()))
+    unfit = [f"{key} is missing" for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
+    unfit += mismatches(report.get("mismatched_keys", ()))
     if unfit:  # transformers would go on with random values
         raise ModelError(
             explain(
@@ -80,6 +89,7 @@ def clip_towers(source: str) -> Towers:
             [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
         ),
         tokenise=tokenise,
+        vocabulary=tokenizer.get_vocab(),
         image=lambda pixels: _projected(model.get_image_features(pixel_values=pixels)),
         text=lambda tokens: _projected(model.get_text_features(**tokens)),
         raw=lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,

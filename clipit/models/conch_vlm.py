@@ -37,7 +37,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """
     check_package(spec)
     file = _checkpoint(spec, path)
-    with foreign_errors(spec.name, spec.source):
+    with foreign_errors(spec.name, None if path else spec.source, f"The files must be those of {spec.page}.", file):
         package = optional_module("conch.open_clip_custom.coca_model")
         model: Any = package.CoCa(**_config(spec.loader["config"]))
         weights = _state(file)
@@ -70,6 +70,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
             [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
         ),
         tokenise=lambda texts: {"text": tokens_of(tokenizer, texts, length)},
+        vocabulary=tokenizer.get_vocab(),
         image=lambda pixels: model.encode_image(pixels, normalize=False, proj_contrast=True),
         text=text,
         raw=lambda pixels: model.encode_image(pixels, normalize=False, proj_contrast=False),

@@ -202,9 +202,10 @@ class Classifier:
         from clipit.models.vlm_specs import VLMS
 
         given, trust = self._vlm_name or trained_with, self._trust_remote_code
+        quick = (self.spec.vlm or {}).get("quick_gelu")
         if trained_with in VLMS and given not in VLMS:
-            return VLMConfig(name=trained_with, path=given, trust_remote_code=trust)
-        return VLMConfig(name=given, trust_remote_code=trust)
+            return VLMConfig(name=trained_with, path=given, trust_remote_code=trust, quick_gelu=quick)
+        return VLMConfig(name=given, trust_remote_code=trust, quick_gelu=quick)
 
     def _text_vlm(self) -> VLM:
         if self._vlm is None:

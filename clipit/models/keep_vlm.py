@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, hub_file, require_files
+from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, hub_file, read_json, require_files
 from clipit.models.preprocess import Preprocess
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
 
 _WEIGHTS = CLIP_WEIGHTS[:2]
+_PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
+"""What is used of its code."""
 
 
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
@@ -43,13 +45,15 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
             spec.name,
             {"configuration": ("config.json",), "weights": _WEIGHTS, "tokeniser": TOKENIZER_FILES},
         )
-    with foreign_errors(spec.name, None if path else spec.source, "Its code may ask for other package versions."):
+        _check_family(spec, path)
+    with foreign_errors(spec.name, None if path else spec.source, "Its code may ask for other package versions.", path):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         config = AutoConfig.from_pretrained(source, trust_remote_code=True)
         model: Any = AutoModel.from_config(config, trust_remote_code=True).float()
         tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         file = hub_file(spec.source, _WEIGHTS) if path is None else _first(path)
+        _check_parts(spec, model, source)
         report = model.load_state_dict(_state(file), strict=False)
     missing = [key for key in report.missing_keys if not key.endswith("position_ids")]
     if missing:
@@ -94,11 +98,38 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
             [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
         ),
         tokenise=tokenise,
+        vocabulary=tokenizer.get_vocab(),
         image=image,
         text=text,
         raw=model.visual,
         raw_dim=int(model.visual.num_features),
     )
+
+
+def _check_family(spec: ModelSpec, folder: Path) -> None:
+    found = read_json(folder / "config.json")
+    if "auto_map" not in found:
+        raise ModelError(
+            explain(
+                f"not {spec.name}: its config.json names no Python code of its own (auto_map), but the model type "
+                f"{found.get('model_type', 'none')}",
+                where=folder,
+                fix=f"give a folder with all files of {spec.page}",
+            )
+        )
+
+
+def _check_parts(spec: ModelSpec, model: Any, source: str) -> None:
+    absent = [part for part in _PARTS if not hasattr(model, part)]
+    absent += ["visual.num_features"] if not absent and not hasattr(model.visual, "num_features") else []
+    if absent:
+        raise ModelError(
+            explain(
+                f"not {spec.name}: a {type(model).__name__} without {', '.join(absent)}",
+                where=source,
+                fix=f"give a folder with all files of {spec.page}",
+            )
+        )
 
 
 def _first(folder: Path) -> Path:

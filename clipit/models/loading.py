@@ -5,7 +5,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from clipit.errors import ClipitError, ModelError, explain
 from clipit.models.backbone_specs import BACKBONES
+from clipit.models.hub import hub_access
 from clipit.models.vlm_specs import VLMS
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -27,6 +28,9 @@ CLIP_WEIGHTS = (
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 """Files of which a transformers tokeniser needs one."""
+
+TOKENIZER_RULES = "tokenizer_config.json"
+"""Says which kind of tokeniser it is and names its special tokens; without it transformers guesses."""
 
 
 def expected_mpp(source: str) -> float | None:
@@ -129,23 +133,28 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
 
 
 @contextmanager
-def foreign_errors(name: str, hub_id: str | None = None, hint: str = "") -> Iterator[None]:
+def foreign_errors(
+    name: str, hub_id: str | None = None, hint: str = "", where: object = None, *, asks_hub: bool = False
+) -> Iterator[None]:
     """Turn whatever a model package raises while loading `name` into one `ModelError`.
 
     Args:
         name: What the user asked for.
-        hub_id: Its repository on the Hugging Face hub, if it has one.
+        hub_id: Its repository on the Hugging Face hub, if its files come from there.
         hint: What else could be wrong.
+        where: The file or folder that is read, where it is no repository.
+        asks_hub: Whether the hub may be asked although `hub_id` is None.
     """
     try:
-        yield
+        with hub_access() if hub_id or asks_hub else nullcontext():
+            yield
     except ClipitError:
         raise
     except Exception as error:  # the packages raise some fifteen types, most of them undocumented
-        raise ModelError(_readable(error, name, hub_id, hint)) from error
+        raise ModelError(_readable(error, name, hub_id, hint, where)) from error
 
 
-def _readable(error: Exception, name: str, hub_id: str | None, hint: str) -> str:
+def _readable(error: Exception, name: str, hub_id: str | None, hint: str, where: object) -> str:
     kinds = set()
     link: BaseException | None = error
     while link is not None:
@@ -170,10 +179,17 @@ def _readable(error: Exception, name: str, hub_id: str | None, hint: str) -> str
     elif "UnpicklingError" in kinds:
         what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"
         fix = "use a safetensors file or a checkpoint that holds a state dict alone, from its own page"
-    elif "size mismatch" in text or "Missing key" in text or "mismatched sizes" in text.lower():
+    elif (
+        "size mismatch" in text
+        or "Missing key" in text
+        or "Unexpected key" in text
+        or "mismatched sizes" in text.lower()
+    ):
         what = f"its weights do not fit its configuration ({text})"
         fix = f"use weights and configuration of one and the same model{f', from {page}' if page else ''}"
     else:
         what = f"it cannot be loaded ({text})"
         fix = f"check the name and the files{f' at {page}' if page else ''}"
-    return explain(f"model {name}: {what}", where=hub_id or name, fix=f"{fix}. {hint}".strip() if hint else fix)
+    return explain(
+        f"model {name}: {what}", where=where or hub_id or name, fix=f"{fix}. {hint}".strip() if hint else fix
+    )

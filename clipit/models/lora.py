@@ -112,9 +112,25 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """The plain backbone with the updates added to its weights; the given module is used up."""
+    """The plain backbone with the updates added to its weights; the given module is used up.
+
+    Raises:
+        ModelError: The updates are not finite.
+    """
     merge = getattr(module, "merge_and_unload", None)
-    return module if merge is None else merge(safe_merge=True)
+    if merge is None:
+        return module
+    try:
+        merged: nn.Module = merge(safe_merge=True)
+    except ValueError as error:  # peft's word for weights that are infinite or not a number
+        raise ModelError(
+            explain(
+                f"the LoRA updates cannot be added to the backbone: {error}",
+                where="the trained student",
+                fix="the training diverged: lower training.learning_rate, or look at the backbone's weights",
+            )
+        ) from error
+    return merged
 
 
 def lora_state_dict(module: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
             )
         )
     file = _weights(spec, path)
-    with foreign_errors(spec.name, spec.source):
+    with foreign_errors(spec.name, None if path else spec.source, f"The files must be those of {spec.page}.", file):
         import timm
         from safetensors.torch import load_file
 
@@ -103,6 +103,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         source=str(file),
         count_tokens=lambda texts: [len(text) for text in ids(texts)],
         tokenise=tokenise,
+        vocabulary={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
         image=image,
         text=text,
         raw=lambda pixels: image(pixels, with_head=False),

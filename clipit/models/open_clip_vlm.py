@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, read_json
+from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, TOKENIZER_RULES, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_open_clip
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
@@ -18,7 +18,7 @@ CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
 
 
-def named_towers(spec: ModelSpec) -> Towers:
+def named_towers(spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
     """An entry of the table, from open_clip's own weights or from the hub.
 
     Raises:
@@ -33,11 +33,11 @@ def named_towers(spec: ModelSpec) -> Towers:
             )
         )
     if spec.loader.get("quick_gelu"):  # of OpenAI: open_clip knows the architecture by name
-        return builtin_towers(spec.source)
-    return hub_towers(spec.source)
+        return builtin_towers(spec.source, quick_gelu)
+    return hub_towers(spec.source, quick_gelu)
 
 
-def builtin_towers(spec: str) -> Towers:
+def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
     """`ARCH/PRETRAINED`: a built-in architecture with a weight tag, or with the path of a checkpoint.
 
     Raises:
@@ -71,16 +71,17 @@ def builtin_towers(spec: str) -> Towers:
     if published:
         hub_id = (published.get("hf_hub") or "").rstrip("/") or None
     # open_clip only warns when weights and architecture differ in their GELU; their own rule is the right one.
-    quick = bool(published.get("quick_gelu"))
-    return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, force_quick_gelu=quick)
+    quick = quick_gelu if quick_gelu is not None else True if published.get("quick_gelu") else None
+    file = Path(pretrained) if not published else None
+    return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, where=file, quick_gelu=quick)
 
 
-def hub_towers(hub_id: str) -> Towers:
+def hub_towers(hub_id: str, quick_gelu: bool | None = None) -> Towers:
     """An open_clip repository of the Hugging Face hub."""
-    return _load(f"hf-hub:{hub_id}", f"hf-hub:{hub_id}", None, hub_id)
+    return _load(f"hf-hub:{hub_id}", f"hf-hub:{hub_id}", None, hub_id, quick_gelu=quick_gelu)
 
 
-def folder_towers(folder: Path, spec: ModelSpec | None = None) -> Towers:
+def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool | None = None) -> Towers:
     """A folder in open_clip's own format; with an entry of the table, under its rules.
 
     Raises:
@@ -93,6 +94,8 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None) -> Towers:
         missing.append(f"weights ({' or '.join(_WEIGHTS)})")
     if text.get("hf_tokenizer_name") and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         missing.append(f"tokeniser of {text['hf_tokenizer_name']} ({' or '.join(TOKENIZER_FILES)})")
+    if text.get("hf_tokenizer_name") and not (folder / TOKENIZER_RULES).is_file():
+        missing.append(f"{TOKENIZER_RULES} of {text['hf_tokenizer_name']}")
     if missing:
         raise ModelError(
             explain(
@@ -102,18 +105,20 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None) -> Towers:
             )
         )
     options: dict[str, Any] = {}
-    if spec is not None and spec.loader.get("quick_gelu"):
-        options["force_quick_gelu"] = True
+    if quick_gelu is None and spec is not None and spec.loader.get("quick_gelu"):
+        quick_gelu = True
     hint = ""
     if text.get("hf_model_name"):
         beside = folder / "config.json"
         if beside.is_file() and "model_type" in read_json(beside):  # the text tower's own: no hub is asked
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
+        else:
+            options["asks_hub"] = True
         hint = f"Its text tower is built from config.json of {text['hf_model_name']}: put that file into this folder."
-    return _load(str(folder), f"local-dir:{folder}", None, None, hint, **options)
+    return _load(str(folder), f"local-dir:{folder}", None, None, hint, quick_gelu=quick_gelu, **options)
 
 
-def checkpoint_towers(file: Path, spec: ModelSpec) -> Towers:
+def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
     """A checkpoint file of an entry whose architecture open_clip knows.
 
     Raises:
@@ -127,11 +132,20 @@ def checkpoint_towers(file: Path, spec: ModelSpec) -> Towers:
                 fix=f"give the folder with {CONFIG} and all files of {spec.page}",
             )
         )
-    return builtin_towers(f"{spec.source.partition('/')[0]}/{file}")
+    return builtin_towers(f"{spec.source.partition('/')[0]}/{file}", quick_gelu)
 
 
 def _load(
-    name: str, model_name: str, pretrained: str | None, hub_id: str | None, hint: str = "", **options: Any
+    name: str,
+    model_name: str,
+    pretrained: str | None,
+    hub_id: str | None,
+    hint: str = "",
+    *,
+    where: Path | None = None,
+    asks_hub: bool = False,
+    quick_gelu: bool | None = None,
+    **options: Any,
 ) -> Towers:
     import open_clip
 
@@ -140,9 +154,20 @@ def _load(
             "A text tower from the hub (such as PubMedBERT) needs its own configuration and tokeniser files, too. "
             "A repository in transformers' format is named clip:ID."
         )
-    with foreign_errors(name, hub_id, hint):
+    if quick_gelu is not None:  # open_clip forces it on by one argument, and off by another
+        options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
+    with foreign_errors(name, hub_id, hint, where, asks_hub=asks_hub):
         model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
         tokenizer: Any = open_clip.get_tokenizer(model_name)
+    if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:
+        raise ModelError(
+            explain(
+                f"quick_gelu: {str(quick_gelu).lower()} has no effect on this model: its towers have activations "
+                "of their own",
+                where=name,
+                fix="leave vlm.quick_gelu out",
+            )
+        )
     raw, raw_dim = _before_projection(model.visual)
 
     def image(pixels: Tensor) -> Tensor:
@@ -163,11 +188,17 @@ def _load(
         source=model_name.removeprefix("local-dir:"),
         count_tokens=lambda texts: _count(tokenizer, texts),
         tokenise=lambda texts: {"text": torch.as_tensor(tokenizer(list(texts)))},
+        vocabulary=_vocabulary(tokenizer),
         image=image,
         text=text,
         raw=raw,
         raw_dim=raw_dim,
     )
+
+
+def has_quick_gelu(model: nn.Module) -> bool:
+    """Whether a model computes the quick GELU, which no weight shows."""
+    return any(type(part).__name__ == "QuickGELU" for part in model.modules())
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
@@ -193,6 +224,13 @@ def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, 
     ):
         return visual.trunk, int(visual.trunk.num_features)
     return None, None  # the projection is part of the pooling (ResNets), or there is none
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Of open_clip's own tokeniser, or of the one of transformers that it wraps."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    found: dict[str, int] = tokenizer.encoder if inner is None else inner.get_vocab()
+    return found
 
 
 def _count(tokenizer: Any, texts: Sequence[str]) -> list[int]:

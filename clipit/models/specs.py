@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from clipit.errors import ModelError, explain
@@ -16,7 +16,7 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 HALF: Triple = (0.5, 0.5, 0.5)
 
-COLUMNS = ("name", "family", "source", "dim", "px", "mpp", "licence", "access")
+COLUMNS = ("name", "family", "source", "dim", "px", "mpp", "tokens", "pooling", "licence", "access")
 """Heads of the columns of `spec_rows`."""
 
 LICENCE_NOTE = (
@@ -46,7 +46,7 @@ class ModelSpec:
         gated: Whether access must be asked for at `page`.
         page: Where its card and its licence stand.
         note: What a user should know besides.
-        loader: Further arguments of the loader, JSON-like.
+        loader: Further arguments of the loader, JSON-like; `facts` in it are compared like the attributes above.
         pooling: Backbone: what becomes of the tokens (`cls_mean`: class token beside the mean of the patches).
     """
 
@@ -80,6 +80,8 @@ def spec_rows(specs: Iterable[ModelSpec]) -> list[tuple[str, ...]]:
             str(spec.dim),
             str(spec.pixels),
             "?" if spec.expected_mpp is None else f"{spec.expected_mpp:g}",
+            "-" if spec.context_length is None else str(spec.context_length),
+            spec.pooling if spec.kind == "backbone" else "-",
             spec.licence,
             f"gated: {spec.page}" if spec.gated else "open",
         )
@@ -88,18 +90,33 @@ def spec_rows(specs: Iterable[ModelSpec]) -> list[tuple[str, ...]]:
 
 
 def spec_table(specs: Iterable[ModelSpec]) -> str:
-    """The same as aligned lines of text, with heads and the word on licences below."""
+    """The same as aligned lines of text; below them what a user must know of single models, and of licences."""
+    specs = list(specs)
     rows = [COLUMNS, *spec_rows(specs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, LICENCE_NOTE])
+    named: dict[str, list[str]] = {}
+    for spec in specs:
+        if spec.note:
+            named.setdefault(spec.note, []).append(spec.name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in named.items()]
+    return "\n".join([*lines, *(["Notes"] if notes else []), *notes, LICENCE_NOTE])
 
 
-def similar_names(name: str, known: Iterable[str], most: int = 5) -> list[str]:
-    """Names of the table that somebody who wrote `name` may have meant (any case, `_` or `-`)."""
-    plain = {key.lower().replace("_", "-"): key for key in known}
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), plain, most, 0.6)
-    return [plain[key] for key in near]
+def similar_names(name: str, known: Mapping[str, ModelSpec], most: int = 5) -> list[str]:
+    """Names of the table that somebody who wrote `name` may have meant.
+
+    Any case, `_` or `-`; hub ids count as well, and what is written before a colon does not.
+    """
+    wanted = _plain(name.rpartition(":")[2])
+    by_source = [key for key, spec in known.items() if _plain(spec.source) == wanted]
+    plain = {_plain(key): key for key in known}
+    near = difflib.get_close_matches(wanted, plain, most, 0.6)
+    return list(dict.fromkeys([*by_source, *(plain[key] for key in near)]))[:most]
+
+
+def _plain(name: str) -> str:
+    return name.partition("@")[0].lower().replace("_", "-")
 
 
 def check_spec(spec: ModelSpec, found: Mapping[str, Any], where: object) -> None:
@@ -107,16 +124,17 @@ def check_spec(spec: ModelSpec, found: Mapping[str, Any], where: object) -> None
 
     Args:
         spec: The entry.
-        found: Attribute of `ModelSpec` -> what the loaded model has (dim, pixels, mean, std, ...).
+        found: Attribute of `ModelSpec`, or key of the entry's `loader["facts"]` -> what the loaded model has.
         where: File, folder or hub id that was loaded.
 
     Raises:
         ModelError: They differ; every difference is named with both values.
     """
+    known = {**spec.loader.get("facts", {}), **{entry.name: getattr(spec, entry.name) for entry in fields(spec)}}
     wrong = [
-        f"{key} is {value}, the table says {getattr(spec, key)}"
+        f"{key} is {value}, the table says {known[key]}"
         for key, value in found.items()
-        if not _equal(value, getattr(spec, key))
+        if not _equal(value, known.get(key))
     ]
     if wrong:
         raise ModelError(

@@ -15,6 +15,14 @@ from clipit.models.loading import EMBEDDED, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_timm
 from clipit.models.specs import ModelSpec, similar_names
 from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk
+from clipit.models.weights import (
+    Report,
+    load_reports,
+    refuse_other_patches,
+    refuse_other_structure,
+    refuse_unfit,
+    tensor_shapes,
+)
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 _OURS = ("architecture", "data")  # keys of a spec's loader that are no arguments of timm.create_model
@@ -22,12 +30,13 @@ _OURS = ("architecture", "data")  # keys of a spec's loader that are no argument
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked of timm: its name for the model, arguments, and what replaces its `pretrained_cfg`."""
+    """What is asked of timm: its name for the model, arguments, what replaces its `pretrained_cfg`, local weights."""
 
     name: str
     hub_id: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
 
 def load_timm(
@@ -48,17 +57,23 @@ def load_timm(
     from timm.data import resolve_data_config
 
     asked = _named(config, spec) if spec else _unnamed(config, named)
-    with foreign_errors(config.name, asked.hub_id, _hint(asked, spec, named)):
-        module: Any = timm.create_model(
-            asked.name,
-            pretrained=config.pretrained,
-            num_classes=0,
-            pretrained_cfg_overlay=asked.data or None,
-            **{key: _value(key, value) for key, value in asked.arguments.items()},
-        )
+    asks = config.pretrained and asked.file is None
+    with foreign_errors(config.name, asked.hub_id, _hint(asked, spec, named), asked.file, asks_hub=asks):
+        shapes = tensor_shapes(asked.file) if asked.file and config.pretrained else None
+        with load_reports() as reports:
+            module: Any = timm.create_model(
+                asked.name,
+                pretrained=config.pretrained,
+                num_classes=0,
+                pretrained_cfg_overlay=asked.data or None,
+                **{key: _value(key, value) for key, value in asked.arguments.items()},
+            )
+        page_arguments = _page_arguments(asked.name)
     module.eval()
+    if config.pretrained:
+        _check_weights(module, [report for report in reports if report.module is module], asked, spec, shapes)
     preprocess = preprocess_from_timm(resolve_data_config({}, pretrained_cfg=module.pretrained_cfg), config.name)
-    arguments = {**_page_arguments(asked.name), **asked.arguments}
+    arguments = {**page_arguments, **asked.arguments}
     whole: nn.Module = module
     if pooling != "default":
         _check_class_token(module, config.name)
@@ -139,7 +154,7 @@ def _named(config: BackboneConfig, spec: ModelSpec) -> _Request:
     path = Path(config.path).expanduser()
     if path.is_dir() and (path / "config.json").is_file():
         _check_folder(path, pretrained=True)
-        return _Request(f"local-dir:{path}", None, arguments, data)
+        return _Request(f"local-dir:{path}", None, arguments, data, _weights(path))
     files = [path] if path.is_file() else [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not files:
         raise ModelError(
@@ -149,7 +164,7 @@ def _named(config: BackboneConfig, spec: ModelSpec) -> _Request:
                 fix=f"download them from {spec.page} and give their folder, or one file of weights",
             )
         )
-    return _Request(architecture, None, arguments, {**alone, "file": str(files[0])})
+    return _Request(architecture, None, arguments, {**alone, "file": str(files[0])}, files[0])
 
 
 def _unnamed(config: BackboneConfig, named: Mapping[str, ModelSpec]) -> _Request:
@@ -162,7 +177,7 @@ def _unnamed(config: BackboneConfig, named: Mapping[str, ModelSpec]) -> _Request
     folder = EMBEDDED / "backbone" if name == "embedded" else Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder, config.pretrained)
-        return _Request(f"local-dir:{folder}")
+        return _Request(f"local-dir:{folder}", file=_weights(folder))
     architecture = name.partition(".")[0]
     known = timm.list_models()
     if name == "embedded" or architecture not in known:
@@ -177,6 +192,40 @@ def _unnamed(config: BackboneConfig, named: Mapping[str, ModelSpec]) -> _Request
         )
     tags = timm.list_pretrained(f"{architecture}*")
     return _Request(name, f"timm/{name}" if name in tags else None)
+
+
+def _weights(folder: Path) -> Path | None:
+    """The file of weights that timm takes from a folder."""
+    return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+
+
+def _check_weights(
+    module: Any,
+    reports: list[Report],
+    asked: _Request,
+    spec: ModelSpec | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+) -> None:
+    """Nothing stayed random, nothing but a classifier was left over, and a table's name got its own architecture."""
+    where = asked.file or asked.hub_id or asked.name
+    page = spec.page if spec and spec.page else f"https://huggingface.co/{asked.hub_id}" if asked.hub_id else ""
+    fix = f"give the files of {page}" if page else "give weights and config.json of one and the same model"
+    if spec is not None:
+        fix += "; if yours are another model, name its folder itself instead of this name"
+    head = module.pretrained_cfg.get("classifier") or "head"
+    heads = tuple(f"{name.partition('.')[0]}." for name in ([head] if isinstance(head, str) else head))
+    # Without its classes a built-in model also loses layers before them, and its page is timm's own.
+    built_in = spec is None and asked.file is None and not asked.name.startswith("hf-hub:")
+    for report in reports:
+        left = [] if built_in else [key for key in report.unexpected if not key.startswith(heads)]
+        name = spec.name if spec else module.pretrained_cfg["architecture"]
+        refuse_unfit(report.missing, left, name=name, where=where, fix=fix)
+    if shapes is not None:
+        refuse_other_patches(module, shapes, where=where, fix=fix)
+    if spec is not None:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            wanted = build_named(spec)
+        refuse_other_structure(module, wanted, name=spec.name, where=where, fix=fix)
 
 
 def _hint(asked: _Request, spec: ModelSpec | None, named: Mapping[str, ModelSpec]) -> str:

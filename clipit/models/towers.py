@@ -29,6 +29,7 @@ class Towers:
         source: Where it was loaded from: a folder, a hub id or a built-in name.
         count_tokens: Per text, special tokens included, nothing cut.
         tokenise: Texts to inputs; what exceeds the budget is cut.
+        vocabulary: The tokeniser's words or pieces and their ids.
         image: Normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
         text: Tokens to un-normalised embeddings [b,d] of the joint space.
         raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None where there are none.
@@ -43,6 +44,7 @@ class Towers:
     source: str
     count_tokens: TokenCounter
     tokenise: Callable[[Sequence[str]], Tokens]
+    vocabulary: Mapping[str, int]
     image: Callable[[Tensor], Tensor]
     text: Callable[[Tokens], Tensor]
     raw: Callable[[Tensor], Tensor] | None = None

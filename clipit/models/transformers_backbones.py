@@ -15,6 +15,7 @@ from clipit.models.loading import foreign_errors, read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
 from clipit.models.trunks import Pooling, TokenPool, Trunk
+from clipit.models.weights import mismatches
 
 PREFIX = "transformers:"
 _PROCESSOR = "preprocessor_config.json"
@@ -41,7 +42,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     hub_id, _, revision = (str(folder), "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     hint = f"The files must be those of {spec.page}." if spec else ""
-    with foreign_errors(config.name, None if local else hub_id, hint):
+    with foreign_errors(config.name, None if local else hub_id, hint, folder if local else None):
         found = _description(hub_id, options)
         remote = _needs_code(found, spec)
         _check_kind(found, source)
@@ -68,7 +69,9 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
             )
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
-    with foreign_errors(config.name, hint=f"It is given {preprocess.size} pixels, as its {_PROCESSOR} says."):
+    with foreign_errors(
+        config.name, where=source, hint=f"It is given {preprocess.size} pixels, as its {_PROCESSOR} says."
+    ):
         prefix = _prefix_tokens(model, preprocess.size, source)
         pooled = TokenPool(model, "transformers", prefix, kind)
         with torch.inference_mode():
@@ -173,11 +176,14 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
     else:
         with _quiet():
             loaded: Any = AutoModel.from_pretrained(
-                source, output_loading_info=True, dtype=torch.float32, trust_remote_code=remote, **options
-            )
+                source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32,
+                trust_remote_code=remote, **options,
+            )  # fmt: skip
         model, report = loaded
-        unfit = [str(key) for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)]
-        unfit += sorted(str(key) for key in report.get("mismatched_keys", ()))
+        unfit = [
+            f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
+        ]
+        unfit += mismatches(report.get("mismatched_keys", ()))
         if unfit:  # transformers would go on with random values
             raise ModelError(
                 explain(

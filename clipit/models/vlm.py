@@ -9,7 +9,8 @@ from jaxtyping import Float, UInt8
 
 from clipit.config import VLMConfig
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import expected_mpp, weights_fingerprint
+from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
+from clipit.models.open_clip_vlm import has_quick_gelu
 from clipit.models.preprocess import Preprocess
 from clipit.models.specs import check_spec
 from clipit.models.towers import Towers
@@ -39,6 +40,9 @@ class VLM:
         fingerprint: Over weights, preprocessing and tokeniser; the precision of a run is not part of it.
         precision: `fp32`, or the type of autocast.
         device: Where it computes.
+        towers: The package's model and how it is called.
+        quick_gelu: As configured; None: as the model's own configuration or the table says.
+        note: What the table says a user should know of it.
     """
 
     name: str
@@ -53,6 +57,8 @@ class VLM:
     precision: str
     device: torch.device
     towers: Towers = field(repr=False, compare=False)
+    quick_gelu: bool | None = None
+    note: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What a manifest or a classifier records about it (JSON-like)."""
@@ -63,6 +69,8 @@ class VLM:
             "context_length": self.context_length,
             "logit_scale": self.logit_scale,
             "expected_mpp": self.expected_mpp,
+            "quick_gelu": self.quick_gelu,
+            "note": self.note,
             "preprocess": self.preprocess.describe(),
         }
 
@@ -166,12 +174,17 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     spec = VLMS.get(config.name)
     towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
     towers.module.eval().requires_grad_(False)
-    tokens = towers.tokenise([_PROBE])
-    fingerprint = weights_fingerprint(
-        towers.module, towers.preprocess.hash, towers.context_length, *(value.tolist() for value in tokens.values())
-    )
-    with torch.inference_mode():
-        joint_dim = towers.text(tokens).shape[-1]
+    with foreign_errors(
+        config.name, hint="Its tokeniser's files may be incomplete, or those of another model.", where=towers.source
+    ):
+        tokens = towers.tokenise([_PROBE])
+        towers.count_tokens([_PROBE])
+        with torch.inference_mode():
+            joint_dim = towers.text(tokens).shape[-1]
+    quick = ("quick_gelu",) if has_quick_gelu(towers.module) else ()
+    words = sorted((number, word) for word, number in towers.vocabulary.items())
+    ids = (*(value.tolist() for value in tokens.values()), *words)
+    fingerprint = weights_fingerprint(towers.module, towers.preprocess.hash, towers.context_length, *ids, *quick)
     if spec is not None:
         check_spec(spec, _facts(towers, joint_dim), towers.source)
     towers.module.to(device)
@@ -188,6 +201,8 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         precision=config.precision,
         device=device,
         towers=towers,
+        quick_gelu=config.quick_gelu,
+        note=spec.note if spec else "",
     )
 
 

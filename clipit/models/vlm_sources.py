@@ -27,6 +27,9 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
                 fix="choose a VLM with a text tower (python scripts/doctor.py --models)",
             )
         )
+    _check_quick_gelu(
+        config, spec.family == "open_clip" or (path is not None and path.is_dir() and _is_open_clip(path))
+    )
     if path is not None and not path.exists():
         raise ModelError(
             explain("vlm.path does not exist", where=path, fix=f"give the folder or file of {spec.name} ({spec.page})")
@@ -38,9 +41,13 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     if spec.family == "keep":
         return keep_vlm.keep_towers(spec, path, config.trust_remote_code)
     if path is None:
-        return open_clip_vlm.named_towers(spec) if spec.family == "open_clip" else clip_vlm.clip_towers(spec.source)
+        if spec.family == "open_clip":
+            return open_clip_vlm.named_towers(spec, config.quick_gelu)
+        return clip_vlm.clip_towers(spec.source)
     # Several of these are published in both formats: the folder decides.
-    return _from_folder(path, spec) if path.is_dir() else open_clip_vlm.checkpoint_towers(path, spec)
+    if path.is_dir():
+        return _from_folder(path, config, spec)
+    return open_clip_vlm.checkpoint_towers(path, spec, config.quick_gelu)
 
 
 def unnamed_towers(config: VLMConfig) -> Towers:
@@ -62,22 +69,45 @@ def unnamed_towers(config: VLMConfig) -> Towers:
             )
         )
     if name == "embedded":
-        return _from_folder(EMBEDDED / "vlm")
+        return _from_folder(EMBEDDED / "vlm", config)
     scheme, _, rest = name.partition(":")
     if scheme == "open_clip" and rest:
-        return open_clip_vlm.builtin_towers(rest)
+        return open_clip_vlm.builtin_towers(rest, config.quick_gelu)
+    if scheme in ("hf-hub", "clip") and Path(rest).expanduser().is_dir():  # a folder, whatever stands before it
+        return _from_folder(Path(rest).expanduser(), config)
     if scheme == "hf-hub" and rest:
-        return open_clip_vlm.hub_towers(rest)
+        return open_clip_vlm.hub_towers(rest, config.quick_gelu)
     if scheme == "clip" and rest:
+        _check_quick_gelu(config, False)
         return clip_vlm.clip_towers(rest)
-    return _from_folder(Path(name).expanduser())
+    return _from_folder(Path(name).expanduser(), config)
 
 
-def _from_folder(folder: Path, spec: ModelSpec | None = None) -> Towers:
+def _check_quick_gelu(config: VLMConfig, is_open_clip: bool) -> None:
+    if config.quick_gelu is not None and not is_open_clip:
+        raise ConfigError(
+            explain(
+                f"vlm.quick_gelu is for models that open_clip loads, and {config.name} is none: its own "
+                "configuration names its activation",
+                where="vlm.quick_gelu",
+                fix="leave vlm.quick_gelu out",
+            )
+        )
+
+
+def _is_open_clip(folder: Path) -> bool:
+    from clipit.models import open_clip_vlm
+
+    return (folder / open_clip_vlm.CONFIG).is_file()
+
+
+def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None) -> Towers:
     from clipit.models import clip_vlm, open_clip_vlm
 
     if not folder.is_dir():
-        near = similar_names(str(folder), VLMS)
+        near = similar_names(config.name, VLMS)
+        if config.name in {VLMS[key].source for key in near if VLMS[key].family == "clip"}:
+            near.append(f"clip:{config.name}")
         raise ModelError(
             explain(
                 "neither a known kind of VLM name nor a folder",
@@ -87,8 +117,9 @@ def _from_folder(folder: Path, spec: ModelSpec | None = None) -> Towers:
                 "hf-hub:ID (open_clip), clip:ID (transformers), or a folder",
             )
         )
-    if (folder / open_clip_vlm.CONFIG).is_file():
-        return open_clip_vlm.folder_towers(folder, spec)
+    if _is_open_clip(folder):
+        return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu)
+    _check_quick_gelu(config, False)
     found = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if found.get("model_type") == "clip":
         return clip_vlm.clip_towers(str(folder))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8, UInt64
 from clipit.config import LeaksConfig
 from clipit.pairing.hamming import near_hashes
 from clipit.reports.readers import Report
-from clipit.tiles.patients import is_barcode, patient
+from clipit.tiles.patients import patient, patient_in, patients
 from clipit.tiles.perceptual import Fingerprints, oriented
 from clipit.tiles.tileset import SPLITS, TileSet
 
@@ -43,7 +43,7 @@ class Leak:
 def find_leaks(
     tiles: TileSet,
     config: LeaksConfig,
-    prints: Fingerprints | None = None,
+    prints: Fingerprints | UInt8[np.ndarray, "n 16"] | None = None,
     reports: Sequence[Report] = (),
 ) -> list[Leak]:
     """All leaks, by kind, then by ids.
@@ -51,20 +51,20 @@ def find_leaks(
     Args:
         tiles: Of all splits.
         config: Thresholds, and which of the kinds exact and near are wanted.
-        prints: Of these tiles in their order; None: pixels are not compared.
+        prints: Of these tiles in their order, for the kind exact alone their digests; None: pixels are not compared.
         reports: Those that snippets would be made of.
     """
     found = group_leaks(tiles)
     if prints is not None and config.pixels != "off":
-        found += exact_leaks(tiles, prints.digests)
-        if config.pixels == "near":
+        found += exact_leaks(tiles, prints.digests if isinstance(prints, Fingerprints) else prints)
+        if config.pixels == "near" and isinstance(prints, Fingerprints):
             found += near_leaks(tiles, prints, config)
     return found + report_leaks(reports, tiles)
 
 
 def group_leaks(tiles: TileSet) -> list[Leak]:
     """Tiles whose patient or slide also has tiles in a later split; one row per tile, with the latest split's first."""
-    groups = _patients(tiles.groups)
+    groups = patients(tiles.groups, tiles.ids)
     last: dict[str, tuple[int, str]] = {}  # patient -> its latest split and the lowest id in it
     ranks = _split_ranks(tiles)
     for row in np.flatnonzero(groups != "").tolist():
@@ -81,11 +81,13 @@ def group_leaks(tiles: TileSet) -> list[Leak]:
 def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
     """Reports of the very patients that have tiles in validation or test.
 
-    A report's patient is its group; without one, the TCGA barcode that its id begins with, if it does.
+    A report's or tile's patient is its group; without one, the TCGA barcode in its id, if there is one.
     """
     later = tiles.select(tiles.splits != "train")
     owners: dict[str, tuple[int, str]] = {}
-    for name, rank, tile in zip(_patients(later.groups).tolist(), _split_ranks(later), later.ids.tolist(), strict=True):
+    for name, rank, tile in zip(
+        patients(later.groups, later.ids).tolist(), _split_ranks(later), later.ids.tolist(), strict=True
+    ):
         if name:
             owners[name] = min(owners.get(name, (-int(rank), tile)), (-int(rank), tile))
     found = []
@@ -99,9 +101,7 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
 
 def patient_of(report: Report) -> str:
     """The patient of a report; "" where nothing says who it is."""
-    if report.group:
-        return patient(report.group)
-    return patient(report.report_id) if is_barcode(report.report_id) else ""
+    return patient(report.group) if report.group else patient_in(report.report_id)
 
 
 def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak]:
@@ -195,12 +195,6 @@ def _correlations(
         for part in np.array_split(np.flatnonzero(orientation == turn), 1 + len(a) // 65536):
             found[part] = (unit[a[part]] * oriented(unit[b[part]], turn)).sum(axis=(1, 2))
     return found
-
-
-def _patients(groups: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """`patient` of each group."""
-    names, rows = np.unique(groups, return_inverse=True)
-    return np.asarray([patient(name) for name in names.tolist()], dtype=np.str_)[rows]
 
 
 def _split_ranks(tiles: TileSet) -> Int64[np.ndarray, " n"]:

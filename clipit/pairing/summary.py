@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from clipit.errors import printable
+
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -106,10 +108,13 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
         lines.append(f"dropped candidates: {dropped}")
     lines += _agreement_lines(summary.get("agreement"))
     lines.append("most used:")
-    lines += [f"  {row['tiles']:6d} tiles  {texts[row['snippet_id']][:90]}" for row in summary["most_used"][:5]]
+    lines += [
+        f"  {row['tiles']:6d} tiles  {printable(texts[row['snippet_id']][:90])}" for row in summary["most_used"][:5]
+    ]
     lines.append("examples, from the best score to the worst:")
     lines += [
-        f"  {row['score']:.3f}  {row['tile_id']}  {texts[row['snippet_id']][:90]}" for row in summary["examples"][:5]
+        f"  {row['score']:.3f}  {printable(row['tile_id'])}  {printable(texts[row['snippet_id']][:90])}"
+        for row in summary["examples"][:5]
     ]
     return "\n".join(lines)
 

@@ -1,28 +1,15 @@
 """Finding and reading one YAML file of the prompts room; keys given twice are found, not merged."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from clipit.errors import DataError, explain
+from clipit.yaml_file import load_yaml
 
 _HERE = Path(__file__).parent
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that remembers mapping keys which occur twice (YAML keeps the last one silently)."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.repeated: list[str] = []
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As the safe loader does, and note the keys that occur twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        self.repeated += [str(key) for i, key in enumerate(keys) if key in keys[:i]]
-        return super().construct_mapping(node, deep)
 
 
 def packaged(kind: str) -> list[str]:
@@ -57,8 +44,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         DataError: It cannot be read, is not UTF-8, is not YAML or holds no mapping.
     """
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        value = loader.get_single_data()
+        value, repeated = load_yaml(path)
     except UnicodeDecodeError as error:
         raise DataError(explain(f"not UTF-8: {error.reason}", where=path, fix="save it as UTF-8")) from error
     except OSError as error:
@@ -71,7 +57,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         ) from error
     if not isinstance(value, dict):
         raise DataError(explain("not a YAML mapping", where=path, fix="start with `name:`, one key per line"))
-    return {str(key): entry for key, entry in value.items()}, loader.repeated
+    return {str(key): entry for key, entry in value.items()}, [key for key, _ in repeated]
 
 
 def text_problems(key: str, value: object, what: str) -> list[str]:

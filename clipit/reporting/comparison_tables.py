@@ -74,6 +74,9 @@ def lines(rows: Sequence[Mapping[str, Any]], baseline: str, over_tiles: OverTile
     for part in dict.fromkeys(key[2] for key in groups):
         students = {line.key: line.p for line in made if line.key[2] == part and not line.reference}
         corrected |= holm(students)
+        corrected |= {
+            line.key: Significance(None, "reference row") for line in made if line.key[2] == part and line.reference
+        }
     return [
         Line(
             line.key,
@@ -188,12 +191,14 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: s
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "\u2192": r"$\rightarrow$", "<": "$<$",
+    ">": "$>$",
 }  # fmt: skip
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in str(text)).replace("->", r"$\rightarrow$")
+    arrows = str(text).replace("->", "\u2192")
+    return "".join(_LATEX.get(letter, letter) for letter in arrows)
 
 
 def _percent(bounds: tuple[float, float] | None) -> tuple[float, float] | tuple[None, None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from clipit.artifacts import whole_file
+from clipit.reporting.png import save_png
 from clipit.reporting.tables import LABELS
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
@@ -48,8 +48,7 @@ def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: st
     axes.set(xlabel=f"share of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    with whole_file(path) as temporary:  # without the software's version, the same picture has the same bytes
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def curve_points(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float, float, float]]:

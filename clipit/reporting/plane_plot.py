@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from clipit.artifacts import whole_file
+from clipit.reporting.png import save_png
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -29,5 +29,4 @@ def plane_plot(planes: Mapping[str, Mapping[str, Float[np.ndarray, "_ 2"]]], pat
         axes.set(title=name, xticks=[], yticks=[])
         axes.legend(fontsize=8, loc="best")
     figure.suptitle(title)
-    with whole_file(path) as temporary:  # without the software's version, the same picture has the same bytes
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save_png(figure, path)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipit.artifacts import whole_file
 from clipit.reporting.curves import Series
+from clipit.reporting.png import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def confusion_plot(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
         colour = "white" if share > 0.55 else "black"
         axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def curves_plot(series: Series, path: Path, *, title: str = "") -> None:
@@ -65,7 +65,7 @@ def curves_plot(series: Series, path: Path, *, title: str = "") -> None:
     if not panels:
         rows[0].text(0.5, 0.5, "nothing logged", ha="center")
     figure.suptitle(title)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def reliability_plot(bins: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
@@ -94,7 +94,7 @@ def reliability_plot(bins: Sequence[Mapping[str, Any]], path: Path, *, title: st
     upper.legend(loc="upper left", fontsize=8)
     lower.bar(middles, [b["n"] for b in bins], width=width * 0.92, color="0.6")
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="tiles")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -113,8 +113,3 @@ def _lines(axes: "Axes", series: Series) -> None:
     axes.grid(alpha=0.3)
     if len(series) > 1 or "learning_rate" not in next(iter(series)):
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    with whole_file(path) as temporary:  # without the software's version, the same picture has the same bytes
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

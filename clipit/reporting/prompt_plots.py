@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipit.artifacts import whole_file
 from clipit.evaluation.prompt_modes import spread
 from clipit.prompts.grid import worded
+from clipit.reporting.png import save_png
 from clipit.reporting.tables import LABELS
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def spread_plot(rows: Sequence[Mapping[str, Any]], metric: str, path: Path) -> N
     axes.set(xlabel=f"{LABELS[metric]} on test (reported, not chosen by)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def heat_plot(cells: Sequence[Mapping[str, Any]], metric: str, path: Path) -> None:
@@ -88,15 +88,10 @@ def heat_plot(cells: Sequence[Mapping[str, Any]], metric: str, path: Path) -> No
     panels[-1].set_xticks(range(len(words)), shown, rotation=40, ha="right", fontsize=7)
     if image is not None:
         figure.colorbar(image, ax=list(panels), label=LABELS[metric], shrink=0.8)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    with whole_file(path) as temporary:  # without the software's version, the same picture has the same bytes
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import whole_file
+from clipit.reporting.png import save_png
 from clipit.reporting.tables import LABELS
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
@@ -55,8 +55,7 @@ def curve_plot(rows: Sequence[Row], perturbation: str, path: Path, *, metric: st
         axes.invert_xaxis()  # worse to the right, as in the other plots
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def calibration_plot(rows: Sequence[Row], path: Path) -> None:
@@ -91,5 +90,4 @@ def calibration_plot(rows: Sequence[Row], path: Path) -> None:
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.set_title(": ".join(key), fontsize=9)
         axes.legend(fontsize=7, loc="upper left")
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save_png(figure, path)

@@ -64,11 +64,13 @@ def protocol_text(results: Mapping[str, Any]) -> str:
 
 
 def undefined(results: Mapping[str, Any]) -> list[str]:
-    """`split, score: reason`, without the intervals that nobody asked for."""
+    """`split, score: reason`, without the intervals that nobody asked for; and scores over some of the classes."""
     lines = []
     for split, of_split in results["splits"].items():
         for kind, scores in (("", of_split), (" zero-shot", of_split.get("zero_shot", {}))):
             for name, score in scores.get("metrics", {}).items():
+                if "over" in score:
+                    lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: {score['over']}")
                 if score["value"] is None:
                     lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: {score['reason']}")
                 elif "reason" in score and results["protocol"]["resamples"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from clipit.artifacts import whole_file
+from clipit.reporting.png import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +44,7 @@ def sweep_plot(panels: Mapping[str, SweepPoints], path: Path, *, metric: str, te
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(title)
-    with whole_file(path) as temporary:  # without the software's version, the same picture has the same bytes
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    save_png(figure, path)
 
 
 def means(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -26,8 +26,8 @@ def needed_columns(config: ReportsConfig) -> dict[str, str]:
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 
 
-def check_columns(config: ReportsConfig, columns: Sequence[str], where: object) -> None:
-    """Compare the configured columns with those of the table.
+def check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:
+    """Compare the configured columns with those of the table; `hint` says what to do when they are not there.
 
     Raises:
         DataError: One of them is not there; names the columns that are.
@@ -38,7 +38,7 @@ def check_columns(config: ReportsConfig, columns: Sequence[str], where: object) 
                 explain(
                     f"no column {column!r}; the columns are: {', '.join(map(repr, columns)) or 'none'}",
                     where=where,
-                    fix=f"set reports.{key} to one of them (--reports.{key}=...)",
+                    fix=hint or f"set reports.{key} to one of them (--reports.{key}=...)",
                 )
             )
 

@@ -12,6 +12,7 @@ from clipit.config import ReportsConfig
 from clipit.errors import DataError, explain
 from clipit.reports.rows import Row, check_columns, needed_columns, table_row
 from clipit.reports.textfiles import codec, decoding
+from clipit.table_header import check_names, delimiter_hint
 
 _LONGEST_CELL = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _BATCH = 1024  # rows of parquet in memory at once
@@ -24,7 +25,8 @@ def read_csv(path: Path, config: ReportsConfig, delimiter: str) -> Iterator[Row]
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            check_columns(config, header, path)
+            check_names(header, path)
+            check_columns(config, header, path, delimiter_hint(header))
             for cells in reader:
                 if not cells:
                     continue
@@ -71,6 +73,7 @@ def read_parquet(path: Path, config: ReportsConfig) -> Iterator[Row]:
     """Rows of a parquet file, read in batches and only the columns that are needed."""
     try:
         with pq.ParquetFile(path) as file:
+            check_names(file.schema_arrow.names, path)
             check_columns(config, file.schema_arrow.names, path)
             columns = sorted(set(needed_columns(config).values()))
             number = 0

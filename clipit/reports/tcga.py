@@ -10,10 +10,12 @@ from clipit.config import ReportsConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.reports.rows import Row
 from clipit.reports.tables import read_csv
-from clipit.reports.textfiles import read_texts
+from clipit.reports.textfiles import codec, decoding, read_texts
 
 ID_COLUMN = "patient_filename"
 """Column of the published csv: the barcode, a dot, and the name of the scanned file."""
+CSV = "TCGA_Reports.csv"
+"""Name of the published csv."""
 ORGANS: Mapping[str, str] = {
     "ACC": "adrenal gland",
     "BLCA": "bladder",
@@ -69,8 +71,8 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     the patient's cancer type when `reports.cancer_types` names the table; patients that it lacks have no organ.
 
     Raises:
-        DataError: A csv row without a barcode, a zip that holds the csv, or a table of cancer types that makes no
-            sense.
+        DataError: A csv row without a barcode or with the id of another, a zip or folder that holds the csv, or a
+            table of cancer types that makes no sense.
     """
     organ_of = _organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()
@@ -100,7 +102,18 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
 def _rows(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[Row]:
     if path.is_file() and path.suffix.lower() == ".csv":
         columns = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
-        return read_csv(path, config.model_copy(update=columns), ",")
+        return _once_each(read_csv(path, config.model_copy(update=columns), ","), path, config.encoding)
+    if path.is_dir():
+        beside = sorted(path.glob("*.csv"))
+        if beside and not any(path.rglob("*.txt")):
+            named = next((table for table in beside if table.name == CSV), beside[0])
+            raise DataError(
+                explain(
+                    f"the folder holds {named.name}, and no .txt",
+                    where=path,
+                    fix=f"give reports.path the file: {named}",
+                )
+            )
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             tables = [name for name in archive.namelist() if name.lower().endswith(".csv")]
@@ -119,6 +132,36 @@ def _rows(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[Ro
             )
         )
     return read_texts(path, config.encoding, problems)
+
+
+def _once_each(rows: Iterator[Row], path: Path, encoding: str) -> Iterator[Row]:
+    """The rows of the csv, each id once.
+
+    Raises:
+        DataError: It has no column `patient_filename`, or one of its values twice.
+    """
+    with decoding(path, encoding), path.open(encoding=codec(encoding), newline="") as stream:
+        header = next(csv.reader(stream), [])
+    if ID_COLUMN not in header:
+        raise DataError(
+            explain(
+                f"not the csv of TCGA-Reports: no column {ID_COLUMN!r}; the columns are: {', '.join(header) or 'none'}",
+                where=path,
+                fix=f"give reports.path {CSV} as published, or read this file with reports.format: csv",
+            )
+        )
+    seen: dict[str, str] = {}  # id -> where
+    for row in rows:
+        first = seen.setdefault(row.report_id or "", row.where)
+        if first != row.where:
+            raise DataError(
+                explain(
+                    f"{ID_COLUMN} {row.report_id!r} stands there twice: a file is one report",
+                    where=f"{first} and {row.where}",
+                    fix="remove one of the rows, or copy the csv again",
+                )
+            )
+        yield row
 
 
 def _organs(path: Path) -> dict[str, str]:

@@ -35,11 +35,14 @@ def _undecodable(data: bytes, where: object, encoding: str) -> DataError:
         line_start = data.rfind(b"\n", 0, start) + 1
         line = data.count(b"\n", 0, start) + 1
         place = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})" if start < len(data) else "the end"
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    own = "utf-16, by its first bytes" if wide else "the file's own"
+    example = "utf-16" if wide else "latin-1"
     return DataError(
         explain(
             f"the text is not {encoding}",
             where=f"{where}, {place}",
-            fix="set reports.encoding to the file's own (--reports.encoding=latin-1), or convert the file to UTF-8",
+            fix=f"set reports.encoding to {own} (--reports.encoding={example}), or convert the file to UTF-8",
         )
     )
 

@@ -31,6 +31,7 @@ _PUBLISHED = Published(
     url="https://zenodo.org/records/3632035",
     licence="CC BY-NC-ND 4.0",
     layout="Photos/{Normal,Benign,InSitu,Invasive}/*.tif",
+    direct="bach",
 )
 
 

@@ -23,6 +23,8 @@ class Remote:
     md5: str
     makes: str
     """What lies in the folder once it is unpacked: a file or a folder."""
+    unpacked_md5: str = ""
+    """Published checksum of the unpacked file; "" where there is none."""
 
     @property
     def name(self) -> str:
@@ -75,15 +77,17 @@ class DataSet:
     test_seed: int = 1
     faults: str = ""
     """Known faults that a reader of any result must know; it goes into the notes."""
+    group_is: str = ""
+    """What a group is where it is no patient (photo, slide); "": the patient, or no group is known."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
     """How to get it where there is no direct download."""
 
 
-def _pcam_file(part: str, axis: str, md5: str) -> Remote:
+def _pcam_file(part: str, axis: str, md5: str, unpacked_md5: str) -> Remote:
     name = f"camelyonpatch_level_2_split_{part}_{axis}.h5"
-    return Remote(f"{_ZENODO}/2546921/files/{name}.gz", md5, name)
+    return Remote(f"{_ZENODO}/2546921/files/{name}.gz", md5, name, unpacked_md5)
 
 
 _BREAKHIS_FAULTS = "magnifications are mixed unless tiles.magnification chooses one"
@@ -163,12 +167,12 @@ DATASETS: dict[str, DataSet] = {
         mpp=pcam.MPP,
         counts=tuple((part, "", count) for part, count in pcam.COUNTS.items()),
         files=(
-            _pcam_file("train", "x", "1571f514728f59376b705fc836ff4b63"),
-            _pcam_file("train", "y", "35c2d7259d906cfc8143347bb8e05be7"),
-            _pcam_file("valid", "x", "d5b63470df7cfa627aeec8b9dc0c066e"),
-            _pcam_file("valid", "y", "2b85f58b927af9964a4c15b8f7e8f179"),
-            _pcam_file("test", "x", "d8c2d60d490dbd479f8199bdfa0cf6ec"),
-            _pcam_file("test", "y", "60a7035772fbdb7f34eb86d4420cf66a"),
+            _pcam_file("train", "x", "1571f514728f59376b705fc836ff4b63", "01844da899645b4d6f84946d417ba453"),
+            _pcam_file("train", "y", "35c2d7259d906cfc8143347bb8e05be7", "0781386bf6c2fb62d58ff18891466aca"),
+            _pcam_file("valid", "x", "d5b63470df7cfa627aeec8b9dc0c066e", "81cf9680f1724c40673f10dc88e909b1"),
+            _pcam_file("valid", "y", "2b85f58b927af9964a4c15b8f7e8f179", "94d8aacc249253159ce2a2e78a86e658"),
+            _pcam_file("test", "x", "d8c2d60d490dbd479f8199bdfa0cf6ec", "2614b2e6717d6356be141d9d6dbfcb7e"),
+            _pcam_file("test", "y", "60a7035772fbdb7f34eb86d4420cf66a", "11ed647efe9fe457a4eb45df1dba19ba"),
         ),
     ),
     "nct_crc": DataSet(
@@ -205,6 +209,7 @@ DATASETS: dict[str, DataSet] = {
         citation="Aresta et al., Medical Image Analysis 2019",
         pixels="2048 x 1536",
         card="bach",
+        group_is="photo",
         scale="0.42 micrometres per pixel",
         mpp=bach.MPP,
         counts=tuple(("", name, 100) for name in bach.CLASSES),
@@ -243,6 +248,7 @@ DATASETS: dict[str, DataSet] = {
         citation="Da et al., Medical Image Analysis 2022",
         pixels="224 x 224",
         card="digestpath",
+        group_is="source image",
         scale="the source images made 2, 4, 8, 16 and 32 times smaller",
         pattern=r"(?:^|/)(?P<label>negative|positive|benign|malignant)/(?:(?P<group>[^/]+)_downsample=)?[^/]+$",
         labels={"negative": "benign", "positive": "malignant"},
@@ -260,6 +266,7 @@ DATASETS: dict[str, DataSet] = {
         citation="Han et al., arXiv 2204.06455",
         pixels="about 224 x 224, not all the same",
         card="wsss4luad",
+        group_is="slide",
         scale="10x",
         pattern=r"(?:^|/)(?:(?P<group>\d+)-)?[^/]*\[(?P<label>[01]), ?[01], ?[01]\]\.png$",
         labels={"0": "normal", "1": "tumor"},
@@ -333,6 +340,7 @@ DATASETS: dict[str, DataSet] = {
         citation="Kather et al., Scientific Reports 2016",
         pixels="150 x 150",
         card="kather2016",
+        group_is="slide",
         scale="20x, 0.495 micrometres per pixel",
         mpp=0.495,
         pattern=r"(?:^|/)(?P<label>0[1-8]_[A-Z]+)/(?:[^/]*(?P<group>CRC-Prim-HE-\d+))?[^/]*$",
@@ -357,6 +365,7 @@ DATASETS: dict[str, DataSet] = {
         citation="Silva-Rodríguez et al., Computer Methods and Programs in Biomedicine 2020",
         pixels="512 x 512",
         card="sicapv2",
+        group_is="slide",
         scale="10x",
         pattern=r"(?:^|/)(?P<label>NC|G3|G4|G5)/(?:(?P<group>[^_/]+)_Block_Region_)?[^/]*$",
         faults="neighbouring tiles overlap by half; non-cancerous tiles come from non-cancerous slides only",

@@ -1,11 +1,13 @@
 """Published data sets from the web: licence first, then verified files, unpacked beside each other."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-from clipit.artifacts import locked
+from clipit.artifacts import locked, write_json
 from clipit.errors import DataError, explain
-from clipit.tiles.datasets import DATASETS, DataSet
+from clipit.tiles.datasets import DATASETS, DataSet, Remote
 from clipit.tiles.fetch import Say, fetch
 from clipit.tiles.unpack import unpack
 
@@ -20,7 +22,7 @@ def terms(name: str) -> str:
 
 
 def download(name: str, folder: Path, *, accept: Callable[[], bool], say: Say = print) -> Path:
-    """Download, verify and unpack a data set; what is there already is left as it is. Gives `tiles.path`.
+    """Download, verify and unpack a data set; what is there already is verified and left as it is. Gives `tiles.path`.
 
     Args:
         name: A key of `DATASETS`.
@@ -54,11 +56,76 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool], say: Say = 
 
 def _get(row: DataSet, folder: Path, say: Say) -> None:
     for remote in row.files:
-        if (folder / remote.makes).exists():  # it appears whole or not at all
-            say(f"{remote.makes}: there already")
+        place = folder / remote.makes
+        if place.exists():
+            say(f"{remote.makes}: {_standing(place, remote, row.page)}")
             continue
         say(f"{remote.name}: downloading")
         archive = fetch(remote.url, folder / remote.name, remote.md5, page=row.page, say=say)
         say(f"{remote.name}: checksum right, unpacking")
         unpack(archive, remote.makes)
+        if place.is_dir():
+            write_json(_stamp(place), {"archive": remote.name, "md5": remote.md5, **_content(place)})
+        else:
+            _check_file(place, remote, row.page)
         archive.unlink()  # verified and unpacked: kept once, not twice
+
+
+def _standing(place: Path, remote: Remote, page: str) -> str:
+    """What is known of a file or folder that is there already: verified now, or nothing.
+
+    Raises:
+        DataError: It is not what was published, or not what was unpacked.
+    """
+    if place.is_file():
+        return "there already" + (", checksum right" if _check_file(place, remote, page) else ", not verified")
+    stamp = _stamp(place)
+    if not stamp.is_file():
+        return "there already, but not unpacked by this command: not verified"
+    try:
+        noted = json.loads(stamp.read_text(encoding="utf-8"))
+    except ValueError:
+        noted = {}
+    found = _content(place)
+    if {key: noted.get(key) for key in found} != found:
+        raise DataError(
+            explain(
+                f"{found['files']} files with {found['bytes']} bytes, but {noted.get('files')} with "
+                f"{noted.get('bytes')} were unpacked here",
+                where=place,
+                fix=f"delete {place} and {stamp}, and start the same command again",
+            )
+        )
+    return f"there already, with all of its {found['files']} files"
+
+
+def _check_file(file: Path, remote: Remote, page: str) -> bool:
+    """Compare with the published checksum of the unpacked file; False where none is published.
+
+    Raises:
+        DataError: They differ.
+    """
+    if not remote.unpacked_md5:
+        return False
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != remote.unpacked_md5:
+        raise DataError(
+            explain(
+                f"not the published file: its MD5 is {found}, published is {remote.unpacked_md5}",
+                where=file,
+                fix=f"delete it and start the same command again, or see {page}",
+            )
+        )
+    return True
+
+
+def _stamp(folder: Path) -> Path:
+    """Where it is written what was unpacked into a folder: beside it, so that the folder stays as published."""
+    return folder.with_name(f".{folder.name}.unpacked.json")
+
+
+def _content(folder: Path) -> dict[str, int]:
+    """Number of files, and of their bytes."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {"files": len(sizes), "bytes": sum(sizes)}

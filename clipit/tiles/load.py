@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -78,6 +79,9 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     tiles = check_images(tiles, config.unreadable)
     if row is not None and row.test_fraction is not None and not (tiles.splits == "test").any():
         tiles = cut_test(tiles, row.test_fraction, row.test_seed)
+    if row is not None and not (tiles.splits == "test").any():
+        note = f"no test part here, so no test score: {row.title} is expected as {row.layout}"
+        tiles = replace(tiles, notes=(*tiles.notes, note))
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         blind = config.labels.kind == "none"
         tiles = cut_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)

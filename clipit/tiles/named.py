@@ -8,7 +8,7 @@ from pathlib import Path
 from clipit.config import TilesConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.counts import check_counts
-from clipit.tiles.datasets import DataSet
+from clipit.tiles.datasets import DATASETS, DataSet
 from clipit.tiles.folders import image_files
 from clipit.tiles.readers import FileReader, file_stamp
 from clipit.tiles.source import ALIASES, Published, SourceTiles
@@ -34,7 +34,8 @@ def read_data_set(config: TilesConfig, row: DataSet) -> SourceTiles:
 
 def published(row: DataSet) -> Published:
     """The row, for the message when the set is not there."""
-    return Published(name=row.title, url=row.page, licence=row.licence, layout=row.layout)
+    name = next((name for name, other in DATASETS.items() if other == row), "") if row.files else ""
+    return Published(name=row.title, url=row.page, licence=row.licence, layout=row.layout, direct=name)
 
 
 def _part_names(row: DataSet) -> Mapping[str, str]:

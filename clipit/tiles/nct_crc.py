@@ -21,6 +21,7 @@ _PUBLISHED = Published(
     url="https://zenodo.org/records/1214456",
     licence="CC BY 4.0",
     layout="NCT-CRC-HE-100K/ and CRC-VAL-HE-7K/, each with nine class folders of .tif",
+    direct="nct_crc",
 )
 
 

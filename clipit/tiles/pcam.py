@@ -23,12 +23,14 @@ MPP = 0.97
 """Camelyon16 at level 2 (10x); the publication gives 0.97 micrometres per pixel."""
 SIDE = 96
 _PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+_SMALLER = "complete the copy, or say tiles.check_counts: false if it was made smaller on purpose"
 _CHUNK_CACHE = 64 * 2**20
 _PUBLISHED = Published(
     name="PatchCamelyon",
     url="https://zenodo.org/records/2546921",
     licence="CC0 1.0",
     layout="camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, unpacked with gunzip",
+    direct="pcam",
 )
 
 
@@ -138,7 +140,9 @@ def _check(images: Path, labels: Path, published: int | None) -> list[int]:
     expected = published if published is not None else (shape[0] if shape else 0)
     if shape != (expected, SIDE, SIDE, 3) or dtype != "uint8":
         raise _PUBLISHED.missing(
-            f"expected {expected} tiles of {SIDE} x {SIDE} x 3 uint8, found {dtype} {list(shape)}", images
+            f"expected {expected} tiles of {SIDE} x {SIDE} x 3 uint8, found {dtype} {list(shape)}",
+            images,
+            _SMALLER if len(shape) == 4 and shape[1:] == (SIDE, SIDE, 3) and dtype == "uint8" else "",
         )
     if len(values) != expected or not set(values) <= {0, 1}:
         raise _PUBLISHED.missing(f"expected {expected} labels 0 or 1, found {list(label_shape)}", labels)

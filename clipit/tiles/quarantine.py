@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Bool
 
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.images import Unreadable
@@ -23,7 +24,7 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
     `error` decodes nothing: `TileSet.read` raises when such a tile is read. `quarantine` decodes every image once.
 
     Raises:
-        DataError: A file cannot be opened at all, or no image can be decoded.
+        DataError: A file cannot be opened at all, or no image of a split can be decoded.
     """
     if policy == "error" or not len(tiles):
         return tiles
@@ -40,9 +41,24 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         )
     if not bad.any():
         return tiles
+    _check_splits(tiles, bad)
     ids = tuple(tiles.ids[bad].tolist())
     note = f"{len(ids)} of {len(tiles)} images cannot be decoded and were left out: {shortlist(ids)}"
     return replace(tiles.select(~bad), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
+
+
+def _check_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
+    """Refuse to go on without a split that the data set has."""
+    gone = sorted(set(tiles.splits.tolist()) - set(tiles.splits[~bad].tolist()))
+    if gone:
+        first = int(np.flatnonzero(bad & (tiles.splits == gone[0]))[0])
+        raise DataError(
+            explain(
+                f"none of the {int((tiles.splits == gone[0]).sum())} images of the split {gone[0]} can be decoded",
+                where=tiles.reader.where(int(tiles.rows[first])),
+                fix="see that these files are images, and complete; or remove them from the data set",
+            )
+        )
 
 
 def _decode_all(tiles: TileSet) -> Iterator[object]:

@@ -52,13 +52,17 @@ class Published:
     url: str
     licence: str
     layout: str
+    direct: str = ""
+    """Its name for scripts/download.py; "" where it has no direct download."""
 
     def missing(self, what: str, where: object, hint: str = "") -> DataError:
         """An error that says what is missing, where it was looked for, and where to get it."""
-        fix = (
-            f"get {self.name} from {self.url} (licence: {self.licence}) "
-            f"and give tiles.path the folder with {self.layout}"
-        )
+        fix = f"get {self.name} from {self.url} (licence: {self.licence})"
+        if self.direct:
+            fix = (
+                f"python scripts/download.py {self.direct} --to data/{self.direct} (licence: {self.licence}); or {fix}"
+            )
+        fix += f" and give tiles.path the folder with {self.layout}"
         return DataError(explain(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix))
 
 

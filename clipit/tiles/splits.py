@@ -9,7 +9,7 @@ import numpy as np
 
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.tiles.hashing import shuffled
-from clipit.tiles.patients import patient
+from clipit.tiles.patients import patients
 from clipit.tiles.tileset import TileSet
 
 SplitName = Literal["train", "validation", "test"]
@@ -84,9 +84,9 @@ def check_groups(tiles: TileSet) -> None:
         DataError: One does; lists the groups and their splits.
     """
     seen: dict[str, set[str]] = {}
-    for group, split in zip(tiles.groups.tolist(), tiles.splits.tolist(), strict=True):
+    for group, split in zip(patients(tiles.groups, tiles.ids).tolist(), tiles.splits.tolist(), strict=True):
         if group:
-            seen.setdefault(patient(group), set()).add(split)
+            seen.setdefault(group, set()).add(split)
     crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
     if crossing:
         raise DataError(
@@ -122,7 +122,8 @@ def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
 def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
     """Move about `fraction` of train to another part: whole groups, in proportion to the classes where possible.
 
-    A tile without a group is a group of its own; the slides of one TCGA patient are one group. Only labelled tiles move
+    A tile without a group is a group of its own, unless its id holds a TCGA barcode; the slides of one TCGA patient are
+    one group. Only labelled tiles move
     when there are any (a validation part without labels would be of no use), with the other tiles of their groups. The
     cut depends on the names of the groups and the seed, not on the order of the rows.
 
@@ -132,10 +133,8 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     inside = np.flatnonzero(tiles.splits == "train")
     known = tiles.truth[inside] >= 0
     counted = inside[known] if known.any() else inside
-    groups, ids = tiles.groups.tolist(), tiles.ids.tolist()
-    name_of = {
-        index: f"group:{patient(groups[index])}" if groups[index] else f"tile:{ids[index]}" for index in inside.tolist()
-    }
+    groups, ids = patients(tiles.groups, tiles.ids), tiles.ids.tolist()
+    name_of = {index: f"group:{groups[index]}" if groups[index] else f"tile:{ids[index]}" for index in inside.tolist()}
     members: dict[str, list[int]] = {}
     for index in counted.tolist():
         members.setdefault(name_of[index], []).append(index)
@@ -167,6 +166,6 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     splits = tiles.splits.astype("<U10")
     splits[[index for index in inside.tolist() if name_of[index] in moved]] = part
     note = f"{part}: {fraction:g} of train, cut with seed {seed}"
-    if (tiles.groups[inside] == "").any():
+    if (groups[inside] == "").any():
         note += f"; groups unknown: tiles of one patient may stand on both sides, so {part} scores may be too high"
     return replace(tiles, splits=splits, notes=(*tiles.notes, note))

@@ -8,7 +8,7 @@ from clipit.config import TilesConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.table_file import line_of, read_columns
+from clipit.tiles.table_file import TileTable, read_columns
 
 
 def read_table(config: TilesConfig) -> SourceTiles:
@@ -18,37 +18,38 @@ def read_table(config: TilesConfig) -> SourceTiles:
         DataError: The table is not readable or contradictory, or names files that are not there.
     """
     path = Path(config.path).expanduser()
-    columns = read_columns(path, config)
+    table = read_columns(path, config)
+    columns = table.columns
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
-    _check_files(path, files)
+    _check_files(path, files, table)
     images = Path(config.images).expanduser() if config.images else path.parent
     reader, stamps = _open_images(images, files, path)
     empty = [""] * len(files)
     return SourceTiles(
-        ids=_ids(path, columns.get("id", files)),
+        ids=_ids(path, columns.get("id", files), table),
         labels=columns.get("label", empty),
         parts=columns.get("split", empty),
         groups=columns.get("group", empty),
-        mpp=_numbers(path, columns.get("mpp", empty)),
+        mpp=_numbers(path, columns.get("mpp", empty), table),
         stamps=stamps,
         reader=reader,
         where=str(path),
     )
 
 
-def _check_files(path: Path, files: list[str]) -> None:
+def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(
             explain(
-                f"{len(nameless)} rows name no file, first {line_of(path, nameless[0])}",
+                f"{len(nameless)} rows name no file, first {table.place(nameless[0])}",
                 where=path,
                 fix="fill in the path or remove the rows",
             )
         )
     twice = [name for name, count in Counter(files).items() if count > 1]
     if twice:
-        rows = [line_of(path, row) for row, name in enumerate(files) if name == twice[0]]
+        rows = [table.place(row) for row, name in enumerate(files) if name == twice[0]]
         raise DataError(
             explain(
                 f"{len(twice)} files are named more than once: {shortlist(twice)}; {twice[0]} in {shortlist(rows)}",
@@ -58,8 +59,8 @@ def _check_files(path: Path, files: list[str]) -> None:
         )
 
 
-def _ids(path: Path, ids: list[str]) -> list[str]:
-    wrong = [line_of(path, row) for row, name in enumerate(ids) if not name]
+def _ids(path: Path, ids: list[str], table: TileTable) -> list[str]:
+    wrong = [table.place(row) for row, name in enumerate(ids) if not name]
     if wrong:
         raise DataError(explain(f"tiles without an id: {shortlist(wrong)}", where=path, fix="fill in the id column"))
     return ids
@@ -80,7 +81,9 @@ def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, l
     for name in files:
         try:
             stamps.append(file_stamp(images / name))
-        except (FileNotFoundError, NotADirectoryError):
+        except PermissionError:
+            raise
+        except (OSError, ValueError):  # not there; or too long or with a NUL for any file to be called so
             missing.append(name)
     _complain_if_missing(missing, len(files), images, table)
     return FileReader(images, files), stamps
@@ -97,7 +100,7 @@ def _complain_if_missing(missing: list[str], total: int, images: Path, table: Pa
         )
 
 
-def _numbers(path: Path, values: list[str]) -> list[float]:
+def _numbers(path: Path, values: list[str], table: TileTable) -> list[float]:
     numbers: list[float] = []
     for row, value in enumerate(values):
         try:
@@ -107,7 +110,7 @@ def _numbers(path: Path, values: list[str]) -> list[float]:
         if number <= 0 or number == float("inf"):
             raise DataError(
                 explain(
-                    f"mpp is '{value}' in {line_of(path, row)}",
+                    f"mpp is '{value}' in {table.place(row)}",
                     where=path,
                     fix="give micrometres per pixel as a positive number, or leave it empty",
                 )

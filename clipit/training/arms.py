@@ -38,7 +38,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "clip_it_labelled": {"distillation.tiles": "labelled", "distillation.target": "text"},
     "clip_it_all": {"distillation.tiles": "all", "distillation.target": "text"},
     # Ablation of the paper: 30 % of the words left out of the target text.
-    "word_drop": {"base": "clip_it_all", "distillation.word_drop": 0.3},
+    "word_drop": {"base": "clip_it_paper", "distillation.word_drop": 0.3},
     # Control: does it matter which text belongs to which tile?
     "shuffled_pairs": {"base": "clip_it_all", "distillation.target": "shuffled_text"},
     # Control: any text of the corpus.

@@ -11,6 +11,8 @@ from clipit.models.student import Student
 from clipit.objectives import many_to_many_sum
 from clipit.training.teaching import Bags
 
+_COLDEST = 0.01  # as CLIP's logit scale, which is held below 100 (arXiv 2103.00020, section 2.5)
+
 
 def bag_term(
     config: BagsConfig,
@@ -61,5 +63,5 @@ def gathered(values: Float[Tensor, "b dim"], sizes: list[int], here: Processes) 
 def _temperature(config: BagsConfig, student: torch.nn.Module) -> float | Tensor:
     inner = getattr(student, "module", student)  # inside the wrapper that exchanges gradients
     if isinstance(inner, Student) and inner.log_temperature is not None:
-        return inner.log_temperature.exp()
+        return inner.log_temperature.exp().clamp(min=_COLDEST)
     return config.temperature

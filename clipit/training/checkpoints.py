@@ -3,11 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -43,9 +45,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Put trainable parameters back.
 
     Raises:
-        ArtifactError: The file belongs to another student.
+        ArtifactError: The file is damaged, or belongs to another student.
     """
-    saved = load_file(path)
+    with _damage_told(path):
+        saved = load_file(path)
     own = trainable(model)
     if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
         raise ArtifactError(
@@ -91,18 +94,48 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Go back to the latest checkpoint; a fresh `Progress` when there is none."""
+    """Go back to the latest checkpoint; a fresh `Progress` when there is none.
+
+    Raises:
+        ArtifactError: One of its files is damaged or missing, or it belongs to another student.
+    """
     found = latest_checkpoint(folder)
     if found is None:
         return Progress()
+    with _damage_told(found / "progress.json") as path:
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+        if found.name != f"step-{progress.step:08d}":
+            raise ValueError("it tells of another step")
+    if progress.best_step:  # needed at the end only: better missed now
+        with _damage_told(best_file(folder, progress.best_step)) as path, safe_open(path, framework="pt"):
+            pass
     load_weights(found / "weights.safetensors", model)
-    saved = load_file(found / "optimizer.safetensors")
+    with _damage_told(found / "optimizer.safetensors") as path:
+        saved = load_file(path)
     for name, parameter in trainable(model).items():
         state = {key.rsplit("/", 1)[1]: value for key, value in saved.items() if key.rsplit("/", 1)[0] == name}
         optimizer.state[parameter] = {
             key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
         }
-    return Progress(**json.loads((found / "progress.json").read_text(encoding="utf-8")))
+    return progress
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[Path]:
+    """Turn what reading a damaged or missing file of a checkpoint raises into an `ArtifactError`."""
+    try:
+        yield path
+    except PermissionError:
+        raise
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        checkpoints = path.parent.parent if path.parent.name.startswith("step-") else path.parent
+        raise ArtifactError(
+            explain(
+                f"the run's checkpoint is damaged: {error}",
+                where=path,
+                fix=f"delete the folder {checkpoints} and start again: this run's training begins anew",
+            )
+        ) from error
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

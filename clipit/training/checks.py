@@ -7,6 +7,8 @@ from clipit.training.teaching import uses_reports, uses_soft_labels
 
 LABEL_FREE = ("agreement", "information")
 """What `training.monitor` may be when no validation tile has a label."""
+_MOST_BYTES = 4 * 2**30
+"""Of the similarities of one batch of bags."""
 _NO_SNIPPET = ("image", "class_prompts")
 
 
@@ -42,6 +44,13 @@ def _of_distillation(config: Config) -> list[str]:
             f"distillation.text={d.text} makes a space of its own, in which the class prompts have no place: "
             "prompt_bags.weight=0"
         )
+    if d.text != "frozen" and (config.bags.weight > 0 or config.second_vlm is not None):
+        problems.append(
+            f"distillation.text={d.text} makes a space of its own, in which bags and a second VLM have no place: "
+            "bags.weight=0 and no second_vlm"
+        )
+    if d.text == "lora" and d.word_drop:
+        problems.append("distillation.text=lora embeds whole snippets again: distillation.word_drop=0")
     if d.target in ("class_prompts",) and not off and config.prompts is None:
         problems.append("distillation.target=class_prompts needs a prompt set: prompts")
     if d.target == "report_labels" and not off and config.reports and config.reports.label_column is None:
@@ -69,6 +78,14 @@ def _of_other_terms(config: Config) -> list[str]:
         problems.append(
             "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
             "or bags.weight=0"
+        )
+    members = (1 + config.bags.tiles) * (config.bags.snippets + config.bags.prompts)
+    needed = 4 * config.training.tiles_per_step**2 * members
+    if config.bags.weight > 0 and needed > _MOST_BYTES:
+        problems.append(
+            f"bags of {1 + config.bags.tiles} tiles and {config.bags.snippets + config.bags.prompts} texts need "
+            f"{needed / 2**30:.1f} GiB per step for {config.training.tiles_per_step} tiles (at most "
+            f"{_MOST_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or bags.prompts"
         )
     if config.training.monitor == "agreement" and not uses_soft_labels(config):
         problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")

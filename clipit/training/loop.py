@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from clipit.artifacts import whole_file
 from clipit.config import Config, TrainingConfig
 from clipit.distributed import Processes
+from clipit.errors import ModelError, explain
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
@@ -82,6 +83,9 @@ def train(
         folder: The run's folder.
         here: The processes.
         accelerator: Mixed precision and gradient exchange.
+
+    Raises:
+        ModelError: The loss stopped being a number.
     """
     t = config.training
     optimizer = _optimizer(student, t)
@@ -94,6 +98,7 @@ def train(
     log = _Log(folder / "metrics.jsonl", progress.step, here, accelerator)
     clock = Clock()
     first, seconds_before = progress.step, progress.seconds
+    since, unseen = progress.step, torch.zeros((), device=here.device)  # losses since somebody looked
     batches = slices(data.lesson, range(progress.step, t.steps), here, t.accumulation)
     with progress_bar(f"training {config.arm or config.name}", t.steps, shown=here.main, done=progress.step) as advance:
         while progress.step < t.steps and not progress.stopped:
@@ -112,10 +117,17 @@ def train(
             progress.step += 1
             last = progress.step == t.steps
             row: dict[str, Any] = {}
-            if progress.step % t.log_every == 0 or last or step == 0:
+            unseen = unseen + terms["loss"]
+            logs = progress.step % t.log_every == 0 or last or step == 0
+            looks = data.score is not None and (progress.step % t.evaluate_every == 0 or last)
+            saves = progress.step % t.checkpoint_every == 0 or last
+            if logs or looks or saves:  # these wait for the device anyway
+                _check_finite(unseen, since, progress.step, here)
+                since, unseen = progress.step, torch.zeros_like(unseen)
+            if logs:
                 row = _global_terms(terms, here) | {"learning_rate": rate, "gradient_norm": norm}
                 row |= {"tiles_per_second": round(clock.speed(), 2), "waiting": round(clock.waiting(), 4)}
-            if data.score is not None and (progress.step % t.evaluate_every == 0 or last):
+            if data.score is not None and looks:
                 logits = predict_logits(
                     student, normalise, data.validation, data.validation_rows, here, config.evaluation.batch_size
                 )
@@ -123,7 +135,7 @@ def train(
                 _look(progress, score, t, checkpoints, student, here)
             if row:
                 log.write(progress.step, row)
-            if progress.step % t.checkpoint_every == 0 or last or progress.stopped:
+            if saves or progress.stopped:
                 progress.seconds = seconds_before + clock.seconds()
                 progress.scale = None if accelerator.scaler is None else accelerator.scaler.state_dict()
                 if here.main:
@@ -190,6 +202,30 @@ def _clip(accelerator: "Accelerator", student: Student, most: float) -> float:
     trained = [p for p in student.parameters() if p.requires_grad]
     norm = accelerator.clip_grad_norm_(trained, most if most > 0 else math.inf)
     return float(norm) if norm is not None else math.nan
+
+
+def _check_finite(losses: Float[Tensor, ""], before: int, step: int, here: Processes) -> None:
+    """Refuse to go on from a loss that is no number; all processes stop together.
+
+    Args:
+        losses: Sum over the steps since the last look, of this process.
+        before: The step of that look.
+        step: Now.
+        here: The processes.
+
+    Raises:
+        ModelError: A loss was infinite or not a number.
+    """
+    if all(here.gather(math.isfinite(float(losses)))):
+        return
+    steps = f"step {step}" if step - before == 1 else f"steps {before + 1} to {step}"
+    raise ModelError(
+        explain(
+            f"the training diverged: the loss of {steps} is infinite or not a number",
+            where="training.learning_rate",
+            fix="lower training.learning_rate, or look at the backbone's weights and at training.precision",
+        )
+    )
 
 
 def _global_terms(terms: Mapping[str, Tensor], here: Processes) -> dict[str, float]:

@@ -10,11 +10,15 @@ from clipit.objectives import prior_corrected, sharpen
 from clipit.training.teaching import SoftLabels
 
 
-def soft_labels(probabilities: Float32[np.ndarray, "n classes"], config: SoftLabelsConfig) -> SoftLabels:
+def soft_labels(
+    probabilities: Float32[np.ndarray, "n classes"],
+    config: SoftLabelsConfig,
+    training: Float32[np.ndarray, "m classes"] | None = None,
+) -> SoftLabels:
     """Corrected for the prior, sharpened, and weighted by confidence, in this order, as the configuration says.
 
-    The prior is the mean probability of each class over these (training) tiles: a class that the teacher prefers
-    everywhere is held back. The weight is 1, or with `confidence` 1 - H(p) / log C.
+    The prior is the mean probability of each class over the training tiles (`training`; these tiles where not given): a
+    class that the teacher prefers everywhere is held back. The weight is 1, or with `confidence` 1 - H(p) / log C.
 
     Raises:
         DataError: A probability is not finite.
@@ -24,7 +28,8 @@ def soft_labels(probabilities: Float32[np.ndarray, "n classes"], config: SoftLab
             explain("soft labels that are not finite", where="soft_labels.source", fix="use vlm.precision=fp32")
         )
     p = torch.from_numpy(probabilities.astype(np.float64))
-    p = prior_corrected(p, p.mean(dim=0), config.prior_correction)
+    prior = p if training is None else torch.from_numpy(training.astype(np.float64))
+    p = prior_corrected(p, prior.mean(dim=0), config.prior_correction)
     p = sharpen(p, config.temperature)
     weights = np.ones(len(probabilities), dtype=np.float32)
     if config.confidence:

@@ -70,10 +70,11 @@ class Clock:
 
 def term_weights(config: Config) -> dict[str, float]:
     """The loss is the sum of these weights times the terms of the same name."""
+    teachers = 1 if config.second_vlm is None else 2  # both together weigh what one does
     return {
         "cross_entropy": 1.0,
-        "distillation": config.distillation.weight,
-        "second_distillation": config.distillation.weight,
+        "distillation": config.distillation.weight / teachers,
+        "second_distillation": config.distillation.weight / teachers,
         "bags": config.bags.weight,
         "prompt_bags": config.prompt_bags.weight,
         "soft_labels": config.soft_labels.weight,
@@ -152,7 +153,7 @@ def _counts(config: Config, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Mappi
         "second_distillation": float((_distilled(config, lesson, rows) & second.valid[rows]).sum()) if second else 0.0,
         "prompt_bags": labelled + soft,
         "soft_labels": soft,
-        "consistency": float(len(rows)),
+        "consistency": float(_two_views(lesson, rows).sum()),
         "bags": 1.0,  # a mean already
     }
     return {name: count if count > 0 else 1.0 for name, count in counts.items()}
@@ -192,8 +193,7 @@ def _sums(
             likely = _tensor(soft.probabilities[rows], here)
             sums["prompt_bags"] = sums["prompt_bags"] + soft_cross_entropy_sum(read, likely, soft_weights)
     if config.consistency.weight > 0:
-        every = torch.ones(n, dtype=torch.bool, device=here.device)
-        sums["consistency"] = consistency_sum(logits[:n], logits[n:], every)
+        sums["consistency"] = consistency_sum(logits[:n], logits[n:], _tensor(_two_views(lesson, rows), here))
     if teaching.bags is not None and output.projected is not None:
         sums["bags"] = bag_term(config.bags, teaching.bags, model, output.projected[:n].float(), everything, here)
     return sums
@@ -206,6 +206,12 @@ def _distilled(config: Config, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Bo
         return np.zeros(len(rows), dtype=bool)
     wanted = np.asarray(targets.valid[rows], dtype=bool)
     return wanted & (lesson.labels[rows] >= 0) if config.distillation.tiles == "labelled" else wanted
+
+
+def _two_views(lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
+    """Tiles whose two views should agree: those without a label; all where every tile has one."""
+    unlabelled = np.asarray(lesson.labels[rows] < 0, dtype=np.bool_)
+    return unlabelled if len(lesson.plan.unlabelled) else np.ones(len(rows), dtype=np.bool_)
 
 
 def _soft_weights(lesson: Lesson, rows: Int[np.ndarray, "b"]) -> np.ndarray:

@@ -79,9 +79,15 @@ class Teaching:
     bags: Bags | None = None
 
 
+_MEANINGLESS = ("shuffled_text", "random_text", "random_codes")
+
+
 def teaches_text(config: Config) -> bool:
-    """Whether the projector learns anything, so that it can answer zero-shot questions."""
-    return config.distillation.tiles != "none" or config.prompt_bags.weight > 0 or config.bags.weight > 0
+    """Whether the projector learns where texts lie, so that it can answer zero-shot questions (controls do not)."""
+    d = config.distillation
+    if d.tiles != "none" and (d.target in _MEANINGLESS or d.text != "frozen"):
+        return False
+    return d.tiles != "none" or config.prompt_bags.weight > 0 or config.bags.weight > 0
 
 
 def uses_reports(config: Config) -> bool:
@@ -103,3 +109,27 @@ def uses_unlabelled(config: Config) -> bool:
         or uses_soft_labels(config)
         or config.consistency.weight > 0
     )
+
+
+def sees_vlm(config: Config) -> bool:
+    """Whether the VLM has a part in the training."""
+    return config.student.projector_layers > 0 or config.soft_labels.source == "zero_shot"
+
+
+def told_sources(config: Config) -> str:
+    """One line for the summary: what the student was taught from, with the weight of each term."""
+    d, parts = config.distillation, []
+    if config.tiles.labels.kind != "none":
+        parts.append("labels (cross-entropy, weight 1)")
+    if d.tiles != "none":
+        parts.append(f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, weight {d.weight:g})")
+    if config.bags.weight > 0:
+        parts.append(f"bags of snippets and tiles (weight {config.bags.weight:g})")
+    if config.prompt_bags.weight > 0:
+        parts.append(f"class prompts (weight {config.prompt_bags.weight:g})")
+    if uses_soft_labels(config):
+        source = {"zero_shot": "the VLM's zero-shot answers", "image_only": "an image-only student's answers"}
+        parts.append(f"{source[config.soft_labels.source]} (soft labels, weight {config.soft_labels.weight:g})")
+    if config.consistency.weight > 0:
+        parts.append(f"consistency of two views (weight {config.consistency.weight:g})")
+    return "; ".join(parts) + f". Step chosen by {config.training.monitor.replace('_', ' ')} on validation tiles"

@@ -9,8 +9,8 @@ import pytest
 from conftest import MakeConfig
 
 from clipit.config import Config
-from clipit.errors import ConfigError, DataError
-from clipit.experiments.compare import compare, record
+from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.experiments.compare import check_record, compare, record
 from clipit.experiments.tuning import best_trial, tune
 from clipit.settings import merge, validate
 
@@ -153,3 +153,14 @@ def test_seeds_of_the_search_are_never_reported(small: Config) -> None:
     values["comparison"]["tuning_seeds"] = [2, 3]
     with pytest.raises(ConfigError, match="must not share a seed"):
         validate(values, "test")
+
+
+@pytest.mark.parametrize("place", ["folder", "/dev/null", "/proc/out/rows.csv", "file/rows.csv"])
+def test_a_record_that_cannot_be_written_is_found_first(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"(?s)not a file|no folder|Not a directory|File exists"):
+        check_record(tmp_path / place)
+    assert Path("/dev/null").is_char_device()
+    check_record(tmp_path / "new" / "rows.csv")
+    assert not (tmp_path / "new" / "rows.csv").exists()

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from clipit.config import Config
 from clipit.errors import DataError
 from clipit.experiments.leaks import check_leaks
 from clipit.experiments.materials import Materials
-from clipit.experiments.tile_prints import tile_prints
+from clipit.experiments.tile_prints import tile_digests, tile_prints
 from clipit.tiles.load import read_tiles
+from clipit.tiles.tileset import TileSet
 
 MakeConfig = Callable[..., Config]
 Leaky = Callable[..., dict[str, Any]]
@@ -75,16 +77,63 @@ def test_reports_of_test_patients_stop_the_training(configure: MakeConfig, leaky
         made.reports  # noqa: B018
 
 
-@pytest.mark.parametrize(("pixels", "stopped"), [("off", False), ("exact", True), ("near", True)])
-def test_copies_stop_the_training_only_when_asked_for(
-    configure: MakeConfig, leaky: Leaky, pixels: str, stopped: bool
+@pytest.mark.parametrize(("pixels", "stopped"), [("off", False), (None, True), ("exact", True), ("near", True)])
+def test_copies_stop_the_training_unless_nobody_shall_look(
+    configure: MakeConfig, leaky: Leaky, pixels: str | None, stopped: bool
 ) -> None:
-    made, _ = materials(configure(leaky(groups=False), **{"leaks.pixels": pixels}))
+    keys = leaky(groups=False) | ({} if pixels is None else {"leaks.pixels": pixels})
+    made, _ = materials(configure(keys))
     if not stopped:
         assert len(made.tiles(0)) == 120
         return
     with pytest.raises(DataError, match=r"1 train tiles with the very pixels .*images/train-005\.png"):
         made.tiles(0)
+
+
+@pytest.mark.parametrize("job", ["train", "compare", "tune"])
+def test_a_planted_copy_stops_every_job(configure: MakeConfig, leaky: Leaky, job: str, tmp_path: Path) -> None:
+    from clipit.experiments.compare import compare
+    from clipit.experiments.run import train_run
+    from clipit.experiments.tuning import tune
+
+    jobs: dict[str, Callable[..., Any]] = {"train": train_run, "compare": compare, "tune": tune}
+    config = configure(leaky(groups=False), **{"comparison.arms": ["image_only"], "training.steps": 2})
+    with pytest.raises(DataError, match=r"with the very pixels of a tile in a later split"):
+        jobs[job](config, say=lambda line: None)
+    assert not list((tmp_path / "out").rglob("classifier"))
+
+
+def test_what_is_known_of_patients_is_said(configure: MakeConfig, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number, name in enumerate(("NC", "G3", "G4", "G5") * 4):
+            file = tmp_path / "set" / split / name / f"{split}{number}_Block_Region_1.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, split == "test"]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+    keys = {"tiles.source": "sicapv2", "tiles.path": str(tmp_path / "set"), "tiles.images": None}
+    said: list[str] = []
+    check_leaks(configure(keys, output=str(tmp_path / "out")), "exact", said.append)
+    assert "not checked: patients: SICAPv2 names only the slide of a tile, which is its group here" in said[-1]
+
+
+def test_digests_alone_are_those_of_the_fingerprints(configure: MakeConfig, tmp_path: Path) -> None:
+    tiles = read_tiles(configure().tiles)
+    alone = tile_digests(tmp_path / "a", tiles)
+    assert alone.any(axis=1).all() and (alone == tile_prints(tmp_path / "b", tiles).digests).all()
+    assert tile_digests(tmp_path / "a", tiles.select([])).shape == (0, 16)
+
+
+def test_copies_are_looked_for_once_per_data_set(
+    configure: MakeConfig, leaky: Leaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = leaky(groups=False, pixels=False)
+    assert len(materials(configure(keys))[0].tiles(0)) == 120
+
+    def again(self: TileSet, index: int) -> None:
+        raise AssertionError(index)
+
+    monkeypatch.setattr(TileSet, "read", again)
+    assert len(materials(configure(keys, seed=1))[0].tiles(1)) == 120
 
 
 def test_excluded_tiles_and_reports_are_counted_and_listed(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
@@ -129,7 +178,7 @@ def test_arms_with_other_policies_do_not_share_tiles(configure: MakeConfig, leak
     keys = leaky()
     made, _ = materials(configure(keys, **{"leaks.policy": "exclude"}))
     other = made.serving(configure(keys, **{"leaks.policy": "off"}))
-    assert (len(made.tiles(0)), len(other.tiles(0))) == (118, 120)
+    assert (len(made.tiles(0)), len(other.tiles(0))) == (117, 120)
 
 
 def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     "probing.shares": [0.01, 0.5, 1.0],
     "probing.seeds": [0, 1],
     "probing.at": [1, 5, 50],
-    "evaluation.bootstrap": 10,
+    "evaluation.bootstrap": 20,
 }
 
 

@@ -41,7 +41,7 @@ def small(world: dict[str, Any]) -> dict[str, Any]:
         "robustness.metric": "accuracy",
         "comparison.shifted": {"elsewhere": {"source": "table", "path": world["tiles"]["path"]}},
         "tiles.labels": {"kind": "per_class", "value": 8, "seed": 0},
-        "evaluation.bootstrap": 10,
+        "evaluation.bootstrap": 20,
         "name": "robust",
     }
 

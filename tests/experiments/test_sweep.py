@@ -200,6 +200,19 @@ def test_names_with_odd_values_stay_apart(write_sweep: WriteSweep) -> None:
     assert [t.config.lora.targets for t in found] == [("qkv",), ("mlp",), ("mlp",)]
 
 
+def test_a_key_that_changes_no_run_is_refused(write_sweep: WriteSweep) -> None:
+    frozen = {"backbone.tuning": "frozen"}
+    with pytest.raises(ConfigError, match=r"lora\.rank changes none of the runs"):
+        all_trials(write_sweep(keys=frozen))
+    with pytest.raises(ConfigError, match=r"pairing\.k changes none of the runs"):
+        all_trials(write_sweep({"parameters": {"pairing.k": {"values": [1, 5]}}}, {"arm": "image_only"}))
+    with pytest.raises(ConfigError, match=r"distillation\.weight changes none of the runs"):
+        all_trials(write_sweep({"parameters": {"distillation.weight": {"values": [1, 5]}}}, {"arm": "image_only"}))
+    some = {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}
+    assert len(all_trials(write_sweep({"parameters": some}))) == 4
+    assert len(all_trials(write_sweep({"parameters": {"bags.weight": {"values": [0.0]}}}))) == 1
+
+
 # Agents -----------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +229,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         facts = {"score": score, "chosen_step": 2, "steps": 2, "seconds": 1.0}
         (folder / "training.json").write_text(json.dumps(facts))
         test = {"balanced_accuracy": {"value": 1 - score}}
-        (folder / "results.json").write_text(json.dumps({"splits": {"test": {"metrics": test}}}))
+        (folder / "results.json").write_text(json.dumps({"splits": {"test": {"metrics": test}}, "provenance": {}}))
         return folder
 
     monkeypatch.setattr(sweep_module, "train_run", train)
@@ -250,6 +263,40 @@ def test_validation_chooses_and_the_test_score_does_not(write_sweep: WriteSweep,
         assert [float(row["validation"]) for row in csv.DictReader(stream)] == [row["validation"] for row in rows]
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.glob("*.tmp"))
+
+
+def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
+    write_sweep: WriteSweep, pretended: list[str]
+) -> None:
+    path = write_sweep()
+    folder = run_sweep(read_sweep(path), all_trials(path), say=quiet)
+    before = (folder / "sweep.md").read_text()
+    other = {"lora.alpha": {"values": [1, 2]}, "lora.rank": {"values": [2]}}
+    for changes, given, what in (
+        ({"parameters": other}, {}, r"lora\.alpha, lora\.rank, seed"),
+        ({"parameters": {"lora.rank": {"values": [4]}, "seed": {"values": [0, 1]}}}, {}, r"lora\.rank"),
+        ({}, {"training.steps": "3"}, r"training\.steps"),
+    ):
+        path = write_sweep(changes)
+        with pytest.raises(ConfigError, match=rf"another sweep called 'ranks'.* different are: {what}\n"):
+            run_sweep(read_sweep(path), all_trials(path, given), say=quiet)
+        assert (folder / "sweep.md").read_text() == before
+    more = {"lora.rank": {"values": [4, 2]}, "seed": {"values": [0, 1, 2]}}
+    path = write_sweep({"parameters": more})
+    run_sweep(read_sweep(path), all_trials(path), say=quiet)
+    assert (folder / "sweep.md").read_text() != before
+
+
+def test_trials_that_are_one_run_are_told(write_sweep: WriteSweep, pretended: list[str]) -> None:
+    path = write_sweep(
+        {"parameters": {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}}
+    )
+    said: list[str] = []
+    run_sweep(read_sweep(path), all_trials(path), say=said.append)
+    (note,) = [line for line in said if line.startswith("note")]
+    assert note == (
+        "note: one and the same run: backbone.tuning frozen, lora.rank 2; backbone.tuning frozen, lora.rank 4"
+    )
 
 
 def test_best_group() -> None:

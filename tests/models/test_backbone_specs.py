@@ -177,7 +177,7 @@ def test_transformers_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert load_backbone(BackboneConfig(name="tiny-phikon", path=str(folder))).preprocess.mean == HALF
     with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/someone/vit"):
         load_backbone(BackboneConfig(name="tiny-phikon"))
-    with pytest.raises(ModelError, match="no folder here"):
+    with pytest.raises(ModelError, match=r"backbone\.path does not exist"):
         load_backbone(BackboneConfig(name="tiny-phikon", path=str(tmp_path / "gone")))
 
 

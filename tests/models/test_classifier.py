@@ -203,6 +203,18 @@ def test_absent_and_foreign_vlm(
     assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name).zero_shot(pictures, texts).shape == (4, 2)
 
 
+def test_new_prompts_get_the_gelu_of_the_training(
+    tmp_path: Path, timm_folder: Path, open_clip_folder: Path, pictures: list[Image.Image]
+) -> None:
+    quick = load_vlm(VLMConfig(name=str(open_clip_folder), quick_gelu=True))
+    backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
+    student = build_student(backbone, LINEAR, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=quick.joint_dim)
+    student.eval()
+    export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info=quick.describe())
+    scores = clipit.load_classifier(tmp_path / "c", "cpu").zero_shot(pictures, {"a": "mucin", "b": "stroma"})
+    assert scores.shape == (4, 2)  # of another GELU the fingerprint is another, which is refused
+
+
 def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
     _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
     picture = pictures[2]

@@ -168,3 +168,12 @@ def test_peft_reads_the_adapter_back(timm_folder: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(again(pixels), adapted.eval()(pixels))
     assert set(lora_state_dict(adapted)) == set(lora_state_dict(again))
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+
+
+def test_updates_that_are_no_numbers(timm_folder: Path) -> None:
+    adapted = add_lora(trunk(timm_folder), LoraConfig(rank=2))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(weight, float("nan"))
+    with pytest.raises(ModelError, match=r"(?s)cannot be added.*training\.learning_rate"):
+        merge_lora(adapted)

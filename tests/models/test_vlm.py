@@ -87,6 +87,17 @@ def test_precision_changes_values_only_a_little(clip_folder: Path) -> None:
     assert 0 < float((a - b).abs().max()) < 0.05 * float(a.abs().max())
 
 
+def test_fingerprint_follows_the_whole_vocabulary(clip_folder: Path, open_clip_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "clip"
+    shutil.copytree(clip_folder, copy)
+    file = copy / "tokenizer.json"
+    text = file.read_text(encoding="utf-8")
+    assert '"mucin"' in text
+    file.write_text(text.replace('"mucin"', '"mucous"'), encoding="utf-8")
+    assert load(copy).fingerprint != load(clip_folder).fingerprint
+    assert load(open_clip_folder).towers.vocabulary
+
+
 def test_fingerprint_follows_weights_and_preprocessing(clip_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -6,6 +6,7 @@ import timm
 import torch
 
 from clipit.errors import ModelError
+from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import COLUMNS, LICENCE_NOTE, check_spec, similar_names, spec_rows, spec_table
 from clipit.models.vlm_specs import VLMS
 
@@ -68,9 +69,20 @@ def test_printed_table() -> None:
     assert rows[list(VLMS).index("conch")][:6] == ("conch", "conch", "MahmoodLab/conch", "512", "448", "0.5")
     text = spec_table(VLMS.values())
     assert text.splitlines()[0].split() == list(COLUMNS) and text.endswith(LICENCE_NOTE)
+    assert rows[list(VLMS).index("conch")][6:8] == ("127", "-")
+    assert "keep: Runs code of its repository" in text and "quiltnet-b-32, quiltnet-b-16: Its configuration" in text
+    assert "titan: Embeds whole slides" in text
+    backbones = spec_table(BACKBONES.values())
+    assert "virchow: Class token" in backbones and "  cls_mean  " in backbones
     assert "gated: https://huggingface.co/MahmoodLab/conch" in text
 
 
 def test_similar_names() -> None:
     assert similar_names("Quiltnet_B32", VLMS)[0] == "quiltnet-b-32"
     assert similar_names("resnet", VLMS) == []
+
+
+def test_hub_ids_are_known_names() -> None:
+    assert similar_names("MahmoodLab/UNI", BACKBONES)[0] == "uni"
+    assert similar_names("hf-hub:mahmoodlab/uni2-h@main", BACKBONES)[0] == "uni2-h"
+    assert similar_names("clip:vinid/plip", VLMS)[0] == "plip"

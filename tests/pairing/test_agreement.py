@@ -121,3 +121,10 @@ def test_options_show_rules_that_leave_nothing(index: Index, tiles: Store) -> No
     nothing = next(option for option in options if option.name == "csls, threshold 1")
     assert nothing.figure("without_pair") == 1.0 and nothing.figure("hub_share") is None
     assert "n/a" in options_text(options) and "label of text" not in options_text(options)
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    table = pa.table({"tile_id": ["t\x1b[2J"], "rank": [0], "snippet_id": ["a"], "score": [0.5]})
+    text = summary_text(summarise(table, 1), {"a": "one\x07 two"})
+    assert "t\\x1b[2J" in text and text.count("one\\x07 two") == 2
+    assert all(line.isprintable() for line in text.splitlines())

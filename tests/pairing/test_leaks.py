@@ -16,7 +16,7 @@ from clipit.errors import DataError
 from clipit.pairing.hamming import near_hashes
 from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_leaks, report_leaks
 from clipit.reports.readers import Report
-from clipit.tiles.patients import is_barcode, patient
+from clipit.tiles.patients import patient, patient_in
 from clipit.tiles.perceptual import Fingerprints, dihedral_hashes, fingerprints, oriented, pixel_digest
 from clipit.tiles.splits import check_groups, cut_validation
 from clipit.tiles.tileset import TileSet
@@ -214,12 +214,31 @@ def test_no_tiles_at_all() -> None:
         ("tcga-a6-2671", "TCGA-A6-2671"),
         ("TCGA-A6-26710", "TCGA-A6-26710"),
         ("patient TCGA-A6-2671", "patient TCGA-A6-2671"),
+        (" TCGA-A6-2671", "TCGA-A6-2671"),
+        ("slides/TCGA-A6-2671-01Z", "TCGA-A6-2671"),
+        ("slides\\TCGA-A6-2671-01Z", "TCGA-A6-2671"),
+        (" 17 ", "17"),
+        ("a/b", "a/b"),
         ("", ""),
     ],
 )
 def test_patient_of_a_group(group: str, name: str) -> None:
     assert patient(group) == name
-    assert is_barcode(group) == (name == "TCGA-A6-2671")
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("images/TCGA-A6-2671-01Z_12_40.png", "TCGA-A6-2671"),
+        ("TCGA-A6-2671-01Z-00-DX1/12_40.png", "TCGA-A6-2671"),
+        ("tum_tcga-a6-2671.png", "TCGA-A6-2671"),
+        ("xTCGA-A6-2671.png", ""),
+        ("TCGA-A6-26710.png", ""),
+        ("train/000001", ""),
+    ],
+)
+def test_patient_in_the_name_of_a_tile(name: str, found: str) -> None:
+    assert patient_in(name) == found
 
 
 def test_slides_of_one_patient_stay_together_when_validation_is_cut() -> None:
@@ -242,6 +261,23 @@ def test_groups_in_two_splits_leak_from_the_earlier_one() -> None:
     assert pairs(found) == [("a", "c"), ("b", "c")]
     assert {leak.group for leak in found} == {"TCGA-A6-2671"}
     assert group_leaks(tiles.select(tiles.splits == "train")) == []
+
+
+def test_barcodes_in_names_count_where_the_group_is_empty() -> None:
+    names = ["a/TCGA-A6-2671-01Z_1.png", "b/TCGA-A6-2671-01Z_2.png", "TCGA-A6-2671_3.png", "d", "e"]
+    tiles = tile_set(names, ["train", "test", "train", "test", "train"], ["", "", "other", "", ""])
+    (leak,) = group_leaks(tiles)
+    assert (leak.id, leak.other_id, leak.group) == (names[0], names[1], "TCGA-A6-2671")
+    assert [leak.id for leak in report_leaks([Report("TCGA-A6-2671.x", "text")], tiles)] == ["TCGA-A6-2671.x"]
+    with pytest.raises(DataError, match="TCGA-A6-2671"):
+        check_groups(tiles)
+
+
+def test_barcodes_in_names_keep_patients_together_when_validation_is_cut() -> None:
+    names = [f"TCGA-AA-{number // 4:04d}-01Z_{number}.png" for number in range(120)]
+    cut = cut_validation(tile_set(names, ["train"] * 120, [""] * 120), 0.2, seed=0)
+    assert (cut.splits == "validation").sum() == 24 and group_leaks(cut) == []
+    assert not any("groups unknown" in note for note in cut.notes)
 
 
 def test_reports_of_validation_and_test_patients() -> None:

@@ -303,7 +303,7 @@ def test_what_cannot_be_made_is_explained(configure: MakeConfig, monkeypatch: py
     folder = run_folder(config)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("{")
-    with pytest.raises(DataError, match="unreadable results"):
+    with pytest.raises(ArtifactError, match=r"unreadable(?s:.*)results\.json"):
         write_pages(config, Materials(config, quiet))
 
 

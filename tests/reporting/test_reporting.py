@@ -119,3 +119,11 @@ def test_damaged_log_is_named(tmp_path: Path) -> None:
     log.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(DataError, match="line 2"):
         read_curves(log)
+
+
+def test_signs_that_the_font_lacks_are_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    plots.confusion_plot(
+        [[1, 0], [0, 1]], ("\U0001f9a0 cells", "stroma"), tmp_path / "confusion.png", title="\U0001f9a0"
+    )
+    assert (tmp_path / "confusion.png").stat().st_size > 1000
+    assert not [str(found.message) for found in recwarn]

@@ -183,3 +183,42 @@ def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("datasets.load_dataset", lambda path: (_ for _ in ()).throw(ConnectionError("offline")))
     with pytest.raises(ClipitError, match=r"cannot load this data set: ConnectionError: offline\n.*nobody/nothing"):
         read_reports(ReportsConfig(path="nobody/nothing"))
+
+
+@pytest.mark.parametrize("header", ["text,id,text", "text,id, text"])
+def test_a_column_that_stands_there_twice(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text(f"{header}\nColon.,1,Liver.\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)two columns have one name: text.*reports\.csv"):
+        read(path)
+    twice = pa.table([["Colon."], ["1"], ["Liver."]], names=header.split(","))
+    pq.write_table(twice, tmp_path / "reports.parquet")
+    with pytest.raises(DataError, match=r"(?s)two columns have one name: text.*reports\.parquet"):
+        read(tmp_path / "reports.parquet")
+
+
+def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text("text,,\nColon.,,\n", encoding="utf-8")
+    assert [report.text for report in read(path).reports] == ["Colon."]
+
+
+def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    for mark, said in ((";", "';'"), ("\t", "tabs")):
+        path.write_text(f"id{mark}text\n1{mark}Colon, with carcinoma.\n", encoding="utf-8")
+        with pytest.raises(DataError, match=rf"one column that holds {said}: save the table with commas, or as \.tsv"):
+            read(path)
+    path.write_text("a;b\nColon.\n", encoding="utf-8")
+    assert [report.text for report in read(path, text_column="a;b").reports] == ["Colon."]
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["reports.csv", "reports.txt", "reports.jsonl"])
+def test_utf_16_is_recognised(tmp_path: Path, codec: str, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(("\ufeff" + "text\nColon.\n").encode(codec))
+    with pytest.raises(DataError, match=r"utf-16, by its first bytes \(--reports\.encoding=utf-16\)"):
+        read(path)
+    if name != "reports.jsonl":
+        assert read(path, encoding="utf-16").reports[-1].text == "Colon."

@@ -157,3 +157,24 @@ def test_real_cancer_types_are_all_known(tmp_path: Path) -> None:
     counts = Counter(report.organ for report in reports.reports)
     assert len(reports.reports) == 11_160
     assert (counts["kidney"], counts["prostate"], counts["brain"]) == (941, 500, 1_111)
+
+
+def test_another_csv_is_told_by_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("id,text\na,b\n")
+    with pytest.raises(DataError, match=r"(?s)no column 'patient_filename'; the columns are: id, text.*TCGA_Reports"):
+        read_reports(config(tmp_path / "other.csv"))
+
+
+def test_a_row_that_stands_there_twice(published: Path) -> None:
+    with published.open("a", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerow((KIDNEY, "Another text."))
+    with pytest.raises(
+        DataError, match=rf"(?s)patient_filename '{KIDNEY}' stands there twice.*line 3 and .*line 7"
+    ) as e:
+        read_reports(config(published))
+    assert "id_column" not in str(e.value)
+
+
+def test_the_folder_of_the_csv(published: Path, types: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)the folder holds TCGA_Reports.csv.*the file: .*/TCGA_Reports.csv"):
+        read_reports(config(published.parent))

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from clipit.config import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.datasets import DATASETS, Remote
 from clipit.tiles.download import download, terms
+from clipit.tiles.load import read_tiles
 
 from .servers import State, serve
 
@@ -51,7 +53,8 @@ def test_everything_is_fetched_once(served: State, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").glob("*.zip")) and not list((tmp_path / "data").glob("*.gz"))
     again = run(tmp_path / "data")
     assert len(served.asked) == 2
-    assert "Tiles: there already" in again
+    assert "Tiles: there already, with all of its 1 files" in again
+    assert "labels.h5: there already, not verified" in again
 
 
 def test_nothing_is_fetched_before_the_licence_is_accepted(served: State, tmp_path: Path) -> None:
@@ -91,3 +94,42 @@ def test_script_asks_and_takes_silence_for_no(tmp_path: Path) -> None:
     assert "CC BY-NC-ND 4.0" in done.stdout and "Do you accept" in done.stdout
     assert "give --accept-licence" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_lost_files_is_not_taken_for_whole(served: State, tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "Tiles" / "01_TUMOR" / "1.tif").unlink()
+    with pytest.raises(DataError, match=r"(?s)0 files with 0 bytes, but 1 with 6 were unpacked.*delete .*Tiles and"):
+        run(tmp_path)
+
+
+def test_a_folder_of_somebody_else_is_not_called_verified(served: State, tmp_path: Path) -> None:
+    (tmp_path / "Tiles").mkdir()
+    assert "Tiles: there already, but not unpacked by this command: not verified" in run(tmp_path)
+
+
+def test_an_unpacked_file_is_compared_with_its_own_checksum(
+    served: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = DATASETS["kather2016"]
+    md5 = hashlib.md5(b"labels").hexdigest()
+    files = (row.files[0], dataclasses.replace(row.files[1], unpacked_md5=md5))
+    monkeypatch.setitem(DATASETS, "kather2016", dataclasses.replace(row, files=files))
+    (tmp_path / "labels.h5").write_bytes(b"labels")
+    assert "labels.h5: there already, checksum right" in run(tmp_path)
+    (tmp_path / "labels.h5").write_bytes(b"damage")
+    with pytest.raises(DataError, match=rf"(?s)not the published file.*published is {md5}.*labels.h5.*delete it"):
+        run(tmp_path)
+
+
+def test_all_of_pcams_unpacked_files_have_a_checksum() -> None:
+    sums = {remote.unpacked_md5 for remote in DATASETS["pcam"].files}
+    assert len(sums) == 6 and all(len(value) == 32 for value in sums)
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_missing_set_names_the_command_that_fetches_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read_tiles(TilesConfig.model_validate({"source": name, "path": str(tmp_path / "none")}))
+    command = f"python scripts/download.py {name} --to data/{name}"
+    assert (command in str(error.value)) == bool(DATASETS[name].files)

@@ -56,6 +56,19 @@ def test_quarantine_counts_and_lists(tmp_path: Path) -> None:
         assert tiles.read(place).tobytes() == decode(tmp_path / tiles.ids[place]).tobytes()
 
 
+def test_quarantine_of_a_whole_split_is_an_error(tmp_path: Path) -> None:
+    for place in range(6):
+        paint(tmp_path / f"{place}.png", place, size=(32, 32))
+    for name in ("3.png", "4.png"):
+        (tmp_path / name).write_bytes(b"nothing")
+    splits = ["train", "train", "train", "test", "test", "validation"]
+    lines = ["path,label,split", *(f"{place}.png,{'ab'[place % 2]},{split}" for place, split in enumerate(splits))]
+    (tmp_path / "parts.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = TilesConfig(source="table", path=str(tmp_path / "parts.csv"), unreadable="quarantine")
+    with pytest.raises(DataError, match=r"(?s)none of the 2 images of the split test can be decoded.*3\.png"):
+        load_tiles(config, seed=0)
+
+
 def test_quarantine_of_everything_is_an_error(tmp_path: Path) -> None:
     names = ["a.png", "b.png"]
     for name in names:

@@ -219,3 +219,19 @@ def test_bach_errors(bach_folder: Path) -> None:
         load_tiles(config("bach", bach_folder), seed=0)
     with pytest.raises(DataError, match="no folder with Benign, InSitu, Invasive, Normal"):
         load_tiles(config("bach", bach_folder / "elsewhere"), seed=0)
+
+
+def test_a_smaller_pcam_is_told_the_key_that_allows_it(pcam_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pcam, "COUNTS", {"train": 13, "valid": 4, "test": 6})
+    with pytest.raises(DataError, match=r"(?s)expected 13 tiles.*tiles.check_counts: false"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
+
+
+def test_flat_sicapv2_says_that_nothing_is_left_for_testing(tmp_path: Path) -> None:
+    for name in ("NC", "G3", "G4", "G5"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            paint(tmp_path / name / f"s{number}_Block_Region_1.jpg")
+    tiles = load_tiles(config("sicapv2", tmp_path), seed=0)
+    assert not (tiles.splits == "test").any()
+    assert any("no test part here" in note and "{train,test}" in note for note in tiles.notes)

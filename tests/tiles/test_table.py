@@ -176,3 +176,57 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
     paint(tmp_path / "4.bmp", 99)
     assert (tmp_path / "4.bmp").stat().st_size == size
     assert load_tiles(config(path), seed=0).fingerprint != before
+
+
+def test_a_world_that_is_not_written_yet(tmp_path: Path) -> None:
+    path = tmp_path / "outputs" / "demo" / "tiles.csv"
+    with pytest.raises(DataError, match=r"(?s)the table of tiles is not there.*make demo"):
+        load_tiles(TilesConfig.model_validate({"source": "table", "path": str(path)}), seed=0)
+
+
+def test_names_that_are_equal_but_for_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("path,label,split,group, label\n1.png,a,train,p,b\n")
+    with pytest.raises(DataError, match="two columns have one name: label"):
+        load_tiles(config(path), seed=0)
+    twice = pa.table([["1.png"], ["a"], ["b"]], names=["path", "label", "label "])
+    pq.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="two columns have one name: label"):
+        load_tiles(config(tmp_path / "t.parquet"), seed=0)
+
+
+def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    path.write_text("".join(f"{line},,\n" for line in path.read_text().splitlines()))
+    assert len(load_tiles(config(path), seed=0)) == 12
+
+
+@pytest.mark.parametrize("line", ["1.png;a;train", "1.png;a,b;train"])
+def test_a_table_with_semicolons(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"path;label;split\n{line}\n")
+    with pytest.raises(DataError, match=r"one column that holds ';': save the table with commas, or as \.tsv"):
+        load_tiles(config(path), seed=0)
+
+
+def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
+    rows(tmp_path)
+    path = tmp_path / "t.csv"
+    head = 'path,label,split,mpp,note\n\nimg/0.png,a,train,0.5,"two\nlines"\n\n\n'
+    path.write_text(head + "img/1.png,b,train,half,\n")
+    with pytest.raises(DataError, match=r"record 2 \(line 7\)"):
+        load_tiles(config(path), seed=0)
+    path.write_text(head + "img/1.png,b,train\n")
+    with pytest.raises(DataError, match=r"record 2 \(line 7\) has 3 fields"):
+        load_tiles(config(path), seed=0)
+    path.write_text(head + "img/0.png,b,train,0.5,\n")
+    with pytest.raises(DataError, match=r"record 1 \(line 3\), record 2 \(line 7\)"):
+        load_tiles(config(path), seed=0)
+
+
+@pytest.mark.parametrize("name", ["img/a\0b.png", "img/" + "x" * 300 + ".png", "img/0.png/1.png"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    table = rows(tmp_path)
+    table[1] = table[1] | {"path": name}
+    with pytest.raises(DataError, match="1 of 12 files that the table names are not there"):
+        load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)

@@ -38,9 +38,8 @@ def test_arms_differ_in_what_their_names_say(configure: Callable[..., Config]) -
     assert resolved["shuffled_pairs"].distillation.target == "shuffled_text"
     assert resolved["image_embedding"].distillation.target == "image"
     # A control differs from what it controls in this one thing.
-    plain = resolved["clip_it_all"]
-    for control in ("shuffled_pairs", "image_embedding", "word_drop"):
-        other = resolved[control]
+    for control in ("shuffled_pairs", "random_text", "random_codes", "image_embedding", "word_drop"):
+        other, plain = resolved[control], resolved["clip_it_paper" if control == "word_drop" else "clip_it_all"]
         assert other.model_dump(exclude={"arm", "distillation"}) == plain.model_dump(exclude={"arm", "distillation"})
 
 

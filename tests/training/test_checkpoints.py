@@ -35,6 +35,7 @@ def test_going_on_equals_never_stopping(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     for _ in range(3):
         step(model, optimizer)
+    save_weights(best_file(tmp_path, 2), model)
     save_checkpoint(tmp_path, Progress(step=3, best_score=0.5, best_step=2), model, optimizer)
     other, other_optimizer = model_and_optimizer()
     progress = load_checkpoint(tmp_path, other, other_optimizer)
@@ -89,3 +90,30 @@ def test_a_kill_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: p
     with pytest.raises(ArtifactError, match="No space left"):
         save_checkpoint(tmp_path, Progress(step=8), model, optimizer)
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000004"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("step-00000004/weights.safetensors", 20),
+        ("step-00000004/optimizer.safetensors", 400),
+        ("step-00000004/optimizer.safetensors", None),
+        ("step-00000004/progress.json", 0),
+        ("step-00000004/progress.json", "{}"),
+        ("step-00000004/progress.json", '{"steps": 4}'),
+        ("best-00000002.safetensors", None),
+        ("best-00000002.safetensors", 100),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str, content: int | str | None) -> None:
+    model, optimizer = model_and_optimizer()
+    step(model, optimizer)
+    save_weights(best_file(tmp_path, 2), model)
+    save_checkpoint(tmp_path, Progress(step=4, best_step=2), model, optimizer)
+    path = tmp_path / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else path.read_bytes()[:content])
+    with pytest.raises(ArtifactError, match=rf"(?s)damaged.*{path.name}.*delete the folder {tmp_path} "):
+        load_checkpoint(tmp_path, *model_and_optimizer())

@@ -3,14 +3,21 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from conftest import MakeConfig
+from runs import losses
 from torch import nn
 
 from clipit.config import StudentConfig, TrainingConfig
 from clipit.distributed import processes
+from clipit.errors import ModelError
+from clipit.experiments.identity import run_folder
+from clipit.experiments.run import train_run
 from clipit.models.student import Student
 from clipit.training.checkpoints import Progress, best_file
-from clipit.training.loop import _look, warmup_cosine
+from clipit.training.loop import _check_finite, _look, warmup_cosine
 
 
 def test_warmup_rises_to_one_and_the_cosine_ends_near_zero() -> None:
@@ -52,3 +59,23 @@ def test_patience(tmp_path: Path) -> None:
 def test_a_score_that_is_undefined_is_no_look(tmp_path: Path) -> None:
     progress = looks(tmp_path, [None, None, None], 2)
     assert (progress.best_step, progress.stopped) == (0, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_training_that_diverges_stops_and_says_so(configure: MakeConfig, tuning: str) -> None:
+    keys = {"training.learning_rate": 1e9, "training.warmup": 0.0, "training.log_every": 3, "training.steps": 30}
+    config = configure({**keys, "backbone.tuning": tuning}, name=f"diverged-{tuning}")
+    with pytest.raises(ModelError, match=r"(?s)(diverged|updates).*lower training\.learning_rate"):
+        train_run(config, say=lambda line: None)
+    assert not (run_folder(config) / "classifier").exists()
+    assert np.isfinite(losses(run_folder(config))).all()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_losses_that_are_no_numbers_name_their_steps(loss: float) -> None:
+    _check_finite(torch.tensor(3.0), 5, 10, processes())
+    with pytest.raises(ModelError, match=r"the loss of steps 6 to 10 is infinite or not a number"):
+        _check_finite(torch.tensor(loss), 5, 10, processes())
+    with pytest.raises(ModelError, match=r"the loss of step 10 is"):
+        _check_finite(torch.tensor(loss), 9, 10, processes())

@@ -1,0 +1,81 @@
+"""Loading from a hub that does not answer: one short question, one error, no lines about retries."""
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from huggingface_hub import constants
+
+from clipit.config import BackboneConfig, VLMConfig
+from clipit.errors import ModelError
+from clipit.models import hub
+from clipit.models.backbones import load_backbone
+from clipit.models.vlm import load_vlm
+
+
+@pytest.fixture(autouse=True)
+def online(offline: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing keeps the client from asking but the address, on this machine, where nobody answers."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.hub_answers.cache_clear()
+    yield
+    hub.hub_answers.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["phikon", "h-optimus-0", "test_vit"])
+def test_a_backbone_without_a_network(
+    name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = time.monotonic()
+    with pytest.raises(ModelError, match="hub cannot be reached"):
+        load_backbone(BackboneConfig(name=name))
+    assert time.monotonic() - before < 6
+    assert "Retry" not in capfd.readouterr().err + caplog.text
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_a_vlm_without_a_network() -> None:
+    before = time.monotonic()
+    with pytest.raises(ModelError, match=r"hub cannot be reached"):
+        load_vlm(VLMConfig(name="plip"))
+    assert time.monotonic() - before < 6
+
+
+def test_the_question_is_asked_once_and_any_status_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        for _ in range(2):
+            with hub.hub_access():
+                assert constants.HF_HUB_OFFLINE is False
+                assert logging.getLogger("huggingface_hub").level == logging.ERROR
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(asked) == 1
+
+
+def test_a_hub_that_keeps_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "_PATIENCE_S", 0.2)
+        before = time.monotonic()
+        with hub.hub_access():
+            assert constants.HF_HUB_OFFLINE is True
+        assert time.monotonic() - before < 2 and constants.HF_HUB_OFFLINE is False

@@ -1,0 +1,96 @@
+"""VLM folders that lack tokeniser files or belong to another family; the GELU that is asked for."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import save_keep, save_open_clip_bert
+
+from clipit.config import VLMConfig
+from clipit.errors import ConfigError, ModelError
+from clipit.models.vlm import VLM, load_vlm
+
+
+def load(name: str, **keys: Any) -> VLM:
+    return load_vlm(VLMConfig(name=name, **keys))
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+def test_a_folder_without_the_tokenisers_rules(clip_folder: Path, tmp_path: Path) -> None:
+    clip = copied(clip_folder, tmp_path / "clip")
+    (tmp_path / "bert").mkdir()
+    bert = save_open_clip_bert(tmp_path / "bert")
+    for folder in (clip, bert):
+        assert load(str(folder)).count_tokens(["mucin"]) == [3]
+        (folder / "tokenizer_config.json").unlink()
+        with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
+            load(str(folder))
+
+
+def test_a_tokeniser_that_fails_on_a_text(clip_folder: Path, tmp_path: Path) -> None:
+    folder = copied(clip_folder, tmp_path / "clip")
+    rules = json.loads((folder / "tokenizer_config.json").read_text())
+    del rules["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(rules))
+    with pytest.raises(ModelError, match=r"(?s)model .*tokeniser's files may be incomplete"):
+        load(str(folder))
+
+
+def test_a_folder_of_another_family_is_not_keep(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"not keep: .*auto_map.*model type clip"):
+        load("keep", path=str(clip_folder), trust_remote_code=True)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (tmp_path / "keep").mkdir()
+    folder = save_keep(tmp_path / "keep")
+    code = (folder / "modeling_keep.py").read_text()
+    (folder / "modeling_keep.py").write_text(code.replace("encode_text", "encode_words"))
+    with pytest.raises(ModelError, match="not keep: a KeepModel without encode_text"):
+        load("keep", path=str(folder), trust_remote_code=True)
+
+
+def test_quick_gelu_as_asked(open_clip_folder: Path, tmp_path: Path) -> None:
+    name = str(open_clip_folder)
+    plain, quick = load(name), load(name, quick_gelu=True)
+    assert load(name, quick_gelu=False).fingerprint == plain.fingerprint != quick.fingerprint
+    gelu = plain.towers.module.transformer.resblocks[0].mlp.gelu  # type: ignore[union-attr, index]
+    fast = quick.towers.module.transformer.resblocks[0].mlp.gelu  # type: ignore[union-attr, index]
+    x = torch.linspace(-3, 3, 7)
+    torch.testing.assert_close(gelu(x), x * torch.special.ndtr(x))
+    torch.testing.assert_close(fast(x), x * torch.sigmoid(1.702 * x))
+    assert (plain.describe()["quick_gelu"], quick.describe()["quick_gelu"]) == (None, True)
+    folder = copied(open_clip_folder, tmp_path / "quick")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert load(str(folder)).fingerprint == quick.fingerprint
+    assert load(str(folder), quick_gelu=False).fingerprint == plain.fingerprint
+
+
+def test_quick_gelu_where_it_means_nothing(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (str(clip_folder), "plip", "conch", "clip:vinid/plip"):
+        with pytest.raises(ConfigError, match=r"vlm\.quick_gelu is for models that open_clip loads"):
+            load(name, quick_gelu=False)
+
+
+def test_a_folder_behind_the_hubs_prefix(open_clip_folder: Path, clip_folder: Path) -> None:
+    assert load(f"hf-hub:{open_clip_folder}").fingerprint == load(str(open_clip_folder)).fingerprint
+    assert load(f"hf-hub:{clip_folder}").source == load(f"clip:{clip_folder}").source == str(clip_folder)
+
+
+def test_what_a_manifest_says_of_a_named_model(open_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from clipit.models.vlm_specs import VLMS
+
+    spec = VLMS["quiltnet-b-32"]
+    tiny = replace(spec, dim=20, raw_dim=64, pixels=32, context_length=20, mean=(0.7, 0.6, 0.7), std=(0.2, 0.25, 0.2))
+    monkeypatch.setitem(VLMS, spec.name, tiny)
+    assert "quick GELU" in load(spec.name, path=str(open_clip_folder)).describe()["note"]

@@ -1,0 +1,170 @@
+"""Files of weights that are not the model's: none may leave a part of it random."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_backbones import TINY, save_vit
+
+from clipit.config import BackboneConfig
+from clipit.errors import ModelError
+from clipit.models.backbone_specs import BACKBONES
+from clipit.models.backbones import load_backbone
+from clipit.models.specs import HALF, ModelSpec
+from clipit.models.weights import tensor_shapes
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Weights:
+    """`tiny-uni` in the table, and weights that are its own."""
+    spec = ModelSpec(
+        name="tiny-uni", kind="backbone", family="timm", source="someone/uni", dim=32, pixels=32, mean=HALF, std=HALF,
+        page="https://huggingface.co/someone/uni",
+        loader={"architecture": "vit_tiny_patch16_224", **TINY, "dynamic_img_size": True},
+    )  # fmt: skip
+    monkeypatch.setitem(BACKBONES, spec.name, spec)  # type: ignore[attr-defined]
+    torch.manual_seed(5)
+    return dict(timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY).state_dict())
+
+
+def save(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def load(name: str, path: Path | None = None) -> Any:
+    return load_backbone(BackboneConfig(name=name, path=None if path is None else str(path)))
+
+
+def test_a_file_with_all_weights_and_a_classifier(named: Weights, tmp_path: Path) -> None:
+    classes = {"head.weight": torch.zeros(5, 32), "head.bias": torch.zeros(5)}
+    backbone = load("tiny-uni", save(tmp_path / "f.bin", named | classes))
+    for key, value in backbone.module.state_dict().items():
+        assert torch.equal(value, named[key])
+
+
+def test_a_file_of_foreign_tensors(named: Weights, tmp_path: Path) -> None:
+    file = save(tmp_path / "f.bin", {"foo": torch.zeros(1)})
+    with pytest.raises(ModelError, match=r"(?s)30 missing: .*blocks\.0.* 1 unexpected: foo.*where: .*f\.bin"):
+        load("tiny-uni", file)
+
+
+def test_one_tensor_short_or_too_many(named: Weights, tmp_path: Path) -> None:
+    short = {key: value for key, value in named.items() if key != "blocks.1.mlp.fc1.bias"}
+    with pytest.raises(ModelError, match=r"1 missing: blocks\.1\.mlp\.fc1\.bias\n"):
+        load("tiny-uni", save(tmp_path / "short.bin", short))
+    save_file(named | {"blocks.2.norm1.bias": torch.zeros(32)}, tmp_path / "deep.safetensors")
+    with pytest.raises(ModelError, match=r"(?s)1 unexpected: blocks\.2\.norm1\.bias.*deep\.safetensors"):
+        load("tiny-uni", tmp_path / "deep.safetensors")
+
+
+def test_prefixes_and_wrapped_checkpoints(named: Weights, tmp_path: Path) -> None:
+    prefixed = {f"encoder.{key}": value for key, value in named.items()}
+    with pytest.raises(ModelError, match=r"unexpected: encoder\.blocks\.0"):
+        load("tiny-uni", save(tmp_path / "prefixed.bin", prefixed))
+    for wrapper in ({"teacher": named, "student": named}, {"state_dict": named}, {"model": named, "epoch": 3}):
+        file = save(tmp_path / "wrapped.bin", wrapper)
+        with pytest.raises(ModelError, match=rf"(?s)not hold tensors alone, but {next(iter(wrapper))}.*wrapped\.bin"):
+            load("tiny-uni", file)
+
+
+@pytest.mark.parametrize("suffix", ["bin", "safetensors", "old"])
+def test_shapes_of_a_file(named: Weights, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        save_file(named, file)
+    else:
+        torch.save(named, file, _use_new_zipfile_serialization=suffix == "bin")
+    assert tensor_shapes(file) == {key: tuple(value.shape) for key, value in named.items()}
+
+
+def test_a_folder_whose_configuration_counts_classes(timm_folder: Path, tmp_path: Path) -> None:
+    """timm is not strict when the numbers of classes differ."""
+    folder = Path(shutil.copytree(timm_folder, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    config["num_classes"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load(str(folder)).dim == 32
+    weights = load_file(folder / "model.safetensors")
+    renamed = {key.replace("blocks.", "layers."): value for key, value in weights.items()}
+    save_file(renamed, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"missing: blocks\.0.* unexpected: layers\.0"):
+        load(str(folder))
+
+
+def test_patches_of_another_size_are_not_resized(named: Weights, tmp_path: Path) -> None:
+    torch.manual_seed(6)
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=0, **{**TINY, "patch_size": 16})
+    with pytest.raises(ModelError, match=r"(?s)patches of \(16, 16\) pixels in the file, \(8, 8\) in the model"):
+        load("tiny-uni", save(tmp_path / "other.bin", dict(other.state_dict())))
+
+
+def test_a_folder_of_another_architecture(named: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = {key: value for key, value in TINY.items() if key != "patch_size"}
+    spec = replace(BACKBONES["tiny-uni"], loader={"architecture": "vit_small_patch16_224", **own})
+    monkeypatch.setitem(BACKBONES, "tiny-16", spec)  # type: ignore[attr-defined]
+    overlay = {"input_size": (3, 32, 32), "mean": HALF, "std": HALF}
+    for architecture, fits in (("vit_small_patch16_224", True), ("vit_small_patch32_224", False)):
+        folder = tmp_path / architecture
+        model = timm.create_model(architecture, num_classes=0, pretrained_cfg_overlay=overlay, **own)
+        timm.models.save_for_hf(model, str(folder), safe_serialization=True)
+        if fits:
+            assert load("tiny-16", folder).dim == 32
+            continue
+        with pytest.raises(
+            ModelError, match=r"not tiny-uni .*patch_embed\.proj\.weight is \(32, 3, 32, 32\), the tabl"
+        ):
+            load("tiny-16", folder)
+
+
+def test_other_heads_of_attention(named: Weights, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1}  # the architecture has 3 heads
+    loader = {"architecture": "vit_tiny_patch16_224", **own}
+    monkeypatch.setitem(BACKBONES, "tiny-uni", replace(BACKBONES["tiny-uni"], dim=48, loader=loader))  # type: ignore[attr-defined]
+    data = {"input_size": (3, 32, 32)}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, num_heads=2, pretrained_cfg_overlay=data, **own)
+    timm.models.save_for_hf(model, str(tmp_path), model_args={**own, "num_heads": 2}, safe_serialization=True)
+    with pytest.raises(ModelError, match=r"blocks\.0\.attn\.num_heads is \(2,\), the table's is \(3,\)"):
+        load("tiny-uni", tmp_path)
+
+
+def test_facts_of_a_transformers_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    facts = {"model_type": "vit", "num_hidden_layers": 2, "patch_size": 8}
+    spec = replace(BACKBONES["phikon"], dim=32, pixels=32, mean=HALF, std=HALF, loader={"facts": facts})
+    monkeypatch.setitem(BACKBONES, "phikon", spec)  # type: ignore[attr-defined]
+    assert load("phikon", save_vit(tmp_path / "right", "ViT")).dim == 32
+    shallow = save_vit(tmp_path / "shallow", "Dinov2", num_hidden_layers=1)
+    with pytest.raises(ModelError, match="model_type is dinov2, the table says vit; num_hidden_layers is 1,"):
+        load("phikon", shallow)
+
+
+def test_transformers_shapes_that_do_not_fit_are_named(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(ModelError) as caught:
+        load(str(folder))
+    assert "is (64, 32) in the file, (48, 32) in config.json's model" in str(caught.value)
+    assert "intermediate" in str(caught.value) or "fc1" in str(caught.value)
+
+
+def test_paths_that_are_not_there_or_damaged(named: Weights, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"(?s)backbone\.path does not exist.*gone"):
+        load("tiny-uni", tmp_path / "gone")
+    (tmp_path / "f.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ModelError, match=r"(?s)model tiny-uni: it cannot be loaded.*where: .*f\.safetensors"):
+        load("tiny-uni", tmp_path / "f.safetensors")
+
+
+def test_a_folder_behind_the_hubs_prefix(timm_folder: Path) -> None:
+    backbone = load(f"hf-hub:{timm_folder}")
+    assert backbone.fingerprint == load(str(timm_folder)).fingerprint
+    assert backbone.public_name == "vit_tiny_patch16_224"

@@ -109,8 +109,8 @@ class Materials:
     def _told_of(self, tiles: TileSet) -> TileSet:
         """The same tiles; it is said how many images were left out."""
         if tiles.quarantined:
-            left_out = f"{len(tiles.quarantined)} images cannot be decoded and were left out"
-            self.say(f"note: {left_out}: {shortlist(tiles.quarantined)} ({tiles.where})")
+            count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
+            self.say(f"note: {count} of {total} images cannot be decoded, left out: {shortlist(tiles.quarantined)}")
         return tiles
 
     def shifted_tiles(self, name: str) -> TileSet:

@@ -156,4 +156,4 @@ def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path
     said: list[str] = []
     materials = Materials(configure(keys), said.append)
     assert len(materials.tiles(0)) == len(materials.tiles(1)) == 119
-    assert len(said) == 1 and "1 images cannot be decoded and were left out: images/test-003.png" in said[0]
+    assert len(said) == 1 and "1 of 120 images cannot be decoded, left out: images/test-003.png" in said[0]

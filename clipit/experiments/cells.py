@@ -35,6 +35,9 @@ class Setting:
         return self.config.model_copy(update={"arm": arm, "seed": seed})
 
 
+_OWN = "each data set's own"
+
+
 def settings_of(config: Config) -> list[Setting]:
     """All data sets x backbones of a comparison.
 
@@ -47,7 +50,8 @@ def settings_of(config: Config) -> list[Setting]:
     for data_set, keys in (c.data_sets or {config.name: {}}).items():
         for backbone in c.backbones or (str(keys.get("backbone.name", config.backbone.name)),):
             try:
-                found.append(_setting(config, data_set, keys, backbone))
+                own = not c.backbones and any("backbone.name" in k for k in c.data_sets.values())
+                found.append(_setting(config, data_set, keys, backbone, _OWN if own else backbone))
             except ConfigError as error:
                 wrong.append(str(error))
     if wrong:
@@ -72,7 +76,7 @@ def _check_folders(settings: Sequence[Setting]) -> None:
         )
 
 
-def _setting(config: Config, data_set: str, keys: dict[str, object], backbone: str) -> Setting:
+def _setting(config: Config, data_set: str, keys: dict[str, object], backbone: str, called: str) -> Setting:
     c = config.comparison
     where = f"comparison.data_sets.{data_set}"
     _check_data_set(data_set, keys, where)
@@ -91,7 +95,7 @@ def _setting(config: Config, data_set: str, keys: dict[str, object], backbone: s
         raise ConfigError("\n".join(wrong))
     check_grid(resolved, c.arms)
     arms, recipes = _with_equal_steps(resolved, c.arms) if c.equal_steps else (c.arms, {})
-    return Setting(data_set, backbone, resolved.model_copy(update={"arms": {**resolved.arms, **recipes}}), arms)
+    return Setting(data_set, called, resolved.model_copy(update={"arms": {**resolved.arms, **recipes}}), arms)
 
 
 def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,4 +132,9 @@ def record(folder: Path, path: Path) -> None:
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(RECORD)
-        writer.writerows([row.get(column) for column in RECORD] for row in rows)
+        writer.writerows([_portable(row.get(column)) for column in RECORD] for row in rows)
+
+
+def _portable(value: object) -> object:
+    """Texts without the folders of this machine: of an absolute path only the last part stays."""
+    return re.sub(r"(?<![\w.~-])/(?:[^\s/'\"=]+/)+", "", value) if isinstance(value, str) else value

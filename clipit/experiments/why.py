@@ -66,7 +66,8 @@ def _of(rows: Sequence[Row], arm: str, seed: int) -> Predictions:
 
 
 def _title(setting: Setting, what: str) -> str:
-    return f"{what} ({setting.data_set}, {setting.backbone})"
+    several = len(setting.config.comparison.backbones) > 1
+    return f"{what} ({setting.data_set}, {setting.backbone})" if several else f"{what} ({setting.data_set})"
 
 
 def _complementarity(setting: Setting, materials: Materials, rows: Sequence[Row]) -> list[Finding]:

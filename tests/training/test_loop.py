@@ -1,16 +1,16 @@
 """The loop's parts that need no run."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import MakeConfig
 from runs import losses
 from torch import nn
 
-from clipit.config import StudentConfig, TrainingConfig
+from clipit.config import Config, StudentConfig, TrainingConfig
 from clipit.distributed import processes
 from clipit.errors import ModelError
 from clipit.experiments.identity import run_folder
@@ -18,6 +18,8 @@ from clipit.experiments.run import train_run
 from clipit.models.student import Student
 from clipit.training.checkpoints import Progress, best_file
 from clipit.training.loop import _check_finite, _look, warmup_cosine
+
+MakeConfig = Callable[..., Config]
 
 
 def test_warmup_rises_to_one_and_the_cosine_ends_near_zero() -> None:

@@ -68,11 +68,16 @@ class BagsConfig(Section):
     snippets: int = Field(5, ge=1, le=64)
     """Most members of a text bag that come from the pairs; pairing.k must give as many."""
     prompts: int = Field(0, ge=0, le=32)
-    """Members of a text bag that come from the prompt dictionary: the entries nearest to the tile."""
+    """Members of a text bag that come from the prompt dictionary: its texts (terms and rephrasings) nearest to the
+    tile."""
+    class_prompts: int = Field(0, ge=0, le=32)
+    """Members of a text bag that come from the class prompts: the texts nearest to the tile."""
     dictionary: str = "histology"
     """Prompt dictionary: YAML file or a packaged name."""
     tiles: int = Field(5, ge=0, le=64)
     """Neighbour tiles in a tile bag, as the VLM sees them, beside the student's own view."""
+    text_neighbours: bool = False
+    """As many tiles again: those nearest to the tile's first snippet."""
     temperature: float = Field(0.07, gt=0)
     learn_temperature: bool = False
     margin: float | None = Field(None, ge=0)

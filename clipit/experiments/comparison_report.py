@@ -13,6 +13,7 @@ from clipit.evaluation.intervals import Difference
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.significance import FEWEST_SEEDS, paired_bootstrap_over_tiles
 from clipit.experiments.cells import Setting
+from clipit.experiments.comparison_pooled import confusion_sections
 from clipit.experiments.comparison_rows import COSTS, RECORD
 from clipit.experiments.published import CAUTION, SOURCE, published
 from clipit.experiments.why import Finding
@@ -294,6 +295,7 @@ def _sections(
         what = f"{' / '.join(dict.fromkeys(place))}: {c.metric.replace('_', ' ')} %"
         figures.append(seed_figure(scores, what=what, baseline=c.baseline, source="comparison.parquet, column score"))
     sections.append(Section("Seed by seed", figures))
+    sections += confusion_sections(made)
     curves = _label_curves(config, made, folder)
     if curves:
         sections.append(Section("Label efficiency", curves))

@@ -26,6 +26,7 @@ from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import mpp_warning, read_tiles
 from clipit.tiles.loading import PixelSource
+from clipit.tiles.patients import patients
 from clipit.tiles.tileset import TileSet
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Materials:
         key = f"tiles {fingerprint(config.model_dump(mode='json'))}"
         found: TileSet = self._once(key, lambda: self._told_of(read_tiles(config)))
         tests = found.of_split("test")
+        self._check_patients(name, tests)
         if not len(tests):
             raise DataError(
                 explain("no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test")
@@ -137,6 +139,22 @@ class Materials:
                 )
             )
         return tests
+
+    def _check_patients(self, name: str, tests: TileSet) -> None:
+        """Refuse (or tell of) patients of a shifted test set that training or validation has seen."""
+        own = self.some_tiles
+        learnt = own.select(own.splits != "test")
+        shared = set(patients(tests.groups, tests.ids).tolist()) & set(patients(learnt.groups, learnt.ids).tolist())
+        shared -= {""}
+        if not shared or self.config.leaks.policy == "off":
+            return
+        what = f"{len(shared)} patients of the shifted set are among those of training: {shortlist(sorted(shared))}"
+        if self.config.leaks.policy == "note":
+            self.say(f"note: comparison.shifted.{name}: {what}")
+            return
+        raise DataError(
+            explain(what, where=f"comparison.shifted.{name}", fix="take them out of one side, or leaks.policy=note")
+        )
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
         """The tiles of a split as a model wants them; kept, so that runs in one program read them once."""

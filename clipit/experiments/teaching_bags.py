@@ -1,17 +1,18 @@
 """The bags of a run: text bags from pairs and the prompt dictionary, tile bags from neighbours."""
 
+from dataclasses import replace
+
 import numpy as np
-from jaxtyping import Int
 
 from clipit.config import Config
 from clipit.embedding import centred
-from clipit.errors import DataError, explain
+from clipit.errors import ConfigError, DataError, explain
 from clipit.experiments.materials import Materials
 from clipit.pairing.bags import nearest_prompts, text_bag
 from clipit.pairing.tile_bags import tile_bags
 from clipit.prompts.dictionary import load_dictionary
 from clipit.tiles.tileset import TileSet
-from clipit.training.teaching import Bag, Bags
+from clipit.training.teaching import Bag, Bags, PromptMembers
 
 
 def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
@@ -22,7 +23,7 @@ def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
     """
     b, index = config.bags, materials.index
     texts = text_bag(train.ids, materials.pairs, index.store, b.snippets, b.margin)
-    prompts = _prompts(config, materials, train) if b.prompts else None
+    prompts = _prompts(config, materials, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
         raise DataError(
             explain("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
@@ -38,6 +39,8 @@ def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
             store,
             b.tiles,
             mean=materials.tile_mean,
+            pairs=materials.pairs if b.text_neighbours else None,
+            index=index if b.text_neighbours else None,
             groups=groups,
             margin=b.margin,
             block=config.pairing.block,
@@ -47,14 +50,32 @@ def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
     return Bags(Bag(index.store, index.mean, texts.rows), prompts, tiles, counts)
 
 
-def _prompts(config: Config, materials: Materials, train: TileSet) -> tuple[np.ndarray, Int[np.ndarray, "n p"]]:
-    """Vectors of the dictionary's entries (mean over an entry's texts), and the nearest ones of each tile."""
-    dictionary = load_dictionary(config.bags.dictionary)
-    groups = [dictionary.texts(entry) for entry in sorted(dictionary.entries)]
-    flat = centred(materials.encode([text for group in groups for text in group]), materials.text_mean)
-    ends = np.cumsum([len(group) for group in groups])
-    means = np.stack([part.mean(axis=0) for part in np.split(flat, ends[:-1])])
-    vectors = (means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-    store = materials.tile_store("train")
+def _prompts(config: Config, materials: Materials, train: TileSet) -> PromptMembers:
+    """The nearest texts of the dictionary and of the class prompts; far ones are left out as far snippets are."""
+    b, store = config.bags, materials.tile_store("train")
     tiles = centred(store.rows(store.positions(train.ids)), materials.tile_mean)
-    return vectors, nearest_prompts(tiles, vectors, config.bags.prompts, config.pairing.block)
+    pools: list[tuple[list[str], int]] = []
+    if b.prompts:
+        dictionary = load_dictionary(b.dictionary)
+        pools.append(([text for entry in sorted(dictionary.entries) for text in dictionary.texts(entry)], b.prompts))
+    if b.class_prompts:
+        if materials.prompts is None:
+            raise ConfigError(
+                explain("class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE")
+            )
+        pools.append(
+            ([t for name in materials.prompts.classes for t in materials.prompts.texts(name)], b.class_prompts)
+        )
+    vectors: list[np.ndarray] = []
+    nearest: list[np.ndarray] = []
+    for texts, most in pools:
+        found = centred(materials.encode(texts), materials.text_mean)
+        rows = nearest_prompts(tiles, found, min(most, len(found)), config.pairing.block)
+        nearest.append(rows + sum(len(part) for part in vectors))
+        vectors.append(found)
+    members = PromptMembers(np.concatenate(vectors), np.concatenate(nearest, axis=1), np.empty((0, 0), dtype=np.bool_))
+    scores = np.einsum("nd,npd->np", tiles, members.vectors[members.rows])
+    there = np.ones(scores.shape, dtype=np.bool_)
+    if b.margin is not None:
+        there = scores >= scores.max(axis=1, keepdims=True) - b.margin
+    return replace(members, there=there)

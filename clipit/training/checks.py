@@ -79,11 +79,13 @@ def _of_other_terms(config: Config) -> list[str]:
             "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
             "or bags.weight=0"
         )
-    members = (1 + config.bags.tiles) * (config.bags.snippets + config.bags.prompts)
+    bags = config.bags
+    texts, tiles = bags.snippets + bags.prompts + bags.class_prompts, 1 + bags.tiles * (1 + bags.text_neighbours)
+    members = tiles * texts
     needed = 4 * config.training.tiles_per_step**2 * members
     if config.bags.weight > 0 and needed > _MOST_BYTES:
         problems.append(
-            f"bags of {1 + config.bags.tiles} tiles and {config.bags.snippets + config.bags.prompts} texts need "
+            f"bags of {tiles} tiles and {texts} texts need "
             f"{needed / 2**30:.1f} GiB per step for {config.training.tiles_per_step} tiles (at most "
             f"{_MOST_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or bags.prompts"
         )

@@ -33,18 +33,27 @@ class Bag:
 
 
 @dataclass(frozen=True)
+class PromptMembers:
+    """Prompts in the text bags: their unit vectors, rows of these per tile, and which of them count."""
+
+    vectors: Float32[np.ndarray, "entries dim"]
+    rows: Int[np.ndarray, "n p"]
+    there: Bool[np.ndarray, "_ _"]
+
+
+@dataclass(frozen=True)
 class Bags:
     """Text bags and tile bags of the training tiles.
 
     Attributes:
         texts: Paired snippets.
-        prompts: Nearest entries of a prompt dictionary: their unit vectors, and rows of these per tile; or None.
+        prompts: Nearest texts of the prompt dictionary and of the class prompts; or None.
         tiles: Neighbour tiles; None when the tile bag is the student's own view alone.
         counts: What was pruned, for the account.
     """
 
     texts: Bag
-    prompts: tuple[Float32[np.ndarray, "entries dim"], Int[np.ndarray, "n p"]] | None
+    prompts: PromptMembers | None
     tiles: Bag | None
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -55,9 +64,8 @@ class Bags:
         vectors, mask = self.texts.vectors(rows)
         if self.prompts is None:
             return vectors, mask
-        entries, nearest = self.prompts
-        more = entries[nearest[rows]]
-        return np.concatenate([vectors, more], axis=1), np.concatenate([mask, np.ones(more.shape[:2], bool)], axis=1)
+        more = self.prompts.vectors[self.prompts.rows[rows]]
+        return np.concatenate([vectors, more], axis=1), np.concatenate([mask, self.prompts.there[rows]], axis=1)
 
 
 @dataclass(frozen=True)

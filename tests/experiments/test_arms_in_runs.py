@@ -16,6 +16,7 @@ from clipit.config import Config
 from clipit.errors import ConfigError, DataError
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
+from clipit.experiments.teaching_bags import make_bags
 
 pytestmark = pytest.mark.slow
 
@@ -137,4 +138,29 @@ def test_contradictions_are_found_before_anything_is_built(
 def test_no_label_and_nothing_that_stands_for_one(configure: MakeConfig) -> None:
     config = configure({"tiles.labels.kind": "none"}, name="nothing", arm="clip_it_all")
     with pytest.raises(DataError, match="arm=zero_label"):
+        train_run(config, say=quiet)
+
+
+def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: MakeConfig) -> None:
+    keys = {
+        "pairing.k": 5, "bags.weight": 0.5, "bags.text_neighbours": True, "bags.prompts": 4, "bags.class_prompts": 3,
+        "bags.margin": 0.0,
+    }  # fmt: skip
+    config = configure(keys, name="full-bags", arm="clip_it_all")
+    materials = Materials(config, quiet)
+    train = materials.some_tiles.of_split("train")
+    bags = make_bags(config, materials, train)
+    assert bags.prompts is not None and bags.prompts.rows.shape == (72, 7)
+    assert (bags.prompts.there.sum(axis=1) >= 1).all() and (bags.prompts.there.sum(axis=1) < 7).all()
+    assert bags.tiles is not None and ((bags.tiles.members >= 0).sum(axis=1) >= 1).all()
+    wide = make_bags(configure({**keys, "bags.margin": None}, arm="clip_it_all"), materials, train)
+    assert wide.prompts is not None and wide.prompts.there.all()
+    assert (wide.tiles.members >= 0).sum() > (bags.tiles.members >= 0).sum()  # type: ignore[union-attr]
+    vectors, mask = bags.text_members(np.arange(4))
+    assert vectors.shape[:2] == mask.shape == (4, bags.texts.members.shape[1] + 7)
+
+
+def test_tiles_to_be_distilled_that_have_no_pair_stop_the_run(configure: MakeConfig) -> None:
+    config = configure({"pairing.threshold": 0.999}, name="nobody", arm="clip_it_labelled")
+    with pytest.raises(DataError, match="pair"):
         train_run(config, say=quiet)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import foreign_errors, hub_file, optional_module
+from clipit.models.loading import checkpoint_file, foreign_errors, optional_module
 from clipit.models.preprocess import Preprocess
 from clipit.models.specs import OPENAI_MEAN, OPENAI_STD, ModelSpec
 from clipit.models.towers import Tokens, Towers
@@ -36,7 +36,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         ModelError: The package or the checkpoint is missing, or they do not fit each other.
     """
     check_package(spec)
-    file = _checkpoint(spec, path)
+    file = checkpoint_file(spec, path, WEIGHTS)
     with foreign_errors(spec.name, None if path else spec.source, f"The files must be those of {spec.page}.", file):
         package = optional_module("conch.open_clip_custom.coca_model")
         model: Any = package.CoCa(**_config(spec.loader["config"]))
@@ -118,22 +118,6 @@ def _config(config: str | Mapping[str, Any]) -> dict[str, Any]:
         values = dict(config)
     values.pop("custom_text", None)
     return {**values, "multimodal_cfg": {**values["multimodal_cfg"], "layers": 0}}
-
-
-def _checkpoint(spec: ModelSpec, path: Path | None) -> Path:
-    if path is None:
-        with foreign_errors(spec.name, spec.source):
-            return hub_file(spec.source, (WEIGHTS,))
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise ModelError(
-            explain(
-                f"no {WEIGHTS} of CONCH here",
-                where=path,
-                fix=f"set vlm.path to the checkpoint of {spec.page}, or to the folder that holds it",
-            )
-        )
-    return file
 
 
 def _state(file: Path) -> dict[str, Tensor]:

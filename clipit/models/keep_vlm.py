@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
 from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, hub_file, read_json, require_files
-from clipit.models.preprocess import Preprocess
+from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
 
@@ -83,14 +83,7 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
 
     return Towers(
         module=model,
-        preprocess=Preprocess(  # it ships none in a file: this is what its page says
-            size=spec.pixels,
-            resize_to=spec.pixels,
-            mode="shortest",
-            interpolation=spec.interpolation,
-            mean=spec.mean,
-            std=spec.std,
-        ),
+        preprocess=preprocess_from_spec(spec),
         context_length=budget,
         logit_scale=float(model.logit_scale.detach().exp()),
         source=source,

@@ -14,6 +14,7 @@ from torch import nn
 from clipit.errors import ClipitError, ModelError, explain
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.hub import hub_access
+from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -193,3 +194,24 @@ def _readable(error: Exception, name: str, hub_id: str | None, hint: str, where:
     return explain(
         f"model {name}: {what}", where=where or hub_id or name, fix=f"{fix}. {hint}".strip() if hint else fix
     )
+
+
+def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
+    """The checkpoint of a named model: `path` itself, the file of this name in the folder, or that of the hub.
+
+    Raises:
+        ModelError: It is not there, or the hub does not give it.
+    """
+    if path is None:
+        with foreign_errors(spec.name, spec.source):
+            return hub_file(spec.source, (name,))
+    file = path / name if path.is_dir() else path
+    if not file.is_file():
+        raise ModelError(
+            explain(
+                f"no {name} of {spec.name} here",
+                where=path,
+                fix=f"set vlm.path to the file of {spec.page}, or to the folder that holds it",
+            )
+        )
+    return file

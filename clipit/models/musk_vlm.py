@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from clipit.errors import ModelError, explain, shortlist
-from clipit.models.loading import foreign_errors, hub_file, optional_module
-from clipit.models.preprocess import Preprocess
+from clipit.models.loading import checkpoint_file, foreign_errors, optional_module
+from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Tokens, Towers
 
@@ -43,7 +43,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
                 f"pip install --no-deps fairscale einops sentencepiece; ask for access to the weights at {spec.page}",
             )
         )
-    file = _weights(spec, path)
+    file = checkpoint_file(spec, path, WEIGHTS)
     with foreign_errors(spec.name, None if path else spec.source, f"The files must be those of {spec.page}.", file):
         import timm
         from safetensors.torch import load_file
@@ -90,14 +90,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
 
     return Towers(
         module=model,
-        preprocess=Preprocess(  # it ships none in a file: this is what its page says
-            size=spec.pixels,
-            resize_to=spec.pixels,
-            mode="shortest",
-            interpolation=spec.interpolation,
-            mean=spec.mean,
-            std=spec.std,
-        ),
+        preprocess=preprocess_from_spec(spec),
         context_length=budget,
         logit_scale=float(model.logit_scale.detach().exp()),
         source=str(file),
@@ -110,19 +103,3 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         raw_dim=int(model.vision_head.in_features),
         of_image=lambda name: ".A." in name or "vision_" in name,  # A: the expert of pictures in each layer
     )
-
-
-def _weights(spec: ModelSpec, path: Path | None) -> Path:
-    if path is None:
-        with foreign_errors(spec.name, spec.source):
-            return hub_file(spec.source, (WEIGHTS,))
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise ModelError(
-            explain(
-                f"no {WEIGHTS} of {spec.name} here",
-                where=path,
-                fix=f"set vlm.path to the file of {spec.page}, or to the folder that holds it",
-            )
-        )
-    return file

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from PIL import Image
 
 from clipit.artifacts import fingerprint
 from clipit.errors import ModelError, explain
+
+if TYPE_CHECKING:
+    from clipit.models.specs import ModelSpec
 
 _PIL_FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -81,6 +84,18 @@ class Preprocess:
 def preprocess_from_dict(fields: Mapping[str, Any]) -> Preprocess:
     """The inverse of `dataclasses.asdict`, for what was read from JSON."""
     return Preprocess(**{**fields, "mean": _triple(fields["mean"]), "std": _triple(fields["std"])})
+
+
+def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
+    """Of a model that ships none in a file: what its page says, as its table entry holds it."""
+    return Preprocess(
+        size=spec.pixels,
+        resize_to=spec.pixels,
+        mode="shortest",
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+    )
 
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:

@@ -11,6 +11,7 @@ def main() -> None:
         from clipit.distributed import processes
         from clipit.experiments.finished import read_results
         from clipit.experiments.run import train_run
+        from clipit.models.bundle import read_spec
         from clipit.reporting.tables import metrics_table
 
         folder = train_run(config)
@@ -20,7 +21,7 @@ def main() -> None:
                 print(f"\nnote: {results['note']}")
             print(
                 f"\n{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}\n"
-                f"classifier: {folder / 'classifier'}"
+                f"classifier: {folder / 'classifier'}\n{read_spec(folder / 'classifier').export_note}"
             )
 
 

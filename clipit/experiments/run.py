@@ -94,7 +94,6 @@ def _train_here(
         if here.main:
             write_json(folder / "training.json", asdict(outcome) | facts)
             _export(student, backbone, tiles, text, folder, config.seed)
-            materials.say(_export_note(folder))
     else:
         missing = here.same(lacking(folder, config))
         if not missing:
@@ -255,13 +254,6 @@ def _export(
             "prompt_hashes": text.hashes if text else {},
         },
     )
-
-
-def _export_note(folder: Path) -> str:
-    """Which other packages open the classifier, and what of it they see."""
-    from clipit.models.bundle import read_spec
-
-    return read_spec(folder / "classifier").export_note
 
 
 def _facts(config: Config, materials: Materials, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:

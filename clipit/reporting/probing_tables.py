@@ -30,6 +30,14 @@ def probing_text(config: Config, rows: Sequence[Row], provenance: Mapping[str, A
         "each, equal votes to the first class; with fewer labels than k all of them vote, which tells nothing. "
         "SimpleShot: centred by the training tiles, L2, nearest class mean.",
         _probe_table(scored),
+        *(
+            [
+                "**The finished run's features were trained with its labels**: its few-shot and small-share rows below "
+                "have seen more labels than they name, and are no measure of label efficiency."
+            ]
+            if provenance.get("run")
+            else []
+        ),
         f"## Few shots ({LABELS[p.metric]})",
         f"SimpleShot, {p.episodes} episodes, tiles drawn from all labelled training tiles. In brackets: 95 % "
         "t-interval of the mean over episodes; after it the middle 95 % of single episodes.",

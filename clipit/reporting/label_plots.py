@@ -42,7 +42,7 @@ def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: st
         axes.fill_between(shares, [low for *_, low, _ in found], [high for *_, high in found], color=colour, alpha=0.1)
     axes.set_xscale("log")
     ticks = sorted({100 * share for points in series.values() for share, _ in points})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     note = f"\n{left_out} points are not defined (a class without a label)" if left_out else ""
     axes.set(xlabel=f"share of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -82,8 +82,13 @@ def file_sha256(path: Path) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of the packages that can change a result."""
+    return installed(_RECORDED_PACKAGES)
+
+
+def installed(names: Collection[str]) -> dict[str, str]:
+    """Versions of those of these distributions that are installed."""
     found = {}
-    for name in _RECORDED_PACKAGES:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from clipit.artifacts import installed
 from clipit.doctor.findings import Finding
 
 _DISTRIBUTION = "clipit-pathology"
@@ -18,17 +19,6 @@ def package_findings() -> list[Finding]:
     """Everything about installed packages."""
     found = installed(_FAISS)
     return [*requirement_findings(), faiss_finding(found), *kernel_findings(found)]
-
-
-def installed(names: Collection[str]) -> dict[str, str]:
-    """Versions of those of these distributions that are installed."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def requirement_findings() -> list[Finding]:

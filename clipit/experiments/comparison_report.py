@@ -252,12 +252,17 @@ def _scores(made: Sequence[Line], known: Mapping[tuple[str, str, str], str]) -> 
 
 
 def _label_curves(config: Config, made: Sequence[Line], folder: Path) -> list[Figure]:
-    """Score over the share of labelled training tiles, where a backbone was run with several; one line per arm."""
+    """Score over the share of labelled training tiles, where the same tiles and backbone had several; one line per arm.
+
+    Other data sets have other tiles: their points never stand on one line.
+    """
     figures: list[Figure] = []
-    for backbone in dict.fromkeys(line.key[1] for line in made):
+    tested = [line for line in made if line.key[2] == "test" and not line.reference]
+    same = {line.key: (line.key[1], line.rows[0].get("tiles_fingerprint")) for line in tested}
+    for backbone, tiles in dict.fromkeys(same.values()):
         series: dict[str, list[tuple[float, float | None]]] = {}
-        for line in made:
-            if line.key[1] == backbone and line.key[2] == "test" and not line.reference:
+        for line in tested:
+            if same[line.key] == (backbone, tiles):
                 points = [(row["training_labels"] / row["training_tiles"], row["score"]) for row in line.rows]
                 series.setdefault(line.key[3], []).extend(points)
         if any(len({share for share, _ in points}) > 1 for points in series.values()):

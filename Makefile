@@ -21,7 +21,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check env benchmarks tune comparison clean
+.PHONY: demo test check env benchmarks tune comparison question clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml
@@ -41,13 +41,25 @@ benchmarks: $(READY)
 tune: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml --tune
 
-# Two hours on two cores: two worlds, the second one's own models, 14 arms x 5 seeds.
+# Hours on two cores, resumable: two worlds, the second one's own models, all arms x 5 seeds.
 comparison: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	$(BIN)/python scripts/make_world.py --seed 1 --output outputs/worlds/1
 	test -d outputs/world1/models/backbone || $(BIN)/python scripts/make_embedded_weights.py --seed 101 --world-seed 1 \
 		--output outputs/world1/models
 	$(BIN)/python scripts/compare.py --config configs/synthetic.yaml --record results/synthetic.csv
+	$(BIN)/python scripts/compare.py --config configs/ablations.yaml --record results/ablations.csv
+
+# When could text carry more? A weak VLM, one that knows no grades with reports that do, a student of other pixels.
+question: $(READY)
+	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
+	test -d outputs/weak/backbone || $(BIN)/python scripts/make_embedded_weights.py --vlm-tiles 3000 --vlm-epochs 3 \
+		--output outputs/weak
+	test -d outputs/coarse/backbone || $(BIN)/python scripts/make_embedded_weights.py --captions coarse \
+		--output outputs/coarse
+	$(BIN)/python scripts/compare.py --config configs/weak_vlm.yaml --record results/weak_vlm.csv
+	$(BIN)/python scripts/compare.py --config configs/knowing_reports.yaml --record results/knowing_reports.csv
+	$(BIN)/python scripts/compare.py --config configs/other_views.yaml --record results/other_views.csv
 
 env: $(READY)
 

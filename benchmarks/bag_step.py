@@ -1,59 +1,106 @@
-"""A step with bags of cached embeddings (5 snippets, 5 neighbour tiles) against an image-only step."""
+"""A step with bags (5 snippets, 5 neighbour tiles) against an image-only step, by the path that a training takes.
+
+The bags come from stores, an index, pairs and tile bags on disk; the term is that of `clipit.training.bag_term`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
-    import torch
+    from clipit.config import BagsConfig
+    from clipit.training.teaching import Bags
 
-_DIM, _MEMBERS, _CLASSES = 512, 5, 3
+_DIM, _CLASSES = 512, 3
 
 
 def measure(options: Options) -> list[Figure]:
-    """Forward, backward and update of the same student with LoRA; the bags are looked up in memory anew each step."""
+    """Forward, backward and update of the same student with LoRA; members are read from the stores anew each step."""
     import torch
 
-    from clipit.config import BackboneConfig, LoraConfig, StudentConfig
+    from clipit.config import BackboneConfig, BagsConfig, LoraConfig, StudentConfig
     from clipit.distributed import processes
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
 
+    config = BagsConfig(weight=0.5)
+    bags = _bags(options, config)
     size, steps = options.size(32, 4), options.size(3, 1)
     name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
     device = processes().device
     works: dict[str, Work] = {}
-    for arm in ("bags", "image_only"):
+    arms: dict[str, tuple[BagsConfig | None, StudentConfig]] = {
+        "bags": (config, StudentConfig()),
+        "bags_masked": (config.model_copy(update={"shared_negatives": False}), StudentConfig()),
+        "image_only": (None, StudentConfig(projector_layers=0)),
+    }
+    for arm, (term, heads) in arms.items():
         torch.manual_seed(0)
         backbone = load_backbone(BackboneConfig(name=name, pretrained=False), device)
-        joint, heads = (_DIM, StudentConfig()) if arm == "bags" else (None, StudentConfig(projector_layers=0))
+        joint = _DIM if term else None
         student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=_CLASSES, joint_dim=joint)
-        works[arm] = _work(student, size, steps, with_bags=arm == "bags")
+        works[arm] = _work(student, size, steps, term, bags)
     samples = alternate(works, options)
-    facts = {"backbone": name, "tiles_per_step": size, "members": _MEMBERS, "dim": _DIM, "steps_per_repeat": steps}
+    facts = {
+        "backbone": name,
+        "tiles_per_step": size,
+        "snippets_per_bag": config.snippets,
+        "tiles_per_bag": 1 + config.tiles,
+        "dim": _DIM,
+        "steps_per_repeat": steps,
+    }
     title = "5 snippets and 5 tiles per bag: time against image_only"
-    return [Figure("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts)]
+    masked = f"the same, tiles that share a snippet are no negatives: {title.split(': ')[1]}"
+    return [
+        Figure("bag_step", title, ratios(samples, "bags", "image_only"), "", 1.1, False, samples, facts),
+        Figure("bag_step", masked, ratios(samples, "bags_masked", "image_only"), "", 1.1, False, samples, facts),
+    ]
 
 
-def _work(student: Any, size: int, steps: int, *, with_bags: bool) -> Work:
+def _bags(options: Options, config: "BagsConfig") -> "Bags":
+    """Bags of all tiles of a store, made of artefacts on disk as `make_bags` does."""
+    from clipit.index import build_index
+    from clipit.pairing.bags import text_bag
+    from clipit.pairing.pairs import pair_tiles
+    from clipit.pairing.tile_bags import tile_bags
+    from clipit.training.teaching import Bag, Bags
+
+    count = options.size(8_192, 200)
+    snippets = make_store(options.folder, "text_store", count, _DIM, seed=0)
+    tiles = make_store(options.folder, "tile_store", count, _DIM, seed=1)
+    index = build_index(options.folder, snippets)
+    pairs = pair_tiles(options.folder, index, tiles, k=config.snippets)
+    texts = text_bag(tiles.ids, pairs, index.store, config.snippets)
+    mean = tiles.mean()
+    neighbours = tile_bags(options.folder, tiles, config.tiles, mean=mean)
+    return Bags(Bag(index.store, index.mean, texts.rows), None, Bag(tiles, mean, neighbours.rows(tiles.ids, tiles)), {})
+
+
+def _work(student: Any, size: int, steps: int, term: "BagsConfig | None", bags: "Bags") -> Work:
+    import numpy as np
     import torch
 
-    device = next(student.parameters()).device
+    from clipit.distributed import processes
+
+    here = processes()
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(size, 3, 224, 224, generator=generator).to(device)
-    labels = torch.randint(0, _CLASSES, (size,), generator=generator).to(device)
-    tables = [torch.randn(10_000, _DIM, generator=generator).half() for _ in range(2)]
+    pixels = torch.randn(size, 3, 224, 224, generator=generator).to(here.device)
+    labels = torch.randint(0, _CLASSES, (size,), generator=generator).to(here.device)
+    draws = np.random.default_rng(0)
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def step() -> None:
         """One update."""
         from clipit.objectives import cross_entropy_sum
+        from clipit.training.bag_term import bag_term
 
         output = student(pixels)
         loss = cross_entropy_sum(output.logits, labels) / size
-        if with_bags:
-            loss = loss + _bag_loss(output.projected, tables, generator)
+        if term is not None:
+            rows = draws.integers(0, len(bags.texts.members), size=size)
+            loss = loss + term.weight * bag_term(term, bags, student, output.projected, rows, here)
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -65,17 +112,3 @@ def _work(student: Any, size: int, steps: int, *, with_bags: bool) -> Work:
             step()
 
     return lambda: seconds(run)
-
-
-def _bag_loss(projected: "torch.Tensor", tables: "list[torch.Tensor]", generator: "torch.Generator") -> "torch.Tensor":
-    import torch
-
-    from clipit.objectives import many_to_many_sum
-
-    size = len(projected)
-    rows = torch.randint(0, len(tables[0]), (2, size, _MEMBERS), generator=generator)
-    texts, neighbours = (table[row].float().to(projected.device) for table, row in zip(tables, rows, strict=True))
-    images = torch.cat([projected[:, None], neighbours], dim=1)
-    there = torch.ones(size, _MEMBERS + 1, dtype=torch.bool, device=projected.device)
-    total, count = many_to_many_sum(images, there, texts, there[:, 1:], 0.07)
-    return total / max(count, 1)

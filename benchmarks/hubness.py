@@ -1,10 +1,18 @@
-"""Hubness correction, in blocks, against plain searches of the same tiles and snippets."""
+"""Hubness correction, in blocks, against plain searches of the same tiles and snippets.
 
-from typing import TYPE_CHECKING
+`python -m benchmarks.hubness --tiles 30000 --snippets 100000` measures at a larger size than `python -m benchmarks`
+does, and says how many floating-point operations 300,000 x 1,000,000 takes.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds, table
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
@@ -12,17 +20,31 @@ if TYPE_CHECKING:
     from clipit.embedding import Store
     from clipit.index import Index
 
-_DIM, _K = 512, 5
+_DIM, _K, _BLOCK = 512, 5, 4096
 _GOAL = 1.0  # of two plain searches
+_LARGE = (300_000, 1_000_000)  # tiles and snippets of which the goal speaks
 
 
 def measure(options: Options) -> list[Figure]:
-    """Biases and corrected search over two plain searches; Sinkhorn once, with its ten rounds and no goal."""
+    """Both corrections at the size that fits in a benchmark of everything."""
+    tiles, snippets = options.size(8_192, 100), options.size(16_384, 1_000)
+    return measure_size(options, tiles, snippets, with_sinkhorn=True)
+
+
+def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkhorn: bool) -> list[Figure]:
+    """Biases and corrected search over two plain searches.
+
+    Args:
+        options: How to measure.
+        n_tiles: Tiles.
+        n_snippets: Snippets.
+        with_sinkhorn: Also Sinkhorn, once, with its ten rounds and no goal.
+    """
     from clipit.config import PairingConfig
     from clipit.index import build_index
 
-    texts = make_store(options.folder, "text_store", options.size(16_384, 1_000), _DIM, seed=0)
-    tiles = make_store(options.folder, "tile_store", options.size(8_192, 100), _DIM, seed=1)
+    texts = make_store(options.folder, "text_store", n_snippets, _DIM, seed=0)
+    tiles = make_store(options.folder, "tile_store", n_tiles, _DIM, seed=1)
     index = build_index(options.folder, texts)
     index.candidates(tiles.rows(np.arange(1)), 1)  # it is read now, not in the first round
     works: dict[str, Work] = {
@@ -31,17 +53,29 @@ def measure(options: Options) -> list[Figure]:
         "inverted_softmax": _corrected(index, tiles, PairingConfig(correction="inverted_softmax")),
     }
     samples = alternate(works, options)
-    facts = {"tiles": len(tiles.ids), "snippets": len(texts.ids), "dim": _DIM, "k": _K}
-    facts["backend"] = index.artifact.manifest.facts["backend"]
+    facts: dict[str, Any] = {"tiles": len(tiles.ids), "snippets": len(texts.ids), "dim": _DIM, "k": _K}
+    facts |= {"backend": index.artifact.manifest.facts["backend"], "at_300k_x_1M_not_measured": large_size()}
     figures = []
     for name in ("csls", "inverted_softmax"):
         halves = [ratio / 2 for ratio in ratios(samples, name, "plain")]
         title = f"{name}: time against two plain searches"
         figures.append(Figure("hubness", title, halves, "", _GOAL, False, samples, facts))
+    if not with_sinkhorn:
+        return figures
     rules = PairingConfig(correction="sinkhorn")
     taken = _corrected(index, tiles, rules)() / min(samples["plain"])
     facts = facts | {"iterations": rules.correction_iterations}
     return [*figures, Figure("hubness", "sinkhorn: time against one plain search", [taken], facts=facts)]
+
+
+def large_size() -> str:
+    """What the products of a corrected search take at the size of the goal: counted, not measured."""
+    tiles, snippets = _LARGE
+    once = 2 * tiles * snippets * _DIM
+    return (
+        f"{tiles:,} tiles x {snippets:,} snippets of {_DIM} numbers: {once / 1e12:,.0f} TFLOP per pass; a plain search "
+        f"takes one pass, csls and inverted_softmax two, sinkhorn one more than its rounds"
+    )
 
 
 def _plain(index: "Index", tiles: "Store") -> None:
@@ -49,8 +83,8 @@ def _plain(index: "Index", tiles: "Store") -> None:
     from clipit.pairing.search import search
 
     mean = tiles.mean()
-    for start in range(0, len(tiles.ids), 4096):
-        rows = np.arange(start, min(start + 4096, len(tiles.ids)))
+    for start in range(0, len(tiles.ids), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(tiles.ids)))
         search(index, centred(tiles.rows(rows), mean), _K)
 
 
@@ -61,9 +95,28 @@ def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
         from clipit.pairing.selection import find, prepare
 
         mean = tiles.mean()
-        ready = prepare(index, tiles, rules, block=4096, shown=False)
-        for start in range(0, len(tiles.ids), 4096):
-            rows = np.arange(start, min(start + 4096, len(tiles.ids)))
+        ready = prepare(index, tiles, rules, block=_BLOCK, shown=False)
+        for start in range(0, len(tiles.ids), _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, len(tiles.ids)))
             find(ready, centred(tiles.rows(rows), mean), ready.owners[rows], _K)
 
     return lambda: seconds(work)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure at one size, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hubness", description=__doc__)
+    parser.add_argument("--tiles", type=int, default=30_000)
+    parser.add_argument("--snippets", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one that does not")
+    given = parser.parse_args(arguments)
+    if min(given.tiles, given.snippets, given.repeats) < 1:
+        parser.error("--tiles, --snippets and --repeats must be at least 1")
+    with tempfile.TemporaryDirectory(prefix="clipit-hubness-") as temporary:
+        options = Options(Path(temporary), quick=False, repeats=given.repeats)
+        figures = measure_size(options, given.tiles, given.snippets, with_sinkhorn=False)
+    print(f"{table(figures, quick=False)}\n\nnot measured: {large_size()}")
+
+
+if __name__ == "__main__":
+    main()

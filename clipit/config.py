@@ -86,6 +86,9 @@ class BackboneConfig(Section):
     pretrained: bool = True
     pooling: Literal["default", "cls", "cls_mean"] = "default"
     """From tokens to features: the model's own, the class token, or the class token beside the patches' mean."""
+    pixels: int | None = Field(None, ge=1)
+    """Edge at which the student reads its tiles, pixels; None: the model's own. Transformers need a multiple of their
+    patch (position embeddings are resampled), convolutional networks do not. The VLM keeps its own size."""
     trust_remote_code: bool = False
     """Run Python code from the model's own page, which a few transformers models need."""
     tuning: Literal["lora", "frozen", "full"] = "lora"

@@ -96,9 +96,26 @@ class ComparisonConfig(Section):
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
     """The search grid of scripts/tune.py, the same for every arm: learning rates ..."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
-    """... times steps."""
+    """... times steps ..."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """... times further axes: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. An arm that lacks the
+    term has no trials of its keys."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search; they are never reported."""
+    searched: str | None = None
+    """Record of the search (the .json of scripts/tune.py) that `arms` was taken from; None: the one in the output
+    folder, if there is one. The comparison says whether the arms are as it chose."""
+
+    @field_validator("grid")
+    @classmethod
+    def _axes(cls, grid: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        for key, values in grid.items():
+            if key in ("training.learning_rate", "training.steps"):
+                raise ValueError(f"{key} has a key of its own: comparison.learning_rates or comparison.steps")
+            if "." not in key or not values:
+                raise ValueError(f"{key!r}: give a dotted key with a list of values, {{distillation.weight: [1, 4]}}")
+            check_once(tuple(str(value) for value in values))
+        return grid
 
     @field_validator("shifted", mode="before")
     @classmethod

@@ -42,6 +42,7 @@ class DistillationConfig(Section):
         "class_prompts",
         "report_context",
         "report_labels",
+        "report_labels_and_image",
         "shuffled_text",
         "random_text",
         "random_codes",
@@ -49,8 +50,9 @@ class DistillationConfig(Section):
     """`text`: mean of the paired snippets. `image`: the VLM's embedding of the tile itself. `text_and_image`: both,
     added. `class_prompts`: prompts of the VLM's zero-shot class. `report_context`: the other snippets of the reports
     that hold the paired one. `report_labels`: what a text-only classifier, trained on the reports' own labels, says
-    of the snippet. Controls: `shuffled_text` (another tile's snippets), `random_text` (any snippets), `random_codes`
-    (right pairs, meaningless vectors)."""
+    of the snippet; `report_labels_and_image`: that and the VLM's embedding of the tile, added. Controls:
+    `shuffled_text` (another tile's snippets), `random_text` (any snippets), `random_codes` (right pairs, meaningless
+    vectors)."""
     weight: float = Field(1.0, ge=0)
     """lambda of L = L_CE + lambda * L_KD."""
     word_drop: float = Field(0.0, ge=0, lt=1)
@@ -82,6 +84,12 @@ class BagsConfig(Section):
     learn_temperature: bool = False
     margin: float | None = Field(None, ge=0)
     """Members whose similarity is lower than the best one's by more than this are left out."""
+    shared_negatives: bool = True
+    """Two tiles of a batch whose text bags share a text are each other's negatives, as in CLIP; false: they are not.
+    Class prompts in the bags make all tiles of one zero-shot class share a text."""
+    weighted: bool = False
+    """Weight the snippets of a bag as pairing.score_temperature does (which must be set); prompts in the bag weigh what
+    a snippet does on average."""
 
 
 class PromptBagsConfig(Section):

@@ -4,6 +4,8 @@ Each returns a sum over its valid rows. The training loop divides by the number 
 over all processes and micro-batches, so that a step does not depend on how its batch was divided.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -147,6 +149,9 @@ def many_to_many_sum(
     text_mask: Bool[Tensor, "b n"],
     temperature: float | Float[Tensor, ""],
     rows: slice | None = None,
+    *,
+    same: Bool[Tensor, "b b"] | None = None,
+    text_weights: Float[Tensor, "b n"] | None = None,
 ) -> tuple[Float[Tensor, ""], int]:
     """Contrast of tile bags with text bags, both ways, summed over the bags that have both; and their number.
 
@@ -155,7 +160,9 @@ def many_to_many_sum(
     L = sum over i of -1/2 (log softmax over j of S_ij, at j = i, plus log softmax over k of S_ki, at k = i).
     After CPLIP (CVPR 2024), which sums over members instead of taking their mean, and so favours large bags, and which
     contrasts in one direction only. With one member per bag it is CLIP's loss (arXiv 2103.00020, figure 3) times b.
-    Two tiles of a batch with the same snippets count as each other's negatives, as in CLIP.
+    Two tiles of a batch with the same snippets count as each other's negatives, as in CLIP, unless `same` says
+    otherwise: both softmaxes of bag i then leave out the j for which same_ij holds. With `text_weights` w, which are
+    divided by their sum in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
 
     Args:
         images: Members of the tile bags; lengths do not matter. Masked-out members may hold anything.
@@ -165,44 +172,68 @@ def many_to_many_sum(
         temperature: Above 0; a tensor when it is learnt.
         rows: Sum over these bags only, contrasted with all: with bags gathered from all processes (with gradient),
             each one takes its own rows, and the sums and numbers of all add up to those of the whole. Default: all.
+        same: True where bag j is no negative of bag i; the diagonal does not matter. Default: all others are negatives.
+        text_weights: 0 or more; a member of weight 0 is left out. Default: equal weights.
 
     Returns:
         The sum (float32, or float64 for float64 input; 0 with a gradient of 0 when no bag counts), and how many bags
-        it is over. Bags without a member on either side neither count nor serve as negatives.
+        it is over. Bags without a member on either side neither count nor serve as negatives; a bag that has no
+        negative left adds 0.
     """
+    if text_weights is not None:
+        text_mask = text_mask & (text_weights > 0)
     usable = image_mask.any(dim=1) & text_mask.any(dim=1)
     wanted = torch.zeros_like(usable)
     wanted[rows if rows is not None else slice(None)] = True
     own = torch.nonzero(wanted[usable])[:, 0]
-    u, u_mask = _members(images[usable], image_mask[usable])
-    v, v_mask = _members(texts[usable], text_mask[usable])
-    to_texts = _bag_scores(u[own], u_mask[own], v, v_mask, temperature)
-    to_images = _bag_scores(v[own], v_mask[own], u, u_mask, temperature)
+    u = _members(images[usable], image_mask[usable], None)
+    v = _members(texts[usable], text_mask[usable], None if text_weights is None else text_weights[usable])
+    to_texts = _bag_scores(u.select(own), v, temperature)
+    to_images = _bag_scores(v.select(own), u, temperature)
+    if same is not None:
+        others = same[usable][:, usable].fill_diagonal_(False)[own]
+        to_texts = to_texts.masked_fill(others, -torch.inf)
+        to_images = to_images.masked_fill(others, -torch.inf)
     loss = functional.cross_entropy(to_texts, own, reduction="sum")
     loss = (loss + functional.cross_entropy(to_images, own, reduction="sum")) / 2
     return loss, len(own)
 
 
+@dataclass(frozen=True)
+class _Members:
+    """Unit vectors of the members of bags, which of them exist, and log(weight / mean weight) unless all are equal."""
+
+    vectors: Float[Tensor, "b m d"]
+    mask: Bool[Tensor, "b m"]
+    weights: Float[Tensor, "b m"] | None
+
+    def select(self, rows: Int64[Tensor, " c"]) -> "_Members":
+        """Some of the bags."""
+        return _Members(self.vectors[rows], self.mask[rows], None if self.weights is None else self.weights[rows])
+
+
 def _members(
-    vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"]
-) -> tuple[Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-    """Unit vectors; members that do not exist are zeros, so that what they hold reaches nothing."""
+    vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
+) -> _Members:
+    """Bags made ready; members that do not exist are zeros, so that what they hold reaches nothing."""
     clean = torch.where(mask[:, :, None], _at_least_float32(vectors), torch.zeros((), device=vectors.device))
-    return functional.normalize(clean, dim=2), mask
+    if weights is not None:
+        there = torch.where(mask, weights.to(clean.dtype), 0.0)
+        mean = there.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+        weights = torch.where(mask, there / mean, 1.0).log()
+    return _Members(functional.normalize(clean, dim=2), mask, weights)
 
 
-def _bag_scores(
-    ours: Float[Tensor, "b m d"],
-    our_mask: Bool[Tensor, "b m"],
-    theirs: Float[Tensor, "c n d"],
-    their_mask: Bool[Tensor, "c n"],
-    temperature: float | Float[Tensor, ""],
-) -> Float[Tensor, "b c"]:
+def _bag_scores(ours: _Members, theirs: _Members, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "b c"]:
     """S of `many_to_many_sum`: log-mean-exp over all pairs of members of two bags."""
-    scores = torch.einsum("bmd,cnd->bcmn", ours, theirs) / temperature
-    there = our_mask[:, None, :, None] & their_mask[None, :, None, :]
+    scores = torch.einsum("bmd,cnd->bcmn", ours.vectors, theirs.vectors) / temperature
+    if ours.weights is not None:
+        scores = scores + ours.weights[:, None, :, None]
+    if theirs.weights is not None:
+        scores = scores + theirs.weights[None, :, None, :]
+    there = ours.mask[:, None, :, None] & theirs.mask[None, :, None, :]
     total = scores.masked_fill(~there, -torch.inf).flatten(2).logsumexp(dim=2)
-    return total - our_mask.sum(dim=1).log()[:, None] - their_mask.sum(dim=1).log()[None, :]
+    return total - ours.mask.sum(dim=1).log()[:, None] - theirs.mask.sum(dim=1).log()[None, :]
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ def main() -> None:
     parser.add_argument("--world-seed", type=int, default=0, help="of the world on which they are measured")
     parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weak")
     parser.add_argument("--vlm-epochs", type=int, default=10, help="its passes over them")
+    parser.add_argument(
+        "--captions", choices=("graded", "coarse"), default="graded", help="coarse: never tell tumour grades apart"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument(
         "--small", action="store_true", help="a few steps only: a trial of the program, not of the models"
@@ -28,11 +31,14 @@ def main() -> None:
         from clipit.synthetic.world import WorldConfig
 
         world = WorldConfig(seed=arguments.world_seed)
-        vlm = VLMRecipe(tiles=arguments.vlm_tiles, epochs=arguments.vlm_epochs)
+        vlm = VLMRecipe(tiles=arguments.vlm_tiles, epochs=arguments.vlm_epochs, wording=arguments.captions)
         backbone = BackboneRecipe()
         if arguments.small:
             world = WorldConfig(seed=arguments.world_seed, train=160, validation=160, test=80, shift=80, reports=40)
-            vlm, backbone = VLMRecipe(tiles=256, epochs=1), BackboneRecipe(tiles=192, epochs=1)
+            vlm, backbone = (
+                VLMRecipe(tiles=256, epochs=1, wording=arguments.captions),
+                BackboneRecipe(tiles=192, epochs=1),
+            )
         facts = make_embedded_weights(arguments.output, arguments.seed, vlm, backbone, world, arguments.threads)
         print(json.dumps(facts["scores"], indent=2))
         if not facts["gate"]["passed"]:

@@ -15,9 +15,12 @@ def main() -> None:
 
     with user_errors():
         from clipit.experiments.demo import write_whole_world
-        from clipit.synthetic.world import WorldConfig
+        from clipit.synthetic.world import WorldConfig, add_cases
 
-        print(write_whole_world(arguments.output, WorldConfig(seed=arguments.seed)))
+        config = WorldConfig(seed=arguments.seed)
+        folder = write_whole_world(arguments.output, config)
+        add_cases(folder, config)
+        print(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Make the pages of a finished run (--arm, --seed) and of its pairing again, from what lies on disk."""
+"""Make pages again, from what lies on disk: of a run (--arm, --seed) and its pairing, or --of comparison."""
+
+from typing import Any
 
 from clipit.errors import user_errors
 from clipit.settings import read_command
@@ -7,14 +9,26 @@ from clipit.settings import read_command
 def main() -> None:
     """Parse, write the pages, say where they lie and how large they are."""
     with user_errors():
-        extra = {"--most": {"type": int, "default": 3000, "help": "tiles on the page of the pairing (default: 3000)"}}
+        extra: dict[str, dict[str, Any]] = {
+            "--of": {
+                "choices": ("run", "comparison"),
+                "default": "run",
+                "help": "run (with its pairing; default), or comparison: its tables and page, without training",
+            },
+            "--most": {"type": int, "default": 3000, "help": "tiles on the page of the pairing (default: 3000)"},
+        }
         config, options = read_command(__doc__ or "", extra=extra)
+        from clipit.experiments.comparison_again import comparison_again
         from clipit.experiments.materials import Materials
         from clipit.experiments.pages import write_pages
         from clipit.training.arms import resolve_arm
 
-        config = resolve_arm(config)
-        for path in write_pages(config, Materials(config), options.most):
+        if options.of == "comparison":
+            made = comparison_again(config)
+        else:
+            config = resolve_arm(config)
+            made = write_pages(config, Materials(config), options.most)
+        for path in made:
             print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -7,7 +7,7 @@ from clipit.settings import read_command
 def main() -> None:
     """Parse, pair, print the summary, write the page."""
     with user_errors():
-        options = {"--options": {"action": "store_true", "help": "only compare pairing rules, and write no pairs"}}
+        options = {"--options": {"action": "store_true", "help": "compare pairing rules side by side; write no pairs"}}
         config, given = read_command(__doc__ or "", extra=options)
         from clipit.distributed import processes
         from clipit.experiments.materials import Materials

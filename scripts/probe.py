@@ -16,7 +16,9 @@ def main() -> None:
 
         folder = probe(config, options.run)
         if processes().main:
-            print(f"tables: {folder / 'probing.md'}\nrows: {folder / 'probing.parquet'}")
+            print(
+                f"tables: {folder / 'probing.md'}\npage: {folder / 'probing.html'}\nrows: {folder / 'probing.parquet'}"
+            )
 
 
 if __name__ == "__main__":

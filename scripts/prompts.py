@@ -43,7 +43,7 @@ def study(arguments: list[str]) -> None:
 
     folder = prompt_study(config, Materials(config), options.run)
     if processes().main:
-        print(f"tables: {folder / 'prompts.md'}\nall rows: {folder / 'prompts.parquet'}")
+        print(f"tables: {folder / 'prompts.md'}\npage: {folder / 'prompts.html'}\nrows: {folder / 'prompts.parquet'}")
 
 
 def main() -> None:

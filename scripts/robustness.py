@@ -19,7 +19,10 @@ def main() -> None:
 
         folder = robustness(config, options.run)
         if processes().main:
-            print(f"tables: {folder / 'robustness.md'}\nrows: {folder / 'robustness.parquet'}")
+            print(
+                f"tables: {folder / 'robustness.md'}\npage: {folder / 'robustness.html'}\n"
+                f"rows: {folder / 'robustness.parquet'}"
+            )
 
 
 if __name__ == "__main__":

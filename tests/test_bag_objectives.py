@@ -18,26 +18,37 @@ from clipit.objectives import (
 )
 
 
-def slow_many_to_many(u: Tensor, u_mask: Tensor, v: Tensor, v_mask: Tensor, sigma: float) -> tuple[float, int]:
+def slow_many_to_many(
+    u: Tensor,
+    u_mask: Tensor,
+    v: Tensor,
+    v_mask: Tensor,
+    sigma: float,
+    same: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[float, int]:
     """The formula in plain loops."""
-    usable = [i for i in range(len(u)) if u_mask[i].any() and v_mask[i].any()]
+    w = torch.ones(v.shape[:2]) if weights is None else weights
+    usable = [i for i in range(len(u)) if u_mask[i].any() and (v_mask[i] & (w[i] > 0)).any()]
     score = {}
     for i in usable:
         for j in usable:
-            terms = []
+            total, mass = 0.0, 0.0
             for m in range(u.shape[1]):
                 for n in range(v.shape[1]):
                     if u_mask[i, m] and v_mask[j, n]:
                         a, b = u[i, m].tolist(), v[j, n].tolist()
                         dot = sum(x * y for x, y in zip(a, b, strict=True))
                         lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
-                        terms.append(math.exp(dot / lengths / sigma))
-            score[i, j] = math.log(sum(terms) / len(terms))
-    total = 0.0
+                        total += w[j, n].item() * math.exp(dot / lengths / sigma)
+                        mass += w[j, n].item()
+            score[i, j] = math.log(total / mass)
+    loss = 0.0
     for i in usable:
-        total -= (score[i, i] - math.log(sum(math.exp(score[i, j]) for j in usable))) / 2
-        total -= (score[i, i] - math.log(sum(math.exp(score[k, i]) for k in usable))) / 2
-    return total, len(usable)
+        others = [j for j in usable if j == i or same is None or not same[i, j]]
+        loss -= (score[i, i] - math.log(sum(math.exp(score[i, j]) for j in others))) / 2
+        loss -= (score[i, i] - math.log(sum(math.exp(score[k, i]) for k in others))) / 2
+    return loss, len(usable)
 
 
 @pytest.mark.parametrize("m", [1, 2, 5])
@@ -52,6 +63,65 @@ def test_many_to_many_is_the_plain_loop_for_any_size_and_mask(m: int, n: int) ->
     expected, expected_count = slow_many_to_many(u.double(), u_mask, v.double(), v_mask, 0.2)
     assert count == expected_count and 2 <= count < 6
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 3), (5, 5)])
+def test_bags_that_are_no_negatives_and_weighted_texts_are_the_plain_loop(m: int, n: int) -> None:
+    generator = torch.Generator().manual_seed(m)
+    u, v = torch.randn(7, m, 4, generator=generator), torch.randn(7, n, 4, generator=generator)
+    u_mask, v_mask = torch.rand(7, m, generator=generator) < 0.7, torch.rand(7, n, generator=generator) < 0.7
+    u_mask[:3, 0] = v_mask[:3, 0] = True
+    v_mask[3] = False
+    same = torch.rand(7, 7, generator=generator) < 0.3
+    same = same | same.T
+    same[0, 1] = True  # not symmetric
+    weights = torch.rand(7, n, generator=generator) + 0.1
+    weights[2, 1:] = 0
+    masks = (u, u_mask, v, v_mask, 0.2)
+    double = (u.double(), u_mask, v.double(), v_mask, 0.2)
+    for given in ({"same": same}, {"weights": weights}, {"same": same, "weights": weights}):
+        ours = {"weights": "text_weights"}
+        loss, count = many_to_many_sum(*masks, **{ours.get(name, name): value for name, value in given.items()})
+        expected, expected_count = slow_many_to_many(*double, **given)
+        assert count == expected_count and 3 <= count < 7
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        assert loss.item() != pytest.approx(slow_many_to_many(*double)[0], rel=1e-3) or (m, n) == (1, 1)
+    parts = [many_to_many_sum(*masks, rows, same=same, text_weights=weights)[0] for rows in (slice(0, 2), slice(2, 7))]
+    assert sum(part.item() for part in parts) == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_weights_are_no_weights_and_their_sum_does_not_matter() -> None:
+    torch.manual_seed(7)
+    u, v = torch.randn(5, 2, 4), torch.randn(5, 3, 4)
+    there, texts = torch.ones(5, 2, dtype=torch.bool), torch.rand(5, 3) < 0.7
+    plain = many_to_many_sum(u, there, v, texts, 0.1)
+    equal = many_to_many_sum(u, there, v, texts, 0.1, text_weights=torch.full((5, 3), 0.2))
+    assert equal[0].item() == pytest.approx(plain[0].item(), rel=1e-6) and equal[1] == plain[1]
+    weights = torch.rand(5, 3) + 0.1
+    one = many_to_many_sum(u, there, v, texts, 0.1, text_weights=weights)[0]
+    assert many_to_many_sum(u, there, v, texts, 0.1, text_weights=9 * weights)[0].item() == pytest.approx(one.item())
+
+
+def test_weights_of_absent_members_may_be_anything_and_gradients_stay_finite() -> None:
+    torch.manual_seed(8)
+    u, v = torch.randn(4, 2, 5, dtype=torch.float64, requires_grad=True), torch.randn(4, 2, 5, dtype=torch.float64)
+    there, texts = torch.ones(4, 2, dtype=torch.bool), torch.tensor([[True, False]] * 3 + [[True, True]])
+    weights = torch.where(texts, torch.rand(4, 2), torch.tensor(math.nan))
+    same = torch.eye(4, dtype=torch.bool)
+    same[0, 1] = same[1, 0] = True
+    loss, count = many_to_many_sum(u, there, v, texts, 0.1, same=same, text_weights=weights)
+    loss.backward()
+    assert count == 4 and torch.isfinite(loss) and u.grad is not None and torch.isfinite(u.grad).all()
+
+
+def test_a_batch_of_tiles_that_share_their_text_has_nothing_to_tell_apart() -> None:
+    u, v = torch.randn(3, 1, 4, requires_grad=True), torch.randn(3, 2, 4)
+    same = torch.ones(3, 3, dtype=torch.bool)
+    loss, count = many_to_many_sum(
+        u, torch.ones(3, 1, dtype=torch.bool), v, torch.ones(3, 2, dtype=torch.bool), 0.1, same=same
+    )
+    loss.backward()
+    assert (loss.item(), count) == (0.0, 3) and u.grad is not None and u.grad.abs().max() < 1e-6
 
 
 def test_many_to_many_of_single_members_is_clips_loss() -> None:

@@ -14,8 +14,13 @@ LEAST_INFORMATION = 0.05
 """These three were set while looking at 600 simulated sets of embeddings (tests/evaluation/adaptation_worlds.py, seeds
 1 and 2): no real tile, no test label. On 300 further ones (seed 3) they let 32 of 133 harmful transductive adaptations
 through and refused 43 of 108 helpful ones; the mean change of balanced accuracy was -2.8 points without the guard and
-+0.7 points with it."""
-_TOLERANCE = 0.005
++0.7 points with it. Real use is harder; scripts/robustness.py counts the errors over its own settings. For 9 students
+and the VLM on the world of configs/demo.yaml (300 test tiles, 30 levels of perturbation and 2 sets) the guard let 44 of
+45 harmful feature statistics through and refused 113 of 366 helpful ones: +3.4 points of balanced accuracy without it,
++1.4 with it. Of transductive adaptations 64 of 66 harmful ones passed and 25 of 125 helpful ones were refused: +2.1 and
++1.1."""
+TOLERANCE = 0.005
+"""Smaller changes of the score count as neither gain nor loss."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +83,25 @@ class GuardErrors:
 
     Attributes:
         cases: Adaptations judged.
+        accepted: Those that the guard let be used.
         harmful: Those that lowered the score by more than 0.005 ...
         let_through: ... and how many of these the guard accepted.
         helpful: Those that raised it by more than 0.005 ...
         refused: ... and how many of these the guard refused.
+        share_let_through: Accepted harmful ones, of all cases; None without cases.
+        share_refused: Refused helpful ones, of all cases; None without cases.
         change_always: Mean change of the score when every adaptation is used; None without cases.
         change_guarded: The same when only accepted ones are.
     """
 
     cases: int
+    accepted: int
     harmful: int
     let_through: int
     helpful: int
     refused: int
+    share_let_through: float | None
+    share_refused: float | None
     change_always: float | None
     change_guarded: float | None
 
@@ -104,15 +115,20 @@ def guard_errors(cases: Sequence[tuple[bool, float]]) -> GuardErrors:
     """
     accepted = np.array([kept for kept, _ in cases], dtype=bool)
     change = np.array([value for _, value in cases], dtype=np.float64)
-    harmful, helpful = change < -_TOLERANCE, change > _TOLERANCE
+    harmful, helpful = change < -TOLERANCE, change > TOLERANCE
+    let_through, refused = int((harmful & accepted).sum()), int((helpful & ~accepted).sum())
+    n = len(cases)
     return GuardErrors(
-        cases=len(cases),
+        cases=n,
+        accepted=int(accepted.sum()),
         harmful=int(harmful.sum()),
-        let_through=int((harmful & accepted).sum()),
+        let_through=let_through,
         helpful=int(helpful.sum()),
-        refused=int((helpful & ~accepted).sum()),
-        change_always=float(change.mean()) if len(cases) else None,
-        change_guarded=float(np.where(accepted, change, 0.0).mean()) if len(cases) else None,
+        refused=refused,
+        share_let_through=let_through / n if n else None,
+        share_refused=refused / n if n else None,
+        change_always=float(change.mean()) if n else None,
+        change_guarded=float(np.where(accepted, change, 0.0).mean()) if n else None,
     )
 
 

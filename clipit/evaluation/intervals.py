@@ -12,6 +12,9 @@ from clipit.evaluation.metrics import weighted_scores
 LEVEL = 0.95
 _CHUNK = 50
 _MOST_UNDEFINED = 0.05
+_FLOAT_ERROR = 1e-12
+NO_SPREAD = "no spread over seeds"
+"""Why there is neither a t interval nor a p-value where all seeds agree."""
 
 Statistics = Callable[[Float[np.ndarray, "n r"]], dict[str, Float[np.ndarray, " r"]]]
 """Weights of n tiles in r resamples to the values of named scores in each resample; NaN: not defined."""
@@ -105,7 +108,20 @@ def paired_differences(
 
 
 def t_interval(values: Sequence[float | int]) -> tuple[float, float] | None:
-    """95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n); None below 2 values.
+    """The bounds of `interval_over_seeds`; None where there is no interval.
+
+    Raises:
+        DataError: A value is not finite.
+    """
+    found = interval_over_seeds(values)
+    return None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def interval_over_seeds(values: Sequence[float | int]) -> Interval:
+    """95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
+
+    There is none below 2 values, nor where all values are equal: t divides by their spread, and an interval of width 0
+    would claim a certainty that a handful of equal values does not give.
 
     Raises:
         DataError: A value is not finite.
@@ -114,11 +130,19 @@ def t_interval(values: Sequence[float | int]) -> tuple[float, float] | None:
     if not np.isfinite(array).all():
         raise DataError(explain("a score that is not defined has no place in a mean", where=list(values)))
     if len(array) < 2:
-        return None
+        return Interval(None, None, "one seed: none" if len(array) else "no seed: none")
+    if not spread_over_seeds(array):
+        return Interval(None, None, NO_SPREAD)
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(array) - 1, (1 + LEVEL) / 2)) * float(array.std(ddof=1)) / len(array) ** 0.5
-    return float(array.mean()) - half, float(array.mean()) + half
+    return Interval(float(array.mean()) - half, float(array.mean()) + half)
+
+
+def spread_over_seeds(values: Float[np.ndarray, " n"]) -> float:
+    """Standard deviation (n - 1) of two or more values; 0 where it is nothing but float error."""
+    spread = float(values.std(ddof=1))
+    return spread if spread > _FLOAT_ERROR * float(np.abs(values).max()) else 0.0
 
 
 def _resampled_weights(

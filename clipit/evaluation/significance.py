@@ -9,13 +9,12 @@ from jaxtyping import Float
 
 from clipit.errors import DataError, explain
 from clipit.evaluation.alignment import same_tiles
-from clipit.evaluation.intervals import Difference, bootstrap
+from clipit.evaluation.intervals import NO_SPREAD, Difference, bootstrap, spread_over_seeds
 from clipit.evaluation.metrics import METRICS, weighted_scores
 from clipit.evaluation.predictions import Predictions
 
 FEWEST_SEEDS = 5
 """A p-value over fewer seeds says more about the t distribution's tails than about the arms."""
-_NO_SPREAD = 1e-12
 
 Key = TypeVar("Key")
 
@@ -43,9 +42,9 @@ def paired_t_test(differences: Sequence[float | int]) -> Significance:
     n = len(array)
     if n < FEWEST_SEEDS:
         return Significance(None, f"{n} seeds; a p-value needs {FEWEST_SEEDS}")
-    spread = float(array.std(ddof=1))
-    if spread <= _NO_SPREAD * float(np.abs(array).max(initial=0.0)):
-        return Significance(None, "the difference is the same in all seeds")
+    spread = spread_over_seeds(array)
+    if not spread:
+        return Significance(None, NO_SPREAD)
     from scipy.special import stdtr
 
     t = float(array.mean()) / (spread / n**0.5)

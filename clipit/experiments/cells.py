@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from clipit.config import Config
 from clipit.errors import ConfigError, explain, shortlist
+from clipit.experiments.search import check_grid
 from clipit.settings import dotted, merge, nested, validate, without
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
@@ -131,37 +132,6 @@ def _with_equal_steps(config: Config, arms: Sequence[str]) -> tuple[tuple[str, .
             shown.append(f"{arm}_at_{longest}_steps")
             recipes[shown[-1]] = {"base": arm, "training.steps": longest}
     return tuple(shown), recipes
-
-
-def check_grid(config: Config, arms: Sequence[str]) -> None:
-    """Refuse arms that were given more choice than others.
-
-    All arms have the same learning rate and steps (none was tuned), or each has those of a trial of the common grid.
-
-    Raises:
-        ConfigError: Some lie outside of the grid.
-    """
-    c = config.comparison
-    chosen = {}
-    for arm in arms:
-        t = resolve_arm(config.model_copy(update={"arm": arm})).training
-        chosen[arm] = (t.learning_rate, t.steps)
-    if len(set(chosen.values())) == 1:
-        return
-    outside = [
-        f"{arm} ({rate:g}, {steps} steps)"
-        for arm, (rate, steps) in chosen.items()
-        if rate not in c.learning_rates or steps not in c.steps
-    ]
-    if outside:
-        raise ConfigError(
-            explain(
-                f"learning rates and steps outside of the common search grid: {shortlist(outside, 10)}; an arm that "
-                "was searched otherwise than the others cannot be compared with them",
-                where="arms, against comparison.learning_rates and comparison.steps",
-                fix="take what scripts/tune.py chose for all of them, or widen the grid for all and tune again",
-            )
-        )
 
 
 def _check_command_line(config: Config) -> None:

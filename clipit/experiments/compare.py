@@ -15,6 +15,8 @@ from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import ArtifactError, DataError, explain
 from clipit.experiments.cells import Setting, settings_of
+from clipit.experiments.comparison_notes import notes_of
+from clipit.experiments.comparison_numbers import keep_planes, numbers
 from clipit.experiments.comparison_report import write_report
 from clipit.experiments.comparison_rows import RECORD, add_costs, reference_rows_of, run_rows
 from clipit.experiments.identity import run_folder
@@ -43,19 +45,22 @@ def compare(config: Config, say: Callable[[str], None] = print) -> Path:
     all_materials = [Materials(setting.config, say, shared) for setting in settings]
     for setting, materials in zip(settings, all_materials, strict=True):
         _check_tests(setting, materials)
+    folder = config.output / "comparisons" / config.name
     rows: list[dict[str, Any]] = []
     why: list[Finding] = []
     for setting, materials in zip(settings, all_materials, strict=True):
         found = _runs(setting, materials, say)
-        found += reference_rows_of(setting, materials)
+        beside = folder / "predictions" / setting.config.name
+        found += reference_rows_of(setting, materials, beside)
         if processes().main:
             add_costs(setting, found, materials)
-        why += findings(setting, materials, found)
+        why += findings(setting, materials, found, beside)
         rows += found
-    folder = config.output / "comparisons" / config.name
     if processes().main:
-        _write_rows(config, rows, folder)
-        write_report(config, settings, rows, why, folder)
+        why = keep_planes(why, folder)
+        made, against = write_report(config, settings, rows, why, folder, [m.some_tiles for m in all_materials])
+        shown = numbers(made, against, why) | {"notes": notes_of(config, settings, made, "")}
+        _write_rows(config, rows, shown, folder)
     processes().wait()
     return folder
 
@@ -94,14 +99,14 @@ def _check_tests(setting: Setting, materials: Materials) -> None:
         materials.shifted_tiles(name)
 
 
-def _write_rows(config: Config, rows: list[dict[str, Any]], folder: Path) -> None:
+def _write_rows(config: Config, rows: list[dict[str, Any]], shown: dict[str, Any], folder: Path) -> None:
+    """comparison.parquet, the rows alone; comparison.json, with all numbers that the tables show."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     whole = [{key: row.get(key) for key in keys} for row in rows]
     with whole_file(folder / "comparison.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(whole), temporary)
-    write_json(
-        folder / "comparison.json", {"config": config.model_dump(mode="json"), "commit": git_commit(), "rows": whole}
-    )
+    facts = {"config": config.model_dump(mode="json"), "commit": git_commit(), "rows": whole}
+    write_json(folder / "comparison.json", facts | shown)
 
 
 def check_record(path: Path) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 
 from clipit.evaluation.metrics import confusion_matrix, reliability_bins
 from clipit.evaluation.predictions import read_predictions
+from clipit.experiments.comparison_parts import place_told
 from clipit.reporting.charts import reliability_chart
 from clipit.reporting.comparison_tables import Line
-from clipit.reporting.html import Figure, Part, Section, Table, Text
+from clipit.reporting.html import Figure, Folded, Part, Section, Table, Text
 
 _MOST_CLASSES = 20  # larger matrices are left to the runs' own pages
 
@@ -17,14 +18,15 @@ _MOST_CLASSES = 20  # larger matrices are left to the runs' own pages
 def confusion_sections(made: Sequence[Line]) -> list[Section]:
     """One section per data set and backbone: for each arm its confusion matrix and its reliability, test split."""
     sections = []
-    for place in dict.fromkeys(line.key[:2] for line in made):
+    places = list(dict.fromkeys(line.key[:2] for line in made))
+    for place in places:
         parts: list[Part] = [
             Text("Test split, tiles of all seeds together (each tile counts once per seed). Rows: true classes."),
         ]
         for line in made:
             if line.key[:2] == place and line.key[2] == "test" and not line.reference:
-                parts += _of_arm(line)
-        sections.append(Section(f"Errors and calibration ({place[0]})", parts))
+                parts.append(Folded(line.key[3], _of_arm(line)))
+        sections.append(Section(f"Errors and calibration{place_told(place, places)}", parts))
     return sections
 
 
@@ -40,7 +42,9 @@ def _of_arm(line: Line) -> list[Part]:
         counts = confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
         shades = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
-        parts.append(Table(("true \\ predicted", *classes), rows, caption=arm, source=source, shades=shades.tolist()))
+        told = f"{arm}: numbers of tiles; shade: share of the true class (row)"
+        header = ("true \\ predicted", *classes)
+        parts.append(Table(header, rows, caption=told, source=source, shades=shades.tolist()))
     chart = reliability_chart(reliability_bins(labels, probabilities), label=f"reliability of {arm}")
     parts.append(Figure(chart, f"{arm}: accuracy over confidence", source=source))
     return parts

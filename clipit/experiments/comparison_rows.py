@@ -71,8 +71,8 @@ def run_rows(setting: Setting, materials: Materials, folder: Path, arm: str, see
     return rows
 
 
-def reference_rows_of(setting: Setting, materials: Materials) -> list[dict[str, Any]]:
-    """The VLM's own rows on a setting's test sets, with what stands beside them."""
+def reference_rows_of(setting: Setting, materials: Materials, folder: Path) -> list[dict[str, Any]]:
+    """The VLM's own rows on a setting's test sets, with what stands beside them; their predictions go to the folder."""
     config = setting.config
     vlm, prompts = materials.vlm, materials.prompts
     beside = {
@@ -91,7 +91,7 @@ def reference_rows_of(setting: Setting, materials: Materials) -> list[dict[str, 
         "versions": json.dumps(versions(), sort_keys=True),
         "index": materials.index.artifact.fingerprint if config.reports is not None else None,
     }
-    return [beside | row for row in reference_rows(config, materials)]
+    return [beside | row for row in reference_rows(config, materials, folder)]
 
 
 def add_costs(setting: Setting, rows: list[dict[str, Any]], materials: Materials) -> None:

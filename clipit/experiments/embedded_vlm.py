@@ -15,7 +15,7 @@ from torch import Tensor
 from clipit.artifacts import write_json
 from clipit.config import AugmentationConfig
 from clipit.progress import progress
-from clipit.synthetic.draws import MPP, VLM_CENTRES, draw_captions, draw_tiles
+from clipit.synthetic.draws import MPP, VLM_CENTRES, Wording, draw_captions, draw_tiles
 from clipit.synthetic.streams import stream
 from clipit.tiles.augment import augment, tile_keys
 
@@ -39,6 +39,8 @@ class VLMRecipe:
     temperature: float = 0.07
     stain_jitter: float = 0.25
     merges: int = 700
+    wording: Wording = "graded"
+    """`coarse`: captions call tumours of both grades by the same names, and keep what they say of nuclei and glands."""
 
 
 def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
         Counts, steps and last losses for the data card.
     """
     draw = draw_tiles(seed, "vlm", recipe.tiles, VLM_CENTRES)
-    captions = draw_captions(seed, "vlm", draw.latents, recipe.captions)
+    captions = draw_captions(seed, "vlm", draw.latents, recipe.captions, recipe.wording)
     tokeniser = build_tokeniser(list(chain.from_iterable(captions)), recipe.merges)
     torch.manual_seed(seed)
     model = _new_model(len(tokeniser), tokeniser.bos_token_id, tokeniser.eos_token_id, recipe.temperature)

@@ -3,16 +3,30 @@
 import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
+from jaxtyping import Float
 
-from clipit.artifacts import file_sha256, versions, write_json
+from clipit.artifacts import file_sha256, read_json, versions, write_json
+from clipit.embedding import centred, unit
+from clipit.evaluation.probes import linear_probe
+from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.experiments.embedded_backbone import BackboneRecipe, train_backbone
 from clipit.experiments.embedded_checks import check_embedded
 from clipit.experiments.embedded_vlm import VLMRecipe, train_vlm
-from clipit.synthetic.world import WorldConfig, write_world
+from clipit.experiments.materials import Materials
+from clipit.prompts.prompt_set import load_prompts
+from clipit.settings import validate
+from clipit.synthetic.cases import GRADES
+from clipit.synthetic.draws import tile_latents
+from clipit.synthetic.latents import CLASSES, HIGH, LOW
+from clipit.synthetic.vocabulary import ORGANS
+from clipit.synthetic.world import CASES, WorldConfig, write_world
 
 SUMS = "SHA256SUMS.json"
 CARD = "measured.json"
@@ -60,6 +74,7 @@ def make_embedded_weights(
         write_world(work / "world", world)
         facts["world"] = world.model_dump(mode="json")
         facts["scores"] = check_embedded(work / "vlm", work / "backbone", work / "world")
+        facts["grades"] = check_grades(work / "vlm", work / "world", work / "grades")
         facts["gate"] = {"zero_shot": GATE, "passed": facts["scores"]["zero_shot_test"] >= GATE}
         facts["versions"] = versions()
         for part in ("vlm", "backbone"):
@@ -67,6 +82,99 @@ def make_embedded_weights(
     write_json(folder / SUMS, sums(folder))
     write_json(folder / CARD, facts)
     return facts
+
+
+def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, int | float]]:
+    """How far the grade of tumour tiles is told by the VLM and by the reports that its pairs lead to.
+
+    Training tiles whose class is a tumour; snippets of `case_reports.jsonl` as configs/knowing_reports.yaml prepares
+    them. Shares of 1, for all these tiles and for the ambiguous ones, whose nuclei and glands occur in both grades:
+    `zero_shot` and `zero_shot_of_two` (right among the eight classes, and of the two grades alone), `probe` (a logistic
+    regression on the image embeddings of the validation part's tumours: what the embedding holds), `nearest_case` and
+    `nearest_case_none` (the grade of the nearest snippet's report, or reports, is right; is that of no tumour), and
+    `consensus` (of low and high, the more frequent grade among the 20 nearest is right; even: one half). Undefined
+    without such tiles, and left out then.
+
+    Args:
+        vlm: A VLM that `load_vlm` opens.
+        world: A folder of `write_world`.
+        output: Where the stores and pairs go.
+    """
+    facts = read_json(world / "world.json", "write the world again")["config"]
+    config = validate(_grade_config(vlm, world, output), "check_grades")
+    materials = Materials(config, say=lambda line: None)
+    tiles = {split: materials.some_tiles.of_split(split) for split in ("train", "validation")}
+    tumours = {split: np.flatnonzero((part.truth == LOW) | (part.truth == HIGH)) for split, part in tiles.items()}
+    high = {split: part.truth[tumours[split]] == HIGH for split, part in tiles.items()}
+    images = {
+        split: centred(unit(materials.tile_store(split).rows(rows)), materials.tile_mean)
+        for split, rows in tumours.items()
+    }
+    classes = prompt_embeddings(load_prompts(world / "prompts.yaml"), materials.encode, materials.text_mean, CLASSES)
+    cosines = images["train"] @ classes.T
+    half = np.arange(len(high["validation"])) % 2 == 0
+    x, y = images["validation"], high["validation"].astype(np.int64)
+    probe = linear_probe(x[half], y[half], x[~half], y[~half], 2)
+    near = _grades_nearby(materials, tiles["train"].ids[tumours["train"]])
+    truth = high["train"].astype(np.int64)
+    own = np.take_along_axis(near, truth[:, None, None], axis=2)[..., 0]
+    other = np.take_along_axis(near, 1 - truth[:, None, None], axis=2)[..., 0]
+    right = {
+        "zero_shot": cosines.argmax(axis=1) == np.where(truth, HIGH, LOW),
+        "zero_shot_of_two": (cosines[:, HIGH] > cosines[:, LOW]) == high["train"],
+        "probe": probe.probabilities(images["train"]).argmax(axis=1) == truth,
+        "nearest_case": own[:, 0],
+        "nearest_case_none": near[:, 0, 2],
+        "consensus": 0.5 + 0.5 * np.sign(own.sum(axis=1) - other.sum(axis=1)),
+    }
+    latents = tile_latents(facts["seed"], "world/train", facts["train"])
+    places = [int(name.rpartition("-")[2]) for name in tiles["train"].ids[tumours["train"]]]
+    ambiguous = (latents.pleo[places] == 1) & (latents.gland[places] == 1)
+    chosen = {"all": np.ones_like(ambiguous), "ambiguous": ambiguous}
+    return {
+        name: {"tiles": int(keep.sum())}
+        | {way: float(np.mean(values[keep])) for way, values in right.items() if keep.any()}
+        for name, keep in chosen.items()
+    }
+
+
+def _grade_config(vlm: Path, world: Path, output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "tiles": {
+            "source": "table",
+            "path": str(world / "tiles.csv"),
+            "images": str(world / "tiles.zip"),
+            "classes": CLASSES,
+        },
+        "reports": {
+            "path": str(world / CASES),
+            "id_column": "id",
+            "organ_column": "organ",
+            "group_column": "group",
+            "label_column": "grade",
+            "morphology_prompts": str(world / "morphology.yaml"),
+            "boilerplate_prompts": str(world / "boilerplate.yaml"),
+        },
+        "vlm": {"name": str(vlm), "batch_size": 256},
+        "pairing": {"k": 20, "organs": ORGANS},
+    }
+
+
+def _grades_nearby(materials: Materials, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
+    """For each tile's snippets, nearest first, the shares of low, high and none among the reports that hold them."""
+    sources = pq.read_table(materials.snippets.file("snippet_sources.parquet"))
+    grades = materials.report_labels(np.asarray(sources.column("report_id")))[0]
+    counts: dict[str, Counter[str]] = {}
+    for snippet, grade in zip(sources.column("snippet_id").to_pylist(), grades.tolist(), strict=True):
+        if grade:  # the other organ has none
+            counts.setdefault(snippet, Counter())[grade] += 1
+    pairs = materials.pairs.table  # by tile, then by rank
+    found: dict[str, list[list[float]]] = {}
+    for tile, snippet in zip(pairs.column("tile_id").to_pylist(), pairs.column("snippet_id").to_pylist(), strict=True):
+        count = counts[snippet]
+        found.setdefault(tile, []).append([count[grade] / count.total() for grade in GRADES])
+    return np.array([found[tile] for tile in tiles.tolist()], dtype=np.float64)
 
 
 def sums(folder: Path) -> dict[str, str]:

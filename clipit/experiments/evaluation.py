@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from clipit.artifacts import fingerprint, git_commit, locked, versions, write_json
+from clipit.artifacts import fingerprint, git_commit, locked, read_json, versions, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain
@@ -82,7 +82,8 @@ def evaluate_again(config: Config, materials: Materials) -> tuple[Path, dict[str
 def evaluate_shifted(config: Config, materials: Materials, folder: Path, name: str) -> dict[str, Any]:
     """Scores of a run's classifier on a set of `comparison.shifted` (the classes must be the same).
 
-    Its predictions are written to the run's folder, under a name that stands for these tiles, and are kept.
+    Its predictions are written to the run's folder, under a name that stands for its training and these tiles, and are
+    kept.
 
     Raises:
         DataError: The set has no test tile, or other classes.
@@ -106,9 +107,17 @@ def evaluate_shifted(config: Config, materials: Materials, folder: Path, name: s
 
 
 def shifted_predictions(materials: Materials, folder: Path, name: str) -> Path:
-    """Where a run's predictions on a shifted set lie; the name stands for these tiles."""
+    """Where a run's predictions on a shifted set lie; the name stands for these tiles and for this very training.
+
+    The run's mark alone would not do: a run trained anew has the same one, and other weights where versions differ.
+
+    Raises:
+        ArtifactError: run.json or training.json is missing or damaged.
+    """
     tiles = materials.shifted_tiles(name)
-    mark = fingerprint([tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
+    run = read_json(folder / "run.json", "choose another --name, or delete the run's folder")["fingerprint"]
+    training = read_training(folder)
+    mark = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
     return folder / f"predictions_shifted-{mark}.parquet"
 
 
@@ -231,9 +240,10 @@ def _report(config: Config, materials: Materials, folder: Path, classifier: "Cla
 
 def _embedded_note(config: Config) -> str:
     """What scores with the embedded models do not say."""
-    used = [what for what in ("backbone", "vlm") if getattr(config, what).name == "embedded"]
-    if config.distillation.tiles == "none" and "vlm" in used:
-        used.remove("vlm")
+    parts = {"backbone": config.backbone.name, "VLM": config.vlm.name}
+    used = [what for what, name in parts.items() if name == "embedded"]
+    if config.distillation.tiles == "none" and "VLM" in used:
+        used.remove("VLM")
     if not used:
         return ""
     return (

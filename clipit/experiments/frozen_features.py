@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from jaxtyping import Float32
 
-from clipit.artifacts import whole_file
+from clipit.artifacts import file_sha256, fingerprint, whole_file
 from clipit.config import BackboneConfig, Config
 from clipit.distributed import build_once, processes
 from clipit.embedding import Store, embed_tiles
-from clipit.errors import DataError, ModelError, explain
+from clipit.errors import ArtifactError, DataError, ModelError, explain
 from clipit.evaluation.features import Features
+from clipit.experiments.finished import read_training
 from clipit.experiments.materials import Materials
 from clipit.progress import progress
 from clipit.tiles.loading import PixelSource
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
 
 JOINT = "VLM, joint space"
+SEEN, UNSEEN, UNKNOWN = "true", "false", "unknown"
+"""Of the column features_saw_labels."""
 _SHARD = 4096
 
 
@@ -34,7 +38,7 @@ class Frozen:
 
     Attributes:
         name: As tables call it.
-        facts: Model, fingerprint, preprocessing and pixels: what must stand beside every score.
+        facts: Model, fingerprint, preprocessing, pixels, features_saw_labels: what must stand beside every score.
         vectors: Split -> one row per tile, in the order of the split's tiles.
     """
 
@@ -51,12 +55,7 @@ class Frozen:
 def vlm_features(config: Config, materials: Materials) -> list[Frozen]:
     """The VLM's joint space, and its raw space (before the projection) where it gives one."""
     vlm, tiles = materials.vlm, materials.some_tiles
-    facts = {
-        "model": vlm.name,
-        "fingerprint": vlm.fingerprint,
-        "preprocess": vlm.preprocess.hash,
-        "pixels": vlm.preprocess.size,
-    }
+    facts = vlm_facts(materials) | {"features_saw_labels": UNSEEN}
     joint = {split: _vectors(materials.tile_store(split), tiles.of_split(split)) for split in SPLITS}
     found = [Frozen(JOINT, facts, joint)]
     if vlm.raw_dim is not None:
@@ -73,7 +72,8 @@ def backbone_features(config: Config, materials: Materials) -> Frozen:
     """The configuration's backbone as it comes: no LoRA, no training."""
     from clipit.models.backbones import load_backbone
 
-    return _of_backbone("backbone, frozen", load_backbone(config.backbone, processes().device), config, materials)
+    backbone = load_backbone(config.backbone, processes().device)
+    return _of_backbone("backbone, frozen", backbone, config, materials, {"features_saw_labels": UNSEEN})
 
 
 def classifier_features(config: Config, materials: Materials, run: Path) -> Frozen:
@@ -97,7 +97,7 @@ def classifier_features(config: Config, materials: Materials, run: Path) -> Froz
                 fix="give the run of this configuration",
             )
         )
-    keys = config.backbone.model_dump() | {"name": str(folder), "path": None, "pretrained": True}
+    keys = config.backbone.model_dump() | {"name": str(folder), "path": None, "pixels": None, "pretrained": True}
     keys["pooling"] = spec.pooling
     backbone = load_backbone(BackboneConfig(**keys), processes().device)
     if backbone.preprocess.hash != spec.preprocess.hash:
@@ -108,10 +108,66 @@ def classifier_features(config: Config, materials: Materials, run: Path) -> Froz
                 fix="export it again",
             )
         )
-    return _of_backbone(f"classifier {run.name}", backbone, config, materials)
+    facts = run_facts(run) | {"features_saw_labels": saw_labels(run)}
+    return _of_backbone(f"classifier {run.name}", backbone, config, materials, facts)
 
 
-def _of_backbone(name: str, backbone: "Backbone", config: Config, materials: Materials) -> Frozen:
+def vlm_facts(materials: Materials) -> dict[str, Any]:
+    """What must stand beside a figure of the VLM."""
+    vlm = materials.vlm
+    facts = {"model": vlm.name, "fingerprint": vlm.fingerprint, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
+    return facts | {"preprocess": vlm.preprocess.hash, "pixels": vlm.preprocess.size}
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """What a finished run says of itself: arm, seed, and what it was made from."""
+    config, training = _run_files(run)
+    facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "run_seed": config.get("seed")}
+    wanted = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
+    return facts | {key: training.get(key) for key in wanted}
+
+
+def classifier_fingerprint(folder: Path) -> str:
+    """What stands for all weights of a classifier's folder."""
+    return fingerprint([file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
+
+
+def run_prompts(run: Path) -> dict[str, Any]:
+    """The prompt set that a finished run's own answers in words are of."""
+    training = _run_files(run)[1]
+    return {"prompts": training.get("prompts"), "prompts_hash": training.get("prompts_hash")}
+
+
+def saw_labels(run: Path) -> str:
+    """Whether labels had a part in the features of a run's classifier: `true`, `false` or `unknown`.
+
+    They had where the backbone was tuned and the run saw a label, be it only to choose its step on validation tiles.
+    Unknown: the run's folder does not tell.
+    """
+    config, training = _run_files(run)
+    tuning = (config.get("backbone") or {}).get("tuning")
+    counts = [training.get(key) for key in ("training_labels", "validation_labels")]
+    if tuning == "frozen" or counts == [0, 0]:
+        return UNSEEN
+    return UNKNOWN if tuning is None or None in counts else SEEN
+
+
+def _run_files(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.yaml and training.json hold; empty where there is no such file."""
+    config_file, training_file = run / "config.yaml", run / "training.json"
+    try:
+        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        config = str(error)
+    if not isinstance(config, dict):
+        fix = "write it again: start scripts/train.py with the run's configuration"
+        raise ArtifactError(explain("the run's configuration is damaged", where=config_file, fix=fix))
+    return config, read_training(run) if training_file.is_file() else {}
+
+
+def _of_backbone(
+    name: str, backbone: "Backbone", config: Config, materials: Materials, beside: dict[str, Any]
+) -> Frozen:
     import torch
 
     device = processes().device
@@ -136,7 +192,7 @@ def _of_backbone(name: str, backbone: "Backbone", config: Config, materials: Mat
         "preprocess": backbone.preprocess.hash,
         "pixels": backbone.preprocess.size,
     }
-    return Frozen(name, facts, vectors)
+    return Frozen(name, beside | facts, vectors)
 
 
 def cached_features(

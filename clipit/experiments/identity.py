@@ -16,7 +16,7 @@ from clipit.experiments.materials import Materials
 from clipit.experiments.teaching import second_teacher
 from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
-from clipit.training.teaching import sees_vlm, uses_reports
+from clipit.training.teaching import REPORT_LABELS, sees_vlm, uses_reports
 
 # Keys that change where or how fast a run goes, or what is said of it, but none of its numbers.
 _TOP = {
@@ -77,7 +77,7 @@ def _image_only_keys(config: Config) -> dict[str, Any] | None:
 
 def _report_labels(config: Config, materials: Materials) -> str | None:
     """The reports' own labels, where they are taught."""
-    if config.distillation.tiles == "none" or config.distillation.target != "report_labels":
+    if config.distillation.tiles == "none" or config.distillation.target not in REPORT_LABELS:
         return None
     return fingerprint([[report.report_id, report.label] for report in materials.reports.reports])
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from clipit.artifacts import whole_file, write_json
+from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
@@ -65,6 +65,53 @@ def checked_tiles(tiles: TileSet, config: Config, say: Callable[[str], None] = p
                 fix="split the tiles anew, by patient",
             )
         )
+    return replace(kept, notes=(*kept.notes, note))
+
+
+def checked_shifted(
+    tests: TileSet, own: TileSet, learnt: TileSet, name: str, config: Config, say: Callable[[str], None] = print
+) -> TileSet:
+    """A shifted test set without the images that training or validation has seen; called by all processes.
+
+    Equal pixels are looked for, whatever `leaks.pixels` asks for beyond them; tiles of one colour are passed over. With
+    the policy `exclude` the shifted tiles go, not those of training: what a student learns from must not depend on the
+    further test sets that a comparison happens to have.
+
+    Args:
+        tests: Of the shifted set.
+        own: All tiles of the configuration, as read.
+        learnt: Those of them that are trained on or validated with.
+        name: Of the shifted set.
+        config: `leaks` says what is done.
+        say: Takes lines for the user; called in the main process only.
+
+    Raises:
+        DataError: There are such images and the policy is `error`, or none would be left.
+    """
+    prints = None if config.leaks.policy == "off" else _prints(own, config, config.leaks.pixels, say)
+    if prints is None or not len(tests):
+        return tests
+    digests = prints.digests if isinstance(prints, Fingerprints) else prints
+    digests = digests[np.isin(own.ids, learnt.ids)]
+    seen = {row.tobytes() for row in digests if row.any()}
+    found = tile_digests(config.output / "artefacts", tests, say)
+    copies = np.array([row.tobytes() in seen for row in found])
+    if not copies.any():
+        return tests
+    where, ids = f"comparison.shifted.{name}", tests.ids[copies].tolist()
+    what = f"{len(ids)} of {len(tests)} shifted tiles have the very pixels of training or validation tiles"
+    if config.leaks.policy == "error":
+        fix = "take them out of one side; or --leaks.policy=exclude leaves them out of this set, note only says so"
+        raise DataError(explain(f"{what}: {shortlist(ids)}", where=where, fix=fix))
+    excluded = config.leaks.policy == "exclude"
+    if excluded and copies.all():
+        raise DataError(explain(f"without the leaks nothing is left; {what}", where=where, fix="give other tiles"))
+    note = f"{where}: {what}, {'left out' if excluded else 'kept on request (leaks.policy: note)'}"
+    if processes().main:
+        path = _folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
+        write_json(path, {"set": name, "policy": config.leaks.policy, "tiles": ids})
+        say(f"note: {note}; listed in {path}")
+    kept = tests.select(~copies) if excluded else tests
     return replace(kept, notes=(*kept.notes, note))
 
 

@@ -17,7 +17,7 @@ from clipit.distributed import build_once, processes
 from clipit.embedding import Store, centred, embed_texts, embed_tiles, unit
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
-from clipit.experiments.leaks import checked_reports, checked_tiles
+from clipit.experiments.leaks import checked_reports, checked_shifted, checked_tiles
 from clipit.index import Index, build_index
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
@@ -115,11 +115,18 @@ class Materials:
         return tiles
 
     def shifted_tiles(self, name: str) -> TileSet:
-        """The test tiles of a further test set of the comparison.
+        """The test tiles of a further test set of the comparison, less those that training has seen (`leaks`).
 
         Raises:
-            DataError: It has none, or other classes.
+            DataError: It has none, or other classes, or patients or images of training are among them.
         """
+        config = self.config.comparison.shifted[name].model_dump(mode="json")
+        key = f"shifted {name} {fingerprint(config)} {_key('checked', self.config, ('tiles', 'leaks', 'prompts'))}"
+        found: TileSet = self._once(key, lambda: self._checked_shifted(name))
+        return found
+
+    def _checked_shifted(self, name: str) -> TileSet:
+        """Read and checked; called by all processes."""
         config = self.config.comparison.shifted[name]
         key = f"tiles {fingerprint(config.model_dump(mode='json'))}"
         found: TileSet = self._once(key, lambda: self._told_of(read_tiles(config)))
@@ -138,7 +145,9 @@ class Materials:
                     fix="name its classes in its class_map (its label: ours), and all of ours in its classes",
                 )
             )
-        return tests
+        own = self.some_tiles
+        learnt = own.select(own.splits != "test")
+        return checked_shifted(tests, self._tiles_as_read, learnt, name, self.config, self._say)
 
     def _check_patients(self, name: str, tests: TileSet) -> None:
         """Refuse (or tell of) patients of a shifted test set that training or validation has seen."""

@@ -1,17 +1,14 @@
 """Probes and retrieval on frozen features: the VLM, the backbone, and the classifier of a finished run."""
 
-import shlex
-import sys
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64
 
-from clipit.artifacts import git_commit, versions, whole_file, write_json
+from clipit.artifacts import write_json
 from clipit.config import Config, ProbingConfig
 from clipit.distributed import processes
 from clipit.embedding import centred
@@ -31,12 +28,14 @@ from clipit.experiments.frozen_features import (
     Frozen,
     backbone_features,
     classifier_features,
+    run_prompts,
     vlm_features,
 )
 from clipit.experiments.materials import Materials
 from clipit.experiments.text_retrieval import text_retrieval
 from clipit.reporting.label_plots import label_curves_plot
-from clipit.reporting.probing_tables import probing_text
+from clipit.reporting.probing_tables import probing_chapters
+from clipit.reporting.study_page import asked_with, made_by, recorded, study_note, write_study
 from clipit.tiles.tileset import TileSet
 
 _METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc", "kappa")
@@ -44,7 +43,7 @@ Row = dict[str, Any]
 
 
 def probe(config: Config, run: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """Measure what frozen features hold, and write probing.parquet, probing.md and the label-efficiency plot.
+    """Measure what frozen features hold, and write probing.parquet, .md, .html, .json and the label-efficiency plot.
 
     Args:
         config: Its `probing` section says what is measured.
@@ -64,7 +63,9 @@ def probe(config: Config, run: Path | None = None, say: Callable[[str], None] = 
     if run is not None:
         subjects.append(classifier_features(config, materials, run))
     rows += _zero_shot_rows(config, materials, subjects[0])
-    rows += [_retrieval_row(JOINT, what, score) for what, score in text_retrieval(config, materials, subjects[0])]
+    for what, score in text_retrieval(config, materials, subjects[0]):
+        asked = {} if "caption" in what else asked_with(materials.prompts)
+        rows.append(_retrieval_row(JOINT, what, score) | asked)
     folder = config.output / "probing" / config.name
     if processes().main:
         for subject in subjects:
@@ -164,7 +165,9 @@ def _zero_shot_rows(config: Config, materials: Materials, joint: Frozen) -> list
         classes = prompt_embeddings(prompts, materials.encode, text_mean, known.classes)
         moved = centred(np.asarray(test.vectors, dtype=np.float32), tile_mean)
         probabilities = zero_shot_probabilities(moved, classes, materials.vlm.logit_scale)
-        base = {"subject": joint.name, "what": name, "labels": 0, "validation_labels": 0}
+        base = {"subject": joint.name, "what": name, "labels": 0, "validation_labels": 0} | asked_with(prompts)
+        if text_mean is not None:
+            base["index"] = materials.index.artifact.fingerprint  # the mean is that of its snippets
         rows += [base | row for row in _score_rows(config, test.labels, probabilities, test.groups, known.classes)]
     return rows
 
@@ -192,7 +195,8 @@ def _run_rows(config: Config, materials: Materials, run: Path) -> list[Row]:
     rows: list[Row] = []
     for name, probabilities in answers.items():
         scored = _score_rows(config, found.labels, probabilities, found.groups, found.classes)
-        rows += [{"subject": f"classifier {run.name}", "what": name} | row for row in scored]
+        asked = run_prompts(run) if name == "zero_shot, student" else {}
+        rows += [{"subject": f"classifier {run.name}", "what": name} | asked | row for row in scored]
     return rows
 
 
@@ -235,19 +239,16 @@ def _write(
     config: Config, materials: Materials, subjects: Sequence[Frozen], rows: list[Row], folder: Path, run: Path | None
 ) -> None:
     facts = {subject.name: subject.facts for subject in subjects}
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
-    with whole_file(folder / "probing.parquet") as temporary:
-        pq.write_table(table, temporary)
-    prompts = materials.prompts
+    tiles, prompts, made = materials.some_tiles, materials.prompts, made_by()
+    common = {"split": "test", "classes": len(tiles.classes), "tiles_fingerprint": tiles.fingerprint}
+    whole = recorded(rows, {**common, "seed": config.seed, **made}, facts)
     provenance = {
         "config": config.model_dump(mode="json"),
-        "command": shlex.join(sys.argv),
-        "commit": git_commit(),
-        "versions": versions(),
+        **made,
+        "versions": json.loads(made["versions"]),
         "run": None if run is None else str(run),
-        "tiles": materials.some_tiles.fingerprint,
-        "classes": list(materials.some_tiles.classes),
+        "tiles": tiles.fingerprint,
+        "classes": list(tiles.classes),
         "prompts": None if prompts is None else {"name": prompts.name, "hash": prompts.hash},
         "subjects": facts,
     }
@@ -260,5 +261,5 @@ def _write(
             name = f"{row['subject']}: {row['what'].removeprefix('curve ').replace('_', ' ')}"
             series.setdefault(name, []).append((row["share"], row["value"]))
         label_curves_plot(series, folder / plot, metric=config.probing.metric, title=config.name)
-    with whole_file(folder / "probing.md") as temporary:
-        temporary.write_text(probing_text(config, rows, provenance, plot), encoding="utf-8")
+    chapters = probing_chapters(config, whole, provenance, plot)
+    write_study(folder, "probing", f"{config.name}: probes of frozen features", study_note(config), chapters, whole)

@@ -1,7 +1,5 @@
 """A prompt study: how a zero-shot score depends on the way of asking. Reported on test, chosen on nothing."""
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from clipit.artifacts import git_commit, versions, whole_file
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import ConfigError, explain
 from clipit.evaluation import prompt_modes
 from clipit.evaluation.evaluate import compare_predictions
-from clipit.evaluation.metrics import METRICS, compute_metrics
+from clipit.evaluation.metrics import METRICS, compute_metrics, why_undefined
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, embed_prompts, zero_shot_probabilities
 from clipit.experiments.materials import Materials
@@ -27,17 +23,24 @@ from clipit.experiments.prompt_subjects import Subject, cut_tokens, student_subj
 from clipit.prompts.grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, check_classes, load_prompts
 from clipit.reporting.prompt_plots import heat_plot, spread_plot
-from clipit.reporting.prompt_tables import study_text
+from clipit.reporting.prompt_tables import prompt_chapters
+from clipit.reporting.study_page import asked_with, made_by, recorded, study_note, write_study
 from clipit.tiles.tileset import TileSet
 
 _TEXTS = ("subject", "prompts", "prompts_hash", "kind", "mode", "template", "organ", "magnification", "stain", "split")
-_COUNTS = ("draw", "texts", "cut_texts", "cut_tokens", "tiles", "seed")
+_COUNTS = ("draw", "texts", "cut_texts", "cut_tokens", "tiles", "classes", "pixels", "seed", "run_seed")
+_BESIDE = (
+    "metric", "preprocess", "model", "fingerprint", "vlm", "vlm_fingerprint", "index", "pairs", "run", "arm",
+    "backbone", "backbone_fingerprint", "tiles_fingerprint", "commit", "versions", "command",
+)  # fmt: skip
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in _TEXTS]
     + [(name, pa.int64()) for name in _COUNTS]
     + [(name, pa.float64()) for name in METRICS]
+    + [(name, pa.string()) for name in _BESIDE]
 )
-"""Columns of prompts.parquet; kind: mode (one classifier), draw (one of the sampled), cell (one of the grid)."""
+"""Columns of prompts.parquet. kind: mode (one classifier), draw (one of the sampled), cell (one of the grid); every
+score has a column of its own, and metric names the one that the tables show."""
 
 Row = dict[str, Any]
 
@@ -55,11 +58,9 @@ class _Asked:
     def row(self, kind: str, texts: Sequence[str], scores: Mapping[str, float | None], **columns: object) -> Row:
         """A row of the table; columns not given stay empty."""
         cut = self.count_cut(texts)
-        row: Row = dict.fromkeys(SCHEMA.names)
-        row |= {"subject": self.subject.name, "prompts": self.prompts.name, "prompts_hash": self.prompts.hash}
-        row |= {"kind": kind, "split": "test", "tiles": len(self.test), "seed": self.seed, "texts": len(texts)}
+        row: Row = {"subject": self.subject.name, "kind": kind, "seed": self.seed, "texts": len(texts)}
         row |= {"cut_texts": sum(count > 0 for count in cut), "cut_tokens": sum(cut)}
-        return row | columns | dict(scores)
+        return row | asked_with(self.prompts) | columns | dict(scores)
 
     def embedded(self, prompts: PromptSet) -> TextVectors:
         """The texts of a prompt set in the subject's space, classes as the tiles have them."""
@@ -86,7 +87,7 @@ def prompt_study(config: Config, materials: Materials, run: Path | None = None) 
         run: Folder of a run whose classifier is asked, too.
 
     Returns:
-        <output>/prompts/<name>[-<run>]: prompts.parquet, prompts.md, prompts_spread.png, prompts_grid.png.
+        <output>/prompts/<name>[-<run>]: prompts.parquet, prompts.md, prompts.html and plots.
 
     Raises:
         ConfigError: No prompt set, or a grid template without its slots.
@@ -114,7 +115,7 @@ def prompt_study(config: Config, materials: Materials, run: Path | None = None) 
         ]
         rows = [row for one in asked for row in (*_mode_rows(one, config), *_grid_rows(one, config))]
         materials.say(f"asked in {len(rows):,} ways; scores on {len(test):,} test tiles")
-        _write(folder, config, rows, _differences(asked, config), test, materials)
+        _write(folder, config, rows, asked, materials)
     here.wait()
     return folder
 
@@ -193,48 +194,33 @@ def _differences(asked: Sequence[_Asked], config: Config) -> list[dict[str, Any]
     return found
 
 
-def _note(config: Config) -> str:
-    """The configuration's note, and what scores of the embedded VLM do not say."""
-    embedded = (
-        "The embedded VLM has only seen synthetic tiles: on real tiles these scores prove the machinery, nothing else."
-        if config.vlm.name == "embedded"
-        else ""
-    )
-    return " ".join(part for part in (embedded, config.note.strip()) if part)
-
-
 def _predictions(one: _Asked) -> Predictions:
     test, probabilities = one.test, one.probabilities(prompt_modes.ensemble(one.embedded(one.prompts)))
     return Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
 
 
-def _write(
-    folder: Path,
-    config: Config,
-    rows: Sequence[Row],
-    differences: Sequence[Mapping[str, Any]],
-    test: TileSet,
-    materials: Materials,
-) -> None:
-    with whole_file(folder / "prompts.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), temporary)
-    metric = config.zero_shot.metric
-    spread_plot(rows, metric, folder / "prompts_spread.png")
-    heat_plot([row for row in rows if row["kind"] == "cell"], metric, folder / "prompts_grid.png")
-    vlm = materials.vlm
+def _write(folder: Path, config: Config, rows: Sequence[Row], asked: Sequence[_Asked], materials: Materials) -> None:
+    test, metric, made = asked[0].test, config.zero_shot.metric, made_by()
+    common: Row = dict.fromkeys(SCHEMA.names)
+    common |= {"split": "test", "tiles": len(test), "classes": len(test.classes), "metric": metric}
+    common |= {"tiles_fingerprint": test.fingerprint, **made}
+    facts = {one.subject.name: one.subject.facts for one in asked}
+    whole = recorded(rows, common, facts)
+    spread_plot(whole, metric, folder / "prompts_spread.png")
+    heat_plot([row for row in whole if row["kind"] == "cell"], metric, folder / "prompts_grid.png")
+    told = {
+        name: f"{of['model']}, fingerprint {of['fingerprint']}, {of['pixels']} pixels, preprocessing {of['preprocess']}"
+        for name, of in facts.items()
+    }
     provenance = {
         "split": f"test, {len(test)} labelled tiles, {len(test.classes)} classes",
         "tiles": test.fingerprint,
-        "VLM": f"{vlm.name} ({vlm.fingerprint})",
-        "pixels": vlm.preprocess.size,
-        "preprocessing": vlm.preprocess.hash,
-        "prompt sets": ", ".join(sorted({f"{row['prompts']} ({row['prompts_hash']})" for row in rows})),
+        **told,
+        "prompt sets": ", ".join(sorted({f"{row['prompts']} ({row['prompts_hash']})" for row in whole})),
         "screening": f"at most {config.zero_shot.screening_tiles} training tiles, no label read",
         "seed": config.zero_shot.seed,
-        "command": shlex.join(sys.argv),
-        "commit": git_commit(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        **made,
     }
-    text = study_text(config.name, rows, metric, test.labels, test.classes, differences, provenance, note=_note(config))
-    with whole_file(folder / "prompts.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    undefined = why_undefined(metric, test.labels, test.classes) if any(row[metric] is None for row in whole) else ""
+    chapters = prompt_chapters(whole, metric, undefined, _differences(asked, config), provenance)
+    write_study(folder, "prompts", f"Prompt study: {config.name}", study_note(config), chapters, whole, SCHEMA)

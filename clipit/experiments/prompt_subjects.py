@@ -1,9 +1,9 @@
 """Who is asked in a prompt study: the VLM as it comes, the VLM centred as pairing is, and a trained student."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -12,6 +12,7 @@ from clipit.config import Config
 from clipit.distributed import processes
 from clipit.embedding import Store, centred
 from clipit.errors import DataError, ModelError, explain
+from clipit.experiments.frozen_features import classifier_fingerprint, run_facts, vlm_facts
 from clipit.experiments.materials import Materials
 from clipit.progress import progress
 from clipit.tiles.tileset import TileSet
@@ -32,6 +33,7 @@ class Subject:
         screening_splits: Their splits (all `train`).
         place: Texts to unit vectors of the same space.
         logit_scale: Factor on cosines before the softmax.
+        facts: What must stand beside each of its figures.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Subject:
     screening_splits: Shaped[np.ndarray, " m"]
     place: TextEncoder
     logit_scale: float
+    facts: Mapping[str, Any]
 
 
 def study_tiles(config: Config, materials: Materials) -> tuple[TileSet, TileSet]:
@@ -64,8 +67,8 @@ def vlm_subjects(materials: Materials, test: TileSet, screening: TileSet) -> lis
     encode = remembered(materials.encode)
     stores = materials.tile_store("test"), materials.tile_store("train")
     vectors = [_vectors(store, tiles) for store, tiles in zip(stores, (test, screening), strict=True)]
-    scale = materials.vlm.logit_scale
-    found = [Subject("VLM", vectors[0], vectors[1], screening.splits, encode, scale)]
+    scale, facts = materials.vlm.logit_scale, vlm_facts(materials)
+    found = [Subject("VLM", vectors[0], vectors[1], screening.splits, encode, scale, facts)]
     text_mean, tile_mean = materials.text_mean, materials.tile_mean
     if text_mean is not None:
 
@@ -74,7 +77,8 @@ def vlm_subjects(materials: Materials, test: TileSet, screening: TileSet) -> lis
             return centred(encode(texts), text_mean)
 
         moved = [centred(part, tile_mean) for part in vectors]
-        found.append(Subject("VLM, centred", moved[0], moved[1], screening.splits, centred_texts, scale))
+        facts = facts | {"index": materials.index.artifact.fingerprint}  # the texts' mean is that of its snippets
+        found.append(Subject("VLM, centred", moved[0], moved[1], screening.splits, centred_texts, scale, facts))
     return found
 
 
@@ -121,6 +125,12 @@ def student_subject(folder: Path, materials: Materials, test: TileSet, screening
         placed = dict(zip(distinct, classifier.prompt_embeddings(given), strict=True))
         return np.stack([placed[text] for text in texts]).astype(np.float32)
 
+    wanted = classifier.spec.preprocess
+    facts: dict[str, Any] = {
+        "model": str(folder / "classifier"),
+        "fingerprint": classifier_fingerprint(folder / "classifier"),
+    }
+    facts |= {"preprocess": wanted.hash, "pixels": wanted.size}
     return Subject(
         name=f"student {folder.name}",
         test=_projected(classifier, test, "student: test tiles"),
@@ -128,6 +138,7 @@ def student_subject(folder: Path, materials: Materials, test: TileSet, screening
         screening_splits=screening.splits,
         place=taught,
         logit_scale=float(classifier.spec.vlm["logit_scale"]),
+        facts=run_facts(folder) | facts,
     )
 
 

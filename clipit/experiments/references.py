@@ -1,18 +1,22 @@
 """Rows beside every comparison: the VLM itself, zero-shot and as a linear probe on the same labels."""
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from clipit.artifacts import fingerprint
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.embedding import Store, centred, embed_tiles
 from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.predictions import Predictions, write_predictions
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.experiments.materials import Materials
@@ -25,15 +29,22 @@ if TYPE_CHECKING:
 ZERO_SHOT = "reference: VLM zero-shot"
 CENTRED = "reference: VLM zero-shot, centred"
 PROBE = "reference: VLM linear probe"
+_FILES = {ZERO_SHOT: "vlm-zero-shot", CENTRED: "vlm-zero-shot-centred", PROBE: "vlm-linear-probe"}
 
 
-def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]:
+def reference_rows(config: Config, materials: Materials, folder: Path) -> list[dict[str, Any]]:
     """Scores of the VLM on the comparison's test sets, in the form of a comparison's rows.
 
     Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (the
     means of the training tiles and of the snippets: no test tile has a part in them). The probe is a logistic
     regression on the VLM's image embeddings, fitted on the labels that the arms of the same seed see, its strength
-    chosen on their validation labels. The zero-shot rows do not depend on labels.
+    chosen on their validation labels. The zero-shot rows do not depend on labels: their predictions are one file for
+    all seeds.
+
+    Args:
+        config: What is compared.
+        materials: Of this configuration.
+        folder: Where the predictions are kept; each row names its file under `predictions`.
     """
     tests = {"test": (materials.some_tiles.of_split("test"), materials.tile_store("test"))}
     for name in config.comparison.shifted:
@@ -66,10 +77,32 @@ def reference_rows(config: Config, materials: Materials) -> list[dict[str, Any]]
             known = test.labels >= 0
             for name, probabilities in found.items():
                 score = compute_metrics(test.labels[known], probabilities[known])[config.comparison.metric]
-                rows.append(
-                    beside | {"arm": name, "seed": seed, "part": part, "tiles": int(known.sum()), "score": score}
-                )
+                predictions = Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
+                file = predictions_file(folder, _FILES[name], seed if name == PROBE else None, part)
+                keep(file, predictions)
+                own = {"arm": name, "seed": seed, "part": part, "tiles": int(known.sum()), "score": score}
+                rows.append(beside | own | {"predictions": str(file)})
     return sorted(rows, key=lambda row: row["arm"])
+
+
+def predictions_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
+    """Where the predictions of a classifier that belongs to a comparison, not to a run, lie.
+
+    Args:
+        folder: Of one data set and backbone.
+        name: Of the classifier, in letters of file names.
+        seed: None: the same for all seeds.
+        part: Test set; a name that is no file name gets a mark, so that two of them never share a file.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", part)
+    told = part if plain == part else f"{plain}-{fingerprint(part)[:6]}"
+    return folder / "-".join([name, *([] if seed is None else [f"seed{seed}"]), f"{told}.parquet"])
+
+
+def keep(path: Path, predictions: Predictions) -> None:
+    """Write predictions that every process has, once."""
+    if processes().main:
+        write_predictions(path, predictions)
 
 
 Reading = tuple[Float32[np.ndarray, "dim"] | None, Float32[np.ndarray, "classes dim"]]

@@ -1,21 +1,17 @@
 """How finished runs stand changes that training did not show them: curves, shifts, calibration, adaptation."""
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from clipit.artifacts import git_commit, versions, whole_file, write_json
+from clipit.artifacts import write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
-from clipit.evaluation.adaptation_guard import GuardErrors, guard_errors
+from clipit.evaluation.adaptation_guard import guard_errors
+from clipit.experiments.frozen_features import run_prompts
 from clipit.experiments.materials import Materials
 from clipit.experiments.robustness_curves import curve_rows
 from clipit.experiments.robustness_rows import (
@@ -26,14 +22,15 @@ from clipit.experiments.robustness_rows import (
     shifted_rows,
     vlm_calibration_vectors,
 )
-from clipit.experiments.robustness_subjects import Subject, run_subject, spread, vectors_of, vlm_subject
+from clipit.experiments.robustness_subjects import ZERO, Subject, run_subject, spread, vectors_of, vlm_subject
 from clipit.reporting.robustness_plots import calibration_plot, curve_plot
-from clipit.reporting.robustness_tables import robustness_text
+from clipit.reporting.robustness_tables import robustness_chapters
+from clipit.reporting.study_page import asked_with, made_by, recorded, study_note, write_study
 from clipit.tiles.tileset import TileSet
 
 
 def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] = print) -> Path:
-    """Measure finished runs and, with prompts, the VLM; write robustness.parquet, robustness.md, .json and plots.
+    """Measure finished runs and, with prompts, the VLM; write robustness.parquet, .md, .html, .json and plots.
 
     Args:
         config: Of these runs; its `robustness` section says what is measured, `comparison.shifted` on which other sets.
@@ -58,7 +55,7 @@ def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] 
             vectors[subject.name, part] = vectors_of(subject, tiles, config, materials)
     of_vlm = {s.name: vlm_calibration_vectors(config, materials, s) for s in subjects if s.run is None}
     materials.say(f"perturbing {len(parts['test'])} test tiles for {', '.join(s.name for s in subjects)}")
-    rows = curve_rows(config, parts["test"], subjects)
+    rows = curve_rows(config, parts["test"], subjects, seen)
     folder = config.output / "robustness" / config.name
     if processes().main:
         rows += shifted_rows(config, subjects, parts, vectors)
@@ -70,10 +67,33 @@ def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] 
     return folder
 
 
-def guard_study(rows: Sequence[Row]) -> GuardErrors:
-    """How often the guard was wrong over the adaptations of some rows (all subjects and sets whose change is known)."""
-    cases = [row for row in rows if row["what"] == "adaptation" and row.get("guard") and row.get("change") is not None]
-    return guard_errors([(row["guard"] == "accepted", float(row["change"])) for row in cases])
+def guard_study(rows: Sequence[Row]) -> list[Row]:
+    """How often the guard was wrong, per adaptation and kind of setting.
+
+    A setting is a model (with its seed), its way to answer, and a set of tiles: the test tiles, a shifted set, or the
+    test tiles at one level of a perturbation. Settings whose true change is not known do not count.
+
+    Args:
+        rows: Of the study.
+
+    Returns:
+        One per method and kind (`test and shifted sets`, each perturbation, `all`): method, settings, and the fields
+        of `GuardErrors`.
+    """
+    known = [row for row in rows if row["what"] == "adaptation" and row.get("guard") and row.get("change") is not None]
+    found = []
+    for method in dict.fromkeys(row["method"] for row in known):
+        kinds: dict[str, list[tuple[bool, float]]] = {}
+        for row in (row for row in known if row["method"] == method):
+            case = (row["guard"] == "accepted", float(row["change"]))
+            for kind in (row.get("perturbation") or "test and shifted sets", "all"):
+                kinds.setdefault(kind, []).append(case)
+        every = kinds.pop("all")
+        found += [
+            {"method": method, "settings": kind} | asdict(guard_errors(cases))
+            for kind, cases in (*sorted(kinds.items()), ("all", every))
+        ]
+    return found
 
 
 def _subjects(config: Config, materials: Materials, runs: Sequence[Path]) -> list[Subject]:
@@ -121,34 +141,32 @@ def _write(
     rows: list[Row],
     folder: Path,
 ) -> None:
-    prompts = materials.prompts
+    made, tiles = made_by(), materials.some_tiles
     common: dict[str, Any] = {
         "split": "test",
-        "classes": len(materials.some_tiles.classes),
-        "prompts": None if prompts is None else prompts.name,
-        "prompts_hash": None if prompts is None else prompts.hash,
+        "classes": len(tiles.classes),
         "perturbation_seed": config.robustness.seed,
         "bootstrap": config.evaluation.bootstrap,
-        "commit": git_commit(),
-        "command": shlex.join(sys.argv),
-        "versions": json.dumps(versions()),
+        **made,
     }
     facts = {subject.name: {**subject.facts, "fingerprint": subject.fingerprint} for subject in subjects}
-    prints = {name: tiles.fingerprint for name, tiles in parts.items()}
-    whole = [{**common, **facts[row["subject"]], "tiles": prints[row["part"]], **row} for row in rows]
-    columns = list(dict.fromkeys(key for row in whole for key in row))
-    with whole_file(folder / "robustness.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in whole]), temporary)
-    errors = guard_study(rows)
+    prints = {name: part.fingerprint for name, part in parts.items()}
+    whole_test = tiles.of_split("test").fingerprint
+    told = []
+    for row in rows:
+        mark = whole_test if row["what"] == "calibration" else prints[row["part"]]
+        told.append({"tiles_fingerprint": mark, **_asked(row, materials, subjects), **row})
+    whole = recorded(told, common, facts)
     provenance = {
         "config": config.model_dump(mode="json"),
-        **{key: value for key, value in common.items() if key != "versions"},
-        "versions": versions(),
-        "class_names": list(materials.some_tiles.classes),
+        **common,
+        **asked_with(materials.prompts),
+        "versions": json.loads(made["versions"]),
+        "class_names": list(tiles.classes),
         "subjects": facts,
         "tiles": prints,
         "notes": {name: list(_notes(config, materials, name)) for name in parts},
-        "guard": asdict(errors),
+        "guard": guard_study(rows),
     }
     write_json(folder / "robustness.json", provenance)
     plots = []
@@ -161,8 +179,16 @@ def _write(
     if calibrated:
         plots.append("calibration.png")
         calibration_plot(calibrated, folder / plots[-1])
-    with whole_file(folder / "robustness.md") as temporary:
-        temporary.write_text(robustness_text(config, rows, provenance, plots), encoding="utf-8")
+    chapters = robustness_chapters(config, whole, provenance, plots)
+    write_study(folder, "robustness", f"{config.name}: robustness", study_note(config), chapters, whole)
+
+
+def _asked(row: Row, materials: Materials, subjects: Sequence[Subject]) -> Row:
+    """The prompt set that a row's answers are of: none for a head; a run's own where its predictions were read."""
+    if row["reading"] != ZERO:
+        return {}
+    run = next(subject.run for subject in subjects if subject.name == row["subject"])
+    return run_prompts(run) if run is not None and row["what"] == "calibration" else asked_with(materials.prompts)
 
 
 def _notes(config: Config, materials: Materials, name: str) -> tuple[str, ...]:

@@ -1,4 +1,6 @@
-"""Robustness curves: the same perturbed tiles through every model."""
+"""Robustness curves, and adaptation along them: the same perturbed tiles through every model."""
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float32
@@ -6,8 +8,8 @@ from jaxtyping import Float32
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
-from clipit.experiments.robustness_rows import Row, score_cell
-from clipit.experiments.robustness_subjects import Subject
+from clipit.experiments.robustness_rows import Row, adapted_rows, score_cell
+from clipit.experiments.robustness_subjects import Subject, Vectors
 from clipit.progress import progress
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
@@ -16,58 +18,74 @@ CLEAN = "none"
 _CHUNK = 16
 """Tiles perturbed at once."""
 
-Place = tuple[str, float | None, str, str]
-"""Perturbation, level, subject, reading."""
 
-
-def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject]) -> list[Row]:
-    """Scores of every subject at every level; the same perturbed tiles for all. In the main process; none elsewhere.
+def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], training: Mapping[str, Vectors]) -> list[Row]:
+    """Scores of every subject at every level, and of every adaptation there. In the main process; none elsewhere.
 
     The stored tile is perturbed, before a model's own resizing, so that models with other inputs see the same change.
+    One level is in memory at a time; the tiles are read anew for each.
+
+    Args:
+        config: Its `robustness` section.
+        tiles: Test tiles, all with a label.
+        subjects: Models.
+        training: Subject -> vectors of training tiles, which adaptation needs.
     """
-    found, untouched = _perturbed(config, tiles, subjects)
-    if not processes().main:
-        return []
-    rows = []
-    for (name, level, subject, reading), probabilities in found.items():
-        clean = None if name == CLEAN else found[CLEAN, None, subject, reading]
-        rows.append(
-            {"what": "curve", "subject": subject, "reading": reading, "part": "test", "perturbation": name}
-            | {"level": level, "unit": "" if name == CLEAN else PERTURBATIONS[name].unit}
-            | {"untouched": untouched.get((name, level), 0)}
-            | score_cell(config, tiles, probabilities, clean)
-        )
+    levels: list[tuple[str, float | None]] = [(CLEAN, None)]
+    levels += [(name, float(level)) for name, asked in config.robustness.perturbations.items() for level in asked]
+    clean: dict[tuple[str, str], Float32[np.ndarray, "n c"]] = {}
+    rows: list[Row] = []
+    here = processes()
+    with progress("perturbing tiles", len(levels) * -(-len(tiles) // _CHUNK), shown=here.main) as advance:
+        for name, level in levels:
+            found, untouched = _perturbed(config, tiles, subjects, name, level, advance)
+            if not here.main:
+                continue
+            unit = "" if level is None else PERTURBATIONS[name].unit
+            at = {"part": "test", "perturbation": name, "level": level, "unit": unit, "untouched": untouched}
+            for subject in subjects:
+                for reading, answer in subject.answers.items():
+                    probabilities = answer(found[subject.name][reading])
+                    before = clean.get((subject.name, reading))
+                    if level is None:
+                        clean[subject.name, reading] = probabilities
+                    cell = score_cell(config, tiles, probabilities, before, config.evaluation.bootstrap)
+                    rows.append({"what": "curve", "subject": subject.name, "reading": reading} | at | cell)
+                if level is not None:  # hundreds of settings, to count the guard's errors over: no interval for each
+                    adapted = adapted_rows(config, tiles, subject, found[subject.name], training[subject.name], 0)
+                    rows += [row | at for row in adapted]
     return rows
 
 
 def _perturbed(
-    config: Config, tiles: TileSet, subjects: list[Subject]
-) -> tuple[dict[Place, Float32[np.ndarray, "n c"]], dict[tuple[str, float | None], int]]:
-    """Probabilities of all tiles at every level, and how many tiles each level left untouched."""
+    config: Config,
+    tiles: TileSet,
+    subjects: list[Subject],
+    name: str,
+    level: float | None,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Vectors], int]:
+    """Subject -> vectors of all tiles at one level, and how many tiles it left untouched; the processes share them."""
     here, keys = processes(), tile_keys(tiles.ids.tolist())
-    levels: list[tuple[str, float | None]] = [(CLEAN, None)]
-    levels += [(name, float(level)) for name, asked in config.robustness.perturbations.items() for level in asked]
     starts = list(range(0, len(tiles), _CHUNK))
-    own: dict[int, tuple[dict[Place, np.ndarray], dict[tuple[str, float | None], int]]] = {}
-    with progress("perturbing tiles", len(starts), shown=here.main) as advance:
-        for start in here.share(starts):
-            rows = np.arange(start, min(start + _CHUNK, len(tiles)))
-            pictures = [np.asarray(tiles.read(row)).transpose(2, 0, 1) for row in rows]
-            answers: dict[Place, np.ndarray] = {}
-            counts: dict[tuple[str, float | None], int] = {}
-            for name, level in levels:
-                changed = pictures
-                if level is not None:
-                    changed, counts[name, level] = _changed(pictures, name, level, keys[rows], config.robustness.seed)
-                for place, found in _answers(subjects, changed).items():
-                    answers[(name, level, *place)] = found
-            own[start] = (answers, counts)
-            advance(here.count)
+    own: dict[int, tuple[dict[str, Vectors], int]] = {}
+    for start in here.share(starts):
+        rows = np.arange(start, min(start + _CHUNK, len(tiles)))
+        pictures, untouched = [np.asarray(tiles.read(row)).transpose(2, 0, 1) for row in rows], 0
+        if level is not None:
+            pictures, untouched = _changed(pictures, name, level, keys[rows], config.robustness.seed)
+        own[start] = (_vectors(subjects, pictures), untouched)
+        advance(here.count)
     merged = {start: found for share in here.gather(own) for start, found in share.items()}
     chunks = [merged[start] for start in starts]
-    places = list(chunks[0][0]) if chunks else []
-    probabilities = {place: np.concatenate([answers[place] for answers, _ in chunks]) for place in places}
-    return probabilities, {at: sum(counts.get(at, 0) for _, counts in chunks) for at in levels}
+    joined = {
+        subject.name: {
+            reading: np.concatenate([found[subject.name][reading] for found, _ in chunks])
+            for reading in subject.answers
+        }
+        for subject in subjects
+    }
+    return joined, sum(untouched for _, untouched in chunks)
 
 
 def _changed(
@@ -85,8 +103,8 @@ def _changed(
     return changed, untouched
 
 
-def _answers(subjects: list[Subject], pictures: list[np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
-    """(subject, reading) -> probabilities; models with the same preprocessing share its work."""
+def _vectors(subjects: list[Subject], pictures: list[np.ndarray]) -> dict[str, Vectors]:
+    """Subject -> reading -> vectors; models with the same preprocessing share its work."""
     from PIL import Image
 
     inputs: dict[str, np.ndarray] = {}
@@ -96,7 +114,5 @@ def _answers(subjects: list[Subject], pictures: list[np.ndarray]) -> dict[tuple[
         if wanted.hash not in inputs:
             images = [Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))) for picture in pictures]
             inputs[wanted.hash] = np.stack([wanted.pixels(image) for image in images])
-        vectors = subject.forward(inputs[wanted.hash])
-        for reading, answer in subject.answers.items():
-            found[subject.name, reading] = answer(vectors[reading])
+        found[subject.name] = subject.forward(inputs[wanted.hash])
     return found

@@ -35,7 +35,8 @@ def shifted_rows(
             for reading, answer in subject.answers.items():
                 probabilities = answer(all_vectors[subject.name, part][reading])
                 base = {"what": "shifted", "subject": subject.name, "reading": reading, "part": part}
-                rows.append(base | score_cell(config, tiles, probabilities, None))
+                cell = score_cell(config, tiles, probabilities, None, config.evaluation.bootstrap)
+                rows.append(base | cell)
     return rows
 
 
@@ -44,7 +45,7 @@ def adaptation_rows(
     subjects: list[Subject],
     parts: Mapping[str, TileSet],
     all_vectors: Found,
-    training: dict[str, Vectors],
+    training: Mapping[str, Vectors],
 ) -> list[Row]:
     """Every adaptation on every set, with the guard's verdict beside the true gain or loss.
 
@@ -58,17 +59,34 @@ def adaptation_rows(
     rows = []
     for subject in subjects:
         for part, tiles in parts.items():
-            for reading, answer in subject.answers.items():
-                vectors = all_vectors[subject.name, part][reading]
-                seen = training[subject.name][reading]
-                for method in config.robustness.adaptation:
-                    if method == "transductive" and reading != ZERO:
-                        continue  # it needs a text prior
-                    name = STATISTICS if method == "statistics" else TRANSDUCTIVE
-                    base = {"what": "adaptation", "subject": subject.name, "reading": reading, "part": part}
-                    base |= {"method": name}
-                    reason = subject.fixed.get(reading, "") if method == "statistics" else ""
-                    rows.append(base | _adapted_cell(config, tiles, vectors, seen, answer, method, reason))
+            vectors, seen = all_vectors[subject.name, part], training[subject.name]
+            found = adapted_rows(config, tiles, subject, vectors, seen, config.evaluation.bootstrap)
+            rows += [row | {"part": part} for row in found]
+    return rows
+
+
+def adapted_rows(
+    config: Config, tiles: TileSet, subject: Subject, vectors: Vectors, training: Vectors, resamples: int
+) -> list[Row]:
+    """One row per reading and adaptation of one subject on one set of tiles.
+
+    Args:
+        config: Its `robustness` section says which adaptations.
+        tiles: All with a label.
+        subject: The model.
+        vectors: Reading -> vectors of these tiles, in their order.
+        training: Reading -> vectors of training tiles.
+        resamples: Of the intervals; 0: none.
+    """
+    rows = []
+    for reading, answer in subject.answers.items():
+        for method in config.robustness.adaptation:
+            if method == "transductive" and reading != ZERO:
+                continue  # it needs a text prior
+            name = STATISTICS if method == "statistics" else TRANSDUCTIVE
+            reason = subject.fixed.get(reading, "") if method == "statistics" else ""
+            cell = _adapted_cell(config, tiles, vectors[reading], training[reading], answer, method, reason, resamples)
+            rows.append({"what": "adaptation", "subject": subject.name, "reading": reading, "method": name} | cell)
     return rows
 
 
@@ -80,9 +98,10 @@ def _adapted_cell(
     answer: Answer,
     method: str,
     reason: str,
+    resamples: int,
 ) -> Row:
     before = answer(vectors)
-    plain = score_cell(config, tiles, before, None)
+    plain = score_cell(config, tiles, before, None, 0)
     try:
         after = None if reason else _adapt(tiles.ids, vectors, seen, before, answer, method)
     except DataError as error:
@@ -98,7 +117,7 @@ def _adapted_cell(
         "moved": verdict.moved,
         "information": verdict.information,
     }
-    return score_cell(config, tiles, after, before) | facts
+    return score_cell(config, tiles, after, before, resamples) | facts
 
 
 def _adapt(
@@ -210,6 +229,7 @@ def score_cell(
     tiles: TileSet,
     probabilities: Float[np.ndarray, "n c"],
     before: Float[np.ndarray, "n c"] | None,
+    resamples: int,
 ) -> Row:
     """The configured score of some labelled tiles with its 95 % interval, and its paired change where there is one.
 
@@ -218,6 +238,7 @@ def score_cell(
         tiles: All with a label.
         probabilities: Of these, in their order.
         before: What the change is taken against.
+        resamples: Of the intervals; 0: none.
     """
     metric = config.robustness.metric
     order = np.argsort(tiles.ids, kind="stable")
@@ -232,15 +253,16 @@ def score_cell(
         return found
 
     values = statistics(np.ones((len(labels), 1)))
-    intervals = bootstrap(statistics, groups, config.evaluation.bootstrap, config.seed)
-    row: Row = {"metric": metric, "n": len(labels)}
+    intervals = bootstrap(statistics, groups, resamples, config.seed)
+    row: Row = {"metric": metric, "n": len(labels), "bootstrap": resamples}
     for name, prefix in (("value", ""), ("change", "change_")):
         if name in values:
             value = float(values[name][0])
             row |= {name: value if np.isfinite(value) else None}
             row |= {f"{prefix}low": intervals[name].low, f"{prefix}high": intervals[name].high}
     undefined = row["value"] is None
-    row["reason"] = why_undefined(metric, labels, tiles.classes) if undefined else intervals["value"].reason
+    lacking = intervals["value"].reason if resamples else ""
+    row["reason"] = why_undefined(metric, labels, tiles.classes) if undefined else lacking
     return row
 
 

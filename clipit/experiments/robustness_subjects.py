@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float, Float32, UInt8
 
-from clipit.artifacts import file_sha256, fingerprint
+from clipit.artifacts import file_sha256
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.predictions import read_predictions, softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
-from clipit.experiments.finished import read_training
-from clipit.experiments.frozen_features import cached_features
+from clipit.experiments.frozen_features import cached_features, classifier_fingerprint, run_facts, vlm_facts
 from clipit.experiments.materials import Materials
 from clipit.models.bundle import WEIGHTS, ZERO_SHOT
 from clipit.models.inference import Classifier, load_classifier
@@ -110,9 +108,10 @@ def run_subject(materials: Materials, run: Path, name: str) -> Subject:
                 found[ZERO] = np.asarray(projected.float().cpu().numpy())
         return found
 
-    weights = [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    facts = {"preprocess": spec.preprocess.hash, "pixels": spec.preprocess.size, **_run_facts(run)}
-    return Subject(name, spec.preprocess, forward, dims, answers, fingerprint(weights), facts, fixed, run)
+    of_run, mark = run_facts(run), classifier_fingerprint(folder)
+    facts = {"preprocess": spec.preprocess.hash, "pixels": spec.preprocess.size, **of_run, "seed": of_run["run_seed"]}
+    facts |= {"model": str(folder), "fingerprint": mark, "weights": file_sha256(folder / WEIGHTS)}
+    return Subject(name, spec.preprocess, forward, dims, answers, mark, facts, fixed, run)
 
 
 def vlm_subject(config: Config, materials: Materials) -> Subject | None:
@@ -128,7 +127,7 @@ def vlm_subject(config: Config, materials: Materials) -> Subject | None:
         return {ZERO: np.asarray(found.float().cpu().numpy())}
 
     answers = {ZERO: lambda vectors: zero_shot_probabilities(vectors, words, vlm.logit_scale)}
-    facts = {"preprocess": vlm.preprocess.hash, "pixels": vlm.preprocess.size, "seed": config.seed, "vlm": vlm.name}
+    facts = vlm_facts(materials) | {"seed": config.seed}
     print_of = f"{vlm.fingerprint} {vlm.precision}"
     return Subject("VLM", vlm.preprocess, forward, {ZERO: vlm.joint_dim}, answers, print_of, facts)
 
@@ -200,13 +199,3 @@ def _check_tiles(run: Path, tiles: TileSet) -> None:
                 fix="give the run of this configuration, with test among its evaluation.splits",
             )
         )
-
-
-def _run_facts(run: Path) -> dict[str, Any]:
-    """What the run says of itself: arm, seed, and what it was made from."""
-    config_file, training_file = run / "config.yaml", run / "training.json"
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    training = read_training(run) if training_file.is_file() else {}
-    facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "seed": config.get("seed")}
-    wanted = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
-    return facts | {key: training.get(key) for key in wanted} | {"weights": file_sha256(run / "classifier" / WEIGHTS)}

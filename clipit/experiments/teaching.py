@@ -16,6 +16,8 @@ from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.experiments.materials import Materials
 from clipit.experiments.teaching_bags import make_bags
+from clipit.pairing.sources import row_of_each
+from clipit.prompts.prompt_set import check_classes
 from clipit.tiles.tileset import TileSet
 from clipit.training.soft_labels import soft_labels
 from clipit.training.targets import (
@@ -32,7 +34,7 @@ from clipit.training.targets import (
     shuffled,
     stored_vectors,
 )
-from clipit.training.teaching import Teaching
+from clipit.training.teaching import REPORT_LABELS, Teaching, teaches_text
 
 Probabilities = Float32[np.ndarray, "n classes"]
 
@@ -60,14 +62,21 @@ def make_teaching(config: Config, materials: Materials, tiles: TileSet, image_on
         materials: Of this configuration.
         tiles: With the labels that the run sees.
         image_only: Trains (or finds) the image-only run of the same seed and gives its folder.
+
+    Raises:
+        DataError: The classes of the prompt set are not those of the tiles, or nothing can be taught.
     """
+    if materials.prompts is not None and teaches_text(config):
+        check_classes(materials.prompts, tiles.classes)  # the export needs them: not only after the training
     facts: dict[str, Any] = {}
     targets = second = None
     if config.distillation.tiles != "none":
         targets = _targets(config, materials, tiles, facts)
         facts["distilled_tiles"] = _distilled_tiles(config, tiles.of_split("train").labels, targets)
         if config.second_vlm is not None:
-            second = _targets(config, materials.serving(second_teacher(config)), tiles, facts)
+            of_second: dict[str, Any] = {}
+            second = _targets(config, materials.serving(second_teacher(config)), tiles, of_second)
+            facts |= {f"second_{name}": value for name, value in of_second.items()}
     judge = _judge(config, materials, image_only)
     soft = None if judge is None else soft_labels(judge("train"), config.soft_labels)
     prototypes = _prototypes(materials) if config.prompt_bags.weight > 0 else None
@@ -138,7 +147,7 @@ def _targets(config: Config, materials: Materials, tiles: TileSet, facts: dict[s
         chosen = random_snippets(chosen, len(store.ids), config.seed)
     vectors = _snippet_vectors(config, materials, store, chosen, train, facts)
     targets = bag_means(chosen, vectors, store.dim)
-    if d.target == "text_and_image":
+    if d.target in ("text_and_image", "report_labels_and_image"):
         return added(targets, image_targets(train.ids, materials.tile_store("train"), materials.tile_mean))
     return targets
 
@@ -152,14 +161,18 @@ def _snippet_vectors(
     d, own = config.distillation, stored_vectors(store, materials.index)
     if d.target == "random_codes":
         return random_codes(store, config.seed)
-    if d.target in ("report_context", "report_labels"):
+    if d.target == "report_context" or d.target in REPORT_LABELS:
         sources = pq.read_table(materials.snippets.file("snippet_sources.parquet"))
-        snippet_ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
+        named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
+        index = materials.index  # pairs name one of several snippets with equal embeddings: it has the sources of all
+        snippet_ids = index.ids[row_of_each(index)[index.store.positions(named)]]
         report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
         if d.target == "report_context":
-            return report_context(store, snippet_ids, report_ids, own)
-        labels, groups = materials.report_labels(report_ids)
-        return report_label_vectors(store, snippet_ids, labels, groups, own)
+            made = report_context(store, snippet_ids, report_ids, own)
+        else:
+            made = report_label_vectors(store, snippet_ids, *materials.report_labels(report_ids), own)
+        facts["fallbacks"] = made.account(chosen)
+        return made.vectors
     if d.text == "frozen":
         return own
     from clipit.training.text_side import fit_adapter, fit_text_lora, labelled_snippets

@@ -1,7 +1,5 @@
 """The bags of a run: text bags from pairs and the prompt dictionary, tile bags from neighbours."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from clipit.config import Config
@@ -11,6 +9,7 @@ from clipit.experiments.materials import Materials
 from clipit.pairing.bags import nearest_prompts, text_bag
 from clipit.pairing.tile_bags import tile_bags
 from clipit.prompts.dictionary import load_dictionary
+from clipit.prompts.prompt_set import check_classes
 from clipit.tiles.tileset import TileSet
 from clipit.training.teaching import Bag, Bags, PromptMembers
 
@@ -19,9 +18,19 @@ def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
     """Bags of all training tiles, as rows of the stores that their vectors are read from.
 
     Raises:
+        ConfigError: Weights are asked for that the pairing does not make.
         DataError: Every text bag is empty.
     """
-    b, index = config.bags, materials.index
+    b = config.bags
+    if b.weighted and config.pairing.score_temperature is None:
+        raise ConfigError(
+            explain(
+                "the pairs have no weights that the bags could take",
+                where="bags.weighted",
+                fix="set pairing.score_temperature (0.1, say), or bags.weighted=false",
+            )
+        )
+    index = materials.index
     texts = text_bag(train.ids, materials.pairs, index.store, b.snippets, b.margin)
     prompts = _prompts(config, materials, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
@@ -47,7 +56,8 @@ def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
         )
         tiles = Bag(store, materials.tile_mean, found.rows(train.ids, store))
         counts |= {"empty_tile_bags": len(found.empty), "pruned_tiles": found.pruned}
-    return Bags(Bag(index.store, index.mean, texts.rows), prompts, tiles, counts)
+    weights = texts.weights if b.weighted else None
+    return Bags(Bag(index.store, index.mean, texts.rows), prompts, tiles, counts, weights)
 
 
 def _prompts(config: Config, materials: Materials, train: TileSet) -> PromptMembers:
@@ -63,19 +73,21 @@ def _prompts(config: Config, materials: Materials, train: TileSet) -> PromptMemb
             raise ConfigError(
                 explain("class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE")
             )
+        check_classes(materials.prompts, materials.some_tiles.classes)
         pools.append(
             ([t for name in materials.prompts.classes for t in materials.prompts.texts(name)], b.class_prompts)
         )
-    vectors: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     nearest: list[np.ndarray] = []
     for texts, most in pools:
         found = centred(materials.encode(texts), materials.text_mean)
-        rows = nearest_prompts(tiles, found, min(most, len(found)), config.pairing.block)
-        nearest.append(rows + sum(len(part) for part in vectors))
-        vectors.append(found)
-    members = PromptMembers(np.concatenate(vectors), np.concatenate(nearest, axis=1), np.empty((0, 0), dtype=np.bool_))
-    scores = np.einsum("nd,npd->np", tiles, members.vectors[members.rows])
-    there = np.ones(scores.shape, dtype=np.bool_)
+        nearest_here = nearest_prompts(tiles, found, min(most, len(found)), config.pairing.block)
+        nearest.append(nearest_here + sum(len(part) for part in parts))
+        parts.append(found)
+    vectors, rows = np.concatenate(parts), np.concatenate(nearest, axis=1)
+    codes = np.unique([text for texts, _ in pools for text in texts], return_inverse=True)[1].astype(np.int64)
+    there = np.ones(rows.shape, dtype=np.bool_)
     if b.margin is not None:
+        scores = np.einsum("nd,npd->np", tiles, vectors[rows])
         there = scores >= scores.max(axis=1, keepdims=True) - b.margin
-    return replace(members, there=there)
+    return PromptMembers(vectors, codes, rows, there)

@@ -1,6 +1,7 @@
-"""The search that a comparison's learning rates and steps come from: the same grid for every arm."""
+"""The search that a comparison's learning rates, steps and weights come from: the same grid for every arm."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,51 +15,46 @@ from clipit.errors import DataError, explain
 from clipit.experiments.finished import read_training
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
+from clipit.experiments.search import RATE, STEPS, Trial, described, trials_of
 from clipit.reporting.tables import markdown_table
 
-Trial = tuple[float, int]
+Found = list[tuple[Trial, list[float]]]
+"""Trials of an arm, each with its score per tuning seed."""
 
 
 def tune(config: Config, say: Callable[[str], None] = print) -> Path:
-    """Try every (learning rate, steps) of the grid with every arm and tuning seed; choose on validation.
+    """Try every point of the grid (`comparison.learning_rates`, `.steps`, `.grid`) with every arm and tuning seed.
 
     The trials are ordinary runs in `<output>/tuning`, evaluated on the validation part only: no test tile is
-    read. Those finished are skipped.
+    read. Those finished are skipped. An arm that lacks a term has no trials of that term's keys.
 
     Returns:
         tuning.json: all scores, the choice per arm, and the `arms` block for the configuration.
     """
     c = config.comparison
+    searched = {RATE, STEPS, *c.grid}
     base = config.model_copy(
         update={
             "output": config.output / "tuning",
             # The grid sets these; a value from the command line would make all trials the same.
-            "overrides": tuple(k for k in config.overrides if k not in ("training.learning_rate", "training.steps")),
+            "overrides": tuple(k for k in config.overrides if k not in searched),
             "evaluation": config.evaluation.model_copy(update={"splits": ("validation",), "bootstrap": 0}),
         }
     )
     materials = Materials(base, say)
-    scores: dict[str, dict[Trial, list[float]]] = {}
+    scores: dict[str, Found] = {}
     for arm in c.arms:
-        for rate in c.learning_rates:
-            for steps in c.steps:
-                own = dict(config.arms.get(arm, {"base": arm})) | {
-                    "training.learning_rate": rate,
-                    "training.steps": steps,
-                }
-                trial = base.model_copy(
-                    update={
-                        "name": f"{config.name}-lr{rate:g}-steps{steps}",
-                        "arm": arm,
-                        "arms": {**config.arms, arm: own},
-                    }
-                )
-                found = [
-                    _validation_score(train_run(trial.model_copy(update={"seed": s}), materials, say))
-                    for s in c.tuning_seeds
-                ]
-                scores.setdefault(arm, {})[rate, steps] = found
-                materials.say(f"{arm}, learning rate {rate:g}, {steps} steps: {mean(found):.4f}")
+        for values in trials_of(config, arm):
+            own = dict(config.arms.get(arm, {"base": arm})) | dict(values)
+            trial = base.model_copy(
+                update={"name": _folder(config.name, values), "arm": arm, "arms": {**config.arms, arm: own}}
+            )
+            found = [
+                _validation_score(train_run(trial.model_copy(update={"seed": s}), materials, say))
+                for s in c.tuning_seeds
+            ]
+            scores.setdefault(arm, []).append((values, found))
+            materials.say(f"{arm}, {described(values)}: {mean(found):.4f}")
     path = config.output / "tuning" / f"{config.name}.json"
     if processes().main:
         _write(config, scores, path)
@@ -66,9 +62,15 @@ def tune(config: Config, say: Callable[[str], None] = print) -> Path:
     return path
 
 
-def best_trial(scores: dict[Trial, list[float]]) -> Trial:
-    """The trial with the best mean score; of equal ones fewer steps, then the lower learning rate."""
-    return min(scores, key=lambda trial: (-mean(scores[trial]), trial[1], trial[0]))
+def best_trial(found: Found) -> Trial:
+    """The trial with the best mean score; of equal ones fewer steps, then the lower learning rate, then the first."""
+    return min(found, key=lambda one: (-mean(one[1]), one[0][STEPS], one[0][RATE]))[0]
+
+
+def _folder(name: str, values: Trial) -> str:
+    parts = [f"lr{values[RATE]:g}-steps{values[STEPS]}"]
+    parts += [f"{key.rpartition('.')[2]}{value}" for key, value in values.items() if key not in (RATE, STEPS)]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([name, *parts]))
 
 
 def _validation_score(folder: Path) -> float:
@@ -85,25 +87,21 @@ def _validation_score(folder: Path) -> float:
     return float(found)
 
 
-def _write(config: Config, scores: dict[str, dict[Trial, list[float]]], path: Path) -> None:
-    chosen = {arm: best_trial(trials) for arm, trials in scores.items()}
+def _write(config: Config, scores: Mapping[str, Found], path: Path) -> None:
     block: dict[str, Any] = {
-        arm: dict(config.arms.get(arm, {"base": arm})) | {"training.learning_rate": rate, "training.steps": steps}
-        for arm, (rate, steps) in chosen.items()
+        arm: dict(config.arms.get(arm, {"base": arm})) | dict(best_trial(found)) for arm, found in scores.items()
     }
     listed = {
-        arm: [{"learning_rate": rate, "steps": steps, "scores": found} for (rate, steps), found in trials.items()]
-        for arm, trials in scores.items()
+        arm: [{"keys": dict(values), "scores": of_seeds} for values, of_seeds in found] for arm, found in scores.items()
     }
     write_json(path, {"commit": git_commit(), "trials": listed, "arms": block})
     path.with_suffix(".yaml").write_text(yaml.safe_dump({"arms": block}, sort_keys=False), encoding="utf-8")
 
 
-def _text(scores: dict[str, dict[Trial, list[float]]]) -> str:
-    trials = list(next(iter(scores.values())))
-    header = ["arm", *(f"lr {rate:g}, {steps} steps" for rate, steps in trials), "chosen"]
+def _text(scores: Mapping[str, Found]) -> str:
     rows = []
     for arm, found in scores.items():
-        rate, steps = best_trial(found)
-        rows.append([arm, *(f"{100 * mean(found[trial]):.1f}" for trial in trials), f"lr {rate:g}, {steps} steps"])
-    return markdown_table(header, rows)
+        best = best_trial(found)
+        means = sorted((mean(of_seeds) for _, of_seeds in found), reverse=True)
+        rows.append([arm, str(len(found)), f"{100 * means[0]:.1f}", f"{100 * means[-1]:.1f}", described(best)])
+    return markdown_table(["arm", "trials", "best", "worst", "chosen"], rows)

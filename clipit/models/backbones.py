@@ -15,7 +15,7 @@ from clipit.models.preprocess import Preprocess
 from clipit.models.specs import ModelSpec, check_spec
 from clipit.models.timm_backbones import load_timm
 from clipit.models.transformers_backbones import PREFIX, load_transformers
-from clipit.models.trunks import Loader, Pooling, TimmSpec, Trunk, inner_model
+from clipit.models.trunks import Loader, Pooling, TimmSpec, Trunk, channels_last, inner_model
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Backbone:
     Attributes:
         name: As configured.
         module: Normalised float [b,3,h,w] to pooled features [b,d].
-        preprocess: Its own.
+        preprocess: Its own, at `backbone.pixels` where that is given.
         dim: Number of features d.
-        expected_mpp: Micrometres per pixel of its training tiles; None when unknown.
+        expected_mpp: Micrometres per pixel of its training tiles, whatever size it is given here; None when unknown.
         fingerprint: Over weights (as loaded), preprocessing and pooling.
         timm: How timm builds it again; None: transformers does.
         plain_head: Whether timm puts one linear layer over these very features, so that a linear head can be
@@ -65,7 +65,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
     Raises:
         ModelError: Unknown name, missing files, gated or absent weights, features that are not one vector per tile,
-            or a model that is not what the table says under its name.
+            an input size that it does not take, or a model that is not what the table says under its name.
     """
     inner = config.name.removeprefix("hf-hub:")
     if inner != config.name and Path(inner).expanduser().is_dir():  # a folder is meant, whatever stands before it
@@ -97,7 +97,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     pooled = () if trunk.pooling == "default" else (trunk.pooling,)
     return Backbone(
         name=config.name,
-        module=trunk.module.to(device),
+        module=channels_last(trunk.module.to(device)),
         preprocess=trunk.preprocess,
         dim=trunk.dim,
         expected_mpp=spec.expected_mpp if spec else expected_mpp(trunk.source),
@@ -123,7 +123,7 @@ def _family(name: str) -> Loader:
 def _check(spec: ModelSpec, trunk: Trunk, pooling: Pooling, config: BackboneConfig) -> None:
     """What was loaded is what the table says; with another pooling the number of features is another, too."""
     found: dict[str, Any] = {
-        "pixels": trunk.preprocess.size,
+        "pixels": trunk.own_pixels,
         "mean": trunk.preprocess.mean,
         "std": trunk.preprocess.std,
     }

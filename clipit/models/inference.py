@@ -17,6 +17,7 @@ from clipit.models.pictures import Picture, check_several, open_picture
 from clipit.models.student import Student
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
+from clipit.models.trunks import channels_last
 from clipit.models.vlm import VLM, load_vlm
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
@@ -278,7 +279,7 @@ def load_classifier(
         )
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
         heads = None if spec.plain else _heads(spec, load_file(folder / HEADS), zero_shot)
-        model = model.to(device).eval().requires_grad_(False)
+        model = channels_last(model.to(device)).eval().requires_grad_(False)
         if heads is not None:
             heads = heads.to(device).eval().requires_grad_(False)
         return Classifier(spec, model, heads, zero_shot, vlm, trust_remote_code)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -49,6 +49,10 @@ class Preprocess:
         """Stands for all fields in cache keys and manifests."""
         return fingerprint(asdict(self))
 
+    def at(self, size: int) -> "Preprocess":
+        """The same view of a picture at another input size: the share that is cropped away stays."""
+        return replace(self, size=size, resize_to=max(size, size * self.resize_to // self.size))
+
     def describe(self) -> str:
         """One line for people."""
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
@@ -75,10 +79,14 @@ class Preprocess:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def normalise(self, pixels: Num[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b 3 h w"]:
-        """Values in 0..255 to the model's float32 input, on the same device."""
+        """Values in 0..255 to the model's float32 input, on the same device.
+
+        Channels lie last in memory (the shape stays): convolutions and pooling of a patch stem ran about twice as fast
+        so on a CPU, and tensor cores want it, too.
+        """
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
-        return (pixels.float() / 255 - mean) / std
+        return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def preprocess_from_dict(fields: Mapping[str, Any]) -> Preprocess:

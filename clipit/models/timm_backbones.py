@@ -14,7 +14,7 @@ from clipit.errors import ModelError, explain
 from clipit.models.loading import EMBEDDED, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_timm
 from clipit.models.specs import ModelSpec, similar_names
-from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk
+from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk, check_pixels, no_such_size
 from clipit.models.weights import (
     Report,
     load_reports,
@@ -51,7 +51,8 @@ def load_timm(
         named: The table, for what else could have been meant.
 
     Raises:
-        ModelError: Unknown name, missing files, gated or absent weights, or features that are not one vector per tile.
+        ModelError: Unknown name, missing files, gated or absent weights, features that are not one vector per tile, or
+            an input size (`config.pixels`) that it does not take.
     """
     import timm
     from timm.data import resolve_data_config
@@ -74,6 +75,10 @@ def load_timm(
         _check_weights(module, [report for report in reports if report.module is module], asked, spec, shapes)
     preprocess = preprocess_from_timm(resolve_data_config({}, pretrained_cfg=module.pretrained_cfg), config.name)
     arguments = {**page_arguments, **asked.arguments}
+    own_pixels = preprocess.size
+    if config.pixels not in (None, own_pixels):
+        arguments |= _change_size(module, config.pixels, own_pixels, config.name)
+        preprocess = preprocess_from_timm(resolve_data_config({}, pretrained_cfg=module.pretrained_cfg), config.name)
     whole: nn.Module = module
     if pooling != "default":
         _check_class_token(module, config.name)
@@ -82,8 +87,7 @@ def load_timm(
             arguments["global_pool"] = "token"
         else:
             whole = TokenPool(module, "timm", module.num_prefix_tokens, pooling)
-    with torch.inference_mode():
-        features = whole(torch.zeros(1, 3, preprocess.size, preprocess.size))
+    features = _features(whole, preprocess.size, own_pixels, config.name)
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         raise ModelError(
             explain(
@@ -93,13 +97,17 @@ def load_timm(
             )
         )
     rebuilt = TimmSpec(module.pretrained_cfg["architecture"], arguments, dict(module.pretrained_cfg))
+    rebuilt = _portable(rebuilt, module) if "mlp_layer" in arguments else rebuilt
+    if preprocess.size != own_pixels:
+        _check_rebuilt(rebuilt, module, preprocess.size, own_pixels, config.name)
     return Trunk(
         module=whole,
         preprocess=preprocess,
         dim=features.shape[1],
         pooling=pooling if isinstance(whole, TokenPool) else "default",
         source=_origin(config, asked),
-        timm=_portable(rebuilt, module) if "mlp_layer" in arguments else rebuilt,
+        own_pixels=own_pixels,
+        timm=rebuilt,
         plain_head=whole is module and _has_plain_head(module, features.shape[1]),
     )
 
@@ -271,6 +279,52 @@ def _has_plain_head(module: Any, dim: int) -> bool:
         head = module.get_classifier()
         module.reset_classifier(0)
     return isinstance(head, nn.Linear) and head.in_features == dim
+
+
+def _change_size(module: Any, pixels: int, own: int, name: str) -> dict[str, Any]:
+    """Bring a model to another input size by timm's own means, and say so in its `pretrained_cfg`.
+
+    Position embeddings are resampled; a model without them (a convolutional network) stays as it is.
+
+    Returns:
+        The argument by which timm builds it at this size.
+    """
+    resizable = hasattr(module, "set_input_size") and hasattr(module, "patch_embed")
+    steps = [int(info["reduction"]) for info in getattr(module, "feature_info", None) or ()]
+    step = int(module.patch_embed.feat_ratio()) if resizable else max(steps, default=1)
+    check_pixels(pixels, step, name, multiple=resizable)
+    if resizable:
+        try:
+            module.set_input_size(img_size=(pixels, pixels))
+        except Exception as error:  # asserts and others, by family
+            raise no_such_size(name, pixels, own, error) from error
+    # What speaks of the size of its own pictures is left out.
+    changes = {"input_size": (3, pixels, pixels), "pool_size": None, "test_input_size": None}
+    module.pretrained_cfg = module.default_cfg = {**module.pretrained_cfg, **changes}
+    return {"img_size": pixels} if resizable else {}
+
+
+def _features(module: nn.Module, pixels: int, own: int, name: str) -> Any:
+    """What it gives for one tile of this size."""
+    try:
+        with torch.inference_mode():
+            return module(torch.zeros(1, 3, pixels, pixels))
+    except Exception as error:
+        if pixels == own:
+            raise
+        raise no_such_size(name, pixels, own, error) from error
+
+
+def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, own: int, name: str) -> None:
+    """Refuse a model that timm builds otherwise at this size than it resizes it, before it is trained for nothing."""
+    example = torch.linspace(-1, 1, 3 * pixels * pixels).view(1, 3, pixels, pixels)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            again = build_timm(spec, 0).eval()
+            again.load_state_dict(module.state_dict())
+            torch.testing.assert_close(again(example), module(example), rtol=1e-4, atol=1e-4)
+    except Exception as error:
+        raise no_such_size(name, pixels, own, f"timm builds another model for this size ({error})") from error
 
 
 def _portable(spec: TimmSpec, module: Any) -> TimmSpec:

@@ -14,7 +14,7 @@ from clipit.errors import ModelError, explain, shortlist
 from clipit.models.loading import foreign_errors, read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
-from clipit.models.trunks import Pooling, TokenPool, Trunk
+from clipit.models.trunks import Pooling, TokenPool, Trunk, check_pixels, no_such_size
 from clipit.models.weights import mismatches
 
 PREFIX = "transformers:"
@@ -32,7 +32,8 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         pooling: `default` and `cls`: the class token; `cls_mean`: with the mean of the patches.
 
     Raises:
-        ModelError: Absent, gated or incomplete files, no vision model, or code of its own that is not trusted.
+        ModelError: Absent, gated or incomplete files, no vision model, an input size (`config.pixels`) that it does not
+            take, or code of its own that is not trusted.
     """
     source = config.path or (spec.source if spec else config.name.removeprefix(PREFIX))
     folder = Path(source).expanduser()
@@ -69,16 +70,18 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
             )
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
-    with foreign_errors(
-        config.name, where=source, hint=f"It is given {preprocess.size} pixels, as its {_PROCESSOR} says."
-    ):
+    own_pixels, told = preprocess.size, f"its {_PROCESSOR}"
+    if config.pixels not in (None, own_pixels):
+        _change_size(model, config.pixels, own_pixels, config.name)
+        preprocess, told = preprocess.at(config.pixels), "backbone.pixels"
+    with foreign_errors(config.name, where=source, hint=f"It is given {preprocess.size} pixels, as {told} says."):
         prefix = _prefix_tokens(model, preprocess.size, source)
         pooled = TokenPool(model, "transformers", prefix, kind)
         with torch.inference_mode():
             dim = pooled(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape[1]
     return Trunk(
         module=pooled, preprocess=preprocess, dim=dim, pooling=kind, source=config.name if local else hub_id,
-        remote_code=remote,
+        own_pixels=own_pixels, remote_code=remote,
     )  # fmt: skip
 
 
@@ -201,6 +204,42 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # a layer over the class token that nobody trained
     return model.eval()
+
+
+def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
+    """Resample the model's position embeddings for another input size, by its own `interpolate_pos_encoding`.
+
+    Once and for all, and written into its configuration, so that an export needs no argument to be opened right.
+
+    Raises:
+        ModelError: A size that does not fit its patches, or positions that it cannot resample.
+    """
+    patch: Any = getattr(model.config, "patch_size", None)
+    layer: Any = getattr(model, "embeddings", None)
+    known: Any = getattr(layer, "position_embeddings", None)
+    patches: Any = getattr(layer, "patch_embeddings", None)
+    supported = (
+        isinstance(known, nn.Parameter)
+        and isinstance(patch, int)
+        and isinstance(model.config.image_size, int)
+        and hasattr(layer, "interpolate_pos_encoding")
+        and hasattr(patches, "num_patches")
+    )
+    if not supported:
+        raise no_such_size(name, pixels, own, "its position embeddings are not of a kind that clipit can resample")
+    check_pixels(pixels, patch, name, multiple=True)
+    prefix = known.shape[1] - (model.config.image_size // patch) ** 2
+    count = (pixels // patch) ** 2
+    try:
+        with torch.no_grad():
+            found = layer.interpolate_pos_encoding(known.new_zeros(1, prefix + count, known.shape[2]), pixels, pixels)
+    except Exception as error:
+        raise no_such_size(name, pixels, own, error) from error
+    layer.position_embeddings = nn.Parameter(found.detach().clone())
+    model.config.image_size = pixels
+    patches.image_size, patches.num_patches = (pixels, pixels), count
+    if hasattr(layer, "image_size"):
+        layer.image_size = (pixels, pixels)
 
 
 def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str, Any] | None:

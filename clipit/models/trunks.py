@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from clipit.errors import ModelError, explain
 from clipit.models.preprocess import Preprocess
 
 Loader = Literal["timm", "transformers"]
@@ -32,6 +33,7 @@ class Trunk:
         dim: Number of features d.
         pooling: What `module` does with tokens; `default`: the package's own.
         source: Where it was loaded from: a folder, a hub id or a built-in name.
+        own_pixels: Edge of the input that its own files name; `preprocess` has another where `backbone.pixels` asks.
         timm: How timm builds it again; None: it is no timm model.
         plain_head: Whether timm puts one linear layer over these very features.
         remote_code: Whether it is defined by code from its own page.
@@ -42,6 +44,7 @@ class Trunk:
     dim: int
     pooling: Pooling
     source: str
+    own_pixels: int
     timm: TimmSpec | None = None
     plain_head: bool = False
     remote_code: bool = False
@@ -87,6 +90,52 @@ class TokenPool(nn.Module):
         return pool_tokens(tokens, self.prefix, self.pooling)
 
 
+def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
+    """Refuse an input size that leaves a model no patch or no feature, or of which it would not see the edge.
+
+    Args:
+        pixels: Edge asked for.
+        step: Pixels per token, or per cell of the last feature map, along one edge.
+        name: The backbone, for the message.
+        multiple: Whether the edge must be a multiple of the step.
+
+    Raises:
+        ModelError: It is too small, or no multiple.
+    """
+    if pixels < step:
+        what = f"{pixels} pixels are too few: it needs {step} or more"
+    elif multiple and pixels % step:
+        what = f"{pixels} is no multiple of its patch of {step} pixels"
+    else:
+        return
+    near = max(1, round(pixels / step)) * step
+    raise ModelError(explain(what, where=f"backbone.pixels, for {name}", fix=f"write backbone.pixels={near}"))
+
+
+def no_such_size(name: str, pixels: int, own: int, why: object) -> ModelError:
+    """The error for a model that cannot be brought to another input size.
+
+    Args:
+        name: The backbone.
+        pixels: Edge asked for.
+        own: Its own edge.
+        why: What its package said.
+    """
+    return ModelError(
+        explain(
+            f"it does not take tiles of {pixels} pixels: {' '.join(str(why).split())[:200] or type(why).__name__}",
+            where=f"backbone.pixels, for {name}",
+            fix=f"leave backbone.pixels out (its own size is {own}), or choose another backbone",
+        )
+    )
+
+
 def inner_model(module: nn.Module) -> Any:
     """The package's own model, without our pooling around it."""
     return module.trunk if isinstance(module, TokenPool) else module
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """The same module; its convolutions' weights lie in memory as `Preprocess.normalise` lays pixels."""
+    moved: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Bool, Float32, Float64, Int, Int8
 
 from clipit.config import PairingConfig
@@ -150,7 +151,8 @@ def find(
         ranking = scores.astype(np.float64)
     else:
         rows = nearest(queries, owners, keys, min(k + 1 + SPARE, len(index.ids)))
-        scores = cosines(queries, index.vectors(np.maximum(rows, 0)))
+        # The vectors are in memory, centred: to read and centre them again cost as much as a third of a plain search.
+        scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
         scores[rows < 0] = -np.inf
         ranking = np.where(rows >= 0, scores.astype(np.float64) - keys.bias[rows], -np.inf)
         places = best_first(rows, ranking, k + 1)

@@ -85,13 +85,13 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
         raise DataError(
             explain("the sources of the snippets are not known", where="pairing", fix="cut the reports again")
         )
-    row_of = dict(zip(index.store.ids.tolist(), _row_of_each(index).tolist(), strict=True))
+    row_of = dict(zip(index.store.ids.tolist(), row_of_each(index).tolist(), strict=True))
     rows = [row_of[snippet] for snippet in sources.column("snippet_id").to_pylist()]
     values = ["" if value is None else str(value) for value in sources.column(column).to_pylist()]
     return np.asarray(rows, dtype=np.int64), np.asarray(values, dtype=np.str_)
 
 
-def _row_of_each(index: Index) -> Int[np.ndarray, "_"]:
+def row_of_each(index: Index) -> Int[np.ndarray, "_"]:
     """For each snippet of the store the row of the index that stands for it."""
     import hashlib
 

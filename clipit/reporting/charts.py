@@ -12,7 +12,15 @@ _COLOURS = 7
 _MOST_POINTS = 500
 
 
-def line_chart(series: Series, *, label: str, y_label: str, x_label: str = "step", logarithmic: bool = False) -> str:
+def line_chart(
+    series: Series,
+    *,
+    label: str,
+    y_label: str,
+    x_label: str = "step",
+    logarithmic: bool = False,
+    colours: Mapping[str, int] | None = None,
+) -> str:
     """Lines over steps, with a legend; of over 500 points, evenly spaced ones are drawn.
 
     Values that are not finite leave a gap.
@@ -23,6 +31,7 @@ def line_chart(series: Series, *, label: str, y_label: str, x_label: str = "step
         y_label: Title of the vertical axis.
         x_label: Title of the horizontal axis.
         logarithmic: Whether the vertical axis is, where all values are positive and not all the same.
+        colours: Name -> number of its colour, so that it has the same in several charts; by default as they come.
     """
     height, left, right, top, foot = 260, 70, 576, 12, 216
     width = right + 60 + 7 * max([10, *(len(name) for name in series)])
@@ -53,11 +62,12 @@ def line_chart(series: Series, *, label: str, y_label: str, x_label: str = "step
         parts.append(svg.words(x(tick), foot + 17, f"{tick:g}", anchor="middle", kind="soft"))
     parts += svg.frame(left, top, right - left, foot - top, x_label, y_label)
     for i, (name, (taken, values)) in enumerate(series.items()):
-        kind, shown = f"line c{i % _COLOURS}{' dash' if i >= _COLOURS else ''}", name.replace("_", " ")
+        number = i if colours is None else colours[name]
+        kind = f"line c{number % _COLOURS}{' dash' if number >= _COLOURS else ''}"
         points = [(x(taken[n]), y(values[n]) if math.isfinite(values[n]) else None) for n in _thinned(len(taken))]
-        parts.append(svg.path(kind, points, shown))
+        parts.append(svg.path(kind, points, name))
         parts.append(svg.line(kind, right + 14, 24 + 20 * i, right + 38, 24 + 20 * i))
-        parts.append(svg.words(right + 44, 28 + 20 * i, shown))
+        parts.append(svg.words(right + 44, 28 + 20 * i, name))
     return svg.drawing(width, max(height, 40 + 20 * len(series)), label, parts)
 
 

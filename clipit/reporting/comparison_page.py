@@ -1,10 +1,11 @@
 """The page of a comparison (`comparison.html`): sections as plain data, and the chart of arms over seeds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clipit.reporting.charts import dot_chart
-from clipit.reporting.html import Figure, Rows, Section, page
+from clipit.reporting.html import Figure, Folded, Part, Rows, Section, facts_table, page
 from clipit.reporting.svg import Number
 
 
@@ -34,6 +35,18 @@ def seed_figure(
     caption = f"{what}: one dot per seed, the stroke is their mean.{line}"
     chart = dot_chart(scores, label=f"{what}, per arm and seed", x_label=what, baseline=baseline)
     return Figure(chart, caption, source=source)
+
+
+def raw_parts(rows: Sequence[Mapping[str, Any]], caption: str, source: str = "") -> list[Part]:
+    """`raw_rows`, less the columns that hold the same in every row: these stand above, once."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    shared = {key: rows[0].get(key) for key in keys if len({str(row.get(key)) for row in rows}) == 1}
+    if len(rows) < 2 or not shared:
+        return [raw_rows(rows, caption, source)]
+    told = {key: value for key, value in shared.items() if value is not None}
+    own = [{key: value for key, value in row.items() if key not in shared} for row in rows]
+    facts = replace(facts_table(told, source), caption=f"The same in all {len(rows)} rows")
+    return [Folded(f"What is the same in all rows ({len(told)} columns)", [facts]), raw_rows(own, caption, source)]
 
 
 def raw_rows(rows: Sequence[Mapping[str, Any]], caption: str, source: str = "") -> Rows:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from clipit.evaluation.intervals import Difference, t_interval
+from clipit.evaluation.intervals import Difference, interval_over_seeds, t_interval
 from clipit.evaluation.significance import Significance, holm, paired_t_test
 from clipit.reporting.tables import difference, interval, markdown_table, mean_sd
 
@@ -131,7 +131,7 @@ def cells(line: Line) -> list[str]:
     return [
         *shown,
         difference(PERCENT * mean(line.differences.values()), None, 1),
-        interval(low, high, 1, signed=True) or "one seed: none",
+        interval(low, high, 1, signed=True) or interval_over_seeds(list(line.differences.values())).reason,
         interval(tile_low, tile_high, 1, signed=True) or (tiles.reason if tiles else "none"),
         _p(line.p_holm),
     ]
@@ -178,12 +178,12 @@ def table_one(made: Sequence[Line], baseline: str, arm: str) -> tuple[list[str],
     return ["backbone", *(text for name in data_sets for text in (name, "difference"))], rows
 
 
-def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A booktabs table; needs `\\usepackage{booktabs}`."""
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, left: int = 1) -> str:
+    """A booktabs table, the first `left` columns aligned left; needs `\\usepackage{booktabs}`."""
     body = "\n".join(" & ".join(_latex(cell) for cell in row) + r" \\" for row in rows)
     return (
         "\\begin{table}\n\\centering\n"
-        f"\\caption{{{_latex(caption)}}}\n\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
+        f"\\caption{{{_latex(caption)}}}\n\\begin{{tabular}}{{{'l' * left}{'r' * (len(header) - left)}}}\n\\toprule\n"
         f"{' & '.join(_latex(name) for name in header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
         "\\end{tabular}\n\\end{table}\n"
     )

@@ -14,6 +14,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from clipit.artifacts import whole_file
 from clipit.reporting.tables import UNDEFINED
@@ -105,15 +106,37 @@ class Markup:
     html: str
 
 
-Part = Text | Table | Rows | Figure | Cards | Markup
+@dataclass(frozen=True)
+class Links:
+    """Links to other files on this disk, as a table.
+
+    Attributes:
+        rows: A name and its links: what each is called and where it lies, as a path relative to the page's folder.
+        caption: What they lead to.
+    """
+
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Parts that are shown after a click on their summary."""
+
+    summary: str
+    parts: Sequence["Part"]
+
+
+Part = Text | Table | Rows | Figure | Cards | Markup | Links | Folded
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it; `folded`: shown after a click on the heading, or by a link to it."""
 
     heading: str
     parts: Sequence[Part]
+    folded: bool = False
 
 
 def page(title: str, note: str, sections: Sequence[Section], *, script: str = "filter.html", data: Any = None) -> str:
@@ -180,13 +203,34 @@ def markup(part: Part) -> str:
     if isinstance(part, Cards):
         caption = f"<p>{escape(part.caption)}</p>" if part.caption else ""
         return f'{caption}<ul class="cards">{"".join(map(_card, part.cards))}</ul>{_source(part.source)}'
+    if isinstance(part, Links):
+        return _links(part)
+    if isinstance(part, Folded):
+        inside = "\n".join(map(markup, part.parts))
+        return f"<details><summary>{escape(part.summary)}</summary>\n{inside}\n</details>"
     return part.html
 
 
 def _section(number: int, section: Section) -> str:
     inside = "\n".join(markup(part) for part in section.parts)
     heading = f'<h2 id="s{number}">{escape(section.heading)}</h2>'
-    return f'<section aria-labelledby="s{number}">\n{heading}\n{inside}\n</section>'
+    if section.folded:
+        whole = f'<details class="section"><summary>{heading}</summary>\n{inside}\n</details>'
+    else:
+        whole = f"{heading}\n{inside}"
+    return f'<section aria-labelledby="s{number}">\n{whole}\n</section>'
+
+
+def _links(links: Links) -> str:
+    """Quoted as paths, so that no name can be taken for an address of another kind (`javascript:`)."""
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>'
+        + " ".join(f'<a href="{escape(quote(path))}">{escape(text)}</a>' for text, path in found)
+        + "</td></tr>"
+        for name, found in links.rows
+    )
+    caption = f"<caption>{escape(links.caption)}</caption>" if links.caption else ""
+    return f'<div class="scroll"><table class="links">{caption}<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _source(source: str) -> str:
@@ -225,7 +269,11 @@ def _table(table: Table) -> str:
 
 def _rows(rows: Rows) -> str:
     name = "rows-" + hashlib.sha256(repr((rows.caption, rows.header)).encode()).hexdigest()[:8]
-    top = "".join(f'<th scope="col">{escape(title)}</th>' for title in rows.header)
+    figures = [all(row[i] is None or _right(row[i]) for row in rows.rows) for i in range(len(rows.header))]
+    top = "".join(
+        f'<th scope="col"{" class=n" * number}>{escape(title)}</th>'
+        for title, number in zip(rows.header, figures, strict=True)
+    )
     body = "\n".join(
         "<tr>" + "".join(f"<td{_right(value)}>{_shown(value)}</td>" for value in row) + "</tr>" for row in rows.rows
     )

@@ -1,62 +1,68 @@
-"""The page of a prompt study, as Markdown."""
+"""The chapters of a prompt study."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
-from clipit.evaluation.metrics import why_undefined
 from clipit.evaluation.prompt_modes import spread
-from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, key_value_table, markdown_table, number
+from clipit.reporting.html import Rows, Table, Text, facts_table
+from clipit.reporting.study_page import Chapter, Plot
+from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
 
 AXES = ("template", "organ", "magnification", "stain")
+FILE = "prompts.parquet"
 _NO_WORD = "(none)"
 _RULE = (
     "All scores are of the test split and only reported: no prompt, template or word was chosen by them. To choose a "
     "way of asking, use the validation split or a rule that reads no label."
 )
+_BOTH = "Both as ensembles; the interval is over tiles (or groups) only."
 
 
-def study_text(
-    title: str,
+def prompt_chapters(
     rows: Sequence[Mapping[str, Any]],
     metric: str,
-    labels: Int64[np.ndarray, " n"],
-    classes: tuple[str, ...],
+    undefined: str,
     differences: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, object],
-    *,
-    note: str = "",
-) -> str:
-    """The whole page.
+) -> list[Chapter]:
+    """Modes, simple against rich, the grid of wordings, cut texts, and where all of it comes from.
 
     Args:
-        title: Name of the study.
         rows: As in prompts.parquet.
         metric: The score that is shown.
-        labels: Of the test tiles, to say why a score is undefined.
-        classes: Class names.
+        undefined: Why it is undefined for some rows; "" where it is not.
         differences: Per subject rich minus simple: subject, simple, rich, value, low, high, reason.
         provenance: What the figures come from.
-        note: Printed under the title.
     """
     asked = list(dict.fromkeys((row["subject"], row["prompts"]) for row in rows))
-    parts = [f"# Prompt study: {title}", *([note] if note else []), _RULE]
-    if any(row[metric] is None for row in rows):
-        parts.append(f"{LABELS[metric]} is undefined for some rows: {why_undefined(metric, labels, classes)}.")
-    parts += ["## Ways to ask", f"Score: {LABELS[metric]}.", _modes(rows, asked, metric), "![](prompts_spread.png)"]
+    column = f"{FILE}: column {metric}"
+    ways: list[Text] = [
+        Text(_RULE),
+        *([Text(f"{LABELS[metric]} is undefined for some rows: {undefined}.")] if undefined else []),
+    ]
+    spread_of = Plot("prompts_spread.png", "Scores over ways of asking", f"{column} by subject, prompts, kind, mode")
+    chapters = [
+        Chapter("Ways to ask", [*ways, Text(f"Score: {LABELS[metric]}."), _modes(rows, asked, metric), spread_of])
+    ]
     if differences:
-        parts += ["## Simple against rich prompts", _simple_rich(differences)]
-    parts += ["## How much the wording matters", _grid_spread(rows, asked, metric)]
-    parts += ["Mean score over all cells that have the word:", _axes(rows, asked, metric)]
-    parts += ["Every cell:", _cells(rows, asked, metric), "![](prompts_grid.png)"]
-    parts += ["## Texts that were cut", _cut(rows), "## Where this comes from", key_value_table(provenance)]
-    return "\n\n".join(parts) + "\n"
+        chapters.append(Chapter("Simple against rich prompts", [_simple_rich(differences, metric), Text(_BOTH)]))
+    grid = Plot("prompts_grid.png", "Score of every cell of the grid", f"{column}, kind = cell")
+    words: list[Table | Rows | Plot] = [
+        _grid_spread(rows, asked, metric),
+        _axes(rows, asked, metric),
+        grid,
+        _cells(rows, asked, metric),
+    ]
+    return [
+        *chapters,
+        Chapter("How much the wording matters", words),
+        Chapter("Texts that were cut", [_cut(rows)]),
+        Chapter("Where this comes from", [facts_table(provenance, FILE)]),
+    ]
 
 
-def _modes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> str:
+def _modes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:
     lines: list[list[object]] = []
     for subject, prompts in asked:
         own = [row for row in rows if (row["subject"], row["prompts"]) == (subject, prompts)]
@@ -66,10 +72,11 @@ def _modes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], 
         draws = [row[metric] for row in own if row["kind"] == "draw"]
         if draws:
             lines.append([subject, prompts, f"sampled ({len(draws)} draws): median", "", *_spread_cells(draws)[:3]])
-    return markdown_table(("asked", "prompt set", "mode", "texts", "score", "quartiles", "range"), lines, left=3)
+    header = ("asked", "prompt set", "mode", "texts", "score", "quartiles", "range")
+    return Table(header, lines, source=f"{FILE}: column {metric}, kind = mode or draw", left=3)
 
 
-def _simple_rich(differences: Sequence[Mapping[str, Any]]) -> str:
+def _simple_rich(differences: Sequence[Mapping[str, Any]], metric: str) -> Table:
     lines = []
     for row in differences:
         bounds = None if row["low"] is None or row["high"] is None else (row["low"], row["high"])
@@ -77,15 +84,18 @@ def _simple_rich(differences: Sequence[Mapping[str, Any]]) -> str:
             [row["subject"], row["simple"], row["rich"], difference(row["value"], bounds), row["reason"] or ""]
         )
     header = ("asked", "simple", "rich", "rich minus simple [95 %]", "remark")
-    return markdown_table(header, lines, left=3) + "\n\nBoth as ensembles; the interval is over tiles (or groups) only."
+    return Table(
+        header, lines, source=f"{FILE}: column {metric}, mode = ensemble, kind = mode; paired over tiles", left=3
+    )
 
 
-def _grid_spread(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> str:
+def _grid_spread(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:
     lines = []
     for subject, prompts in asked:
         scores = [row[metric] for row in _cells_of(rows, subject, prompts)]
         lines.append([subject, prompts, len(scores), *_spread_cells(scores)])
-    return markdown_table(("asked", "prompt set", "cells", "median", "quartiles", "range", "width"), lines, left=2)
+    header = ("asked", "prompt set", "cells", "median", "quartiles", "range", "width")
+    return Table(header, lines, source=f"{FILE}: column {metric}, kind = cell", left=2)
 
 
 def _spread_cells(scores: Sequence[float | None]) -> list[str]:
@@ -97,7 +107,7 @@ def _spread_cells(scores: Sequence[float | None]) -> list[str]:
     return [number(found.median), quartiles, extremes, number(found.highest - found.lowest)]
 
 
-def _axes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> str:
+def _axes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:
     cells = [row for row in rows if row["kind"] == "cell"]
     lines = []
     for axis in AXES:
@@ -107,19 +117,22 @@ def _axes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], m
                 scores = [row[metric] for row in _cells_of(cells, subject, prompts) if row[axis] == word]
                 line.append(number(None if None in scores else mean(scores)))
             lines.append(line)
-    return markdown_table(("axis", "word", *(f"{s}: {p}" for s, p in asked)), lines, left=2)
+    caption = "Mean score over all cells that have the word"
+    header = ("axis", "word", *(f"{s}: {p}" for s, p in asked))
+    return Table(header, lines, caption=caption, source=f"{FILE}: column {metric}, kind = cell", left=2)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> str:
+def _cells(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Rows:
     columns = [_cells_of(rows, subject, prompts) for subject, prompts in asked]
     lines = [
         [*(row[axis] or _NO_WORD for axis in AXES), *(number(column[i][metric]) for column in columns)]
         for i, row in enumerate(columns[0])
     ]
-    return markdown_table((*AXES, *(f"{s}: {p}" for s, p in asked)), lines, left=4)
+    header = (*AXES, *(f"{s}: {p}" for s, p in asked))
+    return Rows(header, lines, "Every cell", f"{FILE}: column {metric}, kind = cell")
 
 
-def _cut(rows: Sequence[Mapping[str, Any]]) -> str:
+def _cut(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Per prompt set, over the texts of its ensemble and of its grid; subjects share them."""
     lines = []
     for prompts in dict.fromkeys(row["prompts"] for row in rows):
@@ -132,7 +145,8 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> str:
                 lines.append(
                     [prompts, kind, *(sum(row[key] for row in part) for key in ("texts", "cut_texts", "cut_tokens"))]
                 )
-    return markdown_table(("prompt set", "texts of", "texts", "of these cut", "tokens cut"), lines, left=2)
+    header = ("prompt set", "texts of", "texts", "of these cut", "tokens cut")
+    return Table(header, lines, source=f"{FILE}: columns texts, cut_texts, cut_tokens", left=2)
 
 
 def _cells_of(rows: Sequence[Mapping[str, Any]], subject: str, prompts: str) -> list[Mapping[str, Any]]:

@@ -10,11 +10,12 @@ from clipit.reporting.tables import LABELS
 # Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":", "-.")
+_MOST_BANDS = 6  # more of them hide each other; the intervals stand in the table
 Row = Mapping[str, Any]
 
 
 def curve_plot(rows: Sequence[Row], perturbation: str, path: Path, *, metric: str) -> None:
-    """One line per subject and reading, with a band of the 95 % interval; dotted: the tiles as they are.
+    """One line per subject and reading, with a band of the 95 % interval if they are few; dotted: tiles as they are.
 
     Args:
         rows: Of what `curve`: this perturbation's and those of `none`.
@@ -42,7 +43,7 @@ def curve_plot(rows: Sequence[Row], perturbation: str, path: Path, *, metric: st
             markersize=3,
             label=": ".join(key),
         )
-        banded = [row for row in points if row["low"] is not None]
+        banded = [row for row in points if row["low"] is not None and len(keys) <= _MOST_BANDS]
         axes.fill_between(
             [row["level"] for row in banded], [row["low"] for row in banded], [row["high"] for row in banded],
             color=colour, alpha=0.12,

@@ -1,68 +1,86 @@
-"""The page of a robustness measurement, as Markdown."""
+"""The chapters of a robustness measurement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipit.config import Config
-from clipit.reporting.tables import LABELS, difference, key_value_table, markdown_table, number, with_interval
+from clipit.evaluation.adaptation_guard import TOLERANCE
+from clipit.reporting.html import Rows, Table, Text, facts_table
+from clipit.reporting.study_page import Chapter, Plot, long_table, undefined_chapter
+from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
 
 Row = Mapping[str, Any]
+FILE = "robustness.parquet"
 _MEASURES = {"ece": "ECE", "nll": "NLL", "brier": "Brier score"}
+_TEST = (
+    "All figures are of the test split (a shifted set's own test split where one is named). Nothing was chosen on test "
+    "tiles. In brackets: 95 % percentile bootstrap over test tiles, by group where known; changes are paired."
+)
+_PERTURBED = (
+    "The stored tile is perturbed, then resized as each model wants it: all models see the same change. In each cell "
+    "the score, and behind it the change against the tile as it is."
+)
+_SCALED = (
+    "Temperature scaling (Guo et al. 2017): one number, fitted on the validation labels that the run was allowed to "
+    "see. Training may have chosen its weights by the same labels. The predicted class never changes."
+)
+_ADAPTED = (
+    "Transductive: every result here depends on all test tiles together; a single tile has none of it. Gains and "
+    "losses stand side by side, whatever the guard says; the guard reads no label. Feature statistics take the classes "
+    "to be as frequent as in training."
+)
+_GUARD = (
+    "A setting is one model (with its seed), one way to answer, and one set of tiles: the test tiles, a shifted set, "
+    f"or the test tiles at one level of a perturbation. Lost and gained: the score moved by more than {TOLERANCE:g}. "
+    "Two errors: an adaptation that lost was allowed, or one that would have gained was refused; in brackets their "
+    "share of all settings. Labels are read here, to measure the guard. Its limits were set before, on simulated sets, "
+    "and not by these figures. Settings share tiles and models: they are no independent draws, so there is no interval."
+)
 
 
-def robustness_text(config: Config, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]) -> str:
-    """Tables of curves, shifted sets, calibration and adaptation, and how they were made.
+def robustness_chapters(
+    config: Config, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]
+) -> list[Chapter]:
+    """Curves, shifted sets, calibration, adaptation and its guard, and how they were made.
 
     Args:
         config: Its `robustness` section.
-        rows: Of `experiments.robustness`.
-        provenance: Facts beside them.
-        plots: File names of the plots, beside the page.
+        rows: Of robustness.parquet.
+        provenance: Facts beside them, with what `guard_study` found.
+        plots: File names of the plots.
     """
     metric = LABELS[config.robustness.metric]
     of = {
         what: [row for row in rows if row["what"] == what] for what in ("curve", "shifted", "calibration", "adaptation")
     }
-    parts = [
-        f"# {config.name}: robustness",
-        "All figures are of the test split (a shifted set's own test split where one is named). Nothing was chosen on "
-        "test tiles. In brackets: 95 % percentile bootstrap over test tiles, by group where known; changes are paired.",
-        _caution(config),
-        f"## Perturbations ({metric})",
-        "The stored tile is perturbed, then resized as each model wants it: all models see the same change. In each "
-        "cell the score, and behind it the change against the tile as it is.",
-        *(_curve_table(of["curve"], name) for name in config.robustness.perturbations),
-        *(f"![{name.removesuffix('.png')}]({name})" for name in plots if name.startswith("curve_")),
-        f"## Shifted sets ({metric})",
-        _shifted_table(of["shifted"]),
-        "## Calibration on all test tiles",
-        "Temperature scaling (Guo et al. 2017): one number, fitted on the validation labels that the run was allowed "
-        "to see. Training may have chosen its weights by the same labels. The predicted class never changes.",
-        _calibration_table(of["calibration"]),
-        *(f"![calibration]({name})" for name in plots if name == "calibration.png"),
-        f"## Test-time adaptation ({metric})",
-        "Transductive: every result here depends on all test tiles together; a single tile has none of it. Gains and "
-        "losses stand side by side, whatever the guard says; the guard reads no label. Feature statistics take the "
-        "classes to be as frequent as in training.",
-        _adaptation_table(of["adaptation"]),
-        _guard_text(provenance["guard"]),
-        "## How it was measured",
-        key_value_table(_facts(provenance)),
+    curves: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]
+    for name in config.robustness.perturbations:
+        table = _curve_table(of["curve"], name)
+        curves += [table] if table else []
+        if f"curve_{name}.png" in plots:
+            source = f"{FILE}: columns level, value, low, high, what = curve, perturbation = {name} or none"
+            drawn = f"{name}: {metric} over the level; bands: 95 % interval; dotted: the tiles as they are"
+            curves.append(Plot(f"curve_{name}.png", drawn, source))
+    calibration: list[Text | Table | Plot] = [Text(_SCALED), *_calibration_tables(of["calibration"])]
+    if "calibration.png" in plots:
+        source = f"{FILE}: column reliability, what = calibration, metric = ece"
+        calibration.append(Plot("calibration.png", "Reliability before and after temperature scaling", source))
+    chapters = [
+        Chapter(f"Perturbations ({metric})", curves),
+        Chapter(f"Shifted sets ({metric})", [_shifted_table(of["shifted"])]),
+        Chapter("Calibration on all test tiles", calibration),
     ]
-    notes = [f"- {name}: {note}" for name, told in provenance["notes"].items() for note in told]
-    if notes:
-        parts += ["## Notes on the tiles", "\n".join(notes)]
-    reasons = sorted({f"{_who(row)}: {row['reason']}" for row in rows if row.get("reason")})
-    if reasons:
-        parts += ["## Not defined", "\n".join(f"- {reason}" for reason in reasons)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _caution(config: Config) -> str:
-    """What the reader must know before the figures."""
-    used = [what for what in ("backbone", "vlm") if getattr(config, what).name == "embedded"]
-    told = f"The embedded {' and '.join(used)} only saw synthetic tiles: on real tiles these figures prove the path."
-    return " ".join(part for part in (told if used else "", config.note.strip()) if part)
+    if of["adaptation"]:
+        whole = [row for row in of["adaptation"] if row["perturbation"] is None]
+        chapters.append(Chapter(f"Test-time adaptation ({metric})", [Text(_ADAPTED), _adaptation_table(whole)]))
+    if provenance["guard"]:
+        told: list[Text | Table] = [Text(_GUARD), _guard_table(provenance["guard"]), *_guard_worth(provenance["guard"])]
+        chapters.append(Chapter("How often the guard is wrong", told))
+    chapters.append(Chapter("How it was measured", [facts_table(_facts(provenance), "robustness.json")]))
+    notes = [Text(f"{name}: {note}") for name, lines in provenance["notes"].items() for note in lines]
+    chapters += [Chapter("Notes on the tiles", notes)] if notes else []
+    reasons = [(_who(row), row["reason"]) for row in rows if row.get("reason")]
+    return chapters + undefined_chapter(reasons, f"{FILE}: column reason")
 
 
 def _who(row: Row) -> str:
@@ -70,10 +88,10 @@ def _who(row: Row) -> str:
     return ", ".join(str(part) for part in told if part)
 
 
-def _curve_table(rows: Sequence[Row], name: str) -> str:
+def _curve_table(rows: Sequence[Row], name: str) -> Table | None:
     mine = [row for row in rows if row["perturbation"] == name]
     if not mine:
-        return ""
+        return None
     levels = list(dict.fromkeys(row["level"] for row in mine))
     lines = []
     for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
@@ -82,13 +100,15 @@ def _curve_table(rows: Sequence[Row], name: str) -> str:
         cells = {row["level"]: row for row in of_key if row["perturbation"] == name}
         shown = [f"{number(cells[x]['value'])} ({number(cells[x].get('change'), signed=True)})" for x in levels]
         lines.append([subject, reading, number(clean["value"]), *shown])
-    table = markdown_table(["model", "answers", "as it is", *(f"{level:g}" for level in levels)], lines, left=2)
+    header = ["model", "answers", "as it is", *(f"{level:g}" for level in levels)]
     untouched = max(row["untouched"] for row in mine)
     told = f" Left as they are, since their stains cannot be estimated: {untouched} of {mine[0]['n']} tiles."
-    return f"**{name}**: {mine[0]['unit']}.{told if untouched else ''}\n\n{table}"
+    caption = f"{name}: {mine[0]['unit']}.{told if untouched else ''}"
+    source = f"{FILE}: columns value, change, what = curve, perturbation = {name}"
+    return Table(header, lines, caption=caption, source=source, left=2)
 
 
-def _shifted_table(rows: Sequence[Row]) -> str:
+def _shifted_table(rows: Sequence[Row]) -> Table:
     parts = list(dict.fromkeys(row["part"] for row in rows))
     lines = []
     for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
@@ -96,28 +116,28 @@ def _shifted_table(rows: Sequence[Row]) -> str:
         cells = [with_interval(of_key[part]["value"], of_key[part]["low"], of_key[part]["high"]) for part in parts]
         lines.append([subject, reading, *cells])
     sizes = {row["part"]: row["n"] for row in rows}
-    return markdown_table(["model", "answers", *(f"{part} (n = {sizes[part]})" for part in parts)], lines, left=2)
+    header = ["model", "answers", *(f"{part} (n = {sizes[part]})" for part in parts)]
+    return Table(header, lines, source=f"{FILE}: columns value, low, high, what = shifted", left=2)
 
 
-def _calibration_table(rows: Sequence[Row]) -> str:
-    lines = []
-    for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
-        of_key = {
-            (row["state"], row["metric"]): row for row in rows if (row["subject"], row["reading"]) == (subject, reading)
-        }
-        after = of_key["after", "ece"]
-        line = [subject, reading, of_key["before", "ece"]["labels"], number(after.get("level"), 2)]
-        for name in _MEASURES:
-            old, new = of_key["before", name], of_key["after", name]
-            line += [with_interval(old["value"], old["low"], old["high"])]
-            line += [with_interval(new["value"], new.get("low"), new.get("high"))]
-        lines.append(line)
-    header = ["model", "answers", "validation labels", "T"]
-    header += [f"{title} {state}" for title in _MEASURES.values() for state in ("before", "after")]
-    return markdown_table(header, lines, left=2)
+def _calibration_tables(rows: Sequence[Row]) -> list[Table]:
+    """A table per measure: with their intervals more would not fit on a page."""
+    found = {(row["subject"], row["reading"], row["state"], row["metric"]): row for row in rows}
+    tables = []
+    for name, title in _MEASURES.items():
+        lines = []
+        for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
+            old, new = (found[subject, reading, state, name] for state in ("before", "after"))
+            bounds = [with_interval(row["value"], row.get("low"), row.get("high")) for row in (old, new)]
+            temperature = number(found[subject, reading, "after", "ece"].get("level"), 2)
+            lines.append([subject, reading, old["labels"], temperature, *bounds])
+        header = ["model", "answers", "validation labels", "T", f"{title} before", f"{title} after"]
+        source = f"{FILE}: columns value, low, high, level (T), labels, what = calibration, metric = {name}"
+        tables.append(Table(header, lines, source=source, left=2))
+    return tables
 
 
-def _adaptation_table(rows: Sequence[Row]) -> str:
+def _adaptation_table(rows: Sequence[Row]) -> Table | Rows:
     lines = []
     for row in rows:
         change, bounds = row.get("change"), None
@@ -128,19 +148,42 @@ def _adaptation_table(rows: Sequence[Row]) -> str:
         cells = [number(row["unadapted"]), number(row.get("value")), difference(change, bounds)]
         lines.append([row["subject"], row["reading"], row["part"], row["method"], *cells, verdict, why])
     header = ["model", "answers", "set", "adaptation", "without", "with", "change", "guard", "why"]
-    return markdown_table(header, lines, left=4)
+    source = f"{FILE}: columns unadapted, value, change, guard, guard_reasons, what = adaptation, perturbation empty"
+    return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=4)
 
 
-def _guard_text(errors: Mapping[str, Any]) -> str:
-    if not errors["cases"]:
-        return ""
-    always, guarded = (number(errors[key], signed=True) for key in ("change_always", "change_guarded"))
-    return (
-        f"The guard over these {errors['cases']} adaptations: it let through {errors['let_through']} of "
-        f"{errors['harmful']} harmful ones (a loss of more than 0.005) and refused {errors['refused']} of "
-        f"{errors['helpful']} helpful ones. Mean change when every adaptation is used: {always}; when only accepted "
-        f"ones are: {guarded}."
-    )
+def _guard_table(found: Sequence[Row]) -> Table:
+    lines = []
+    for row in found:
+        line = [row["method"], row["settings"], row["cases"], row["accepted"], row["harmful"]]
+        line += [_share(row["let_through"], row["share_let_through"]), row["helpful"]]
+        line += [_share(row["refused"], row["share_refused"])]
+        line += [number(row[key], signed=True) for key in ("change_always", "change_guarded")]
+        lines.append(line)
+    header = ["adaptation", "tiles", "settings", "allowed", "lost", "allowed though lost", "gained"]
+    header += ["refused though gained", "mean change, always used", "mean change, guarded"]
+    source = f"robustness.json: guard; {FILE}: columns change and guard, what = adaptation"
+    return Table(header, lines, source=source, left=2)
+
+
+def _guard_worth(found: Sequence[Row]) -> list[Text]:
+    """Per adaptation, what the guard gained or cost over using it always."""
+    told = []
+    for row in (row for row in found if row["settings"] == "all"):
+        worth = row["change_guarded"] - row["change_always"]
+        did = "gained" if worth > 0 else "cost" if worth < 0 else "changed"
+        told.append(
+            Text(
+                f"{row['method']}: over {row['cases']} settings the guard {did} {number(abs(worth))} of the score on "
+                f"average, against using the adaptation always; it stopped {row['harmful'] - row['let_through']} of "
+                f"{row['harmful']} that lost and {row['refused']} of {row['helpful']} that gained."
+            )
+        )
+    return told
+
+
+def _share(count: int, share: float | None) -> str:
+    return f"{count} ({UNDEFINED if share is None else f'{share:.1%}'})"
 
 
 def _facts(provenance: Mapping[str, Any]) -> dict[str, object]:

@@ -152,6 +152,7 @@ def _curves(curves: Series) -> list[Part]:
     for axis, series in (("loss", losses), ("validation score", scores), ("learning rate", rates)):
         if series:
             label = f"{axis} over training steps"
-            chart = line_chart(series, label=label, y_label=axis, logarithmic=axis == "loss")
+            named = {name.replace("_", " "): points for name, points in series.items()}
+            chart = line_chart(named, label=label, y_label=axis, logarithmic=axis == "loss")
             parts.append(Figure(chart, f"{axis} over steps", source=f"metrics.jsonl: {', '.join(series)}"))
     return parts or [Text("Nothing was logged.")]

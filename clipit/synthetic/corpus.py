@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.language import choose, describe, fill_numbers, ocr_noise, sentence
+from clipit.synthetic.language import boilerplate, choose, describe, lay_out, ocr_noise, sentence
 from clipit.synthetic.latents import CLASSES, Latents, draw_latents
 
 
@@ -44,16 +44,10 @@ def _report(rng: np.random.Generator, latents: Latents, organ: str) -> str:
         name=choose(rng, words.SHARED_NAMES[first] + words.HELD_OUT_NAMES[first]),
         more=more,
     )
-    sections = (
-        ("CLINICAL HISTORY", _boilerplate(rng, words.REPORT_CLINICAL, 1, organ)),
-        ("GROSS DESCRIPTION", _boilerplate(rng, words.REPORT_GROSS, int(rng.integers(1, 3)), organ)),
-        ("MICROSCOPIC DESCRIPTION", " ".join(tissues)),
-        ("FINAL DIAGNOSIS", diagnosis),
-        ("COMMENT", _boilerplate(rng, words.REPORT_CLOSING, int(rng.integers(1, 3)), organ)),
+    return lay_out(
+        clinical=boilerplate(rng, words.REPORT_CLINICAL, 1, organ),
+        gross=boilerplate(rng, words.REPORT_GROSS, int(rng.integers(1, 3)), organ),
+        microscopic=" ".join(tissues),
+        diagnosis=diagnosis,
+        comment=boilerplate(rng, words.REPORT_CLOSING, int(rng.integers(1, 3)), organ),
     )
-    return "\n\n".join(f"{heading}:\n{body}" for heading, body in sections)
-
-
-def _boilerplate(rng: np.random.Generator, pool: tuple[str, ...], count: int, site: str) -> str:
-    chosen = rng.permutation(len(pool))[:count]
-    return " ".join(fill_numbers(rng, pool[i]).replace("{site}", site) for i in chosen)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from clipit.synthetic import vocabulary as words
 from clipit.synthetic.language import caption
 from clipit.synthetic.latents import Latents, draw_latents
 from clipit.synthetic.render import render
@@ -16,6 +18,11 @@ MPP = 1.0
 
 VLM_CENTRES = (0, 1, 2, 3, 4, 5)
 """Centres of the embedded VLM's training draw; worlds use other ones."""
+
+
+Wording = Literal["graded", "coarse"]
+WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {"graded": words.SHARED_NAMES, "coarse": words.COARSE_NAMES}
+"""What captions call the classes; `coarse`: tumours of both grades alike."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,20 @@ class Draw:
 def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10) -> Draw:
     """Draw `count` tiles of these centres from the stream of this seed and name."""
     patients = np.arange(count, dtype=np.int64) // tiles_per_patient
-    latents = draw_latents(stream(seed, name, "latents"), count)
+    latents = tile_latents(seed, name, count)
     homes = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), count // tiles_per_patient + 1)
     return Draw(render(stream(seed, name, "pixels"), latents, homes[patients]), latents, homes[patients], patients)
 
 
-def draw_captions(seed: int, name: str, latents: Latents, each: int) -> list[tuple[str, ...]]:
-    """`each` captions for each tile, from the stream of this seed and name."""
+def tile_latents(seed: int, name: str, count: int) -> Latents:
+    """The latents of `draw_tiles` with this seed, name and count, without any pixel."""
+    return draw_latents(stream(seed, name, "latents"), count)
+
+
+def draw_captions(
+    seed: int, name: str, latents: Latents, each: int, wording: Wording = "graded"
+) -> list[tuple[str, ...]]:
+    """`each` captions for each tile, from the stream of this seed and name; `wording` says what tumours are called."""
     rng = stream(seed, name, "captions")
-    return [tuple(caption(rng, latents, row) for _ in range(each)) for row in range(len(latents))]
+    names = WORDINGS[wording]
+    return [tuple(caption(rng, latents, row, names) for _ in range(each)) for row in range(len(latents))]

@@ -39,13 +39,14 @@ def describe(
     latents: Latents,
     row: int,
     phrases: Sequence[Mapping[str, tuple[tuple[str, ...], ...]]],
-    chance: float,
+    chance: float | Mapping[str, float],
     most: int = 2,
 ) -> str:
-    """Up to `most` attribute phrases of this tile joined by "and"; each attribute speaks with this chance."""
+    """Up to `most` attribute phrases of this tile joined by "and"; each attribute speaks with this, or its, chance."""
+    chances = dict.fromkeys(ATTRIBUTES, chance) if isinstance(chance, float) else chance
     said = []
     for attribute in ATTRIBUTES:
-        if rng.random() >= chance or not _sayable(attribute, int(latents.tissue[row])):
+        if rng.random() >= chances[attribute] or not _sayable(attribute, int(latents.tissue[row])):
             continue
         value = int(getattr(latents, attribute)[row])
         options = [phrase for pool in phrases for phrase in pool[attribute][min(value, len(pool[attribute]) - 1)]]
@@ -67,8 +68,10 @@ def _sayable(attribute: str, tissue: int) -> bool:
     )
 
 
-def caption(rng: np.random.Generator, latents: Latents, row: int) -> str:
-    """A caption of this tile in the words of the VLM's pool.
+def caption(
+    rng: np.random.Generator, latents: Latents, row: int, names: Mapping[str, tuple[str, ...]] = words.SHARED_NAMES
+) -> str:
+    """A caption of this tile in the words of the VLM's pool, its class called by one of these `names`.
 
     15 % are boilerplate only; otherwise the class is named with chance .85, each attribute with .5,
     and boilerplate follows with .15; 1 % of the characters are misread.
@@ -76,7 +79,7 @@ def caption(rng: np.random.Generator, latents: Latents, row: int) -> str:
     filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
     if rng.random() < 0.15:
         return ocr_noise(rng, filler, 0.01)
-    name = choose(rng, words.SHARED_NAMES[CLASSES[latents.tissue[row]]]) if rng.random() < 0.85 else ""
+    name = choose(rng, names[CLASSES[latents.tissue[row]]]) if rng.random() < 0.85 else ""
     more = describe(rng, latents, row, [words.SHARED_PHRASES], 0.5)
     if not name and not more:
         return ocr_noise(rng, filler, 0.01)
@@ -90,11 +93,36 @@ def caption(rng: np.random.Generator, latents: Latents, row: int) -> str:
 def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
     """A sentence on this tissue as a report has it, from the reports' templates and from both pools of names."""
     tissue = CLASSES[latents.tissue[row]]
-    name = choose(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue])
-    more = describe(rng, latents, row, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], 0.4)
+    return about(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue], latents, row, 0.4)
+
+
+def about(
+    rng: np.random.Generator, names: Sequence[str], latents: Latents, row: int, chance: float | Mapping[str, float]
+) -> str:
+    """A report's sentence on this tissue, called by one of the names; `chance` as in `describe`."""
+    name = choose(rng, names)
+    more = describe(rng, latents, row, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], chance)
     if more and rng.random() < 0.12:
         return choose(rng, words.REPORT_MORE).format(more=more)
     return choose(rng, words.REPORT_FULL if more else words.REPORT_NAMED).format(name=name, more=more)
+
+
+def boilerplate(rng: np.random.Generator, pool: Sequence[str], count: int, site: str) -> str:
+    """`count` different sentences of a pool that say nothing of the tissue."""
+    chosen = rng.permutation(len(pool))[:count]
+    return " ".join(fill_numbers(rng, pool[i]).replace("{site}", site) for i in chosen)
+
+
+def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comment: str) -> str:
+    """A report's text: its five sections under their headings."""
+    sections = (
+        ("CLINICAL HISTORY", clinical),
+        ("GROSS DESCRIPTION", gross),
+        ("MICROSCOPIC DESCRIPTION", microscopic),
+        ("FINAL DIAGNOSIS", diagnosis),
+        ("COMMENT", comment),
+    )
+    return "\n\n".join(f"{heading}:\n{body}" for heading, body in sections)
 
 
 def named_class(text: str) -> int:

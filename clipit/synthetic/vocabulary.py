@@ -69,6 +69,19 @@ HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
     )
 )
 
+TUMOUR_NAMES = ("tumour", "carcinoma", "adenocarcinoma", "malignant epithelium", "a neoplasm")
+"""A tumour of either grade, without its grade: what coarse captions and the reports of cases say."""
+HELD_OUT_TUMOUR_NAMES = ("an epithelial malignancy", "neoplastic epithelium")
+"""The same in words of reports only."""
+COARSE_NAMES = {**SHARED_NAMES, "tumour_low_grade": TUMOUR_NAMES, "tumour_high_grade": TUMOUR_NAMES}
+"""What captions call the classes when they never tell the grades apart."""
+
+GRADE_NAMES = {
+    "tumour_low_grade": ("low grade adenocarcinoma", "low grade tumour"),
+    "tumour_high_grade": ("high grade adenocarcinoma", "high grade tumour"),
+}
+"""What a prompt set asks with that calls tumours by their grade alone: no word of glands or differentiation."""
+
 # Phrases of each attribute by value; an empty tuple where nothing is said.
 SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "infl": (

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ from pydantic import Field, model_validator
 from clipit.artifacts import whole_file, write_json
 from clipit.config import Section
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.corpus import draw_reports
+from clipit.synthetic.cases import CaseReport, draw_cases, draw_other_organ
+from clipit.synthetic.corpus import SyntheticReport, draw_reports
 from clipit.synthetic.draws import MPP, VLM_CENTRES, Draw, draw_tiles
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.streams import stream
 
+CASES = "case_reports.jsonl"
+GRADE_PROMPTS = "grade_prompts.yaml"
 _COLUMNS = ("id", "path", "label", "split", "group", "mpp", "centre")
 
 
@@ -35,6 +40,7 @@ class WorldConfig(Section):
     shift: int = Field(1500, ge=8)
     """Test tiles of the centres that training never sees."""
     reports: int = Field(500, ge=1)
+    """Reports of each corpus; that of cases holds two fifths as many again of another organ."""
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
     shift_centres: tuple[int, ...] = (8, 9)
@@ -53,8 +59,9 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     """Write the world's files into a folder; the same configuration gives the same bytes.
 
     `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
-    (a second test part: unseen stain), `reports.jsonl`, `prompts.yaml`, `morphology.yaml`,
-    `boilerplate.yaml`, and last `world.json`: the configuration, counts and SHA-256 of each image set.
+    (a second test part: unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
+    `morphology.yaml`, `boilerplate.yaml`, and last `world.json`: the configuration, counts and SHA-256
+    of each image set.
 
     Returns:
         What `world.json` says.
@@ -75,9 +82,8 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
         "tiles": _write_tiles(folder, "tiles", {split: parts[split] for split in ("train", "validation", "test")}),
         "tiles_shift": _write_tiles(folder, "tiles_shift", {"shift": parts["shift"]}),
     }
-    with whole_file(folder / "reports.jsonl") as path, path.open("w", encoding="utf-8") as stream_out:
-        for report in draw_reports(stream(config.seed, "world/reports"), config.reports):
-            stream_out.write(json.dumps(report.__dict__) + "\n")
+    _write_reports(folder / "reports.jsonl", draw_reports(stream(config.seed, "world/reports"), config.reports))
+    add_cases(folder, config)
     _write_prompts(folder)
     facts = {
         "config": config.model_dump(mode="json"),
@@ -91,6 +97,28 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     }
     write_json(folder / "world.json", facts)
     return facts
+
+
+def add_cases(folder: Path, config: WorldConfig) -> None:
+    """Write the second corpus of a world, `case_reports.jsonl`, and `grade_prompts.yaml`, which asks by grade alone.
+
+    What is there already is left alone: a world of an earlier version has neither.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    if not (folder / CASES).is_file():
+        home = draw_cases(stream(config.seed, "world/cases"), config.reports)
+        other = draw_other_organ(stream(config.seed, "world/cases of another organ"), max(1, config.reports * 2 // 5))
+        _write_reports(folder / CASES, chain(home, other))
+    if not (folder / GRADE_PROMPTS).is_file():
+        _write_yaml(folder / GRADE_PROMPTS, _prompt_set("synthetic-8-grades", words.PROMPT_NAMES | words.GRADE_NAMES))
+
+
+def _write_reports(path: Path, reports: Iterable[SyntheticReport | CaseReport]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream_out:
+        for report in reports:
+            stream_out.write(json.dumps(report.__dict__) + "\n")
 
 
 def _write_tiles(folder: Path, name: str, parts: dict[str, Draw]) -> str:
@@ -124,17 +152,20 @@ def _png(image: UInt8[np.ndarray, "64 64 3"]) -> bytes:
 
 
 def _write_prompts(folder: Path) -> None:
-    prompts = {
-        "name": "synthetic-8",
-        "version": 1,
-        "templates": list(words.PROMPT_TEMPLATES),
-        "classes": {name: list(words.PROMPT_NAMES[name]) for name in CLASSES},
-    }
     bags = {
-        "prompts": prompts,
+        "prompts": _prompt_set("synthetic-8", words.PROMPT_NAMES),
         "morphology": {"name": "synthetic-morphology", "version": 1, "texts": list(words.MORPHOLOGY_BAG)},
         "boilerplate": {"name": "synthetic-boilerplate", "version": 1, "texts": list(words.BOILERPLATE_BAG)},
     }
     for name, content in bags.items():
-        with whole_file(folder / f"{name}.yaml") as path:
-            path.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")
+        _write_yaml(folder / f"{name}.yaml", content)
+
+
+def _prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    classes = {label: list(names[label]) for label in CLASSES}
+    return {"name": name, "version": 1, "templates": list(words.PROMPT_TEMPLATES), "classes": classes}
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")

@@ -56,12 +56,18 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "report_context": {"base": "clip_it_all", "distillation.target": "report_context"},
     # Information from outside of the embedding: what the reports were called by their own labels.
     "report_labels": {"base": "clip_it_all", "distillation.target": "report_labels"},
+    # The same beside the VLM's own view: do the labels of reports add to it?
+    "report_labels_and_image": {"base": "clip_it_all", "distillation.target": "report_labels_and_image"},
+    # The same snippets as `bags`, without its term: is it the bags, or only more snippets per tile?
+    "top5": {"base": "clip_it_all", "pairing.k": 5},
     # CPLIP-style: bags of snippets against bags of tiles, many to many.
     "bags": {"base": "clip_it_all", "pairing.k": 5, "bags.weight": 0.5},
     # The projection is also aligned with the class prompts, so that it answers zero-shot for them.
     "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
     # Soft labels from the VLM's zero-shot answer, without any embedding.
     "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
+    # Does retrieved text add anything to the soft labels that the class prompts give?
+    "soft_labels_and_text": {"base": "clip_it_all", "soft_labels.source": "zero_shot"},
     # Control: soft labels from an image-only student of the same seed: no VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},

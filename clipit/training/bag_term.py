@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipit.config import BagsConfig
@@ -44,8 +44,33 @@ def bag_term(
         images = torch.cat([images, torch.from_numpy(vectors).to(here.device)], dim=1)
         image_mask = torch.cat([image_mask, torch.from_numpy(mask).to(here.device)], dim=1)
     own = slice(start, start + len(projected))
-    total, _ = many_to_many_sum(images, image_mask, texts, text_mask, _temperature(config, student), own)
+    weights = bags.text_weights(whole)
+    total, _ = many_to_many_sum(
+        images,
+        image_mask,
+        texts,
+        text_mask,
+        _temperature(config, student),
+        own,
+        same=None if config.shared_negatives else torch.from_numpy(share_text(bags.text_ids(whole))).to(here.device),
+        text_weights=None if weights is None else torch.from_numpy(weights).to(here.device),
+    )
     return total / max(int(text_mask.any(dim=1).sum()), 1)
+
+
+def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
+    """Which text bags of a batch have a member in common.
+
+    Args:
+        members: Numbers that stand for the texts; -1: none.
+    """
+    from scipy.sparse import csr_matrix
+
+    bag, place = np.nonzero(members >= 0)
+    texts, column = np.unique(members[bag, place], return_inverse=True)
+    # 32 bits count as many members as a bag may have; 8 would overflow to "none in common".
+    holds = csr_matrix((np.ones(len(bag), dtype=np.int32), (bag, column)), shape=(len(members), len(texts)))
+    return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)
 
 
 def gathered(values: Float[Tensor, "b dim"], sizes: list[int], here: Processes) -> Float[Tensor, "all dim"]:

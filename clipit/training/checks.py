@@ -3,7 +3,7 @@
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import ConfigError, explain
-from clipit.training.teaching import uses_reports, uses_soft_labels
+from clipit.training.teaching import REPORT_LABELS, uses_reports, uses_soft_labels
 
 LABEL_FREE = ("agreement", "information")
 """What `training.monitor` may be when no validation tile has a label."""
@@ -53,8 +53,8 @@ def _of_distillation(config: Config) -> list[str]:
         problems.append("distillation.text=lora embeds whole snippets again: distillation.word_drop=0")
     if d.target in ("class_prompts",) and not off and config.prompts is None:
         problems.append("distillation.target=class_prompts needs a prompt set: prompts")
-    if d.target == "report_labels" and not off and config.reports and config.reports.label_column is None:
-        problems.append("distillation.target=report_labels needs reports with labels: reports.label_column")
+    if d.target in REPORT_LABELS and not off and config.reports and config.reports.label_column is None:
+        problems.append(f"distillation.target={d.target} needs reports with labels: reports.label_column")
     if config.second_vlm is not None and (s.head != "linear" or s.projector_layers != 1 or off):
         problems.append("second_vlm needs distillation, student.head=linear and student.projector_layers=1")
     return problems

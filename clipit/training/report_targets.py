@@ -4,24 +4,65 @@ A retrieved snippet is a function of the VLM's image embedding and a fixed corpu
 corpus knows beside it: which findings occur in one report, and what a whole report was called.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from clipit.embedding import Store, unit
 from clipit.errors import DataError, explain, shortlist
-from clipit.training.targets import SnippetVectors
+from clipit.training.targets import Chosen, SnippetVectors
 
 _FOLDS = 5
 
 
+@dataclass(frozen=True)
+class FromReports:
+    """Vectors made from what the reports know of each snippet.
+
+    Attributes:
+        vectors: By row of the text store.
+        fell_back: Snippets of which the reports know nothing more: their vector is their own.
+        why: What they lack, for the account.
+        unlabelled: Snippets that stand in no labelled report; what the classifier says of them is used all the same.
+    """
+
+    vectors: SnippetVectors
+    fell_back: Bool[np.ndarray, "s"]
+    why: str
+    unlabelled: Bool[np.ndarray, "s"] | None = None
+
+    def account(self, chosen: Chosen) -> str:
+        """How many tiles are taught their snippets themselves, for people.
+
+        Args:
+            chosen: The snippets of each tile; a tile of several counts when this holds for all of them.
+        """
+        text = f"{_tiles(chosen, self.fell_back)} tiles fell back to their snippets themselves: {self.why}"
+        if self.unlabelled is not None:
+            text += (
+                f"; {_tiles(chosen, self.unlabelled)} tiles have snippets of reports without a label alone, "
+                "which are judged as the others are"
+            )
+        return text
+
+
+def _tiles(chosen: Chosen, snippets: Bool[np.ndarray, "s"]) -> str:
+    """`N of M`: tiles all of whose snippets are among these, of the tiles that have any."""
+    there = chosen.positions >= 0
+    all_of_them = (snippets[np.maximum(chosen.positions, 0)] | ~there).all(axis=1) & chosen.valid
+    return f"{int(all_of_them.sum())} of {int(chosen.valid.sum())}"
+
+
 def report_context(
     store: Store, snippet_ids: np.ndarray, report_ids: np.ndarray, vectors_of: SnippetVectors
-) -> SnippetVectors:
+) -> FromReports:
     """For each snippet the mean of the other snippets of the reports that hold it; itself where there are none.
 
     Args:
         store: Text store.
-        snippet_ids: One entry per source of a snippet ...
+        snippet_ids: One entry per source of a snippet: the id that pairs name (of snippets with equal embeddings the
+            one that stands for them all, so that their reports are joined and none is the context of another) ...
         report_ids: ... and the report that it came from.
         vectors_of: The snippets' own vectors.
     """
@@ -40,21 +81,23 @@ def report_context(
         """Looked up."""
         return np.asarray(context[positions], dtype=np.float32)
 
-    return vectors
+    return FromReports(vectors, alone, "no other snippet stands in their reports")
 
 
 def report_label_vectors(
     store: Store, snippet_ids: np.ndarray, labels: np.ndarray, groups: np.ndarray, vectors_of: SnippetVectors
-) -> SnippetVectors:
+) -> FromReports:
     """What a text-only classifier, trained on the reports' labels, says of a snippet, as a point of the joint space.
 
-    A logistic regression from snippet to its report's label is fitted on reports of other groups (five folds, so no
-    snippet is judged by its own label); the target is the sum over labels of p(label | snippet) times the mean vector
-    of that label's snippets, normalised.
+    A logistic regression from snippet to its report's label is fitted on reports of other groups (five folds): a
+    report's label never judges the snippets of that report or of its group. A snippet of several groups' reports is
+    judged once without each of their folds, and the mean of these answers is taken. The target is the sum over labels
+    of p(label | snippet) times the mean vector of that label's snippets, normalised; the snippet itself where no
+    classifier could be fitted, because the other folds know fewer than two labels.
 
     Args:
         store: Text store.
-        snippet_ids: One entry per source of a snippet ...
+        snippet_ids: One entry per source of a snippet: the id that pairs name, as for `report_context` ...
         labels: ... its report's label ("": unknown, left out of the fit) ...
         groups: ... and its report's group.
         vectors_of: The snippets' own vectors.
@@ -93,9 +136,12 @@ def report_label_vectors(
     probabilities /= np.maximum(times, 1)[:, None]
     made = unit((probabilities @ means).astype(np.float32))
     made = np.where((times == 0)[:, None], own, made)
+    unlabelled = np.ones(len(store.ids), dtype=np.bool_)
+    unlabelled[positions[known]] = False
 
     def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Looked up."""
         return np.asarray(made[positions], dtype=np.float32)
 
-    return vectors
+    why = "the reports of other groups have fewer than two labels"
+    return FromReports(vectors, np.asarray(times == 0, dtype=np.bool_), why, unlabelled)

@@ -9,6 +9,9 @@ from clipit.config import Config
 from clipit.embedding import Store, centred
 from clipit.training.targets import Targets
 
+REPORT_LABELS = ("report_labels", "report_labels_and_image")
+"""Targets that the reports' own labels are read for."""
+
 
 @dataclass(frozen=True)
 class SoftLabels:
@@ -37,8 +40,10 @@ class PromptMembers:
     """Prompts in the text bags: their unit vectors, rows of these per tile, and which of them count."""
 
     vectors: Float32[np.ndarray, "entries dim"]
+    codes: Int[np.ndarray, "entries"]
+    """Equal for equal texts: dictionary and class prompts may have one in common."""
     rows: Int[np.ndarray, "n p"]
-    there: Bool[np.ndarray, "_ _"]
+    there: Bool[np.ndarray, "n p"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ class Bags:
         prompts: Nearest texts of the prompt dictionary and of the class prompts; or None.
         tiles: Neighbour tiles; None when the tile bag is the student's own view alone.
         counts: What was pruned, for the account.
+        weights: Of the paired snippets, summing to 1 in each bag that has some; None: all members count equally.
     """
 
     texts: Bag
     prompts: PromptMembers | None
     tiles: Bag | None
     counts: dict[str, int] = field(default_factory=dict)
+    weights: Float32[np.ndarray, "n k"] | None = None
 
     def text_members(
         self, rows: Int[np.ndarray, "b"]
@@ -66,6 +73,27 @@ class Bags:
             return vectors, mask
         more = self.prompts.vectors[self.prompts.rows[rows]]
         return np.concatenate([vectors, more], axis=1), np.concatenate([mask, self.prompts.there[rows]], axis=1)
+
+    def text_ids(self, rows: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b k"]:
+        """Numbers that stand for the texts in the bags of these tiles; equal texts are equal, -1 is none.
+
+        A snippet is its row in the text store; the prompts are numbered after all snippets.
+        """
+        snippets: Int[np.ndarray, "b k"] = self.texts.members[rows]
+        if self.prompts is None:
+            return snippets
+        prompts = self.prompts.codes[self.prompts.rows[rows]] + len(self.texts.store.ids)
+        return np.concatenate([snippets, np.where(self.prompts.there[rows], prompts, -1)], axis=1)
+
+    def text_weights(self, rows: Int[np.ndarray, "b"]) -> Float32[np.ndarray, "b k"] | None:
+        """Weights of the members of these tiles' text bags: 1 on average over the snippets, 1 for each prompt."""
+        if self.weights is None:
+            return None
+        there = self.texts.members[rows] >= 0
+        weights = np.where(there, self.weights[rows] * there.sum(axis=1, keepdims=True), 0).astype(np.float32)
+        if self.prompts is None:
+            return weights
+        return np.concatenate([weights, self.prompts.there[rows].astype(np.float32)], axis=1)
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,13 @@ def test_the_guards_error_rate_on_simulated_sets_that_did_not_set_it() -> None:
 
 def test_guard_errors_are_counted() -> None:
     found = guard_errors([(True, 0.1), (True, -0.2), (False, 0.3), (False, -0.1), (True, 0.001)])
+    assert (found.cases, found.accepted) == (5, 3)
     assert (found.harmful, found.let_through, found.helpful, found.refused) == (2, 1, 2, 1)
+    assert (found.share_let_through, found.share_refused) == (0.2, 0.2)
     assert found.change_always == pytest.approx(0.0202)
     assert found.change_guarded == pytest.approx((0.1 - 0.2 + 0.001) / 5)
-    assert guard_errors([]).change_guarded is None
+    nothing = guard_errors([])
+    assert nothing.cases == 0 and nothing.change_guarded is nothing.share_let_through is nothing.share_refused is None
 
 
 def test_feature_statistics_undo_a_shift_and_leave_dead_features() -> None:

@@ -103,6 +103,16 @@ def test_t_interval() -> None:
         intervals.t_interval([0.7, float("nan")])
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.02] * 5, [0.1 + 0.2, 0.3, 0.3]])
+def test_equal_seeds_have_no_interval_of_width_0(values: list[float]) -> None:
+    found = intervals.interval_over_seeds(values)
+    assert found == intervals.Interval(None, None, "no spread over seeds"), "float error is no spread"
+    assert intervals.t_interval(values) is None
+    almost = intervals.interval_over_seeds([0.02, 0.02, 0.0201])
+    assert almost.low is not None and almost.high is not None and almost.low < almost.high
+    assert intervals.interval_over_seeds([0.7]).reason == "one seed: none"
+
+
 def test_a_large_test_set_is_quick() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 33_000)

@@ -89,7 +89,7 @@ def test_shorter_arms_get_a_row_at_equal_steps(small: Config) -> None:
 
 def test_arms_with_another_search_are_refused(small: Config) -> None:
     arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
-    with pytest.raises(ConfigError, match=r"clip_it_all \(0\.5, 2 steps\)"):
+    with pytest.raises(ConfigError, match=r"clip_it_all \(learning rate 0\.5\)"):
         compare(small.model_copy(update={"arms": arms}), quiet)
 
 
@@ -129,7 +129,7 @@ def test_a_record_has_what_must_stand_beside_a_score(small: Config, tmp_path: Pa
 
 def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: Config) -> None:
     found = json.loads(tune(small, quiet).read_text(encoding="utf-8"))
-    grids = {arm: [(t["learning_rate"], t["steps"]) for t in trials] for arm, trials in found["trials"].items()}
+    grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in found["trials"].items()}
     assert grids["image_only"] == grids["clip_it_all"] == [(0.001, 1), (0.001, 2), (0.01, 1), (0.01, 2)]
     for path in (small.output / "tuning" / "runs").rglob("predictions.parquet"):
         assert set(pq.read_table(path).column("split").to_pylist()) == {"validation"}
@@ -139,7 +139,9 @@ def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: Config) 
 
 
 def test_best_trial_prefers_fewer_steps_then_the_lower_rate() -> None:
-    assert best_trial({(0.01, 200): [0.8], (0.02, 100): [0.8], (0.01, 100): [0.8], (0.5, 100): [0.7]}) == (0.01, 100)
+    found = [(0.01, 200, 0.8), (0.02, 100, 0.8), (0.01, 100, 0.8), (0.5, 100, 0.7)]
+    trials = [({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in found]
+    assert best_trial(trials) == {"training.learning_rate": 0.01, "training.steps": 100}
 
 
 def test_tuning_without_validation_labels_says_so(small: Config) -> None:

@@ -10,13 +10,14 @@ import pytest
 from conftest import MakeConfig
 from safetensors.numpy import load_file
 from sklearn.neighbors import KNeighborsClassifier
+from study_records import lacking
 
 from clipit.config import Config
-from clipit.errors import DataError, ModelError
+from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.metrics import compute_metrics
 from clipit.experiments.complementarity import found_texts, image_probe_predictions, text_only_predictions
-from clipit.experiments.frozen_features import backbone_features, classifier_features
+from clipit.experiments.frozen_features import backbone_features, classifier_features, saw_labels
 from clipit.experiments.materials import Materials
 from clipit.experiments.probing import probe
 from clipit.experiments.run import train_run
@@ -123,6 +124,41 @@ def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tup
     assert facts["run"] == str(run)
     assert facts["subjects"]["VLM, joint space"]["preprocess"]
     assert {"tiles", "commit", "command", "prompts"} <= set(facts)
+    rows = rows_of(folder)
+    assert not lacking(rows)
+    asked = {row["what"] for row in rows if row["prompts_hash"]}
+    assert asked == {
+        "zero_shot", "zero_shot, centred", "zero_shot, student", "text (class prompts) to image",
+        "image to text (single prompts)",
+    }  # fmt: skip
+    assert {row["seed"] for row in rows if row["share"] is not None} == {0, 1}
+    of_run = [row for row in rows if row["subject"] == f"classifier {run.name}"]
+    assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in of_run)
+
+
+def test_features_that_saw_labels_say_so(probed: tuple[Config, Path, Path], tmp_path: Path) -> None:
+    _, run, folder = probed
+    told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
+    assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
+    page = (folder / "probing.html").read_text(encoding="utf-8")
+    assert "saw labels" in page and "no measure of label efficiency" in page
+
+    def of(tuning: str, labels: int, validation: int) -> str:
+        """Of a run with so many labels."""
+        (tmp_path / "config.yaml").write_text(f"backbone: {{tuning: {tuning}}}", encoding="utf-8")
+        counts = {"training_labels": labels, "validation_labels": validation}
+        (tmp_path / "training.json").write_text(json.dumps(counts), encoding="utf-8")
+        return saw_labels(tmp_path)
+
+    assert saw_labels(tmp_path) == "unknown", "its folder does not tell"
+    assert of("lora", 12, 12) == of("lora", 0, 12) == "true"
+    assert of("lora", 0, 0) == of("frozen", 12, 12) == "false"
+    of("lora", 12, 12)
+    (tmp_path / "training.json").unlink()
+    assert saw_labels(tmp_path) == "unknown"
+    (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="configuration is damaged"):
+        saw_labels(tmp_path)
 
 
 def test_classifier_features_are_those_that_its_head_reads(probed: tuple[Config, Path, Path]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from study_records import lacking
 
 from clipit.config import Config
 from clipit.errors import ClipitError, ConfigError, DataError, ModelError
@@ -52,7 +53,8 @@ def quiet(config: Config) -> Materials:
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     table = pq.read_table(folder / "prompts.parquet")
     assert table.schema.equals(SCHEMA)
-    return table.to_pylist()
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def test_every_way_of_asking_is_a_row(configure: Callable[..., Config], simple: str) -> None:
@@ -97,6 +99,21 @@ def test_the_page_says_what_a_reader_needs(configure: Callable[..., Config], sim
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., Config], simple: str) -> None:
+    config = configure(KEYS, name="record", **{"zero_shot.simple": simple})
+    materials = quiet(config)
+    rows = rows_of(prompt_study(config, materials))
+    assert not lacking(rows)
+    assert all(row["prompts"] and row["prompts_hash"] for row in rows)
+    assert {row["classes"] for row in rows} == {3} and {row["metric"] for row in rows} == {"balanced_accuracy"}
+    assert {row["pixels"] for row in rows} == {32} and {row["preprocess"] for row in rows} == {
+        materials.vlm.preprocess.hash
+    }
+    assert {row["vlm_fingerprint"] for row in rows} == {materials.vlm.fingerprint}
+    moved = {row["subject"] for row in rows if row["index"] == materials.index.artifact.fingerprint}
+    assert moved == {"VLM, centred"}, "the snippets' mean has a part in these figures only"
+
+
 def test_cut_tokens_are_counted(configure: Callable[..., Config], simple: str) -> None:
     config = configure(KEYS, name="cut", prompts=simple)
     materials = quiet(config)
@@ -124,6 +141,8 @@ def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., 
     assert folder.name == f"asked-{run.name}"
     rows = rows_of(folder)
     student = next(row for row in rows if row["subject"] == f"student {run.name}" and row["mode"] == "ensemble")
+    assert not lacking(rows)
+    assert student["run_seed"] == 0 and student["fingerprint"] != materials.vlm.fingerprint
     import json
 
     scores = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]["zero_shot"]["metrics"]

@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import MakeConfig
 from PIL import Image
+from study_records import lacking
 from test_processes import ROOT, TWO, launch
 
 from clipit.config import Config
 from clipit.errors import DataError
+from clipit.evaluation.adaptation import align_statistics, statistics_of
+from clipit.evaluation.adaptation_guard import judge
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.perturb import perturb
 from clipit.evaluation.predictions import read_predictions
@@ -97,19 +100,8 @@ def test_a_level_of_a_curve_can_be_made_again(measured: tuple[Config, list[Path]
 def test_every_figure_carries_what_it_was_measured_on(measured: tuple[Config, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder)
-    for key in (
-        "split",
-        "classes",
-        "metric",
-        "pixels",
-        "preprocess",
-        "prompts_hash",
-        "seed",
-        "commit",
-        "command",
-        "tiles",
-    ):
-        assert all(row[key] is not None for row in rows), key
+    assert not lacking(rows)
+    assert all(bool(row["prompts_hash"]) == (row["reading"] == "zero-shot") for row in rows)
     texts = rows_of(folder, subject=runs[1].name)
     assert all(row["pairs"] and row["index"] and row["vlm_fingerprint"] for row in texts)
     page = (folder / "robustness.md").read_text(encoding="utf-8")
@@ -131,7 +123,7 @@ def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Co
 
 def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Path], Path]) -> None:
     _, runs, folder = measured
-    rows = rows_of(folder, what="adaptation")
+    rows = rows_of(folder, what="adaptation", perturbation=None)
     assert {row["part"] for row in rows} == {"test", "elsewhere"}
     late = [row for row in rows if row["subject"] == runs[2].name and row["reading"] == "head"]
     assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
@@ -139,12 +131,59 @@ def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Pa
     assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
     assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
     assert not [row for row in rows if row["method"] == "transductive, text prior" and row["reading"] == "head"]
-    told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
-    errors = guard_study(rows)
-    assert (told["cases"], told["harmful"], told["refused"]) == (errors.cases, errors.harmful, errors.refused)
-    assert errors.cases == len(done)
     same = {row["part"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
     assert same["test"] == same["elsewhere"]
+
+
+def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[Config, list[Path], Path]) -> None:
+    config, runs, folder = measured
+    materials = Materials(config, quiet)
+    subject, test = run_subject(materials, runs[0], runs[0].name), materials.some_tiles.of_split("test")
+    pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
+    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
+    images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
+    vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
+    training = spread(materials.some_tiles.of_split("train"), config.robustness.tiles, labelled=False)
+    seen = vectors_of(subject, training, config, materials)["head"]
+    moved = align_statistics(vectors, statistics_of(vectors), statistics_of(seen))
+    before, after = (subject.answers["head"](found) for found in (vectors, moved))
+    scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
+    (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
+    assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
+    assert row["guard"] == ("accepted" if judge(before, after).accepted else "refused")
+    (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
+    assert curve["value"] == row["unadapted"] and row["low"] is None and row["bootstrap"] == 0
+
+
+def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
+    measured: tuple[Config, list[Path], Path],
+) -> None:
+    _, _, folder = measured
+    told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
+    rows = rows_of(folder, what="adaptation")
+    assert told == guard_study(rows)
+    settings = {(found["method"], found["settings"]): found for found in told}
+    assert {kind for _, kind in settings} == {"test and shifted sets", "macenko", "blur", "jpeg", "all"}
+    for method in ("feature statistics (transductive)", "transductive, text prior"):
+        own = [row for row in rows if row["method"] == method and row["value"] is not None]
+        found = settings[method, "all"]
+        assert found["cases"] == len(own) > 0
+        wrong = [row for row in own if row["guard"] == "accepted" and row["change"] < -0.005]
+        missed = [row for row in own if row["guard"] == "refused" and row["change"] > 0.005]
+        assert (found["let_through"], found["refused"]) == (len(wrong), len(missed))
+        assert found["share_let_through"] == pytest.approx(len(wrong) / len(own))
+        assert found["share_refused"] == pytest.approx(len(missed) / len(own))
+        assert sum(
+            settings[method, kind]["cases"] for kind in ("test and shifted sets", "macenko", "blur", "jpeg")
+        ) == len(own)
+    blur = settings["feature statistics (transductive)", "blur"]
+    # two levels: two heads that can be adapted, and the answers in words of two runs and of the VLM
+    assert blur["cases"] == 2 * (2 + 3)
+    text = (folder / "robustness.md").read_text(encoding="utf-8")
+    worth = settings["feature statistics (transductive)", "all"]
+    gained = worth["change_guarded"] - worth["change_always"]
+    assert f"{abs(gained):.3f} of the score on average, against using the adaptation always" in text
+    assert "How often the guard is wrong" in text and f"{blur['refused']} ({blur['share_refused']:.1%})" in text
 
 
 def test_two_processes_write_the_same_rows(
@@ -154,11 +193,13 @@ def test_two_processes_write_the_same_rows(
     options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}"]
     done = launch(TWO, ROOT / "scripts" / "robustness.py", *options)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("tables:") == 1
+    assert done.stdout.count("tables:") == done.stdout.count("page:") == 1
     keys = ("what", "subject", "reading", "part", "perturbation", "level", "method", "state", "metric", "n", "guard")
 
     def keyed(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
-        return {tuple(str(row[key]) for key in keys if key != "level" or row["what"] == "curve"): row for row in rows}
+        return {
+            tuple(str(row[key]) for key in keys if key != "level" or row["what"] != "calibration"): row for row in rows
+        }
 
     two = keyed(rows_of(tmp_path / "out" / "robustness" / "robust"))
     one = keyed([row for row in rows_of(folder) if row["subject"] != runs[2].name])

@@ -103,7 +103,7 @@ def test_options_are_the_pairings_that_they_name(tmp_path: Path, index: Index, t
     labels = {tile: i % 3 for i, tile in enumerate(tiles.ids.tolist())}
     rules = PairingConfig(k=2, block=16, mutual_neighbours=2)
     options = compare_options(index, tiles, rules, labels=labels, class_vectors=vectors(3, 7))
-    assert len(options) == 16 and len({option.name for option in options}) == 16
+    assert len(options) == 18 and len({option.name for option in options}) == 18
     for option in options:
         made = pair_tiles(tmp_path, index, tiles, k=2, block=16, rules=option.rules)
         expected = made.summary | {"agreement": option.summary["agreement"]}
@@ -112,7 +112,7 @@ def test_options_are_the_pairings_that_they_name(tmp_path: Path, index: Index, t
     assert plain.name == "none" and plain.rules.threshold is None
     assert options[1].figure("without_pair") == pytest.approx(0.25, abs=0.03)
     lines = options_text(options).splitlines()
-    assert len(lines) == 17 and lines[0].split()[:2] == ["rules", "no"]
+    assert len(lines) == 19 and lines[0].split()[:2] == ["rules", "no"]
     assert lines[1].split()[-1] == f"{plain.figure('score_auroc'):.3f}"
 
 

@@ -17,15 +17,21 @@ def rows(arm: str, scores: dict[int, float | None], data_set: str = "crc", part:
 
 
 def test_differences_are_paired_by_seed_whatever_their_order() -> None:
-    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {2: 0.8, 1: 0.6}), "base", lambda *_: None)
-    assert made[1].differences == pytest.approx({1: 0.1, 2: 0.1})
-    assert "+10.0" in cells(made[1])[5] and cells(made[1])[6] == "[+10.0, +10.0]"
+    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {2: 0.78, 1: 0.62}), "base", lambda *_: None)
+    assert made[1].differences == pytest.approx({1: 0.12, 2: 0.08})
+    low, high = stats.t.interval(0.95, 1, loc=10, scale=stats.sem([12, 8]))
+    assert cells(made[1])[5:7] == ["+10.0", f"[{low:+.1f}, {high:+.1f}]"]
     assert made[0].differences == {} and cells(made[0])[5:] == ["", "", "", ""]
 
 
 def test_one_seed_has_no_interval_and_few_seeds_no_p() -> None:
     made = lines(rows("base", {1: 0.5}) + rows("text", {1: 0.6}), "base", lambda *_: None)
     assert cells(made[1])[5:] == ["+10.0", "one seed: none", "none", "none: 1 seeds; a p-value needs 5"]
+
+
+def test_equal_differences_have_no_interval_and_say_why() -> None:
+    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
+    assert cells(made[1])[5:7] == ["+10.0", "no spread over seeds"]
 
 
 def test_p_is_that_of_scipy_and_corrected_over_arms_and_data_sets() -> None:
@@ -52,6 +58,7 @@ def test_tables() -> None:
     assert text.splitlines()[0].split("|")[1].strip() == "arm" and "95.92" in text
     header, body = table_one(made, "base", "text")
     assert header == ["backbone", "crc", "difference"]
-    assert body == [["uni", "60.0 ± 14.1 -> 70.0 ± 14.1", "+10.0 [+10.0, +10.0]"]]
+    assert body == [["uni", "60.0 ± 14.1 -> 70.0 ± 14.1", "+10.0"]]
     latex = latex_table(header, body, "50 % of R&D_x")
+    assert r"\begin{tabular}{lrr}" in latex and r"{llr}" in latex_table(header, body, "", left=2)
     assert r"\caption{50 \% of R\&D\_x}" in latex and r"$\rightarrow$" in latex and r"$\pm$" in latex

@@ -43,6 +43,18 @@ def test_arms_differ_in_what_their_names_say(configure: Callable[..., Config]) -
         assert other.model_dump(exclude={"arm", "distillation"}) == plain.model_dump(exclude={"arm", "distillation"})
 
 
+def test_what_bags_and_soft_labels_are_to_be_compared_with(configure: Callable[..., Config]) -> None:
+    resolved = {arm: resolve_arm(configure(arm=arm)) for arm in ARMS}
+    # The same five snippets: the term of the bags alone.
+    top5, bags = (resolved[arm].model_dump(exclude={"arm", "bags"}) for arm in ("top5", "bags"))
+    assert top5 == bags and resolved["top5"].pairing.k == 5
+    assert (resolved["top5"].bags.weight, resolved["bags"].bags.weight) == (0.0, 0.5)
+    # The same soft labels, with and without retrieved text.
+    both, labels = resolved["soft_labels_and_text"], resolved["zero_shot_labels"]
+    assert both.soft_labels == labels.soft_labels and labels.distillation.tiles == "none"
+    assert both.distillation == resolved["clip_it_all"].distillation and both.distillation.tiles == "all"
+
+
 def test_an_own_arm_over_a_base(configure: Callable[..., Config]) -> None:
     arms = {"big": {"base": "middle", "lora.rank": 16}, "middle": {"base": "word_drop", "lora.rank": 8, "seed": 5}}
     config = resolve_arm(configure(arm="big", arms=arms))

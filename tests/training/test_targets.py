@@ -9,7 +9,6 @@ from clipit.config import Config
 from clipit.embedding import Store, centred, unit
 from clipit.errors import DataError
 from clipit.experiments.materials import Materials
-from clipit.training.report_targets import report_context, report_label_vectors
 from clipit.training.targets import (
     Chosen,
     Targets,
@@ -140,40 +139,3 @@ def test_random_codes_are_one_direction_per_snippet(materials: Materials) -> Non
     assert np.array_equal(found[0, 1], found[1, 0]) and not np.allclose(found[0, 0], found[0, 1])
     assert np.allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
     assert not np.allclose(found, random_codes(materials.index.store, seed=1)(np.array([[0, 1], [1, 2]])))
-
-
-def test_context_is_the_rest_of_the_reports(materials: Materials) -> None:
-    store = materials.index.store
-    own = stored_vectors(store, materials.index)
-    ids = store.ids[:5]
-    # Reports: A holds 0, 1, 2 (1 twice); B holds 2, 3; C holds 4 alone.
-    snippets = np.array([ids[0], ids[1], ids[1], ids[2], ids[2], ids[3], ids[4]])
-    reports = np.array(["A", "A", "A", "A", "B", "B", "C"])
-    rows = store.positions(ids)
-    vectors = own(rows)
-    found = report_context(store, snippets, reports, own)(rows)
-    assert np.allclose(found[0], unit(vectors[1] + vectors[2]), atol=1e-5)
-    assert np.allclose(found[2], unit(vectors[0] + vectors[1] + vectors[3]), atol=1e-5)
-    assert np.allclose(found[4], vectors[4], atol=1e-5)  # alone: itself
-
-
-def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(materials: Materials) -> None:
-    store = materials.index.store
-    n = len(store.ids)
-    draws = np.random.default_rng(0)
-    sides = draws.permutation(n) % 2
-    clear = np.where(sides[:, None] == 0, 1.0, -1.0) * np.eye(store.dim)[0] + 0.1 * draws.standard_normal(
-        (n, store.dim)
-    )
-    table = unit(clear.astype(np.float32))
-    labels = np.where(sides == 0, "low", "high")
-    groups = np.array([f"P{i}" for i in range(n)])
-    found = report_label_vectors(store, store.ids, labels, groups, lambda rows: table[rows])(np.arange(n))
-    assert (np.sign(found[:, 0]) == np.where(sides == 0, 1, -1)).all()
-    # The label of one snippet's own report is turned: it must not matter, for it is not in the fit that judges it.
-    turned = labels.copy()
-    turned[0] = "high" if labels[0] == "low" else "low"
-    again = report_label_vectors(store, store.ids, turned, groups, lambda rows: table[rows])(np.arange(n))
-    assert np.sign(again[0, 0]) == np.sign(found[0, 0])
-    with pytest.raises(DataError, match=r"reports\.label_column"):
-        report_label_vectors(store, store.ids, np.full(n, "low"), groups, lambda rows: table[rows])

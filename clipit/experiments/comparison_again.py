@@ -1,0 +1,110 @@
+"""A finished comparison's tables and page, made again from comparison.json and the predictions, without any model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from clipit.artifacts import read_json
+from clipit.config import Config
+from clipit.errors import ArtifactError, DataError, explain
+from clipit.experiments.cells import Setting, settings_of
+from clipit.experiments.comparison_report import write_report
+from clipit.experiments.materials import Materials
+from clipit.experiments.why import Finding
+from clipit.settings import merge, validate
+from clipit.tiles.tileset import TileSet
+
+_AGAIN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
+Row = Mapping[str, Any]
+
+
+def comparison_again(config: Config, say: Callable[[str], None] = print) -> list[Path]:
+    """Write comparison.md, .tex and .html anew; what is compared is read from comparison.json, not from `config`.
+
+    Args:
+        config: Its `output` and `name` say where the comparison lies; the output folder may have been moved since.
+        say: Takes lines for the user.
+
+    Returns:
+        The three files.
+
+    Raises:
+        DataError: There is no finished comparison, or predictions of it are missing.
+        ArtifactError: comparison.json is damaged or of an earlier version, or the tiles are others by now.
+        ConfigError: The configuration that it records does not fit any more.
+    """
+    folder = config.output / "comparisons" / config.name
+    source = folder / "comparison.json"
+    if not source.is_file():
+        raise DataError(explain("no finished comparison here", where=folder, fix="run scripts/compare.py first"))
+    found = read_json(source, _AGAIN)
+    if not {"config", "rows", "findings"} <= found.keys():
+        lacking = ", ".join(sorted({"config", "rows", "findings"} - found.keys()))
+        raise ArtifactError(explain(f"it does not hold {lacking}, which its page needs", where=source, fix=_AGAIN))
+    recorded = validate(merge(found["config"], {"output": str(config.output)}), source)
+    settings = settings_of(recorded)
+    rows = [_moved(row, Path(found["config"]["output"]), config.output) for row in found["rows"]]
+    why = [finding_from(entry, folder) for entry in found["findings"]]
+    shared: dict[str, Any] = {}
+    tiles = [Materials(setting.config, say, shared).some_tiles for setting in settings]
+    for setting, own in zip(settings, tiles, strict=True):
+        _check_tiles(setting, own, rows, source)
+    write_report(recorded, settings, rows, why, folder, tiles)
+    return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
+
+
+def finding_from(entry: Mapping[str, Any], folder: Path) -> Finding:
+    """An analysis as comparison.json keeps it, with the points of its picture, which have a file of their own.
+
+    Raises:
+        ArtifactError: A part of it is missing or damaged.
+    """
+    kept = {field.name: entry[field.name] for field in fields(Finding) if field.name in entry}
+    try:
+        table = {"header": tuple(entry["header"]), "rows": tuple(tuple(row) for row in entry["rows"])}
+        points = _points(folder / entry["points"]) if entry.get("points") else {}
+        return Finding(**{**kept, **table, "values": tuple(entry.get("values", ())), "planes": points})
+    except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+        told = f"{entry.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
+        raise ArtifactError(explain(told, where=folder / "comparison.json", fix=_AGAIN)) from error
+
+
+def _points(path: Path) -> dict[str, dict[str, Float[np.ndarray, "_ 2"]]]:
+    """Title of a panel -> name of the points -> coordinates, in the order of the file."""
+    table = pq.read_table(path)
+    places = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
+    keys = list(zip(table["plane"].to_pylist(), table["kind"].to_pylist(), strict=True))
+    rows: dict[str, dict[str, list[int]]] = {}
+    for row, (plane, kind) in enumerate(keys):
+        rows.setdefault(plane, {}).setdefault(kind, []).append(row)
+    return {plane: {kind: places[own] for kind, own in kinds.items()} for plane, kinds in rows.items()}
+
+
+def _moved(row: Row, old: Path, new: Path) -> dict[str, Any]:
+    """A row whose paths below the old output folder lie below the new one."""
+    found = dict(row)
+    for key in ("run", "predictions"):
+        if found.get(key) and Path(found[key]).is_relative_to(old):
+            found[key] = str(new / Path(found[key]).relative_to(old))
+    return found
+
+
+def _check_tiles(setting: Setting, tiles: TileSet, rows: Sequence[Row], source: Path) -> None:
+    """Refuse pictures of other tiles than those that were compared."""
+    here = [row for row in rows if (row["data_set"], row["backbone"]) == (setting.data_set, setting.backbone)]
+    made_from = {row.get("tiles_fingerprint") for row in here} - {None, tiles.fingerprint}
+    if made_from:
+        raise ArtifactError(
+            explain(
+                f"{setting.data_set} was compared on other tiles ({', '.join(sorted(map(str, made_from)))}) than those "
+                f"that lie there now ({tiles.fingerprint})",
+                where=source,
+                fix="put the tiles back, or start scripts/compare.py with another --name",
+            )
+        )

@@ -1,0 +1,144 @@
+"""The sentences under a comparison's table: intervals, how arms were searched, and what is missing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import read_json
+from clipit.config import Config
+from clipit.errors import DataError, explain
+from clipit.evaluation.significance import FEWEST_SEEDS
+from clipit.experiments.cells import Setting
+from clipit.experiments.published import CAUTION
+from clipit.experiments.search import RATE, axes_of, chosen, is_tuned, shown
+from clipit.reporting.comparison_tables import PERCENT, Line
+
+
+def notes_of(config: Config, settings: Sequence[Setting], made: Sequence[Line], beside: str) -> list[str]:
+    """All sentences, in order.
+
+    Args:
+        config: Of the comparison.
+        settings: Its data sets and backbones.
+        made: Lines of its table.
+        beside: Where published figures beside the table come from; empty for none.
+
+    Raises:
+        DataError: The record of the search that the configuration names is missing.
+    """
+    c = config.comparison
+    n = len(c.seeds)
+    notes = [
+        f"{c.metric.replace('_', ' ')} in %, mean and standard deviation over {n} seed{'s' * (n > 1)}. Differences are "
+        f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds ({_varies(config)}"
+        "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
+        f"over what is independent in the test sets ({_resampled(made)}; {config.evaluation.bootstrap} resamples, the "
+        "same for all seeds).",
+        f"p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none under "
+        f"{FEWEST_SEEDS} seeds.",
+    ]
+    if n == 1:
+        notes.append("One seed only: no interval over seeds, and no p.")
+    if any("_at_" in arm for s in settings for arm in s.arms):
+        notes.append(
+            "..._at_N_steps: the same arm at the steps of the longest one, so that no arm is shown with less training."
+        )
+    notes += _tuning(config, settings)
+    notes += _below_reference(made)
+    notes += [f"{' / '.join(line.key)}: {_reason(line)}" for line in made if line.mean is None]
+    over = {str(row["reason"]) for line in made for row in line.rows if str(row.get("reason", "")).startswith("over ")}
+    notes += [f"{c.metric.replace('_', ' ')}: {text}." for text in sorted(over)]
+    if beside:
+        notes += [f"Published: {beside}. {CAUTION}"]
+    return notes
+
+
+def _varies(config: Config) -> str:
+    labels = config.tiles.labels
+    return "labelled tiles, " if labels.kind in ("fraction", "per_class") and labels.seed is None else ""
+
+
+def _resampled(made: Sequence[Line]) -> str:
+    found = {line.key[2]: str(row["resampled"]) for line in made for row in line.rows if row.get("resampled")}
+    return ", ".join(f"{part}: {what}" for part, what in found.items()) or "tiles, or groups where known"
+
+
+def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
+    """How the arms came by their learning rates, steps and weights: what is known of it, and no more."""
+    c, here = config.comparison, settings[0].config
+    axes = {arm: axes_of(here, arm) for arm in c.arms}
+    if not is_tuned(here, c.arms):
+        every = {key: value for arm in c.arms for key, value in chosen(here, arm, list(axes[arm])).items()}
+        notes = [f"Not tuned: all arms at {', '.join(shown(key, value) for key, value in every.items())}."]
+    else:
+        further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
+        notes = [
+            f"Learning rates, steps and weights per arm: {_searched(config)}, all within one grid of "
+            f"{len(c.learning_rates)} learning rates x {len(c.steps)} steps{further}"
+            + (" (an arm without a term has no trials of its keys)." if c.grid else ".")
+        ]
+        edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, here, arm)] for key in (RATE, *c.grid)}
+        notes += [
+            f"At the edge of the grid of {key}, where a wider one might do better: {', '.join(arms)}."
+            for key, arms in edges.items()
+            if arms
+        ]
+    if len(settings) > 1:
+        notes.append("The same keys on every data set and backbone: nothing was chosen anew for any of them.")
+    own = {
+        arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in axes[arm] and k != "base"} for arm in c.arms
+    }
+    told = [f"{arm}: {', '.join(f'{k} {v}' for k, v in keys.items())}" for arm, keys in own.items() if keys]
+    if told:
+        notes.append(f"Keys beside the grid that the configuration gives to single arms: {'; '.join(told)}.")
+    return notes
+
+
+def _searched(config: Config) -> str:
+    """Whether the arms' keys are those that a search chose."""
+    c = config.comparison
+    file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
+    if not file.is_file():
+        if c.searched:
+            raise DataError(
+                explain(
+                    "the record of the search is missing",
+                    where=f"comparison.searched: {file}",
+                    fix="tune again with scripts/tune.py, or leave the key out",
+                )
+            )
+        return "set in the configuration"
+    found = read_json(file, "delete it and tune again").get("arms", {})
+    other = [arm for arm in c.arms if arm not in found or found[arm] != config.arms.get(arm)]
+    if not other:
+        return f"chosen by scripts/tune.py on validation tiles ({file.name})"
+    return f"set in the configuration, and not as {file.name} chose for {', '.join(other)}"
+
+
+def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: Config, arm: str) -> bool:
+    """Whether an arm's value is the lowest or the highest of several numbers."""
+    values = axes.get(key, ())
+    if len(values) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return False
+    return chosen(config, arm, [key])[key] in (min(values), max(values))
+
+
+def _reason(line: Line) -> str:
+    reasons = {str(row.get("reason")) for row in line.rows if row.get("reason")}
+    return "not defined" + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
+
+
+def _below_reference(made: Sequence[Line]) -> list[str]:
+    """A sentence per setting where students stay below the VLM itself on the test split."""
+    notes = []
+    for place in dict.fromkeys(line.key[:2] for line in made):
+        here = [line for line in made if line.key[:2] == place and line.key[2] == "test" and line.mean is not None]
+        references = [line for line in here if line.reference]
+        if not references:
+            continue
+        best = max(references, key=lambda line: line.mean or 0.0)
+        below = [line.key[3] for line in here if not line.reference and (line.mean or 0.0) < (best.mean or 0.0)]
+        if below:
+            shown = PERCENT * (best.mean or 0.0)
+            notes.append(f"Below the best reference row ({best.key[3]}, {shown:.1f}): {', '.join(below)}.")
+    return list(dict.fromkeys(notes))

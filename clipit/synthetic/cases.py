@@ -1,0 +1,163 @@
+"""A corpus of cases: what the parts of one report say belongs together, and only its last line names the grade."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clipit.synthetic import case_words
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.language import about, boilerplate, choose, lay_out, ocr_noise, sentence
+from clipit.synthetic.latents import (
+    ADIPOSE,
+    CLASSES,
+    HIGH,
+    LOW,
+    LYMPHOID,
+    MUCIN,
+    NECROSIS,
+    NORMAL,
+    STROMA,
+    Latents,
+    attributes,
+)
+
+GRADES = ("low", "high", "none")
+"""Labels of a report: its tumour's grade, or that there is no tumour."""
+_SPOKEN = {"infl": 0.3, "mucin": 0.4, "pleo": 0.8, "gland": 0.8, "nec": 0.5, "dens": 0.2}
+"""Chance of a tumour's attribute to be spoken of: nuclei and glands first. Other tissues: 0.4 each."""
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """One report of a case; `group` is the synthetic patient, who has no tile."""
+
+    id: str
+    text: str
+    organ: str
+    group: str
+    diagnosis: str
+    """What the case was: a key of `DIAGNOSES`, or of the other organ's."""
+    grade: str
+    """One of `GRADES`; empty for the other organ, which has no grade of this kind."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How often a case is this, and what is found in it."""
+
+    share: float
+    low: float | None
+    """Chance of a tumour to be of low grade; None: there is no tumour."""
+    beside: Mapping[int, float]
+    """Chances of the tissues found beside the tumour, or in place of one."""
+
+
+DIAGNOSES: Mapping[str, Diagnosis] = {
+    "low_grade_tumour": Diagnosis(
+        0.3, 1.0, {NORMAL: 0.35, STROMA: 0.25, MUCIN: 0.15, LYMPHOID: 0.15, ADIPOSE: 0.07, NECROSIS: 0.03}
+    ),
+    "high_grade_tumour": Diagnosis(
+        0.3, 0.0, {NECROSIS: 0.35, STROMA: 0.3, ADIPOSE: 0.15, LYMPHOID: 0.1, NORMAL: 0.07, MUCIN: 0.03}
+    ),
+    "mucinous_tumour": Diagnosis(0.12, 0.6, {MUCIN: 0.5, STROMA: 0.2, NORMAL: 0.15, LYMPHOID: 0.1, ADIPOSE: 0.05}),
+    "inflammatory_lesion": Diagnosis(
+        0.14, None, {LYMPHOID: 0.45, NORMAL: 0.25, STROMA: 0.15, MUCIN: 0.1, ADIPOSE: 0.05}
+    ),
+    "no_tumour": Diagnosis(0.14, None, {NORMAL: 0.4, ADIPOSE: 0.2, STROMA: 0.2, LYMPHOID: 0.15, MUCIN: 0.05}),
+}
+
+
+def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
+    """Draw reports of cases in the tiles' organs; `noise` is the share of misread characters.
+
+    A diagnosis is drawn, then its grade, then three to five findings: half of them (rounded up) areas of the tumour,
+    if there is one, the others different tissues in the diagnosis's own chances. The attributes of an area are drawn
+    as those of a tile of this grade, each area for itself; the mucin of a mucinous tumour is abundant throughout.
+    """
+    names, shares = list(DIAGNOSES), [diagnosis.share for diagnosis in DIAGNOSES.values()]
+    for number in range(count):
+        name = names[int(rng.choice(len(names), p=shares))]
+        grade, latents = _findings(rng, name)
+        organ = choose(rng, words.ORGANS)
+        micro = " ".join(_microscopic(rng, latents, row) for row in range(len(latents)))
+        line = _diagnosis_line(rng, words.PROCEDURES, organ, _named(rng, name, grade))
+        text = _report(rng, organ, micro, line, words.REPORT_CLINICAL, words.REPORT_GROSS)
+        # A patient may have two reports, as in the other corpus.
+        patient = f"C{number * 4 // 5:05d}"
+        yield CaseReport(f"synthetic-case-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, grade)
+
+
+def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
+    """Draw reports of an organ that no tile shows, in words of its own."""
+    organ = case_words.OTHER_ORGAN
+    for number in range(count):
+        name = choose(rng, list(case_words.OTHER_DIAGNOSES))
+        main, called, beside = case_words.OTHER_DIAGNOSES[name]
+        tissues = [main] * int(rng.integers(1, 3)) + list(beside)
+        micro = " ".join(_other_sentence(rng, tissues[row]) for row in rng.permutation(len(tissues)))
+        line = _diagnosis_line(rng, case_words.OTHER_PROCEDURES, organ, called)
+        text = _report(rng, organ, micro, line, case_words.OTHER_CLINICAL, case_words.OTHER_GROSS)
+        patient = f"B{number * 4 // 5:05d}"
+        yield CaseReport(f"synthetic-{organ}-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, "")
+
+
+def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
+    """The grade of a case with this diagnosis, and its findings in the order of the report."""
+    diagnosis = DIAGNOSES[name]
+    count = int(rng.integers(3, 6))
+    grade, areas, tumour = "none", 0, LOW
+    if diagnosis.low is not None:
+        grade = "low" if rng.random() < diagnosis.low else "high"
+        areas, tumour = (count + 1) // 2, LOW if grade == "low" else HIGH
+    others = rng.choice(list(diagnosis.beside), count - areas, replace=False, p=list(diagnosis.beside.values()))
+    tissue = rng.permutation(np.concatenate([np.full(areas, tumour), others]).astype(np.int64))
+    latents = Latents(
+        tissue=tissue,
+        second=np.full(count, -1, dtype=np.int64),
+        share=np.zeros(count),
+        **attributes(rng, tissue),
+    )
+    if name == "mucinous_tumour":
+        latents = replace(latents, mucin=np.where(tissue == tumour, 2, latents.mucin))
+    return grade, latents
+
+
+def _microscopic(rng: np.random.Generator, latents: Latents, row: int) -> str:
+    """A sentence on one finding; a tumour is called by names that say nothing of its grade."""
+    if CLASSES[latents.tissue[row]] not in ("tumour_low_grade", "tumour_high_grade"):
+        return sentence(rng, latents, row)
+    return about(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _SPOKEN)
+
+
+def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
+    name = choose(rng, case_words.OTHER_TISSUES[tissue])
+    more = choose(rng, case_words.OTHER_PHRASES) if rng.random() < 0.6 else ""
+    return choose(rng, words.REPORT_FULL if more else words.REPORT_NAMED).format(name=name, more=more)
+
+
+def _named(rng: np.random.Generator, name: str, grade: str) -> str:
+    """What the diagnosis line calls the case: with its grade, where there is a tumour."""
+    if grade == "none":
+        named = case_words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else case_words.NO_TUMOUR_NAMES
+        return choose(rng, named)
+    graded = choose(rng, case_words.GRADED_NAMES[grade])
+    return case_words.MUCINOUS_TYPE.format(name=graded) if name == "mucinous_tumour" else graded
+
+
+def _diagnosis_line(rng: np.random.Generator, procedures: tuple[str, ...], organ: str, name: str) -> str:
+    return choose(rng, words.DIAGNOSES[:2]).format(
+        site=organ.capitalize(), procedure=choose(rng, procedures), name=name
+    )
+
+
+def _report(
+    rng: np.random.Generator, organ: str, micro: str, line: str, clinical: tuple[str, ...], gross: tuple[str, ...]
+) -> str:
+    return lay_out(
+        clinical=boilerplate(rng, clinical, 1, organ),
+        gross=boilerplate(rng, gross, int(rng.integers(1, 3)), organ),
+        microscopic=micro,
+        diagnosis=line,
+        comment=boilerplate(rng, words.REPORT_CLOSING, int(rng.integers(1, 3)), organ),
+    )

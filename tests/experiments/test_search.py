@@ -1,0 +1,97 @@
+"""The search grid: the same axes for every arm that has the term, and nothing outside of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeConfig
+
+from clipit.config import Config
+from clipit.errors import ConfigError, DataError
+from clipit.experiments.cells import settings_of
+from clipit.experiments.comparison_notes import notes_of
+from clipit.experiments.search import check_grid, is_tuned, trials_of
+from clipit.experiments.tuning import tune
+
+GRID = {"distillation.weight": (1.0, 4.0), "pairing.centring": (True, False)}
+
+
+@pytest.fixture
+def grid(configure: MakeConfig, tmp_path: Path) -> Config:
+    return configure(
+        {
+            "output": tmp_path,
+            "training.steps": 1,
+            "training.learning_rate": 0.01,
+            "training.evaluate_every": 1,
+            "distillation.weight": 4.0,
+            "comparison.arms": ["image_only", "clip_it_all"],
+            "comparison.seeds": [1],
+            "comparison.tuning_seeds": [3],
+            "comparison.learning_rates": [0.001, 0.01],
+            "comparison.steps": [1],
+            "comparison.grid": GRID,
+        }
+    )
+
+
+def with_arm(config: Config, **keys: Any) -> Config:
+    own = {"clip_it_all": {"base": "clip_it_all", **{key.replace("__", "."): value for key, value in keys.items()}}}
+    return config.model_copy(update={"arms": own})
+
+
+def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: Config) -> None:
+    assert trials_of(grid, "image_only") == [
+        {"training.learning_rate": rate, "training.steps": 1} for rate in (0.001, 0.01)
+    ]
+    found = trials_of(grid, "clip_it_all")
+    assert len(found) == 8 and len({json.dumps(trial) for trial in found}) == 8
+    assert all(set(trial) == {"training.learning_rate", "training.steps", *GRID} for trial in found)
+    assert len(trials_of(grid, "zero_shot_labels")) == 2, "soft labels alone have neither distillation nor pairs"
+
+
+def test_a_value_outside_of_the_grid_is_refused_with_its_key(grid: Config) -> None:
+    check_grid(grid, grid.comparison.arms)
+    check_grid(with_arm(grid, distillation__weight=1.0), grid.comparison.arms)
+    with pytest.raises(ConfigError, match=r"clip_it_all \(distillation\.weight 16\)"):
+        check_grid(with_arm(grid, distillation__weight=16.0), grid.comparison.arms)
+
+
+def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: Config) -> None:
+    assert not is_tuned(grid, grid.comparison.arms)
+    assert is_tuned(with_arm(grid, training__learning_rate=0.001), grid.comparison.arms)
+    both = grid.model_copy(update={"arms": with_arm(grid, distillation__weight=1.0).arms})
+    assert is_tuned(both, ("image_only", "clip_it_all", "image_embedding"))
+
+
+def test_a_wrong_axis_is_named(configure: MakeConfig, grid: Config) -> None:
+    wrong = grid.comparison.model_copy(update={"grid": {"distillation.wieght": (1.0,)}})
+    with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
+        trials_of(grid.model_copy(update={"comparison": wrong}), "clip_it_all")
+    for axis in ({"training.steps": [1]}, {"weight": [1]}, {"distillation.weight": []}, {"lora.rank": [4, 4]}):
+        with pytest.raises(ConfigError, match=r"comparison\.grid"):
+            configure({"comparison.grid": axis})
+
+
+def test_the_notes_say_where_the_keys_came_from(grid: Config) -> None:
+    small = grid.model_copy(
+        update={"comparison": grid.comparison.model_copy(update={"grid": {"distillation.weight": (1.0, 4.0)}})}
+    )
+    record = tune(small, lambda line: None)
+    found = json.loads(record.read_text(encoding="utf-8"))
+    assert {arm: len(trials) for arm, trials in found["trials"].items()} == {"image_only": 2, "clip_it_all": 4}
+    other = {**found["arms"], "image_only": {"base": "image_only", "training.learning_rate": 0.001}}
+    other["clip_it_all"] = {**other["clip_it_all"], "training.learning_rate": 0.01}
+    tuned = small.model_copy(update={"arms": other})
+
+    def said(config: Config) -> str:
+        """All notes in one text."""
+        return "\n".join(notes_of(config, settings_of(config), [], ""))
+
+    assert "set in the configuration, and not as " in said(tuned)
+    record.write_text(json.dumps({"arms": other}), encoding="utf-8")
+    assert "chosen by scripts/tune.py on validation tiles" in said(tuned)
+    lost = small.comparison.model_copy(update={"searched": str(record.parent / "none.json")})
+    with pytest.raises(DataError, match=r"comparison\.searched"):
+        said(tuned.model_copy(update={"comparison": lost}))

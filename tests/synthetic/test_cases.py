@@ -1,0 +1,179 @@
+"""The corpus of cases: what belongs together in a report, where the grade stands, and an organ in words of its own."""
+
+import json
+import re
+from collections import Counter
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipit.config import ReportsConfig
+from clipit.prompts.prompt_set import load_prompts
+from clipit.reports.readers import read_reports
+from clipit.synthetic import case_words
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.cases import DIAGNOSES, GRADES, CaseReport, draw_cases, draw_other_organ
+from clipit.synthetic.language import named_class
+from clipit.synthetic.latents import HIGH, LOW, NECROSIS, draw_latents
+from clipit.synthetic.streams import stream
+from clipit.synthetic.world import CASES, GRADE_PROMPTS, WorldConfig, add_cases
+
+GRADE = re.compile(r"grade|differentiated|gland forming|solid carcinoma", re.IGNORECASE)
+PLEO = tuple(words.SHARED_PHRASES["pleo"][k] + words.HELD_OUT_PHRASES["pleo"][k] for k in range(3))
+SMALL = WorldConfig(seed=3, reports=50)
+EMPTY_WORDS = {"a", "an", "in", "of", "the", "with", "no", "to"}
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[CaseReport]:
+    """Many cases without misread letters."""
+    return list(draw_cases(stream(11, "cases"), 600, noise=0.0))
+
+
+@pytest.fixture(scope="module")
+def others() -> list[CaseReport]:
+    """Reports of the other organ."""
+    return list(draw_other_organ(stream(11, "other"), 80, noise=0.0))
+
+
+def section(report: CaseReport, heading: str) -> str:
+    return report.text.split(f"{heading}:\n")[1].split("\n\n")[0]
+
+
+def content(texts: object) -> set[str]:
+    return set(re.findall(r"[a-z]+", str(texts).lower())) - EMPTY_WORDS
+
+
+def test_the_same_stream_gives_the_same_cases_and_patients_of_their_own() -> None:
+    first, again = (list(draw_cases(stream(1, "cases"), 40)) for _ in range(2))
+    assert first == again
+    assert first != list(draw_cases(stream(2, "cases"), 40))
+    both = [*first, *draw_other_organ(stream(1, "cases"), 40)]
+    assert len({report.id for report in both}) == 80
+    assert len({report.group for report in both}) == 64
+    assert {report.group[0] for report in both} == {"C", "B"}
+
+
+def test_the_grade_stands_in_the_label_and_in_the_diagnosis_line_only(cases: list[CaseReport]) -> None:
+    named = {"low": LOW, "high": HIGH, "none": -1}
+    for report in cases:
+        assert named_class(section(report, "FINAL DIAGNOSIS")) == named[report.grade]
+        assert bool(GRADE.search(section(report, "FINAL DIAGNOSIS"))) == (report.grade != "none")
+        for heading in ("CLINICAL HISTORY", "GROSS DESCRIPTION", "MICROSCOPIC DESCRIPTION", "COMMENT"):
+            assert not GRADE.search(section(report, heading)), report.text
+    assert {report.grade for report in cases} == set(GRADES)
+    assert all((report.grade == "none") == (DIAGNOSES[report.diagnosis].low is None) for report in cases)
+
+
+def test_tumours_are_spoken_of_where_there_is_one(cases: list[CaseReport]) -> None:
+    names = [*words.TUMOUR_NAMES, *words.HELD_OUT_TUMOUR_NAMES]
+    for report in cases:
+        text = section(report, "MICROSCOPIC DESCRIPTION").replace("tumour necrosis", "necrosis")
+        text = text.replace("non neoplastic crypts", "crypts")
+        if report.grade == "none":
+            assert not any(name in text for name in names), text
+    spoken = [any(name in section(r, "MICROSCOPIC DESCRIPTION") for name in names) for r in cases if r.grade != "none"]
+    assert np.mean(spoken) > 0.95  # now and then only "elsewhere we note ..."
+
+
+def test_diagnoses_come_as_often_as_stated(cases: list[CaseReport]) -> None:
+    count = Counter(report.diagnosis for report in cases)
+    for name, diagnosis in DIAGNOSES.items():
+        spread = (diagnosis.share * (1 - diagnosis.share) / len(cases)) ** 0.5
+        assert abs(count[name] / len(cases) - diagnosis.share) < 4 * spread
+        assert abs(sum(diagnosis.beside.values()) - 1) < 1e-9
+    assert abs(sum(diagnosis.share for diagnosis in DIAGNOSES.values()) - 1) < 1e-9
+
+
+def chance_of(tissue: int, name: str, draws: int) -> float:
+    """By listing all ordered draws without replacement: that the tissue is among them."""
+    beside = DIAGNOSES[name].beside
+    total = 0.0
+    for drawn in permutations(beside, draws):
+        left, chance = 1.0, 1.0
+        for one in drawn:
+            chance, left = chance * beside[one] / left, left - beside[one]
+        total += chance * (tissue in drawn)
+    return total
+
+
+def test_necrosis_goes_with_high_grade_as_stated(cases: list[CaseReport]) -> None:
+    names = words.SHARED_NAMES["necrosis"] + words.HELD_OUT_NAMES["necrosis"]
+    lead = re.compile("|".join(rf"(?:show|reveals|of|is|contains|discloses|areas|up of|,) {n}" for n in names), re.I)
+    found = {}
+    for name in ("low_grade_tumour", "high_grade_tumour"):
+        texts = [section(report, "MICROSCOPIC DESCRIPTION") for report in cases if report.diagnosis == name]
+        found[name] = float(np.mean([bool(lead.search(text)) for text in texts]))
+        # Three findings leave room for one tissue beside the tumour, four and five for two.
+        expected = (chance_of(NECROSIS, name, 1) + 2 * chance_of(NECROSIS, name, 2)) / 3
+        assert abs(found[name] - expected) < 0.12, (name, expected)
+    assert found["high_grade_tumour"] > 0.35 > 0.15 > found["low_grade_tumour"]
+
+
+def test_nuclei_of_tumours_are_those_of_tiles_of_this_grade(cases: list[CaseReport]) -> None:
+    tiles = draw_latents(stream(5, "tiles"), 8000)
+    for grade, tissue in (("low", LOW), ("high", HIGH)):
+        text = " ".join(section(report, "MICROSCOPIC DESCRIPTION") for report in cases if report.grade == grade)
+        said = np.array([sum(text.count(phrase) for phrase in PLEO[value]) for value in range(3)])
+        expected = np.bincount(tiles.pleo[tiles.tissue == tissue], minlength=3)
+        assert said.sum() > 200
+        assert np.abs(said / said.sum() - expected / expected.sum()).max() < 0.1
+
+
+def test_neutral_names_clash_with_no_class_prompt_or_bag() -> None:
+    neutral = [*words.TUMOUR_NAMES, *words.HELD_OUT_TUMOUR_NAMES]
+    assert [name for name in neutral if named_class(name) >= 0 or GRADE.search(name)] == []
+    prompts = {
+        template.format(name).lower()
+        for names, template in product(words.PROMPT_NAMES.values(), words.PROMPT_TEMPLATES)
+        for name in names
+    }
+    assert not {*neutral, *(f"{name}." for name in neutral)} & (
+        prompts | {*words.MORPHOLOGY_BAG, *words.BOILERPLATE_BAG}
+    )
+
+
+def test_the_other_organ_has_words_of_its_own(others: list[CaseReport]) -> None:
+    diagnoses = [called for _, called, _ in case_words.OTHER_DIAGNOSES.values()]
+    own = content([case_words.OTHER_TISSUES.values(), case_words.OTHER_PHRASES, diagnoses])
+    tiles = content([words.SHARED_NAMES, words.HELD_OUT_NAMES, words.SHARED_PHRASES, words.HELD_OUT_PHRASES])
+    tiles |= content([words.TUMOUR_NAMES, words.HELD_OUT_TUMOUR_NAMES, words.PROMPT_NAMES, words.PROMPT_TEMPLATES])
+    assert own & tiles == set()
+    for report in others:
+        assert (report.organ, report.grade) == (case_words.OTHER_ORGAN, "")
+        assert report.organ not in words.ORGANS
+        assert named_class(section(report, "MICROSCOPIC DESCRIPTION")) == -1
+        assert named_class(section(report, "FINAL DIAGNOSIS")) == -1
+        assert "{" not in report.text
+
+
+def test_the_file_reads_as_reports_with_organs_and_grades(tmp_path: Path) -> None:
+    add_cases(tmp_path, SMALL)  # as to a world of an earlier version
+    text = (tmp_path / CASES).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert set(rows[0]) == {"id", "text", "organ", "group", "diagnosis", "grade"}
+    config = ReportsConfig(
+        path=str(tmp_path / CASES), id_column="id", organ_column="organ", group_column="group", label_column="grade"
+    )
+    read = read_reports(config).reports
+    assert len(read) == len(rows) == 50 + 20
+    assert Counter(report.label for report in read if report.organ == "brain") == {None: 20}
+    assert {report.label for report in read if report.organ in words.ORGANS} == set(GRADES)
+
+
+def test_prompts_by_grade_alone_hold_no_word_of_glands_or_nuclei(tmp_path: Path) -> None:
+    add_cases(tmp_path, SMALL)
+    prompts = load_prompts(str(tmp_path / GRADE_PROMPTS))
+    phrases = [*words.SHARED_PHRASES["gland"], *words.SHARED_PHRASES["pleo"]]
+    spoken = {word for options in phrases for phrase in options for word in phrase.split()}
+    for label in ("tumour_low_grade", "tumour_high_grade"):
+        asked = {word for name in prompts.classes[label] for word in name.split()}
+        assert "grade" in asked and not asked & (spoken | {"differentiated", "gland", "solid"})
+
+
+def test_cases_that_are_there_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / CASES).write_text("somebody's own\n", encoding="utf-8")
+    add_cases(tmp_path, SMALL)
+    assert (tmp_path / CASES).read_text(encoding="utf-8") == "somebody's own\n"

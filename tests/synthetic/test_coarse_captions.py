@@ -1,0 +1,49 @@
+"""Coarse captions: no grade is named, nuclei and glands are; graded ones and the first corpus are as they were."""
+
+import hashlib
+import re
+
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.corpus import draw_reports
+from clipit.synthetic.draws import draw_captions, tile_latents
+from clipit.synthetic.latents import CLASSES, HIGH, LOW
+from clipit.synthetic.streams import stream
+
+LATENTS = tile_latents(100, "vlm", 1000)
+CAPTIONS = "c768d956b814731cc2b4e3e8da55aef0def6f7f6b8a779a4bcf4af68b082a606"
+REPORTS = "22e77a3603db6cfd9ad2314cc9fe67ada4fa8763f69ecb79122cc88d8e5d63bf"
+GRADE = re.compile(r"grade|differentiated|gland forming|solid carcinoma")
+
+
+def sha256(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def test_what_was_drawn_before_is_drawn_still() -> None:
+    """Recorded before there were cases and coarse captions; another NumPy may draw otherwise."""
+    assert sha256(draw_captions(100, "vlm", LATENTS, 2)) == CAPTIONS
+    assert sha256([vars(report) for report in draw_reports(stream(0, "world/reports"), 100)]) == REPORTS
+
+
+def test_coarse_captions_name_no_grade() -> None:
+    coarse = [text for each in draw_captions(100, "vlm", LATENTS, 2, "coarse") for text in each]
+    graded = [text for each in draw_captions(100, "vlm", LATENTS, 2) for text in each]
+    assert len(coarse) == len(graded)
+    assert [text for text in coarse if GRADE.search(text)] == []
+    assert sum(bool(GRADE.search(text)) for text in graded) > 250
+
+
+def test_coarse_captions_still_tell_of_nuclei_and_glands() -> None:
+    captions = draw_captions(100, "vlm", LATENTS, 2, "coarse")
+    of = {k: " ".join(" ".join(captions[row]) for row in (LATENTS.tissue == k).nonzero()[0]) for k in (LOW, HIGH)}
+    for attribute, value, grade, other in (("pleo", 2, HIGH, LOW), ("gland", 2, LOW, HIGH), ("pleo", 0, LOW, HIGH)):
+        for phrase in words.SHARED_PHRASES[attribute][value]:
+            assert phrase in of[grade]
+            assert phrase not in of[other]
+
+
+def test_both_grades_are_called_alike_and_all_else_as_ever() -> None:
+    low, high = CLASSES[LOW], CLASSES[HIGH]
+    assert words.COARSE_NAMES[low] == words.COARSE_NAMES[high] == words.TUMOUR_NAMES
+    changed = {name for name in CLASSES if words.COARSE_NAMES[name] != words.SHARED_NAMES[name]}
+    assert changed == {low, high}

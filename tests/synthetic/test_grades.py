@@ -1,0 +1,35 @@
+"""How far grades are told: figures of a small world with the shipped VLM, against what they must be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipit.experiments.embedded_weights import check_grades
+from clipit.models.loading import EMBEDDED
+from clipit.synthetic.draws import tile_latents
+from clipit.synthetic.latents import HIGH, LOW
+from clipit.synthetic.world import CASES, WorldConfig, write_world
+
+SMALL = WorldConfig(seed=3, train=160, validation=96, test=8, shift=8, reports=30)
+
+
+def test_reports_of_one_grade_are_right_for_tiles_of_this_grade_alone(tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    write_world(world, SMALL)
+    rows = [json.loads(line) for line in (world / CASES).read_text(encoding="utf-8").splitlines()]
+    rows = [{**row, "grade": "high" if row["grade"] else ""} for row in rows]
+    (world / CASES).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = check_grades(EMBEDDED / "vlm", world, tmp_path / "out")
+    latents = tile_latents(3, "world/train", 160)
+    tumour = (latents.tissue == LOW) | (latents.tissue == HIGH)
+    ambiguous = tumour & (latents.pleo == 1) & (latents.gland == 1)
+    assert (found["all"]["tiles"], found["ambiguous"]["tiles"]) == (40, ambiguous.sum())
+    for name, keep in (("all", tumour), ("ambiguous", ambiguous)):
+        share = np.mean((latents.tissue == HIGH)[keep])
+        assert found[name]["nearest_case"] == pytest.approx(share)
+        assert found[name]["consensus"] == pytest.approx(share)
+        assert found[name]["nearest_case_none"] == 0
+        assert found[name]["zero_shot"] <= found[name]["zero_shot_of_two"]
+    assert found["all"]["zero_shot_of_two"] > 0.75  # the shipped VLM was taught the grades

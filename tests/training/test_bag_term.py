@@ -1,0 +1,162 @@
+"""The many-to-many term of a batch: members from stores, weights, shared texts, and several processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import write_store
+
+from clipit.config import BagsConfig
+from clipit.distributed import Processes
+from clipit.embedding import unit
+from clipit.objectives import many_to_many_sum
+from clipit.training.bag_term import bag_term, share_text
+from clipit.training.teaching import Bag, Bags, PromptMembers
+
+ROOT = Path(__file__).parents[2]
+DIM, TILES, SNIPPETS = 6, 9, 7
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def vectors(n: int, seed: int) -> np.ndarray:
+    return unit(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32))
+
+
+def make_bags(root: Path, *, prompts: bool = True) -> Bags:
+    """Tiles with 0 to 3 snippets, with two prompts each when asked for, and two neighbours."""
+    draws = np.random.default_rng(5)
+    texts = write_store(root, [f"s{i}" for i in range(SNIPPETS)], vectors(SNIPPETS, 0))
+    tiles = write_store(root, [f"t{i}" for i in range(TILES)], vectors(TILES, 1), kind="tile_store")
+    members = np.stack([draws.permutation(SNIPPETS)[:3] for _ in range(TILES)])
+    members[np.arange(3) >= draws.integers(1, 4, size=(TILES, 1))] = -1
+    members[4] = -1
+    weights = np.where(members >= 0, draws.random(members.shape) + 0.1, 0).astype(np.float32)
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+    more = PromptMembers(
+        vectors=vectors(5, 2),
+        codes=np.array([0, 1, 2, 0, 3]),  # the first and the fourth are the same text
+        rows=np.stack([draws.permutation(5)[:2] for _ in range(TILES)]),
+        there=draws.random((TILES, 2)) < 0.7,
+    )
+    neighbours = draws.integers(-1, TILES, size=(TILES, 2))
+    return Bags(Bag(texts, None, members), more if prompts else None, Bag(tiles, None, neighbours), {}, weights)
+
+
+def term(config: BagsConfig, bags: Bags, projected: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    return bag_term(config, bags, torch.nn.Identity(), projected, rows, ALONE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bags_that_share_a_text_are_those_of_a_plain_loop(seed: int) -> None:
+    members = np.random.default_rng(seed).integers(-1, 12, size=(8, 3))
+    held = [set(row.tolist()) - {-1} for row in members]
+    assert share_text(members).tolist() == [[bool(one & other) for other in held] for one in held]
+
+
+def test_bags_of_many_equal_members_and_of_none(tmp_path: Path) -> None:
+    assert share_text(np.tile(np.arange(300), (2, 1))).all()
+    assert not share_text(np.full((3, 2), -1)).any()
+    assert share_text(np.empty((2, 0), dtype=np.int64)).shape == (2, 2)
+
+
+def test_texts_are_told_apart_by_snippet_and_by_text_of_the_prompt(tmp_path: Path) -> None:
+    bags = make_bags(tmp_path)
+    rows = np.arange(TILES)
+    ids = bags.text_ids(rows)
+    assert np.array_equal(ids >= 0, bags.text_members(rows)[1])
+    assert np.array_equal(ids[:, :3], bags.texts.members)
+    assert bags.prompts is not None
+    codes = bags.prompts.codes[bags.prompts.rows] + SNIPPETS
+    assert np.array_equal(ids[:, 3:], np.where(bags.prompts.there, codes, -1))
+
+
+def test_weights_are_1_on_average_and_1_for_prompts(tmp_path: Path) -> None:
+    bags = make_bags(tmp_path)
+    found = bags.text_weights(np.arange(TILES))
+    assert found is not None and bags.prompts is not None and bags.weights is not None
+    there = (bags.texts.members >= 0).sum(axis=1)
+    assert np.allclose(found[:, :3].sum(axis=1), there)
+    assert np.allclose(found[:, :3], bags.weights * there[:, None])
+    assert np.array_equal(found[:, 3:], bags.prompts.there.astype(np.float32))
+
+
+@pytest.mark.parametrize("prompts", [True, False])
+def test_the_term_is_the_mean_over_the_bags_that_have_texts(tmp_path: Path, prompts: bool) -> None:
+    bags = make_bags(tmp_path, prompts=prompts)
+    projected = torch.from_numpy(vectors(6, 3)).requires_grad_()
+    rows = np.array([0, 4, 4, 2, 7, 2])
+    texts, mask = (torch.from_numpy(values) for values in bags.text_members(rows))
+    assert bags.tiles is not None
+    near, near_mask = bags.tiles.vectors(rows)
+    images = torch.cat([projected[:, None], torch.from_numpy(near)], dim=1)
+    image_mask = torch.cat([torch.ones(6, 1, dtype=torch.bool), torch.from_numpy(near_mask)], dim=1)
+    weights = bags.text_weights(rows)
+    assert weights is not None
+    for shared in (True, False):
+        same = None if shared else torch.from_numpy(share_text(bags.text_ids(rows)))
+        expected, count = many_to_many_sum(
+            images, image_mask, texts, mask, 0.07, same=same, text_weights=torch.from_numpy(weights)
+        )
+        found = term(BagsConfig(weight=1, shared_negatives=shared), bags, projected, rows)
+        assert found.item() == pytest.approx(expected.item() / count, rel=1e-6)
+    with_all = term(BagsConfig(weight=1), bags, projected, rows)
+    assert found.item() < with_all.item(), "fewer negatives"
+
+
+def test_copies_of_a_tile_are_no_negatives_of_each_other_unless_asked_for(tmp_path: Path) -> None:
+    bags = make_bags(tmp_path, prompts=False)
+    projected, rows = torch.from_numpy(vectors(2, 3)), np.array([2, 2])
+    assert term(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0
+    assert term(BagsConfig(weight=1), bags, projected, rows).item() > 0
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+import torch.distributed as dist
+sys.path[:0] = [{tests!r}, {training!r}]
+from clipit.config import BagsConfig
+from clipit.distributed import Processes
+from clipit.training.bag_term import bag_term
+from test_bag_term import make_bags, vectors
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{{folder}}/meet", rank=rank, world_size=2)
+rows = np.array([0, 4, 1, 2, 7, 2, 8])
+projected = torch.from_numpy(vectors(7, 3))[rank::2].clone().requires_grad_()
+here = Processes(rank, 2, torch.device("cpu"))
+config = BagsConfig(weight=1, shared_negatives=False)
+loss = bag_term(config, make_bags(folder / str(rank)), torch.nn.Identity(), projected, rows, here)
+loss.backward()
+np.savez(folder / f"{{rank}}.npz", loss=loss.item(), gradient=projected.grad.numpy())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_term_and_its_gradient(tmp_path: Path) -> None:
+    script = tmp_path / "share.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(ROOT / "tests"), training=str(Path(__file__).parent)))
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([sys.executable, str(script), rank, str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+        for rank in ("0", "1")
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    rows, projected = np.array([0, 4, 1, 2, 7, 2, 8]), torch.from_numpy(vectors(7, 3)).requires_grad_()
+    (tmp_path / "alone").mkdir()
+    whole = term(BagsConfig(weight=1, shared_negatives=False), make_bags(tmp_path / "alone"), projected, rows)
+    whole.backward()
+    parts = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
+    assert sum(float(part["loss"]) for part in parts) == pytest.approx(whole.item(), rel=1e-5)
+    assert projected.grad is not None
+    for rank, part in enumerate(parts):
+        assert np.allclose(part["gradient"], projected.grad[rank::2].numpy(), atol=1e-6)

@@ -1,0 +1,115 @@
+"""Targets made from what the reports know beside the snippet, and how many tiles have none."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import write_store
+
+from clipit.config import Config
+from clipit.embedding import unit
+from clipit.errors import DataError
+from clipit.experiments.materials import Materials
+from clipit.experiments.teaching import make_teaching
+from clipit.index import build_index
+from clipit.pairing.sources import row_of_each
+from clipit.training.report_targets import report_context, report_label_vectors
+from clipit.training.targets import Chosen, stored_vectors
+
+
+@pytest.fixture
+def materials(configure: Callable[..., Config]) -> Materials:
+    return Materials(configure({"pairing.k": 2}), say=lambda line: None)
+
+
+def chosen(*positions: list[int]) -> Chosen:
+    table = np.array(positions)
+    return Chosen(table, np.ones(table.shape, dtype=np.float32))
+
+
+def test_context_is_the_rest_of_the_reports(materials: Materials) -> None:
+    store = materials.index.store
+    own = stored_vectors(store, materials.index)
+    ids = store.ids[:5]
+    # Reports: A holds 0, 1, 2 (1 twice); B holds 2, 3; C holds 4 alone.
+    snippets = np.array([ids[0], ids[1], ids[1], ids[2], ids[2], ids[3], ids[4]])
+    reports = np.array(["A", "A", "A", "A", "B", "B", "C"])
+    rows = store.positions(ids)
+    vectors = own(rows)
+    found = report_context(store, snippets, reports, own).vectors(rows)
+    assert np.allclose(found[0], unit(vectors[1] + vectors[2]), atol=1e-5)
+    assert np.allclose(found[2], unit(vectors[0] + vectors[1] + vectors[3]), atol=1e-5)
+    assert np.allclose(found[4], vectors[4], atol=1e-5)  # alone: itself
+
+
+def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(materials: Materials) -> None:
+    store = materials.index.store
+    n = len(store.ids)
+    draws = np.random.default_rng(0)
+    sides = draws.permutation(n) % 2
+    clear = np.where(sides[:, None] == 0, 1.0, -1.0) * np.eye(store.dim)[0] + 0.1 * draws.standard_normal(
+        (n, store.dim)
+    )
+    table = unit(clear.astype(np.float32))
+    labels = np.where(sides == 0, "low", "high")
+    groups = np.array([f"P{i}" for i in range(n)])
+    found = report_label_vectors(store, store.ids, labels, groups, lambda rows: table[rows]).vectors(np.arange(n))
+    assert (np.sign(found[:, 0]) == np.where(sides == 0, 1, -1)).all()
+    # The label of one snippet's own report is turned: it must not matter, for it is not in the fit that judges it.
+    turned = labels.copy()
+    turned[0] = "high" if labels[0] == "low" else "low"
+    again = report_label_vectors(store, store.ids, turned, groups, lambda rows: table[rows]).vectors(np.arange(n))
+    assert np.sign(again[0, 0]) == np.sign(found[0, 0])
+    with pytest.raises(DataError, match=r"reports\.label_column"):
+        report_label_vectors(store, store.ids, np.full(n, "low"), groups, lambda rows: table[rows])
+
+
+def test_tiles_that_fall_back_to_their_snippet_are_counted(materials: Materials) -> None:
+    store = materials.index.store
+    ids = store.ids[:4]
+    own = stored_vectors(store, materials.index)
+    # A holds 0 and 1; B holds 2 alone; 3 stands in C and D, alone in each.
+    made = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), own)
+    rows = store.positions(ids)
+    assert made.fell_back[rows].tolist() == [False, False, True, True]
+    pairs = chosen([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
+    assert made.account(pairs).startswith("2 of 4 tiles fell back to their snippets themselves: no other snippet")
+
+
+def test_tiles_whose_reports_cannot_be_judged_are_counted(materials: Materials) -> None:
+    store = materials.index.store
+    own = stored_vectors(store, materials.index)
+    few = store.ids[:6]
+    # Two groups: without the first only "high" is known, without the second only "low".
+    labels, groups = np.array(["low", "low", "low", "high", "high", ""]), np.array(["P"] * 3 + ["Q"] * 3)
+    made = report_label_vectors(store, few, labels, groups, own)
+    rows = store.positions(few)
+    assert made.fell_back.all() and np.allclose(made.vectors(rows), own(rows), atol=1e-6)
+    assert made.unlabelled is not None and made.unlabelled[rows].tolist() == [False] * 5 + [True]
+    told = made.account(chosen([rows[0]], [rows[5]], [-1]))
+    assert told.startswith("2 of 2 tiles fell back") and "1 of 2 tiles have snippets of reports without a label" in told
+
+
+def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32))
+    vectors[2] = vectors[0]
+    index = build_index(tmp_path, write_store(tmp_path, ["a", "b", "twin of a", "c"], vectors), centring=False)
+    own = stored_vectors(index.store, index)
+    named = np.array(["a", "b", "twin of a", "c", "a"])
+    reports = np.array(["A", "A", "B", "B", "B"])  # B holds both, which are one
+    standing = index.ids[row_of_each(index)[index.store.positions(named)]]
+    assert standing.tolist() == ["a", "b", "a", "c", "a"]
+    made = report_context(index.store, standing, reports, own)
+    stored = own(np.arange(4))
+    assert np.allclose(made.vectors(np.array([0]))[0], unit(stored[1] + stored[3]), atol=1e-5)
+    assert np.allclose(made.vectors(np.array([3]))[0], unit(stored[:1])[0], atol=1e-5), "the twins count once"
+
+
+@pytest.mark.parametrize("target", ["report_context", "report_labels"])
+def test_the_sources_of_twins_are_joined_in_a_run(configure: Callable[..., Config], target: str) -> None:
+    config = configure({"distillation.target": target}, arm="clip_it_all")
+    materials = Materials(config, say=lambda line: None)
+    assert len(materials.index.ids) < len(materials.index.store.ids), "this world has snippets of equal embedding"
+    facts = make_teaching(config, materials, materials.tiles(0), Path).facts
+    assert "of 72 tiles fell back" in facts["fallbacks"] and facts["distilled_tiles"] == "72 of 72"

@@ -153,7 +153,7 @@ class LeaksConfig(Section):
 
     policy: Literal["error", "exclude", "note", "off"] = "error"
     """`error` stops; `exclude` leaves out the tiles of the earlier part (never test tiles) and the reports, counts and
-    lists them; `note` only says so; `off` does not look."""
+    lists them (of a shifted test set its own tiles); `note` only says so; `off` does not look."""
     pixels: Literal["off", "exact", "near"] = "exact"
     """Also compare the images: equal pixels (exact), and equal up to quarter turns, flips, size, compression and light
     (near). Costs one decoding of every image of every split, once per data set and output folder: minutes for 300,000

@@ -53,6 +53,8 @@ class DistillationConfig(Section):
     of the snippet; `report_labels_and_image`: that and the VLM's embedding of the tile, added. Controls:
     `shuffled_text` (another tile's snippets), `random_text` (any snippets), `random_codes` (right pairs, meaningless
     vectors)."""
+    sections: tuple[str, ...] = ()
+    """`report_context` only: what stands in these sections of the reports, such as diagnosis; empty: in all."""
     weight: float = Field(1.0, ge=0)
     """lambda of L = L_CE + lambda * L_KD."""
     word_drop: float = Field(0.0, ge=0, lt=1)
@@ -103,9 +105,10 @@ class PromptBagsConfig(Section):
 class SoftLabelsConfig(Section):
     """Probabilities that stand for the label of tiles without one."""
 
-    source: Literal["none", "zero_shot", "image_only"] = "none"
-    """`zero_shot`: the VLM with the class prompts. `image_only`: a student of arm image_only, trained first with the
-    same seed (self-training, no VLM in it)."""
+    source: Literal["none", "zero_shot", "vlm_probe", "image_only"] = "none"
+    """`zero_shot`: the VLM with the class prompts. `vlm_probe`: a linear probe on the VLM's image embeddings, fitted on
+    the labels that the run sees (the VLM without a word of text). `image_only`: a student of arm image_only, trained
+    first with the same seed (self-training, no VLM in it)."""
     weight: float = Field(1.0, ge=0)
     """Of their cross-entropy with the classifier's logits."""
     temperature: float = Field(1.0, gt=0)

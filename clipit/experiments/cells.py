@@ -11,7 +11,7 @@ from clipit.settings import dotted, merge, nested, validate, without
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
 
-_COMMON = ("name", "output", "seed", "arm", "overrides", "comparison")
+_COMMON = ("name", "output", "seed", "arm", "arms", "overrides", "comparison")
 """Keys that a comparison gives to every run, or reads once for all."""
 
 

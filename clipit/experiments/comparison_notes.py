@@ -10,7 +10,7 @@ from clipit.errors import DataError, explain
 from clipit.evaluation.significance import FEWEST_SEEDS
 from clipit.experiments.cells import Setting
 from clipit.experiments.published import CAUTION
-from clipit.experiments.search import RATE, axes_of, chosen, is_tuned, shown
+from clipit.experiments.search import RATE, axes_of, chosen, is_tuned, made_with, shown, trials_of
 from clipit.reporting.comparison_tables import PERCENT, Line
 
 
@@ -75,7 +75,9 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
         notes = [
             f"Learning rates, steps and weights per arm: {_searched(config)}, all within one grid of "
             f"{len(c.learning_rates)} learning rates x {len(c.steps)} steps{further}"
-            + (" (an arm without a term has no trials of its keys)." if c.grid else ".")
+            + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
+            f"Trials per arm: {_counts({arm: len(trials_of(here, arm)) for arm in c.arms})}, on "
+            f"{len(c.tuning_seeds)} seeds each.",
         ]
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, here, arm)] for key in (RATE, *c.grid)}
         notes += [
@@ -83,7 +85,8 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
             for key, arms in edges.items()
             if arms
         ]
-    if len(settings) > 1:
+    same = [{arm: chosen(s.config, arm, list(axes[arm])) for arm in c.arms} for s in settings]
+    if len(settings) > 1 and all(one == same[0] for one in same):
         notes.append("The same keys on every data set and backbone: nothing was chosen anew for any of them.")
     own = {
         arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in axes[arm] and k != "base"} for arm in c.arms
@@ -92,6 +95,16 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
     if told:
         notes.append(f"Keys beside the grid that the configuration gives to single arms: {'; '.join(told)}.")
     return notes
+
+
+def _counts(trials: Mapping[str, int]) -> str:
+    """How many trials the arms had: one number where it is the same for all."""
+    groups: dict[int, list[str]] = {}
+    for arm, count in trials.items():
+        groups.setdefault(count, []).append(arm)
+    if len(groups) == 1:
+        return str(next(iter(groups)))
+    return "; ".join(f"{count} for {', '.join(arms)}" for count, arms in sorted(groups.items()))
 
 
 def _searched(config: Config) -> str:
@@ -108,11 +121,14 @@ def _searched(config: Config) -> str:
                 )
             )
         return "set in the configuration"
-    found = read_json(file, "delete it and tune again").get("arms", {})
+    record = read_json(file, "delete it and tune again")
+    found, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
     other = [arm for arm in c.arms if arm not in found or found[arm] != config.arms.get(arm)]
-    if not other:
-        return f"chosen by scripts/tune.py on validation tiles ({file.name})"
-    return f"set in the configuration, and not as {file.name} chose for {', '.join(other)}"
+    changed = [name for name, values in now.items() if before.get(name) != values]
+    how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
+    if changed:
+        how += f", where {', '.join(changed)} had other values: nothing was searched anew here"
+    return how + (f"; set in the configuration, and not as it chose, for {', '.join(other)}" if other else "")
 
 
 def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: Config, arm: str) -> bool:

@@ -1,18 +1,20 @@
 """The search grid of a comparison: which trials each arm gets, and whether arms were searched alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
+from math import prod
 from typing import Any
 
 from clipit.config import Config
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.settings import merge, nested, validate
-from clipit.training.arms import resolve_arm
+from clipit.training.arms import ARMS, arm_keys, resolve_arm
 
 Trial = Mapping[str, Any]
 """Dotted keys and their values: the learning rate, the steps, then the other axes that the arm has."""
 RATE, STEPS = "training.learning_rate", "training.steps"
 
+_NONE = object()
 _HAS: Mapping[str, Callable[[Config], bool]] = {
     "distillation": lambda c: c.distillation.tiles != "none",
     "pairing": lambda c: c.distillation.tiles != "none" or c.bags.weight > 0 or c.prompt_bags.weight > 0,
@@ -27,16 +29,47 @@ _HAS: Mapping[str, Callable[[Config], bool]] = {
 def axes_of(config: Config, arm: str) -> dict[str, tuple[Any, ...]]:
     """The axes of the common grid that this arm has: learning rates, steps, and of `comparison.grid` what concerns it.
 
+    An axis does not concern an arm that lacks the term, or whose built-in recipe is defined by the key. Such an arm
+    gets learning rates between the common ones instead, so that every arm has as many trials.
+
     Raises:
         ConfigError: A key of the grid is unknown, or a value does not fit it.
     """
     c = config.comparison
     resolved = resolve_arm(config.model_copy(update={"arm": arm}))
-    further = {key: values for key, values in c.grid.items() if _has(resolved, key)}
+    fixed = _recipe(config, arm)
+    further = {key: values for key, values in c.grid.items() if _has(resolved, key) and key not in fixed}
+    lacking = prod(len(values) for key, values in c.grid.items() if key not in further)
     for key, values in further.items():
         for value in values:
             validate(merge(resolved.model_dump(), nested({key: value})), f"comparison.grid.{key}")
-    return {RATE: c.learning_rates, STEPS: c.steps, **further}
+    return {RATE: between(c.learning_rates, len(c.learning_rates) * lacking), STEPS: c.steps, **further}
+
+
+def between(rates: Sequence[float], count: int) -> tuple[float, ...]:
+    """These learning rates and others between neighbours, evenly on a logarithmic scale, `count` in all.
+
+    Two digits each. A single rate has no neighbour and stays alone.
+    """
+    known = sorted(rates)
+    missing, gaps = count - len(known), len(known) - 1
+    if missing <= 0 or gaps == 0:
+        return tuple(rates)
+    found = []
+    for i, (low, high) in enumerate(pairwise(known)):
+        more = missing // gaps + (i < missing % gaps)
+        found += [low, *(float(f"{low * (high / low) ** (k / (more + 1)):.2g}") for k in range(1, more + 1))]
+    return tuple(dict.fromkeys([*found, known[-1]]))
+
+
+def _recipe(config: Config, arm: str) -> set[str]:
+    """The keys that the built-in recipes behind an arm set: they make it what it is."""
+    while arm not in ARMS or arm in config.arms:
+        base = config.arms.get(arm, {}).get("base")
+        if base is None or base == arm:
+            break
+        arm = base
+    return set(arm_keys(arm, {})) if arm in ARMS else set()
 
 
 def _has(resolved: Config, key: str) -> bool:
@@ -82,6 +115,7 @@ def check_grid(config: Config, arms: Sequence[str]) -> None:
     Raises:
         ConfigError: Some lie outside of the grid.
     """
+    _check_names(config, arms)
     if not is_tuned(config, arms):
         return
     outside = []
@@ -99,6 +133,35 @@ def check_grid(config: Config, arms: Sequence[str]) -> None:
                 fix="take what scripts/tune.py chose for all of them, or widen the grid for all and tune again",
             )
         )
+
+
+def _check_names(config: Config, arms: Sequence[str]) -> None:
+    """An arm with the name of a built-in recipe may differ from it in what was searched, and in nothing else."""
+    searched = {RATE, STEPS, "base", *config.comparison.grid}
+    wrong = []
+    for arm in arms:
+        own = config.arms.get(arm, {})
+        if arm not in ARMS or own.get("base", arm) != arm:
+            continue
+        ours, theirs = arm_keys(arm, config.arms), arm_keys(arm, {})
+        keys = sorted(key for key in own if key not in searched and ours[key] != theirs.get(key, _NONE))
+        if keys:
+            wrong.append(f"{arm} ({', '.join(keys)})")
+    if wrong:
+        raise ConfigError(
+            explain(
+                f"built-in arms with keys of their own that are not searched for the others: {shortlist(wrong, 10)}",
+                where="arms, against comparison.grid",
+                fix="give the arm another name, or make the key an axis of comparison.grid",
+            )
+        )
+
+
+def made_with(config: Config) -> dict[str, Any]:
+    """What a search depends on beside the arms, by section; a choice holds for the same values of all of them."""
+    sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
+    found: dict[str, Any] = config.model_dump(mode="json", include=set(sections))
+    return {name: found[name] for name in sections}
 
 
 def shown(key: str, value: object) -> str:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from clipit.config import Config
 from clipit.embedding import Store, centred
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.experiments.materials import Materials
@@ -77,7 +78,7 @@ def make_teaching(config: Config, materials: Materials, tiles: TileSet, image_on
             of_second: dict[str, Any] = {}
             second = _targets(config, materials.serving(second_teacher(config)), tiles, of_second)
             facts |= {f"second_{name}": value for name, value in of_second.items()}
-    judge = _judge(config, materials, image_only)
+    judge = _judge(config, materials, tiles, image_only)
     soft = None if judge is None else soft_labels(judge("train"), config.soft_labels)
     prototypes = _prototypes(materials) if config.prompt_bags.weight > 0 else None
     bags = None
@@ -168,7 +169,7 @@ def _snippet_vectors(
         snippet_ids = index.ids[row_of_each(index)[index.store.positions(named)]]
         report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
         if d.target == "report_context":
-            made = report_context(store, snippet_ids, report_ids, own)
+            made = report_context(store, snippet_ids, report_ids, own, _told(config, sources))
         else:
             made = report_label_vectors(store, snippet_ids, *materials.report_labels(report_ids), own)
         facts["fallbacks"] = made.account(chosen)
@@ -195,8 +196,32 @@ def _snippet_vectors(
     return adapted.vectors
 
 
+def _told(config: Config, sources: pa.Table) -> Bool[np.ndarray, "_"]:
+    """Which sources of snippets may be context: of the sections asked for, and of the organs that pairing allows.
+
+    Raises:
+        DataError: No report has such a section.
+    """
+    counts = np.ones(len(sources), dtype=np.bool_)
+    if config.distillation.sections:
+        there = sources.column("section").to_pylist()
+        counts &= np.isin(np.asarray(there, dtype=np.str_), config.distillation.sections)
+        if not counts.any():
+            raise DataError(
+                explain(
+                    f"no snippet stands in a section called {shortlist(config.distillation.sections)}",
+                    where="distillation.sections",
+                    fix=f"name some of: {shortlist(sorted(set(there)))}",
+                )
+            )
+    if config.pairing.organs:
+        wanted = {organ.casefold() for organ in config.pairing.organs}
+        counts &= np.array([str(organ).casefold() in wanted for organ in sources.column("organ").to_pylist()])
+    return counts
+
+
 def _judge(
-    config: Config, materials: Materials, image_only: Callable[[], Path]
+    config: Config, materials: Materials, tiles: TileSet, image_only: Callable[[], Path]
 ) -> Callable[[str], Probabilities] | None:
     """Split -> probabilities of its tiles, from the source of the soft labels."""
     source = config.soft_labels.source
@@ -204,6 +229,8 @@ def _judge(
         return None
     if source == "zero_shot":
         return lambda split: _zero_shot(materials, split, config.soft_labels.centred)
+    if source == "vlm_probe":
+        return _of_probe(materials, tiles)
     folder = image_only()
     return lambda split: _of_classifier(config, materials, folder, split)
 
@@ -217,6 +244,20 @@ def _zero_shot(materials: Materials, split: str, around_means: bool) -> Probabil
     store = materials.tile_store(split)
     vectors = centred(store.rows(store.positions(materials.some_tiles.of_split(split).ids)), means[1])
     return zero_shot_probabilities(vectors, classes, materials.vlm.logit_scale)
+
+
+def _of_probe(materials: Materials, tiles: TileSet) -> Callable[[str], Probabilities]:
+    """A logistic regression on the VLM's image embeddings and the labels that the run sees: no text, no prompts."""
+    from clipit.evaluation.probes import linear_probe
+
+    def vectors(split: str) -> Float32[np.ndarray, "n dim"]:
+        """The VLM's view of the tiles of a split."""
+        store = materials.tile_store(split)
+        return store.rows(store.positions(tiles.of_split(split).ids))
+
+    train, validation = tiles.of_split("train"), tiles.of_split("validation")
+    probe = linear_probe(vectors("train"), train.labels, vectors("validation"), validation.labels, len(tiles.classes))
+    return lambda split: probe.probabilities(vectors(split))
 
 
 def _of_classifier(config: Config, materials: Materials, folder: Path, split: str) -> Probabilities:

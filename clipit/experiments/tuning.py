@@ -1,6 +1,8 @@
 """The search that a comparison's learning rates, steps and weights come from: the same grid for every arm."""
 
 import re
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
@@ -8,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import git_commit, write_json
+from clipit.artifacts import git_commit, versions, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain
 from clipit.experiments.finished import read_training
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
-from clipit.experiments.search import RATE, STEPS, Trial, described, trials_of
+from clipit.experiments.search import RATE, STEPS, Trial, described, made_with, trials_of
 from clipit.reporting.tables import markdown_table
 
 Found = list[tuple[Trial, list[float]]]
@@ -57,7 +59,7 @@ def tune(config: Config, say: Callable[[str], None] = print) -> Path:
             materials.say(f"{arm}, {described(values)}: {mean(found):.4f}")
     path = config.output / "tuning" / f"{config.name}.json"
     if processes().main:
-        _write(config, scores, path)
+        _write(config, materials, scores, path)
         materials.say(_text(scores))
     return path
 
@@ -87,14 +89,26 @@ def _validation_score(folder: Path) -> float:
     return float(found)
 
 
-def _write(config: Config, scores: Mapping[str, Found], path: Path) -> None:
+def _write(config: Config, materials: Materials, scores: Mapping[str, Found], path: Path) -> None:
     block: dict[str, Any] = {
         arm: dict(config.arms.get(arm, {"base": arm})) | dict(best_trial(found)) for arm, found in scores.items()
     }
     listed = {
         arm: [{"keys": dict(values), "scores": of_seeds} for values, of_seeds in found] for arm, found in scores.items()
     }
-    write_json(path, {"commit": git_commit(), "trials": listed, "arms": block})
+    found = {
+        "commit": git_commit(),
+        "command": shlex.join(sys.argv),
+        "versions": versions(),
+        "seeds": list(config.comparison.tuning_seeds),
+        "monitor": config.training.monitor,
+        "tiles": materials.some_tiles.fingerprint,
+        "vlm": materials.vlm.fingerprint,
+        "made_with": made_with(config),
+        "trials": listed,
+        "arms": block,
+    }
+    write_json(path, found)
     path.with_suffix(".yaml").write_text(yaml.safe_dump({"arms": block}, sort_keys=False), encoding="utf-8")
 
 

@@ -54,6 +54,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "consensus": {"base": "clip_it_all", "pairing.k": 20},
     # Associations inside the corpus: what else stands in the reports that hold the retrieved snippet.
     "report_context": {"base": "clip_it_all", "distillation.target": "report_context"},
+    # The same, of the line of the diagnosis alone.
+    "report_diagnosis": {"base": "report_context", "distillation.sections": ("diagnosis",)},
     # Information from outside of the embedding: what the reports were called by their own labels.
     "report_labels": {"base": "clip_it_all", "distillation.target": "report_labels"},
     # The same beside the VLM's own view: do the labels of reports add to it?
@@ -66,6 +68,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
     # Soft labels from the VLM's zero-shot answer, without any embedding.
     "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
+    # Control: soft labels from the same VLM without any text, by a linear probe on the labels at hand.
+    "probe_labels": {**_IMAGE_ONLY, "soft_labels.source": "vlm_probe"},
     # Does retrieved text add anything to the soft labels that the class prompts give?
     "soft_labels_and_text": {"base": "clip_it_all", "soft_labels.source": "zero_shot"},
     # Control: soft labels from an image-only student of the same seed: no VLM.

@@ -35,6 +35,8 @@ def _of_distillation(config: Config) -> list[str]:
         problems.append(
             "student.warm_start fits a head on paired text: distillation.tiles=labelled or all, target text"
         )
+    if d.sections and d.target != "report_context":
+        problems.append("distillation.sections belongs to distillation.target=report_context")
     if d.word_drop and (off or d.target in _NO_SNIPPET):
         problems.append("distillation.word_drop needs a text as target: distillation.target=text, or word_drop=0")
     if d.text != "frozen" and (off or d.target != "text"):
@@ -70,6 +72,10 @@ def _of_other_terms(config: Config) -> list[str]:
         problems.append("prompt_bags.weight needs a prompt set: prompts")
     if config.soft_labels.source == "zero_shot" and prompts is None:
         problems.append("soft_labels.source=zero_shot needs a prompt set: prompts")
+    if config.soft_labels.source == "vlm_probe" and config.tiles.labels.kind == "none":
+        problems.append(
+            "soft_labels.source=vlm_probe is fitted on labels: tiles.labels, or soft_labels.source=zero_shot"
+        )
     if config.bags.weight > 0 and config.pairing.k < config.bags.snippets:
         problems.append(
             f"bags.snippets={config.bags.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}"

@@ -55,7 +55,11 @@ def _tiles(chosen: Chosen, snippets: Bool[np.ndarray, "s"]) -> str:
 
 
 def report_context(
-    store: Store, snippet_ids: np.ndarray, report_ids: np.ndarray, vectors_of: SnippetVectors
+    store: Store,
+    snippet_ids: np.ndarray,
+    report_ids: np.ndarray,
+    vectors_of: SnippetVectors,
+    told: Bool[np.ndarray, "_"] | None = None,
 ) -> FromReports:
     """For each snippet the mean of the other snippets of the reports that hold it; itself where there are none.
 
@@ -65,15 +69,19 @@ def report_context(
             one that stands for them all, so that their reports are joined and none is the context of another) ...
         report_ids: ... and the report that it came from.
         vectors_of: The snippets' own vectors.
+        told: Entries that may be context (of some sections, of some organs); None: all.
     """
     positions = store.positions(snippet_ids)
     own = vectors_of(np.arange(len(store.ids)))
     names, reports = np.unique(report_ids, return_inverse=True)
-    pairs = np.unique(np.stack([positions, reports], axis=1), axis=0)  # a sentence may stand twice in one report
+    entries = np.stack([positions, reports], axis=1)
+    pairs = np.unique(entries, axis=0)  # a sentence may stand twice in one report
+    context_pairs = pairs if told is None else np.unique(entries[told], axis=0)
     totals = np.zeros((len(names), store.dim), dtype=np.float32)
-    np.add.at(totals, pairs[:, 1], own[pairs[:, 0]])
+    np.add.at(totals, context_pairs[:, 1], own[context_pairs[:, 0]])
     context = np.zeros_like(own)
-    np.add.at(context, pairs[:, 0], totals[pairs[:, 1]] - own[pairs[:, 0]])
+    np.add.at(context, pairs[:, 0], totals[pairs[:, 1]])
+    np.subtract.at(context, context_pairs[:, 0], own[context_pairs[:, 0]])  # a snippet is no context of itself
     alone = np.linalg.norm(context, axis=1) < 1e-6
     context = np.where(alone[:, None], own, unit(context))
 
@@ -81,7 +89,7 @@ def report_context(
         """Looked up."""
         return np.asarray(context[positions], dtype=np.float32)
 
-    return FromReports(vectors, alone, "no other snippet stands in their reports")
+    return FromReports(vectors, alone, "no other snippet stands there in their reports")
 
 
 def report_label_vectors(

@@ -149,7 +149,7 @@ def uses_unlabelled(config: Config) -> bool:
 
 def sees_vlm(config: Config) -> bool:
     """Whether the VLM has a part in the training."""
-    return config.student.projector_layers > 0 or config.soft_labels.source == "zero_shot"
+    return config.student.projector_layers > 0 or config.soft_labels.source in ("zero_shot", "vlm_probe")
 
 
 def told_sources(config: Config) -> str:
@@ -164,7 +164,11 @@ def told_sources(config: Config) -> str:
     if config.prompt_bags.weight > 0:
         parts.append(f"class prompts (weight {config.prompt_bags.weight:g})")
     if uses_soft_labels(config):
-        source = {"zero_shot": "the VLM's zero-shot answers", "image_only": "an image-only student's answers"}
+        source = {
+            "zero_shot": "the VLM's zero-shot answers",
+            "vlm_probe": "a linear probe of the VLM",
+            "image_only": "an image-only student's answers",
+        }
         parts.append(f"{source[config.soft_labels.source]} (soft labels, weight {config.soft_labels.weight:g})")
     if config.consistency.weight > 0:
         parts.append(f"consistency of two views (weight {config.consistency.weight:g})")

@@ -14,6 +14,7 @@ from clipit.experiments.materials import Materials
 from clipit.experiments.teaching import make_teaching
 from clipit.index import build_index
 from clipit.pairing.sources import row_of_each
+from clipit.training.arms import resolve_arm
 from clipit.training.report_targets import report_context, report_label_vectors
 from clipit.training.targets import Chosen, stored_vectors
 
@@ -41,6 +42,29 @@ def test_context_is_the_rest_of_the_reports(materials: Materials) -> None:
     assert np.allclose(found[0], unit(vectors[1] + vectors[2]), atol=1e-5)
     assert np.allclose(found[2], unit(vectors[0] + vectors[1] + vectors[3]), atol=1e-5)
     assert np.allclose(found[4], vectors[4], atol=1e-5)  # alone: itself
+
+
+def test_context_of_some_sections_only(materials: Materials) -> None:
+    store = materials.index.store
+    own = stored_vectors(store, materials.index)
+    ids = store.ids[:4]
+    # Report A holds 0 and 1, and 2 as its diagnosis; B holds 3 as its diagnosis and nothing else.
+    snippets, reports = np.array(ids), np.array(["A", "A", "A", "B"])
+    rows = store.positions(ids)
+    vectors = own(rows)
+    told = np.array([False, False, True, True])
+    found = report_context(store, snippets, reports, own, told)
+    context = found.vectors(rows)
+    assert np.allclose(context[0], vectors[2], atol=1e-5) and np.allclose(context[1], vectors[2], atol=1e-5)
+    assert np.allclose(context[2], vectors[2], atol=1e-5) and np.allclose(context[3], vectors[3], atol=1e-5)
+    assert found.fell_back[rows].tolist() == [False, False, True, True], "a diagnosis is no context of itself"
+
+
+def test_a_section_that_no_report_has_is_named(configure: Callable[..., Config]) -> None:
+    config = resolve_arm(configure({"distillation.sections": ["diagnoses"]}, arm="report_context"))
+    materials = Materials(config, say=lambda line: None)
+    with pytest.raises(DataError, match=r"(?s)section called diagnoses.*distillation\.sections.*unknown"):
+        make_teaching(config, materials, materials.tiles(config.seed), Path)
 
 
 def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(materials: Materials) -> None:

@@ -124,11 +124,18 @@ def _searched(config: Config) -> str:
     record = read_json(file, "delete it and tune again")
     found, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
     other = [arm for arm in c.arms if arm not in found or found[arm] != config.arms.get(arm)]
-    changed = [name for name, values in now.items() if before.get(name) != values]
+    changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
     if changed:
         how += f", where {', '.join(changed)} had other values: nothing was searched anew here"
     return how + (f"; set in the configuration, and not as it chose, for {', '.join(other)}" if other else "")
+
+
+def _differs(before: Any, now: Any) -> bool:
+    """Whether a section has another value; a key that did not exist at the time of the search does not count."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return any(_differs(value, now.get(key)) for key, value in before.items())
+    return bool(before != now)
 
 
 def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: Config, arm: str) -> bool:

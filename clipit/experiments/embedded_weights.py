@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from clipit.artifacts import file_sha256, read_json, versions, write_json
-from clipit.embedding import centred, unit
+from clipit.embedding import centred
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.experiments.embedded_backbone import BackboneRecipe, train_backbone
 from clipit.experiments.embedded_checks import check_embedded
 from clipit.experiments.embedded_vlm import VLMRecipe, train_vlm
 from clipit.experiments.materials import Materials
+from clipit.pairing.sources import row_of_each
 from clipit.prompts.prompt_set import load_prompts
 from clipit.settings import validate
 from clipit.synthetic.cases import GRADES
 from clipit.synthetic.draws import tile_latents
-from clipit.synthetic.latents import CLASSES, HIGH, LOW
 from clipit.synthetic.vocabulary import ORGANS
-from clipit.synthetic.world import CASES, WorldConfig, write_world
+from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
 
 SUMS = "SHA256SUMS.json"
 CARD = "measured.json"
@@ -84,13 +84,14 @@ def make_embedded_weights(
     return facts
 
 
-def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, int | float]]:
+def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, Any]]:
     """How far the grade of tumour tiles is told by the VLM and by the reports that its pairs lead to.
 
-    Training tiles whose class is a tumour; snippets of `case_reports.jsonl` as configs/knowing_reports.yaml prepares
-    them. Shares of 1, for all these tiles and for the ambiguous ones, whose nuclei and glands occur in both grades:
-    `zero_shot` and `zero_shot_of_two` (right among the eight classes, and of the two grades alone), `probe` (a logistic
-    regression on the image embeddings of the validation part's tumours: what the embedding holds), `nearest_case` and
+    Tumour tiles of training, with pairs among the snippets of `case_reports.jsonl` as configs/knowing_reports.yaml
+    makes them. Shares of 1, for all these tiles and for the ambiguous ones, whose nuclei and glands occur in both
+    grades: `probe` (a logistic regression on the image embeddings of the validation part: what the embedding holds);
+    and, with the modalities centred (on these tiles, on these snippets) and not: `grade_alone` and `all_names` (the
+    VLM's answer to the prompt set that asks by the word grade, and by all names of `prompts.yaml`), `nearest_case` and
     `nearest_case_none` (the grade of the nearest snippet's report, or reports, is right; is that of no tumour), and
     `consensus` (of low and high, the more frequent grade among the 20 nearest is right; even: one half). Undefined
     without such tiles, and left out then.
@@ -99,53 +100,67 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, in
         vlm: A VLM that `load_vlm` opens.
         world: A folder of `write_world`.
         output: Where the stores and pairs go.
+
+    Raises:
+        DataError: A prompt set of the world asks for other classes: it is of an earlier version.
     """
     facts = read_json(world / "world.json", "write the world again")["config"]
-    config = validate(_grade_config(vlm, world, output), "check_grades")
-    materials = Materials(config, say=lambda line: None)
-    tiles = {split: materials.some_tiles.of_split(split) for split in ("train", "validation")}
-    tumours = {split: np.flatnonzero((part.truth == LOW) | (part.truth == HIGH)) for split, part in tiles.items()}
-    high = {split: part.truth[tumours[split]] == HIGH for split, part in tiles.items()}
-    images = {
-        split: centred(unit(materials.tile_store(split).rows(rows)), materials.tile_mean)
-        for split, rows in tumours.items()
-    }
-    classes = prompt_embeddings(load_prompts(world / "prompts.yaml"), materials.encode, materials.text_mean, CLASSES)
-    cosines = images["train"] @ classes.T
-    half = np.arange(len(high["validation"])) % 2 == 0
-    x, y = images["validation"], high["validation"].astype(np.int64)
-    probe = linear_probe(x[half], y[half], x[~half], y[~half], 2)
-    near = _grades_nearby(materials, tiles["train"].ids[tumours["train"]])
-    truth = high["train"].astype(np.int64)
-    own = np.take_along_axis(near, truth[:, None, None], axis=2)[..., 0]
-    other = np.take_along_axis(near, 1 - truth[:, None, None], axis=2)[..., 0]
-    right = {
-        "zero_shot": cosines.argmax(axis=1) == np.where(truth, HIGH, LOW),
-        "zero_shot_of_two": (cosines[:, HIGH] > cosines[:, LOW]) == high["train"],
-        "probe": probe.probabilities(images["train"]).argmax(axis=1) == truth,
-        "nearest_case": own[:, 0],
-        "nearest_case_none": near[:, 0, 2],
-        "consensus": 0.5 + 0.5 * np.sign(own.sum(axis=1) - other.sum(axis=1)),
-    }
+    ways = {name: _grade_materials(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
+    right = {name: _right_about_grades(materials, world) for name, materials in ways.items()}
+    train, probe = ways["uncentred"].some_tiles.of_split("train"), _right_by_probe(ways["uncentred"])
     latents = tile_latents(facts["seed"], "world/train", facts["train"])
-    places = [int(name.rpartition("-")[2]) for name in tiles["train"].ids[tumours["train"]]]
+    places = [int(name.rpartition("-")[2]) for name in train.ids.tolist()]
     ambiguous = (latents.pleo[places] == 1) & (latents.gland[places] == 1)
-    chosen = {"all": np.ones_like(ambiguous), "ambiguous": ambiguous}
     return {
         name: {"tiles": int(keep.sum())}
-        | {way: float(np.mean(values[keep])) for way, values in right.items() if keep.any()}
-        for name, keep in chosen.items()
+        | ({"probe": float(np.mean(probe[keep]))} if keep.any() else {})
+        | {
+            way: {told: float(np.mean(values[keep])) for told, values in of_way.items()}
+            for way, of_way in right.items()
+            if keep.any()
+        }
+        for name, keep in (("all", np.ones_like(ambiguous)), ("ambiguous", ambiguous))
     }
 
 
-def _grade_config(vlm: Path, world: Path, output: Path) -> dict[str, Any]:
-    return {
+def _right_about_grades(materials: Materials, world: Path) -> dict[str, np.ndarray]:
+    """Per tumour tile of training: how far prompts and nearby reports are right."""
+    train, store = materials.some_tiles.of_split("train"), materials.tile_store("train")
+    images = centred(store.rows(store.positions(train.ids)), materials.tile_mean)
+    right = {}
+    for name, file in (("grade_alone", GRADE_PROMPTS), ("all_names", ALL_NAMES)):
+        classes = prompt_embeddings(load_prompts(world / file), materials.encode, materials.text_mean, train.classes)
+        right[name] = (images @ classes.T).argmax(axis=1) == train.truth
+    near = _grades_nearby(materials, train.ids)
+    own = np.take_along_axis(near, train.truth[:, None, None], axis=2)[..., 0]
+    other = np.take_along_axis(near, 1 - train.truth[:, None, None], axis=2)[..., 0]
+    more = np.sign((own.sum(axis=1) - other.sum(axis=1)).round(9))  # an even vote is even in spite of rounding
+    return right | {
+        "nearest_case": own[:, 0],
+        "nearest_case_none": near[:, 0, 2],
+        "consensus": 0.5 + 0.5 * more,
+    }
+
+
+def _right_by_probe(materials: Materials) -> Bool[np.ndarray, "n"]:
+    """Where a probe is right that knows the validation part: every other tile to fit, the others for its penalty."""
+    parts = {split: materials.some_tiles.of_split(split) for split in ("train", "validation")}
+    stores = {split: materials.tile_store(split) for split in parts}
+    seen = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
+    x, y, half = seen["validation"], parts["validation"].truth, np.arange(len(parts["validation"])) % 2 == 0
+    probe = linear_probe(x[half], y[half], x[~half], y[~half], 2)
+    return np.asarray(probe.probabilities(seen["train"]).argmax(axis=1) == parts["train"].truth, dtype=np.bool_)
+
+
+def _grade_materials(vlm: Path, world: Path, output: Path, centring: bool) -> Materials:
+    values: dict[str, Any] = {
         "output": str(output),
         "tiles": {
             "source": "table",
             "path": str(world / "tiles.csv"),
             "images": str(world / "tiles.zip"),
-            "classes": CLASSES,
+            "classes": list(GRADE_CLASSES.values()),
+            "class_map": GRADE_CLASSES,
         },
         "reports": {
             "path": str(world / CASES),
@@ -157,16 +172,20 @@ def _grade_config(vlm: Path, world: Path, output: Path) -> dict[str, Any]:
             "boilerplate_prompts": str(world / "boilerplate.yaml"),
         },
         "vlm": {"name": str(vlm), "batch_size": 256},
-        "pairing": {"k": 20, "organs": ORGANS},
+        "pairing": {"k": 20, "organs": ORGANS, "centring": centring},
     }
+    return Materials(validate(values, "check_grades"), say=lambda line: None)
 
 
 def _grades_nearby(materials: Materials, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
     """For each tile's snippets, nearest first, the shares of low, high and none among the reports that hold them."""
     sources = pq.read_table(materials.snippets.file("snippet_sources.parquet"))
     grades = materials.report_labels(np.asarray(sources.column("report_id")))[0]
+    index = materials.index  # a pair names one of several snippets with equal embeddings: it has the sources of all
+    named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
+    snippets = index.ids[row_of_each(index)[index.store.positions(named)]]
     counts: dict[str, Counter[str]] = {}
-    for snippet, grade in zip(sources.column("snippet_id").to_pylist(), grades.tolist(), strict=True):
+    for snippet, grade in zip(snippets.tolist(), grades.tolist(), strict=True):
         if grade:  # the other organ has none
             counts.setdefault(snippet, Counter())[grade] += 1
     pairs = materials.pairs.table  # by tile, then by rank

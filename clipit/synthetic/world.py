@@ -26,6 +26,9 @@ from clipit.synthetic.streams import stream
 
 CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
+ALL_NAMES = "grade_prompts_all_names.yaml"
+GRADE_CLASSES = {"tumour_low_grade": "low grade", "tumour_high_grade": "high grade"}
+"""The task "low or high grade", on tiles of tumour alone: `tiles.class_map` of whoever asks it."""
 _COLUMNS = ("id", "path", "label", "split", "group", "mpp", "centre")
 
 
@@ -60,8 +63,8 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
 
     `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
     (a second test part: unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
-    `morphology.yaml`, `boilerplate.yaml`, and last `world.json`: the configuration, counts and SHA-256
-    of each image set.
+    `grade_prompts.yaml`, `grade_prompts_all_names.yaml`, `morphology.yaml`, `boilerplate.yaml`, and last
+    `world.json`: the configuration, counts and SHA-256 of each image set.
 
     Returns:
         What `world.json` says.
@@ -100,9 +103,10 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
 
 
 def add_cases(folder: Path, config: WorldConfig) -> None:
-    """Write the second corpus of a world, `case_reports.jsonl`, and `grade_prompts.yaml`, which asks by grade alone.
+    """Write the second corpus of a world, `case_reports.jsonl`, and two prompt sets of the two grades of tumours.
 
-    What is there already is left alone: a world of an earlier version has neither.
+    `grade_prompts.yaml` asks by the word grade alone, `grade_prompts_all_names.yaml` by the names of `prompts.yaml`.
+    What is there already is left alone: a world of an earlier version has none of them.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -111,8 +115,13 @@ def add_cases(folder: Path, config: WorldConfig) -> None:
         home = draw_cases(stream(config.seed, "world/cases"), config.reports)
         other = draw_other_organ(stream(config.seed, "world/cases of another organ"), max(1, config.reports * 2 // 5))
         _write_reports(folder / CASES, chain(home, other))
-    if not (folder / GRADE_PROMPTS).is_file():
-        _write_yaml(folder / GRADE_PROMPTS, _prompt_set("synthetic-8-grades", words.PROMPT_NAMES | words.GRADE_NAMES))
+    for file, name, asked in (
+        (GRADE_PROMPTS, "synthetic-grades", words.GRADE_NAMES),
+        (ALL_NAMES, "synthetic-grades-all-names", words.PROMPT_NAMES),
+    ):
+        if not (folder / file).is_file():
+            names = {called: asked[label] for label, called in GRADE_CLASSES.items()}
+            _write_yaml(folder / file, _prompt_set(name, names))
 
 
 def _write_reports(path: Path, reports: Iterable[SyntheticReport | CaseReport]) -> None:
@@ -153,7 +162,7 @@ def _png(image: UInt8[np.ndarray, "64 64 3"]) -> bytes:
 
 def _write_prompts(folder: Path) -> None:
     bags = {
-        "prompts": _prompt_set("synthetic-8", words.PROMPT_NAMES),
+        "prompts": _prompt_set("synthetic-8", {label: words.PROMPT_NAMES[label] for label in CLASSES}),
         "morphology": {"name": "synthetic-morphology", "version": 1, "texts": list(words.MORPHOLOGY_BAG)},
         "boilerplate": {"name": "synthetic-boilerplate", "version": 1, "texts": list(words.BOILERPLATE_BAG)},
     }
@@ -162,7 +171,7 @@ def _write_prompts(folder: Path) -> None:
 
 
 def _prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    classes = {label: list(names[label]) for label in CLASSES}
+    classes = {label: list(of_class) for label, of_class in names.items()}
     return {"name": name, "version": 1, "templates": list(words.PROMPT_TEMPLATES), "classes": classes}
 
 

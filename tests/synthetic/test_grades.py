@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from clipit.errors import DataError
 from clipit.experiments.embedded_weights import check_grades
 from clipit.models.loading import EMBEDDED
 from clipit.synthetic.draws import tile_latents
 from clipit.synthetic.latents import HIGH, LOW
-from clipit.synthetic.world import CASES, WorldConfig, write_world
+from clipit.synthetic.world import CASES, GRADE_PROMPTS, WorldConfig, write_world
 
 SMALL = WorldConfig(seed=3, train=160, validation=96, test=8, shift=8, reports=30)
 
@@ -28,8 +30,17 @@ def test_reports_of_one_grade_are_right_for_tiles_of_this_grade_alone(tmp_path: 
     assert (found["all"]["tiles"], found["ambiguous"]["tiles"]) == (40, ambiguous.sum())
     for name, keep in (("all", tumour), ("ambiguous", ambiguous)):
         share = np.mean((latents.tissue == HIGH)[keep])
-        assert found[name]["nearest_case"] == pytest.approx(share)
-        assert found[name]["consensus"] == pytest.approx(share)
-        assert found[name]["nearest_case_none"] == 0
-        assert found[name]["zero_shot"] <= found[name]["zero_shot_of_two"]
-    assert found["all"]["zero_shot_of_two"] > 0.75  # the shipped VLM was taught the grades
+        for way in ("centred", "uncentred"):
+            assert found[name][way]["nearest_case"] == pytest.approx(share)
+            assert found[name][way]["consensus"] == pytest.approx(share)
+            assert found[name][way]["nearest_case_none"] == 0
+    # The shipped VLM was taught the grades by all their names.
+    assert all(found["all"][way]["all_names"] > 0.75 for way in ("centred", "uncentred"))
+    assert found["all"]["centred"]["all_names"] != found["all"]["uncentred"]["all_names"]
+    assert found["all"]["probe"] > 0.6
+
+    asked = yaml.safe_load((world / GRADE_PROMPTS).read_text(encoding="utf-8"))
+    asked["classes"]["necrosis"] = ["necrosis"]  # as a world of an earlier version has it
+    (world / GRADE_PROMPTS).write_text(yaml.safe_dump(asked), encoding="utf-8")
+    with pytest.raises(DataError, match="necrosis"):
+        check_grades(EMBEDDED / "vlm", world, tmp_path / "out")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from clipit.synthetic.draws import VLM_CENTRES, draw_tiles
 from clipit.synthetic.latents import CLASSES
-from clipit.synthetic.world import WorldConfig, write_world
+from clipit.synthetic.world import WorldConfig, add_cases, write_world
 
 SMALL = WorldConfig(seed=3, train=64, validation=16, test=24, shift=16, reports=12)
 FILES = {
@@ -26,6 +26,7 @@ FILES = {
     "reports.jsonl",
     "case_reports.jsonl",
     "grade_prompts.yaml",
+    "grade_prompts_all_names.yaml",
     "prompts.yaml",
     "morphology.yaml",
     "boilerplate.yaml",
@@ -119,6 +120,26 @@ def test_prompts_have_the_tables_classes(world: Path) -> None:
     assert all(template.count("{}") == 1 for template in prompts["templates"])
     for bag in ("morphology", "boilerplate"):
         assert set(yaml.safe_load((world / f"{bag}.yaml").read_text())) == {"name", "version", "texts"}
+
+
+def test_two_prompt_sets_ask_for_the_grades_alone(world: Path) -> None:
+    all_classes = yaml.safe_load((world / "prompts.yaml").read_text())
+    alone, every = (yaml.safe_load((world / f"grade_prompts{of}.yaml").read_text()) for of in ("", "_all_names"))
+    for asked in (alone, every):
+        assert list(asked["classes"]) == ["low grade", "high grade"]
+        assert asked["templates"] == all_classes["templates"]
+    for ours, label in (("low grade", "tumour_low_grade"), ("high grade", "tumour_high_grade")):
+        assert every["classes"][ours] == all_classes["classes"][label]
+        assert all(name.startswith(ours) for name in alone["classes"][ours])
+    assert len({alone["name"], every["name"], all_classes["name"]}) == 3
+
+
+def test_what_a_world_holds_already_is_left_alone(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "grade_prompts.yaml").write_text("the user's own\n", encoding="utf-8")
+    add_cases(tmp_path, SMALL)
+    assert (tmp_path / "grade_prompts.yaml").read_text(encoding="utf-8") == "the user's own\n"
+    for name in ("case_reports.jsonl", "grade_prompts_all_names.yaml"):
+        assert (tmp_path / name).read_bytes() == (world / name).read_bytes()
 
 
 def test_classes_look_different() -> None:

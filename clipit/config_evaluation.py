@@ -102,6 +102,9 @@ class ComparisonConfig(Section):
     term has no trials of its keys."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
     """Seeds of the search; they are never reported."""
+    pairing_page: int = Field(1000, ge=0)
+    """Training tiles on the page of each data set's pairing, with what the first text arm predicts of them; 0: no
+    page. Without reports there is none."""
     searched: str | None = None
     """Record of the search (the .json of scripts/tune.py) that `arms` was taken from; None: the one in the output
     folder, if there is one. The comparison says whether the arms are as it chose."""
@@ -116,6 +119,13 @@ class ComparisonConfig(Section):
                 raise ValueError(f"{key!r}: give a dotted key with a list of values, {{distillation.weight: [1, 4]}}")
             check_once(tuple(str(value) for value in values))
         return grid
+
+    @field_validator("pairing_page")
+    @classmethod
+    def _enough_tiles(cls, tiles: int) -> int:
+        if tiles == 1:
+            raise ValueError("a page shows 2 tiles or more; 0: no page")
+        return tiles
 
     @field_validator("shifted", mode="before")
     @classmethod

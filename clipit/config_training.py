@@ -85,7 +85,9 @@ class BagsConfig(Section):
     temperature: float = Field(0.07, gt=0)
     learn_temperature: bool = False
     margin: float | None = Field(None, ge=0)
-    """Members whose similarity is lower than the best one's by more than this are left out."""
+    """Members whose similarity is lower than that of the best one of the same kind by more than this are left out.
+    Kinds: snippets; prompts (of the dictionary and of the classes together); tiles near the tile; tiles near its first
+    snippet."""
     shared_negatives: bool = True
     """Two tiles of a batch whose text bags share a text are each other's negatives, as in CLIP; false: they are not.
     Class prompts in the bags make all tiles of one zero-shot class share a text."""

@@ -12,7 +12,8 @@ def main() -> None:
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
         config, options = read_command(__doc__ or "", extra=option)
         from clipit.distributed import processes
-        from clipit.experiments.compare import check_record, compare, record
+        from clipit.experiments.compare import compare, record
+        from clipit.experiments.record import check_record
 
         if options.record:
             check_record(options.record)

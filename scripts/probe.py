@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clipit.errors import user_errors
+from clipit.experiments.record import OPTION, check_record, finish_study
 from clipit.settings import read_command
 
 
@@ -10,15 +11,12 @@ def main() -> None:
     """Parse, measure, say where the tables lie."""
     with user_errors():
         run = {"type": Path, "default": None, "metavar": "FOLDER", "help": "a finished run, measured beside the others"}
-        config, options = read_command(__doc__ or "", extra={"--run": run})
-        from clipit.distributed import processes
+        config, options = read_command(__doc__ or "", extra={"--run": run, **OPTION})
+        if options.record:
+            check_record(options.record)
         from clipit.experiments.probing import probe
 
-        folder = probe(config, options.run)
-        if processes().main:
-            print(
-                f"tables: {folder / 'probing.md'}\npage: {folder / 'probing.html'}\nrows: {folder / 'probing.parquet'}"
-            )
+        finish_study(probe(config, options.run), "probing", options.record)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from clipit.errors import user_errors
+from clipit.experiments.record import OPTION, check_record, finish_study
 from clipit.settings import read_command
 
 
@@ -35,15 +36,14 @@ def lint(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Run the study and say where it lies."""
-    extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}}
+    extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}, **OPTION}
     config, options = read_command("Measure how much the way of asking matters.", arguments, extra)
-    from clipit.distributed import processes
+    if options.record:
+        check_record(options.record)
     from clipit.experiments.materials import Materials
     from clipit.experiments.prompt_study import prompt_study
 
-    folder = prompt_study(config, Materials(config), options.run)
-    if processes().main:
-        print(f"tables: {folder / 'prompts.md'}\npage: {folder / 'prompts.html'}\nrows: {folder / 'prompts.parquet'}")
+    finish_study(prompt_study(config, Materials(config), options.run), "prompts", options.record)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from clipit.errors import user_errors
+from clipit.experiments.record import OPTION, check_record, finish_study
 from clipit.settings import read_command
 
 
@@ -13,16 +14,12 @@ def main() -> None:
             "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
             "help": "a finished run of this configuration; give the option once per run",
         }  # fmt: skip
-        config, options = read_command(__doc__ or "", extra={"--run": run})
-        from clipit.distributed import processes
+        config, options = read_command(__doc__ or "", extra={"--run": run, **OPTION})
+        if options.record:
+            check_record(options.record)
         from clipit.experiments.robustness import robustness
 
-        folder = robustness(config, options.run)
-        if processes().main:
-            print(
-                f"tables: {folder / 'robustness.md'}\npage: {folder / 'robustness.html'}\n"
-                f"rows: {folder / 'robustness.parquet'}"
-            )
+        finish_study(robustness(config, options.run), "robustness", options.record)
 
 
 if __name__ == "__main__":

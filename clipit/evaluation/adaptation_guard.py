@@ -1,4 +1,4 @@
-"""A guard that reads no label: may this adaptation be used? And how often the guard itself is wrong."""
+"""A guard that reads no label, and does not do its job on tiles (see its limits below); how often it is wrong."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,18 @@ LEAST_AGREEMENT = 0.75
 MOST_MOVED = 0.15
 LEAST_INFORMATION = 0.05
 """These three were set while looking at 600 simulated sets of embeddings (tests/evaluation/adaptation_worlds.py, seeds
-1 and 2): no real tile, no test label. On 300 further ones (seed 3) they let 32 of 133 harmful transductive adaptations
-through and refused 43 of 108 helpful ones; the mean change of balanced accuracy was -2.8 points without the guard and
-+0.7 points with it. Real use is harder; scripts/robustness.py counts the errors over its own settings. For 9 students
-and the VLM on the world of configs/demo.yaml (300 test tiles, 30 levels of perturbation and 2 sets) the guard let 44 of
-45 harmful feature statistics through and refused 113 of 366 helpful ones: +3.4 points of balanced accuracy without it,
-+1.4 with it. Of transductive adaptations 64 of 66 harmful ones passed and 25 of 125 helpful ones were refused: +2.1 and
-+1.1."""
-TOLERANCE = 0.005
-"""Smaller changes of the score count as neither gain nor loss."""
+1 and 2): no real tile, no test label. On 300 further ones (seed 3), where a change of balanced accuracy by more than
+0.5 points counted, they let 32 of 133 harmful transductive adaptations through (24 %) and refused 43 of 108 helpful
+ones (40 %); the mean change was -2.8 points without the guard and +0.7 points with it.
+
+On tiles the guard does not do its job. For 9 students and the VLM on the world of configs/demo.yaml (300 test tiles,
+30 levels of perturbation and 2 sets), counted alike, it let 44 of 45 harmful feature statistics through (98 %) and
+refused 113 of 366 helpful ones (31 %): +3.4 points of balanced accuracy without it, +1.4 with it. Of transductive
+adaptations 64 of 66 harmful ones passed (97 %) and 25 of 125 helpful ones were refused (20 %): +2.1 and +1.1. Half a
+point of 300 tiles is a tile or two, so some of these are chance; `guard_errors` now counts by intervals. It looks at
+how far predictions move and at whether they said anything before: neither tells a right move from a wrong one. Do not
+rely on it: measure an adaptation on labelled tiles of the target, or do without.
+"""
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,43 @@ def judge(before: Float[np.ndarray, "n c"], after: Float[np.ndarray, "n c"]) -> 
 
 
 @dataclass(frozen=True)
+class Case:
+    """One adaptation that the guard judged, and what it truly did.
+
+    Attributes:
+        accepted: Whether the guard let it be used.
+        change: Of the score.
+        low: Lower bound of the change's paired 95 % interval over tiles; None: there is no interval.
+        high: Upper bound.
+    """
+
+    accepted: bool
+    change: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class GuardErrors:
     """How often a guard was wrong over some adaptations whose true change is known.
 
     Attributes:
         cases: Adaptations judged.
         accepted: Those that the guard let be used.
-        harmful: Those that lowered the score by more than 0.005 ...
+        without_interval: Those of which nothing can be said but the mean change.
+        harmful: Those whose change has its 95 % interval below 0 ...
         let_through: ... and how many of these the guard accepted.
-        helpful: Those that raised it by more than 0.005 ...
+        helpful: Those whose change has its 95 % interval above 0 ...
         refused: ... and how many of these the guard refused.
-        share_let_through: Accepted harmful ones, of all cases; None without cases.
-        share_refused: Refused helpful ones, of all cases; None without cases.
-        change_always: Mean change of the score when every adaptation is used; None without cases.
+        share_let_through: let_through / harmful; None without harmful ones.
+        share_refused: refused / helpful; None without helpful ones.
+        change_always: Mean change of the score over all cases when every adaptation is used; None without cases.
         change_guarded: The same when only accepted ones are.
     """
 
     cases: int
     accepted: int
+    without_interval: int
     harmful: int
     let_through: int
     helpful: int
@@ -106,29 +128,28 @@ class GuardErrors:
     change_guarded: float | None
 
 
-def guard_errors(cases: Sequence[tuple[bool, float]]) -> GuardErrors:
-    """Count the guard's errors.
+def guard_errors(cases: Sequence[Case]) -> GuardErrors:
+    """Count the guard's errors: accepted among the harmful, refused among the helpful.
 
-    Args:
-        cases: Per adaptation whether the guard accepted it, and the true change of the score. Labels are read here, to
-            measure the guard, and never by it.
+    Adaptations whose interval holds 0, or that have none, are neither harmful nor helpful. Labels are read for the
+    changes, to measure the guard, and never by it.
     """
-    accepted = np.array([kept for kept, _ in cases], dtype=bool)
-    change = np.array([value for _, value in cases], dtype=np.float64)
-    harmful, helpful = change < -TOLERANCE, change > TOLERANCE
-    let_through, refused = int((harmful & accepted).sum()), int((helpful & ~accepted).sum())
+    harmful = [case for case in cases if case.high is not None and case.high < 0]
+    helpful = [case for case in cases if case.low is not None and case.low > 0]
+    let_through, refused = sum(case.accepted for case in harmful), sum(not case.accepted for case in helpful)
     n = len(cases)
     return GuardErrors(
         cases=n,
-        accepted=int(accepted.sum()),
-        harmful=int(harmful.sum()),
+        accepted=sum(case.accepted for case in cases),
+        without_interval=sum(case.low is None or case.high is None for case in cases),
+        harmful=len(harmful),
         let_through=let_through,
-        helpful=int(helpful.sum()),
+        helpful=len(helpful),
         refused=refused,
-        share_let_through=let_through / n if n else None,
-        share_refused=refused / n if n else None,
-        change_always=float(change.mean()) if n else None,
-        change_guarded=float(np.where(accepted, change, 0.0).mean()) if n else None,
+        share_let_through=let_through / len(harmful) if harmful else None,
+        share_refused=refused / len(helpful) if helpful else None,
+        change_always=sum(case.change for case in cases) / n if n else None,
+        change_guarded=sum(case.change for case in cases if case.accepted) / n if n else None,
     )
 
 

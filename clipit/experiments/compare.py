@@ -1,8 +1,5 @@
 """Arms over seeds, data sets and backbones: runs, reference rows, paired differences, and the reasons."""
 
-import csv
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +7,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import git_commit, make_folder, read_json, whole_file, write_json
+from clipit.artifacts import git_commit, read_json, whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
-from clipit.errors import ArtifactError, DataError, explain
+from clipit.errors import DataError, explain
 from clipit.experiments.cells import Setting, settings_of
-from clipit.experiments.comparison_notes import notes_of
 from clipit.experiments.comparison_numbers import keep_planes, numbers
+from clipit.experiments.comparison_pairs import write_pairing_page
 from clipit.experiments.comparison_report import write_report
 from clipit.experiments.comparison_rows import RECORD, add_costs, reference_rows_of, run_rows
 from clipit.experiments.identity import run_folder
 from clipit.experiments.materials import Materials
+from clipit.experiments.record import write_record
 from clipit.experiments.run import train_run
-from clipit.experiments.why import Finding, findings
+from clipit.experiments.why import findings
+from clipit.experiments.why_parts import Finding
+from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.reporting.comparison_tables import PERCENT
+from clipit.training.arms import resolve_arm
 
 
 def compare(config: Config, say: Callable[[str], None] = print) -> Path:
@@ -38,7 +39,7 @@ def compare(config: Config, say: Callable[[str], None] = print) -> Path:
 
     Raises:
         ConfigError: An arm's keys do not fit, or the arms were searched unlike.
-        DataError: A data set has no test tile.
+        DataError: A data set has no test tile, or a prompt set other classes than the tiles.
     """
     settings = settings_of(config)
     shared: dict[str, Any] = {}
@@ -55,12 +56,12 @@ def compare(config: Config, say: Callable[[str], None] = print) -> Path:
         if processes().main:
             add_costs(setting, found, materials)
         why += findings(setting, materials, found, beside)
+        write_pairing_page(setting, materials, found)
         rows += found
     if processes().main:
         why = keep_planes(why, folder)
-        made, against = write_report(config, settings, rows, why, folder, [m.some_tiles for m in all_materials])
-        shown = numbers(made, against, why) | {"notes": notes_of(config, settings, made, "")}
-        _write_rows(config, rows, shown, folder)
+        made, against, notes = write_report(config, settings, rows, why, folder, [m.some_tiles for m in all_materials])
+        _write_rows(config, rows, numbers(made, against, why) | {"notes": notes}, folder)
     processes().wait()
     return folder
 
@@ -85,7 +86,7 @@ def _shown(score: float | None) -> str:
 
 
 def _check_tests(setting: Setting, materials: Materials) -> None:
-    """Find missing test tiles before anything is trained."""
+    """Find missing test tiles and prompts of other classes before anything is trained."""
     tests = materials.some_tiles.of_split("test")
     if not (tests.labels >= 0).any() or "test" not in setting.config.evaluation.splits:
         raise DataError(
@@ -97,6 +98,11 @@ def _check_tests(setting: Setting, materials: Materials) -> None:
         )
     for name in setting.config.comparison.shifted:
         materials.shifted_tiles(name)
+    seed = setting.config.comparison.seeds[0]
+    asked = dict.fromkeys([setting.config.prompts, *(resolve_arm(setting.run(a, seed)).prompts for a in setting.arms)])
+    for prompts in asked:
+        if prompts:
+            check_classes(load_prompts(prompts), materials.some_tiles.classes)
 
 
 def _write_rows(config: Config, rows: list[dict[str, Any]], shown: dict[str, Any], folder: Path) -> None:
@@ -109,19 +115,6 @@ def _write_rows(config: Config, rows: list[dict[str, Any]], shown: dict[str, Any
     write_json(folder / "comparison.json", facts | shown)
 
 
-def check_record(path: Path) -> None:
-    """Find out whether `record` can write there; for asking before hours of work.
-
-    Raises:
-        ArtifactError: A folder or a device stands there, or the folder for it cannot be made or written.
-    """
-    if path.exists() and not path.is_file():
-        raise ArtifactError(explain("not a file", where=path, fix="give --record the name of a .csv file"))
-    make_folder(path.parent)
-    if not os.access(path.parent, os.W_OK):
-        raise ArtifactError(explain("no permission to write here", where=path, fix="give --record another place"))
-
-
 def record(folder: Path, path: Path) -> None:
     """Write the rows of a comparison as CSV, for keeping beside the code (`results/*.csv`): no path of this machine.
 
@@ -129,17 +122,8 @@ def record(folder: Path, path: Path) -> None:
         DataError: There is no comparison in the folder.
         ArtifactError: Nothing can be written there.
     """
-    check_record(path)
     source = folder / "comparison.json"
     if not source.is_file():
         raise DataError(explain("no comparison here", where=folder, fix="run scripts/compare.py first"))
     rows = read_json(source, "delete it and start scripts/compare.py again: finished runs are kept")["rows"]
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(RECORD)
-        writer.writerows([_portable(row.get(column)) for column in RECORD] for row in rows)
-
-
-def _portable(value: object) -> object:
-    """Texts without the folders of this machine: of an absolute path only the last part stays."""
-    return re.sub(r"(?<![\w.~-])/(?:[^\s/'\"=]+/)+", "", value) if isinstance(value, str) else value
+    write_record(path, RECORD, rows)

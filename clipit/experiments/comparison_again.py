@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
-from clipit.artifacts import read_json
+from clipit.artifacts import file_sha256, read_json, write_json
 from clipit.config import Config
-from clipit.errors import ArtifactError, DataError, explain
+from clipit.errors import ArtifactError, DataError, explain, shortlist
 from clipit.experiments.cells import Setting, settings_of
 from clipit.experiments.comparison_report import write_report
 from clipit.experiments.materials import Materials
-from clipit.experiments.why import Finding
+from clipit.experiments.why_parts import Finding
 from clipit.settings import merge, validate
 from clipit.tiles.tileset import TileSet
 
@@ -36,7 +36,8 @@ def comparison_again(config: Config, say: Callable[[str], None] = print) -> list
 
     Raises:
         DataError: There is no finished comparison, or predictions of it are missing.
-        ArtifactError: comparison.json is damaged or of an earlier version, or the tiles are others by now.
+        ArtifactError: comparison.json is damaged or of an earlier version, or the tiles or predictions are others by
+            now.
         ConfigError: The configuration that it records does not fit any more.
     """
     folder = config.output / "comparisons" / config.name
@@ -55,7 +56,10 @@ def comparison_again(config: Config, say: Callable[[str], None] = print) -> list
     tiles = [Materials(setting.config, say, shared).some_tiles for setting in settings]
     for setting, own in zip(settings, tiles, strict=True):
         _check_tiles(setting, own, rows, source)
-    write_report(recorded, settings, rows, why, folder, tiles)
+    _check_predictions(rows, source)
+    notes = write_report(recorded, settings, rows, why, folder, tiles)[2]
+    if notes != found.get("notes"):  # the record of the search may be gone by now, or words have changed
+        write_json(source, found | {"notes": notes})
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
 
@@ -93,6 +97,24 @@ def _moved(row: Row, old: Path, new: Path) -> dict[str, Any]:
         if found.get(key) and Path(found[key]).is_relative_to(old):
             found[key] = str(new / Path(found[key]).relative_to(old))
     return found
+
+
+def _check_predictions(rows: Sequence[Row], source: Path) -> None:
+    """Refuse predictions that are not those that the rows' scores come from; a missing file is told when it is read.
+
+    A comparison.json of an earlier version says nothing of its predictions' content, and passes.
+    """
+    recorded = {row["predictions"]: row["predictions_sha256"] for row in rows if row.get("predictions_sha256")}
+    files = {path: digest for path, digest in recorded.items() if Path(path).is_file()}
+    changed = [path for path, digest in files.items() if file_sha256(Path(path)) != digest]
+    if changed:
+        raise ArtifactError(
+            explain(
+                f"predictions are no longer those that were compared: {shortlist(changed)}",
+                where=source,
+                fix=_AGAIN,
+            )
+        )
 
 
 def _check_tiles(setting: Setting, tiles: TileSet, rows: Sequence[Row], source: Path) -> None:

@@ -13,7 +13,7 @@ from clipit.artifacts import whole_file
 from clipit.evaluation.intervals import interval_over_seeds
 from clipit.evaluation.significance import Significance
 from clipit.experiments.comparison_rows import COSTS
-from clipit.experiments.why import Finding
+from clipit.experiments.why_parts import Finding
 from clipit.reporting.comparison_tables import Line
 
 _TEXTS = ("heading", "text", "source")

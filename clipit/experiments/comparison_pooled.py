@@ -9,7 +9,7 @@ from clipit.evaluation.metrics import confusion_matrix, reliability_bins
 from clipit.evaluation.predictions import read_predictions
 from clipit.experiments.comparison_parts import place_told
 from clipit.reporting.charts import reliability_chart
-from clipit.reporting.comparison_tables import Line
+from clipit.reporting.comparison_tables import Line, predictions_source
 from clipit.reporting.html import Figure, Folded, Part, Section, Table, Text
 
 _MOST_CLASSES = 20  # larger matrices are left to the runs' own pages
@@ -36,7 +36,7 @@ def _of_arm(line: Line) -> list[Part]:
     labels = np.concatenate([table.labels for table in tables])
     probabilities = np.concatenate([table.probabilities for table in tables])[labels >= 0]
     labels = labels[labels >= 0]
-    source = "predictions.parquet of " + ", ".join(Path(row["run"]).name for row in line.rows)
+    source = predictions_source(line)
     arm, parts = line.key[3], list[Part]()
     if len(classes) <= _MOST_CLASSES:
         counts = confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))

@@ -22,8 +22,8 @@ from clipit.experiments.comparison_sections import (
 )
 from clipit.experiments.comparison_tiles import tile_sections
 from clipit.experiments.comparison_training import curve_sections
-from clipit.experiments.published import CAUTION, SOURCE, published
-from clipit.experiments.why import Finding
+from clipit.experiments.published import CAUTION, SOURCE, fits, published, published_metric
+from clipit.experiments.why_parts import Finding
 from clipit.reporting.comparison_page import comparison_page
 from clipit.reporting.comparison_tables import HEADER, Line, latex_table, lines, main_table, shown_columns
 from clipit.reporting.html import write_page
@@ -38,7 +38,7 @@ def write_report(
     why: Sequence[Finding],
     folder: Path,
     tiles: Sequence[TileSet] = (),
-) -> tuple[Sequence[Line], dict[str, Sequence[Line]]]:
+) -> tuple[Sequence[Line], dict[str, Sequence[Line]], list[str]]:
     """Write all three files; what they show is computed from the rows and from the runs' predictions.
 
     Args:
@@ -50,7 +50,7 @@ def write_report(
         tiles: Of each setting, for pictures; without them tiles are shown by their ids alone.
 
     Returns:
-        The lines against the baseline, and those against each control.
+        The lines against the baseline, those against each control, and the sentences under the main table.
     """
     c = config.comparison
     resamples = config.evaluation.bootstrap
@@ -65,14 +65,9 @@ def write_report(
     made = lines(rows, c.baseline, over_tiles)
     students = [row for row in rows if row.get("run")]
     against: dict[str, Sequence[Line]] = {control: lines(students, control, over_tiles) for control in c.controls}
-    known = {
-        (s.data_set, s.backbone, arm): published(s.config.tiles.source, s.backbone, arm)
-        for s in settings
-        for arm in s.arms
-        if s.config.tiles.labels.kind == "all"  # the published figures used all labels
-    }
+    known, left_out = _published(config, settings)
     beside = SOURCE if any(known.values()) else ""
-    notes = notes_of(config, settings, made, beside)
+    notes = [*notes_of(config, settings, made, beside), *left_out]
     with whole_file(folder / "comparison.md") as temporary:
         temporary.write_text(_markdown(config, made, against, known, notes, why), encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
@@ -90,7 +85,26 @@ def write_report(
         row_section(rows),
     ]
     write_page(folder / "comparison.html", comparison_page(config.name, " ".join(config.note.split()), sections))
-    return made, against
+    return made, against, notes
+
+
+def _published(config: Config, settings: Sequence[Setting]) -> tuple[Published, list[str]]:
+    """Published figures in the comparison's metric, and a sentence for those that are in another one."""
+    metric, known, other = config.comparison.metric, dict[tuple[str, str, str], str](), list[str]()
+    for setting in settings:
+        source = setting.config.tiles.source
+        if setting.config.tiles.labels.kind != "all":  # the published figures used all labels
+            continue
+        for arm in setting.arms:
+            figure = published(source, setting.backbone, arm)
+            if figure and not fits(source, metric):
+                other.append(
+                    f"Published figures of {source} are {published_metric(source)}, not {metric.replace('_', ' ')}: "
+                    "they are left out."
+                )
+            elif figure:
+                known[(setting.data_set, setting.backbone, arm)] = figure
+    return known, list(dict.fromkeys(other))
 
 
 def _markdown(

@@ -6,18 +6,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import git_commit, versions
+from clipit.artifacts import file_sha256, git_commit, versions
 from clipit.distributed import processes
 from clipit.experiments.cells import Setting
 from clipit.experiments.evaluation import evaluate_shifted, shifted_predictions
 from clipit.experiments.finished import read_results
 from clipit.experiments.materials import Materials
-from clipit.experiments.references import inference_cost, reference_rows
+from clipit.experiments.references import CENTRED, PROBE, inference_cost, reference_rows
+from clipit.experiments.search import axes_of, chosen
 from clipit.training.arms import resolve_arm
 
 COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
 RECORD = (
-    "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS,
+    "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS, "searched",
     "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
     "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles",
     "tiles_fingerprint", "resampled", "commit", "versions", "command",
@@ -52,6 +53,7 @@ def run_rows(setting: Setting, materials: Materials, folder: Path, arm: str, see
     for name in setting.config.comparison.shifted:
         scored[name] = (evaluate_shifted(resolved, own, folder, name), shifted_predictions(own, folder, name))
     metric = setting.config.comparison.metric
+    searched = json.dumps(chosen(setting.config, arm, list(axes_of(setting.config, arm))))
     rows = []
     for part, (scores, predictions) in scored.items():
         zero_shot = scores.get("zero_shot")
@@ -66,6 +68,8 @@ def run_rows(setting: Setting, materials: Materials, folder: Path, arm: str, see
                 "resampled": scores["resampled"],
                 "zero_shot": zero_shot["metrics"][metric]["value"] if zero_shot else None,
                 "predictions": str(predictions),
+                "predictions_sha256": file_sha256(predictions),
+                "searched": searched,
             }
         )
     return rows
@@ -82,16 +86,23 @@ def reference_rows_of(setting: Setting, materials: Materials, folder: Path) -> l
         "classes": len(materials.some_tiles.classes),
         "pixels": vlm.preprocess.size,
         "preprocess": vlm.preprocess.hash,
-        "prompts": prompts.name if prompts else None,
-        "prompts_hash": prompts.hash if prompts else None,
         "vlm": vlm.name,
         "vlm_fingerprint": vlm.fingerprint,
         "commit": git_commit(),
         "command": shlex.join(sys.argv),
         "versions": json.dumps(versions(), sort_keys=True),
-        "index": materials.index.artifact.fingerprint if config.reports is not None else None,
     }
-    return [beside | row for row in reference_rows(config, materials, folder)]
+    # Each row has what it was made from: the probe never sees a prompt, and only centring takes a mean of the snippets.
+    asked = {"prompts": prompts.name, "prompts_hash": prompts.hash, "training_labels": 0} if prompts else {}
+    found = []
+    for row in reference_rows(config, materials, folder):
+        own: dict[str, Any] = {} if row["arm"] == PROBE else dict(asked)
+        if row["arm"] == CENTRED:
+            own["index"] = materials.index.artifact.fingerprint
+        if processes().main and row.get("predictions"):  # the main process has written them
+            own["predictions_sha256"] = file_sha256(Path(row["predictions"]))
+        found.append(beside | row | own)
+    return found
 
 
 def add_costs(setting: Setting, rows: list[dict[str, Any]], materials: Materials) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from clipit.config import Config
 from clipit.experiments.comparison_parts import AGAINST, COST_NOTE, Published, Row, costs, ones
 from clipit.experiments.comparison_rows import RECORD
-from clipit.experiments.why import Finding
+from clipit.experiments.why_parts import Finding
 from clipit.reporting.comparison_page import raw_parts, seed_figure
 from clipit.reporting.comparison_tables import HEADER, PERCENT, Line, shown_columns
 from clipit.reporting.html import Figure, Part, Section, Table, Text
@@ -26,12 +26,13 @@ def score_sections(
 ) -> list[Section]:
     """The scores against the baseline and each control, in the form of table 1, and seed by seed."""
     c = config.comparison
-    sections = [Section("Scores", [_scores(made, known), *(Text(note) for note in notes)])]
+    sections = [Section("Scores", [_scores(made, known, "lines"), *(Text(note) for note in notes)])]
     for control, own in against.items():
-        parts: list[Part] = [_scores(own, {}), Text(AGAINST)]
+        parts: list[Part] = [_scores(own, {}, f"against.{control}"), Text(AGAINST)]
         sections.append(Section(f"Against {control}", parts, folded=len(own) > _LONG))
     for title, header, rows in ones(config, made):
-        sections.append(Section(title, [Table(header, rows, source="the table above, test split")]))
+        source = "comparison.json: lines, mean, sd and difference of the part test"
+        sections.append(Section(title, [Table(header, rows, source=source)]))
     figures = []
     places = dict.fromkeys(line.key[:3] for line in made)
     told = {i for i in range(3) if i == 2 or len({place[i] for place in places}) > 1}  # what tells them apart
@@ -42,18 +43,21 @@ def score_sections(
             if line.key[:3] == place
         }
         what = f"{' / '.join(part for i, part in enumerate(place) if i in told)}: {c.metric.replace('_', ' ')} %"
-        figures.append(seed_figure(scores, what=what, baseline=c.baseline, source="comparison.parquet, column score"))
+        source = "comparison.parquet: column score; comparison.json: lines, seeds"
+        figures.append(seed_figure(scores, what=what, baseline=c.baseline, source=source))
     return [*sections, Section("Seed by seed", figures)]
 
 
-def _scores(made: Sequence[Line], known: Published) -> Table:
+def _scores(made: Sequence[Line], known: Published, key: str) -> Table:
+    """The main table, with its rows and the key of comparison.json that holds its figures unrounded."""
     header, cells = shown_columns(made, known)
     alone = [
         f"{column} = {made[0].key[i]!r}"
         for i, column in enumerate(("data_set", "backbone", "part"))
         if HEADER[i] not in header and made
     ]
-    source = "comparison.parquet: column score of the rows of a line's data_set, backbone, part and arm"
+    rows = "comparison.parquet: column score of the rows of a line's data_set, backbone, part and arm"
+    source = f"comparison.json: {key}, made from {rows}"
     told = f"{source} ({', '.join(alone)})" if alone else source
     return Table(header, cells, source=told, left=sum(name in HEADER[:4] for name in header))
 
@@ -83,7 +87,8 @@ def label_sections(config: Config, made: Sequence[Line], folder: Path) -> list[S
 
 def cost_section(made: Sequence[Line]) -> Section:
     """What each arm costs."""
-    return Section("Costs", [Table(*costs(made), source="comparison.parquet"), Text(COST_NOTE)])
+    source = "comparison.json: lines, costs, made from comparison.parquet"
+    return Section("Costs", [Table(*costs(made), source=source), Text(COST_NOTE)])
 
 
 def finding_sections(why: Sequence[Finding], folder: Path) -> list[Section]:
@@ -95,7 +100,8 @@ def finding_sections(why: Sequence[Finding], folder: Path) -> list[Section]:
     """
     sections = []
     for i, finding in enumerate(why):
-        parts: list[Part] = [Text(finding.text), Table(finding.header, finding.rows, source=finding.source)]
+        source = f"comparison.json: findings[{i}].values, made from {finding.source}"
+        parts: list[Part] = [Text(finding.text), Table(finding.header, finding.rows, source=source)]
         if finding.planes:
             path = folder / f"plane-{i}.png"
             plane_plot(finding.planes, path, title=finding.heading)
@@ -106,5 +112,6 @@ def finding_sections(why: Sequence[Finding], folder: Path) -> list[Section]:
 
 def row_section(rows: Sequence[Row]) -> Section:
     """Every row of `comparison.parquet`; columns that hold the same in all of them are told once."""
-    shown: list[dict[str, Any]] = [{key: row.get(key) for key in RECORD} | {"run": row.get("run")} for row in rows]
+    columns = (*RECORD, "run", "predictions")
+    shown: list[dict[str, Any]] = [{key: row.get(key) for key in columns} for row in rows]
     return Section("All rows", raw_parts(shown, "One row per run and test set", "comparison.parquet"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.experiments.comparison_parts import place_told
-from clipit.reporting.comparison_tables import Line
+from clipit.reporting.comparison_tables import Line, predictions_source
 from clipit.reporting.comparison_tiles import MOST_TILES, change_parts, changed_tiles
 from clipit.reporting.html import Folded, Part, Section, Text
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
@@ -58,7 +58,7 @@ def tile_sections(
         for line in shown:
             changes = changed_tiles(_tables(base), _tables(line))
             told = f"{line.key[3]}: {len(changes.gained)} gained, {len(changes.lost)} lost"
-            source = f"{_source(base)}; {_source(line)}"
+            source = f"{predictions_source(base)}; {predictions_source(line)}"
             n = (len(base.rows), len(line.rows))
             cards = change_parts(changes, (baseline, line.key[3]), n, picture, source, most)
             parts.append(Folded(told, cards))
@@ -68,11 +68,6 @@ def tile_sections(
 
 def _tables(line: Line) -> list[Predictions]:
     return [read_predictions(Path(row["predictions"])).select("test") for row in line.rows]
-
-
-def _source(line: Line) -> str:
-    """The runs whose predictions were read."""
-    return "predictions.parquet (test) of " + ", ".join(Path(row["run"]).name for row in line.rows)
 
 
 def _pictures(tiles: TileSet | None) -> Callable[[str], str | None]:

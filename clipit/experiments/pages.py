@@ -86,7 +86,17 @@ def run_page_again(config: Config, materials: Materials) -> Path:
     return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | told)
 
 
-def write_pairs_page(config: Config, materials: Materials, most: int = MOST_TILES, run: Path | None = None) -> Path:
+Answers = Mapping[str, tuple[int, float]]
+"""Tile id -> number of the predicted class, and its probability."""
+
+
+def write_pairs_page(
+    config: Config,
+    materials: Materials,
+    most: int = MOST_TILES,
+    run: Path | None = None,
+    given: tuple[Answers, str] | None = None,
+) -> Path:
     """Write the page of a pairing: `<output>/pairings/<name>/pairs.html`, or `pairs.html` in a run's folder.
 
     Args:
@@ -94,6 +104,7 @@ def write_pairs_page(config: Config, materials: Materials, most: int = MOST_TILE
         materials: Of this configuration.
         most: Tiles on the page.
         run: Folder of a run whose predictions of these tiles are shown, too.
+        given: Instead of a run's: what is predicted of the tiles, and a sentence that says by what.
 
     Raises:
         ConfigError: `most` is too small.
@@ -114,8 +125,11 @@ def write_pairs_page(config: Config, materials: Materials, most: int = MOST_TILE
         f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {materials.vlm.name}). "
         "Only training tiles are paired. Labels are those of the data set, also where a run does not get to see them.",
     ]
-    predictions = None
-    if run is not None:
+    predictions: Answers | None = None
+    if given is not None:
+        predictions, told = given
+        about.append(told)
+    elif run is not None:
         predictions = _predictions(run, tiles.classes)
         have = sum(tile_id in predictions for tile_id in shown)
         about.append(
@@ -177,8 +191,8 @@ def _results(folder: Path) -> dict[str, Any]:
     return read_results(folder)
 
 
-def _predictions(run: Path, classes: tuple[str, ...]) -> dict[str, tuple[int, float]]:
-    """Tile id -> predicted class, as a number of `classes`, and its probability.
+def _predictions(run: Path, classes: tuple[str, ...]) -> Answers:
+    """What a run predicts of the tiles; classes are numbers of `classes`.
 
     Raises:
         DataError: The table is damaged, or of other classes.

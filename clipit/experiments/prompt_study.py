@@ -1,5 +1,6 @@
 """A prompt study: how a zero-shot score depends on the way of asking. Reported on test, chosen on nothing."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
+from clipit.artifacts import write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import ConfigError, explain
@@ -87,7 +89,7 @@ def prompt_study(config: Config, materials: Materials, run: Path | None = None) 
         run: Folder of a run whose classifier is asked, too.
 
     Returns:
-        <output>/prompts/<name>[-<run>]: prompts.parquet, prompts.md, prompts.html and plots.
+        <output>/prompts/<name>[-<run>]: prompts.parquet, prompts.json (the differences), .md, .html and plots.
 
     Raises:
         ConfigError: No prompt set, or a grid template without its slots.
@@ -182,15 +184,23 @@ def _grid_rows(one: _Asked, config: Config) -> list[Row]:
 
 
 def _differences(asked: Sequence[_Asked], config: Config) -> list[dict[str, Any]]:
-    """Rich minus simple, both as ensembles, per subject: value and 95 % interval (paired bootstrap over tiles)."""
+    """Rich minus simple, both as ensembles, per subject and score: value and 95 % interval (paired bootstrap).
+
+    Returns:
+        subject, simple, simple_hash, rich, rich_hash, metric, value, low, high, reason, tiles, resamples, seed.
+    """
+    resamples, seed = config.evaluation.bootstrap, config.seed
     found = []
     for simple, rich in pairwise(asked):
         if simple.subject is not rich.subject:
             continue
         tables = [_predictions(one) for one in (simple, rich)]
-        difference = compare_predictions(tables[0], tables[1], "test", config.evaluation.bootstrap, config.seed)
-        names = {"subject": rich.subject.name, "simple": simple.prompts.name, "rich": rich.prompts.name}
-        found.append(names | difference[config.zero_shot.metric])
+        differences = compare_predictions(tables[0], tables[1], "test", resamples, seed)
+        asked_of = {"subject": rich.subject.name}
+        asked_of |= {"simple": simple.prompts.name, "simple_hash": simple.prompts.hash}
+        asked_of |= {"rich": rich.prompts.name, "rich_hash": rich.prompts.hash}
+        drawn = {"tiles": len(rich.test), "resamples": resamples, "seed": seed}
+        found += [asked_of | {"metric": name} | of_score | drawn for name, of_score in differences.items()]
     return found
 
 
@@ -222,5 +232,18 @@ def _write(folder: Path, config: Config, rows: Sequence[Row], asked: Sequence[_A
         **made,
     }
     undefined = why_undefined(metric, test.labels, test.classes) if any(row[metric] is None for row in whole) else ""
-    chapters = prompt_chapters(whole, metric, undefined, _differences(asked, config), provenance)
+    differences = _differences(asked, config)
+    record = {
+        "config": config.model_dump(mode="json"),
+        **made,
+        "versions": json.loads(made["versions"]),
+        "split": "test",
+        "tiles": test.fingerprint,
+        "classes": list(test.classes),
+        "subjects": facts,
+        "differences": differences,
+    }
+    write_json(folder / "prompts.json", record)
+    shown = [row for row in differences if row["metric"] == metric]
+    chapters = prompt_chapters(whole, metric, undefined, shown, provenance)
     write_study(folder, "prompts", f"Prompt study: {config.name}", study_note(config), chapters, whole, SCHEMA)

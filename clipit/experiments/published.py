@@ -17,10 +17,27 @@ _ABLATIONS: Mapping[str, float] = {  # UNI on PCAM
     "late_fusion_without_text": 94.31,
     "word_drop": 95.39,
 }
+_METRICS: Mapping[str, tuple[str, ...]] = {
+    # PCam's official test split holds as many tiles with tumour as without (but for a few of 32,768), so that a mean
+    # over tiles and a mean over classes are the same figure there.
+    "pcam": ("accuracy", "balanced_accuracy"),
+    "bach": ("balanced_accuracy",),
+    "nct_crc": ("balanced_accuracy",),
+}
 CAUTION = (
     "The published CRC and BACH figures were selected and reported on the same split, and are balanced accuracy there "
     "(the metric's default); they are shown for orientation, not as a baseline."
 )
+
+
+def fits(source: str, metric: str) -> bool:
+    """Whether the published figures of a data set (`tiles.source`) are in the metric of a comparison."""
+    return metric in _METRICS.get(source, ())
+
+
+def published_metric(source: str) -> str:
+    """The metric of the published figures of a data set, in words."""
+    return _METRICS[source][0].replace("_", " ")
 
 
 def published(source: str, backbone: str, arm: str) -> str:

@@ -10,7 +10,7 @@ from clipit.artifacts import write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
-from clipit.evaluation.adaptation_guard import guard_errors
+from clipit.evaluation.adaptation_guard import Case, guard_errors
 from clipit.experiments.frozen_features import run_prompts
 from clipit.experiments.materials import Materials
 from clipit.experiments.robustness_curves import curve_rows
@@ -71,7 +71,8 @@ def guard_study(rows: Sequence[Row]) -> list[Row]:
     """How often the guard was wrong, per adaptation and kind of setting.
 
     A setting is a model (with its seed), its way to answer, and a set of tiles: the test tiles, a shifted set, or the
-    test tiles at one level of a perturbation. Settings whose true change is not known do not count.
+    test tiles at one level of a perturbation. Settings whose true change is not known do not count; one is lost or
+    gained by the interval of its change.
 
     Args:
         rows: Of the study.
@@ -83,9 +84,10 @@ def guard_study(rows: Sequence[Row]) -> list[Row]:
     known = [row for row in rows if row["what"] == "adaptation" and row.get("guard") and row.get("change") is not None]
     found = []
     for method in dict.fromkeys(row["method"] for row in known):
-        kinds: dict[str, list[tuple[bool, float]]] = {}
+        kinds: dict[str, list[Case]] = {}
         for row in (row for row in known if row["method"] == method):
-            case = (row["guard"] == "accepted", float(row["change"]))
+            accepted = row["guard"] == "accepted"
+            case = Case(accepted, float(row["change"]), row["change_low"], row["change_high"])
             for kind in (row.get("perturbation") or "test and shifted sets", "all"):
                 kinds.setdefault(kind, []).append(case)
         every = kinds.pop("all")

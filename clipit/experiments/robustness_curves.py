@@ -51,8 +51,8 @@ def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], training
                         clean[subject.name, reading] = probabilities
                     cell = score_cell(config, tiles, probabilities, before, config.evaluation.bootstrap)
                     rows.append({"what": "curve", "subject": subject.name, "reading": reading} | at | cell)
-                if level is not None:  # hundreds of settings, to count the guard's errors over: no interval for each
-                    adapted = adapted_rows(config, tiles, subject, found[subject.name], training[subject.name], 0)
+                if level is not None:  # settings to count the guard's errors over
+                    adapted = adapted_rows(config, tiles, subject, found[subject.name], training[subject.name])
                     rows += [row | at for row in adapted]
     return rows
 

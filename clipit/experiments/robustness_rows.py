@@ -60,14 +60,12 @@ def adaptation_rows(
     for subject in subjects:
         for part, tiles in parts.items():
             vectors, seen = all_vectors[subject.name, part], training[subject.name]
-            found = adapted_rows(config, tiles, subject, vectors, seen, config.evaluation.bootstrap)
+            found = adapted_rows(config, tiles, subject, vectors, seen)
             rows += [row | {"part": part} for row in found]
     return rows
 
 
-def adapted_rows(
-    config: Config, tiles: TileSet, subject: Subject, vectors: Vectors, training: Vectors, resamples: int
-) -> list[Row]:
+def adapted_rows(config: Config, tiles: TileSet, subject: Subject, vectors: Vectors, training: Vectors) -> list[Row]:
     """One row per reading and adaptation of one subject on one set of tiles.
 
     Args:
@@ -76,7 +74,6 @@ def adapted_rows(
         subject: The model.
         vectors: Reading -> vectors of these tiles, in their order.
         training: Reading -> vectors of training tiles.
-        resamples: Of the intervals; 0: none.
     """
     rows = []
     for reading, answer in subject.answers.items():
@@ -85,7 +82,7 @@ def adapted_rows(
                 continue  # it needs a text prior
             name = STATISTICS if method == "statistics" else TRANSDUCTIVE
             reason = subject.fixed.get(reading, "") if method == "statistics" else ""
-            cell = _adapted_cell(config, tiles, vectors[reading], training[reading], answer, method, reason, resamples)
+            cell = _adapted_cell(config, tiles, vectors[reading], training[reading], answer, method, reason)
             rows.append({"what": "adaptation", "subject": subject.name, "reading": reading, "method": name} | cell)
     return rows
 
@@ -98,7 +95,6 @@ def _adapted_cell(
     answer: Answer,
     method: str,
     reason: str,
-    resamples: int,
 ) -> Row:
     before = answer(vectors)
     plain = score_cell(config, tiles, before, None, 0)
@@ -117,7 +113,7 @@ def _adapted_cell(
         "moved": verdict.moved,
         "information": verdict.information,
     }
-    return score_cell(config, tiles, after, before, resamples) | facts
+    return score_cell(config, tiles, after, before, config.evaluation.bootstrap) | facts
 
 
 def _adapt(

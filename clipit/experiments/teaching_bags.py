@@ -37,7 +37,12 @@ def make_bags(config: Config, materials: Materials, train: TileSet) -> Bags:
         raise DataError(
             explain("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
         )
-    counts = {"empty_text_bags": int(texts.empty.sum()), "pruned_snippets": texts.pruned}
+    empty = texts.empty if prompts is None else texts.empty & ~prompts.there.any(axis=1)
+    counts = {
+        "empty_text_bags": int(empty.sum()),  # their tiles train without the term
+        "without_snippets": int(texts.empty.sum()),
+        "pruned_snippets": texts.pruned,
+    }
     tiles = None
     if b.tiles:
         store = materials.tile_store("train")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -49,6 +50,11 @@ class Line:
         """Mean score over seeds; None where one is not defined."""
         values = [value for value in self.scores.values() if value is not None]
         return mean(values) if values and len(values) == len(self.scores) else None
+
+
+def predictions_source(line: Line) -> str:
+    """The files that a line of students was predicted into, by their folders below runs/."""
+    return "predictions.parquet (test) of " + ", ".join("/".join(Path(row["run"]).parts[-2:]) for row in line.rows)
 
 
 OverTiles = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Difference | None]

@@ -11,12 +11,16 @@ from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, num
 
 AXES = ("template", "organ", "magnification", "stain")
 FILE = "prompts.parquet"
+FACTS = "prompts.json"
 _NO_WORD = "(none)"
 _RULE = (
     "All scores are of the test split and only reported: no prompt, template or word was chosen by them. To choose a "
     "way of asking, use the validation split or a rule that reads no label."
 )
-_BOTH = "Both as ensembles; the interval is over tiles (or groups) only."
+_BOTH = (
+    "Both as ensembles; paired percentile bootstrap over test tiles (whole groups where known): {resamples} resamples, "
+    "seed {seed}. The chance of training is not in it. All scores, unrounded: prompts.json, differences."
+)
 
 
 def prompt_chapters(
@@ -32,7 +36,7 @@ def prompt_chapters(
         rows: As in prompts.parquet.
         metric: The score that is shown.
         undefined: Why it is undefined for some rows; "" where it is not.
-        differences: Per subject rich minus simple: subject, simple, rich, value, low, high, reason.
+        differences: Per subject rich minus simple in this score, as in prompts.json.
         provenance: What the figures come from.
     """
     asked = list(dict.fromkeys((row["subject"], row["prompts"]) for row in rows))
@@ -46,7 +50,8 @@ def prompt_chapters(
         Chapter("Ways to ask", [*ways, Text(f"Score: {LABELS[metric]}."), _modes(rows, asked, metric), spread_of])
     ]
     if differences:
-        chapters.append(Chapter("Simple against rich prompts", [_simple_rich(differences, metric), Text(_BOTH)]))
+        told = Text(_BOTH.format(resamples=differences[0]["resamples"], seed=differences[0]["seed"]))
+        chapters.append(Chapter("Simple against rich prompts", [_simple_rich(differences, metric), told]))
     grid = Plot("prompts_grid.png", "Score of every cell of the grid", f"{column}, kind = cell")
     words: list[Table | Rows | Plot] = [
         _grid_spread(rows, asked, metric),
@@ -84,9 +89,7 @@ def _simple_rich(differences: Sequence[Mapping[str, Any]], metric: str) -> Table
             [row["subject"], row["simple"], row["rich"], difference(row["value"], bounds), row["reason"] or ""]
         )
     header = ("asked", "simple", "rich", "rich minus simple [95 %]", "remark")
-    return Table(
-        header, lines, source=f"{FILE}: column {metric}, mode = ensemble, kind = mode; paired over tiles", left=3
-    )
+    return Table(header, lines, source=f"{FACTS}: differences, metric = {metric}: value, low, high, reason", left=3)
 
 
 def _grid_spread(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:

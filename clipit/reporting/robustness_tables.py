@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipit.config import Config
-from clipit.evaluation.adaptation_guard import TOLERANCE
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_page import Chapter, Plot, long_table, undefined_chapter
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
@@ -26,15 +25,22 @@ _SCALED = (
 )
 _ADAPTED = (
     "Transductive: every result here depends on all test tiles together; a single tile has none of it. Gains and "
-    "losses stand side by side, whatever the guard says; the guard reads no label. Feature statistics take the classes "
-    "to be as frequent as in training."
+    "losses stand side by side, whatever the guard says. The guard reads no label, and does not do its job: on the "
+    "project's own synthetic tiles it let nearly all losses through. Do not rely on its word. Feature statistics take "
+    "the classes to be as frequent as in training."
 )
 _GUARD = (
     "A setting is one model (with its seed), one way to answer, and one set of tiles: the test tiles, a shifted set, "
-    f"or the test tiles at one level of a perturbation. Lost and gained: the score moved by more than {TOLERANCE:g}. "
-    "Two errors: an adaptation that lost was allowed, or one that would have gained was refused; in brackets their "
-    "share of all settings. Labels are read here, to measure the guard. Its limits were set before, on simulated sets, "
-    "and not by these figures. Settings share tiles and models: they are no independent draws, so there is no interval."
+    "or the test tiles at one level of a perturbation. Lost and gained: the paired 95 % interval of the change (over "
+    "test tiles, by group where known) lies below or above 0; by chance alone that happens to about 1 setting in 40 "
+    "each. Two errors: an adaptation that lost was allowed, of all that lost; one that gained was refused, of all that "
+    "gained (n/a: there is none). Labels are read here, to measure the guard. Its limits were set before, on simulated "
+    "sets, and not by these figures. Settings share tiles and models: they are no independent draws, so there is no "
+    "interval of the shares."
+)
+_NO_INTERVALS = (
+    "Some changes have no interval (all of them with evaluation.bootstrap: 0): they count as neither lost nor gained, "
+    "since a change cannot be told from chance without one."
 )
 
 
@@ -155,35 +161,38 @@ def _adaptation_table(rows: Sequence[Row]) -> Table | Rows:
 def _guard_table(found: Sequence[Row]) -> Table:
     lines = []
     for row in found:
-        line = [row["method"], row["settings"], row["cases"], row["accepted"], row["harmful"]]
-        line += [_share(row["let_through"], row["share_let_through"]), row["helpful"]]
-        line += [_share(row["refused"], row["share_refused"])]
+        line = [row["method"], row["settings"], row["cases"], row["accepted"]]
+        line += [_share(row["let_through"], row["harmful"], row["share_let_through"])]
+        line += [_share(row["refused"], row["helpful"], row["share_refused"])]
         line += [number(row[key], signed=True) for key in ("change_always", "change_guarded")]
         lines.append(line)
-    header = ["adaptation", "tiles", "settings", "allowed", "lost", "allowed though lost", "gained"]
-    header += ["refused though gained", "mean change, always used", "mean change, guarded"]
-    source = f"robustness.json: guard; {FILE}: columns change and guard, what = adaptation"
+    header = ["adaptation", "tiles", "settings", "allowed", "allowed, of those that lost"]
+    header += ["refused, of those that gained", "mean change, always used", "mean change, guarded"]
+    source = f"robustness.json: guard; {FILE}: columns change, change_low, change_high, guard, what = adaptation"
     return Table(header, lines, source=source, left=2)
 
 
 def _guard_worth(found: Sequence[Row]) -> list[Text]:
-    """Per adaptation, what the guard gained or cost over using it always."""
-    told = []
+    """Per adaptation, whether the guard did its job: better than using it always, and than never (a change of 0)."""
+    told = [Text(_NO_INTERVALS)] if any(row["without_interval"] for row in found) else []
     for row in (row for row in found if row["settings"] == "all"):
-        worth = row["change_guarded"] - row["change_always"]
+        always, guarded = row["change_always"], row["change_guarded"]
+        worth = guarded - always
         did = "gained" if worth > 0 else "cost" if worth < 0 else "changed"
+        verdict = "It was worth having here." if guarded > max(always, 0) else "It did not do its job here."
         told.append(
             Text(
                 f"{row['method']}: over {row['cases']} settings the guard {did} {number(abs(worth))} of the score on "
-                f"average, against using the adaptation always; it stopped {row['harmful'] - row['let_through']} of "
-                f"{row['harmful']} that lost and {row['refused']} of {row['helpful']} that gained."
+                f"average, against using the adaptation always ({number(always, signed=True)}; never: 0; guarded: "
+                f"{number(guarded, signed=True)}); it stopped {row['harmful'] - row['let_through']} of "
+                f"{row['harmful']} that lost and {row['refused']} of {row['helpful']} that gained. {verdict}"
             )
         )
     return told
 
 
-def _share(count: int, share: float | None) -> str:
-    return f"{count} ({UNDEFINED if share is None else f'{share:.1%}'})"
+def _share(count: int, of: int, share: float | None) -> str:
+    return f"{count} of {of} ({UNDEFINED if share is None else f'{share:.1%}'})"
 
 
 def _facts(provenance: Mapping[str, Any]) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """The many-to-many term of a batch: the student's view of each tile with its neighbours, against its text bag."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,9 +11,7 @@ from clipit.config import BagsConfig
 from clipit.distributed import Processes
 from clipit.models.student import Student
 from clipit.objectives import many_to_many_sum
-from clipit.training.teaching import Bags
-
-_COLDEST = 0.01  # as CLIP's logit scale, which is held below 100 (arXiv 2103.00020, section 2.5)
+from clipit.training.teaching import COLDEST, Bags
 
 
 def bag_term(
@@ -85,8 +85,18 @@ def gathered(values: Float[Tensor, "b dim"], sizes: list[int], here: Processes) 
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+@torch.no_grad()
+def hold_temperature(student: Student) -> None:
+    """After an update: a learnt temperature below `COLDEST` is set back to it, as CLIP does with its logit scale.
+
+    Not in the forward pass: the gradient of a clamped value is 0, and the temperature could never rise again.
+    """
+    if student.log_temperature is not None:
+        student.log_temperature.clamp_(min=math.log(COLDEST))
+
+
 def _temperature(config: BagsConfig, student: torch.nn.Module) -> float | Tensor:
     inner = getattr(student, "module", student)  # inside the wrapper that exchanges gradients
     if isinstance(inner, Student) and inner.log_temperature is not None:
-        return inner.log_temperature.exp().clamp(min=_COLDEST)
+        return inner.log_temperature.exp()
     return config.temperature

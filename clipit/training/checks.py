@@ -3,12 +3,15 @@
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import ConfigError, explain
-from clipit.training.teaching import REPORT_LABELS, uses_reports, uses_soft_labels
+from clipit.training.teaching import COLDEST, REPORT_LABELS, uses_reports, uses_soft_labels
 
 LABEL_FREE = ("agreement", "information")
 """What `training.monitor` may be when no validation tile has a label."""
 _MOST_BYTES = 4 * 2**30
-"""Of the similarities of one batch of bags."""
+"""That the bags' term may take in one process."""
+_HELD, _HELD_LEARNT = 6, 9
+"""How many times the similarities of all members (4 bytes each) a step holds at most: both directions with their masks,
+what is kept for the gradient, and the gradient's own passing values; with a learnt temperature. Measured on a CPU."""
 _NO_SNIPPET = ("image", "class_prompts")
 
 
@@ -76,27 +79,35 @@ def _of_other_terms(config: Config) -> list[str]:
         problems.append(
             "soft_labels.source=vlm_probe is fitted on labels: tiles.labels, or soft_labels.source=zero_shot"
         )
-    if config.bags.weight > 0 and config.pairing.k < config.bags.snippets:
-        problems.append(
-            f"bags.snippets={config.bags.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}"
-        )
-    if config.bags.weight > 0 and config.training.accumulation > 1:
+    problems += _of_bags(config)
+    if config.training.monitor == "agreement" and not uses_soft_labels(config):
+        problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
+    return problems
+
+
+def _of_bags(config: Config) -> list[str]:
+    bags, t, problems = config.bags, config.training, []
+    if bags.weight == 0:
+        return []
+    if config.pairing.k < bags.snippets:
+        problems.append(f"bags.snippets={bags.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}")
+    if t.accumulation > 1:
         problems.append(
             "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
             "or bags.weight=0"
         )
-    bags = config.bags
+    if bags.learn_temperature and bags.temperature < COLDEST:
+        problems.append(f"bags.learn_temperature holds it at {COLDEST} or above: bags.temperature={COLDEST} or more")
     texts, tiles = bags.snippets + bags.prompts + bags.class_prompts, 1 + bags.tiles * (1 + bags.text_neighbours)
-    members = tiles * texts
-    needed = 4 * config.training.tiles_per_step**2 * members
-    if config.bags.weight > 0 and needed > _MOST_BYTES:
+    own = -(-t.tiles_per_step // processes().count)  # each process contrasts its own tiles with all
+    times = _HELD_LEARNT if bags.learn_temperature else _HELD
+    needed = 4 * times * own * t.tiles_per_step * tiles * texts
+    if needed > _MOST_BYTES:
         problems.append(
             f"bags of {tiles} tiles and {texts} texts need "
-            f"{needed / 2**30:.1f} GiB per step for {config.training.tiles_per_step} tiles (at most "
+            f"about {needed / 2**30:.1f} GiB in a step of {t.tiles_per_step} tiles (at most "
             f"{_MOST_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or bags.prompts"
         )
-    if config.training.monitor == "agreement" and not uses_soft_labels(config):
-        problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
     return problems
 
 

@@ -20,6 +20,7 @@ from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
 from clipit.tiles.loading import PixelSource
+from clipit.training.bag_term import hold_temperature
 from clipit.training.checkpoints import (
     Progress,
     best_file,
@@ -113,6 +114,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
+            hold_temperature(student)
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             last = progress.step == t.steps

@@ -11,6 +11,8 @@ from clipit.training.targets import Targets
 
 REPORT_LABELS = ("report_labels", "report_labels_and_image")
 """Targets that the reports' own labels are read for."""
+COLDEST = 0.01
+"""Learnt temperatures of the bags are held here or above: CLIP's logit scale of 100 (arXiv 2103.00020, section 2.5)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Bags:
         texts: Paired snippets.
         prompts: Nearest texts of the prompt dictionary and of the class prompts; or None.
         tiles: Neighbour tiles; None when the tile bag is the student's own view alone.
-        counts: What was pruned, for the account.
+        counts: What was pruned and what stayed empty, for the account.
         weights: Of the paired snippets, summing to 1 in each bag that has some; None: all members count equally.
     """
 
@@ -115,6 +117,7 @@ class Teaching:
     bags: Bags | None = None
 
 
+_TEXT_SIDES = {"adapter": "text embeddings behind an adapter", "lora": "text tower with LoRA"}
 _MEANINGLESS = ("shuffled_text", "random_text", "random_codes")
 
 
@@ -158,7 +161,14 @@ def told_sources(config: Config) -> str:
     if config.tiles.labels.kind != "none":
         parts.append("labels (cross-entropy, weight 1)")
     if d.tiles != "none":
-        parts.append(f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, weight {d.weight:g})")
+        how = [f"weight {d.weight:g}"]
+        if config.second_vlm is not None:
+            how.append(f"half of it for each of two VLMs, {config.vlm.name} and {config.second_vlm.name}")
+        if d.text != "frozen":
+            how.append(f"{_TEXT_SIDES[d.text]} fitted to the tiles' labels")
+        if d.target in REPORT_LABELS and config.reports is not None:
+            how.append(f"by the reports' own labels, column {config.reports.label_column}")
+        parts.append(f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(how)})")
     if config.bags.weight > 0:
         parts.append(f"bags of snippets and tiles (weight {config.bags.weight:g})")
     if config.prompt_bags.weight > 0:

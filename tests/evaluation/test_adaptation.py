@@ -6,7 +6,9 @@ from adaptation_worlds import World, any_world, clear_world, misleading_world
 
 from clipit.errors import DataError
 from clipit.evaluation.adaptation import align_statistics, statistics_of, transductive
-from clipit.evaluation.adaptation_guard import guard_errors, judge
+from clipit.evaluation.adaptation_guard import Case, guard_errors, judge
+from clipit.evaluation.intervals import bootstrap
+from clipit.evaluation.metrics import weighted_scores
 
 
 def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndarray:
@@ -37,6 +39,19 @@ def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndar
     found = np.empty_like(z)
     found[order] = z
     return found
+
+
+def change_bounds(world: World, adapted: np.ndarray) -> tuple[float | None, float | None]:
+    """Of the paired 95 % interval of the change of balanced accuracy."""
+    name = "balanced_accuracy"
+
+    def change(weights: np.ndarray) -> dict[str, np.ndarray]:
+        """In each resample."""
+        new, old = (weighted_scores(world.labels, p, weights, (name,))[name] for p in (adapted, world.prior))
+        return {name: new - old}
+
+    found = bootstrap(change, np.full(len(world.ids), ""), 100)[name]
+    return found.low, found.high
 
 
 @pytest.mark.parametrize("world", [clear_world(2.5, 1), misleading_world(1)])
@@ -91,7 +106,8 @@ def test_the_guards_error_rate_on_simulated_sets_that_did_not_set_it() -> None:
     for _ in range(100):
         world = any_world(rng)
         adapted = transductive(world.ids, world.vectors, world.prior)
-        cases.append((judge(world.prior, adapted).accepted, world.score(adapted) - world.score(world.prior)))
+        change = world.score(adapted) - world.score(world.prior)
+        cases.append(Case(judge(world.prior, adapted).accepted, change, *change_bounds(world, adapted)))
     errors = guard_errors(cases)
     assert errors.cases == 100 and errors.harmful > 20 and errors.helpful > 20
     assert errors.let_through / errors.harmful < 0.45
@@ -100,15 +116,27 @@ def test_the_guards_error_rate_on_simulated_sets_that_did_not_set_it() -> None:
     assert errors.change_guarded > max(errors.change_always, 0)
 
 
-def test_guard_errors_are_counted() -> None:
-    found = guard_errors([(True, 0.1), (True, -0.2), (False, 0.3), (False, -0.1), (True, 0.001)])
-    assert (found.cases, found.accepted) == (5, 3)
-    assert (found.harmful, found.let_through, found.helpful, found.refused) == (2, 1, 2, 1)
-    assert (found.share_let_through, found.share_refused) == (0.2, 0.2)
-    assert found.change_always == pytest.approx(0.0202)
-    assert found.change_guarded == pytest.approx((0.1 - 0.2 + 0.001) / 5)
+def test_guard_errors_are_shares_of_what_was_lost_and_of_what_was_gained() -> None:
+    lost, gained, unclear = (-0.3, -0.1), (0.1, 0.5), (-0.01, 0.4)
+    cases = [
+        Case(True, -0.2, *lost), Case(True, -0.2, *lost), Case(False, -0.1, *lost),
+        Case(True, 0.3, *gained), Case(False, 0.3, *gained), Case(False, 0.2, *gained), Case(False, 0.2, *gained),
+        Case(True, 0.2, *unclear), Case(False, -0.4),
+    ]  # fmt: skip
+    found = guard_errors(cases)
+    assert (found.cases, found.accepted, found.without_interval) == (9, 4, 1)
+    assert (found.harmful, found.let_through, found.helpful, found.refused) == (3, 2, 4, 3)
+    assert (found.share_let_through, found.share_refused) == (pytest.approx(2 / 3), 3 / 4), "not of all 9"
+    assert found.change_always == pytest.approx((-0.5 + 1.0 + 0.2 - 0.4) / 9)
+    assert found.change_guarded == pytest.approx((-0.4 + 0.3 + 0.2) / 9)
+
+
+def test_guard_errors_without_cases_are_no_numbers() -> None:
     nothing = guard_errors([])
     assert nothing.cases == 0 and nothing.change_guarded is nothing.share_let_through is nothing.share_refused is None
+    only_gained = guard_errors([Case(True, 0.2, 0.1, 0.3), Case(True, -0.2)])
+    assert only_gained.share_let_through is None and only_gained.share_refused == 0.0
+    assert only_gained.harmful == 0, "a loss without an interval is no loss"
 
 
 def test_feature_statistics_undo_a_shift_and_leave_dead_features() -> None:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import MakeConfig
 from runs import losses
+from safetensors.numpy import load_file
 
 from clipit.config import Config
 from clipit.distributed import processes
@@ -55,8 +56,30 @@ def test_tiles_without_a_pair_train_without_the_bags_and_are_counted(configure: 
     folder = train_run(config, say=quiet)
     told = facts(folder)["bags"]
     assert 0 < told["empty_text_bags"] < 72 and told["pruned_snippets"] > 0
+    assert told["without_snippets"] == told["empty_text_bags"]
     assert len(losses(folder)) == 3 and np.isfinite(losses(folder)).all()
     assert f"'empty_text_bags': {told['empty_text_bags']}" in (folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_bags_filled_by_prompts_are_not_empty(configure: MakeConfig) -> None:
+    keys = {"pairing.threshold": float(np.median(first_scores(configure))), "bags.class_prompts": 1}
+    config = resolve_arm(configure(keys, arm="bags"))
+    materials = Materials(config, quiet)
+    train = materials.some_tiles.of_split("train")
+    bags = make_bags(config, materials, train)
+    without = ~(bags.texts.members >= 0).any(axis=1)
+    assert bags.counts["without_snippets"] == without.sum() > 0
+    assert bags.counts["empty_text_bags"] == 0 and bags.text_members(np.arange(len(train)))[1].any(axis=1).all()
+
+
+def test_a_learnt_temperature_is_held_after_every_update(
+    configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipit.training.bag_term.COLDEST", 0.5)
+    keys = {**FEW, "bags.learn_temperature": True, "bags.temperature": 0.4, "training.learning_rate": 1e-5}
+    folder = train_run(configure(keys, name="held", arm="bags", output=tmp_path), say=quiet)
+    (weights,) = (folder / "checkpoints").glob("best-*.safetensors")
+    assert np.exp(load_file(weights)["log_temperature"]) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_weights_and_shared_texts_reach_the_term(configure: MakeConfig) -> None:
@@ -120,7 +143,9 @@ def test_weights_that_no_pairing_makes_are_refused(configure: MakeConfig) -> Non
 def test_bags_over_the_bound_are_refused_before_anything_is_built(configure: MakeConfig, tmp_path: Path) -> None:
     keys = {"training.tiles_per_step": 4096, "bags.tiles": 64, "bags.snippets": 64, "pairing.k": 64}
     config = configure({**keys, "overrides": list(keys)}, name="large", arm="bags", output=tmp_path / "nothing")
-    with pytest.raises(ConfigError, match=r"bags of 65 tiles and 64 texts need 260\.0 GiB per step(?s:.*)lower"):
+    with pytest.raises(
+        ConfigError, match=r"bags of 65 tiles and 64 texts need about 1560\.0 GiB in a step of 4096 tiles(?s:.*)lower"
+    ):
         train_run(config, say=quiet)
     assert not (tmp_path / "nothing").exists()
 

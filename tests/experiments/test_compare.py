@@ -10,7 +10,8 @@ from conftest import MakeConfig
 
 from clipit.config import Config
 from clipit.errors import ArtifactError, ConfigError, DataError
-from clipit.experiments.compare import check_record, compare, record
+from clipit.experiments.compare import compare, record
+from clipit.experiments.record import check_record
 from clipit.experiments.tuning import best_trial, tune
 from clipit.settings import merge, validate
 
@@ -50,6 +51,19 @@ def test_comparison_holds_every_arm_seed_and_reference(small: Config) -> None:
             results = json.loads((Path(row["run"]) / "results.json").read_text(encoding="utf-8"))
             assert row["score"] == results["splits"]["test"]["metrics"]["accuracy"]["value"]
     assert "VLM zero-shot" in (folder / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_a_wrong_prompt_set_is_found_before_any_training(small: Config, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    known = Path(str(small.prompts)).read_text(encoding="utf-8")
+    wrong.write_text(known.replace("stroma:", "muscle:"), encoding="utf-8")
+    own = {"clip_it_all": {"base": "clip_it_all", "prompts": str(wrong)}}
+    arm_alone = {"arms": {"mine": own["clip_it_all"]}, "comparison": small.comparison.model_copy(
+        update={"arms": ("image_only", "mine")})}  # fmt: skip
+    for changes in ({"prompts": str(wrong)}, arm_alone):
+        with pytest.raises(DataError, match=r"without prompts: stroma; without tiles: muscle"):
+            compare(small.model_copy(update=changes), quiet)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_finished_runs_are_kept(small: Config) -> None:

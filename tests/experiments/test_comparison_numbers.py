@@ -1,5 +1,7 @@
 """comparison.json and the predictions that it names are enough to make every shown figure again."""
 
+import hashlib
+import html
 import json
 import re
 from pathlib import Path
@@ -19,7 +21,7 @@ from clipit.evaluation.significance import paired_bootstrap_over_tiles
 from clipit.experiments.compare import compare
 from clipit.experiments.comparison_numbers import keep_planes, numbers
 from clipit.experiments.references import predictions_file
-from clipit.experiments.why import Finding
+from clipit.experiments.why_parts import Finding
 from clipit.reporting.comparison_tables import lines
 
 Found = dict[str, Any]
@@ -116,9 +118,20 @@ def test_findings_are_numbers_with_files(compared: tuple[Path, Found, list[str]]
     by = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
     for row in by["Who is right where vision is wrong"]["values"]:
         vision, other = (read_predictions(Path(row[side])).select("test") for side in ("vision", "predictions"))
-        again = complementarity(vision, other, 20, 1)
+        again = complementarity(vision, other, 0, 1)
         assert (row["only_other"], row["accuracy"]) == (again.only_other, pytest.approx(right(other).mean()))
-        assert row["excess_low"] == again.intervals["excess"].low
+        if row["seed"] == 1:
+            assert row["excess_low"] == complementarity(vision, other, 20, 1).intervals["excess"].low
+    shown = {row[0]: row for row in by["Who is right where vision is wrong"]["rows"]}
+    assert {name.partition(":")[0] for name in shown} == {
+        "text only", "the VLM's image probe", "image_only, the next seed", "clip_it_all",
+    }  # fmt: skip
+    for name, row in shown.items():
+        own = [v for v in by["Who is right where vision is wrong"]["values"] if v["classifier"] == name]
+        shares = [100 * value["share"] for value in own]
+        assert [value["seed"] for value in own] == [1, 2], "R of every seed"
+        assert row[1] == f"{fmean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
+        assert row[4] == str(own[0]["only_other"]), "the other columns are of the first seed"
     for row in by["Gain by class"]["values"]:
         mine = [
             right(new)[new.by_id().labels == found_class(new, row)].mean()
@@ -170,12 +183,43 @@ def test_points_of_the_pictures_lie_beside_them_by_id(
     assert {plane for plane, _ in groups} == {"as the VLM gives them", "centred", "projected by the student"}
     for plane, kind in groups:
         ids = {row["id"] for row in points.to_pylist() if (row["plane"], row["kind"]) == (plane, kind)}
-        names = re.compile(r"images/test-\d+\.png" if "student" in kind else r"images/train-\d+\.png")
+        names = re.compile(r"images/test-\d+\.png")
         assert all(bool(names.fullmatch(name)) == (kind != "snippets") for name in ids), (plane, kind)
+    tiles = {plane: {row["id"] for row in points.to_pylist() if row["plane"] == plane and row["kind"] != "snippets"}
+             for plane, _ in groups}  # fmt: skip
+    assert len({frozenset(ids) for ids in tiles.values()}) == 1, "before and after on the same tiles"
+    for fingerprint in finding["values"][0]["fingerprints"].values():
+        assert fingerprint in finding["source"]
+    assert "classifier of small/clip_it_all-seed1" in finding["source"]
     assert finding["points"] in (folder / "comparison.html").read_text(encoding="utf-8")
     assert [row["gap"] for row in finding["values"]] == pytest.approx(
         [float(row[1]) for row in finding["rows"]], abs=6e-4
     )
+
+
+@pytest.mark.slow
+def test_reference_rows_have_their_own_provenance_and_all_rows_that_of_their_files(
+    compared: tuple[Path, Found, list[str]],
+) -> None:
+    folder, found, _ = compared
+    told = {
+        row["arm"].removeprefix("reference: VLM "): (bool(row["prompts_hash"]), bool(row["index"]))
+        for row in found["rows"]
+        if row["run"] is None
+    }
+    assert told == {"linear probe": (False, False), "zero-shot": (True, False), "zero-shot, centred": (True, True)}
+    labels = {row["arm"]: row["training_labels"] for row in found["rows"] if row["run"] is None}
+    assert labels["reference: VLM zero-shot"] == 0 and labels["reference: VLM linear probe"] == 12
+    for row in found["rows"]:
+        assert row["predictions_sha256"] == hashlib.sha256(Path(row["predictions"]).read_bytes()).hexdigest()
+        assert (row["searched"] is None) == (row["run"] is None)
+        if row["searched"]:
+            assert json.loads(row["searched"]) == {"training.learning_rate": row["learning_rate"], "training.steps": 6}
+    page = html.unescape((folder / "comparison.html").read_text(encoding="utf-8"))
+    for key in ("lines", "against.clip_it_all", "findings[0].values"):
+        assert f"comparison.json: {key}, made from" in page
+    assert "of small/image_only-seed1, small/image_only-seed2" in page and str(folder / "predictions") in page
+    assert all(note in page for note in found["notes"]) and found["notes"]
 
 
 def rows_of(arm: str, values: list[float | None]) -> list[dict[str, Any]]:

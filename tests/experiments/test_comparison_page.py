@@ -220,7 +220,7 @@ def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path)
 def small(configure: MakeConfig, tmp_path: Path) -> Config:
     keys = {"training.steps": 2, "training.evaluate_every": 1, "evaluation.bootstrap": 20}
     compared = {"comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1]}
-    compared["comparison.why"] = ["classes", "embeddings"]
+    compared |= {"comparison.why": ["classes", "embeddings"], "comparison.pairing_page": 20}
     return configure({"output": tmp_path / "out", "name": "small", **keys, **compared})
 
 
@@ -234,6 +234,10 @@ def test_a_comparison_is_made_again_without_training(
     assert all(f'<h2 id="s{i}"' in page for i in range(8)) and "Tiles gained and lost" in page
     assert "data:image/jpeg;base64," in page and "Training curves" in page and "no picture" not in page
     assert "../../runs/small/clip_it_all-seed1/report.html" in page
+    pairs = (small.output / "pairings" / "small" / "pairs.html").read_text(encoding="utf-8")
+    data = json.loads(pairs.split('id="data">')[1].split("</script>")[0])
+    assert len(data["tiles"]["id"]) == 20 and min(data["tiles"]["predicted"]) >= 0, "each with its prediction"
+    assert "classifier of small/clip_it_all-seed1" in pairs and "../../pairings/small/pairs.html" in page
     # somewhere else, without classifiers and checkpoints, and with a changed configuration
     moved = tmp_path / "moved"
     shutil.move(small.output, moved)
@@ -251,6 +255,12 @@ def test_a_comparison_is_made_again_without_training(
     again = {kind: (moved / "comparisons" / "small" / f"comparison.{kind}").read_text("utf-8") for kind in first}
     assert again["md"] == first["md"] and again["tex"] == first["tex"]
     assert again["html"].replace(str(moved), str(small.output)) == page
+
+    json_file = moved / "comparisons" / "small" / "comparison.json"
+    written = json.loads(json_file.read_text(encoding="utf-8"))
+    json_file.write_text(json.dumps(written | {"notes": ["of an earlier version"]}), encoding="utf-8")
+    comparison_again(validate(values, "test"), quiet)
+    assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "the page's own"
 
     for wrong, error, match in wrongs():
         path = moved / "comparisons" / "small" / "comparison.json"
@@ -281,5 +291,10 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
         (changed(lambda found: found.pop("findings")), ArtifactError, "does not hold findings"),
         (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, "incomplete"),
         (changed(lambda found: found["rows"][0].update(tiles_fingerprint="0")), ArtifactError, "other tiles"),
+        (
+            changed(lambda found: found["rows"][0].update(predictions_sha256="0")),
+            ArtifactError,
+            "no longer those",
+        ),
         (changed(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "no predictions"),
     ]

@@ -1,5 +1,6 @@
 """The prompt study: its rows, its page, a student asked too, and what it refuses."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,36 @@ def test_the_page_says_what_a_reader_needs(configure: Callable[..., Config], sim
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_rich_minus_simple_is_written_as_numbers(configure: Callable[..., Config], simple: str) -> None:
+    config = configure(KEYS, name="numbers", **{"zero_shot.simple": simple})
+    folder = prompt_study(config, quiet(config))
+    told = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    assert told["commit"] is not None and told["command"] and told["versions"] and told["config"]["name"] == "numbers"
+    found = {(row["subject"], row["metric"]): row for row in told["differences"]}
+    rows = {
+        (row["subject"], row["prompts"]): row
+        for row in rows_of(folder)
+        if row["kind"] == "mode" and row["mode"] == "ensemble"
+    }
+    assert {who for who, _ in found} == {"VLM", "VLM, centred"}
+    for (subject, metric), row in found.items():
+        rich, plain = rows[subject, "small"], rows[subject, "plain"]
+        assert row["value"] == pytest.approx(rich[metric] - plain[metric], abs=1e-6)
+        assert (row["rich_hash"], row["simple_hash"]) == (rich["prompts_hash"], plain["prompts_hash"])
+        assert (row["resamples"], row["seed"], row["tiles"]) == (20, config.seed, 24)
+    shown = found["VLM", "balanced_accuracy"]
+    assert shown["low"] <= shown["high"]
+    text = (folder / "prompts.md").read_text(encoding="utf-8")
+    assert f"{shown['value']:+.3f} [{shown['low']:+.3f}, {shown['high']:+.3f}]" in text
+    assert "20 resamples, seed 0" in text and "prompts.json" in text
+
+
+def test_without_a_second_set_there_is_no_difference(configure: Callable[..., Config]) -> None:
+    config = configure(KEYS, name="alone")
+    folder = prompt_study(config, quiet(config))
+    assert json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["differences"] == []
+
+
 def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., Config], simple: str) -> None:
     config = configure(KEYS, name="record", **{"zero_shot.simple": simple})
     materials = quiet(config)
@@ -143,8 +174,6 @@ def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., 
     student = next(row for row in rows if row["subject"] == f"student {run.name}" and row["mode"] == "ensemble")
     assert not lacking(rows)
     assert student["run_seed"] == 0 and student["fingerprint"] != materials.vlm.fingerprint
-    import json
-
     scores = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]["zero_shot"]["metrics"]
     assert student["balanced_accuracy"] == pytest.approx(scores["balanced_accuracy"]["value"])
     assert student["ece"] == pytest.approx(scores["ece"]["value"], abs=1e-4)

@@ -1,5 +1,6 @@
 """The robustness job over a small world: figures can be made again, processes agree, errors are clear."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -152,7 +153,8 @@ def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[Config,
     assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
     assert row["guard"] == ("accepted" if judge(before, after).accepted else "refused")
     (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
-    assert curve["value"] == row["unadapted"] and row["low"] is None and row["bootstrap"] == 0
+    assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
+    assert row["change_low"] <= row["change"] <= row["change_high"]
 
 
 def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
@@ -168,11 +170,15 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
         own = [row for row in rows if row["method"] == method and row["value"] is not None]
         found = settings[method, "all"]
         assert found["cases"] == len(own) > 0
-        wrong = [row for row in own if row["guard"] == "accepted" and row["change"] < -0.005]
-        missed = [row for row in own if row["guard"] == "refused" and row["change"] > 0.005]
+        lost = [row for row in own if row["change_high"] < 0]
+        gained = [row for row in own if row["change_low"] > 0]
+        wrong = [row for row in lost if row["guard"] == "accepted"]
+        missed = [row for row in gained if row["guard"] == "refused"]
+        assert (found["harmful"], found["helpful"]) == (len(lost), len(gained))
         assert (found["let_through"], found["refused"]) == (len(wrong), len(missed))
-        assert found["share_let_through"] == pytest.approx(len(wrong) / len(own))
-        assert found["share_refused"] == pytest.approx(len(missed) / len(own))
+        assert found["share_let_through"] == (len(wrong) / len(lost) if lost else None)
+        assert found["share_refused"] == (len(missed) / len(gained) if gained else None)
+        assert found["without_interval"] == 0
         assert sum(
             settings[method, kind]["cases"] for kind in ("test and shifted sets", "macenko", "blur", "jpeg")
         ) == len(own)
@@ -183,14 +189,17 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
     worth = settings["feature statistics (transductive)", "all"]
     gained = worth["change_guarded"] - worth["change_always"]
     assert f"{abs(gained):.3f} of the score on average, against using the adaptation always" in text
-    assert "How often the guard is wrong" in text and f"{blur['refused']} ({blur['share_refused']:.1%})" in text
+    told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
+    assert "How often the guard is wrong" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
+    assert "does not do its job" in text
 
 
 def test_two_processes_write_the_same_rows(
     measured: tuple[Config, list[Path], Path], write_config: Callable[..., Path], world: dict[str, Any], tmp_path: Path
 ) -> None:
     _, runs, folder = measured
-    options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}"]
+    record = tmp_path / "record.csv"
+    options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}", f"--record={record}"]
     done = launch(TWO, ROOT / "scripts" / "robustness.py", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tables:") == done.stdout.count("page:") == 1
@@ -201,7 +210,12 @@ def test_two_processes_write_the_same_rows(
             tuple(str(row[key]) for key in keys if key != "level" or row["what"] != "calibration"): row for row in rows
         }
 
-    two = keyed(rows_of(tmp_path / "out" / "robustness" / "robust"))
+    written = rows_of(tmp_path / "out" / "robustness" / "robust")
+    with record.open(encoding="utf-8", newline="") as stream:
+        recorded = list(csv.DictReader(stream))
+    assert [row["metric"] for row in recorded] == [row["metric"] for row in written]
+    assert str(tmp_path) not in record.read_text(encoding="utf-8")
+    two = keyed(written)
     one = keyed([row for row in rows_of(folder) if row["subject"] != runs[2].name])
     assert two.keys() == one.keys()
     for key, row in two.items():

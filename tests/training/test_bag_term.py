@@ -10,12 +10,13 @@ import pytest
 import torch
 from tiny_models import write_store
 
-from clipit.config import BagsConfig
+from clipit.config import BagsConfig, StudentConfig
 from clipit.distributed import Processes
 from clipit.embedding import unit
+from clipit.models.student import Student
 from clipit.objectives import many_to_many_sum
-from clipit.training.bag_term import bag_term, share_text
-from clipit.training.teaching import Bag, Bags, PromptMembers
+from clipit.training.bag_term import bag_term, hold_temperature, share_text
+from clipit.training.teaching import COLDEST, Bag, Bags, PromptMembers
 
 ROOT = Path(__file__).parents[2]
 DIM, TILES, SNIPPETS = 6, 9, 7
@@ -112,6 +113,25 @@ def test_copies_of_a_tile_are_no_negatives_of_each_other_unless_asked_for(tmp_pa
     projected, rows = torch.from_numpy(vectors(2, 3)), np.array([2, 2])
     assert term(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0
     assert term(BagsConfig(weight=1), bags, projected, rows).item() > 0
+
+
+def warm_student(temperature: float) -> Student:
+    return Student(torch.nn.Identity(), StudentConfig(), dim=4, n_classes=2, joint_dim=DIM, temperature=temperature)
+
+
+def test_a_learnt_temperature_is_held_and_can_rise_again(tmp_path: Path) -> None:
+    student, bags, rows = warm_student(0.001), make_bags(tmp_path), np.arange(6)
+    assert student.log_temperature is not None
+    hold_temperature(student)
+    assert student.log_temperature.exp().item() == pytest.approx(COLDEST)
+    with torch.no_grad():
+        student.log_temperature.sub_(1e-6)  # a rounding below the bound must not stop it
+    projected = torch.from_numpy(vectors(6, 3))  # of no tile in particular: a higher temperature loses less
+    bag_term(BagsConfig(weight=1), bags, student, projected, rows, ALONE).backward()
+    assert student.log_temperature.grad is not None and student.log_temperature.grad.item() < 0
+    warm = warm_student(0.2)
+    hold_temperature(warm)
+    assert warm.log_temperature is not None and warm.log_temperature.exp().item() == pytest.approx(0.2)
 
 
 TWO_PROCESSES = """

@@ -73,7 +73,7 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
     else:
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
-            f"Learning rates, steps and weights per arm: {_searched(config)}, all within one grid of "
+            f"Learning rates, steps and weights per arm: {_searched(config, here)}, all within one grid of "
             f"{len(c.learning_rates)} learning rates x {len(c.steps)} steps{further}"
             + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
             f"Trials per arm: {_counts({arm: len(trials_of(here, arm)) for arm in c.arms})}, on "
@@ -107,7 +107,7 @@ def _counts(trials: Mapping[str, int]) -> str:
     return "; ".join(f"{count} for {', '.join(arms)}" for count, arms in sorted(groups.items()))
 
 
-def _searched(config: Config) -> str:
+def _searched(config: Config, here: Config) -> str:
     """Whether the arms' keys are those that a search chose."""
     c = config.comparison
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
@@ -123,7 +123,10 @@ def _searched(config: Config) -> str:
         return "set in the configuration"
     record = read_json(file, "delete it and tune again")
     found, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
-    other = [arm for arm in c.arms if arm not in found or found[arm] != config.arms.get(arm)]
+    axes = {arm: list(axes_of(here, arm)) for arm in c.arms}
+    other = [
+        arm for arm in c.arms if any(found.get(arm, {}).get(k) != v for k, v in chosen(here, arm, axes[arm]).items())
+    ]
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
     if changed:

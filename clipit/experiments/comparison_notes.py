@@ -71,14 +71,17 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
         every = {key: value for arm in c.arms for key, value in chosen(here, arm, list(axes[arm])).items()}
         notes = [f"Not tuned: all arms at {', '.join(shown(key, value) for key, value in every.items())}."]
     else:
+        how, other = _searched(config, here)
+        searched = [arm for arm in c.arms if arm not in other]
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
-            f"Learning rates, steps and weights per arm: {_searched(config, here)}, all within one grid of "
+            f"Learning rates, steps and weights per arm: {how}, all within one grid of "
             f"{len(c.learning_rates)} learning rates x {len(c.steps)} steps{further}"
             + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
-            f"Trials per arm: {_counts({arm: len(trials_of(here, arm)) for arm in c.arms})}, on "
-            f"{len(c.tuning_seeds)} seeds each.",
         ]
+        if searched:
+            counts = _counts({arm: len(trials_of(here, arm)) for arm in searched})
+            notes.append(f"Trials per searched arm: {counts}, on {len(c.tuning_seeds)} seeds each.")
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, here, arm)] for key in (RATE, *c.grid)}
         notes += [
             f"At the edge of the grid of {key}, where a wider one might do better: {', '.join(arms)}."
@@ -107,8 +110,8 @@ def _counts(trials: Mapping[str, int]) -> str:
     return "; ".join(f"{count} for {', '.join(arms)}" for count, arms in sorted(groups.items()))
 
 
-def _searched(config: Config, here: Config) -> str:
-    """Whether the arms' keys are those that a search chose."""
+def _searched(config: Config, here: Config) -> tuple[str, list[str]]:
+    """Where the arms' keys come from, and the arms whose keys are not those that a search chose."""
     c = config.comparison
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
     if not file.is_file():
@@ -120,7 +123,7 @@ def _searched(config: Config, here: Config) -> str:
                     fix="tune again with scripts/tune.py, or leave the key out",
                 )
             )
-        return "set in the configuration"
+        return "set in the configuration", list(c.arms)
     record = read_json(file, "delete it and tune again")
     found, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
     axes = {arm: list(axes_of(here, arm)) for arm in c.arms}
@@ -131,7 +134,7 @@ def _searched(config: Config, here: Config) -> str:
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
     if changed:
         how += f", where {', '.join(changed)} had other values: nothing was searched anew here"
-    return how + (f"; set in the configuration, and not as it chose, for {', '.join(other)}" if other else "")
+    return how + (f"; set in the configuration, and not as it chose, for {', '.join(other)}" if other else ""), other
 
 
 def _differs(before: Any, now: Any) -> bool:

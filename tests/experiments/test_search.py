@@ -113,9 +113,13 @@ def test_the_notes_say_where_the_keys_came_from(grid: Config) -> None:
         return "\n".join(notes_of(config, settings_of(config), [], ""))
 
     assert "set in the configuration, and not as it chose, for " in said(tuned)
+    record_lost = tuned.model_copy(update={"output": tuned.output / "elsewhere"})
+    assert "Trials per" not in said(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(found | {"arms": other}), encoding="utf-8")
     assert "chosen by scripts/tune.py on validation tiles" in said(tuned)
-    assert "Trials per arm: 4, on 1 seeds each" in said(tuned) and "nothing was searched anew" not in said(tuned)
+    assert "Trials per searched arm: 4, on 1 seeds each" in said(tuned) and "nothing was searched anew" not in said(
+        tuned
+    )
     longer = tuned.model_copy(update={"lora": tuned.lora.model_copy(update={"rank": 2})})
     assert "where lora had other values: nothing was searched anew here" in said(longer)
     lost = small.comparison.model_copy(update={"searched": str(record.parent / "none.json")})

@@ -4,6 +4,7 @@ The list of global batches is a pure function of (seed, step); every process tak
 process and N processes see the same batches.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,13 +109,34 @@ def processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Imported later (open_clip does), its functions' default arguments hold the group until the very end: `_leave`.
+        import torch.distributed.nn.functional  # noqa: F401
+
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator looks there by itself, PartialState does not
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_PATIENCE).to_kwargs())
     else:
         state = PartialState(cpu=on_cpu)
     check_launch(state.num_processes)
+    if state.num_processes > 1:
+        atexit.register(_leave)
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
+
+
+def _leave() -> None:
+    """Leave the process group while the interpreter is whole.
+
+    Gloo's threads may still hold tensors of the last exchange. Giving those back while the interpreter is torn down
+    ends a program that has done its work with SIGABRT; leaving the group waits for the threads first.
+    """
+    import gc
+
+    import torch.distributed as dist
+
+    gc.collect()  # wrappers of models in reference cycles hold the group
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def build_once(

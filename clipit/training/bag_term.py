@@ -1,9 +1,11 @@
 """The many-to-many term of a batch: the student's view of each tile with its neighbours, against its text bag."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -77,12 +79,31 @@ def gathered(values: Float[Tensor, "b dim"], sizes: list[int], here: Processes) 
     """All processes' rows in the order of the ranks; the gradient of every process reaches the rows' owner."""
     if here.count == 1:
         return values
-    from torch.distributed.nn.functional import all_gather
-
     most = max(sizes)
     padded = torch.cat([values, values.new_zeros(most - len(values), values.shape[1])])  # ranks may differ by one row
-    parts: tuple[Tensor, ...] = all_gather(padded)  # type: ignore[no-untyped-call]
+    parts: Tensor = _Gather.apply(padded, here)  # type: ignore[no-untyped-call]
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """Every process's rows, stacked by rank; backward: the sum of all processes' gradients for the own rows.
+
+    torch.distributed.nn.functional has the same, deprecated; it keeps the process group alive until the interpreter
+    is half gone, where threads that still hold tensors of the last exchange end the program with SIGABRT.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, here: Processes) -> Tensor:
+        ctx.rank = here.rank
+        parts = [torch.empty_like(values) for _ in range(here.count)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole[ctx.rank], None
 
 
 @torch.no_grad()

@@ -26,7 +26,10 @@ WriteConfig = Callable[..., Path]
 
 # Small shards, so that both processes have some; arguments: a configuration and the arms to run.
 SEVERAL_RUNS = """
-import sys
+import atexit, sys
+from pathlib import Path
+# Registered first, so called last: threads that outlive the process group may end the program with SIGABRT.
+atexit.register(lambda: print("threads", [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]))
 import clipit.embedding
 clipit.embedding.SHARD = 20
 from clipit.experiments.run import train_run
@@ -119,6 +122,7 @@ def test_two_processes_with_several_shards_and_arms(
     script.write_text(SEVERAL_RUNS)
     done = launch(TWO, script, str(write_config(changes)), ",".join(arms))
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("threads") == 2 and "gloo" not in done.stdout
     monkeypatch.setattr(embedding, "SHARD", 20)
     for arm in arms:
         one = in_this_process(configure, tmp_path / "one", {**changes, "arm": arm})

@@ -155,6 +155,8 @@ loss = bag_term(config, make_bags(folder / str(rank)), torch.nn.Identity(), proj
 loss.backward()
 np.savez(folder / f"{{rank}}.npz", loss=loss.item(), gradient=projected.grad.numpy())
 dist.destroy_process_group()
+left = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in left if "gloo" in name], left
 """
 
 

@@ -79,7 +79,9 @@ def label_sections(config: Config, made: Sequence[Line], folder: Path) -> list[S
         if any(len({share for share, _ in points}) > 1 for points in series.values()):
             path = folder / f"labels-{len(figures)}.png"
             label_curves_plot(series, path, metric=config.comparison.metric, title=f"{config.name}: {backbone}")
-            caption = "Test score over the share of labelled training tiles; bands: lowest to highest seed."
+            caption = (
+                "Test score over the share of labelled training tiles; bands: lowest to highest seed (up to 7 arms)."
+            )
             source = "comparison.parquet: score over training_labels / training_tiles"
             figures.append(Figure(path.read_bytes(), caption, alt=caption, source=source))
     return [Section("Label efficiency", figures)] if figures else []

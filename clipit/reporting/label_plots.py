@@ -16,7 +16,7 @@ LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
 
 
 def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: str = "") -> None:
-    """One line per name through the means over seeds; its band reaches from the lowest to the highest seed.
+    """One line per name through the means over seeds; with up to 7 names a band from the lowest to the highest seed.
 
     Shares at which a score is not defined for every seed have no point; a line below the axis says how many.
 
@@ -28,7 +28,7 @@ def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: st
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.6 if len(series) <= len(_COLOURS) else 6.0), layout="constrained")
     axes = figure.add_subplot()
     left_out = 0
     for i, (name, points) in enumerate(series.items()):
@@ -39,7 +39,9 @@ def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: st
         axes.plot(
             shares, [m for _, m, _, _ in found], color=colour, linestyle=style, marker="o", markersize=3, label=name
         )
-        axes.fill_between(shares, [low for *_, low, _ in found], [high for *_, high in found], color=colour, alpha=0.1)
+        if len(series) <= len(_COLOURS):  # the bands of more would hide the lines
+            lowest, highest = [low for *_, low, _ in found], [high for *_, high in found]
+            axes.fill_between(shares, lowest, highest, color=colour, alpha=0.1)
     axes.set_xscale("log")
     ticks = sorted({100 * share for points in series.values() for share, _ in points})
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])

@@ -43,8 +43,14 @@ def write_record(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
         writer.writerows([_portable(row.get(column)) for column in columns] for row in rows)
 
 
+LEFT_OUT = ("batch",)
+"""Rows (by their column `what`) that a record leaves out: thousands, of which it holds the counts (`guard`)."""
+
+
 def record_study(folder: Path, name: str, path: Path) -> None:
     """Write <name>.parquet of a study as CSV: a line per row, all columns, numbers with 6 digits, lists as JSON.
+
+    The rows of batches (`LEFT_OUT`) stay in the parquet.
 
     Raises:
         DataError: There is no such table in the folder.
@@ -56,7 +62,11 @@ def record_study(folder: Path, name: str, path: Path) -> None:
     if not source.is_file():
         raise DataError(explain(f"no {name} table here", where=folder, fix="measure first"))
     table = pq.read_table(source)
-    rows = ({key: _cell(value) for key, value in row.items()} for row in table.to_pylist())
+    rows = (
+        {key: _cell(value) for key, value in row.items()}
+        for row in table.to_pylist()
+        if row.get("what") not in LEFT_OUT
+    )
     write_record(path, table.column_names, rows)
 
 

@@ -13,18 +13,18 @@ from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.adaptation_guard import Case, guard_errors
 from clipit.experiments.frozen_features import run_prompts
 from clipit.experiments.materials import Materials
+from clipit.experiments.robustness_adaptation import adaptation_rows, known_of
 from clipit.experiments.robustness_curves import curve_rows
 from clipit.experiments.robustness_rows import (
     Found,
     Row,
-    adaptation_rows,
     calibration_rows,
     shifted_rows,
     vlm_calibration_vectors,
 )
 from clipit.experiments.robustness_subjects import ZERO, Subject, run_subject, spread, vectors_of, vlm_subject
 from clipit.reporting.robustness_plots import calibration_plot, curve_plot
-from clipit.reporting.robustness_tables import robustness_chapters
+from clipit.reporting.robustness_tables import BATCH, WHOLE, robustness_chapters
 from clipit.reporting.study_page import asked_with, made_by, recorded, study_note, write_study
 from clipit.tiles.tileset import TileSet
 
@@ -48,18 +48,18 @@ def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] 
     parts = _parts(config, materials)
     training = spread(materials.some_tiles.of_split("train"), config.robustness.tiles, labelled=False)
     vectors: Found = {}
-    seen = {}
+    known = {}
     for subject in subjects:
-        seen[subject.name] = vectors_of(subject, training, config, materials)
+        known[subject.name] = known_of(subject, vectors_of(subject, training, config, materials))
         for part, tiles in parts.items():
             vectors[subject.name, part] = vectors_of(subject, tiles, config, materials)
     of_vlm = {s.name: vlm_calibration_vectors(config, materials, s) for s in subjects if s.run is None}
     materials.say(f"perturbing {len(parts['test'])} test tiles for {', '.join(s.name for s in subjects)}")
-    rows = curve_rows(config, parts["test"], subjects, seen)
+    rows = curve_rows(config, parts["test"], subjects, known)
     folder = config.output / "robustness" / config.name
     if processes().main:
         rows += shifted_rows(config, subjects, parts, vectors)
-        rows += adaptation_rows(config, subjects, parts, vectors, seen)
+        rows += adaptation_rows(config, subjects, parts, vectors, known)
         for subject in subjects:
             rows += calibration_rows(config, materials, subject, of_vlm.get(subject.name))
         _write(config, materials, subjects, parts, rows, folder)
@@ -70,31 +70,42 @@ def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] 
 def guard_study(rows: Sequence[Row]) -> list[Row]:
     """How often the guard was wrong, per adaptation and kind of setting.
 
-    A setting is a model (with its seed), its way to answer, and a set of tiles: the test tiles, a shifted set, or the
-    test tiles at one level of a perturbation. Settings whose true change is not known do not count; one is lost or
-    gained by the interval of its change.
+    A setting is a model (with its seed), its way to answer, and some tiles: a whole set (the test tiles, a shifted set,
+    or the test tiles at one level of a perturbation), or a batch of one with other shares of the classes. Settings
+    whose true change is not known do not count; one is lost or gained by the interval of its change.
 
     Args:
         rows: Of the study.
 
     Returns:
-        One per method and kind (`test and shifted sets`, each perturbation, `all`): method, settings, and the fields
-        of `GuardErrors`.
+        One per method and kind (`test and shifted sets`, each perturbation, `all whole sets`, and `batches, other
+        shares of classes`): method, settings, metric, and the fields of `GuardErrors`.
     """
-    known = [row for row in rows if row["what"] == "adaptation" and row.get("guard") and row.get("change") is not None]
+    known = [row for row in rows if row.get("guard") and row.get("change") is not None]
     found = []
     for method in dict.fromkeys(row["method"] for row in known):
         kinds: dict[str, list[Case]] = {}
         for row in (row for row in known if row["method"] == method):
-            accepted = row["guard"] == "accepted"
-            case = Case(accepted, float(row["change"]), row["change_low"], row["change_high"])
-            for kind in (row.get("perturbation") or "test and shifted sets", "all"):
+            case = Case(row["guard"] == "accepted", float(row["change"]), row["change_low"], row["change_high"])
+            own = row.get("perturbation") or "test and shifted sets"
+            for kind in (BATCH,) if row["what"] == "batch" else (own, WHOLE):
                 kinds.setdefault(kind, []).append(case)
-        every = kinds.pop("all")
-        found += [
-            {"method": method, "settings": kind} | asdict(guard_errors(cases))
-            for kind, cases in (*sorted(kinds.items()), ("all", every))
-        ]
+        last = {kind: kinds.pop(kind) for kind in (WHOLE, BATCH) if kind in kinds}
+        metrics = {row["what"]: row["metric"] for row in known if row["method"] == method}
+        for kind, cases in (*sorted(kinds.items()), *last.items()):
+            of = {"method": method, "settings": kind, "metric": metrics["batch" if kind == BATCH else "adaptation"]}
+            found.append(of | asdict(guard_errors(cases)))
+    return found
+
+
+def _guard_rows(rows: Sequence[Row]) -> list[Row]:
+    """The same for each model and its way to answer: what a total is the sum of."""
+    whose = dict.fromkeys((row["subject"], row["reading"]) for row in rows if row.get("guard"))
+    found = []
+    for subject, reading in whose:
+        own = [row for row in rows if (row["subject"], row["reading"]) == (subject, reading)]
+        base = {"what": "guard", "subject": subject, "reading": reading, "part": "test"}
+        found += [base | counted for counted in guard_study(own)]
     return found
 
 
@@ -155,7 +166,7 @@ def _write(
     prints = {name: part.fingerprint for name, part in parts.items()}
     whole_test = tiles.of_split("test").fingerprint
     told = []
-    for row in rows:
+    for row in (*rows, *_guard_rows(rows)):
         mark = whole_test if row["what"] == "calibration" else prints[row["part"]]
         told.append({"tiles_fingerprint": mark, **_asked(row, materials, subjects), **row})
     whole = recorded(told, common, facts)

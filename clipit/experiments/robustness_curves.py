@@ -8,7 +8,8 @@ from jaxtyping import Float32
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
-from clipit.experiments.robustness_rows import Row, adapted_rows, score_cell
+from clipit.experiments.robustness_adaptation import Known, adapted_rows
+from clipit.experiments.robustness_rows import Row, score_cell
 from clipit.experiments.robustness_subjects import Subject, Vectors
 from clipit.progress import progress
 from clipit.tiles.augment import tile_keys
@@ -19,7 +20,7 @@ _CHUNK = 16
 """Tiles perturbed at once."""
 
 
-def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], training: Mapping[str, Vectors]) -> list[Row]:
+def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], known: Mapping[str, Known]) -> list[Row]:
     """Scores of every subject at every level, and of every adaptation there. In the main process; none elsewhere.
 
     The stored tile is perturbed, before a model's own resizing, so that models with other inputs see the same change.
@@ -29,7 +30,7 @@ def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], training
         config: Its `robustness` section.
         tiles: Test tiles, all with a label.
         subjects: Models.
-        training: Subject -> vectors of training tiles, which adaptation needs.
+        known: Subject -> of the training's origin, which adaptation needs.
     """
     levels: list[tuple[str, float | None]] = [(CLEAN, None)]
     levels += [(name, float(level)) for name, asked in config.robustness.perturbations.items() for level in asked]
@@ -52,7 +53,8 @@ def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], training
                     cell = score_cell(config, tiles, probabilities, before, config.evaluation.bootstrap)
                     rows.append({"what": "curve", "subject": subject.name, "reading": reading} | at | cell)
                 if level is not None:  # settings to count the guard's errors over
-                    adapted = adapted_rows(config, tiles, subject, found[subject.name], training[subject.name])
+                    here_known, where = known[subject.name], f"{name} {level:g}"
+                    adapted = adapted_rows(config, tiles, subject, found[subject.name], here_known, where)
                     rows += [row | at for row in adapted]
     return rows
 

@@ -1,26 +1,22 @@
-"""Rows of the robustness tables: shifted sets, adaptation, calibration."""
+"""Rows of the robustness tables: shifted sets and calibration; and the score in all of them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64, Shaped
+from jaxtyping import Float, Float32, Float64, Int64
 
 from clipit.config import Config
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import Statistics, align_statistics, statistics_of, transductive
-from clipit.evaluation.adaptation_guard import judge
 from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature, weighted_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.metrics import reliability_bins, weighted_scores, why_undefined
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.experiments.materials import Materials
-from clipit.experiments.robustness_subjects import HEAD, ZERO, Answer, Subject, Vectors, vectors_of
+from clipit.experiments.robustness_subjects import HEAD, ZERO, Subject, Vectors, vectors_of
 from clipit.tiles.tileset import TileSet
 
 Row = dict[str, Any]
-STATISTICS = "feature statistics (transductive)"
-TRANSDUCTIVE = "transductive, text prior"
 Found = dict[tuple[str, str], Vectors]
 """(subject, part) -> vectors."""
 
@@ -38,96 +34,6 @@ def shifted_rows(
                 cell = score_cell(config, tiles, probabilities, None, config.evaluation.bootstrap)
                 rows.append(base | cell)
     return rows
-
-
-def adaptation_rows(
-    config: Config,
-    subjects: list[Subject],
-    parts: Mapping[str, TileSet],
-    all_vectors: Found,
-    training: Mapping[str, Vectors],
-) -> list[Row]:
-    """Every adaptation on every set, with the guard's verdict beside the true gain or loss.
-
-    Args:
-        config: Its `robustness` section.
-        subjects: Models.
-        parts: Test tiles and shifted sets.
-        all_vectors: Of these.
-        training: Subject -> vectors of training tiles.
-    """
-    rows = []
-    for subject in subjects:
-        for part, tiles in parts.items():
-            vectors, seen = all_vectors[subject.name, part], training[subject.name]
-            found = adapted_rows(config, tiles, subject, vectors, seen)
-            rows += [row | {"part": part} for row in found]
-    return rows
-
-
-def adapted_rows(config: Config, tiles: TileSet, subject: Subject, vectors: Vectors, training: Vectors) -> list[Row]:
-    """One row per reading and adaptation of one subject on one set of tiles.
-
-    Args:
-        config: Its `robustness` section says which adaptations.
-        tiles: All with a label.
-        subject: The model.
-        vectors: Reading -> vectors of these tiles, in their order.
-        training: Reading -> vectors of training tiles.
-    """
-    rows = []
-    for reading, answer in subject.answers.items():
-        for method in config.robustness.adaptation:
-            if method == "transductive" and reading != ZERO:
-                continue  # it needs a text prior
-            name = STATISTICS if method == "statistics" else TRANSDUCTIVE
-            reason = subject.fixed.get(reading, "") if method == "statistics" else ""
-            cell = _adapted_cell(config, tiles, vectors[reading], training[reading], answer, method, reason)
-            rows.append({"what": "adaptation", "subject": subject.name, "reading": reading, "method": name} | cell)
-    return rows
-
-
-def _adapted_cell(
-    config: Config,
-    tiles: TileSet,
-    vectors: Float32[np.ndarray, "n d"],
-    seen: Float32[np.ndarray, "m d"],
-    answer: Answer,
-    method: str,
-    reason: str,
-) -> Row:
-    before = answer(vectors)
-    plain = score_cell(config, tiles, before, None, 0)
-    try:
-        after = None if reason else _adapt(tiles.ids, vectors, seen, before, answer, method)
-    except DataError as error:
-        after, reason = None, str(error).splitlines()[0]
-    if after is None:
-        return {"metric": config.robustness.metric, "n": len(tiles), "unadapted": plain["value"], "reason": reason}
-    verdict = judge(before, after)
-    facts = {
-        "unadapted": plain["value"],
-        "guard": "accepted" if verdict.accepted else "refused",
-        "guard_reasons": "; ".join(verdict.reasons),
-        "agreement": verdict.agreement,
-        "moved": verdict.moved,
-        "information": verdict.information,
-    }
-    return score_cell(config, tiles, after, before, config.evaluation.bootstrap) | facts
-
-
-def _adapt(
-    ids: Shaped[np.ndarray, " n"],
-    vectors: Float32[np.ndarray, "n d"],
-    seen: Float32[np.ndarray, "m d"],
-    before: Float32[np.ndarray, "n c"],
-    answer: Answer,
-    method: str,
-) -> Float32[np.ndarray, "n c"]:
-    if method == "transductive":
-        return transductive(ids, vectors, before)
-    target: Statistics = statistics_of(vectors)
-    return answer(align_statistics(vectors, target, statistics_of(seen)))
 
 
 def calibration_rows(config: Config, materials: Materials, subject: Subject, vlm_vectors: Vectors | None) -> list[Row]:
@@ -226,8 +132,9 @@ def score_cell(
     probabilities: Float[np.ndarray, "n c"],
     before: Float[np.ndarray, "n c"] | None,
     resamples: int,
+    metric: str = "",
 ) -> Row:
-    """The configured score of some labelled tiles with its 95 % interval, and its paired change where there is one.
+    """The score of some labelled tiles with its 95 % interval, and its paired change where there is one.
 
     Args:
         config: Its `robustness` section names the score.
@@ -235,8 +142,9 @@ def score_cell(
         probabilities: Of these, in their order.
         before: What the change is taken against.
         resamples: Of the intervals; 0: none.
+        metric: The score; empty: the configured one.
     """
-    metric = config.robustness.metric
+    metric = metric or config.robustness.metric
     order = np.argsort(tiles.ids, kind="stable")
     labels, groups = tiles.labels[order], tiles.groups[order]
 

@@ -1,0 +1,152 @@
+"""The guard: new mixtures of classes are no reason to adapt, other pictures are; and how its errors are counted."""
+
+import numpy as np
+import pytest
+from adaptation_worlds import Origin, an_origin
+from scipy.stats import multivariate_normal
+
+from clipit.errors import DataError
+from clipit.evaluation.adaptation import align_statistics, statistics_of
+from clipit.evaluation.adaptation_guard import (
+    LEAST_MISFIT,
+    MOST_TILES,
+    Case,
+    Reference,
+    guard_errors,
+    judge,
+    reference_of,
+)
+
+
+def reference(origin: Origin) -> Reference:
+    return reference_of(origin.training, origin.probabilities(origin.training))
+
+
+def gain(origin: Origin, labels: np.ndarray, vectors: np.ndarray) -> float:
+    """Of accuracy, by feature statistics."""
+    moved = align_statistics(vectors, statistics_of(vectors), statistics_of(origin.training))
+    before, after = (origin.probabilities(found).argmax(axis=1) == labels for found in (vectors, moved))
+    return float(after.mean() - before.mean())
+
+
+def changed_pictures(origin: Origin, rng: np.random.Generator, vectors: np.ndarray) -> np.ndarray:
+    return vectors * 0.6 + 1.5 * rng.normal(size=vectors.shape[1])
+
+
+def test_the_misfit_is_what_its_formula_says() -> None:
+    """Against densities of scipy, with shares by a plain loop."""
+    rng = np.random.default_rng(0)
+    origin = an_origin(rng, 3, 5)
+    vectors = origin.draw(rng, 60)[1] + 0.7
+    found = reference(origin)
+    covariance = np.linalg.inv(found.whitening @ found.whitening.T)
+    centres = found.means @ np.linalg.inv(found.whitening)
+    densities = np.stack([multivariate_normal(m, covariance).pdf(vectors) for m in centres], axis=1)
+    shares = found.shares
+    for _ in range(50):
+        joint = densities * shares
+        shares = (joint / joint.sum(axis=1, keepdims=True)).mean(axis=0)
+    gap = vectors.mean(axis=0) - shares @ centres
+    expected = 60 / 5 * gap @ np.linalg.inv(covariance) @ gap
+    assert judge(found, vectors).misfit == pytest.approx(expected, rel=1e-6)
+    assert judge(found, vectors[rng.permutation(60)]).misfit == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("shares", [None, [0.9, 0.1, 0, 0], [0, 0, 0, 1.0]])
+@pytest.mark.parametrize("n", [30, 400, 5000])
+def test_it_stays_small_in_any_mixture_of_the_classes(shares: list[float] | None, n: int) -> None:
+    rng = np.random.default_rng(n)
+    found = []
+    for _ in range(20):
+        origin = an_origin(rng)
+        vectors = origin.draw(rng, n, None if shares is None else np.array(shares))[1]
+        found.append(judge(reference(origin), vectors).misfit)
+    assert np.mean(np.array(found) >= LEAST_MISFIT) <= 0.2 and 0.3 < float(np.mean(found)) < 4
+
+
+def test_another_mixture_is_refused_where_adaptation_harms() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        origin = an_origin(rng)
+        labels, vectors = origin.draw(rng, 200, np.array([0.9, 0.1, 0, 0]))
+        verdict = judge(reference(origin), vectors)
+        assert gain(origin, labels, vectors) < -0.05
+        assert not verdict.accepted and "a mixture of the training classes explains these tiles" in verdict.reasons[0]
+
+
+def test_other_pictures_are_accepted_where_adaptation_helps() -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        origin = an_origin(rng)
+        labels, vectors = origin.draw(rng, 200)
+        vectors = changed_pictures(origin, rng, vectors)
+        verdict = judge(reference(origin), vectors)
+        assert gain(origin, labels, vectors) > 0.04
+        assert verdict.accepted and not verdict.reasons and verdict.misfit >= LEAST_MISFIT
+
+
+def test_the_guards_errors_over_simulated_targets_of_any_kind() -> None:
+    """Mixtures and pictures change, together or not: without the guard adaptation gains less than with it."""
+    rng, cases = np.random.default_rng(3), []
+    for _ in range(150):
+        origin = an_origin(rng, int(rng.integers(2, 7)))
+        shares = rng.dirichlet(np.full(len(origin.means), rng.choice([0.3, 1.0, 50.0])))
+        labels, vectors = origin.draw(rng, int(rng.choice([30, 100, 300])), shares)
+        if rng.random() < 0.5:
+            vectors = changed_pictures(origin, rng, vectors)
+        change = gain(origin, labels, vectors)
+        bound = (change, change) if abs(change) > 0.02 else (None, None)
+        cases.append(Case(judge(reference(origin), vectors).accepted, change, *bound))
+    errors = guard_errors(cases)
+    assert errors.harmful > 30 and errors.helpful > 30
+    assert errors.let_through / errors.harmful < 0.45
+    assert errors.refused / errors.helpful < 0.2
+    assert errors.change_always is not None and errors.change_guarded is not None
+    assert errors.change_guarded > max(errors.change_always, 0) + 0.02
+
+
+def test_a_small_difference_of_very_many_tiles_is_no_reason() -> None:
+    rng = np.random.default_rng(1)
+    origin = an_origin(rng)
+    _, vectors = origin.draw(rng, 20_000)
+    found = reference(origin)
+    assert not judge(found, vectors + 0.03).accepted
+    assert judge(found, vectors + 0.5).misfit < 2 * judge(found, vectors[:MOST_TILES] + 0.5).misfit, "not 50 times"
+
+
+def test_dead_features_rare_classes_and_few_tiles() -> None:
+    rng = np.random.default_rng(2)
+    origin = an_origin(rng)
+    dead = np.concatenate([origin.training, np.ones((len(origin.training), 3))], axis=1)
+    predicted = origin.probabilities(origin.training)
+    predicted[predicted.argmax(axis=1) == 2] = [0.9, 0.05, 0, 0.05]
+    found = reference_of(dead, predicted)
+    assert len(found.means) == 3
+    assert np.isfinite(judge(found, dead[:40]).misfit) and not judge(found, dead[:40]).accepted
+    with pytest.raises(DataError, match="no class is predicted for 5 training tiles"):
+        reference_of(dead[:4], predicted[:4])
+    with pytest.raises(DataError, match="no tile to judge"):
+        judge(found, dead[:0])
+
+
+def test_guard_errors_are_shares_of_what_was_lost_and_of_what_was_gained() -> None:
+    lost, gained, unclear = (-0.3, -0.1), (0.1, 0.5), (-0.01, 0.4)
+    cases = [
+        Case(True, -0.2, *lost), Case(True, -0.2, *lost), Case(False, -0.1, *lost),
+        Case(True, 0.3, *gained), Case(False, 0.3, *gained), Case(False, 0.2, *gained), Case(False, 0.2, *gained),
+        Case(True, 0.2, *unclear), Case(False, -0.4),
+    ]  # fmt: skip
+    found = guard_errors(cases)
+    assert (found.cases, found.accepted, found.without_interval) == (9, 4, 1)
+    assert (found.harmful, found.let_through, found.helpful, found.refused) == (3, 2, 4, 3)
+    assert (found.share_let_through, found.share_refused) == (pytest.approx(2 / 3), 3 / 4), "not of all 9"
+    assert found.change_always == pytest.approx((-0.5 + 1.0 + 0.2 - 0.4) / 9)
+    assert found.change_guarded == pytest.approx((-0.4 + 0.3 + 0.2) / 9)
+
+
+def test_guard_errors_without_cases_are_no_numbers() -> None:
+    nothing = guard_errors([])
+    assert nothing.cases == 0 and nothing.change_guarded is nothing.share_let_through is nothing.share_refused is None
+    only_gained = guard_errors([Case(True, 0.2, 0.1, 0.3), Case(True, -0.2)])
+    assert only_gained.share_let_through is None and only_gained.share_refused == 0.0
+    assert only_gained.harmful == 0, "a loss without an interval is no loss"

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
 from clipit.experiments.tile_prints import tile_digests, tile_prints
-from clipit.pairing.leaks import Leak, find_leaks, patient_of, report_leaks
+from clipit.pairing.leaks import Leak, find_leaks, near_copies, patient_of, report_leaks
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import read_tiles
@@ -73,9 +73,9 @@ def checked_shifted(
 ) -> TileSet:
     """A shifted test set without the images that training or validation has seen; called by all processes.
 
-    Equal pixels are looked for, whatever `leaks.pixels` asks for beyond them; tiles of one colour are passed over. With
-    the policy `exclude` the shifted tiles go, not those of training: what a student learns from must not depend on the
-    further test sets that a comparison happens to have.
+    Equal pixels are looked for and, with `leaks.pixels: near`, images that look like one another; tiles of one colour
+    are passed over. With the policy `exclude` the shifted tiles go, not those of training: what a student learns from
+    must not depend on the further test sets that a comparison happens to have.
 
     Args:
         tests: Of the shifted set.
@@ -91,15 +91,12 @@ def checked_shifted(
     prints = None if config.leaks.policy == "off" else _prints(own, config, config.leaks.pixels, say)
     if prints is None or not len(tests):
         return tests
-    digests = prints.digests if isinstance(prints, Fingerprints) else prints
-    digests = digests[np.isin(own.ids, learnt.ids)]
-    seen = {row.tobytes() for row in digests if row.any()}
-    found = tile_digests(config.output / "artefacts", tests, say)
-    copies = np.array([row.tobytes() in seen for row in found])
+    copies, near = _copies(prints, np.isin(own.ids, learnt.ids), tests, config, say)
     if not copies.any():
         return tests
     where, ids = f"comparison.shifted.{name}", tests.ids[copies].tolist()
-    what = f"{len(ids)} of {len(tests)} shifted tiles have the very pixels of training or validation tiles"
+    alike = f" ({near} of them look like one, without equal pixels)" if near else ""
+    what = f"{len(ids)} of {len(tests)} shifted tiles are images of training or validation tiles{alike}"
     if config.leaks.policy == "error":
         fix = "take them out of one side; or --leaks.policy=exclude leaves them out of this set, note only says so"
         raise DataError(explain(f"{what}: {shortlist(ids)}", where=where, fix=fix))
@@ -113,6 +110,30 @@ def checked_shifted(
         say(f"note: {note}; listed in {path}")
     kept = tests.select(~copies) if excluded else tests
     return replace(kept, notes=(*kept.notes, note))
+
+
+def _copies(
+    prints: Fingerprints | UInt8[np.ndarray, "n 16"],
+    learnt: Bool[np.ndarray, " n"],
+    tests: TileSet,
+    config: Config,
+    say: Callable[[str], None],
+) -> tuple[Bool[np.ndarray, " m"], int]:
+    """Which tests are images of learnt tiles, and how many of them only look like one."""
+    root = config.output / "artefacts"
+    if isinstance(prints, Fingerprints):
+        own, found = _some(prints, learnt), tile_prints(root, tests, say)
+        digests, wanted, near = own.digests, found.digests, near_copies(found, own, config.leaks)
+    else:
+        digests, wanted = prints[learnt], tile_digests(root, tests, say)
+        near = np.zeros(len(tests), dtype=np.bool_)
+    seen = {row.tobytes() for row in digests if row.any()}
+    equal = np.array([row.tobytes() in seen for row in wanted], dtype=np.bool_)
+    return equal | near, int((near & ~equal).sum())
+
+
+def _some(prints: Fingerprints, which: Bool[np.ndarray, " n"]) -> Fingerprints:
+    return Fingerprints(prints.digests[which], prints.hashes[which], prints.thumbnails[which])
 
 
 def _prints(tiles: TileSet, config: Config, pixels: str, say: Callable[[str], None]) -> Prints:

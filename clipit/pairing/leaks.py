@@ -138,31 +138,64 @@ def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> lis
     """
     ranks, rich = _split_ranks(tiles), prints.spread >= config.spread
     by_id = np.argsort(np.argsort(tiles.ids, kind="stable"), kind="stable")
-    unit = _unit(prints.thumbnails)
     found: list[Leak] = []
     for rank in range(len(SPLITS) - 1):
         base, queries = np.flatnonzero(rich & (ranks == rank)), np.flatnonzero(rich & (ranks > rank))
-        if not base.size or not queries.size:
-            continue
-        best = np.empty(0, dtype=_NEAR)
-        wanted: UInt64[np.ndarray, " m"] = prints.hashes[queries].reshape(-1)
-        for rows, hits, bits in near_hashes(prints.hashes[base, 0], wanted, config.distance):
-            a, b, orientation = base[rows], queries[hits // 8], hits % 8
-            other = (prints.digests[a] != prints.digests[b]).any(axis=1)
-            a, b, orientation, bits = a[other], b[other], orientation[other], bits[other]
-            alike = _correlations(unit, a, b, orientation)
-            near = alike >= config.similarity
-            new = np.empty(int(near.sum()), dtype=_NEAR)
-            new["a"], new["b"], new["distance"], new["similarity"] = a[near], b[near], bits[near], alike[near]
-            best = _nearest(np.concatenate([best, new]), by_id)
         found += [
             _pixel_leak("near", tiles, int(hit["a"]), int(hit["b"]), int(hit["distance"]), float(hit["similarity"]))
-            for hit in best
+            for hit in _near_hits(prints, base, queries, by_id, config)
         ]
     return _sorted(found)
 
 
+def near_copies(tests: Fingerprints, seen: Fingerprints, config: LeaksConfig) -> Bool[np.ndarray, " n"]:
+    """Which of some images look like one of others, by the rules of `near_leaks`.
+
+    Args:
+        tests: Of the images in question.
+        seen: Of the others.
+        config: The same thresholds.
+    """
+    both = Fingerprints(
+        *(
+            np.concatenate([getattr(part, name) for part in (tests, seen)])
+            for name in ("digests", "hashes", "thumbnails")
+        )
+    )
+    rows, rich = np.arange(len(both.digests)), both.spread >= config.spread
+    own = rows < len(tests.digests)
+    hits = _near_hits(both, np.flatnonzero(rich & ~own), np.flatnonzero(rich & own), rows, config)
+    found = np.zeros(len(tests.digests), dtype=np.bool_)
+    found[hits["b"]] = True
+    return found
+
+
 _NEAR = np.dtype([("a", np.int64), ("b", np.int64), ("distance", np.uint8), ("similarity", np.float32)])
+
+
+def _near_hits(
+    prints: Fingerprints,
+    base: Int64[np.ndarray, " a"],
+    queries: Int64[np.ndarray, " b"],
+    by_id: Int64[np.ndarray, " n"],
+    config: LeaksConfig,
+) -> Shaped[np.ndarray, " m"]:
+    """Rows a (of `base`) and b (of `queries`) that look alike: the nearest of each on either side."""
+    best = np.empty(0, dtype=_NEAR)
+    if not base.size or not queries.size:
+        return best
+    unit = _unit(prints.thumbnails)
+    wanted: UInt64[np.ndarray, " m"] = prints.hashes[queries].reshape(-1)
+    for rows, hits, bits in near_hashes(prints.hashes[base, 0], wanted, config.distance):
+        a, b, orientation = base[rows], queries[hits // 8], hits % 8
+        other = (prints.digests[a] != prints.digests[b]).any(axis=1)
+        a, b, orientation, bits = a[other], b[other], orientation[other], bits[other]
+        alike = _correlations(unit, a, b, orientation)
+        near = alike >= config.similarity
+        new = np.empty(int(near.sum()), dtype=_NEAR)
+        new["a"], new["b"], new["distance"], new["similarity"] = a[near], b[near], bits[near], alike[near]
+        best = _nearest(np.concatenate([best, new]), by_id)
+    return best
 
 
 def _nearest(hits: Shaped[np.ndarray, " n"], by_id: Int64[np.ndarray, " tiles"]) -> Shaped[np.ndarray, " m"]:

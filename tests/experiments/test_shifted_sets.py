@@ -55,7 +55,7 @@ def test_copies_of_training_tiles_stop_the_comparison(
 ) -> None:
     made = Materials(with_shifted(configure, elsewhere, tmp_path), quiet)
     with pytest.raises(
-        DataError, match=r"(?s)1 of 24 shifted tiles have the very pixels.*test-003.*leaks\.policy=excl"
+        DataError, match=r"(?s)1 of 24 shifted tiles are images of training.*test-003.*leaks\.policy=excl"
     ):
         made.shifted_tiles("centre 2")
 
@@ -77,6 +77,26 @@ def test_copies_are_left_out_counted_or_told(
     if told:
         listed = json.loads(Path(told[0].partition("listed in ")[2]).read_text(encoding="utf-8"))
         assert listed == {"set": "centre 2", "policy": policy, "tiles": ["images/test-003.png"]}
+
+
+def test_images_that_look_like_training_tiles_are_found_when_asked_for(
+    configure: MakeConfig, elsewhere: dict[str, str], world: dict[str, Any], tmp_path: Path
+) -> None:
+    """A training tile, turned and with other light, so that no pixel is the same."""
+    source, root = Path(world["tiles"]["path"]).parent / "images", Path(elsewhere["path"]).parent / "images"
+    picture = Image.open(source / "train-009.png").transpose(Image.Transpose.ROTATE_90)
+    picture.point(lambda value: int(value * 0.9) + 10).save(root / "test-007.png")
+    exclude = {"leaks.policy": "exclude"}
+    exact = Materials(with_shifted(configure, elsewhere, tmp_path / "exact", **exclude), quiet)
+    assert len(exact.shifted_tiles("centre 2")) == 23
+    said: list[str] = []
+    made = Materials(
+        with_shifted(configure, elsewhere, tmp_path / "near", **exclude, **{"leaks.pixels": "near"}), said.append
+    )
+    kept = made.shifted_tiles("centre 2").ids.tolist()
+    assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
+    (told,) = [line for line in said if "shifted tiles are images" in line]
+    assert "of them look like one, without equal pixels)" in told
 
 
 def test_pixels_are_not_compared_when_nobody_shall_look(

@@ -248,8 +248,8 @@ class RobustnessConfig(Section):
     adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
     """Test-time adaptations: feature statistics of the target tiles; transductive with a text prior."""
     batches: int = Field(1, ge=0)
-    """Six batches (30, 100 and 200 tiles, shares of the classes from two Dirichlet laws) are drawn from each set, this
-    many times, to count the errors of the adaptation's guard where the classes are not as frequent as in training."""
+    """Six batches (up to 30, 100 and 200 tiles, shares of the classes from two Dirichlet laws) are drawn from each set,
+    this many times, to count the errors of the adaptation's guard where classes are not as frequent as in training."""
 
     @field_validator("perturbations")
     @classmethod

@@ -109,12 +109,11 @@ def processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator looks there by itself, PartialState does not
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Imported later (open_clip does), its functions' default arguments hold the group until the very end: `_leave`.
         import torch.distributed.nn.functional  # noqa: F401
 
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator looks there by itself, PartialState does not
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_PATIENCE).to_kwargs())
     else:
         state = PartialState(cpu=on_cpu)

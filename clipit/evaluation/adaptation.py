@@ -38,13 +38,23 @@ class Statistics:
     tiles: int
 
 
-def statistics_of(vectors: Float[np.ndarray, "n d"]) -> Statistics:
+def statistics_of(vectors: Float[np.ndarray, "n d"], whose: str = "target") -> Statistics:
     """Mean and standard deviation of each feature.
 
+    Args:
+        vectors: Of some tiles.
+        whose: Of which they are, for the error.
+
     Raises:
-        DataError: Fewer than 20 tiles.
+        DataError: Fewer than 20 tiles, or a vector is not finite.
     """
-    _enough(len(vectors))
+    _enough(len(vectors), whose)
+    wrong = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if wrong:
+        what = f"vectors of {wrong} of {len(vectors)} tiles are not finite"
+        raise DataError(
+            explain(what, where=f"the {whose} tiles", fix="look at these images and at the model's weights")
+        )
     rows = vectors.astype(np.float64)
     return Statistics(rows.mean(axis=0), rows.std(axis=0), len(rows))
 
@@ -177,12 +187,12 @@ def _soft(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
     return found
 
 
-def _enough(n: int) -> None:
+def _enough(n: int, whose: str = "target") -> None:
     if n < FEWEST_TILES:
         raise DataError(
             explain(
-                f"adaptation needs {FEWEST_TILES} target tiles; there are {n}",
-                where="the test split",
-                fix="give more tiles of the target, or do without adaptation",
+                f"adaptation needs {FEWEST_TILES} {whose} tiles; there are {n}",
+                where=f"the {whose} tiles",
+                fix=f"give more {whose} tiles, or do without adaptation",
             )
         )

@@ -9,8 +9,7 @@ from jaxtyping import Float, Float64
 from clipit.errors import DataError, explain
 
 LEAST_MISFIT = 5.0
-"""Set on the second synthetic world (its own VLM, students and draws): of 1 to 30 in 13 steps, 5 and 6 brought the
-highest mean accuracy under the guard. docs/method.md has its errors on the first world, and how to make them again."""
+"""Set on the second synthetic world (docs/method.md says how, and has the guard's errors on other worlds)."""
 MOST_TILES = 400
 """More tiles count as so many, the most that the limit was set on: with ever more of them any difference, however
 small, would be beyond chance, and what adaptation costs would not shrink."""
@@ -26,12 +25,12 @@ class Reference:
     Attributes:
         whitening: Makes the covariance within classes the unit matrix.
         means: Per class, whitened.
-        shares: Of the classes among the training tiles.
+        counts: Training tiles per class.
     """
 
     whitening: Float64[np.ndarray, "d d"]
     means: Float64[np.ndarray, "c d"]
-    shares: Float64[np.ndarray, " c"]
+    counts: Float64[np.ndarray, " c"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,11 @@ def reference_of(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray
         predicted: Their class probabilities without adaptation; a class with fewer than 5 tiles is left out.
 
     Raises:
-        DataError: No class has 5 training tiles.
+        DataError: No class has 5 training tiles, or a vector is not finite.
     """
     from sklearn.covariance import LedoitWolf
 
+    _finite(training, "the training split")
     classes = predicted.argmax(axis=1)
     counts = np.bincount(classes, minlength=predicted.shape[1])
     kept = np.flatnonzero(counts >= FEWEST_OF_A_CLASS)
@@ -77,7 +77,7 @@ def reference_of(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray
     residuals = np.concatenate([rows[classes == name] - mean for name, mean in zip(kept, means, strict=True)])
     values, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(residuals).covariance_)
     whitening = axes / np.sqrt(np.maximum(values, 1e-6 * max(float(values.max()), 1e-12)))
-    return Reference(whitening, means @ whitening, counts[kept] / counts[kept].sum())
+    return Reference(whitening, means @ whitening, counts[kept].astype(np.float64))
 
 
 def judge(reference: Reference, vectors: Float[np.ndarray, "n d"]) -> Verdict:
@@ -90,30 +90,41 @@ def judge(reference: Reference, vectors: Float[np.ndarray, "n d"]) -> Verdict:
     tiles to be judged, by expectation maximisation (as Saerens, Latinne and Decaestecker 2002 do for new shares of
     classes). With x_i the n tiles' vectors in d dimensions, whitened by S,
 
-        misfit = min(n, 400) / d * || mean_i x_i - sum_k w_k m_k ||^2
+        misfit = || mean_i x_i - sum_k w_k m_k ||^2 / d / (1 / min(n, 400) + sum_k w_k^2 / n_k)
 
-    which is of the order of 1 for tiles that differ from the training tiles in their classes alone, since each of the
-    d means then has variance 1 / n (3 to 4 for simulated tiles of a single class that overlaps with others, as the
-    predicted classes are not the true ones). It is accepted from a misfit of 5 on. Tiles of one new patient or slide
-    may differ that much without another origin, and other pictures can come with another mixture, where adaptation
-    still harms.
+    with n_k training tiles of class k: about 1 for tiles that differ from the training tiles in their classes alone,
+    since these are the variances of the two means. It is accepted from a misfit of 5 on.
+
+    What it cannot see: pictures that change the spread of the vectors but not their mean (it refuses, though adaptation
+    may help); a class that training lacks, and tiles of one new patient or slide that differ as much (it accepts); and
+    other pictures together with another mixture, where adaptation still harms.
 
     Args:
         reference: Of the model and the space that is adapted.
         vectors: Of the target tiles.
 
     Raises:
-        DataError: There is no tile.
+        DataError: There is no tile, or a vector is not finite.
     """
     if not len(vectors):
         raise DataError(explain("no tile to judge an adaptation by", where="the target tiles", fix="give some tiles"))
+    _finite(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ reference.whitening
-    gap = x.mean(axis=0) - _shares(reference, x) @ reference.means
-    misfit = min(len(x), MOST_TILES) * float((gap**2).mean())
+    shares = _shares(reference, x)
+    gap = x.mean(axis=0) - shares @ reference.means
+    variance = 1 / min(len(x), MOST_TILES) + float((shares**2 / reference.counts).sum())
+    misfit = float((gap**2).mean()) / variance
     if misfit >= LEAST_MISFIT:
         return Verdict(True, misfit, ())
-    told = f"a mixture of the training classes explains these tiles (misfit {misfit:.1f}, at least {LEAST_MISFIT:g})"
+    told = f"a mixture of the training classes explains their mean (misfit {misfit:.1f}, at least {LEAST_MISFIT:g})"
     return Verdict(False, misfit, (told,))
+
+
+def _finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        what = f"vectors of {len(wrong)} of {len(vectors)} tiles are not finite"
+        raise DataError(explain(what, where=where, fix="look at these images and at the model's weights"))
 
 
 def _shares(reference: Reference, x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " c"]:
@@ -121,7 +132,7 @@ def _shares(reference: Reference, x: Float64[np.ndarray, "n d"]) -> Float64[np.n
     from scipy.special import softmax
 
     log_densities = x @ reference.means.T - (reference.means**2).sum(axis=1) / 2  # but for what is the same for all
-    shares = reference.shares
+    shares: Float64[np.ndarray, " c"] = reference.counts / reference.counts.sum()
     for _ in range(_TURNS):
         shares = softmax(log_densities + np.log(np.maximum(shares, 1e-12)), axis=1).mean(axis=0)
     return shares

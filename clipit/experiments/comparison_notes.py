@@ -9,6 +9,7 @@ from clipit.config import Config
 from clipit.errors import DataError, explain
 from clipit.evaluation.significance import FEWEST_SEEDS
 from clipit.experiments.cells import Setting
+from clipit.experiments.comparison_parts import place_told
 from clipit.experiments.published import CAUTION
 from clipit.experiments.search import RATE, axes_of, chosen, is_tuned, made_with, shown, trials_of
 from clipit.reporting.comparison_tables import PERCENT, Line
@@ -46,8 +47,13 @@ def notes_of(config: Config, settings: Sequence[Setting], made: Sequence[Line], 
     notes += _tuning(config, settings)
     notes += _below_reference(made)
     notes += [f"{' / '.join(line.key)}: {_reason(line)}" for line in made if line.mean is None]
-    over = {str(row["reason"]) for line in made for row in line.rows if str(row.get("reason", "")).startswith("over ")}
-    notes += [f"{c.metric.replace('_', ' ')}: {text}." for text in sorted(over)]
+    over = {
+        (_name(line, made), str(row["reason"]))
+        for line in made
+        for row in line.rows
+        if str(row.get("reason", "")).startswith("over ")
+    }
+    notes += [f"{f'{name}: ' if name else ''}{c.metric.replace('_', ' ')} {text}." for name, text in sorted(over)]
     if beside:
         notes += [f"Published: {beside}. {CAUTION}"]
     return notes
@@ -59,8 +65,16 @@ def _varies(config: Config) -> str:
 
 
 def _resampled(made: Sequence[Line]) -> str:
-    found = {line.key[2]: str(row["resampled"]) for line in made for row in line.rows if row.get("resampled")}
-    return ", ".join(f"{part}: {what}" for part, what in found.items()) or "tiles, or groups where known"
+    found: dict[str, None] = {}
+    for line in made:
+        name = ", ".join(part for part in (_name(line, made), line.key[2]) if part)
+        found |= {f"{name}: {row['resampled']}": None for row in line.rows if row.get("resampled")}
+    return "; ".join(found) or "tiles, or groups where known"
+
+
+def _name(line: Line, made: Sequence[Line]) -> str:
+    """What tells a line's data set and backbone from the others'; "" where there is one only."""
+    return place_told(line.key[:2], {other.key[:2] for other in made})[2:-1]
 
 
 def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
@@ -169,5 +183,6 @@ def _below_reference(made: Sequence[Line]) -> list[str]:
         below = [line.key[3] for line in here if not line.reference and (line.mean or 0.0) < (best.mean or 0.0)]
         if below:
             shown = PERCENT * (best.mean or 0.0)
-            notes.append(f"Below the best reference row ({best.key[3]}, {shown:.1f}): {', '.join(below)}.")
+            where = f"{name}: below" if (name := _name(best, made)) else "Below"
+            notes.append(f"{where} the best reference row ({best.key[3]}, {shown:.1f}): {', '.join(below)}.")
     return list(dict.fromkeys(notes))

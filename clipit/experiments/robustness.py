@@ -11,6 +11,7 @@ from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.adaptation_guard import Case, guard_errors
+from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.experiments.frozen_features import run_prompts
 from clipit.experiments.materials import Materials
 from clipit.experiments.robustness_adaptation import adaptation_rows, known_of
@@ -27,6 +28,9 @@ from clipit.reporting.robustness_plots import calibration_plot, curve_plot
 from clipit.reporting.robustness_tables import BATCH, WHOLE, robustness_chapters
 from clipit.reporting.study_page import asked_with, made_by, recorded, study_note, write_study
 from clipit.tiles.tileset import TileSet
+
+LEARNT = 1000
+"""Training tiles that adaptation and its guard see, at most."""
 
 
 def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] = print) -> Path:
@@ -46,11 +50,12 @@ def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] 
     materials = Materials(config, say)
     subjects = _subjects(config, materials, runs)
     parts = _parts(config, materials)
-    training = spread(materials.some_tiles.of_split("train"), config.robustness.tiles, labelled=False)
+    training = spread(materials.some_tiles.of_split("train"), LEARNT, labelled=False)
     vectors: Found = {}
     known = {}
     for subject in subjects:
-        known[subject.name] = known_of(subject, vectors_of(subject, training, config, materials))
+        if config.robustness.adaptation:
+            known[subject.name] = known_of(subject, vectors_of(subject, training, config, materials))
         for part, tiles in parts.items():
             vectors[subject.name, part] = vectors_of(subject, tiles, config, materials)
     of_vlm = {s.name: vlm_calibration_vectors(config, materials, s) for s in subjects if s.run is None}
@@ -59,7 +64,8 @@ def robustness(config: Config, runs: Sequence[Path], say: Callable[[str], None] 
     folder = config.output / "robustness" / config.name
     if processes().main:
         rows += shifted_rows(config, subjects, parts, vectors)
-        rows += adaptation_rows(config, subjects, parts, vectors, known)
+        if config.robustness.adaptation:
+            rows += adaptation_rows(config, subjects, parts, vectors, known)
         for subject in subjects:
             rows += calibration_rows(config, materials, subject, of_vlm.get(subject.name))
         _write(config, materials, subjects, parts, rows, folder)
@@ -187,7 +193,8 @@ def _write(
         of_name = [row for row in rows if row["what"] == "curve" and row["perturbation"] in (name, "none")]
         if any(row["level"] is not None and row["value"] is not None for row in of_name):
             plots.append(f"curve_{name}.png")
-            curve_plot(of_name, name, folder / plots[-1], metric=config.robustness.metric)
+            neutral = None if name == "jpeg" else PERTURBATIONS[name].neutral  # a JPEG of 100 is not the stored tile
+            curve_plot(of_name, name, folder / plots[-1], metric=config.robustness.metric, neutral=neutral)
     calibrated = [row for row in rows if row["what"] == "calibration" and row.get("reliability")]
     if calibrated:
         plots.append("calibration.png")

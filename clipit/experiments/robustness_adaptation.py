@@ -88,7 +88,7 @@ def adapted_rows(
         name: Of the set; batches depend on it.
     """
     rows: list[Row] = []
-    batches = list(_batches(tiles, config.robustness.batches, name, config.robustness.seed))
+    batches = list(drawn_batches(tiles, config.robustness.batches, name, config.robustness.seed))
     for reading, answer in subject.answers.items():
         for method in config.robustness.adaptation:
             if method == "transductive" and reading != ZERO:
@@ -100,7 +100,8 @@ def adapted_rows(
             rows.append(base | {"what": "adaptation"} | adapt.cell(tiles, vectors[reading]))
             for concentration, chosen in batches if not reason else []:
                 cell = adapt.cell(tiles.select(chosen), vectors[reading][chosen], "accuracy")
-                rows.append(base | {"what": "batch", "concentration": concentration} | cell)
+                share = float(np.bincount(tiles.labels[chosen]).max() / len(chosen))
+                rows.append(base | {"what": "batch", "concentration": concentration, "largest_share": share} | cell)
     return rows
 
 
@@ -140,23 +141,24 @@ class _Adapt:
     ) -> Float32[np.ndarray, "n c"]:
         if self.method == "transductive":
             return transductive(ids, vectors, before)
-        return self.answer(align_statistics(vectors, statistics_of(vectors), statistics_of(self.training)))
+        return self.answer(align_statistics(vectors, statistics_of(vectors), statistics_of(self.training, "training")))
 
 
-def _batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
+def drawn_batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
     """Concentration and rows of each batch: shares of the classes from a Dirichlet law, tiles without replacement.
 
     A hospital's tiles of a week are seldom balanced; such batches are where adaptation harms. The labels draw them, to
-    measure the guard, and are not shown to it.
+    measure the guard, and are not shown to it. A batch is as large as it can be without using up a class, so that it
+    has the shares that were drawn; none is drawn from a set of one class, or where fewer than 20 tiles would be left.
     """
     draws = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    n_classes = len(tiles.classes)
-    counts = np.bincount(tiles.labels, minlength=n_classes)
-    for _ in range(times):
+    classes, counts = np.unique(tiles.labels, return_counts=True)
+    for _ in range(times if len(classes) > 1 else 0):
         for concentration, size in BATCHES:
-            shares = draws.dirichlet(np.full(n_classes, concentration))
-            weights = (shares / np.maximum(counts, 1))[tiles.labels]
-            most = int((weights > 1e-9).sum())
-            if min(size, most) >= FEWEST_TILES:
-                chosen = draws.choice(len(tiles), min(size, most), replace=False, p=weights / weights.sum())
-                yield concentration, np.sort(chosen)
+            shares = draws.dirichlet(np.full(len(classes), concentration))
+            most = int(min(size, (counts / np.maximum(shares, 1e-9)).min()))
+            wanted = np.minimum(draws.multinomial(most, shares), counts)
+            if wanted.sum() >= FEWEST_TILES:
+                rows = (np.flatnonzero(tiles.labels == label) for label in classes)
+                chosen = [draws.choice(own, n, replace=False) for own, n in zip(rows, wanted, strict=True)]
+                yield concentration, np.sort(np.concatenate(chosen))

@@ -52,7 +52,7 @@ def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], known: M
                         clean[subject.name, reading] = probabilities
                     cell = score_cell(config, tiles, probabilities, before, config.evaluation.bootstrap)
                     rows.append({"what": "curve", "subject": subject.name, "reading": reading} | at | cell)
-                if level is not None:  # settings to count the guard's errors over
+                if level is not None and config.robustness.adaptation:  # settings to count the guard's errors over
                     here_known, where = known[subject.name], f"{name} {level:g}"
                     adapted = adapted_rows(config, tiles, subject, found[subject.name], here_known, where)
                     rows += [row | at for row in adapted]

@@ -67,7 +67,9 @@ def text_problems(key: str, value: object, what: str) -> list[str]:
     if not value:
         return [f"{key}: is empty; give at least one of the {what}"]
     problems = [
-        f"{key}[{i}]: {entry!r} is not a text; write it in quotes"
+        f"{key}[{i}]: is empty; write a text, or leave it out"
+        if isinstance(entry, str)
+        else f"{key}[{i}]: {entry!r} is not a text; write it in quotes"
         for i, entry in enumerate(value)
         if not isinstance(entry, str) or not entry.strip()
     ]

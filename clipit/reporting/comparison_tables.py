@@ -8,7 +8,7 @@ from typing import Any
 
 from clipit.evaluation.intervals import Difference, interval_over_seeds, t_interval
 from clipit.evaluation.significance import Significance, holm, paired_t_test
-from clipit.reporting.tables import difference, interval, markdown_table, mean_sd
+from clipit.reporting.tables import difference, interval, markdown_table, mean_sd, number
 
 PERCENT = 100.0
 REFERENCE = "reference"
@@ -128,7 +128,8 @@ HEADER = (
 def cells(line: Line) -> list[str]:
     """A line as text, in the columns of `HEADER`; scores in %."""
     percent = [None if value is None else PERCENT * value for value in line.scores.values()]
-    shown = [*line.key, mean_sd(percent, 1)]
+    same = line.reference and len(set(percent)) == 1  # nothing of it depends on the seed
+    shown = [*line.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
     if not line.differences:
         return [*shown, "", "", "", ""]
     low, high = _percent(line.over_seeds)

@@ -14,7 +14,9 @@ _MOST_BANDS = 6  # more of them hide each other; the intervals stand in the tabl
 Row = Mapping[str, Any]
 
 
-def curve_plot(rows: Sequence[Row], perturbation: str, path: Path, *, metric: str) -> None:
+def curve_plot(
+    rows: Sequence[Row], perturbation: str, path: Path, *, metric: str, neutral: float | None = None
+) -> None:
     """One line per subject and reading, with a band of the 95 % interval if they are few; dotted: tiles as they are.
 
     Args:
@@ -22,6 +24,7 @@ def curve_plot(rows: Sequence[Row], perturbation: str, path: Path, *, metric: st
         perturbation: Its name.
         path: The PNG.
         metric: What the score is.
+        neutral: The level that changes nothing, where the curves meet the score of the tiles as they are.
     """
     from matplotlib.figure import Figure
 
@@ -31,7 +34,10 @@ def curve_plot(rows: Sequence[Row], perturbation: str, path: Path, *, metric: st
     unit = next((row["unit"] for row in rows if row["unit"]), perturbation)
     for i, key in enumerate(keys):
         of_key = [row for row in rows if (row["subject"], row["reading"]) == key and row["value"] is not None]
-        points = sorted((row for row in of_key if row["level"] is not None), key=lambda row: row["level"])
+        clean = [{**row, "level": neutral} for row in of_key if row["level"] is None and neutral is not None]
+        levelled = [row for row in of_key if row["level"] is not None]
+        asked = {row["level"] for row in levelled}
+        points = sorted([*levelled, *(row for row in clean if neutral not in asked)], key=lambda row: row["level"])
         levels = [row["level"] for row in points]
         colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i // len(_COLOURS) % len(_STYLES)]
         axes.plot(

@@ -62,8 +62,8 @@ class Origin:
         return labels, self.means[labels] + rng.normal(size=(n, self.means.shape[1]))
 
 
-def an_origin(rng: np.random.Generator, n_classes: int = 4, dim: int = 16) -> Origin:
+def an_origin(rng: np.random.Generator, n_classes: int = 4, dim: int = 16, training: int = 600) -> Origin:
     """Classes that overlap, as frequent as one another."""
     means = 2.2 * rng.normal(size=(n_classes, dim)) / np.sqrt(dim / 4)
     empty = Origin(means, means, np.empty((0, dim)))
-    return Origin(means, means, empty.draw(rng, 600)[1])
+    return Origin(means, means, empty.draw(rng, training)[1])

@@ -24,7 +24,8 @@ from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.perturb import perturb
 from clipit.evaluation.predictions import read_predictions
 from clipit.experiments.materials import Materials
-from clipit.experiments.robustness import guard_study, robustness
+from clipit.experiments.robustness import LEARNT, guard_study, robustness
+from clipit.experiments.robustness_adaptation import drawn_batches
 from clipit.experiments.robustness_subjects import run_subject, spread, vectors_of
 from clipit.experiments.run import train_run
 from clipit.models.inference import load_classifier
@@ -40,11 +41,20 @@ def quiet(line: str) -> None:
 
 
 def small(world: dict[str, Any]) -> dict[str, Any]:
-    """Few levels, and the same tiles as a shifted set."""
+    """Few levels; as shifted sets the same tiles, and those of training, which are enough to draw batches from."""
     return {
         "robustness.perturbations": {"macenko": [0.1], "blur": [1.0, 2.0], "jpeg": [20]},
         "robustness.metric": "accuracy",
-        "comparison.shifted": {"elsewhere": {"source": "table", "path": world["tiles"]["path"]}},
+        "comparison.shifted": {
+            "elsewhere": {"source": "table", "path": world["tiles"]["path"]},
+            "others": {
+                "source": "table",
+                "path": world["tiles"]["path"],
+                "splits": {"test": "train"},
+                "other_parts": "ignore",
+            },
+        },
+        "leaks.policy": "off",
         "tiles.labels": {"kind": "per_class", "value": 8, "seed": 0},
         "evaluation.bootstrap": 20,
         "name": "robust",
@@ -126,7 +136,7 @@ def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Co
 def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder, what="adaptation", perturbation=None)
-    assert {row["part"] for row in rows} == {"test", "elsewhere"}
+    assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
     late = [row for row in rows if row["subject"] == runs[2].name and row["reading"] == "head"]
     assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
     done = [row for row in rows if row["value"] is not None]
@@ -145,7 +155,7 @@ def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[Config,
     changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
     images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
     vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
-    training = spread(materials.some_tiles.of_split("train"), config.robustness.tiles, labelled=False)
+    training = spread(materials.some_tiles.of_split("train"), LEARNT, labelled=False)
     seen = vectors_of(subject, training, config, materials)["head"]
     moved = align_statistics(vectors, statistics_of(vectors), statistics_of(seen))
     before, after = (subject.answers["head"](found) for found in (vectors, moved))
@@ -269,6 +279,27 @@ def test_what_cannot_be_measured_is_refused(
     script = [sys.executable, "scripts/robustness.py", "--config", str(tmp_path / "none.yaml"), "--run", str(runs[0])]
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2 and "no such configuration file" in done.stderr
+
+
+def test_batches_have_the_shares_that_were_drawn_and_use_up_no_class(configure: MakeConfig) -> None:
+    tiles = Materials(configure(), quiet).some_tiles
+    batches = list(drawn_batches(tiles, 2, "test", 0))
+    assert batches and all(20 <= len(rows) == len(set(rows.tolist())) <= 200 for _, rows in batches)
+    largest = [np.bincount(tiles.labels[rows]).max() / len(rows) for law, rows in batches if law == 0.3]
+    assert np.mean(largest) > 0.5, "three classes, and far from a third each"
+    same = list(drawn_batches(tiles, 2, "test", 0))
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(batches, same, strict=True))
+    assert not list(drawn_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), "one class has no other shares"
+    assert not list(drawn_batches(tiles.select(np.arange(19)), 2, "test", 0))
+
+
+def test_without_adaptation_nothing_of_it_is_made(
+    configure: MakeConfig, measured: tuple[Config, list[Path], Path]
+) -> None:
+    config = measured[0].model_copy(update={"name": "plain"})
+    config = config.model_copy(update={"robustness": config.robustness.model_copy(update={"adaptation": ()})})
+    folder = robustness(config, measured[1][:1], quiet)
+    assert {row["what"] for row in rows_of(folder)} == {"curve", "shifted", "calibration"}
 
 
 def test_a_sample_is_spread_over_classes_and_does_not_depend_on_rows(configure: MakeConfig) -> None:

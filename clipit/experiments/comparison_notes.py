@@ -11,8 +11,9 @@ from clipit.evaluation.significance import FEWEST_SEEDS
 from clipit.experiments.cells import Setting
 from clipit.experiments.comparison_parts import place_told
 from clipit.experiments.published import CAUTION
-from clipit.experiments.search import RATE, axes_of, chosen, is_tuned, made_with, shown, trials_of
+from clipit.experiments.search import RATE, STEPS, axes_of, chosen, is_tuned, made_with, shown, trials_of
 from clipit.reporting.comparison_tables import PERCENT, Line
+from clipit.reporting.tables import LABELS
 
 
 def notes_of(config: Config, settings: Sequence[Setting], made: Sequence[Line], beside: str) -> list[str]:
@@ -29,8 +30,10 @@ def notes_of(config: Config, settings: Sequence[Setting], made: Sequence[Line], 
     """
     c = config.comparison
     n = len(c.seeds)
+    metric = LABELS[c.metric]
     notes = [
-        f"{c.metric.replace('_', ' ')} in %, mean and standard deviation over {n} seed{'s' * (n > 1)}. Differences are "
+        f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {n} seed{'s' * (n > 1)} (none for a "
+        "reference row that depends on no seed). Differences are "
         f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds ({_varies(config)}"
         "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
         f"over what is independent in the test sets ({_resampled(made)}; {config.evaluation.bootstrap} resamples, the "
@@ -53,7 +56,7 @@ def notes_of(config: Config, settings: Sequence[Setting], made: Sequence[Line], 
         for row in line.rows
         if str(row.get("reason", "")).startswith("over ")
     }
-    notes += [f"{f'{name}: ' if name else ''}{c.metric.replace('_', ' ')} {text}." for name, text in sorted(over)]
+    notes += [f"{f'{name}: ' if name else ''}{metric} {text}." for name, text in sorted(over)]
     if beside:
         notes += [f"Published: {beside}. {CAUTION}"]
     return notes
@@ -90,12 +93,15 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {how}, all within one grid of "
-            f"{len(c.learning_rates)} learning rates x {len(c.steps)} steps{further}"
+            f"{len(c.learning_rates)} learning rates x {len(c.steps)} numbers of steps{further}"
             + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
         ]
         if searched:
             counts = _counts({arm: len(trials_of(here, arm)) for arm in searched})
-            notes.append(f"Trials per searched arm: {counts}, on {len(c.tuning_seeds)} seeds each.")
+            notes.append(
+                f"Trials per searched arm: {counts}, each on {len(c.tuning_seeds)} seed"
+                f"{'s' * (len(c.tuning_seeds) > 1)}."
+            )
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, here, arm)] for key in (RATE, *c.grid)}
         notes += [
             f"At the edge of the grid of {key}, where a wider one might do better: {', '.join(arms)}."
@@ -141,8 +147,13 @@ def _searched(config: Config, here: Config) -> tuple[str, list[str]]:
     record = read_json(file, "delete it and tune again")
     found, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
     axes = {arm: list(axes_of(here, arm)) for arm in c.arms}
+    # A number of steps that no arm was searched at is the same change for all, and no arm's own choice.
+    steps = {keys.get(STEPS) for keys in found.values()}
+    elsewhere = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()
     other = [
-        arm for arm in c.arms if any(found.get(arm, {}).get(k) != v for k, v in chosen(here, arm, axes[arm]).items())
+        arm
+        for arm in c.arms
+        if any(found.get(arm, {}).get(k) != v for k, v in chosen(here, arm, axes[arm]).items() if k not in elsewhere)
     ]
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"

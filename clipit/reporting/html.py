@@ -193,7 +193,7 @@ def json_in_html(value: Any) -> str:
 def markup(part: Part) -> str:
     """One part as HTML."""
     if isinstance(part, Text):
-        return f"<pre>{escape(part.text)}</pre>" if part.fixed else f"<p>{escape(part.text)}</p>"
+        return f"<pre>{escape(part.text)}</pre>" if part.fixed else f"<p>{_coded(part.text)}</p>"
     if isinstance(part, Table):
         return _table(part) + _source(part.source)
     if isinstance(part, Rows):
@@ -201,7 +201,7 @@ def markup(part: Part) -> str:
     if isinstance(part, Figure):
         return _figure(part)
     if isinstance(part, Cards):
-        caption = f"<p>{escape(part.caption)}</p>" if part.caption else ""
+        caption = f"<p>{_coded(part.caption)}</p>" if part.caption else ""
         return f'{caption}<ul class="cards">{"".join(map(_card, part.cards))}</ul>{_source(part.source)}'
     if isinstance(part, Links):
         return _links(part)
@@ -237,6 +237,11 @@ def _source(source: str) -> str:
     return f'<p class="source">from {escape(source)}</p>' if source else ""
 
 
+def _coded(text: str) -> str:
+    """Escaped, with what stands between backticks as code, as Markdown shows it."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _shown(value: object) -> str:
     if value is None:
         return UNDEFINED
@@ -262,7 +267,7 @@ def _table(table: Table) -> str:
         if table.traces:
             cells.append(f'<td class="trace">{escape(table.traces[i])}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    caption = f"<caption>{_coded(table.caption)}</caption>" if table.caption else ""
     rows = "\n".join(body)
     return f'<div class="scroll"><table>{caption}<thead><tr>{top}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
 

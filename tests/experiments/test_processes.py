@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from runs import losses, predictions
 
 from clipit import embedding
 from clipit.config import Config
+from clipit.experiments.compare import compare
 from clipit.experiments.materials import Materials
 from clipit.experiments.run import train_run
 
@@ -244,3 +246,25 @@ def test_two_processes_equal_one_with_every_term(
     assert same_predictions(two, one)
     first = json.loads((one / "metrics.jsonl").read_text().splitlines()[0])
     assert {"bags", "prompt_bags", "soft_labels", "consistency", "distillation"} <= set(first)
+
+
+def test_two_processes_make_the_comparison_of_one(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    changes = {
+        "training.steps": 4, "training.learning_rate": 1e-3, "training.evaluate_every": 2, "evaluation.bootstrap": 20,
+        "comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1, 2], "comparison.steps": [4],
+        "comparison.learning_rates": [1e-3],
+    }  # fmt: skip
+    done = launch(TWO, ROOT / "scripts" / "compare.py", f"--config={write_config(changes)}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("comparison.html") == 1
+    alone = compare(configure({**changes, "output": str(tmp_path / "one")}), say=lambda line: None)
+    two, one = (
+        pq.read_table(folder / "comparison.parquet").to_pylist()
+        for folder in (tmp_path / "out" / "comparisons" / alone.name, alone)
+    )
+    places = ("data_set", "arm", "part", "seed")
+    assert [[row[key] for key in places] for row in two] == [[row[key] for key in places] for row in one]
+    assert np.allclose([row["score"] for row in two], [row["score"] for row in one], atol=1e-4)
+    assert (tmp_path / "out" / "comparisons" / alone.name / "comparison.html").is_file()

@@ -117,7 +117,7 @@ def test_the_notes_say_where_the_keys_came_from(grid: Config) -> None:
     assert "Trials per" not in said(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(found | {"arms": other}), encoding="utf-8")
     assert "chosen by scripts/tune.py on validation tiles" in said(tuned)
-    assert "Trials per searched arm: 4, on 1 seeds each" in said(tuned) and "nothing was searched anew" not in said(
+    assert "Trials per searched arm: 4, each on 1 seed" in said(tuned) and "nothing was searched anew" not in said(
         tuned
     )
     longer = tuned.model_copy(update={"lora": tuned.lora.model_copy(update={"rank": 2})})

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Bool, UInt8
+from jaxtyping import Int64
 
 from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config import Config
 from clipit.distributed import processes
 from clipit.errors import DataError, explain, shortlist
 from clipit.experiments.tile_prints import tile_digests, tile_prints
-from clipit.pairing.leaks import Leak, find_leaks, near_copies, patient_of, report_leaks
+from clipit.pairing.leaks import Leak, Prints, copies, find_leaks, patient_of, report_leaks
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import read_tiles
@@ -27,7 +27,6 @@ from clipit.tiles.tileset import SPLITS, TileSet
 if TYPE_CHECKING:
     from clipit.reports.readers import Reports
 
-Prints = Fingerprints | UInt8[np.ndarray, "n 16"] | None
 _WHAT = {
     "group": "of a patient or slide with tiles in a later split",
     "exact": "with the very pixels of a tile in a later split",
@@ -91,52 +90,40 @@ def checked_shifted(
     prints = None if config.leaks.policy == "off" else _prints(own, config, config.leaks.pixels, say)
     if prints is None or not len(tests):
         return tests
-    copies, near = _copies(prints, np.isin(own.ids, learnt.ids), tests, config, say)
-    if not copies.any():
+    rows = np.flatnonzero(np.isin(own.ids, learnt.ids))
+    of_tests = (tile_prints if isinstance(prints, Fingerprints) else tile_digests)(
+        config.output / "artefacts", tests, say
+    )
+    found = copies(tests, of_tests, own.select(rows), _some(prints, rows), config.leaks)
+    if not found:
         return tests
-    where, ids = f"comparison.shifted.{name}", tests.ids[copies].tolist()
-    alike = f" ({near} of them look like one, without equal pixels)" if near else ""
-    what = f"{len(ids)} of {len(tests)} shifted tiles are images of training or validation tiles{alike}"
+    where, ids = f"comparison.shifted.{name}", sorted(found)
+    near = sum(leak.kind == "near" for leak in found.values())
+    what = f"{len(ids)} of {len(tests)} shifted tiles are images of training or validation tiles"
+    what += f" ({near} of them only look like one)" if near else ""
     if config.leaks.policy == "error":
         fix = "take them out of one side; or --leaks.policy=exclude leaves them out of this set, note only says so"
-        raise DataError(explain(f"{what}: {shortlist(ids)}", where=where, fix=fix))
+        pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(found.items())]
+        raise DataError(explain(f"{what}: {shortlist(pairs)}", where=where, fix=fix))
     excluded = config.leaks.policy == "exclude"
-    if excluded and copies.all():
+    if excluded and len(ids) == len(tests):
         raise DataError(explain(f"without the leaks nothing is left; {what}", where=where, fix="give other tiles"))
     note = f"{where}: {what}, {'left out' if excluded else 'kept on request (leaks.policy: note)'}"
     if processes().main:
         path = _folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
-        write_json(path, {"set": name, "policy": config.leaks.policy, "tiles": ids})
+        write_json(path, {"set": name, "policy": config.leaks.policy, "leaks": [asdict(found[i]) for i in ids]})
         say(f"note: {note}; listed in {path}")
-    kept = tests.select(~copies) if excluded else tests
+    kept = tests.select(~np.isin(tests.ids, ids)) if excluded else tests
     return replace(kept, notes=(*kept.notes, note))
 
 
-def _copies(
-    prints: Fingerprints | UInt8[np.ndarray, "n 16"],
-    learnt: Bool[np.ndarray, " n"],
-    tests: TileSet,
-    config: Config,
-    say: Callable[[str], None],
-) -> tuple[Bool[np.ndarray, " m"], int]:
-    """Which tests are images of learnt tiles, and how many of them only look like one."""
-    root = config.output / "artefacts"
-    if isinstance(prints, Fingerprints):
-        own, found = _some(prints, learnt), tile_prints(root, tests, say)
-        digests, wanted, near = own.digests, found.digests, near_copies(found, own, config.leaks)
-    else:
-        digests, wanted = prints[learnt], tile_digests(root, tests, say)
-        near = np.zeros(len(tests), dtype=np.bool_)
-    seen = {row.tobytes() for row in digests if row.any()}
-    equal = np.array([row.tobytes() in seen for row in wanted], dtype=np.bool_)
-    return equal | near, int((near & ~equal).sum())
+def _some(prints: Prints, rows: Int64[np.ndarray, " m"]) -> Prints:
+    if not isinstance(prints, Fingerprints):
+        return np.asarray(prints[rows])
+    return Fingerprints(prints.digests[rows], prints.hashes[rows], prints.thumbnails[rows])
 
 
-def _some(prints: Fingerprints, which: Bool[np.ndarray, " n"]) -> Fingerprints:
-    return Fingerprints(prints.digests[which], prints.hashes[which], prints.thumbnails[which])
-
-
-def _prints(tiles: TileSet, config: Config, pixels: str, say: Callable[[str], None]) -> Prints:
+def _prints(tiles: TileSet, config: Config, pixels: str, say: Callable[[str], None]) -> Prints | None:
     """What the kinds of leaks that are asked for are found by; called by all processes."""
     if pixels == "off":
         return None
@@ -274,7 +261,7 @@ def leaks_table(leaks: Sequence[Leak]) -> str:
 
 
 def _unchecked(
-    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints, spread: float
+    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints | None, spread: float
 ) -> list[str]:
     """What could not be looked at, and why."""
     found = []

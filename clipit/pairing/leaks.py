@@ -19,6 +19,8 @@ from clipit.tiles.perceptual import Fingerprints, oriented
 from clipit.tiles.tileset import SPLITS, TileSet
 
 Kind = Literal["group", "exact", "near", "report"]
+Prints = Fingerprints | UInt8[np.ndarray, "_ 16"]
+"""What images look like, or their digests alone."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Leak:
 def find_leaks(
     tiles: TileSet,
     config: LeaksConfig,
-    prints: Fingerprints | UInt8[np.ndarray, "n 16"] | None = None,
+    prints: Prints | None = None,
     reports: Sequence[Report] = (),
 ) -> list[Leak]:
     """All leaks, by kind, then by ids.
@@ -148,26 +150,49 @@ def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> lis
     return _sorted(found)
 
 
-def near_copies(tests: Fingerprints, seen: Fingerprints, config: LeaksConfig) -> Bool[np.ndarray, " n"]:
-    """Which of some images look like one of others, by the rules of `near_leaks`.
+def copies(
+    tests: TileSet, of_tests: Prints, learnt: TileSet, of_learnt: Prints, config: LeaksConfig
+) -> dict[str, Leak]:
+    """Tiles of another set that are images of learnt tiles: test id -> the learnt tile that it copies.
+
+    Equal pixels go before images that only look alike (with fingerprints, by the rules of `near_leaks`); of several
+    equal ones the lowest id is named.
 
     Args:
-        tests: Of the images in question.
-        seen: Of the others.
-        config: The same thresholds.
+        tests: Of the other set.
+        of_tests: Of these tiles in their order.
+        learnt: Tiles of training and validation.
+        of_learnt: Of these tiles in their order, of the same kind.
+        config: Thresholds.
     """
-    both = Fingerprints(
-        *(
-            np.concatenate([getattr(part, name) for part in (tests, seen)])
-            for name in ("digests", "hashes", "thumbnails")
-        )
-    )
-    rows, rich = np.arange(len(both.digests)), both.spread >= config.spread
-    own = rows < len(tests.digests)
-    hits = _near_hits(both, np.flatnonzero(rich & ~own), np.flatnonzero(rich & own), rows, config)
-    found = np.zeros(len(tests.digests), dtype=np.bool_)
-    found[hits["b"]] = True
+    found: dict[str, Leak] = {}
+    if isinstance(of_tests, Fingerprints) and isinstance(of_learnt, Fingerprints):
+        names = ("digests", "hashes", "thumbnails")
+        both = Fingerprints(*(np.concatenate([getattr(of_tests, name), getattr(of_learnt, name)]) for name in names))
+        rich, own, n = both.spread >= config.spread, np.arange(len(both.digests)) < len(tests), len(tests)
+        order = np.argsort(np.argsort(np.concatenate([tests.ids, learnt.ids]), kind="stable"), kind="stable")
+        for hit in _near_hits(both, np.flatnonzero(rich & ~own), np.flatnonzero(rich & own), order, config):
+            a, b = int(hit["a"]) - n, int(hit["b"])
+            leak = _copy("near", learnt, a, tests, b, int(hit["distance"]), float(hit["similarity"]))
+            before = found.get(leak.other_id)
+            if before is None or (leak.distance, leak.id) < (before.distance, before.id):
+                found[leak.other_id] = leak
+    digests = {}
+    for row in np.argsort(learnt.ids, kind="stable")[::-1].tolist():
+        digests[_digests(of_learnt)[row].tobytes()] = row
+    for b, digest in enumerate(_digests(of_tests)):
+        if digest.any() and digest.tobytes() in digests:
+            found[str(tests.ids[b])] = _copy("exact", learnt, digests[digest.tobytes()], tests, b, 0, None)
     return found
+
+
+def _digests(prints: Prints) -> UInt8[np.ndarray, "n 16"]:
+    return prints.digests if isinstance(prints, Fingerprints) else prints
+
+
+def _copy(kind: Kind, learnt: TileSet, a: int, tests: TileSet, b: int, distance: int, similarity: float | None) -> Leak:
+    ends = (str(learnt.ids[a]), str(learnt.splits[a]), str(tests.ids[b]), str(tests.splits[b]))
+    return Leak(kind, *ends, distance=distance, similarity=similarity)
 
 
 _NEAR = np.dtype([("a", np.int64), ("b", np.int64), ("distance", np.uint8), ("similarity", np.float32)])

@@ -76,7 +76,9 @@ def test_copies_are_left_out_counted_or_told(
     assert sum("shifted tiles" in line for line in said) == len(told), "said once"
     if told:
         listed = json.loads(Path(told[0].partition("listed in ")[2]).read_text(encoding="utf-8"))
-        assert listed == {"set": "centre 2", "policy": policy, "tiles": ["images/test-003.png"]}
+        assert (listed["set"], listed["policy"]) == ("centre 2", policy)
+        (leak,) = listed["leaks"]
+        assert (leak["kind"], leak["id"], leak["other_id"]) == ("exact", "images/train-005.png", "images/test-003.png")
 
 
 def test_images_that_look_like_training_tiles_are_found_when_asked_for(
@@ -96,7 +98,13 @@ def test_images_that_look_like_training_tiles_are_found_when_asked_for(
     kept = made.shifted_tiles("centre 2").ids.tolist()
     assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
     (told,) = [line for line in said if "shifted tiles are images" in line]
-    assert "of them look like one, without equal pixels)" in told
+    assert "(1 of them only look like one)" in told
+    listed = json.loads(Path(told.partition("listed in ")[2]).read_text(encoding="utf-8"))["leaks"]
+    assert [(leak["kind"], leak["id"], leak["other_id"]) for leak in listed] == [
+        ("exact", "images/train-005.png", "images/test-003.png"),
+        ("near", "images/train-009.png", "images/test-007.png"),
+    ]
+    assert listed[1]["similarity"] > 0.9
 
 
 def test_pixels_are_not_compared_when_nobody_shall_look(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipit.config import Config
+from clipit.evaluation.adaptation_guard import LEAST_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.study_page import Chapter, Plot, long_table, undefined_chapter
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
@@ -28,9 +29,10 @@ _ADAPTED = (
     "Transductive: every result here depends on all test tiles together; a single tile has none of it. Gains and "
     "losses stand side by side, whatever the guard says. Feature statistics take the classes to be as frequent as in "
     "training. The guard reads no label: it lets tiles be adapted to whose mean no mixture of the training classes "
-    "explains (misfit, about 1 where only the mixture is another), and refuses where one does. Its verdict is of the "
-    "tiles and the space, the same for each adaptation. It does not see pictures that change the spread alone, and "
-    "takes a class that training lacks, or one unusual patient, for other pictures. Its errors stand in the next "
+    f"explains (misfit, about 1 where only the mixture is another, at least {LEAST_MISFIT:g}), and refuses where one "
+    "does. Its verdict is of the tiles and the space, the same for each adaptation. It does not see pictures that "
+    "change the spread alone, and takes a class that training lacks, or one unusual patient, for other pictures. Its "
+    "errors stand in the next "
     "chapter."
 )
 _GUARD = (
@@ -157,13 +159,14 @@ def _adaptation_table(rows: Sequence[Row]) -> Table | Rows:
         change, bounds = row.get("change"), None
         if row.get("change_low") is not None and row.get("change_high") is not None:
             bounds = (row["change_low"], row["change_high"])
-        verdict = row.get("guard") or ""
-        why = row.get("guard_reasons") or row.get("reason") or ""
+        verdict, misfit = row.get("guard") or "", row.get("misfit")
+        if not verdict or misfit is None:
+            verdict = ": ".join(text for text in (verdict, row.get("guard_reasons") or row.get("reason")) if text)
         cells = [number(row["unadapted"]), number(row.get("value")), difference(change, bounds)]
-        lines.append([row["subject"], row["reading"], row["part"], row["method"], verdict, why, *cells])
-    header = ["model", "answers", "set", "adaptation", "guard", "why", "without", "with", "change"]
-    source = f"{FILE}: columns unadapted, value, change, guard, guard_reasons, what = adaptation, perturbation empty"
-    return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=6)
+        lines.append([row["subject"], row["reading"], row["part"], row["method"], verdict, number(misfit, 1), *cells])
+    header = ["model", "answers", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
+    source = f"{FILE}: columns unadapted, value, change, guard, misfit, what = adaptation, perturbation empty"
+    return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=5)
 
 
 def _guard_table(found: Sequence[Row]) -> Table:

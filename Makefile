@@ -51,7 +51,7 @@ comparison: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/ablations.yaml --record results/ablations.csv
 
 # When could text carry more? A weak VLM, one that knows no grades with reports that do, a student of other
-# pixels, twice the steps, two VLMs. After `make comparison`, which writes the second world and its models.
+# pixels, twice the steps. After `make comparison`, which writes the second world and its models.
 question: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	test -d outputs/weak/backbone || $(BIN)/python scripts/make_embedded_weights.py --vlm-tiles 3000 --vlm-epochs 3 \
@@ -62,7 +62,6 @@ question: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/knowing_reports.yaml --record results/knowing_reports.csv
 	$(BIN)/python scripts/compare.py --config configs/other_views.yaml --record results/other_views.csv
 	$(BIN)/python scripts/compare.py --config configs/more_steps.yaml --record results/more_steps.csv
-	$(BIN)/python scripts/compare.py --config configs/two_vlms.yaml --record results/two_vlms.csv
 
 env: $(READY)
 

@@ -239,7 +239,7 @@ def test_a_hub_that_hangs_is_asked_once() -> None:
     hub = Hub(ask=hang, patience=0.05)
     start = time.monotonic()
     assert [hub.access(name) for name in ("a/b", "c/d", "a/b")] == ["unreachable"] * 3
-    assert asked == ["a/b"] and time.monotonic() - start < 5
+    assert asked == ["a/b"] and time.monotonic() - start < 25
 
 
 def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_backbone_without_a_network(
     before = time.monotonic()
     with pytest.raises(ModelError, match="hub cannot be reached"):
         load_backbone(BackboneConfig(name=name))
-    assert time.monotonic() - before < 6
+    assert time.monotonic() - before < 30
     assert "Retry" not in capfd.readouterr().err + caplog.text
     assert constants.HF_HUB_OFFLINE is False
 
@@ -43,7 +43,7 @@ def test_a_vlm_without_a_network() -> None:
     before = time.monotonic()
     with pytest.raises(ModelError, match=r"hub cannot be reached"):
         load_vlm(VLMConfig(name="plip"))
-    assert time.monotonic() - before < 6
+    assert time.monotonic() - before < 30
 
 
 def test_the_question_is_asked_once_and_any_status_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
 def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: str = "") -> None:
     """One line per name through the means over seeds; with up to 7 names a band from the lowest to the highest seed.
 
-    Shares at which a score is not defined for every seed have no point; a line below the axis says how many.
+    An arm that reads no label is a level line. Shares at which a score is not defined for every seed have no point; a
+    line below the axis says how many.
 
     Args:
         series: Scores by share (probes of frozen features, or arms); the same function serves both.
@@ -35,6 +36,12 @@ def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: st
         found = curve_points(points)
         left_out += len({share for share, _ in points}) - len(found)
         colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i // len(_COLOURS) % len(_STYLES)]
+        if any(share == 0 for share, *_ in found):  # reads no label at any share, and 0 has no place on the axis
+            level = mean(m for share, m, _, _ in found if share == 0)
+            axes.axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{name} (no label)")
+            found = [point for point in found if point[0] > 0]
+            if not found:
+                continue
         shares = [100 * share for share, *_ in found]
         axes.plot(
             shares, [m for _, m, _, _ in found], color=colour, linestyle=style, marker="o", markersize=3, label=name
@@ -43,7 +50,7 @@ def label_curves_plot(series: LabelSeries, path: Path, *, metric: str, title: st
             lowest, highest = [low for *_, low, _ in found], [high for *_, high in found]
             axes.fill_between(shares, lowest, highest, color=colour, alpha=0.1)
     axes.set_xscale("log")
-    ticks = sorted({100 * share for points in series.values() for share, _ in points})
+    ticks = sorted({100 * share for points in series.values() for share, _ in points if share > 0})
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
     note = f"\n{left_out} points are not defined (a class without a label)" if left_out else ""

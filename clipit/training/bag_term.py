@@ -94,6 +94,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, here: Processes) -> Tensor:
+        """All processes' values, stacked by rank."""
         ctx.rank = here.rank
         parts = [torch.empty_like(values) for _ in range(here.count)]
         dist.all_gather(parts, values.contiguous())
@@ -101,6 +102,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """This process's share of what all of them derived."""
         whole = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole)
         return whole[ctx.rank], None

@@ -49,14 +49,25 @@ def statistics_of(vectors: Float[np.ndarray, "n d"], whose: str = "target") -> S
         DataError: Fewer than 20 tiles, or a vector is not finite.
     """
     _enough(len(vectors), whose)
+    check_finite(vectors, f"the {whose} tiles")
+    rows = vectors.astype(np.float64)
+    return Statistics(rows.mean(axis=0), rows.std(axis=0), len(rows))
+
+
+def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
+    """Refuse vectors that are no numbers: one of them would spoil every mean.
+
+    Args:
+        vectors: Of some tiles.
+        where: Which tiles they are, for the error.
+
+    Raises:
+        DataError: A vector is not finite.
+    """
     wrong = int((~np.isfinite(vectors).all(axis=1)).sum())
     if wrong:
         what = f"vectors of {wrong} of {len(vectors)} tiles are not finite"
-        raise DataError(
-            explain(what, where=f"the {whose} tiles", fix="look at these images and at the model's weights")
-        )
-    rows = vectors.astype(np.float64)
-    return Statistics(rows.mean(axis=0), rows.std(axis=0), len(rows))
+        raise DataError(explain(what, where=where, fix="look at these images and at the model's weights"))
 
 
 def align_statistics(

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from clipit.errors import DataError, explain
+from clipit.evaluation.adaptation import check_finite
 
 LEAST_MISFIT = 8.0
 """Set on the second synthetic world: of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15 the one with the highest mean
@@ -61,7 +62,7 @@ def reference_of(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray
     """
     from sklearn.covariance import LedoitWolf
 
-    _finite(training, "the training split")
+    check_finite(training, "the training split")
     classes = predicted.argmax(axis=1)
     counts = np.bincount(classes, minlength=predicted.shape[1])
     kept = np.flatnonzero(counts >= FEWEST_OF_A_CLASS)
@@ -109,7 +110,7 @@ def judge(reference: Reference, vectors: Float[np.ndarray, "n d"]) -> Verdict:
     """
     if not len(vectors):
         raise DataError(explain("no tile to judge an adaptation by", where="the target tiles", fix="give some tiles"))
-    _finite(vectors, "the target tiles")
+    check_finite(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ reference.whitening
     shares = _shares(reference, x)
     gap = x.mean(axis=0) - shares @ reference.means
@@ -119,13 +120,6 @@ def judge(reference: Reference, vectors: Float[np.ndarray, "n d"]) -> Verdict:
         return Verdict(True, misfit, ())
     told = f"a mixture of the training classes explains their mean (misfit {misfit:.1f}, at least {LEAST_MISFIT:g})"
     return Verdict(False, misfit, (told,))
-
-
-def _finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(wrong):
-        what = f"vectors of {len(wrong)} of {len(vectors)} tiles are not finite"
-        raise DataError(explain(what, where=where, fix="look at these images and at the model's weights"))
 
 
 def _shares(reference: Reference, x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " c"]:

@@ -32,8 +32,7 @@ _ADAPTED = (
     f"explains (misfit, about 1 where only the mixture is another, at least {LEAST_MISFIT:g}), and refuses where one "
     "does. Its verdict is of the tiles and the space, the same for each adaptation. It does not see pictures that "
     "change the spread alone, and takes a class that training lacks, or one unusual patient, for other pictures. Its "
-    "errors stand in the next "
-    "chapter."
+    "errors stand in the next chapter."
 )
 _GUARD = (
     "A setting is one model (with its seed), one way to answer, and some tiles: a whole set (the test tiles, a shifted "

@@ -93,8 +93,8 @@ def _tuning(config: Config, settings: Sequence[Setting]) -> list[str]:
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
             f"Learning rates, steps and weights per arm: {how}, all within one grid of "
-            f"{len(c.learning_rates)} learning rates x {len(c.steps)} numbers of steps{further}"
-            + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
+            f"{len(c.learning_rates)} learning rates x {len(c.steps)} number{'s' * (len(c.steps) > 1)} of steps"
+            f"{further}" + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
         ]
         if searched:
             counts = _counts({arm: len(trials_of(here, arm)) for arm in searched})

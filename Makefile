@@ -45,7 +45,7 @@ tune: $(READY)
 comparison: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
 	$(BIN)/python scripts/make_world.py --seed 1 --output outputs/worlds/1
-	test -d outputs/world1/models/backbone || $(BIN)/python scripts/make_embedded_weights.py --seed 101 --world-seed 1 \
+	test -d outputs/world1/models/backbone || $(BIN)/python -m tools.embedded.make_weights --seed 101 --world-seed 1 \
 		--output outputs/world1/models
 	$(BIN)/python scripts/compare.py --config configs/synthetic.yaml --record results/synthetic.csv
 	$(BIN)/python scripts/compare.py --config configs/ablations.yaml --record results/ablations.csv
@@ -54,9 +54,9 @@ comparison: $(READY)
 # pixels, twice the steps. After `make comparison`, which writes the second world and its models.
 question: $(READY)
 	$(BIN)/python scripts/make_world.py --seed 0 --output outputs/worlds/0
-	test -d outputs/weak/backbone || $(BIN)/python scripts/make_embedded_weights.py --vlm-tiles 3000 --vlm-epochs 3 \
+	test -d outputs/weak/backbone || $(BIN)/python -m tools.embedded.make_weights --vlm-tiles 3000 --vlm-epochs 3 \
 		--output outputs/weak
-	test -d outputs/coarse/backbone || $(BIN)/python scripts/make_embedded_weights.py --captions coarse \
+	test -d outputs/coarse/backbone || $(BIN)/python -m tools.embedded.make_weights --captions coarse \
 		--output outputs/coarse
 	$(BIN)/python scripts/compare.py --config configs/weak_vlm.yaml --record results/weak_vlm.csv
 	$(BIN)/python scripts/compare.py --config configs/knowing_reports.yaml --record results/knowing_reports.csv
@@ -70,7 +70,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 		{ echo "error: Python 3.11 or later is needed; name it: PYTHON=python3.12 make demo"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
-	$(BIN)/python -m clipit.site_hook
+	$(BIN)/python -m tools.torchvision_hook
 	touch $@
 
 clean:

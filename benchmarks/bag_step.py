@@ -9,7 +9,7 @@ from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
-    from clipit.config import BagsConfig
+    from clipit.config.run import BagsConfig
     from clipit.training.teaching import Bags
 
 _DIM, _CLASSES = 512, 3
@@ -19,8 +19,8 @@ def measure(options: Options) -> list[Figure]:
     """Forward, backward and update of the same student with LoRA; members are read from the stores anew each step."""
     import torch
 
-    from clipit.config import BackboneConfig, BagsConfig, LoraConfig, StudentConfig
-    from clipit.distributed import processes
+    from clipit.config.run import BackboneConfig, BagsConfig, LoraConfig, StudentConfig
+    from clipit.distributed import get_processes
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
 
@@ -28,7 +28,7 @@ def measure(options: Options) -> list[Figure]:
     bags = _bags(options, config)
     size, steps = options.size(32, 4), options.size(3, 1)
     name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
-    device = processes().device
+    device = get_processes().device
     works: dict[str, Work] = {}
     arms: dict[str, tuple[BagsConfig | None, StudentConfig]] = {
         "bags": (config, StudentConfig()),
@@ -60,10 +60,10 @@ def measure(options: Options) -> list[Figure]:
 
 def _bags(options: Options, config: "BagsConfig") -> "Bags":
     """Bags of all tiles of a store, made of artefacts on disk as `make_bags` does."""
-    from clipit.index import build_index
     from clipit.pairing.bags import text_bag
     from clipit.pairing.pairs import pair_tiles
     from clipit.pairing.tile_bags import tile_bags
+    from clipit.stores.index import build_index
     from clipit.training.teaching import Bag, Bags
 
     count = options.size(8_192, 200)
@@ -81,26 +81,26 @@ def _work(student: Any, size: int, steps: int, term: "BagsConfig | None", bags: 
     import numpy as np
     import torch
 
-    from clipit.distributed import processes
+    from clipit.distributed import get_processes
 
-    here = processes()
+    processes = get_processes()
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(size, 3, 224, 224, generator=generator).to(here.device)
-    labels = torch.randint(0, _CLASSES, (size,), generator=generator).to(here.device)
+    pixels = torch.randn(size, 3, 224, 224, generator=generator).to(processes.device)
+    labels = torch.randint(0, _CLASSES, (size,), generator=generator).to(processes.device)
     draws = np.random.default_rng(0)
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def step() -> None:
         """One update."""
-        from clipit.objectives import cross_entropy_sum
         from clipit.training.bag_term import bag_term
+        from clipit.training.losses import cross_entropy_sum
 
         output = student(pixels)
         loss = cross_entropy_sum(output.logits, labels) / size
         if term is not None:
             rows = draws.integers(0, len(bags.texts.members), size=size)
-            loss = loss + term.weight * bag_term(term, bags, student, output.projected, rows, here)
+            loss = loss + term.weight * bag_term(term, bags, student, output.projected, rows, processes)
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -14,15 +14,15 @@ def measure(options: Options) -> list[Figure]:
     import torch
 
     from clipit import load_classifier
-    from clipit.config import BackboneConfig, LoraConfig, StudentConfig
-    from clipit.distributed import processes
+    from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+    from clipit.distributed import get_processes
     from clipit.models.backbones import load_backbone
     from clipit.models.classifier import export_classifier
     from clipit.models.student import build_student
 
     name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
     batch, batches = options.size(32, 4), options.size(4, 1)
-    device = processes().device
+    device = get_processes().device
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=name, pretrained=False))
     heads = StudentConfig(head="linear", projector_layers=1)

@@ -14,7 +14,7 @@ def measure(options: Options) -> list[Figure]:
     """Tiles per second of `embed_tiles` (unzip, decode, normalise, forward, write) as a share of the model's own."""
     import torch
 
-    from clipit.embedding import embed_tiles, unit
+    from clipit.stores.embed import embed_tiles, unit
 
     tiles = make_tiles(options.folder / "tiles", options.size(256, 12))
     vlm = make_vlm(options.folder / "vlm", quick=options.quick)

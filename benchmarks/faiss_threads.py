@@ -16,7 +16,7 @@ _KERNELS = ("Haswell", "SkylakeX")  # of OPENBLAS_CORETYPE; an OpenBLAS that doe
 
 def measure(options: Options) -> list[Figure]:
     """Seconds of one exact faiss search as it is, beside other threads, ways to wait and OpenBLAS kernels."""
-    from clipit.index import has_faiss
+    from clipit.stores.index import has_faiss
 
     if not has_faiss():
         print("faiss_threads: faiss is not installed, nothing to measure")

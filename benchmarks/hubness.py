@@ -16,9 +16,9 @@ from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
-    from clipit.config import PairingConfig
-    from clipit.embedding import Store
-    from clipit.index import Index
+    from clipit.config.run import PairingConfig
+    from clipit.stores.embed import Store
+    from clipit.stores.index import Index
 
 _DIM, _K, _BLOCK = 512, 5, 4096
 _GOAL = 1.0  # of two plain searches
@@ -40,8 +40,8 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
         n_snippets: Snippets.
         with_sinkhorn: Also Sinkhorn, once, with its ten rounds and no goal.
     """
-    from clipit.config import PairingConfig
-    from clipit.index import build_index
+    from clipit.config.run import PairingConfig
+    from clipit.stores.index import build_index
 
     texts = make_store(options.folder, "text_store", n_snippets, _DIM, seed=0)
     tiles = make_store(options.folder, "tile_store", n_tiles, _DIM, seed=1)
@@ -79,8 +79,8 @@ def large_size() -> str:
 
 
 def _plain(index: "Index", tiles: "Store") -> None:
-    from clipit.embedding import centred
-    from clipit.pairing.search import search
+    from clipit.pairing.nearest import search
+    from clipit.stores.embed import centred
 
     mean = tiles.mean()
     for start in range(0, len(tiles.ids), _BLOCK):
@@ -91,8 +91,8 @@ def _plain(index: "Index", tiles: "Store") -> None:
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
     def work() -> None:
         """Biases of all snippets, then the search with them."""
-        from clipit.embedding import centred
         from clipit.pairing.selection import find, prepare
+        from clipit.stores.embed import centred
 
         mean = tiles.mean()
         ready = prepare(index, tiles, rules, block=_BLOCK, shown=False)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from clipit.embedding import Store
     from clipit.models.vlm import VLM
+    from clipit.stores.embed import Store
     from clipit.tiles.tileset import TileSet
 
 SIZE = 224
@@ -23,7 +23,7 @@ def make_tiles(folder: Path, count: int) -> "TileSet":
     """
     from PIL import Image
 
-    from clipit.config import LabelsConfig, TilesConfig
+    from clipit.config.run import LabelsConfig, TilesConfig
     from clipit.tiles.load import load_tiles
 
     rng = np.random.default_rng(0)
@@ -53,8 +53,8 @@ def make_vlm(folder: Path, *, quick: bool) -> "VLM":
     from open_clip.push_to_hf_hub import save_config_for_hf
     from safetensors.torch import save_file
 
-    from clipit.config import VLMConfig
-    from clipit.distributed import processes
+    from clipit.config.run import VLMConfig
+    from clipit.distributed import get_processes
     from clipit.models.vlm import load_vlm
 
     width, layers = (192, 2) if quick else (384, 12)
@@ -71,7 +71,7 @@ def make_vlm(folder: Path, *, quick: bool) -> "VLM":
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
     save_config_for_hf(model, folder / "open_clip_config.json", config)
-    return load_vlm(VLMConfig(name=str(folder)), processes().device)
+    return load_vlm(VLMConfig(name=str(folder)), get_processes().device)
 
 
 def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store":
@@ -88,7 +88,7 @@ def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store
     import pyarrow.parquet as pq
 
     from clipit.distributed import build_once
-    from clipit.embedding import SHARD, Store, unit
+    from clipit.stores.embed import SHARD, Store, unit
 
     def make(folder: Path) -> dict[str, Any]:
         for start in range(0, count, SHARD):

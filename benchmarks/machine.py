@@ -17,7 +17,7 @@ def machine() -> dict[str, Any]:
     """Cores, threads, device, package versions, the settings that change speed, and how busy it is just now."""
     import torch
 
-    from clipit.index import has_faiss
+    from clipit.stores.index import has_faiss
 
     cuda = torch.cuda.is_available()
     found: dict[str, Any] = {

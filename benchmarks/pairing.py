@@ -15,7 +15,7 @@ from benchmarks.inputs import make_store
 from clipit.errors import LaunchError, explain
 
 if TYPE_CHECKING:
-    from clipit.embedding import Store
+    from clipit.stores.embed import Store
 
 _DIM, _K = 512, 5
 _MIB = 1024**2
@@ -23,7 +23,7 @@ _MIB = 1024**2
 
 def measure(options: Options) -> list[Figure]:
     """Time beside the faster of two bare products (torch and numpy, float32), and peak memory."""
-    from clipit.index import build_index
+    from clipit.stores.index import build_index
 
     root = options.folder
     texts = make_store(root, "text_store", options.size(100_000, 2_000), _DIM, seed=0)
@@ -35,9 +35,9 @@ def measure(options: Options) -> list[Figure]:
 def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     import torch
 
-    from clipit.embedding import centred
-    from clipit.index import build_index
     from clipit.pairing.pairs import pair_tiles, search
+    from clipit.stores.embed import centred
+    from clipit.stores.index import build_index
 
     index = build_index(options.folder, texts)
     queries = centred(tiles.rows(np.arange(len(tiles.ids))), tiles.mean())

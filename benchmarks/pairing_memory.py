@@ -9,9 +9,9 @@ from pathlib import Path
 def main() -> None:
     """Arguments: output root, text store, tile store, tiles at once, name of a folder for the pairs."""
     from clipit.artifacts import open_artifact
-    from clipit.embedding import Store
-    from clipit.index import build_index
     from clipit.pairing.pairs import pair_tiles
+    from clipit.stores.embed import Store
+    from clipit.stores.index import build_index
 
     root, texts, tiles = (Path(argument) for argument in sys.argv[1:4])
     index = build_index(root, Store(open_artifact(texts, "text_store")))

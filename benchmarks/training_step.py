@@ -10,7 +10,7 @@ from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.inputs import CLASSES, make_tiles
 
 if TYPE_CHECKING:
-    from clipit.config import Config
+    from clipit.config.run import Config
     from clipit.tiles.loading import PixelSource
     from clipit.training.targets import Targets
 
@@ -20,7 +20,7 @@ _ARMS = ("clip_it_all", "image_only")
 
 def measure(options: Options) -> list[Figure]:
     """Seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
-    from clipit.config import BackboneConfig, Config, TilesConfig, TrainingConfig
+    from clipit.config.run import BackboneConfig, Config, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
     from clipit.tiles.loading import PixelSource
     from clipit.training.targets import Targets
@@ -52,7 +52,7 @@ def _work(options: Options, config: "Config", source: "PixelSource", targets: "T
     import torch
     from accelerate import Accelerator
 
-    from clipit.distributed import processes
+    from clipit.distributed import get_processes
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
     from clipit.tiles.augment import tile_keys
@@ -71,7 +71,7 @@ def _work(options: Options, config: "Config", source: "PixelSource", targets: "T
     )
     data = TrainingData(lesson, validation=source, validation_rows=np.empty(0, dtype=np.int64), score=None)
     torch.manual_seed(0)
-    backbone = load_backbone(config.backbone, processes().device)
+    backbone = load_backbone(config.backbone, get_processes().device)
     student = build_student(
         backbone, config.student, config.lora, "lora", n_classes=len(CLASSES), joint_dim=_DIM if text else None
     )
@@ -82,6 +82,6 @@ def _work(options: Options, config: "Config", source: "PixelSource", targets: "T
         folder.mkdir()
         accelerator = Accelerator(mixed_precision=config.training.precision)
         normalise = backbone.preprocess.normalise
-        return seconds(lambda: train(config, student, normalise, data, folder, processes(), accelerator))
+        return seconds(lambda: train(config, student, normalise, data, folder, get_processes(), accelerator))
 
     return work

@@ -8,10 +8,11 @@ that the next attempt can go on from it, and is renamed when it is whole.
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from clipit.errors import ArtifactError, disk_errors, explain
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -99,8 +102,8 @@ def installed(names: Collection[str]) -> dict[str, str]:
 @cache
 def git_commit() -> str:
     """Commit of the checkout this package runs from (`+` if changed since), or an empty string."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    package = Path(__file__).resolve().parent
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -218,15 +221,15 @@ def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock `<path>.lock`; wait, and say so, while another process holds it."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock `<path>.lock`; log once when another process holds it, and wait."""
     with disk_errors(path):
         make_folder(path.parent)
         lock = FileLock(f"{path}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            (waiting or print)(f"waiting: another process is building {path}")
+            logger.info(f"waiting: another process is building {path}")
             lock.acquire()
     try:
         yield

@@ -43,14 +43,14 @@ class Processes:
         """Every count-th item, starting at this process's rank."""
         return items[self.rank :: self.count]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes have come here."""
         if self.count > 1:
             import torch.distributed as dist
 
             dist.barrier()
 
-    def same(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main process's value, in all of them."""
         if self.count == 1:
             return value
@@ -100,7 +100,7 @@ def check_launch(count: int) -> None:
 
 
 @cache
-def processes() -> Processes:
+def get_processes() -> Processes:
     """Join the processes that Accelerate or torchrun started (one when nobody did).
 
     Raises:
@@ -143,8 +143,6 @@ def build_once(
     kind: str,
     inputs: dict[str, Any],
     make: Callable[[Path], dict[str, Any]],
-    *,
-    say: Callable[[str], None] = print,
 ) -> Artifact:
     """The artefact of this kind made from these inputs: opened when it exists, else made by all processes together.
 
@@ -154,26 +152,25 @@ def build_once(
         inputs: All that its content depends on, as JSON; their fingerprint is the second part.
         make: Called in every process with the folder to write to, which may hold what a killed attempt left
             there; returns facts (row counts and the like) for the manifest.
-        say: Takes a line about waiting for another program that builds the same.
     """
-    here = processes()
+    processes = get_processes()
     folder = artifact_folder(root, kind, inputs)
-    if here.same((folder / MANIFEST).is_file()):
+    if processes.broadcast((folder / MANIFEST).is_file()):
         return open_artifact(folder, kind)
-    if not here.main:
-        if here.same(False):  # another program finished it while the main process waited for the lock
+    if not processes.main:
+        if processes.broadcast(False):  # another program finished it while the main process waited for the lock
             return open_artifact(folder, kind)
         make(folder.with_name(folder.name + ".partial"))
-        here.wait()
-        here.wait()
+        processes.barrier()
+        processes.barrier()
         return open_artifact(folder, kind)
-    with locked(folder, waiting=say):
-        if here.same((folder / MANIFEST).is_file()):
+    with locked(folder):
+        if processes.broadcast((folder / MANIFEST).is_file()):
             return open_artifact(folder, kind)
         facts = make(start_partial(folder))
-        here.wait()
+        processes.barrier()
         artifact = finish_partial(folder, kind, inputs, facts)
-    here.wait()
+    processes.barrier()
     return artifact
 
 

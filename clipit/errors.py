@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from clipit.progress import log_to_console
+
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Full, over quota, read-only; a file stands where a folder should be; or too long a name."""
 
@@ -117,7 +119,8 @@ def _why_not_written(error: Exception) -> str | None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Wrap a script: a `ClipitError` ends it with the message alone and exit status 2."""
+    """Wrap a command: print what is logged; a `ClipitError` ends it with the message alone and exit status 2."""
+    log_to_console()
     try:
         with disk_errors("the output folder"):
             yield

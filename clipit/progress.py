@@ -1,8 +1,30 @@
-"""Progress bars for whatever takes more than a few seconds; silent in all processes but the first."""
+"""What a user sees while a command runs: log lines and progress bars, in the main process only."""
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+
+class _Console(logging.Handler):
+    """Prints messages as they are, to the standard output of the moment, with the level before warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", flush=True)
+
+
+def log_to_console() -> None:
+    """Print what the package logs; call it once in a command, before any work.
+
+    Processes that Accelerate or torchrun started beside the main one stay silent.
+    """
+    package = logging.getLogger("clipit")
+    if os.environ.get("RANK", "0") == "0" and not any(isinstance(h, _Console) for h in package.handlers):
+        package.addHandler(_Console())
+        package.setLevel(logging.INFO)
 
 
 class Advance(Protocol):

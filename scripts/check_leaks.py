@@ -1,7 +1,7 @@
 """Find tiles, patients and reports that stand on both sides of a split; exit status 1 when there are any."""
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 PIXELS = {
     "choices": ("off", "exact", "near"),
@@ -14,11 +14,11 @@ def main() -> None:
     """Parse, look, print the table and where the list lies."""
     with user_errors():
         config, options = read_command(__doc__ or "", extra={"--pixels": PIXELS})
-        from clipit.distributed import processes
-        from clipit.experiments.leaks import check_leaks
+        from clipit.distributed import get_processes
+        from clipit.workspace.leak_policy import check_leaks
 
         path, leaking = check_leaks(config, options.pixels)
-        if processes().main:
+        if get_processes().main:
             print(f"\n{leaking} tiles and reports leak: {path} (and .parquet)")
         raise SystemExit(1 if leaking else 0)
 

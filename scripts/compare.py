@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 
 def main() -> None:
@@ -11,14 +11,14 @@ def main() -> None:
     with user_errors():
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
         config, options = read_command(__doc__ or "", extra=option)
-        from clipit.distributed import processes
-        from clipit.experiments.compare import compare, record
-        from clipit.experiments.record import check_record
+        from clipit.comparison.compare import compare, record
+        from clipit.distributed import get_processes
+        from clipit.reporting.csv_record import check_record
 
         if options.record:
             check_record(options.record)
         folder = compare(config)
-        if processes().main:
+        if get_processes().main:
             if options.record:
                 record(folder, options.record)
             print("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """The demo: write the synthetic world, compare arms on it over seeds, show where everything lies."""
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 
 def main() -> None:
@@ -9,8 +9,8 @@ def main() -> None:
     with user_errors():
         extra = {"--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"}}
         config, options = read_command(__doc__ or "", extra=extra)
-        from clipit.experiments.demo import demo, demo_world
-        from clipit.experiments.tuning import tune
+        from clipit.comparison.demo import demo, demo_world
+        from clipit.comparison.tune import tune
 
         if options.tune:
             demo_world(config)

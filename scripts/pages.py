@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 
 def main() -> None:
@@ -18,16 +18,16 @@ def main() -> None:
             "--most": {"type": int, "default": 3000, "help": "tiles on the page of the pairing (default: 3000)"},
         }
         config, options = read_command(__doc__ or "", extra=extra)
-        from clipit.experiments.comparison_again import comparison_again
-        from clipit.experiments.materials import Materials
-        from clipit.experiments.pages import write_pages
+        from clipit.comparison.rebuild import comparison_again
+        from clipit.runs.page import write_pages
         from clipit.training.arms import resolve_arm
+        from clipit.workspace.workspace import Workspace
 
         if options.of == "comparison":
             made = comparison_again(config)
         else:
             config = resolve_arm(config)
-            made = write_pages(config, Materials(config), options.most)
+            made = write_pages(config, Workspace(config), options.most)
         for path in made:
             print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 

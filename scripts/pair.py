@@ -1,7 +1,7 @@
 """Pair every training tile with its nearest snippets, and write a page to look at the pairs."""
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 
 def main() -> None:
@@ -9,21 +9,22 @@ def main() -> None:
     with user_errors():
         options = {"--options": {"action": "store_true", "help": "compare pairing rules side by side; write no pairs"}}
         config, given = read_command(__doc__ or "", extra=options)
-        from clipit.distributed import processes
-        from clipit.experiments.materials import Materials
-        from clipit.experiments.pages import write_pairs_page
+        from clipit.distributed import get_processes
+        from clipit.workspace.pairs_page import write_pairs_page
+        from clipit.workspace.workspace import Workspace
 
-        materials = Materials(config)
+        workspace = Workspace(config)
         if given.options:
-            from clipit.experiments.pairing_options import pairing_options_text
+            from clipit.workspace.pairing_options import pairing_options_text
 
-            materials.say(pairing_options_text(materials))
+            if get_processes().main:
+                print(pairing_options_text(workspace))
             return
-        pairs = materials.pairs
-        if processes().main:
-            print(materials.pairing_text())
+        pairs = workspace.pairs
+        if get_processes().main:
+            print(workspace.pairing_text())
             print(f"pairs: {pairs.artifact.file('pairs.parquet')}")
-            page = write_pairs_page(config, materials)
+            page = write_pairs_page(config, workspace)
             print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.experiments.record import OPTION, check_record, finish_study
-from clipit.settings import read_command
+from clipit.reporting.csv_record import OPTION, check_record, finish_study
 
 
 def lint(arguments: list[str]) -> None:
@@ -19,11 +19,11 @@ def lint(arguments: list[str]) -> None:
 
     classes = count_tokens = budget = None
     if options.config:
-        from clipit.experiments.materials import Materials
+        from clipit.workspace.workspace import Workspace
 
-        materials = Materials(read_command("", ["--config", options.config])[0])
-        classes = materials.some_tiles.classes
-        count_tokens, budget = materials.vlm.count_tokens, materials.vlm.context_length
+        workspace = Workspace(read_command("", ["--config", options.config])[0])
+        classes = workspace.all_tiles.classes
+        count_tokens, budget = workspace.vlm.count_tokens, workspace.vlm.context_length
     errors = 0
     for file in options.files:
         findings = lint_file(file, classes, count_tokens, budget)
@@ -40,10 +40,10 @@ def study(arguments: list[str]) -> None:
     config, options = read_command("Measure how much the way of asking matters.", arguments, extra)
     if options.record:
         check_record(options.record)
-    from clipit.experiments.materials import Materials
-    from clipit.experiments.prompt_study import prompt_study
+    from clipit.studies.prompts.study import prompt_study
+    from clipit.workspace.workspace import Workspace
 
-    finish_study(prompt_study(config, Materials(config), options.run), "prompts", options.record)
+    finish_study(prompt_study(config, Workspace(config), options.run), "prompts", options.record)
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.experiments.record import OPTION, check_record, finish_study
-from clipit.settings import read_command
+from clipit.reporting.csv_record import OPTION, check_record, finish_study
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
         config, options = read_command(__doc__ or "", extra={"--run": run, **OPTION})
         if options.record:
             check_record(options.record)
-        from clipit.experiments.robustness import robustness
+        from clipit.studies.robustness.study import robustness
 
         finish_study(robustness(config, options.run), "robustness", options.record)
 

@@ -23,21 +23,21 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="one trial, its values given as options (wandb's agent)")
     options, rest = parser.parse_known_args()
     with user_errors():
-        from clipit.experiments.sweep_file import options_of, read_sweep
-        from clipit.experiments.sweep_trials import one_trial, trials
+        from clipit.sweeps.file import options_of, read_sweep
+        from clipit.sweeps.trials import one_trial, trials
 
         sweep, given = read_sweep(options.file), options_of(rest)
         if options.trial:
-            from clipit.experiments.run import train_run
+            from clipit.runs.train import train_run
 
             train_run(one_trial(sweep, given).config)
             return
         found = trials(sweep, given, options.count, options.draws_seed)
-        from clipit.distributed import processes
-        from clipit.experiments.sweep import run_sweep
+        from clipit.distributed import get_processes
+        from clipit.sweeps.run import run_sweep
 
         folder = run_sweep(sweep, found, options.launch)
-        if processes().main:
+        if get_processes().main:
             print("\n" + (folder / "sweep.md").read_text(encoding="utf-8"))
             print(f"trials: {folder / 'trials.csv'}\nplot: {folder / 'sweep.png'}")
 

@@ -1,21 +1,21 @@
 """Train one run: build what it lacks, train the student, export the classifier, evaluate."""
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 
 def main() -> None:
     """Parse, run, say where everything lies."""
     with user_errors():
         config, _ = read_command(__doc__ or "")
-        from clipit.distributed import processes
-        from clipit.experiments.finished import read_results
-        from clipit.experiments.run import train_run
+        from clipit.distributed import get_processes
         from clipit.models.bundle import read_spec
         from clipit.reporting.tables import metrics_table
+        from clipit.runs.folder import read_results
+        from clipit.runs.train import train_run
 
         folder = train_run(config)
-        if processes().main:
+        if get_processes().main:
             results = read_results(folder)
             if results["note"]:
                 print(f"\nnote: {results['note']}")

@@ -1,14 +1,14 @@
 """Search learning rates and steps: the same grid for every arm of `comparison`, chosen on validation."""
 
+from clipit.config.load import read_command
 from clipit.errors import user_errors
-from clipit.settings import read_command
 
 
 def main() -> None:
     """Parse, search, print the table and the `arms` block to put into the configuration."""
     with user_errors():
         config, _ = read_command(__doc__ or "")
-        from clipit.experiments.tuning import tune
+        from clipit.comparison.tune import tune
 
         path = tune(config)
         print(f"\nall trials: {path}\nfor the configuration: {path.with_suffix('.yaml')}")

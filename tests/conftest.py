@@ -1,7 +1,7 @@
 """What the tests of several rooms share: a small world with tiny models, and configurations over it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's c
 
 import pytest
 import yaml
-from tiny_models import write_small_world
+from logged_lines import stop_capturing
+from tiny_models import MakeConfig, write_small_world
 
-from clipit.config import Config
-from clipit.settings import merge, nested, validate
+from clipit.config.load import merge, nested, validate
+from clipit.config.run import Config
 
-MakeConfig = Callable[..., Config]
+
+@pytest.fixture(autouse=True)
+def _stop_capturing_log() -> Iterator[None]:
+    yield
+    stop_capturing()
 
 
 @pytest.fixture(scope="session")
@@ -26,11 +31,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def shared_output(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder whose artefacts (stores, index, pairs) are built already."""
-    from clipit.experiments.materials import Materials
+    from clipit.workspace.workspace import Workspace
 
     output = tmp_path_factory.mktemp("output")
-    materials = Materials(validate({**world, "output": output}, "test"), say=lambda line: None)
-    assert materials.pairs.table.num_rows == 72
+    workspace = Workspace(validate({**world, "output": output}, "test"))
+    assert workspace.pairs.table.num_rows == 72
     return output
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipit.distributed import Processes, check_launch, processes, stream_positions
+from clipit.distributed import Processes, check_launch, get_processes, stream_positions
 from clipit.errors import LaunchError
 
 
@@ -45,15 +45,15 @@ def test_one_instead_of_several(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_alone() -> None:
-    here = processes()
-    assert here.main and here.count == 1
-    assert here.gather({"a": 1}) == [{"a": 1}]
-    assert here.same("x") == "x"
-    here.wait()
+    processes = get_processes()
+    assert processes.main and processes.count == 1
+    assert processes.gather({"a": 1}) == [{"a": 1}]
+    assert processes.broadcast("x") == "x"
+    processes.barrier()
 
 
 def test_shares_are_disjoint_and_complete() -> None:
-    device = processes().device
+    device = get_processes().device
     shares = [list(Processes(rank, 3, device).share(range(10))) for rank in range(3)]
     assert sorted(item for share in shares for item in share) == list(range(10))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clipit.config import BackboneConfig, Config, VLMConfig
+from clipit.config.run import BackboneConfig, Config, VLMConfig
 from clipit.doctor import machine, packages
 from clipit.doctor.configs import data_findings, examine, gpu_findings, run_findings
 from clipit.doctor.data import reports_finding, tiles_finding
@@ -74,7 +74,7 @@ def test_python(version: tuple[int, ...], status: str) -> None:
     [
         (0, "0.28.0 True", "", "PASS", "0.28.0"),
         (0, "0.28.0 False", "", "PASS", "site hook"),
-        (1, "", "Traceback\nRuntimeError: operator torchvision::nms does not exist", "FAIL", "clipit.site_hook"),
+        (1, "", "Traceback\nRuntimeError: operator torchvision::nms does not exist", "FAIL", "tools.torchvision_hook"),
         (1, "", "ModuleNotFoundError: No module named 'torchvision'", "FAIL", "belongs to this torch"),
         (1, "", "", "FAIL", "no message"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clipit.config import Config
+from clipit.config.run import Config
 from clipit.doctor.configs import SHIPPED, missing_keys, shipped_configs, survey
 from clipit.doctor.files import file_section
 from clipit.doctor.heads import command_of, head_entry

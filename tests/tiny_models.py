@@ -2,12 +2,17 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+
+from clipit.config.run import Config
+
+MakeConfig = Callable[..., Config]
+"""`configure(**{"lora.rank": 2})`: see conftest.py."""
 
 CLASSES = ("gland", "stroma", "tumour")
 WORDS = [
@@ -130,7 +135,7 @@ def write_store(root: Path, ids: "list[str]", vectors: Any, vlm: str = "encoder-
     import pyarrow.parquet as pq
 
     from clipit.distributed import build_once
-    from clipit.embedding import SHARD, Store
+    from clipit.stores.embed import SHARD, Store
 
     def make(folder: Path) -> dict[str, Any]:
         for number, start in enumerate(range(0, len(ids), SHARD)):

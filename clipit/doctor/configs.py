@@ -9,14 +9,14 @@ import yaml
 from pydantic import ValidationError
 
 from clipit.artifacts import fingerprint
-from clipit.config import Config, TilesConfig
+from clipit.config.load import merge, nested, read_command, read_yaml, validate
+from clipit.config.run import Config, TilesConfig
 from clipit.doctor.data import awaited, prompt_findings, reports_finding, tiles_finding, yet_to_be_written
 from clipit.doctor.findings import Finding, Section, from_error, softened
 from clipit.doctor.heads import command_of, head_entry, writes_its_data
 from clipit.doctor.hub import Hub
 from clipit.doctor.models import backbone_findings, vlm_findings
 from clipit.errors import ClipitError, shortlist
-from clipit.settings import merge, nested, read_command, read_yaml, validate
 
 SHIPPED = Path(__file__).parents[2] / "configs"
 _TO_GIVE = "(to be given)"
@@ -114,9 +114,9 @@ def _cells(config: Config) -> list[Config]:
     """The configuration of each data set and backbone of a comparison; of a run alone, itself."""
     if not config.comparison.data_sets and not config.comparison.backbones:
         return [config]
-    from clipit.experiments.cells import settings_of
+    from clipit.comparison.plan import plan_comparison
 
-    return [setting.config for setting in settings_of(config)]
+    return [setting.config for setting in plan_comparison(config)]
 
 
 def _model_checks(config: Config, hub: Hub) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:

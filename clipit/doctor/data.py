@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.config import Config, TilesConfig
+from clipit.config.run import Config, TilesConfig
 from clipit.doctor.findings import Finding, from_error
 from clipit.errors import ClipitError
 

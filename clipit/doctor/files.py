@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipit.config.load import read_yaml
 from clipit.doctor.configs import awaited_findings, examine, read_with_gaps, run_findings
 from clipit.doctor.findings import Finding, Section, from_error
 from clipit.doctor.heads import command_of, head_entry
 from clipit.doctor.hub import Hub
 from clipit.doctor.machine import gpu_count, launch_finding
 from clipit.errors import ClipitError
-from clipit.settings import read_yaml
 
 _NAMED = re.compile(r"(?<![^\s=])(?:[\w.-]+/)*[\w.-]+\.(?:py|yaml)(?!\S)")
 
@@ -37,8 +37,8 @@ def file_section(path: Path, options: Sequence[str], hub: Hub) -> tuple[Section,
 
 
 def _sweep(path: Path, options: Sequence[str], hub: Hub) -> tuple[Section, Path]:
-    from clipit.experiments.sweep_file import options_of, read_sweep
-    from clipit.experiments.sweep_trials import trials
+    from clipit.sweeps.file import options_of, read_sweep
+    from clipit.sweeps.trials import trials
 
     try:
         sweep = read_sweep(path)

@@ -47,7 +47,7 @@ def torchvision_finding() -> Finding:
     if done.returncode:
         error = (done.stderr.strip().splitlines() or ["no message"])[-1]
         mixed = "torchvision::nms" in error
-        fix = "python -m clipit.site_hook" if mixed else "install the torchvision that belongs to this torch"
+        fix = "python -m tools.torchvision_hook" if mixed else "install the torchvision that belongs to this torch"
         return Finding("FAIL", "torchvision", f"cannot be imported: {error}", fix)
     version, _, whole = done.stdout.strip().rpartition(" ")
     if whole == "True":
@@ -131,7 +131,9 @@ def accelerate_findings() -> list[Finding]:
     try:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
-        return [Finding("FAIL", "accelerate", f"cannot be imported: {error}", "make env; python -m clipit.site_hook")]
+        return [
+            Finding("FAIL", "accelerate", f"cannot be imported: {error}", "make env; python -m tools.torchvision_hook")
+        ]
     gpus = gpu_count()
     path = Path(default_config_file)
     if not path.is_file():

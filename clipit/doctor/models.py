@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipit.config import BackboneConfig, Config, VLMConfig
+from clipit.config.run import BackboneConfig, Config, VLMConfig
 from clipit.doctor.findings import Finding, from_error
 from clipit.doctor.hub import Hub, in_cache
 from clipit.doctor.model_files import lacks_files

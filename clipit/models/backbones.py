@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipit.config import BackboneConfig
+from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, explain
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.loading import expected_mpp, read_json, weights_fingerprint

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.config import StudentConfig, VLMConfig
+from clipit.config.run import StudentConfig, VLMConfig
 from clipit.errors import DataError, ModelError, explain
 from clipit.models.bundle import HEADS, ZERO_SHOT, ClassifierSpec, read_spec
 from clipit.models.loading import foreign_errors

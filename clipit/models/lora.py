@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipit.config import LoraConfig
+from clipit.config.run import LoraConfig
 from clipit.errors import ModelError, explain, shortlist
 from clipit.models.loading import foreign_errors
 

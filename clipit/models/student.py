@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clipit.config import LoraConfig, StudentConfig
+from clipit.config.run import LoraConfig, StudentConfig
 from clipit.errors import ModelError, explain
 from clipit.models.backbones import Backbone
 from clipit.models.lora import add_lora

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from clipit.config import BackboneConfig
+from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, explain
 from clipit.models.loading import EMBEDDED, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_timm

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clipit.artifacts import write_json
-from clipit.config import BackboneConfig
+from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError, explain, shortlist
 from clipit.models.loading import foreign_errors, read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, UInt8
 
-from clipit.config import VLMConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import ModelError, explain, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_vlm import has_quick_gelu

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config import VLMConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError, explain
 from clipit.models.loading import EMBEDDED, read_json
 from clipit.models.specs import ModelSpec, similar_names

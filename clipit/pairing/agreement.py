@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Float32, Int
 
-from clipit.index import Index
+from clipit.stores.index import Index
 
 
 def agreement(

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
-from clipit.embedding import Store
 from clipit.errors import ConfigError, explain
+from clipit.pairing.nearest import best_first
 from clipit.pairing.pairs import Pairs
-from clipit.pairing.search import best_first
+from clipit.stores.embed import Store
 
 
 @dataclass(frozen=True)

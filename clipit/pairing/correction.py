@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from clipit.config import PairingConfig
-from clipit.distributed import processes
-from clipit.embedding import Store, centred
-from clipit.pairing.search import CHUNK, DECIMALS, product
+from clipit.config.run import PairingConfig
+from clipit.distributed import get_processes
+from clipit.pairing.nearest import CHUNK, DECIMALS, product
+from clipit.stores.embed import Store, centred
 
 if TYPE_CHECKING:
     from clipit.progress import Advance
@@ -110,18 +110,18 @@ def sinkhorn_biases(
     """
     size = max(1, min(tiles.size, _WHOLE_ROWS // max(len(snippets), 1)))
     blocks = TileBlocks(tiles.store, tiles.mean, size)
-    here, n = processes(), len(tiles.store.ids)
+    processes, n = get_processes(), len(tiles.store.ids)
     biases: Float64[np.ndarray, "s"] = np.zeros(len(snippets))
     buffer = torch.empty(size * len(snippets), device=snippets.device)
     for _ in range(iterations):
         taken = torch.from_numpy(biases.astype(np.float32)).to(snippets.device)
         mass = torch.full((len(snippets),), -torch.inf, dtype=torch.float64, device=snippets.device)
-        for start in here.share(range(0, n, size)):
+        for start in processes.share(range(0, n, size)):
             block = torch.from_numpy(blocks.vectors(start)).to(snippets.device)
             logits = product(block, snippets, buffer).sub_(taken).div_(temperature)
             logits -= logits.logsumexp(dim=1, keepdim=True)
             mass = torch.logaddexp(mass, logits.logsumexp(dim=0).double())
-            advance(len(block) * here.count)
+            advance(len(block) * processes.count)
         excess = _log_total(mass) - np.log(n / len(snippets))
         biases = (biases + temperature * excess).round(DECIMALS)
     return biases
@@ -140,7 +140,7 @@ def nearest_tiles(
         best[part] = torch.cat([best[part], top], dim=1).topk(count, dim=1).values
 
     _over_tiles(snippets, tiles, fold, advance)
-    gathered = processes().gather(best.cpu().numpy())
+    gathered = get_processes().gather(best.cpu().numpy())
     every = np.concatenate(gathered, axis=1)
     return np.asarray(-np.sort(-every, axis=1)[:, :count], dtype=np.float32)
 
@@ -152,16 +152,16 @@ def _over_tiles(
     advance: "Advance",
 ) -> None:
     """Call `fold` with cosines of some snippets and a block of this process's tiles (it may overwrite them)."""
-    here = processes()
+    processes = get_processes()
     buffer = torch.empty(min(tiles.size, len(tiles.store.ids)) * CHUNK, device=snippets.device)
-    for start in here.share(range(0, len(tiles.store.ids), tiles.size)):
+    for start in processes.share(range(0, len(tiles.store.ids), tiles.size)):
         block = torch.from_numpy(tiles.vectors(start)).to(snippets.device)
         for first in range(0, len(snippets), CHUNK):
             part = slice(first, first + CHUNK)
             fold(part, product(snippets[part], block, buffer))
-        advance(len(block) * here.count)
+        advance(len(block) * processes.count)
 
 
 def _log_total(own: Float[Tensor, "s"]) -> Float64[np.ndarray, "s"]:
     """Logarithm of the sum over processes, given each one's logarithm."""
-    return np.asarray(np.logaddexp.reduce(processes().gather(own.cpu().numpy()), axis=0), dtype=np.float64)
+    return np.asarray(np.logaddexp.reduce(get_processes().gather(own.cpu().numpy()), axis=0), dtype=np.float64)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8, UInt64
 
-from clipit.config import LeaksConfig
+from clipit.config.run import LeaksConfig
 from clipit.pairing.hamming import near_hashes
 from clipit.reports.readers import Report
 from clipit.tiles.patients import patient, patient_in, patients
@@ -70,8 +70,8 @@ def group_leaks(tiles: TileSet) -> list[Leak]:
     last: dict[str, tuple[int, str]] = {}  # patient -> its latest split and the lowest id in it
     ranks = _split_ranks(tiles)
     for row in np.flatnonzero(groups != "").tolist():
-        name, here = str(groups[row]), (-int(ranks[row]), str(tiles.ids[row]))
-        last[name] = min(last.get(name, here), here)
+        name, rank = str(groups[row]), (-int(ranks[row]), str(tiles.ids[row]))
+        last[name] = min(last.get(name, rank), rank)
     found = [
         Leak("group", str(tiles.ids[row]), str(tiles.splits[row]), last[name][1], SPLITS[-last[name][0]], name)
         for row, name in enumerate(groups.tolist())

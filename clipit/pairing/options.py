@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64
 
-from clipit.config import PairingConfig
-from clipit.distributed import processes
-from clipit.embedding import Store, centred
+from clipit.config.run import PairingConfig
+from clipit.distributed import get_processes
 from clipit.errors import printable
-from clipit.index import Index
 from clipit.pairing.agreement import agreement
+from clipit.pairing.nearest import check_finite
 from clipit.pairing.pair_tables import judged_table, kept_pairs
 from clipit.pairing.pairs import check_same_encoder
-from clipit.pairing.search import check_finite
 from clipit.pairing.selection import Selection, find, prepare
 from clipit.pairing.sources import sole_groups
 from clipit.pairing.summary import summarise
+from clipit.stores.embed import Store, centred
+from clipit.stores.index import Index
 
 CORRECTIONS = ("none", "csls", "inverted_softmax", "sinkhorn")
 _MOST_ORGANS = 4
@@ -169,33 +169,33 @@ def options_text(options: Sequence[Option]) -> str:
 
 def _tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
     """The judged candidates of all tiles under several rules that share correction and k, in all processes."""
-    here, rules = processes(), prepared.rules
+    processes, rules = get_processes(), prepared.rules
     mean = tiles.mean() if prepared.index.mean is not None else None
     selections = [replace(prepared, rules=v, mutual=prepared.mutual if v.mutual else None) for v in variants]
     own: dict[int, list[pa.Table]] = {}
-    for start in here.share(range(0, len(tiles.ids), rules.block)):
+    for start in processes.share(range(0, len(tiles.ids), rules.block)):
         rows = np.arange(start, min(start + rules.block, len(tiles.ids)))
         candidates = find(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k)
         own[start] = [judged_table(tiles.ids[rows], selection, candidates) for selection in selections]
     merged: dict[int, list[pa.Table]] = {}
-    for part in here.gather(own):
+    for part in processes.gather(own):
         merged |= part
     return [pa.concat_tables([merged[start][i] for start in sorted(merged)]) for i in range(len(variants))]
 
 
 def _best(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
     """Cosine of each tile's best snippet, and what that exceeds the (k+1)-th by in the score that ranks."""
-    here, rules = processes(), prepared.rules
+    processes, rules = get_processes(), prepared.rules
     mean = tiles.mean() if prepared.index.mean is not None else None
     own: dict[int, np.ndarray] = {}
-    for start in here.share(range(0, len(tiles.ids), rules.block)):
+    for start in processes.share(range(0, len(tiles.ids), rules.block)):
         rows = np.arange(start, min(start + rules.block, len(tiles.ids)))
         candidates = find(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k)
         some = np.isfinite(candidates.ranking[:, 0])
         gaps = candidates.ranking[some, 0] - candidates.ranking[some, -1]  # infinite, if there is no (k+1)-th
         own[start] = np.stack([candidates.cosines[some, 0].astype(np.float64), gaps])
     merged: dict[int, np.ndarray] = {}
-    for part in here.gather(own):
+    for part in processes.gather(own):
         merged |= part
     return np.concatenate([np.empty((2, 0)), *(merged[start] for start in sorted(merged))], axis=1)
 

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
-from clipit.config import PairingConfig
-from clipit.distributed import build_once, processes
-from clipit.embedding import Store, centred
+from clipit.config.run import PairingConfig
+from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, explain
-from clipit.index import Index
+from clipit.pairing.nearest import check_finite, search
 from clipit.pairing.pair_tables import judged_table, kept_pairs, pair_table
-from clipit.pairing.search import check_finite, search
 from clipit.pairing.selection import check_some_left, find, prepare, rule_inputs
 from clipit.pairing.summary import summarise
 from clipit.progress import progress
+from clipit.stores.embed import Store, centred
+from clipit.stores.index import Index
 
 __all__ = ["Pairs", "check_same_encoder", "pair_tiles", "search"]
 
@@ -118,14 +118,14 @@ def pair_tiles(
 
     def make(folder: Path) -> dict[str, Any]:
         """Search block by block, each process its share; the main one joins the parts."""
-        here = processes()
+        processes = get_processes()
         check_finite(tiles, "tiles")
         check_finite(index.store, "snippets")
         mean = tiles.mean() if index.mean is not None else None
-        chosen = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=here.main)
+        chosen = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
         starts = range(0, len(tiles.ids), block)
-        with progress("pairing tiles", len(tiles.ids), shown=here.main) as advance:
-            for start in here.share(starts):
+        with progress("pairing tiles", len(tiles.ids), shown=processes.main) as advance:
+            for start in processes.share(starts):
                 rows = np.arange(start, min(start + block, len(tiles.ids)))
                 part = folder / f".part-{start:09d}-{block}.parquet"
                 if not part.is_file():
@@ -137,15 +137,15 @@ def pair_tiles(
                         table = pair_table(tiles.ids[rows], index.ids, found, scores)
                     with whole_file(part) as temporary:
                         pq.write_table(table, temporary)
-                advance(len(rows) * here.count)
-        here.wait()
+                advance(len(rows) * processes.count)
+        processes.barrier()
         table = pa.concat_tables([pq.read_table(folder / f".part-{start:09d}-{block}.parquet") for start in starts])
         dropped: dict[str, int] = {}
         if ruled:
             check_some_left(table, rules)
             table, dropped = kept_pairs(table)
-        here.wait()
-        if not here.main:
+        processes.barrier()
+        if not processes.main:
             return {}
         with whole_file(folder / "pairs.parquet") as temporary:
             pq.write_table(table, temporary)

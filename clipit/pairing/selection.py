@@ -9,14 +9,14 @@ import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float32, Float64, Int, Int8
 
-from clipit.config import PairingConfig
-from clipit.embedding import Store
+from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError, explain
-from clipit.index import Index
 from clipit.pairing.correction import TileBlocks, nearest_tiles, snippet_biases
-from clipit.pairing.search import SPARE, Keys, best_first, cosines, index_matrix, nearest, search
+from clipit.pairing.nearest import SPARE, Keys, best_first, cosines, index_matrix, nearest, search
 from clipit.pairing.sources import allowed_snippets, owners, sole_groups
 from clipit.progress import progress
+from clipit.stores.embed import Store
+from clipit.stores.index import Index
 
 REASONS = ("kept", "threshold", "margin", "mutual")
 """What became of a candidate pair, by number; the first reason that applies."""

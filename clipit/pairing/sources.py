@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from clipit.embedding import Store
 from clipit.errors import DataError, explain, shortlist
-from clipit.index import Index
+from clipit.stores.embed import Store
+from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:

@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Bool, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
-from clipit.distributed import build_once, processes
-from clipit.embedding import Store, centred
+from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, explain
-from clipit.index import Index
 from clipit.pairing.bags import side_by_side
+from clipit.pairing.nearest import SPARE, Keys, best_first, check_finite, cosines, nearest
 from clipit.pairing.pairs import Pairs
-from clipit.pairing.search import SPARE, Keys, best_first, check_finite, cosines, nearest
 from clipit.progress import progress
+from clipit.stores.embed import Store, centred
+from clipit.stores.index import Index
 
 KINDS = ("image", "text")
 """Found by the tile's own embedding, or by that of its first snippet."""
@@ -114,14 +114,14 @@ def tile_bags(
 
     def make(folder: Path) -> dict[str, Any]:
         """Search block by block, each process its share; the main one joins the parts."""
-        here = processes()
+        processes = get_processes()
         check_finite(tiles, "tiles")
         by_id = np.argsort(tiles.ids, kind="stable")
         keys, own = _tile_keys(tiles, mean, groups, by_id)
         first = None if pairs is None or index is None else first_snippets(tiles.ids, pairs, index)
         starts = range(0, len(tiles.ids), block)
-        with progress("making tile bags", len(tiles.ids), shown=here.main) as advance:
-            for start in here.share(starts):
+        with progress("making tile bags", len(tiles.ids), shown=processes.main) as advance:
+            for start in processes.share(starts):
                 rows = np.arange(start, min(start + block, len(tiles.ids)))
                 part = folder / f".part-{start:09d}-{block}.parquet"
                 if not part.is_file():
@@ -134,9 +134,9 @@ def tile_bags(
                         found.append((members, scores, far))
                     with whole_file(part) as temporary:
                         pq.write_table(_bag_table(tiles.ids[rows], tiles.ids[by_id], found), temporary)
-                advance(len(rows) * here.count)
-        here.wait()
-        if not here.main:
+                advance(len(rows) * processes.count)
+        processes.barrier()
+        if not processes.main:
             return {}
         parts = [folder / f".part-{start:09d}-{block}.parquet" for start in starts]
         table = pa.concat_tables([pq.read_table(part) for part in parts])
@@ -192,7 +192,7 @@ def _tile_keys(
     owner = [f"group {name}" if name else f"tile {tile}" for name, tile in zip(names, tiles.ids.tolist(), strict=True)]
     own = np.unique(np.asarray(owner, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
     vectors = np.concatenate([centred(block, mean) for _, block in tiles.blocks()])
-    matrix = torch.from_numpy(vectors[by_id]).to(processes().device)
+    matrix = torch.from_numpy(vectors[by_id]).to(get_processes().device)
     return Keys(matrix, np.zeros(n), own[by_id]), own
 
 

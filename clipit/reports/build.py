@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError, explain
 from clipit.reports.account import Account, Dropped, token_histogram
 from clipit.reports.filters import (

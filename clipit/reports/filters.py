@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.reports.headings import SECTIONS
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, explain
 from clipit.reports.rows import Row, check_columns, needed_columns, table_row
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.reports.hub import is_dataset_folder, read_huggingface
 from clipit.reports.rows import Row

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, explain
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, explain
 from clipit.reports.rows import Row, check_columns, needed_columns, table_row
 from clipit.reports.textfiles import codec, decoding

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from pydantic import Field, model_validator
 
 from clipit.artifacts import whole_file, write_json
-from clipit.config import Section
+from clipit.config.run import Section
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.cases import CaseReport, draw_cases, draw_other_organ
 from clipit.synthetic.corpus import SyntheticReport, draw_reports

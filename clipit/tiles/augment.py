@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8, UInt64
 from torch import Tensor
 
-from clipit.config import AugmentationConfig
+from clipit.config.run import AugmentationConfig
 from clipit.errors import DataError, explain
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

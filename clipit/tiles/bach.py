@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
 from clipit.tiles.folders import image_files
 from clipit.tiles.images import decode

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
 from clipit.tiles.datasets import Count, DataSet
 from clipit.tiles.source import Published, SourceTiles

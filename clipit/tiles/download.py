@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from clipit.artifacts import locked, write_json
 from clipit.errors import DataError, explain
 from clipit.tiles.datasets import DATASETS, DataSet, Remote
-from clipit.tiles.fetch import Say, fetch
+from clipit.tiles.fetch import fetch
 from clipit.tiles.unpack import unpack
+
+logger = logging.getLogger(__name__)
 
 
 def terms(name: str) -> str:
@@ -21,21 +24,20 @@ def terms(name: str) -> str:
     return "\n".join([*lines, f"  data card: data_cards/{row.card}.md"])
 
 
-def download(name: str, folder: Path, *, accept: Callable[[], bool], say: Say = print) -> Path:
+def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
     """Download, verify and unpack a data set; what is there already is verified and left as it is. Gives `tiles.path`.
 
     Args:
         name: A key of `DATASETS`.
         folder: Where it goes; made if needed.
         accept: Asks whether the licence is accepted, after the terms were said.
-        say: Takes lines for people.
 
     Raises:
         DataError: It has no direct download, the licence is not accepted, or a file cannot be got or is damaged.
         ArtifactError: The disk is full or may not be written.
     """
     row = DATASETS[name]
-    say(terms(name))
+    logger.info(terms(name))
     if not row.files:
         raise DataError(
             explain(
@@ -48,21 +50,21 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool], say: Say = 
         raise DataError(
             explain("the licence was not accepted: nothing was downloaded", fix="answer yes, or give --accept-licence")
         )
-    with locked(folder / f".{name}", waiting=say):
-        _get(row, folder, say)
-    say(f"{row.title} is in {folder}: tiles.source {name}, tiles.path {folder}")
+    with locked(folder / f".{name}"):
+        _get(row, folder)
+    logger.info(f"{row.title} is in {folder}: tiles.source {name}, tiles.path {folder}")
     return folder
 
 
-def _get(row: DataSet, folder: Path, say: Say) -> None:
+def _get(row: DataSet, folder: Path) -> None:
     for remote in row.files:
         place = folder / remote.makes
         if place.exists():
-            say(f"{remote.makes}: {_standing(place, remote, row.page)}")
+            logger.info(f"{remote.makes}: {_standing(place, remote, row.page)}")
             continue
-        say(f"{remote.name}: downloading")
-        archive = fetch(remote.url, folder / remote.name, remote.md5, page=row.page, say=say)
-        say(f"{remote.name}: checksum right, unpacking")
+        logger.info(f"{remote.name}: downloading")
+        archive = fetch(remote.url, folder / remote.name, remote.md5, page=row.page)
+        logger.info(f"{remote.name}: checksum right, unpacking")
         unpack(archive, remote.makes)
         if place.is_dir():
             write_json(_stamp(place), {"archive": remote.name, "md5": remote.md5, **_content(place)})

@@ -2,23 +2,22 @@
 
 import hashlib
 import http.client
+import logging
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from clipit.errors import DataError, disk_errors, explain
 
+logger = logging.getLogger(__name__)
+
 _BLOCK = 2**20
 _TIMEOUT_S = 60.0
 _RETRY = "start the same command again: it goes on where it stopped"
 
-Say = Callable[[str], None]
-"""Takes a line for people."""
 
-
-def fetch(url: str, target: Path, md5: str, *, page: str, say: Say = print) -> Path:
+def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
     """Download a file to `target`; until it is whole and verified it is called `<target>.partial`.
 
     A file whose checksum is wrong is kept aside as `<target>.bad`, and not used.
@@ -28,7 +27,6 @@ def fetch(url: str, target: Path, md5: str, *, page: str, say: Say = print) -> P
         target: Where it goes; when it is there already it is verified only.
         md5: Published checksum of its bytes, in hexadecimal digits.
         page: Page of the data set, for messages.
-        say: Takes the progress.
 
     Raises:
         DataError: No network, the server refuses or breaks off, or the checksum is wrong.
@@ -41,7 +39,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str, say: Say = print) -> P
             return target
         partial = target.with_name(target.name + ".partial")
         try:
-            _load(url, partial, say)
+            _load(url, partial)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise DataError(
                 explain(
@@ -55,7 +53,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str, say: Say = print) -> P
     return target
 
 
-def _load(url: str, partial: Path, say: Say) -> None:
+def _load(url: str, partial: Path) -> None:
     """Append what is missing to the partial file."""
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "clipit"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -66,33 +64,33 @@ def _load(url: str, partial: Path, say: Say) -> None:
         if error.code == 416 and start:  # nothing is left to send: whole already, or not the same file any more
             if error.headers.get("Content-Range", "") != f"bytes */{start}":
                 partial.unlink()
-                _load(url, partial, say)
+                _load(url, partial)
             return
         raise
     with answer:
         goes_on = answer.status == 206 and str(answer.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
         if start and not goes_on:
-            say("the server does not go on where it stopped: from the start")
+            logger.info("the server does not go on where it stopped: from the start")
             start = 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length else None
         with partial.open("ab" if start else "wb") as stream:
-            got = start + _copy(answer, stream, start, total, say)
+            got = start + _copy(answer, stream, start, total)
     if total is not None and got < total:
         raise ConnectionError(f"the connection broke off after {got} of {total} bytes")
 
 
-def _copy(answer: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None, say: Say) -> int:
+def _copy(answer: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
     """Copy the answer, saying every tenth of the whole; gives the number of bytes."""
     done, said = start, start * 10 // total if total else 0
     if start:
-        say(f"going on at {start / 2**20:.1f} MiB")
+        logger.info(f"going on at {start / 2**20:.1f} MiB")
     while block := answer.read(_BLOCK):
         stream.write(block)
         done += len(block)
         if total and done * 10 // total > said:
             said = done * 10 // total
-            say(f"{done / 2**20:.1f} of {total / 2**20:.1f} MiB")
+            logger.info(f"{done / 2**20:.1f} of {total / 2**20:.1f} MiB")
     return done - start
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.images import is_image
 from clipit.tiles.readers import FileReader, file_stamp

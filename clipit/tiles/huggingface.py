@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.images import decode
 from clipit.tiles.source import ALIASES, SourceTiles

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.config import LabelsConfig
+from clipit.config.run import LabelsConfig
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.tiles.hashing import shuffled
 from clipit.tiles.tileset import TileSet

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.tiles.bach import read_bach
 from clipit.tiles.datasets import DATASETS

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.counts import check_counts
 from clipit.tiles.datasets import DATASETS, DataSet

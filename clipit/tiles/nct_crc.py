@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
 from clipit.tiles.folders import image_files, subfolders
 from clipit.tiles.readers import FileReader, file_stamp

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, explain
 from clipit.tiles.handles import LazyHandle
 from clipit.tiles.readers import file_stamp

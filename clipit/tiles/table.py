@@ -4,7 +4,7 @@ import posixpath
 from collections import Counter
 from pathlib import Path
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.tiles.readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.tiles.source import SourceTiles

@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, explain
 from clipit.table_header import check_names, delimiter_hint
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clipit.config import Config
+from clipit.config.load import merge, nested, validate, without
+from clipit.config.run import Config
 from clipit.errors import ConfigError, explain
-from clipit.settings import merge, nested, validate, without
 
 _IMAGE_ONLY = {
     "student.head": "linear",
@@ -133,3 +133,8 @@ def resolve_arm(config: Config) -> Config:
         return config
     keys = without(nested(arm_keys(config.arm, config.arms)), config.overrides)
     return validate(merge(config.model_dump(), keys), f"arm {config.arm}")
+
+
+def second_teacher(config: Config) -> Config:
+    """The same configuration with the second VLM in the place of the first."""
+    return config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None})

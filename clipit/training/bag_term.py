@@ -9,10 +9,10 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipit.config import BagsConfig
+from clipit.config.run import BagsConfig
 from clipit.distributed import Processes
 from clipit.models.student import Student
-from clipit.objectives import many_to_many_sum
+from clipit.training.losses import many_to_many_sum
 from clipit.training.teaching import COLDEST, Bags
 
 
@@ -22,7 +22,7 @@ def bag_term(
     student: torch.nn.Module,
     projected: Float[Tensor, "b dim"],
     everything: Int[np.ndarray, "_"],
-    here: Processes,
+    processes: Processes,
 ) -> Float[Tensor, ""]:
     """This process's share of the mean over all bags of the batch; every bag is contrasted with all of them.
 
@@ -34,17 +34,17 @@ def bag_term(
         student: Holds the temperature when that is learnt.
         projected: The student's projections of this process's tiles.
         everything: Rows of the whole batch, of which this process has every n-th.
-        here: The processes.
+        processes: The processes.
     """
-    parts = [everything[rank :: here.count] for rank in range(here.count)]
-    whole, start = np.concatenate(parts), sum(len(part) for part in parts[: here.rank])
-    texts, text_mask = (torch.from_numpy(values).to(here.device) for values in bags.text_members(whole))
-    images = gathered(projected, [len(part) for part in parts], here)[:, None]
-    image_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=here.device)
+    parts = [everything[rank :: processes.count] for rank in range(processes.count)]
+    whole, start = np.concatenate(parts), sum(len(part) for part in parts[: processes.rank])
+    texts, text_mask = (torch.from_numpy(values).to(processes.device) for values in bags.text_members(whole))
+    images = gathered(projected, [len(part) for part in parts], processes)[:, None]
+    image_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=processes.device)
     if bags.tiles is not None:
         vectors, mask = bags.tiles.vectors(whole)
-        images = torch.cat([images, torch.from_numpy(vectors).to(here.device)], dim=1)
-        image_mask = torch.cat([image_mask, torch.from_numpy(mask).to(here.device)], dim=1)
+        images = torch.cat([images, torch.from_numpy(vectors).to(processes.device)], dim=1)
+        image_mask = torch.cat([image_mask, torch.from_numpy(mask).to(processes.device)], dim=1)
     own = slice(start, start + len(projected))
     weights = bags.text_weights(whole)
     total, _ = many_to_many_sum(
@@ -54,8 +54,10 @@ def bag_term(
         text_mask,
         _temperature(config, student),
         own,
-        same=None if config.shared_negatives else torch.from_numpy(share_text(bags.text_ids(whole))).to(here.device),
-        text_weights=None if weights is None else torch.from_numpy(weights).to(here.device),
+        same=None
+        if config.shared_negatives
+        else torch.from_numpy(share_text(bags.text_ids(whole))).to(processes.device),
+        text_weights=None if weights is None else torch.from_numpy(weights).to(processes.device),
     )
     return total / max(int(text_mask.any(dim=1).sum()), 1)
 
@@ -75,13 +77,13 @@ def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
     return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)
 
 
-def gathered(values: Float[Tensor, "b dim"], sizes: list[int], here: Processes) -> Float[Tensor, "all dim"]:
+def gathered(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:
     """All processes' rows in the order of the ranks; the gradient of every process reaches the rows' owner."""
-    if here.count == 1:
+    if processes.count == 1:
         return values
     most = max(sizes)
     padded = torch.cat([values, values.new_zeros(most - len(values), values.shape[1])])  # ranks may differ by one row
-    parts: Tensor = _Gather.apply(padded, here)  # type: ignore[no-untyped-call]
+    parts: Tensor = _Gather.apply(padded, processes)  # type: ignore[no-untyped-call]
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
@@ -93,10 +95,10 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, here: Processes) -> Tensor:
+    def forward(ctx: Any, values: Tensor, processes: Processes) -> Tensor:
         """All processes' values, stacked by rank."""
-        ctx.rank = here.rank
-        parts = [torch.empty_like(values) for _ in range(here.count)]
+        ctx.rank = processes.rank
+        parts = [torch.empty_like(values) for _ in range(processes.count)]
         dist.all_gather(parts, values.contiguous())
         return torch.stack(parts)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from clipit.config import Config
+from clipit.config.run import Config
 from clipit.distributed import stream_positions
 from clipit.errors import ConfigError, DataError, explain
-from clipit.training.teaching import uses_soft_labels, uses_unlabelled
+from clipit.training.active_terms import uses_soft_labels, uses_unlabelled
 
 
 @dataclass(frozen=True)

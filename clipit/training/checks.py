@@ -1,9 +1,10 @@
 """Keys of a resolved configuration that contradict each other."""
 
-from clipit.config import Config
-from clipit.distributed import processes
+from clipit.config.run import Config
+from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain
-from clipit.training.teaching import COLDEST, REPORT_LABELS, uses_reports, uses_soft_labels
+from clipit.training.active_terms import uses_reports, uses_soft_labels
+from clipit.training.teaching import COLDEST, REPORT_LABELS
 
 LABEL_FREE = ("agreement", "information")
 """What `training.monitor` may be when no validation tile has a label."""
@@ -99,7 +100,7 @@ def _of_bags(config: Config) -> list[str]:
     if bags.learn_temperature and bags.temperature < COLDEST:
         problems.append(f"bags.learn_temperature holds it at {COLDEST} or above: bags.temperature={COLDEST} or more")
     texts, tiles = bags.snippets + bags.prompts + bags.class_prompts, 1 + bags.tiles * (1 + bags.text_neighbours)
-    own = -(-t.tiles_per_step // processes().count)  # each process contrasts its own tiles with all
+    own = -(-t.tiles_per_step // get_processes().count)  # each process contrasts its own tiles with all
     times = _HELD_LEARNT if bags.learn_temperature else _HELD
     needed = 4 * times * own * t.tiles_per_step * tiles * texts
     if needed > _MOST_BYTES:
@@ -112,7 +113,7 @@ def _of_bags(config: Config) -> list[str]:
 
 
 def _of_batches(config: Config) -> list[str]:
-    t, n = config.training, processes().count
+    t, n = config.training, get_processes().count
     if t.tiles_per_step >= n * t.accumulation:
         return []
     return [

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from clipit.artifacts import whole_file
-from clipit.config import Config, TrainingConfig
+from clipit.config.run import Config, TrainingConfig
 from clipit.distributed import Processes
 from clipit.errors import ModelError, explain
 from clipit.models.lora import check_gradients
@@ -69,7 +69,7 @@ def train(
     normalise: Normalise,
     data: TrainingData,
     folder: Path,
-    here: Processes,
+    processes: Processes,
     accelerator: "Accelerator",
 ) -> Outcome:
     """Train the student; it holds the chosen weights afterwards.
@@ -82,7 +82,7 @@ def train(
         normalise: Of the backbone, pixels 0..255 to what it expects.
         data: Tiles, labels, targets and the batch plan.
         folder: The run's folder.
-        here: The processes.
+        processes: The processes.
         accelerator: Mixed precision and gradient exchange.
 
     Raises:
@@ -96,17 +96,19 @@ def train(
         accelerator.scaler.load_state_dict(progress.scale)
     model = accelerator.prepare_model(student)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    log = _Log(folder / "metrics.jsonl", progress.step, here, accelerator)
+    log = _Log(folder / "metrics.jsonl", progress.step, processes, accelerator)
     clock = Clock()
     first, seconds_before = progress.step, progress.seconds
-    since, unseen = progress.step, torch.zeros((), device=here.device)  # losses since somebody looked
-    batches = slices(data.lesson, range(progress.step, t.steps), here, t.accumulation)
-    with progress_bar(f"training {config.arm or config.name}", t.steps, shown=here.main, done=progress.step) as advance:
+    since, unseen = progress.step, torch.zeros((), device=processes.device)  # losses since somebody looked
+    batches = slices(data.lesson, range(progress.step, t.steps), processes, t.accumulation)
+    with progress_bar(
+        f"training {config.arm or config.name}", t.steps, shown=processes.main, done=progress.step
+    ) as advance:
         while progress.step < t.steps and not progress.stopped:
             step = progress.step
             model.train()
-            torch.manual_seed(config.seed * 1_000_003 + step * 1009 + here.rank)  # dropout, if any
-            terms = one_step(config, model, normalise, data.lesson, batches, step, here, accelerator, clock)
+            torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # dropout, if any
+            terms = one_step(config, model, normalise, data.lesson, batches, step, processes, accelerator, clock)
             if step == first and config.backbone.tuning == "lora":
                 check_gradients(student)
             norm = _clip(accelerator, student, t.clip_norm)
@@ -124,25 +126,25 @@ def train(
             looks = data.score is not None and (progress.step % t.evaluate_every == 0 or last)
             saves = progress.step % t.checkpoint_every == 0 or last
             if logs or looks or saves:  # these wait for the device anyway
-                _check_finite(unseen, since, progress.step, here)
+                _check_finite(unseen, since, progress.step, processes)
                 since, unseen = progress.step, torch.zeros_like(unseen)
             if logs:
-                row = _global_terms(terms, here) | {"learning_rate": rate, "gradient_norm": norm}
+                row = _global_terms(terms, processes) | {"learning_rate": rate, "gradient_norm": norm}
                 row |= {"tiles_per_second": round(clock.speed(), 2), "waiting": round(clock.waiting(), 4)}
             if data.score is not None and looks:
                 logits = predict_logits(
-                    student, normalise, data.validation, data.validation_rows, here, config.evaluation.batch_size
+                    student, normalise, data.validation, data.validation_rows, processes, config.evaluation.batch_size
                 )
                 row[f"validation_{t.monitor}"] = score = data.score(logits)
-                _look(progress, score, t, checkpoints, student, here)
+                _look(progress, score, t, checkpoints, student, processes)
             if row:
                 log.write(progress.step, row)
             if saves or progress.stopped:
                 progress.seconds = seconds_before + clock.seconds()
                 progress.scale = None if accelerator.scaler is None else accelerator.scaler.state_dict()
-                if here.main:
+                if processes.main:
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
-                here.wait()
+                processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, waiting {clock.waiting():.0%}")
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the student computes in float32 again
     chosen = progress.best_step or progress.step
@@ -175,18 +177,18 @@ def predict_logits(
     normalise: Normalise,
     source: PixelSource,
     rows: Int[np.ndarray, "n"],
-    here: Processes,
+    processes: Processes,
     batch_size: int,
 ) -> Float32[np.ndarray, "n classes"]:
     """Logits of these rows of a source, in their order; the processes share the batches."""
     student.eval()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     own = {}
-    for batch, pixels in source.ahead(here.share(batches)):
-        inputs = normalise(torch.from_numpy(pixels).to(here.device))
+    for batch, pixels in source.ahead(processes.share(batches)):
+        inputs = normalise(torch.from_numpy(pixels).to(processes.device))
         own[int(batch[0])] = student(inputs).logits.float().cpu().numpy()
     merged: dict[int, Float32[np.ndarray, "_ classes"]] = {}
-    for part in here.gather(own):
+    for part in processes.gather(own):
         merged |= part
     return np.concatenate([merged[int(batch[0])] for batch in batches])
 
@@ -206,19 +208,19 @@ def _clip(accelerator: "Accelerator", student: Student, most: float) -> float:
     return float(norm) if norm is not None else math.nan
 
 
-def _check_finite(losses: Float[Tensor, ""], before: int, step: int, here: Processes) -> None:
+def _check_finite(losses: Float[Tensor, ""], before: int, step: int, processes: Processes) -> None:
     """Refuse to go on from a loss that is no number; all processes stop together.
 
     Args:
         losses: Sum over the steps since the last look, of this process.
         before: The step of that look.
         step: Now.
-        here: The processes.
+        processes: The processes.
 
     Raises:
         ModelError: A loss was infinite or not a number.
     """
-    if all(here.gather(math.isfinite(float(losses)))):
+    if all(processes.gather(math.isfinite(float(losses)))):
         return
     steps = f"step {step}" if step - before == 1 else f"steps {before + 1} to {step}"
     raise ModelError(
@@ -230,23 +232,23 @@ def _check_finite(losses: Float[Tensor, ""], before: int, step: int, here: Proce
     )
 
 
-def _global_terms(terms: Mapping[str, Tensor], here: Processes) -> dict[str, float]:
+def _global_terms(terms: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
     """Loss terms summed over the processes (each is this process's share of a global mean)."""
-    parts = here.gather({name: float(value) for name, value in terms.items()})
+    parts = processes.gather({name: float(value) for name, value in terms.items()})
     return {name: sum(part[name] for part in parts) for name in terms}
 
 
 def _look(
-    progress: Progress, score: float | None, t: TrainingConfig, folder: Path, student: Student, here: Processes
+    progress: Progress, score: float | None, t: TrainingConfig, folder: Path, student: Student, processes: Processes
 ) -> None:
     """Take note of a validation score; keep the weights when it is the best so far."""
     if score is None:  # undefined for these tiles: neither a gain nor a failure
         return
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step, progress.looks_without_gain = score, progress.step, 0
-        if here.main:
+        if processes.main:
             save_weights(best_file(folder, progress.step), student)
-        here.wait()
+        processes.barrier()
     else:
         progress.looks_without_gain += 1
         progress.stopped = t.patience is not None and progress.looks_without_gain >= t.patience
@@ -255,9 +257,9 @@ def _look(
 class _Log:
     """metrics.jsonl, and the tracker if there is one; rows after the resumed step are dropped."""
 
-    def __init__(self, path: Path, step: int, here: Processes, accelerator: "Accelerator") -> None:
-        self._path, self._here, self._accelerator = path, here, accelerator
-        if here.main and path.is_file():
+    def __init__(self, path: Path, step: int, processes: Processes, accelerator: "Accelerator") -> None:
+        self._path, self._here, self._accelerator = path, processes, accelerator
+        if processes.main and path.is_file():
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
             with whole_file(path) as temporary:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from clipit.embedding import Store, unit
 from clipit.errors import DataError, explain, shortlist
+from clipit.stores.embed import Store, unit
 from clipit.training.targets import Chosen, SnippetVectors
 
 _FOLDS = 5

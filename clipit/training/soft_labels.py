@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from clipit.config import SoftLabelsConfig
+from clipit.config.run import SoftLabelsConfig
 from clipit.errors import DataError, explain
-from clipit.objectives import prior_corrected, sharpen
+from clipit.training.losses import prior_corrected, sharpen
 from clipit.training.teaching import SoftLabels
 
 

@@ -11,20 +11,20 @@ import torch
 from jaxtyping import Bool, Int, Integer, UInt8, UInt64
 from torch import Tensor
 
-from clipit.config import Config
+from clipit.config.run import Config
 from clipit.distributed import Processes
 from clipit.models.student import StudentOutput
-from clipit.objectives import (
+from clipit.tiles.augment import augment
+from clipit.tiles.loading import PixelSource
+from clipit.training.bag_term import bag_term
+from clipit.training.batches import BatchPlan
+from clipit.training.losses import (
     consistency_sum,
     cosine_distillation_sum,
     cross_entropy_sum,
     prototype_logits,
     soft_cross_entropy_sum,
 )
-from clipit.tiles.augment import augment
-from clipit.tiles.loading import PixelSource
-from clipit.training.bag_term import bag_term
-from clipit.training.batches import BatchPlan
 from clipit.training.teaching import Teaching
 
 if TYPE_CHECKING:
@@ -82,14 +82,16 @@ def term_weights(config: Config) -> dict[str, float]:
     }
 
 
-def slices(lesson: Lesson, steps: range, here: Processes, accumulation: int) -> Iterator[Slice]:
+def slices(lesson: Lesson, steps: range, processes: Processes, accumulation: int) -> Iterator[Slice]:
     """This process's micro-batches, step after step, read ahead."""
-    return lesson.source.ahead(rows for s in steps for rows in own_parts(lesson.plan.rows(s), here, accumulation))
+    return lesson.source.ahead(rows for s in steps for rows in own_parts(lesson.plan.rows(s), processes, accumulation))
 
 
-def own_parts(of_batch: Integer[np.ndarray, "b"], here: Processes, accumulation: int) -> list[Integer[np.ndarray, "_"]]:
+def own_parts(
+    of_batch: Integer[np.ndarray, "b"], processes: Processes, accumulation: int
+) -> list[Integer[np.ndarray, "_"]]:
     """This process's slice of something that has one entry per tile of the global batch, cut into micro-batches."""
-    return np.array_split(of_batch[here.rank :: here.count], accumulation)
+    return np.array_split(of_batch[processes.rank :: processes.count], accumulation)
 
 
 def one_step(
@@ -99,22 +101,22 @@ def one_step(
     lesson: Lesson,
     batches: Iterator[Slice],
     step: int,
-    here: Processes,
+    processes: Processes,
     accelerator: "Accelerator",
     clock: Clock,
 ) -> dict[str, Tensor]:
     """Forward and backward of one global batch; this process's share of each loss term, and of the loss."""
     t, weights = config.training, term_weights(config)
     everything = lesson.plan.rows(step)
-    keys = own_parts(lesson.keys[everything] + _SALT * occurrences(everything), here, t.accumulation)
+    keys = own_parts(lesson.keys[everything] + _SALT * occurrences(everything), processes, t.accumulation)
     counts = _counts(config, lesson, everything)
     terms: dict[str, Tensor] = {}
     for micro in range(t.accumulation):
         before = time.perf_counter()
         rows, pixels = next(batches)
         clock.waited += time.perf_counter() - before
-        clock.tiles += len(rows) * here.count
-        images = torch.from_numpy(pixels).to(here.device, non_blocking=True)
+        clock.tiles += len(rows) * processes.count
+        images = torch.from_numpy(pixels).to(processes.device, non_blocking=True)
         views = [augment(images, keys[micro], config.seed, step, t.augmentation)]
         if config.consistency.weight > 0:
             views.append(augment(images, keys[micro] ^ _SECOND_VIEW, config.seed, step, t.augmentation))
@@ -122,12 +124,14 @@ def one_step(
         with exchange:
             with accelerator.autocast():
                 output = model(normalise(torch.cat(views)))  # one pass: two would confuse the gradient exchange
-            sums = _sums(config, lesson, model, rows, everything, output, here)
+            sums = _sums(config, lesson, model, rows, everything, output, processes)
             found = {name: value / counts[name] for name, value in sums.items()}
-            loss = sum((weights[name] * value for name, value in found.items()), torch.zeros((), device=here.device))
-            accelerator.backward(loss * here.count)  # the exchange averages over processes
+            loss = sum(
+                (weights[name] * value for name, value in found.items()), torch.zeros((), device=processes.device)
+            )
+            accelerator.backward(loss * processes.count)  # the exchange averages over processes
         for name, value in (found | {"loss": loss}).items():
-            terms[name] = terms.get(name, torch.zeros((), device=here.device)) + value.detach()
+            terms[name] = terms.get(name, torch.zeros((), device=processes.device)) + value.detach()
     return terms
 
 
@@ -166,12 +170,12 @@ def _sums(
     rows: Int[np.ndarray, "b"],
     everything: Int[np.ndarray, "_"],
     output: StudentOutput,
-    here: Processes,
+    processes: Processes,
 ) -> dict[str, Tensor]:
     """The sum of each term over these tiles; terms that are off are left out."""
     teaching, n = lesson.teaching, len(rows)
     logits = output.logits.float()
-    labels = _tensor(lesson.labels[rows], here)
+    labels = _tensor(lesson.labels[rows], processes)
     sums = {"cross_entropy": cross_entropy_sum(logits[:n], labels, config.training.label_smoothing)}
     wanted = _distilled(config, lesson, rows)
     for name, targets, projected in (
@@ -179,23 +183,25 @@ def _sums(
         ("second_distillation", teaching.second, output.second),
     ):
         if targets is not None and projected is not None:
-            vectors = _tensor(targets.vectors[rows].astype(np.float32), here)
-            mask = _tensor(wanted & targets.valid[rows], here)
+            vectors = _tensor(targets.vectors[rows].astype(np.float32), processes)
+            mask = _tensor(wanted & targets.valid[rows], processes)
             sums[name] = cosine_distillation_sum(projected[:n].float(), vectors, mask)
-    soft, soft_weights = teaching.soft, _tensor(_soft_weights(lesson, rows), here)
+    soft, soft_weights = teaching.soft, _tensor(_soft_weights(lesson, rows), processes)
     if soft is not None:
-        sums["soft_labels"] = soft_cross_entropy_sum(logits[:n], _tensor(soft.probabilities[rows], here), soft_weights)
+        sums["soft_labels"] = soft_cross_entropy_sum(
+            logits[:n], _tensor(soft.probabilities[rows], processes), soft_weights
+        )
     if teaching.prototypes is not None and output.projected is not None and config.prompt_bags.weight > 0:
-        prototypes = _tensor(teaching.prototypes, here)
+        prototypes = _tensor(teaching.prototypes, processes)
         read = prototype_logits(output.projected[:n].float(), prototypes, config.prompt_bags.temperature)
         sums["prompt_bags"] = cross_entropy_sum(read, labels)
         if soft is not None:
-            likely = _tensor(soft.probabilities[rows], here)
+            likely = _tensor(soft.probabilities[rows], processes)
             sums["prompt_bags"] = sums["prompt_bags"] + soft_cross_entropy_sum(read, likely, soft_weights)
     if config.consistency.weight > 0:
-        sums["consistency"] = consistency_sum(logits[:n], logits[n:], _tensor(_two_views(lesson, rows), here))
+        sums["consistency"] = consistency_sum(logits[:n], logits[n:], _tensor(_two_views(lesson, rows), processes))
     if teaching.bags is not None and output.projected is not None:
-        sums["bags"] = bag_term(config.bags, teaching.bags, model, output.projected[:n].float(), everything, here)
+        sums["bags"] = bag_term(config.bags, teaching.bags, model, output.projected[:n].float(), everything, processes)
     return sums
 
 
@@ -222,5 +228,5 @@ def _soft_weights(lesson: Lesson, rows: Int[np.ndarray, "b"]) -> np.ndarray:
     return np.asarray(soft.weights[rows] * (lesson.labels[rows] < 0), dtype=np.float32)
 
 
-def _tensor(values: np.ndarray, here: Processes) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(here.device)
+def _tensor(values: np.ndarray, processes: Processes) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(processes.device)

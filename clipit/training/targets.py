@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Float32, Int
 
 from clipit.artifacts import fingerprint
-from clipit.embedding import Store, centred, unit
 from clipit.errors import DataError, explain
-from clipit.index import Index
 from clipit.pairing.pairs import Pairs
+from clipit.stores.embed import Store, centred, unit
+from clipit.stores.index import Index
 
 _BLOCK = 65536
 

@@ -16,9 +16,9 @@ from jaxtyping import Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipit.config import LoraConfig
-from clipit.embedding import Store, centred, unit
+from clipit.config.run import LoraConfig
 from clipit.errors import DataError, ModelError, explain
+from clipit.stores.embed import Store, centred, unit
 from clipit.training.targets import Chosen, SnippetVectors
 
 if TYPE_CHECKING:

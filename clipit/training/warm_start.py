@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipit.config import TrainingConfig
+from clipit.config.run import TrainingConfig
 from clipit.distributed import Processes
 from clipit.errors import ConfigError, explain
 from clipit.models.student import Student
@@ -29,7 +29,7 @@ def warm_start(
     labels: Int[np.ndarray, "n"],
     targets: Targets | None,
     training: TrainingConfig,
-    here: Processes,
+    processes: Processes,
     batch_size: int,
 ) -> None:
     """Fit the late-fusion student's two heads on the labelled tiles, in place.
@@ -44,9 +44,9 @@ def warm_start(
             )
         )
     rows = np.flatnonzero((labels >= 0) & targets.valid)
-    wanted = torch.from_numpy(labels[rows]).to(here.device)
-    features = _features(student, normalise, source, rows, here, batch_size)
-    texts = torch.from_numpy(targets.vectors[rows].astype(np.float32)).to(here.device)
+    wanted = torch.from_numpy(labels[rows]).to(processes.device)
+    features = _features(student, normalise, source, rows, processes, batch_size)
+    texts = torch.from_numpy(targets.vectors[rows].astype(np.float32)).to(processes.device)
     _fit(student.image_head, features, wanted, training.weight_decay)
     _fit(student.text_head, texts, wanted, training.weight_decay)
 
@@ -57,18 +57,20 @@ def _features(
     normalise: Normalise,
     source: PixelSource,
     rows: Int[np.ndarray, "n"],
-    here: Processes,
+    processes: Processes,
     batch_size: int,
 ) -> Tensor:
     student.eval()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     own: dict[int, Float32[np.ndarray, "_ d"]] = {}
-    for batch, pixels in source.ahead(here.share(batches)):
-        own[int(batch[0])] = student.backbone(normalise(torch.from_numpy(pixels).to(here.device))).float().cpu().numpy()
+    for batch, pixels in source.ahead(processes.share(batches)):
+        own[int(batch[0])] = (
+            student.backbone(normalise(torch.from_numpy(pixels).to(processes.device))).float().cpu().numpy()
+        )
     merged: dict[int, Float32[np.ndarray, "_ d"]] = {}
-    for part in here.gather(own):
+    for part in processes.gather(own):
         merged |= part
-    return torch.from_numpy(np.concatenate([merged[int(batch[0])] for batch in batches])).to(here.device)
+    return torch.from_numpy(np.concatenate([merged[int(batch[0])] for batch in batches])).to(processes.device)
 
 
 def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> None:

@@ -5,7 +5,7 @@ import pytest
 from evaluation_worlds import features_of
 from PIL import Image
 
-from clipit.config import LabelsConfig
+from clipit.config.run import LabelsConfig
 from clipit.evaluation.features import Features
 from clipit.evaluation.label_efficiency import label_efficiency, label_subset
 from clipit.evaluation.metrics import compute_metrics

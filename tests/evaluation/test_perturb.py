@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from clipit.config import Config
+from clipit.config.run import Config
 from clipit.errors import ConfigError
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
 from clipit.evaluation.stains import HED, macenko_stains, to_density, to_pixels

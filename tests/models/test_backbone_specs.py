@@ -8,7 +8,7 @@ from timm.data import resolve_data_config
 from timm.layers import SwiGLUPacked
 from tiny_backbones import TINY, save_vit
 
-from clipit.config import BackboneConfig
+from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import Backbone, load_backbone

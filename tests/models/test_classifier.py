@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import clipit
-from clipit.config import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
 from clipit.models.classifier import export_classifier

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny_models import CONCH, save_conch
 
-from clipit.config import VLMConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import ModelError
 from clipit.models.conch_vlm import conch_tokenizer, tokens_of
 from clipit.models.loading import optional_module

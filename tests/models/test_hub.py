@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from clipit.config import BackboneConfig, VLMConfig
+from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.errors import ModelError
 from clipit.models import hub
 from clipit.models.backbones import load_backbone

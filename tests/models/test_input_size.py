@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_backbones import save_vit
 
 import clipit
-from clipit.config import BackboneConfig, LoraConfig, StudentConfig
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models import backbones
 from clipit.models.backbones import load_backbone

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from clipit.config import BackboneConfig, LoraConfig
+from clipit.config.run import BackboneConfig, LoraConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
 from clipit.models.lora import add_lora, check_gradients, lora_state_dict, merge_lora, save_adapter, target_modules

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipit.config import BackboneConfig, LoraConfig, StudentConfig
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
 from clipit.models.student import Student, build_student, collapse_linear

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipit.config import VLMConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import ModelError
 from clipit.models.loading import EMBEDDED
 from clipit.models.vlm import VLM, load_vlm

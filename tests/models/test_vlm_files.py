@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import save_keep, save_open_clip_bert
 
-from clipit.config import VLMConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.models.vlm import VLM, load_vlm
 

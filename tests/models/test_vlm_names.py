@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_models import save_keep, save_open_clip_bert
 
-from clipit.config import VLMConfig
+from clipit.config.run import VLMConfig
 from clipit.errors import ClipitError, ConfigError, ModelError
 from clipit.models import open_clip_vlm
 from clipit.models.loading import hub_file

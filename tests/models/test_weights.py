@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_backbones import TINY, save_vit
 
-from clipit.config import BackboneConfig
+from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.backbones import load_backbone

@@ -9,13 +9,13 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from tiny_models import write_store
 
-from clipit.config import PairingConfig
-from clipit.embedding import Store, unit
-from clipit.index import Index, build_index
+from clipit.config.run import PairingConfig
 from clipit.pairing.agreement import agreement, auroc
 from clipit.pairing.options import compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
 from clipit.pairing.summary import skewness, summarise, summary_text
+from clipit.stores.embed import Store, unit
+from clipit.stores.index import Index, build_index
 
 DIM, SNIPPETS, TILES = 8, 60, 50
 

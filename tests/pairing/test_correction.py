@@ -8,13 +8,13 @@ import torch
 from tiny_models import write_store
 
 import clipit.pairing.correction as module
-from clipit.config import PairingConfig
+from clipit.config.run import PairingConfig
 from clipit.distributed import Processes
-from clipit.embedding import Store, centred, unit
-from clipit.index import Index, build_index
 from clipit.pairing.correction import TileBlocks, inverted_softmax_biases, nearest_tiles, sinkhorn_biases
+from clipit.pairing.nearest import Keys, index_matrix, nearest
 from clipit.pairing.pairs import pair_tiles
-from clipit.pairing.search import Keys, index_matrix, nearest
+from clipit.stores.embed import Store, centred, unit
+from clipit.stores.index import Index, build_index
 
 DIM, SNIPPETS, TILES, T = 8, 150, 70, 0.1
 
@@ -101,7 +101,7 @@ def test_several_processes_find_the_same_statistics(
                 sent.append(value)
                 return [value]
 
-        monkeypatch.setattr(module, "processes", lambda r=rank, c=Recording: c(r, count, torch.device("cpu")))
+        monkeypatch.setattr(module, "get_processes", lambda r=rank, c=Recording: c(r, count, torch.device("cpu")))
         nearest_tiles(snippets, blocks, 5, quiet)
         inverted_softmax_biases(snippets, blocks, T, quiet)
         parts.append(sent)
@@ -113,13 +113,13 @@ def test_several_processes_find_the_same_statistics(
             Joining.calls += 1
             return [part[Joining.calls - 1] for part in parts]
 
-    monkeypatch.setattr(module, "processes", lambda: Joining(0, count, torch.device("cpu")))  # ... put together
+    monkeypatch.setattr(module, "get_processes", lambda: Joining(0, count, torch.device("cpu")))  # ... put together
     assert np.array_equal(nearest_tiles(snippets, blocks, 5, quiet), alone[0])
     assert np.array_equal(inverted_softmax_biases(snippets, blocks, T, quiet), alone[1])
 
 
 def test_nearest_over_chunks_is_a_plain_search(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipit.pairing import search
+    from clipit.pairing import nearest as search
 
     monkeypatch.setattr(search, "CHUNK", 64)
     queries, bias = vectors(9, 3), np.random.default_rng(0).random(SNIPPETS) / 5

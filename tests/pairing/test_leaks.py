@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from clipit.config import LeaksConfig
+from clipit.config.run import LeaksConfig
 from clipit.errors import DataError
 from clipit.pairing.hamming import near_hashes
 from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_leaks, report_leaks

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 from tiny_models import write_store
 
-from clipit.config import PairingConfig
-from clipit.embedding import Store, unit
-from clipit.experiments.materials import Materials
-from clipit.experiments.pairing_options import pairing_options_text
-from clipit.index import Index, build_index
+from clipit.config.run import PairingConfig
 from clipit.pairing.options import Option, compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
+from clipit.stores.embed import Store, unit
+from clipit.stores.index import Index, build_index
+from clipit.workspace.pairing_options import pairing_options_text
+from clipit.workspace.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 SNIPPETS, TILES, DIM = 60, 40, 8
@@ -157,11 +157,10 @@ def known_reports(tmp_path: Path, world: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_tiny_world_s_table(configure: Callable[..., Any], known_reports: dict[str, Any]) -> None:
-    said: list[str] = []
-    materials = Materials(configure(known_reports), said.append)
-    before = {path.name for path in materials.root.glob("pairs-*")}
-    text = pairing_options_text(materials)
-    assert {path.name for path in materials.root.glob("pairs-*")} == before
+    workspace = Workspace(configure(known_reports))
+    before = {path.name for path in workspace.root.glob("pairs-*")}
+    text = pairing_options_text(workspace)
+    assert {path.name for path in workspace.root.glob("pairs-*")} == before
     names = [line.partition("  ")[0] for line in text.splitlines()]
     wanted = {
         "none, organs colon",

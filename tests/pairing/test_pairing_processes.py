@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_models import write_store
 
-from clipit.embedding import unit
-from clipit.index import build_index
+from clipit.stores.embed import unit
+from clipit.stores.index import build_index
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -19,10 +19,10 @@ MAKE = """
 import sys
 from pathlib import Path
 from clipit.artifacts import open_artifact
-from clipit.config import PairingConfig
-from clipit.embedding import Store
+from clipit.config.run import PairingConfig
+from clipit.stores.embed import Store
 from clipit.errors import DataError
-from clipit.index import build_index
+from clipit.stores.index import build_index
 from clipit.pairing.options import compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
 from clipit.pairing.tile_bags import tile_bags
@@ -34,7 +34,7 @@ for correction in ("csls", "inverted_softmax", "sinkhorn"):
     pairs = pair_tiles(out / correction, index, tiles, k=3, block=16, rules=rules)
 tile_bags(out / "bags", tiles, 4, mean=tiles.mean(), pairs=pairs, index=index, block=16, margin=0.1)
 table = options_text(compare_options(index, tiles, PairingConfig(block=16)))
-(out / f"options{__import__('clipit.distributed').distributed.processes().rank}.txt").write_text(table)
+(out / f"options{__import__('clipit.distributed').distributed.get_processes().rank}.txt").write_text(table)
 try:
     pair_tiles(out / "none", index, tiles, block=16, rules=PairingConfig(threshold=1.0))
 except DataError as error:

@@ -7,11 +7,11 @@ import pytest
 from tiny_models import write_store
 
 import clipit.pairing.pairs as module
-from clipit.embedding import Store, centred, unit
 from clipit.errors import ArtifactError
-from clipit.index import Index, build_index, has_faiss
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summarise, summary_text
+from clipit.stores.embed import Store, centred, unit
+from clipit.stores.index import Index, build_index, has_faiss
 
 DIM, SNIPPETS, TILES = 12, 300, 90
 

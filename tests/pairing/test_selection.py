@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from tiny_models import write_store
 
-from clipit.config import PairingConfig
-from clipit.embedding import Store, centred, unit
+from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError
-from clipit.index import Index, build_index, has_faiss
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
+from clipit.stores.embed import Store, centred, unit
+from clipit.stores.index import Index, build_index, has_faiss
 
 DIM, SNIPPETS, TILES = 8, 60, 40
 IDS = [f"s{i:03d}" for i in range(SNIPPETS)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipit.config import ZeroShotConfig
+from clipit.config.run import ZeroShotConfig
 from clipit.errors import ConfigError
 from clipit.prompts.grid import prompt_grid, template_problem, worded
 from clipit.prompts.prompt_set import PromptSet

@@ -14,13 +14,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipit.config import Config
+from clipit.config.run import Config
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
-from clipit.experiments.identity import run_folder
-from clipit.experiments.materials import Materials
-from clipit.experiments.pages import write_pages, write_pairs_page
 from clipit.reporting import svg
 from clipit.reporting.charts import dot_chart, line_chart
 from clipit.reporting.comparison_page import comparison_page, raw_rows, seed_figure
@@ -29,6 +26,10 @@ from clipit.reporting.pairing_page import chosen_tiles, pairing_page
 from clipit.reporting.run_page import extreme_tiles, run_page
 from clipit.reporting.tables import number
 from clipit.reporting.thumbnails import jpeg
+from clipit.runs.folder import run_folder
+from clipit.runs.page import write_pages
+from clipit.workspace.pairs_page import write_pairs_page
+from clipit.workspace.workspace import Workspace
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>&amp;'\u2028{{body}}"
 VOID = {"meta", "img", "input", "br", "line", "path", "rect", "circle"}
@@ -241,13 +242,9 @@ def test_thumbnails_are_small_jpegs() -> None:
     assert small.format == "JPEG" and small.size == (43, 64) and len(data) < 5000
 
 
-def quiet(line: str) -> None:
-    """Nobody listens."""
-
-
-def fake_run(config: Config, materials: Materials, splits: tuple[str, ...]) -> Path:
+def fake_run(config: Config, workspace: Workspace, splits: tuple[str, ...]) -> Path:
     """A finished run's files, without a training."""
-    tiles = materials.tiles(config.seed)
+    tiles = workspace.tiles(config.seed)
     tiles = tiles.select(np.isin(tiles.splits, splits))
     chance = np.random.default_rng(0).normal(size=(len(tiles), len(tiles.classes)))
     predictions = Predictions(
@@ -256,40 +253,40 @@ def fake_run(config: Config, materials: Materials, splits: tuple[str, ...]) -> P
     folder = run_folder(config)
     write_predictions(folder / "predictions.parquet", predictions)
     results = evaluate_predictions(predictions, [s for s in splits if s != "train"], 10)
-    results |= {"provenance": {"tiles": tiles_fingerprint(materials)}, "note": ""}
+    results |= {"provenance": {"tiles": tiles_fingerprint(workspace)}, "note": ""}
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "training.json").write_text(json.dumps({"sections": {"Pairing": "as told"}}))
     return folder
 
 
-def tiles_fingerprint(materials: Materials) -> str:
-    return materials.some_tiles.fingerprint
+def tiles_fingerprint(workspace: Workspace) -> str:
+    return workspace.all_tiles.fingerprint
 
 
 def test_pages_of_a_run_and_its_pairing(configure: MakeConfig) -> None:
     config = configure(name="paged", arm="clip_it_all")
-    materials = Materials(config, quiet)
-    folder = fake_run(config, materials, ("train", "validation", "test"))
-    report, pairs = write_pages(config, materials)
+    workspace = Workspace(config)
+    folder = fake_run(config, workspace, ("train", "validation", "test"))
+    report, pairs = write_pages(config, workspace)
     assert report == folder / "report.html" and pairs == folder / "pairs.html"
     text = report.read_text(encoding="utf-8")
     assert "as told" in text and text.count("data:image/jpeg;base64,") >= 24 and "no picture" not in text
     data = json.loads(pairs.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
-    known = dict(zip(materials.some_tiles.ids.tolist(), materials.some_tiles.truth.tolist(), strict=True))
+    known = dict(zip(workspace.all_tiles.ids.tolist(), workspace.all_tiles.truth.tolist(), strict=True))
     assert len(data["tiles"]["id"]) == 72 and min(data["tiles"]["predicted"]) >= 0
     assert data["tiles"]["label"] == [known[tile_id] for tile_id in data["tiles"]["id"]]
-    assert all(data["tiles"]["picture"]) and set(data["snippets"]["text"]) <= set(materials.snippet_texts().values())
+    assert all(data["tiles"]["picture"]) and set(data["snippets"]["text"]) <= set(workspace.snippet_texts().values())
     results = json.loads((folder / "results.json").read_text())
     results["provenance"]["tiles"] = "0123456789abcdef"
     (folder / "results.json").write_text(json.dumps(results))
     with pytest.raises(ArtifactError, match="other tiles"):
-        write_pages(config, materials)
+        write_pages(config, workspace)
 
 
 def test_a_run_without_predictions_of_training_tiles_is_told_how_to_get_them(configure: MakeConfig) -> None:
     config = configure(name="without", arm="clip_it_all")
-    materials = Materials(config, quiet)
-    _, pairs = write_pages(config, materials) if fake_run(config, materials, ("test",)) else []
+    workspace = Workspace(config)
+    _, pairs = write_pages(config, workspace) if fake_run(config, workspace, ("test",)) else []
     text = pairs.read_text(encoding="utf-8")
     assert "evaluation.splits that include train" in text and '"predicted":false' in text
 
@@ -297,14 +294,14 @@ def test_a_run_without_predictions_of_training_tiles_is_told_how_to_get_them(con
 def test_what_cannot_be_made_is_explained(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(reports=None, arm="image_only", name="nothing")
     with pytest.raises(DataError, match="no finished run"):
-        write_pages(config, Materials(config, quiet))
+        write_pages(config, Workspace(config))
     with pytest.raises(ConfigError, match="page of 1 tiles"):
-        write_pairs_page(config, Materials(config, quiet), 1)
+        write_pairs_page(config, Workspace(config), 1)
     folder = run_folder(config)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"unreadable(?s:.*)results\.json"):
-        write_pages(config, Materials(config, quiet))
+        write_pages(config, Workspace(config))
 
 
 def test_the_script_answers_for_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,10 +329,10 @@ def test_scripts_write_the_page_of_a_pairing(
 
 @pytest.mark.slow
 def test_a_run_writes_its_page(configure: MakeConfig) -> None:
-    from clipit.experiments.run import train_run
+    from clipit.runs.train import train_run
 
     config = configure(**{"name": "own_page", "arm": "image_only", "training.steps": 2})
-    folder = train_run(config, Materials(config, quiet), quiet)
+    folder = train_run(config, Workspace(config))
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     text = (folder / "report.html").read_text(encoding="utf-8")
     accuracy = number(results["splits"]["test"]["metrics"]["accuracy"]["value"])

@@ -4,8 +4,6 @@ import base64
 import html
 import json
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,37 +11,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import CHROMIUM, HOSTILE, opened
 from PIL import Image
 
 from clipit.reporting.comparison_page import comparison_page, raw_rows
-from clipit.reporting.html import Section, write_page
+from clipit.reporting.html import Section
 from clipit.reporting.pairing_page import chosen_tiles, pairing_page
 from clipit.reporting.thumbnails import jpeg
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
-HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
-POLICY = re.compile("<meta http-equiv=[^>]*>")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser"),
 ]
-
-
-def opened(text: str, folder: Path, hash: str = "", then: str = "") -> str:
-    """The page's elements after its script ran; `then` is more script, for which the page's own policy is taken out."""
-    if then:
-        text = POLICY.sub("", text).replace("</body>", f"<script>{then}</script></body>")
-    path = folder / "page.html"
-    write_page(path, text)
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise AssertionError(done.stderr)
-    return done.stdout
 
 
 def pairs_page(n: int, k: int = 2, run: bool = True) -> str:

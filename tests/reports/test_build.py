@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
 from clipit.reports.build import Snippets, build_snippets
 from clipit.reports.readers import Report, Reports

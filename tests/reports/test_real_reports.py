@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
 from clipit.reports.snippets import split_reports

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
 from clipit.reports.readers import read_reports
 from clipit.reports.tcga import ORGANS, patient_of

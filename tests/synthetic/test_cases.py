@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipit.config import ReportsConfig
+from clipit.config.run import ReportsConfig
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
 from clipit.synthetic import case_words

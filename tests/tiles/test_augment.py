@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipit.config import AugmentationConfig
+from clipit.config.run import AugmentationConfig
 from clipit.errors import DataError
 from clipit.tiles.augment import augment, move, tile_keys, uniform
 

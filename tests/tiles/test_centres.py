@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.load import read_tiles
 
@@ -116,11 +116,13 @@ def test_real_colon_tiles_of_two_sources_share_two_classes(real_data: Path) -> N
         keys = {"source": "table", "path": str(folder / "labels.csv"), "images": str(folder / f"{name}_tiles.zip")}
         return TilesConfig.model_validate({**keys, "class_map": mapping, "classes": classes})
 
-    here = read_tiles(read("crc_polito5", {"AC": "AC", "H": "H"}))
+    polito = read_tiles(read("crc_polito5", {"AC": "AC", "H": "H"}))
     there = read_tiles(read("lc25000_colon", {"colon_aca": "AC", "colon_n": "H"}))
-    assert here.classes == there.classes == ("AC", "H")
-    assert here.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
+    assert polito.classes == there.classes == ("AC", "H")
+    assert polito.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
     assert there.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
-    assert any("960 tiles of labels outside tiles.class_map left out (S: 320, T: 320, V: 320)" in n for n in here.notes)
+    assert any(
+        "960 tiles of labels outside tiles.class_map left out (S: 320, T: 320, V: 320)" in n for n in polito.notes
+    )
     five = read("lc25000_colon", {"colon_aca": "AC", "colon_n": "H"}, ("AC", "H", "S", "T", "V"))
     assert read_tiles(five).counts()["test"] == {"AC": 80, "H": 80, "S": 0, "T": 0, "V": 0, "(no label)": 0}

@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 import yaml
 
-from clipit.config_data import TileSource
+from clipit.config.data import TileSource
+from clipit.config.load import validate
 from clipit.errors import ConfigError
-from clipit.settings import validate
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import SOURCES
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from logged_lines import capture_log
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.datasets import DATASETS, Remote
 from clipit.tiles.download import download, terms
@@ -40,8 +41,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
 
 
 def run(folder: Path, *, yes: bool = True) -> list[str]:
-    said: list[str] = []
-    download("kather2016", folder, accept=lambda: yes, say=said.append)
+    said = capture_log()
+    download("kather2016", folder, accept=lambda: yes)
     return said
 
 
@@ -77,9 +78,9 @@ def test_a_wrong_file_is_not_unpacked_and_the_next_start_goes_on(served: State, 
 
 @pytest.mark.parametrize("name", sorted(name for name, row in DATASETS.items() if not row.files))
 def test_other_sets_say_where_to_get_them(name: str, tmp_path: Path) -> None:
-    said: list[str] = []
+    said = capture_log()
     with pytest.raises(DataError, match=rf"(?s)no public direct address.*tiles.source {name}"):
-        download(name, tmp_path, accept=lambda: True, say=said.append)
+        download(name, tmp_path, accept=lambda: True)
     assert DATASETS[name].page in said[0] and DATASETS[name].licence in said[0]
 
 

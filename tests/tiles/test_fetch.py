@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from logged_lines import capture_log
 
 from clipit.errors import ArtifactError, DataError
 from clipit.tiles.fetch import fetch
@@ -27,8 +28,8 @@ def server(tmp_path: Path) -> Iterator[State]:
 
 
 def get(state: State, to: Path, md5: str = MD5, name: str = "set.zip") -> tuple[Path, list[str]]:
-    said: list[str] = []
-    return fetch(f"{state.url}/{name}", to / "set.zip", md5, page=PAGE, say=said.append), said
+    said = capture_log()
+    return fetch(f"{state.url}/{name}", to / "set.zip", md5, page=PAGE), said
 
 
 def test_a_whole_download_is_verified_and_told(server: State, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_no_network_and_no_such_file(server: State, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{free.getsockname()[1]}/set.zip"
     with pytest.raises(DataError, match=r"(?s)download failed.*refused.*check the network"):
-        fetch(dead, tmp_path / "set.zip", MD5, page=PAGE, say=lambda line: None)
+        fetch(dead, tmp_path / "set.zip", MD5, page=PAGE)
     with pytest.raises(DataError, match="download failed: HTTP Error 404"):
         get(server, tmp_path, name="other.zip")
     assert list(tmp_path.glob("set*")) == []

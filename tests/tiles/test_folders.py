@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.config import LabelsConfig, TilesConfig
+from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.load import load_tiles
 

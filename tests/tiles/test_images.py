@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.images import decode
 from clipit.tiles.load import load_tiles

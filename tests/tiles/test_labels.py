@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from clipit.config import LabelsConfig
+from clipit.config.run import LabelsConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.labels import hide_labels, proportional
 from clipit.tiles.tileset import TileSet

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipit.config import LabelsConfig, TilesConfig
+from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import load_tiles, read_tiles
 from clipit.tiles.readers import FileReader

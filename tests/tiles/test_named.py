@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles import named
 from clipit.tiles.datasets import DATASETS

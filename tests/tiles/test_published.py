@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles import bach, nct_crc, pcam
 from clipit.tiles.load import load_tiles
@@ -57,11 +57,11 @@ def test_pcam_has_the_official_parts(pcam_folder: Path) -> None:
 
 def test_pcam_is_read_in_spawned_and_forked_processes(pcam_folder: Path) -> None:
     tiles = load_tiles(config("pcam", pcam_folder), seed=0)
-    here = _bytes(tiles, 15)  # opens the file in this process before the other starts
+    processes = _bytes(tiles, 15)  # opens the file in this process before the other starts
     for method in ("spawn", "fork"):
         with get_context(method).Pool(1) as pool:
-            assert pool.apply(_bytes, (tiles, 15)) == here
-    assert _bytes(pickle.loads(pickle.dumps(tiles)), 15) == here
+            assert pool.apply(_bytes, (tiles, 15)) == processes
+    assert _bytes(pickle.loads(pickle.dumps(tiles)), 15) == processes
 
 
 def test_pcam_parts_can_be_mapped(pcam_folder: Path) -> None:

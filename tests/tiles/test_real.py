@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.load import load_tiles
 

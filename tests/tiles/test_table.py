@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipit.config import TilesConfig
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.load import load_tiles
 

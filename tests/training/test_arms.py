@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from clipit.config import Config
+from clipit.config.load import validate
+from clipit.config.run import Config
 from clipit.errors import ConfigError
-from clipit.settings import validate
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
 
 

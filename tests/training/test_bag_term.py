@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_models import write_store
 
-from clipit.config import BagsConfig, StudentConfig
+from clipit.config.run import BagsConfig, StudentConfig
 from clipit.distributed import Processes
-from clipit.embedding import unit
 from clipit.models.student import Student
-from clipit.objectives import many_to_many_sum
+from clipit.stores.embed import unit
 from clipit.training.bag_term import bag_term, hold_temperature, share_text
+from clipit.training.losses import many_to_many_sum
 from clipit.training.teaching import COLDEST, Bag, Bags, PromptMembers
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 sys.path[:0] = [{tests!r}, {training!r}]
-from clipit.config import BagsConfig
+from clipit.config.run import BagsConfig
 from clipit.distributed import Processes
 from clipit.training.bag_term import bag_term
 from test_bag_term import make_bags, vectors

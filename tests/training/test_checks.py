@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
-from clipit.config import Config
+from clipit.config.run import Config
 from clipit.distributed import Processes
 from clipit.errors import ConfigError
 from clipit.training import checks
+from clipit.training.active_terms import told_sources
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
-from clipit.training.teaching import told_sources
 
 LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  # 6 x 5 members: 0.47 GiB once
 
@@ -27,7 +27,7 @@ def test_processes_share_what_a_step_holds(configure: Callable[..., Config], mon
     config = resolve_arm(configure({**LARGE, "training.tiles_per_step": 4096}, arm="bags"))
     with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4096 tiles \(at most 4\): lower"):
         check(config)
-    monkeypatch.setattr(checks, "processes", lambda: Processes(0, 3, torch.device("cpu")))
+    monkeypatch.setattr(checks, "get_processes", lambda: Processes(0, 3, torch.device("cpu")))
     check(config)
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import losses
+from run_files import losses
 from torch import nn
 
-from clipit.config import Config, StudentConfig, TrainingConfig
-from clipit.distributed import processes
+from clipit.config.run import Config, StudentConfig, TrainingConfig
+from clipit.distributed import get_processes
 from clipit.errors import ModelError
-from clipit.experiments.identity import run_folder
-from clipit.experiments.run import train_run
 from clipit.models.student import Student
+from clipit.runs.folder import run_folder
+from clipit.runs.train import train_run
 from clipit.training.checkpoints import Progress, best_file
 from clipit.training.loop import _check_finite, _look, warmup_cosine
 
@@ -43,7 +43,7 @@ def looks(folder: Path, scores: list[float | None], patience: int | None) -> Pro
     for score in scores:
         if not progress.stopped:
             progress.step += 1
-            _look(progress, score, training, folder, student, processes())
+            _look(progress, score, training, folder, student, get_processes())
     return progress
 
 
@@ -69,15 +69,15 @@ def test_a_training_that_diverges_stops_and_says_so(configure: MakeConfig, tunin
     keys = {"training.learning_rate": 1e9, "training.warmup": 0.0, "training.log_every": 3, "training.steps": 30}
     config = configure({**keys, "backbone.tuning": tuning}, name=f"diverged-{tuning}")
     with pytest.raises(ModelError, match=r"(?s)(diverged|updates).*lower training\.learning_rate"):
-        train_run(config, say=lambda line: None)
+        train_run(config)
     assert not (run_folder(config) / "classifier").exists()
     assert np.isfinite(losses(run_folder(config))).all()
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_losses_that_are_no_numbers_name_their_steps(loss: float) -> None:
-    _check_finite(torch.tensor(3.0), 5, 10, processes())
+    _check_finite(torch.tensor(3.0), 5, 10, get_processes())
     with pytest.raises(ModelError, match=r"the loss of steps 6 to 10 is infinite or not a number"):
-        _check_finite(torch.tensor(loss), 5, 10, processes())
+        _check_finite(torch.tensor(loss), 5, 10, get_processes())
     with pytest.raises(ModelError, match=r"the loss of step 10 is"):
-        _check_finite(torch.tensor(loss), 9, 10, processes())
+        _check_finite(torch.tensor(loss), 9, 10, get_processes())

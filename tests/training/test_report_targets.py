@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from tiny_models import write_store
 
-from clipit.config import Config
-from clipit.embedding import unit
+from clipit.config.run import Config
 from clipit.errors import DataError
-from clipit.experiments.materials import Materials
-from clipit.experiments.teaching import make_teaching
-from clipit.index import build_index
 from clipit.pairing.sources import row_of_each
+from clipit.runs.targets import make_teaching
+from clipit.stores.embed import unit
+from clipit.stores.index import build_index
 from clipit.training.arms import resolve_arm
 from clipit.training.report_targets import report_context, report_label_vectors
 from clipit.training.targets import Chosen, stored_vectors
+from clipit.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def materials(configure: Callable[..., Config]) -> Materials:
-    return Materials(configure({"pairing.k": 2}), say=lambda line: None)
+def workspace(configure: Callable[..., Config]) -> Workspace:
+    return Workspace(configure({"pairing.k": 2}))
 
 
 def chosen(*positions: list[int]) -> Chosen:
@@ -29,9 +29,9 @@ def chosen(*positions: list[int]) -> Chosen:
     return Chosen(table, np.ones(table.shape, dtype=np.float32))
 
 
-def test_context_is_the_rest_of_the_reports(materials: Materials) -> None:
-    store = materials.index.store
-    own = stored_vectors(store, materials.index)
+def test_context_is_the_rest_of_the_reports(workspace: Workspace) -> None:
+    store = workspace.index.store
+    own = stored_vectors(store, workspace.index)
     ids = store.ids[:5]
     # Reports: A holds 0, 1, 2 (1 twice); B holds 2, 3; C holds 4 alone.
     snippets = np.array([ids[0], ids[1], ids[1], ids[2], ids[2], ids[3], ids[4]])
@@ -44,9 +44,9 @@ def test_context_is_the_rest_of_the_reports(materials: Materials) -> None:
     assert np.allclose(found[4], vectors[4], atol=1e-5)  # alone: itself
 
 
-def test_context_of_some_sections_only(materials: Materials) -> None:
-    store = materials.index.store
-    own = stored_vectors(store, materials.index)
+def test_context_of_some_sections_only(workspace: Workspace) -> None:
+    store = workspace.index.store
+    own = stored_vectors(store, workspace.index)
     ids = store.ids[:4]
     # Report A holds 0 and 1, and 2 as its diagnosis; B holds 3 as its diagnosis and nothing else.
     snippets, reports = np.array(ids), np.array(["A", "A", "A", "B"])
@@ -62,13 +62,13 @@ def test_context_of_some_sections_only(materials: Materials) -> None:
 
 def test_a_section_that_no_report_has_is_named(configure: Callable[..., Config]) -> None:
     config = resolve_arm(configure({"distillation.sections": ["diagnoses"]}, arm="report_context"))
-    materials = Materials(config, say=lambda line: None)
+    workspace = Workspace(config)
     with pytest.raises(DataError, match=r"(?s)section called diagnoses.*distillation\.sections.*unknown"):
-        make_teaching(config, materials, materials.tiles(config.seed), Path)
+        make_teaching(config, workspace, workspace.tiles(config.seed), Path)
 
 
-def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(materials: Materials) -> None:
-    store = materials.index.store
+def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(workspace: Workspace) -> None:
+    store = workspace.index.store
     n = len(store.ids)
     draws = np.random.default_rng(0)
     sides = draws.permutation(n) % 2
@@ -89,10 +89,10 @@ def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_l
         report_label_vectors(store, store.ids, np.full(n, "low"), groups, lambda rows: table[rows])
 
 
-def test_tiles_that_fall_back_to_their_snippet_are_counted(materials: Materials) -> None:
-    store = materials.index.store
+def test_tiles_that_fall_back_to_their_snippet_are_counted(workspace: Workspace) -> None:
+    store = workspace.index.store
     ids = store.ids[:4]
-    own = stored_vectors(store, materials.index)
+    own = stored_vectors(store, workspace.index)
     # A holds 0 and 1; B holds 2 alone; 3 stands in C and D, alone in each.
     made = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), own)
     rows = store.positions(ids)
@@ -101,9 +101,9 @@ def test_tiles_that_fall_back_to_their_snippet_are_counted(materials: Materials)
     assert made.account(pairs).startswith("2 of 4 tiles fell back to their snippets themselves: no other snippet")
 
 
-def test_tiles_whose_reports_cannot_be_judged_are_counted(materials: Materials) -> None:
-    store = materials.index.store
-    own = stored_vectors(store, materials.index)
+def test_tiles_whose_reports_cannot_be_judged_are_counted(workspace: Workspace) -> None:
+    store = workspace.index.store
+    own = stored_vectors(store, workspace.index)
     few = store.ids[:6]
     # Two groups: without the first only "high" is known, without the second only "low".
     labels, groups = np.array(["low", "low", "low", "high", "high", ""]), np.array(["P"] * 3 + ["Q"] * 3)
@@ -133,7 +133,7 @@ def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> 
 @pytest.mark.parametrize("target", ["report_context", "report_labels"])
 def test_the_sources_of_twins_are_joined_in_a_run(configure: Callable[..., Config], target: str) -> None:
     config = configure({"distillation.target": target}, arm="clip_it_all")
-    materials = Materials(config, say=lambda line: None)
-    assert len(materials.index.ids) < len(materials.index.store.ids), "this world has snippets of equal embedding"
-    facts = make_teaching(config, materials, materials.tiles(0), Path).facts
+    workspace = Workspace(config)
+    assert len(workspace.index.ids) < len(workspace.index.store.ids), "this world has snippets of equal embedding"
+    facts = make_teaching(config, workspace, workspace.tiles(0), Path).facts
     assert "of 72 tiles fell back" in facts["fallbacks"] and facts["distilled_tiles"] == "72 of 72"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipit.config import SoftLabelsConfig
+from clipit.config.run import SoftLabelsConfig
 from clipit.errors import DataError
 from clipit.training.soft_labels import agreement, information, soft_labels
 

@@ -5,10 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from clipit.config import Config
-from clipit.embedding import Store, centred, unit
+from clipit.config.run import Config
 from clipit.errors import DataError
-from clipit.experiments.materials import Materials
+from clipit.stores.embed import Store, centred, unit
 from clipit.training.targets import (
     Chosen,
     Targets,
@@ -23,60 +22,61 @@ from clipit.training.targets import (
     shuffled,
     stored_vectors,
 )
+from clipit.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def materials(configure: Callable[..., Config]) -> Materials:
-    return Materials(configure({"pairing.k": 2}), say=lambda line: None)
+def workspace(configure: Callable[..., Config]) -> Workspace:
+    return Workspace(configure({"pairing.k": 2}))
 
 
-def taught(materials: Materials, shuffle: int | None = None) -> Targets:
-    return text_targets(materials, materials.some_tiles.of_split("train").ids, shuffle=shuffle)
+def taught(workspace: Workspace, shuffle: int | None = None) -> Targets:
+    return text_targets(workspace, workspace.all_tiles.of_split("train").ids, shuffle=shuffle)
 
 
 def text_targets(
-    materials: Materials, ids: np.ndarray, store: Store | None = None, shuffle: int | None = None
+    workspace: Workspace, ids: np.ndarray, store: Store | None = None, shuffle: int | None = None
 ) -> Targets:
-    store = store or materials.index.store
-    chosen = chosen_snippets(ids, materials.pairs, store)
+    store = store or workspace.index.store
+    chosen = chosen_snippets(ids, workspace.pairs, store)
     if shuffle is not None:
         chosen = shuffled(chosen, shuffle)
-    return bag_means(chosen, stored_vectors(store, materials.index), store.dim)
+    return bag_means(chosen, stored_vectors(store, workspace.index), store.dim)
 
 
-def test_the_mean_of_the_paired_snippets(materials: Materials) -> None:
-    targets, store = taught(materials), materials.index.store
-    ids = materials.some_tiles.of_split("train").ids.tolist()
-    rows = materials.pairs.table.to_pylist()
+def test_the_mean_of_the_paired_snippets(workspace: Workspace) -> None:
+    targets, store = taught(workspace), workspace.index.store
+    ids = workspace.all_tiles.of_split("train").ids.tolist()
+    rows = workspace.pairs.table.to_pylist()
     for tile in (0, 17, 71):
         snippets = [row["snippet_id"] for row in rows if row["tile_id"] == ids[tile]]
         assert len(snippets) == 2
-        vectors = centred(store.rows(store.positions(np.array(snippets))), materials.index.mean)
+        vectors = centred(store.rows(store.positions(np.array(snippets))), workspace.index.mean)
         assert np.allclose(targets.vectors[tile].astype(np.float32), unit(vectors.sum(axis=0)), atol=2e-3)
     assert targets.valid.all()
 
 
-def test_order_of_the_tiles_does_not_matter(materials: Materials) -> None:
-    ids = materials.some_tiles.of_split("train").ids
-    straight = taught(materials)
-    turned = text_targets(materials, ids[::-1])
+def test_order_of_the_tiles_does_not_matter(workspace: Workspace) -> None:
+    ids = workspace.all_tiles.of_split("train").ids
+    straight = taught(workspace)
+    turned = text_targets(workspace, ids[::-1])
     assert np.array_equal(turned.vectors[::-1], straight.vectors)
 
 
-def test_tiles_without_a_pair_are_not_distilled(materials: Materials) -> None:
-    ids = np.concatenate([materials.some_tiles.of_split("test").ids, materials.some_tiles.of_split("train").ids[:5]])
-    targets = text_targets(materials, ids)
+def test_tiles_without_a_pair_are_not_distilled(workspace: Workspace) -> None:
+    ids = np.concatenate([workspace.all_tiles.of_split("test").ids, workspace.all_tiles.of_split("train").ids[:5]])
+    targets = text_targets(workspace, ids)
     assert targets.valid.tolist() == [False] * 24 + [True] * 5
     assert not targets.vectors[:24].any()
     with pytest.raises(DataError, match="no training tile has a pair"):
-        text_targets(materials, ids[:24])
+        text_targets(workspace, ids[:24])
 
 
-def test_shuffled_targets_are_the_same_targets_for_other_tiles(materials: Materials) -> None:
-    own, shuffled = taught(materials), taught(materials, shuffle=0)
+def test_shuffled_targets_are_the_same_targets_for_other_tiles(workspace: Workspace) -> None:
+    own, shuffled = taught(workspace), taught(workspace, shuffle=0)
     order = derangement(72, 0)
     assert np.array_equal(shuffled.vectors, own.vectors[order])
-    assert not np.array_equal(taught(materials, shuffle=1).vectors, shuffled.vectors)
+    assert not np.array_equal(taught(workspace, shuffle=1).vectors, shuffled.vectors)
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 1001])
@@ -88,19 +88,19 @@ def test_derangement(n: int, seed: int) -> None:
     assert np.array_equal(order, derangement(n, seed))
 
 
-def test_image_targets_are_the_tiles_own_embeddings(materials: Materials) -> None:
-    store = materials.tile_store("train")
-    ids = materials.some_tiles.of_split("train").ids[5:15]
-    targets = image_targets(ids, store, materials.tile_mean)
-    wanted = centred(store.rows(np.arange(5, 15)), materials.tile_mean)
+def test_image_targets_are_the_tiles_own_embeddings(workspace: Workspace) -> None:
+    store = workspace.tile_store("train")
+    ids = workspace.all_tiles.of_split("train").ids[5:15]
+    targets = image_targets(ids, store, workspace.tile_mean)
+    wanted = centred(store.rows(np.arange(5, 15)), workspace.tile_mean)
     assert np.allclose(targets.vectors.astype(np.float32), wanted, atol=2e-3)
     assert targets.valid.all()
 
 
-def test_word_drop_changes_targets_and_leaves_pairs(materials: Materials) -> None:
-    ids = materials.some_tiles.of_split("train").ids
-    dropped = text_targets(materials, ids, materials.text_store(0.3, 0))
-    assert not np.allclose(dropped.vectors, taught(materials).vectors, atol=1e-2)
+def test_word_drop_changes_targets_and_leaves_pairs(workspace: Workspace) -> None:
+    ids = workspace.all_tiles.of_split("train").ids
+    dropped = text_targets(workspace, ids, workspace.text_store(0.3, 0))
+    assert not np.allclose(dropped.vectors, taught(workspace).vectors, atol=1e-2)
 
 
 def test_weights_of_a_bag_count() -> None:
@@ -133,9 +133,9 @@ def test_random_snippets_keep_the_number_per_tile() -> None:
     assert drawn.positions.tolist() != random_snippets(chosen, 100, seed=1).positions.tolist()
 
 
-def test_random_codes_are_one_direction_per_snippet(materials: Materials) -> None:
-    codes = random_codes(materials.index.store, seed=0)
+def test_random_codes_are_one_direction_per_snippet(workspace: Workspace) -> None:
+    codes = random_codes(workspace.index.store, seed=0)
     found = codes(np.array([[0, 1], [1, 2]]))
     assert np.array_equal(found[0, 1], found[1, 0]) and not np.allclose(found[0, 0], found[0, 1])
     assert np.allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
-    assert not np.allclose(found, random_codes(materials.index.store, seed=1)(np.array([[0, 1], [1, 2]])))
+    assert not np.allclose(found, random_codes(workspace.index.store, seed=1)(np.array([[0, 1], [1, 2]])))

@@ -1,0 +1,1 @@
+"""Analyses of why an arm helps or does not."""

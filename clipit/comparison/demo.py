@@ -1,0 +1,79 @@
+"""The demo: CLIP-IT from raw reports to an exported classifier, on the embedded synthetic world."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+
+from clipit.comparison.compare import compare
+from clipit.config.run import Config
+from clipit.runs.folder import run_folder
+from clipit.synthetic.world import WorldConfig
+from clipit.synthetic.world_folder import write_whole_world
+from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+WORLD = WorldConfig(seed=0)
+"""The demo's; a comparison over several worlds takes others from `write_whole_world`."""
+
+
+def demo(config: Config) -> Path:
+    """Write the world where the configuration looks for its tiles, compare the arms, try the classifier.
+
+    Args:
+        config: As configs/demo.yaml: tiles and reports lie in one folder, which is filled if it is empty.
+
+    Returns:
+        The folder of the comparison.
+    """
+    begin = time.perf_counter()
+    world = demo_world(config)
+    folder = compare(config)
+    arm = "clip_it_all" if "clip_it_all" in config.comparison.arms else config.comparison.arms[0]
+    run = run_folder(config.model_copy(update={"arm": arm, "seed": config.comparison.seeds[0]}))
+    logger.info("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
+    logger.info(_try_classifier(config, run))
+    logger.info(f"\nThe world:      {world}")
+    logger.info(f"Comparison:     {folder / 'comparison.html'} (and .md, .tex, .parquet)")
+    logger.info(f"Runs:           {run.parent}")
+    logger.info(f"One run's page: {run / 'report.html'}")
+    logger.info(f"One classifier: {run / 'classifier'}")
+    logger.info(f"{time.perf_counter() - begin:.0f} s in all")
+    return folder
+
+
+def demo_world(config: Config) -> Path:
+    """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
+
+    The folder appears whole or not at all, so one that holds anything else is somebody's own.
+
+    Raises:
+        ArtifactError: The folder holds something else, or another world; nothing in it was changed.
+    """
+    return write_whole_world(Path(config.tiles.path).parent, WORLD)
+
+
+def _try_classifier(config: Config, run: Path) -> str:
+    """What the exported classifier says about a few test tiles, with its own prompts and with new ones."""
+    from clipit.models.inference import load_classifier
+
+    tiles = Workspace(config).tiles(config.seed).of_split("test")
+    some = np.linspace(0, len(tiles) - 1, 4).astype(int)
+    images = [tiles.read(int(row)) for row in some]
+    classifier = load_classifier(run / "classifier")
+    predicted = classifier.predict(images)
+    lines = [f"The exported classifier ({run.name}) on {len(images)} test tiles:"]
+    lines += [
+        f"  {tiles.ids[row]}: {found} (truth: {tiles.classes[int(tiles.truth[row])]})"
+        for row, found in zip(some, predicted, strict=True)
+    ]
+    if classifier.spec.vlm is not None:  # trained with text, so it answers new questions in words
+        question = {
+            "tumour": ["a tumour with atypical glands", "carcinoma with marked nuclear pleomorphism"],
+            "no tumour": ["benign tissue without tumour", "normal glands", "fat", "connective tissue", "lymphocytes"],
+        }
+        shares = [f"{answer[0]:.0%}" for answer in classifier.zero_shot(images, question)]
+        lines.append(f"asked in words whether they show tumour: {', '.join(shares)}")
+    return "\n".join(lines)

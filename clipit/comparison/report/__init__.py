@@ -1,0 +1,1 @@
+"""The files that a comparison writes: HTML page, tables, notes, JSON."""

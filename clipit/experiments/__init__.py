@@ -1,1 +1,0 @@
-"""Whole jobs: from a configuration to a finished run, a demo, a tuning."""

@@ -1,0 +1,168 @@
+"""Evaluation of a finished training: predictions first, everything else computed from them."""
+
+import shlex
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipit.artifacts import fingerprint, git_commit, locked, read_json, versions, write_json
+from clipit.config.run import Config
+from clipit.distributed import get_processes
+from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.predictions import read_predictions, write_predictions
+from clipit.reporting.curves import read_curves
+from clipit.reporting.plots import confusion_plot, curves_plot, reliability_plot
+from clipit.reporting.summary import run_summary, write_summary
+from clipit.runs.fingerprint import run_fingerprint
+from clipit.runs.folder import check_fingerprint, evaluation_keys, read_training, run_folder
+from clipit.runs.page import write_run_page
+from clipit.runs.predict import _check_classes, _joined, _predict
+from clipit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+
+def evaluate_run(config: Config, workspace: Workspace, folder: Path) -> dict[str, Any]:
+    """Predict, score and summarise with the classifier of a run's folder.
+
+    Args:
+        config: Of the run, its arm resolved.
+        workspace: Tiles and prompts.
+        folder: The run's; predictions.parquet, results.json, summary.md, report.html and plots are written there.
+
+    Returns:
+        What results.json holds (in the main process; an empty dictionary in the others).
+    """
+    from clipit.models.inference import load_classifier
+
+    processes = get_processes()
+    trust = config.backbone.trust_remote_code
+    classifier = load_classifier(folder / "classifier", processes.device, trust_remote_code=trust)
+    tiles = workspace.tiles(config.seed)
+    _check_classes(classifier, tiles, folder)
+    parts = []
+    for split in config.evaluation.splits:
+        source = workspace.pixels(split, classifier.spec.preprocess)
+        if len(source.tiles):
+            found = _predict(config, workspace, classifier, source, tiles.classes, split)
+            # The source's tiles may carry another seed's labels.
+            parts.append(replace(found, labels=tiles.of_split(split).labels))
+    if not processes.main:
+        return {}
+    write_predictions(folder / "predictions.parquet", _joined(parts))
+    return _report(config, workspace, folder, classifier)
+
+
+def evaluate_again(config: Config, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
+    """Evaluate a finished run anew (`scripts/evaluate.py`); its folder, and what results.json holds.
+
+    Raises:
+        ArtifactError: There is no run, or the folder belongs to another configuration.
+    """
+    from clipit.models.backbones import load_backbone
+
+    processes, folder = get_processes(), run_folder(config)
+    check_fingerprint(folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint))
+    with locked(folder) if processes.main else nullcontext():
+        return folder, evaluate_run(config, workspace, folder)
+
+
+def evaluate_shifted(config: Config, workspace: Workspace, folder: Path, name: str) -> dict[str, Any]:
+    """Scores of a run's classifier on a set of `comparison.shifted` (the classes must be the same).
+
+    Its predictions are written to the run's folder, under a name that stands for its training and these tiles, and are
+    kept.
+
+    Raises:
+        DataError: The set has no test tile, or other classes.
+    """
+    from clipit.models.inference import load_classifier
+
+    processes, tiles = get_processes(), workspace.shifted_tiles(name)
+    path = shifted_predictions(workspace, folder, name)
+    if not processes.broadcast(path.is_file()):
+        trust = config.backbone.trust_remote_code
+        classifier = load_classifier(folder / "classifier", processes.device, trust_remote_code=trust)
+        _check_classes(classifier, tiles, folder)
+        source = workspace.other_pixels(tiles, classifier.spec.preprocess)
+        found = _predict(config, workspace, classifier, source, tiles.classes, name)
+        if processes.main:
+            write_predictions(path, found)
+        processes.barrier()
+    scores = evaluate_predictions(read_predictions(path), ["test"], config.evaluation.bootstrap, config.seed)
+    of_test: dict[str, Any] = scores["splits"]["test"]
+    return of_test
+
+
+def shifted_predictions(workspace: Workspace, folder: Path, name: str) -> Path:
+    """Where a run's predictions on a shifted set lie; the name stands for these tiles and for this very training.
+
+    The run's mark alone would not do: a run trained anew has the same one, and other weights where versions differ.
+
+    Raises:
+        ArtifactError: run.json or training.json is missing or damaged.
+    """
+    tiles = workspace.shifted_tiles(name)
+    run = read_json(folder / "run.json", "choose another --name, or delete the run's folder")["fingerprint"]
+    training = read_training(folder)
+    mark = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
+    return folder / f"predictions_shifted-{mark}.parquet"
+
+
+def _report(config: Config, workspace: Workspace, folder: Path, classifier: "Classifier") -> dict[str, Any]:
+    predictions = read_predictions(folder / "predictions.parquet")
+    splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
+    scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
+    facts = read_training(folder) if (folder / "training.json").is_file() else {}
+    told = facts.pop("sections", {})
+    provenance: dict[str, Any] = {
+        "run": config.name,
+        "arm": config.arm or "custom",
+        "seed": config.seed,
+        "command": shlex.join(sys.argv),
+        "commit": git_commit(),
+        "classes": len(predictions.classes),
+        "pixels": classifier.spec.preprocess.size,
+        "preprocess": classifier.spec.preprocess.hash,
+        "prompts": f"{workspace.prompts.name} ({workspace.prompts.hash})" if workspace.prompts else None,
+        **facts,
+    }
+    results = scores | {"provenance": provenance | {"versions": versions()}, "evaluation": evaluation_keys(config)}
+    plots = []
+    for split in splits:
+        plots += [f"confusion_{split}.png", f"reliability_{split}.png"]
+        confusion_plot(scores["splits"][split]["confusion"], predictions.classes, folder / plots[-2], title=split)
+        reliability_plot(scores["splits"][split]["reliability"], folder / plots[-1], title=split)
+    if (folder / "metrics.jsonl").is_file():
+        plots.append("curves.png")
+        curves_plot(read_curves(folder / "metrics.jsonl"), folder / "curves.png", title=folder.name)
+    note = " ".join(part for part in (_embedded_note(config), config.note.strip()) if part)
+    results["note"] = note
+    tiles = workspace.tiles(config.seed)
+    told = {"Tiles": tiles.describe()} | told
+    sections = {heading: f"```\n{text}\n```" for heading, text in told.items()}
+    shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
+    title = f"{config.name}: {folder.name}"
+    text = run_summary(title, scores, shown, note=note, sections=sections, plots=plots)
+    write_summary(folder / "summary.md", text)
+    write_run_page(title, folder, results, predictions, tiles, told)
+    write_json(folder / "results.json", results)  # last: a run with results is a finished run
+    return results
+
+
+def _embedded_note(config: Config) -> str:
+    """What scores with the embedded models do not say."""
+    parts = {"backbone": config.backbone.name, "VLM": config.vlm.name}
+    used = [what for what, name in parts.items() if name == "embedded"]
+    if config.distillation.tiles == "none" and "VLM" in used:
+        used.remove("VLM")
+    if not used:
+        return ""
+    return (
+        f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
+        "tiles these scores prove that the path from reports to classifier works, and say nothing about CLIP-IT on "
+        "real pathology."
+    )

@@ -1,0 +1,273 @@
+"""Texts and tiles to stores: half-precision vectors in shards, ids beside them.
+
+Vectors of the joint space are normalised when they are written (`_write_shards`) and nowhere before; those of
+the raw space never are.
+
+A shard is the unit of work: it is written whole or not at all, so a killed job goes on with the next one, and
+the processes share the shards among themselves. What is in a batch depends on the shard alone, so one process
+and several write the same bytes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float16, Float32, Int
+
+from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.distributed import Processes, build_once, get_processes
+from clipit.errors import ArtifactError, DataError, explain, shortlist
+from clipit.progress import progress
+
+if TYPE_CHECKING:
+    from clipit.models.vlm import VLM, Space
+    from clipit.tiles.tileset import TileSet
+
+SHARD = 4096
+"""Rows per shard."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Embeddings on disk, one row per id."""
+
+    artifact: Artifact
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of what it was made from."""
+        return self.artifact.fingerprint
+
+    @property
+    def vlm(self) -> dict[str, str]:
+        """Name and fingerprint of the encoder."""
+        return {"name": self.artifact.manifest.facts["vlm"], "fingerprint": self.artifact.manifest.inputs["vlm"]}
+
+    @property
+    def space(self) -> str:
+        """`joint` (unit vectors, where images and texts meet) or `raw` (before the image tower's projection)."""
+        return str(self.artifact.manifest.inputs.get("space", "joint"))
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self.artifact.manifest.facts["dim"])
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Ids by row."""
+        names = sorted(name for name in self.artifact.manifest.files if name.startswith("ids-"))
+        if not names:
+            return np.empty(0, dtype=np.str_)
+        return np.concatenate(
+            [pq.read_table(self.artifact.file(n)).column("id").to_numpy().astype(np.str_) for n in names]
+        )
+
+    @cached_property
+    def _shards(self) -> list[Float16[np.ndarray, "_ dim"]]:
+        names = sorted(name for name in self.artifact.manifest.files if name.startswith("emb-"))
+        return [np.load(self.artifact.file(name), mmap_mode="r") for name in names]
+
+    def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
+        """First row and vectors of each block, in order; at most `size` rows are in memory."""
+        for number, shard in enumerate(self._shards):
+            for start in range(0, len(shard), size):
+                yield number * SHARD + start, np.asarray(shard[start : start + size], dtype=np.float32)
+
+    def rows(self, positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Vectors at these rows."""
+        flat = positions.reshape(-1)
+        found = np.empty((len(flat), self.dim), dtype=np.float32)
+        for number in np.unique(flat // SHARD):
+            in_shard = flat // SHARD == number
+            found[in_shard] = self._shards[number][flat[in_shard] % SHARD]
+        return found.reshape(*positions.shape, self.dim)
+
+    def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
+        """Rows of these ids.
+
+        Raises:
+            ArtifactError: The store lacks one.
+        """
+        wanted = np.asarray(ids, dtype=np.str_)
+        order = self._order
+        found = np.searchsorted(self.ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))
+        rows = order[found] if len(order) else np.zeros(len(wanted), dtype=np.int64)
+        missing = wanted[self.ids[rows] != wanted] if len(order) else wanted
+        if len(missing):
+            raise ArtifactError(
+                explain(
+                    f"{len(missing)} ids are not in the store: {shortlist(list(missing))}",
+                    where=self.artifact.folder,
+                    fix="the store was made from other data; build it again",
+                )
+            )
+        return np.asarray(rows, dtype=np.int64)
+
+    @cached_property
+    def _order(self) -> Int[np.ndarray, "_"]:
+        return np.asarray(np.argsort(self.ids, kind="stable"), dtype=np.int64)
+
+    def mean(self) -> Float32[np.ndarray, "dim"]:
+        """Mean of all vectors (the modality's centre)."""
+        total = np.zeros(self.dim, dtype=np.float64)
+        for _, block in self.blocks():
+            total += block.sum(axis=0, dtype=np.float64)
+        return (total / max(len(self.ids), 1)).astype(np.float32)
+
+
+def unit(vectors: Float32[np.ndarray, "*shape dim"]) -> Float32[np.ndarray, "*shape dim"]:
+    """Vectors divided by their L2 norm; a zero vector stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def centred(
+    vectors: Float32[np.ndarray, "*shape dim"], mean: Float32[np.ndarray, "dim"] | None
+) -> Float32[np.ndarray, "*shape dim"]:
+    """Unit vectors around their modality's mean (no change without a mean)."""
+    return vectors if mean is None else unit(vectors - mean)
+
+
+def embed_texts(
+    root: Path,
+    vlm: "VLM",
+    snippets: Artifact,
+    *,
+    batch_size: int = 64,
+    word_drop: float = 0.0,
+    seed: int = 0,
+) -> Store:
+    """The text store of a `snippets` artefact.
+
+    Args:
+        root: Output root.
+        vlm: Encoder.
+        snippets: Artefact with `snippets.parquet`.
+        batch_size: Texts per forward pass.
+        word_drop: Share of each text's words left out (chosen by seed and snippet id; one always stays).
+        seed: For `word_drop`.
+    """
+    inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
+    if word_drop:
+        inputs |= {"word_drop": word_drop, "seed": seed}
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Encode the shards that are not there yet."""
+        table = pq.read_table(snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
+        ids = table.column("snippet_id").to_pylist()
+        texts = table.column("text").to_pylist()
+        if word_drop:
+            texts = [drop_words(text, word_drop, seed, snippet) for text, snippet in zip(texts, ids, strict=True)]
+
+        def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
+            """Vectors of the texts of one shard, in their order."""
+            # Texts of similar length share a batch, so that little is spent on padding.
+            order = sorted(range(start, stop), key=lambda row: (len(texts[row]), row))
+            found = np.empty((stop - start, vlm.joint_dim), dtype=np.float32)
+            for first in range(0, len(order), batch_size):
+                rows = order[first : first + batch_size]
+                found[np.array(rows) - start] = vlm.encode_texts([texts[row] for row in rows]).float().cpu().numpy()
+            return found
+
+        return _write_shards(folder, get_processes(), ids, vlm, "joint", encode, "embedding snippets")
+
+    return Store(build_once(root, "text_store", inputs, make))
+
+
+def drop_words(text: str, share: float, seed: int, key: str) -> str:
+    """The text without a share of its words, chosen by (seed, key); at least one word stays."""
+    words = text.split()
+    number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
+    keep = np.random.default_rng(number).random(len(words)) >= share
+    kept = [word for word, stays in zip(words, keep, strict=True) if stays]
+    return " ".join(kept or words[:1])
+
+
+def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64, space: "Space" = "joint") -> Store:
+    """The tile store of a set of tiles (labels play no part in it).
+
+    Args:
+        root: Output root.
+        vlm: Encoder.
+        tiles: What to embed.
+        batch_size: Tiles per forward pass.
+        space: `joint` for matching with texts, `raw` for probes; each has its own store.
+
+    Raises:
+        ModelError: The VLM has no raw space.
+    """
+    vlm.dim(space)
+    inputs = {"tiles": tiles.fingerprint, **_encoder(vlm, space)}
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Encode the shards that are not there yet."""
+        import torch
+
+        from clipit.tiles.loading import PixelSource
+
+        source = PixelSource(tiles, vlm.preprocess.pixels)
+
+        def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
+            """Vectors of the tiles of one shard, in their order."""
+            batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+            found = [
+                vlm.encode_images(torch.from_numpy(pixels).to(vlm.device), space=space).float().cpu().numpy()
+                for _, pixels in source.ahead(batches)
+            ]
+            return np.concatenate(found)
+
+        return _write_shards(
+            folder, get_processes(), [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles"
+        )
+
+    return Store(build_once(root, "tile_store", inputs, make))
+
+
+def _encoder(vlm: "VLM", space: "Space" = "joint") -> dict[str, Any]:
+    return {"vlm": vlm.fingerprint, "precision": vlm.precision, "space": space}
+
+
+def _write_shards(
+    folder: Path,
+    processes: Processes,
+    ids: list[str],
+    vlm: "VLM",
+    space: "Space",
+    encode: Callable[[int, int], Float32[np.ndarray, "_ dim"]],
+    title: str,
+) -> dict[str, Any]:
+    starts = processes.share(range(0, len(ids), SHARD))
+    with progress(title, len(ids), shown=processes.main) as advance:
+        for start in starts:
+            stop = min(start + SHARD, len(ids))
+            vectors_file = folder / f"emb-{start // SHARD:05d}.npy"
+            ids_file = folder / f"ids-{start // SHARD:05d}.parquet"
+            if not (vectors_file.is_file() and ids_file.is_file()):
+                vectors = encode(start, stop)
+                with np.errstate(over="ignore"):  # what half precision cannot hold is found by the next line
+                    half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
+                _check_finite(half, ids[start:stop], vlm.name)
+                with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, half)
+                with whole_file(ids_file) as temporary:
+                    pq.write_table(pa.table({"id": ids[start:stop]}), temporary)
+            advance((stop - start) * processes.count)
+    return {"rows": len(ids), "dim": vlm.dim(space), "vlm": vlm.name, "preprocess": vlm.preprocess.hash}
+
+
+def _check_finite(vectors: Float16[np.ndarray, "n dim"], ids: Sequence[str], name: str) -> None:
+    bad = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
+    if bad:
+        raise DataError(
+            explain(
+                f"{len(bad)} embeddings are not finite: {shortlist(bad)}",
+                where=name,
+                fix="use vlm.precision=fp32, or look at these inputs",
+            )
+        )

@@ -1,0 +1,246 @@
+"""The index over a text store: what a tile's embedding is matched against.
+
+Snippets whose embeddings are equal to the bit (a tokenizer that ignores case makes such) are one point of the
+index; the lowest id stands for them all. Together with exact re-scoring and ties broken by id this makes the
+pairs a function of the data alone.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int
+
+from clipit.artifacts import Artifact, whole_file
+from clipit.config.run import has_lists
+from clipit.distributed import build_once, get_processes
+from clipit.errors import ConfigError, DataError, explain
+from clipit.stores.embed import Store, centred
+
+Backend = Literal["auto", "faiss", "torch"]
+_TRAINING_ROWS = 200_000  # enough for the coarse quantiser of any key that fits one machine
+_NO_SPREAD = 1e-3  # norm of what half precision makes of equal unit vectors
+_FEW = 4096
+
+
+def has_faiss() -> bool:
+    """Whether faiss can be imported."""
+    import importlib.util
+
+    return importlib.util.find_spec("faiss") is not None
+
+
+def build_index(
+    root: Path,
+    store: Store,
+    *,
+    key: str = "Flat",
+    centring: bool = True,
+    backend: Backend = "auto",
+    nprobe: int | None = None,
+) -> "Index":
+    """The index of a text store.
+
+    Args:
+        root: Output root.
+        store: Text store.
+        key: Key of `faiss.index_factory`, inner product; `Flat` is exact.
+        centring: Subtract the store's mean and normalise again before indexing.
+        backend: `torch` searches exactly without faiss; `auto` takes faiss when it is installed.
+        nprobe: Lists searched by an IVF index; None: faiss' own, 1. It is no part of what is built.
+
+    Raises:
+        ConfigError: An unknown key, one that needs faiss when it is absent, or more training rows than there are;
+            `nprobe` for an index without lists.
+        DataError: The store is empty.
+    """
+    chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
+    if chosen == "faiss" and not has_faiss():
+        raise ConfigError(
+            explain(
+                "faiss is not installed", where="pairing.backend", fix="pip install faiss-cpu, or pairing.backend=torch"
+            )
+        )
+    if chosen == "torch" and key != "Flat":
+        raise ConfigError(
+            explain(
+                f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or pairing.index=Flat"
+            )
+        )
+    if nprobe is not None and not has_lists(key):
+        raise ConfigError(
+            explain(
+                f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF key, or leave nprobe out"
+            )
+        )
+    inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
+
+    def make(folder: Path) -> dict[str, Any]:
+        """Build and write, in the main process alone."""
+        if not get_processes().main:
+            return {}
+        if not len(store.ids):
+            raise DataError(
+                explain(
+                    "the text store is empty: nothing to pair with",
+                    where=store.artifact.folder,
+                    fix="loosen the filters of `reports`",
+                )
+            )
+        mean = store.mean() if centring else None
+        rows = _distinct_rows(store)
+        if mean is not None:
+            _check_spread(store, rows, mean)
+        with whole_file(folder / "ids.parquet") as temporary:
+            pq.write_table(pa.table({"snippet_id": store.ids[rows].tolist()}), temporary)
+        if mean is not None:
+            with whole_file(folder / "mean.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, mean)
+        if chosen == "faiss":
+            _write_faiss(folder / "index.faiss", store, rows, mean, key)
+        return {
+            "rows": len(rows),
+            "equal_embeddings": len(store.ids) - len(rows),
+            "dim": store.dim,
+            "vlm": store.vlm,
+            "key": key,
+            "backend": chosen,
+            "centring": centring,
+        }
+
+    return Index(build_once(root, "index", inputs, make), store, nprobe)
+
+
+@dataclass(frozen=True)
+class Index:
+    """A built index and the store that it was built from."""
+
+    artifact: Artifact
+    store: Store
+    nprobe: int | None = None
+    """Lists searched by an IVF index; None: faiss' own."""
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Snippet ids by row of the index, ascending."""
+        column = pq.read_table(self.artifact.file("ids.parquet")).column("snippet_id")
+        return np.asarray(column.to_numpy(), dtype=np.str_)
+
+    @cached_property
+    def mean(self) -> Float32[np.ndarray, "dim"] | None:
+        """The mean that was subtracted from the texts, if any."""
+        if not self.artifact.manifest.facts["centring"]:
+            return None
+        mean: Float32[np.ndarray, dim] = np.load(self.artifact.file("mean.npy"))
+        return mean
+
+    @cached_property
+    def rows_in_store(self) -> Int[np.ndarray, "_"]:
+        """Row of the store for each row of the index."""
+        return self.store.positions(self.ids)
+
+    @cached_property
+    def _faiss(self) -> Any:
+        import faiss
+
+        index = faiss.read_index(str(self.artifact.file("index.faiss")))
+        if self.nprobe is not None:
+            faiss.ParameterSpace().set_index_parameter(index, "nprobe", self.nprobe)
+        return _on_device(index)
+
+    @cached_property
+    def _matrix(self) -> Any:
+        import torch
+
+        matrix = np.empty((len(self.ids), self.store.dim), dtype=np.float32)
+        for start in range(0, len(self.ids), 65536):
+            block = self.store.rows(self.rows_in_store[start : start + 65536])
+            matrix[start : start + len(block)] = centred(block, self.mean)
+        return torch.from_numpy(matrix).to(get_processes().device)
+
+    def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
+        """Rows of the index nearest to each query; -1 where an approximate index found fewer than k."""
+        if self.artifact.manifest.facts["backend"] == "faiss":
+            return np.asarray(self._faiss.search(np.ascontiguousarray(queries), k)[1], dtype=np.int64)
+        import torch
+
+        found = []
+        for start in range(0, len(queries), 1024):
+            block = torch.from_numpy(queries[start : start + 1024]).to(self._matrix.device)
+            found.append((block @ self._matrix.T).topk(k, dim=1).indices.cpu().numpy())
+        return np.concatenate(found).astype(np.int64)
+
+    def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
+        """Vectors of these rows of the index, as they are matched (centred if the index is)."""
+        return centred(self.store.rows(self.rows_in_store[rows]), self.mean)
+
+
+def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"]) -> None:
+    """Refuse a corpus whose mean is all that it says: centred vectors of no length have no direction."""
+    if len(rows) > _FEW:  # so many different ones cannot all lie in one point
+        return
+    if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _NO_SPREAD:
+        raise DataError(
+            explain(
+                f"centring leaves nothing: there is one distinct snippet ({len(rows)} distinct embeddings, all alike)",
+                where="pairing.centring",
+                fix="give more reports or loosen the filters of `reports`; or pairing.centring=false",
+            )
+        )
+
+
+def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
+    """Rows of the store in the order of their ids, equal embeddings once (under the lowest id)."""
+    import hashlib
+
+    digests = np.empty(len(store.ids), dtype="S16")
+    row = 0
+    for _, block in store.blocks():
+        for vector in block.astype(np.float16):
+            digests[row] = hashlib.blake2b(vector.tobytes(), digest_size=16).hexdigest().encode()[:16]
+            row += 1
+    by_id = np.argsort(store.ids, kind="stable")
+    _, first = np.unique(digests[by_id], return_index=True)
+    return np.asarray(by_id[np.sort(first)], dtype=np.int64)
+
+
+def _on_device(index: Any) -> Any:
+    """A faiss index on this process's GPU; as it is without one, or where faiss has no GPU version of its kind."""
+    import faiss
+
+    device = get_processes().device
+    if device.type != "cuda" or getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
+        return index
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device.index or 0, index)
+    except RuntimeError:
+        return index
+
+
+def _write_faiss(
+    path: Path, store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"] | None, key: str
+) -> None:
+    import faiss
+
+    try:
+        index = faiss.index_factory(store.dim, key, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            some = np.random.default_rng(0).permutation(len(rows))[:_TRAINING_ROWS]
+            index.train(centred(store.rows(rows[np.sort(some)]), mean))
+        for start in range(0, len(rows), 65536):
+            index.add(centred(store.rows(rows[start : start + 65536]), mean))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(
+            explain(
+                f"faiss cannot make index {key!r} of {len(rows)} snippets: {reason}",
+                where="pairing.index",
+                fix="use a key with fewer lists for so few snippets, or Flat, which is exact",
+            )
+        ) from None
+    with whole_file(path) as temporary:
+        faiss.write_index(index, str(temporary))

@@ -1,0 +1,1 @@
+"""Studies of frozen models and finished runs."""

@@ -1,0 +1,1 @@
+"""Effect of the wording of prompts."""

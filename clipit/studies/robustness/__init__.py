@@ -1,0 +1,1 @@
+"""Robustness of finished runs to perturbations and distribution shift."""

@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps, resumable and shared by several agents."""

@@ -1,0 +1,1 @@
+"""The cached inputs of a configuration: tiles, snippets, stores, index and pairs."""

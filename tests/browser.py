@@ -1,0 +1,28 @@
+"""Pages in a real headless browser (Debian's chromium), opened from disk."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from clipit.reporting.html import write_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+POLICY = re.compile("<meta http-equiv=[^>]*>")
+
+
+def opened(text: str, folder: Path, hash: str = "", then: str = "") -> str:
+    """The page's elements after its script ran; `then` is more script, for which the page's own policy is taken out."""
+    if then:
+        text = POLICY.sub("", text).replace("</body>", f"<script>{then}</script></body>")
+    path = folder / "page.html"
+    write_page(path, text)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    return done.stdout

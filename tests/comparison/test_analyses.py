@@ -1,0 +1,74 @@
+"""Gain by pairing score goes by the snippets that the rules of the pairing give; published figures by their metric."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import MakeConfig
+
+from clipit.comparison.analyses.pairing import _own_rules, first_cosines
+from clipit.comparison.plan import Plan, plan_comparison
+from clipit.comparison.published import fits, published
+from clipit.comparison.report.write import _published
+from clipit.stores.embed import centred
+from clipit.workspace.workspace import Workspace
+
+
+def all_cosines(workspace: Workspace, split: str) -> np.ndarray:
+    """Every tile with every snippet."""
+    store, index = workspace.tile_store(split), workspace.index
+    tiles = store.rows(store.positions(workspace.all_tiles.of_split(split).ids))
+    return centred(tiles, workspace.tile_mean) @ index.vectors(np.arange(len(index.ids))).T
+
+
+def test_first_cosines_are_those_of_the_rules(configure: MakeConfig) -> None:
+    plain = Workspace(configure())
+    ids = plain.all_tiles.of_split("test").ids
+    every = all_cosines(plain, "test")
+    np.testing.assert_allclose(first_cosines(plain, ids), every.max(axis=1), atol=1e-3)
+    np.testing.assert_allclose(first_cosines(plain, ids[::-1]), every.max(axis=1)[::-1], atol=1e-3)
+
+    middle = float(np.median(every.max(axis=1)))
+    some = first_cosines(Workspace(configure({"pairing.threshold": middle})), ids)
+    assert np.isnan(some).sum() == (every.max(axis=1) < middle).sum() > 0
+
+    rules = {"pairing.k": 3, "pairing.mutual": True, "pairing.mutual_neighbours": 3, "pairing.block": 7}
+    found = first_cosines(Workspace(configure(rules)), ids)
+    last = np.sort(all_cosines(plain, "train"), axis=0)[-3]
+    for tile, cosine in zip(every, found, strict=True):
+        mutual = [tile[s] for s in np.argsort(-tile)[:3] if tile[s] >= last[s] - 1e-6]
+        assert np.isnan(cosine) if not mutual else cosine == pytest.approx(mutual[0], abs=1e-3)
+    assert np.isnan(found).any() and np.isfinite(found).any()
+
+
+def test_arms_with_pairing_keys_of_their_own_are_named(configure: MakeConfig) -> None:
+    (one,) = plan_comparison(configure(**{"comparison.arms": ["image_only", "clip_it_all", "top5"]}))
+    assert "(top5)" in _own_rules(one)
+    (other,) = plan_comparison(configure(**{"comparison.arms": ["image_only", "clip_it_all"]}))
+    assert _own_rules(other) == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "metric", "shown"),
+    [
+        ("pcam", "accuracy", True),
+        ("pcam", "balanced_accuracy", True),
+        ("bach", "accuracy", False),
+        ("bach", "balanced_accuracy", True),
+        ("nct_crc", "auroc", False),
+    ],
+)
+def test_published_figures_stand_beside_their_own_metric_alone(
+    configure: MakeConfig, source: str, metric: str, shown: bool
+) -> None:
+    keys: dict[str, Any] = {"comparison.arms": ["image_only", "clip_it_paper"], "comparison.metric": metric}
+    config = configure(keys)
+    (found,) = plan_comparison(config)
+    labels = config.tiles.labels.model_copy(update={"kind": "all"})
+    tiles = config.tiles.model_copy(update={"source": source, "labels": labels})
+    plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), found.arms)
+    known, notes = _published(config, [plan])
+    assert fits(source, metric) is shown
+    assert list(known.values()) == ([published(source, "uni", arm) for arm in plan.arms] if shown else [])
+    assert bool(notes) is not shown
+    assert all(f"not {metric.replace('_', ' ')}" in note for note in notes)

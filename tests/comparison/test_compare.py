@@ -1,0 +1,179 @@
+"""Comparison, tuning and demo: the same treatment for all arms, and figures that can be traced."""
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from logged_lines import capture_log
+from tiny_models import MakeConfig
+
+from clipit.comparison.compare import compare, record
+from clipit.comparison.tune import best_trial, tune
+from clipit.config.load import merge, validate
+from clipit.config.run import Config
+from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.reporting.csv_record import check_record
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small(configure: MakeConfig, tmp_path: Path) -> Config:
+    return configure(
+        {
+            "output": tmp_path,
+            "training.steps": 2,
+            "training.evaluate_every": 1,
+            "evaluation.bootstrap": 20,
+            "comparison.arms": ["image_only", "clip_it_all"],
+            "comparison.seeds": [1, 2],
+            "comparison.tuning_seeds": [3],
+            "comparison.learning_rates": [0.001, 0.01],
+            "comparison.steps": [1, 2],
+        }
+    )
+
+
+def test_comparison_holds_every_arm_seed_and_reference(small: Config) -> None:
+    folder = compare(small)
+    rows = pq.read_table(folder / "comparison.parquet").to_pylist()
+    assert {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("reference")} == {
+        ("image_only", 1), ("image_only", 2), ("clip_it_all", 1), ("clip_it_all", 2),
+    }  # fmt: skip
+    assert sum(row["arm"].startswith("reference") for row in rows) == 6, "two zero-shots and a probe"
+    for row in rows:
+        if row["run"] is not None:
+            results = json.loads((Path(row["run"]) / "results.json").read_text(encoding="utf-8"))
+            assert row["score"] == results["splits"]["test"]["metrics"]["accuracy"]["value"]
+    assert "VLM zero-shot" in (folder / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_a_wrong_prompt_set_is_found_before_any_training(small: Config, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    known = Path(str(small.prompts)).read_text(encoding="utf-8")
+    wrong.write_text(known.replace("stroma:", "muscle:"), encoding="utf-8")
+    own = {"clip_it_all": {"base": "clip_it_all", "prompts": str(wrong)}}
+    arm_alone = {"arms": {"mine": own["clip_it_all"]}, "comparison": small.comparison.model_copy(
+        update={"arms": ("image_only", "mine")})}  # fmt: skip
+    for changes in ({"prompts": str(wrong)}, arm_alone):
+        with pytest.raises(DataError, match=r"without prompts: stroma; without tiles: muscle"):
+            compare(small.model_copy(update=changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_finished_runs_are_kept(small: Config) -> None:
+    compare(small)
+    stamps = {path: path.stat().st_mtime_ns for path in small.output.rglob("results.json")}
+    said = capture_log()
+    compare(small)
+    assert stamps == {path: path.stat().st_mtime_ns for path in small.output.rglob("results.json")}
+    assert sum(line.startswith("kept") for line in said) == 4
+
+
+def test_pages_and_tables_hold_the_figures(small: Config) -> None:
+    folder = compare(small)
+    markdown, page, latex = (
+        (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
+    )
+    for text in (markdown, page):
+        assert "Who is right where vision is wrong" in text and "Gain by pairing score" in text
+        assert "Gain by class" in text and "joint space" in text
+        assert "none: 2 seeds; a p-value needs 5" in text
+    assert latex.count(r"\begin{table}") == 2 and r"image\_only" in latex
+    assert "comparison.parquet" in page, "where figures come from"
+
+
+def test_shorter_arms_get_a_row_at_equal_steps(small: Config) -> None:
+    arms = {"brief": {"base": "image_embedding", "training.steps": 1, "training.learning_rate": 0.01}}
+    own = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
+    keys = {"arms": ("image_only", "brief"), "seeds": (1,), "why": ()}
+    config = small.model_copy(update={"arms": own, "comparison": small.comparison.model_copy(update=keys)})
+    folder = compare(config)
+    rows = pq.read_table(folder / "comparison.parquet").to_pylist()
+    steps = {row["arm"]: row["steps"] for row in rows if row["run"]}
+    assert steps == {"image_only": 2, "brief": 1, "brief_at_2_steps": 2}
+    text = (folder / "comparison.md").read_text(encoding="utf-8")
+    assert "One seed only" in text and "one seed: none" in text
+
+
+def test_arms_with_another_search_are_refused(small: Config) -> None:
+    arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
+    with pytest.raises(ConfigError, match=r"clip_it_all \(learning rate 0\.5\)"):
+        compare(small.model_copy(update={"arms": arms}))
+
+
+def test_several_data_sets_and_their_keys(small: Config) -> None:
+    keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "why": ("classes",)}
+    folder = compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=keys)}))
+    rows = pq.read_table(folder / "comparison.parquet").to_pylist()
+    labels = {row["data_set"]: row["training_labels"] for row in rows if row["run"]}
+    assert labels == {"few": 12, "fewer": 6}
+    wrong = {"data_sets": {"bad": {"tiles.lables.value": 2}}}
+    with pytest.raises(ConfigError, match=r"did you mean 'tiles\.labels'"):
+        compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=wrong)}))
+
+
+def test_a_record_has_what_must_stand_beside_a_score(small: Config, tmp_path: Path) -> None:
+    folder = compare(small)
+    record(folder, tmp_path / "record.csv")
+    with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    needed = (
+        "part",
+        "classes",
+        "metric",
+        "pixels",
+        "preprocess",
+        "prompts_hash",
+        "seed",
+        "commit",
+        "versions",
+        "command",
+    )
+    for row in rows:
+        if row["arm"] == "clip_it_all":
+            assert all(row[name] for name in (*needed, "pairs", "index", "score", "tiles"))
+    assert len(rows) == 10 and str(tmp_path) not in json.dumps([row["arm"] for row in rows])
+
+
+def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: Config) -> None:
+    found = json.loads(tune(small).read_text(encoding="utf-8"))
+    grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in found["trials"].items()}
+    assert grids["image_only"] == grids["clip_it_all"] == [(0.001, 1), (0.001, 2), (0.01, 1), (0.01, 2)]
+    for path in (small.output / "tuning" / "runs").rglob("predictions.parquet"):
+        assert set(pq.read_table(path).column("split").to_pylist()) == {"validation"}
+    # The block can be used as it is: an own arm of the same name builds on the built-in one.
+    chosen = validate(merge(small.model_dump(mode="json"), {"arms": found["arms"]}), "tuned")
+    assert chosen.arms["clip_it_all"]["base"] == "clip_it_all"
+
+
+def test_best_trial_prefers_fewer_steps_then_the_lower_rate() -> None:
+    found = [(0.01, 200, 0.8), (0.02, 100, 0.8), (0.01, 100, 0.8), (0.5, 100, 0.7)]
+    trials = [({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in found]
+    assert best_trial(trials) == {"training.learning_rate": 0.01, "training.steps": 100}
+
+
+def test_tuning_without_validation_labels_says_so(small: Config) -> None:
+    tiles = small.tiles.model_copy(update={"labels": small.tiles.labels.model_copy(update={"kind": "none"})})
+    with pytest.raises((DataError, ConfigError), match="label"):
+        tune(small.model_copy(update={"tiles": tiles}))
+
+
+def test_seeds_of_the_search_are_never_reported(small: Config) -> None:
+    values = small.model_dump(mode="json")
+    values["comparison"]["tuning_seeds"] = [2, 3]
+    with pytest.raises(ConfigError, match="must not share a seed"):
+        validate(values, "test")
+
+
+@pytest.mark.parametrize("place", ["folder", "/dev/null", "/proc/out/rows.csv", "file/rows.csv"])
+def test_a_record_that_cannot_be_written_is_found_first(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"(?s)not a file|no folder|Not a directory|File exists"):
+        check_record(tmp_path / place)
+    assert Path("/dev/null").is_char_device()
+    check_record(tmp_path / "new" / "rows.csv")
+    assert not (tmp_path / "new" / "rows.csv").exists()

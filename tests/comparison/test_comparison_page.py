@@ -1,0 +1,296 @@
+"""The page of a comparison: its parts, its size, in a real browser, and made again without training."""
+
+import html
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import MakeConfig
+
+from clipit.comparison.compare import compare
+from clipit.comparison.published import CAUTION, SOURCE
+from clipit.comparison.rebuild import comparison_again
+from clipit.comparison.report.changed_tiles import main_arms, tile_sections
+from clipit.comparison.report.confusion import confusion_sections
+from clipit.comparison.report.cost_table import holm_family
+from clipit.comparison.report.links import link_sections
+from clipit.comparison.report.sections import cost_section, row_section, score_sections
+from clipit.comparison.report.training_curves import curve_sections, mean_curves
+from clipit.comparison.report.write import _latex
+from clipit.comparison.statistics import Line, lines
+from clipit.config.load import validate
+from clipit.config.run import Config
+from clipit.errors import ArtifactError, DataError
+from clipit.evaluation.predictions import Predictions, softmax, write_predictions
+from clipit.reporting.comparison_page import comparison_page
+from clipit.reporting.html import Links, write_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
+in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
+
+
+def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) -> list[dict[str, Any]]:
+    """Rows of a comparison with predictions and training logs, two test sets per run, and hostile names."""
+    names = ["image_only", *(f"a_rather_long_name_of_an_arm_{i:02d}" for i in range(1, arms))]
+    generator = np.random.default_rng(0)
+    n, classes = 200, (HOSTILE, *(f"class_of_tissue_{c}" for c in range(7)))
+    labels = generator.integers(0, len(classes), n)
+    rows = []
+    for arm in names:
+        logits = np.eye(len(classes))[labels] * 2 + generator.normal(size=(n, len(classes)))
+        ids = np.array([f"{HOSTILE}{i:03d}" for i in range(n)])
+        found = Predictions(ids, np.full(n, "test"), labels, np.full(n, ""), classes, softmax(logits))
+        run = folder / "runs" / arm
+        write_predictions(run / "predictions.parquet", found)
+        log = [{"step": s, "loss": 2.0 / s, "validation_accuracy": 1 - 1 / s} for s in range(1, 302, 10)]
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
+        (run / "report.html").write_text("a run's page")
+        for data_set in range(data_sets):
+            for seed in range(seeds):
+                for part in ("test", "another centre"):
+                    rows.append(
+                        {"data_set": f"{HOSTILE} {data_set}", "backbone": "small", "arm": arm, "seed": seed}
+                        | {"part": part, "metric": "accuracy", "score": float(generator.uniform(0.6, 0.9))}
+                        | {"run": str(run), "predictions": str(run / "predictions.parquet"), "steps": 300}
+                        | {"command": f"scripts/compare.py --config x.yaml --seed={seed}", "versions": "x" * 150}
+                    )
+    return rows
+
+
+def big_page(folder: Path, config: Config, arms: int) -> str:
+    """The page of such a comparison."""
+    rows = big_comparison(folder, arms)
+    made = lines(rows, "image_only", lambda *_: None)
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    sections = [
+        *score_sections(config, made, {"image_only": made}, {}, [HOSTILE]),
+        *tile_sections(made, names, "image_only", {}),
+        *confusion_sections(made),
+        *curve_sections(made, "image_only"),
+        cost_section(made),
+        *link_sections(config, [], made, folder / "comparisons" / "big"),
+        row_section(rows),
+    ]
+    return comparison_page(HOSTILE, HOSTILE, sections)
+
+
+def visit(text: str, folder: Path, then: str = "", hash: str = "") -> tuple[str, str, float]:
+    """Elements after the page's script ran in a window 1280 pixels wide, what the console said, and seconds."""
+    if then:  # more script than the page's policy allows
+        text = re.sub("<meta http-equiv=[^>]*>", "", text).replace("</body>", f"<script>{then}</script></body>")
+    path = folder / "comparison.html"
+    write_page(path, text)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--enable-logging=stderr", "--window-size=1280,900", f"--user-data-dir={folder / 'profile'}",
+         f"{path.as_uri()}{hash}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(done.stderr)
+    told = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    return done.stdout, told, time.perf_counter() - started
+
+
+def test_twenty_eight_arms_fit_a_page_and_are_folded(configure: MakeConfig, tmp_path: Path) -> None:
+    text = big_page(tmp_path, configure(), 28)
+    print(f"560 rows: {len(text) / 1e6:.1f} MB")
+    assert len(text) < 8e6
+    assert text.count("<summary>a_rather_long_name_of_an_arm_27</summary>") == 2, "one per data set: its matrix"
+    assert "(560 rows)" in text and '<details class="section"><summary><h2' in text
+    assert HOSTILE not in text and html.escape(HOSTILE) in text
+    outside = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert all(found.startswith(("#", "data:", "../../runs/")) for found in outside), "links stay in the output folder"
+
+
+@pytest.mark.slow
+@in_browser
+def test_a_large_page_in_a_browser(configure: MakeConfig, tmp_path: Path) -> None:
+    text = big_page(tmp_path, configure(), 28)
+    dom, told, seconds = visit(text, tmp_path)
+    print(f"560 rows, 28 arms: {seconds:.1f} s with the browser's start")
+    assert told == "", "nothing on the console, under the page's own policy"
+    assert f"<title>{html.escape(HOSTILE, quote=False)}</title>" in dom, "no name was taken for markup"
+    measure = """
+    const root = document.documentElement;
+    document.querySelectorAll("details").forEach((one) => { one.open = true; });
+    document.body.dataset.wide = [root.scrollWidth, root.clientWidth, document.body.scrollWidth];
+    document.body.dataset.pictures = document.images.length;
+    const box = document.querySelector(".filter input");
+    box.value = "arm_27 centre";
+    const start = performance.now();
+    box.dispatchEvent(new Event("input"));
+    document.body.dataset.filtered = performance.now() - start;
+    """
+    dom, told, _ = visit(text, tmp_path, measure)
+    assert told == ""
+    wide = re.search(r'data-wide="(\d+),(\d+),(\d+)"', dom)
+    assert wide and wide[1] == wide[2] == wide[3], "nothing but tables in their own boxes is wider than the window"
+    assert 'data-pictures="0"' in dom
+    filtered = re.search(r'data-filtered="([\d.]+)"', dom)
+    assert "10 of 560 rows" in dom and filtered and float(filtered[1]) < 1000
+
+
+@pytest.mark.slow
+@in_browser
+def test_a_link_to_a_folded_section_unfolds_it(configure: MakeConfig, tmp_path: Path) -> None:
+    text = big_page(tmp_path, configure(), 4)
+    number = re.search(r'href="#(s\d+)">Against image_only', text)
+    assert number
+    opened = "document.body.dataset.open = document.querySelector('details.section').open"
+    assert 'data-open="false"' in visit(text, tmp_path, opened)[0]
+    assert 'data-open="true"' in visit(text, tmp_path, opened, hash=f"#{number[1]}")[0]
+
+
+def test_curves_are_means_at_the_steps_of_all_seeds() -> None:
+    nan = float("nan")
+    first = {"loss": ([1, 10, 20], [4.0, 2.0, 1.0]), "validation_accuracy": ([10], [0.5])}
+    second = {"loss": ([1, 20, 30], [2.0, 3.0, 9.0]), "learning_rate": ([1], [0.1])}
+    assert mean_curves([first, second]) == {"loss": ([1, 20], [3.0, 2.0])}
+    assert mean_curves([first, {"loss": ([1, 20], [nan, 5.0])}]) == {"loss": ([20], [3.0])}
+    assert mean_curves([]) == {}
+
+
+def test_at_most_three_arms_are_looked_at_tile_by_tile() -> None:
+    arms = ["image_only", "a", "image_embedding", "b", "clip_it_all", "c"]
+    assert main_arms(arms, "image_only") == ["clip_it_all", "image_embedding", "a"]
+    assert main_arms(["x", "clip_it_all"], "clip_it_all") == ["x"]
+
+
+def made_of(scores: dict[str, list[float]], run: str = "") -> list[Line]:
+    """Lines of one data set."""
+    rows = [
+        {"data_set": "d", "backbone": "b", "part": "test", "arm": arm, "seed": seed, "score": score, "run": run}
+        for arm, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    return lines(rows, "image_only", lambda *_: None)
+
+
+def test_the_latex_captions_state_holm_and_what_was_published(configure: MakeConfig) -> None:
+    config = configure(**{"comparison.arms": ["image_only", "bags"], "comparison.seeds": [0, 1, 2, 3, 4]})
+    five = made_of({"image_only": [0.5, 0.6, 0.5, 0.6, 0.5], "bags": [0.6, 0.6, 0.7, 0.6, 0.6]})
+    main, one = _latex(config, five, {("d", "b", "bags"): "95.92"}, SOURCE).split("\\end{table}")[:2]
+    assert "Holm-corrected over all arms, data sets and backbones of a test set (tests in each family: test: 1)" in main
+    assert "arXiv 2504.16181" in main and CAUTION[:40] in main and "95.92" in main
+    assert r"\begin{tabular}{lrrrrrr}" in main and "Holm" not in one and "t over seeds" in one
+    assert "Published" not in _latex(config, five, {}, "")
+    assert holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
+        "No p-values: a paired t-test over seeds needs 5."
+    )
+
+
+def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure(output=tmp_path, name="c")
+    folder = tmp_path / "comparisons" / "c"
+    run = tmp_path / "runs" / "c" / 'bags"><b>-seed0'
+    made = made_of({"image_only": [0.5], "bags": [0.6]}, str(run))
+    assert link_sections(config, [], made, folder) == []
+    others = ("robustness/c/robustness.html", "pairings/c/pairs.html", "probing/other/probing.html")
+    for path in (run / "report.html", *(tmp_path / name for name in others)):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    (section,) = link_sections(config, [], made, folder)
+    runs, pages = (part for part in section.parts if isinstance(part, Links))
+    assert [(name, len(found)) for name, found in runs.rows] == [("image_only", 1), ("bags", 1)]
+    assert dict(pages.rows) == {
+        "pairs: c": [("pairs.html", "../../pairings/c/pairs.html")],
+        "robustness: c": [("robustness.html", "../../robustness/c/robustness.html")],
+    }
+    text = comparison_page("t", "", [section])
+    assert "<b>" not in text and "../../runs/c/bags%22%3E%3Cb%3E-seed0/report.html" in text
+
+
+@pytest.fixture
+def small(configure: MakeConfig, tmp_path: Path) -> Config:
+    keys = {"training.steps": 2, "training.evaluate_every": 1, "evaluation.bootstrap": 20}
+    compared = {"comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1]}
+    compared |= {"comparison.why": ["classes", "embeddings"], "comparison.pairing_page": 20}
+    return configure({"output": tmp_path / "out", "name": "small", **keys, **compared})
+
+
+@pytest.mark.slow
+def test_a_comparison_is_made_again_without_training(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = compare(small)
+    first = {kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html")}
+    page = first["html"]
+    assert all(f'<h2 id="s{i}"' in page for i in range(8)) and "Tiles gained and lost" in page
+    assert "data:image/jpeg;base64," in page and "Training curves" in page and "no picture" not in page
+    assert "../../runs/small/clip_it_all-seed1/report.html" in page
+    pairs = (small.output / "pairings" / "small" / "pairs.html").read_text(encoding="utf-8")
+    data = json.loads(pairs.split('id="data">')[1].split("</script>")[0])
+    assert len(data["tiles"]["id"]) == 20 and min(data["tiles"]["predicted"]) >= 0, "each with its prediction"
+    assert "classifier of small/clip_it_all-seed1" in pairs and "../../pairings/small/pairs.html" in page
+    # somewhere else, without classifiers and checkpoints, and with a changed configuration
+    moved = tmp_path / "moved"
+    shutil.move(small.output, moved)
+    for left in moved.rglob("classifier"):
+        shutil.rmtree(left)
+    config = moved / "config.yaml"
+    values = small.model_dump(mode="json") | {"output": str(moved)}
+    values["comparison"]["arms"] = ["image_only", "bags"]
+    config.write_text(json.dumps(values))
+    for kind in first:
+        (moved / "comparisons" / "small" / f"comparison.{kind}").unlink()
+    monkeypatch.setattr(sys, "argv", ["pages.py", "--config", str(config), "--of", "comparison"])
+    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pages.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("page: ") == 3
+    again = {kind: (moved / "comparisons" / "small" / f"comparison.{kind}").read_text("utf-8") for kind in first}
+    assert again["md"] == first["md"] and again["tex"] == first["tex"]
+    assert again["html"].replace(str(moved), str(small.output)) == page
+
+    json_file = moved / "comparisons" / "small" / "comparison.json"
+    written = json.loads(json_file.read_text(encoding="utf-8"))
+    json_file.write_text(json.dumps(written | {"notes": ["of an earlier version"]}), encoding="utf-8")
+    comparison_again(validate(values, "test"))
+    assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "the page's own"
+
+    for wrong, error, match in wrongs():
+        path = moved / "comparisons" / "small" / "comparison.json"
+        kept = path.read_text(encoding="utf-8")
+        wrong(path)
+        with pytest.raises(error, match=match):
+            comparison_again(validate(values, "test"))
+        path.write_text(kept, encoding="utf-8")
+
+
+def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
+    """Ways to damage a comparison.json, with what is said."""
+
+    def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+        """Read, change, write."""
+
+        def damage(path: Path) -> None:
+            """As `change` has it."""
+            found = json.loads(path.read_text(encoding="utf-8"))
+            change(found)
+            path.write_text(json.dumps(found), encoding="utf-8")
+
+        return damage
+
+    return [
+        (Path.unlink, DataError, "no finished comparison"),
+        (lambda path: path.write_text("{"), ArtifactError, "unreadable"),
+        (changed(lambda found: found.pop("findings")), ArtifactError, "does not hold findings"),
+        (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, "incomplete"),
+        (changed(lambda found: found["rows"][0].update(tiles_fingerprint="0")), ArtifactError, "other tiles"),
+        (
+            changed(lambda found: found["rows"][0].update(predictions_sha256="0")),
+            ArtifactError,
+            "no longer those",
+        ),
+        (changed(lambda found: found["rows"][0].update(predictions="gone.parquet")), DataError, "no predictions"),
+    ]

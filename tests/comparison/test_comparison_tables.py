@@ -1,0 +1,65 @@
+"""Lines of a comparison: paired differences, corrected p-values, and tables."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from clipit.comparison.report.tables import cells, latex_table, main_table, table_one
+from clipit.comparison.statistics import lines
+
+Row = dict[str, object]
+
+
+def rows(arm: str, scores: dict[int, float | None], data_set: str = "crc", part: str = "test") -> list[Row]:
+    return [
+        {"data_set": data_set, "backbone": "uni", "part": part, "arm": arm, "seed": seed, "score": score}
+        for seed, score in scores.items()
+    ]
+
+
+def test_differences_are_paired_by_seed_whatever_their_order() -> None:
+    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {2: 0.78, 1: 0.62}), "base", lambda *_: None)
+    assert made[1].differences == pytest.approx({1: 0.12, 2: 0.08})
+    low, high = stats.t.interval(0.95, 1, loc=10, scale=stats.sem([12, 8]))
+    assert cells(made[1])[5:7] == ["+10.0", f"[{low:+.1f}, {high:+.1f}]"]
+    assert made[0].differences == {} and cells(made[0])[5:] == ["", "", "", ""]
+
+
+def test_one_seed_has_no_interval_and_few_seeds_no_p() -> None:
+    made = lines(rows("base", {1: 0.5}) + rows("text", {1: 0.6}), "base", lambda *_: None)
+    assert cells(made[1])[5:] == ["+10.0", "one seed: none", "none", "none: 1 seeds; a p-value needs 5"]
+
+
+def test_equal_differences_have_no_interval_and_say_why() -> None:
+    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
+    assert cells(made[1])[5:7] == ["+10.0", "no spread over seeds"]
+
+
+def test_p_is_that_of_scipy_and_corrected_over_arms_and_data_sets() -> None:
+    draws = np.random.default_rng(0).normal(0.02, 0.02, size=(3, 5))
+    base = dict.fromkeys(range(5), 0.7)
+    table = rows("base", base) + rows("base", base, "bach")
+    for name, data_set, difference in (("a", "crc", draws[0]), ("b", "crc", draws[1]), ("a", "bach", draws[2])):
+        table += rows(name, {seed: 0.7 + d for seed, d in enumerate(difference.tolist())}, data_set)
+    made = {line.key: line for line in lines(table, "base", lambda *_: None)}
+    raw = {key: line.p.p for key, line in made.items() if line.differences}
+    assert raw[("crc", "uni", "test", "a")] == pytest.approx(stats.ttest_1samp(draws[0], 0).pvalue)
+    smallest = min(raw, key=lambda key: raw[key] or 1.0)
+    assert made[smallest].p_holm.p == pytest.approx(min(1.0, 3 * (raw[smallest] or 1.0)))
+
+
+def test_a_score_that_is_not_defined_makes_no_difference() -> None:
+    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: None, 2: 0.8}), "base", lambda *_: None)
+    assert made[1].mean is None and made[1].differences == {} and "n/a" in cells(made[1])[4]
+
+
+def test_tables() -> None:
+    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
+    text = main_table(made, {("crc", "uni", "text"): "95.92"})
+    assert text.splitlines()[0].split("|")[1].strip() == "arm" and "95.92" in text
+    header, body = table_one(made, "base", "text")
+    assert header == ["backbone", "crc", "difference"]
+    assert body == [["uni", "60.0 ± 14.1 -> 70.0 ± 14.1", "+10.0"]]
+    latex = latex_table(header, body, "50 % of R&D_x")
+    assert r"\begin{tabular}{lrr}" in latex and r"{llr}" in latex_table(header, body, "", left=2)
+    assert r"\caption{50 \% of R\&D\_x}" in latex and r"$\rightarrow$" in latex and r"$\pm$" in latex

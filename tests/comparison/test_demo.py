@@ -1,0 +1,97 @@
+"""The demo's world: written whole or not at all, and never over anything else."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from logged_lines import capture_log
+
+import clipit.comparison.demo as module
+from clipit.comparison.demo import demo_world
+from clipit.config.load import validate
+from clipit.config.run import Config
+from clipit.errors import ArtifactError
+from clipit.synthetic.world import WorldConfig, write_world
+
+SMALL = WorldConfig(seed=3, train=16, validation=8, test=8, shift=8, reports=4)
+
+
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORLD", SMALL)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return validate({"tiles": {"source": "table", "path": str(tmp_path / "world" / "tiles.csv")}}, "test")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_it_is_written_once(config: Config, tmp_path: Path) -> None:
+    said = capture_log()
+    world = demo_world(config)
+    assert world == tmp_path / "world" and len(said) == 1
+    write_world(tmp_path / "same", SMALL)
+    assert digests(world) == digests(tmp_path / "same")
+    before = {path: path.stat().st_mtime_ns for path in world.iterdir()}
+    assert demo_world(config) == world and len(said) == 1
+    assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
+
+
+def test_an_empty_folder_will_do(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "world").mkdir()
+    monkeypatch.chdir(tmp_path / "world")
+    config = validate({"tiles": {"source": "table", "path": "tiles.csv"}}, "test")
+    demo_world(config)
+    write_world(tmp_path / "same", SMALL)
+    assert digests(Path.cwd()) == digests(tmp_path / "same")
+
+
+def test_a_users_own_tiles_are_left_alone(config: Config, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    world.mkdir()
+    for name in ("tiles.csv", "tiles.zip"):
+        (world / name).write_text("my own", encoding="utf-8")
+    before = digests(world)
+    with pytest.raises(ArtifactError, match=r"holds other files(?s:.*)tiles\.path"):
+        demo_world(config)
+    assert digests(world) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, world: WorldConfig) -> None:
+        folder.mkdir(parents=True)
+        (folder / "tiles.csv").write_text("half", encoding="utf-8")
+        (folder / ".tiles.zip.123.tmp").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("clipit.synthetic.world_folder.write_world", killed)
+        demo_world(config)
+    assert not (tmp_path / "world").exists()
+    write_world(tmp_path / "same", SMALL)
+    assert digests(demo_world(config)) == digests(tmp_path / "same")
+    assert not (tmp_path / "world.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        json.dumps({"config": SMALL.model_copy(update={"test": 9}).model_dump(mode="json")}),
+        json.dumps({"config": {"seed": 3}}),
+        "[]",
+        "{",
+    ],
+)
+def test_another_world_is_not_taken_for_todays(config: Config, tmp_path: Path, facts: str) -> None:
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"not that of seed(?s:.*)world\.json(?s:.*)delete its folder"):
+        demo_world(config)

@@ -1,0 +1,284 @@
+"""comparison.json and the predictions that it names are enough to make every shown figure again."""
+
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from logged_lines import capture_log
+from scipy.stats import t as student
+
+from clipit.comparison.analyses.finding import Finding
+from clipit.comparison.compare import compare
+from clipit.comparison.results_json import keep_planes, numbers
+from clipit.comparison.statistics import lines
+from clipit.comparison.vlm_reference import predictions_file
+from clipit.config.run import Config
+from clipit.evaluation.complementarity import complementarity
+from clipit.evaluation.intervals import Difference, Interval
+from clipit.evaluation.predictions import Predictions, read_predictions
+from clipit.evaluation.significance import paired_bootstrap_over_tiles
+
+Found = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def compared(
+    world: dict[str, Any], shared_output: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Found, list[str]]:
+    """A small comparison with a shifted set and a control; its folder, comparison.json, and what was said."""
+    from clipit.config.load import merge, nested, validate
+
+    keys: dict[str, Any] = {
+        "output": tmp_path_factory.mktemp("compared"),
+        "training.steps": 6,
+        "tiles.labels.seed": None,
+        "training.evaluate_every": 2,
+        "evaluation.bootstrap": 20,
+        "comparison.arms": ["image_only", "clip_it_all"],
+        "comparison.controls": ["clip_it_all"],
+        "comparison.seeds": [1, 2],
+        "comparison.tuning_seeds": [9],
+        "comparison.shifted": {"centre 2": world["tiles"]},
+    }
+    config: Config = validate(merge(world, nested(keys)), "test")
+    said = capture_log()
+    folder = compare(config)
+    return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), said
+
+
+def line_of(found: Found, arm: str, part: str = "test") -> Found:
+    """The line of an arm."""
+    (line,) = [line for line in found["lines"] if (line["arm"], line["part"]) == (arm, part)]
+    return dict(line)
+
+
+def scores(line: Found) -> list[float]:
+    """Accuracies, computed from the files alone."""
+    tables = [read_predictions(Path(row["predictions"])).select("test") for row in line["seeds"]]
+    return [float((t.probabilities.argmax(axis=1) == t.labels)[t.labels >= 0].mean()) for t in tables]
+
+
+@pytest.mark.slow
+def test_files_alone_give_every_mean_difference_and_interval(compared: tuple[Path, Found, list[str]]) -> None:
+    folder, found, _ = compared
+    resamples, markdown = found["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
+    assert len({(line["arm"], line["part"]) for line in found["lines"]}) == 2 * 5, "two arms, three references"
+    for part in ("test", "centre 2"):
+        base = line_of(found, "image_only", part)
+        old = scores(base)
+        for line in (line for line in found["lines"] if line["part"] == part):
+            new = scores(line)
+            assert [row["score"] for row in line["seeds"]] == pytest.approx(new, abs=1e-12)
+            assert line["mean"] == pytest.approx(fmean(new)) and line["sd"] == pytest.approx(stdev(new))
+            spread = "" if line["reference"] and len(set(new)) == 1 else f" ± {100 * stdev(new):.1f}"
+            assert f"{100 * fmean(new):.1f}{spread}" in markdown
+            if line["arm"] == "image_only":
+                assert line["difference"] is None and line["over_tiles"] is None
+                continue
+            gains = np.subtract(new, old)
+            assert line["difference"] == pytest.approx(gains.mean())
+            pairs = [
+                tuple(read_predictions(Path(row["predictions"])).select("test") for row in both)
+                for both in zip(base["seeds"], line["seeds"], strict=True)
+            ]
+            drawn = paired_bootstrap_over_tiles(pairs, "accuracy", resamples)  # type: ignore[arg-type]
+            assert (line["over_tiles"]["low"], line["over_tiles"]["high"]) == (drawn.interval.low, drawn.interval.high)
+            assert f"[{100 * (drawn.interval.low or 0):+.1f}, {100 * (drawn.interval.high or 0):+.1f}]" in markdown
+            if np.ptp(gains) < 1e-12:
+                assert line["over_seeds"] == {"low": None, "high": None, "reason": "no spread over seeds"}
+                continue
+            low, high = student.interval(0.95, len(gains) - 1, gains.mean(), gains.std(ddof=1) / len(gains) ** 0.5)
+            assert (line["over_seeds"]["low"], line["over_seeds"]["high"]) == pytest.approx((low, high))
+            assert f"[{100 * low:+.1f}, {100 * high:+.1f}]" in markdown
+
+
+@pytest.mark.slow
+def test_reference_rows_keep_their_predictions_beside_the_comparison(compared: tuple[Path, Found, list[str]]) -> None:
+    folder, found, _ = compared
+    kept = folder / "predictions" / "small"
+    probe, zero_shot = line_of(found, "reference: VLM linear probe"), line_of(found, "reference: VLM zero-shot")
+    assert [row["predictions"] for row in probe["seeds"]] == [
+        str(kept / f"vlm-linear-probe-seed{seed}-test.parquet") for seed in (1, 2)
+    ]
+    assert {row["predictions"] for row in zero_shot["seeds"]} == {str(kept / "vlm-zero-shot-test.parquet")}
+    assert zero_shot["reference"] and zero_shot["over_tiles"]["low"] is not None
+    assert zero_shot["p_holm"]["reason"] == "reference row"
+    rows = pq.read_table(folder / "comparison.parquet").to_pylist()
+    assert all(Path(row["predictions"]).is_file() for row in rows)
+
+
+@pytest.mark.slow
+def test_findings_are_numbers_with_files(compared: tuple[Path, Found, list[str]]) -> None:
+    _, found, _ = compared
+    by = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
+    for row in by["Who is right where vision is wrong"]["values"]:
+        vision, other = (read_predictions(Path(row[side])).select("test") for side in ("vision", "predictions"))
+        again = complementarity(vision, other, 0, 1)
+        assert (row["only_other"], row["accuracy"]) == (again.only_other, pytest.approx(right(other).mean()))
+        if row["seed"] == 1:
+            assert row["excess_low"] == complementarity(vision, other, 20, 1).intervals["excess"].low
+    shown = {row[0]: row for row in by["Who is right where vision is wrong"]["rows"]}
+    assert {name.partition(":")[0] for name in shown} == {
+        "text only", "the VLM's image probe", "image_only, the next seed", "clip_it_all",
+    }  # fmt: skip
+    for name, row in shown.items():
+        own = [v for v in by["Who is right where vision is wrong"]["values"] if v["classifier"] == name]
+        shares = [100 * value["share"] for value in own]
+        assert [value["seed"] for value in own] == [1, 2], "R of every seed"
+        assert row[1] == f"{fmean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
+        assert row[4] == str(own[0]["only_other"]), "the other columns are of the first seed"
+    for row in by["Gain by class"]["values"]:
+        mine = [
+            right(new)[new.by_id().labels == found_class(new, row)].mean()
+            - right(old)[old.by_id().labels == found_class(old, row)].mean()
+            for new, old in pairs_of(row)
+        ]
+        assert row["gain"] == pytest.approx(fmean(mine), abs=1e-12)
+    for row in by["Gain by pairing score"]["values"]:
+        scores = {line["tile_id"]: line for line in pq.read_table(row["scores"]).to_pylist()}
+        mine = []
+        for new, old in pairs_of(row):
+            inside = np.array([scores[tile]["quarter"] == row["quarter"] for tile in new.by_id().ids.tolist()])
+            assert inside.sum() == row["tiles"]
+            mine.append((right(new) - right(old))[inside].mean())
+        assert row["gain"] == pytest.approx(fmean(mine), abs=1e-12)
+    (quality,) = by["Quality of the pairs"]["values"]
+    assert Path(quality["pairs"]).is_file() and isinstance(quality["skewness"], float)
+
+
+def right(table: Predictions) -> np.ndarray:
+    """1.0 where a tile is predicted rightly, tiles by id."""
+    table = table.by_id()
+    return 1.0 * (table.probabilities.argmax(axis=1) == table.labels)
+
+
+def found_class(table: Predictions, row: Found) -> int:
+    """Number of the row's class."""
+    return table.classes.index(row["class"])
+
+
+def pairs_of(row: Found) -> list[tuple[Predictions, Predictions]]:
+    """Per seed the arm's and the baseline's predictions of the test tiles."""
+    sides = [[read_predictions(Path(file)).select("test") for file in row[key]] for key in ("predictions", "baseline")]
+    return list(zip(*sides, strict=True))
+
+
+@pytest.mark.slow
+def test_points_of_the_pictures_lie_beside_them_by_id(
+    compared: tuple[Path, Found, list[str]], world: dict[str, Any]
+) -> None:
+    folder, found, _ = compared
+    (number,) = [i for i, finding in enumerate(found["findings"]) if finding["points"]]
+    finding = found["findings"][number]
+    assert finding["points"] == f"plane-{number}.parquet" and finding["points"] in finding["source"]
+    assert (folder / f"plane-{number}.png").is_file()
+    points = pq.read_table(folder / finding["points"])
+    assert points.column_names == ["plane", "kind", "id", "x", "y"]
+    groups = {(row["plane"], row["kind"]) for row in points.to_pylist()}
+    assert {plane for plane, _ in groups} == {"as the VLM gives them", "centred", "projected by the student"}
+    for plane, kind in groups:
+        ids = {row["id"] for row in points.to_pylist() if (row["plane"], row["kind"]) == (plane, kind)}
+        names = re.compile(r"images/test-\d+\.png")
+        assert all(bool(names.fullmatch(name)) == (kind != "snippets") for name in ids), (plane, kind)
+    tiles = {plane: {row["id"] for row in points.to_pylist() if row["plane"] == plane and row["kind"] != "snippets"}
+             for plane, _ in groups}  # fmt: skip
+    assert len({frozenset(ids) for ids in tiles.values()}) == 1, "before and after on the same tiles"
+    for fingerprint in finding["values"][0]["fingerprints"].values():
+        assert fingerprint in finding["source"]
+    assert "classifier of small/clip_it_all-seed1" in finding["source"]
+    assert finding["points"] in (folder / "comparison.html").read_text(encoding="utf-8")
+    assert [row["gap"] for row in finding["values"]] == pytest.approx(
+        [float(row[1]) for row in finding["rows"]], abs=6e-4
+    )
+
+
+@pytest.mark.slow
+def test_reference_rows_have_their_own_provenance_and_all_rows_that_of_their_files(
+    compared: tuple[Path, Found, list[str]],
+) -> None:
+    folder, found, _ = compared
+    told = {
+        row["arm"].removeprefix("reference: VLM "): (bool(row["prompts_hash"]), bool(row["index"]))
+        for row in found["rows"]
+        if row["run"] is None
+    }
+    assert told == {"linear probe": (False, False), "zero-shot": (True, False), "zero-shot, centred": (True, True)}
+    labels = {row["arm"]: row["training_labels"] for row in found["rows"] if row["run"] is None}
+    assert labels["reference: VLM zero-shot"] == 0 and labels["reference: VLM linear probe"] == 12
+    for row in found["rows"]:
+        assert row["predictions_sha256"] == hashlib.sha256(Path(row["predictions"]).read_bytes()).hexdigest()
+        assert (row["searched"] is None) == (row["run"] is None)
+        if row["searched"]:
+            assert json.loads(row["searched"]) == {"training.learning_rate": row["learning_rate"], "training.steps": 6}
+    page = html.unescape((folder / "comparison.html").read_text(encoding="utf-8"))
+    for key in ("lines", "against.clip_it_all", "findings[0].values"):
+        assert f"comparison.json: {key}, made from" in page
+    assert "of small/image_only-seed1, small/image_only-seed2" in page and str(folder / "predictions") in page
+    assert all(note in page for note in found["notes"]) and found["notes"]
+
+
+def rows_of(arm: str, values: list[float | None]) -> list[dict[str, Any]]:
+    """Rows without files."""
+    common = {"data_set": "d", "backbone": "b", "part": "test", "arm": arm}
+    return [common | {"seed": s, "score": v, "steps": 10 * (s + 1)} for s, v in enumerate(values)]
+
+
+def test_blanks_say_why() -> None:
+    rows = rows_of("base", [0.5] * 5) + rows_of("same", [0.6] * 5) + rows_of("gap", [0.5, None, 0.5, 0.5, 0.5])
+    found = numbers(lines(rows, "base", lambda old, new: None), {}, [])
+    same, gap = line_of(found, "same"), line_of(found, "gap")
+    assert same["difference"] == pytest.approx(0.1)
+    assert same["over_seeds"] == {"low": None, "high": None, "reason": "no spread over seeds"}
+    assert same["p_holm"] == {"value": None, "reason": "no spread over seeds"}
+    moved = (
+        rows_of("base", [0.5] * 5) + rows_of("a", [0.6, 0.5, 0.7, 0.6, 0.8]) + rows_of("b", [0.4, 0.6, 0.5, 0.5, 0.6])
+    )
+    tested = numbers(lines(moved, "base", lambda old, new: None), {}, [])
+    a, b = line_of(tested, "a"), line_of(tested, "b")
+    gains = np.array([0.1, 0.0, 0.2, 0.1, 0.3])
+    bounds = student.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / 5**0.5)
+    assert (a["over_seeds"]["low"], a["over_seeds"]["high"]) == pytest.approx(bounds)
+    assert a["p"]["value"] < b["p"]["value"] and a["p_holm"]["value"] == 2 * a["p"]["value"]
+    assert (gap["mean"], gap["sd"], gap["difference"], gap["over_seeds"]) == (None, None, None, None)
+    assert same["costs"]["steps"] == 30 and same["costs"]["seconds"] is None
+    one = numbers(lines(rows_of("base", [0.5]) + rows_of("a", [0.6]), "base", lambda old, new: None), {}, [])
+    assert line_of(one, "a")["over_seeds"]["reason"] == "one seed: none" and line_of(one, "a")["sd"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_interval_over_tiles_is_kept_with_its_reason() -> None:
+    rows = [row | {"predictions": "file"} for row in rows_of("base", [0.5, 0.4]) + rows_of("a", [0.6, 0.7])]
+    drawn = Difference(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
+    made = lines(rows, "base", lambda old, new: drawn)
+    found = numbers(made, {"base": made}, [])
+    expected = {"value": 0.2, "low": None, "high": None, "reason": "1 independent unit to resample; 2 are needed"}
+    assert line_of(found, "a")["over_tiles"] == expected
+    assert found["against"]["base"] == found["lines"]
+
+
+def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
+    plain = Finding("a", "b", ("c",), (("d",),), "rows", {}, ({"d": 1.5},))
+    points = {"left": {"tiles": np.array([[0.0, 1.0], [2.0, 3.0]])}, "right": {"snippets": np.array([[4.0, 5.0]])}}
+    ids = {"left": {"tiles": np.array(["t1", "t2"])}, "right": {"snippets": np.array(["s1"])}}
+    first, second = keep_planes([plain, Finding("e", "f", ("g",), (), "stores", points, (), ids)], tmp_path)
+    assert first == plain and second.points == "plane-1.parquet"
+    assert second.source == "stores; plane-1.parquet: x, y by id"
+    assert pq.read_table(tmp_path / "plane-1.parquet").to_pylist() == [
+        {"plane": "left", "kind": "tiles", "id": "t1", "x": 0.0, "y": 1.0},
+        {"plane": "left", "kind": "tiles", "id": "t2", "x": 2.0, "y": 3.0},
+        {"plane": "right", "kind": "snippets", "id": "s1", "x": 4.0, "y": 5.0},
+    ]
+    assert numbers([], {}, [first])["findings"][0]["values"] == [{"d": 1.5}]
+
+
+def test_test_sets_with_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+    names = {predictions_file(tmp_path, "vlm", seed, part).name for seed in (None, 1) for part in ("a b", "a-b", "a/b")}
+    assert len(names) == 6 and predictions_file(tmp_path, "vlm", 1, "test").name == "vlm-seed1-test.parquet"
+    assert all("/" not in name and " " not in name for name in names)

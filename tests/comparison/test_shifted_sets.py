@@ -1,0 +1,154 @@
+"""Shifted test sets: predictions belong to one training, and no image that training has seen is among the tiles."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from logged_lines import capture_log
+from PIL import Image
+from tiny_models import MakeConfig
+
+from clipit.config.run import Config
+from clipit.errors import ArtifactError, DataError
+from clipit.evaluation.predictions import read_predictions
+from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
+from clipit.runs.folder import run_folder
+from clipit.runs.train import train_run
+from clipit.training.arms import resolve_arm
+from clipit.workspace.workspace import Workspace
+
+
+@pytest.fixture
+def elsewhere(world: dict[str, Any], tmp_path: Path) -> dict[str, str]:
+    """A table of the test tiles with pixels of their own, two of which are copies: of a training and a test tile."""
+    source = Path(world["tiles"]["path"])
+    with source.open(encoding="utf-8", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
+    root = tmp_path / "elsewhere"
+    (root / "images").mkdir(parents=True)
+    for number, row in enumerate(rows):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / row["path"])
+        row["group"] = f"elsewhere-{number}"
+    shutil.copy(source.parent / "images/train-005.png", root / rows[3]["path"])
+    shutil.copy(source.parent / "images/test-000.png", root / rows[4]["path"])
+    with (root / "tiles.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return {"source": "table", "path": str(root / "tiles.csv")}
+
+
+def with_shifted(configure: MakeConfig, tiles: dict[str, str], output: Path, **keys: Any) -> Config:
+    return configure({"output": str(output), "comparison.shifted": {"centre 2": tiles}, **keys})
+
+
+def test_copies_of_training_tiles_stop_the_comparison(
+    configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    made = Workspace(with_shifted(configure, elsewhere, tmp_path))
+    with pytest.raises(
+        DataError, match=r"(?s)1 of 24 shifted tiles are images of training.*test-003.*leaks\.policy=excl"
+    ):
+        made.shifted_tiles("centre 2")
+
+
+@pytest.mark.parametrize(("policy", "left"), [("exclude", 23), ("note", 24), ("off", 24)])
+def test_copies_are_left_out_counted_or_told(
+    configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path, policy: str, left: int
+) -> None:
+    said = capture_log()
+    config = with_shifted(configure, elsewhere, tmp_path / "out", **{"leaks.policy": policy})
+    made = Workspace(config)
+    tiles = made.shifted_tiles("centre 2")
+    assert (len(tiles), "images/test-003.png" in tiles.ids.tolist()) == (left, left == 24)
+    assert len(made.all_tiles) == 120, "what is learnt from does not depend on further test sets"
+    told = [line for line in said if "1 of 24 shifted tiles" in line]
+    assert len(told) == (policy != "off") == len(tiles.notes)
+    made.shifted_tiles("centre 2")
+    assert sum("shifted tiles" in line for line in said) == len(told), "said once"
+    if told:
+        listed = json.loads(Path(told[0].partition("listed in ")[2]).read_text(encoding="utf-8"))
+        assert (listed["set"], listed["policy"]) == ("centre 2", policy)
+        (leak,) = listed["leaks"]
+        assert (leak["kind"], leak["id"], leak["other_id"]) == ("exact", "images/train-005.png", "images/test-003.png")
+
+
+def test_images_that_look_like_training_tiles_are_found_when_asked_for(
+    configure: MakeConfig, elsewhere: dict[str, str], world: dict[str, Any], tmp_path: Path
+) -> None:
+    """A training tile, turned and with other light, so that no pixel is the same."""
+    source, root = Path(world["tiles"]["path"]).parent / "images", Path(elsewhere["path"]).parent / "images"
+    picture = Image.open(source / "train-009.png").transpose(Image.Transpose.ROTATE_90)
+    picture.point(lambda value: int(value * 0.9) + 10).save(root / "test-007.png")
+    exclude = {"leaks.policy": "exclude"}
+    exact = Workspace(with_shifted(configure, elsewhere, tmp_path / "exact", **exclude))
+    assert len(exact.shifted_tiles("centre 2")) == 23
+    said = capture_log()
+    made = Workspace(with_shifted(configure, elsewhere, tmp_path / "near", **exclude, **{"leaks.pixels": "near"}))
+    kept = made.shifted_tiles("centre 2").ids.tolist()
+    assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
+    (told,) = [line for line in said if "shifted tiles are images" in line]
+    assert "(1 of them only look like one)" in told
+    listed = json.loads(Path(told.partition("listed in ")[2]).read_text(encoding="utf-8"))["leaks"]
+    assert [(leak["kind"], leak["id"], leak["other_id"]) for leak in listed] == [
+        ("exact", "images/train-005.png", "images/test-003.png"),
+        ("near", "images/train-009.png", "images/test-007.png"),
+    ]
+    assert listed[1]["similarity"] > 0.9
+
+
+def test_pixels_are_not_compared_when_nobody_shall_look(
+    configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    made = Workspace(with_shifted(configure, elsewhere, tmp_path, **{"leaks.pixels": "off"}))
+    assert len(made.shifted_tiles("centre 2")) == 24
+
+
+def test_a_set_of_nothing_but_copies_is_refused(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
+    source = Path(world["tiles"]["path"])
+    shutil.copytree(source.parent / "images", tmp_path / "images")
+    with (tmp_path / "tiles.csv").open("w", encoding="utf-8") as stream:
+        stream.write("path,label,split\n")
+        stream.writelines(f"images/train-{n:03d}.png,{('gland', 'stroma', 'tumour')[n % 3]},test\n" for n in range(6))
+    tiles = {"source": "table", "path": str(tmp_path / "tiles.csv")}
+    made = Workspace(with_shifted(configure, tiles, tmp_path / "out", **{"leaks.policy": "exclude"}))
+    with pytest.raises(DataError, match=r"(?s)nothing is left; 6 of 6 shifted tiles.*comparison\.shifted\.centre 2"):
+        made.shifted_tiles("centre 2")
+
+
+@pytest.mark.slow
+def test_a_run_trained_anew_never_keeps_old_shifted_predictions(
+    configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
+) -> None:
+    keys = {"arm": "image_only", "training.steps": 2, "training.evaluate_every": 1, "leaks.policy": "exclude"}
+
+    def predicted(rate: float) -> tuple[Path, np.ndarray]:
+        """The file and what is in it, for a run in one and the same folder."""
+        config = with_shifted(configure, elsewhere, tmp_path, **keys, **{"training.learning_rate": rate})
+        workspace, resolved = Workspace(config), resolve_arm(config)
+        folder = train_run(config, workspace)
+        evaluate_shifted(resolved, workspace, folder, "centre 2")
+        path = shifted_predictions(workspace, folder, "centre 2")
+        return path, read_predictions(path).probabilities
+
+    first, old = predicted(0.01)
+    stamp = first.stat().st_mtime_ns
+    assert predicted(0.01)[0] == first and first.stat().st_mtime_ns == stamp, "kept for the same training"
+    for part in ("classifier", "checkpoints"):
+        shutil.rmtree(first.parent / part)
+    (first.parent / "results.json").unlink()
+    second, new = predicted(0.05)
+    assert second != first and second.parent == first.parent and not np.allclose(old, new)
+    shutil.rmtree(second.parent / "classifier")
+    shutil.rmtree(second.parent / "checkpoints")
+    again, _ = predicted(0.05)
+    assert again != second, "the same mark, but another training"
+    (again.parent / "training.json").write_text("{")
+    with pytest.raises(ArtifactError, match="unreadable"):
+        predicted(0.05)
+    assert run_folder(configure({"output": str(tmp_path), "arm": "image_only"})) == again.parent

@@ -1,0 +1,278 @@
+"""Configuration: file, command line, one list of all errors."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clipit.config.load import all_keys, dotted, merge, nested, read_command, validate, without
+from clipit.errors import ConfigError
+from clipit.sweeps.file import read_sweep
+
+MINIMAL: dict[str, Any] = {"tiles": {"source": "folders", "path": "tiles"}}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., str]:
+    def write(values: Any = MINIMAL) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+        return f"--config={path}"
+
+    return write
+
+
+def test_merge_and_nested() -> None:
+    assert nested({"lora.rank": 8, "lora.alpha": 2, "seed": 1}) == {"lora": {"rank": 8, "alpha": 2}, "seed": 1}
+    assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}) == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+def test_dotted_and_without() -> None:
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": {}, "f": None}
+    assert dotted(tree) == ["a.b", "a.c.d", "e", "f"]
+    assert nested(dict.fromkeys(dotted(tree))) == {"a": {"b": None, "c": {"d": None}}, "e": None, "f": None}
+    assert without(tree, []) == tree
+    assert without(tree, ["a.b", "f", "g"]) == {"a": {"c": {"d": 2}}, "e": {}}
+    assert without(tree, ["a.c", "f.x"]) == {"a": {"b": 1}, "e": {}}
+    assert without(tree, ["a", "a.b"]) == {"e": {}, "f": None}
+
+
+def test_all_keys_reach_into_optional_sections() -> None:
+    assert {"reports.path", "tiles.labels.kind", "training.augmentation.stain", "seed"} <= set(all_keys())
+
+
+def test_command_line_comes_last(file: Callable[..., str]) -> None:
+    values = {**MINIMAL, "lora": {"rank": 2, "alpha": 3.0}}
+    config, _ = read_command(
+        "test", [file(values), "--lora.rank=8", "--seed", "3", "--reports.path=r.txt", "--training.patience=2"]
+    )
+    assert (config.lora.rank, config.lora.alpha, config.seed) == (8, 3.0, 3)
+    assert config.reports is not None and config.reports.path == "r.txt"
+    assert config.training.patience == 2
+
+
+def test_the_keys_that_were_given_are_kept(file: Callable[..., str], tmp_path: Path) -> None:
+    config, _ = read_command("test", [file(), "--lora.rank=8", "--seed", "3", '--training={"steps": 5}'])
+    assert sorted(config.overrides) == ["lora.rank", "seed", "training.steps"]
+    assert read_command("test", [file()])[0].overrides == ()
+    # A run's config.yaml remembers them; a further command adds its own.
+    again, _ = read_command("test", [file(config.model_dump(mode="json")), "--seed=4", "--lora.alpha=2"])
+    assert sorted(again.overrides) == ["lora.alpha", "lora.rank", "seed", "training.steps"]
+    assert (again.lora.rank, again.seed, again.training.steps) == (8, 4, 5)
+    with pytest.raises(ConfigError, match="'overrides'"):
+        read_command("test", [file({**MINIMAL, "overrides": "seed"}), "--seed=4"])
+
+
+def test_an_arm_does_not_undo_the_command_line(file: Callable[..., str]) -> None:
+    from clipit.training.arms import resolve_arm
+
+    line = [file({**MINIMAL, "arm": "clip_it_all"}), "--distillation.tiles=labelled"]
+    assert resolve_arm(read_command("test", line)[0]).distillation.tiles == "labelled"
+    assert resolve_arm(read_command("test", line[:1])[0]).distillation.tiles == "all"
+
+
+def test_nprobe_is_for_lists(file: Callable[..., str]) -> None:
+    keys = [file(), "--pairing.nprobe=4"]
+    assert read_command("test", [*keys, "--pairing.index=PCA8,IVF16,Flat"])[0].pairing.nprobe == 4
+    for key in ("Flat", "HNSW32"):
+        with pytest.raises(ConfigError, match=r"'pairing'.*nprobe belongs to an IVF index"):
+            read_command("test", [*keys, f"--pairing.index={key}"])
+
+
+def test_negative_numbers_lists_and_a_null_section(file: Callable[..., str]) -> None:
+    values = {**MINIMAL, "reports": None}
+    config, _ = read_command(
+        "test", [file(values), "--reports.path=r", "--reports.morphology_margin", "-0.5", '--lora.targets=["mlp"]']
+    )
+    assert config.reports is not None and config.reports.morphology_margin == -0.5
+    assert config.lora.targets == ("mlp",)
+
+
+def test_all_errors_at_once_with_suggestions(file: Callable[..., str]) -> None:
+    values = {**MINIMAL, "lora": {"rnak": 2}, "trainning": {}, "seed": -1}
+    with pytest.raises(ConfigError) as error:
+        read_command("test", [file(values), "--training.step=5", "--training.learning_rate=fast", "--vlm.nmae", "x"])
+    text = str(error.value)
+    assert "6 configuration errors" in text
+    for part in (
+        "unknown key 'lora.rnak' (did you mean 'lora.rank'?)",
+        "unknown key 'trainning' (did you mean 'training'?)",
+        "unknown key 'training.step' (did you mean 'training.steps'?)",
+        "unknown key 'vlm.nmae' (did you mean 'vlm.name'?)",
+        "'training.learning_rate'",
+        "'seed'",
+    ):
+        assert part in text
+
+
+def test_required_keys_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"'tiles\.path': Field required"):
+        validate({"tiles": {"source": "folders"}}, "here")
+
+
+def test_a_two_layer_projector_does_not_go_with_the_linear_head() -> None:
+    with pytest.raises(ConfigError, match=r"'student'.*late_fusion"):
+        validate({**MINIMAL, "student": {"projector_layers": 2}}, "here")
+    validate({**MINIMAL, "student": {"projector_layers": 2, "head": "late_fusion"}}, "here")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".."])
+def test_names_that_become_folders_are_plain(name: str) -> None:
+    with pytest.raises(ConfigError, match="'name'"):
+        validate({**MINIMAL, "name": name}, "here")
+    with pytest.raises(ConfigError, match="'arms'"):
+        validate({**MINIMAL, "arms": {name: {}}}, "here")
+
+
+@pytest.mark.parametrize("key", ["name", "arms"])
+def test_names_fit_a_file_system(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}'.*201 characters"):
+        validate({**MINIMAL, key: "x" * 201 if key == "name" else {"x" * 201: {}}}, "here")
+    assert validate({**MINIMAL, "name": "x" * 200}, "here").name == "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("training.learning_rate", "nan", "finite"),
+        ("tiles.mpp", "inf", "finite"),
+        ("pairing.score_temperature", float("inf"), "finite"),
+        ("comparison.learning_rates", [0.1, float("inf")], "finite"),
+        ("comparison.seeds", [1, 2, 1], "given twice: 1"),
+        ("comparison.tuning_seeds", [7, 7], "given twice: 7"),
+        ("comparison.arms", ["image_only", "image_only"], "given twice: image_only"),
+        ("comparison.backbones", ["a", "b", "a"], "given twice: a"),
+        ("probing.seeds", [3, 3], "given twice: 3"),
+        ("seed", 2**32, "less than or equal to 4294967295"),
+        ("tiles.split_seed", -1, "greater than or equal to 0"),
+        ("tiles.labels.seed", 2**64, "less than or equal to 4294967295"),
+        ("zero_shot.seed", 2**32, "less than or equal to 4294967295"),
+        ("robustness.seed", 2**32, "less than or equal to 4294967295"),
+        ("comparison.seeds", [2**32], "from 0 to 4294967295"),
+        ("comparison.tuning_seeds", [-1], "from 0 to 4294967295"),
+        ("probing.seeds", [2**70], "from 0 to 4294967295"),
+        ("evaluation.bootstrap", 1, "20 resamples or more"),
+        ("distillation.word_drop", 1.0, "less than 1"),
+        ("lora.dropout", 1.0, "less than 1"),
+    ],
+)
+def test_values_without_a_meaning(key: str, value: Any, match: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)'{key}[.\d]*'.*{match}"):
+        validate(merge(MINIMAL, nested({key: value})), "here")
+
+
+def test_values_at_their_bounds() -> None:
+    keys = {"seed": 2**32 - 1, "evaluation.bootstrap": 20, "lora.dropout": 0.99, "comparison.seeds": [0, 2**32 - 1]}
+    found = validate(merge(MINIMAL, nested(keys)), "here")
+    assert (found.seed, found.evaluation.bootstrap, found.comparison.seeds) == (2**32 - 1, 20, (0, 2**32 - 1))
+    assert validate(merge(MINIMAL, nested({"evaluation.bootstrap": 0})), "here").evaluation.bootstrap == 0
+
+
+def test_a_shifted_set_without_a_name(file: Callable[..., str]) -> None:
+    shifted = {"source": "table", "path": "x.csv"}
+    with pytest.raises(ConfigError, match="give each shifted set a name"):
+        validate({**MINIMAL, "comparison": {"shifted": shifted}}, "here")
+    with pytest.raises(ConfigError, match="give each shifted set a name"):
+        read_command("test", [file(), "--comparison.shifted.source=table", "--comparison.shifted.path=x.csv"])
+    found = validate({**MINIMAL, "comparison": {"shifted": {"centre 2": shifted}}}, "here")
+    assert found.comparison.shifted["centre 2"].path == "x.csv"
+    assert not [key for key in all_keys() if key.startswith("comparison.shifted.")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lora.rank=2", "--lora.rank=3"],
+        ["--lora.rank", "2", "--seed=1", "--lora.rank=2"],
+        ["--comparison.seeds=1", "--comparison.seeds=2"],
+        ["--lora.rnak=2", "--lora.rnak=3"],
+        ["--note=a", "--note=b"],
+    ],
+)
+def test_an_option_given_twice(file: Callable[..., str], options: list[str]) -> None:
+    option = options[-1].partition("=")[0]
+    with pytest.raises(ConfigError, match=f"given more than once: {option}\n"):
+        read_command("test", [file(), *options])
+
+
+def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> None:
+    extra: dict[str, dict[str, Any]] = {"--run": {"action": "append"}, "--record": {}}
+    assert read_command("test", [file(), "--run=a", "--run=b"], extra)[1].run == ["a", "b"]
+    with pytest.raises(ConfigError, match="given more than once: --config, --record"):
+        read_command("test", [file(), file(), "--record=a", "--record", "b"], extra)
+
+
+@pytest.mark.parametrize("broken", ["--lora.targets=[mlp", "--tiles.splits={a", '--lora={"rank'])
+def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_command("test", [file(), "--seed=3", broken, "--comparison.seeds=[1, 2]"])
+    assert f"cannot be parsed: {broken} (" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("seed: 1\ntraining: {steps: 5}\nlora: {}\ntraining: {patience: 2}\n", r"'training' \(line 5\)"),
+        ("lora:\n  rank: 2\n  rank: 4\n", r"'rank' \(line 4\)"),
+        ("arms: {own: {lora.rank: 1, 'lora.rank': 2}}\n", r"'lora\.rank' \(line 2\)"),
+    ],
+)
+def test_a_key_given_twice_in_the_file(file: Callable[..., str], text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)one: {named}\n.*keep one of each"):
+        read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
+
+
+def test_merged_keys_may_be_given_again(file: Callable[..., str]) -> None:
+    arms = "arms:\n  a: &a {lora.rank: 1, seed: 1}\n  b: &b {<<: *a, lora.rank: 2}\n  c: {<<: *b, seed: 3}\n"
+    config, _ = read_command("test", [file("tiles: {source: folders, path: tiles}\n" + arms)])
+    assert config.arms["c"] == {"lora.rank": 2, "seed": 3}
+
+
+def test_a_file_that_may_not_be_read(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    line = file()
+
+    def refuse(*_: Any, **__: Any) -> str:
+        """As the system does to a user who is not its administrator."""
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"(?s)no permission to read.*run\.yaml.*make the file readable"):
+        read_command("test", [line])
+
+
+def test_a_broken_file_of_another_kind_points_to_its_own_examples(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    for text, match in (("- 1", "not a mapping"), ("a: [", "not a readable YAML")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=rf"(?s){match}.*configs/sweeps/"):
+            read_sweep(path)
+    with pytest.raises(ConfigError, match=r"(?s)no such.*configs/sweeps/"):
+        read_sweep(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(("content", "match"), [("a: [", "YAML"), ("- 1", "mapping"), ("", "mapping")])
+def test_files_that_are_no_configuration(file: Callable[..., str], content: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        read_command("test", [file(content)])
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such configuration file(?s:.*)nothing\.yaml"):
+        read_command("test", [f"--config={tmp_path / 'nothing.yaml'}"])
+    with pytest.raises(ConfigError, match="not a readable YAML"):
+        read_command("test", [f"--config={tmp_path}"])
+
+
+def test_options_of_a_script(file: Callable[..., str]) -> None:
+    _, options = read_command("test", [file(), "--fast"], {"--fast": {"action": "store_true"}})
+    assert options.fast
+
+
+def test_help_lists_the_keys(file: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        read_command("what it does", ["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "what it does" in shown and "--lora.rank" in shown and "--config" in shown

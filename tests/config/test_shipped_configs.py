@@ -1,0 +1,231 @@
+"""The files in configs/: each is valid, says at its head what it needs, and fits what reads it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clipit.comparison.plan import plan_comparison
+from clipit.comparison.published import published
+from clipit.config.load import read_command
+from clipit.config.run import Config
+from clipit.models.backbone_specs import BACKBONES
+from clipit.models.vlm_specs import VLMS
+from clipit.prompts.prompt_bag import load_bag
+from clipit.prompts.prompt_set import load_prompts
+from clipit.sweeps.file import read_sweep
+from clipit.sweeps.trials import trials
+from clipit.tiles.datasets import DATASETS
+from clipit.training.arms import resolve_arm
+from clipit.training.checks import check
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RUNS = sorted(CONFIGS.glob("*.yaml"))
+SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
+PAPER = ("pcam", "crc", "bach")
+WITH_MODELS = [CONFIGS / f"{name}{kind}.yaml" for name in PAPER for kind in ("", "_open")]
+OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
+TO_GIVE = {"own_table": OWN, "own_comparison": OWN}
+
+
+def config_of(path: Path) -> Config:
+    return read_command("", [f"--config={path}", *TO_GIVE.get(path.stem, ())])[0]
+
+
+def head_of(path: Path) -> list[str]:
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return lines
+
+
+def names(path: Path) -> str:
+    return path.stem
+
+
+def test_what_is_promised_is_there() -> None:
+    assert {path.stem for path in RUNS} >= {
+        "demo", "own_table", "published_table", *PAPER, *(f"{name}_open" for name in PAPER),
+    }  # fmt: skip
+    assert {path.stem for path in SWEEPS} == {"lora_rank"}
+    assert {path.stem for path in ACCELERATE} == {"one_gpu", "several_gpus", "several_nodes", "two_cpu_processes"}
+
+
+@pytest.mark.parametrize("path", [*RUNS, *SWEEPS], ids=names)
+def test_the_head_says_command_needs_and_expected(path: Path) -> None:
+    words = [line.split(" ", 1)[0] for line in head_of(path)]
+    assert {"command", "needs", "expected"} <= set(words)
+    head = "\n".join(head_of(path))
+    assert f"configs/{path.relative_to(CONFIGS)}" in head or "make " in head
+    assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 121
+
+
+@pytest.mark.parametrize("path", RUNS, ids=names)
+def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
+    config = config_of(path)
+    check(resolve_arm(config))
+    for setting in plan_comparison(config):  # checks each arm, too
+        for arm in setting.arms:
+            resolved = resolve_arm(setting.run(arm, 0))
+            assert resolved.arm == arm
+            assert resolved.training.evaluate_every <= resolved.training.steps
+            if resolved.prompts in DATASETS:
+                assert load_prompts(resolved.prompts).classes
+
+
+@pytest.mark.parametrize("path", WITH_MODELS, ids=names)
+def test_published_data_sets_with_known_models(path: Path) -> None:
+    config = config_of(path)
+    vlm, backbone = VLMS[config.vlm.name], BACKBONES[config.backbone.name]
+    if path.stem.endswith("_open"):
+        assert not vlm.gated and not backbone.gated
+    else:
+        assert (vlm.name, backbone.name) == ("conch", "uni")
+    assert config.prompts is not None and config.reports is not None
+    assert set(load_prompts(config.prompts).classes) == set(DATASETS[config.tiles.source].classes)
+    for bag in (config.reports.morphology_prompts, config.reports.boilerplate_prompts):
+        assert bag is not None and load_bag(bag).texts
+    assert config.reports.format == "tcga" and config.reports.cancer_types is not None
+    c = config.comparison
+    assert set(c.arms) == {
+        "image_only", "clip_it_paper", "clip_it_all", "word_drop", "clip_it_paper_frozen", "late_fusion_without_text",
+        "shuffled_pairs", "random_text", "image_embedding",
+    }  # fmt: skip
+    assert len(c.seeds) == 5 and config.training.learning_rate in c.learning_rates and config.training.steps in c.steps
+    head = "\n".join(head_of(path))
+    assert f"scripts/download.py {config.tiles.source} --to {config.tiles.path}" in head
+    for page in {vlm.source, backbone.source}:
+        assert page in head
+    runs = len(c.arms) * len(c.seeds)
+    search = len(c.arms) * len(c.learning_rates) * len(c.steps) * len(c.tuning_seeds)
+    assert f"{runs} runs" in head and f"{search} runs" in head and f"{config.training.steps:,} steps" in head
+
+
+def test_the_organs_of_the_reports_are_tcga_s() -> None:
+    from clipit.reports.tcga import ORGANS
+
+    for path in RUNS:
+        for setting in plan_comparison(config_of(path)):
+            reports = setting.config.reports
+            if reports is not None and reports.format == "tcga":
+                assert reports.organs and set(reports.organs) <= set(ORGANS.values())
+
+
+def test_the_word_drop_of_the_paper_is_of_the_paper_s_recipe() -> None:
+    config = config_of(CONFIGS / "pcam.yaml")
+    resolved = resolve_arm(config.model_copy(update={"arm": "word_drop"}))
+    assert resolved.student.warm_start and resolved.distillation.word_drop == 0.3
+
+
+def test_the_published_table_has_a_published_figure_for_every_cell() -> None:
+    settings = plan_comparison(config_of(CONFIGS / "published_table.yaml"))
+    assert len(settings) == 18
+    head = "\n".join(head_of(CONFIGS / "published_table.yaml"))
+    for setting in settings:
+        for arm in setting.arms:
+            figure = published(setting.config.tiles.source, setting.backbone, arm)
+            assert figure and figure in head, (setting.data_set, setting.backbone, arm)
+        assert setting.config.prompts is not None
+        assert set(load_prompts(setting.config.prompts).classes) == set(DATASETS[setting.config.tiles.source].classes)
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=names)
+def test_accelerate_reads_its_files(path: Path) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    found = load_config_from_file(str(path))
+    assert isinstance(found, ClusterConfig)
+    assert found.mixed_precision == "no", "precision is a key of the run"
+    assert (str(found.distributed_type).endswith("NO")) == (found.num_processes == 1)
+    assert found.num_processes % found.num_machines == 0
+    head = "\n".join(head_of(path))
+    assert f"configs/accelerate/{path.name}" in head and "command" in head and "needs" in head
+
+
+@pytest.mark.slow
+def test_two_cpu_processes_know_of_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "who.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import torch.distributed as dist\n"
+        "from clipit.distributed import get_processes\n"
+        "here = get_processes()\n"
+        "found = f'{here.rank} of {here.count} on {here.device.type}: {here.gather(here.rank)}'\n"
+        "Path(sys.argv[1], f'{here.rank}.txt').write_text(found)\n"
+        "dist.destroy_process_group()\n"
+    )
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    command = [
+        *launcher,
+        "--config_file",
+        str(CONFIGS / "accelerate" / "two_cpu_processes.yaml"),
+        str(script),
+        str(tmp_path),
+    ]
+    plain = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
+    environment = plain | {"ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0.txt").read_text() == "0 of 2 on cpu: [0, 1]"
+    assert (tmp_path / "1.txt").read_text() == "1 of 2 on cpu: [0, 1]"
+
+
+# Sweeps -----------------------------------------------------------------------------------------------------------
+
+WANDB_KEYS = {
+    "apiVersion", "kind", "controller", "description", "program", "job", "image_uri", "entity", "project", "method",
+    "command", "name", "run_cap", "metric", "metrics", "scheduler", "early_terminate", "parameters",
+}  # fmt: skip
+"""Top-level keys of wandb's schema of sweep files (package sweeps 0.3.0), which allows no others."""
+
+
+def values_of(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=names)
+def test_a_sweep_file_is_as_wandb_wants_it(path: Path) -> None:
+    values = values_of(path)
+    assert set(values) <= WANDB_KEYS and values["method"] in ("grid", "random", "bayes")
+    assert (CONFIGS.parent / values["program"]).is_file()
+    assert all(isinstance(part, str) for part in values["command"])
+    assert all(set(entry) <= {"values", "value"} for entry in values["parameters"].values())
+    assert f"configs/sweeps/{path.name}" in values["command"] and "launch" in values["command"]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=names)
+def test_a_sweep_file_has_no_violation_of_wandb_s_schema(path: Path) -> None:
+    sweeps = pytest.importorskip("sweeps.config", reason="wandb's package sweeps, its validator, is not installed")
+    assert sweeps.schema_violations_from_proposed_config(values_of(path)) == []
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=names)
+def test_wandb_s_command_line_is_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    from clipit.sweeps.file import options_of
+    from clipit.sweeps.trials import one_trial
+
+    monkeypatch.chdir(CONFIGS.parent)
+    sweep, values = read_sweep(path), values_of(path)
+    for trial in trials(sweep, {})[:4]:
+        arguments = {"args": {key: {"value": value} for key, value in trial.values.items()}}
+        flags = utils.create_sweep_command_args(arguments)["args"]
+        command = [part for part in values["command"] if part.startswith("--") and part != "--trial"]
+        theirs = one_trial(sweep, options_of([*command, *flags])).config
+        assert theirs.tracking.tracker == "wandb"
+        assert theirs.name == trial.config.name and theirs.lora == trial.config.lora
+        assert theirs.seed == trial.config.seed and theirs.arm == trial.config.arm
+
+
+def test_the_launcher_is_there() -> None:
+    assert shutil.which("accelerate", path=str(Path(sys.executable).parent)), "the sweep's command starts it"

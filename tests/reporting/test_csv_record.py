@@ -1,0 +1,98 @@
+"""Records: every row of a study as CSV that can be read back, without a path of the machine that wrote it."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from logged_lines import capture_log
+
+from clipit.errors import ArtifactError, DataError
+from clipit.reporting.csv_record import finish_study, record_study, write_record
+
+ROOT = Path(__file__).parents[2]
+ROWS = [
+    {
+        "subject": "VLM", "value": 1 / 3, "low": None, "k": 5, "kept": True, "spread": [0.123456789, 1.0],
+        "model": "/home/somebody/models/vlm", "command": "scripts/probe.py --run=/home/somebody/out/runs/a-seed0",
+        "template": "a {} at 10x/20x, quoted \"so\"",
+    },
+    {
+        "subject": "b", "value": 1.23456789e-7, "low": -0.0123456789, "k": None, "kept": False, "spread": None,
+        "model": "outputs/runs/b", "command": "", "template": "two\nlines",
+    },
+]  # fmt: skip
+
+
+def study(folder: Path) -> Path:
+    """A study's folder with these rows."""
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(ROWS), folder / "probing.parquet")
+    return folder
+
+
+def test_a_study_is_written_row_by_row_with_all_columns(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.csv"
+    record_study(study(tmp_path / "study"), "probing", path)
+    with path.open(encoding="utf-8", newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert list(first) == list(ROWS[0])
+    assert (first["value"], first["low"], first["k"], first["kept"]) == ("0.333333", "", "5", "True")
+    assert (second["value"], second["low"], second["k"]) == ("1.23457e-07", "-0.0123457", "")
+    assert json.loads(first["spread"]) == [0.123457, 1.0] and second["spread"] == ""
+    assert (first["template"], second["template"]) == (ROWS[0]["template"], "two\nlines")
+
+
+def test_no_folder_of_the_machine_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    record_study(study(tmp_path / "study"), "probing", path)
+    with path.open(encoding="utf-8", newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert first["model"] == "vlm" and first["command"] == "scripts/probe.py --run=a-seed0"
+    assert second["model"] == "outputs/runs/b", "a relative path belongs to no machine"
+
+
+def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study")
+    for name in ("a.csv", "b.csv"):
+        record_study(folder, "probing", tmp_path / name)
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert b"\r" not in (tmp_path / "a.csv").read_bytes()
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study")
+    with pytest.raises(ArtifactError, match=r"(?s)not a file.*to do: give --record"):
+        record_study(folder, "probing", folder)
+    with pytest.raises(DataError, match="no prompts table here"):
+        record_study(folder, "prompts", tmp_path / "rows.csv")
+    assert not (tmp_path / "rows.csv").exists()
+    write_record(tmp_path / "few.csv", ("a", "b"), [{"b": 1, "c": 2}])
+    assert (tmp_path / "few.csv").read_text(encoding="utf-8") == "a,b\n,1\n"
+
+
+def test_a_finished_study_says_where_it_lies_with_and_without_a_record(tmp_path: Path) -> None:
+    folder, lines = study(tmp_path / "study"), capture_log()
+    finish_study(folder, "probing", None)
+    assert lines == [f"tables: {folder}/probing.md\npage: {folder}/probing.html\nrows: {folder}/probing.parquet"]
+    assert not list(tmp_path.glob("*.csv"))
+    finish_study(folder, "probing", tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").is_file() and len(lines) == 2
+
+
+@pytest.mark.parametrize("script", [["probe.py"], ["robustness.py"], ["prompts.py", "study"]])
+def test_a_record_that_cannot_be_written_stops_a_script_before_it_measures(
+    script: list[str], tmp_path: Path, world: dict[str, object]
+) -> None:
+    import yaml
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**world, "output": str(tmp_path / "out")}), encoding="utf-8")
+    command = [sys.executable, f"scripts/{script[0]}", *script[1:], "--config", str(config), "--record", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "not a file" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

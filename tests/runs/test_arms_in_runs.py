@@ -1,0 +1,161 @@
+"""What arms beyond the published recipe promise: no label read, the text side, a second VLM, self-training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_files import predictions
+from safetensors.torch import load_file
+from tiny_models import MakeConfig, save_clip
+
+import clipit
+from clipit.config.run import Config
+from clipit.errors import ConfigError, DataError
+from clipit.runs.bags import make_bags
+from clipit.runs.train import train_run
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def facts(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return found
+
+
+def with_labels(config: Config, table: Path, change: Callable[[str, int], str]) -> Path:
+    """A copy of the tiles' table whose training and validation labels are others."""
+    source = Path(config.tiles.path)
+    head, *rows = source.read_text(encoding="utf-8").splitlines()
+    changed = []
+    for number, row in enumerate(rows):
+        path, label, split, group = row.split(",")
+        label = label if split == "test" else change(label, number)
+        changed.append(",".join([str(source.parent / path), label, split, group]))
+    table.write_text("\n".join([head, *changed]) + "\n", encoding="utf-8")
+    return table
+
+
+def test_zero_label_reads_no_label(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure()
+    names = ("gland", "stroma", "tumour")
+    folders = []
+    for name, change in (
+        ("right", lambda label, number: label),
+        ("garbage", lambda label, number: names[number % 3]),
+        ("none", lambda label, number: ""),
+    ):
+        table = with_labels(config, tmp_path / f"{name}.csv", change)
+        keys = {"tiles.path": str(table), "training.steps": 4, "training.evaluate_every": 2, "name": name}
+        folders.append(train_run(configure({**keys, "tiles.classes": list(names)}, arm="zero_label")))
+    weights = [load_file(folder / "classifier" / "model.safetensors") for folder in folders]
+    for other in weights[1:]:
+        assert all(np.array_equal(weights[0][key], other[key]) for key in weights[0])
+    assert facts(folders[0])["score"] is not None, "a step was chosen, by agreement"
+    assert facts(folders[0])["training_labels"] == 0
+    table = predictions(folders[2])
+    assert set(table.column("split").to_pylist()) == {"validation", "test"}
+
+
+def test_a_validation_part_is_cut_without_labels_when_none_may_be_read(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure()
+    parts = []
+    for name, change in (("right", lambda label, number: label), ("turned", lambda label, number: "tumour")):
+        table = with_labels(config, tmp_path / f"{name}.csv", change)
+        table.write_text(table.read_text(encoding="utf-8").replace(",validation,", ",train,"), encoding="utf-8")
+        keys = {"tiles.path": str(table), "tiles.labels.kind": "none", "tiles.classes": ["gland", "stroma", "tumour"]}
+        tiles = Workspace(configure(keys)).all_tiles
+        parts.append(tiles.splits)
+    assert np.array_equal(*parts) and (parts[0] == "validation").any()
+
+
+@pytest.mark.parametrize("text", ["adapter", "lora"])
+def test_the_text_side_is_adapted_and_its_cost_is_told(configure: MakeConfig, text: str) -> None:
+    config = configure({"training.steps": 2}, name=f"text-{text}", arm=f"text_{text}")
+    workspace = Workspace(config)
+    before = workspace.vlm.encode_texts(["tumour with atypia"])
+    folder = train_run(config, workspace)
+    assert f"text_{text}_seconds" in facts(folder)["text_side"]  # type: ignore[operator]
+    after = workspace.vlm.encode_texts(["tumour with atypia"])
+    assert np.array_equal(before, after), "the VLM is as it was"
+    classifier = clipit.load_classifier(folder / "classifier")
+    assert classifier.spec.vlm is None, "its projections lie in a space of their own"
+
+
+def test_a_second_vlm_has_a_projector_of_its_own(configure: MakeConfig, tmp_path: Path) -> None:
+    other = save_clip(tmp_path / "other", seed=5)
+    config = configure(
+        {"training.steps": 3, "second_vlm.name": str(other)}, name="two-teachers", arm="clip_it_all", output=tmp_path
+    )
+    folder = train_run(config)
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["second_distillation"] > 0 and first["second_distillation"] != first["distillation"]
+    classifier = clipit.load_classifier(folder / "classifier")  # one linear layer; export has compared the logits
+    assert classifier.spec.plain
+    with pytest.raises(ConfigError, match=r"student\.head=linear"):
+        train_run(configure({"second_vlm.name": str(other)}, name="fused", arm="clip_it_paper"))
+
+
+def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure({"training.steps": 3}, name="alone", arm="self_training", output=tmp_path)
+    folder = train_run(config)
+    teacher = folder.parents[1] / "alone-teacher" / "image_only-seed0"
+    assert (teacher / "results.json").is_file()
+    assert "vlm" not in facts(folder), "no VLM in it"
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        ({"prompts": None, "arm": "zero_label"}, "needs a prompt set"),
+        ({"arm": "bags", "pairing.k": 2, "overrides": ["pairing.k"]}, "pairing.k is 2"),
+        ({"arm": "bags", "training.accumulation": 2}, "accumulation"),
+        ({"arm": "clip_it_all", "training.monitor": "agreement"}, "soft_labels.source"),
+        ({"reports": None, "arm": "bags"}, "needs reports"),
+        ({"student.projector_layers": 0}, "distillation needs a projector"),
+        ({"reports": None}, "distilling text needs reports"),
+        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "gives nothing to some"),
+        (
+            {"student.head": "late_fusion", "student.warm_start": True, "distillation.tiles": "none"},
+            "paired text",
+        ),
+    ],
+)
+def test_contradictions_are_found_before_anything_is_built(
+    configure: MakeConfig, keys: dict[str, object], what: str
+) -> None:
+    with pytest.raises(ConfigError, match=what.replace(".", r"\.")):
+        train_run(configure(keys, name="wrong"))
+
+
+def test_no_label_and_nothing_that_stands_for_one(configure: MakeConfig) -> None:
+    config = configure({"tiles.labels.kind": "none"}, name="nothing", arm="clip_it_all")
+    with pytest.raises(DataError, match="arm=zero_label"):
+        train_run(config)
+
+
+def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: MakeConfig) -> None:
+    keys = {
+        "pairing.k": 5, "bags.weight": 0.5, "bags.text_neighbours": True, "bags.prompts": 4, "bags.class_prompts": 3,
+        "bags.margin": 0.0,
+    }  # fmt: skip
+    config = configure(keys, name="full-bags", arm="clip_it_all")
+    workspace = Workspace(config)
+    train = workspace.all_tiles.of_split("train")
+    bags = make_bags(config, workspace, train)
+    assert bags.prompts is not None and bags.prompts.rows.shape == (72, 7)
+    assert (bags.prompts.there.sum(axis=1) >= 1).all() and (bags.prompts.there.sum(axis=1) < 7).all()
+    assert bags.tiles is not None and ((bags.tiles.members >= 0).sum(axis=1) >= 1).all()
+    wide = make_bags(configure({**keys, "bags.margin": None}, arm="clip_it_all"), workspace, train)
+    assert wide.prompts is not None and wide.prompts.there.all()
+    assert (wide.tiles.members >= 0).sum() > (bags.tiles.members >= 0).sum()  # type: ignore[union-attr]
+    vectors, mask = bags.text_members(np.arange(4))
+    assert vectors.shape[:2] == mask.shape == (4, bags.texts.members.shape[1] + 7)
+
+
+def test_tiles_to_be_distilled_that_have_no_pair_stop_the_run(configure: MakeConfig) -> None:
+    config = configure({"pairing.threshold": 0.999}, name="nobody", arm="clip_it_labelled")
+    with pytest.raises(DataError, match="pair"):
+        train_run(config)

@@ -1,0 +1,187 @@
+"""Bags, targets from reports and a label-free choice of step in whole runs; and what is refused on the way."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from run_files import losses
+from safetensors.numpy import load_file
+from tiny_models import MakeConfig
+
+from clipit.config.run import Config
+from clipit.distributed import get_processes
+from clipit.errors import ConfigError, DataError
+from clipit.runs.bags import make_bags
+from clipit.runs.targets import make_teaching
+from clipit.runs.train import train_run
+from clipit.stores.embed import Store
+from clipit.training.arms import resolve_arm
+from clipit.training.bag_term import bag_term
+from clipit.training.targets import Targets, added
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+FEW = {"training.steps": 3, "training.evaluate_every": 3, "training.checkpoint_every": 3}
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return found
+
+
+def prompts_of_two_classes(config: Config, path: Path) -> str:
+    values = yaml.safe_load(Path(config.prompts or "").read_text(encoding="utf-8"))
+    values["classes"].pop("stroma")
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return str(path)
+
+
+def first_scores(configure: MakeConfig) -> np.ndarray:
+    table = Workspace(configure({"pairing.k": 5})).pairs.table
+    return np.asarray(table.column("score"))[np.asarray(table.column("rank")) == 0]
+
+
+def test_tiles_without_a_pair_train_without_the_bags_and_are_counted(configure: MakeConfig, tmp_path: Path) -> None:
+    middle = float(np.median(first_scores(configure)))
+    keys = {"pairing.threshold": middle, "pairing.score_temperature": 0.1, "bags.weighted": True, "bags.margin": 0.01}
+    config = configure({**FEW, **keys, "bags.shared_negatives": False}, name="half", arm="bags", output=tmp_path)
+    folder = train_run(config)
+    told = facts(folder)["bags"]
+    assert 0 < told["empty_text_bags"] < 72 and told["pruned_snippets"] > 0
+    assert told["without_snippets"] == told["empty_text_bags"]
+    assert len(losses(folder)) == 3 and np.isfinite(losses(folder)).all()
+    assert f"'empty_text_bags': {told['empty_text_bags']}" in (folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_bags_filled_by_prompts_are_not_empty(configure: MakeConfig) -> None:
+    keys = {"pairing.threshold": float(np.median(first_scores(configure))), "bags.class_prompts": 1}
+    config = resolve_arm(configure(keys, arm="bags"))
+    workspace = Workspace(config)
+    train = workspace.all_tiles.of_split("train")
+    bags = make_bags(config, workspace, train)
+    without = ~(bags.texts.members >= 0).any(axis=1)
+    assert bags.counts["without_snippets"] == without.sum() > 0
+    assert bags.counts["empty_text_bags"] == 0 and bags.text_members(np.arange(len(train)))[1].any(axis=1).all()
+
+
+def test_a_learnt_temperature_is_held_after_every_update(
+    configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipit.training.bag_term.COLDEST", 0.5)
+    keys = {**FEW, "bags.learn_temperature": True, "bags.temperature": 0.4, "training.learning_rate": 1e-5}
+    folder = train_run(configure(keys, name="held", arm="bags", output=tmp_path))
+    (weights,) = (folder / "checkpoints").glob("best-*.safetensors")
+    assert np.exp(load_file(weights)["log_temperature"]) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_weights_and_shared_texts_reach_the_term(configure: MakeConfig) -> None:
+    found = {}
+    for name, keys in (
+        ("plain", {}),
+        ("weighted", {"bags.weighted": True}),
+        ("apart", {"bags.shared_negatives": False, "bags.class_prompts": 1}),
+        ("together", {"bags.class_prompts": 1}),
+    ):
+        config = resolve_arm(configure({"pairing.score_temperature": 0.02, **keys}, arm="bags"))
+        workspace = Workspace(config)
+        bags = make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+        assert (bags.weights is not None) == config.bags.weighted
+        projected = torch.randn(16, workspace.index.store.dim, generator=torch.Generator().manual_seed(0))
+        term = bag_term(config.bags, bags, torch.nn.Identity(), projected, np.arange(16), get_processes())
+        found[name] = float(term)
+    assert found["weighted"] != pytest.approx(found["plain"], rel=1e-4)
+    assert found["apart"] < 0.9 * found["together"], "tiles of one zero-shot class are no negatives"
+
+
+def test_a_step_is_chosen_by_information_when_no_label_is_known(configure: MakeConfig, tmp_path: Path) -> None:
+    keys = {"training.monitor": "information", "training.steps": 6, "training.evaluate_every": 2}
+    folder = train_run(configure(keys, name="informed", arm="zero_label", overrides=list(keys)))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    looks = {row["step"]: row["validation_information"] for row in rows if "validation_information" in row}
+    assert list(looks) == [2, 4, 6] and all(0 <= value <= np.log(3) for value in looks.values())
+    told = facts(folder)
+    assert told["chosen_step"] == max(looks, key=lambda step: (looks[step], -step))
+    assert told["score"] == looks[told["chosen_step"]] and told["training_labels"] == 0
+    assert "Step chosen by information on validation tiles" in told["teaches"]
+
+
+def test_targets_from_reports_tell_their_fallbacks(configure: MakeConfig) -> None:
+    folder = train_run(configure(FEW, name="context", arm="report_context"))
+    assert "of 72 tiles fell back to their snippets themselves" in facts(folder)["fallbacks"]
+    assert "fell back" in (folder / "summary.md").read_text(encoding="utf-8")
+
+
+def test_labels_of_reports_are_added_to_the_vlm_s_view(configure: MakeConfig) -> None:
+    def targets(arm: str) -> Targets:
+        """What the training tiles are distilled to."""
+        config = resolve_arm(configure({}, arm=arm))
+        workspace = Workspace(config)
+        found = make_teaching(config, workspace, workspace.tiles(config.seed), Path).teaching.targets
+        assert found is not None
+        return found
+
+    both, labels, image = (targets(arm) for arm in ("report_labels_and_image", "report_labels", "image_embedding"))
+    assert np.allclose(both.vectors, added(labels, image).vectors, atol=2e-3)
+    assert not np.allclose(both.vectors, image.vectors, atol=1e-2)
+
+
+def test_weights_that_no_pairing_makes_are_refused(configure: MakeConfig) -> None:
+    config = resolve_arm(configure({"bags.weighted": True}, arm="bags"))
+    workspace = Workspace(config)
+    with pytest.raises(ConfigError, match=r"bags\.weighted(?s:.*)pairing\.score_temperature"):
+        make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+
+
+def test_bags_over_the_bound_are_refused_before_anything_is_built(configure: MakeConfig, tmp_path: Path) -> None:
+    keys = {"training.tiles_per_step": 4096, "bags.tiles": 64, "bags.snippets": 64, "pairing.k": 64}
+    config = configure({**keys, "overrides": list(keys)}, name="large", arm="bags", output=tmp_path / "nothing")
+    with pytest.raises(
+        ConfigError, match=r"bags of 65 tiles and 64 texts need about 1560\.0 GiB in a step of 4096 tiles(?s:.*)lower"
+    ):
+        train_run(config)
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("keys", [{"arm": "clip_it_all"}, {"arm": "bags", "bags.class_prompts": 2}])
+def test_prompts_of_other_classes_are_refused_before_the_training(
+    configure: MakeConfig, tmp_path: Path, keys: dict[str, object]
+) -> None:
+    prompts = prompts_of_two_classes(configure(), tmp_path / "prompts.yaml")
+    config = resolve_arm(configure({**keys, "prompts": prompts}))
+    workspace = Workspace(config)
+    with pytest.raises(DataError, match=r"classes of prompt set(?s:.*)without prompts: stroma"):
+        make_teaching(config, workspace, workspace.tiles(0), Path)
+    if "bags.class_prompts" in keys:
+        with pytest.raises(DataError, match=r"without prompts: stroma"):
+            make_bags(config, workspace, workspace.all_tiles.of_split("train"))
+
+
+def test_a_threshold_that_leaves_no_pair_is_told_with_one_that_would(configure: MakeConfig) -> None:
+    config = configure({"pairing.threshold": 0.9999}, name="none-left", arm="bags")
+    with pytest.raises(DataError, match=r"leave none of 360 candidate pairs(?s:.*)set pairing\.threshold to "):
+        train_run(config)
+
+
+@pytest.mark.parametrize("side", ["tile_store", "text_store"])
+def test_embeddings_that_are_no_numbers_are_named(
+    configure: MakeConfig, side: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocks = Store.blocks
+
+    def spoilt(self: Store, size: int = 4096) -> Any:
+        """One row of one store is spoilt, as by a bad disk or an overflow."""
+        for start, block in blocks(self, size):
+            if self.artifact.manifest.kind == side:
+                block[1] = np.nan
+            yield start, block
+
+    config = resolve_arm(configure({"pairing.block": 50}, arm="bags"))  # pairs of its own, over the shared stores
+    workspace = Workspace(config.model_copy(update={"pairing": config.pairing.model_copy(update={"k": 6})}))
+    assert len(workspace.index.ids)  # whole before
+    monkeypatch.setattr(Store, "blocks", spoilt)
+    with pytest.raises(DataError, match=r"1 embeddings of (tiles|snippets) are not finite(?s:.*)vlm\.precision=fp32"):
+        make_bags(config, workspace, workspace.all_tiles.of_split("train"))

@@ -1,0 +1,159 @@
+"""What becomes of finished runs whose folders were changed afterwards, or of which more is asked."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from logged_lines import capture_log
+
+import clipit.runs.train as run_module
+from clipit.config.run import Config
+from clipit.errors import ArtifactError
+from clipit.runs.folder import read_results, read_training, run_folder
+from clipit.runs.train import train_run
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    """Workspace that the tests of this module share, and the files of one finished run."""
+    return {}
+
+
+@pytest.fixture
+def finished(
+    configure: MakeConfig, kept: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Config, Callable[[Config], list[str]]]:
+    """A configuration with a finished run of its own, and `again`: carry it out, and give what was said."""
+    for name in ("confusion_plot", "reliability_plot", "curves_plot"):
+        monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
+    name = "f" + str(abs(hash(tmp_path)))
+    config = configure({"training.steps": 2}, name=name)
+
+    def again(asked: Config) -> list[str]:
+        said = capture_log()
+        workspace = kept.setdefault("workspace", Workspace(asked))
+        monkeypatch.setattr(workspace, "_say")
+        train_run(asked, workspace)
+        return said
+
+    folder = run_folder(config)
+    if "folder" not in kept:
+        again(config)
+        kept["folder"] = folder
+    else:
+        shutil.copytree(kept["folder"], folder)
+    monkeypatch.setattr(run_module, "_fit", lambda *_: pytest.fail("it was trained again"))
+    return config, again
+
+
+Finished = tuple[Config, Callable[[Config], list[str]]]
+
+
+def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, again = finished
+    folder = run_folder(config)
+    weights = (folder / "classifier" / "model.safetensors").read_bytes()
+    (folder / "classifier" / "model.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"(?s)not whole.*model\.safetensors.*delete this folder"):
+        again(config)
+    shutil.rmtree(folder / "classifier")
+    monkeypatch.undo()
+    assert any("no classifier: it is made again" in line for line in again(config))
+    assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("left", [None, 100])
+def test_lost_predictions_are_made_again(finished: Finished, left: int | None) -> None:
+    config, again = finished
+    path = run_folder(config) / "predictions.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(content[:left])
+    assert any("lacks predictions.parquet: it is evaluated again" in line for line in again(config))
+    assert path.read_bytes() == content
+    assert not [line for line in again(config) if "again" in line]
+
+
+def test_other_keys_of_evaluation_count(finished: Finished) -> None:
+    config, again = finished
+    other = config.evaluation.model_copy(update={"splits": ("train", "test"), "batch_size": 7})
+    changed = config.model_copy(update={"evaluation": other})
+    assert any("keys of `evaluation`" in line for line in again(changed))
+    assert set(read_results(run_folder(config))["splits"]) == {"train", "test"}
+    assert not [line for line in again(changed) if "again" in line]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_damaged_results(finished: Finished, content: str) -> None:
+    config, again = finished
+    path = run_folder(config) / "results.json"
+    path.write_text(content)
+    with pytest.raises(ArtifactError, match=r"(?s)results\.json.*delete this file"):
+        again(config)
+    path.unlink()
+    again(config)
+    assert read_results(path.parent)["splits"]
+
+
+def test_damaged_facts_of_the_training(finished: Finished) -> None:
+    config, again = finished
+    folder = run_folder(config)
+    (folder / "training.json").write_text("{")
+    (folder / "results.json").unlink()
+    with pytest.raises(ArtifactError, match=r"(?s)training\.json.*delete it and the folder .*classifier"):
+        again(config)
+    with pytest.raises(ArtifactError, match=r"training\.json"):
+        read_training(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"commit": ""}'])
+def test_a_damaged_mark_belongs_to_nobody(finished: Finished, content: str) -> None:
+    config, again = finished
+    (run_folder(config) / "run.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"(?s)run.*--name, or delete the"):
+        again(config)
+
+
+@pytest.mark.parametrize("left", ["classifier", "results.json", "checkpoints"])
+def test_a_run_without_its_mark_is_not_taken_over(finished: Finished, left: str) -> None:
+    config, again = finished
+    folder = run_folder(config)
+    for path in folder.iterdir():
+        if path.name != left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ArtifactError, match=r"(?s)without run\.json.*--name"):
+        again(config)
+
+
+def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> None:
+    import os
+
+    config, again = finished
+    folder = run_folder(config)
+    for name in (".config.yaml.1.tmp", "checkpoints/.best-00000002.safetensors.77.tmp"):
+        (folder / name).write_text("half")
+    written_now = folder / f".predictions_shifted-0123.parquet.{os.getpid()}.tmp"
+    written_now.write_text("half")
+    again(config)
+    assert list(folder.rglob("*.tmp")) == [written_now]
+    assert json.loads((folder / "run.json").read_text())["fingerprint"]
+
+
+def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path) -> None:
+    source = Path(configure().tiles.path)
+    shutil.copytree(source.parent / "images", tmp_path / "images")
+    shutil.copy(source, tmp_path / "tiles.csv")
+    (tmp_path / "images" / "test-003.png").write_bytes(b"nothing")
+    keys = {"tiles.path": str(tmp_path / "tiles.csv"), "tiles.unreadable": "quarantine", "leaks.policy": "off"}
+    said = capture_log()
+    workspace = Workspace(configure(keys))
+    assert len(workspace.tiles(0)) == len(workspace.tiles(1)) == 119
+    assert len(said) == 1 and "1 of 120 images cannot be decoded, left out: images/test-003.png" in said[0]

@@ -1,0 +1,251 @@
+"""Programs as they are started: two processes, kills by a signal, two programs at once, launches gone wrong."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from launching import ROOT, TWO, environment, launch
+from run_files import losses, predictions
+
+from clipit.comparison.compare import compare
+from clipit.config.run import Config
+from clipit.runs.train import train_run
+from clipit.stores import embed as embedding
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+WriteConfig = Callable[..., Path]
+
+# Small shards, so that both processes have some; arguments: a configuration and the arms to run.
+SEVERAL_RUNS = """
+import atexit, sys
+from pathlib import Path
+# Registered first, so called last: threads that outlive the process group may end the program with SIGABRT.
+atexit.register(lambda: print("threads", [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]))
+import clipit.stores.embed
+clipit.stores.embed.SHARD = 20
+from clipit.runs.train import train_run
+from clipit.config.load import read_command
+for arm in sys.argv[2].split(","):
+    train_run(read_command("", [f"--config={sys.argv[1]}", f"--arm={arm}"])[0])
+"""
+
+# Dies without any clean-up when the n-th file is about to get its final name.
+DYING = """
+import os, sys
+from pathlib import Path
+rename, left, script = Path.replace, int(sys.argv.pop(1)), sys.argv.pop(1)
+def replace(self, target):
+    global left
+    left -= 1
+    if left < 0:
+        os._exit(9)
+    return rename(self, target)
+Path.replace = replace
+import clipit.stores.embed
+clipit.stores.embed.SHARD = 20
+import runpy
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def files_of(output: Path, kind: str) -> dict[str, str]:
+    (folder,) = (path for path in (output / "artefacts").glob(f"{kind}-*") if path.is_dir())
+    found: dict[str, str] = json.loads((folder / "manifest.json").read_text())["files"]
+    return found
+
+
+def in_this_process(make: Callable[..., Config], output: Path, changes: dict[str, Any]) -> Path:
+    return train_run(make({**changes, "output": str(output)}))
+
+
+def same_predictions(one: Path, other: Path) -> bool:
+    a, b = predictions(one), predictions(other)
+    same = a.column_names == b.column_names and a.column("id").equals(b.column("id"))
+    columns = [name for name in a.column_names if name.startswith("p_")]
+    return same and all(np.allclose(a[name], b[name], atol=1e-4) for name in columns)
+
+
+def test_two_processes_equal_one(write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path) -> None:
+    changes = {
+        "training.steps": 20, "training.accumulation": 2, "training.tiles_per_step": 13, "training.learning_rate": 1e-3,
+        "training.evaluate_every": 10, "arm": "clip_it_all", "pairing.block": 16, "pairing.k": 2,
+    }  # fmt: skip
+    config = write_config(changes)
+    done = launch(TWO, ROOT / "scripts" / "train.py", f"--config={config}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("classifier:") == 1
+    two = tmp_path / "out" / "runs" / "small" / "clip_it_all-seed0"
+    one = in_this_process(configure, tmp_path / "one", changes)
+    assert len(losses(one)) == 20
+    assert np.allclose(losses(two), losses(one), rtol=1e-4)
+    assert same_predictions(two, one)
+    for kind in ("snippets", "text_store", "tile_store", "index", "pairs"):
+        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "one", kind)
+
+
+def test_two_processes_with_several_shards_and_arms(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
+    arms = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL_RUNS)
+    done = launch(TWO, script, str(write_config(changes)), ",".join(arms))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("threads") == 2 and "gloo" not in done.stdout
+    monkeypatch.setattr(embedding, "SHARD", 20)
+    for arm in arms:
+        one = in_this_process(configure, tmp_path / "one", {**changes, "arm": arm})
+        two = tmp_path / "out" / "runs" / "small" / one.name
+        assert np.allclose(losses(two), losses(one), rtol=1e-4), arm
+        assert same_predictions(two, one), arm
+    for kind in ("tile_store", "pairs"):
+        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "one", kind)
+    stores = [sorted(p.name for p in (tmp_path / o / "artefacts").glob("text_store-*[0-9a-f]")) for o in ("out", "one")]
+    assert len(stores[0]) == 2 and stores[0] == stores[1]
+    for name in stores[0]:
+        manifests = [
+            json.loads((tmp_path / o / "artefacts" / name / "manifest.json").read_text()) for o in ("out", "one")
+        ]
+        assert manifests[0]["files"] == manifests[1]["files"] and len(manifests[0]["files"]) > 20
+
+
+@pytest.mark.parametrize("options", [("--cpu", "--num_processes", "2"), TWO])
+def test_fewer_processes_than_asked_for(write_config: WriteConfig, tmp_path: Path, options: tuple[str, ...]) -> None:
+    import torch
+
+    if torch.cuda.is_available() and options is TWO:
+        pytest.skip("with GPUs this launch is right")
+    done = launch(options, ROOT / "scripts" / "train.py", f"--config={write_config()}", cpu=False)
+    assert done.returncode != 0
+    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 scripts/train.py" in done.stderr
+    own = done.stderr.split("torch.distributed.elastic", 1)[0]  # the launcher may add a report of its own
+    assert f"{ROOT / 'clipit'}" not in own
+    assert not (tmp_path / "out").exists()
+
+
+def test_killed_by_a_signal_while_training(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    changes = {
+        "training.steps": 120,
+        "training.checkpoint_every": 5,
+        "training.evaluate_every": 7,
+        "arm": "clip_it_all",
+    }
+    config = write_config(changes)
+    folder = tmp_path / "out" / "runs" / "small" / "clip_it_all-seed0"
+    program = start(str(ROOT / "scripts" / "train.py"), f"--config={config}")
+    deadline = time.monotonic() + 90
+    while not list((folder / "checkpoints").glob("step-000000[1-9]?")):
+        assert program.poll() is None and time.monotonic() < deadline, program.communicate()
+        time.sleep(0.02)
+    program.send_signal(signal.SIGKILL)
+    program.communicate()
+    assert not (folder / "classifier").exists()
+    seen = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert 10 <= seen < 120
+    again = in_this_process(configure, tmp_path / "out", changes)
+    straight = in_this_process(configure, tmp_path / "straight", changes)
+    assert again == folder
+    assert losses(again) == losses(straight)
+    assert predictions(again).equals(predictions(straight))
+    outcomes = [json.loads((run / "training.json").read_text()) for run in (again, straight)]
+    assert outcomes[0]["chosen_step"] == outcomes[1]["chosen_step"]
+
+
+def test_death_between_files_of_an_artefact(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "dying.py"
+    script.write_text(DYING)
+    artefacts = tmp_path / "out" / "artefacts"
+    # Amid the tile store, whose 4 shards are 8 files; then, of what is left, amid the text store of 15 shards.
+    no_artefact: set[str] = set()
+    for files, finished, unfinished in (
+        (5, no_artefact, "tile_store"),
+        (20, {"snippets", "tile_store"}, "text_store"),
+    ):
+        config = write_config({"leaks.pixels": "off"})  # no files but those of the path itself
+        program = start(str(script), str(files), str(ROOT / "scripts" / "pair.py"), f"--config={config}")
+        _, errors = program.communicate(timeout=90)
+        assert program.returncode == 9, errors
+        manifests = {path.parent.name.split("-")[0] for path in artefacts.glob("*/manifest.json")}
+        assert finished <= manifests and unfinished not in manifests and "pairs" not in manifests
+        assert list(artefacts.glob(f"{unfinished}-*.partial/emb-*.npy"))
+    monkeypatch.setattr(embedding, "SHARD", 20)
+    again, straight = (Workspace(configure(output=str(tmp_path / name))).pairs for name in ("out", "straight"))
+    assert again.artifact.manifest.files == straight.artifact.manifest.files
+    assert again.artifact.folder.parent == artefacts
+    for kind in ("text_store", "tile_store"):
+        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "straight", kind)
+    assert not [path.name for path in artefacts.rglob("*") if path.name.endswith((".tmp", ".partial"))]
+
+
+def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config()
+    programs = [start(str(ROOT / "scripts" / "pair.py"), f"--config={config}") for _ in range(2)]
+    printed = [program.communicate(timeout=120) for program in programs]
+    assert [program.returncode for program in programs] == [0, 0], printed
+    assert sum("reports into snippets" in out for out, _ in printed) == 1  # the one that cut them
+    assert all("exact duplicates" in out for out, _ in printed)  # the account
+    assert all("72 tiles paired" in out for out, _ in printed)
+    folders = [path.name for path in (tmp_path / "out" / "artefacts").iterdir() if path.is_dir()]
+    kinds = sorted(name.rsplit("-", 1)[0] for name in folders)
+    assert kinds == ["index", "pairs", "snippets", "text_store", "tile_digests", "tile_store"]
+
+
+def test_two_processes_equal_one_with_every_term(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    changes = {
+        "training.steps": 12, "training.tiles_per_step": 13, "training.learning_rate": 1e-3, "arm": "bags",
+        "training.evaluate_every": 6, "bags.learn_temperature": True, "bags.prompts": 2, "pairing.correction": "csls",
+        "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot", "soft_labels.confidence": True,
+        "consistency.weight": 0.5,
+    }  # fmt: skip
+    done = launch(TWO, ROOT / "scripts" / "train.py", f"--config={write_config(changes)}")
+    assert done.returncode == 0, done.stderr
+    two = tmp_path / "out" / "runs" / "small" / "bags-seed0"
+    one = in_this_process(configure, tmp_path / "one", changes)
+    assert np.allclose(losses(two), losses(one), rtol=1e-4)
+    assert same_predictions(two, one)
+    first = json.loads((one / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"bags", "prompt_bags", "soft_labels", "consistency", "distillation"} <= set(first)
+
+
+def test_two_processes_make_the_comparison_of_one(
+    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    changes = {
+        "training.steps": 4, "training.learning_rate": 1e-3, "training.evaluate_every": 2, "evaluation.bootstrap": 20,
+        "comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1, 2], "comparison.steps": [4],
+        "comparison.learning_rates": [1e-3],
+    }  # fmt: skip
+    done = launch(TWO, ROOT / "scripts" / "compare.py", f"--config={write_config(changes)}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("comparison.html") == 1
+    alone = compare(configure({**changes, "output": str(tmp_path / "one")}))
+    two, one = (
+        pq.read_table(folder / "comparison.parquet").to_pylist()
+        for folder in (tmp_path / "out" / "comparisons" / alone.name, alone)
+    )
+    places = ("data_set", "arm", "part", "seed")
+    assert [[row[key] for key in places] for row in two] == [[row[key] for key in places] for row in one]
+    assert np.allclose([row["score"] for row in two], [row["score"] for row in one], atol=1e-4)
+    assert (tmp_path / "out" / "comparisons" / alone.name / "comparison.html").is_file()

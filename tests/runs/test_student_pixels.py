@@ -1,0 +1,75 @@
+"""A student that reads its tiles at another size than the VLM does: runs, their identity, and what users are told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from logged_lines import capture_log
+from PIL import Image
+from run_files import predictions
+
+import clipit
+from clipit.config.load import validate
+from clipit.config.run import BackboneConfig, Config
+from clipit.errors import ConfigError, ModelError
+from clipit.models.backbones import load_backbone
+from clipit.runs.fingerprint import run_fingerprint
+from clipit.runs.train import train_run
+from clipit.tiles.tileset import TileSet
+from clipit.training.arms import resolve_arm
+from clipit.workspace.workspace import Workspace
+
+MakeConfig = Callable[..., Config]
+
+
+def test_the_size_is_part_of_what_a_run_is(configure: MakeConfig) -> None:
+    configs = [resolve_arm(configure({"backbone.pixels": pixels}, arm="clip_it_all")) for pixels in (None, 16)]
+    workspace = [Workspace(config) for config in configs]
+    backbones = [load_backbone(config.backbone) for config in configs]
+    marks = [run_fingerprint(c, m, b.fingerprint) for c, m, b in zip(configs, workspace, backbones, strict=True)]
+    assert marks[0] != marks[1] and backbones[0].fingerprint != backbones[1].fingerprint
+    # Pairs do not depend on the student: both configurations share them.
+    assert workspace[0].pairs.artifact.folder == workspace[1].pairs.artifact.folder
+    assert workspace[0].for_config(configs[1]) is workspace[0]
+
+
+@pytest.mark.parametrize(("pixels", "told"), [(None, "0.5"), (32, ""), (16, "2"), (48, "")])
+def test_users_are_told_when_the_field_becomes_too_coarse_or_too_fine(
+    configure: MakeConfig, pixels: int | None, told: str
+) -> None:
+    """The world's tiles have 32 px; at 1 um/px the embedded backbone (64 px, made for 1 um/px) enlarges them to 0.5."""
+    said = capture_log()
+    workspace = Workspace(configure({"tiles.mpp": 1.0}))
+    backbone = load_backbone(BackboneConfig(pixels=pixels))
+    workspace.warn_of_mpp(backbone.name, backbone.expected_mpp, backbone.preprocess)
+    warnings = [line for line in said if "micrometres per pixel" in line]
+    assert [f"reach it with {told} to {told}" in line for line in warnings] == ([True] if told else [])
+
+
+@pytest.mark.slow
+def test_a_run_at_half_the_pixels(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("confusion_plot", "reliability_plot", "curves_plot"):
+        monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
+    config = configure({"backbone.pixels": 16, "tiles.mpp": 1.0}, name="half", arm="clip_it_all")
+    workspace = Workspace(config)
+    folder = train_run(config, workspace)
+    assert json.loads((folder / "results.json").read_text())["provenance"]["pixels"] == 16
+    classifier = clipit.load_classifier(folder / "classifier", device="cpu")
+    assert (classifier.spec.preprocess.size, classifier.spec.plain, classifier.spec.mpp) == (16, True, 1.0)
+    tests: TileSet = workspace.all_tiles.of_split("test")
+    pictures: list[Image.Image] = [tests.read(row) for row in range(len(tests))]
+    stored = predictions(folder).to_pylist()
+    by_id: dict[str, Any] = {row["id"]: row for row in stored}
+    wanted = [[by_id[tile][f"p_{name}"] for name in tests.classes] for tile in tests.ids.tolist()]
+    np.testing.assert_allclose(classifier.predict_proba(pictures), wanted, atol=1e-4)
+
+
+def test_sizes_that_cannot_be(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"backbone\.pixels"):
+        validate({**world, "output": str(tmp_path), "backbone": {"name": "embedded", "pixels": 0}}, "test")
+    config = configure({"backbone.pixels": 12}, name="odd", arm="image_only")
+    with pytest.raises(ModelError, match="12 is no multiple of its patch of 8 pixels"):
+        train_run(config, Workspace(config))

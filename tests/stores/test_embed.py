@@ -1,0 +1,212 @@
+"""Stores: bytes, resume after a kill, and what they depend on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from jaxtyping import Float
+from tiny_models import write_store
+
+from clipit.config.run import Config
+from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.stores import embed as embedding
+from clipit.stores.embed import Store, centred, drop_words, embed_texts, embed_tiles, unit
+from clipit.workspace.workspace import Workspace
+
+
+class Killed(BaseException):
+    """Stands for a kill: no code of the package catches it."""
+
+
+class FailingVLM:
+    """A VLM that dies at its n-th batch."""
+
+    def __init__(self, vlm: Any, calls: int) -> None:
+        self._vlm, self._left = vlm, calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vlm, name)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+
+    def encode_texts(self, texts: list[str]) -> torch.Tensor:
+        self._count()
+        return self._vlm.encode_texts(texts)
+
+    def encode_images(self, pixels: torch.Tensor, **keys: Any) -> torch.Tensor:
+        self._count()
+        return self._vlm.encode_images(pixels, **keys)
+
+
+@pytest.fixture
+def workspace(configure: Callable[..., Config]) -> Workspace:
+    return Workspace(configure())
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "SHARD", 20)
+
+
+def store_bytes(store: Store) -> dict[str, str]:
+    return store.artifact.manifest.files
+
+
+def test_unit_and_centred() -> None:
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)
+    assert np.allclose(unit(vectors), [[0.6, 0.8], [0, 0]])
+    assert centred(vectors, None) is vectors
+    assert np.allclose(np.linalg.norm(centred(vectors, np.array([1, 1], dtype=np.float32)), axis=1), 1)
+
+
+def test_text_store_holds_every_snippet_as_a_unit_vector(workspace: Workspace) -> None:
+    store = workspace.text_store()
+    table = pq.read_table(workspace.snippets.file("snippets.parquet"))
+    assert store.ids.tolist() == table.column("snippet_id").to_pylist()
+    vectors = store.rows(np.arange(len(store.ids)))
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
+    texts = table.column("text").to_pylist()
+    alone = unit(workspace.vlm.encode_texts([texts[5]]).numpy())[0]
+    assert np.allclose(vectors[5], alone, atol=2e-3)
+    assert np.allclose(store.mean(), vectors.mean(axis=0), atol=1e-6)
+
+
+def test_positions_are_by_id_and_missing_ones_are_named(workspace: Workspace) -> None:
+    store = workspace.text_store()
+    some = store.ids[[7, 3, 3]]
+    assert store.positions(some).tolist() == [7, 3, 3]
+    with pytest.raises(ArtifactError, match=r"1 ids are not in the store: nobody"):
+        store.positions(np.array([store.ids[0], "nobody"]))
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("calls", [0, 1, 3, 7])
+def test_killed_text_store_ends_with_the_same_bytes(workspace: Workspace, tmp_path: Path, calls: int) -> None:
+    whole = embed_texts(tmp_path / "a", workspace.vlm, workspace.snippets, batch_size=8)
+    assert len([name for name in store_bytes(whole) if name.startswith("emb-")]) > 10
+    with pytest.raises(Killed):
+        embed_texts(tmp_path / "b", FailingVLM(workspace.vlm, calls), workspace.snippets, batch_size=8)  # type: ignore[arg-type]
+    done = len(list((tmp_path / "b").glob("*.partial/emb-*.npy")))
+    assert done == calls // 3  # three batches make a shard of 20
+    again = embed_texts(tmp_path / "b", workspace.vlm, workspace.snippets, batch_size=8)
+    assert store_bytes(again) == store_bytes(whole)
+    assert not list((tmp_path / "b").glob("*.partial"))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_killed_tile_store_goes_on_with_the_next_shard(workspace: Workspace, tmp_path: Path) -> None:
+    tiles = workspace.all_tiles.of_split("train")
+    whole = embed_tiles(tmp_path / "a", workspace.vlm, tiles, batch_size=8)
+    with pytest.raises(Killed):
+        embed_tiles(tmp_path / "b", FailingVLM(workspace.vlm, 7), tiles, batch_size=8)  # type: ignore[arg-type]
+    first = next((tmp_path / "b").glob("*.partial/emb-00000.npy"))
+    before = first.stat().st_mtime_ns
+    again = embed_tiles(tmp_path / "b", workspace.vlm, tiles, batch_size=8)
+    assert again.artifact.file("emb-00000.npy").stat().st_mtime_ns == before
+    assert store_bytes(again) == store_bytes(whole)
+    assert again.ids.tolist() == tiles.ids.tolist()
+    assert np.array_equal(np.concatenate([block for _, block in again.blocks(7)]), again.rows(np.arange(len(tiles))))
+
+
+def test_a_store_is_not_made_twice(workspace: Workspace, tmp_path: Path) -> None:
+    embed_texts(tmp_path, workspace.vlm, workspace.snippets)
+    embed_texts(tmp_path, FailingVLM(workspace.vlm, 0), workspace.snippets)  # type: ignore[arg-type]
+    assert len(list(tmp_path.glob("text_store-*[0-9a-f]"))) == 1
+
+
+def test_precision_makes_another_store(workspace: Workspace, tmp_path: Path) -> None:
+    tiles = workspace.all_tiles.of_split("test")
+    stores = [
+        function(tmp_path, replace(workspace.vlm, precision=precision), what)
+        for precision in ("fp32", "bf16")
+        for function, what in ((embed_texts, workspace.snippets), (embed_tiles, tiles))
+    ]
+    assert len({store.fingerprint for store in stores}) == 4
+    assert store_bytes(stores[0])["emb-00000.npy"] != store_bytes(stores[2])["emb-00000.npy"]
+    assert stores[0].vlm == stores[2].vlm
+
+
+def test_labels_play_no_part_in_a_tile_store(configure: Callable[..., Config]) -> None:
+    first = Workspace(configure(seed=1)).tile_store("train")
+    other = Workspace(configure({"tiles.labels.kind": "all", "seed": 2})).tile_store("train")
+    assert first.artifact.folder == other.artifact.folder
+
+
+def test_embeddings_that_are_not_finite(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, texts: list[str]) -> Float[torch.Tensor, "n d"]:
+        return torch.full((len(texts), self.joint_dim), torch.nan)
+
+    monkeypatch.setattr(type(workspace.vlm), "encode_texts", broken)
+    with pytest.raises(DataError, match="not finite"):
+        embed_texts(tmp_path, workspace.vlm, workspace.snippets)
+    assert not list(tmp_path.glob("text_store-*[0-9a-f]"))
+
+
+def test_word_drop_is_a_function_of_seed_and_id() -> None:
+    text = "one two three four five six seven eight nine ten"
+    dropped = drop_words(text, 0.3, 0, "id")
+    assert dropped == drop_words(text, 0.3, 0, "id")
+    assert drop_words(text, 0.3, 1, "id") != dropped or drop_words(text, 0.3, 2, "id") != dropped
+    assert set(dropped.split()) < set(text.split())
+    assert drop_words(text, 1.0, 0, "id") == "one"
+    assert drop_words(text, 0.0, 0, "id") == text
+    kept = [len(drop_words(text, 0.3, 0, str(key)).split()) for key in range(500)]
+    assert 6.7 < np.mean(kept) < 7.3
+
+
+def test_word_drop_keeps_the_ids(workspace: Workspace) -> None:
+    dropped, plain = workspace.text_store(0.3, 0), workspace.text_store()
+    assert dropped.ids.tolist() == plain.ids.tolist()
+    assert dropped.fingerprint != plain.fingerprint
+    rows = np.arange(len(plain.ids))
+    assert not np.allclose(dropped.rows(rows), plain.rows(rows), atol=1e-2)
+
+
+def test_an_empty_store(tmp_path: Path) -> None:
+    store = write_store(tmp_path, [], np.zeros((0, 4)))
+    assert len(store.ids) == 0
+    with pytest.raises(ArtifactError, match="not in the store"):
+        store.positions(np.array(["a"]))
+    assert [path.name for path in store.artifact.folder.iterdir()] == ["manifest.json"]
+
+
+def test_raw_tiles_are_not_normalised_and_have_their_own_store(workspace: Workspace, tmp_path: Path) -> None:
+    tiles = workspace.all_tiles.of_split("test")
+    joint = embed_tiles(tmp_path, workspace.vlm, tiles)
+    raw = embed_tiles(tmp_path, workspace.vlm, tiles, space="raw")
+    assert joint.artifact.folder != raw.artifact.folder and joint.vlm == raw.vlm
+    assert (joint.space, raw.space, joint.dim, raw.dim) == ("joint", "raw", 24, 32)
+    rows = np.arange(len(tiles))
+    assert np.allclose(np.linalg.norm(joint.rows(rows), axis=1), 1, atol=2e-3)
+    pixels = torch.from_numpy(np.stack([workspace.vlm.preprocess.pixels(tiles.read(row)) for row in rows]))
+    wanted = workspace.vlm.encode_images(pixels, space="raw").numpy()
+    assert np.allclose(raw.rows(rows), wanted, rtol=2e-3, atol=2e-3)
+    assert np.linalg.norm(wanted, axis=1).min() > 1.5
+
+
+def test_a_raw_vector_that_half_precision_cannot_hold(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(self: Any, pixels: torch.Tensor, *, space: str) -> Float[torch.Tensor, "n d"]:
+        return torch.full((len(pixels), self.dim(space)), 1e6)
+
+    monkeypatch.setattr(type(workspace.vlm), "encode_images", huge)
+    tiles = workspace.all_tiles.of_split("test")
+    with pytest.raises(DataError, match="not finite"):
+        embed_tiles(tmp_path, workspace.vlm, tiles, space="raw")
+    assert embed_tiles(tmp_path, workspace.vlm, tiles).dim == 24
+
+
+def test_a_vlm_without_raw_space_makes_no_store(workspace: Workspace, tmp_path: Path) -> None:
+    vlm = replace(workspace.vlm, raw_dim=None)
+    with pytest.raises(ModelError, match="before its projection"):
+        embed_tiles(tmp_path, vlm, workspace.all_tiles.of_split("test"), space="raw")
+    assert not list(tmp_path.iterdir())

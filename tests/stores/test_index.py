@@ -1,0 +1,208 @@
+"""The index against a plain reference, both backends, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jaxtyping import Float32
+from tiny_models import write_store
+
+from clipit.distributed import Processes
+from clipit.errors import ConfigError, DataError
+from clipit.pairing.pairs import search
+from clipit.stores.embed import Store, centred, unit
+from clipit.stores.index import Index, build_index, has_faiss
+
+needs_faiss = pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
+BACKENDS = ["torch", pytest.param("faiss", marks=needs_faiss)]
+DIM = 16
+
+
+def random_unit(n: int, seed: int) -> Float32[np.ndarray, "n d"]:
+    return unit(np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32) + 0.5)
+
+
+def reference(store: Store, queries: np.ndarray, k: int, *, centring: bool) -> tuple[list[list[str]], np.ndarray]:
+    """All cosines, each distinct vector once under its lowest id, sorted by score and then by id."""
+    vectors = store.rows(np.arange(len(store.ids)))
+    lowest: dict[bytes, str] = {}
+    for vector, name in zip(vectors, store.ids.tolist(), strict=True):
+        key = vector.astype(np.float16).tobytes()
+        lowest[key] = min(name, lowest.get(key, name))
+    names = np.array(sorted(lowest.values()))
+    if centring:
+        vectors = centred(vectors, vectors.astype(np.float64).mean(axis=0).astype(np.float32))
+    scores = (queries.astype(np.float64) @ vectors[store.positions(names)].astype(np.float64).T).round(6)
+    order = np.stack([np.lexsort((names, -row)) for row in scores])[:, :k]
+    return names[order].tolist(), np.take_along_axis(scores, order, 1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    vectors = random_unit(5000, 0)  # two shards
+    vectors[100:140] = vectors[100]
+    vectors[4500] = vectors[3]
+    ids = [f"s{number:05d}" for number in np.random.default_rng(1).permutation(5000)]
+    return write_store(tmp_path_factory.mktemp("store"), ids, vectors)
+
+
+def found(index: Index, queries: np.ndarray, k: int) -> tuple[list[list[str]], np.ndarray]:
+    rows, scores = search(index, queries, k)
+    return index.ids[rows].tolist(), scores
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("centring", [True, False])
+def test_exact_with_ties_by_lowest_id(store: Store, tmp_path: Path, backend: Any, centring: bool) -> None:
+    index = build_index(tmp_path, store, centring=centring, backend=backend)
+    vectors = store.rows(np.array([100, 3, 7]))
+    queries = np.concatenate([random_unit(50, 2), unit(vectors)])
+    names, scores = found(index, queries, 5)
+    wanted, wanted_scores = reference(store, queries, 5, centring=centring)
+    assert names == wanted
+    assert np.allclose(scores, wanted_scores, atol=2e-6)
+
+
+@needs_faiss
+def test_backends_agree(store: Store, tmp_path: Path) -> None:
+    queries = random_unit(200, 3)
+    ids = [found(build_index(tmp_path, store, backend=backend), queries, 3)[0] for backend in ("torch", "faiss")]
+    assert ids[0] == ids[1]
+
+
+def test_equal_embeddings_are_one_point_under_the_lowest_id(store: Store, tmp_path: Path) -> None:
+    index = build_index(tmp_path, store, centring=False)
+    same = store.ids[100:140]
+    assert index.artifact.manifest.facts["equal_embeddings"] == 39 + 1
+    assert len(index.ids) == 5000 - 40
+    assert set(index.ids.tolist()) & set(same.tolist()) == {min(same.tolist())}
+    assert index.ids.tolist() == sorted(index.ids.tolist())
+
+
+def test_mean_is_that_of_the_texts(store: Store, tmp_path: Path) -> None:
+    index = build_index(tmp_path, store)
+    everything = store.rows(np.arange(len(store.ids)))
+    assert index.mean is not None and np.allclose(index.mean, everything.mean(axis=0), atol=1e-6)
+    assert build_index(tmp_path, store, centring=False).mean is None
+    assert np.allclose(np.linalg.norm(index.vectors(np.arange(20)), axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_wanted_than_there_are(tmp_path: Path, backend: Any) -> None:
+    index = build_index(tmp_path, write_store(tmp_path, ["b", "a", "c"], random_unit(3, 0)), backend=backend)
+    rows, _ = search(index, random_unit(2, 1), 10)
+    assert [sorted(row) for row in rows.tolist()] == [[0, 1, 2], [0, 1, 2]]
+
+
+@needs_faiss
+def test_inverted_lists(store: Store, tmp_path: Path) -> None:
+    exact = build_index(tmp_path, store)
+    index = build_index(tmp_path, store, key="IVF8,Flat")
+    queries = random_unit(100, 5)
+    first, best = found(index, queries, 1)[0], found(exact, queries, 1)[0]
+    assert np.mean([a == b for a, b in zip(first, best, strict=True)]) > 0.3
+    assert index.artifact.folder != exact.artifact.folder
+
+
+@needs_faiss
+@pytest.mark.parametrize("key", ["IVF32,Flat", "PCA16,IVF32,Flat", "IVF32,PQ8,RFlat"])
+def test_more_lists_find_more(store: Store, tmp_path: Path, key: str) -> None:
+    exact = found(build_index(tmp_path, store), random_unit(100, 5), 1)[0]
+
+    def recall(nprobe: int | None) -> float:
+        first = found(build_index(tmp_path, store, key=key, nprobe=nprobe), random_unit(100, 5), 1)[0]
+        return float(np.mean([a == b for a, b in zip(first, exact, strict=True)]))
+
+    assert recall(None) == recall(1) < recall(4) < recall(32)
+    assert len(list(tmp_path.glob("index-*[0-9a-f]"))) == 2  # how an index is searched is no part of it
+
+
+@pytest.mark.parametrize("key", ["Flat", "HNSW32"])
+def test_nprobe_is_for_lists(store: Store, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=r"no lists(?s:.*)pairing\.nprobe"):
+        build_index(tmp_path, store, key=key, backend="faiss" if has_faiss() else "torch", nprobe=2)
+
+
+@needs_faiss
+@pytest.mark.parametrize("possible", [True, False])
+def test_a_process_with_a_gpu_searches_there_if_faiss_can(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, possible: bool
+) -> None:
+    import faiss
+    import torch
+
+    asked: list[int] = []
+
+    def to_gpu(resources: object, device: int, index: Any) -> Any:
+        asked.append(device)
+        if not possible:
+            raise RuntimeError("this index type is not implemented on GPU")
+        assert faiss.extract_index_ivf(index).nprobe == 3  # before it is copied
+        return index
+
+    queries = random_unit(20, 5)
+    index = build_index(tmp_path, store, key="IVF8,Flat", nprobe=3)
+    wanted = found(index, queries, 2)[0]
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
+    assert asked == []  # the process itself runs on the CPU
+    second = Processes(rank=1, count=2, device=torch.device("cuda", 1))
+    monkeypatch.setattr("clipit.stores.index.get_processes", lambda: second)
+    assert found(Index(index.artifact, store, 3), queries, 2)[0] == wanted
+    assert asked == [1]
+
+
+@needs_faiss
+def test_an_approximate_index_may_find_fewer(tmp_path: Path) -> None:
+    store = write_store(tmp_path, [f"{i:03d}" for i in range(200)], random_unit(200, 0))
+    index = build_index(tmp_path, store, key="IVF40,Flat")
+    rows, scores = search(index, random_unit(20, 1), 30)
+    assert (rows < 0).any()
+    assert (np.isfinite(scores) == (rows >= 0)).all()
+    assert (np.diff(np.where(rows < 0, 1, 0), axis=1) >= 0).all()  # what is missing comes last
+
+
+@needs_faiss
+@pytest.mark.parametrize("key", ["Nonsense", "IVF5000,Flat", "PQ7", "IDMap,Flat"])
+def test_keys_that_cannot_be_built(tmp_path: Path, key: str) -> None:
+    store = write_store(tmp_path, [f"{i:03d}" for i in range(50)], random_unit(50, 0))
+    with pytest.raises(ConfigError, match=r"(?s)faiss cannot make index.*pairing\.index.*Flat"):
+        build_index(tmp_path, store, key=key)
+    assert not list(tmp_path.glob("index-*[0-9a-f]"))
+
+
+def test_other_keys_need_faiss(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="needs faiss"):
+        build_index(tmp_path, store, key="IVF8,Flat", backend="torch")
+    monkeypatch.setattr("clipit.stores.index.has_faiss", lambda: False)
+    with pytest.raises(ConfigError, match="faiss is not installed"):
+        build_index(tmp_path, store, backend="faiss")
+    assert build_index(tmp_path, store).artifact.manifest.facts["backend"] == "torch"
+
+
+def test_nothing_to_pair_with(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="text store is empty"):
+        build_index(tmp_path, write_store(tmp_path, [], np.zeros((0, DIM))))
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_distinct_snippet_has_nothing_beside_its_mean(tmp_path: Path, backend: Any, count: int) -> None:
+    store = write_store(tmp_path, [f"s{i}" for i in range(count)], np.repeat(random_unit(1, 0), count, axis=0))
+    with pytest.raises(DataError, match=r"(?s)centring leaves nothing.*one distinct snippet.*pairing\.centring=false"):
+        build_index(tmp_path, store, backend=backend)
+    index = build_index(tmp_path, store, backend=backend, centring=False)
+    assert len(index.ids) == 1
+
+
+def test_the_search_is_in_float32_even_under_autocast(store: Store, tmp_path: Path) -> None:
+    import torch
+
+    index = build_index(tmp_path, store, backend="torch")
+    queries = random_unit(500, 6)
+    plain = found(index, queries, 1)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert found(index, queries, 1)[0] == plain

@@ -1,0 +1,265 @@
+"""The probing job over a small world: every figure can be made again from what lies on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+from sklearn.neighbors import KNeighborsClassifier
+from study_records import lacking
+from tiny_models import MakeConfig
+
+from clipit.comparison.analyses.text_classifier import found_texts, image_probe_predictions, text_only_predictions
+from clipit.config.run import Config
+from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.evaluation.complementarity import complementarity
+from clipit.evaluation.metrics import compute_metrics
+from clipit.models.inference import load_classifier
+from clipit.runs.train import train_run
+from clipit.studies.features import backbone_features, classifier_features, saw_labels
+from clipit.studies.probing.study import probe
+from clipit.studies.probing.text_retrieval import read_captions
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+SMALL: dict[str, Any] = {
+    "probing.probes": ["linear", "adamw", "knn", "simple_shot"],
+    "probing.adamw_steps": 20,
+    "probing.episodes": 5,
+    "probing.shots": [1, 30],
+    "probing.shares": [0.01, 0.5, 1.0],
+    "probing.seeds": [0, 1],
+    "probing.at": [1, 5, 50],
+    "evaluation.bootstrap": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory, world: dict[str, Any]) -> Path:
+    """A text for every second test tile, under its id."""
+    path = tmp_path_factory.mktemp("captions") / "captions.csv"
+    lines = [
+        f"images/test-{i:03d}.png,an image of {'tumour' if i % 3 else 'gland'} with nuclei" for i in range(0, 24, 2)
+    ]
+    path.write_text("\n".join(["tile_id,text", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def probed(
+    world: dict[str, Any], shared_output: Path, captions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path, Path]:
+    """Configuration, run and tables of one probing with a run."""
+    from clipit.config.load import merge, nested, validate
+
+    keys = SMALL | {"probing.captions": str(captions), "arm": "clip_it_all", "name": "probed"}
+    config = validate(merge({**world, "output": shared_output}, nested(keys)), "test")
+    run = train_run(config)
+    return config, run, probe(config, run)
+
+
+def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder / "probing.parquet").to_pylist()
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple[Config, Path, Path]) -> None:
+    config, run, folder = probed
+    subjects = {row["subject"] for row in rows_of(folder, what="knn")}
+    assert {"VLM, joint space", "backbone, frozen", f"classifier {run.name}"} <= subjects
+    for subject in subjects:
+        assert {row["what"] for row in rows_of(folder, subject=subject, metric="accuracy")} >= set(
+            config.probing.probes
+        )
+    workspace = Workspace(config)
+    train, test = workspace.tiles(config.seed).of_split("train"), workspace.all_tiles.of_split("test")
+    frozen = backbone_features(config, workspace)
+    seen = train.labels >= 0
+    model = KNeighborsClassifier(min(20, int(seen.sum())), metric="cosine", algorithm="brute")
+    model.fit(frozen.vectors["train"][seen], train.labels[seen])
+    row = rows_of(folder, subject="backbone, frozen", what="knn", metric="accuracy")[0]
+    assert row["value"] == pytest.approx(model.score(frozen.vectors["test"], test.labels))
+    assert (row["labels"], row["n"]) == (12, 24)
+    assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[Config, Path, Path]) -> None:
+    _, _, folder = probed
+    few = rows_of(folder, what="curve linear", share=0.01)
+    assert few and all(row["value"] is None and "leaves none of class 0, 1, 2" in row["reason"] for row in few)
+    assert all(row["value"] is not None for row in rows_of(folder, what="curve linear", share=0.5))
+    assert all("fewer than 30" in row["reason"] for row in rows_of(folder, what="few_shot", k=30))
+    page = (folder / "probing.md").read_text(encoding="utf-8")
+    assert "fewer than 30 labelled training tiles of class 0, 1, 2" in page
+    assert (folder / "label_efficiency.png").is_file()
+
+
+def test_retrieval_in_words_and_with_captions(probed: tuple[Config, Path, Path]) -> None:
+    _, _, folder = probed
+    assert {row["n"] for row in rows_of(folder, what="text (class prompts) to image")} == {3}
+    assert {row["k"] for row in rows_of(folder, what="image to text (single prompts)")} == {1, 5}
+    found = {(row["what"], row["k"]): row for row in rows_of(folder, metric="recall")}
+    assert found["caption to image", 50]["value"] == 1.0
+    assert found["caption to image", 50]["n"] == 12, "every caption is a query"
+    assert found["image to caption", 1]["n"] == 12
+    assert found["image to caption", 1]["random"] == pytest.approx(1 / 12)
+    assert found["caption to image", 5]["random"] == pytest.approx(5 / 24)
+
+
+def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tuple[Config, Path, Path]) -> None:
+    _, run, folder = probed
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]
+    own = rows_of(folder, what="own head", metric="accuracy")[0]
+    assert own["value"] == pytest.approx(results["metrics"]["accuracy"]["value"])
+    prompted = rows_of(folder, what="zero_shot, student", metric="accuracy")[0]
+    assert prompted["value"] == pytest.approx(results["zero_shot"]["metrics"]["accuracy"]["value"])
+    facts = json.loads((folder / "probing.json").read_text(encoding="utf-8"))
+    assert facts["run"] == str(run)
+    assert facts["subjects"]["VLM, joint space"]["preprocess"]
+    assert {"tiles", "commit", "command", "prompts"} <= set(facts)
+    rows = rows_of(folder)
+    assert not lacking(rows)
+    asked = {row["what"] for row in rows if row["prompts_hash"]}
+    assert asked == {
+        "zero_shot", "zero_shot, centred", "zero_shot, student", "text (class prompts) to image",
+        "image to text (single prompts)",
+    }  # fmt: skip
+    assert {row["seed"] for row in rows if row["share"] is not None} == {0, 1}
+    of_run = [row for row in rows if row["subject"] == f"classifier {run.name}"]
+    assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in of_run)
+
+
+def test_features_that_saw_labels_say_so(probed: tuple[Config, Path, Path], tmp_path: Path) -> None:
+    _, run, folder = probed
+    told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
+    assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
+    page = (folder / "probing.html").read_text(encoding="utf-8")
+    assert "saw labels" in page and "no measure of label efficiency" in page
+
+    def of(tuning: str, labels: int, validation: int) -> str:
+        """Of a run with so many labels."""
+        (tmp_path / "config.yaml").write_text(f"backbone: {{tuning: {tuning}}}", encoding="utf-8")
+        counts = {"training_labels": labels, "validation_labels": validation}
+        (tmp_path / "training.json").write_text(json.dumps(counts), encoding="utf-8")
+        return saw_labels(tmp_path)
+
+    assert saw_labels(tmp_path) == "unknown", "its folder does not tell"
+    assert of("lora", 12, 12) == of("lora", 0, 12) == "true"
+    assert of("lora", 0, 0) == of("frozen", 12, 12) == "false"
+    of("lora", 12, 12)
+    (tmp_path / "training.json").unlink()
+    assert saw_labels(tmp_path) == "unknown"
+    (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="configuration is damaged"):
+        saw_labels(tmp_path)
+
+
+def test_classifier_features_are_those_that_its_head_reads(probed: tuple[Config, Path, Path]) -> None:
+    config, run, _ = probed
+    workspace = Workspace(config)
+    features = classifier_features(config, workspace, run).vectors["test"].astype(float)
+    classifier = load_classifier(run / "classifier", "cpu")
+    tiles = workspace.all_tiles.of_split("test")
+    probabilities = classifier.predict_proba([tiles.read(i) for i in range(len(tiles))])
+    head = load_file(run / "classifier" / "model.safetensors")
+    logits = features @ head["head.weight"].T.astype(float) + head["head.bias"]
+    expected = np.log(probabilities)
+    np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-3)
+    untrained = backbone_features(config, workspace).vectors["test"]
+    assert np.abs(untrained - features).max() > 1e-3, "the adapter is merged"
+
+
+def test_features_are_kept_and_read_again(probed: tuple[Config, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _, _ = probed
+    first = backbone_features(config, Workspace(config)).vectors
+
+    def no_reading(self: object, index: int) -> None:
+        raise AssertionError("a tile was read again")
+
+    monkeypatch.setattr("clipit.tiles.tileset.TileSet.read", no_reading)
+    workspace = Workspace(config)
+    monkeypatch.setattr(workspace, "warn_of_mpp", lambda *a, **k: None)
+    again = backbone_features(config, workspace).vectors
+    assert all((first[split] == again[split]).all() for split in first)
+
+
+def test_another_run_or_no_run_is_refused(probed: tuple[Config, Path, Path], tmp_path: Path) -> None:
+    config, run, _ = probed
+    tiles = config.tiles.model_copy(update={"classes": ("tumour", "gland", "stroma")})
+    other = config.model_copy(update={"tiles": tiles})
+    with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
+        classifier_features(other, Workspace(other), run)
+    with pytest.raises(DataError, match="other test tiles or classes"):
+        probe(other, run)
+    with pytest.raises(DataError, match="no predictions here"):
+        probe(config, tmp_path)
+    with pytest.raises(ModelError):
+        classifier_features(config, Workspace(config), tmp_path)
+
+
+def test_without_labels_probes_are_blank_and_the_rest_stands(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure(SMALL, **{"tiles.labels.kind": "none", "name": "blank", "probing.shares": []})
+    folder = probe(config, None)
+    assert all(row["value"] is None and row["reason"] for row in rows_of(folder, what="linear"))
+    assert all(row["value"] is not None for row in rows_of(folder, what="zero_shot", metric="accuracy"))
+    assert not (folder / "label_efficiency.png").exists()
+
+
+def test_captions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    known = np.array(["007", "b"])
+    path = tmp_path / "captions.csv"
+
+    def written(text: str) -> Path:
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    assert read_captions(written("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
+    for text, message in (
+        ("tile,text\n007,x\n", "missing columns: tile_id"),
+        ("tile_id,text\n007,x\n8,y\n", "1 captions are of no test tile: 8"),
+        ("tile_id,text\nb,\n", "no text for b"),
+        ("tile_id,text\n", "no caption"),
+        ("tile_id,text\nb,x,y\n", "unreadable captions"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_captions(written(text), known)
+    with pytest.raises(DataError, match="no such file"):
+        read_captions(tmp_path / "nowhere.csv", known)
+
+
+def test_training_tiles_find_the_snippets_of_their_pairs(configure: MakeConfig) -> None:
+    config = configure()
+    workspace = Workspace(config)
+    ids = workspace.all_tiles.of_split("train").ids
+    store = workspace.tile_store("train")
+    vectors = store.rows(store.positions(ids))
+    pairs = dict(
+        zip(*(workspace.pairs.table.column(name).to_pylist() for name in ("tile_id", "snippet_id")), strict=True)
+    )
+    index = workspace.index
+    paired = index.vectors(np.searchsorted(index.ids, [pairs[tile] for tile in ids.tolist()]))
+    for block in (7, 4096):
+        found = found_texts(index, vectors, workspace.tile_mean, 1, block)
+        np.testing.assert_allclose(found, paired, atol=1e-3)
+    assert found_texts(index, vectors[:0], workspace.tile_mean, 1, 10).shape == (0, index.store.dim)
+
+
+def test_text_only_and_image_probe_predict_the_test_tiles_and_write_no_pair(configure: MakeConfig) -> None:
+    config = configure()
+    workspace = Workspace(config)
+    pairs = workspace.pairs.table.num_rows
+    before = sorted(path.name for path in workspace.root.iterdir())
+    text, image = text_only_predictions(config, workspace, 0), image_probe_predictions(config, workspace, 0)
+    test = workspace.all_tiles.of_split("test")
+    assert text.ids.tolist() == image.ids.tolist() == test.ids.tolist()
+    assert not np.allclose(text.probabilities, image.probabilities)
+    known = {path.name for path in workspace.root.iterdir()} - set(before)
+    assert not any(name.startswith("pairs") for name in known)
+    assert workspace.pairs.table.num_rows == pairs == 72
+    found = complementarity(image, text, 10)
+    assert found.tiles == 24
+    accuracy = compute_metrics(image.labels, image.probabilities)["accuracy"]
+    assert (found.both + found.only_vision) / 24 == pytest.approx(accuracy)

@@ -1,0 +1,308 @@
+"""The robustness job over a small world: figures can be made again, processes agree, errors are clear."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from launching import ROOT, TWO, launch
+from PIL import Image
+from study_records import lacking
+from tiny_models import MakeConfig
+
+from clipit.config.load import merge, nested, validate
+from clipit.config.run import Config
+from clipit.errors import DataError
+from clipit.evaluation.adaptation import align_statistics, statistics_of
+from clipit.evaluation.adaptation_guard import judge, reference_of
+from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.perturb import perturb
+from clipit.evaluation.predictions import read_predictions
+from clipit.models.inference import load_classifier
+from clipit.runs.train import train_run
+from clipit.studies.robustness.adaptation import drawn_batches
+from clipit.studies.robustness.study import LEARNT, guard_study, robustness
+from clipit.studies.robustness.subjects import run_subject, spread, vectors_of
+from clipit.studies.robustness.tables import BATCH, WHOLE
+from clipit.tiles.augment import tile_keys
+from clipit.workspace.workspace import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+def small(world: dict[str, Any]) -> dict[str, Any]:
+    """Few levels; as shifted sets the same tiles, and those of training, which are enough to draw batches from."""
+    return {
+        "robustness.perturbations": {"macenko": [0.1], "blur": [1.0, 2.0], "jpeg": [20]},
+        "robustness.metric": "accuracy",
+        "comparison.shifted": {
+            "elsewhere": {"source": "table", "path": world["tiles"]["path"]},
+            "others": {
+                "source": "table",
+                "path": world["tiles"]["path"],
+                "splits": {"test": "train"},
+                "other_parts": "ignore",
+            },
+        },
+        "leaks.policy": "off",
+        "tiles.labels": {"kind": "per_class", "value": 8, "seed": 0},
+        "evaluation.bootstrap": 20,
+        "name": "robust",
+    }
+
+
+@pytest.fixture(scope="module")
+def measured(world: dict[str, Any], shared_output: Path) -> tuple[Config, list[Path], Path]:
+    """Configuration, runs (image only, with text, late fusion) and tables."""
+    config = validate(merge({**world, "output": shared_output}, nested(small(world))), "test")
+    late = {"base": "clip_it_all", "student.head": "late_fusion", "student.projector_layers": 2}
+    config = config.model_copy(update={"arms": {"late": late}})
+    arms = ("image_only", "clip_it_all", "late")
+    runs = [train_run(config.model_copy(update={"arm": arm})) for arm in arms]
+    return config, runs, robustness(config, runs)
+
+
+def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder / "robustness.parquet").to_pylist()
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_heads_answer_as_the_runs_wrote(measured: tuple[Config, list[Path], Path]) -> None:
+    config, runs, _ = measured
+    workspace = Workspace(config)
+    for run in runs:
+        subject, test = run_subject(workspace, run, run.name), workspace.all_tiles.of_split("test")
+        vectors, written = vectors_of(subject, test, config, workspace), read_predictions(run / "predictions.parquet")
+        order = {name: row for row, name in enumerate(written.ids.tolist())}
+        rows = [order[name] for name in test.ids.tolist()]
+        np.testing.assert_allclose(subject.answers["head"](vectors["head"]), written.probabilities[rows], atol=1e-4)
+        assert ("zero-shot" in subject.answers) == (written.zero_shot is not None)
+        if written.zero_shot is not None:
+            found = subject.answers["zero-shot"](vectors["zero-shot"])
+            np.testing.assert_allclose(found, written.zero_shot[rows], atol=1e-3)
+
+
+def test_a_level_of_a_curve_can_be_made_again(measured: tuple[Config, list[Path], Path]) -> None:
+    config, runs, folder = measured
+    test = Workspace(config).all_tiles.of_split("test")
+    pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
+    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
+    classifier = load_classifier(runs[1] / "classifier", "cpu")
+    probabilities = classifier.predict_proba([Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed])
+    expected = compute_metrics(test.labels, probabilities)["accuracy"]
+    (row,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject="clip_it_all-seed0", reading="head")
+    assert row["value"] == pytest.approx(expected)
+    (clean,) = rows_of(folder, what="curve", perturbation="none", subject="clip_it_all-seed0", reading="head")
+    results = json.loads((runs[1] / "results.json").read_text(encoding="utf-8"))
+    assert clean["value"] == pytest.approx(results["splits"]["test"]["metrics"]["accuracy"]["value"])
+    assert row["change"] == pytest.approx(row["value"] - clean["value"])
+    assert {row["subject"] for row in rows_of(folder, what="curve")} == {*(run.name for run in runs), "VLM"}
+
+
+def test_every_figure_carries_what_it_was_measured_on(measured: tuple[Config, list[Path], Path]) -> None:
+    _, runs, folder = measured
+    rows = rows_of(folder)
+    assert not lacking(rows)
+    assert all(bool(row["prompts_hash"]) == (row["reading"] == "zero-shot") for row in rows)
+    texts = rows_of(folder, subject=runs[1].name)
+    assert all(row["pairs"] and row["index"] and row["vlm_fingerprint"] for row in texts)
+    page = (folder / "robustness.md").read_text(encoding="utf-8")
+    assert "transductive, text prior" in page and "feature statistics (transductive)" in page
+    for name in ("curve_macenko.png", "curve_blur.png", "curve_jpeg.png", "calibration.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG" and name in page
+
+
+def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Config, list[Path], Path]) -> None:
+    _, runs, folder = measured
+    written = read_predictions(runs[0] / "predictions.parquet").select("test")
+    before = rows_of(folder, what="calibration", subject=runs[0].name, state="before", metric="ece")[0]
+    assert before["value"] == pytest.approx(compute_metrics(written.labels, written.probabilities)["ece"], abs=1e-6)
+    assert before["labels"] == 24
+    after = rows_of(folder, what="calibration", subject=runs[0].name, state="after")
+    assert {row["metric"] for row in after} == {"ece", "nll", "brier"}
+    assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
+
+
+def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Path], Path]) -> None:
+    _, runs, folder = measured
+    rows = rows_of(folder, what="adaptation", perturbation=None)
+    assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
+    late = [row for row in rows if row["subject"] == runs[2].name and row["reading"] == "head"]
+    assert late and all(row["value"] is None and "not one linear layer" in row["reason"] for row in late)
+    done = [row for row in rows if row["value"] is not None]
+    assert all(row["change"] == pytest.approx(row["value"] - row["unadapted"]) for row in done)
+    assert all((row["guard"] == "refused") == bool(row["guard_reasons"]) for row in done)
+    assert not [row for row in rows if row["method"] == "transductive, text prior" and row["reading"] == "head"]
+    same = {row["part"]: row["value"] for row in rows_of(folder, what="shifted", subject="VLM")}
+    assert same["test"] == same["elsewhere"]
+
+
+def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[Config, list[Path], Path]) -> None:
+    config, runs, folder = measured
+    workspace = Workspace(config)
+    subject, test = run_subject(workspace, runs[0], runs[0].name), workspace.all_tiles.of_split("test")
+    pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
+    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
+    images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
+    vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
+    training = spread(workspace.all_tiles.of_split("train"), LEARNT, labelled=False)
+    seen = vectors_of(subject, training, config, workspace)["head"]
+    moved = align_statistics(vectors, statistics_of(vectors), statistics_of(seen))
+    before, after = (subject.answers["head"](found) for found in (vectors, moved))
+    scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
+    (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
+    assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
+    verdict = judge(reference_of(seen, subject.answers["head"](seen)), vectors)
+    assert (row["guard"] == "accepted", row["misfit"]) == (verdict.accepted, pytest.approx(verdict.misfit))
+    (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
+    assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
+    assert row["change_low"] <= row["change"] <= row["change_high"]
+
+
+def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
+    measured: tuple[Config, list[Path], Path],
+) -> None:
+    _, _, folder = measured
+    told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
+    rows, batches = (rows_of(folder, what=what) for what in ("adaptation", "batch"))
+    assert told == guard_study([*rows, *batches])
+    settings = {(found["method"], found["settings"]): found for found in told}
+    kinds = ("test and shifted sets", "macenko", "blur", "jpeg")
+    assert {kind for _, kind in settings} == {*kinds, WHOLE, BATCH}
+    for method in ("feature statistics (transductive)", "transductive, text prior"):
+        drawn = [row for row in batches if row["method"] == method and row["value"] is not None]
+        assert settings[method, BATCH]["cases"] == len(drawn) > 0
+        assert {row["metric"] for row in drawn} == {settings[method, BATCH]["metric"]} == {"accuracy"}
+        own = [row for row in rows if row["method"] == method and row["value"] is not None]
+        found = settings[method, WHOLE]
+        assert found["cases"] == len(own) > 0
+        lost = [row for row in own if row["change_high"] < 0]
+        gained = [row for row in own if row["change_low"] > 0]
+        wrong = [row for row in lost if row["guard"] == "accepted"]
+        missed = [row for row in gained if row["guard"] == "refused"]
+        assert (found["harmful"], found["helpful"]) == (len(lost), len(gained))
+        assert (found["let_through"], found["refused"]) == (len(wrong), len(missed))
+        assert found["share_let_through"] == (len(wrong) / len(lost) if lost else None)
+        assert found["share_refused"] == (len(missed) / len(gained) if gained else None)
+        assert found["without_interval"] == 0
+        assert sum(settings[method, kind]["cases"] for kind in kinds) == len(own)
+        by_model = rows_of(folder, what="guard", method=method, settings=BATCH)
+        for count in ("cases", "accepted", "harmful", "let_through", "helpful", "refused"):
+            assert sum(row[count] for row in by_model) == settings[method, BATCH][count]
+    blur = settings["feature statistics (transductive)", "blur"]
+    # two levels: two heads that can be adapted, and the answers in words of two runs and of the VLM
+    assert blur["cases"] == 2 * (2 + 3)
+    text = (folder / "robustness.md").read_text(encoding="utf-8")
+    worth = settings["feature statistics (transductive)", WHOLE]
+    gained = worth["change_guarded"] - worth["change_always"]
+    assert f"{abs(gained):.3f} of the score on average, against using the adaptation always" in text
+    told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
+    assert "How often the guard is wrong" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
+
+
+def test_two_processes_write_the_same_rows(
+    measured: tuple[Config, list[Path], Path], write_config: Callable[..., Path], world: dict[str, Any], tmp_path: Path
+) -> None:
+    _, runs, folder = measured
+    record = tmp_path / "record.csv"
+    options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}", f"--record={record}"]
+    done = launch(TWO, ROOT / "scripts" / "robustness.py", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tables:") == done.stdout.count("page:") == 1
+    keys = (
+        "what",
+        "subject",
+        "reading",
+        "part",
+        "perturbation",
+        "level",
+        "method",
+        "state",
+        "metric",
+        "n",
+        "guard",
+        "concentration",
+        "settings",
+    )
+
+    def keyed(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+        return {
+            tuple(str(row[key]) for key in keys if key != "level" or row["what"] != "calibration"): row for row in rows
+        }
+
+    written = rows_of(tmp_path / "out" / "robustness" / "robust")
+    with record.open(encoding="utf-8", newline="") as stream:
+        recorded = list(csv.DictReader(stream))
+    assert [row["metric"] for row in recorded] == [row["metric"] for row in written if row["what"] != "batch"]
+    assert str(tmp_path) not in record.read_text(encoding="utf-8")
+    two = keyed(written)
+    one = keyed([row for row in rows_of(folder) if row["subject"] != runs[2].name])
+    assert {row["what"] for row in written} == {"curve", "shifted", "adaptation", "batch", "calibration", "guard"}
+    assert two.keys() == one.keys()
+    for key, row in two.items():
+        assert (row["value"] is None) == (one[key]["value"] is None)
+        assert row["value"] is None or row["value"] == pytest.approx(one[key]["value"], abs=1e-4)
+
+
+def test_what_cannot_be_measured_is_refused(
+    measured: tuple[Config, list[Path], Path], configure: MakeConfig, world: dict[str, Any], tmp_path: Path
+) -> None:
+    config, runs, _ = measured
+    with pytest.raises(DataError, match="a run is given twice"):
+        robustness(config, [runs[0], runs[0]])
+    with pytest.raises(DataError, match="nothing to measure"):
+        robustness(config.model_copy(update={"prompts": None}), [])
+    others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
+    fewer = configure(small(world) | {"comparison.shifted": {"fewer": others}})
+    with pytest.raises(DataError, match=r"(?s)a shifted set has the classes gland; .*comparison.shifted.fewer"):
+        robustness(fewer, runs[:1])
+    swapped = configure(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
+    with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
+        robustness(swapped, runs[:1])
+    few_labels = configure(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
+    folder = robustness(few_labels, [train_run(few_labels)])
+    (row,) = rows_of(folder, what="calibration", subject="image_only-seed0", state="after", metric="ece")
+    assert row["value"] is None and "needs 20 validation labels; there are 12" in row["reason"]
+    less = configure(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
+    with pytest.raises(DataError, match="predictions are of other test tiles"):
+        robustness(less, runs[:1])
+    script = [sys.executable, "scripts/robustness.py", "--config", str(tmp_path / "none.yaml"), "--run", str(runs[0])]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "no such configuration file" in done.stderr
+
+
+def test_batches_have_the_shares_that_were_drawn_and_use_up_no_class(configure: MakeConfig) -> None:
+    tiles = Workspace(configure()).all_tiles
+    batches = list(drawn_batches(tiles, 2, "test", 0))
+    assert batches and all(20 <= len(rows) == len(set(rows.tolist())) <= 200 for _, rows in batches)
+    largest = [np.bincount(tiles.labels[rows]).max() / len(rows) for law, rows in batches if law == 0.3]
+    assert np.mean(largest) > 0.5, "three classes, and far from a third each"
+    same = list(drawn_batches(tiles, 2, "test", 0))
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(batches, same, strict=True))
+    assert not list(drawn_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), "one class has no other shares"
+    assert not list(drawn_batches(tiles.select(np.arange(19)), 2, "test", 0))
+
+
+def test_without_adaptation_nothing_of_it_is_made(
+    configure: MakeConfig, measured: tuple[Config, list[Path], Path]
+) -> None:
+    config = measured[0].model_copy(update={"name": "plain"})
+    config = config.model_copy(update={"robustness": config.robustness.model_copy(update={"adaptation": ()})})
+    folder = robustness(config, measured[1][:1])
+    assert {row["what"] for row in rows_of(folder)} == {"curve", "shifted", "calibration"}
+
+
+def test_a_sample_is_spread_over_classes_and_does_not_depend_on_rows(configure: MakeConfig) -> None:
+    tiles = Workspace(configure()).all_tiles.of_split("train")
+    few = spread(tiles, 9, labelled=True)
+    assert np.bincount(few.labels).tolist() == [3, 3, 3]
+    mixed = tiles.select(np.random.default_rng(0).permutation(len(tiles)))
+    assert set(spread(mixed, 9, labelled=True).ids) == set(few.ids)
+    assert len(spread(tiles, None, labelled=False)) == len(tiles)
+    assert len(spread(tiles, 10, labelled=False)) == 10

@@ -1,0 +1,87 @@
+"""The pages of the three studies in a real headless browser: made by the studies themselves, over the small world."""
+
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from browser import CHROMIUM, HOSTILE, opened
+
+from clipit.config.load import merge, nested, validate
+from clipit.studies.probing.study import probe
+from clipit.studies.prompts.study import prompt_study
+from clipit.studies.robustness.study import robustness
+from clipit.workspace.workspace import Workspace
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser"),
+]
+KEYS = {
+    "note": HOSTILE,
+    "name": "seen",
+    "zero_shot.draws": 3,
+    "zero_shot.organs": ["", HOSTILE],
+    "zero_shot.magnifications": [""],
+    "probing.episodes": 3,
+    "probing.shots": [1],
+    "probing.shares": [0.5, 1.0],
+    "probing.seeds": [0],
+    "robustness.perturbations": {"blur": [1.0], "jpeg": [20]},
+    "evaluation.bootstrap": 20,
+}
+WATCH = """
+addEventListener("load", () => {
+  const pictures = Array.from(document.images, (picture) => picture.naturalWidth > 100);
+  document.body.dataset.pictures = pictures.length + " " + pictures.every(Boolean);
+  document.querySelectorAll("details").forEach((part) => { part.open = true; });
+  const boxes = Array.from(document.querySelectorAll(".filter"));
+  const box = boxes[boxes.length - 1], input = box.querySelector("input");
+  input.value = "WORDS";
+  input.dispatchEvent(new Event("input"));
+  document.body.dataset.told = box.querySelector("output").textContent;
+  document.body.dataset.wide = String(document.documentElement.scrollWidth > innerWidth);
+});"""
+
+
+@pytest.fixture(scope="module")
+def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
+    """Name -> folder of each study."""
+    config = validate(merge({**world, "output": shared_output}, nested(KEYS)), "test")
+
+    return {
+        "prompts": prompt_study(config, Workspace(config)),
+        "probing": probe(config, None),
+        "robustness": robustness(config, []),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "words", "column"),
+    [
+        ("prompts", 2, "cell", "kind"),
+        ("probing", 1, "few_shot", "what"),
+        ("robustness", 3, "adaptation", "what"),
+    ],
+)
+def test_a_studys_page_is_whole_alone_and_can_be_filtered(
+    folders: dict[str, Path], tmp_path: Path, name: str, pictures: int, words: str, column: str
+) -> None:
+    text = (folders[name] / f"{name}.html").read_text(encoding="utf-8")
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    dom = opened(text, alone)
+    title = re.search("<title>(.*?)</title>", dom)
+    assert title and "seen" in title[1] and "taken" not in title[1], "no word of a note or a prompt runs as a script"
+    assert html.escape(HOSTILE, quote=False) in dom
+    assert not re.search(r'(?:src|href)="(?!data:|#)', dom), "nothing is loaded from anywhere"
+    rows = pq.read_table(folders[name] / f"{name}.parquet").to_pylist()
+    kept = sum(row[column] == words for row in rows)
+    dom = opened(text, alone, then=WATCH.replace("WORDS", words))
+    assert f'data-pictures="{pictures} true"' in dom
+    assert f'data-told="{kept} of {len(rows)} rows"' in dom
+    assert 'data-wide="false"' in dom, "tables scroll, the page does not"
+    assert "<title>taken" not in dom
+    assert all(f"from {name}" in source for source in re.findall(r'<p class="source">(.*?)</p>', dom))

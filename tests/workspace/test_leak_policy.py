@@ -1,0 +1,276 @@
+"""Leaks in a whole job: training stops, leaves out or says; the command lists; what is clean stays as it was."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from logged_lines import capture_log
+from PIL import Image
+
+from clipit.config.run import Config
+from clipit.errors import DataError
+from clipit.tiles.load import read_tiles
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.leak_policy import check_leaks
+from clipit.workspace.tile_hashes import tile_digests, tile_hashes
+from clipit.workspace.workspace import Workspace
+
+MakeConfig = Callable[..., Config]
+Leaky = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def leaky(world: dict[str, Any], tmp_path: Path) -> Leaky:
+    """Keys of the small world with a leak of each kind put in, in a folder of the test's own."""
+
+    def make(groups: bool = True, pixels: bool = True, reports: bool = True) -> dict[str, Any]:
+        source = Path(world["tiles"]["path"])
+        with source.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        shutil.copytree(source.parent / "images", tmp_path / "images")
+        if groups:
+            rows[0]["group"] = rows[1]["group"] = "test-0"
+        if pixels:
+            shutil.copy(tmp_path / rows[-1]["path"], tmp_path / rows[5]["path"])
+        with (tmp_path / "tiles.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        lines = [json.loads(line) for line in Path(world["reports"]["path"]).read_text().splitlines()]
+        for number, line in enumerate(lines):
+            line["patient"] = {3: "test-1", 4: "validation-0"}.get(number, f"p{number}") if reports else f"p{number}"
+        (tmp_path / "reports.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return {
+            "tiles.path": str(tmp_path / "tiles.csv"),
+            "reports.path": str(tmp_path / "reports.jsonl"),
+            "reports.group_column": "patient",
+            "output": str(tmp_path / "out"),
+        }
+
+    return make
+
+
+def workspace(config: Config) -> tuple[Workspace, list[str]]:
+    said = capture_log()
+    return Workspace(config), said
+
+
+def test_tiles_of_a_test_patient_stop_the_training(configure: MakeConfig, leaky: Leaky) -> None:
+    made, _ = workspace(configure(leaky()))
+    with pytest.raises(
+        DataError, match=r"2 train tiles of a patient (?s:.*)1 groups: test-0(?s:.*)leaks\.policy=exclude"
+    ):
+        made.tiles(0)
+
+
+def test_reports_of_test_patients_stop_the_training(configure: MakeConfig, leaky: Leaky) -> None:
+    made, _ = workspace(configure(leaky(groups=False)))
+    with pytest.raises(DataError, match=r"2 reports of patients with validation or test tiles \(r3, r4"):
+        made.reports  # noqa: B018
+
+
+@pytest.mark.parametrize(("pixels", "stopped"), [("off", False), (None, True), ("exact", True), ("near", True)])
+def test_copies_stop_the_training_unless_nobody_shall_look(
+    configure: MakeConfig, leaky: Leaky, pixels: str | None, stopped: bool
+) -> None:
+    keys = leaky(groups=False) | ({} if pixels is None else {"leaks.pixels": pixels})
+    made, _ = workspace(configure(keys))
+    if not stopped:
+        assert len(made.tiles(0)) == 120
+        return
+    with pytest.raises(DataError, match=r"1 train tiles with the very pixels .*images/train-005\.png"):
+        made.tiles(0)
+
+
+@pytest.mark.parametrize("job", ["train", "compare", "tune"])
+def test_a_planted_copy_stops_every_job(configure: MakeConfig, leaky: Leaky, job: str, tmp_path: Path) -> None:
+    from clipit.comparison.compare import compare
+    from clipit.comparison.tune import tune
+    from clipit.runs.train import train_run
+
+    jobs: dict[str, Callable[..., Any]] = {"train": train_run, "compare": compare, "tune": tune}
+    config = configure(leaky(groups=False), **{"comparison.arms": ["image_only"], "training.steps": 2})
+    with pytest.raises(DataError, match=r"with the very pixels of a tile in a later split"):
+        jobs[job](config)
+    assert not list((tmp_path / "out").rglob("classifier"))
+
+
+def test_what_is_known_of_patients_is_said(configure: MakeConfig, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number, name in enumerate(("NC", "G3", "G4", "G5") * 4):
+            file = tmp_path / "set" / split / name / f"{split}{number}_Block_Region_1.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, split == "test"]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+    keys = {"tiles.source": "sicapv2", "tiles.path": str(tmp_path / "set"), "tiles.images": None}
+    said = capture_log()
+    check_leaks(configure(keys, output=str(tmp_path / "out")), "exact")
+    assert "not checked: patients: SICAPv2 names only the slide of a tile, which is its group here" in said[-1]
+
+
+def test_digests_alone_are_those_of_the_fingerprints(configure: MakeConfig, tmp_path: Path) -> None:
+    tiles = read_tiles(configure().tiles)
+    alone = tile_digests(tmp_path / "a", tiles)
+    assert alone.any(axis=1).all() and (alone == tile_hashes(tmp_path / "b", tiles).digests).all()
+    assert tile_digests(tmp_path / "a", tiles.select([])).shape == (0, 16)
+
+
+def test_copies_are_looked_for_once_per_data_set(
+    configure: MakeConfig, leaky: Leaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = leaky(groups=False, pixels=False)
+    assert len(workspace(configure(keys))[0].tiles(0)) == 120
+
+    def again(self: TileSet, index: int) -> None:
+        raise AssertionError(index)
+
+    monkeypatch.setattr(TileSet, "read", again)
+    assert len(workspace(configure(keys, seed=1))[0].tiles(1)) == 120
+
+
+def test_excluded_tiles_and_reports_are_counted_and_listed(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
+    keys = leaky()
+    made, said = workspace(configure(keys, **{"leaks.policy": "exclude", "leaks.pixels": "exact"}))
+    tiles, reports = made.tiles(0), made.reports
+    everything = read_tiles(made.config.tiles, check=False)
+    out = {"images/train-000.png", "images/train-001.png", "images/train-005.png"}
+    assert set(everything.ids.tolist()) - set(tiles.ids.tolist()) == out
+    assert {split: int((tiles.splits == split).sum()) for split in ("train", "validation", "test")} == {
+        "train": 69, "validation": 24, "test": 24,
+    }  # fmt: skip
+    assert tiles.fingerprint != everything.fingerprint
+    assert len(reports.reports) == 58 and not {"r3", "r4"} & {report.report_id for report in reports.reports}
+    listed = json.loads((tmp_path / "out" / "leaks" / "small" / "tiles.json").read_text())
+    assert {leak["id"] for leak in listed["leaks"]} == out
+    assert any("left out: 2 train tiles" in line for line in said) and any(
+        "left out: 2 reports" in line for line in said
+    )
+    assert any("left out" in note for note in tiles.notes) and any("left out" in line for line in reports.problems)
+    sources = pq.read_table(made.snippets.file("snippet_sources.parquet")).column("report_id").to_pylist()
+    assert "r2" in sources and "r3" not in sources
+
+
+@pytest.mark.parametrize("policy", ["note", "off"])
+def test_nothing_changes_when_leaks_are_kept(configure: MakeConfig, leaky: Leaky, policy: str) -> None:
+    made, said = workspace(configure(leaky(), **{"leaks.policy": policy}))
+    assert len(made.tiles(0)) == 120 and len(made.reports.reports) == 60
+    assert len([line for line in said if line.startswith("leaks, kept on request")]) == (2 if policy == "note" else 0)
+
+
+def test_clean_data_have_the_same_artefacts_under_every_policy(configure: MakeConfig) -> None:
+    found = set()
+    for policy in ("error", "exclude", "note", "off"):
+        made, said = workspace(configure(**{"leaks.policy": policy}))
+        found.add((made.tiles(0).fingerprint, made.reports.fingerprint, str(made.pairs.artifact.folder)))
+        assert not any("leak" in line for line in said)
+    assert len(found) == 1
+
+
+def test_arms_with_other_policies_do_not_share_tiles(configure: MakeConfig, leaky: Leaky) -> None:
+    keys = leaky()
+    made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
+    other = made.for_config(configure(keys, **{"leaks.policy": "off"}))
+    assert (len(made.tiles(0)), len(other.tiles(0))) == (117, 120)
+
+
+def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:
+    keys = leaky()
+    table = Path(keys["tiles.path"])
+    table.write_text(
+        "\n".join(f"{line.rpartition(',')[0]},one" for line in table.read_text().split()).replace(
+            "split,one", "split,group"
+        )
+    )
+    made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
+    with pytest.raises(DataError, match=r"nothing is left of train, validation(?s:.*)by patient"):
+        made.tiles(0)
+
+
+def test_only_the_patients_reports_are_left(configure: MakeConfig, leaky: Leaky) -> None:
+    keys = leaky(groups=False)
+    path = Path(keys["reports.path"])
+    path.write_text(path.read_text().splitlines()[3] + "\n")
+    made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
+    with pytest.raises(DataError, match=r"no report is left(?s:.*)reports\.jsonl"):
+        made.reports  # noqa: B018
+
+
+def test_reports_that_name_nobody_need_no_tiles(configure: MakeConfig, tmp_path: Path) -> None:
+    made, _ = workspace(configure(**{"tiles.path": str(tmp_path / "nowhere.csv")}))
+    assert len(made.reports.reports) == 60
+    with pytest.raises(DataError, match="nowhere"):
+        made.tiles(0)
+
+
+def test_fingerprints_are_made_once_and_go_on_after_a_kill(
+    configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import clipit.workspace.tile_hashes as module
+
+    tiles = read_tiles(configure().tiles)
+    whole = tile_hashes(tmp_path / "a", tiles)
+    original, left = module._print_table, 2
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(module, "_BLOCK", 50)
+    monkeypatch.setattr(module, "_print_table", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tile_hashes(tmp_path / "b", tiles)
+    left = 1  # of three blocks two are there
+    again = tile_hashes(tmp_path / "b", tiles)
+    left = 0
+    opened = tile_hashes(tmp_path / "b", tiles)
+    for prints in (again, opened):
+        assert np.array_equal(prints.hashes, whole.hashes) and np.array_equal(prints.digests, whole.digests)
+        assert np.array_equal(prints.thumbnails, whole.thumbnails)
+
+
+def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_path: Path) -> None:
+    said = capture_log()
+    path, leaking = check_leaks(configure(leaky()), "exact")
+    found = json.loads(path.read_text())
+    assert leaking == 5
+    assert found["leaks"] == {"group": 2, "exact": 1, "report": 2}
+    assert found["thresholds"] == {"pixels": "exact", "distance": 7, "similarity": 0.9, "spread": 6.0}
+    assert found["not_checked"] == ["near-duplicates: leaks.pixels is exact"]
+    table = pq.read_table(path.with_suffix(".parquet"))
+    assert table.to_pylist() == found["found"]
+    assert "| exact  | train        | test" in said[-1]
+
+
+def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
+    said = capture_log()
+    config = configure()
+    shifted = config.comparison.model_copy(update={"shifted": {"elsewhere": config.tiles}})
+    _, leaking = check_leaks(config.model_copy(update={"comparison": shifted}), "off")
+    assert leaking == 0 and "no leak found" in said[-1]
+    assert "not checked: patients of 60 of 60 reports" in said[-1]
+    assert "not checked: comparison.shifted: elsewhere" in said[-1]
+
+
+@pytest.mark.slow
+def test_the_script_ends_with_1_when_there_are_leaks(write_config: Callable[..., Path], leaky: Leaky) -> None:
+    command = [
+        sys.executable,
+        "scripts/check_leaks.py",
+        "--config",
+        str(write_config(leaky(groups=False, reports=False))),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "1 tiles and reports leak" in done.stdout

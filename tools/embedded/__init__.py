@@ -1,0 +1,1 @@
+"""Training of the embedded vision-language model and backbone."""

@@ -1,0 +1,80 @@
+"""Cure for a torchvision build that does not match torch (a CUDA wheel beside a CPU torch, or the reverse).
+
+Such a torchvision fails on import with "operator torchvision::nms does not exist", and with it timm, open_clip,
+peft and the `accelerate` command. Its transforms and models work once the two missing operator schemas are
+declared. Because `accelerate` itself is hit, the cure has to act before any project code does: this file copies
+itself into site-packages with a `.pth` line, and acts when torchvision is first imported. It does nothing where
+torchvision's own library loads.
+
+`python -m tools.torchvision_hook` installs it if, and only if, a plain `import torchvision` fails that way.
+"""
+
+import importlib.abc
+import importlib.machinery
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+def _declare_missing_operators() -> None:
+    import torch
+
+    spec = importlib.machinery.PathFinder.find_spec("torchvision")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    for library in sorted(folder.glob("_C*.so")) if folder else []:
+        try:
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError):
+            continue
+    for name in ("torchvision::nms", "torchvision::qnms"):
+        if not torch._C._dispatch_has_kernel(name) and name not in torch._C._dispatch_get_all_op_names():
+            torch.library.define(name, _SCHEMA)
+
+
+class _TorchvisionFinder(importlib.abc.MetaPathFinder):
+    """Acts once, when torchvision is about to be imported, and then leaves the import to the others."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Declare the operators before torchvision is found; find nothing itself."""
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            _declare_missing_operators()
+        return None
+
+
+def activate() -> None:
+    """Watch for the first import of torchvision; costs nothing until then."""
+    if "torchvision" not in sys.modules:
+        sys.meta_path.insert(0, _TorchvisionFinder())
+
+
+def _torchvision_error() -> str:
+    done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+def main() -> int:
+    """Install the hook where it is needed; 0 when torchvision can be imported afterwards."""
+    error = _torchvision_error()
+    if error and "torchvision::nms" in error:
+        site = Path(sysconfig.get_path("purelib"))
+        (site / "clipit_site_hook.py").write_text(
+            Path(__file__).read_text(encoding="utf-8") + "\n\nactivate()\n", encoding="utf-8"
+        )
+        (site / "clipit_site_hook.pth").write_text("import clipit_site_hook\n", encoding="utf-8")
+        print(f"torchvision and torch are different builds; declared the missing operators through {site}")
+        error = _torchvision_error()
+    if error:
+        print(f"torchvision cannot be imported: {error}", file=sys.stderr)
+    return 1 if error else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

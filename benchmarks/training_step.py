@@ -10,7 +10,7 @@ from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.inputs import CLASSES, make_tiles
 
 if TYPE_CHECKING:
-    from clipit.config.run import Config
+    from clipit.config.run import RunConfig
     from clipit.tiles.loading import PixelSource
     from clipit.training.targets import Targets
 
@@ -20,7 +20,7 @@ _ARMS = ("clip_it_all", "image_only")
 
 def measure(options: Options) -> list[Figure]:
     """Seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
-    from clipit.config.run import BackboneConfig, Config, TilesConfig, TrainingConfig
+    from clipit.config.run import BackboneConfig, RunConfig, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
     from clipit.tiles.loading import PixelSource
     from clipit.training.targets import Targets
@@ -30,7 +30,7 @@ def measure(options: Options) -> list[Figure]:
     name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
     backbone = BackboneConfig(name=name, pretrained=False)
     training = TrainingConfig(steps=steps, tiles_per_step=per_step, labelled_share=0.5, cache_tiles="memory")
-    base = Config(tiles=TilesConfig(source="table", path="tiles.csv"), backbone=backbone, training=training)
+    base = RunConfig(tiles=TilesConfig(source="table", path="tiles.csv"), backbone=backbone, training=training)
     source = PixelSource(tiles, load_backbone(backbone).preprocess.pixels, cache="memory")
     vectors = np.random.default_rng(0).standard_normal((len(tiles), _DIM)).astype(np.float16)
     targets = Targets(vectors / np.float16(math.sqrt(_DIM)), np.ones(len(tiles), dtype=np.bool_))
@@ -47,7 +47,7 @@ def measure(options: Options) -> list[Figure]:
     return [Figure("training_step", "clip_it_all: time against image_only", values, "", 1.05, False, samples, facts)]
 
 
-def _work(options: Options, config: "Config", source: "PixelSource", targets: "Targets") -> Work:
+def _work(options: Options, config: "RunConfig", source: "PixelSource", targets: "Targets") -> Work:
     """Train one arm anew; building the student does not count."""
     import torch
     from accelerate import Accelerator

@@ -13,7 +13,7 @@ from logged_lines import stop_capturing
 from tiny_models import MakeConfig, write_small_world
 
 from clipit.config.load import merge, nested, validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def shared_output(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 def configure(world: dict[str, Any], shared_output: Path) -> MakeConfig:
     """`configure(**{"lora.rank": 2})`: a configuration of the small world with some keys changed."""
 
-    def make(changes: dict[str, Any] | None = None, **keys: Any) -> Config:
+    def make(changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
         return validate(merge({**world, "output": shared_output}, nested({**(changes or {}), **keys})), "test")
 
     return make

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from clipit.config.run import BackboneConfig, Config, VLMConfig
+from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.doctor import machine, packages
 from clipit.doctor.configs import data_findings, examine, gpu_findings, run_findings
 from clipit.doctor.data import reports_finding, tiles_finding
@@ -29,7 +29,7 @@ from clipit.doctor.models import (
 from clipit.errors import DataError, explain
 from clipit.models.backbone_specs import BACKBONES
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[1]
 
 

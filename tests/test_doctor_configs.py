@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.doctor.configs import SHIPPED, missing_keys, shipped_configs, survey
 from clipit.doctor.files import file_section
 from clipit.doctor.heads import command_of, head_entry
@@ -76,7 +76,7 @@ def test_worlds_that_the_command_of_a_configuration_writes(monkeypatch: pytest.M
 
 
 def test_a_configuration_with_keys_of_its_user(
-    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., Config]
+    monkeypatch: pytest.MonkeyPatch, configure: Callable[..., RunConfig]
 ) -> None:
     own = configure()
     section, output = file_section(SHIPPED / "own_table.yaml", [], Hub())

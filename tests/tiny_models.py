@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 """`configure(**{"lora.rank": 2})`: see conftest.py."""
 
 CLASSES = ("gland", "stroma", "tumour")

@@ -16,7 +16,7 @@ from clipit.comparison.report.write import write_report
 from clipit.comparison.results_json import keep_planes, numbers
 from clipit.comparison.rows import RECORD, add_costs, reference_rows_of, run_rows
 from clipit.comparison.statistics import PERCENT
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.prompts.prompt_set import check_classes, load_prompts
@@ -29,7 +29,7 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def compare(config: Config) -> Path:
+def compare(config: RunConfig) -> Path:
     """Run every arm with every seed (those finished are skipped) and write the comparison.
 
     Args:
@@ -106,7 +106,7 @@ def _check_tests(plan: Plan, workspace: Workspace) -> None:
             check_classes(load_prompts(prompts), workspace.all_tiles.classes)
 
 
-def _write_rows(config: Config, rows: list[dict[str, Any]], shown: dict[str, Any], folder: Path) -> None:
+def _write_rows(config: RunConfig, rows: list[dict[str, Any]], shown: dict[str, Any], folder: Path) -> None:
     """comparison.parquet, the rows alone; comparison.json, with all numbers that the tables show."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     whole = [{key: row.get(key) for key in keys} for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.comparison.compare import compare
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
 from clipit.synthetic.world import WorldConfig
 from clipit.synthetic.world_folder import write_whole_world
@@ -19,7 +19,7 @@ WORLD = WorldConfig(seed=0)
 """The demo's; a comparison over several worlds takes others from `write_whole_world`."""
 
 
-def demo(config: Config) -> Path:
+def demo(config: RunConfig) -> Path:
     """Write the world where the configuration looks for its tiles, compare the arms, try the classifier.
 
     Args:
@@ -44,7 +44,7 @@ def demo(config: Config) -> Path:
     return folder
 
 
-def demo_world(config: Config) -> Path:
+def demo_world(config: RunConfig) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
 
     The folder appears whole or not at all, so one that holds anything else is somebody's own.
@@ -55,7 +55,7 @@ def demo_world(config: Config) -> Path:
     return write_whole_world(Path(config.tiles.path).parent, WORLD)
 
 
-def _try_classifier(config: Config, run: Path) -> str:
+def _try_classifier(config: RunConfig, run: Path) -> str:
     """What the exported classifier says about a few test tiles, with its own prompts and with new ones."""
     from clipit.models.inference import load_classifier
 

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from clipit.config.load import merge, nested, validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
 
@@ -15,7 +15,7 @@ Trial = Mapping[str, Any]
 RATE, STEPS = "training.learning_rate", "training.steps"
 
 _NONE = object()
-_HAS: Mapping[str, Callable[[Config], bool]] = {
+_HAS: Mapping[str, Callable[[RunConfig], bool]] = {
     "distillation": lambda c: c.distillation.tiles != "none",
     "pairing": lambda c: c.distillation.tiles != "none" or c.bags.weight > 0 or c.prompt_bags.weight > 0,
     "bags": lambda c: c.bags.weight > 0,
@@ -26,7 +26,7 @@ _HAS: Mapping[str, Callable[[Config], bool]] = {
 """Whether an arm has the term that a section speaks of; where it has not, a trial of its keys would change nothing."""
 
 
-def axes_of(config: Config, arm: str) -> dict[str, tuple[Any, ...]]:
+def axes_of(config: RunConfig, arm: str) -> dict[str, tuple[Any, ...]]:
     """The axes of the common grid that this arm has: learning rates, steps, and of `comparison.grid` what concerns it.
 
     An axis does not concern an arm that lacks the term, or whose built-in recipe is defined by the key. Such an arm
@@ -62,7 +62,7 @@ def between(rates: Sequence[float], count: int) -> tuple[float, ...]:
     return tuple(dict.fromkeys([*found, known[-1]]))
 
 
-def _recipe(config: Config, arm: str) -> set[str]:
+def _recipe(config: RunConfig, arm: str) -> set[str]:
     """The keys that the built-in recipes behind an arm set: they make it what it is."""
     while arm not in ARMS or arm in config.arms:
         base = config.arms.get(arm, {}).get("base")
@@ -72,23 +72,23 @@ def _recipe(config: Config, arm: str) -> set[str]:
     return set(arm_keys(arm, {})) if arm in ARMS else set()
 
 
-def _has(resolved: Config, key: str) -> bool:
-    term: Callable[[Config], bool] | None = _HAS.get(key.partition(".")[0])
+def _has(resolved: RunConfig, key: str) -> bool:
+    term: Callable[[RunConfig], bool] | None = _HAS.get(key.partition(".")[0])
     return term is None or term(resolved)
 
 
-def trials_of(config: Config, arm: str) -> list[Trial]:
+def trials_of(config: RunConfig, arm: str) -> list[Trial]:
     """All trials of an arm, in the order of the grid."""
     axes = axes_of(config, arm)
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
-def chosen(config: Config, arm: str, axes: Sequence[str]) -> dict[str, Any]:
+def chosen(config: RunConfig, arm: str, axes: Sequence[str]) -> dict[str, Any]:
     """The values of these keys with which an arm is run."""
     return _values(resolve_arm(config.model_copy(update={"arm": arm})), axes)
 
 
-def _values(config: Config, keys: Sequence[str]) -> dict[str, Any]:
+def _values(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
     values = {}
     for key in keys:
         found: Any = config
@@ -98,7 +98,7 @@ def _values(config: Config, keys: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def is_tuned(config: Config, arms: Sequence[str]) -> bool:
+def is_tuned(config: RunConfig, arms: Sequence[str]) -> bool:
     """Whether the arms differ in a key of the grid, or from the file's own: then something was chosen for them."""
     seen = {key: {value} for key, value in _values(config, list(config.comparison.grid)).items()}
     for arm in arms:
@@ -107,7 +107,7 @@ def is_tuned(config: Config, arms: Sequence[str]) -> bool:
     return any(len(values) > 1 for values in seen.values())
 
 
-def check_grid(config: Config, arms: Sequence[str]) -> None:
+def check_grid(config: RunConfig, arms: Sequence[str]) -> None:
     """Refuse arms that were given more choice than others.
 
     All arms have the same values of all keys of the grid (none was tuned), or each has those of a trial of it.
@@ -135,7 +135,7 @@ def check_grid(config: Config, arms: Sequence[str]) -> None:
         )
 
 
-def _check_names(config: Config, arms: Sequence[str]) -> None:
+def _check_names(config: RunConfig, arms: Sequence[str]) -> None:
     """An arm with the name of a built-in recipe may differ from it in what was searched, and in nothing else."""
     searched = {RATE, STEPS, "base", *config.comparison.grid}
     wrong = []
@@ -157,7 +157,7 @@ def _check_names(config: Config, arms: Sequence[str]) -> None:
         )
 
 
-def made_with(config: Config) -> dict[str, Any]:
+def made_with(config: RunConfig) -> dict[str, Any]:
     """What a search depends on beside the arms, by section; a choice holds for the same values of all of them."""
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
     found: dict[str, Any] = config.model_dump(mode="json", include=set(sections))

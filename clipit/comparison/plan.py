@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from clipit.comparison.grid import check_grid
 from clipit.config.load import dotted, merge, nested, validate, without
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
@@ -28,10 +28,10 @@ class Plan:
 
     data_set: str
     backbone: str
-    config: Config
+    config: RunConfig
     arms: tuple[str, ...]
 
-    def run(self, arm: str, seed: int) -> Config:
+    def run(self, arm: str, seed: int) -> RunConfig:
         """The configuration of one run."""
         return self.config.model_copy(update={"arm": arm, "seed": seed})
 
@@ -39,7 +39,7 @@ class Plan:
 _OWN = "each data set's own"
 
 
-def plan_comparison(config: Config) -> list[Plan]:
+def plan_comparison(config: RunConfig) -> list[Plan]:
     """All data sets x backbones of a comparison.
 
     Raises:
@@ -77,7 +77,7 @@ def _check_folders(plans: Sequence[Plan]) -> None:
         )
 
 
-def _plan(config: Config, data_set: str, keys: dict[str, object], backbone: str, called: str) -> Plan:
+def _plan(config: RunConfig, data_set: str, keys: dict[str, object], backbone: str, called: str) -> Plan:
     c = config.comparison
     where = f"comparison.data_sets.{data_set}"
     _check_data_set(data_set, keys, where)
@@ -120,7 +120,7 @@ def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
         )
 
 
-def _with_equal_steps(config: Config, arms: Sequence[str]) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
+def _with_equal_steps(config: RunConfig, arms: Sequence[str]) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
     """The arms, each followed by itself at the steps of the longest one where it has fewer."""
     steps = {arm: resolve_arm(config.model_copy(update={"arm": arm})).training.steps for arm in arms}
     longest = max(steps.values())
@@ -134,7 +134,7 @@ def _with_equal_steps(config: Config, arms: Sequence[str]) -> tuple[tuple[str, .
     return tuple(shown), recipes
 
 
-def _check_command_line(config: Config) -> None:
+def _check_command_line(config: RunConfig) -> None:
     told = {key for arm in config.comparison.arms for key in _keys_of(config, arm)} & set(config.overrides)
     told |= {key for keys in config.comparison.data_sets.values() for key in dotted(nested(keys))} & set(
         config.overrides
@@ -152,7 +152,7 @@ def _check_command_line(config: Config) -> None:
         )
 
 
-def _keys_of(config: Config, arm: str) -> list[str]:
+def _keys_of(config: RunConfig, arm: str) -> list[str]:
     try:
         return list(arm_keys(arm, config.arms))
     except ConfigError:  # reported later, with all others

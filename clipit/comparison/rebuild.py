@@ -15,7 +15,7 @@ from clipit.comparison.analyses.finding import Finding
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report
 from clipit.config.load import merge, validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, explain, shortlist
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -24,7 +24,7 @@ _AGAIN = "start scripts/compare.py again with the comparison's configuration: fi
 Row = Mapping[str, Any]
 
 
-def comparison_again(config: Config) -> list[Path]:
+def comparison_again(config: RunConfig) -> list[Path]:
     """Write comparison.md, .tex and .html anew; what is compared is read from comparison.json, not from `config`.
 
     Args:

@@ -13,7 +13,7 @@ import yaml
 
 from clipit.artifacts import git_commit, versions, write_json
 from clipit.comparison.grid import RATE, STEPS, Trial, described, made_with, trials_of
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.reporting.tables import markdown_table
@@ -27,7 +27,7 @@ Found = list[tuple[Trial, list[float]]]
 """Trials of an arm, each with its score per tuning seed."""
 
 
-def tune(config: Config) -> Path:
+def tune(config: RunConfig) -> Path:
     """Try every point of the grid (`comparison.learning_rates`, `.steps`, `.grid`) with every arm and tuning seed.
 
     The trials are ordinary runs in `<output>/tuning`, evaluated on the validation part only: no test tile is
@@ -91,7 +91,7 @@ def _validation_score(folder: Path) -> float:
     return float(found)
 
 
-def _write(config: Config, workspace: Workspace, scores: Mapping[str, Found], path: Path) -> None:
+def _write(config: RunConfig, workspace: Workspace, scores: Mapping[str, Found], path: Path) -> None:
     block: dict[str, Any] = {
         arm: dict(config.arms.get(arm, {"base": arm})) | dict(best_trial(found)) for arm, found in scores.items()
     }

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.artifacts import fingerprint
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
@@ -32,7 +32,7 @@ PROBE = "reference: VLM linear probe"
 _FILES = {ZERO_SHOT: "vlm-zero-shot", CENTRED: "vlm-zero-shot-centred", PROBE: "vlm-linear-probe"}
 
 
-def reference_rows(config: Config, workspace: Workspace, folder: Path) -> list[dict[str, Any]]:
+def reference_rows(config: RunConfig, workspace: Workspace, folder: Path) -> list[dict[str, Any]]:
     """Scores of the VLM on the comparison's test sets, in the form of a comparison's rows.
 
     Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (the

@@ -10,12 +10,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.yaml_file import load_yaml
 
 
-class _CommandLine(BaseSettings, Config):  # as pydantic-settings itself makes a parser of a model
+class _CommandLine(BaseSettings, RunConfig):  # as pydantic-settings itself makes a parser of a model
     model_config = SettingsConfigDict(extra="ignore", frozen=False)
 
 
@@ -58,14 +58,14 @@ def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
-def validate(values: Mapping[str, Any], where: object) -> Config:
-    """Values as a `Config`.
+def validate(values: Mapping[str, Any], where: object) -> RunConfig:
+    """Values as a `RunConfig`.
 
     Raises:
         ConfigError: With every error at once, each with its key path.
     """
     try:
-        return Config.model_validate(values)
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -85,7 +85,7 @@ def validate(values: Mapping[str, Any], where: object) -> Config:
         ) from None
 
 
-def all_keys(model: type[Any] = Config, prefix: str = "") -> list[str]:
+def all_keys(model: type[Any] = RunConfig, prefix: str = "") -> list[str]:
     """Every key of the configuration, dotted; names that a user gives, as in `comparison.shifted`, are none."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
@@ -138,7 +138,7 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
 
 def read_command(
     description: str, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
-) -> tuple[Config, argparse.Namespace]:
+) -> tuple[RunConfig, argparse.Namespace]:
     """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from clipit.config.run import Config, Section
+from clipit.config.run import RunConfig, Section
 
 _HEAD = """# Configuration
 
@@ -22,7 +22,7 @@ started. This page is made by `python -m clipit.config.reference`.
 
 def reference() -> str:
     """The page as Markdown."""
-    return "\n".join([_HEAD, *_section(Config, "", "The run")])
+    return "\n".join([_HEAD, *_section(RunConfig, "", "The run")])
 
 
 def _section(model: type[Section], prefix: str, title: str) -> list[str]:

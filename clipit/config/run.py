@@ -27,7 +27,6 @@ __all__ = [
     "AugmentationConfig",
     "BagsConfig",
     "ComparisonConfig",
-    "Config",
     "DistillationConfig",
     "EvaluationConfig",
     "LabelsConfig",
@@ -35,6 +34,7 @@ __all__ = [
     "ProbingConfig",
     "ReportsConfig",
     "RobustnessConfig",
+    "RunConfig",
     "Section",
     "SoftLabelsConfig",
     "StudentConfig",
@@ -161,7 +161,7 @@ class TrackingConfig(Section):
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
 
 
-class Config(Section):
+class RunConfig(Section):
     """One run."""
 
     name: str = "run"

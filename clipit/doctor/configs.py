@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from clipit.artifacts import fingerprint
 from clipit.config.load import merge, nested, read_command, read_yaml, validate
-from clipit.config.run import Config, TilesConfig
+from clipit.config.run import RunConfig, TilesConfig
 from clipit.doctor.data import awaited, prompt_findings, reports_finding, tiles_finding, yet_to_be_written
 from clipit.doctor.findings import Finding, Section, from_error, softened
 from clipit.doctor.heads import command_of, head_entry, writes_its_data
@@ -54,12 +54,12 @@ def survey(path: Path, hub: Hub) -> Section:
     return Section(title, open_points)
 
 
-def examine(config: Config, hub: Hub, where: Path, absent: Sequence[str] = ()) -> Section:
+def examine(config: RunConfig, hub: Hub, where: Path, absent: Sequence[str] = ()) -> Section:
     """The configuration of a run to come: every finding; what is missing is a failure."""
     return Section(str(where), run_findings(config, hub, where, absent))
 
 
-def read_with_gaps(path: Path, options: Sequence[str]) -> tuple[Config, list[str]]:
+def read_with_gaps(path: Path, options: Sequence[str]) -> tuple[RunConfig, list[str]]:
     """A configuration with its command line, and the required keys that neither gives (filled in for the look).
 
     Raises:
@@ -74,13 +74,13 @@ def read_with_gaps(path: Path, options: Sequence[str]) -> tuple[Config, list[str
 def missing_keys(values: Any) -> list[str]:
     """Required keys that a configuration leaves to the command line, dotted."""
     try:
-        Config.model_validate(values)
+        RunConfig.model_validate(values)
     except ValidationError as error:
         return [".".join(map(str, item["loc"])) for item in error.errors() if item["type"] == "missing"]
     return []
 
 
-def run_findings(config: Config, hub: Hub, where: Path, absent: Sequence[str] = ()) -> list[Finding]:
+def run_findings(config: RunConfig, hub: Hub, where: Path, absent: Sequence[str] = ()) -> list[Finding]:
     """Every finding about a configuration, and about each data set and backbone that its comparison lists.
 
     Args:
@@ -110,7 +110,7 @@ def run_findings(config: Config, hub: Hub, where: Path, absent: Sequence[str] = 
     return list(dict.fromkeys(findings))  # two data sets may lack the same file
 
 
-def _cells(config: Config) -> list[Config]:
+def _cells(config: RunConfig) -> list[RunConfig]:
     """The configuration of each data set and backbone of a comparison; of a run alone, itself."""
     if not config.comparison.data_sets and not config.comparison.backbones:
         return [config]
@@ -119,7 +119,7 @@ def _cells(config: Config) -> list[Config]:
     return [setting.config for setting in plan_comparison(config)]
 
 
-def _model_checks(config: Config, hub: Hub) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+def _model_checks(config: RunConfig, hub: Hub) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
     """What there is to look at, by a name that is the same for the same model."""
     if not awaited(config.vlm.name):
         yield f"vlm {config.vlm!r}", lambda: vlm_findings("VLM", config.vlm, hub)
@@ -130,7 +130,7 @@ def _model_checks(config: Config, hub: Hub) -> Iterator[tuple[str, Callable[[], 
         yield f"backbone {config.backbone!r}", lambda: backbone_findings(config.backbone, hub)
 
 
-def _data_checks(config: Config) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+def _data_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
     """The same for tiles, reports and prompts, less what is yet to be written."""
     sets = {"tiles": config.tiles, **{f"shifted tiles {name}": t for name, t in config.comparison.shifted.items()}}
     for what, tiles in sets.items():
@@ -147,7 +147,7 @@ def _one(what: str, tiles: TilesConfig) -> list[Finding]:
     return [tiles_finding(what, tiles)]
 
 
-def data_findings(config: Config, command: str) -> list[Finding]:
+def data_findings(config: RunConfig, command: str) -> list[Finding]:
     """Tiles, reports and prompts of a configuration alone.
 
     Args:
@@ -158,7 +158,7 @@ def data_findings(config: Config, command: str) -> list[Finding]:
     return [*found, *awaited_findings([config], command)]
 
 
-def awaited_findings(configs: Sequence[Config], command: str, *, itself: bool | None = None) -> list[Finding]:
+def awaited_findings(configs: Sequence[RunConfig], command: str, *, itself: bool | None = None) -> list[Finding]:
     """One finding about all that lies below outputs/ and is not there yet; none when nothing does.
 
     Args:
@@ -177,7 +177,7 @@ def awaited_findings(configs: Sequence[Config], command: str, *, itself: bool | 
     return [Finding("FAIL", "data", files, first)]
 
 
-def gpu_findings(config: Config, needs: str) -> list[Finding]:
+def gpu_findings(config: RunConfig, needs: str) -> list[Finding]:
     """A warning when the precision, or what the file's head says, asks for a GPU that is not there."""
     import torch
 

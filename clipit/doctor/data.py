@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.config.run import Config, TilesConfig
+from clipit.config.run import RunConfig, TilesConfig
 from clipit.doctor.findings import Finding, from_error
 from clipit.errors import ClipitError
 
@@ -13,7 +13,7 @@ _OURS = "outputs"
 """First folder of what clipit writes itself, where a configuration does not say otherwise."""
 
 
-def yet_to_be_written(config: Config) -> list[str]:
+def yet_to_be_written(config: RunConfig) -> list[str]:
     """Paths of a configuration that lie below outputs/, where an earlier command writes them, and are not there."""
     reports = config.reports
     paths = [
@@ -46,7 +46,7 @@ def tiles_finding(what: str, config: TilesConfig) -> Finding:
     return Finding("PASS", what, f"{config.path}: {counts}")
 
 
-def reports_finding(config: Config) -> Finding:
+def reports_finding(config: RunConfig) -> Finding:
     """Whether the reports are in place and can be read."""
     from clipit.reports.readers import read_reports
 
@@ -71,7 +71,7 @@ def reports_finding(config: Config) -> Finding:
     return Finding("PASS", "reports", f"{reports.path}: {len(found.reports)} with text")
 
 
-def prompt_findings(config: Config) -> list[Finding]:
+def prompt_findings(config: RunConfig) -> list[Finding]:
     """Whether the prompt set and the bags of the snippet filter can be read."""
     from clipit.prompts.prompt_bag import load_bag
     from clipit.prompts.prompt_set import load_prompts

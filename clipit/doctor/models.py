@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipit.config.run import BackboneConfig, Config, VLMConfig
+from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.doctor.findings import Finding, from_error
 from clipit.doctor.hub import Hub, in_cache
 from clipit.doctor.model_files import lacks_files
@@ -35,7 +35,7 @@ class Place:
     built_in: bool = False
 
 
-def model_findings(config: Config, hub: Hub) -> list[Finding]:
+def model_findings(config: RunConfig, hub: Hub) -> list[Finding]:
     """What there is to say about each model of the configuration."""
     second = config.second_vlm
     return [

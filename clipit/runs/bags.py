@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError, explain
 from clipit.pairing.bags import nearest_prompts, text_bag
 from clipit.pairing.tile_bags import tile_bags
@@ -14,7 +14,7 @@ from clipit.training.teaching import Bag, Bags, PromptMembers
 from clipit.workspace.workspace import Workspace
 
 
-def make_bags(config: Config, workspace: Workspace, train: TileSet) -> Bags:
+def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
     """Bags of all training tiles, as rows of the stores that their vectors are read from.
 
     Raises:
@@ -65,7 +65,7 @@ def make_bags(config: Config, workspace: Workspace, train: TileSet) -> Bags:
     return Bags(Bag(index.store, index.mean, texts.rows), prompts, tiles, counts, weights)
 
 
-def _prompts(config: Config, workspace: Workspace, train: TileSet) -> PromptMembers:
+def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
     """The nearest texts of the dictionary and of the class prompts; far ones are left out as far snippets are."""
     b, store = config.bags, workspace.tile_store("train")
     tiles = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipit.artifacts import fingerprint, git_commit, locked, read_json, versions, write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import read_predictions, write_predictions
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipit.models.inference import Classifier
 
 
-def evaluate_run(config: Config, workspace: Workspace, folder: Path) -> dict[str, Any]:
+def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[str, Any]:
     """Predict, score and summarise with the classifier of a run's folder.
 
     Args:
@@ -56,7 +56,7 @@ def evaluate_run(config: Config, workspace: Workspace, folder: Path) -> dict[str
     return _report(config, workspace, folder, classifier)
 
 
-def evaluate_again(config: Config, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
+def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
     """Evaluate a finished run anew (`scripts/evaluate.py`); its folder, and what results.json holds.
 
     Raises:
@@ -70,7 +70,7 @@ def evaluate_again(config: Config, workspace: Workspace) -> tuple[Path, dict[str
         return folder, evaluate_run(config, workspace, folder)
 
 
-def evaluate_shifted(config: Config, workspace: Workspace, folder: Path, name: str) -> dict[str, Any]:
+def evaluate_shifted(config: RunConfig, workspace: Workspace, folder: Path, name: str) -> dict[str, Any]:
     """Scores of a run's classifier on a set of `comparison.shifted` (the classes must be the same).
 
     Its predictions are written to the run's folder, under a name that stands for its training and these tiles, and are
@@ -112,7 +112,7 @@ def shifted_predictions(workspace: Workspace, folder: Path, name: str) -> Path:
     return folder / f"predictions_shifted-{mark}.parquet"
 
 
-def _report(config: Config, workspace: Workspace, folder: Path, classifier: "Classifier") -> dict[str, Any]:
+def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "Classifier") -> dict[str, Any]:
     predictions = read_predictions(folder / "predictions.parquet")
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
@@ -153,7 +153,7 @@ def _report(config: Config, workspace: Workspace, folder: Path, classifier: "Cla
     return results
 
 
-def _embedded_note(config: Config) -> str:
+def _embedded_note(config: RunConfig) -> str:
     """What scores with the embedded models do not say."""
     parts = {"backbone": config.backbone.name, "VLM": config.vlm.name}
     used = [what for what, name in parts.items() if name == "embedded"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.training.active_terms import sees_vlm, uses_reports
 from clipit.training.arms import resolve_arm, second_teacher
 from clipit.training.teaching import REPORT_LABELS
@@ -21,7 +21,7 @@ _SPEED: dict[str, set[str]] = {
 }
 
 
-def run_fingerprint(config: Config, workspace: Workspace, backbone_fingerprint: str) -> str:
+def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprint: str) -> str:
     """Stands for all that a run's numbers come from: keys, tiles and labels, models, reports, prompts.
 
     Args:
@@ -50,7 +50,7 @@ def run_fingerprint(config: Config, workspace: Workspace, backbone_fingerprint: 
     )
 
 
-def _image_only_keys(config: Config) -> dict[str, Any] | None:
+def _image_only_keys(config: RunConfig) -> dict[str, Any] | None:
     """What the run that soft labels come from is made by, where they come from one."""
     if config.soft_labels.source != "image_only":
         return None
@@ -58,7 +58,7 @@ def _image_only_keys(config: Config) -> dict[str, Any] | None:
     return other.training.model_dump(mode="json", exclude=_SPEED["training"])
 
 
-def _report_labels(config: Config, workspace: Workspace) -> str | None:
+def _report_labels(config: RunConfig, workspace: Workspace) -> str | None:
     """The reports' own labels, where they are taught."""
     if config.distillation.tiles == "none" or config.distillation.target not in REPORT_LABELS:
         return None

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipit.artifacts import git_commit, make_folder, read_json, versions, whole_file, write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError, explain
 from clipit.models.bundle import read_spec
 from clipit.training.checkpoints import latest_checkpoint
@@ -46,7 +46,7 @@ def read_training(folder: Path) -> dict[str, Any]:
     return read_json(folder / "training.json", fix)
 
 
-def evaluation_keys(config: Config) -> dict[str, Any]:
+def evaluation_keys(config: RunConfig) -> dict[str, Any]:
     """The keys of `evaluation` that results depend on; they are recorded beside them."""
     return config.evaluation.model_dump(mode="json", exclude={"batch_size"})
 
@@ -74,7 +74,7 @@ def is_trained(folder: Path) -> bool:
     return True
 
 
-def lacking(folder: Path, config: Config) -> str:
+def lacking(folder: Path, config: RunConfig) -> str:
     """What a trained run lacks of what its configuration asks for; "" when it is finished.
 
     Raises:
@@ -92,7 +92,7 @@ def lacking(folder: Path, config: Config) -> str:
     return ""
 
 
-def run_folder(config: Config) -> Path:
+def run_folder(config: RunConfig) -> Path:
     """Where a run lies."""
     return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
 
@@ -138,7 +138,7 @@ def _lives(process: int) -> bool:
     return True
 
 
-def claim_folder(folder: Path, config: Config, mark: str) -> None:
+def claim_folder(folder: Path, config: RunConfig, mark: str) -> None:
     """Take the folder for this run, or recognise it as this run's; one in which nothing was made yet is taken over.
 
     Raises:

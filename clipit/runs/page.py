@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, explain
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.reporting.curves import read_curves
@@ -55,7 +55,7 @@ def write_run_page(
     return path
 
 
-def run_page_again(config: Config, workspace: Workspace) -> Path:
+def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
     """Write the page of a finished run anew, from its files.
 
     Args:
@@ -83,7 +83,7 @@ def run_page_again(config: Config, workspace: Workspace) -> Path:
     return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | told)
 
 
-def write_pages(config: Config, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
+def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
     """Every page that this configuration has: of its run, if it is finished, and of its pairing, if it has reports.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.predictions import Predictions, softmax
@@ -34,7 +34,7 @@ def _check_classes(classifier: "Classifier", tiles: TileSet, folder: Path) -> No
 
 
 def _predict(
-    config: Config,
+    config: RunConfig,
     workspace: Workspace,
     classifier: "Classifier",
     source: "PixelSource",
@@ -55,7 +55,7 @@ def _predict(
 
 
 def forward(
-    source: "PixelSource", classifier: "Classifier", config: Config, split: str
+    source: "PixelSource", classifier: "Classifier", config: RunConfig, split: str
 ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
     """Logits and predicted text embeddings of all tiles; the processes share the batches."""
     processes, size, n = get_processes(), config.evaluation.batch_size, len(source.tiles)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
@@ -18,7 +18,9 @@ from clipit.workspace.workspace import Workspace
 Probabilities = Float32[np.ndarray, "n classes"]
 
 
-def _as_taught(config: Config, judge: Callable[[str], Probabilities] | None) -> Callable[[str], Probabilities] | None:
+def _as_taught(
+    config: RunConfig, judge: Callable[[str], Probabilities] | None
+) -> Callable[[str], Probabilities] | None:
     """The soft labels of a split, corrected as those of the training tiles are."""
     if judge is None:
         return None
@@ -32,7 +34,7 @@ def _no_prompts(key: str) -> ConfigError:
 
 
 def _judge(
-    config: Config, workspace: Workspace, tiles: TileSet, image_only: Callable[[], Path]
+    config: RunConfig, workspace: Workspace, tiles: TileSet, image_only: Callable[[], Path]
 ) -> Callable[[str], Probabilities] | None:
     """Split -> probabilities of its tiles, from the source of the soft labels."""
     source = config.soft_labels.source
@@ -71,7 +73,7 @@ def _of_probe(workspace: Workspace, tiles: TileSet) -> Callable[[str], Probabili
     return lambda split: probe.probabilities(vectors(split))
 
 
-def _of_classifier(config: Config, workspace: Workspace, folder: Path, split: str) -> Probabilities:
+def _of_classifier(config: RunConfig, workspace: Workspace, folder: Path, split: str) -> Probabilities:
     """What the classifier of a run says of the tiles of a split."""
     from clipit.distributed import get_processes
     from clipit.models.inference import load_classifier

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.pairing.sources import row_of_each
 from clipit.prompts.prompt_set import check_classes
@@ -60,7 +60,7 @@ class Taught:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def make_teaching(config: Config, workspace: Workspace, tiles: TileSet, image_only: Callable[[], Path]) -> Taught:
+def make_teaching(config: RunConfig, workspace: Workspace, tiles: TileSet, image_only: Callable[[], Path]) -> Taught:
     """All that the configuration asks for.
 
     Args:
@@ -93,7 +93,7 @@ def make_teaching(config: Config, workspace: Workspace, tiles: TileSet, image_on
     return Taught(Teaching(targets, second, soft, prototypes, bags), _as_taught(config, judge), facts)
 
 
-def _distilled_tiles(config: Config, labels: np.ndarray, targets: Targets) -> str:
+def _distilled_tiles(config: RunConfig, labels: np.ndarray, targets: Targets) -> str:
     """How many of the tiles that should be distilled have something to be distilled to.
 
     Raises:
@@ -119,7 +119,7 @@ def _prototypes(workspace: Workspace) -> Float32[np.ndarray, "classes dim"]:
     return found
 
 
-def _targets(config: Config, workspace: Workspace, tiles: TileSet, facts: dict[str, Any]) -> Targets:
+def _targets(config: RunConfig, workspace: Workspace, tiles: TileSet, facts: dict[str, Any]) -> Targets:
     """One vector per training tile, as `distillation.target` says."""
     d, train = config.distillation, tiles.of_split("train")
     if d.target == "image":
@@ -141,7 +141,7 @@ def _targets(config: Config, workspace: Workspace, tiles: TileSet, facts: dict[s
 
 
 def _snippet_vectors(
-    config: Config, workspace: Workspace, store: Store, chosen: Chosen, train: TileSet, facts: dict[str, Any]
+    config: RunConfig, workspace: Workspace, store: Store, chosen: Chosen, train: TileSet, facts: dict[str, Any]
 ) -> SnippetVectors:
     """What stands for a snippet: its embedding, or something made of it."""
     from clipit.training.report_targets import report_context, report_label_vectors
@@ -183,7 +183,7 @@ def _snippet_vectors(
     return adapted.vectors
 
 
-def _told(config: Config, sources: pa.Table) -> Bool[np.ndarray, "_"]:
+def _told(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
     """Which sources of snippets may be context: of the sections asked for, and of the organs that pairing allows.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.artifacts import git_commit, locked, write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError, explain
 from clipit.evaluation.metrics import compute_metrics
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train_run(config: Config, workspace: Workspace | None = None) -> Path:
+def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
     """Carry out a run, or go on with it; nothing is done when it is finished.
 
     A finished run whose predictions are gone, or whose keys of `evaluation` have changed, is evaluated again.
@@ -75,7 +75,7 @@ def train_run(config: Config, workspace: Workspace | None = None) -> Path:
 
 
 def _train_here(
-    config: Config, workspace: Workspace, folder: Path, processes: Processes, image_only: Callable[[], Path]
+    config: RunConfig, workspace: Workspace, folder: Path, processes: Processes, image_only: Callable[[], Path]
 ) -> None:
     tiles = workspace.tiles(config.seed)
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first: it finds missing labels at once
@@ -107,7 +107,7 @@ def _train_here(
     processes.barrier()
 
 
-def _student(config: Config, workspace: Workspace, tiles: TileSet) -> "tuple[Student, Backbone]":
+def _student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "tuple[Student, Backbone]":
     import torch
 
     from clipit.models.backbones import load_backbone
@@ -134,7 +134,7 @@ def _student(config: Config, workspace: Workspace, tiles: TileSet) -> "tuple[Stu
     return student, backbone
 
 
-def _score(config: Config, validation: TileSet, taught: Taught) -> "Score | None":
+def _score(config: RunConfig, validation: TileSet, taught: Taught) -> "Score | None":
     """The monitored metric on the validation tiles; None when there is nothing to compute it from."""
     monitor = config.training.monitor
     if monitor == "information" and len(validation):
@@ -157,7 +157,7 @@ def _score(config: Config, validation: TileSet, taught: Taught) -> "Score | None
 
 
 def _fit(
-    config: Config,
+    config: RunConfig,
     workspace: Workspace,
     tiles: TileSet,
     plan: BatchPlan,
@@ -224,7 +224,7 @@ class _TextSide:
     hashes: dict[str, str]
 
 
-def _text_side(config: Config, workspace: Workspace) -> _TextSide | None:
+def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
     """For zero-shot questions; None when the projector was taught nothing."""
     if not teaches_text(config) or config.distillation.text != "frozen":
         return None  # nothing was taught, or in a space of its own
@@ -258,7 +258,7 @@ def _export(
     )
 
 
-def _facts(config: Config, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
+def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
     """What must stand beside every score of the run."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
     facts: dict[str, Any] = {

@@ -12,7 +12,7 @@ import yaml
 from jaxtyping import Float32
 
 from clipit.artifacts import file_sha256, fingerprint, whole_file
-from clipit.config.run import BackboneConfig, Config
+from clipit.config.run import BackboneConfig, RunConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, ModelError, explain
 from clipit.evaluation.features import Features
@@ -52,7 +52,7 @@ class Frozen:
         return Features(part.ids, self.vectors[split], part.labels, part.groups)
 
 
-def vlm_features(config: Config, workspace: Workspace) -> list[Frozen]:
+def vlm_features(config: RunConfig, workspace: Workspace) -> list[Frozen]:
     """The VLM's joint space, and its raw space (before the projection) where it gives one."""
     vlm, tiles = workspace.vlm, workspace.all_tiles
     facts = vlm_facts(workspace) | {"features_saw_labels": UNSEEN}
@@ -68,7 +68,7 @@ def vlm_features(config: Config, workspace: Workspace) -> list[Frozen]:
     return found
 
 
-def backbone_features(config: Config, workspace: Workspace) -> Frozen:
+def backbone_features(config: RunConfig, workspace: Workspace) -> Frozen:
     """The configuration's backbone as it comes: no LoRA, no training."""
     from clipit.models.backbones import load_backbone
 
@@ -76,7 +76,7 @@ def backbone_features(config: Config, workspace: Workspace) -> Frozen:
     return _of_backbone("backbone, frozen", backbone, config, workspace, {"features_saw_labels": UNSEEN})
 
 
-def classifier_features(config: Config, workspace: Workspace, run: Path) -> Frozen:
+def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> Frozen:
     """The pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
 
     Raises:
@@ -166,7 +166,7 @@ def _run_files(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _of_backbone(
-    name: str, backbone: "Backbone", config: Config, workspace: Workspace, beside: dict[str, Any]
+    name: str, backbone: "Backbone", config: RunConfig, workspace: Workspace, beside: dict[str, Any]
 ) -> Frozen:
     import torch
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.artifacts import git_commit, versions, whole_file
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, Rows, Section, Table, Text, facts_table, page, write_page
 from clipit.reporting.tables import UNDEFINED, markdown_table
@@ -72,7 +72,7 @@ def recorded(rows: Sequence[Row], common: Row, facts: Mapping[str, Row]) -> list
     return [{key: row.get(key) for key in columns} for row in whole]
 
 
-def study_note(config: Config) -> str:
+def study_note(config: RunConfig) -> str:
     """What the reader must know before the figures: what the embedded models do not say, and the configuration's note.
 
     Args:

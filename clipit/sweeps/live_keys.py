@@ -7,7 +7,7 @@ from typing import Any
 
 from clipit.artifacts import fingerprint, write_json
 from clipit.config.load import dotted, without
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.sweeps.file import Sweep
@@ -17,7 +17,7 @@ _NOT_COMPARED = ("output", "tracking.")
 _NAMES = ["name", "arm", "arms", "overrides", "comparison", "probing", "robustness"]
 
 
-def live_keys(config: Config) -> dict[str, Any]:
+def live_keys(config: RunConfig) -> dict[str, Any]:
     """A configuration (its arm resolved) less the keys that cannot change its run.
 
     Keys of a part that is switched off: LoRA of a frozen backbone, the target of a distillation of no tile, and so on.
@@ -36,7 +36,7 @@ def live_keys(config: Config) -> dict[str, Any]:
     return without(config.model_dump(mode="json"), idle)
 
 
-def _switched_off(config: Config) -> dict[str, list[str]]:
+def _switched_off(config: RunConfig) -> dict[str, list[str]]:
     """Sections whose term has no weight or no source -> their other keys."""
     switches = {
         "bags": ("weight", config.bags.weight == 0),
@@ -50,7 +50,7 @@ def _switched_off(config: Config) -> dict[str, list[str]]:
     }
 
 
-def idle_keys(keys: Sequence[str], configs: Sequence[Config]) -> list[str]:
+def idle_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
     """Those of the swept keys that change none of these runs.
 
     Args:
@@ -66,7 +66,7 @@ def _within(key: str, other: str) -> bool:
     return other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.")
 
 
-def equal_trials(configs: Sequence[Config]) -> list[list[int]]:
+def equal_trials(configs: Sequence[RunConfig]) -> list[list[int]]:
     """Positions of the trials that are one and the same run, wherever there are several."""
     found: dict[str, list[int]] = {}
     for position, config in enumerate(configs):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.artifacts import git_commit, versions, whole_file, write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.reporting.sweep_plot import sweep_plot
 from clipit.reporting.tables import markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
@@ -41,7 +41,7 @@ def trial_row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _tested(config: Config) -> str:
+def _tested(config: RunConfig) -> str:
     """The test score beside the monitored one: the same where it can be had with labels."""
     monitor = config.training.monitor
     return config.comparison.metric if monitor in ("agreement", "information") else monitor

@@ -11,7 +11,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from clipit.artifacts import make_folder
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors, explain
 from clipit.runs.folder import run_folder
@@ -120,7 +120,7 @@ def _free(folder: Path, pending: Sequence[Trial]) -> tuple[FileLock, int]:
     return locks[0], 0
 
 
-def _finished(config: Config) -> bool:
+def _finished(config: RunConfig) -> bool:
     """Whether the run's folder holds the results of this very configuration.
 
     A trial that is started anyway (in this process: always) also compares tiles, labels, models and reports.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipit.config.load import read_command
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain
 from clipit.sweeps.file import Parameter, Sweep, plain_name, refuse
 from clipit.sweeps.live_keys import idle_keys
@@ -22,7 +22,7 @@ class Trial:
 
     values: Mapping[str, Any]
     options: Mapping[str, str]
-    config: Config
+    config: RunConfig
 
 
 def trials(sweep: Sweep, given: Mapping[str, str], count: int | None = None, seed: int = 0) -> list[Trial]:
@@ -79,7 +79,7 @@ def one_trial(sweep: Sweep, given: Mapping[str, str]) -> Trial:
     return Trial({p.key: given[p.key] for p in sweep.parameters}, options, _checked(sweep, options))
 
 
-def _checked(sweep: Sweep, options: Mapping[str, str]) -> Config:
+def _checked(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
     config = _configuration(sweep, options)
     resolved = resolve_arm(config)
     check(resolved)
@@ -93,7 +93,7 @@ def _checked(sweep: Sweep, options: Mapping[str, str]) -> Config:
     return config
 
 
-def _configuration(sweep: Sweep, options: Mapping[str, str]) -> Config:
+def _configuration(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
     """The configuration of a run; it is named by the sweep and the swept values.
 
     Raises:

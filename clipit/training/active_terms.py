@@ -1,10 +1,10 @@
 """Which terms of the loss a configuration switches on."""
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.training.teaching import _MEANINGLESS, _TEXT_SIDES, REPORT_LABELS
 
 
-def teaches_text(config: Config) -> bool:
+def teaches_text(config: RunConfig) -> bool:
     """Whether the projector learns where texts lie, so that it can answer zero-shot questions (controls do not)."""
     d = config.distillation
     if d.tiles != "none" and (d.target in _MEANINGLESS or d.text != "frozen"):
@@ -12,18 +12,18 @@ def teaches_text(config: Config) -> bool:
     return d.tiles != "none" or config.prompt_bags.weight > 0 or config.bags.weight > 0
 
 
-def uses_reports(config: Config) -> bool:
+def uses_reports(config: RunConfig) -> bool:
     """Whether anything is taught that comes from the reports."""
     of_images = config.distillation.target in ("image", "class_prompts")
     return (config.distillation.tiles != "none" and not of_images) or config.bags.weight > 0
 
 
-def uses_soft_labels(config: Config) -> bool:
+def uses_soft_labels(config: RunConfig) -> bool:
     """Whether tiles without a label take part through probabilities."""
     return config.soft_labels.source != "none"
 
 
-def uses_unlabelled(config: Config) -> bool:
+def uses_unlabelled(config: RunConfig) -> bool:
     """Whether tiles without a label take part at all."""
     return (
         config.distillation.tiles == "all"
@@ -33,12 +33,12 @@ def uses_unlabelled(config: Config) -> bool:
     )
 
 
-def sees_vlm(config: Config) -> bool:
+def sees_vlm(config: RunConfig) -> bool:
     """Whether the VLM has a part in the training."""
     return config.student.projector_layers > 0 or config.soft_labels.source in ("zero_shot", "vlm_probe")
 
 
-def told_sources(config: Config) -> str:
+def told_sources(config: RunConfig) -> str:
     """One line for the summary: what the student was taught from, with the weight of each term."""
     d, parts = config.distillation, []
     if config.tiles.labels.kind != "none":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipit.config.load import merge, nested, validate, without
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain
 
 _IMAGE_ONLY = {
@@ -121,7 +121,7 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return keys
 
 
-def resolve_arm(config: Config) -> Config:
+def resolve_arm(config: RunConfig) -> RunConfig:
     """The configuration with the keys of its arm filled in (unchanged without an arm).
 
     Keys that were given on the command line (`config.overrides`) keep their value.
@@ -135,6 +135,6 @@ def resolve_arm(config: Config) -> Config:
     return validate(merge(config.model_dump(), keys), f"arm {config.arm}")
 
 
-def second_teacher(config: Config) -> Config:
+def second_teacher(config: RunConfig) -> RunConfig:
     """The same configuration with the second VLM in the place of the first."""
     return config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None})

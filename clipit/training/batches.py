@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import stream_positions
 from clipit.errors import ConfigError, DataError, explain
 from clipit.training.active_terms import uses_soft_labels, uses_unlabelled
@@ -36,7 +36,7 @@ class BatchPlan:
         return np.concatenate(parts)
 
 
-def plan_batches(config: Config, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
+def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
     """The batches of a run.
 
     Unlabelled tiles take part only when a term of the loss uses them (distillation of all tiles, bags, soft labels,

@@ -1,6 +1,6 @@
 """Keys of a resolved configuration that contradict each other."""
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain
 from clipit.training.active_terms import uses_reports, uses_soft_labels
@@ -16,7 +16,7 @@ what is kept for the gradient, and the gradient's own passing values; with a lea
 _NO_SNIPPET = ("image", "class_prompts")
 
 
-def check(config: Config) -> None:
+def check(config: RunConfig) -> None:
     """Refuse keys of a resolved configuration that contradict each other, all at once.
 
     Raises:
@@ -27,7 +27,7 @@ def check(config: Config) -> None:
         raise ConfigError(explain("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys"))
 
 
-def _of_distillation(config: Config) -> list[str]:
+def _of_distillation(config: RunConfig) -> list[str]:
     problems = []
     d, s = config.distillation, config.student
     off = d.tiles == "none"
@@ -66,7 +66,7 @@ def _of_distillation(config: Config) -> list[str]:
     return problems
 
 
-def _of_other_terms(config: Config) -> list[str]:
+def _of_other_terms(config: RunConfig) -> list[str]:
     problems = []
     layers, prompts = config.student.projector_layers, config.prompts
     for key, weight in (("bags.weight", config.bags.weight), ("prompt_bags.weight", config.prompt_bags.weight)):
@@ -86,7 +86,7 @@ def _of_other_terms(config: Config) -> list[str]:
     return problems
 
 
-def _of_bags(config: Config) -> list[str]:
+def _of_bags(config: RunConfig) -> list[str]:
     bags, t, problems = config.bags, config.training, []
     if bags.weight == 0:
         return []
@@ -112,7 +112,7 @@ def _of_bags(config: Config) -> list[str]:
     return problems
 
 
-def _of_batches(config: Config) -> list[str]:
+def _of_batches(config: RunConfig) -> list[str]:
     t, n = config.training, get_processes().count
     if t.tiles_per_step >= n * t.accumulation:
         return []

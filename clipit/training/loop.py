@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from clipit.artifacts import whole_file
-from clipit.config.run import Config, TrainingConfig
+from clipit.config.run import RunConfig, TrainingConfig
 from clipit.distributed import Processes
 from clipit.errors import ModelError, explain
 from clipit.models.lora import check_gradients
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def train(
-    config: Config,
+    config: RunConfig,
     student: Student,
     normalise: Normalise,
     data: TrainingData,

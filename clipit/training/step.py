@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Integer, UInt8, UInt64
 from torch import Tensor
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import Processes
 from clipit.models.student import StudentOutput
 from clipit.tiles.augment import augment
@@ -68,7 +68,7 @@ class Clock:
         return self.waited / self.seconds()
 
 
-def term_weights(config: Config) -> dict[str, float]:
+def term_weights(config: RunConfig) -> dict[str, float]:
     """The loss is the sum of these weights times the terms of the same name."""
     teachers = 1 if config.second_vlm is None else 2  # both together weigh what one does
     return {
@@ -95,7 +95,7 @@ def own_parts(
 
 
 def one_step(
-    config: Config,
+    config: RunConfig,
     model: torch.nn.Module,
     normalise: Normalise,
     lesson: Lesson,
@@ -145,7 +145,7 @@ def occurrences(rows: Int[np.ndarray, "b"]) -> UInt64[np.ndarray, "b"]:
     return counts
 
 
-def _counts(config: Config, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Mapping[str, float]:
+def _counts(config: RunConfig, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Mapping[str, float]:
     """What each term's sum is divided by: valid tiles of the whole batch, or their weights."""
     teaching = lesson.teaching
     labelled = float((lesson.labels[rows] >= 0).sum())
@@ -164,7 +164,7 @@ def _counts(config: Config, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Mappi
 
 
 def _sums(
-    config: Config,
+    config: RunConfig,
     lesson: Lesson,
     model: torch.nn.Module,
     rows: Int[np.ndarray, "b"],
@@ -205,7 +205,7 @@ def _sums(
     return sums
 
 
-def _distilled(config: Config, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
+def _distilled(config: RunConfig, lesson: Lesson, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
     """Which of these tiles are distilled."""
     targets = lesson.teaching.targets
     if targets is None or config.distillation.tiles == "none":

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from clipit.artifacts import fingerprint, whole_file, write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain, shortlist
 from clipit.pairing.leaks import Leak, Prints, copies, find_leaks, patient_of, report_leaks
@@ -38,7 +38,7 @@ _WHAT = {
 }
 
 
-def checked_tiles(tiles: TileSet, config: Config) -> TileSet:
+def checked_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     """The tiles as training may use them; called by all processes.
 
     Args:
@@ -69,7 +69,7 @@ def checked_tiles(tiles: TileSet, config: Config) -> TileSet:
     return replace(kept, notes=(*kept.notes, note))
 
 
-def checked_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str, config: Config) -> TileSet:
+def checked_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str, config: RunConfig) -> TileSet:
     """A shifted test set without the images that training or validation has seen; called by all processes.
 
     Equal pixels are looked for and, with `leaks.pixels: near`, images that look like one another; tiles of one colour
@@ -120,14 +120,14 @@ def _some(prints: Prints, rows: Int64[np.ndarray, " m"]) -> Prints:
     return Fingerprints(prints.digests[rows], prints.hashes[rows], prints.thumbnails[rows])
 
 
-def _prints(tiles: TileSet, config: Config, pixels: str) -> Prints | None:
+def _prints(tiles: TileSet, config: RunConfig, pixels: str) -> Prints | None:
     """What the kinds of leaks that are asked for are found by; called by all processes."""
     if pixels == "off":
         return None
     return (tile_hashes if pixels == "near" else tile_digests)(config.output / "artefacts", tiles)
 
 
-def checked_reports(reports: "Reports", tiles: Callable[[], TileSet], config: Config) -> "Reports":
+def checked_reports(reports: "Reports", tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
     """The reports that snippets may be made of.
 
     Args:
@@ -153,7 +153,7 @@ def checked_reports(reports: "Reports", tiles: Callable[[], TileSet], config: Co
     return replace(reports, reports=kept, problems=(*reports.problems, note))
 
 
-def _decide(leaks: Sequence[Leak], config: Config, where: object, what: str) -> str:
+def _decide(leaks: Sequence[Leak], config: RunConfig, where: object, what: str) -> str:
     """Raise, or say and list what was found; the sentence that was said."""
     counts = "; ".join(_count_lines(leaks))
     if config.leaks.policy == "error":
@@ -192,11 +192,11 @@ def _tiles_of(counts: Counter[str]) -> str:
     return " and ".join(f"{counts[split]} {split} tiles" for split in SPLITS if counts[split])
 
 
-def _folder(config: Config) -> Path:
+def _folder(config: RunConfig) -> Path:
     return config.output / "leaks" / config.name
 
 
-def check_leaks(config: Config, pixels: str | None = None) -> tuple[Path, int]:
+def check_leaks(config: RunConfig, pixels: str | None = None) -> tuple[Path, int]:
     """Look for every kind of leak and write the list (`scripts/check_leaks.py`).
 
     Args:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError, explain
 from clipit.evaluation.predictions import read_predictions
 from clipit.progress import progress
@@ -19,7 +19,7 @@ Answers = Mapping[str, tuple[int, float]]
 
 
 def write_pairs_page(
-    config: Config,
+    config: RunConfig,
     workspace: Workspace,
     most: int = MOST_TILES,
     run: Path | None = None,

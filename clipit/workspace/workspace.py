@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
-from clipit.config.run import Config, LabelsConfig, ReportsConfig
+from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
@@ -48,7 +48,7 @@ class Workspace:
     (labels do, and are given per seed).
     """
 
-    def __init__(self, config: Config, shared: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: RunConfig, shared: dict[str, Any] | None = None) -> None:
         """Nothing is read or built yet.
 
         Args:
@@ -60,7 +60,7 @@ class Workspace:
         self._shared = {} if shared is None else shared
         self._shared.setdefault(_key("workspace", config, _SECTIONS), self)
 
-    def for_config(self, config: Config) -> "Workspace":
+    def for_config(self, config: RunConfig) -> "Workspace":
         """Workspace for another configuration; what both have in common is read and loaded once."""
         found: Workspace | None = self._shared.get(_key("workspace", config, _SECTIONS))
         return Workspace(config, self._shared) if found is None else found
@@ -353,7 +353,7 @@ class Workspace:
         return summary_text(self.pairs.summary, self.snippet_texts())
 
 
-def _key(what: str, config: Config, sections: Sequence[str]) -> str:
+def _key(what: str, config: RunConfig, sections: Sequence[str]) -> str:
     """Stands for these sections of a configuration in the shared memory."""
     return what + fingerprint([config.model_dump(mode="json", include={name}) for name in sections])
 

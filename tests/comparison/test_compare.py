@@ -12,7 +12,7 @@ from tiny_models import MakeConfig
 from clipit.comparison.compare import compare, record
 from clipit.comparison.tune import best_trial, tune
 from clipit.config.load import merge, validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.reporting.csv_record import check_record
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def small(configure: MakeConfig, tmp_path: Path) -> Config:
+def small(configure: MakeConfig, tmp_path: Path) -> RunConfig:
     return configure(
         {
             "output": tmp_path,
@@ -36,7 +36,7 @@ def small(configure: MakeConfig, tmp_path: Path) -> Config:
     )
 
 
-def test_comparison_holds_every_arm_seed_and_reference(small: Config) -> None:
+def test_comparison_holds_every_arm_seed_and_reference(small: RunConfig) -> None:
     folder = compare(small)
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     assert {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("reference")} == {
@@ -50,7 +50,7 @@ def test_comparison_holds_every_arm_seed_and_reference(small: Config) -> None:
     assert "VLM zero-shot" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_a_wrong_prompt_set_is_found_before_any_training(small: Config, tmp_path: Path) -> None:
+def test_a_wrong_prompt_set_is_found_before_any_training(small: RunConfig, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     known = Path(str(small.prompts)).read_text(encoding="utf-8")
     wrong.write_text(known.replace("stroma:", "muscle:"), encoding="utf-8")
@@ -63,7 +63,7 @@ def test_a_wrong_prompt_set_is_found_before_any_training(small: Config, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_runs_are_kept(small: Config) -> None:
+def test_finished_runs_are_kept(small: RunConfig) -> None:
     compare(small)
     stamps = {path: path.stat().st_mtime_ns for path in small.output.rglob("results.json")}
     said = capture_log()
@@ -72,7 +72,7 @@ def test_finished_runs_are_kept(small: Config) -> None:
     assert sum(line.startswith("kept") for line in said) == 4
 
 
-def test_pages_and_tables_hold_the_figures(small: Config) -> None:
+def test_pages_and_tables_hold_the_figures(small: RunConfig) -> None:
     folder = compare(small)
     markdown, page, latex = (
         (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
@@ -85,7 +85,7 @@ def test_pages_and_tables_hold_the_figures(small: Config) -> None:
     assert "comparison.parquet" in page, "where figures come from"
 
 
-def test_shorter_arms_get_a_row_at_equal_steps(small: Config) -> None:
+def test_shorter_arms_get_a_row_at_equal_steps(small: RunConfig) -> None:
     arms = {"brief": {"base": "image_embedding", "training.steps": 1, "training.learning_rate": 0.01}}
     own = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
     keys = {"arms": ("image_only", "brief"), "seeds": (1,), "why": ()}
@@ -98,13 +98,13 @@ def test_shorter_arms_get_a_row_at_equal_steps(small: Config) -> None:
     assert "One seed only" in text and "one seed: none" in text
 
 
-def test_arms_with_another_search_are_refused(small: Config) -> None:
+def test_arms_with_another_search_are_refused(small: RunConfig) -> None:
     arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
     with pytest.raises(ConfigError, match=r"clip_it_all \(learning rate 0\.5\)"):
         compare(small.model_copy(update={"arms": arms}))
 
 
-def test_several_data_sets_and_their_keys(small: Config) -> None:
+def test_several_data_sets_and_their_keys(small: RunConfig) -> None:
     keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "why": ("classes",)}
     folder = compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=keys)}))
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
@@ -115,7 +115,7 @@ def test_several_data_sets_and_their_keys(small: Config) -> None:
         compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=wrong)}))
 
 
-def test_a_record_has_what_must_stand_beside_a_score(small: Config, tmp_path: Path) -> None:
+def test_a_record_has_what_must_stand_beside_a_score(small: RunConfig, tmp_path: Path) -> None:
     folder = compare(small)
     record(folder, tmp_path / "record.csv")
     with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
@@ -138,7 +138,7 @@ def test_a_record_has_what_must_stand_beside_a_score(small: Config, tmp_path: Pa
     assert len(rows) == 10 and str(tmp_path) not in json.dumps([row["arm"] for row in rows])
 
 
-def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: Config) -> None:
+def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: RunConfig) -> None:
     found = json.loads(tune(small).read_text(encoding="utf-8"))
     grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in found["trials"].items()}
     assert grids["image_only"] == grids["clip_it_all"] == [(0.001, 1), (0.001, 2), (0.01, 1), (0.01, 2)]
@@ -155,13 +155,13 @@ def test_best_trial_prefers_fewer_steps_then_the_lower_rate() -> None:
     assert best_trial(trials) == {"training.learning_rate": 0.01, "training.steps": 100}
 
 
-def test_tuning_without_validation_labels_says_so(small: Config) -> None:
+def test_tuning_without_validation_labels_says_so(small: RunConfig) -> None:
     tiles = small.tiles.model_copy(update={"labels": small.tiles.labels.model_copy(update={"kind": "none"})})
     with pytest.raises((DataError, ConfigError), match="label"):
         tune(small.model_copy(update={"tiles": tiles}))
 
 
-def test_seeds_of_the_search_are_never_reported(small: Config) -> None:
+def test_seeds_of_the_search_are_never_reported(small: RunConfig) -> None:
     values = small.model_dump(mode="json")
     values["comparison"]["tuning_seeds"] = [2, 3]
     with pytest.raises(ConfigError, match="must not share a seed"):

@@ -28,7 +28,7 @@ from clipit.comparison.report.training_curves import curve_sections, mean_curves
 from clipit.comparison.report.write import _latex
 from clipit.comparison.statistics import Line, lines
 from clipit.config.load import validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.reporting.comparison_page import comparison_page
@@ -67,7 +67,7 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
     return rows
 
 
-def big_page(folder: Path, config: Config, arms: int) -> str:
+def big_page(folder: Path, config: RunConfig, arms: int) -> str:
     """The page of such a comparison."""
     rows = big_comparison(folder, arms)
     made = lines(rows, "image_only", lambda *_: None)
@@ -213,7 +213,7 @@ def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path)
 
 
 @pytest.fixture
-def small(configure: MakeConfig, tmp_path: Path) -> Config:
+def small(configure: MakeConfig, tmp_path: Path) -> RunConfig:
     keys = {"training.steps": 2, "training.evaluate_every": 1, "evaluation.bootstrap": 20}
     compared = {"comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1]}
     compared |= {"comparison.why": ["classes", "embeddings"], "comparison.pairing_page": 20}
@@ -222,7 +222,7 @@ def small(configure: MakeConfig, tmp_path: Path) -> Config:
 
 @pytest.mark.slow
 def test_a_comparison_is_made_again_without_training(
-    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = compare(small)
     first = {kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html")}

@@ -10,7 +10,7 @@ from logged_lines import capture_log
 import clipit.comparison.demo as module
 from clipit.comparison.demo import demo_world
 from clipit.config.load import validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
 from clipit.synthetic.world import WorldConfig, write_world
 
@@ -23,7 +23,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path) -> RunConfig:
     return validate({"tiles": {"source": "table", "path": str(tmp_path / "world" / "tiles.csv")}}, "test")
 
 
@@ -31,7 +31,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_it_is_written_once(config: Config, tmp_path: Path) -> None:
+def test_it_is_written_once(config: RunConfig, tmp_path: Path) -> None:
     said = capture_log()
     world = demo_world(config)
     assert world == tmp_path / "world" and len(said) == 1
@@ -42,7 +42,7 @@ def test_it_is_written_once(config: Config, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
 
 
-def test_an_empty_folder_will_do(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_will_do(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "world").mkdir()
     monkeypatch.chdir(tmp_path / "world")
     config = validate({"tiles": {"source": "table", "path": "tiles.csv"}}, "test")
@@ -51,7 +51,7 @@ def test_an_empty_folder_will_do(config: Config, tmp_path: Path, monkeypatch: py
     assert digests(Path.cwd()) == digests(tmp_path / "same")
 
 
-def test_a_users_own_tiles_are_left_alone(config: Config, tmp_path: Path) -> None:
+def test_a_users_own_tiles_are_left_alone(config: RunConfig, tmp_path: Path) -> None:
     world = tmp_path / "world"
     world.mkdir()
     for name in ("tiles.csv", "tiles.zip"):
@@ -64,7 +64,7 @@ def test_a_users_own_tiles_are_left_alone(config: Config, tmp_path: Path) -> Non
 
 
 def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(folder: Path, world: WorldConfig) -> None:
         folder.mkdir(parents=True)
@@ -90,7 +90,7 @@ def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
         "{",
     ],
 )
-def test_another_world_is_not_taken_for_todays(config: Config, tmp_path: Path, facts: str) -> None:
+def test_another_world_is_not_taken_for_todays(config: RunConfig, tmp_path: Path, facts: str) -> None:
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"not that of seed(?s:.*)world\.json(?s:.*)delete its folder"):

@@ -9,11 +9,11 @@ from tiny_models import MakeConfig
 from clipit.comparison.compare import compare
 from clipit.comparison.plan import plan_comparison
 from clipit.config.load import merge, nested, validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 
 
-def config(**comparison: Any) -> Config:
+def config(**comparison: Any) -> RunConfig:
     keys = {"tiles": {"source": "folders", "path": "tiles"}, "name": "demo", "comparison.arms": ["image_only"]}
     return validate(merge(nested(keys), {"comparison": comparison}), "test")
 

@@ -19,7 +19,7 @@ from clipit.comparison.compare import compare
 from clipit.comparison.results_json import keep_planes, numbers
 from clipit.comparison.statistics import lines
 from clipit.comparison.vlm_reference import predictions_file
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.intervals import Difference, Interval
 from clipit.evaluation.predictions import Predictions, read_predictions
@@ -47,7 +47,7 @@ def compared(
         "comparison.tuning_seeds": [9],
         "comparison.shifted": {"centre 2": world["tiles"]},
     }
-    config: Config = validate(merge(world, nested(keys)), "test")
+    config: RunConfig = validate(merge(world, nested(keys)), "test")
     said = capture_log()
     folder = compare(config)
     return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), said

@@ -11,14 +11,14 @@ from clipit.comparison.grid import between, check_grid, is_tuned, trials_of
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.report.notes import notes_of
 from clipit.comparison.tune import tune
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 
 GRID = {"distillation.weight": (1.0, 4.0), "pairing.centring": (True, False)}
 
 
 @pytest.fixture
-def grid(configure: MakeConfig, tmp_path: Path) -> Config:
+def grid(configure: MakeConfig, tmp_path: Path) -> RunConfig:
     return configure(
         {
             "output": tmp_path,
@@ -36,12 +36,12 @@ def grid(configure: MakeConfig, tmp_path: Path) -> Config:
     )
 
 
-def with_arm(config: Config, **keys: Any) -> Config:
+def with_arm(config: RunConfig, **keys: Any) -> RunConfig:
     own = {"clip_it_all": {"base": "clip_it_all", **{key.replace("__", "."): value for key, value in keys.items()}}}
     return config.model_copy(update={"arms": own})
 
 
-def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: Config) -> None:
+def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: RunConfig) -> None:
     alone = trials_of(grid, "image_only")
     assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in alone)
     rates = [trial["training.learning_rate"] for trial in alone]
@@ -58,14 +58,14 @@ def test_learning_rates_between() -> None:
     assert between((0.01, 0.001), 2) == (0.01, 0.001) and between((0.01,), 5) == (0.01,)
 
 
-def test_an_axis_does_not_touch_what_makes_an_arm(grid: Config) -> None:
+def test_an_axis_does_not_touch_what_makes_an_arm(grid: RunConfig) -> None:
     axes = grid.comparison.model_copy(update={"grid": {"pairing.k": (1, 5)}})
     wide = grid.model_copy(update={"comparison": axes})
     assert {trial.get("pairing.k") for trial in trials_of(wide, "consensus")} == {None}
     assert {trial.get("pairing.k") for trial in trials_of(wide, "clip_it_all")} == {1, 5}
 
 
-def test_a_built_in_name_stands_for_the_built_in_recipe(grid: Config) -> None:
+def test_a_built_in_name_stands_for_the_built_in_recipe(grid: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"(?s)clip_it_all \(lora\.rank\).*give the arm another name"):
         check_grid(with_arm(grid, lora__rank=32), grid.comparison.arms)
     renamed = grid.model_copy(update={"arms": {"rank32": {"base": "clip_it_all", "lora.rank": 32}}})
@@ -73,21 +73,21 @@ def test_a_built_in_name_stands_for_the_built_in_recipe(grid: Config) -> None:
     assert not is_tuned(renamed, ("image_only", "rank32"))
 
 
-def test_a_value_outside_of_the_grid_is_refused_with_its_key(grid: Config) -> None:
+def test_a_value_outside_of_the_grid_is_refused_with_its_key(grid: RunConfig) -> None:
     check_grid(grid, grid.comparison.arms)
     check_grid(with_arm(grid, distillation__weight=1.0), grid.comparison.arms)
     with pytest.raises(ConfigError, match=r"clip_it_all \(distillation\.weight 16\)"):
         check_grid(with_arm(grid, distillation__weight=16.0), grid.comparison.arms)
 
 
-def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: Config) -> None:
+def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: RunConfig) -> None:
     assert not is_tuned(grid, grid.comparison.arms)
     assert is_tuned(with_arm(grid, training__learning_rate=0.001), grid.comparison.arms)
     both = grid.model_copy(update={"arms": with_arm(grid, distillation__weight=1.0).arms})
     assert is_tuned(both, ("image_only", "clip_it_all", "image_embedding"))
 
 
-def test_a_wrong_axis_is_named(configure: MakeConfig, grid: Config) -> None:
+def test_a_wrong_axis_is_named(configure: MakeConfig, grid: RunConfig) -> None:
     wrong = grid.comparison.model_copy(update={"grid": {"distillation.wieght": (1.0,)}})
     with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
         trials_of(grid.model_copy(update={"comparison": wrong}), "clip_it_all")
@@ -96,7 +96,7 @@ def test_a_wrong_axis_is_named(configure: MakeConfig, grid: Config) -> None:
             configure({"comparison.grid": axis})
 
 
-def test_the_notes_say_where_the_keys_came_from(grid: Config) -> None:
+def test_the_notes_say_where_the_keys_came_from(grid: RunConfig) -> None:
     small = grid.model_copy(
         update={"comparison": grid.comparison.model_copy(update={"grid": {"distillation.weight": (1.0, 4.0)}})}
     )
@@ -108,7 +108,7 @@ def test_the_notes_say_where_the_keys_came_from(grid: Config) -> None:
     other["clip_it_all"] = {**other["clip_it_all"], "training.learning_rate": 0.01}
     tuned = small.model_copy(update={"arms": other})
 
-    def said(config: Config) -> str:
+    def said(config: RunConfig) -> str:
         """All notes in one text."""
         return "\n".join(notes_of(config, plan_comparison(config), [], ""))
 

@@ -12,7 +12,7 @@ from logged_lines import capture_log
 from PIL import Image
 from tiny_models import MakeConfig
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
@@ -43,7 +43,7 @@ def elsewhere(world: dict[str, Any], tmp_path: Path) -> dict[str, str]:
     return {"source": "table", "path": str(root / "tiles.csv")}
 
 
-def with_shifted(configure: MakeConfig, tiles: dict[str, str], output: Path, **keys: Any) -> Config:
+def with_shifted(configure: MakeConfig, tiles: dict[str, str], output: Path, **keys: Any) -> RunConfig:
     return configure({"output": str(output), "comparison.shifted": {"centre 2": tiles}, **keys})
 
 

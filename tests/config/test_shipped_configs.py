@@ -13,7 +13,7 @@ import yaml
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.published import published
 from clipit.config.load import read_command
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
 from clipit.prompts.prompt_bag import load_bag
@@ -34,7 +34,7 @@ OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
 TO_GIVE = {"own_table": OWN, "own_comparison": OWN}
 
 
-def config_of(path: Path) -> Config:
+def config_of(path: Path) -> RunConfig:
     return read_command("", [f"--config={path}", *TO_GIVE.get(path.stem, ())])[0]
 
 

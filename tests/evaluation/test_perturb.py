@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
 from clipit.evaluation.stains import HED, macenko_stains, to_density, to_pixels
@@ -140,4 +140,4 @@ def test_unknown_names_and_levels_are_refused() -> None:
         ({"fog": [1]}, "fog"),
     ):
         with pytest.raises(ValueError, match=message):
-            Config.model_validate({"tiles": tiles, "robustness": {"perturbations": asked}})
+            RunConfig.model_validate({"tiles": tiles, "robustness": {"perturbations": asked}})

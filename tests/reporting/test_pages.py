@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
@@ -33,7 +33,7 @@ from clipit.workspace.workspace import Workspace
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>&amp;'\u2028{{body}}"
 VOID = {"meta", "img", "input", "br", "line", "path", "rect", "circle"}
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 
 
 class Reader(HTMLParser):
@@ -242,7 +242,7 @@ def test_thumbnails_are_small_jpegs() -> None:
     assert small.format == "JPEG" and small.size == (43, 64) and len(data) < 5000
 
 
-def fake_run(config: Config, workspace: Workspace, splits: tuple[str, ...]) -> Path:
+def fake_run(config: RunConfig, workspace: Workspace, splits: tuple[str, ...]) -> Path:
     """A finished run's files, without a training."""
     tiles = workspace.tiles(config.seed)
     tiles = tiles.select(np.isin(tiles.splits, splits))

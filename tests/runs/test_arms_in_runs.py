@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import MakeConfig, save_clip
 
 import clipit
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 from clipit.runs.bags import make_bags
 from clipit.runs.train import train_run
@@ -25,7 +25,7 @@ def facts(folder: Path) -> dict[str, object]:
     return found
 
 
-def with_labels(config: Config, table: Path, change: Callable[[str, int], str]) -> Path:
+def with_labels(config: RunConfig, table: Path, change: Callable[[str, int], str]) -> Path:
     """A copy of the tiles' table whose training and validation labels are others."""
     source = Path(config.tiles.path)
     head, *rows = source.read_text(encoding="utf-8").splitlines()

@@ -12,7 +12,7 @@ from run_files import losses
 from safetensors.numpy import load_file
 from tiny_models import MakeConfig
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.runs.bags import make_bags
@@ -33,7 +33,7 @@ def facts(folder: Path) -> dict[str, Any]:
     return found
 
 
-def prompts_of_two_classes(config: Config, path: Path) -> str:
+def prompts_of_two_classes(config: RunConfig, path: Path) -> str:
     values = yaml.safe_load(Path(config.prompts or "").read_text(encoding="utf-8"))
     values["classes"].pop("stroma")
     path.write_text(yaml.safe_dump(values), encoding="utf-8")

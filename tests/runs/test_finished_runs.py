@@ -10,14 +10,14 @@ import pytest
 from logged_lines import capture_log
 
 import clipit.runs.train as run_module
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.train import train_run
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def kept() -> dict[str, Any]:
 @pytest.fixture
 def finished(
     configure: MakeConfig, kept: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Config, Callable[[Config], list[str]]]:
+) -> tuple[RunConfig, Callable[[RunConfig], list[str]]]:
     """A configuration with a finished run of its own, and `again`: carry it out, and give what was said."""
     for name in ("confusion_plot", "reliability_plot", "curves_plot"):
         monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
     name = "f" + str(abs(hash(tmp_path)))
     config = configure({"training.steps": 2}, name=name)
 
-    def again(asked: Config) -> list[str]:
+    def again(asked: RunConfig) -> list[str]:
         said = capture_log()
         workspace = kept.setdefault("workspace", Workspace(asked))
         monkeypatch.setattr(workspace, "_say")
@@ -53,7 +53,7 @@ def finished(
     return config, again
 
 
-Finished = tuple[Config, Callable[[Config], list[str]]]
+Finished = tuple[RunConfig, Callable[[RunConfig], list[str]]]
 
 
 def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

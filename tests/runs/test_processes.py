@@ -16,7 +16,7 @@ from launching import ROOT, TWO, environment, launch
 from run_files import losses, predictions
 
 from clipit.comparison.compare import compare
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.runs.train import train_run
 from clipit.stores import embed as embedding
 from clipit.workspace.workspace import Workspace
@@ -69,7 +69,7 @@ def files_of(output: Path, kind: str) -> dict[str, str]:
     return found
 
 
-def in_this_process(make: Callable[..., Config], output: Path, changes: dict[str, Any]) -> Path:
+def in_this_process(make: Callable[..., RunConfig], output: Path, changes: dict[str, Any]) -> Path:
     return train_run(make({**changes, "output": str(output)}))
 
 
@@ -80,7 +80,9 @@ def same_predictions(one: Path, other: Path) -> bool:
     return same and all(np.allclose(a[name], b[name], atol=1e-4) for name in columns)
 
 
-def test_two_processes_equal_one(write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_two_processes_equal_one(
+    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
+) -> None:
     changes = {
         "training.steps": 20, "training.accumulation": 2, "training.tiles_per_step": 13, "training.learning_rate": 1e-3,
         "training.evaluate_every": 10, "arm": "clip_it_all", "pairing.block": 16, "pairing.k": 2,
@@ -99,7 +101,7 @@ def test_two_processes_equal_one(write_config: WriteConfig, configure: Callable[
 
 
 def test_two_processes_with_several_shards_and_arms(
-    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
     arms = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
@@ -140,7 +142,7 @@ def test_fewer_processes_than_asked_for(write_config: WriteConfig, tmp_path: Pat
 
 
 def test_killed_by_a_signal_while_training(
-    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     changes = {
         "training.steps": 120,
@@ -170,7 +172,7 @@ def test_killed_by_a_signal_while_training(
 
 
 def test_death_between_files_of_an_artefact(
-    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "dying.py"
     script.write_text(DYING)
@@ -211,7 +213,7 @@ def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Pa
 
 
 def test_two_processes_equal_one_with_every_term(
-    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     changes = {
         "training.steps": 12, "training.tiles_per_step": 13, "training.learning_rate": 1e-3, "arm": "bags",
@@ -230,7 +232,7 @@ def test_two_processes_equal_one_with_every_term(
 
 
 def test_two_processes_make_the_comparison_of_one(
-    write_config: WriteConfig, configure: Callable[..., Config], tmp_path: Path
+    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     changes = {
         "training.steps": 4, "training.learning_rate": 1e-3, "training.evaluate_every": 2, "evaluation.bootstrap": 20,

@@ -13,7 +13,7 @@ from run_files import predictions
 
 import clipit
 from clipit.config.load import validate
-from clipit.config.run import BackboneConfig, Config
+from clipit.config.run import BackboneConfig, RunConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.models.backbones import load_backbone
 from clipit.runs.fingerprint import run_fingerprint
@@ -22,7 +22,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 
 
 def test_the_size_is_part_of_what_a_run_is(configure: MakeConfig) -> None:

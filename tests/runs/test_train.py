@@ -15,7 +15,7 @@ from run_files import losses, predictions
 import clipit.runs.train as run_module
 import clipit.training.loop as loop_module
 import clipit.training.step as step_module
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError
 from clipit.runs.train import run_folder, train_run
 from clipit.training.arms import ARMS, resolve_arm
@@ -23,7 +23,7 @@ from clipit.training.step import term_weights
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 OWN = {"distil_more": {"base": "clip_it_all", "distillation.weight": 2.0}}
 
 
@@ -38,8 +38,8 @@ def kept() -> dict[str, Workspace]:
 
 
 @pytest.fixture
-def train(kept: dict[str, Workspace]) -> Callable[[Config], Path]:
-    def run(config: Config) -> Path:
+def train(kept: dict[str, Workspace]) -> Callable[[RunConfig], Path]:
+    def run(config: RunConfig) -> Path:
         kept.setdefault("workspace", Workspace(config))
         return train_run(config, kept["workspace"])
 
@@ -52,7 +52,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
 
 
-Train = Callable[[Config], Path]
+Train = Callable[[RunConfig], Path]
 usual = pytest.mark.usefixtures("no_plots")
 
 
@@ -190,7 +190,7 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
     from clipit.training.loop import predict_logits
 
     def look(
-        config: Config, student: Any, normalise: Any, data: Any, folder: Path, processes: Any, accelerator: Any
+        config: RunConfig, student: Any, normalise: Any, data: Any, folder: Path, processes: Any, accelerator: Any
     ) -> None:
         assert all(parameter.grad is None for parameter in student.parameters())
         rows = np.flatnonzero(data.lesson.labels >= 0)

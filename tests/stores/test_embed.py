@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from tiny_models import write_store
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.stores import embed as embedding
 from clipit.stores.embed import Store, centred, drop_words, embed_texts, embed_tiles, unit
@@ -47,7 +47,7 @@ class FailingVLM:
 
 
 @pytest.fixture
-def workspace(configure: Callable[..., Config]) -> Workspace:
+def workspace(configure: Callable[..., RunConfig]) -> Workspace:
     return Workspace(configure())
 
 
@@ -134,7 +134,7 @@ def test_precision_makes_another_store(workspace: Workspace, tmp_path: Path) -> 
     assert stores[0].vlm == stores[2].vlm
 
 
-def test_labels_play_no_part_in_a_tile_store(configure: Callable[..., Config]) -> None:
+def test_labels_play_no_part_in_a_tile_store(configure: Callable[..., RunConfig]) -> None:
     first = Workspace(configure(seed=1)).tile_store("train")
     other = Workspace(configure({"tiles.labels.kind": "all", "seed": 2})).tile_store("train")
     assert first.artifact.folder == other.artifact.folder

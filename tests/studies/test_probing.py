@@ -13,7 +13,7 @@ from study_records import lacking
 from tiny_models import MakeConfig
 
 from clipit.comparison.analyses.text_classifier import found_texts, image_probe_predictions, text_only_predictions
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.metrics import compute_metrics
@@ -51,7 +51,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory, world: dict[str, Any]) ->
 @pytest.fixture(scope="module")
 def probed(
     world: dict[str, Any], shared_output: Path, captions: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Config, Path, Path]:
+) -> tuple[RunConfig, Path, Path]:
     """Configuration, run and tables of one probing with a run."""
     from clipit.config.load import merge, nested, validate
 
@@ -66,7 +66,7 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple[Config, Path, Path]) -> None:
+def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple[RunConfig, Path, Path]) -> None:
     config, run, folder = probed
     subjects = {row["subject"] for row in rows_of(folder, what="knn")}
     assert {"VLM, joint space", "backbone, frozen", f"classifier {run.name}"} <= subjects
@@ -86,7 +86,7 @@ def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple
     assert row["low"] <= row["value"] <= row["high"]
 
 
-def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[Config, Path, Path]) -> None:
+def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[RunConfig, Path, Path]) -> None:
     _, _, folder = probed
     few = rows_of(folder, what="curve linear", share=0.01)
     assert few and all(row["value"] is None and "leaves none of class 0, 1, 2" in row["reason"] for row in few)
@@ -97,7 +97,7 @@ def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[Config, Pa
     assert (folder / "label_efficiency.png").is_file()
 
 
-def test_retrieval_in_words_and_with_captions(probed: tuple[Config, Path, Path]) -> None:
+def test_retrieval_in_words_and_with_captions(probed: tuple[RunConfig, Path, Path]) -> None:
     _, _, folder = probed
     assert {row["n"] for row in rows_of(folder, what="text (class prompts) to image")} == {3}
     assert {row["k"] for row in rows_of(folder, what="image to text (single prompts)")} == {1, 5}
@@ -109,7 +109,7 @@ def test_retrieval_in_words_and_with_captions(probed: tuple[Config, Path, Path])
     assert found["caption to image", 5]["random"] == pytest.approx(5 / 24)
 
 
-def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tuple[Config, Path, Path]) -> None:
+def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tuple[RunConfig, Path, Path]) -> None:
     _, run, folder = probed
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]
     own = rows_of(folder, what="own head", metric="accuracy")[0]
@@ -132,7 +132,7 @@ def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tup
     assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in of_run)
 
 
-def test_features_that_saw_labels_say_so(probed: tuple[Config, Path, Path], tmp_path: Path) -> None:
+def test_features_that_saw_labels_say_so(probed: tuple[RunConfig, Path, Path], tmp_path: Path) -> None:
     _, run, folder = probed
     told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
     assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
@@ -157,7 +157,7 @@ def test_features_that_saw_labels_say_so(probed: tuple[Config, Path, Path], tmp_
         saw_labels(tmp_path)
 
 
-def test_classifier_features_are_those_that_its_head_reads(probed: tuple[Config, Path, Path]) -> None:
+def test_classifier_features_are_those_that_its_head_reads(probed: tuple[RunConfig, Path, Path]) -> None:
     config, run, _ = probed
     workspace = Workspace(config)
     features = classifier_features(config, workspace, run).vectors["test"].astype(float)
@@ -172,7 +172,9 @@ def test_classifier_features_are_those_that_its_head_reads(probed: tuple[Config,
     assert np.abs(untrained - features).max() > 1e-3, "the adapter is merged"
 
 
-def test_features_are_kept_and_read_again(probed: tuple[Config, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_kept_and_read_again(
+    probed: tuple[RunConfig, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, _, _ = probed
     first = backbone_features(config, Workspace(config)).vectors
 
@@ -186,7 +188,7 @@ def test_features_are_kept_and_read_again(probed: tuple[Config, Path, Path], mon
     assert all((first[split] == again[split]).all() for split in first)
 
 
-def test_another_run_or_no_run_is_refused(probed: tuple[Config, Path, Path], tmp_path: Path) -> None:
+def test_another_run_or_no_run_is_refused(probed: tuple[RunConfig, Path, Path], tmp_path: Path) -> None:
     config, run, _ = probed
     tiles = config.tiles.model_copy(update={"classes": ("tumour", "gland", "stroma")})
     other = config.model_copy(update={"tiles": tiles})

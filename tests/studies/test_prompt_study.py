@@ -11,7 +11,7 @@ import pytest
 import yaml
 from study_records import lacking
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ClipitError, ConfigError, DataError, ModelError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
@@ -47,7 +47,7 @@ def simple(tmp_path: Path) -> str:
     return str(path)
 
 
-def quiet(config: Config) -> Workspace:
+def quiet(config: RunConfig) -> Workspace:
     return Workspace(config)
 
 
@@ -58,7 +58,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_every_way_of_asking_is_a_row(configure: Callable[..., Config], simple: str) -> None:
+def test_every_way_of_asking_is_a_row(configure: Callable[..., RunConfig], simple: str) -> None:
     config = configure(KEYS, name="ways", **{"zero_shot.simple": simple})
     workspace = quiet(config)
     folder = prompt_study(config, workspace)
@@ -80,7 +80,7 @@ def test_every_way_of_asking_is_a_row(configure: Callable[..., Config], simple: 
     assert {name: ensemble[name] for name in expected} == pytest.approx(expected)
 
 
-def test_the_page_says_what_a_reader_needs(configure: Callable[..., Config], simple: str) -> None:
+def test_the_page_says_what_a_reader_needs(configure: Callable[..., RunConfig], simple: str) -> None:
     config = configure(KEYS, name="page", **{"zero_shot.simple": simple, "note": "A note."})
     folder = prompt_study(config, quiet(config))
     text = (folder / "prompts.md").read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def test_the_page_says_what_a_reader_needs(configure: Callable[..., Config], sim
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_rich_minus_simple_is_written_as_numbers(configure: Callable[..., Config], simple: str) -> None:
+def test_rich_minus_simple_is_written_as_numbers(configure: Callable[..., RunConfig], simple: str) -> None:
     config = configure(KEYS, name="numbers", **{"zero_shot.simple": simple})
     folder = prompt_study(config, quiet(config))
     told = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
@@ -124,13 +124,13 @@ def test_rich_minus_simple_is_written_as_numbers(configure: Callable[..., Config
     assert "20 resamples, seed 0" in text and "prompts.json" in text
 
 
-def test_without_a_second_set_there_is_no_difference(configure: Callable[..., Config]) -> None:
+def test_without_a_second_set_there_is_no_difference(configure: Callable[..., RunConfig]) -> None:
     config = configure(KEYS, name="alone")
     folder = prompt_study(config, quiet(config))
     assert json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["differences"] == []
 
 
-def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., Config], simple: str) -> None:
+def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., RunConfig], simple: str) -> None:
     config = configure(KEYS, name="record", **{"zero_shot.simple": simple})
     workspace = quiet(config)
     rows = rows_of(prompt_study(config, workspace))
@@ -145,7 +145,7 @@ def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., Conf
     assert moved == {"VLM, centred"}, "the snippets' mean has a part in these figures only"
 
 
-def test_cut_tokens_are_counted(configure: Callable[..., Config], simple: str) -> None:
+def test_cut_tokens_are_counted(configure: Callable[..., RunConfig], simple: str) -> None:
     config = configure(KEYS, name="cut", prompts=simple)
     workspace = quiet(config)
     rows = rows_of(prompt_study(config, workspace))
@@ -156,7 +156,7 @@ def test_cut_tokens_are_counted(configure: Callable[..., Config], simple: str) -
     assert (ensemble["cut_texts"], ensemble["cut_tokens"]) == (1, 2)
 
 
-def test_the_same_again(configure: Callable[..., Config]) -> None:
+def test_the_same_again(configure: Callable[..., RunConfig]) -> None:
     config = configure(KEYS, name="again")
     first = rows_of(prompt_study(config, quiet(config)))
     assert rows_of(prompt_study(config, quiet(config))) == first
@@ -164,7 +164,7 @@ def test_the_same_again(configure: Callable[..., Config]) -> None:
     assert rows_of(prompt_study(other, quiet(other))) != first
 
 
-def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = configure(KEYS, name="asked", output=tmp_path, arm="clip_it_all", **{"training.steps": 2})
     workspace = quiet(config)
     run = train_run(config, workspace)
@@ -179,7 +179,7 @@ def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., 
     assert student["ece"] == pytest.approx(scores["ece"]["value"], abs=1e-4)
 
 
-def test_a_student_without_text_is_refused(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_student_without_text_is_refused(configure: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = configure(KEYS, name="mute", output=tmp_path, arm="image_only", **{"training.steps": 1})
     workspace = quiet(config)
     run = train_run(config, workspace)
@@ -189,7 +189,7 @@ def test_a_student_without_text_is_refused(configure: Callable[..., Config], tmp
         prompt_study(config, workspace, tmp_path / "nowhere")
 
 
-def test_what_it_refuses(configure: Callable[..., Config], world: dict[str, Any]) -> None:
+def test_what_it_refuses(configure: Callable[..., RunConfig], world: dict[str, Any]) -> None:
     def study(**keys: Any) -> None:
         """A study of the small world with these keys."""
         config = configure(KEYS | keys, name="refused")
@@ -207,7 +207,7 @@ def test_what_it_refuses(configure: Callable[..., Config], world: dict[str, Any]
         study(**{"zero_shot.templates": ["an image of {}"]})
 
 
-def test_screening_tiles_are_training_tiles_and_drawn_by_seed(configure: Callable[..., Config]) -> None:
+def test_screening_tiles_are_training_tiles_and_drawn_by_seed(configure: Callable[..., RunConfig]) -> None:
     config = configure(KEYS)
     test, screening = study_tiles(config, quiet(config))
     assert set(test.splits) == {"test"} and set(screening.splits) == {"train"}

@@ -17,7 +17,7 @@ from study_records import lacking
 from tiny_models import MakeConfig
 
 from clipit.config.load import merge, nested, validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.adaptation import align_statistics, statistics_of
 from clipit.evaluation.adaptation_guard import judge, reference_of
@@ -58,7 +58,7 @@ def small(world: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(world: dict[str, Any], shared_output: Path) -> tuple[Config, list[Path], Path]:
+def measured(world: dict[str, Any], shared_output: Path) -> tuple[RunConfig, list[Path], Path]:
     """Configuration, runs (image only, with text, late fusion) and tables."""
     config = validate(merge({**world, "output": shared_output}, nested(small(world))), "test")
     late = {"base": "clip_it_all", "student.head": "late_fusion", "student.projector_layers": 2}
@@ -73,7 +73,7 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_heads_answer_as_the_runs_wrote(measured: tuple[Config, list[Path], Path]) -> None:
+def test_heads_answer_as_the_runs_wrote(measured: tuple[RunConfig, list[Path], Path]) -> None:
     config, runs, _ = measured
     workspace = Workspace(config)
     for run in runs:
@@ -88,7 +88,7 @@ def test_heads_answer_as_the_runs_wrote(measured: tuple[Config, list[Path], Path
             np.testing.assert_allclose(found, written.zero_shot[rows], atol=1e-3)
 
 
-def test_a_level_of_a_curve_can_be_made_again(measured: tuple[Config, list[Path], Path]) -> None:
+def test_a_level_of_a_curve_can_be_made_again(measured: tuple[RunConfig, list[Path], Path]) -> None:
     config, runs, folder = measured
     test = Workspace(config).all_tiles.of_split("test")
     pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
@@ -105,7 +105,7 @@ def test_a_level_of_a_curve_can_be_made_again(measured: tuple[Config, list[Path]
     assert {row["subject"] for row in rows_of(folder, what="curve")} == {*(run.name for run in runs), "VLM"}
 
 
-def test_every_figure_carries_what_it_was_measured_on(measured: tuple[Config, list[Path], Path]) -> None:
+def test_every_figure_carries_what_it_was_measured_on(measured: tuple[RunConfig, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder)
     assert not lacking(rows)
@@ -118,7 +118,7 @@ def test_every_figure_carries_what_it_was_measured_on(measured: tuple[Config, li
         assert (folder / name).read_bytes()[:4] == b"\x89PNG" and name in page
 
 
-def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Config, list[Path], Path]) -> None:
+def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[RunConfig, list[Path], Path]) -> None:
     _, runs, folder = measured
     written = read_predictions(runs[0] / "predictions.parquet").select("test")
     before = rows_of(folder, what="calibration", subject=runs[0].name, state="before", metric="ece")[0]
@@ -129,7 +129,7 @@ def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Co
     assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
 
 
-def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Path], Path]) -> None:
+def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[RunConfig, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder, what="adaptation", perturbation=None)
     assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
@@ -143,7 +143,7 @@ def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[Config, list[Pa
     assert same["test"] == same["elsewhere"]
 
 
-def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[Config, list[Path], Path]) -> None:
+def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[RunConfig, list[Path], Path]) -> None:
     config, runs, folder = measured
     workspace = Workspace(config)
     subject, test = run_subject(workspace, runs[0], runs[0].name), workspace.all_tiles.of_split("test")
@@ -166,7 +166,7 @@ def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[Config,
 
 
 def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
-    measured: tuple[Config, list[Path], Path],
+    measured: tuple[RunConfig, list[Path], Path],
 ) -> None:
     _, _, folder = measured
     told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
@@ -207,7 +207,10 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
 
 
 def test_two_processes_write_the_same_rows(
-    measured: tuple[Config, list[Path], Path], write_config: Callable[..., Path], world: dict[str, Any], tmp_path: Path
+    measured: tuple[RunConfig, list[Path], Path],
+    write_config: Callable[..., Path],
+    world: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     _, runs, folder = measured
     record = tmp_path / "record.csv"
@@ -251,7 +254,7 @@ def test_two_processes_write_the_same_rows(
 
 
 def test_what_cannot_be_measured_is_refused(
-    measured: tuple[Config, list[Path], Path], configure: MakeConfig, world: dict[str, Any], tmp_path: Path
+    measured: tuple[RunConfig, list[Path], Path], configure: MakeConfig, world: dict[str, Any], tmp_path: Path
 ) -> None:
     config, runs, _ = measured
     with pytest.raises(DataError, match="a run is given twice"):
@@ -290,7 +293,7 @@ def test_batches_have_the_shares_that_were_drawn_and_use_up_no_class(configure: 
 
 
 def test_without_adaptation_nothing_of_it_is_made(
-    configure: MakeConfig, measured: tuple[Config, list[Path], Path]
+    configure: MakeConfig, measured: tuple[RunConfig, list[Path], Path]
 ) -> None:
     config = measured[0].model_copy(update={"name": "plain"})
     config = config.model_copy(update={"robustness": config.robustness.model_copy(update={"adaptation": ()})})

@@ -5,18 +5,18 @@ from collections.abc import Callable
 import pytest
 
 from clipit.config.load import validate
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
 
 
-def test_no_arm_changes_nothing(configure: Callable[..., Config]) -> None:
+def test_no_arm_changes_nothing(configure: Callable[..., RunConfig]) -> None:
     config = configure()
     assert resolve_arm(config) is config
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_every_built_in_arm_resolves_to_its_own_keys(configure: Callable[..., Config], arm: str) -> None:
+def test_every_built_in_arm_resolves_to_its_own_keys(configure: Callable[..., RunConfig], arm: str) -> None:
     config = resolve_arm(configure(arm=arm))
     for key, value in arm_keys(arm, {}).items():
         found: object = config
@@ -26,7 +26,7 @@ def test_every_built_in_arm_resolves_to_its_own_keys(configure: Callable[..., Co
     assert resolve_arm(config) == config
 
 
-def test_arms_differ_in_what_their_names_say(configure: Callable[..., Config]) -> None:
+def test_arms_differ_in_what_their_names_say(configure: Callable[..., RunConfig]) -> None:
     resolved = {arm: resolve_arm(configure(arm=arm)) for arm in ARMS}
     assert resolved["image_only"].student.projector_layers == 0
     assert resolved["image_only_frozen"].backbone.tuning == "frozen"
@@ -43,7 +43,7 @@ def test_arms_differ_in_what_their_names_say(configure: Callable[..., Config]) -
         assert other.model_dump(exclude={"arm", "distillation"}) == plain.model_dump(exclude={"arm", "distillation"})
 
 
-def test_what_bags_and_soft_labels_are_to_be_compared_with(configure: Callable[..., Config]) -> None:
+def test_what_bags_and_soft_labels_are_to_be_compared_with(configure: Callable[..., RunConfig]) -> None:
     resolved = {arm: resolve_arm(configure(arm=arm)) for arm in ARMS}
     # The same five snippets: the term of the bags alone.
     top5, bags = (resolved[arm].model_dump(exclude={"arm", "bags"}) for arm in ("top5", "bags"))
@@ -55,13 +55,13 @@ def test_what_bags_and_soft_labels_are_to_be_compared_with(configure: Callable[.
     assert both.distillation == resolved["clip_it_all"].distillation and both.distillation.tiles == "all"
 
 
-def test_an_own_arm_over_a_base(configure: Callable[..., Config]) -> None:
+def test_an_own_arm_over_a_base(configure: Callable[..., RunConfig]) -> None:
     arms = {"big": {"base": "middle", "lora.rank": 16}, "middle": {"base": "word_drop", "lora.rank": 8, "seed": 5}}
     config = resolve_arm(configure(arm="big", arms=arms))
     assert (config.lora.rank, config.seed, config.distillation.word_drop) == (16, 5, 0.3)
 
 
-def test_an_own_arm_over_the_built_in_one_of_its_name(configure: Callable[..., Config]) -> None:
+def test_an_own_arm_over_the_built_in_one_of_its_name(configure: Callable[..., RunConfig]) -> None:
     config = resolve_arm(configure(arm="clip_it_all", arms={"clip_it_all": {"base": "clip_it_all", "lora.rank": 2}}))
     assert (config.lora.rank, config.distillation.tiles) == (2, "all")
 
@@ -78,13 +78,13 @@ def test_an_own_arm_over_the_built_in_one_of_its_name(configure: Callable[..., C
     ],
 )
 def test_recipes_that_cannot_be_resolved(
-    configure: Callable[..., Config], arm: str, arms: dict[str, dict[str, object]], match: str
+    configure: Callable[..., RunConfig], arm: str, arms: dict[str, dict[str, object]], match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         resolve_arm(configure(arm=arm, arms=arms))
 
 
-def test_the_command_line_wins_over_the_arm_and_the_arm_over_the_file(configure: Callable[..., Config]) -> None:
+def test_the_command_line_wins_over_the_arm_and_the_arm_over_the_file(configure: Callable[..., RunConfig]) -> None:
     arms = {
         "tuned": {"base": "clip_it_all", "training.steps": 300, "training.learning_rate": 0.002, "lora": {"rank": 4}}
     }
@@ -96,12 +96,12 @@ def test_the_command_line_wins_over_the_arm_and_the_arm_over_the_file(configure:
     assert resolve_arm(validate(config.model_dump(mode="json"), "config.yaml")) == config
 
 
-def test_what_a_program_sets_after_the_command_line_stays(configure: Callable[..., Config]) -> None:
+def test_what_a_program_sets_after_the_command_line_stays(configure: Callable[..., RunConfig]) -> None:
     given = configure({"arm": "clip_it_all", "seed": 7, "overrides": ["seed", "output"]})
     assert resolve_arm(given.model_copy(update={"seed": 1})).seed == 1  # a comparison's seeds
 
 
-def test_a_section_that_an_arm_leaves_out_stays_when_it_was_given(configure: Callable[..., Config]) -> None:
+def test_a_section_that_an_arm_leaves_out_stays_when_it_was_given(configure: Callable[..., RunConfig]) -> None:
     values = {"arm": "mute", "arms": {"mute": {"base": "image_only", "reports": None}}}
     assert resolve_arm(configure(values)).reports is None
     assert resolve_arm(configure({**values, "overrides": ["reports.min_words"]})).reports is not None

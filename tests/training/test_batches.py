@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.training.batches import plan_batches
@@ -14,7 +14,7 @@ from clipit.training.step import occurrences, own_parts
 HAS_LABEL = np.arange(60) % 5 == 0  # 12 labelled, 48 not
 
 
-def test_a_batch_mixes_at_the_stated_share(configure: Callable[..., Config]) -> None:
+def test_a_batch_mixes_at_the_stated_share(configure: Callable[..., RunConfig]) -> None:
     plan = plan_batches(configure({"training.tiles_per_step": 16, "training.labelled_share": 0.25}), HAS_LABEL)
     for step in range(30):
         rows = plan.rows(step)
@@ -22,7 +22,7 @@ def test_a_batch_mixes_at_the_stated_share(configure: Callable[..., Config]) -> 
         assert HAS_LABEL[rows[:4]].all() and not HAS_LABEL[rows[4:]].any()
 
 
-def test_each_tile_once_before_any_twice(configure: Callable[..., Config]) -> None:
+def test_each_tile_once_before_any_twice(configure: Callable[..., RunConfig]) -> None:
     plan = plan_batches(configure({"training.tiles_per_step": 9, "training.labelled_share": 1 / 3}), HAS_LABEL)
     unlabelled = np.concatenate([plan.rows(step)[3:] for step in range(16)])
     assert sorted(unlabelled[:48]) == np.flatnonzero(~HAS_LABEL).tolist()
@@ -32,29 +32,29 @@ def test_each_tile_once_before_any_twice(configure: Callable[..., Config]) -> No
 
 
 @pytest.mark.parametrize("tiles", ["none", "labelled"])
-def test_without_distillation_of_all_a_batch_is_labelled(configure: Callable[..., Config], tiles: str) -> None:
+def test_without_distillation_of_all_a_batch_is_labelled(configure: Callable[..., RunConfig], tiles: str) -> None:
     plan = plan_batches(configure({"distillation.tiles": tiles, "training.tiles_per_step": 16}), HAS_LABEL)
     rows = plan.rows(3)
     assert len(rows) == 16 and HAS_LABEL[rows].all()
 
 
-def test_all_labelled(configure: Callable[..., Config]) -> None:
+def test_all_labelled(configure: Callable[..., RunConfig]) -> None:
     plan = plan_batches(configure({"training.tiles_per_step": 16}), np.ones(60, dtype=bool))
     assert len(plan.rows(0)) == 16 == len(set(plan.rows(0).tolist()))
 
 
-def test_seed_decides(configure: Callable[..., Config]) -> None:
+def test_seed_decides(configure: Callable[..., RunConfig]) -> None:
     first, again, other = (plan_batches(configure(seed=seed), HAS_LABEL).rows(2) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_no_label_at_all(configure: Callable[..., Config]) -> None:
+def test_no_label_at_all(configure: Callable[..., RunConfig]) -> None:
     with pytest.raises(DataError, match=r"no training tile has a label(?s:.*)tiles\.labels"):
         plan_batches(configure(), np.zeros(5, dtype=bool))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.99, 1.0])
-def test_no_room_for_both_kinds(configure: Callable[..., Config], share: float) -> None:
+def test_no_room_for_both_kinds(configure: Callable[..., RunConfig], share: float) -> None:
     with pytest.raises(ConfigError, match="no room"):
         plan_batches(configure({"training.labelled_share": share}), HAS_LABEL)
 
@@ -62,7 +62,7 @@ def test_no_room_for_both_kinds(configure: Callable[..., Config], share: float) 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_processes_and_micro_batches_share_a_batch(
-    configure: Callable[..., Config], count: int, accumulation: int
+    configure: Callable[..., RunConfig], count: int, accumulation: int
 ) -> None:
     batch = plan_batches(configure({"training.tiles_per_step": 16}), HAS_LABEL).rows(5)
     parts = [

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import Processes
 from clipit.errors import ConfigError
 from clipit.training import checks
@@ -15,13 +15,15 @@ from clipit.training.checks import check
 LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  # 6 x 5 members: 0.47 GiB once
 
 
-def test_the_bound_counts_all_that_a_step_holds(configure: Callable[..., Config]) -> None:
+def test_the_bound_counts_all_that_a_step_holds(configure: Callable[..., RunConfig]) -> None:
     check(resolve_arm(configure(LARGE, arm="bags")))  # 2.8 GiB
     with pytest.raises(ConfigError, match=r"6 tiles and 5 texts need about 4\.2 GiB in a step of 2048 tiles"):
         check(resolve_arm(configure({**LARGE, "bags.learn_temperature": True}, arm="bags")))
 
 
-def test_processes_share_what_a_step_holds(configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_what_a_step_holds(
+    configure: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     config = resolve_arm(configure({**LARGE, "training.tiles_per_step": 4096}, arm="bags"))
@@ -31,19 +33,19 @@ def test_processes_share_what_a_step_holds(configure: Callable[..., Config], mon
     check(config)
 
 
-def test_a_learnt_temperature_starts_where_it_may_stay(configure: Callable[..., Config]) -> None:
+def test_a_learnt_temperature_starts_where_it_may_stay(configure: Callable[..., RunConfig]) -> None:
     check(resolve_arm(configure({"bags.temperature": 0.005}, arm="bags")))
     with pytest.raises(ConfigError, match=r"bags\.learn_temperature(?s:.*)bags\.temperature=0\.01 or more"):
         check(resolve_arm(configure({"bags.temperature": 0.005, "bags.learn_temperature": True}, arm="bags")))
 
 
-def test_bags_need_their_pairs_and_the_whole_batch(configure: Callable[..., Config]) -> None:
+def test_bags_need_their_pairs_and_the_whole_batch(configure: Callable[..., RunConfig]) -> None:
     config = configure({"pairing.k": 2, "bags.weight": 1.0, "training.accumulation": 2})
     with pytest.raises(ConfigError, match=r"bags\.snippets=5(?s:.*)training\.accumulation=1"):
         check(config)
 
 
-def test_what_is_taught_names_every_source(configure: Callable[..., Config]) -> None:
+def test_what_is_taught_names_every_source(configure: Callable[..., RunConfig]) -> None:
     arms = {"two": {"base": "clip_it_all", "second_vlm": {"name": "other"}}}
     told = {
         arm: told_sources(resolve_arm(configure(arm=arm, arms=arms)))

@@ -10,7 +10,7 @@ import torch
 from run_files import losses
 from torch import nn
 
-from clipit.config.run import Config, StudentConfig, TrainingConfig
+from clipit.config.run import RunConfig, StudentConfig, TrainingConfig
 from clipit.distributed import get_processes
 from clipit.errors import ModelError
 from clipit.models.student import Student
@@ -19,7 +19,7 @@ from clipit.runs.train import train_run
 from clipit.training.checkpoints import Progress, best_file
 from clipit.training.loop import _check_finite, _look, warmup_cosine
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 
 
 def test_warmup_rises_to_one_and_the_cosine_ends_near_zero() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_models import write_store
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.pairing.sources import row_of_each
 from clipit.runs.targets import make_teaching
@@ -20,7 +20,7 @@ from clipit.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def workspace(configure: Callable[..., Config]) -> Workspace:
+def workspace(configure: Callable[..., RunConfig]) -> Workspace:
     return Workspace(configure({"pairing.k": 2}))
 
 
@@ -60,7 +60,7 @@ def test_context_of_some_sections_only(workspace: Workspace) -> None:
     assert found.fell_back[rows].tolist() == [False, False, True, True], "a diagnosis is no context of itself"
 
 
-def test_a_section_that_no_report_has_is_named(configure: Callable[..., Config]) -> None:
+def test_a_section_that_no_report_has_is_named(configure: Callable[..., RunConfig]) -> None:
     config = resolve_arm(configure({"distillation.sections": ["diagnoses"]}, arm="report_context"))
     workspace = Workspace(config)
     with pytest.raises(DataError, match=r"(?s)section called diagnoses.*distillation\.sections.*unknown"):
@@ -131,7 +131,7 @@ def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("target", ["report_context", "report_labels"])
-def test_the_sources_of_twins_are_joined_in_a_run(configure: Callable[..., Config], target: str) -> None:
+def test_the_sources_of_twins_are_joined_in_a_run(configure: Callable[..., RunConfig], target: str) -> None:
     config = configure({"distillation.target": target}, arm="clip_it_all")
     workspace = Workspace(config)
     assert len(workspace.index.ids) < len(workspace.index.store.ids), "this world has snippets of equal embedding"

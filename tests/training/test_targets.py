@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.stores.embed import Store, centred, unit
 from clipit.training.targets import (
@@ -26,7 +26,7 @@ from clipit.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def workspace(configure: Callable[..., Config]) -> Workspace:
+def workspace(configure: Callable[..., RunConfig]) -> Workspace:
     return Workspace(configure({"pairing.k": 2}))
 
 

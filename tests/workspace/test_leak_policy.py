@@ -15,7 +15,7 @@ import pytest
 from logged_lines import capture_log
 from PIL import Image
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.tiles.load import read_tiles
 from clipit.tiles.tileset import TileSet
@@ -23,7 +23,7 @@ from clipit.workspace.leak_policy import check_leaks
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 from clipit.workspace.workspace import Workspace
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 Leaky = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def leaky(world: dict[str, Any], tmp_path: Path) -> Leaky:
     return make
 
 
-def workspace(config: Config) -> tuple[Workspace, list[str]]:
+def workspace(config: RunConfig) -> tuple[Workspace, list[str]]:
     said = capture_log()
     return Workspace(config), said
 

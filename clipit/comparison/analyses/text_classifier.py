@@ -6,7 +6,7 @@ Analysis, never training: no pair of a test tile is written, and nothing here re
 import numpy as np
 from jaxtyping import Float32, Int
 
-from clipit.config.run import Config, PairingConfig
+from clipit.config.run import PairingConfig, RunConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.probes import linear_probe
@@ -17,7 +17,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 
-def text_only_predictions(config: Config, workspace: Workspace, seed: int) -> Predictions:
+def text_only_predictions(config: RunConfig, workspace: Workspace, seed: int) -> Predictions:
     """What the text alone says about the test tiles: a logistic regression on the snippets that tiles find.
 
     Each tile, of whatever split, stands for the mean of its `pairing.k` nearest snippets under the rules of `pairing`
@@ -35,7 +35,7 @@ def text_only_predictions(config: Config, workspace: Workspace, seed: int) -> Pr
     return _probe(config, workspace, seed, text=True)
 
 
-def image_probe_predictions(config: Config, workspace: Workspace, seed: int) -> Predictions:
+def image_probe_predictions(config: RunConfig, workspace: Workspace, seed: int) -> Predictions:
     """The same head on the VLM's image embeddings: the second classifier that needs no text.
 
     Raises:
@@ -79,7 +79,7 @@ def found_texts(
     return np.concatenate(parts)
 
 
-def _probe(config: Config, workspace: Workspace, seed: int, *, text: bool) -> Predictions:
+def _probe(config: RunConfig, workspace: Workspace, seed: int, *, text: bool) -> Predictions:
     tiles = workspace.tiles(seed)
     parts = {split: tiles.of_split(split) for split in ("train", "validation", "test")}
     vectors: dict[str, Float32[np.ndarray, "_ d"]] = {}

@@ -9,7 +9,7 @@ import numpy as np
 from clipit.comparison.report.tables import table_one
 from clipit.comparison.rows import COSTS
 from clipit.comparison.statistics import PERCENT, Line
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.evaluation.significance import FEWEST_SEEDS
 
 Row = Mapping[str, Any]
@@ -56,7 +56,7 @@ def _plain(rows: Sequence[Row], key: str) -> str:
     return f"{np.mean(values):g}" if key == "learning_rate" else f"{np.mean(values):,.0f}"
 
 
-def ones(config: Config, made: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
+def ones(config: RunConfig, made: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows of the table in the form of CLIP-IT's table 1; none where there is one arm only."""
     c = config.comparison
     others = [arm for arm in c.arms if arm != c.baseline]

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import Line
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.reporting.html import Links, Part, Section, Text
 
 _STUDIES = ("probing", "robustness", "prompts")
 _Row = tuple[str, list[tuple[str, str]]]
 
 
-def link_sections(config: Config, plans: Sequence[Plan], made: Sequence[Line], folder: Path) -> list[Section]:
+def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line], folder: Path) -> list[Section]:
     """One section with links to every page that exists, relative to the comparison's folder; none if there is none.
 
     Args:

@@ -10,13 +10,13 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION
 from clipit.comparison.report.cost_table import place_told
 from clipit.comparison.statistics import PERCENT, Line
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError, explain
 from clipit.evaluation.significance import FEWEST_SEEDS
 from clipit.reporting.tables import LABELS
 
 
-def notes_of(config: Config, plans: Sequence[Plan], made: Sequence[Line], beside: str) -> list[str]:
+def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line], beside: str) -> list[str]:
     """All sentences, in order.
 
     Args:
@@ -62,7 +62,7 @@ def notes_of(config: Config, plans: Sequence[Plan], made: Sequence[Line], beside
     return notes
 
 
-def _varies(config: Config) -> str:
+def _varies(config: RunConfig) -> str:
     labels = config.tiles.labels
     return "labelled tiles, " if labels.kind in ("fraction", "per_class") and labels.seed is None else ""
 
@@ -80,7 +80,7 @@ def _name(line: Line, made: Sequence[Line]) -> str:
     return place_told(line.key[:2], {other.key[:2] for other in made})[2:-1]
 
 
-def _tuning(config: Config, plans: Sequence[Plan]) -> list[str]:
+def _tuning(config: RunConfig, plans: Sequence[Plan]) -> list[str]:
     """How the arms came by their learning rates, steps and weights: what is known of it, and no more."""
     c, first = config.comparison, plans[0].config
     axes = {arm: axes_of(first, arm) for arm in c.arms}
@@ -130,7 +130,7 @@ def _counts(trials: Mapping[str, int]) -> str:
     return "; ".join(f"{count} for {', '.join(arms)}" for count, arms in sorted(groups.items()))
 
 
-def _searched(config: Config, first: Config) -> tuple[str, list[str]]:
+def _searched(config: RunConfig, first: RunConfig) -> tuple[str, list[str]]:
     """Where the arms' keys come from, and the arms whose keys are not those that a search chose."""
     c = config.comparison
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
@@ -169,7 +169,7 @@ def _differs(before: Any, now: Any) -> bool:
     return bool(before != now)
 
 
-def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: Config, arm: str) -> bool:
+def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, arm: str) -> bool:
     """Whether an arm's value is the lowest or the highest of several numbers."""
     values = axes.get(key, ())
     if len(values) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

@@ -9,7 +9,7 @@ from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, R
 from clipit.comparison.report.tables import HEADER, shown_columns
 from clipit.comparison.rows import RECORD
 from clipit.comparison.statistics import PERCENT, Line
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.reporting.comparison_page import raw_parts, seed_figure
 from clipit.reporting.html import Figure, Part, Section, Table, Text
 from clipit.reporting.label_plots import label_curves_plot
@@ -19,7 +19,7 @@ _LONG = 12  # rows of a table from which on a section beside the main one is fol
 
 
 def score_sections(
-    config: Config,
+    config: RunConfig,
     made: Sequence[Line],
     against: Mapping[str, Sequence[Line]],
     known: Published,
@@ -63,7 +63,7 @@ def _scores(made: Sequence[Line], known: Published, key: str) -> Table:
     return Table(header, cells, source=told, left=sum(name in HEADER[:4] for name in header))
 
 
-def label_sections(config: Config, made: Sequence[Line], folder: Path) -> list[Section]:
+def label_sections(config: RunConfig, made: Sequence[Line], folder: Path) -> list[Section]:
     """Score over the share of labelled training tiles, where the same tiles and backbone had several; one line per arm.
 
     Other data sets have other tiles: their points never stand on one line.

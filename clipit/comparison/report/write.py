@@ -22,7 +22,7 @@ from clipit.comparison.report.sections import (
 from clipit.comparison.report.tables import HEADER, latex_table, main_table, shown_columns
 from clipit.comparison.report.training_curves import curve_sections
 from clipit.comparison.statistics import Line, lines
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.evaluation.intervals import Difference
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.significance import paired_bootstrap_over_tiles
@@ -33,7 +33,7 @@ from clipit.tiles.tileset import TileSet
 
 
 def write_report(
-    config: Config,
+    config: RunConfig,
     plans: Sequence[Plan],
     rows: Sequence[Row],
     why: Sequence[Finding],
@@ -89,7 +89,7 @@ def write_report(
     return made, against, notes
 
 
-def _published(config: Config, plans: Sequence[Plan]) -> tuple[Published, list[str]]:
+def _published(config: RunConfig, plans: Sequence[Plan]) -> tuple[Published, list[str]]:
     """Published figures in the comparison's metric, and a sentence for those that are in another one."""
     metric, known, other = config.comparison.metric, dict[tuple[str, str, str], str](), list[str]()
     for plan in plans:
@@ -109,7 +109,7 @@ def _published(config: Config, plans: Sequence[Plan]) -> tuple[Published, list[s
 
 
 def _markdown(
-    config: Config,
+    config: RunConfig,
     made: Sequence[Line],
     against: Mapping[str, Sequence[Line]],
     known: Published,
@@ -129,7 +129,7 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(config: Config, made: Sequence[Line], known: Published, beside: str) -> str:
+def _latex(config: RunConfig, made: Sequence[Line], known: Published, beside: str) -> str:
     """The main table and that in the form of table 1; captions say what stands in them and where it is from."""
     c = config.comparison
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from clipit.artifacts import write_json
-from clipit.config.run import Config, ProbingConfig
+from clipit.config.run import ProbingConfig, RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.features import Features, Probe
@@ -38,7 +38,7 @@ _METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc",
 Row = dict[str, Any]
 
 
-def probe(config: Config, run: Path | None = None) -> Path:
+def probe(config: RunConfig, run: Path | None = None) -> Path:
     """Measure what frozen features hold, and write probing.parquet, .md, .html, .json and the label-efficiency plot.
 
     Args:
@@ -108,7 +108,7 @@ def probes(p: ProbingConfig, seed: int = 0) -> dict[str, Probe]:
     return {name: known[name] for name in p.probes}
 
 
-def _subject_rows(config: Config, workspace: Workspace, subject: Frozen) -> list[Row]:
+def _subject_rows(config: RunConfig, workspace: Workspace, subject: Frozen) -> list[Row]:
     """Everything of one model's features."""
     p, visible, known = config.probing, workspace.tiles(config.seed), workspace.all_tiles
     n_classes = len(known.classes)
@@ -146,7 +146,7 @@ def _subject_rows(config: Config, workspace: Workspace, subject: Frozen) -> list
     return rows
 
 
-def _zero_shot_rows(config: Config, workspace: Workspace, joint: Frozen) -> list[Row]:
+def _zero_shot_rows(config: RunConfig, workspace: Workspace, joint: Frozen) -> list[Row]:
     """The VLM's zero-shot as it comes, and centred as pairing is; nothing without prompts."""
     prompts, known = workspace.prompts, workspace.all_tiles
     if prompts is None:
@@ -167,7 +167,7 @@ def _zero_shot_rows(config: Config, workspace: Workspace, joint: Frozen) -> list
     return rows
 
 
-def _run_rows(config: Config, workspace: Workspace, run: Path) -> list[Row]:
+def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> list[Row]:
     """The run's own answers on the test tiles, as it wrote them: its head, and its prompts where it has them.
 
     Raises:
@@ -196,7 +196,7 @@ def _run_rows(config: Config, workspace: Workspace, run: Path) -> list[Row]:
 
 
 def _score_rows(
-    config: Config,
+    config: RunConfig,
     labels: Int64[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n c"],
     groups: np.ndarray,
@@ -223,7 +223,7 @@ def _cell(
     return {"metric": metric, "value": value, "low": low, "high": high, "reason": reason}
 
 
-def _check_test(config: Config, tiles: TileSet) -> None:
+def _check_test(config: RunConfig, tiles: TileSet) -> None:
     if not (tiles.of_split("test").labels >= 0).any():
         raise DataError(
             explain("no test tile has a label", where=config.tiles.path, fix="give labelled tiles of the split test")
@@ -231,7 +231,7 @@ def _check_test(config: Config, tiles: TileSet) -> None:
 
 
 def _write(
-    config: Config, workspace: Workspace, subjects: Sequence[Frozen], rows: list[Row], folder: Path, run: Path | None
+    config: RunConfig, workspace: Workspace, subjects: Sequence[Frozen], rows: list[Row], folder: Path, run: Path | None
 ) -> None:
     facts = {subject.name: subject.facts for subject in subjects}
     tiles, prompts, made = workspace.all_tiles, workspace.prompts, made_by()

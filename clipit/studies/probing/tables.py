@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.tables import LABELS, mean_sd, number, with_interval
 from clipit.studies.report import Chapter, Plot, undefined_chapter
@@ -20,7 +20,7 @@ _SAW = (
 
 
 def probing_chapters(
-    config: Config, rows: Sequence[Row], provenance: Mapping[str, Any], plot: str | None
+    config: RunConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plot: str | None
 ) -> list[Chapter]:
     """Probes, few-shot episodes, label efficiency and retrieval, and how they were made.
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float32
 
 from clipit.artifacts import write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain
 from clipit.evaluation import prompt_modes
@@ -80,7 +80,7 @@ class _Asked:
         return compute_metrics(self.test.labels, self.probabilities(classifier))
 
 
-def prompt_study(config: Config, workspace: Workspace, run: Path | None = None) -> Path:
+def prompt_study(config: RunConfig, workspace: Workspace, run: Path | None = None) -> Path:
     """Ask the VLM (and a student) in many ways and write down what each way scores on the test tiles.
 
     Modes of `zero_shot.modes` for `prompts` and, where given, `zero_shot.simple`; the sensitivity grid of both; the
@@ -125,7 +125,7 @@ def prompt_study(config: Config, workspace: Workspace, run: Path | None = None) 
     return folder
 
 
-def _prompt_sets(config: Config, workspace: Workspace) -> list[PromptSet]:
+def _prompt_sets(config: RunConfig, workspace: Workspace) -> list[PromptSet]:
     """The simple set, where there is one, and the set of the configuration."""
     if workspace.prompts is None:
         raise ConfigError(explain("no prompt set to study", where="prompts", fix="set prompts to a file or a name"))
@@ -144,7 +144,7 @@ def _prompt_sets(config: Config, workspace: Workspace) -> list[PromptSet]:
     return [simple, rich]
 
 
-def _mode_rows(one: _Asked, config: Config) -> list[Row]:
+def _mode_rows(one: _Asked, config: RunConfig) -> list[Row]:
     z, texts, rows = config.zero_shot, one.embedded(one.prompts), []
     for mode in z.modes:
         if mode == "single":
@@ -175,7 +175,7 @@ def _mode_rows(one: _Asked, config: Config) -> list[Row]:
     return rows
 
 
-def _grid_rows(one: _Asked, config: Config) -> list[Row]:
+def _grid_rows(one: _Asked, config: RunConfig) -> list[Row]:
     z = config.zero_shot
     rows = []
     for cell in prompt_grid(one.prompts, z.templates, z.organs, z.magnifications, z.stains):
@@ -186,7 +186,7 @@ def _grid_rows(one: _Asked, config: Config) -> list[Row]:
     return rows
 
 
-def _differences(asked: Sequence[_Asked], config: Config) -> list[dict[str, Any]]:
+def _differences(asked: Sequence[_Asked], config: RunConfig) -> list[dict[str, Any]]:
     """Rich minus simple, both as ensembles, per subject and score: value and 95 % interval (paired bootstrap).
 
     Returns:
@@ -212,7 +212,7 @@ def _predictions(one: _Asked) -> Predictions:
     return Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
 
 
-def _write(folder: Path, config: Config, rows: Sequence[Row], asked: Sequence[_Asked], workspace: Workspace) -> None:
+def _write(folder: Path, config: RunConfig, rows: Sequence[Row], asked: Sequence[_Asked], workspace: Workspace) -> None:
     test, metric, made = asked[0].test, config.zero_shot.metric, made_by()
     common: Row = dict.fromkeys(SCHEMA.names)
     common |= {"split": "test", "tiles": len(test), "classes": len(test.classes), "metric": metric}

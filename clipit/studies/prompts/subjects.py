@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError, explain
 from clipit.progress import progress
@@ -45,7 +45,7 @@ class Subject:
     facts: Mapping[str, Any]
 
 
-def study_tiles(config: Config, workspace: Workspace) -> tuple[TileSet, TileSet]:
+def study_tiles(config: RunConfig, workspace: Workspace) -> tuple[TileSet, TileSet]:
     """The labelled test tiles, and the training tiles that prompts are screened with (drawn by seed), each by id.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.adaptation import FEWEST_TILES, align_statistics, statistics_of, transductive
 from clipit.evaluation.adaptation_guard import Reference, judge, reference_of
@@ -51,7 +51,7 @@ def known_of(subject: Subject, training: Vectors) -> Known:
 
 
 def adaptation_rows(
-    config: Config,
+    config: RunConfig,
     subjects: list[Subject],
     parts: Mapping[str, TileSet],
     all_vectors: Found,
@@ -75,7 +75,7 @@ def adaptation_rows(
 
 
 def adapted_rows(
-    config: Config, tiles: TileSet, subject: Subject, vectors: Vectors, known: Known, name: str
+    config: RunConfig, tiles: TileSet, subject: Subject, vectors: Vectors, known: Known, name: str
 ) -> list[Row]:
     """One row per reading and adaptation of one subject on one set of tiles, and one per batch drawn from them.
 
@@ -109,7 +109,7 @@ def adapted_rows(
 class _Adapt:
     """One adaptation of one reading of one model."""
 
-    config: Config
+    config: RunConfig
     answer: Answer
     training: Float32[np.ndarray, "m d"]
     reference: Reference | str

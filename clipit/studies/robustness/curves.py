@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
 from clipit.progress import progress
@@ -20,7 +20,7 @@ _CHUNK = 16
 """Tiles perturbed at once."""
 
 
-def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], known: Mapping[str, Known]) -> list[Row]:
+def curve_rows(config: RunConfig, tiles: TileSet, subjects: list[Subject], known: Mapping[str, Known]) -> list[Row]:
     """Scores of every subject at every level, and of every adaptation there. In the main process; none elsewhere.
 
     The stored tile is perturbed, before a model's own resizing, so that models with other inputs see the same change.
@@ -60,7 +60,7 @@ def curve_rows(config: Config, tiles: TileSet, subjects: list[Subject], known: M
 
 
 def _perturbed(
-    config: Config,
+    config: RunConfig,
     tiles: TileSet,
     subjects: list[Subject],
     name: str,

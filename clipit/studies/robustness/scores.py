@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature, weighted_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
@@ -22,7 +22,7 @@ Found = dict[tuple[str, str], Vectors]
 
 
 def shifted_rows(
-    config: Config, subjects: list[Subject], parts: Mapping[str, TileSet], all_vectors: Found
+    config: RunConfig, subjects: list[Subject], parts: Mapping[str, TileSet], all_vectors: Found
 ) -> list[Row]:
     """Scores on the test tiles and on each shifted set, without adaptation."""
     rows = []
@@ -36,7 +36,9 @@ def shifted_rows(
     return rows
 
 
-def calibration_rows(config: Config, workspace: Workspace, subject: Subject, vlm_vectors: Vectors | None) -> list[Row]:
+def calibration_rows(
+    config: RunConfig, workspace: Workspace, subject: Subject, vlm_vectors: Vectors | None
+) -> list[Row]:
     """ECE, NLL and Brier score on all test tiles before and after temperature scaling on the validation labels.
 
     Args:
@@ -71,7 +73,7 @@ def calibration_rows(config: Config, workspace: Workspace, subject: Subject, vlm
 
 
 def _tables(
-    config: Config, workspace: Workspace, subject: Subject, vlm_vectors: Vectors | None
+    config: RunConfig, workspace: Workspace, subject: Subject, vlm_vectors: Vectors | None
 ) -> dict[str, Predictions]:
     if subject.run is not None:
         found = read_predictions(subject.run / "predictions.parquet")
@@ -99,7 +101,7 @@ def _bins(labels: Int64[np.ndarray, " n"], probabilities: Float32[np.ndarray, "n
 
 
 def _calibration_cells(
-    config: Config,
+    config: RunConfig,
     test: Predictions,
     probabilities: Float32[np.ndarray, "n c"],
     before: Float32[np.ndarray, "n c"] | None,
@@ -127,7 +129,7 @@ def _calibration_cells(
 
 
 def score_cell(
-    config: Config,
+    config: RunConfig,
     tiles: TileSet,
     probabilities: Float[np.ndarray, "n c"],
     before: Float[np.ndarray, "n c"] | None,
@@ -170,7 +172,7 @@ def score_cell(
     return row
 
 
-def vlm_calibration_vectors(config: Config, workspace: Workspace, subject: Subject) -> Vectors:
+def vlm_calibration_vectors(config: RunConfig, workspace: Workspace, subject: Subject) -> Vectors:
     """The VLM's vectors of all validation and then all test tiles; every process takes part."""
     parts = [
         vectors_of(subject, workspace.all_tiles.of_split(split), config, workspace) for split in ("validation", "test")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import write_json
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.adaptation_guard import Case, guard_errors
@@ -30,7 +30,7 @@ LEARNT = 1000
 """Training tiles that adaptation and its guard see, at most."""
 
 
-def robustness(config: Config, runs: Sequence[Path]) -> Path:
+def robustness(config: RunConfig, runs: Sequence[Path]) -> Path:
     """Measure finished runs and, with prompts, the VLM; write robustness.parquet, .md, .html, .json and plots.
 
     Args:
@@ -111,7 +111,7 @@ def _guard_rows(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _subjects(config: Config, workspace: Workspace, runs: Sequence[Path]) -> list[Subject]:
+def _subjects(config: RunConfig, workspace: Workspace, runs: Sequence[Path]) -> list[Subject]:
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):  # arms of two comparisons
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
@@ -135,7 +135,7 @@ def _subjects(config: Config, workspace: Workspace, runs: Sequence[Path]) -> lis
     return found
 
 
-def _parts(config: Config, workspace: Workspace) -> dict[str, TileSet]:
+def _parts(config: RunConfig, workspace: Workspace) -> dict[str, TileSet]:
     """The test tiles and each shifted set, with labels, at most `robustness.tiles` of each."""
     every = {"test": workspace.all_tiles.of_split("test")}
     every |= {name: workspace.shifted_tiles(name) for name in config.comparison.shifted}
@@ -149,7 +149,7 @@ def _parts(config: Config, workspace: Workspace) -> dict[str, TileSet]:
 
 
 def _write(
-    config: Config,
+    config: RunConfig,
     workspace: Workspace,
     subjects: Sequence[Subject],
     parts: dict[str, TileSet],
@@ -207,5 +207,5 @@ def _asked(row: Row, workspace: Workspace, subjects: Sequence[Subject]) -> Row:
     return run_prompts(run) if run is not None and row["what"] == "calibration" else asked_with(workspace.prompts)
 
 
-def _notes(config: Config, workspace: Workspace, name: str) -> tuple[str, ...]:
+def _notes(config: RunConfig, workspace: Workspace, name: str) -> tuple[str, ...]:
     return (workspace.all_tiles if name == "test" else workspace.shifted_tiles(name)).notes

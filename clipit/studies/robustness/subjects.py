@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 
 from clipit.artifacts import file_sha256
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.predictions import read_predictions, softmax
@@ -114,7 +114,7 @@ def run_subject(workspace: Workspace, run: Path, name: str) -> Subject:
     return Subject(name, spec.preprocess, forward, dims, answers, mark, facts, fixed, run)
 
 
-def vlm_subject(config: Config, workspace: Workspace) -> Subject | None:
+def vlm_subject(config: RunConfig, workspace: Workspace) -> Subject | None:
     """The VLM's zero-shot answers as it comes (not centred); None without prompts."""
     if workspace.prompts is None:
         return None
@@ -132,7 +132,7 @@ def vlm_subject(config: Config, workspace: Workspace) -> Subject | None:
     return Subject("VLM", vlm.preprocess, forward, {ZERO: vlm.joint_dim}, answers, print_of, facts)
 
 
-def vectors_of(subject: Subject, tiles: TileSet, config: Config, workspace: Workspace) -> Vectors:
+def vectors_of(subject: Subject, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
     """The subject's vectors of some tiles, kept on disk; the processes share the work."""
     names = list(subject.dims)
     edges = np.cumsum([subject.dims[name] for name in names])

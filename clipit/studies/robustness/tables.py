@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipit.config.run import Config
+from clipit.config.run import RunConfig
 from clipit.evaluation.adaptation_guard import LEAST_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
@@ -54,7 +54,7 @@ _NO_INTERVALS = (
 
 
 def robustness_chapters(
-    config: Config, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]
+    config: RunConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]
 ) -> list[Chapter]:
     """Curves, shifted sets, calibration, adaptation and its guard, and how they were made.
 

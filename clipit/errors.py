@@ -19,6 +19,10 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, err
 class ClipitError(Exception):
     """Something a user can put right; scripts print it without a traceback."""
 
+    def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
+        """Compose the message: what is wrong, where (file, row, key), and what to do."""
+        super().__init__(explain(what, where=where, fix=fix))
+
 
 class ConfigError(ClipitError):
     """The configuration is wrong; all that was found is listed at once."""

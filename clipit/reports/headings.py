@@ -44,7 +44,7 @@ _WEAK: dict[str, str] = {
     "microscopic": r"microscop(?:y|ic)",
     "diagnosis": r"diagnos[ie]s(?:\s+diagnoses)?|impression|interpretation",
     "comment": r"(?:diagnostic\s+|pathologist(?:'?s)?\s+|additional\s+)?comments?|notes?|remark",
-    "specimen": r"specimens?(?:\(s\))?|workspace?|procedures?",
+    "specimen": r"specimens?(?:\(s\))?|materials?|procedures?",
     "ancillary": r"immunohistochem\w+",
     "addendum": r"addend(?:um|a)",
     "stage": r"(?:p?tnm\s+)?stag(?:e|ing)|p?tnm",

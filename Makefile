@@ -21,7 +21,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check env benchmarks tune comparison question clean
+.PHONY: demo test check docs env benchmarks tune comparison question clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml
@@ -34,6 +34,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site of the documentation, in build/site; broken links are errors.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 benchmarks: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,36 @@
+"""MkDocs hook: adds README, CONTRIBUTING, data cards and result tables, which lie outside docs/, to the site.
+
+Links in the Markdown files stay those that work in the repository; the hook rewrites them for the site.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+_RENAMED = {"README.md": "index.md"}
+_ADDED = ("README.md", "CONTRIBUTING.md", "data_cards/*.md", "results/*.csv", "results/README.md", "results/tuning/*")
+_SOURCE_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*((?:clipit|configs|scripts|tests|tools)/[^)]*)\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the files that lie outside docs/."""
+    for pattern in _ADDED:
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, _RENAMED.get(name, name), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Rewrite links between docs/ and the root of the repository; show links to source files as their paths."""
+    markdown = _SOURCE_LINK.sub(r"\1 (`\2`)", markdown)
+    if page.file.src_uri == "index.md" or page.file.src_uri == "CONTRIBUTING.md":
+        markdown = re.sub(r"(\]\(|!\[[^\]]*\]\()docs/", r"\1", markdown)
+        markdown = re.sub(r"\]\((data_cards|results)/?\)", r"](\1/README.md)", markdown)
+        return markdown.replace("](README.md)", "](index.md)")
+    if "/" in page.file.src_uri:  # data cards and the table of results
+        return re.sub(r"\]\(\.\./docs/", "](../", markdown)
+    return re.sub(r"\]\(\.\./(data_cards|results|CONTRIBUTING|README)", r"](\1", markdown)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from clipit.evaluation.alignment import same_tiles
 from clipit.evaluation.intervals import Interval, bootstrap
-from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.predictions import Predictions, align_predictions
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def complementarity(vision: Predictions, other: Predictions, resamples: int = 10
     Raises:
         DataError: They are not of the same tiles, split, labels, groups and classes, or no tile has a label.
     """
-    vision, other = same_tiles([vision, other])
+    vision, other = align_predictions([vision, other])
     first = (vision.probabilities.argmax(axis=1) == vision.labels).astype(np.float64)
     second = (other.probabilities.argmax(axis=1) == other.labels).astype(np.float64)
 

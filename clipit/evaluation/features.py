@@ -1,4 +1,4 @@
-"""Frozen features with what is known of each tile: what probes, few-shot episodes and retrieval work on."""
+"""Frozen features with ids, labels and groups: the input of probes, few-shot episodes and retrieval."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Features:
     """One vector per tile or text.
 
     Attributes:
-        ids: Unique.
-        vectors: As the model gives them; not normalised.
+        ids: Unique ids.
+        vectors: Features as the model returns them, not normalised.
         labels: Class numbers; -1 where unknown.
         groups: Patient or slide; "" where unknown.
     """
@@ -26,12 +26,11 @@ class Features:
     groups: Shaped[np.ndarray, " n"]
 
     def __post_init__(self) -> None:
-        """Check what everything below relies on."""
         lengths = {len(self.ids), len(self.vectors), len(self.labels), len(self.groups)}
         if len(lengths) > 1:
             raise DataError(explain(f"ids, vectors, labels and groups of different lengths: {sorted(lengths)}"))
         if len(np.unique(self.ids)) < len(self.ids):
-            raise DataError(explain("ids given twice among features", fix="give every tile an id of its own"))
+            raise DataError(explain("duplicate ids among features", fix="give every tile its own id"))
         bad = ~np.isfinite(self.vectors).all(axis=1)
         if bad.any():
             raise DataError(
@@ -42,24 +41,22 @@ class Features:
             )
 
     def __len__(self) -> int:
-        """Number of vectors."""
         return len(self.ids)
 
     def take(self, rows: Shaped[np.ndarray, " k"]) -> "Features":
-        """Some rows, by a mask or by their numbers."""
+        """Select rows by a mask or by their numbers."""
         return Features(self.ids[rows], self.vectors[rows], self.labels[rows], self.groups[rows])
 
     def labelled(self) -> "Features":
-        """The rows with a label, sorted by id: no result depends on the order of rows."""
+        """The labelled rows, sorted by id, so that no result depends on the order of rows."""
         rows = np.flatnonzero(self.labels >= 0)
         return self.take(rows[np.argsort(self.ids[rows], kind="stable")])
 
 
 Probe = Callable[[Features, Features, Float[np.ndarray, "n d"], int], Float32[np.ndarray, "n c"]]
-"""(training features, validation features, features to judge, number of classes) to class probabilities."""
+"""(training features, validation features, vectors to classify, number of classes) -> class probabilities."""
 
 
 def class_counts(features: Features, n_classes: int) -> Int64[np.ndarray, " c"]:
-    """Labelled rows of each class."""
-    known = features.labels[features.labels >= 0]
-    return np.bincount(known, minlength=n_classes).astype(np.int64)
+    """Number of labelled rows per class."""
+    return np.bincount(features.labels[features.labels >= 0], minlength=n_classes).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Few-shot episodes: SimpleShot from k labelled training tiles per class, judged on all test tiles."""
+"""Few-shot episodes: SimpleShot from k labelled training tiles per class, scored on all test tiles."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ from clipit.evaluation.intervals import t_interval
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.neighbours import simple_shot
 
-_SPREAD = (0.025, 0.975)
-
 
 @dataclass(frozen=True)
 class FewShot:
@@ -20,19 +18,19 @@ class FewShot:
 
     Attributes:
         shots: Training tiles per class.
-        scores: One per episode.
-        mean: Over the episodes; None where not defined, for `reason`.
-        interval: 95 % t-interval of that mean. It narrows with more episodes and leaves out the chance of the test
-            tiles, which are the same in all of them.
-        spread: 2.5 % and 97.5 % quantiles: what one draw of labels may give.
+        scores: One score per episode.
+        mean: Mean over the episodes; None if undefined (see `reason`).
+        interval: 95 % t-interval of the mean. It narrows with more episodes and does not cover the sampling error of
+            the test tiles, which are the same in all episodes.
+        spread: 2.5 % and 97.5 % quantiles of single episodes.
         reason: Why there is no score.
     """
 
     shots: int
-    scores: tuple[float, ...]
-    mean: float | None
-    interval: tuple[float, float] | None
-    spread: tuple[float, float] | None
+    scores: tuple[float, ...] = ()
+    mean: float | None = None
+    interval: tuple[float, float] | None = None
+    spread: tuple[float, float] | None = None
     reason: str = ""
 
 
@@ -45,45 +43,44 @@ def few_shot(
     seed: int = 0,
     metric: str = "balanced_accuracy",
 ) -> FewShot:
-    """Mean score of `episodes` SimpleShot classifiers, each from `shots` labelled training tiles per class.
+    """Mean score of SimpleShot classifiers, each fitted on `shots` labelled training tiles per class.
 
-    The tiles of an episode depend on (seed, shots, episode) and on which ids there are, not on their order. The mean
-    that centres is that of the episode's own tiles. Nothing is chosen, so no validation tile is needed.
+    The tiles of an episode depend on (seed, shots, episode) and on the set of ids, not on their order. Features are
+    centred by the mean of the episode's own tiles. Nothing is selected, so no validation tile is needed.
 
     Args:
-        train: Drawn from where labelled.
-        test: Judged where labelled.
-        n_classes: All of them take part.
-        shots: Tiles per class.
-        episodes: Number of draws.
-        seed: Of the draws.
+        train: Training features; episodes are drawn from the labelled ones.
+        test: Test features; the labelled ones are scored.
+        n_classes: Number of classes; all take part.
+        shots: Training tiles per class.
+        episodes: Number of episodes.
+        seed: Seed of the draws.
         metric: One of `metrics.METRICS`.
     """
     train, test = train.labelled(), test.labelled()
     short = np.flatnonzero(class_counts(train, n_classes) < shots).tolist()
     if short:
         numbers = ", ".join(map(str, short))
-        return FewShot(shots, (), None, None, None, f"fewer than {shots} labelled training tiles of class {numbers}")
+        return FewShot(shots, reason=f"fewer than {shots} labelled training tiles of class {numbers}")
     if not len(test):
-        return FewShot(shots, (), None, None, None, "no labelled test tile")
+        return FewShot(shots, reason="no labelled test tile")
     vectors = test.vectors.astype(np.float64)
     scores = []
-    for rows in _episodes(train.labels, n_classes, shots, episodes, seed):
+    for rows in _draw_episodes(train.labels, n_classes, shots, episodes, seed):
         probabilities = simple_shot(train.take(rows), n_classes).probabilities(vectors)
         score = compute_metrics(test.labels, probabilities)[metric]
         if score is None:
-            return FewShot(shots, (), None, None, None, f"{metric} is not defined for these test tiles")
+            return FewShot(shots, reason=f"{metric} is not defined for these test tiles")
         scores.append(score)
-    low, high = np.quantile(scores, _SPREAD)
+    low, high = np.quantile(scores, (0.025, 0.975))
     return FewShot(shots, tuple(scores), float(np.mean(scores)), t_interval(scores), (float(low), float(high)))
 
 
-def _episodes(
+def _draw_episodes(
     labels: Int64[np.ndarray, " n"], n_classes: int, shots: int, episodes: int, seed: int
 ) -> Iterator[Int64[np.ndarray, " k"]]:
     """Rows of each episode, class by class."""
     members = [np.flatnonzero(labels == c) for c in range(n_classes)]
     for episode in range(episodes):
         generator = np.random.default_rng([seed, shots, episode])
-        drawn = [generator.choice(of_class, shots, replace=False) for of_class in members]
-        yield np.concatenate(drawn).astype(np.int64)
+        yield np.concatenate([generator.choice(rows, shots, replace=False) for rows in members]).astype(np.int64)

@@ -1,10 +1,9 @@
-"""Label-efficiency curves: a score over the share of training labels that a probe may see."""
+"""Label-efficiency curves: score as a function of the share of training labels that a probe sees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from clipit.evaluation.features import Features, Probe, class_counts
 from clipit.evaluation.metrics import compute_metrics
@@ -14,14 +13,15 @@ from clipit.tiles.labels import proportional
 
 @dataclass(frozen=True)
 class LabelPoint:
-    """One probe, fitted on one share of the labels drawn by one seed.
+    """Score of a probe fitted on one share of the labels, drawn by one seed.
 
     Attributes:
-        share: Of the training labels.
-        seed: Drew them.
-        labels: Training labels seen.
-        validation_labels: Validation labels seen (no more in all than `labels`).
-        score: On the test tiles; None where not defined, for `reason`.
+        share: Share of the training labels.
+        seed: Seed that drew them.
+        labels: Number of training labels used.
+        validation_labels: Number of validation labels used (at most `labels`).
+        score: Test score; None if undefined (see `reason`).
+        reason: Why there is no score.
     """
 
     share: float
@@ -35,22 +35,21 @@ class LabelPoint:
 def label_subset(
     train: Features, validation: Features, n_classes: int, share: float, seed: int
 ) -> tuple[Features, Features] | str:
-    """The labelled tiles of a share, or in words why the share is not defined.
+    """Draw the labelled tiles of a share; returns the reason as text if the share is undefined.
 
-    The rule is that of `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed
-    sees the same tiles: of each class the rounded share of its labelled training tiles, first in an order drawn from
-    (seed, id), so that a larger share contains a smaller one; of validation no more labels in all, in the proportions
-    of its classes. One difference: where a class would get no tile the share is not defined, whereas training takes one
-    tile of it.
+    Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed sees the
+    same tiles: of each class, the rounded share of its labelled training tiles, in an order drawn from (seed, id), so
+    that a larger share contains the smaller ones; of validation, at most as many labels in total, in the proportions
+    of its classes. One difference: where a class would get no tile, the share is undefined here, whereas training uses
+    one tile of it.
     """
     train, validation = train.labelled(), validation.labelled()
-    counts = class_counts(train, n_classes)
-    quota = np.rint(counts * share).astype(np.int64)
+    quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)
     empty = np.flatnonzero(quota == 0).tolist()
     if empty:
         return f"{share:g} of the labels leaves none of class {', '.join(map(str, empty))}"
     kept = proportional(class_counts(validation, n_classes), int(quota.sum()))
-    return _first(train, quota.tolist(), seed), _first(validation, kept.tolist(), seed)
+    return _take_quota(train, quota.tolist(), seed), _take_quota(validation, kept.tolist(), seed)
 
 
 def label_efficiency(
@@ -63,40 +62,42 @@ def label_efficiency(
     seeds: Sequence[int],
     metric: str = "balanced_accuracy",
 ) -> list[LabelPoint]:
-    """The probe's test score for every share and seed; test labels are only scored against.
+    """Test score of a probe for every share and seed; test labels are only used for scoring.
 
-    A probe is a function of what it is given, so where two seeds draw the same tiles (all of them, at a share of 1) it
-    is fitted once.
+    Seeds that draw the same tiles (as at a share of 1) share one fit.
     """
     test = test.labelled()
     points = []
-    known: dict[tuple[str, ...], tuple[float | None, str]] = {}
+    scores: dict[tuple[str, ...], tuple[float | None, str]] = {}
     for share in shares:
         for seed in seeds:
-            drawn = label_subset(train, validation, n_classes, share, seed)
-            if isinstance(drawn, str):
-                points.append(LabelPoint(share, seed, 0, 0, None, drawn))
+            subset = label_subset(train, validation, n_classes, share, seed)
+            if isinstance(subset, str):
+                points.append(LabelPoint(share, seed, 0, 0, None, subset))
                 continue
-            seen, chosen_on = drawn
-            tiles = (*seen.ids.tolist(), *chosen_on.ids.tolist())
-            if tiles not in known:
-                known[tiles] = _score(test, probe(seen, chosen_on, test.vectors, n_classes), metric)
-            score, reason = known[tiles]
-            points.append(LabelPoint(share, seed, len(seen), len(chosen_on), score, reason))
+            fit_tiles, selection_tiles = subset
+            ids = (*fit_tiles.ids.tolist(), *selection_tiles.ids.tolist())
+            if ids not in scores:
+                scores[ids] = _score(test, fit_tiles, selection_tiles, n_classes, probe, metric)
+            points.append(LabelPoint(share, seed, len(fit_tiles), len(selection_tiles), *scores[ids]))
     return points
 
 
-def _score(test: Features, probabilities: Float[np.ndarray, "n c"], metric: str) -> tuple[float | None, str]:
+def _score(
+    test: Features, train: Features, validation: Features, n_classes: int, probe: Probe, metric: str
+) -> tuple[float | None, str]:
+    """Test score, or None and the reason."""
+    probabilities = probe(train, validation, test.vectors, n_classes)
     if not len(test):
         return None, "no labelled test tile"
     score = compute_metrics(test.labels, probabilities)[metric]
     return score, "" if score is not None else f"{metric} is not defined for these test tiles"
 
 
-def _first(features: Features, quota: Sequence[int], seed: int) -> Features:
-    """So many labelled rows of each class, by the order that `hide_labels` draws."""
+def _take_quota(features: Features, quota: Sequence[int], seed: int) -> Features:
+    """The given number of labelled rows per class, in the order that `hide_labels` draws."""
     rows = []
-    for code, kept in enumerate(quota):
-        members = np.flatnonzero(features.labels == code)
-        rows.append(members[shuffled(features.ids[members], seed, "labels")[:kept]])
+    for label, count in enumerate(quota):
+        members = np.flatnonzero(features.labels == label)
+        rows.append(members[shuffled(features.ids[members], seed, "labels")[:count]])
     return features.take(np.sort(np.concatenate(rows)))

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, k-NN votes, and SimpleShot's nearest class mean."""
+"""Nearest neighbours by cosine, k-NN classification, and SimpleShot's nearest class mean."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +9,10 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from clipit.errors import DataError, explain
 from clipit.evaluation.features import Features
 from clipit.evaluation.predictions import softmax
+from clipit.stores.embed import unit
 
-_DECIMALS = 6  # cosines nearer than this are ties; float error must not decide
-_CELLS = 16_000_000  # cosines held at once: 64 MiB
-_SHORTEST = 1e-12
-
-
-def _unit(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Rows divided by their L2 norm; a row of length 0 stays 0."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Float[np.ndarray, "n d"] = vectors / np.maximum(lengths, _SHORTEST)
-    return unit
+_DECIMALS = 6  # cosines that agree to this many decimals are ties, so that float error does not decide
+_CELLS = 16_000_000  # cosines in memory at once: 64 MiB
 
 
 def nearest_rows(
@@ -27,37 +20,36 @@ def nearest_rows(
 ) -> Int64[np.ndarray, "q k"]:
     """Rows of the gallery nearest to each query by cosine, nearest first; ties go to the lowest id.
 
-    A query never finds the item of its own id. Where fewer than k items may be found, the rest of the row is -1.
+    A query never retrieves the item with its own id. Rows with fewer than k permitted items are padded with -1.
 
     Args:
-        queries: Any vectors; they are normalised here.
-        gallery: What is searched.
+        queries: Vectors of any length; they are normalised here.
+        gallery: Items to search.
         k: Neighbours per query.
-        exclude_groups: Leave out items of the query's own group, where that is known.
-        cells: Cosines held at once; bounds the memory, changes nothing else.
+        exclude_groups: Whether to skip items of the query's own group, where it is known.
+        cells: Cosines held in memory at once; has no effect on the result.
     """
     by_id = np.argsort(gallery.ids, kind="stable")
-    names, own = _codes(queries.ids, gallery.ids[by_id])
-    groups, of_group = _codes(queries.groups, gallery.groups[by_id])
-    unknown = queries.groups == ""
+    query_names, item_names = _encode_names(queries.ids, gallery.ids[by_id])
+    query_groups, item_groups = _encode_names(queries.groups, gallery.groups[by_id])
+    ungrouped = queries.groups == ""
 
-    def forbidden(rows: slice) -> Bool[np.ndarray, "b m"]:
-        """Which items these queries must not find: themselves, and their group's."""
-        found: Bool[np.ndarray, "b m"] = names[rows, None] == own[None, :]
+    def forbid(rows: slice) -> Bool[np.ndarray, "b m"]:
+        forbidden: Bool[np.ndarray, "b m"] = query_names[rows, None] == item_names[None, :]
         if exclude_groups:
-            found |= (groups[rows, None] == of_group[None, :]) & ~unknown[rows, None]
-        return found
+            forbidden |= (query_groups[rows, None] == item_groups[None, :]) & ~ungrouped[rows, None]
+        return forbidden
 
-    found = _search(queries.vectors, gallery.vectors[by_id], k, forbidden, cells)
-    return np.where(found >= 0, by_id[found], -1).astype(np.int64)
+    nearest = _search(queries.vectors, gallery.vectors[by_id], k, forbid, cells)
+    return np.where(nearest >= 0, by_id[nearest], -1).astype(np.int64)
 
 
 def class_votes(
     rows: Int64[np.ndarray, "q k"], labels: Int64[np.ndarray, " m"], n_classes: int
 ) -> Float32[np.ndarray, "q c"]:
-    """Share of each class among the neighbours of each query (rows of -1 do not vote); 0 everywhere without any.
+    """Share of each class among the neighbours of each query; all 0 for a query without neighbours.
 
-    `argmax` of it settles equal votes for the lowest class number.
+    Rows of -1 do not vote. `argmax` resolves ties in favour of the lowest class number.
     """
     votes = np.zeros((len(rows), n_classes), dtype=np.float32)
     query, place = np.nonzero(rows >= 0)
@@ -69,60 +61,57 @@ def class_votes(
 def knn_probabilities(
     train: Features, vectors: Float[np.ndarray, "n d"], n_classes: int, k: int = 20
 ) -> Float32[np.ndarray, "n c"]:
-    """Share of each class among the k labelled training tiles nearest by cosine, each with one vote (UNI: k = 20).
+    """Share of each class among the k labelled training tiles nearest by cosine, unweighted (UNI: k = 20).
 
-    With fewer than k labelled tiles all of them vote.
+    With fewer than k labelled tiles, all of them vote.
 
     Raises:
         DataError: No training tile has a label.
     """
-    train = train.labelled()
-    _need_labels(train)
-    rows = _search(vectors, train.vectors, min(k, len(train)))
-    return class_votes(rows, train.labels, n_classes)
+    train = _require_labels(train)
+    return class_votes(_search(vectors, train.vectors, min(k, len(train))), train.labels, n_classes)
 
 
 @dataclass(frozen=True)
 class SimpleShot:
-    """Nearest class mean after centring and L2 normalisation (CL2N of arXiv 1911.04623); `simple_shot` makes one.
+    """Nearest class mean after centring and L2 normalisation (CL2N of arXiv 1911.04623); made by `simple_shot`.
 
     Attributes:
-        mean: Subtracted from every vector.
-        prototypes: Mean of each class's centred unit vectors; NaN for a class without a training tile.
+        mean: Mean that is subtracted from every vector.
+        prototypes: Mean of each class's centred unit vectors; NaN for a class without training tiles.
     """
 
     mean: Float64[np.ndarray, " d"]
     prototypes: Float64[np.ndarray, "c d"]
 
     def probabilities(self, vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n c"]:
-        """Soft-max of minus the squared distance to each class mean: it ranks classes, and is not calibrated.
+        """Softmax of the negative squared distance to each class mean: ranks classes, but is not calibrated.
 
-        A class without a training tile has probability 0. With x' = (x - m) / |x - m| the squared distance to p is
-        |x'|^2 - 2 x'p + |p|^2, so that the centred tiles are never stored.
+        A class without training tiles has probability 0. With x' = (x - m) / |x - m|, the squared distance to p is
+        |x'|^2 - 2 x'p + |p|^2, so the centred vectors never have to be stored.
         """
         known = np.isfinite(self.prototypes).all(axis=1)
         prototypes = self.prototypes[known]
         rows = vectors.astype(np.float64, copy=False)
         inner = rows @ np.concatenate([self.mean[None], prototypes]).T
-        of_mean = np.concatenate([self.mean[None], prototypes]) @ self.mean
-        squares = np.einsum("nd,nd->n", rows, rows) - 2 * inner[:, 0] + of_mean[0]
-        lengths = np.sqrt(np.maximum(squares, _SHORTEST**2))[:, None]
+        mean_inner = np.concatenate([self.mean[None], prototypes]) @ self.mean
+        squares = np.einsum("nd,nd->n", rows, rows) - 2 * inner[:, 0] + mean_inner[0]
+        lengths = np.sqrt(np.maximum(squares, 1e-24))[:, None]
         logits = np.full((len(rows), len(known)), -np.inf)
-        # |x'|^2 is the same for all classes and falls out of the soft-max.
-        logits[:, known] = 2 * (inner[:, 1:] - of_mean[1:]) / lengths - (prototypes**2).sum(axis=1)
+        # |x'|^2 is the same for all classes, so it cancels in the softmax.
+        logits[:, known] = 2 * (inner[:, 1:] - mean_inner[1:]) / lengths - (prototypes**2).sum(axis=1)
         return softmax(logits)
 
 
 def simple_shot(train: Features, n_classes: int) -> SimpleShot:
-    """Class means of the labelled training tiles, centred by the mean of these very tiles, then L2-normalised.
+    """Fit class means of the labelled training tiles, centred by the mean of these tiles, then L2-normalised.
 
     Raises:
         DataError: No training tile has a label.
     """
-    train = train.labelled()
-    _need_labels(train)
+    train = _require_labels(train)
     mean = train.vectors.mean(axis=0, dtype=np.float64)
-    rows = _unit(train.vectors - mean)
+    rows = unit(train.vectors - mean)
     prototypes = np.full((n_classes, rows.shape[1]), np.nan)
     for c in np.unique(train.labels).tolist():
         prototypes[c] = rows[train.labels == c].mean(axis=0)
@@ -133,34 +122,34 @@ def _search(
     vectors: Float[np.ndarray, "q d"],
     items: Float[np.ndarray, "m d"],
     k: int,
-    forbidden: Callable[[slice], Bool[np.ndarray, "b m"]] | None = None,
+    forbid: Callable[[slice], Bool[np.ndarray, "b m"]] | None = None,
     cells: int = _CELLS,
 ) -> Int64[np.ndarray, "q k"]:
-    """The k nearest items by cosine, equal ones in the items' order; -1 where fewer may be found."""
-    wanted = _unit(items).astype(np.float32).T
-    found = np.full((len(vectors), k), -1, dtype=np.int64)
+    """The k nearest items by cosine, ties in the items' order; padded with -1."""
+    columns = unit(items).astype(np.float32).T
+    nearest = np.full((len(vectors), k), -1, dtype=np.int64)
     block = max(1, cells // max(1, len(items)))
     for start in range(0, len(vectors), block):
         rows = slice(start, start + block)
-        scores = (_unit(vectors[rows]).astype(np.float32) @ wanted).round(_DECIMALS)
-        if forbidden is not None:
-            scores[forbidden(rows)] = -np.inf
-        for row, of_query in enumerate(scores, start):
-            best = _best(of_query, k)
-            found[row, : len(best)] = best
-    return found
+        scores = (unit(vectors[rows]).astype(np.float32) @ columns).round(_DECIMALS)
+        if forbid is not None:
+            scores[forbid(rows)] = -np.inf
+        for row, query_scores in enumerate(scores, start):
+            best = _top_k(query_scores, k)
+            nearest[row, : len(best)] = best
+    return nearest
 
 
-def _codes(
+def _encode_names(
     first: Shaped[np.ndarray, " q"], second: Shaped[np.ndarray, " m"]
 ) -> tuple[Int64[np.ndarray, " q"], Int64[np.ndarray, " m"]]:
-    """Numbers in place of names, equal ones for equal names: they compare faster."""
-    numbers = np.unique(np.concatenate([first, second]), return_inverse=True)[1].astype(np.int64)
-    return numbers[: len(first)], numbers[len(first) :]
+    """Integer codes in place of names, because they compare faster."""
+    codes = np.unique(np.concatenate([first, second]), return_inverse=True)[1].astype(np.int64)
+    return codes[: len(first)], codes[len(first) :]
 
 
-def _best(scores: Float32[np.ndarray, " m"], k: int) -> Int64[np.ndarray, " best"]:
-    """Places of the k highest finite scores, highest first, equal ones in their order."""
+def _top_k(scores: Float32[np.ndarray, " m"], k: int) -> Int64[np.ndarray, " best"]:
+    """Indices of the k highest finite scores, highest first, ties in their order."""
     k = min(k, int(np.isfinite(scores).sum()))
     if not k:
         return np.empty(0, dtype=np.int64)
@@ -170,6 +159,8 @@ def _best(scores: Float32[np.ndarray, " m"], k: int) -> Int64[np.ndarray, " best
     return np.asarray(candidates[order], dtype=np.int64)
 
 
-def _need_labels(train: Features) -> None:
+def _require_labels(train: Features) -> Features:
+    train = train.labelled()
     if not len(train):
         raise DataError(explain("no training tile has a label", where="tiles.labels", fix="label some tiles"))
+    return train

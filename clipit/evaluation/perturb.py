@@ -1,7 +1,7 @@
-"""Perturbed tiles: stain jitter, blur, JPEG, brightness, contrast and magnification, each at a level.
+"""Image perturbations at a given level: stain jitter, blur, JPEG, brightness, contrast and magnification.
 
-All functions take uint8 pixels [b, 3, h, w] of stored tiles and give such pixels back; nothing depends on the other
-tiles of the batch. Only the stain jitter draws numbers, per tile, from (seed, tile id).
+All functions take and return uint8 pixels [b, 3, h, w] of stored tiles, and process each tile independently of the rest
+of its batch. Only the stain jitter is random; it draws numbers per tile from (seed, tile id).
 """
 
 import io
@@ -12,15 +12,27 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8, UInt64
 
 from clipit.errors import ConfigError, explain
-from clipit.evaluation.stains import HED, macenko_stains, to_density, to_pixels
 from clipit.tiles.augment import uniform
 
 _LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of R, G, B in grey (ITU-R BT.601), as Pillow has them."""
+"""Weights of R, G, B in grey (ITU-R BT.601), as in Pillow."""
+_RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+HED: Float64[np.ndarray, "3 3"] = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True)
+"""Haematoxylin, eosin and a residual stain in R, G, B (Ruifrok and Johnston 2001), unit-norm rows."""
+
+_BETA = 0.15 * np.log(10)
+"""Pixels below this density in any channel are background: 0.15 in decadic logarithms (Macenko et al. 2009)."""
+_ALPHA = 1.0
+"""Percentile of the angles, from each end, that defines a stain."""
+_MIN_TISSUE_PIXELS = 64
+_MIN_TISSUE_SHARE = 0.01
+_MIN_SINGULAR_RATIO = 0.02
+"""Second singular value over the first; below this the pixels have a single colour."""
+_MIN_ANGLE = np.deg2rad(3)
 
 Pixels = UInt8[np.ndarray, "b 3 h w"]
 Draws = Float[np.ndarray, "b 6"]
-"""Numbers in [-1, 1] of each tile: three for gains, three for offsets."""
+"""Random numbers in [-1, 1] per tile: three for gains, three for offsets."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,8 @@ class Perturbed:
     """A perturbed batch.
 
     Attributes:
-        pixels: The batch.
-        untouched: Tiles that were left as they are, since their stains cannot be estimated.
+        pixels: Perturbed tiles.
+        untouched: Mask of tiles left unchanged because their stains cannot be estimated.
     """
 
     pixels: UInt8[np.ndarray, "b 3 h w"]
@@ -39,39 +51,39 @@ class Perturbed:
 def perturb(
     pixels: UInt8[np.ndarray, "b 3 h w"], name: str, level: float | int, keys: UInt64[np.ndarray, " b"], seed: int = 0
 ) -> Perturbed:
-    """Perturb a batch.
+    """Perturb a batch of tiles.
 
     Args:
-        pixels: Tiles as they are stored.
-        name: One of `PERTURBATIONS`.
-        level: How much; see there.
+        pixels: Tiles as stored.
+        name: Key of `PERTURBATIONS`.
+        level: Strength, in the perturbation's unit.
         keys: `clipit.tiles.augment.tile_keys` of the tiles.
-        seed: Of the stain jitter. The draws of a tile are the same at all levels, so that a curve is of one and the
+        seed: Seed of the stain jitter. A tile's draws are the same at all levels, so that a curve shows one and the
             same change at growing strength.
 
     Raises:
-        ConfigError: No perturbation is called so.
+        ConfigError: Unknown perturbation.
     """
     if name not in PERTURBATIONS:
         raise ConfigError(
             explain(
-                f"no perturbation is called {name}",
+                f"unknown perturbation {name}",
                 where="robustness.perturbations",
-                fix=f"use {', '.join(PERTURBATIONS)}",
+                fix=f"use one of {', '.join(PERTURBATIONS)}",
             )
         )
     return PERTURBATIONS[name].function(pixels, float(level), 2 * uniform(keys, seed, 0)[:, :6] - 1)
 
 
 def macenko(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Stain jitter in each tile's own stains (`stains.macenko_stains`; Macenko et al., ISBI 2009).
+    """Stain jitter along each tile's own stains (`macenko_stains`; Macenko et al., ISBI 2009).
 
     With the tile's unit stain vectors S [2, 3] and concentrations c = od S^+ (least squares), od' = od + (c' - c) S,
     c' = (1 + u) c + v; u and v are uniform in [-level, level], one per stain (the form of Tellez et al. 2019, arXiv
-    1902.06543). What lies outside the plane of the two stains stays as it is. A tile whose stains cannot be estimated
-    is left as it is.
+    1902.06543). Components outside the plane of the two stains are kept. A tile whose stains cannot be estimated is
+    left unchanged.
     """
-    found, untouched = pixels.copy(), np.zeros(len(pixels), dtype=bool)
+    jittered, untouched = pixels.copy(), np.zeros(len(pixels), dtype=bool)
     for i, tile in enumerate(pixels):
         density = to_density(tile)
         stains = macenko_stains(density)
@@ -79,86 +91,87 @@ def macenko(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.
             untouched[i] = True
             continue
         gains, offsets = level * draws[i, [0, 1]], level * draws[i, [3, 4]]
-        found[i] = to_pixels(_jittered(density, stains, gains, offsets), tile.shape)
-    return Perturbed(found, untouched)
+        jittered[i] = to_pixels(_jitter_stains(density, stains, gains, offsets), tile.shape)
+    return Perturbed(jittered, untouched)
 
 
 def hed(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Stain jitter in fixed stains: haematoxylin, eosin and a residual (Ruifrok and Johnston 2001).
+    """Stain jitter along fixed stains: haematoxylin, eosin and a residual (Ruifrok and Johnston 2001).
 
     od' = od + (c' - c) S with c = od S^-1 and c' = (1 + u) c + v, u and v uniform in [-level, level], one per stain.
-    It is what training augments with (`clipit.tiles.augment`), at strengths that training did not see.
+    This is the augmentation used in training (`clipit.tiles.augment`), here at strengths that training did not use.
     """
-    found = [
-        to_pixels(_jittered(to_density(tile), HED, level * own[:3], level * own[3:]), tile.shape)
-        for tile, own in zip(pixels, draws, strict=True)
+    jittered = [
+        to_pixels(_jitter_stains(to_density(tile), HED, level * draw[:3], level * draw[3:]), tile.shape)
+        for tile, draw in zip(pixels, draws, strict=True)
     ]
-    return _all(np.stack(found) if found else pixels.copy())
+    return _all_changed(np.stack(jittered) if jittered else pixels.copy())
 
 
 def blur(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Convolution of each channel with a Gaussian of standard deviation `level` pixels (reflected at the edges)."""
+    """Gaussian blur of each channel with a standard deviation of `level` pixels (reflected at the edges)."""
     if level == 0:
-        return _all(pixels.copy())
+        return _all_changed(pixels.copy())
     from scipy.ndimage import gaussian_filter
 
-    return _all(_rounded(gaussian_filter(pixels.astype(np.float32), (0, 0, level, level), mode="reflect")))
+    return _all_changed(_to_uint8(gaussian_filter(pixels.astype(np.float32), (0, 0, level, level), mode="reflect")))
 
 
 def jpeg(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Written as JPEG of quality `level` (1 to 100; chroma at half size, libjpeg through Pillow) and read again."""
+    """JPEG compression at quality `level` (1 to 100; 4:2:0 chroma subsampling, libjpeg through Pillow)."""
     from PIL import Image
 
-    found = np.empty_like(pixels)
+    compressed = np.empty_like(pixels)
     for i, tile in enumerate(pixels):
         buffer = io.BytesIO()
         Image.fromarray(tile.transpose(1, 2, 0)).save(buffer, "JPEG", quality=int(level), subsampling="4:2:0")
-        found[i] = np.asarray(Image.open(buffer).convert("RGB")).transpose(2, 0, 1)
-    return _all(found)
+        compressed[i] = np.asarray(Image.open(buffer).convert("RGB")).transpose(2, 0, 1)
+    return _all_changed(compressed)
 
 
 def brightness(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """x' = level x, cut at 255."""
-    return _all(_rounded(level * pixels.astype(np.float32)))
+    """x' = level x, clipped at 255."""
+    return _all_changed(_to_uint8(level * pixels.astype(np.float32)))
 
 
 def contrast(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """x' = m + level (x - m), cut at 0 and 255, with m the tile's mean grey (0.299 R + 0.587 G + 0.114 B)."""
+    """x' = m + level (x - m), clipped to 0 to 255, with m the tile's mean grey (0.299 R + 0.587 G + 0.114 B)."""
     grey = (pixels.mean(axis=(2, 3)) @ _LUMA)[:, None, None, None].astype(np.float32)
-    return _all(_rounded(grey + level * (pixels.astype(np.float32) - grey)))
+    return _all_changed(_to_uint8(grey + level * (pixels.astype(np.float32) - grey)))
 
 
 def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Zoom about the centre, size kept: a window of 1/level of each edge is resized (bicubic) to the whole tile.
+    """Zoom about the centre at constant size: a window of 1/level of each edge is resized (bicubic) to the whole tile.
 
-    Above 1 it lies inside the tile; below 1 the tile is reflected at its edges to fill it. Micrometres per pixel become
-    1/level of what they were.
+    Above 1 the window lies inside the tile; below 1 the tile is reflected at its edges to fill it. The resolution in
+    micrometres per pixel becomes 1/level of the original.
     """
     if level == 1:
-        return _all(pixels.copy())
+        return _all_changed(pixels.copy())
     from PIL import Image
 
     height, width = pixels.shape[2:]
-    wide = [max(0, int(np.ceil((edge / level - edge) / 2))) for edge in (height, width)]
-    padded = np.pad(pixels, ((0, 0), (0, 0), (wide[0], wide[0]), (wide[1], wide[1])), mode="symmetric")
+    margins = [max(0, int(np.ceil((edge / level - edge) / 2))) for edge in (height, width)]
+    padding = ((0, 0), (0, 0), (margins[0], margins[0]), (margins[1], margins[1]))
+    padded = np.pad(pixels, padding, mode="symmetric")
     middle = (padded.shape[3] / 2, padded.shape[2] / 2)
     half = (width / level / 2, height / level / 2)
     box = (middle[0] - half[0], middle[1] - half[1], middle[0] + half[0], middle[1] + half[1])
-    found = np.empty_like(pixels)
+    zoomed = np.empty_like(pixels)
     for i, tile in enumerate(padded):
         image = Image.fromarray(tile.transpose(1, 2, 0)).resize((width, height), Image.Resampling.BICUBIC, box=box)
-        found[i] = np.asarray(image).transpose(2, 0, 1)
-    return _all(found)
+        zoomed[i] = np.asarray(image).transpose(2, 0, 1)
+    return _all_changed(zoomed)
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """One row of `PERTURBATIONS`.
+    """An entry of `PERTURBATIONS`.
 
     Attributes:
-        function: (pixels, level, draws) to the perturbed batch.
-        unit: What a level is.
-        neutral: The level that changes nothing (100 for JPEG: nearly nothing).
+        function: (pixels, level, draws) -> perturbed batch.
+        unit: Meaning of the level, for axes and tables.
+        neutral: Level that changes nothing (JPEG at 100: almost nothing).
     """
 
     function: Callable[[Pixels, float, Draws], Perturbed]
@@ -175,10 +188,52 @@ PERTURBATIONS = {
     "contrast": Perturbation(contrast, "contrast factor", 1.0),
     "magnification": Perturbation(magnification, "magnification factor", 1.0),
 }
-"""Everything that `robustness.perturbations` can name; a further one is a function and a row here."""
+"""Values of `robustness.perturbations`; to add one, write a function and an entry here."""
 
 
-def _jittered(
+def to_density(tile: UInt8[np.ndarray, "3 h w"]) -> Float64[np.ndarray, "p 3"]:
+    """Optical density per pixel, od = -ln((x + 1) / 256): white (255) is 0 and black stays finite."""
+    density: Float64[np.ndarray, "p 3"] = -np.log((tile.reshape(3, -1).T.astype(np.float64) + 1) / 256)
+    return density
+
+
+def to_pixels(density: Float64[np.ndarray, "p 3"], shape: tuple[int, ...]) -> UInt8[np.ndarray, "3 h w"]:
+    """Inverse of `to_density`, rounded and clipped to 0 to 255."""
+    values = np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255)
+    return np.asarray(values.astype(np.uint8).T.reshape(shape))
+
+
+def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "2 3"] | None:
+    """Unit vectors of the tile's two stains, haematoxylin (stronger in red) first; None where there are not two.
+
+    Macenko et al., ISBI 2009: drop pixels below `_BETA` density in any channel; project the rest on the plane of the
+    two largest singular vectors of the densities; take the directions at the 1st and 99th percentile of the angle in
+    that plane.
+
+    The result is None for fewer than 64 tissue pixels or less than 1 % of the tile, for pixels of a single colour, for
+    directions less than 3 degrees apart, and for directions with negative absorption in a channel.
+    """
+    tissue = density[(density >= _BETA).all(axis=1)]
+    if len(tissue) < max(_MIN_TISSUE_PIXELS, _MIN_TISSUE_SHARE * len(density)):
+        return None
+    squares, axes = np.linalg.eigh(tissue.T @ tissue)
+    if squares[1] < _MIN_SINGULAR_RATIO**2 * squares[2]:
+        return None
+    first = axes[:, 2] if axes[:, 2].sum() > 0 else -axes[:, 2]
+    plane = np.stack([first, axes[:, 1]], axis=1)
+    coordinates = tissue @ plane
+    angles = np.arctan2(coordinates[:, 1], coordinates[:, 0])
+    low, high = np.percentile(angles, [_ALPHA, 100 - _ALPHA])
+    if high - low < _MIN_ANGLE:
+        return None
+    stains = np.stack([plane @ (np.cos(angle), np.sin(angle)) for angle in (low, high)])
+    if (stains < -0.05).any():
+        return None
+    ordered: Float64[np.ndarray, "2 3"] = stains[np.argsort(-stains[:, 0], kind="stable")]
+    return ordered
+
+
+def _jitter_stains(
     density: Float64[np.ndarray, "p 3"],
     stains: Float64[np.ndarray, "k 3"],
     gains: Float[np.ndarray, " k"],
@@ -186,13 +241,13 @@ def _jittered(
 ) -> Float64[np.ndarray, "p 3"]:
     """od + (c' - c) S with c' - c = u c + v."""
     concentrations = density @ np.linalg.pinv(stains)
-    found: Float64[np.ndarray, "p 3"] = density + (gains * concentrations + offsets) @ stains
-    return found
+    jittered: Float64[np.ndarray, "p 3"] = density + (gains * concentrations + offsets) @ stains
+    return jittered
 
 
-def _rounded(values: Float[np.ndarray, "b 3 h w"]) -> UInt8[np.ndarray, "b 3 h w"]:
+def _to_uint8(values: Float[np.ndarray, "b 3 h w"]) -> UInt8[np.ndarray, "b 3 h w"]:
     return np.asarray(np.clip(np.rint(values), 0, 255), dtype=np.uint8)
 
 
-def _all(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Perturbed:
+def _all_changed(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Perturbed:
     return Perturbed(pixels, np.zeros(len(pixels), dtype=bool))

@@ -12,8 +12,8 @@ from clipit.evaluation.metrics import confusion_matrix, confusion_scores
 from clipit.evaluation.predictions import softmax
 
 DEFAULT_GRID = tuple(float(c) for c in np.logspace(-4, 4, 17))
-_LEAST_PROBABILITY = 1e-6
-_ITERATIONS = 2000
+_MIN_PROBABILITY = 1e-6
+_MAX_ITERATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class LinearHead:
     """A fitted linear layer: probabilities = softmax(features @ weight.T + bias).
 
     Attributes:
-        weight: For features as they come (standardisation is folded in).
-        bias: Minus infinity for a class that had no training tile.
+        weight: Weights for raw features (standardisation is folded in).
+        bias: Bias per class; minus infinity for a class without training tiles.
     """
 
     weight: Float[np.ndarray, "c d"]
@@ -35,12 +35,12 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class LinearProbe(LinearHead):
-    """A logistic regression.
+    """A fitted logistic regression.
 
     Attributes:
-        strength: The chosen C (inverse of the L2 penalty).
-        validation_loss: Mean log-loss on validation for each C of the grid.
-        converged: Whether L-BFGS had come to its end at the chosen C.
+        strength: Selected C (inverse of the L2 penalty).
+        validation_loss: C -> mean log loss on validation.
+        converged: Whether L-BFGS converged at the selected C.
     """
 
     strength: float
@@ -50,11 +50,11 @@ class LinearProbe(LinearHead):
 
 @dataclass(frozen=True)
 class AdamWProbe(LinearHead):
-    """A layer trained by gradient descent.
+    """A linear layer trained with AdamW.
 
     Attributes:
-        step: The step whose weights were kept.
-        steps: Steps taken.
+        step: Step of the kept weights.
+        steps: Number of steps taken.
         validation_score: Balanced accuracy on validation at `step`.
     """
 
@@ -71,11 +71,10 @@ def linear_probe(
     n_classes: int,
     grid: Sequence[float] = DEFAULT_GRID,
 ) -> LinearProbe:
-    """Fit a multinomial logistic regression (L-BFGS) with the C of the grid that has the least validation log-loss.
+    """Fit a multinomial logistic regression (L-BFGS) with the C of the grid that has the lowest validation log loss.
 
-    Features are standardised by the training tiles. Only labelled tiles are used (labels of -1 are left out); of equal
-    losses the stronger penalty wins. Test tiles have no part in it. A fit that is not finished after 2,000 iterations
-    (a weak penalty on tiles that a plane separates) is judged as it stands.
+    Features are standardised by the training tiles. Tiles labelled -1 are dropped; ties go to the stronger penalty. A
+    fit that has not converged after 2,000 iterations (a weak penalty on linearly separable tiles) is used as it is.
 
     Raises:
         DataError: Fewer than two classes among the training labels, no labelled validation tile, or features that are
@@ -87,21 +86,21 @@ def linear_probe(
     train_x, train_y = _labelled(features, labels)
     valid_x, valid_y = _labelled(validation_features, validation_labels)
     present = np.unique(train_y)
-    _need_labels(present, valid_y)
-    centre, spread = train_x.mean(axis=0), train_x.std(axis=0)
-    spread = np.where(spread > 1e-12, spread, 1.0)
+    _require_labels(present, valid_y)
+    centre, scale = train_x.mean(axis=0), train_x.std(axis=0)
+    scale = np.where(scale > 1e-12, scale, 1.0)
     best: LinearProbe | None = None
     losses: dict[float, float] = {}
     for strength in sorted(grid):
-        model = LogisticRegression(C=strength, solver="lbfgs", max_iter=_ITERATIONS)
+        model = LogisticRegression(C=strength, solver="lbfgs", max_iter=_MAX_ITERATIONS)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
-            model.fit((train_x - centre) / spread, train_y)
-        weight, bias = _all_classes(model.coef_ / spread, model.intercept_, present, n_classes)
-        converged = int(model.n_iter_.max()) < _ITERATIONS
+            warnings.simplefilter("ignore", ConvergenceWarning)  # reported in `converged`
+            model.fit((train_x - centre) / scale, train_y)
+        weight, bias = _all_classes(model.coef_ / scale, model.intercept_, present, n_classes)
+        converged = int(model.n_iter_.max()) < _MAX_ITERATIONS
         probe = LinearProbe(weight, bias - weight @ centre, strength, losses, converged)
-        chosen = probe.probabilities(valid_x)[np.arange(len(valid_y)), valid_y]
-        losses[strength] = float(-np.log(np.maximum(chosen, _LEAST_PROBABILITY)).mean())
+        likelihood = probe.probabilities(valid_x)[np.arange(len(valid_y)), valid_y]
+        losses[strength] = float(-np.log(np.maximum(likelihood, _MIN_PROBABILITY)).mean())
         if best is None or losses[strength] < losses[best.strength]:
             best = probe
     if best is None:
@@ -122,41 +121,40 @@ def adamw_probe(
     batch_size: int = 256,
     device: str = "cpu",
 ) -> AdamWProbe:
-    """One linear layer, trained as eva (kaiko-ai/eva, offline classification) trains its head.
+    """Train one linear layer as eva (kaiko-ai/eva, offline classification) trains its head.
 
-    AdamW (weight decay 0.01, torch's default, as eva runs it) on cross-entropy, features as they come, batches of 256
-    in a new order each epoch. Balanced accuracy on validation is looked at after every epoch; the best weights are kept
-    (of equal ones the earlier), and training stops after a fifth of all steps without a gain.
+    AdamW (weight decay 0.01, torch's default, as in eva) on cross-entropy, raw features, batches of 256 in a new order
+    each epoch. Balanced accuracy on validation is evaluated after every epoch; the best weights are kept (the earlier
+    of equal ones), and training stops after a fifth of all steps without improvement.
 
-    It departs from eva in three things. The learning rate is constant from the first step: in eva a scheduler's default
-    divides it by 3 for the first five epochs, which its description does not say and which makes the result depend
-    on the length of an epoch. Two classes have two outputs with a soft-max, not one with a sigmoid. Every call is
-    seeded.
+    There are three differences from eva. The learning rate is constant: in eva, a scheduler's default divides it by 3
+    for the first five epochs, which its description does not mention and which makes the result depend on the length
+    of an epoch. Two classes have two outputs with a softmax instead of one with a sigmoid. Every call is seeded.
 
     Args:
-        features: Of the training tiles, in an order that does not change.
-        labels: Class numbers; -1 is left out.
-        validation_features: Choose the step.
-        validation_labels: Of these.
-        n_classes: A class without a training tile gets probability 0.
-        seed: Draws the start and the batches.
-        steps: Most steps.
-        learning_rate: Of AdamW.
+        features: Features of the training tiles, in a fixed order.
+        labels: Class numbers; tiles with -1 are dropped.
+        validation_features: Features of the validation tiles, which select the step.
+        validation_labels: Class numbers of the validation tiles.
+        n_classes: Number of classes; a class without training tiles gets probability 0.
+        seed: Seed of the initial weights and the batches.
+        steps: Maximum number of steps.
+        learning_rate: Learning rate of AdamW.
         batch_size: Tiles per step; the last batch of an epoch may be smaller.
-        device: Where torch computes.
+        device: Torch device.
 
     Raises:
-        DataError: As `linear_probe`.
+        DataError: See `linear_probe`.
     """
     import torch
 
     train_x, train_y = _labelled(features, labels)
     valid_x, valid_y = _labelled(validation_features, validation_labels)
     present = np.unique(train_y)
-    _need_labels(present, valid_y)
+    _require_labels(present, valid_y)
     inputs = torch.from_numpy(train_x.astype(np.float32)).to(device)
-    wanted = torch.from_numpy(np.searchsorted(present, train_y)).to(device)
-    looked_at = torch.from_numpy(valid_x.astype(np.float32)).to(device)
+    targets = torch.from_numpy(np.searchsorted(present, train_y)).to(device)
+    validation_inputs = torch.from_numpy(valid_x.astype(np.float32)).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = torch.nn.Linear(inputs.shape[1], len(present))
@@ -165,17 +163,17 @@ def adamw_probe(
     best = AdamWProbe(np.empty((0, 0)), np.empty(0), 0, 0, -1.0)
     step, epoch, patience = 0, 0, -(-steps // 5)
     while step < steps and step - best.step < patience:
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(wanted))).to(device)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(targets))).to(device)
         for start in range(0, min(len(order), (steps - step) * batch_size), batch_size):
             rows = order[start : start + batch_size]
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(torch.nn.functional.cross_entropy(layer(inputs[rows]), wanted[rows]))
+            torch.autograd.backward(torch.nn.functional.cross_entropy(layer(inputs[rows]), targets[rows]))
             optimizer.step()
             step += 1
         epoch += 1
         with torch.no_grad():
-            found = present[layer(looked_at).argmax(dim=1).cpu().numpy()]
-        confusion = confusion_matrix(valid_y, found, n_classes).astype(np.float64)
+            predicted = present[layer(validation_inputs).argmax(dim=1).cpu().numpy()]
+        confusion = confusion_matrix(valid_y, predicted, n_classes).astype(np.float64)
         score = float(confusion_scores(confusion[None])["balanced_accuracy"][0])
         if score > best.validation_score:
             weight, bias = np.zeros((n_classes, inputs.shape[1])), np.full(n_classes, -np.inf)
@@ -185,7 +183,7 @@ def adamw_probe(
     return replace(best, steps=step)
 
 
-def _need_labels(present: Int64[np.ndarray, " k"], validation_labels: Int64[np.ndarray, " m"]) -> None:
+def _require_labels(present: Int64[np.ndarray, " k"], validation_labels: Int64[np.ndarray, " m"]) -> None:
     if len(present) < 2 or not len(validation_labels):
         raise DataError(
             explain(
@@ -211,7 +209,7 @@ def _all_classes(
     present: Int64[np.ndarray, " k"],
     n_classes: int,
 ) -> tuple[Float[np.ndarray, "c d"], Float[np.ndarray, " c"]]:
-    """Rows for all classes; two classes are fitted as one logistic row, which is a softmax against 0."""
+    """Expand to all classes; with two classes, scikit-learn fits one logistic row, i.e. a softmax against 0."""
     if len(present) == 2:
         coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
         intercept = np.concatenate([np.zeros_like(intercept), intercept])

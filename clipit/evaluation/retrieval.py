@@ -1,7 +1,7 @@
-"""Retrieval by cosine: Recall@k of true pairs, class-match precision@k, majority votes, and the fold over random.
+"""Retrieval by cosine: Recall@k of true pairs, class-match precision@k, majority vote, and fold over random.
 
-Recall@k is what PLIP's tables call p@k: the share of queries whose own partner is among the k nearest. Fold over random
-is a score divided by what k items drawn blindly from the same gallery would score on average.
+Recall@k is called p@k in PLIP's tables: the share of queries whose partner is among the k nearest. Fold over random is
+the score divided by the expected score of k items drawn at random from the same gallery.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,15 +17,15 @@ from clipit.evaluation.neighbours import class_votes, nearest_rows
 
 @dataclass(frozen=True)
 class RetrievalScore:
-    """One cell of a retrieval table.
+    """A retrieval score.
 
     Attributes:
         name: recall, precision or vote.
-        k: Items looked at.
-        value: Mean over the queries; None where not defined, for `reason`.
-        random: Its expectation for items drawn blindly.
-        queries: How many count.
-        gallery: Items searched.
+        k: Number of items retrieved.
+        value: Mean over the queries; None if undefined (see `reason`).
+        random: Expected value for items drawn at random.
+        queries: Number of queries scored.
+        gallery: Number of items searched.
         reason: Why there is no value.
     """
 
@@ -39,29 +39,32 @@ class RetrievalScore:
 
     @property
     def fold(self) -> float | None:
-        """Value over random."""
+        """Value divided by the expectation at random."""
         return None if self.value is None or not self.random else self.value / self.random
 
 
 def recall_at(
     queries: Features, gallery: Features, pairs: Iterable[tuple[str, str]], at: Sequence[int]
 ) -> list[RetrievalScore]:
-    """Recall@k: mean over queries of the share of their true partners that are among the k nearest.
+    """Recall@k: mean over queries of the share of their true partners among the k nearest items.
 
-    With one partner each this is the share of queries whose partner is found. Queries without a partner are left out.
+    With one partner each, this is the share of queries whose partner is retrieved. Queries without a partner are
+    dropped.
 
     Args:
-        queries: Tiles or texts.
-        gallery: The other kind (ids of the two kinds must not be shared).
-        pairs: (query id, gallery id), true pairs.
-        at: The values of k.
+        queries: Features of tiles or texts.
+        gallery: Features of the other modality, with ids disjoint from those of the queries.
+        pairs: True pairs (query id, gallery id).
+        at: Values of k.
 
     Raises:
-        DataError: A pair names an id that is in neither, or the two kinds share ids.
+        DataError: A pair names an unknown id, or queries and gallery share ids.
     """
     shared = np.intersect1d(queries.ids, gallery.ids)
     if len(shared):
-        raise DataError(explain(f"queries and gallery share ids: {shortlist(shared.tolist())}", fix="rename one kind"))
+        raise DataError(
+            explain(f"queries and gallery share ids: {shortlist(shared.tolist())}", fix="rename one of them")
+        )
     row_of = {str(name): row for row, name in enumerate(gallery.ids)}
     query_of = {str(name): row for row, name in enumerate(queries.ids)}
     partners: dict[int, set[int]] = {}
@@ -97,34 +100,34 @@ def class_match(
     *,
     exclude_groups: bool = False,
 ) -> list[RetrievalScore]:
-    """Class-match precision@k and majority vote@k, over labelled queries and a labelled gallery.
+    """Class-match precision@k and majority vote@k over labelled queries and a labelled gallery.
 
-    precision@k: mean over queries of the share of the k nearest that are of the query's class (of those that may be
-    found, where these are fewer than k). vote@k: share of queries whose class has the most of the k nearest; equal
-    votes go to the lowest class number. A query never finds its own id, so a gallery of the queries themselves is
-    leave-one-out.
+    precision@k: mean over queries of the share of the k nearest items that have the query's class (of the permitted
+    items, where these are fewer than k). vote@k: share of queries whose class has the most votes among the k nearest
+    items; ties go to the lowest class number. A query never retrieves its own id, so using the queries as their own
+    gallery is leave-one-out.
 
     Args:
-        queries: Tiles, class prompts or texts with a known class.
-        gallery: What is searched.
+        queries: Features of tiles, class prompts or texts with a known class.
+        gallery: Features to search.
         n_classes: Number of classes.
-        at: The values of k for precision.
-        votes_at: The values of k for the vote.
-        exclude_groups: Items of the query's own group (where known) are not looked at.
+        at: Values of k for precision.
+        votes_at: Values of k for the vote.
+        exclude_groups: Whether to skip items of the query's own group, where it is known.
     """
     queries, gallery = queries.labelled(), gallery.labelled()
-    wanted = [("precision", k) for k in at] + [("vote", k) for k in votes_at]
-    widest = min(max((k for _, k in wanted), default=0), len(gallery))
+    measures = [("precision", k) for k in at] + [("vote", k) for k in votes_at]
+    widest = min(max((k for _, k in measures), default=0), len(gallery))
     rows = nearest_rows(queries, gallery, widest, exclude_groups=exclude_groups)
-    some = (rows >= 0).any(axis=1)
-    if not some.any():
-        reason = "no labelled query" if not len(queries) else "nothing may be found in the gallery"
-        return [RetrievalScore(name, k, None, None, 0, len(gallery), reason) for name, k in wanted]
-    chance = float(_blind_share(queries, gallery, n_classes, exclude_groups)[some].mean())
-    rows, truth = rows[some], queries.labels[some]
+    has_items = (rows >= 0).any(axis=1)
+    if not has_items.any():
+        reason = "no labelled query" if not len(queries) else "no gallery item is permitted"
+        return [RetrievalScore(name, k, None, None, 0, len(gallery), reason) for name, k in measures]
+    chance = float(_random_precision(queries, gallery, n_classes, exclude_groups)[has_items].mean())
+    rows, truth = rows[has_items], queries.labels[has_items]
     matches = (gallery.labels[rows] == truth[:, None]) & (rows >= 0)
     scores = []
-    for name, k in wanted:
+    for name, k in measures:
         if name == "precision":
             value = float((matches[:, :k].sum(axis=1) / (rows[:, :k] >= 0).sum(axis=1)).mean())
         else:
@@ -134,18 +137,18 @@ def class_match(
     return scores
 
 
-def _blind_share(
+def _random_precision(
     queries: Features, gallery: Features, n_classes: int, exclude_groups: bool
 ) -> Float64[np.ndarray, " q"]:
-    """Share of each query's class among the items that it may find; NaN where there are none."""
+    """Share of each query's class among its permitted items; NaN where there are none."""
     counts = np.tile(class_counts(gallery, n_classes), (len(queries), 1))
-    own = {str(name): row for row, name in enumerate(gallery.ids)}
-    of_group = _counts_by_group(gallery, n_classes) if exclude_groups else {}
+    row_of = {str(name): row for row, name in enumerate(gallery.ids)}
+    group_counts = _counts_by_group(gallery, n_classes) if exclude_groups else {}
     for place, (name, group) in enumerate(zip(queries.ids.tolist(), queries.groups.tolist(), strict=True)):
-        excluded = bool(group) and group in of_group
+        excluded = bool(group) and group in group_counts
         if excluded:
-            counts[place] -= of_group[group]
-        row = own.get(name)
+            counts[place] -= group_counts[group]
+        row = row_of.get(name)
         if row is not None and not (excluded and gallery.groups[row] == group):
             counts[place, gallery.labels[row]] -= 1
     left = counts.sum(axis=1)

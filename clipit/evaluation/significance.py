@@ -8,10 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from clipit.errors import DataError, explain
-from clipit.evaluation.alignment import same_tiles
 from clipit.evaluation.intervals import NO_SPREAD, Difference, bootstrap, spread_over_seeds
 from clipit.evaluation.metrics import METRICS, weighted_scores
-from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.predictions import Predictions, align_predictions
 
 FEWEST_SEEDS = 5
 """A p-value over fewer seeds says more about the t distribution's tails than about the arms."""
@@ -87,7 +86,7 @@ def paired_bootstrap_over_tiles(
     """
     if metric not in METRICS:
         raise DataError(explain(f"no score is called {metric}", fix=f"use one of: {', '.join(METRICS)}"))
-    tables = same_tiles([table for pair in pairs for table in pair])
+    tables = align_predictions([table for pair in pairs for table in pair])
     labels = tables[0].labels
 
     def mean_difference(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:

@@ -1,4 +1,4 @@
-"""Zero-shot: texts of a prompt set as vectors, class embeddings as means over them, probabilities by cosine."""
+"""Zero-shot classification: prompts as vectors, class embeddings as their means, probabilities by cosine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,21 @@ from jaxtyping import Float, Float32, Int64
 from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.predictions import softmax
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, check_classes
+from clipit.stores.embed import unit
 from clipit.types import TextEncoder
 
 
 @dataclass(frozen=True)
 class TextVectors:
-    """Every text of a prompt set as a unit vector, with the class, name and template that it was made of.
+    """Unit vectors of all texts of a prompt set, with the class, name and template of each.
 
     Attributes:
-        vectors: Rows of length 1; centred where the texts were.
-        class_of: Per text, the place of its class in `classes`.
-        name_of: Per text, the place of its name among its class's names.
-        template_of: Per text, the place of its template.
-        classes: Class names, in the order that results have.
-        texts: The texts themselves.
+        vectors: Unit-norm embeddings, centred if centring was requested.
+        class_of: Per text, the index of its class in `classes`.
+        name_of: Per text, the index of its name among the names of its class.
+        template_of: Per text, the index of its template.
+        classes: Class names, in the order of results.
+        texts: The texts.
     """
 
     vectors: Float32[np.ndarray, "t D"]
@@ -39,32 +40,31 @@ def embed_prompts(
     mean: Float[np.ndarray, " D"] | None = None,
     classes: Sequence[str] | None = None,
 ) -> TextVectors:
-    """Every (class, name, template) text as a vector: unit length; with centring, minus `mean` and unit length again.
+    """Embed every (class, name, template) text: L2-normalised; with centring, minus `mean` and normalised again.
 
     Args:
-        prompts: The prompt set.
-        encode: The VLM's text encoder.
-        mean: Mean of the text modality, as used for pairing; None without centring.
-        classes: Order of the classes (the tiles'); the prompt set's own when not given.
+        prompts: Prompt set.
+        encode: Text encoder of the VLM.
+        mean: Mean of the text modality, as used for pairing; None disables centring.
+        classes: Order of the classes (that of the tiles); None keeps the prompt set's order.
 
     Raises:
-        DataError: `classes` are not those of the prompts, or the encoder returns something that is not finite or of
-            length 0.
+        DataError: `classes` are not those of the prompts, or an embedding is zero or not finite.
     """
     if classes is not None:
         check_classes(prompts, classes)
     order = tuple(prompts.classes if classes is None else classes)
-    places = [
+    indices = [
         (c, n, t)
-        for c, owner in enumerate(order)
-        for n in range(len(prompts.classes[owner]))
+        for c, name in enumerate(order)
+        for n in range(len(prompts.classes[name]))
         for t in range(len(prompts.templates))
     ]
-    texts = [prompts.templates[t].replace(PLACEHOLDER, prompts.classes[order[c]][n]) for c, n, t in places]
+    texts = [prompts.templates[t].replace(PLACEHOLDER, prompts.classes[order[c]][n]) for c, n, t in indices]
     rows = unit_rows(encode(texts).astype(np.float64), texts)
     if mean is not None:
         rows = unit_rows(rows - mean, texts)
-    columns = np.array(places, dtype=np.int64)
+    columns = np.array(indices, dtype=np.int64)
     return TextVectors(
         vectors=rows.astype(np.float32),
         class_of=columns[:, 0],
@@ -83,27 +83,27 @@ def prompt_embeddings(
 ) -> Float32[np.ndarray, "C D"]:
     """One unit vector per class: the mean-embedding ensemble over all (name, template) texts.
 
-    Order of operations: each text to unit length; with centring, minus `mean` and to unit length again; mean over the
-    class's texts; unit length. This is how CONCH and CLIP_benchmark ensemble prompts (which do not centre).
+    Each text is L2-normalised; with centring, `mean` is subtracted and the result normalised again; then the class mean
+    is taken and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring).
 
     Args:
-        prompts: The prompt set.
-        encode: The VLM's text encoder.
-        mean: Mean of the text modality, as used for pairing; None without centring.
-        classes: Order of the rows (the tiles' class order); the prompt set's own when not given.
+        prompts: Prompt set.
+        encode: Text encoder of the VLM.
+        mean: Mean of the text modality, as used for pairing; None disables centring.
+        classes: Order of the rows (the tiles' class order); None keeps the prompt set's order.
 
     Raises:
-        DataError: `classes` are not those of the prompts, the encoder returns something that is not finite or of length
-            0, or a class's texts cancel out.
+        DataError: `classes` are not those of the prompts, an embedding is zero or not finite, or the texts of a class
+            cancel out.
     """
     return class_means(embed_prompts(prompts, encode, mean, classes))
 
 
 def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
-    """Per class the mean of its texts' vectors, to unit length.
+    """Normalised mean of the text vectors of each class.
 
     Raises:
-        DataError: A class's texts cancel out.
+        DataError: The texts of a class cancel out.
     """
     rows = texts.vectors.astype(np.float64)
     means = np.stack([rows[texts.class_of == c].mean(axis=0) for c in range(len(texts.classes))])
@@ -113,15 +113,15 @@ def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
 def zero_shot_probabilities(
     image_embeddings: Float[np.ndarray, "n D"], class_embeddings: Float[np.ndarray, "C D"], logit_scale: float
 ) -> Float32[np.ndarray, "n C"]:
-    """Softmax over classes of `logit_scale` times the cosine between each image and each class.
+    """Softmax over classes of `logit_scale` times the cosine between image and class.
 
     Args:
-        image_embeddings: Joint space, any length (centred already, if the classes are).
-        class_embeddings: Of `prompt_embeddings`.
-        logit_scale: The VLM's own (100 for CLIP); it changes probabilities, never the winner.
+        image_embeddings: Image embeddings in the joint space, of any length (centred if the classes are).
+        class_embeddings: Class embeddings from `prompt_embeddings`.
+        logit_scale: Logit scale of the VLM (100 for CLIP); affects the probabilities, not the predicted class.
 
     Raises:
-        DataError: An embedding is not finite or of length 0.
+        DataError: An embedding is zero or not finite.
     """
     images = unit_rows(image_embeddings.astype(np.float64), range(len(image_embeddings)))
     classes = unit_rows(class_embeddings.astype(np.float64), range(len(class_embeddings)))
@@ -129,24 +129,23 @@ def zero_shot_probabilities(
 
 
 def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[np.ndarray, "n D"]:
-    """Rows to length 1.
+    """`unit` that refuses vectors without a direction.
 
     Args:
-        rows: Vectors.
-        names: What the rows are called in the error.
+        rows: Vectors, one per row.
+        names: Name of each row in the error message.
 
     Raises:
-        DataError: A row is of length 0 or not finite.
+        DataError: A row is zero or not finite.
     """
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    bad = ~(lengths[:, 0] > 1e-9) | ~np.isfinite(lengths[:, 0])
+    lengths = np.linalg.norm(rows, axis=1)
+    bad = ~(lengths > 1e-9) | ~np.isfinite(lengths)
     if bad.any():
         which = shortlist([names[i] for i in np.flatnonzero(bad).tolist()])
         raise DataError(
             explain(
                 f"embeddings of length 0 or not finite: {which}",
-                fix="check the VLM's precision (fp16 can overflow), and that the mean is not that of these very texts",
+                fix="check the VLM's precision (fp16 can overflow), and that the mean is not that of these same texts",
             )
         )
-    unit: Float[np.ndarray, "n D"] = rows / lengths
-    return unit
+    return unit(rows)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from clipit.evaluation.alignment import same_tiles
-from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.predictions import Predictions, align_predictions
 from clipit.reporting.html import Card, Cards, Part, Text
 
 MOST_TILES = 12
@@ -60,7 +59,7 @@ def changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) -> Ch
     Raises:
         DataError: The tables are of different tiles, labels or classes, or no tile has a label.
     """
-    tables = same_tiles([*base, *arm])
+    tables = align_predictions([*base, *arm])
     tiles = tables[0]
     answers = [_answers(own, tiles) for own in (tables[: len(base)], tables[len(base) :])]
     rows = np.arange(len(tiles.ids))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float16, Float32, Int
+from jaxtyping import Float, Float16, Float32, Float64, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import Processes, build_once, get_processes
@@ -121,10 +121,12 @@ class Store:
         return (total / max(len(self.ids), 1)).astype(np.float32)
 
 
-def unit(vectors: Float32[np.ndarray, "*shape dim"]) -> Float32[np.ndarray, "*shape dim"]:
-    """Vectors divided by their L2 norm; a zero vector stays zero."""
+def unit(
+    vectors: Float32[np.ndarray, "*shape dim"] | Float64[np.ndarray, "*shape dim"],
+) -> Float[np.ndarray, "*shape dim"]:
+    """Vectors divided by their L2 norm, in the same precision; a zero vector stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=vectors.dtype)
 
 
 def centred(

@@ -69,7 +69,7 @@ def test_too_few_labels_and_no_minimum_are_refused() -> None:
     hidden = np.where(np.arange(60) < 19, labels, -1)
     with pytest.raises(DataError, match="needs 20 validation labels; there are 19"):
         fit_temperature(hidden, probabilities)
-    with pytest.raises(DataError, match=r"(?s)no temperature between .* all of them are predicted right"):
+    with pytest.raises(DataError, match=r"(?s)no temperature between .* all tiles are predicted correctly"):
         fit_temperature(probabilities.argmax(axis=1).astype(np.int64), probabilities)
     with pytest.raises(DataError, match="no temperature between"):
         fit_temperature(probabilities.argmin(axis=1).astype(np.int64), probabilities)

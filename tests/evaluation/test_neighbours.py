@@ -101,5 +101,5 @@ def test_features_that_cannot_be_used_are_named() -> None:
     broken[2, 0] = np.inf
     with pytest.raises(DataError, match=f"not finite: {tiles.ids[2]}"):
         Features(tiles.ids, broken, tiles.labels, tiles.groups)
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError, match="duplicate ids"):
         Features(np.array(["a", "a", "b", "c"]), tiles.vectors, tiles.labels, tiles.groups)

@@ -6,8 +6,7 @@ from PIL import Image, ImageEnhance
 
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
-from clipit.evaluation.perturb import PERTURBATIONS, perturb
-from clipit.evaluation.stains import HED, macenko_stains, to_density, to_pixels
+from clipit.evaluation.perturb import HED, PERTURBATIONS, macenko_stains, perturb, to_density, to_pixels
 from clipit.tiles.augment import tile_keys
 
 KEYS = tile_keys(["a", "b", "c"])
@@ -98,7 +97,7 @@ def test_tiles_without_two_stains_are_left_and_counted() -> None:
     assert (found.pixels[:4] == tiles[:4]).all()
 
 
-def test_brightness_and_contrast_are_pillows() -> None:
+def test_brightness_and_contrast_match_pillow() -> None:
     image = Image.fromarray(BATCH[0].transpose(1, 2, 0))
     for level in (0.5, 1.4):
         for name, enhance in (("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast)):
@@ -130,7 +129,7 @@ def test_magnification_shows_the_middle_larger_or_more_around_it() -> None:
 
 
 def test_unknown_names_and_levels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no perturbation is called fog"):
+    with pytest.raises(ConfigError, match="unknown perturbation fog"):
         perturb(BATCH, "fog", 1, KEYS)
     tiles = {"source": "table", "path": "x.csv"}
     for asked, message in (

@@ -17,7 +17,7 @@ from clipit.evaluation.prompt_modes import (
     screened,
     screening_scores,
     single,
-    spread,
+    summarise,
 )
 from clipit.evaluation.zero_shot import TextVectors, embed_prompts, prompt_embeddings, zero_shot_probabilities
 from clipit.prompts.prompt_set import PromptSet
@@ -94,7 +94,7 @@ def test_draws_have_a_name_of_each_class_and_one_template() -> None:
     assert (rows != sampled(found, 3000, 5)).any()
 
 
-def test_sampled_scores_and_their_spread() -> None:
+def test_sampled_scores_and_their_summary() -> None:
     found, images = texts(), tiles(60)
     labels = np.arange(60) % 3
     rows = sampled(found, 25, 0)
@@ -107,16 +107,16 @@ def test_sampled_scores_and_their_spread() -> None:
         accuracies.append(right / 60)
     scores = sampled_scores(found, rows, images, labels, 10.0)
     np.testing.assert_allclose([score["accuracy"] for score in scores], accuracies)
-    result = spread([score["accuracy"] for score in scores])
+    result = summarise([score["accuracy"] for score in scores])
     assert result is not None and result.n == 25
     assert result.median == pytest.approx(np.median(accuracies))
     assert (result.lower, result.upper) == pytest.approx(tuple(np.percentile(accuracies, (25, 75))))
     assert (result.lowest, result.highest) == (min(accuracies), max(accuracies))
 
 
-def test_an_undefined_score_has_no_spread() -> None:
-    assert spread([0.5, None]) is None
-    assert spread([]) is None
+def test_an_undefined_score_has_no_summary() -> None:
+    assert summarise([0.5, None]) is None
+    assert summarise([]) is None
 
 
 def test_all_candidates_when_they_are_few_enough() -> None:
@@ -149,7 +149,7 @@ def test_screening_is_the_plain_loop() -> None:
     np.testing.assert_allclose(screening_scores(found, rows, images, 10.0), expected, atol=1e-6)
     best = sorted(range(18), key=lambda place: -expected[place])[:5]  # 0.3 of 18
     means = [unit(sum(found.vectors[rows[place][c]].astype(float) for place in best)) for c in range(3)]
-    kept = screened(found, images, np.full(40, "train"), share=0.3, most=100, seed=0, logit_scale=10.0)
+    kept = screened(found, images, np.full(40, "train"), share=0.3, limit=100, seed=0, logit_scale=10.0)
     np.testing.assert_allclose(kept, means, atol=1e-6)
 
 
@@ -163,16 +163,16 @@ def test_screening_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_ties_go_to_the_earlier_candidate() -> None:
     found = texts()
     alike = TextVectors(**(found.__dict__ | {"vectors": np.repeat(found.vectors[:1], 18, axis=0)}))
-    kept = screened(alike, tiles(9), np.full(9, "train"), share=1e-6, most=100, seed=0, logit_scale=10.0)
+    kept = screened(alike, tiles(9), np.full(9, "train"), share=1e-6, limit=100, seed=0, logit_scale=10.0)
     np.testing.assert_allclose(kept, alike.vectors[candidates(alike, 100, 0)[0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_only_training_tiles_screen(split: str) -> None:
     with pytest.raises(DataError, match=f"tiles of the split {split}"):
-        screened(texts(), tiles(3), np.array(["train", split, "train"]), share=0.5, most=9, seed=0, logit_scale=1.0)
+        screened(texts(), tiles(3), np.array(["train", split, "train"]), share=0.5, limit=9, seed=0, logit_scale=1.0)
     with pytest.raises(DataError, match="no tiles"):
-        screened(texts(), tiles(0), np.array([], dtype=str), share=0.5, most=9, seed=0, logit_scale=1.0)
+        screened(texts(), tiles(0), np.array([], dtype=str), share=0.5, limit=9, seed=0, logit_scale=1.0)
 
 
 def test_screening_prefers_the_prompts_that_separate() -> None:
@@ -182,7 +182,7 @@ def test_screening_prefers_the_prompts_that_separate() -> None:
     found = embed_prompts(prompts, lambda asked: np.array([directions[text] for text in asked], dtype=np.float32))
     labels = np.arange(30) % 2
     images = (np.eye(3)[labels] + np.random.default_rng(0).normal(size=(30, 3)) * 0.1).astype(np.float32)
-    kept = screened(found, images, np.full(30, "train"), share=0.5, most=9, seed=0, logit_scale=10.0)
+    kept = screened(found, images, np.full(30, "train"), share=0.5, limit=9, seed=0, logit_scale=10.0)
     np.testing.assert_allclose(kept, np.eye(3)[:2], atol=1e-6)
     assert compute_metrics(labels, zero_shot_probabilities(images, kept, 10.0))["accuracy"] == 1
     assert compute_metrics(labels, zero_shot_probabilities(images, single(found), 10.0))["accuracy"] < 0.5

@@ -93,14 +93,14 @@ def test_leave_one_out_equals_a_loop_with_and_without_groups(exclude_groups: boo
     assert found[1].random is None
 
 
-def test_unlabelled_items_are_left_out_and_an_empty_gallery_is_said() -> None:
+def test_unlabelled_items_are_dropped_and_an_empty_gallery_is_reported() -> None:
     tiles = features_of(20, 2, groups=3)
     labels = np.where(np.arange(20) < 15, tiles.labels, -1).astype(np.int64)
     partly = Features(tiles.ids, tiles.vectors, labels, tiles.groups)
     assert class_match(partly, partly, 2, (3,))[0] == class_match(partly.take(labels >= 0), partly, 2, (3,))[0]
     one_group = Features(tiles.ids, tiles.vectors, tiles.labels, np.full(20, "g"))
     found = class_match(one_group, one_group, 2, (3,), exclude_groups=True)[0]
-    assert (found.value, found.reason) == (None, "nothing may be found in the gallery")
+    assert (found.value, found.reason) == (None, "no gallery item is permitted")
     blind = Features(tiles.ids, tiles.vectors, np.full(20, -1, dtype=np.int64), tiles.groups)
     assert class_match(blind, tiles, 2, (3,))[0].reason == "no labelled query"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipit.evaluation.prompt_modes import spread
+from clipit.evaluation.prompt_modes import summarise
 from clipit.prompts.grid import worded
 from clipit.reporting.png import save_png
 from clipit.reporting.tables import LABELS
@@ -35,7 +35,7 @@ def spread_plot(rows: Sequence[Mapping[str, Any]], metric: str, path: Path) -> N
     for place, key in enumerate(asked):
         own = [row for row in rows if (row["subject"], row["prompts"]) == key and row[metric] is not None]
         for kind, colour, offset in (("draw", _DRAWS, -0.18), ("cell", _CELLS, 0.18)):
-            found = spread([row[metric] for row in own if row["kind"] == kind])
+            found = summarise([row[metric] for row in own if row["kind"] == kind])
             if found:
                 y = place + offset
                 axes.plot([found.lowest, found.highest], [y, y], color="black", linewidth=1, marker="|")

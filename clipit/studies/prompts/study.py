@@ -160,7 +160,7 @@ def _mode_rows(one: _Asked, config: RunConfig) -> list[Row]:
                 one.subject.screening,
                 one.subject.screening_splits,
                 share=z.keep,
-                most=z.candidates,
+                limit=z.candidates,
                 seed=z.seed,
                 logit_scale=one.subject.logit_scale,
             )

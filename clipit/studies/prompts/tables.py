@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from clipit.evaluation.prompt_modes import spread
+from clipit.evaluation.prompt_modes import summarise
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
 from clipit.studies.report import Chapter, Plot
@@ -103,7 +103,7 @@ def _grid_spread(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, s
 
 def _spread_cells(scores: Sequence[float | None]) -> list[str]:
     """Median, quartiles, range and its width, as cells of a table."""
-    found = spread(scores)
+    found = summarise(scores)
     if found is None:
         return [UNDEFINED, "", "", ""]
     quartiles, extremes = interval(found.lower, found.upper), interval(found.lowest, found.highest)

@@ -11,7 +11,7 @@ from benchmarks.inputs import CLASSES, make_tiles
 
 if TYPE_CHECKING:
     from clipit.config.run import RunConfig
-    from clipit.tiles.loading import PixelSource
+    from clipit.tiles.pixel_source import PixelSource
     from clipit.training.targets import Targets
 
 _DIM = 512
@@ -22,7 +22,7 @@ def measure(options: Options) -> list[Figure]:
     """Seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
     from clipit.config.run import BackboneConfig, RunConfig, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
-    from clipit.tiles.loading import PixelSource
+    from clipit.tiles.pixel_source import PixelSource
     from clipit.training.targets import Targets
 
     per_step, steps = options.size(32, 4), options.size(3, 1)

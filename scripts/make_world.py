@@ -14,8 +14,7 @@ def main() -> None:
     from clipit.errors import user_errors
 
     with user_errors():
-        from clipit.synthetic.world import WorldConfig, add_cases
-        from clipit.synthetic.world_folder import write_whole_world
+        from clipit.synthetic.world import WorldConfig, add_cases, write_whole_world
 
         config = WorldConfig(seed=arguments.seed)
         folder = write_whole_world(arguments.output, config)

@@ -9,8 +9,7 @@ import numpy as np
 from clipit.comparison.compare import compare
 from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
-from clipit.synthetic.world import WorldConfig
-from clipit.synthetic.world_folder import write_whole_world
+from clipit.synthetic.world import WorldConfig, write_whole_world
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)

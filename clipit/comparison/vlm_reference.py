@@ -19,7 +19,7 @@ from clipit.evaluation.predictions import Predictions, write_predictions
 from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.stores.embed import Store, centred, embed_tiles
-from clipit.tiles.loading import PixelSource
+from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 

@@ -73,8 +73,7 @@ def reports_finding(config: RunConfig) -> Finding:
 
 def prompt_findings(config: RunConfig) -> list[Finding]:
     """Whether the prompt set and the bags of the snippet filter can be read."""
-    from clipit.prompts.prompt_bag import load_bag
-    from clipit.prompts.prompt_set import load_prompts
+    from clipit.prompts.prompt_set import load_bag, load_prompts
 
     findings = []
     asked: Mapping[str, Any] = {

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8, UInt64
 from clipit.config.run import LeaksConfig
 from clipit.pairing.hamming import near_hashes
 from clipit.reports.readers import Report
-from clipit.tiles.patients import patient, patient_in, patients
 from clipit.tiles.perceptual import Fingerprints, oriented
+from clipit.tiles.splits import patient, patient_in, patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
 Kind = Literal["group", "exact", "near", "report"]

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError, explain
-from clipit.prompts import yaml_file
+from clipit.errors import DataError
+from clipit.prompts import files
 from clipit.prompts.lint import fold
 
 KINDS = ("tissue", "cell", "pattern", "grade", "change", "tumour", "cause", "context", "artefact")
@@ -61,7 +61,7 @@ class Dictionary:
         if entry_id not in self.entries:
             near = difflib.get_close_matches(entry_id, self.entries, n=1, cutoff=0.5)
             fix = f"did you mean {near[0]}?" if near else "look at the ids in its files"
-            raise DataError(explain(f"no entry {entry_id} in the dictionary {self.name}", fix=fix))
+            raise DataError(f"no entry {entry_id} in the dictionary {self.name}", fix=fix)
         return self.entries[entry_id]
 
     def texts(self, entry_id: str) -> list[str]:
@@ -90,7 +90,7 @@ def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str
         DataError: There is no such entry, or `most` is below 1.
     """
     if most < 1:
-        raise DataError(explain(f"a bag of at most {most} texts", where="most", fix="give 1 or more"))
+        raise DataError(f"a bag of at most {most} texts", where="most", fix="give 1 or more")
     entry = dictionary.entry(entry_id)
     return list(dict.fromkeys([*dictionary.texts(entry_id), *entry.findings, *entry.causes]))[:most]
 
@@ -107,7 +107,7 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
     terms: dict[str, str] = {}
     titles: set[tuple[str, str]] = set()
     for file in _files(name_or_path):
-        raw, repeated = yaml_file.read(file)
+        raw, repeated = files.read(file)
         titles.add((str(raw.get("name")), str(raw.get("version"))))
         found = [f"{key}: is given twice; only the last one would count" for key in repeated]
         found += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
@@ -133,7 +133,7 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
     ]
     if len(titles) > 1:
         problems.append(f"name and version differ between chapters: {sorted(titles)}")
-    yaml_file.raise_problems(problems, name_or_path)
+    files.raise_problems(problems, name_or_path)
     name, version = titles.pop()
     return Dictionary(name, version, entries)
 
@@ -148,7 +148,7 @@ def _files(name_or_path: str | Path) -> list[Path]:
         return [path]
     names = sorted(folder.name for folder in _FOLDER.iterdir() if folder.is_dir())
     fix = f"give a YAML file, a folder of YAML files, or one of: {', '.join(names)}"
-    raise DataError(explain(f"no such dictionary: {name_or_path}", where=path.absolute(), fix=fix))
+    raise DataError(f"no such dictionary: {name_or_path}", where=path.absolute(), fix=fix)
 
 
 def _entry_problems(item: object) -> list[str]:
@@ -164,7 +164,7 @@ def _entry_problems(item: object) -> list[str]:
     for name, (least, most) in _LISTS.items():
         texts = item.get(name) or []
         if texts or least:
-            problems += [f".{problem}" for problem in yaml_file.text_problems(name, texts, "texts")]
+            problems += [f".{problem}" for problem in files.text_problems(name, texts, "texts")]
         if isinstance(texts, Sequence) and not isinstance(texts, str) and not least <= len(texts) <= most:
             problems.append(f".{name}: {len(texts)} texts; {least} to {most} are allowed")
     variants = item.get("variants")

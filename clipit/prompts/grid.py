@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet
 
 SLOTS = ("organ", "magnification", "stain")
@@ -53,7 +53,7 @@ def prompt_grid(
         if not words or len(set(words)) < len(words):
             problems.append(f"{axis}: give at least one, each once; found {list(words)}")
     if problems:
-        raise ConfigError(explain("\n".join(problems), where="zero_shot", fix="correct the axes of the grid"))
+        raise ConfigError("\n".join(problems), where="zero_shot", fix="correct the axes of the grid")
     return [
         Cell(*words, replace(prompts, templates=(worded(*words),)))
         for words in product(templates, organs, magnifications, stains)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clipit.prompts import yaml_file
+from clipit.prompts import files
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, parse_prompts, set_problems
 from clipit.types import TokenCounter
 
@@ -88,8 +88,8 @@ def lint_file(
     Raises:
         DataError: There is no such file, or it is not YAML.
     """
-    path = yaml_file.find(name_or_path, "sets")
-    raw, repeated = yaml_file.read(path)
+    path = files.find(name_or_path, "sets")
+    raw, repeated = files.read(path)
     problems = set_problems(raw, repeated)
     if problems:
         parts = [problem.partition(": ") for problem in problems]

@@ -1,4 +1,4 @@
-"""Prompt sets: for each class its names, and the templates that the names are put into."""
+"""Prompt sets (names and templates per class) and prompt bags (texts that stand for one concept)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError, explain
-from clipit.prompts import yaml_file
+from clipit.errors import DataError
+from clipit.prompts import files
 
-_KEYS = ("name", "version", "source", "templates", "classes")
+_BAG_KEYS = ("name", "version", "source", "texts")
+
+
+@dataclass(frozen=True)
+class PromptBag:
+    """Several texts that stand for one thing."""
+
+    name: str
+    version: str
+    texts: tuple[str, ...]
+    source: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Fingerprint of the texts."""
+        return fingerprint(self.texts)
+
+
+def load_bag(name_or_path: str | Path) -> PromptBag:
+    """Read a prompt bag from a YAML file (keys name, version, texts), or a packaged one by its name.
+
+    Raises:
+        DataError: There is no such file, or its content is wrong; all problems are listed at once.
+    """
+    path = files.find(name_or_path, "bags")
+    raw, repeated = files.read(path)
+    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
+    problems += [f"{key}: unknown key; known are {', '.join(_BAG_KEYS)}" for key in raw if key not in _BAG_KEYS]
+    problems += [f"{key}: is missing" for key in ("name", "version", "texts") if raw.get(key) is None]
+    problems += files.text_problems("texts", raw["texts"], "texts") if raw.get("texts") is not None else []
+    files.raise_problems(problems, path)
+    return PromptBag(str(raw["name"]), str(raw["version"]), tuple(raw["texts"]), str(raw.get("source", "")).strip())
+
+
+_SET_KEYS = ("name", "version", "source", "templates", "classes")
 PLACEHOLDER = "{}"
 
 
@@ -39,10 +73,7 @@ class PromptSet:
         """
         if class_name not in self.classes:
             raise DataError(
-                explain(
-                    f"prompt set {self.name} has no class {class_name}",
-                    fix=f"use one of: {', '.join(self.classes)}",
-                )
+                f"prompt set {self.name} has no class {class_name}", fix=f"use one of: {', '.join(self.classes)}"
             )
         names = self.classes[class_name]
         return [template.replace(PLACEHOLDER, name) for name in names for template in self.templates]
@@ -59,8 +90,8 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     Raises:
         DataError: There is no such file, or its content is wrong; all problems are listed at once.
     """
-    path = yaml_file.find(name_or_path, "sets")
-    raw, repeated = yaml_file.read(path)
+    path = files.find(name_or_path, "sets")
+    raw, repeated = files.read(path)
     return parse_prompts(raw, path, repeated)
 
 
@@ -76,7 +107,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         DataError: Unknown or missing keys, a template without `{}`, a class without names, a name given twice or
             under two classes, ...; all are listed at once.
     """
-    yaml_file.raise_problems(set_problems(raw, repeated), where)
+    files.raise_problems(set_problems(raw, repeated), where)
     return PromptSet(
         name=str(raw["name"]),
         version=str(raw["version"]),
@@ -89,7 +120,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
 def set_problems(raw: Mapping[str, Any], repeated: Sequence[str] = ()) -> list[str]:
     """All that keeps a mapping from being a prompt set, each as `key: what`; see `parse_prompts`."""
     problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
-    problems += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
+    problems += [f"{key}: unknown key; known are {', '.join(_SET_KEYS)}" for key in raw if key not in _SET_KEYS]
     problems += [f"{key}: is missing" for key in ("name", "version", "templates", "classes") if raw.get(key) is None]
     problems += _template_problems(raw["templates"]) if raw.get("templates") is not None else []
     problems += _class_problems(raw["classes"]) if raw.get("classes") is not None else []
@@ -107,20 +138,18 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
     without_prompts = sorted(set(classes) - set(prompts.classes))
     without_tiles = sorted(set(prompts.classes) - set(classes))
     raise DataError(
-        explain(
-            f"the classes of prompt set {prompts.name} are not those of the tiles\n"
-            f"  prompts: {', '.join(prompts.classes)}\n"
-            f"  tiles: {', '.join(classes)}\n"
-            f"  without prompts: {', '.join(without_prompts) or 'none'}; "
-            f"without tiles: {', '.join(without_tiles) or 'none'}",
-            where="key prompts of the configuration",
-            fix="give a prompt set with exactly these classes, or rename its classes as the tiles' are",
-        )
+        f"the classes of prompt set {prompts.name} are not those of the tiles\n"
+        f"  prompts: {', '.join(prompts.classes)}\n"
+        f"  tiles: {', '.join(classes)}\n"
+        f"  without prompts: {', '.join(without_prompts) or 'none'}; "
+        f"without tiles: {', '.join(without_tiles) or 'none'}",
+        where="key prompts of the configuration",
+        fix="give a prompt set with exactly these classes, or rename its classes as the tiles' are",
     )
 
 
 def _template_problems(templates: object) -> list[str]:
-    problems = yaml_file.text_problems("templates", templates, "sentences with {} in place of the class's name")
+    problems = files.text_problems("templates", templates, "sentences with {} in place of the class's name")
     if isinstance(templates, Sequence) and not isinstance(templates, str):
         problems += [
             f"templates[{i}]: {template!r} must hold {PLACEHOLDER} exactly once, in place of the class's name"
@@ -138,7 +167,7 @@ def _class_problems(classes: object) -> list[str]:
     for key, names in classes.items():
         if not isinstance(key, str):
             problems.append(f"classes.{key}: the class's name is not a text; write it in quotes")
-        problems += yaml_file.text_problems(f"classes.{key}", names, "names")
+        problems += files.text_problems(f"classes.{key}", names, "names")
         if not isinstance(names, Sequence) or isinstance(names, str):
             continue
         for name in sorted({entry.strip().casefold() for entry in names if isinstance(entry, str)}):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from clipit.config.run import ReportsConfig
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.reports.account import Account, Dropped, token_histogram
 from clipit.reports.filters import (
     Similarity,
@@ -143,11 +143,9 @@ def build_snippets(
     check_sections(config)
     if config.morphology_prompts is not None and similarity is None:
         raise ConfigError(
-            explain(
-                "the similarity filter needs a VLM to embed its prompt bags",
-                where="reports.morphology_prompts",
-                fix="configure a VLM, or remove morphology_prompts and boilerplate_prompts",
-            )
+            "the similarity filter needs a VLM to embed its prompt bags",
+            where="reports.morphology_prompts",
+            fix="configure a VLM, or remove morphology_prompts and boilerplate_prompts",
         )
     found = _collect(reports, count_tokens, budget)
     texts, dropped = _filter(found, config, similarity)
@@ -169,10 +167,8 @@ def build_snippets(
     )
     if not texts:
         raise DataError(
-            explain(
-                f"no snippet is left:\n{account.text()}",
-                where=reports.source,
-                fix="loosen the filters under reports, or give another corpus",
-            )
+            f"no snippet is left:\n{account.text()}",
+            where=reports.source,
+            fix="loosen the filters under reports, or give another corpus",
         )
     return Snippets(snippets, sources, account)

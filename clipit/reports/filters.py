@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
-from clipit.errors import ConfigError, explain, shortlist
+from clipit.errors import ConfigError, shortlist
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
@@ -41,11 +41,9 @@ def check_sections(config: ReportsConfig) -> None:
     unknown = sorted({*(config.sections or ()), *config.exclude_sections} - set(SECTIONS))
     if unknown:
         raise ConfigError(
-            explain(
-                f"no such section: {shortlist(unknown)}",
-                where="reports.sections, reports.exclude_sections",
-                fix=f"use some of: {', '.join(SECTIONS)}",
-            )
+            f"no such section: {shortlist(unknown)}",
+            where="reports.sections, reports.exclude_sections",
+            fix=f"use some of: {', '.join(SECTIONS)}",
         )
 
 
@@ -60,10 +58,8 @@ def by_similarity(texts: Sequence[str], similarity: Similarity, margin: float) -
     scores = np.asarray(similarity(texts)) if texts else np.zeros(0)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(
-            explain(
-                f"the similarity filter gave no finite value for each of {len(texts)} snippets (shape {scores.shape})",
-                where="reports.morphology_prompts, reports.boilerplate_prompts",
-                fix="check the VLM that embeds the two prompt bags",
-            )
+            f"the similarity filter gave no finite value for each of {len(texts)} snippets (shape {scores.shape})",
+            where="reports.morphology_prompts, reports.boilerplate_prompts",
+            fix="check the VLM that embeds the two prompt bags",
         )
     return [bool(score >= margin) for score in scores]

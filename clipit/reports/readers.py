@@ -10,12 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from clipit.config.run import ReportsConfig
-from clipit.errors import DataError, explain, shortlist
-from clipit.reports.hub import is_dataset_folder, read_huggingface
-from clipit.reports.rows import Row
-from clipit.reports.tables import read_csv, read_jsonl, read_parquet
+from clipit.errors import DataError, shortlist
+from clipit.reports.tables import is_dataset_folder, read_csv, read_huggingface, read_jsonl, read_parquet
 from clipit.reports.tcga import read_tcga
-from clipit.reports.textfiles import read_lines, read_texts
+from clipit.reports.textfiles import Row, read_lines, read_texts
 
 _BY_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
@@ -74,11 +72,9 @@ def _format(config: ReportsConfig, path: Path) -> str:
         return _BY_SUFFIX[path.suffix.lower()]
     if path.is_file():
         raise DataError(
-            explain(
-                f"cannot tell the format of this report file from its suffix {path.suffix!r}",
-                where=path,
-                fix="set reports.format to lines, texts, csv, tsv, jsonl or parquet",
-            )
+            f"cannot tell the format of this report file from its suffix {path.suffix!r}",
+            where=path,
+            fix="set reports.format to lines, texts, csv, tsv, jsonl or parquet",
         )
     return "huggingface" if _HUB_ID.fullmatch(config.path) else "lines"
 
@@ -89,11 +85,11 @@ def _rows(config: ReportsConfig, kind: str, path: Path, problems: list[str]) -> 
         return read_huggingface(config)
     if not path.exists():
         raise DataError(
-            explain("no such file or folder of reports", where=path, fix="correct reports.path (--reports.path=...)")
+            "no such file or folder of reports", where=path, fix="correct reports.path (--reports.path=...)"
         )
     if kind not in ("texts", "tcga") and path.is_dir():
         raise DataError(
-            explain(f"a folder was given where reports.format {kind} reads one file", where=path, fix="give the file")
+            f"a folder was given where reports.format {kind} reads one file", where=path, fix="give the file"
         )
     match kind:
         case "lines":
@@ -134,11 +130,9 @@ def _collect(rows: Iterable[Row], problems: list[str]) -> tuple[list[Report], in
             name = content if repeats[content] == 1 else f"{content}-{repeats[content]}"
         if name in seen:
             raise DataError(
-                explain(
-                    f"two reports have the id {name!r}",
-                    where=f"{seen[name]} and {row.where}",
-                    fix="make the ids unique, or set reports.group_column to this column and leave id_column out",
-                )
+                f"two reports have the id {name!r}",
+                where=f"{seen[name]} and {row.where}",
+                fix="make the ids unique, or set reports.group_column to this column and leave id_column out",
             )
         seen[name] = row.where
         reports.append(Report(name, row.text, row.organ, row.group, row.label))
@@ -158,12 +152,10 @@ def _of_organs(reports: list[Report], config: ReportsConfig, problems: list[str]
     if absent:
         known = sorted(organ for organ in counts if organ is not None)
         raise DataError(
-            explain(
-                f"no report of {shortlist(absent)}; the organs are: {shortlist(known, 40) or 'not known'}",
-                where=config.path,
-                fix="correct reports.organs, or say where organs stand: reports.organ_column (tables) or "
-                "reports.cancer_types (tcga)",
-            )
+            f"no report of {shortlist(absent)}; the organs are: {shortlist(known, 40) or 'not known'}",
+            where=config.path,
+            fix="correct reports.organs, or say where organs stand: reports.organ_column (tables) or "
+            "reports.cancer_types (tcga)",
         )
     kept = [report for report in reports if report.organ in config.organs]
     if len(kept) < len(reports):
@@ -188,10 +180,8 @@ def read_reports(config: ReportsConfig) -> Reports:
     reports = _of_organs(reports, config, problems)
     if not reports:
         raise DataError(
-            explain(
-                f"empty corpus: no report with text ({empty} empty ones), read as {kind}",
-                where=config.path,
-                fix="check reports.path, reports.format and reports.text_column",
-            )
+            f"empty corpus: no report with text ({empty} empty ones), read as {kind}",
+            where=config.path,
+            fix="check reports.path, reports.format and reports.text_column",
         )
     return Reports(tuple(reports), tuple(problems), config.path, empty)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.reports.cleaning import clean_text, trim
-from clipit.reports.sections import cut_sentences
+from clipit.reports.sentences import cut_sentences
 from clipit.types import TokenCounter
 
 
@@ -70,11 +70,9 @@ def _fit(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[
                     halved.append(part)
                 elif len(part) < 2:
                     raise ConfigError(
-                        explain(
-                            f"a budget of {budget} tokens does not hold one character ({part!r}: {known[part]})",
-                            where="vlm (context length of its text tower)",
-                            fix="choose a VLM with a longer context",
-                        )
+                        f"a budget of {budget} tokens does not hold one character ({part!r}: {known[part]})",
+                        where="vlm (context length of its text tower)",
+                        fix="choose a VLM with a longer context",
                     )
                 else:
                     halved.extend(_halves(part))

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
-from clipit.errors import DataError, explain, shortlist
-from clipit.reports.rows import Row
+from clipit.errors import DataError, shortlist
 from clipit.reports.tables import read_csv
-from clipit.reports.textfiles import codec, decoding, read_texts
+from clipit.reports.textfiles import Row, codec, decoding, read_texts
 
 ID_COLUMN = "patient_filename"
 """Column of the published csv: the barcode, a dot, and the name of the scanned file."""
@@ -81,11 +80,9 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
         if patient is None:
             if path.is_file() and path.suffix.lower() == ".csv":
                 raise DataError(
-                    explain(
-                        f"{ID_COLUMN} {row.report_id!r} does not begin with a TCGA barcode such as TCGA-BP-5195",
-                        where=row.where,
-                        fix="correct the row, or read the file with reports.format: csv",
-                    )
+                    f"{ID_COLUMN} {row.report_id!r} does not begin with a TCGA barcode such as TCGA-BP-5195",
+                    where=row.where,
+                    fix="correct the row, or read the file with reports.format: csv",
                 )
             problems.append(f"{row.where}: passed over, the name does not begin with a TCGA barcode")
             continue
@@ -108,28 +105,18 @@ def _rows(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[Ro
         if beside and not any(path.rglob("*.txt")):
             named = next((table for table in beside if table.name == CSV), beside[0])
             raise DataError(
-                explain(
-                    f"the folder holds {named.name}, and no .txt",
-                    where=path,
-                    fix=f"give reports.path the file: {named}",
-                )
+                f"the folder holds {named.name}, and no .txt", where=path, fix=f"give reports.path the file: {named}"
             )
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             tables = [name for name in archive.namelist() if name.lower().endswith(".csv")]
         if tables:
             raise DataError(
-                explain(
-                    f"the zip holds {tables[0]}",
-                    where=path,
-                    fix="unpack it and give reports.path the csv that it holds",
-                )
+                f"the zip holds {tables[0]}", where=path, fix="unpack it and give reports.path the csv that it holds"
             )
     elif path.is_file():
         raise DataError(
-            explain(
-                "neither a .csv nor a zip", where=path, fix="give the csv of TCGA-Reports, or a folder or zip of .txt"
-            )
+            "neither a .csv nor a zip", where=path, fix="give the csv of TCGA-Reports, or a folder or zip of .txt"
         )
     return read_texts(path, config.encoding, problems)
 
@@ -144,22 +131,18 @@ def _once_each(rows: Iterator[Row], path: Path, encoding: str) -> Iterator[Row]:
         header = next(csv.reader(stream), [])
     if ID_COLUMN not in header:
         raise DataError(
-            explain(
-                f"not the csv of TCGA-Reports: no column {ID_COLUMN!r}; the columns are: {', '.join(header) or 'none'}",
-                where=path,
-                fix=f"give reports.path {CSV} as published, or read this file with reports.format: csv",
-            )
+            f"not the csv of TCGA-Reports: no column {ID_COLUMN!r}; the columns are: {', '.join(header) or 'none'}",
+            where=path,
+            fix=f"give reports.path {CSV} as published, or read this file with reports.format: csv",
         )
     seen: dict[str, str] = {}  # id -> where
     for row in rows:
         first = seen.setdefault(row.report_id or "", row.where)
         if first != row.where:
             raise DataError(
-                explain(
-                    f"{ID_COLUMN} {row.report_id!r} stands there twice: a file is one report",
-                    where=f"{first} and {row.where}",
-                    fix="remove one of the rows, or copy the csv again",
-                )
+                f"{ID_COLUMN} {row.report_id!r} stands there twice: a file is one report",
+                where=f"{first} and {row.where}",
+                fix="remove one of the rows, or copy the csv again",
             )
         yield row
 
@@ -177,10 +160,10 @@ def _organs(path: Path) -> dict[str, str]:
             columns = reader.fieldnames or []
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(explain(f"the cancer types cannot be read: {error}", where=path, fix=fix)) from error
+        raise DataError(f"the cancer types cannot be read: {error}", where=path, fix=fix) from error
     if not {"patient_id", "cancer_type"} <= set(columns):
         raise DataError(
-            explain(f"expected the columns patient_id and cancer_type, found {', '.join(columns)}", where=path, fix=fix)
+            f"expected the columns patient_id and cancer_type, found {', '.join(columns)}", where=path, fix=fix
         )
     organ_of: dict[str, str] = {}
     for line, row in enumerate(rows, 2):
@@ -188,12 +171,10 @@ def _organs(path: Path) -> dict[str, str]:
         code = (row["cancer_type"] or "").upper().removeprefix("TCGA-")
         if patient is None or code not in ORGANS:
             raise DataError(
-                explain(
-                    f"{row['patient_id']!r} with cancer type {row['cancer_type']!r}: no TCGA patient or project code",
-                    where=f"{path}, line {line}",
-                    fix=f"correct the row; the codes are {', '.join(ORGANS)}",
-                )
+                f"{row['patient_id']!r} with cancer type {row['cancer_type']!r}: no TCGA patient or project code",
+                where=f"{path}, line {line}",
+                fix=f"correct the row; the codes are {', '.join(ORGANS)}",
             )
         if organ_of.setdefault(patient, ORGANS[code]) != ORGANS[code]:
-            raise DataError(explain(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one row"))
+            raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one row")
     return organ_of

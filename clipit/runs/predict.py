@@ -19,7 +19,7 @@ from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
-    from clipit.tiles.loading import PixelSource
+    from clipit.tiles.pixel_source import PixelSource
 
 
 def _check_classes(classifier: "Classifier", tiles: TileSet, folder: Path) -> None:

@@ -211,7 +211,7 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
         """Encode the shards that are not there yet."""
         import torch
 
-        from clipit.tiles.loading import PixelSource
+        from clipit.tiles.pixel_source import PixelSource
 
         source = PixelSource(tiles, vlm.preprocess.pixels)
 

@@ -19,7 +19,7 @@ from clipit.evaluation.features import Features
 from clipit.progress import progress
 from clipit.runs.folder import read_training
 from clipit.stores.embed import Store, embed_tiles
-from clipit.tiles.loading import PixelSource
+from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.workspace import Workspace
 

@@ -9,9 +9,8 @@ from jaxtyping import Int64, UInt8
 
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.language import caption
-from clipit.synthetic.latents import Latents, draw_latents
+from clipit.synthetic.latents import Latents, draw_latents, stream
 from clipit.synthetic.render import render
-from clipit.synthetic.streams import stream
 
 MPP = 1.0
 """Micrometres per pixel of every synthetic tile: a lymphocyte is about 6 px wide."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 
 SIZE = 64
 """Edge of a tile in pixels."""
@@ -74,7 +74,7 @@ def make_spots(
 def splat(canvas: Maps, spots: Spots) -> None:
     """Draw the spots on the canvas in place; where they overlap, the deeper one is seen."""
     if not canvas.flags.c_contiguous:  # its flat view would be a copy, and the spots would be lost
-        raise DataError(explain("splat needs a C-contiguous canvas", fix="pass np.ascontiguousarray(canvas)"))
+        raise DataError("splat needs a C-contiguous canvas", fix="pass np.ascontiguousarray(canvas)")
     reach = spots.radius * spots.stretch
     for least, most in ((0.0, 3.5), (3.5, 6.5), (6.5, 13.0)):
         chosen = (reach >= least) & (reach < most)

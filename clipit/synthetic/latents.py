@@ -1,10 +1,23 @@
-"""What a tile or a sentence is about: tissue class and attributes, drawn before any pixel or word."""
+"""Named random streams, and the latent variables (tissue class and attributes) of synthetic tiles and sentences."""
 
+import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
+
+
+def stream(seed: int, *name: str | int) -> np.random.Generator:
+    """The random generator of this seed and name.
+
+    Two names give statistically independent generators; the same seed and name give the same
+    numbers in every process. Used as `stream(seed, "vlm", "tiles")`.
+    """
+    label = "/".join(str(part) for part in name)
+    key = tuple(int(word) for word in np.frombuffer(hashlib.sha256(label.encode()).digest(), dtype="<u4"))
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))
+
 
 CLASSES = (
     "adipose",

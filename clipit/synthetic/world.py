@@ -1,9 +1,10 @@
-"""Write a synthetic world: tiles in zips, tables, reports, a prompt set and two prompt bags."""
+"""Write a synthetic world to a folder: tiles in zips, tables, reports, prompt sets and prompt bags."""
 
 import csv
 import hashlib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -15,14 +16,13 @@ import yaml
 from jaxtyping import UInt8
 from pydantic import Field, model_validator
 
-from clipit.artifacts import whole_file, write_json
+from clipit.artifacts import locked, whole_file, write_json
 from clipit.config.run import Section
+from clipit.errors import ArtifactError, disk_errors
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.cases import CaseReport, draw_cases, draw_other_organ
-from clipit.synthetic.corpus import SyntheticReport, draw_reports
+from clipit.synthetic.corpora import CaseReport, SyntheticReport, draw_cases, draw_other_organ, draw_reports
 from clipit.synthetic.draws import MPP, VLM_CENTRES, Draw, draw_tiles
-from clipit.synthetic.latents import CLASSES
-from clipit.synthetic.streams import stream
+from clipit.synthetic.latents import CLASSES, stream
 
 CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
@@ -178,3 +178,63 @@ def _prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, An
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")
+
+
+logger = logging.getLogger(__name__)
+
+
+def write_whole_world(folder: Path, settings: WorldConfig) -> Path:
+    """Write a synthetic world into a folder, unless it is there; the folder appears whole or not at all.
+
+    Raises:
+        ArtifactError: The folder holds something else, or another world; nothing in it was changed.
+    """
+    world = folder.absolute()  # absolute: lock and partial folder lie beside it, also for "."
+    if _is_written(world, settings):
+        return world
+    with locked(world):
+        if not _is_written(world, settings):
+            logger.info(f"writing the synthetic world (tiles, reports, prompts) to {world}")
+            partial = Path(f"{world}.partial")
+            write_world(partial, settings)
+            with disk_errors(world):
+                for left in partial.glob(".*.tmp"):  # of a killed attempt
+                    left.unlink()
+                if not world.is_dir():
+                    partial.rename(world)
+                    return world
+                # An empty folder, which may be the one that the user stands in: filled, not replaced.
+                for path in sorted(partial.iterdir(), key=lambda path: path.name == "world.json"):
+                    path.rename(world / path.name)
+                partial.rmdir()
+    return world
+
+
+def _is_written(world: Path, settings: WorldConfig) -> bool:
+    """Whether this world lies there; False when there is nothing.
+
+    Raises:
+        ArtifactError: Something else lies there.
+    """
+    with disk_errors(world):
+        if not world.exists() or not any(world.iterdir()):
+            return False
+    facts = world / "world.json"
+    if not facts.is_file():
+        raise ArtifactError(
+            "the folder for the demo's synthetic world (that of tiles.path) holds other files; it is left as it is",
+            where=world,
+            fix="name a new folder in tiles.path and the other paths of the demo's configuration; for your own "
+            "tiles take scripts/train.py or scripts/compare.py; a half-written world may be deleted",
+        )
+    try:
+        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == settings.model_dump(mode="json")
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ArtifactError(
+            f"the synthetic world here is not that of seed {settings.seed} as this version writes it",
+            where=facts,
+            fix="delete its folder, and start again: it is written anew",
+        )
+    return True

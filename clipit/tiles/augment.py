@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, UInt8, UInt64
 from torch import Tensor
 
 from clipit.config.run import AugmentationConfig
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _DRAWS = 7
@@ -56,7 +56,7 @@ def augment(
 def uniform(keys: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float[np.ndarray, "b d"]:
     """Numbers in [0, 1) per tile: splitmix64 (Steele et al. 2014) as a counter-based generator."""
     if seed < 0 or step < 0:
-        raise DataError(explain(f"seed {seed} and step {step} must not be negative", where="augmentation"))
+        raise DataError(f"seed {seed} and step {step} must not be negative", where="augmentation")
     start = np.asarray([seed], dtype=np.uint64)
     state = _mix(keys ^ _mix(_mix(start + _GOLDEN) ^ np.uint64(step)))
     counters = np.arange(1, _DRAWS + 1, dtype=np.uint64) * _GOLDEN

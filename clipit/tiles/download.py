@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipit.artifacts import locked, write_json
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
+from clipit.tiles.archives import fetch, unpack
 from clipit.tiles.datasets import DATASETS, DataSet, Remote
-from clipit.tiles.fetch import fetch
-from clipit.tiles.unpack import unpack
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +39,13 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
     logger.info(terms(name))
     if not row.files:
         raise DataError(
-            explain(
-                f"{row.title} has no public direct address with a checksum",
-                where=row.page,
-                fix=f"{row.access}; then give tiles.source {name} and tiles.path the folder with {row.layout}",
-            )
+            f"{row.title} has no public direct address with a checksum",
+            where=row.page,
+            fix=f"{row.access}; then give tiles.source {name} and tiles.path the folder with {row.layout}",
         )
     if not accept():
         raise DataError(
-            explain("the licence was not accepted: nothing was downloaded", fix="answer yes, or give --accept-licence")
+            "the licence was not accepted: nothing was downloaded", fix="answer yes, or give --accept-licence"
         )
     with locked(folder / f".{name}"):
         _get(row, folder)
@@ -91,12 +88,10 @@ def _standing(place: Path, remote: Remote, page: str) -> str:
     found = _content(place)
     if {key: noted.get(key) for key in found} != found:
         raise DataError(
-            explain(
-                f"{found['files']} files with {found['bytes']} bytes, but {noted.get('files')} with "
-                f"{noted.get('bytes')} were unpacked here",
-                where=place,
-                fix=f"delete {place} and {stamp}, and start the same command again",
-            )
+            f"{found['files']} files with {found['bytes']} bytes, but {noted.get('files')} with "
+            f"{noted.get('bytes')} were unpacked here",
+            where=place,
+            fix=f"delete {place} and {stamp}, and start the same command again",
         )
     return f"there already, with all of its {found['files']} files"
 
@@ -113,11 +108,9 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
         found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != remote.unpacked_md5:
         raise DataError(
-            explain(
-                f"not the published file: its MD5 is {found}, published is {remote.unpacked_md5}",
-                where=file,
-                fix=f"delete it and start the same command again, or see {page}",
-            )
+            f"not the published file: its MD5 is {found}, published is {remote.unpacked_md5}",
+            where=file,
+            fix=f"delete it and start the same command again, or see {page}",
         )
     return True
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.tiles.images import is_image
 from clipit.tiles.readers import FileReader, file_stamp
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -26,7 +26,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
-        raise DataError(explain("the folder with the tiles is not there", where=root, fix="correct tiles.path"))
+        raise DataError("the folder with the tiles is not there", where=root, fix="correct tiles.path")
     top = subfolders(root)
     mapping = part_map(config.splits, ALIASES)
     with_splits = any(name in mapping or name.lower() in mapping for name in top)
@@ -46,7 +46,7 @@ def read_folders(config: TilesConfig) -> SourceTiles:
             others += [str(base / name / file) for file in strange]
     if not ids:
         raise DataError(
-            explain("no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders")
+            "no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders"
         )
     _check_class_folders(config, root, set(labels) - {""})
     notes = (f"{len(others)} files are no images and were left out: {shortlist(others)}",) if others else ()
@@ -87,12 +87,10 @@ def _no_loose_images(folder: Path, *, with_splits: bool) -> None:
     loose = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.name))
     if loose:
         raise DataError(
-            explain(
-                f"{len(loose)} images lie outside class folders: {shortlist(loose, 3)}",
-                where=folder,
-                fix="move them into folders named by their class (or `unlabelled`)"
-                + (", one level below the split" if with_splits else ""),
-            )
+            f"{len(loose)} images lie outside class folders: {shortlist(loose, 3)}",
+            where=folder,
+            fix="move them into folders named by their class (or `unlabelled`)"
+            + (", one level below the split" if with_splits else ""),
         )
 
 
@@ -106,9 +104,7 @@ def _check_class_folders(config: TilesConfig, root: Path, found: set[str]) -> No
     wrong = [f"{what}: {shortlist(names)}" for what, names in problems if names]
     if wrong:
         raise DataError(
-            explain(
-                "; ".join(wrong),
-                where=root,
-                fix=f"tiles.classes is {', '.join(config.classes)}: correct it, or rename or remove the folders",
-            )
+            "; ".join(wrong),
+            where=root,
+            fix=f"tiles.classes is {', '.join(config.classes)}: correct it, or rename or remove the folders",
         )

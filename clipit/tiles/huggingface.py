@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.tiles.images import decode
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
@@ -62,26 +62,22 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         missing = sorted(names[ours] for ours in needed if names[ours] not in rows.column_names)
         if missing:
             raise DataError(
-                explain(
-                    f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(rows.column_names)}",
-                    where=config.path,
-                    fix="name the right ones in tiles.columns (path: the image column)",
-                )
+                f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(rows.column_names)}",
+                where=config.path,
+                fix="name the right ones in tiles.columns (path: the image column)",
             )
         undecoded[part] = _undecoded(rows, names["path"], config.path)
         feature = rows.features.get(names["label"])
         own = tuple(getattr(feature, "names", None) or ()) or None
         if classes is not None and own != classes:
-            raise DataError(
-                explain("the parts have different class names", where=config.path, fix="repair the data set")
-            )
+            raise DataError("the parts have different class names", where=config.path, fix="repair the data set")
         classes = own
         part_of += [part] * rows.num_rows
         stamps += [str(rows._fingerprint)] * rows.num_rows
         for ours in ("id", "label", "group", "mpp"):
             columns[ours] += _texts(rows, names[ours], own if ours == "label" else None)
     if not part_of:
-        raise DataError(explain("the data set has no rows", where=config.path, fix="choose another"))
+        raise DataError("the data set has no rows", where=config.path, fix="choose another")
     numbered = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
     return SourceTiles(
         ids=columns["id"] if "id" in config.columns else numbered,
@@ -110,11 +106,9 @@ def _load(path: str) -> dict[str, Any]:
         )
     except Exception as error:  # the library raises its own and its dependencies' errors
         raise DataError(
-            explain(
-                f"the Hugging Face data set cannot be loaded: {type(error).__name__}: {error}",
-                where=path,
-                fix="check the id and the network (https://huggingface.co/datasets), or give a local folder",
-            )
+            f"the Hugging Face data set cannot be loaded: {type(error).__name__}: {error}",
+            where=path,
+            fix="check the id and the network (https://huggingface.co/datasets), or give a local folder",
         ) from error
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
@@ -123,11 +117,9 @@ def _wanted_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
     absent = sorted(set(config.splits.values()) - set(parts))
     if absent:
         raise DataError(
-            explain(
-                f"no part {shortlist(absent)}; the data set has: {', '.join(parts)}",
-                where=config.path,
-                fix="correct tiles.splits",
-            )
+            f"no part {shortlist(absent)}; the data set has: {', '.join(parts)}",
+            where=config.path,
+            fix="correct tiles.splits",
         )
     if not config.splits:
         return parts
@@ -141,11 +133,9 @@ def _undecoded(rows: Any, column: str, where: str) -> Any:
 
     if not isinstance(rows.features[column], datasets.Image):
         raise DataError(
-            explain(
-                f"column {column} holds {rows.features[column]}, not images",
-                where=where,
-                fix="name the image column: tiles.columns.path",
-            )
+            f"column {column} holds {rows.features[column]}, not images",
+            where=where,
+            fix="name the image column: tiles.columns.path",
         )
     return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
@@ -70,10 +70,8 @@ def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Ima
     except _DECODING_ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(
-                explain(
-                    f"cannot open the image of tile {tile_id}: {error.strerror or error}",
-                    where=where,
-                    fix="put the file back or correct its permissions",
-                )
+                f"cannot open the image of tile {tile_id}: {error.strerror or error}",
+                where=where,
+                fix="put the file back or correct its permissions",
             ) from error
         return Unreadable(f"{type(error).__name__}: {error}")

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.config.run import LabelsConfig
-from clipit.errors import ConfigError, DataError, explain, shortlist
-from clipit.tiles.hashing import shuffled
+from clipit.errors import ConfigError, DataError, shortlist
+from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
 
 
@@ -69,7 +69,7 @@ def _check(config: LabelsConfig) -> None:
         )
     else:
         return
-    raise ConfigError(explain(problem, where="tiles.labels.value", fix=fix))
+    raise ConfigError(problem, where="tiles.labels.value", fix=fix)
 
 
 def _counts(truth: Int64[np.ndarray, " n"], classes: int) -> Int64[np.ndarray, " c"]:
@@ -91,11 +91,9 @@ def _train_quota(
         short = [f"{name} has {count}" for name, count in zip(classes, counts.tolist(), strict=True) if count < wanted]
         if short:
             raise DataError(
-                explain(
-                    f"{wanted} labels per class are asked for, but in train {shortlist(short)}",
-                    where="tiles.labels",
-                    fix="ask for fewer, or use kind: fraction",
-                )
+                f"{wanted} labels per class are asked for, but in train {shortlist(short)}",
+                where="tiles.labels",
+                fix="ask for fewer, or use kind: fraction",
             )
         return np.full_like(counts, wanted)
     return counts

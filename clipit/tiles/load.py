@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from clipit.config.run import TilesConfig
-from clipit.errors import ConfigError, DataError, explain, shortlist
+from clipit.errors import ConfigError, DataError, shortlist
 from clipit.tiles.bach import read_bach
+from clipit.tiles.dataset_reader import read_data_set
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.folders import read_folders
 from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.labels import hide_labels
-from clipit.tiles.named import read_data_set
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
@@ -107,11 +107,9 @@ def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != LEFT_OUT)
     if not kept.any():
         raise DataError(
-            explain(
-                "no tile is left of the parts and labels that are asked for",
-                where=source.where,
-                fix="correct tiles.splits or tiles.class_map",
-            )
+            "no tile is left of the parts and labels that are asked for",
+            where=source.where,
+            fix="correct tiles.splits or tiles.class_map",
         )
     # What is left out has a split for a moment only.
     everything = TileSet(
@@ -144,18 +142,14 @@ def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
     found = set(source.labels) - {"", LEFT_OUT}
     classes = config.classes or source.classes or sorted_names(found)
     if len(set(classes)) < len(classes) or "" in classes:
-        raise ConfigError(
-            explain("a class is named twice or has no name", where=f"tiles.classes = {classes}", fix="correct it")
-        )
+        raise ConfigError("a class is named twice or has no name", where=f"tiles.classes = {classes}", fix="correct it")
     strange = sorted(found - set(classes))
     if strange:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in strange]
         raise DataError(
-            explain(
-                f"labels outside the classes: {shortlist(strange)}, in {len(rows)} tiles: {shortlist(rows, 3)}",
-                where=source.where,
-                fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
-            )
+            f"labels outside the classes: {shortlist(strange)}, in {len(rows)} tiles: {shortlist(rows, 3)}",
+            where=source.where,
+            fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
         )
     return classes
 
@@ -176,7 +170,7 @@ def _check_options(config: TilesConfig) -> None:
         wrong.append("tiles.magnification (breakhis only)")
     if wrong:
         raise ConfigError(
-            explain(f"not options of source {config.source}: {', '.join(wrong)}", where="tiles", fix="remove them")
+            f"not options of source {config.source}: {', '.join(wrong)}", where="tiles", fix="remove them"
         )
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, explain
-from clipit.tiles.handles import LazyHandle
-from clipit.tiles.readers import file_stamp
+from clipit.errors import DataError
+from clipit.tiles.readers import LazyHandle, file_stamp
 from clipit.tiles.source import Published, SourceTiles
 from clipit.tiles.splits import part_map
 
@@ -77,9 +76,7 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     wanted = [part for part in part_map(config.splits, _PART_NAMES) if part in COUNTS]
     unknown = sorted(set(config.splits.values()) - set(COUNTS))
     if unknown:
-        raise DataError(
-            explain(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
-        )
+        raise DataError(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
     files = [_find(root, f"camelyonpatch_level_2_split_{part}_x.h5") for part in wanted]
     ids: list[str] = []
     labels: list[str] = []
@@ -114,7 +111,7 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
 def _find(root: Path, name: str) -> Path:
     found = sorted(path for path in root.rglob(name) if path.is_file())
     if len(found) > 1:
-        raise DataError(explain(f"{name} is there twice: {found[0]} and {found[1]}", where=root, fix="remove one"))
+        raise DataError(f"{name} is there twice: {found[0]} and {found[1]}", where=root, fix="remove one")
     if found:
         return found[0]
     packed = sorted(root.rglob(name + ".gz"))

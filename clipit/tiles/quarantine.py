@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.tiles.images import Unreadable
 from clipit.tiles.tileset import TileSet
 
@@ -33,11 +33,9 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         first = tiles.try_read(0)
         reason = first.reason if isinstance(first, Unreadable) else ""
         raise DataError(
-            explain(
-                f"none of the {len(tiles)} images can be decoded: {reason}",
-                where=tiles.reader.where(int(tiles.rows[0])),
-                fix="see that the files are images, and complete",
-            )
+            f"none of the {len(tiles)} images can be decoded: {reason}",
+            where=tiles.reader.where(int(tiles.rows[0])),
+            fix="see that the files are images, and complete",
         )
     if not bad.any():
         return tiles
@@ -53,11 +51,9 @@ def _check_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
     if gone:
         first = int(np.flatnonzero(bad & (tiles.splits == gone[0]))[0])
         raise DataError(
-            explain(
-                f"none of the {int((tiles.splits == gone[0]).sum())} images of the split {gone[0]} can be decoded",
-                where=tiles.reader.where(int(tiles.rows[first])),
-                fix="see that these files are images, and complete; or remove them from the data set",
-            )
+            f"none of the {int((tiles.splits == gone[0]).sum())} images of the split {gone[0]} can be decoded",
+            where=tiles.reader.where(int(tiles.rows[first])),
+            fix="see that these files are images, and complete; or remove them from the data set",
         )
 
 

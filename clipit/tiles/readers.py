@@ -1,17 +1,58 @@
-"""Readers: from a row of a source to its image. Picklable; files are opened in the process that reads."""
+"""Readers: decode the image of a row from a folder, a zip or an open file handle."""
 
 import io
+import os
+import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
-from clipit.errors import DataError, explain, shortlist
-from clipit.tiles.handles import LazyHandle
+from clipit.errors import DataError, shortlist
 from clipit.tiles.images import decode
+
+T = TypeVar("T")
+
+
+class LazyHandle(Generic[T]):
+    """Open something on first use, anew in each process; a pickled or forked copy never shares it.
+
+    Args:
+        opener: Called with nothing; must itself be picklable (`functools.partial` of a class).
+    """
+
+    def __init__(self, opener: Callable[[], T]) -> None:
+        """Remember how to open it; nothing is opened yet."""
+        self._opener = opener
+        self._forget()
+
+    def _forget(self) -> None:
+        self._handle: T | None = None
+        self._pid = -1
+        self._lock = threading.Lock()
+
+    def get(self) -> T:
+        """The open handle of this process."""
+        if self._pid != os.getpid():
+            # A lock that was held while forking stays held in the child for ever: take a new one.
+            self._forget()
+            self._pid = os.getpid()
+        with self._lock:
+            if self._handle is None:
+                self._handle = self._opener()
+            return self._handle
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the opener only."""
+        return {"opener": self._opener}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start closed."""
+        self.__init__(state["opener"])  # type: ignore[misc]
+
 
 _LOCKED = 0x1 | 0x40
 """Bits of a zip member's flags: encrypted, strongly encrypted."""
@@ -99,7 +140,7 @@ def zip_stamps(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: of a later version of the format
-        raise DataError(explain(f"not a readable zip: {error}", where=path, fix="download or pack it again")) from error
+        raise DataError(f"not a readable zip: {error}", where=path, fix="download or pack it again") from error
     _check_members(path, members)
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 
@@ -109,21 +150,17 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     locked = [info for info in members if info.flag_bits & _LOCKED]
     if locked:
         raise DataError(
-            explain(
-                f"{len(locked)} of {len(members)} files in the zip are encrypted",
-                where=f"{path}!{locked[0].filename}",
-                fix="unpack it with its password and pack it again without one, or give the unpacked folder",
-            )
+            f"{len(locked)} of {len(members)} files in the zip are encrypted",
+            where=f"{path}!{locked[0].filename}",
+            fix="unpack it with its password and pack it again without one, or give the unpacked folder",
         )
     strange = [info for info in members if info.flag_bits & _PATCH or info.compress_type not in _METHODS]
     if strange:
         raise DataError(
-            explain(
-                f"{len(strange)} of {len(members)} files in the zip are compressed in a way that Python cannot undo: "
-                + shortlist(sorted({_method(info) for info in strange})),
-                where=f"{path}!{strange[0].filename}",
-                fix="pack it again with the ordinary method (Deflate), or give the unpacked folder",
-            )
+            f"{len(strange)} of {len(members)} files in the zip are compressed in a way that Python cannot undo: "
+            + shortlist(sorted({_method(info) for info in strange})),
+            where=f"{path}!{strange[0].filename}",
+            fix="pack it again with the ordinary method (Deflate), or give the unpacked folder",
         )
 
 

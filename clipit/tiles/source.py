@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.tiles.readers import Reader
 
 ALIASES: Mapping[str, str] = {
@@ -63,7 +63,7 @@ class Published:
                 f"python scripts/download.py {self.direct} --to data/{self.direct} (licence: {self.licence}); or {fix}"
             )
         fix += f" and give tiles.path the folder with {self.layout}"
-        return DataError(explain(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix))
+        return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:
@@ -91,12 +91,10 @@ def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
     absent = sorted(set(mapping) - set(found))
     if absent:
         raise DataError(
-            explain(
-                f"tiles.class_map names labels that do not occur: {shortlist(absent)}; "
-                f"there are: {shortlist(sorted(set(found) - {''}), 20)}",
-                where=source.where,
-                fix="correct tiles.class_map (the source's label: our class)",
-            )
+            f"tiles.class_map names labels that do not occur: {shortlist(absent)}; "
+            f"there are: {shortlist(sorted(set(found) - {''}), 20)}",
+            where=source.where,
+            fix="correct tiles.class_map (the source's label: our class)",
         )
     others = sorted(set(found) - set(mapping) - {""})
     told = tuple(f"{name}: {found[name]}" for name in others)

@@ -1,16 +1,62 @@
-"""Splits: the source's names to ours, the validation cut, and groups that must not cross."""
+"""Splits: mapping published parts, cutting validation and test parts, and groups that must not cross splits."""
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64, Shaped
 
-from clipit.errors import ConfigError, DataError, explain, shortlist
-from clipit.tiles.hashing import shuffled
-from clipit.tiles.patients import patients
+from clipit.errors import ConfigError, DataError, shortlist
 from clipit.tiles.tileset import TileSet
+
+
+def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose: str) -> Int64[np.ndarray, " n"]:
+    """Indices of the names in an order drawn from (seed, purpose, name) only.
+
+    Rows may come in any order, and names that are added or removed leave the order of the others as it is.
+    """
+    prefix = f"{purpose}:{seed}:".encode()
+    values = [str(name) for name in names]
+    digests = [hashlib.blake2b(prefix + value.encode(), digest_size=8).digest() for value in values]
+    order = sorted(range(len(values)), key=lambda index: (digests[index], values[index]))
+    return np.asarray(order, dtype=np.int64)
+
+
+_TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+
+
+def patient(group: str) -> str:
+    """The patient part (12 characters) of a TCGA barcode; any other name stands for itself, less blanks around it.
+
+    `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are slides and a sample of one
+    patient, `TCGA-A6-2671`.
+    """
+    name = group.strip()
+    found = _TCGA.match(re.split(r"[/\\]", name)[-1])
+    return found[0].upper() if found else name
+
+
+def patient_in(name: str) -> str:
+    """The TCGA patient whose barcode stands in the id of a tile or report, the last one in a path; "" without any."""
+    found = _TCGA.findall(name)
+    return found[-1].upper() if found else ""
+
+
+def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+    """The patient (or slide) of each tile: `patient` of its group, without a group `patient_in` of its id, or ""."""
+    names, rows = np.unique(groups, return_inverse=True)
+    found = np.asarray([patient(name) for name in names.tolist()], dtype=np.str_)[rows]
+    nameless = np.flatnonzero(found == "")
+    from_ids = np.asarray([patient_in(name) for name in ids[nameless].tolist()], dtype=np.str_)
+    if nameless.size:
+        found = found.astype(np.promote_types(found.dtype, from_ids.dtype))
+        found[nameless] = from_ids
+    return found
+
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -27,11 +73,9 @@ def part_map(asked: Mapping[SplitName, str], known: Mapping[str, str]) -> dict[s
     """
     if len(set(asked.values())) < len(asked):
         raise ConfigError(
-            explain(
-                "two splits are mapped to the same part",
-                where=f"tiles.splits = {dict(asked)}",
-                fix="give each split a part of its own; leave validation out to have it cut from train",
-            )
+            "two splits are mapped to the same part",
+            where=f"tiles.splits = {dict(asked)}",
+            fix="give each split a part of its own; leave validation out to have it cut from train",
         )
     found = {name: ours for name, ours in known.items() if ours not in asked}
     return found | {name: ours for ours, name in asked.items()}
@@ -64,12 +108,10 @@ def resolve_parts(
         problem = f"{list(parts).count('')} rows have no split, the others have"
     if problem:
         raise DataError(
-            explain(
-                f"{problem}; the source has: {shortlist(sorted(found - {''}) or ['no splits'], 10)}",
-                where=where,
-                fix="map them in tiles.splits (ours: theirs), remove those rows from the source, "
-                "or set tiles.other_parts: ignore",
-            )
+            f"{problem}; the source has: {shortlist(sorted(found - {''}) or ['no splits'], 10)}",
+            where=where,
+            fix="map them in tiles.splits (ours: theirs), remove those rows from the source, "
+            "or set tiles.other_parts: ignore",
         )
     ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in found}
     if found == {""}:
@@ -90,11 +132,9 @@ def check_groups(tiles: TileSet) -> None:
     crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
     if crossing:
         raise DataError(
-            explain(
-                f"{len(crossing)} groups stand in more than one split: {shortlist(crossing)}",
-                where=tiles.where,
-                fix="a patient or slide belongs to one split only: correct the split or the group of these tiles",
-            )
+            f"{len(crossing)} groups stand in more than one split: {shortlist(crossing)}",
+            where=tiles.where,
+            fix="a patient or slide belongs to one split only: correct the split or the group of these tiles",
         )
 
 
@@ -156,12 +196,10 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
                 taken += size
     if not moved:
         raise DataError(
-            explain(
-                f"no {part} part can be cut: train has {len(members)} groups for {len(counted)} tiles",
-                where=tiles.where,
-                fix=f"name a {part} part in tiles.splits"
-                + (", or raise tiles.validation_fraction" if part == "validation" else ""),
-            )
+            f"no {part} part can be cut: train has {len(members)} groups for {len(counted)} tiles",
+            where=tiles.where,
+            fix=f"name a {part} part in tiles.splits"
+            + (", or raise tiles.validation_fraction" if part == "validation" else ""),
         )
     splits = tiles.splits.astype("<U10")
     splits[[index for index in inside.tolist() if name_of[index] in moved]] = part

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 from PIL import Image
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.tiles.images import Unreadable, attempt
 from clipit.tiles.readers import Reader
 
@@ -54,20 +54,16 @@ class TileSet:
         names, counts = np.unique(self.ids, return_counts=True)
         if names.size < self.ids.size:
             raise DataError(
-                explain(
-                    f"{int((counts > 1).sum())} tile ids occur more than once: {shortlist(names[counts > 1].tolist())}",
-                    where=self.where,
-                    fix="give every tile an id of its own",
-                )
+                f"{int((counts > 1).sum())} tile ids occur more than once: {shortlist(names[counts > 1].tolist())}",
+                where=self.where,
+                fix="give every tile an id of its own",
             )
         unknown = sorted(set(np.unique(self.splits).tolist()) - set(SPLITS))
         if unknown:
-            raise DataError(
-                explain(f"unknown splits: {shortlist(unknown)}", where=self.where, fix=f"use {', '.join(SPLITS)}")
-            )
+            raise DataError(f"unknown splits: {shortlist(unknown)}", where=self.where, fix=f"use {', '.join(SPLITS)}")
         for values in (self.labels, self.truth):
             if values.size and (values.min() < -1 or values.max() >= len(self.classes)):
-                raise DataError(explain("a label lies outside the classes", where=shortlist(self.classes)))
+                raise DataError("a label lies outside the classes", where=shortlist(self.classes))
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -82,11 +78,9 @@ class TileSet:
         image = self.try_read(index)
         if isinstance(image, Unreadable):
             raise DataError(
-                explain(
-                    f"the image of tile {self.ids[index]} cannot be decoded ({image.reason})",
-                    where=self.reader.where(int(self.rows[index])),
-                    fix="replace the file, or set tiles.unreadable: quarantine to leave such tiles out and list them",
-                )
+                f"the image of tile {self.ids[index]} cannot be decoded ({image.reason})",
+                where=self.reader.where(int(self.rows[index])),
+                fix="replace the file, or set tiles.unreadable: quarantine to leave such tiles out and list them",
             )
         return image
 
@@ -110,7 +104,7 @@ class TileSet:
             DataError: There is no split of that name.
         """
         if name not in SPLITS:
-            raise DataError(explain(f"there is no split called {name}", fix=f"use {', '.join(SPLITS)}"))
+            raise DataError(f"there is no split called {name}", fix=f"use {', '.join(SPLITS)}")
         return self.select(self.splits == name)
 
     @cached_property

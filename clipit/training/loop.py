@@ -19,7 +19,7 @@ from clipit.errors import ModelError, explain
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
-from clipit.tiles.loading import PixelSource
+from clipit.tiles.pixel_source import PixelSource
 from clipit.training.bag_term import hold_temperature
 from clipit.training.checkpoints import (
     Progress,

@@ -15,7 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes
 from clipit.models.student import StudentOutput
 from clipit.tiles.augment import augment
-from clipit.tiles.loading import PixelSource
+from clipit.tiles.pixel_source import PixelSource
 from clipit.training.bag_term import bag_term
 from clipit.training.batches import BatchPlan
 from clipit.training.losses import (

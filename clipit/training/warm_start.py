@@ -14,7 +14,7 @@ from clipit.config.run import TrainingConfig
 from clipit.distributed import Processes
 from clipit.errors import ConfigError, explain
 from clipit.models.student import Student
-from clipit.tiles.loading import PixelSource
+from clipit.tiles.pixel_source import PixelSource
 from clipit.training.step import Normalise
 from clipit.training.targets import Targets
 

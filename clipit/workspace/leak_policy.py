@@ -20,8 +20,8 @@ from clipit.pairing.leaks import Leak, Prints, copies, find_leaks, patient_of, r
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import read_tiles
-from clipit.tiles.patients import patients
 from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 

@@ -19,14 +19,13 @@ from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
-from clipit.prompts.prompt_bag import load_bag
-from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
 from clipit.stores.embed import Store, centred, embed_texts, embed_tiles, unit
 from clipit.stores.index import Index, build_index
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import mpp_warning, read_tiles
-from clipit.tiles.loading import PixelSource
-from clipit.tiles.patients import patients
+from clipit.tiles.pixel_source import PixelSource
+from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import checked_reports, checked_shifted, checked_tiles
 

@@ -73,7 +73,7 @@ def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("clipit.synthetic.world_folder.write_world", killed)
+        patched.setattr("clipit.synthetic.world.write_world", killed)
         demo_world(config)
     assert not (tmp_path / "world").exists()
     write_world(tmp_path / "same", SMALL)

@@ -16,8 +16,7 @@ from clipit.config.load import read_command
 from clipit.config.run import RunConfig
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
-from clipit.prompts.prompt_bag import load_bag
-from clipit.prompts.prompt_set import load_prompts
+from clipit.prompts.prompt_set import load_bag, load_prompts
 from clipit.sweeps.file import read_sweep
 from clipit.sweeps.trials import trials
 from clipit.tiles.datasets import DATASETS

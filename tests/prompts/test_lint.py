@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipit.prompts.files import packaged
 from clipit.prompts.lint import Finding, fold, lint_file, lint_prompts
 from clipit.prompts.prompt_set import PromptSet, load_prompts
-from clipit.prompts.yaml_file import packaged
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipit.errors import DataError
-from clipit.prompts.prompt_bag import load_bag
-from clipit.prompts.prompt_set import check_classes, load_prompts
+from clipit.prompts.prompt_set import check_classes, load_bag, load_prompts
 from clipit.tiles.datasets import DATASETS
 
 DATA = os.environ.get("CLIPIT_TEST_DATA")

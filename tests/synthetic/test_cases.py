@@ -12,12 +12,10 @@ import pytest
 from clipit.config.run import ReportsConfig
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
-from clipit.synthetic import case_words
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.cases import DIAGNOSES, GRADES, CaseReport, draw_cases, draw_other_organ
+from clipit.synthetic.corpora import DIAGNOSES, GRADES, CaseReport, draw_cases, draw_other_organ
 from clipit.synthetic.language import named_class
-from clipit.synthetic.latents import HIGH, LOW, NECROSIS, draw_latents
-from clipit.synthetic.streams import stream
+from clipit.synthetic.latents import HIGH, LOW, NECROSIS, draw_latents, stream
 from clipit.synthetic.world import CASES, GRADE_PROMPTS, WorldConfig, add_cases
 
 GRADE = re.compile(r"grade|differentiated|gland forming|solid carcinoma", re.IGNORECASE)
@@ -136,13 +134,13 @@ def test_neutral_names_clash_with_no_class_prompt_or_bag() -> None:
 
 
 def test_the_other_organ_has_words_of_its_own(others: list[CaseReport]) -> None:
-    diagnoses = [called for _, called, _ in case_words.OTHER_DIAGNOSES.values()]
-    own = content([case_words.OTHER_TISSUES.values(), case_words.OTHER_PHRASES, diagnoses])
+    diagnoses = [called for _, called, _ in words.OTHER_DIAGNOSES.values()]
+    own = content([words.OTHER_TISSUES.values(), words.OTHER_PHRASES, diagnoses])
     tiles = content([words.SHARED_NAMES, words.HELD_OUT_NAMES, words.SHARED_PHRASES, words.HELD_OUT_PHRASES])
     tiles |= content([words.TUMOUR_NAMES, words.HELD_OUT_TUMOUR_NAMES, words.PROMPT_NAMES, words.PROMPT_TEMPLATES])
     assert own & tiles == set()
     for report in others:
-        assert (report.organ, report.grade) == (case_words.OTHER_ORGAN, "")
+        assert (report.organ, report.grade) == (words.OTHER_ORGAN, "")
         assert report.organ not in words.ORGANS
         assert named_class(section(report, "MICROSCOPIC DESCRIPTION")) == -1
         assert named_class(section(report, "FINAL DIAGNOSIS")) == -1

@@ -9,7 +9,7 @@ import pytest
 from logged_lines import capture_log
 
 from clipit.errors import ArtifactError, DataError
-from clipit.tiles.fetch import fetch
+from clipit.tiles.archives import fetch
 
 from .servers import State, serve
 

@@ -2,7 +2,7 @@ import os
 import pickle
 from multiprocessing import get_context
 
-from clipit.tiles.handles import LazyHandle
+from clipit.tiles.readers import LazyHandle
 
 SHARED = LazyHandle(os.getpid)  # "opening" tells which process did it
 

@@ -12,7 +12,7 @@ import pytest
 
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles import named
+from clipit.tiles import dataset_reader
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import load_tiles, read_tiles
 from clipit.tiles.tileset import TileSet
@@ -242,7 +242,7 @@ def test_a_group_on_both_sides_of_a_published_split_is_an_error(tmp_path: Path) 
 
 
 def test_rows_are_found_by_name(tmp_path: Path) -> None:
-    assert named.published(DATASETS["mhist"]).name == "MHIST"
+    assert dataset_reader.published(DATASETS["mhist"]).name == "MHIST"
     with pytest.raises(DataError, match="MHIST is not there"):
         load_tiles(config("mhist", tmp_path / "no"), seed=0)
 

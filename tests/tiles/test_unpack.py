@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipit.errors import DataError
-from clipit.tiles.unpack import unpack
+from clipit.tiles.archives import unpack
 
 
 def pack(path: Path, members: dict[str, str]) -> Path:

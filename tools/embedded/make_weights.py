@@ -22,7 +22,7 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.sources import row_of_each
 from clipit.prompts.prompt_set import load_prompts
 from clipit.stores.embed import centred
-from clipit.synthetic.cases import GRADES
+from clipit.synthetic.corpora import GRADES
 from clipit.synthetic.draws import tile_latents
 from clipit.synthetic.vocabulary import ORGANS
 from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world

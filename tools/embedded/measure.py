@@ -12,8 +12,7 @@ from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.models.backbones import Backbone, load_backbone
 from clipit.models.vlm import VLM, load_vlm
-from clipit.prompts.prompt_bag import load_bag
-from clipit.prompts.prompt_set import load_prompts
+from clipit.prompts.prompt_set import load_bag, load_prompts
 from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
 from clipit.stores.embed import centred, unit

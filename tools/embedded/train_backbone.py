@@ -13,7 +13,7 @@ from torch.nn import functional
 from clipit.config.run import AugmentationConfig
 from clipit.progress import progress
 from clipit.synthetic.draws import MPP, VLM_CENTRES, draw_tiles
-from clipit.synthetic.streams import stream
+from clipit.synthetic.latents import stream
 from clipit.tiles.augment import augment, tile_keys
 from tools.embedded.train_vlm import MEAN, STD
 

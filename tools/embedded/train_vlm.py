@@ -16,7 +16,7 @@ from clipit.artifacts import write_json
 from clipit.config.run import AugmentationConfig
 from clipit.progress import progress
 from clipit.synthetic.draws import MPP, VLM_CENTRES, Wording, draw_captions, draw_tiles
-from clipit.synthetic.streams import stream
+from clipit.synthetic.latents import stream
 from clipit.tiles.augment import augment, tile_keys
 
 CONTEXT = 48

@@ -1,13 +1,12 @@
-"""A corpus of cases: what the parts of one report say belongs together, and only its last line names the grade."""
+"""The two synthetic report corpora: reports of mixed tissues, and reports of cases with a graded diagnosis."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clipit.synthetic import case_words
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.language import about, boilerplate, choose, lay_out, ocr_noise, sentence
+from clipit.synthetic.language import about, boilerplate, choose, describe, lay_out, ocr_noise, sentence
 from clipit.synthetic.latents import (
     ADIPOSE,
     CLASSES,
@@ -20,7 +19,53 @@ from clipit.synthetic.latents import (
     STROMA,
     Latents,
     attributes,
+    draw_latents,
 )
+
+
+@dataclass(frozen=True)
+class SyntheticReport:
+    """One report; `group` is the synthetic patient, who has no tile."""
+
+    id: str
+    text: str
+    organ: str
+    group: str
+    diagnosis: str
+    """Class of the tissue that the diagnosis names: the report's own label."""
+
+
+def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> list[SyntheticReport]:
+    """Draw reports of three to five tissues each; `noise` is the share of misread characters."""
+    reports = []
+    for number in range(count):
+        latents = draw_latents(rng, 8).select(slice(0, int(rng.integers(3, 6))))
+        organ = choose(rng, words.ORGANS)
+        text = ocr_noise(rng, _mixed_report(rng, latents, organ), noise)
+        # A patient may have two reports.
+        patient, diagnosis = f"R{number * 4 // 5:05d}", CLASSES[latents.tissue[0]]
+        reports.append(SyntheticReport(f"synthetic-report-{number:05d}", text, organ, patient, diagnosis))
+    return reports
+
+
+def _mixed_report(rng: np.random.Generator, latents: Latents, organ: str) -> str:
+    tissues = [sentence(rng, latents, row) for row in range(len(latents))]
+    first = CLASSES[latents.tissue[0]]
+    more = describe(rng, latents, 0, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], 0.7, most=1)
+    diagnosis = choose(rng, words.DIAGNOSES if more else words.DIAGNOSES[:2]).format(
+        site=organ.capitalize(),
+        procedure=choose(rng, words.PROCEDURES),
+        name=choose(rng, words.SHARED_NAMES[first] + words.HELD_OUT_NAMES[first]),
+        more=more,
+    )
+    return lay_out(
+        clinical=boilerplate(rng, words.REPORT_CLINICAL, 1, organ),
+        gross=boilerplate(rng, words.REPORT_GROSS, int(rng.integers(1, 3)), organ),
+        microscopic=" ".join(tissues),
+        diagnosis=diagnosis,
+        comment=boilerplate(rng, words.REPORT_CLOSING, int(rng.integers(1, 3)), organ),
+    )
+
 
 GRADES = ("low", "high", "none")
 """Labels of a report: its tumour's grade, or that there is no tumour."""
@@ -82,7 +127,7 @@ def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Ite
         organ = choose(rng, words.ORGANS)
         micro = " ".join(_microscopic(rng, latents, row) for row in range(len(latents)))
         line = _diagnosis_line(rng, words.PROCEDURES, organ, _named(rng, name, grade))
-        text = _report(rng, organ, micro, line, words.REPORT_CLINICAL, words.REPORT_GROSS)
+        text = _case_report(rng, organ, micro, line, words.REPORT_CLINICAL, words.REPORT_GROSS)
         # A patient may have two reports, as in the other corpus.
         patient = f"C{number * 4 // 5:05d}"
         yield CaseReport(f"synthetic-case-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, grade)
@@ -90,14 +135,14 @@ def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Ite
 
 def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
     """Draw reports of an organ that no tile shows, in words of its own."""
-    organ = case_words.OTHER_ORGAN
+    organ = words.OTHER_ORGAN
     for number in range(count):
-        name = choose(rng, list(case_words.OTHER_DIAGNOSES))
-        main, called, beside = case_words.OTHER_DIAGNOSES[name]
+        name = choose(rng, list(words.OTHER_DIAGNOSES))
+        main, called, beside = words.OTHER_DIAGNOSES[name]
         tissues = [main] * int(rng.integers(1, 3)) + list(beside)
         micro = " ".join(_other_sentence(rng, tissues[row]) for row in rng.permutation(len(tissues)))
-        line = _diagnosis_line(rng, case_words.OTHER_PROCEDURES, organ, called)
-        text = _report(rng, organ, micro, line, case_words.OTHER_CLINICAL, case_words.OTHER_GROSS)
+        line = _diagnosis_line(rng, words.OTHER_PROCEDURES, organ, called)
+        text = _case_report(rng, organ, micro, line, words.OTHER_CLINICAL, words.OTHER_GROSS)
         patient = f"B{number * 4 // 5:05d}"
         yield CaseReport(f"synthetic-{organ}-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, "")
 
@@ -131,18 +176,18 @@ def _microscopic(rng: np.random.Generator, latents: Latents, row: int) -> str:
 
 
 def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
-    name = choose(rng, case_words.OTHER_TISSUES[tissue])
-    more = choose(rng, case_words.OTHER_PHRASES) if rng.random() < 0.6 else ""
+    name = choose(rng, words.OTHER_TISSUES[tissue])
+    more = choose(rng, words.OTHER_PHRASES) if rng.random() < 0.6 else ""
     return choose(rng, words.REPORT_FULL if more else words.REPORT_NAMED).format(name=name, more=more)
 
 
 def _named(rng: np.random.Generator, name: str, grade: str) -> str:
     """What the diagnosis line calls the case: with its grade, where there is a tumour."""
     if grade == "none":
-        named = case_words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else case_words.NO_TUMOUR_NAMES
+        named = words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else words.NO_TUMOUR_NAMES
         return choose(rng, named)
-    graded = choose(rng, case_words.GRADED_NAMES[grade])
-    return case_words.MUCINOUS_TYPE.format(name=graded) if name == "mucinous_tumour" else graded
+    graded = choose(rng, words.GRADED_NAMES[grade])
+    return words.MUCINOUS_TYPE.format(name=graded) if name == "mucinous_tumour" else graded
 
 
 def _diagnosis_line(rng: np.random.Generator, procedures: tuple[str, ...], organ: str, name: str) -> str:
@@ -151,7 +196,7 @@ def _diagnosis_line(rng: np.random.Generator, procedures: tuple[str, ...], organ
     )
 
 
-def _report(
+def _case_report(
     rng: np.random.Generator, organ: str, micro: str, line: str, clinical: tuple[str, ...], gross: tuple[str, ...]
 ) -> str:
     return lay_out(

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.yaml_file import load_yaml
 
 _HERE = Path(__file__).parent
@@ -29,11 +29,9 @@ def find(name_or_path: str | Path, kind: str) -> Path:
     if str(name_or_path) in packaged(kind):
         return _HERE / kind / f"{name_or_path}.yaml"
     raise DataError(
-        explain(
-            f"no such prompt {kind.removesuffix('s')}: {name_or_path}",
-            where=path.absolute(),
-            fix=f"give the path of a YAML file, or one of: {', '.join(packaged(kind))}",
-        )
+        f"no such prompt {kind.removesuffix('s')}: {name_or_path}",
+        where=path.absolute(),
+        fix=f"give the path of a YAML file, or one of: {', '.join(packaged(kind))}",
     )
 
 
@@ -46,17 +44,13 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         value, repeated = load_yaml(path)
     except UnicodeDecodeError as error:
-        raise DataError(explain(f"not UTF-8: {error.reason}", where=path, fix="save it as UTF-8")) from error
+        raise DataError(f"not UTF-8: {error.reason}", where=path, fix="save it as UTF-8") from error
     except OSError as error:
-        raise DataError(
-            explain(f"cannot be read: {error.strerror}", where=path, fix="check its permissions")
-        ) from error
+        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
     except yaml.YAMLError as error:
-        raise DataError(
-            explain(f"not valid YAML: {error}", where=path, fix="correct the line that it names")
-        ) from error
+        raise DataError(f"not valid YAML: {error}", where=path, fix="correct the line that it names") from error
     if not isinstance(value, dict):
-        raise DataError(explain("not a YAML mapping", where=path, fix="start with `name:`, one key per line"))
+        raise DataError("not a YAML mapping", where=path, fix="start with `name:`, one key per line")
     return {str(key): entry for key, entry in value.items()}, [key for key, _ in repeated]
 
 
@@ -83,4 +77,4 @@ def raise_problems(problems: Sequence[str], where: object) -> None:
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise DataError(explain(f"{count} in prompts:\n{listed}", where=where, fix="correct the keys named above"))
+        raise DataError(f"{count} in prompts:\n{listed}", where=where, fix="correct the keys named above")

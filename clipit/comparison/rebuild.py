@@ -1,7 +1,7 @@
 """A finished comparison's tables and page, made again from comparison.json and the predictions, without any model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,18 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from clipit.artifacts import file_sha256, read_json, write_json
-from clipit.comparison.analyses.finding import Finding
+from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report
+from clipit.comparison.statistics import compute_statistics
 from clipit.config.load import merge, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, explain, shortlist
+from clipit.evaluation.score_row import ScoreRow
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 _AGAIN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
-Row = Mapping[str, Any]
 
 
 def comparison_again(config: RunConfig) -> list[Path]:
@@ -49,30 +50,30 @@ def comparison_again(config: RunConfig) -> list[Path]:
         raise ArtifactError(explain(f"it does not hold {lacking}, which its page needs", where=source, fix=_AGAIN))
     recorded = validate(merge(found["config"], {"output": str(config.output)}), source)
     plans = plan_comparison(recorded)
-    rows = [_moved(row, Path(found["config"]["output"]), config.output) for row in found["rows"]]
+    rows = [_moved(ScoreRow.from_record(row), Path(found["config"]["output"]), config.output) for row in found["rows"]]
     why = [finding_from(entry, folder) for entry in found["findings"]]
     shared: dict[str, Any] = {}
     tiles = [Workspace(plan.config, shared).all_tiles for plan in plans]
     for plan, own in zip(plans, tiles, strict=True):
         _check_tiles(plan, own, rows, source)
     _check_predictions(rows, source)
-    notes = write_report(recorded, plans, rows, why, folder, tiles)[2]
+    notes = write_report(recorded, plans, compute_statistics(recorded, rows), why, folder, tiles)
     if notes != found.get("notes"):  # the record of the search may be gone by now, or words have changed
         write_json(source, found | {"notes": notes})
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
 
-def finding_from(entry: Mapping[str, Any], folder: Path) -> Finding:
+def finding_from(entry: Mapping[str, Any], folder: Path) -> AnalysisResult:
     """An analysis as comparison.json keeps it, with the points of its picture, which have a file of their own.
 
     Raises:
         ArtifactError: A part of it is missing or damaged.
     """
-    kept = {field.name: entry[field.name] for field in fields(Finding) if field.name in entry}
+    kept = {field.name: entry[field.name] for field in fields(AnalysisResult) if field.name in entry}
     try:
         table = {"header": tuple(entry["header"]), "rows": tuple(tuple(row) for row in entry["rows"])}
         points = _points(folder / entry["points"]) if entry.get("points") else {}
-        return Finding(**{**kept, **table, "values": tuple(entry.get("values", ())), "planes": points})
+        return AnalysisResult(**{**kept, **table, "values": tuple(entry.get("values", ())), "planes": points})
     except (KeyError, TypeError, OSError, pa.ArrowException) as error:
         told = f"{entry.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
         raise ArtifactError(explain(told, where=folder / "comparison.json", fix=_AGAIN)) from error
@@ -89,23 +90,23 @@ def _points(path: Path) -> dict[str, dict[str, Float[np.ndarray, "_ 2"]]]:
     return {plane: {kind: places[own] for kind, own in kinds.items()} for plane, kinds in rows.items()}
 
 
-def _moved(row: Row, old: Path, new: Path) -> dict[str, Any]:
-    """A row whose paths below the old output folder lie below the new one."""
-    found = dict(row)
-    for key in ("run", "predictions"):
-        if found.get(key) and Path(found[key]).is_relative_to(old):
-            found[key] = str(new / Path(found[key]).relative_to(old))
-    return found
+def _moved(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
+    """Move the row's paths from the old output folder to the new one."""
+
+    def moved(path: Path | None) -> Path | None:
+        return new / path.relative_to(old) if path is not None and path.is_relative_to(old) else path
+
+    return replace(row, run=moved(row.run), predictions=moved(row.predictions))
 
 
-def _check_predictions(rows: Sequence[Row], source: Path) -> None:
+def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
     """Refuse predictions that are not those that the rows' scores come from; a missing file is told when it is read.
 
     A comparison.json of an earlier version says nothing of its predictions' content, and passes.
     """
-    recorded = {row["predictions"]: row["predictions_sha256"] for row in rows if row.get("predictions_sha256")}
-    files = {path: digest for path, digest in recorded.items() if Path(path).is_file()}
-    changed = [path for path, digest in files.items() if file_sha256(Path(path)) != digest]
+    recorded = {row.predictions_file(): row.predictions_sha256 for row in rows if row.predictions_sha256}
+    files = {path: digest for path, digest in recorded.items() if path.is_file()}
+    changed = [str(path) for path, digest in files.items() if file_sha256(path) != digest]
     if changed:
         raise ArtifactError(
             explain(
@@ -116,10 +117,10 @@ def _check_predictions(rows: Sequence[Row], source: Path) -> None:
         )
 
 
-def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[Row], source: Path) -> None:
+def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: Path) -> None:
     """Refuse pictures of other tiles than those that were compared."""
-    plan_rows = [row for row in rows if (row["data_set"], row["backbone"]) == (plan.data_set, plan.backbone)]
-    made_from = {row.get("tiles_fingerprint") for row in plan_rows} - {None, tiles.fingerprint}
+    plan_rows = [row for row in rows if (row.data_set, row.backbone) == (plan.data_set, plan.backbone)]
+    made_from = {row.provenance.tiles_fingerprint for row in plan_rows} - {None, tiles.fingerprint}
     if made_from:
         raise ArtifactError(
             explain(

@@ -1,6 +1,6 @@
 """What the tables and pictures of a comparison show, as numbers and files: for comparison.json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -10,34 +10,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.artifacts import whole_file
-from clipit.comparison.analyses.finding import Finding
-from clipit.comparison.rows import COSTS
-from clipit.comparison.statistics import Line
+from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.evaluation.intervals import interval_over_seeds
+from clipit.evaluation.score_row import COSTS, ScoreRow
 from clipit.evaluation.significance import Significance
 
 _TEXTS = ("heading", "text", "source")
 
 
-def numbers(made: Sequence[Line], against: Mapping[str, Sequence[Line]], why: Sequence[Finding]) -> dict[str, Any]:
-    """All that a comparison's tables show and that was computed, unrounded; scores in 0..1.
+def numbers(results: ComparisonResults, why: Sequence[AnalysisResult]) -> dict[str, Any]:
+    """Return everything that a comparison's tables show and that was computed, unrounded; scores in 0..1.
 
     Args:
-        made: Lines against the baseline.
-        against: Control -> lines against it.
-        why: The analyses, their planes kept (`keep_planes`).
+        results: Scores and statistics.
+        why: Results of the analyses, their points written (`keep_planes`).
 
     Returns:
         `lines`, `against` and `findings`, ready for JSON.
     """
     return {
-        "lines": [_line(line) for line in made],
-        "against": {control: [_line(line) for line in own] for control, own in against.items()},
+        "lines": [_line(arm) for arm in results.arms],
+        "against": {control: [_line(arm) for arm in arms] for control, arms in results.against.items()},
         "findings": [_finding(finding) for finding in why],
     }
 
 
-def _line(line: Line) -> dict[str, Any]:
+def _line(line: ArmResult) -> dict[str, Any]:
     data_set, backbone, part, arm = line.key
     defined = [score for score in line.scores.values() if score is not None]
     whole = len(defined) == len(line.scores)
@@ -60,15 +59,17 @@ def _line(line: Line) -> dict[str, Any]:
         "p": _test(line.p),
         "p_holm": _test(line.p_holm),
         "costs": _costs(line.rows),
-        "seeds": [
-            {"seed": row["seed"], "score": row["score"], "difference": line.differences.get(row["seed"])}
-            | {"run": row.get("run"), "predictions": row.get("predictions"), "reason": row.get("reason")}
-            for row in line.rows
-        ],
+        "seeds": [_seed(row, line.differences.get(row.seed)) for row in line.rows],
     }
 
 
-def _over_seeds(line: Line) -> dict[str, Any] | None:
+def _seed(row: ScoreRow, difference: float | None) -> dict[str, Any]:
+    record = row.to_record()
+    values = {"seed": row.seed, "score": row.score, "difference": difference}
+    return values | {name: record[name] for name in ("run", "predictions", "reason")}
+
+
+def _over_seeds(line: ArmResult) -> dict[str, Any] | None:
     """The t interval of the mean difference; None where there is no difference."""
     if not line.differences:
         return None
@@ -81,16 +82,16 @@ def _test(test: Significance) -> dict[str, Any]:
     return {"value": test.p, "reason": test.reason}
 
 
-def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def _costs(rows: Sequence[ScoreRow]) -> dict[str, float | None]:
     """Means over seeds of what a run cost, and of the score by prompts; None where no row has it."""
     found: dict[str, float | None] = {}
     for name in (*COSTS, "zero_shot"):
-        values = [row[name] for row in rows if row.get(name) is not None]
+        values = [value for row in rows if (value := getattr(row, name)) is not None]
         found[name] = fmean(values) if values else None
     return found
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: AnalysisResult) -> dict[str, Any]:
     return {name: getattr(finding, name) for name in _TEXTS} | {
         "header": list(finding.header),
         "rows": [list(row) for row in finding.rows],
@@ -99,7 +100,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def keep_planes(why: Sequence[Finding], folder: Path) -> list[Finding]:
+def keep_planes(why: Sequence[AnalysisResult], folder: Path) -> list[AnalysisResult]:
     """Write the points of each finding's picture beside it, as plane-<number>.parquet, and name the file in its source.
 
     Columns: plane (title of the panel), kind (name of the points), id (of the tile or snippet), x, y.

@@ -1,132 +1,119 @@
-"""Rows of a comparison: one per run and test set, each with all that must stand beside a score."""
+"""Collect the score rows of finished runs, and measure what the compared classifiers cost at inference."""
 
 import json
-import shlex
-import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import file_sha256, git_commit, versions
+import numpy as np
+
+from clipit.artifacts import file_sha256
 from clipit.comparison.grid import axes_of, chosen
 from clipit.comparison.plan import Plan
-from clipit.comparison.vlm_reference import CENTRED, PROBE, inference_cost, reference_rows
 from clipit.distributed import get_processes
+from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import read_results
+from clipit.tiles.pixel_source import PixelSource
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
-COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
-RECORD = (
-    "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS, "searched",
-    "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
-    "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles",
-    "tiles_fingerprint", "resampled", "commit", "versions", "command",
-)  # fmt: skip
-"""Columns of a record in results/*.csv: the scores, and all that must stand beside them."""
-_PROVENANCE = (
-    "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
-    "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles", "commit",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int) -> list[dict[str, Any]]:
-    """One row per test set of a finished run, read from its files."""
+def run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int) -> list[ScoreRow]:
+    """Read the rows of a finished run, one per test set."""
     results = read_results(folder)
-    made_by = results["provenance"]
+    recorded, metric = results["provenance"], plan.config.comparison.metric
     resolved = resolve_arm(plan.run(arm, seed))
-    common = {
-        "data_set": plan.data_set,
-        "backbone": plan.backbone,
-        "arm": arm,
-        "seed": seed,
-        "steps": made_by["steps"],
-        "chosen_step": made_by["chosen_step"],
-        "tiles_seen": made_by["tiles_seen"],
-        "seconds": made_by["seconds"],
-        "learning_rate": resolved.training.learning_rate,
-        "run": str(folder),
-        **_beside(made_by),
-    }
-    scored = {"test": (results["splits"]["test"], folder / "predictions.parquet")}
-    own = workspace.for_config(resolved)
+    run_workspace = workspace.for_config(resolved)
+    parts = {"test": (results["splits"]["test"], folder / "predictions.parquet")}
     for name in plan.config.comparison.shifted:
-        scored[name] = (evaluate_shifted(resolved, own, folder, name), shifted_predictions(own, folder, name))
-    metric = plan.config.comparison.metric
+        shifted = evaluate_shifted(resolved, run_workspace, folder, name)
+        parts[name] = (shifted, shifted_predictions(run_workspace, folder, name))
     searched = json.dumps(chosen(plan.config, arm, list(axes_of(plan.config, arm))))
     rows = []
-    for part, (scores, predictions) in scored.items():
-        zero_shot = scores.get("zero_shot")
+    for part, (scores, predictions) in parts.items():
+        value, zero_shot = scores["metrics"][metric], scores.get("zero_shot")
         rows.append(
-            common
-            | {
-                "part": part,
-                "tiles": scores["labelled"],
-                "metric": metric,
-                "score": scores["metrics"][metric]["value"],
-                "reason": scores["metrics"][metric].get("over") or scores["metrics"][metric].get("reason"),
-                "resampled": scores["resampled"],
-                "zero_shot": zero_shot["metrics"][metric]["value"] if zero_shot else None,
-                "predictions": str(predictions),
-                "predictions_sha256": file_sha256(predictions),
-                "searched": searched,
-            }
+            ScoreRow(
+                data_set=plan.data_set,
+                backbone=plan.backbone,
+                arm=arm,
+                seed=seed,
+                steps=recorded["steps"],
+                chosen_step=recorded["chosen_step"],
+                tiles_seen=recorded["tiles_seen"],
+                seconds=recorded["seconds"],
+                learning_rate=resolved.training.learning_rate,
+                run=folder,
+                provenance=_provenance(recorded),
+                part=part,
+                tiles=scores["labelled"],
+                metric=metric,
+                score=value["value"],
+                reason=value.get("over") or value.get("reason"),
+                resampled=scores["resampled"],
+                zero_shot=zero_shot["metrics"][metric]["value"] if zero_shot else None,
+                predictions=predictions,
+                predictions_sha256=file_sha256(predictions),
+                searched=searched,
+            )
         )
     return rows
 
 
-def reference_rows_of(plan: Plan, workspace: Workspace, folder: Path) -> list[dict[str, Any]]:
-    """The VLM's own rows on a plan's test sets, with what stands beside them; their predictions go to the folder."""
-    config = plan.config
-    vlm, prompts = workspace.vlm, workspace.prompts
-    beside = {
-        "data_set": plan.data_set,
-        "backbone": plan.backbone,
-        "metric": config.comparison.metric,
-        "classes": len(workspace.all_tiles.classes),
-        "pixels": vlm.preprocess.size,
-        "preprocess": vlm.preprocess.hash,
-        "vlm": vlm.name,
-        "vlm_fingerprint": vlm.fingerprint,
-        "commit": git_commit(),
-        "command": shlex.join(sys.argv),
-        "versions": json.dumps(versions(), sort_keys=True),
-    }
-    # Each row has what it was made from: the probe never sees a prompt, and only centring takes a mean of the snippets.
-    asked = {"prompts": prompts.name, "prompts_hash": prompts.hash, "training_labels": 0} if prompts else {}
-    found = []
-    for row in reference_rows(config, workspace, folder):
-        own: dict[str, Any] = {} if row["arm"] == PROBE else dict(asked)
-        if row["arm"] == CENTRED:
-            own["index"] = workspace.index.artifact.fingerprint
-        if get_processes().main and row.get("predictions"):  # the main process has written them
-            own["predictions_sha256"] = file_sha256(Path(row["predictions"]))
-        found.append(beside | row | own)
-    return found
+def _provenance(recorded: dict[str, Any]) -> Provenance:
+    """The provenance that a run's results.json records."""
+    values = {field.name: recorded.get(field.name) for field in fields(Provenance)}
+    values["tiles_fingerprint"] = recorded.get("tiles")
+    values["versions"] = json.dumps(recorded.get("versions", {}), sort_keys=True)
+    return Provenance(**values)
 
 
-def add_costs(plan: Plan, rows: list[dict[str, Any]], workspace: Workspace) -> None:
-    """Parameters and tiles per second at inference, measured once per arm and for the VLM's image tower."""
+def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> list[ScoreRow]:
+    """Add the number of parameters and the tiles per second at inference, measured once per arm.
+
+    The cost of a reference row is that of the VLM's image tower.
+    """
     from clipit.models.inference import load_classifier
 
-    costs: dict[str, dict[str, float]] = {}
+    device, trust = get_processes().device, plan.config.backbone.trust_remote_code
+    costs: dict[str, tuple[int, float]] = {}
     for row in rows:
-        if row["arm"] not in costs:
-            if row.get("run"):
-                folder, trust = Path(row["run"]) / "classifier", plan.config.backbone.trust_remote_code
-                classifier = load_classifier(folder, get_processes().device, trust_remote_code=trust)
-                source = workspace.pixels("test", classifier.spec.preprocess)
-                normalise = classifier.spec.preprocess.normalise
-                found = inference_cost(source, lambda x, c=classifier, n=normalise: c.forward(n(x)))  # type: ignore[misc]
-                costs[row["arm"]] = found | {"parameters": classifier.parameters}
-            else:
-                source = workspace.pixels("test", workspace.vlm.preprocess)
-                found = inference_cost(source, workspace.vlm.encode_images)
-                costs[row["arm"]] = found | {"parameters": workspace.vlm.image_parameters}
-        row.update(costs[row["arm"]])
+        if row.arm in costs:
+            continue
+        if row.run is None:
+            source = workspace.pixels("test", workspace.vlm.preprocess)
+            costs[row.arm] = workspace.vlm.image_parameters, _tiles_per_second(source, workspace.vlm.encode_images)
+        else:
+            classifier = load_classifier(row.run / "classifier", device, trust_remote_code=trust)
+            source, normalise = (
+                workspace.pixels("test", classifier.spec.preprocess),
+                classifier.spec.preprocess.normalise,
+            )
+            speed = _tiles_per_second(source, lambda x, c=classifier, n=normalise: c.forward(n(x)))  # type: ignore[misc]
+            costs[row.arm] = classifier.parameters, speed
+    return [replace(row, parameters=costs[row.arm][0], tiles_per_second=costs[row.arm][1]) for row in rows]
 
 
-def _beside(made_by: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: made_by.get(key) for key in _PROVENANCE} | {"tiles_fingerprint": made_by.get("tiles")}
-    told = json.dumps(made_by.get("versions", {}), sort_keys=True)
-    return kept | {"command": made_by.get("command"), "versions": told}
+def _tiles_per_second(source: PixelSource, forward: "Callable[[Tensor], object]") -> float:
+    """Speed of a forward pass over a batch that is already in memory: the median of three."""
+    import torch
+
+    device = get_processes().device
+    rows = np.arange(min(256, len(source.tiles)))
+    pixels = torch.from_numpy(source.batch(rows)).to(device)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            forward(pixels)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return len(rows) / median(seconds[1:])

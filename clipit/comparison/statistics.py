@@ -1,51 +1,66 @@
-"""Means, paired differences, intervals, holm."""
+"""Statistics of a comparison: means over seeds, paired differences, intervals and corrected p-values of every arm."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean
-from typing import Any
+from typing import NamedTuple
 
+import pandas as pd
+
+from clipit.config.run import RunConfig
 from clipit.evaluation.intervals import Difference, t_interval
-from clipit.evaluation.significance import Significance, holm, paired_t_test
+from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.score_row import ScoreRow
+from clipit.evaluation.significance import Significance, holm, paired_bootstrap_over_tiles, paired_t_test
 
 PERCENT = 100.0
-
-
 REFERENCE = "reference"
+"""Prefix of the names of reference classifiers: the VLM itself, without a student."""
 
 
-Key = tuple[str, str, str, str]
-"""Data set, backbone, test set, arm."""
+class ArmKey(NamedTuple):
+    """Identifies an arm on one test set of one data set and backbone."""
+
+    data_set: str
+    backbone: str
+    part: str
+    arm: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Data set and backbone."""
+        return self.data_set, self.backbone
 
 
 @dataclass(frozen=True)
-class Line:
-    """One arm on one test set.
+class ArmResult:
+    """One arm on one test set, over all seeds.
 
     Attributes:
-        key: Which.
+        key: Data set, backbone, test set and arm.
         scores: Seed -> score in 0..1; None where it is not defined.
-        differences: Seed -> score minus the baseline's; empty for the baseline and for reference rows that lack a seed.
+        differences: Seed -> score minus the baseline's; empty for the baseline, and where a score is not defined.
         over_seeds: 95 % t-interval of the mean difference; None under 2 seeds.
-        over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference; None without one.
-        p: Of the paired t-test over seeds, before the correction ...
-        p_holm: ... and corrected over all arms, data sets and backbones of the same test set.
-        rows: The rows that it was made from.
+        over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference.
+        p: Paired t-test over seeds, uncorrected.
+        p_holm: The same, Holm-corrected over all arms, data sets and backbones of the test set.
+        rows: The rows of the seeds.
     """
 
-    key: Key
+    key: ArmKey
     scores: dict[int, float | None]
     differences: dict[int, float]
     over_seeds: tuple[float, float] | None
     over_tiles: Difference | None
     p: Significance
     p_holm: Significance
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[ScoreRow, ...]
 
     @property
     def reference(self) -> bool:
         """Whether it is the VLM itself, not a student."""
-        return self.key[3].startswith(REFERENCE)
+        return self.key.arm.startswith(REFERENCE)
 
     @property
     def mean(self) -> float | None:
@@ -54,56 +69,99 @@ class Line:
         return mean(values) if values and len(values) == len(self.scores) else None
 
 
-OverTiles = Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Difference | None]
-"""Rows of the baseline and of an arm, the same seeds in the same order, to the paired bootstrap over tiles."""
+@dataclass(frozen=True)
+class ComparisonResults:
+    """All scores of a comparison and their statistics.
+
+    Attributes:
+        rows: One score per data set, backbone, test set, arm and seed.
+        arms: Every arm, with differences to the baseline.
+        against: Control arm -> every student, with differences to that arm.
+    """
+
+    rows: Sequence[ScoreRow]
+    arms: Sequence[ArmResult]
+    against: Mapping[str, Sequence[ArmResult]]
 
 
-def lines(rows: Sequence[Mapping[str, Any]], baseline: str, over_tiles: OverTiles) -> list[Line]:
-    """Lines in the order of the rows.
+def compute_statistics(config: RunConfig, rows: Sequence[ScoreRow]) -> ComparisonResults:
+    """Compare every arm with the baseline, and every student with each control.
 
     Args:
-        rows: Of a comparison.
-        baseline: Arm that differences are taken against.
-        over_tiles: See `OverTiles`.
+        config: Configuration of the comparison.
+        rows: All scores; their predictions are read for the bootstrap over test tiles.
     """
-    groups: dict[Key, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["data_set"], row["backbone"], row["part"], row["arm"]), []).append(row)
-    made = []
-    for key, own in groups.items():
-        base = groups.get((*key[:3], baseline), [])
-        made.append(_line(key, own, base if key[3] != baseline else [], over_tiles))
-    corrected: dict[Key, Significance] = {}
-    for part in dict.fromkeys(key[2] for key in groups):
-        students = {line.key: line.p for line in made if line.key[2] == part and not line.reference}
-        corrected |= holm(students)
-        corrected |= {
-            line.key: Significance(None, "reference row") for line in made if line.key[2] == part and line.reference
-        }
-    return [
-        Line(
-            line.key,
-            line.scores,
-            line.differences,
-            line.over_seeds,
-            line.over_tiles,
-            line.p,
-            corrected.get(line.key, line.p),
-            line.rows,
-        )
-        for line in made
-    ]
+    bootstrap = tile_bootstrap(config.comparison.metric, config.evaluation.bootstrap)
+    students = [row for row in rows if row.run]
+    arms = compute_results(rows, config.comparison.baseline, bootstrap)
+    against = {control: compute_results(students, control, bootstrap) for control in config.comparison.controls}
+    return ComparisonResults(rows, arms, against)
 
 
-def _line(key: Key, own: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], over_tiles: OverTiles) -> Line:
-    scores = {row["seed"]: row["score"] for row in own}
-    of_base = {row["seed"]: row["score"] for row in base}
-    paired = [s for s in scores if scores[s] is not None and of_base.get(s) is not None]
-    differences = {s: scores[s] - of_base[s] for s in paired} if len(paired) == len(scores) else {}
+TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], Difference | None]
+"""Rows of the baseline and of an arm, the same seeds in the same order, to the mean difference with its interval."""
+
+
+def tile_bootstrap(metric: str, resamples: int) -> TileBootstrap:
+    """Return the paired bootstrap over the test tiles that the rows' predictions are of."""
+    return partial(_bootstrap_predictions, metric=metric, resamples=resamples)
+
+
+def _bootstrap_predictions(
+    baseline: Sequence[ScoreRow], arm: Sequence[ScoreRow], metric: str, resamples: int
+) -> Difference | None:
+    if any(row.score is None for row in (*baseline, *arm)):
+        return None
+    tables = [[read_predictions(row.predictions_file()).select("test") for row in rows] for rows in (baseline, arm)]
+    return paired_bootstrap_over_tiles(list(zip(*tables, strict=True)), metric, resamples)
+
+
+def compute_results(rows: Sequence[ScoreRow], baseline: str, bootstrap: TileBootstrap) -> list[ArmResult]:
+    """Compute the statistics of every arm, in the order of the rows.
+
+    Args:
+        rows: Scores of all data sets, backbones, test sets, arms and seeds.
+        baseline: Arm that the others are compared with, seed by seed.
+        bootstrap: Paired bootstrap over test tiles, such as `tile_bootstrap`.
+    """
+    if not rows:
+        return []
+    table = _paired_scores(rows, baseline)
+    results = [_arm_result(seeds, bootstrap) for _, seeds in table.groupby(list(ArmKey._fields), sort=False)]
+    corrected = {result.key: result.p for result in results}
+    for part in table["part"].unique():
+        corrected |= holm({r.key: r.p for r in results if r.key.part == part and not r.reference})
+    corrected |= {result.key: Significance(None, "reference row") for result in results if result.reference}
+    return [replace(result, p_holm=corrected[result.key]) for result in results]
+
+
+def _paired_scores(rows: Sequence[ScoreRow], baseline: str) -> pd.DataFrame:
+    """Tabulate the scores beside those of the baseline: `row`, `score`, `baseline_row` and `difference` per seed."""
+    keys = [*ArmKey._fields, "seed"]
+    table = pd.DataFrame([{key: getattr(row, key) for key in (*keys, "score")} | {"row": row} for row in rows])
+    table["score"] = table["score"].astype("float64")
+    pair_by = ["data_set", "backbone", "part", "seed"]
+    others = table[table["arm"] == baseline][[*pair_by, "score", "row"]]
+    others = others.rename(columns={"score": "baseline_score", "row": "baseline_row"})
+    table = table.merge(others, how="left", on=pair_by)
+    table["difference"] = (table["score"] - table["baseline_score"]).where(table["arm"] != baseline)
+    return table
+
+
+def _arm_result(seeds: pd.DataFrame, bootstrap: TileBootstrap) -> ArmResult:
+    rows: tuple[ScoreRow, ...] = tuple(seeds["row"])
+    complete = bool(seeds["difference"].notna().all())
+    differences = dict(zip(seeds["seed"].tolist(), seeds["difference"].tolist(), strict=True)) if complete else {}
     values = list(differences.values())
-    drawn = None
-    if values and all(row.get("predictions") for row in own):
-        by_seed = {row["seed"]: row for row in base}
-        drawn = over_tiles([by_seed[row["seed"]] for row in own], own)
+    has_predictions = all(row.predictions is not None for row in rows)
     p = paired_t_test(values) if values else Significance(None, "nothing to compare with")
-    return Line(key, scores, differences, t_interval(values) if values else None, drawn, p, p, tuple(own))
+    return ArmResult(
+        key=ArmKey(rows[0].data_set, rows[0].backbone, rows[0].part, rows[0].arm),
+        scores={row.seed: row.score for row in rows},
+        differences=differences,
+        over_seeds=t_interval(values) if values else None,
+        over_tiles=bootstrap(list(seeds["baseline_row"]), rows) if values and has_predictions else None,
+        p=p,
+        p_holm=p,
+        rows=rows,
+    )

@@ -1,62 +1,57 @@
-"""Rows beside every comparison: the VLM itself, zero-shot and as a linear probe on the same labels."""
+"""Reference rows of every comparison: the VLM itself, zero-shot and as a linear probe on the same labels."""
 
+import json
 import re
-import time
-from collections.abc import Callable
+import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import fingerprint
-from clipit.config.run import RunConfig
+from clipit.artifacts import file_sha256, fingerprint, git_commit, versions
+from clipit.comparison.plan import Plan
+from clipit.comparison.statistics import REFERENCE
 from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import Predictions, write_predictions
 from clipit.evaluation.probes import linear_probe
+from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.stores.embed import Store, centred, embed_tiles
-from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-ZERO_SHOT = "reference: VLM zero-shot"
-CENTRED = "reference: VLM zero-shot, centred"
-PROBE = "reference: VLM linear probe"
+ZERO_SHOT = f"{REFERENCE}: VLM zero-shot"
+CENTRED = f"{REFERENCE}: VLM zero-shot, centred"
+PROBE = f"{REFERENCE}: VLM linear probe"
 _FILES = {ZERO_SHOT: "vlm-zero-shot", CENTRED: "vlm-zero-shot-centred", PROBE: "vlm-linear-probe"}
 
 
-def reference_rows(config: RunConfig, workspace: Workspace, folder: Path) -> list[dict[str, Any]]:
-    """Scores of the VLM on the comparison's test sets, in the form of a comparison's rows.
+def reference_rows(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
+    """Score the VLM on the test sets of a plan.
 
-    Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (the
-    means of the training tiles and of the snippets: no test tile has a part in them). The probe is a logistic
-    regression on the VLM's image embeddings, fitted on the labels that the arms of the same seed see, its strength
-    chosen on their validation labels. The zero-shot rows do not depend on labels: their predictions are one file for
-    all seeds.
+    Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (by the
+    means of the training tiles and of the snippets, never of test tiles). The probe is a logistic regression on the
+    VLM's image embeddings, fitted on the labels that the arms of the same seed see, its strength chosen on their
+    validation labels. The zero-shot rows do not depend on labels: all seeds share one file of predictions.
 
     Args:
-        config: What is compared.
-        workspace: Of this configuration.
-        folder: Where the predictions are kept; each row names its file under `predictions`.
+        plan: Data set and backbone.
+        workspace: Workspace of the plan's configuration.
+        folder: Folder for the predictions; each row names its file.
     """
-    tests = {"test": (workspace.all_tiles.of_split("test"), workspace.tile_store("test"))}
-    for name in config.comparison.shifted:
-        shifted = workspace.shifted_tiles(name)
-        size = config.vlm.batch_size
-        tests[name] = (shifted, embed_tiles(workspace.root, workspace.vlm, shifted, batch_size=size))
-    rows: list[dict[str, Any]] = []
-    zero_shot = _zero_shot_readings(workspace)
-    for seed in config.comparison.seeds:
+    c = plan.config.comparison
+    tests = _test_sets(plan, workspace)
+    zero_shot = _zero_shot_classifiers(workspace)
+    rows = []
+    for seed in c.seeds:
         tiles = workspace.tiles(seed)
         train, validation = tiles.of_split("train"), tiles.of_split("validation")
-        beside = {"training_labels": int((train.labels >= 0).sum()), "tiles_fingerprint": tiles.fingerprint}
+        provenance = _provenance(workspace, int((train.labels >= 0).sum()), tiles.fingerprint)
+        probe, reason = None, None
         try:
             probe = linear_probe(
                 _vectors(workspace.tile_store("train"), train),
@@ -65,82 +60,109 @@ def reference_rows(config: RunConfig, workspace: Workspace, folder: Path) -> lis
                 validation.labels,
                 len(tiles.classes),
             )
-        except DataError as error:  # too few labels for a probe: an honest blank, after all runs are done
-            probe, reason = None, str(error).splitlines()[0]
+        except DataError as error:  # too few labels for a probe: an empty row, after all runs are done
+            reason = str(error).splitlines()[0]
         for part, (test, store) in tests.items():
-            vectors = _vectors(store, test)
-            found = {} if probe is None else {PROBE: probe.probabilities(vectors)}
-            if probe is None:
-                rows.append({"arm": PROBE, "seed": seed, "part": part, "tiles": 0, "score": None, "reason": reason})
-            for name, (mean, classes) in zero_shot.items():
-                found[name] = zero_shot_probabilities(centred(vectors, mean), classes, workspace.vlm.logit_scale)
-            known = test.labels >= 0
-            for name, probabilities in found.items():
-                score = compute_metrics(test.labels[known], probabilities[known])[config.comparison.metric]
-                predictions = Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
-                file = predictions_file(folder, _FILES[name], seed if name == PROBE else None, part)
-                keep(file, predictions)
-                own = {"arm": name, "seed": seed, "part": part, "tiles": int(known.sum()), "score": score}
-                rows.append(beside | own | {"predictions": str(file)})
-    return sorted(rows, key=lambda row: row["arm"])
+            vectors, known = _vectors(store, test), test.labels >= 0
+            probabilities = {} if probe is None else {PROBE: probe.probabilities(vectors)}
+            for arm, (mean, classes) in zero_shot.items():
+                probabilities[arm] = zero_shot_probabilities(centred(vectors, mean), classes, workspace.vlm.logit_scale)
+            for arm in (PROBE, *zero_shot):
+                file, score = None, None
+                if arm in probabilities:
+                    score = compute_metrics(test.labels[known], probabilities[arm][known])[c.metric]
+                    file = predictions_file(folder, _FILES[arm], seed if arm == PROBE else None, part)
+                    write_once(
+                        file,
+                        Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities[arm]),
+                    )
+                rows.append(
+                    ScoreRow(
+                        data_set=plan.data_set,
+                        backbone=plan.backbone,
+                        arm=arm,
+                        seed=seed,
+                        provenance=provenance[arm],
+                        part=part,
+                        tiles=int(known.sum()) if file else 0,
+                        metric=c.metric,
+                        score=score,
+                        reason=None if file else reason,
+                        predictions=file,
+                        predictions_sha256=file_sha256(file) if file and get_processes().main else None,
+                    )
+                )
+    return sorted(rows, key=lambda row: row.arm)
+
+
+def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
+    """Test tiles and shifted sets with the VLM's embeddings of them."""
+    tests = {"test": (workspace.all_tiles.of_split("test"), workspace.tile_store("test"))}
+    for name in plan.config.comparison.shifted:
+        shifted = workspace.shifted_tiles(name)
+        store = embed_tiles(workspace.root, workspace.vlm, shifted, batch_size=plan.config.vlm.batch_size)
+        tests[name] = (shifted, store)
+    return tests
+
+
+def _provenance(workspace: Workspace, training_labels: int, tiles_fingerprint: str) -> dict[str, Provenance]:
+    """Provenance of each reference row: the probe reads no prompts, and only centring reads the snippets."""
+    vlm, prompts = workspace.vlm, workspace.prompts
+    probe = Provenance(
+        classes=len(workspace.all_tiles.classes),
+        pixels=vlm.preprocess.size,
+        preprocess=vlm.preprocess.hash,
+        vlm=vlm.name,
+        vlm_fingerprint=vlm.fingerprint,
+        training_labels=training_labels,
+        tiles_fingerprint=tiles_fingerprint,
+        commit=git_commit(),
+        command=shlex.join(sys.argv),
+        versions=json.dumps(versions(), sort_keys=True),
+    )
+    if prompts is None:
+        return {PROBE: probe}
+    zero_shot = replace(probe, prompts=prompts.name, prompts_hash=prompts.hash, training_labels=0)
+    provenance = {PROBE: probe, ZERO_SHOT: zero_shot}
+    if workspace.text_mean is not None:
+        provenance[CENTRED] = replace(zero_shot, index=workspace.index.artifact.fingerprint)
+    return provenance
 
 
 def predictions_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
-    """Where the predictions of a classifier that belongs to a comparison, not to a run, lie.
+    """Return the file for the predictions of a classifier that belongs to a comparison, not to a run.
 
     Args:
-        folder: Of one data set and backbone.
-        name: Of the classifier, in letters of file names.
-        seed: None: the same for all seeds.
-        part: Test set; a name that is no file name gets a mark, so that two of them never share a file.
+        folder: Folder of one data set and backbone.
+        name: Name of the classifier, valid in file names.
+        seed: Seed of the labels; None for a classifier that depends on none.
+        part: Name of the test set; one that is not valid in file names gets a hash, so that no two share a file.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", part)
-    told = part if plain == part else f"{plain}-{fingerprint(part)[:6]}"
-    return folder / "-".join([name, *([] if seed is None else [f"seed{seed}"]), f"{told}.parquet"])
+    file = part if plain == part else f"{plain}-{fingerprint(part)[:6]}"
+    return folder / "-".join([name, *([] if seed is None else [f"seed{seed}"]), f"{file}.parquet"])
 
 
-def keep(path: Path, predictions: Predictions) -> None:
-    """Write predictions that every process has, once."""
+def write_once(path: Path, predictions: Predictions) -> None:
+    """Write predictions that every process has, from the main process."""
     if get_processes().main:
         write_predictions(path, predictions)
 
 
-Reading = tuple[Float32[np.ndarray, "dim"] | None, Float32[np.ndarray, "classes dim"]]
+_ZeroShot = tuple[Float32[np.ndarray, "dim"] | None, Float32[np.ndarray, "classes dim"]]
+"""Mean to subtract from image embeddings, and the class embeddings to compare them with."""
 
 
-def _zero_shot_readings(workspace: Workspace) -> dict[str, Reading]:
-    """Name of the row -> the images' mean to subtract, and the class embeddings to compare with."""
+def _zero_shot_classifiers(workspace: Workspace) -> dict[str, _ZeroShot]:
     if workspace.prompts is None:
         return {}
     names = workspace.all_tiles.classes
-    found: dict[str, Reading] = {ZERO_SHOT: (None, prompt_embeddings(workspace.prompts, workspace.encode, None, names))}
+    classes = prompt_embeddings(workspace.prompts, workspace.encode, None, names)
+    classifiers: dict[str, _ZeroShot] = {ZERO_SHOT: (None, classes)}
     if workspace.text_mean is not None:
         classes = prompt_embeddings(workspace.prompts, workspace.encode, workspace.text_mean, names)
-        found[CENTRED] = (workspace.tile_mean, classes)
-    return found
-
-
-def inference_cost(source: PixelSource, forward: "Callable[[Tensor], object]") -> dict[str, float]:
-    """Tiles per second of a forward pass over batches that are read already: the median of a few.
-
-    Args:
-        source: Tiles, resized as the model wants them.
-        forward: Takes uint8 pixels [b, 3, h, w].
-    """
-    import torch
-
-    device = get_processes().device
-    rows = np.arange(min(256, len(source.tiles)))
-    pixels = torch.from_numpy(source.batch(rows)).to(device)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(4):
-            start = time.perf_counter()
-            forward(pixels)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    return {"tiles_per_second": len(rows) / median(seconds[1:])}
+        classifiers[CENTRED] = (workspace.tile_mean, classes)
+    return classifiers
 
 
 def _vectors(store: Store, tiles: TileSet) -> Float32[np.ndarray, "n dim"]:

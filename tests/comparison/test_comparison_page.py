@@ -26,11 +26,12 @@ from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.sections import cost_section, row_section, score_sections
 from clipit.comparison.report.training_curves import curve_sections, mean_curves
 from clipit.comparison.report.write import _latex
-from clipit.comparison.statistics import Line, lines
+from clipit.comparison.statistics import ArmResult, compute_results
 from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
+from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.reporting.comparison_page import comparison_page
 from clipit.reporting.html import Links, write_page
 
@@ -39,7 +40,7 @@ HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
 
 
-def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) -> list[dict[str, Any]]:
+def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) -> list[ScoreRow]:
     """Rows of a comparison with predictions and training logs, two test sets per run, and hostile names."""
     names = ["image_only", *(f"a_rather_long_name_of_an_arm_{i:02d}" for i in range(1, arms))]
     generator = np.random.default_rng(0)
@@ -58,11 +59,21 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
         for data_set in range(data_sets):
             for seed in range(seeds):
                 for part in ("test", "another centre"):
+                    command = f"scripts/compare.py --config x.yaml --seed={seed}"
                     rows.append(
-                        {"data_set": f"{HOSTILE} {data_set}", "backbone": "small", "arm": arm, "seed": seed}
-                        | {"part": part, "metric": "accuracy", "score": float(generator.uniform(0.6, 0.9))}
-                        | {"run": str(run), "predictions": str(run / "predictions.parquet"), "steps": 300}
-                        | {"command": f"scripts/compare.py --config x.yaml --seed={seed}", "versions": "x" * 150}
+                        ScoreRow(
+                            data_set=f"{HOSTILE} {data_set}",
+                            backbone="small",
+                            arm=arm,
+                            seed=seed,
+                            part=part,
+                            metric="accuracy",
+                            score=float(generator.uniform(0.6, 0.9)),
+                            run=run,
+                            predictions=run / "predictions.parquet",
+                            steps=300,
+                            provenance=Provenance(command=command, versions="x" * 150),
+                        )
                     )
     return rows
 
@@ -70,8 +81,8 @@ def big_comparison(folder: Path, arms: int, data_sets: int = 2, seeds: int = 5) 
 def big_page(folder: Path, config: RunConfig, arms: int) -> str:
     """The page of such a comparison."""
     rows = big_comparison(folder, arms)
-    made = lines(rows, "image_only", lambda *_: None)
-    names = list(dict.fromkeys(row["arm"] for row in rows))
+    made = compute_results(rows, "image_only", lambda *_: None)
+    names = list(dict.fromkeys(row.arm for row in rows))
     sections = [
         *score_sections(config, made, {"image_only": made}, {}, [HOSTILE]),
         *tile_sections(made, names, "image_only", {}),
@@ -168,14 +179,23 @@ def test_at_most_three_arms_are_looked_at_tile_by_tile() -> None:
     assert main_arms(["x", "clip_it_all"], "clip_it_all") == ["x"]
 
 
-def made_of(scores: dict[str, list[float]], run: str = "") -> list[Line]:
+def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
     """Lines of one data set."""
     rows = [
-        {"data_set": "d", "backbone": "b", "part": "test", "arm": arm, "seed": seed, "score": score, "run": run}
+        ScoreRow(
+            data_set="d",
+            backbone="b",
+            part="test",
+            arm=arm,
+            seed=seed,
+            metric="accuracy",
+            score=score,
+            run=Path(run) if run else None,
+        )
         for arm, values in scores.items()
         for seed, score in enumerate(values)
     ]
-    return lines(rows, "image_only", lambda *_: None)
+    return compute_results(rows, "image_only", lambda *_: None)
 
 
 def test_the_latex_captions_state_holm_and_what_was_published(configure: MakeConfig) -> None:

@@ -5,20 +5,19 @@ import pytest
 from scipy import stats
 
 from clipit.comparison.report.tables import cells, latex_table, main_table, table_one
-from clipit.comparison.statistics import lines
+from clipit.comparison.statistics import compute_results
+from clipit.evaluation.score_row import ScoreRow
 
-Row = dict[str, object]
 
-
-def rows(arm: str, scores: dict[int, float | None], data_set: str = "crc", part: str = "test") -> list[Row]:
+def rows(arm: str, scores: dict[int, float | None], data_set: str = "crc", part: str = "test") -> list[ScoreRow]:
     return [
-        {"data_set": data_set, "backbone": "uni", "part": part, "arm": arm, "seed": seed, "score": score}
+        ScoreRow(data_set=data_set, backbone="uni", part=part, arm=arm, seed=seed, metric="accuracy", score=score)
         for seed, score in scores.items()
     ]
 
 
 def test_differences_are_paired_by_seed_whatever_their_order() -> None:
-    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {2: 0.78, 1: 0.62}), "base", lambda *_: None)
+    made = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {2: 0.78, 1: 0.62}), "base", lambda *_: None)
     assert made[1].differences == pytest.approx({1: 0.12, 2: 0.08})
     low, high = stats.t.interval(0.95, 1, loc=10, scale=stats.sem([12, 8]))
     assert cells(made[1])[5:7] == ["+10.0", f"[{low:+.1f}, {high:+.1f}]"]
@@ -26,12 +25,12 @@ def test_differences_are_paired_by_seed_whatever_their_order() -> None:
 
 
 def test_one_seed_has_no_interval_and_few_seeds_no_p() -> None:
-    made = lines(rows("base", {1: 0.5}) + rows("text", {1: 0.6}), "base", lambda *_: None)
+    made = compute_results(rows("base", {1: 0.5}) + rows("text", {1: 0.6}), "base", lambda *_: None)
     assert cells(made[1])[5:] == ["+10.0", "one seed: none", "none", "none: 1 seeds; a p-value needs 5"]
 
 
 def test_equal_differences_have_no_interval_and_say_why() -> None:
-    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
+    made = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
     assert cells(made[1])[5:7] == ["+10.0", "no spread over seeds"]
 
 
@@ -41,7 +40,7 @@ def test_p_is_that_of_scipy_and_corrected_over_arms_and_data_sets() -> None:
     table = rows("base", base) + rows("base", base, "bach")
     for name, data_set, difference in (("a", "crc", draws[0]), ("b", "crc", draws[1]), ("a", "bach", draws[2])):
         table += rows(name, {seed: 0.7 + d for seed, d in enumerate(difference.tolist())}, data_set)
-    made = {line.key: line for line in lines(table, "base", lambda *_: None)}
+    made = {line.key: line for line in compute_results(table, "base", lambda *_: None)}
     raw = {key: line.p.p for key, line in made.items() if line.differences}
     assert raw[("crc", "uni", "test", "a")] == pytest.approx(stats.ttest_1samp(draws[0], 0).pvalue)
     smallest = min(raw, key=lambda key: raw[key] or 1.0)
@@ -49,12 +48,12 @@ def test_p_is_that_of_scipy_and_corrected_over_arms_and_data_sets() -> None:
 
 
 def test_a_score_that_is_not_defined_makes_no_difference() -> None:
-    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: None, 2: 0.8}), "base", lambda *_: None)
+    made = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: None, 2: 0.8}), "base", lambda *_: None)
     assert made[1].mean is None and made[1].differences == {} and "n/a" in cells(made[1])[4]
 
 
 def test_tables() -> None:
-    made = lines(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
+    made = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
     text = main_table(made, {("crc", "uni", "text"): "95.92"})
     assert text.splitlines()[0].split("|")[1].strip() == "arm" and "95.92" in text
     header, body = table_one(made, "base", "text")

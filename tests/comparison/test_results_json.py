@@ -14,15 +14,16 @@ import pytest
 from logged_lines import capture_log
 from scipy.stats import t as student
 
-from clipit.comparison.analyses.finding import Finding
+from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.compare import compare
 from clipit.comparison.results_json import keep_planes, numbers
-from clipit.comparison.statistics import lines
+from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_results
 from clipit.comparison.vlm_reference import predictions_file
 from clipit.config.run import RunConfig
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.intervals import Difference, Interval
 from clipit.evaluation.predictions import Predictions, read_predictions
+from clipit.evaluation.score_row import ScoreRow
 from clipit.evaluation.significance import paired_bootstrap_over_tiles
 
 Found = dict[str, Any]
@@ -224,15 +225,32 @@ def test_reference_rows_have_their_own_provenance_and_all_rows_that_of_their_fil
     assert all(note in page for note in found["notes"]) and found["notes"]
 
 
-def rows_of(arm: str, values: list[float | None]) -> list[dict[str, Any]]:
-    """Rows without files."""
-    common = {"data_set": "d", "backbone": "b", "part": "test", "arm": arm}
-    return [common | {"seed": s, "score": v, "steps": 10 * (s + 1)} for s, v in enumerate(values)]
+def rows_of(arm: str, values: list[float | None], predictions: Path | None = None) -> list[ScoreRow]:
+    """One row per seed; without a file there is nothing to resample."""
+    return [
+        ScoreRow(
+            data_set="d",
+            backbone="b",
+            part="test",
+            arm=arm,
+            seed=seed,
+            metric="accuracy",
+            score=score,
+            steps=10 * (seed + 1),
+            predictions=predictions,
+        )
+        for seed, score in enumerate(values)
+    ]
+
+
+def exported(made: list[ArmResult], **against: list[ArmResult]) -> Found:
+    """These results as comparison.json keeps them."""
+    return numbers(ComparisonResults((), made, against), [])
 
 
 def test_blanks_say_why() -> None:
     rows = rows_of("base", [0.5] * 5) + rows_of("same", [0.6] * 5) + rows_of("gap", [0.5, None, 0.5, 0.5, 0.5])
-    found = numbers(lines(rows, "base", lambda old, new: None), {}, [])
+    found = exported(compute_results(rows, "base", lambda old, new: None))
     same, gap = line_of(found, "same"), line_of(found, "gap")
     assert same["difference"] == pytest.approx(0.1)
     assert same["over_seeds"] == {"low": None, "high": None, "reason": "no spread over seeds"}
@@ -240,7 +258,7 @@ def test_blanks_say_why() -> None:
     moved = (
         rows_of("base", [0.5] * 5) + rows_of("a", [0.6, 0.5, 0.7, 0.6, 0.8]) + rows_of("b", [0.4, 0.6, 0.5, 0.5, 0.6])
     )
-    tested = numbers(lines(moved, "base", lambda old, new: None), {}, [])
+    tested = exported(compute_results(moved, "base", lambda old, new: None))
     a, b = line_of(tested, "a"), line_of(tested, "b")
     gains = np.array([0.1, 0.0, 0.2, 0.1, 0.3])
     bounds = student.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / 5**0.5)
@@ -248,26 +266,26 @@ def test_blanks_say_why() -> None:
     assert a["p"]["value"] < b["p"]["value"] and a["p_holm"]["value"] == 2 * a["p"]["value"]
     assert (gap["mean"], gap["sd"], gap["difference"], gap["over_seeds"]) == (None, None, None, None)
     assert same["costs"]["steps"] == 30 and same["costs"]["seconds"] is None
-    one = numbers(lines(rows_of("base", [0.5]) + rows_of("a", [0.6]), "base", lambda old, new: None), {}, [])
+    one = exported(compute_results(rows_of("base", [0.5]) + rows_of("a", [0.6]), "base", lambda old, new: None))
     assert line_of(one, "a")["over_seeds"]["reason"] == "one seed: none" and line_of(one, "a")["sd"] is None
     json.dumps(found, allow_nan=False)
 
 
 def test_an_interval_over_tiles_is_kept_with_its_reason() -> None:
-    rows = [row | {"predictions": "file"} for row in rows_of("base", [0.5, 0.4]) + rows_of("a", [0.6, 0.7])]
+    rows = rows_of("base", [0.5, 0.4], Path("file")) + rows_of("a", [0.6, 0.7], Path("file"))
     drawn = Difference(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
-    made = lines(rows, "base", lambda old, new: drawn)
-    found = numbers(made, {"base": made}, [])
+    made = compute_results(rows, "base", lambda old, new: drawn)
+    found = exported(made, base=made)
     expected = {"value": 0.2, "low": None, "high": None, "reason": "1 independent unit to resample; 2 are needed"}
     assert line_of(found, "a")["over_tiles"] == expected
     assert found["against"]["base"] == found["lines"]
 
 
 def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
-    plain = Finding("a", "b", ("c",), (("d",),), "rows", {}, ({"d": 1.5},))
+    plain = AnalysisResult("a", "b", ("c",), (("d",),), "rows", {}, ({"d": 1.5},))
     points = {"left": {"tiles": np.array([[0.0, 1.0], [2.0, 3.0]])}, "right": {"snippets": np.array([[4.0, 5.0]])}}
     ids = {"left": {"tiles": np.array(["t1", "t2"])}, "right": {"snippets": np.array(["s1"])}}
-    first, second = keep_planes([plain, Finding("e", "f", ("g",), (), "stores", points, (), ids)], tmp_path)
+    first, second = keep_planes([plain, AnalysisResult("e", "f", ("g",), (), "stores", points, (), ids)], tmp_path)
     assert first == plain and second.points == "plane-1.parquet"
     assert second.source == "stores; plane-1.parquet: x, y by id"
     assert pq.read_table(tmp_path / "plane-1.parquet").to_pylist() == [
@@ -275,7 +293,7 @@ def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
         {"plane": "left", "kind": "tiles", "id": "t2", "x": 2.0, "y": 3.0},
         {"plane": "right", "kind": "snippets", "id": "s1", "x": 4.0, "y": 5.0},
     ]
-    assert numbers([], {}, [first])["findings"][0]["values"] == [{"d": 1.5}]
+    assert numbers(ComparisonResults((), (), {}), [first])["findings"][0]["values"] == [{"d": 1.5}]
 
 
 def test_test_sets_with_like_names_have_files_of_their_own(tmp_path: Path) -> None:

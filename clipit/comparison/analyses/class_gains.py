@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipit.comparison.analyses.finding import Finding, Row, gain, hits, title
+from clipit.comparison.analyses.result import AnalysisResult, gain, hits, title
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
+from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
 from clipit.workspace.workspace import Workspace
 
 
-def _by_class(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path) -> list[Finding]:
+def _by_class(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
     """Difference in recall per class."""
     c, classes = plan.config.comparison, workspace.all_tiles.classes
     counted = hits(rows, c.baseline, c.seeds[0])[0].labels
@@ -26,7 +27,7 @@ def _by_class(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Pat
                 for k, name in enumerate(classes)
             ]
     return [
-        Finding(
+        AnalysisResult(
             title(plan, "Gain by class"),
             f"Recall against {c.baseline} in points, mean over seeds, test split. Exploratory: no intervals, and the "
             "largest of many differences is large by chance.",

@@ -6,14 +6,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from clipit.comparison.analyses.finding import Finding, Row, file_of, tests_of, title
+from clipit.comparison.analyses.result import AnalysisResult, predictions_of, read_test_predictions, title
 from clipit.comparison.analyses.text_classifier import image_probe_predictions, text_only_predictions
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
-from clipit.comparison.vlm_reference import keep, predictions_file
+from clipit.comparison.vlm_reference import predictions_file, write_once
 from clipit.errors import DataError
 from clipit.evaluation.complementarity import Complementarity, complementarity
 from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import interval, number
 from clipit.workspace.workspace import Workspace
 
@@ -25,7 +26,9 @@ _Classifier = tuple[Predictions, str]
 """What it says of the test tiles, and the file in which that lies."""
 
 
-def right_where_vision_is_wrong(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path) -> list[Finding]:
+def right_where_vision_is_wrong(
+    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
+) -> list[AnalysisResult]:
     """R of every arm and of the classifiers beside them, against the baseline of the same seed.
 
     Args:
@@ -38,13 +41,13 @@ def right_where_vision_is_wrong(plan: Plan, workspace: Workspace, rows: Sequence
     base = c.baseline
     found: dict[str, dict[int, tuple[Complementarity, str]]] = {}
     for seed in c.seeds:
-        vision = tests_of(rows, base, seed)
+        vision = read_test_predictions(rows, base, seed)
         resamples = config.evaluation.bootstrap if seed == c.seeds[0] else 0  # intervals are shown of one seed alone
         for name, (other, file) in _others(plan, workspace, rows, folder, seed).items():
             found.setdefault(name, {})[seed] = complementarity(vision, other, resamples, seed), file
     first = c.seeds[0]
     return [
-        Finding(
+        AnalysisResult(
             title(plan, "Who is right where vision is wrong"),
             f"R counts test tiles that another classifier gets right and {base} of the same seed gets wrong (CLIP-IT, "
             "figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the columns after these "
@@ -68,7 +71,7 @@ def right_where_vision_is_wrong(plan: Plan, workspace: Workspace, rows: Sequence
             f"predictions.parquet of the runs; predictions/{folder.name}: text-only and image-probe, by seed",
             {},
             tuple(
-                {"classifier": name, "seed": seed, "predictions": file, "vision": file_of(rows, base, seed)}
+                {"classifier": name, "seed": seed, "predictions": file, "vision": str(predictions_of(rows, base, seed))}
                 | _values(one)
                 for name, by_seed in found.items()
                 for seed, (one, file) in by_seed.items()
@@ -77,7 +80,9 @@ def right_where_vision_is_wrong(plan: Plan, workspace: Workspace, rows: Sequence
     ]
 
 
-def _others(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path, seed: int) -> dict[str, _Classifier]:
+def _others(
+    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path, seed: int
+) -> dict[str, _Classifier]:
     """Every classifier to be set beside the baseline of a seed."""
     config, c = plan.config, plan.config.comparison
     base, others = c.baseline, dict[str, _Classifier]()
@@ -85,7 +90,7 @@ def _others(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path,
     def kept(name: str, predictions: Predictions) -> _Classifier:
         """Predictions of a head that belongs to this analysis, and the file in which they now lie."""
         path = predictions_file(folder, name, seed, "test")
-        keep(path, predictions)
+        write_once(path, predictions)
         return predictions, str(path)
 
     try:
@@ -97,8 +102,15 @@ def _others(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path,
         logger.info(f"note: {told}; seed {seed} is left out for the text-only classifier and the image probe")
     if len(c.seeds) > 1:
         another = c.seeds[(c.seeds.index(seed) + 1) % len(c.seeds)]
-        others[f"{base}, the next seed"] = tests_of(rows, base, another), file_of(rows, base, another)
-    others |= {arm: (tests_of(rows, arm, seed), file_of(rows, arm, seed)) for arm in plan.arms if arm != base}
+        others[f"{base}, the next seed"] = (
+            read_test_predictions(rows, base, another),
+            str(predictions_of(rows, base, another)),
+        )
+    others |= {
+        arm: (read_test_predictions(rows, arm, seed), str(predictions_of(rows, arm, seed)))
+        for arm in plan.arms
+        if arm != base
+    }
     return others
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from clipit.comparison.analyses.finding import Finding, Row, title
+from clipit.comparison.analyses.result import AnalysisResult, title
 from clipit.comparison.plan import Plan
-from clipit.comparison.statistics import REFERENCE
 from clipit.distributed import get_processes
+from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
 from clipit.stores.embed import centred, unit
 from clipit.workspace.workspace import Workspace
@@ -22,7 +22,7 @@ _SAMPLE = 1000  # tiles and snippets in the picture of the embeddings
 _TILES = "test tiles"
 
 
-def joint_space(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path) -> list[Finding]:
+def joint_space(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
     """The same test tiles, and snippets, as the VLM gives them, centred, and as the first distilled student projects.
 
     Args:
@@ -51,14 +51,14 @@ def joint_space(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: P
     projected = _projections(plan, workspace, rows, some)
     if projected is not None:
         row, vectors = projected
-        kind, run = "test tiles, by the student", Path(row["run"])
+        kind, run = "test tiles, by the student", row.run_folder()
         own = {kind: some.ids, "snippets": names["snippets"]}
-        space = f"as {row['arm']} (seed {row['seed']}) projects them"
+        space = f"as {row.arm} (seed {row.seed}) projects them"
         spaces.append((space, "projected by the student", {kind: vectors, "snippets": texts}, own))
         sources.append(f"projections: classifier of {run.parent.name}/{run.name}")
     gaps = [(space, *_gap(*points.values())) for space, _, points, _ in spaces]
     return [
-        Finding(
+        AnalysisResult(
             title(plan, "Tiles and snippets in the joint space"),
             "Distance of the two modalities' means (the modality gap, arXiv 2203.02053) and mean cosine of a tile with "
             f"its nearest snippet, on up to {_SAMPLE} of each: the same {len(some)} test tiles and {len(shown)} "
@@ -76,16 +76,16 @@ def joint_space(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: P
 
 
 def _projections(
-    plan: Plan, workspace: Workspace, rows: Sequence[Row], some: "TileSet"
-) -> tuple[Row, Float32[np.ndarray, "n dim"]] | None:
+    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], some: "TileSet"
+) -> tuple[ScoreRow, Float32[np.ndarray, "n dim"]] | None:
     """The first row whose classifier predicts this VLM's texts, and its unit projections of these tiles."""
     from clipit.models.inference import load_classifier
 
     for row in rows:
-        if row["arm"].startswith(REFERENCE) or row["part"] != "test":
+        if row.run is None or row.part != "test":
             continue
         trust = plan.config.backbone.trust_remote_code
-        classifier = load_classifier(Path(row["run"]) / "classifier", get_processes().device, trust_remote_code=trust)
+        classifier = load_classifier(row.run / "classifier", get_processes().device, trust_remote_code=trust)
         vlm = classifier.spec.vlm
         if vlm is None or vlm["fingerprint"] != workspace.vlm.fingerprint:
             continue

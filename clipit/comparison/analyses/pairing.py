@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Shaped
 
 from clipit.artifacts import whole_file
-from clipit.comparison.analyses.finding import Finding, Row, gain, hits, title
+from clipit.comparison.analyses.result import AnalysisResult, gain, hits, title
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
+from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.agreement import agreement
 from clipit.pairing.selection import find, judge, prepare
 from clipit.reporting.tables import number
@@ -25,14 +26,14 @@ _QUARTERS = 4
 _NO_PAIR = -1  # in the place of a quarter's number
 
 
-def _pairing(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path) -> list[Finding]:
+def _pairing(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
     """How good the pairs are, and whether tiles with near snippets gain more."""
     if plan.config.reports is None:
         return []
     return [_quality(plan, workspace), _by_score(plan, workspace, rows, folder)]
 
 
-def _quality(plan: Plan, workspace: Workspace) -> Finding:
+def _quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
     """Hubness and agreement of the training tiles' pairs, judged afterwards by all labels that the data set has."""
     summary, train = workspace.pairs.summary, workspace.all_tiles.of_split("train")
     labels = dict(zip(train.ids.tolist(), train.truth.tolist(), strict=True))
@@ -42,7 +43,7 @@ def _quality(plan: Plan, workspace: Workspace) -> Finding:
         """In %."""
         return number(None if value is None else PERCENT * value, 1)
 
-    return Finding(
+    return AnalysisResult(
         title(plan, "Quality of the pairs"),
         "Training tiles. Label figures use every label that the data set has, also those hidden from training: for "
         "looking, never for choosing. `neighbours`: tiles whose label is that of most others with the same snippet; "
@@ -65,7 +66,7 @@ def _quality(plan: Plan, workspace: Workspace) -> Finding:
     )
 
 
-def _by_score(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path) -> Finding:
+def _by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> AnalysisResult:
     """Gain per quarter of the test tiles, by how near their first snippet is."""
     c = plan.config.comparison
     tiles, _ = hits(rows, c.baseline, c.seeds[0])
@@ -97,7 +98,7 @@ def _by_score(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Pat
     header = [f"{low:.2f} to {high:.2f}" for low, high in bounds.values()]
     if not paired.all():
         header.append(f"no pair ({int((~paired).sum())} tiles)")
-    return Finding(
+    return AnalysisResult(
         title(plan, "Gain by pairing score"),
         f"Accuracy against {c.baseline} in points, mean over seeds, in four equal parts of the test tiles by the "
         "cosine of the first snippet that the rules of `pairing` give them, as they give training tiles theirs "

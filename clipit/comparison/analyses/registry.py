@@ -5,17 +5,18 @@ from pathlib import Path
 
 from clipit.comparison.analyses.class_gains import _by_class
 from clipit.comparison.analyses.complementarity import right_where_vision_is_wrong
-from clipit.comparison.analyses.finding import Finding, Row
 from clipit.comparison.analyses.joint_space import joint_space
 from clipit.comparison.analyses.pairing import _pairing
+from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan
+from clipit.evaluation.score_row import ScoreRow
 from clipit.workspace.workspace import Workspace
 
-Analysis = Callable[[Plan, Workspace, Sequence[Row], Path], list[Finding]]
+Analysis = Callable[[Plan, Workspace, Sequence[ScoreRow], Path], list[AnalysisResult]]
 
 
-def findings(plan: Plan, workspace: Workspace, rows: Sequence[Row], folder: Path) -> list[Finding]:
-    """The analyses that the configuration asks for, on a plan's finished runs.
+def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
+    """Run the analyses of `comparison.why` on a plan's finished runs.
 
     Args:
         plan: Data set and backbone.

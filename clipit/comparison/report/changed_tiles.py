@@ -1,11 +1,10 @@
 """Tiles that a comparison's main arms gain and lose against its baseline, with their pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from clipit.comparison.report.cost_table import place_told
 from clipit.comparison.report.tables import predictions_source
-from clipit.comparison.statistics import Line
+from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.reporting.comparison_tiles import MOST_TILES, change_parts, changed_tiles
@@ -28,7 +27,7 @@ def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
 
 
 def tile_sections(
-    made: Sequence[Line], arms: Sequence[str], baseline: str, tiles: Mapping[Place, TileSet]
+    made: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Place, TileSet]
 ) -> list[Section]:
     """One section per data set and backbone: test tiles gained and lost by each main arm.
 
@@ -38,13 +37,15 @@ def tile_sections(
         baseline: The one that the others are compared with.
         tiles: The tiles of each data set and backbone, for pictures; those that are missing go without.
     """
-    found = {line.key: line for line in made if line.key[2] == "test" and not line.reference}
-    places = list(dict.fromkeys(key[:2] for key in found))
+    found = {line.key: line for line in made if line.key.part == "test" and not line.reference}
+    places = list(dict.fromkeys(key.place for key in found))
     most = MOST_TILES if len(places) <= _MANY else _FEW_TILES
     sections = []
     for place in places:
-        base = found.get((*place, "test", baseline))
-        shown = [line for arm in main_arms(arms, baseline) if (line := found.get((*place, "test", arm))) is not None]
+        base = found.get(ArmKey(*place, "test", baseline))
+        shown = [
+            line for arm in main_arms(arms, baseline) if (line := found.get(ArmKey(*place, "test", arm))) is not None
+        ]
         if base is None or not shown:
             continue
         picture = _pictures(tiles.get(place))
@@ -58,17 +59,17 @@ def tile_sections(
         ]
         for line in shown:
             changes = changed_tiles(_tables(base), _tables(line))
-            told = f"{line.key[3]}: {len(changes.gained)} gained, {len(changes.lost)} lost"
+            told = f"{line.key.arm}: {len(changes.gained)} gained, {len(changes.lost)} lost"
             source = f"{predictions_source(base)}; {predictions_source(line)}"
             n = (len(base.rows), len(line.rows))
-            cards = change_parts(changes, (baseline, line.key[3]), n, picture, source, most)
+            cards = change_parts(changes, (baseline, line.key.arm), n, picture, source, most)
             parts.append(Folded(told, cards))
         sections.append(Section(f"Tiles gained and lost{place_told(place, places)}", parts))
     return sections
 
 
-def _tables(line: Line) -> list[Predictions]:
-    return [read_predictions(Path(row["predictions"])).select("test") for row in line.rows]
+def _tables(line: ArmResult) -> list[Predictions]:
+    return [read_predictions(row.predictions_file()).select("test") for row in line.rows]
 
 
 def _pictures(tiles: TileSet | None) -> Callable[[str], str | None]:

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
 
 from clipit.comparison.report.tables import table_one
-from clipit.comparison.rows import COSTS
-from clipit.comparison.statistics import PERCENT, Line
+from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.run import RunConfig
+from clipit.evaluation.score_row import COSTS, ScoreRow
 from clipit.evaluation.significance import FEWEST_SEEDS
 
-Row = Mapping[str, Any]
 Published = Mapping[tuple[str, str, str], str]
 """Data set, backbone and arm to a published score; empty where there is none."""
 
@@ -37,26 +35,28 @@ def place_told(place: tuple[str, ...], places: Iterable[tuple[str, ...]]) -> str
     return f" ({told})" if told else ""
 
 
-def costs(made: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+def costs(made: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of what each arm costs, on the test split."""
     rows = []
     for line in made:
-        if line.key[2] == "test":
-            read = [row["zero_shot"] for row in line.rows if row.get("zero_shot") is not None]
+        if line.key.part == "test":
+            read = [row.zero_shot for row in line.rows if row.zero_shot is not None]
             shown = f"{PERCENT * mean(read):.1f}" if read else ""
-            rows.append([" / ".join(line.key[:2] + line.key[3:]), *(_plain(line.rows, key) for key in COSTS), shown])
-    alone = len({line.key[:2] for line in made}) == 1
+            rows.append(
+                [" / ".join((*line.key.place, line.key.arm)), *(_plain(line.rows, key) for key in COSTS), shown]
+            )
+    alone = len({line.key.place for line in made}) == 1
     return list(_COST_HEADER), [[row[0].rsplit(" / ", 1)[-1] if alone else row[0], *row[1:]] for row in rows]
 
 
-def _plain(rows: Sequence[Row], key: str) -> str:
-    values = [row[key] for row in rows if row.get(key) is not None]
+def _plain(rows: Sequence[ScoreRow], key: str) -> str:
+    values = [value for row in rows if (value := getattr(row, key)) is not None]
     if not values:
         return ""
     return f"{np.mean(values):g}" if key == "learning_rate" else f"{np.mean(values):,.0f}"
 
 
-def ones(config: RunConfig, made: Sequence[Line]) -> list[tuple[str, list[str], list[list[str]]]]:
+def ones(config: RunConfig, made: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows of the table in the form of CLIP-IT's table 1; none where there is one arm only."""
     c = config.comparison
     others = [arm for arm in c.arms if arm != c.baseline]
@@ -64,12 +64,12 @@ def ones(config: RunConfig, made: Sequence[Line]) -> list[tuple[str, list[str], 
     return [(f"{c.baseline} -> {arm}", *table_one(made, c.baseline, arm)) for arm in arms]
 
 
-def holm_family(made: Sequence[Line]) -> str:
+def holm_family(made: Sequence[ArmResult]) -> str:
     """Which tests the p-values are corrected over, with their number; or why there is none."""
     families: dict[str, int] = {}
     for line in made:
         if line.p.p is not None:
-            families[line.key[2]] = families.get(line.key[2], 0) + 1
+            families[line.key.part] = families.get(line.key.part, 0) + 1
     if not families:
         return f"No p-values: a paired t-test over seeds needs {FEWEST_SEEDS}."
     counts = ", ".join(f"{part}: {n}" for part, n in families.items())

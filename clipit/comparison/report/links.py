@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipit.comparison.plan import Plan
-from clipit.comparison.statistics import Line
+from clipit.comparison.statistics import ArmResult
 from clipit.config.run import RunConfig
 from clipit.reporting.html import Links, Part, Section, Text
 
@@ -13,7 +13,7 @@ _STUDIES = ("probing", "robustness", "prompts")
 _Row = tuple[str, list[tuple[str, str]]]
 
 
-def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line], folder: Path) -> list[Section]:
+def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmResult], folder: Path) -> list[Section]:
     """One section with links to every page that exists, relative to the comparison's folder; none if there is none.
 
     Args:
@@ -24,7 +24,7 @@ def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line]
     """
     runs = _run_rows(made, folder)
     names = list(dict.fromkeys([config.name, *(plan.config.name for plan in plans)]))
-    ran = sorted({Path(row["run"]).name for line in made for row in line.rows if row.get("run")})
+    ran = sorted({row.run.name for line in made for row in line.rows if row.run})
     others = _pairing_rows(config.output, names, folder) + _study_rows(config.output, names, ran, folder)
     parts: list[Part] = []
     if runs:
@@ -36,20 +36,20 @@ def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line]
     return [Section("Other pages", [Text("These links work as long as the output folder stays as it is."), *parts])]
 
 
-def _run_rows(made: Sequence[Line], folder: Path) -> list[_Row]:
+def _run_rows(made: Sequence[ArmResult], folder: Path) -> list[_Row]:
     """A row per data set, backbone and arm: its seeds' report.html, and pairs.html where a run has one."""
-    tested = [line for line in made if line.key[2] == "test" and not line.reference]
-    alone = len({line.key[:2] for line in tested}) == 1
+    tested = [line for line in made if line.key.part == "test" and not line.reference]
+    alone = len({line.key.place for line in tested}) == 1
     found: list[_Row] = []
     for line in tested:
         links = []
         for row in line.rows:
-            for name, told in (("report.html", f"seed {row['seed']}"), ("pairs.html", f"pairs of seed {row['seed']}")):
-                path = Path(row["run"]) / name
+            for name, told in (("report.html", f"seed {row.seed}"), ("pairs.html", f"pairs of seed {row.seed}")):
+                path = row.run_folder() / name
                 if path.is_file():
                     links.append((told, _relative(path, folder)))
         if links:
-            key = line.key[3:] if alone else (*line.key[:2], line.key[3])
+            key = line.key[3:] if alone else (*line.key.place, line.key.arm)
             found.append((" / ".join(dict.fromkeys(key)), links))
     return found
 

@@ -9,14 +9,14 @@ from clipit.comparison.grid import RATE, STEPS, axes_of, chosen, is_tuned, made_
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION
 from clipit.comparison.report.cost_table import place_told
-from clipit.comparison.statistics import PERCENT, Line
+from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, explain
 from clipit.evaluation.significance import FEWEST_SEEDS
 from clipit.reporting.tables import LABELS
 
 
-def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line], beside: str) -> list[str]:
+def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmResult], beside: str) -> list[str]:
     """All sentences, in order.
 
     Args:
@@ -51,10 +51,10 @@ def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[Line], bes
     notes += _below_reference(made)
     notes += [f"{' / '.join(line.key)}: {_reason(line)}" for line in made if line.mean is None]
     over = {
-        (_name(line, made), str(row["reason"]))
+        (_name(line, made), str(row.reason))
         for line in made
         for row in line.rows
-        if str(row.get("reason", "")).startswith("over ")
+        if str(row.reason).startswith("over ")
     }
     notes += [f"{f'{name}: ' if name else ''}{metric} {text}." for name, text in sorted(over)]
     if beside:
@@ -67,17 +67,17 @@ def _varies(config: RunConfig) -> str:
     return "labelled tiles, " if labels.kind in ("fraction", "per_class") and labels.seed is None else ""
 
 
-def _resampled(made: Sequence[Line]) -> str:
+def _resampled(made: Sequence[ArmResult]) -> str:
     found: dict[str, None] = {}
     for line in made:
-        name = ", ".join(part for part in (_name(line, made), line.key[2]) if part)
-        found |= {f"{name}: {row['resampled']}": None for row in line.rows if row.get("resampled")}
+        name = ", ".join(part for part in (_name(line, made), line.key.part) if part)
+        found |= {f"{name}: {row.resampled}": None for row in line.rows if row.resampled}
     return "; ".join(found) or "tiles, or groups where known"
 
 
-def _name(line: Line, made: Sequence[Line]) -> str:
+def _name(line: ArmResult, made: Sequence[ArmResult]) -> str:
     """What tells a line's data set and backbone from the others'; "" where there is one only."""
-    return place_told(line.key[:2], {other.key[:2] for other in made})[2:-1]
+    return place_told(line.key.place, {other.key.place for other in made})[2:-1]
 
 
 def _tuning(config: RunConfig, plans: Sequence[Plan]) -> list[str]:
@@ -177,25 +177,25 @@ def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, a
     return chosen(config, arm, [key])[key] in (min(values), max(values))
 
 
-def _reason(line: Line) -> str:
-    reasons = {str(row.get("reason")) for row in line.rows if row.get("reason")}
+def _reason(line: ArmResult) -> str:
+    reasons = {row.reason for row in line.rows if row.reason}
     return "not defined" + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
 
 
-def _below_reference(made: Sequence[Line]) -> list[str]:
+def _below_reference(made: Sequence[ArmResult]) -> list[str]:
     """A sentence per plan where students stay below the VLM itself on the test split."""
     notes = []
-    for place in dict.fromkeys(line.key[:2] for line in made):
+    for place in dict.fromkeys(line.key.place for line in made):
         shown_lines = [
-            line for line in made if line.key[:2] == place and line.key[2] == "test" and line.mean is not None
+            line for line in made if line.key.place == place and line.key.part == "test" and line.mean is not None
         ]
         references = [line for line in shown_lines if line.reference]
         if not references:
             continue
         best = max(references, key=lambda line: line.mean or 0.0)
-        below = [line.key[3] for line in shown_lines if not line.reference and (line.mean or 0.0) < (best.mean or 0.0)]
+        below = [line.key.arm for line in shown_lines if not line.reference and (line.mean or 0.0) < (best.mean or 0.0)]
         if below:
             shown = PERCENT * (best.mean or 0.0)
             where = f"{name}: below" if (name := _name(best, made)) else "Below"
-            notes.append(f"{where} the best reference row ({best.key[3]}, {shown:.1f}): {', '.join(below)}.")
+            notes.append(f"{where} the best reference row ({best.key.arm}, {shown:.1f}): {', '.join(below)}.")
     return list(dict.fromkeys(notes))

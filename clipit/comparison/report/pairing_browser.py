@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from clipit.comparison.analyses.finding import Row
 from clipit.comparison.plan import Plan
 from clipit.distributed import get_processes
 from clipit.errors import DataError
+from clipit.evaluation.score_row import ScoreRow
 from clipit.progress import progress
 from clipit.reporting.pairing_page import chosen_tiles
 from clipit.training.active_terms import uses_reports
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 _AT_ONCE = 64  # pictures in memory
 
 
-def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[Row]) -> None:
+def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> None:
     """Write `<output>/pairings/<name>/pairs.html`, if there are reports; call it in all processes.
 
     A page that cannot be made (no pair is left by the rules, a tile's file is gone) is told of: the comparison stands.
@@ -44,7 +43,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[Row]) ->
 
 
 def _predicted(
-    plan: Plan, workspace: Workspace, rows: Sequence[Row], shown: Sequence[str]
+    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[Answers, str] | None:
     """What the first arm that is taught by reports says of these training tiles; None without such an arm."""
     from clipit.models.inference import load_classifier
@@ -53,7 +52,7 @@ def _predicted(
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run(name, seed)))), None)
     if arm is None:
         return None
-    run = next(Path(row["run"]) for row in rows if (row["arm"], row["seed"]) == (arm, seed))
+    run = next(row.run_folder() for row in rows if (row.arm, row.seed) == (arm, seed))
     classifier = load_classifier(run / "classifier", get_processes().device, trust_remote_code=trust)
     train = workspace.all_tiles.of_split("train")
     tiles = train.select(np.isin(train.ids, np.asarray(shown, dtype=np.str_)))

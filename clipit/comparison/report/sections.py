@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.comparison.analyses.finding import Finding
-from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, Row, costs, ones
+from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, costs, ones
 from clipit.comparison.report.tables import HEADER, shown_columns
-from clipit.comparison.rows import RECORD
-from clipit.comparison.statistics import PERCENT, Line
+from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.run import RunConfig
+from clipit.evaluation.score_row import CSV_COLUMNS, ScoreRow
 from clipit.reporting.comparison_page import raw_parts, seed_figure
 from clipit.reporting.html import Figure, Part, Section, Table, Text
 from clipit.reporting.label_plots import label_curves_plot
@@ -20,8 +20,8 @@ _LONG = 12  # rows of a table from which on a section beside the main one is fol
 
 def score_sections(
     config: RunConfig,
-    made: Sequence[Line],
-    against: Mapping[str, Sequence[Line]],
+    made: Sequence[ArmResult],
+    against: Mapping[str, Sequence[ArmResult]],
     known: Published,
     notes: Sequence[str],
 ) -> list[Section]:
@@ -39,7 +39,7 @@ def score_sections(
     told = {i for i in range(3) if i == 2 or len({place[i] for place in places}) > 1}  # what tells them apart
     for place in places:
         scores = {
-            line.key[3]: {str(s): None if v is None else PERCENT * v for s, v in line.scores.items()}
+            line.key.arm: {str(s): None if v is None else PERCENT * v for s, v in line.scores.items()}
             for line in made
             if line.key[:3] == place
         }
@@ -49,7 +49,7 @@ def score_sections(
     return [*sections, Section("Seed by seed", figures)]
 
 
-def _scores(made: Sequence[Line], known: Published, key: str) -> Table:
+def _scores(made: Sequence[ArmResult], known: Published, key: str) -> Table:
     """The main table, with its rows and the key of comparison.json that holds its figures unrounded."""
     header, cells = shown_columns(made, known)
     alone = [
@@ -63,20 +63,21 @@ def _scores(made: Sequence[Line], known: Published, key: str) -> Table:
     return Table(header, cells, source=told, left=sum(name in HEADER[:4] for name in header))
 
 
-def label_sections(config: RunConfig, made: Sequence[Line], folder: Path) -> list[Section]:
+def label_sections(config: RunConfig, made: Sequence[ArmResult], folder: Path) -> list[Section]:
     """Score over the share of labelled training tiles, where the same tiles and backbone had several; one line per arm.
 
     Other data sets have other tiles: their points never stand on one line.
     """
     figures: list[Figure] = []
-    tested = [line for line in made if line.key[2] == "test" and not line.reference]
-    same = {line.key: (line.key[1], line.rows[0].get("tiles_fingerprint")) for line in tested}
+    tested = [line for line in made if line.key.part == "test" and not line.reference]
+    same = {line.key: (line.key.backbone, line.rows[0].provenance.tiles_fingerprint) for line in tested}
     for backbone, tiles in dict.fromkeys(same.values()):
         series: dict[str, list[tuple[float, float | None]]] = {}
         for line in tested:
             if same[line.key] == (backbone, tiles):
-                points = [(row["training_labels"] / row["training_tiles"], row["score"]) for row in line.rows]
-                series.setdefault(line.key[3], []).extend(points)
+                shares = [(row.provenance.labelled_share, row.score) for row in line.rows]
+                points = [(share, score) for share, score in shares if share is not None]
+                series.setdefault(line.key.arm, []).extend(points)
         if any(len({share for share, _ in points}) > 1 for points in series.values()):
             path = folder / f"labels-{len(figures)}.png"
             label_curves_plot(series, path, metric=config.comparison.metric, title=f"{config.name}: {backbone}")
@@ -88,13 +89,13 @@ def label_sections(config: RunConfig, made: Sequence[Line], folder: Path) -> lis
     return [Section("Label efficiency", figures)] if figures else []
 
 
-def cost_section(made: Sequence[Line]) -> Section:
+def cost_section(made: Sequence[ArmResult]) -> Section:
     """What each arm costs."""
     source = "comparison.json: lines, costs, made from comparison.parquet"
     return Section("Costs", [Table(*costs(made), source=source), Text(COST_NOTE)])
 
 
-def finding_sections(why: Sequence[Finding], folder: Path) -> list[Section]:
+def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[Section]:
     """One section per analysis.
 
     Args:
@@ -113,8 +114,9 @@ def finding_sections(why: Sequence[Finding], folder: Path) -> list[Section]:
     return sections
 
 
-def row_section(rows: Sequence[Row]) -> Section:
+def row_section(rows: Sequence[ScoreRow]) -> Section:
     """Every row of `comparison.parquet`; columns that hold the same in all of them are told once."""
-    columns = (*RECORD, "run", "predictions")
-    shown: list[dict[str, Any]] = [{key: row.get(key) for key in columns} for row in rows]
+    columns = (*CSV_COLUMNS, "run", "predictions")
+    records = [row.to_record() for row in rows]
+    shown: list[dict[str, Any]] = [{key: record[key] for key in columns} for record in records]
     return Section("All rows", raw_parts(shown, "One row per run and test set", "comparison.parquet"))

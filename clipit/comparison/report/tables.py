@@ -1,18 +1,17 @@
 """A comparison in figures: one line per data set, backbone, arm and test set; as Markdown and as LaTeX."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean
 
-from clipit.comparison.statistics import PERCENT, Line
+from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
 from clipit.evaluation.intervals import interval_over_seeds
 from clipit.evaluation.significance import Significance
 from clipit.reporting.tables import difference, interval, markdown_table, mean_sd, number
 
 
-def predictions_source(line: Line) -> str:
+def predictions_source(line: ArmResult) -> str:
     """The files that a line of students was predicted into, by their folders below runs/."""
-    return "predictions.parquet (test) of " + ", ".join("/".join(Path(row["run"]).parts[-2:]) for row in line.rows)
+    return "predictions.parquet (test) of " + ", ".join("/".join(row.run_folder().parts[-2:]) for row in line.rows)
 
 
 HEADER = (
@@ -28,7 +27,7 @@ HEADER = (
 )
 
 
-def cells(line: Line) -> list[str]:
+def cells(line: ArmResult) -> list[str]:
     """A line as text, in the columns of `HEADER`; scores in %."""
     percent = [None if value is None else PERCENT * value for value in line.scores.values()]
     same = line.reference and len(set(percent)) == 1  # nothing of it depends on the seed
@@ -47,20 +46,20 @@ def cells(line: Line) -> list[str]:
     ]
 
 
-def main_table(made: Sequence[Line], published: Mapping[tuple[str, str, str], str] | None = None) -> str:
+def main_table(made: Sequence[ArmResult], published: Mapping[tuple[str, str, str], str] | None = None) -> str:
     """Markdown; columns that say the same in every row are left out."""
     header, rows = shown_columns(made, published)
     return markdown_table(header, rows, left=sum(name in HEADER[:4] for name in header))
 
 
 def shown_columns(
-    made: Sequence[Line], published: Mapping[tuple[str, str, str], str] | None = None
+    made: Sequence[ArmResult], published: Mapping[tuple[str, str, str], str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the main table, with a column of published figures where there are any."""
     rows = [cells(line) for line in made]
     header = list(HEADER)
-    known = [(published or {}).get((line.key[0], line.key[1], line.key[3]), "") for line in made]
-    known = [text if line.key[2] == "test" else "" for text, line in zip(known, made, strict=True)]
+    known = [(published or {}).get((line.key.data_set, line.key.backbone, line.key.arm), "") for line in made]
+    known = [text if line.key.part == "test" else "" for text, line in zip(known, made, strict=True)]
     if any(known):
         header.append("published")
         rows = [[*row, text] for row, text in zip(rows, known, strict=True)]
@@ -68,15 +67,15 @@ def shown_columns(
     return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def table_one(made: Sequence[Line], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
+def table_one(made: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
-    found = {line.key: line for line in made if line.key[2] == "test"}
-    data_sets = list(dict.fromkeys(key[0] for key in found))
+    found = {line.key: line for line in made if line.key.part == "test"}
+    data_sets = list(dict.fromkeys(key.data_set for key in found))
     rows = []
-    for backbone in dict.fromkeys(key[1] for key in found):
+    for backbone in dict.fromkeys(key.backbone for key in found):
         row = [backbone]
         for data_set in data_sets:
-            first, second = (found.get((data_set, backbone, "test", name)) for name in (baseline, arm))
+            first, second = (found.get(ArmKey(data_set, backbone, "test", name)) for name in (baseline, arm))
             if first is None or second is None or first.mean is None or second.mean is None:
                 row += ["", ""]
                 continue

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from pathlib import Path
 from statistics import mean
 
 from clipit.comparison.report.cost_table import place_told
-from clipit.comparison.statistics import Line
+from clipit.comparison.statistics import ArmResult
 from clipit.reporting.charts import line_chart
 from clipit.reporting.curves import Series, read_curves
 from clipit.reporting.html import Figure, Folded, Part, Section, Text
@@ -15,18 +14,18 @@ _PER_CHART = 7  # as many as there are colours; the baseline is one of them
 _OPEN = 2  # charts that are shown at once; more are folded
 
 
-def curve_sections(made: Sequence[Line], baseline: str) -> list[Section]:
+def curve_sections(made: Sequence[ArmResult], baseline: str) -> list[Section]:
     """One section per data set and backbone; arms whose training logs are gone are left out, and named.
 
     Args:
         made: The comparison's lines.
         baseline: Drawn in every chart.
     """
-    tested = [line for line in made if line.key[2] == "test" and not line.reference]
-    places = list(dict.fromkeys(line.key[:2] for line in tested))
+    tested = [line for line in made if line.key.part == "test" and not line.reference]
+    places = list(dict.fromkeys(line.key.place for line in tested))
     sections = []
     for place in places:
-        arm_curves = {line.key[3]: mean_curves(_logs(line)) for line in tested if line.key[:2] == place}
+        arm_curves = {line.key.arm: mean_curves(_logs(line)) for line in tested if line.key.place == place}
         gone = [arm for arm, curves in arm_curves.items() if not curves]
         parts: list[Part] = [
             Text(
@@ -47,8 +46,8 @@ def curve_sections(made: Sequence[Line], baseline: str) -> list[Section]:
     return sections
 
 
-def _logs(line: Line) -> list[Series]:
-    logs = [Path(row["run"]) / "metrics.jsonl" for row in line.rows]
+def _logs(line: ArmResult) -> list[Series]:
+    logs = [row.run_folder() / "metrics.jsonl" for row in line.rows]
     return [read_curves(log) for log in logs if log.is_file()]
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipit.artifacts import whole_file
-from clipit.comparison.analyses.finding import Finding
+from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION, SOURCE, fits, published, published_metric
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.confusion import confusion_sections
-from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, Row, costs, holm_family, ones
+from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, costs, holm_family, ones
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.notes import notes_of
 from clipit.comparison.report.sections import (
@@ -21,11 +21,8 @@ from clipit.comparison.report.sections import (
 )
 from clipit.comparison.report.tables import HEADER, latex_table, main_table, shown_columns
 from clipit.comparison.report.training_curves import curve_sections
-from clipit.comparison.statistics import Line, lines
+from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.run import RunConfig
-from clipit.evaluation.intervals import Difference
-from clipit.evaluation.predictions import read_predictions
-from clipit.evaluation.significance import paired_bootstrap_over_tiles
 from clipit.reporting.comparison_page import comparison_page
 from clipit.reporting.html import write_page
 from clipit.reporting.tables import markdown_table
@@ -35,37 +32,25 @@ from clipit.tiles.tileset import TileSet
 def write_report(
     config: RunConfig,
     plans: Sequence[Plan],
-    rows: Sequence[Row],
-    why: Sequence[Finding],
+    results: ComparisonResults,
+    why: Sequence[AnalysisResult],
     folder: Path,
     tiles: Sequence[TileSet] = (),
-) -> tuple[Sequence[Line], dict[str, Sequence[Line]], list[str]]:
-    """Write all three files; what they show is computed from the rows and from the runs' predictions.
+) -> list[str]:
+    """Write comparison.md, .tex and .html.
 
     Args:
-        config: Of the comparison.
+        config: Configuration of the comparison.
         plans: Its data sets and backbones.
-        rows: Of `comparison.json`.
-        why: The analyses.
-        folder: Where the files go.
-        tiles: Of each plan, for pictures; without them tiles are shown by their ids alone.
+        results: Scores and statistics.
+        why: Results of the analyses.
+        folder: Folder for the three files.
+        tiles: Tiles of each plan, for pictures; without them tiles are shown by their ids alone.
 
     Returns:
-        The lines against the baseline, those against each control, and the sentences under the main table.
+        The sentences under the main table.
     """
-    c = config.comparison
-    resamples = config.evaluation.bootstrap
-
-    def over_tiles(base: Sequence[Row], arm: Sequence[Row]) -> Difference | None:
-        """Paired bootstrap over the test tiles of these runs."""
-        if any(row["score"] is None for row in (*base, *arm)):
-            return None
-        tables = [[read_predictions(Path(row["predictions"])).select("test") for row in side] for side in (base, arm)]
-        return paired_bootstrap_over_tiles(list(zip(*tables, strict=True)), c.metric, resamples)
-
-    made = lines(rows, c.baseline, over_tiles)
-    students = [row for row in rows if row.get("run")]
-    against: dict[str, Sequence[Line]] = {control: lines(students, control, over_tiles) for control in c.controls}
+    c, made, against = config.comparison, results.arms, results.against
     known, left_out = _published(config, plans)
     beside = SOURCE if any(known.values()) else ""
     notes = [*notes_of(config, plans, made, beside), *left_out]
@@ -83,10 +68,10 @@ def write_report(
         cost_section(made),
         *finding_sections(why, folder),
         *link_sections(config, plans, made, folder),
-        row_section(rows),
+        row_section(results.rows),
     ]
     write_page(folder / "comparison.html", comparison_page(config.name, " ".join(config.note.split()), sections))
-    return made, against, notes
+    return notes
 
 
 def _published(config: RunConfig, plans: Sequence[Plan]) -> tuple[Published, list[str]]:
@@ -110,11 +95,11 @@ def _published(config: RunConfig, plans: Sequence[Plan]) -> tuple[Published, lis
 
 def _markdown(
     config: RunConfig,
-    made: Sequence[Line],
-    against: Mapping[str, Sequence[Line]],
+    made: Sequence[ArmResult],
+    against: Mapping[str, Sequence[ArmResult]],
     known: Published,
     notes: Sequence[str],
-    why: Sequence[Finding],
+    why: Sequence[AnalysisResult],
 ) -> str:
     parts = [f"# {config.name}", main_table(made, known), *notes]
     if config.note:
@@ -129,7 +114,7 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(config: RunConfig, made: Sequence[Line], known: Published, beside: str) -> str:
+def _latex(config: RunConfig, made: Sequence[ArmResult], known: Published, beside: str) -> str:
     """The main table and that in the form of table 1; captions say what stands in them and where it is from."""
     c = config.comparison
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"

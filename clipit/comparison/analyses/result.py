@@ -10,12 +10,11 @@ from jaxtyping import Float, Shaped
 
 from clipit.comparison.plan import Plan
 from clipit.evaluation.predictions import Predictions, read_predictions
-
-Row = Mapping[str, Any]
+from clipit.evaluation.score_row import ScoreRow
 
 
 @dataclass(frozen=True)
-class Finding:
+class AnalysisResult:
     """One analysis of one data set and backbone, as a table or as points in a plane.
 
     Attributes:
@@ -42,15 +41,14 @@ class Finding:
     points: str = ""
 
 
-def file_of(rows: Sequence[Row], arm: str, seed: int) -> str:
-    """The test predictions of a run, as its row names them."""
-    found = (row["predictions"] for row in rows if (row["arm"], row["seed"], row["part"]) == (arm, seed, "test"))
-    return str(next(found))
+def predictions_of(rows: Sequence[ScoreRow], arm: str, seed: int) -> Path:
+    """Return the file of a run's test predictions."""
+    return next(row.predictions_file() for row in rows if (row.arm, row.seed, row.part) == (arm, seed, "test"))
 
 
-def tests_of(rows: Sequence[Row], arm: str, seed: int) -> Predictions:
-    """What a run says of the test tiles."""
-    return read_predictions(Path(file_of(rows, arm, seed))).select("test")
+def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Predictions:
+    """Read a run's predictions of the test tiles."""
+    return read_predictions(predictions_of(rows, arm, seed)).select("test")
 
 
 def title(plan: Plan, what: str) -> str:
@@ -59,14 +57,14 @@ def title(plan: Plan, what: str) -> str:
     return f"{what} ({plan.data_set}, {plan.backbone})" if several else f"{what} ({plan.data_set})"
 
 
-def hits(rows: Sequence[Row], arm: str, seed: int) -> tuple[Predictions, Float[np.ndarray, " n"]]:
+def hits(rows: Sequence[ScoreRow], arm: str, seed: int) -> tuple[Predictions, Float[np.ndarray, " n"]]:
     """The labelled test tiles by id, and 1.0 where the run is right."""
-    found = tests_of(rows, arm, seed).by_id()
+    found = read_test_predictions(rows, arm, seed).by_id()
     known = found.take(found.labels >= 0)
     return known, (known.probabilities.argmax(axis=1) == known.labels).astype(np.float64)
 
 
-def gain(plan: Plan, rows: Sequence[Row], arm: str) -> tuple[Predictions, Float[np.ndarray, " n"], Row]:
+def gain(plan: Plan, rows: Sequence[ScoreRow], arm: str) -> tuple[Predictions, Float[np.ndarray, " n"], dict[str, Any]]:
     """Hits of an arm minus hits of the baseline per labelled test tile, mean over seeds; and the files of both."""
     c = plan.config.comparison
     gains = []
@@ -75,7 +73,7 @@ def gain(plan: Plan, rows: Sequence[Row], arm: str) -> tuple[Predictions, Float[
         gains.append(hits(rows, arm, seed)[1] - base)
     files = {
         "seeds": list(c.seeds),
-        "predictions": [file_of(rows, arm, seed) for seed in c.seeds],
-        "baseline": [file_of(rows, c.baseline, seed) for seed in c.seeds],
+        "predictions": [str(predictions_of(rows, arm, seed)) for seed in c.seeds],
+        "baseline": [str(predictions_of(rows, c.baseline, seed)) for seed in c.seeds],
     }
     return tiles, np.mean(gains, axis=0), files

@@ -1,6 +1,6 @@
-"""Say what stands between this machine and a run: PASS, WARN or FAIL for each thing, and what to do.
+"""Check this machine, its packages and a configuration: PASS, WARN or FAIL for each, and what to do.
 
-Without --config it goes over every configuration shipped. Exit status 1 when anything fails.
+Without --config, every shipped configuration is checked. The exit status is 1 when a check fails.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from clipit.errors import ConfigError, explain, user_errors
 
 
 def main() -> None:
-    """Parse, look, print."""
+    """Parse the command line, run the checks, print them."""
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
     )
     parser.add_argument(
-        "--config", type=Path, help="YAML file to be used: of a run (its keys can be overridden), a sweep or Accelerate"
+        "--config", type=Path, help="YAML file of a run (its keys can be overridden), of a sweep or of Accelerate"
     )
-    parser.add_argument("--models", action="store_true", help="print the tables of known models instead")
+    parser.add_argument("--models", action="store_true", help="print the tables of known models and exit")
     options, keys = parser.parse_known_args()
     with user_errors():
         if keys and options.config is None:
@@ -29,12 +29,12 @@ def main() -> None:
 
             print(model_tables())
             return
-        from clipit.doctor.findings import rendered
-        from clipit.doctor.run import diagnose
+        from clipit.doctor.checks import format_checks
+        from clipit.doctor.diagnose import diagnose
 
-        sections = diagnose(options.config, keys)
-        print(rendered(sections, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
-        raise SystemExit(any(finding.status == "FAIL" for section in sections for finding in section.findings))
+        groups = diagnose(options.config, keys)
+        print(format_checks(groups, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+        raise SystemExit(any(check.status == "FAIL" for group in groups for check in group.checks))
 
 
 if __name__ == "__main__":

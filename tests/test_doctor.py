@@ -1,10 +1,9 @@
-"""The doctor: each trouble is found and comes with what to do; what is well is not complained of."""
+"""The doctor finds each problem and says what to do about it; it does not complain about what works."""
 
 import runpy
 import shutil
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,53 +11,61 @@ from typing import Any
 import pytest
 
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.doctor import machine, packages
-from clipit.doctor.configs import data_findings, examine, gpu_findings, run_findings
-from clipit.doctor.data import reports_finding, tiles_finding
-from clipit.doctor.findings import Finding, Section, from_error, rendered
-from clipit.doctor.hub import Access, Hub, hub_findings, in_cache
-from clipit.doctor.models import (
-    Place,
-    backbone_findings,
-    backbone_place,
-    model_findings,
-    place_finding,
-    vlm_findings,
-    vlm_place,
-)
+from clipit.doctor import machine, models, packages
+from clipit.doctor.checks import Check, CheckGroup, failed_check, format_checks
+from clipit.doctor.configs import check_config, check_gpu
+from clipit.doctor.data import check_prompts, check_reports, check_tiles
+from clipit.doctor.models import Access, AskHub, check_backbone, check_download, check_hub, check_vlm, is_cached
 from clipit.errors import DataError, explain
 from clipit.models.backbone_specs import BACKBONES
+from clipit.models.vlm_specs import VLMS
 
 MakeConfig = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[1]
 
 
-# Findings ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def _ask_the_hub_anew() -> Iterator[None]:
+    models.ask_hub.cache_clear()
+    yield
+    models.ask_hub.cache_clear()
 
 
-def test_lines_are_aligned_and_counted() -> None:
-    sections = [
-        Section("One", [Finding("PASS", "a", "well"), Finding("FAIL", "longer", "ill " * 60, "do this")]),
-        Section("Two", [Finding("WARN", "b", "so so")]),
+def hub(access: Access) -> AskHub:
+    return lambda _: access
+
+
+def silent(name: str) -> Access:
+    raise AssertionError(f"the hub was asked about {name}")
+
+
+# Checks -----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_aligned_counted_and_worst_first() -> None:
+    groups = [
+        CheckGroup("One", [Check("PASS", "a", "well"), Check("FAIL", "longer", "ill " * 60, "do this")]),
+        CheckGroup("Two", [Check("WARN", "b", "so so")]),
     ]
-    lines = rendered(sections).splitlines()
-    assert lines[:2] == ["One", "  PASS  a       well"]
-    assert lines[2].startswith("  FAIL  longer  ill ill") and lines[3].startswith("                ill")
+    lines = format_checks(groups).splitlines()
+    assert lines[0] == "One"
+    assert lines[1].startswith("  FAIL  longer  ill ill") and lines[2].startswith("                ill")
     assert "                to do: do this" in lines
-    assert lines[-1] == "1 PASS, 1 WARN, 1 FAIL"
+    assert lines.index("  PASS  a       well") > lines.index("                to do: do this")
+    assert lines[-1] == "1 FAIL, 1 WARN, 1 PASS"
     assert max(map(len, lines)) <= 120
 
 
 def test_colours_only_when_asked_for() -> None:
-    sections = [Section("One", [Finding("FAIL", "a", "ill")])]
-    assert "\033[" not in rendered(sections)
-    assert "\033[31mFAIL\033[0m" in rendered(sections, colour=True)
+    groups = [CheckGroup("One", [Check("FAIL", "a", "ill")])]
+    assert "\033[" not in format_checks(groups)
+    assert "\033[31mFAIL\033[0m" in format_checks(groups, colour=True)
 
 
-def test_an_error_of_the_package_becomes_a_finding() -> None:
-    finding = from_error("tiles", DataError(explain("the folder is empty", where="/data", fix="fill it")))
-    assert finding == Finding("FAIL", "tiles", "the folder is empty (/data)", "fill it")
-    assert from_error("x", DataError("short")).found == "short"
+def test_an_error_of_the_package_becomes_a_failed_check() -> None:
+    check = failed_check("tiles", DataError(explain("the folder is empty", where="/data", fix="fill it")))
+    assert check == Check("FAIL", "tiles", "the folder is empty (/data)", "fill it")
+    assert failed_check("x", DataError("short")).message == "short"
 
 
 # Machine ----------------------------------------------------------------------------------------------------------
@@ -66,14 +73,13 @@ def test_an_error_of_the_package_becomes_a_finding() -> None:
 
 @pytest.mark.parametrize(("version", "status"), [((3, 10, 14), "FAIL"), ((3, 11, 0), "PASS"), ((3, 14, 1), "PASS")])
 def test_python(version: tuple[int, ...], status: str) -> None:
-    assert machine.python_finding(version).status == status
+    assert machine.check_python(version).status == status
 
 
 @pytest.mark.parametrize(
     ("code", "output", "error", "status", "match"),
     [
-        (0, "0.28.0 True", "", "PASS", "0.28.0"),
-        (0, "0.28.0 False", "", "PASS", "site hook"),
+        (0, "0.28.0", "", "PASS", "0.28.0"),
         (1, "", "Traceback\nRuntimeError: operator torchvision::nms does not exist", "FAIL", "tools.torchvision_hook"),
         (1, "", "ModuleNotFoundError: No module named 'torchvision'", "FAIL", "belongs to this torch"),
         (1, "", "", "FAIL", "no message"),
@@ -84,16 +90,16 @@ def test_torchvision(
 ) -> None:
     done = SimpleNamespace(returncode=code, stdout=output + "\n", stderr=error)
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
-    finding = machine.torchvision_finding()
-    assert finding.status == status and match in finding.found + finding.fix
+    check = machine.check_torchvision()
+    assert check.status == status and match in check.message + check.fix
 
 
 def test_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    (cpu,) = [finding for finding in machine.device_findings() if finding.what == "CPU"]
+    (cpu,) = [check for check in machine.check_devices() if check.subject == "CPU"]
     assert cpu.status == "WARN" and cpu.fix == "unset OMP_WAIT_POLICY"
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    (cpu,) = [finding for finding in machine.device_findings() if finding.what == "CPU"]
+    (cpu,) = [check for check in machine.check_devices() if check.subject == "CPU"]
     assert cpu.status == "PASS"
 
 
@@ -105,23 +111,23 @@ def test_gpus_are_listed_and_a_hidden_one_is_missed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", facts.__getitem__)
-    found = [finding.found for finding in machine.device_findings()]
+    found = [check.message for check in machine.check_devices()]
     assert found[:2] == ["H200, 139 GiB, bf16", "T4, 15 GiB, no bf16: use fp16 or fp32"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert (machine.device_findings()[0].status, "nvidia-smi" in machine.device_findings()[0].fix) == ("WARN", True)
+    assert (machine.check_devices()[0].status, "nvidia-smi" in machine.check_devices()[0].fix) == ("WARN", True)
 
 
 @pytest.mark.parametrize(("free", "status"), [(2**29, "FAIL"), (5 * 2**30, "WARN"), (50 * 2**30, "PASS")])
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert machine.disk_finding(tmp_path / "not" / "yet").status == status
+    assert machine.check_disk(tmp_path / "not" / "yet").status == status
 
 
 def test_output_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    finding = machine.disk_finding(tmp_path / "file" / "out")
-    assert finding.status == "FAIL" and "--output" in finding.fix
+    check = machine.check_disk(tmp_path / "file" / "out")
+    assert check.status == "FAIL" and "--output" in check.fix
 
 
 @pytest.mark.parametrize(
@@ -137,8 +143,8 @@ def test_output_below_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_launcher(kind: str, count: int, cpu: bool, gpus: int, status: str, match: str) -> None:
-    finding = machine.launch_finding({"kind": kind, "count": count, "cpu": cpu, "path": "file"}, gpus)
-    assert finding.status == status and match in finding.found + finding.fix
+    check = machine.check_launch_file(Path("file"), kind, count, use_cpu=cpu, gpus=gpus)
+    assert check.status == status and match in check.message + check.fix
 
 
 def test_default_file_of_the_launcher_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -146,36 +152,36 @@ def test_default_file_of_the_launcher_is_read(monkeypatch: pytest.MonkeyPatch, t
 
     path = tmp_path / "default_config.yaml"
     monkeypatch.setattr(arguments, "default_config_file", str(path))
-    assert "no default configuration" in machine.accelerate_findings()[0].found
+    assert "no default configuration" in machine.check_default_launch().message
     path.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
     )
-    assert machine.accelerate_findings()[0].status == "WARN"
+    assert machine.check_default_launch().status == "WARN"
     path.write_text("compute_environment: LOCAL_MACHINE\nno_such_key: 1\n")
-    finding = machine.accelerate_findings()[0]
-    assert finding.status == "FAIL" and str(path) in finding.fix
+    check = machine.check_default_launch()
+    assert check.status == "FAIL" and str(path) in check.fix
 
 
 # Packages ---------------------------------------------------------------------------------------------------------
 
 
 def test_two_faiss_packages_overwrite_each_other() -> None:
-    finding = packages.faiss_finding({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
-    assert finding.status == "FAIL" and "faiss-cpu 1.15.1 and faiss-gpu 1.15.1" in finding.found
-    assert finding.fix == "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-cpu"
+    check = packages.check_faiss({"faiss-cpu": "1.15.1", "faiss-gpu": "1.15.1"})
+    assert check.status == "FAIL" and "faiss-cpu 1.15.1 and faiss-gpu 1.15.1" in check.message
+    assert check.fix == "pip uninstall -y faiss-cpu faiss-gpu && pip install faiss-cpu"
 
 
 def test_two_faiss_packages_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "_has_gpu", lambda: True)
-    finding = packages.faiss_finding({"faiss-cpu": "1.15.1", "faiss-gpu-cuvs": "1.15.1"})
-    assert finding.fix == "pip uninstall -y faiss-cpu faiss-gpu-cuvs && pip install faiss-gpu-cuvs"
+    check = packages.check_faiss({"faiss-cpu": "1.15.1", "faiss-gpu-cuvs": "1.15.1"})
+    assert check.fix == "pip uninstall -y faiss-cpu faiss-gpu-cuvs && pip install faiss-gpu-cuvs"
 
 
 def test_no_faiss_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packages.faiss_finding({}).status == "WARN"
+    assert packages.check_faiss({}).status == "WARN"
     monkeypatch.setitem(sys.modules, "faiss", None)
-    finding = packages.faiss_finding({"faiss-cpu": "1.15.1"})
-    assert finding.status == "FAIL" and finding.fix == "pip install --force-reinstall --no-deps faiss-cpu"
+    check = packages.check_faiss({"faiss-cpu": "1.15.1"})
+    assert check.status == "FAIL" and check.fix == "pip install --force-reinstall --no-deps faiss-cpu"
 
 
 @pytest.mark.parametrize(
@@ -189,21 +195,20 @@ def test_no_faiss_and_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_openblas_kernel(kernel: str, flags: set[str], fix: str) -> None:
-    finding = packages.kernel_finding(kernel, flags)
-    assert finding.fix == fix and finding.status == ("WARN" if fix else "PASS")
+    check = packages.check_kernel(kernel, flags)
+    assert check.fix == fix and check.status == ("WARN" if fix else "PASS")
 
 
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["torch>=99", "numpy>=1", "absent-one>=1", 'absent-two>=1; extra == "more"', 'pytest>=1; extra == "dev"']
     monkeypatch.setattr(packages.importlib.metadata, "requires", lambda _: asked)
-    first, extras = packages.requirement_findings()
-    assert first.status == "FAIL" and "torch>=99" in first.found and "absent-one>=1 (absent)" in first.found
-    assert "numpy" not in first.found
-    assert extras.status == "PASS" and "installed: dev; not installed: more" in extras.found
+    check = packages.check_requirements()
+    assert check.status == "FAIL" and "torch>=99" in check.message and "absent-one>=1 (absent)" in check.message
+    assert "numpy" not in check.message and "absent-two" not in check.message
 
 
 def test_this_environment_has_what_it_needs() -> None:
-    assert packages.requirement_findings()[0].status == "PASS"
+    assert packages.check_requirements().status == "PASS"
 
 
 # Hub --------------------------------------------------------------------------------------------------------------
@@ -211,35 +216,23 @@ def test_this_environment_has_what_it_needs() -> None:
 
 def test_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    shown = rendered([Section("Hub", hub_findings())])
-    assert "present" in shown and "hf_secret" not in shown
+    printed = format_checks([CheckGroup("Hub", check_hub())])
+    assert "present" in printed and "hf_secret" not in printed
 
 
 def test_a_silent_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
+    from clipit.models import loading
+
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub = Hub(ask=lambda _: "unreachable")
-    assert hub_findings(hub)[0].status == "PASS" and "not asked" in hub_findings(hub)[0].found
-    hub.access("a/b")
-    assert hub_findings(hub)[0].status == "WARN" and "does not answer" in hub_findings(hub)[0].found
-    hub = Hub(ask=lambda _: "gated")
-    hub.access("a/b")
-    assert hub_findings(hub)[0].status == "PASS" and "answers" in hub_findings(hub)[0].found
-
-
-def test_a_hub_that_hangs_is_asked_once() -> None:
-    asked = []
-
-    def hang(name: str) -> Access:
-        asked.append(name)
-        time.sleep(30)
-        return "granted"
-
-    hub = Hub(ask=hang, patience=0.05)
-    start = time.monotonic()
-    assert [hub.access(name) for name in ("a/b", "c/d", "a/b")] == ["unreachable"] * 3
-    assert asked == ["a/b"] and time.monotonic() - start < 25
+    monkeypatch.setattr(loading, "hub_answers", lambda: False)
+    assert check_hub()[0].status == "WARN" and "does not answer" in check_hub()[0].message
+    assert models.ask_hub("a/b") == "unreachable"
+    monkeypatch.setattr(loading, "hub_answers", lambda: True)
+    assert check_hub()[0].status == "PASS" and "answers" in check_hub()[0].message
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert check_hub()[0].status == "PASS" and models.ask_hub("c/d") == "offline"
 
 
 def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -249,9 +242,9 @@ def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--owner--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
-    assert not in_cache("owner/name")
+    assert not is_cached("owner/name")
     (snapshot / "model.safetensors").write_text("")
-    assert in_cache("owner/name") and in_cache("owner/name@main") and not in_cache("owner/other")
+    assert is_cached("owner/name") and is_cached("owner/name@main") and not is_cached("owner/other")
 
 
 # Models -----------------------------------------------------------------------------------------------------------
@@ -269,7 +262,7 @@ def test_cached_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
-    assert vlm_place(VLMConfig(name=name)).hub_id == hub_id
+    assert models.vlm_hub_id(VLMConfig(name=name), VLMS.get(name)) == hub_id
 
 
 @pytest.mark.parametrize(
@@ -284,13 +277,13 @@ def test_where_a_vlm_comes_from(name: str, hub_id: str) -> None:
     ],
 )
 def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
-    assert backbone_place(BackboneConfig(name=name), BACKBONES).hub_id == hub_id
+    assert models.backbone_hub_id(BackboneConfig(name=name), BACKBONES.get(name)) == hub_id
 
 
 @pytest.mark.parametrize(
     ("access", "status", "match"),
     [
-        ("granted", "PASS", "will be fetched"),
+        ("granted", "PASS", "downloaded at its first use"),
         ("gated", "FAIL", "https://huggingface.co/MahmoodLab/UNI, then hf auth login"),
         ("absent", "FAIL", "check the spelling"),
         ("offline", "FAIL", "unset HF_HUB_OFFLINE"),
@@ -298,13 +291,8 @@ def test_where_a_backbone_comes_from(name: str, hub_id: str) -> None:
     ],
 )
 def test_a_gated_model_that_is_not_here(access: Access, status: str, match: str) -> None:
-    place = Place(hub_id="MahmoodLab/UNI", spec=BACKBONES["uni"])
-    finding = place_finding("backbone", "uni", place, Hub(ask=lambda _: access), _never_loaded)
-    assert finding.status == status and match in finding.found + finding.fix
-
-
-def _never_loaded() -> None:
-    raise AssertionError("no loader is called")
+    check = check_download("backbone", "uni", "MahmoodLab/UNI", BACKBONES["uni"], hub(access), "backbone")
+    assert check.status == status and match in check.message + check.fix
 
 
 @pytest.mark.parametrize(
@@ -321,44 +309,44 @@ def _never_loaded() -> None:
     ],
 )
 def test_vlms_that_cannot_be_used_as_they_are(config: VLMConfig, match: str) -> None:
-    (finding,) = vlm_findings("VLM", config, Hub(ask=lambda _: "granted"))
-    assert finding.status == "FAIL" and match in finding.found + finding.fix and finding.fix
+    (check,) = check_vlm("VLM", config, hub("granted"))
+    assert check.status == "FAIL" and match in check.message + check.fix and check.fix
 
 
 @pytest.mark.parametrize(
     ("name", "match"), [("uni3", "similar: uni"), ("hibou-l", "set backbone.trust_remote_code"), ("/no", "table")]
 )
 def test_backbones_that_cannot_be_used_as_they_are(name: str, match: str) -> None:
-    (finding,) = backbone_findings(BackboneConfig(name=name), Hub(ask=lambda _: "granted"))
-    assert finding.status == "FAIL" and match in finding.found + finding.fix
+    (check,) = check_backbone(BackboneConfig(name=name), hub("granted"))
+    assert check.status == "FAIL" and match in check.message + check.fix
 
 
-def test_the_weights_are_spoken_of_though_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_to_the_weights_is_checked_though_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "conch" else find(name))
-    package, weights = vlm_findings("VLM", VLMConfig(name="conch"), Hub(ask=lambda _: "gated"))
+    package, weights = check_vlm("VLM", VLMConfig(name="conch"), hub("gated"))
     assert (package.status, weights.status) == ("FAIL", "FAIL")
     assert "pip install git+https://github.com/mahmoodlab/CONCH.git" in package.fix
-    assert "gated, and this user has no access" in weights.found
+    assert "gated, and this user has no access" in weights.message
     with_path = VLMConfig(name="conch", path="/no/such/folder")
-    package, weights = vlm_findings("VLM", with_path, Hub(ask=lambda _: "gated"))
-    assert "needs its own package" in package.found and "/no/such/folder lacks its files" in weights.found
+    package, weights = check_vlm("VLM", with_path, hub("gated"))
+    assert "needs its own package" in package.message and "/no/such/folder does not exist" in weights.message
 
 
 @pytest.mark.parametrize("name", ["", "plip", "quiltnet-b-32"])
 def test_an_empty_folder_is_no_vlm(tmp_path: Path, name: str) -> None:
     config = VLMConfig(name=name, path=str(tmp_path)) if name else VLMConfig(name=str(tmp_path))
-    (finding,) = vlm_findings("VLM", config, Hub())
-    assert finding.status == "FAIL" and str(tmp_path) in finding.found and finding.fix
+    (check,) = check_vlm("VLM", config, silent)
+    assert check.status == "FAIL" and str(tmp_path) in check.message and check.fix
 
 
 @pytest.mark.parametrize("name", ["", "uni", "phikon"])
 def test_an_empty_folder_is_no_backbone(tmp_path: Path, name: str) -> None:
     config = BackboneConfig(name=name, path=str(tmp_path)) if name else BackboneConfig(name=str(tmp_path))
-    (finding,) = backbone_findings(config, Hub())
-    assert finding.status == "FAIL" and str(tmp_path) in finding.found and finding.fix
+    (check,) = check_backbone(config, silent)
+    assert check.status == "FAIL" and str(tmp_path) in check.message and check.fix
 
 
 def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
@@ -369,29 +357,26 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
         assert weights
         for file in weights:
             file.unlink()
-    vlm = vlm_findings("VLM", VLMConfig(name=str(tmp_path / "vlm")), Hub())[0]
-    backbone = backbone_findings(BackboneConfig(name=str(tmp_path / "backbone")), Hub())[0]
-    assert vlm.status == "FAIL" and "weights (" in vlm.found
-    assert backbone.status == "FAIL" and "no weights" in backbone.found
+    vlm = check_vlm("VLM", VLMConfig(name=str(tmp_path / "vlm")), silent)[0]
+    backbone = check_backbone(BackboneConfig(name=str(tmp_path / "backbone")), silent)[0]
+    assert vlm.status == "FAIL" and "weights (" in vlm.message
+    assert backbone.status == "FAIL" and "no weights" in backbone.message
 
 
 def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
-    def never(name: str) -> Access:
-        raise AssertionError(name)
-
-    assert {f.status for f in model_findings(configure(), Hub(ask=never))} == {"PASS"}
-    embedded = configure(**{"vlm.name": "embedded", "backbone.name": "embedded"})
-    assert {f.status for f in model_findings(embedded, Hub(ask=never))} == {"PASS"}
+    for config in (configure(), configure(**{"vlm.name": "embedded", "backbone.name": "embedded"})):
+        checks = [*check_vlm("VLM", config.vlm, silent), *check_backbone(config.backbone, silent)]
+        assert [check.status for check in checks] == ["PASS", "PASS"]
 
 
 # Configurations ---------------------------------------------------------------------------------------------------
 
 
 def test_a_whole_configuration(configure: MakeConfig) -> None:
-    section = examine(configure(), Hub(), Path("small.yaml"))
-    assert {finding.status for finding in section.findings} == {"PASS"}
-    assert [finding.what for finding in section.findings] == ["VLM", "backbone", "tiles", "reports", "prompts"]
-    assert "72 train, 24 validation, 24 test" in section.findings[2].found
+    checks = check_config(configure(), [], Path("small.yaml"), silent)
+    assert {check.status for check in checks} == {"PASS"}
+    assert [check.subject for check in checks] == ["VLM", "backbone", "tiles", "reports", "prompts"]
+    assert "72 train, 24 validation, 24 test" in checks[2].message
 
 
 @pytest.mark.parametrize(
@@ -408,22 +393,24 @@ def test_a_whole_configuration(configure: MakeConfig) -> None:
     ],
 )
 def test_data_that_are_not_in_place(configure: MakeConfig, keys: dict[str, Any], what: str) -> None:
-    failed = [finding for finding in data_findings(configure(keys), "") if finding.status == "FAIL"]
-    assert what in [finding.what for finding in failed]
-    assert all(finding.fix for finding in failed)
+    config = configure(keys)
+    checks = [*check_tiles("tiles", config.tiles), *check_reports(config), *check_prompts(config)]
+    failed = [check for check in checks if check.status == "FAIL"]
+    assert what in [check.subject for check in failed]
+    assert all(check.fix for check in failed)
 
 
 def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure(**{"tiles.source": "pcam", "tiles.path": str(tmp_path)})
-    finding = tiles_finding("tiles", config.tiles)
-    assert finding.status == "FAIL" and "zenodo.org/records/2546921" in finding.fix
-    assert "python scripts/download.py pcam --to data/pcam" in finding.fix
+    (check,) = check_tiles("tiles", config.tiles)
+    assert check.status == "FAIL" and "zenodo.org/records/2546921" in check.fix
+    assert "python scripts/download.py pcam --to data/pcam" in check.fix
 
 
 def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
-    finding = reports_finding(configure(**{"reports.path": "/nowhere/TCGA_Reports.csv", "reports.format": "tcga"}))
-    assert finding.status == "FAIL"
-    assert "data_cards/tcga_reports.md" in finding.fix and "github.com/tatonetti-lab" in finding.fix
+    (check,) = check_reports(configure(**{"reports.path": "/nowhere/TCGA_Reports.csv", "reports.format": "tcga"}))
+    assert check.status == "FAIL"
+    assert "data_cards/tcga_reports.md" in check.fix and "github.com/tatonetti-lab" in check.fix
 
 
 @pytest.mark.parametrize(
@@ -431,9 +418,9 @@ def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
     [
         (0, "bf16", "", "torch sees none"),
         (0, "fp16", "a GPU", "torch sees none"),
-        (0, "no", "a GPU and 20 minutes", "needs a GPU and 20 minutes"),
+        (0, "no", "a GPU and 20 minutes", "the file needs a GPU and 20 minutes"),
         (0, "no", "2 cores", ""),
-        (7, "bf16", "a GPU", "which this GPU has not"),
+        (7, "bf16", "a GPU", "this GPU emulates"),
         (7, "fp16", "a GPU", ""),
         (9, "bf16", "a GPU", ""),
     ],
@@ -445,9 +432,9 @@ def test_a_gpu_that_is_asked_for(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu > 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=gpu))
-    found = gpu_findings(configure(**{"training.precision": precision}), needs)
-    assert [finding.status for finding in found] == ["WARN"] * bool(match)
-    assert match in "".join(finding.found for finding in found)
+    checks = check_gpu(configure(**{"training.precision": precision}), needs)
+    assert [check.status for check in checks] == ["WARN"] * bool(match)
+    assert match in "".join(check.message for check in checks)
 
 
 def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure: MakeConfig) -> None:
@@ -458,12 +445,12 @@ def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure: Mak
             "comparison.data_sets": {"own": {}, "other": {"tiles.source": "bach", "tiles.path": "/nowhere/bach"}},
         }
     )
-    found = run_findings(config, Hub(ask=lambda _: "gated"), Path("compare.yaml"))
-    assert [(f.what, f.status) for f in found] == [
-        ("VLM", "PASS"), ("backbone", "PASS"), ("backbone", "FAIL"), ("tiles", "PASS"), ("reports", "PASS"),
-        ("prompts", "PASS"), ("tiles", "FAIL"),
+    checks = check_config(config, [], Path("compare.yaml"), hub("gated"))
+    assert sorted((check.subject, check.status) for check in checks) == [
+        ("VLM", "PASS"), ("backbone", "FAIL"), ("backbone", "PASS"), ("prompts", "PASS"), ("reports", "PASS"),
+        ("tiles", "FAIL"), ("tiles", "PASS"),
     ]  # fmt: skip
-    assert "/nowhere/bach" in found[-1].found
+    assert any("/nowhere/bach" in check.message for check in checks)
 
 
 def test_what_an_earlier_command_writes(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -472,18 +459,18 @@ def test_what_an_earlier_command_writes(configure: MakeConfig, monkeypatch: pyte
         **{"tiles.path": "outputs/w/tiles.csv", "reports.path": "outputs/w/r.jsonl", "vlm.name": "outputs/w/vlm"}
     )
     (tmp_path / "own.yaml").write_text("# command   python scripts/other.py --now\nname: a\n")
-    found = run_findings(config, Hub(), tmp_path / "own.yaml")
-    (data,) = [finding for finding in found if finding.status == "FAIL"]
-    assert "outputs/w/tiles.csv, outputs/w/vlm, outputs/w/r.jsonl" in data.found
+    checks = check_config(config, [], tmp_path / "own.yaml", silent)
+    (data,) = [check for check in checks if check.status == "FAIL"]
+    assert "outputs/w/tiles.csv, outputs/w/vlm, outputs/w/r.jsonl" in data.message
     assert data.fix == "first: python scripts/other.py --now"
     (tmp_path / "own.yaml").write_text("# command   make worlds\nname: a\n")
-    found = run_findings(config, Hub(), tmp_path / "own.yaml")
-    assert {finding.status for finding in found} == {"PASS"}
+    checks = check_config(config, [], tmp_path / "own.yaml", silent)
+    assert {check.status for check in checks} == {"PASS"}
 
 
-def test_a_data_set_of_the_hub_is_not_fetched(configure: MakeConfig) -> None:
-    finding = tiles_finding("tiles", configure(**{"tiles.source": "huggingface", "tiles.path": "owner/set"}).tiles)
-    assert finding.status == "WARN" and "fetched when first used" in finding.fix
+def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
+    (check,) = check_tiles("tiles", configure(**{"tiles.source": "huggingface", "tiles.path": "owner/set"}).tiles)
+    assert check.status == "WARN" and "downloaded at its first use" in check.fix
 
 
 def test_the_script(

@@ -28,7 +28,7 @@ def save_vit(folder: Path, kind: str, **changes: object) -> Path:
     arguments = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     arguments |= {"intermediate_size": 64} if kind == "ViT" else {"use_swiglu_ffn": True}
     torch.manual_seed(2)
-    config = getattr(transformers, f"{kind}RunConfig")(**{**arguments, **changes})
+    config = getattr(transformers, f"{kind}Config")(**{**arguments, **changes})
     getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
     transformers.CLIPImageProcessor(
         size={"shortest_edge": 32},

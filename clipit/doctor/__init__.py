@@ -1,1 +1,1 @@
-"""What stands between this machine and a run: findings, each with what to do."""
+"""Checks of this machine, its packages and the files of a configuration, each with what to do about a problem."""

@@ -1,256 +1,220 @@
-"""Where the models of a configuration come from, and whether they are there."""
+"""Checks of the models of a configuration: whether they load, are cached, or may be downloaded."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.doctor.findings import Finding, from_error
-from clipit.doctor.hub import Hub, in_cache
-from clipit.doctor.model_files import lacks_files
+from clipit.config.run import BackboneConfig, VLMConfig
+from clipit.doctor.checks import Check, Status, failed_check
 from clipit.errors import ClipitError
 
 if TYPE_CHECKING:
     from clipit.models.specs import ModelSpec
 
+Access = Literal["granted", "gated", "absent", "offline", "unreachable"]
+AskHub = Callable[[str], Access]
+"""Returns whether this user may download a repository of the Hugging Face hub."""
+
 _PACKAGES = {"conch": ("conch",), "musk": ("musk", "fairscale", "einops", "sentencepiece")}
-"""Family -> the packages that open it, which are no dependencies of clipit."""
-_OTHERS = "python scripts/doctor.py --models lists the names"
+"""Family -> packages that load its models and are no dependencies of clipit."""
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a model's files are looked for: one of `folder` and `hub_id`, or neither."""
+@cache
+def ask_hub(hub_id: str) -> Access:
+    """Return whether this user may download a repository; `unreachable` after a few seconds without an answer."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    folder: Path | None = None
-    hub_id: str | None = None
-    spec: "ModelSpec | None" = None
-    problem: str = ""
-    """Why there is no place."""
-    fix: str = ""
-    """What to do about it; "": the loader says so, at once and without the network."""
-    built_in: bool = False
+    from clipit.models.loading import hub_answers
 
-
-def model_findings(config: RunConfig, hub: Hub) -> list[Finding]:
-    """What there is to say about each model of the configuration."""
-    second = config.second_vlm
-    return [
-        *vlm_findings("VLM", config.vlm, hub),
-        *(vlm_findings("second VLM", second, hub) if second is not None else []),
-        *backbone_findings(config.backbone, hub),
-    ]
-
-
-def vlm_findings(what: str, config: VLMConfig, hub: Hub) -> list[Finding]:
-    """Whether a VLM can be opened, or fetched."""
-
-    def load(wanted: VLMConfig = config) -> None:
-        """As the run would; called only where it cannot come to the weights."""
-        from clipit.models.vlm import load_vlm
-
-        load_vlm(wanted)
-
-    place = vlm_place(config)
-    findings = []
-    if place.spec is not None and _missing_packages(place.spec):
-        # By the name alone the loader stops at the package; with a path it may stop at that.
-        findings.append(_said(what, partial(load, VLMConfig(name=config.name)), "its package is not installed"))
-        if place.folder is not None:
-            return [*findings, *([] if _whole(place) else [_not_whole(what, config.name, place)])]
-    return [*findings, place_finding(what, config.name, place, hub, load)]
+    if constants.HF_HUB_OFFLINE:
+        return "offline"
+    if not hub_answers():
+        return "unreachable"
+    try:
+        HfApi().auth_check(hub_id)
+    except GatedRepoError:
+        return "gated"
+    except RepositoryNotFoundError:
+        return "absent"
+    except Exception:  # whatever the network stack raises: there was no answer
+        return "unreachable"
+    return "granted"
 
 
-def backbone_findings(config: BackboneConfig, hub: Hub) -> list[Finding]:
-    """Whether a backbone can be opened, or fetched."""
-    from clipit.models.backbone_specs import BACKBONES
+def check_hub() -> list[Check]:
+    """Check whether the hub can be reached and a token is present; the token itself is never shown."""
+    from huggingface_hub import constants, get_token
 
-    if not config.pretrained:
-        return [Finding("PASS", "backbone", f"{config.name}: without weights (pretrained: false)")]
+    from clipit.models.loading import hub_answers
 
-    def load() -> None:
-        """As the run would; called only where it cannot come to the weights."""
-        from clipit.models.backbones import load_backbone
+    if constants.HF_HUB_OFFLINE:
+        mode = Check("PASS", "hub", "HF_HUB_OFFLINE is set: models must be cached or given as folders")
+    elif hub_answers():
+        mode = Check("PASS", "hub", f"{constants.ENDPOINT} answers; cache: {constants.HF_HUB_CACHE}")
+    else:
+        fix = "without a network, give models as folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"
+        mode = Check("WARN", "hub", f"{constants.ENDPOINT} does not answer; cache: {constants.HF_HUB_CACHE}", fix)
+    if get_token():
+        return [mode, Check("PASS", "token", "present")]
+    message = "no token: gated models cannot be downloaded"
+    return [mode, Check("WARN", "token", message, "hf auth login (or set HF_TOKEN)")]
 
-        load_backbone(config)
 
-    return [place_finding("backbone", config.name, backbone_place(config, BACKBONES), hub, load)]
+def is_cached(hub_id: str) -> bool:
+    """Return whether the local cache holds a snapshot with weights of this repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = repo_folder_name(repo_id=hub_id.partition("@")[0], repo_type="model")
+    files = (Path(constants.HF_HUB_CACHE) / name / "snapshots").glob("*/**/*")
+    return any(path.suffix in _WEIGHTS and path.exists() for path in files)
 
 
-def vlm_place(config: VLMConfig) -> Place:
-    """Where `load_vlm` would look."""
+def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
+    """Check whether a VLM loads, or can be downloaded; its package and its weights separately."""
+    from clipit.models.vlm import load_vlm
     from clipit.models.vlm_specs import VLMS
 
-    name, spec = config.name, VLMS.get(config.name)
-    if name == "embedded":
-        return Place(built_in=True)
-    if spec is not None and spec.family == "image_only":
-        return Place(spec=spec, problem=f"cannot pair tiles with texts: {spec.note}")
-    if spec is not None and spec.loader.get("remote_code", spec.family == "keep") and not config.trust_remote_code:
-        return _of_remote_code(spec, "vlm")
+    spec = VLMS.get(config.name)
+    if config.name == "embedded":
+        return [Check("PASS", subject, "embedded in the package")]
+    checks = []
+    if spec is not None and not all(importlib.util.find_spec(name) for name in _PACKAGES.get(spec.family, ())):
+        # by its name alone, because with a path the loader could stop at that
+        checks.append(_check_load(subject, config.name, lambda: load_vlm(VLMConfig(name=config.name))))
+        if config.path is not None:
+            if not Path(config.path).expanduser().exists():
+                fix = f"get the files from {spec.page}, all into this folder"
+                checks.append(Check("FAIL", subject, f"{config.name}: {config.path} does not exist", fix))
+            return checks
+    hub_id = vlm_hub_id(config, spec)
+    if hub_id is None:
+        return [*checks, _check_load(subject, config.name, lambda: load_vlm(config))]
+    section = "second_vlm" if subject == "second VLM" else "vlm"
+    return [*checks, check_download(subject, config.name, hub_id, spec, ask, section)]
+
+
+def check_backbone(config: BackboneConfig, ask: AskHub) -> list[Check]:
+    """Check whether a backbone loads, or can be downloaded."""
+    from clipit.models.backbone_specs import BACKBONES
+    from clipit.models.backbones import load_backbone
+
+    if config.name == "embedded":
+        return [Check("PASS", "backbone", "embedded in the package")]
+    if not config.pretrained:
+        return [Check("PASS", "backbone", f"{config.name}, with random weights (pretrained: false)")]
+    spec = BACKBONES.get(config.name)
+    hub_id = backbone_hub_id(config, spec)
+    if hub_id is None:
+        return [_check_load("backbone", config.name, lambda: load_backbone(config))]
+    return [check_download("backbone", config.name, hub_id, spec, ask, "backbone")]
+
+
+def vlm_hub_id(config: VLMConfig, spec: "ModelSpec | None") -> str | None:
+    """The repository that a VLM is downloaded from; None where its loader needs no download, or refuses it at once.
+
+    Args:
+        config: Section of the VLM.
+        spec: Entry of the table, if the name is one of the table.
+    """
     if config.path is not None:
-        return Place(folder=Path(config.path).expanduser(), spec=spec)
-    if spec is not None and spec.loader.get("checkpoint"):
-        return Place(spec=spec, problem=f"get its checkpoint from {spec.page} and give it as path")
-    if spec is not None and spec.family == "open_clip":
-        return _open_clip_place(spec.source, spec)
+        return None
     if spec is not None:
-        return Place(hub_id=spec.source, spec=spec)
-    scheme, _, rest = name.partition(":")
-    if scheme == "open_clip" and rest:
-        return _open_clip_place(rest, None)
-    if scheme in ("hf-hub", "clip") and rest:
-        folder = Path(rest).expanduser()
-        return Place(folder=folder) if folder.is_dir() else Place(hub_id=rest)
-    return Place(folder=Path(name).expanduser())
+        untrusted = spec.family == "keep" and not config.trust_remote_code
+        if untrusted or spec.family == "image_only" or spec.loader.get("checkpoint"):
+            return None
+        return _open_clip_hub_id(spec.source) if spec.loader.get("quick_gelu") else spec.source
+    scheme, _, source = config.name.partition(":")
+    if scheme == "open_clip":
+        return _open_clip_hub_id(source)
+    is_hub_id = scheme in ("hf-hub", "clip") and source and not Path(source).expanduser().is_dir()
+    return source if is_hub_id else None
 
 
-def _of_remote_code(spec: "ModelSpec", section: str) -> Place:
-    return Place(
-        spec=spec,
-        problem="it runs Python code of its own repository, which is not allowed yet",
-        fix=f"read that code ({spec.page}), then set {section}.trust_remote_code: true",
-    )
-
-
-def _open_clip_place(source: str, spec: "ModelSpec | None") -> Place:
-    """`ARCH/TAG`, `ARCH/FILE`, or (in the table) a hub id."""
+def _open_clip_hub_id(source: str) -> str | None:
     import open_clip
 
     architecture, _, tag = source.partition("/")
-    if architecture not in open_clip.list_models():
-        if spec is not None:
-            return Place(hub_id=source, spec=spec)
-        return Place(problem=f"open_clip has no architecture {architecture}")
-    if Path(tag).is_file():
-        return Place(folder=Path(tag), spec=spec)
-    known = open_clip.get_pretrained_cfg(architecture, tag) or {}
-    hub_id = str(known.get("hf_hub") or "").rstrip("/")
-    return Place(hub_id=hub_id, spec=spec) if hub_id else Place(spec=spec, problem=f"no weights {tag!r} in open_clip")
+    published = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    return str(published.get("hf_hub") or "").rstrip("/") or None
 
 
-def backbone_place(config: BackboneConfig, known: "Mapping[str, ModelSpec]") -> Place:
-    """Where `load_backbone` would look."""
-    name, spec = config.name, known.get(config.name)
-    if name == "embedded":
-        return Place(built_in=True)
-    if spec is not None and spec.loader.get("remote_code") and not config.trust_remote_code:
-        return _of_remote_code(spec, "backbone")
-    if config.path is not None:
-        return Place(folder=Path(config.path).expanduser(), spec=spec)
-    source = spec.source if spec is not None else name
-    for prefix in ("hf-hub:", "transformers:"):
-        source = source.removeprefix(prefix)
+def backbone_hub_id(config: BackboneConfig, spec: "ModelSpec | None") -> str | None:
+    """The repository that a backbone is downloaded from; None as for `vlm_hub_id`."""
+    if config.path is not None or (
+        spec is not None and spec.loader.get("remote_code") and not config.trust_remote_code
+    ):
+        return None
+    source = (spec.source if spec else config.name).removeprefix("hf-hub:").removeprefix("transformers:")
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return Place(folder=folder, spec=spec)
-    if "/" in source and not folder.is_absolute():
-        return Place(hub_id=source, spec=spec)
+    if folder.is_dir() or folder.is_absolute():
+        return None
+    if "/" in source:
+        return source
     import timm
 
-    if source.partition(".")[0] not in timm.list_models():
-        return Place(folder=folder)
-    found = timm.get_pretrained_cfg(source)
-    hub_id = found.hf_hub_id if found is not None else None
-    if not hub_id:
-        return Place(problem="timm has no weights for it", fix=f"choose another backbone; {_OTHERS}")
-    tag = f".{found.tag}" if found.tag else ""
-    return Place(hub_id=hub_id if hub_id != "timm/" else f"timm/{found.architecture}{tag}", spec=spec)
+    published = timm.get_pretrained_cfg(source) if source.partition(".")[0] in timm.list_models() else None
+    if published is None or not published.hf_hub_id:
+        return None
+    tag = f".{published.tag}" if published.tag else ""
+    return f"timm/{published.architecture}{tag}" if published.hf_hub_id == "timm/" else str(published.hf_hub_id)
 
 
-def place_finding(what: str, name: str, place: Place, hub: Hub, load: Callable[[], None]) -> Finding:
-    """Whether a model can be opened from its place, or fetched.
-
-    Args:
-        what: VLM or backbone.
-        name: As configured.
-        place: Where its files are looked for.
-        hub: Whom to ask about a model that is not here.
-        load: Opens the model; called where it stops at once, for its own words.
-    """
-    if place.built_in:
-        return Finding("PASS", what, f"{name}: part of the package")
-    if place.problem:
-        return (
-            Finding("FAIL", what, f"{name}: {place.problem}", place.fix)
-            if place.fix
-            else _said(what, load, place.problem)
-        )
-    if place.folder is not None:
-        if _whole(place):
-            return Finding("PASS", what, f"{name}: {place.folder}")
-        return _said(what, load, f"{name}: {place.folder} is not there, or is no whole model")
-    section = {"VLM": "vlm", "second VLM": "second_vlm"}.get(what, "backbone")
-    key = f"{section}.{'path' if place.spec is not None else 'name'}"
-    return _hub_finding(what, name, place.hub_id or "", place.spec is not None and place.spec.gated, hub, key)
-
-
-def _whole(place: Place) -> bool:
-    return place.folder is not None and place.folder.exists() and not lacks_files(place.folder, place.spec)
-
-
-def _missing_packages(spec: "ModelSpec") -> list[str]:
-    return [name for name in _PACKAGES.get(spec.family, ()) if importlib.util.find_spec(name) is None]
-
-
-def _not_whole(what: str, name: str, place: Place) -> Finding:
-    page = place.spec.page if place.spec else ""
-    return Finding(
-        "FAIL", what, f"{name}: {place.folder} lacks its files", f"get them from {page}, all into this folder"
-    )
-
-
-def _said(what: str, load: Callable[[], None], otherwise: str) -> Finding:
-    """What the loader itself says, word for word; a run would end with the same."""
+def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
+    """Load the model as a run would: the loader's own message says what is wrong."""
     try:
         load()
     except ClipitError as error:
-        return from_error(what, error)
+        return failed_check(subject, error)
     except (ImportError, OSError, RuntimeError) as error:
-        return Finding("FAIL", what, f"{otherwise} ({error})", _OTHERS)
-    return Finding("PASS", what, "it can be opened")
+        return Check(
+            "FAIL", subject, f"{name} cannot be loaded: {error}", "python scripts/doctor.py --models lists names"
+        )
+    return Check("PASS", subject, f"{name} loads")
 
 
-def _hub_finding(what: str, name: str, hub_id: str, gated: bool, hub: Hub, key: str) -> Finding:
-    page = f"https://huggingface.co/{hub_id.partition('@')[0]}"
-    title = name if hub_id in name else f"{name} ({hub_id})"
-    if in_cache(hub_id):
-        return Finding("PASS", what, f"{title}: in the local cache")
-    access = hub.access(hub_id)
-    fetch = f"where there is a network: hf download {hub_id.partition('@')[0]}; copy the folder here: --{key}=FOLDER"
-    ask = f"accept the licence at {page}, hf auth login; " if gated else ""
-    if access == "granted":
-        return Finding("PASS", what, f"{title}: not here yet, will be fetched when first used")
-    if access == "gated":
-        return Finding(
-            "FAIL",
-            what,
-            f"{title}: gated, and this user has no access",
-            f"accept the licence at {page}, then hf auth login",
-        )
-    if access == "absent":
-        return Finding(
-            "FAIL", what, f"{title}: the hub has no such model, or it is private", f"check the spelling: {page}"
-        )
-    if access == "offline":
-        return Finding(
-            "FAIL",
-            what,
-            f"{title}: not in the local cache, and HF_HUB_OFFLINE is set",
-            f"{ask}unset HF_HUB_OFFLINE; or {fetch}",
-        )
-    gate = "; it is gated, and access could not be checked" if gated else ""
-    return Finding("WARN", what, f"{title}: not in the local cache, and the hub does not answer{gate}", f"{ask}{fetch}")
+def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None", ask: AskHub, section: str) -> Check:
+    """Check whether a model is cached or can be downloaded from its repository on the hub.
+
+    Args:
+        subject: What the model is for.
+        name: Its configured name.
+        hub_id: Its repository.
+        spec: Entry of the table, if the name is one of the table.
+        ask: Returns whether the repository may be downloaded.
+        section: Section of the configuration that names it.
+    """
+    model = name if hub_id in name else f"{name} ({hub_id})"
+    if is_cached(hub_id):
+        return Check("PASS", subject, f"{model} is in the local cache")
+    repository = hub_id.partition("@")[0]
+    page = f"https://huggingface.co/{repository}"
+    licence = f"accept the licence at {page}, then hf auth login"
+    gated = spec is not None and spec.gated
+    download = f"where there is a network: hf download {repository}; copy the folder here: "
+    download = f"{licence}; " * gated + f"{download}--{section}.{'path' if spec else 'name'}=FOLDER"
+    unknown = "; it is gated, and access could not be checked" * gated
+    missing = f"{model} is not in the local cache, and"
+    answers: dict[Access, tuple[Status, str, str]] = {
+        "granted": ("PASS", f"{model} is downloaded at its first use", ""),
+        "gated": ("FAIL", f"{model} is gated, and this user has no access", licence),
+        "absent": ("FAIL", f"{model} does not exist on the hub, or is private", f"check the spelling: {page}"),
+        "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set", f"unset HF_HUB_OFFLINE; or {download}"),
+        "unreachable": ("WARN", f"{missing} the hub does not answer{unknown}", download),
+    }
+    status, message, fix = answers[ask(repository)]
+    return Check(status, subject, message, fix)
 
 
 def model_tables() -> str:
-    """Both tables of models, for people."""
+    """Both tables of known models as text."""
     from clipit.models.backbone_specs import BACKBONES
     from clipit.models.specs import spec_table
     from clipit.models.vlm_specs import VLMS
 
     tables = {"Vision-language models (vlm.name)": VLMS, "Backbones (backbone.name)": BACKBONES}
-    return "\n\n".join(f"{title}\n{spec_table(known.values())}" for title, known in tables.items())
+    return "\n\n".join(f"{title}\n{spec_table(specs.values())}" for title, specs in tables.items())

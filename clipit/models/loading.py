@@ -3,9 +3,12 @@
 import hashlib
 import importlib
 import json
+import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from torch import nn
 
 from clipit.errors import ClipitError, ModelError, explain
 from clipit.models.backbone_specs import BACKBONES
-from clipit.models.hub import hub_access
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
+
+_HUB_TIMEOUT_S = 5.0
+"""Time for the hub to answer anything before this process goes on with what is cached."""
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -131,6 +136,47 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
     for value in more:
         digest.update(f"|{value}".encode())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def hub_access() -> Iterator[None]:
+    """Download from the hub within this block, or read its cache alone when it does not answer.
+
+    The hub's client itself would try every file five times, with pauses, and print each attempt.
+    """
+    from huggingface_hub import constants
+
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "httpx")]
+    levels = [logger.level for logger in loggers]
+    before = constants.HF_HUB_OFFLINE
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        constants.HF_HUB_OFFLINE = before or not hub_answers()
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@cache
+def hub_answers() -> bool:
+    """Return whether the hub gives any answer at all; asked once per process."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        from huggingface_hub import constants, get_session
+
+        with suppress(Exception):  # any status is an answer; whatever the network stack raises is none
+            get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+            answered.set()
+
+    # A daemon thread: a name server that never answers must not keep the program from ending.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_TIMEOUT_S)
+    return answered.is_set()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from clipit.models.preprocess import preprocess_from_timm
 from clipit.models.specs import ModelSpec, similar_names
 from clipit.models.trunks import Pooling, TimmSpec, TokenPool, Trunk, check_pixels, no_such_size
 from clipit.models.weights import (
-    Report,
+    LoadReport,
     load_reports,
     refuse_other_patches,
     refuse_other_structure,
@@ -209,7 +209,7 @@ def _weights(folder: Path) -> Path | None:
 
 def _check_weights(
     module: Any,
-    reports: list[Report],
+    reports: list[LoadReport],
     asked: _Request,
     spec: ModelSpec | None,
     shapes: Mapping[str, tuple[int, ...]] | None,

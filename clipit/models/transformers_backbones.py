@@ -43,18 +43,13 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     hub_id, _, revision = (str(folder), "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     hint = f"The files must be those of {spec.page}." if spec else ""
+    remote = spec is not None and bool(spec.loader.get("remote_code", False))
+    _check_trusted(remote, config, source)
     with foreign_errors(config.name, None if local else hub_id, hint, folder if local else None):
-        found = _description(hub_id, options)
-        remote = _needs_code(found, spec)
-        _check_kind(found, source)
-        if remote and not config.trust_remote_code:
-            raise ModelError(
-                explain(
-                    "this model is defined by Python code from its own page, which nobody has checked here",
-                    where=source,
-                    fix="read that code, then write backbone.trust_remote_code: true",
-                )
-            )
+        description = _description(hub_id, options)
+        remote = remote or _needs_code(description)
+        _check_kind(description, source)
+        _check_trusted(remote, config, source)
         model = _open(hub_id, config.pretrained, remote, options)
         processor = _processor(hub_id, local, options)
     if processor is not None:
@@ -141,12 +136,21 @@ def _description(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _needs_code(found: Mapping[str, Any], spec: ModelSpec | None) -> bool:
+def _needs_code(description: Mapping[str, Any]) -> bool:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if "auto_map" in found and found.get("model_type") not in CONFIG_MAPPING_NAMES:
-        return True
-    return spec is not None and bool(spec.loader.get("remote_code", False))
+    return "auto_map" in description and description.get("model_type") not in CONFIG_MAPPING_NAMES
+
+
+def _check_trusted(remote_code: bool, config: BackboneConfig, source: str) -> None:
+    if remote_code and not config.trust_remote_code:
+        raise ModelError(
+            explain(
+                "this model is defined by Python code from its own page, which is not trusted yet",
+                where=source,
+                fix="read that code, then set backbone.trust_remote_code: true",
+            )
+        )
 
 
 def _check_kind(found: Mapping[str, Any], source: str) -> None:

@@ -18,7 +18,7 @@ _PATCHES = "patch_embed.proj.weight"
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """What one `load_state_dict` found.
 
     Attributes:
@@ -33,19 +33,19 @@ class Report:
 
 
 @contextmanager
-def load_reports() -> Iterator[list[Report]]:
+def load_reports() -> Iterator[list[LoadReport]]:
     """Note what every `load_state_dict` within the block finds missing and unexpected, and let it go on.
 
     timm creates and fills a model in one call, is not strict when the numbers of classes differ, and keeps the result
     to itself; there is no hook for a module that does not exist yet.
     """
-    reports: list[Report] = []
+    reports: list[LoadReport] = []
     original = nn.Module.load_state_dict
 
     def noted(self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The same, never strict: whoever opened the block judges the report."""
         found = original(self, state_dict, strict=False, assign=assign)
-        reports.append(Report(self, tuple(found.missing_keys), tuple(found.unexpected_keys)))
+        reports.append(LoadReport(self, tuple(found.missing_keys), tuple(found.unexpected_keys)))
         return found
 
     nn.Module.load_state_dict = noted  # type: ignore[method-assign]

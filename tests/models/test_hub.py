@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.errors import ModelError
-from clipit.models import hub
+from clipit.models import loading
 from clipit.models.backbones import load_backbone
 from clipit.models.vlm import load_vlm
 
@@ -22,9 +22,9 @@ def online(offline: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing keeps the client from asking but the address, on this machine, where nobody answers."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    hub.hub_answers.cache_clear()
+    loading.hub_answers.cache_clear()
     yield
-    hub.hub_answers.cache_clear()
+    loading.hub_answers.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["phikon", "h-optimus-0", "test_vit"])
@@ -62,7 +62,7 @@ def test_the_question_is_asked_once_and_any_status_is_an_answer(monkeypatch: pyt
     try:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         for _ in range(2):
-            with hub.hub_access():
+            with loading.hub_access():
                 assert constants.HF_HUB_OFFLINE is False
                 assert logging.getLogger("huggingface_hub").level == logging.ERROR
     finally:
@@ -74,8 +74,8 @@ def test_the_question_is_asked_once_and_any_status_is_an_answer(monkeypatch: pyt
 def test_a_hub_that_keeps_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(hub, "_PATIENCE_S", 0.2)
+        monkeypatch.setattr(loading, "_HUB_TIMEOUT_S", 0.2)
         before = time.monotonic()
-        with hub.hub_access():
+        with loading.hub_access():
             assert constants.HF_HUB_OFFLINE is True
         assert time.monotonic() - before < 2 and constants.HF_HUB_OFFLINE is False

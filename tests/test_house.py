@@ -1,0 +1,90 @@
+"""The package as a whole: no import closes a circle."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "clipit"
+
+
+def _modules() -> dict[str, ast.Module]:
+    trees = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return trees
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            for other in child.orelse:
+                yield other
+                yield from _executed(other)
+            continue
+        yield child
+        yield from _executed(child)
+
+
+def _imports(tree: ast.Module, modules: set[str]) -> set[str]:
+    """Modules of the package that this one imports, inside functions, too."""
+    imported = set()
+    for node in _executed(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            if any(f"{node.module}.{alias.name}" not in modules for alias in node.names):
+                imported |= {node.module} & modules
+        elif isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names} & modules
+    return imported
+
+
+def _circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle of a graph; empty without one."""
+    finished: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in finished:
+            return []
+        for target in sorted(graph[node]):
+            circle = visit(target, [*trail, node])
+            if circle:
+                return circle
+        finished.add(node)
+        return []
+
+    for node in sorted(graph):
+        circle = visit(node, [])
+        if circle:
+            return circle
+    return []
+
+
+def test_no_import_closes_a_circle_even_inside_a_function() -> None:
+    modules = _modules()
+    graph = {name: _imports(tree, set(modules)) - {name} for name, tree in modules.items()}
+    assert sum(map(len, graph.values())) > 200
+    assert _circle(graph) == []
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_no_import_closes_a_circle_of_rooms(depth: int) -> None:
+    modules = _modules()
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for name, tree in modules.items():
+        if name == "clipit":  # its lazy names stand above all rooms
+            continue
+        room = ".".join(name.split(".")[:depth])
+        rooms[room] |= {".".join(target.split(".")[:depth]) for target in _imports(tree, set(modules))} - {room}
+    assert _circle(dict(rooms)) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]

@@ -23,20 +23,20 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="one trial, its values given as options (wandb's agent)")
     options, rest = parser.parse_known_args()
     with user_errors():
-        from clipit.sweeps.file import options_of, read_sweep
-        from clipit.sweeps.trials import one_trial, trials
+        from clipit.sweeps.file import parse_options, read_sweep
+        from clipit.sweeps.trials import make_trial, plan_sweep
 
-        sweep, given = read_sweep(options.file), options_of(rest)
+        sweep, given = read_sweep(options.file), parse_options(rest)
         if options.trial:
             from clipit.runs.train import train_run
 
-            train_run(one_trial(sweep, given).config)
+            train_run(make_trial(sweep, given).config)
             return
-        found = trials(sweep, given, options.count, options.draws_seed)
+        plan = plan_sweep(sweep, given, options.count, options.draws_seed)
         from clipit.distributed import get_processes
         from clipit.sweeps.run import run_sweep
 
-        folder = run_sweep(sweep, found, options.launch)
+        folder = run_sweep(plan, options.launch)
         if get_processes().main:
             print("\n" + (folder / "sweep.md").read_text(encoding="utf-8"))
             print(f"trials: {folder / 'trials.csv'}\nplot: {folder / 'sweep.png'}")

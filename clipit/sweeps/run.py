@@ -1,81 +1,99 @@
-"""A sweep without a server: trials are claimed one by one, so several agents share the work; then table and plot."""
+"""Run a sweep without wandb's server; several agents may share its trials."""
 
 import logging
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from clipit.artifacts import make_folder
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, LaunchError, disk_errors, explain
-from clipit.runs.folder import run_folder
+from clipit.errors import ConfigError, LaunchError, disk_errors, explain, shortlist
+from clipit.runs.folder import read_training, run_folder
+from clipit.runs.search import Proposals, SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.file import Sweep
-from clipit.sweeps.live_keys import claim_folder, equal_trials
-from clipit.sweeps.report import label, shown, trial_row, write_tables
-from clipit.sweeps.trials import Trial
+from clipit.sweeps.live_keys import equal_trials
+from clipit.sweeps.report import format_score, format_values, write_tables
+from clipit.sweeps.trials import SweepPlan, distributions, make_trial, rounded
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-# Of a resolved configuration: what differs between starts of the same run.
+# Keys of a resolved configuration that differ between starts of the same run.
 _BESIDE_THE_POINT = ("overrides", "tracking", "note", "arms", "comparison", "probing", "zero_shot", "robustness")
 
 
-def run_sweep(sweep: Sweep, trials: Sequence[Trial], launch: str | None = None) -> Path:
-    """Carry out all trials that are not finished yet, together with whoever else does so, and write the tables.
+def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
+    """Run all trials that are not finished, together with other agents on the same output folder, and write the tables.
 
     Args:
-        sweep: The file.
-        trials: All of them, as `sweep_trials.trials` gives them.
+        plan: The sweep and its checked trials.
         launch: Command that starts each trial in processes of its own, such as `accelerate launch --num_processes 2`;
-            None: all of them here, where they share tiles, VLM and stores.
+            None to run all trials in this process, where they share tiles, VLM and stores.
 
     Returns:
         The folder with sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json.
 
     Raises:
-        ConfigError: The trials cannot run in one process, or not from this one; the folder is another sweep's.
-        LaunchError: A trial that was started failed.
+        ConfigError: The trials cannot share one process, or cannot be launched from this one; the folder belongs to
+            another sweep.
+        LaunchError: A launched trial failed.
+        ArtifactError: The record of the trials is damaged.
     """
-    processes = get_processes()
-    _check_way(trials, launch)
-    folder = trials[0].config.output / "sweeps" / sweep.name
-    claim_folder(folder, sweep, dict(trials[0].options))
-    for same in equal_trials([resolve_arm(trial.config) for trial in trials]):
+    processes, sweep = get_processes(), plan.sweep
+    _check_launch(plan, launch)
+    folder = plan.trials[0].config.output / "sweeps" / sweep.name
+    search = SharedSearch(folder / "search")
+    _check_folder(search, plan, folder)
+    for same in equal_trials([resolve_arm(trial.config) for trial in plan.trials]):
         if processes.main:
-            logger.info(f"note: one and the same run: {'; '.join(label(trials[position].values) for position in same)}")
-    workspace = None if launch else Workspace(trials[0].config)
-    pending = list(trials)
-    while pending:
-        with _claimed(folder / "claims", pending) as trial:
-            pending.remove(trial)
-            number = f"{len(trials) - len(pending)} of {len(trials)}"
-            if launch is None:
-                train_run(trial.config, workspace)
-            elif not _finished(trial.config):
-                _start(sweep, trial, launch)
-            if processes.main:
-                logger.info(f"{number}: {label(trial.values)}: validation {shown(trial_row(trial)['validation'])}")
+            described = "; ".join(format_values(plan.trials[position].values) for position in same)
+            logger.info(f"note: one and the same run: {described}")
+    workspace = None if launch else Workspace(plan.trials[0].config)
+    count = 0
+
+    def run_trial(trial: Trial) -> float | None:
+        nonlocal count
+        if launch is None:
+            train_run(trial.config, workspace)
+        elif not _is_finished(trial.config):
+            _launch(sweep, trial, launch)
+        score: float | None = read_training(run_folder(trial.config))["score"]
+        count += 1
+        if processes.main:
+            values = format_values(trial.values)
+            logger.info(f"{count} of {plan.count}: {values}: validation {format_score(score)}")
+        return score
+
+    def build(values: Mapping[str, Any]) -> Trial | None:
+        try:
+            return make_trial(sweep, rounded(values))
+        except ConfigError as error:
+            logger.info(f"note: skipped {format_values(rounded(values))}: {str(error).splitlines()[0]}")
+            return None
+
+    trials = list(plan.trials)
+    if sweep.method == "bayes":
+        trials = search.run_proposals(Proposals(distributions(sweep), plan.count, plan.seed, build), run_trial)
+    else:
+        search.run(trials, run_trial)
     if processes.main:
         write_tables(sweep, trials, folder)
     processes.barrier()
     return folder
 
 
-def _check_way(trials: Sequence[Trial], launch: str | None) -> None:
-    precisions = {resolve_arm(trial.config).training.precision for trial in trials}
+def _check_launch(plan: SweepPlan, launch: str | None) -> None:
+    precisions = {resolve_arm(trial.config).training.precision for trial in plan.trials}
     if launch is None and len(precisions) > 1:
         raise ConfigError(
             explain(
-                f"one program computes with one training.precision, and {', '.join(sorted(precisions))} are swept",
+                f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
                 where="training.precision",
                 fix='start each trial on its own: --launch "accelerate launch"',
             )
@@ -83,62 +101,68 @@ def _check_way(trials: Sequence[Trial], launch: str | None) -> None:
     if launch is not None and get_processes().count > 1:
         raise ConfigError(
             explain(
-                "--launch starts processes for each trial, and this is already one of several",
+                "--launch starts processes for each trial, but this is already one of several processes",
                 where="--launch",
                 fix="start scripts/sweep.py with python alone, or leave --launch out",
             )
         )
 
 
-@contextmanager
-def _claimed(folder: Path, pending: Sequence[Trial]) -> Iterator[Trial]:
-    """Hold a trial that no other agent works on; the lock falls with its holder, so a killed agent's is taken over.
+def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
+    """Refuse the folder of another sweep with the same name; a sweep that only adds values continues in its folder."""
+    sweep = plan.sweep
+    swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
+    fixed = {key: value for key, value in sweep.options.items() if key != "output" and not key.startswith("tracking.")}
+    definition = {"method": sweep.method, "parameters": swept, "options": fixed}
+    recorded = search.study.user_attrs.get("sweep", definition)
+    differences = ["method"] if recorded["method"] != sweep.method else []
+    for part in ("parameters", "options"):
+        before, now = recorded[part], definition[part]
+        differences += [
+            key
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not (part == "parameters" and _only_adds(sweep, before, key))
+        ]
+    if differences:
+        raise ConfigError(
+            explain(
+                f"another sweep called {sweep.name!r} has its tables in this folder; it differs in: "
+                f"{shortlist(differences)}",
+                where=folder,
+                fix=f"give the sweep a name of its own in {sweep.path}, or another --output; "
+                "or delete the folder (the runs stay)",
+            )
+        )
+    if get_processes().main:
+        with disk_errors(folder):
+            search.study.set_user_attr("sweep", definition)
 
-    When others work on all that is left, wait for the first of these: its holder finishes it, or dies.
-    """
-    processes = get_processes()
-    lock, position = _free(folder, pending) if processes.main else (None, 0)
-    try:
-        yield pending[processes.broadcast(position)]
-    finally:
-        if lock is not None:
-            lock.release()
+
+def _only_adds(sweep: Sweep, before: Mapping[str, list[str]], key: str) -> bool:
+    """Whether the listed values of a key contain those that it had."""
+    values = next((p.values for p in sweep.parameters if p.key == key), ())
+    return sweep.method != "bayes" and key in before and set(before[key]) <= set(map(str, values))
 
 
-def _free(folder: Path, pending: Sequence[Trial]) -> tuple[FileLock, int]:
-    with disk_errors(folder):
-        make_folder(folder)
-        locks = [FileLock(folder / f"{'-'.join(run_folder(trial.config).parts[-2:])}.lock") for trial in pending]
-        for position, lock in enumerate(locks):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            return lock, position
-        logger.info(f"waiting: other agents work on the last {len(pending)} trials")
-        locks[0].acquire()
-    return locks[0], 0
-
-
-def _finished(config: RunConfig) -> bool:
-    """Whether the run's folder holds the results of this very configuration.
+def _is_finished(config: RunConfig) -> bool:
+    """Whether the run's folder holds the results of this configuration.
 
     A trial that is started anyway (in this process: always) also compares tiles, labels, models and reports.
     """
     folder = run_folder(config)
     if not (folder / "results.json").is_file():
         return False
-    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    recorded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     wanted = resolve_arm(config).model_dump(mode="json")
-    return all(found.get(key) == value for key, value in wanted.items() if key not in _BESIDE_THE_POINT)
+    return all(recorded.get(key) == value for key, value in wanted.items() if key not in _BESIDE_THE_POINT)
 
 
-def _start(sweep: Sweep, trial: Trial, launch: str) -> None:
-    """Run one trial by a command of its own; its output goes where this one's goes."""
+def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
+    """Run one trial in processes of its own; its output goes to this process's."""
     words = shlex.split(launch)
-    before = ["env"] if words and "=" in words[0] else []  # NAME=value in front
-    options = [f"--{key}={value}" for key, value in trial.options.items()]
-    command = [*before, *words, sweep.program, str(sweep.path), "--trial", *options]
+    prefix = ["env"] if words and "=" in words[0] else []  # NAME=value in front
+    options = [f"--{key}={value}" for key, value in {**sweep.options, **trial.values}.items()]
+    command = [*prefix, *words, sweep.program, str(sweep.path), "--trial", *options]
     try:
         status = subprocess.run(command, check=False).returncode
     except OSError as error:

@@ -1,72 +1,91 @@
-"""The trials of a sweep: all of them checked before any runs, each named by its values."""
+"""The trials of a sweep, all checked before any of them runs."""
 
 import itertools
 import math
-import random
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from clipit.config.load import read_command
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain
-from clipit.sweeps.file import Parameter, Sweep, plain_name, refuse
+from clipit.runs.search import Trial, quiet_optuna
+from clipit.sweeps.file import Sweep, plain_name, refuse
 from clipit.sweeps.live_keys import idle_keys
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
 
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a sweep: its swept values, its options and its whole configuration."""
+class SweepPlan:
+    """A sweep whose trials were checked.
 
-    values: Mapping[str, Any]
-    options: Mapping[str, str]
-    config: RunConfig
+    Attributes:
+        sweep: The file, with the options of the command line in its own.
+        trials: All trials. Method bayes: trials that cover every listed value and both ends of every range.
+        count: Number of trials.
+        seed: Seed of random and proposed values.
+    """
+
+    sweep: Sweep
+    trials: tuple[Trial, ...]
+    count: int
+    seed: int
 
 
-def trials(sweep: Sweep, given: Mapping[str, str], count: int | None = None, seed: int = 0) -> list[Trial]:
-    """All runs of a sweep, each with its whole configuration.
+def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = None, seed: int = 0) -> SweepPlan:
+    """Combine the swept values and check the configuration of every trial.
 
     Args:
         sweep: The file.
-        given: Options from the command line; they win over the file's.
-        count: Number of draws (method random); the file's run_cap by default.
-        seed: Of the draws. The first draws do not depend on how many follow.
+        options: Options of the command line; they take precedence over the file's.
+        count: Number of trials, or largest number for a grid; `run_cap` of the file by default.
+        seed: Seed of random and proposed values. The first values do not depend on `count`.
 
     Raises:
-        ConfigError: A value is not valid, an arm's keys do not fit, or the metric is not what the runs log (everything
-            at once); a swept key changes nothing.
+        ConfigError: A value is not valid, keys of an arm contradict each other, or the runs do not log the metric (all
+            problems are listed); a swept key changes nothing.
     """
-    swept = [key for key in (p.key for p in sweep.parameters) if key in given]
-    if swept:
+    count = sweep.cap if count is None else count
+    if count is not None and count < 1:
+        raise ConfigError(explain("a sweep needs at least one trial", where="--count", fix="give a number above 0"))
+    if count is None and sweep.method != "grid":
+        raise ConfigError(
+            explain(
+                f"method {sweep.method} needs a number of trials",
+                where=sweep.path,
+                fix="give --count=N, or run_cap in the file",
+            )
+        )
+    if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
         raise ConfigError(
             explain(f"{', '.join(swept)} cannot be given, it is swept", where=sweep.path, fix="leave it out")
         )
-    options = {**sweep.options, **given}
-    _configuration(sweep, options)  # what is wrong without any swept value is said first
-    made, problems = [], []
+    sweep = replace(sweep, options={**sweep.options, **options})
+    _read_config(sweep, sweep.options)  # first what is wrong without any swept value
+    trials, problems = [], []
     for values in _combinations(sweep, count, seed):
-        trial_options = {**options, **{key: str(value) for key, value in values.items()}}
         try:
-            config = _checked(sweep, trial_options)
+            trials.append(make_trial(sweep, values))
         except ConfigError as error:
-            problems += _lines(error)
-        else:
-            made.append(Trial(values, trial_options, config))
+            problems += _problems(error)
     refuse(problems, sweep.path)
-    idle = idle_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in made])
-    refuse([f"{key} changes none of the runs: what it belongs to is switched off" for key in idle], sweep.path)
-    return made
+    idle = idle_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
+    refuse([f"{key} changes none of the runs: its part of the configuration is switched off" for key in idle], sweep.path)
+    return SweepPlan(sweep, tuple(trials), count if sweep.method == "bayes" and count else len(trials), seed)
 
 
-def one_trial(sweep: Sweep, given: Mapping[str, str]) -> Trial:
-    """The trial whose values are among the given options, as wandb's agent passes them.
+def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
+    """The trial with these values.
 
     Raises:
-        ConfigError: A swept key is missing, or a value is not valid.
+        ConfigError: A swept key has no value, a value is not valid, keys contradict each other, or the run does not log
+            the sweep's metric.
     """
-    missing = [p.key for p in sweep.parameters if p.key not in given]
+    missing = [parameter.key for parameter in sweep.parameters if parameter.key not in values]
     if missing:
         raise ConfigError(
             explain(
@@ -75,30 +94,19 @@ def one_trial(sweep: Sweep, given: Mapping[str, str]) -> Trial:
                 fix=f"add {' '.join(f'--{key}=...' for key in missing)}, or leave --trial out to run the whole sweep",
             )
         )
-    options = {**sweep.options, **given}
-    return Trial({p.key: given[p.key] for p in sweep.parameters}, options, _checked(sweep, options))
-
-
-def _checked(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
-    config = _configuration(sweep, options)
+    config = _read_config(sweep, {**sweep.options, **{key: str(value) for key, value in values.items()}})
     resolved = resolve_arm(config)
     check(resolved)
     logged = f"validation_{resolved.training.monitor}"
     if sweep.metric not in (None, logged):
         raise ConfigError(
-            explain(
-                f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
-            )
+            explain(f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path)
         )
-    return config
+    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, config)
 
 
-def _configuration(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
-    """The configuration of a run; it is named by the sweep and the swept values.
-
-    Raises:
-        ConfigError: It was given another name, or its keys are wrong.
-    """
+def _read_config(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
+    """The configuration of a run, named by the sweep and the swept values."""
     if "name" in options:
         raise ConfigError(
             explain("runs of a sweep are named by their values", where="--name", fix="name the sweep in its file")
@@ -108,40 +116,70 @@ def _configuration(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
     return read_command("", [f"--{key}={value}" for key, value in named.items()])[0]
 
 
+def distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":
+    """Optuna's search space of the swept keys."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space: dict[str, BaseDistribution] = {}
+    for parameter in sweep.parameters:
+        low, high = parameter.low, parameter.high
+        if parameter.values:
+            space[parameter.key] = CategoricalDistribution(parameter.values)
+        elif parameter.distribution == "int_uniform":
+            space[parameter.key] = IntDistribution(int(low), int(high))
+        else:
+            space[parameter.key] = FloatDistribution(low, high, log=parameter.distribution == "log_uniform_values")
+    return space
+
+
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampled values with six significant digits."""
+    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
+
+
 def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, Any]]:
-    keys = [p.key for p in sweep.parameters]
-    cap = sweep.cap if count is None else count
-    if cap is not None and cap < 1:
-        raise ConfigError(explain(f"{cap} trials are none", where="--count", fix="give a number above 0"))
-    if not sweep.random:
-        every = itertools.product(*(p.values for p in sweep.parameters))
-        distinct = {tuple(map(str, values)): dict(zip(keys, values, strict=True)) for values in every}
-        return list(distinct.values())[:cap]
-    if cap is None:
-        raise ConfigError(
-            explain("how many values shall be drawn?", where=sweep.path, fix="give --count=N, or run_cap in the file")
-        )
-    drawn: dict[tuple[str, ...], dict[str, Any]] = {}
-    for number in range(100 * cap):  # a combination that comes again is not run again
-        values = {p.key: _draw(p, random.Random(f"{seed}/{number}/{p.key}")) for p in sweep.parameters}
-        drawn.setdefault(tuple(map(str, values.values())), values)
-        if len(drawn) == cap:
+    """Distinct combinations of values, at most `count`; for method bayes those of `SweepPlan.trials`."""
+    distinct: dict[tuple[str, ...], dict[str, Any]] = {}
+    if sweep.method == "grid":
+        combinations = _grid(sweep)
+    elif sweep.method == "random":
+        combinations = _random(sweep, 100 * (count or 1), seed)
+    else:
+        combinations, count = _covering(sweep), None
+    for values in combinations:
+        distinct.setdefault(tuple(map(str, values.values())), values)
+        if len(distinct) == count:
             break
-    return list(drawn.values())
+    return list(distinct.values())
 
 
-def _draw(parameter: Parameter, source: random.Random) -> Any:
-    low, high = parameter.low, parameter.high
-    if parameter.values:
-        return source.choice(parameter.values)
-    if parameter.distribution == "int_uniform":
-        return source.randint(int(low), int(high))
-    if parameter.distribution == "uniform":
-        return float(f"{source.uniform(low, high):.6g}")
-    return float(f"{math.exp(source.uniform(math.log(low), math.log(high))):.6g}")
+def _grid(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    keys = [parameter.key for parameter in sweep.parameters]
+    for values in itertools.product(*(parameter.values for parameter in sweep.parameters)):
+        yield dict(zip(keys, values, strict=True))
 
 
-def _lines(error: ConfigError) -> list[str]:
-    """The problems in a message about a configuration."""
+def _random(sweep: Sweep, most: int, seed: int) -> Iterator[dict[str, Any]]:
+    import optuna
+
+    quiet_optuna()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    space = distributions(sweep)
+    combinations = math.prod(len(parameter.values) or math.inf for parameter in sweep.parameters)
+    for _ in range(int(min(most, 100 * combinations))):
+        yield rounded(study.ask(space).params)
+
+
+def _covering(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """Every listed value and both ends of every range, with the first value of the other keys."""
+    whole = {p.key: (int(p.low), int(p.high)) for p in sweep.parameters if p.distribution == "int_uniform"}
+    choices = {p.key: p.values or whole.get(p.key, (p.low, p.high)) for p in sweep.parameters}
+    for key, values in choices.items():
+        for value in values:
+            yield {other: value if other == key else first[0] for other, first in choices.items()}
+
+
+def _problems(error: ConfigError) -> list[str]:
+    """The problems that a message about a configuration lists."""
     lines = str(error).splitlines()
     return [line.strip() for line in lines if line.startswith("    ")] or lines[:1]

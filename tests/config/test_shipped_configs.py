@@ -18,7 +18,7 @@ from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
 from clipit.prompts.prompt_set import load_bag, load_prompts
 from clipit.sweeps.file import read_sweep
-from clipit.sweeps.trials import trials
+from clipit.sweeps.trials import plan_sweep
 from clipit.tiles.datasets import DATASETS
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
@@ -211,16 +211,16 @@ def test_a_sweep_file_has_no_violation_of_wandb_s_schema(path: Path) -> None:
 @pytest.mark.parametrize("path", SWEEPS, ids=names)
 def test_wandb_s_command_line_is_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
-    from clipit.sweeps.file import options_of
-    from clipit.sweeps.trials import one_trial
+    from clipit.sweeps.file import parse_options
+    from clipit.sweeps.trials import make_trial
 
     monkeypatch.chdir(CONFIGS.parent)
     sweep, values = read_sweep(path), values_of(path)
-    for trial in trials(sweep, {})[:4]:
+    for trial in plan_sweep(sweep, {}).trials[:4]:
         arguments = {"args": {key: {"value": value} for key, value in trial.values.items()}}
         flags = utils.create_sweep_command_args(arguments)["args"]
         command = [part for part in values["command"] if part.startswith("--") and part != "--trial"]
-        theirs = one_trial(sweep, options_of([*command, *flags])).config
+        theirs = make_trial(sweep, parse_options([*command, *flags])).config
         assert theirs.tracking.tracker == "wandb"
         assert theirs.name == trial.config.name and theirs.lora == trial.config.lora
         assert theirs.seed == trial.config.seed and theirs.arm == trial.config.arm

@@ -15,7 +15,6 @@ from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, disk_errors, explain
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.distributions import BaseDistribution
 
 logger = logging.getLogger(__name__)

@@ -88,7 +88,9 @@ def read_sweep(path: Path) -> Sweep:
         else:
             parameters += _read_parameter(key, entry, problems)
     if method == "grid":
-        problems += [f"{p.key}: a grid needs values: [...]; ranges need method: random" for p in parameters if not p.values]
+        problems += [
+            f"{p.key}: a grid needs values: [...]; ranges need method: random" for p in parameters if not p.values
+        ]
     cap = content.get("run_cap")
     if cap is not None and not (isinstance(cap, int) and cap > 0):
         problems.append(f"run_cap must be a whole number above 0, not {cap!r}")

@@ -74,7 +74,9 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             problems += _problems(error)
     refuse(problems, sweep.path)
     idle = idle_keys([p.key for p in sweep.parameters], [resolve_arm(trial.config) for trial in trials])
-    refuse([f"{key} changes none of the runs: its part of the configuration is switched off" for key in idle], sweep.path)
+    refuse(
+        [f"{key} changes none of the runs: its part of the configuration is switched off" for key in idle], sweep.path
+    )
     return SweepPlan(sweep, tuple(trials), count if sweep.method == "bayes" and count else len(trials), seed)
 
 
@@ -100,7 +102,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
     logged = f"validation_{resolved.training.monitor}"
     if sweep.metric not in (None, logged):
         raise ConfigError(
-            explain(f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path)
+            explain(
+                f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
+            )
         )
     return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, config)
 

@@ -307,7 +307,10 @@ def test_trials_that_are_one_run_are_told(write_sweep: WriteSweep, pretended: li
 def test_best_group() -> None:
     assert best_group({"a": [0.5, 0.6], "b": [0.7, None], "c": [0.6, 0.5]}) == "a", "undefined never wins, ties: first"
     assert best_group({"a": [None]}) is None
-    assert format_values({"lora.rank": 2, "seed": 1}, without="seed") == "lora.rank 2" and format_values({"seed": 1}, without="seed") == "all seeds"
+    assert (
+        format_values({"lora.rank": 2, "seed": 1}, without="seed") == "lora.rank 2"
+        and format_values({"seed": 1}, without="seed") == "all seeds"
+    )
     assert means([(2.0, 1.0), (1.0, 5.0), (2.0, 3.0)]) == [(1.0, 5.0), (2.0, 2.0)]
 
 

@@ -150,7 +150,7 @@ def test_values_that_contradict_the_arm(write_sweep: WriteSweep) -> None:
         ({"command": ["${program}", "${args}"]}, "must contain --config"),
         ({"command": ["${program}", "--config", "a", "${args}"]}, "in one item"),
         ({"method": "random"}, "random needs a number of trials(?s:.*)run_cap"),
-        ({"method": "random", "parameters": {"lora.rank": {"distribution": "normal"}}}, "unknown distribution 'normal'"),
+        ({"method": "random", "parameters": {"lora.rank": {"distribution": "normal"}}}, "distribution 'normal'"),
         ({"method": "random", "parameters": {"lora.rank": {"min": 9, "max": 1}}}, "min below max"),
     ],
 )  # fmt: skip
@@ -406,7 +406,7 @@ def test_bayes_proposes_from_earlier_scores(write_sweep: WriteSweep, pretended: 
     table = pd.read_parquet(run_sweep(plan) / "trials.parquet")
     assert len(table) == 24 and table["training.learning_rate"].between(0.001, 0.1).all()
     assert (table["lora.rank"].tail(10) == 4).sum() >= 8, "rank 4 scores higher"
-    with pytest.raises(ConfigError, match="lora.rank"):
+    with pytest.raises(ConfigError, match=r"lora\.rank"):
         plan_of(write_sweep({"method": "bayes", "run_cap": 1, "parameters": {"lora.rank": {"values": [2, 0]}}}))
 
 

@@ -113,7 +113,7 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
     fixed = {key: value for key, value in sweep.options.items() if key != "output" and not key.startswith("tracking.")}
-    definition = {"method": sweep.method, "parameters": swept, "options": fixed}
+    definition: dict[str, Any] = {"method": sweep.method, "parameters": swept, "options": fixed}
     recorded = search.study.user_attrs.get("sweep", definition)
     differences = ["method"] if recorded["method"] != sweep.method else []
     for part in ("parameters", "options"):

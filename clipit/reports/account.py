@@ -1,4 +1,4 @@
-"""The account of a snippet set: what came in, what was dropped and why, what was kept."""
+"""Account of a snippet set: how many reports were read, what each filter dropped, and what was kept."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,59 +11,59 @@ _SHOWN_PROBLEMS = 5
 
 @dataclass
 class Dropped:
-    """Snippets that one filter has dropped."""
+    """Snippets that one filter dropped."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
-    """The first few of them."""
+    """The first few texts."""
 
     def add(self, texts: Sequence[str]) -> None:
-        """Count these texts, and keep the first few as examples."""
+        """Count texts, and keep the first few as examples."""
         self.count += len(texts)
         self.examples.extend(texts[: _EXAMPLES - len(self.examples)])
 
 
 @dataclass(frozen=True)
 class Account:
-    """Counts of one run from reports to snippets, for `account.json` and for people."""
+    """Counts from reports to snippets, written to `account.json` and printed."""
 
     source: str
     reports: int
-    """Reports with text."""
+    """Number of reports with text."""
     empty_reports: int
     pieces: int
-    """Sentences and parts of sentences, before merging and filtering."""
+    """Number of sentences and parts of sentences, before merging and filtering."""
     split_sentences: int
-    """Sentences over the budget that were cut into parts."""
+    """Number of sentences over the budget, which were split into parts."""
     duplicates: int
-    """Pieces merged into an equal one."""
+    """Number of pieces merged into an equal one."""
     dropped: dict[str, Dropped]
-    """By filter, in the order of their use."""
+    """Filter -> what it dropped, in the order of application."""
     kept: int
     sections: dict[str, int]
-    """Pieces per section, before merging and filtering."""
+    """Section -> number of pieces, before merging and filtering."""
     budget: int
     tokens: dict[str, int]
-    """Kept snippets by their number of tokens, special tokens included."""
+    """Span of tokens (special tokens included) -> number of kept snippets."""
     problems: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain values for JSON."""
+        """Plain values for JSON."""
         return asdict(self)
 
     def text(self) -> str:
-        """The same as lines to print."""
+        """Lines to print."""
         lines = [
             f"reports    {self.reports:>9,}  with text, {self.empty_reports:,} empty; from {self.source}",
-            f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were cut",
-            f"merged     {self.duplicates:>9,}  exact duplicates; every source is kept",
+            f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
+            f"merged     {self.duplicates:>9,}  exact duplicates; all their sources are kept",
         ]
         for name, dropped in self.dropped.items():
             lines.append(f"dropped    {dropped.count:>9,}  by {name}")
             lines += [f"{'':23}e.g. {_shorten(example)!r}" for example in dropped.examples]
         lines.append(f"snippets   {self.kept:>9,}  kept")
         most = max(self.tokens.values(), default=0)
-        lines.append(f"tokens (special ones included; budget {self.budget})")
+        lines.append(f"tokens (special tokens included; budget {self.budget})")
         lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(most, 1))}" for span, n in self.tokens.items()]
         if self.sections:
             lines.append("sections   " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))

@@ -1,7 +1,8 @@
-"""Remove OCR and layout noise from a report without losing a letter or digit of a word."""
+"""Remove OCR and layout noise from a report while keeping every letter and digit."""
 
 import re
 import unicodedata
+from itertools import pairwise
 
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
@@ -9,7 +10,7 @@ _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quo
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
 _SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 
-_FULL_LINE = 60  # characters; a shorter line without a sentence end was probably ended on purpose
+_FULL_LINE = 60  # characters; a shorter line without a full stop was probably broken on purpose
 _OPEN_ENDED = re.compile(
     r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
 )
@@ -17,7 +18,7 @@ _OPEN_NUMBER = re.compile(r"\d\.?$")  # "0.1 / cm in the region", "9. / 5 cm"
 _REST_OF_NUMBER = re.compile(r"(?i:(?:[cm]m|em|gm?|grams?)\b)|\d+\s*(?i:[cm]m|em|x|gm?|grams?)\b")
 _NEW_ITEM = re.compile(r"(?:[-*]|\(?(?:[A-Z]|\d{1,2})[.):]\s|[A-Z][A-Za-z /-]{2,40}:)")
 
-# Prefixes and endings that OCR parts from their word: "tumor -free", "non -polyposis".
+# Prefixes and endings that OCR separates from their word: "tumor -free", "non -polyposis".
 _PREFIX = (
     r"non|pre|post|intra|inter|extra|peri|sub|semi|anti|multi|neo|low|high|well|poorly|moderately|lymph|tumor|tumour"
 )
@@ -29,7 +30,10 @@ _LOOSE_HYPHEN = re.compile(
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # rules and table cells
-    (re.compile(r"[ \t]+"), " "),  # before the patterns that begin with blanks, or they would take quadratic time
+    (
+        re.compile(r"[ \t]+"),
+        " ",
+    ),  # first, or patterns that begin with blanks take quadratic time
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
     (re.compile(r"([.,;:!?])(?:[ \t]*\1)+"), r"\1"),
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
@@ -52,19 +56,19 @@ def _characters(text: str) -> str:
             out.append("\n- ")
         elif char.isprintable() or char == "\N{SOFT HYPHEN}" or char.isalnum():
             out.append(char)
-        elif unicodedata.category(char) != "Cf":  # format characters (zero width, direction) stand for nothing
+        elif unicodedata.category(char) != "Cf":  # drops format characters (zero width, direction)
             out.append(" ")
     return "".join(out)
 
 
 def _join_words(text: str) -> str:
-    """Join words that a hyphen and a line end have cut in two; remove soft hyphens."""
+    """Join words hyphenated at a line end; remove soft hyphens."""
     text = re.sub(r"\N{SOFT HYPHEN}[ \t]*\n*[ \t]*", "", text)
     return re.sub(r"(?<=[a-z]{2})-[ \t]*\n\s*(?=[a-z]{2})", "", text)
 
 
-def _goes_on(line: str, following: str) -> bool:
-    """Whether a line end is only the page's width: the sentence goes on in the following line."""
+def _continues(line: str, following: str) -> bool:
+    """Whether the sentence continues on the following line, so that the line end is only a wrap."""
     if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
         return True
     if line[-1] in ".:;?!" or _NEW_ITEM.match(following):
@@ -73,15 +77,13 @@ def _goes_on(line: str, following: str) -> bool:
 
 
 def _unwrap(text: str) -> str:
-    """Join the lines of a sentence; keep the line ends that part items."""
+    """Join the wrapped lines of a sentence; keep line ends between items."""
     lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
     if not lines:
         return ""
     out = [lines[0]]
-    last = lines[0]
-    for line in lines[1:]:
-        out.append((" " if _goes_on(last, line) else "\n") + line)
-        last = line
+    for last, line in pairwise(lines):
+        out.append((" " if _continues(last, line) else "\n") + line)
     return "".join(out)
 
 
@@ -93,8 +95,8 @@ def trim(text: str) -> str:
 def clean_text(text: str) -> str:
     """Remove OCR and layout noise: invisible characters, drawn lines, repeated punctuation, loose hyphens, wraps.
 
-    All letters and digits are kept in their order (ligatures such as "ﬁ" are written out). Line ends
-    that part items stay as one newline; those within a sentence become spaces.
+    All letters and digits are kept in their order (ligatures such as "ﬁ" are expanded). Line ends between items stay
+    as one newline; those within a sentence become spaces.
     """
     text = _join_words(_characters(text))
     for pattern, replacement in _STEPS:

@@ -1,23 +1,62 @@
 """Filters that choose which snippets are kept."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, shortlist
+from clipit.reports.account import Dropped
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
-"""Per text: similarity to the morphology bag minus similarity to the boilerplate bag."""
+"""For each text, similarity to the morphology bag minus similarity to the boilerplate bag."""
 
 
-def readable_words(text: str) -> int:
-    """Number of words with a letter and at least two different letters or digits.
+def filter_snippets(
+    sections_of: Mapping[str, Collection[str]], config: ReportsConfig, similarity: Similarity | None
+) -> tuple[list[str], dict[str, Dropped]]:
+    """Apply the configured filters in order: length, sections, include terms, exclude terms, similarity.
 
-    Drawn lines, bar codes read as "IIII" and single letters are no words.
+    Args:
+        sections_of: Text of each snippet -> sections in which it occurs.
+        config: Configured filters.
+        similarity: Needed for `config.morphology_prompts`.
+
+    Returns:
+        The texts that pass all filters, and what each filter dropped.
+    """
+    texts = list(sections_of)
+    dropped: dict[str, Dropped] = {}
+
+    def keep(name: str, passes: Sequence[bool]) -> None:
+        nonlocal texts
+        dropped[name] = Dropped()
+        dropped[name].add([text for text, passed in zip(texts, passes, strict=True) if not passed])
+        texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
+
+    length = f"length (fewer than {config.min_words} readable words)"
+    keep(length, [_readable_words(text) >= config.min_words for text in texts])
+    if config.sections is not None or config.exclude_sections:
+        keep("section", [_in_kept_section(sections_of[text], config) for text in texts])
+    include = _term_pattern(config.include_terms)
+    if include is not None:
+        keep("include_terms (none of them)", [include.search(text) is not None for text in texts])
+    exclude = _term_pattern(config.exclude_terms)
+    if exclude is not None:
+        keep("exclude_terms", [exclude.search(text) is None for text in texts])
+    if similarity is not None:
+        near = _pass_similarity(texts, similarity, config.morphology_margin)
+        keep("similarity (nearer to boilerplate than to morphology)", near)
+    return texts, dropped
+
+
+def _readable_words(text: str) -> int:
+    """Count the words with a letter and at least two different letters or digits.
+
+    Drawn lines, bar codes read as "IIII" and single letters do not count.
     """
     count = 0
     for word in text.split():
@@ -26,35 +65,34 @@ def readable_words(text: str) -> int:
     return count
 
 
-def term_pattern(terms: Sequence[str]) -> re.Pattern[str] | None:
-    """Pattern for any of the terms as whole words in any case; None without terms."""
+def _term_pattern(terms: Sequence[str]) -> re.Pattern[str] | None:
+    """Pattern that matches any of the terms as whole words, ignoring case; None without terms."""
     words = [r"\s+".join(re.escape(word) for word in term.split()) for term in terms if term.strip()]
     return re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", re.IGNORECASE) if words else None
 
 
 def check_sections(config: ReportsConfig) -> None:
-    """Compare the configured section names with those that exist.
+    """Validate the configured section names.
 
     Raises:
-        ConfigError: A name that no snippet can have.
+        ConfigError: A section is unknown.
     """
     unknown = sorted({*(config.sections or ()), *config.exclude_sections} - set(SECTIONS))
     if unknown:
         raise ConfigError(
-            f"no such section: {shortlist(unknown)}",
+            f"unknown section: {shortlist(unknown)}",
             where="reports.sections, reports.exclude_sections",
             fix=f"use some of: {', '.join(SECTIONS)}",
         )
 
 
-def in_kept_section(sections: Collection[str], config: ReportsConfig) -> bool:
-    """Whether any of a snippet's sections is a kept one."""
+def _in_kept_section(sections: Collection[str], config: ReportsConfig) -> bool:
     kept = sections if config.sections is None else set(sections) & set(config.sections)
     return any(section not in config.exclude_sections for section in kept)
 
 
-def by_similarity(texts: Sequence[str], similarity: Similarity, margin: float) -> list[bool]:
-    """For each text whether it is nearer to morphology than to boilerplate by at least the margin."""
+def _pass_similarity(texts: Sequence[str], similarity: Similarity, margin: float) -> list[bool]:
+    """Whether each text is nearer to morphology than to boilerplate by at least the margin."""
     scores = np.asarray(similarity(texts)) if texts else np.zeros(0)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(

@@ -1,13 +1,13 @@
-"""The headings and field labels of pathology reports, as patterns."""
+"""Regular expressions for the headings and field labels of pathology reports."""
 
 import re
 
 UNKNOWN = "unknown"
-"""Section of everything before the first heading."""
+"""Section of text before the first heading."""
 
 _DESCRIPTION = r"(?:descrip\w{1,6}|examina\w{1,6}|findings?|appearance|diagnosis|summary)"  # OCR: "descripkon"
 
-# Unmistakable: also found without a colon when in capitals or at the start of a sentence.
+# Unambiguous: also a heading without a colon when in capitals or at the start of a sentence.
 _STRONG: dict[str, str] = {
     "clinical": r"clinical\s+(?:history|information|data|diagnos[ie]s(?:\s*[/&]?\s*history)?|notes?|impression|"
     r"summary|details|indications?)|(?:pre|post)-?\s?op(?:erative)?\s+diagnosis|operative\s+(?:diagnosis|findings)|"
@@ -74,17 +74,17 @@ def _any(patterns: dict[str, str]) -> str:
 _START = r"(?<![A-Za-z0-9])(?=[A-Z]|pTNM)"
 
 STRONG = re.compile(rf"{_START}(?i:{_any(_STRONG)})(?![A-Za-z0-9])(?P<colon>\s*:)?")
-"""A heading anywhere; without the colon the caller looks at its capitals and its place."""
+"""A heading anywhere; without a colon the caller checks its capitals and position."""
 
 WEAK = re.compile(
     rf"{_START}(?i:{_any(_WEAK)})(?![A-Za-z0-9])(?P<colon>\s*:|(?=[\s.;,-]*$)|(?<=[A-Z]{{4}})(?=\s+[A-Z][a-z.]))"
 )
-"""A one-word heading with its colon, alone at the end of its line, or in capitals where the text is not."""
+"""A one-word heading with a colon, alone at the end of its line, or in capitals before text that is not."""
 
 _GLUED = r"(?:(?<=[a-z]{3})|(?<=\d))(?=[A-Z][a-z]{3,}(?: [a-z-]+){0,4}:)"  # "colonTumor size: 3 cm"
 
 FIELD = re.compile(rf"(?<![A-Z0-9-])(?=[A-Z])(?i:{_FIELD})(?i:\s+[a-z()/]+)?\s*:|{_GLUED}")
-"""Start of a labelled field of a form, also where OCR has glued it to the field before."""
+"""Start of a labelled field of a form, also where OCR glued it to the preceding field."""
 
 RECEIVED = re.compile(
     r"(?:\(?[A-Z0-9]{1,2}[.):]\s*)*(?:(?:the\s+|this\s+)?specimens?\s+(?:is|are|was|were|consists?)\b|"
@@ -94,10 +94,10 @@ RECEIVED = re.compile(
 """Start of a sentence that opens a gross description whose heading is missing or unreadable."""
 
 MENTION = re.compile(r"(?i:\b(?:see|the|above|below|this|in|of|and|for|per|no|following|with|under)\s+)$|\($")
-"""What stands before a heading's words when they only mention it: "see comment"."""
+"""Words before a heading that turn it into a mention: "see comment"."""
 
 PASSING = frozenset({"stage", "administrative"})
-"""Sections of one sentence: what follows belongs to the section before, unless a new heading says otherwise."""
+"""Sections of one sentence: what follows belongs to the previous section until the next heading."""
 
 SECTIONS = tuple(sorted({*_STRONG, *_WEAK, UNKNOWN}))
 """Every section name that a snippet can have."""

@@ -1,4 +1,4 @@
-"""Read reports from text files, folders, zips, tables and Hugging Face data sets."""
+"""Read a corpus of reports: text files, folders, zips, tables, TCGA reports and Hugging Face data sets."""
 
 import hashlib
 import json
@@ -10,30 +10,29 @@ from functools import cached_property
 from pathlib import Path
 
 from clipit.config.run import ReportsConfig
+from clipit.data_files import is_saved_dataset
 from clipit.errors import DataError, shortlist
-from clipit.reports.tables import is_dataset_folder, read_csv, read_huggingface, read_jsonl, read_parquet
+from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
 from clipit.reports.tcga import read_tcga
-from clipit.reports.textfiles import Row, read_lines, read_texts
+from clipit.reports.textfiles import RawReport, read_lines, read_texts
 
-_BY_SUFFIX = {
+_FORMAT_OF_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet",
 }  # fmt: skip
-
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?")  # anything else that is not there is a missing file
+_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?")  # a missing path of any other form is a missing file
 
 
 @dataclass(frozen=True)
 class Report:
-    """One document."""
+    """One pathology report."""
 
     report_id: str
     text: str
     organ: str | None = None
     group: str | None = None
     label: str | None = None
-    """Of the whole report; no snippet depends on it."""
+    """Label of the whole report; no snippet depends on it."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class Reports:
 
     reports: tuple[Report, ...]
     problems: tuple[str, ...]
-    """What was passed over, one line each."""
+    """What was skipped, one line each."""
     source: str
-    """Where they were read from."""
+    """Path or id that they were read from."""
     empty: int = 0
-    """Reports without a letter or digit; they are listed among the problems."""
+    """Number of reports without a letter or digit; they are listed in `problems`."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for all ids, texts, organs and groups."""
+        """16 hexadecimal digits of the SHA-256 over all ids, texts, organs and groups."""
         digest = hashlib.sha256()
         for report in self.reports:
             line = json.dumps([report.report_id, report.text, report.organ, report.group], ensure_ascii=True)
@@ -58,18 +57,39 @@ class Reports:
         return digest.hexdigest()[:16]
 
 
-def _format(config: ReportsConfig, path: Path) -> str:
-    """The configured format, or the one that the path's suffix or content says."""
+def read_reports(config: ReportsConfig) -> Reports:
+    """Read all reports of the configured source.
+
+    The id of a report is its id column, its file's path in a folder or zip (without .txt), or else the first 12
+    hexadecimal digits of its text's SHA-256, with "-2", "-3", ... for repeated texts.
+
+    Raises:
+        DataError: A missing source, a wrong column, undecodable text, a broken row, a repeated id, or no report.
+        ConfigError: An unknown encoding.
+    """
+    path = Path(config.path).expanduser()
+    format_name = _detect_format(config, path)
+    problems: list[str] = []
+    reports, empty = _assign_ids(_read_source(config, format_name, path, problems), problems)
+    reports = _select_organs(reports, config, problems)
+    if not reports:
+        raise DataError(
+            f"empty corpus: no report with text ({empty} empty ones), read as {format_name}",
+            where=config.path,
+            fix="check reports.path, reports.format and reports.text_column",
+        )
+    return Reports(tuple(reports), tuple(problems), config.path, empty)
+
+
+def _detect_format(config: ReportsConfig, path: Path) -> str:
     if config.format != "auto":
         return config.format
     if path.is_dir():
-        if is_dataset_folder(path):
+        if is_saved_dataset(path):
             return "huggingface"
-        if any(path.rglob("*.txt")):
-            return "texts"
-        return "huggingface" if any(path.rglob("*.*")) else "texts"
-    if path.suffix.lower() in _BY_SUFFIX:
-        return _BY_SUFFIX[path.suffix.lower()]
+        return "texts" if any(path.rglob("*.txt")) or not any(path.rglob("*.*")) else "huggingface"
+    if path.suffix.lower() in _FORMAT_OF_SUFFIX:
+        return _FORMAT_OF_SUFFIX[path.suffix.lower()]
     if path.is_file():
         raise DataError(
             f"cannot tell the format of this report file from its suffix {path.suffix!r}",
@@ -79,27 +99,24 @@ def _format(config: ReportsConfig, path: Path) -> str:
     return "huggingface" if _HUB_ID.fullmatch(config.path) else "lines"
 
 
-def _rows(config: ReportsConfig, kind: str, path: Path, problems: list[str]) -> Iterator[Row]:
-    """Rows of the source, one by one."""
-    if kind == "huggingface":
-        return read_huggingface(config)
+def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: list[str]) -> Iterator[RawReport]:
+    if format_name == "huggingface":
+        return read_huggingface_reports(config)
     if not path.exists():
         raise DataError(
             "no such file or folder of reports", where=path, fix="correct reports.path (--reports.path=...)"
         )
-    if kind not in ("texts", "tcga") and path.is_dir():
+    if format_name not in ("texts", "tcga") and path.is_dir():
         raise DataError(
-            f"a folder was given where reports.format {kind} reads one file", where=path, fix="give the file"
+            f"a folder was given, but reports.format {format_name} reads one file", where=path, fix="give the file"
         )
-    match kind:
+    match format_name:
         case "lines":
             return read_lines(path, config.encoding)
         case "texts":
             return read_texts(path, config.encoding, problems)
-        case "csv":
-            return read_csv(path, config, ",")
-        case "tsv":
-            return read_csv(path, config, "\t")
+        case "csv" | "tsv":
+            return read_csv_reports(path, config, "," if format_name == "csv" else "\t")
         case "tcga":
             return read_tcga(path, config, problems)
         case "jsonl":
@@ -108,80 +125,56 @@ def _rows(config: ReportsConfig, kind: str, path: Path, problems: list[str]) -> 
             return read_parquet(path, config)
 
 
-def _content_id(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:
+    """Give every report its id and drop empty ones; also returns how many were empty.
 
-
-def _collect(rows: Iterable[Row], problems: list[str]) -> tuple[list[Report], int]:
-    """Give every report its id, pass over empty ones, and find ids given twice."""
+    Raises:
+        DataError: Two reports have the same id.
+    """
     reports: list[Report] = []
-    seen: dict[str, str] = {}  # id -> where
+    where_of: dict[str, str] = {}
     repeats: Counter[str] = Counter()
     empty = 0
-    for row in rows:
-        if not any(char.isalnum() for char in row.text):
+    for raw in raw_reports:
+        if not any(char.isalnum() for char in raw.text):
             empty += 1
-            problems.append(f"{row.where}: empty report")
+            problems.append(f"{raw.where}: empty report")
             continue
-        name = row.report_id
+        name = raw.report_id
         if name is None:
-            content = _content_id(row.text)
+            content = hashlib.sha256(raw.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             repeats[content] += 1
             name = content if repeats[content] == 1 else f"{content}-{repeats[content]}"
-        if name in seen:
+        if name in where_of:
             raise DataError(
                 f"two reports have the id {name!r}",
-                where=f"{seen[name]} and {row.where}",
-                fix="make the ids unique, or set reports.group_column to this column and leave id_column out",
+                where=f"{where_of[name]} and {raw.where}",
+                fix="make the ids unique, or set reports.group_column to this column and remove reports.id_column",
             )
-        seen[name] = row.where
-        reports.append(Report(name, row.text, row.organ, row.group, row.label))
+        where_of[name] = raw.where
+        reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label))
     return reports, empty
 
 
-def _of_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Only the reports of the organs that are asked for.
+def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
+    """Keep the reports of the configured organs.
 
     Raises:
-        DataError: One of them does not occur; names those that do.
+        DataError: One of them does not occur; lists those that do.
     """
     if not config.organs:
         return reports
-    counts = Counter(report.organ for report in reports)
-    absent = [organ for organ in config.organs if organ not in counts]
+    organs = {report.organ for report in reports}
+    absent = [organ for organ in config.organs if organ not in organs]
     if absent:
-        known = sorted(organ for organ in counts if organ is not None)
+        known = sorted(organ for organ in organs if organ is not None)
         raise DataError(
             f"no report of {shortlist(absent)}; the organs are: {shortlist(known, 40) or 'not known'}",
             where=config.path,
-            fix="correct reports.organs, or say where organs stand: reports.organ_column (tables) or "
+            fix="correct reports.organs, or give the organs: reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",
         )
     kept = [report for report in reports if report.organ in config.organs]
     if len(kept) < len(reports):
-        problems.append(f"{len(reports) - len(kept)} reports of other or unknown organs left out (reports.organs)")
+        problems.append(f"{len(reports) - len(kept)} reports of other or unknown organs dropped (reports.organs)")
     return kept
-
-
-def read_reports(config: ReportsConfig) -> Reports:
-    """Read all reports of the configured source.
-
-    The id of a report is its id column, its file's path in a folder or zip (without .txt), or else 12
-    hexadecimal digits of its text's SHA-256, with "-2", "-3" ... for repeats.
-
-    Raises:
-        DataError: Missing source, wrong column, undecodable text, a broken row, an id twice, or no report at all.
-        ConfigError: An unknown encoding.
-    """
-    path = Path(config.path).expanduser()
-    kind = _format(config, path)
-    problems: list[str] = []
-    reports, empty = _collect(_rows(config, kind, path, problems), problems)
-    reports = _of_organs(reports, config, problems)
-    if not reports:
-        raise DataError(
-            f"empty corpus: no report with text ({empty} empty ones), read as {kind}",
-            where=config.path,
-            fix="check reports.path, reports.format and reports.text_column",
-        )
-    return Reports(tuple(reports), tuple(problems), config.path, empty)

@@ -18,113 +18,29 @@ _NAMED_LETTER = re.compile(
 )
 _END = re.compile(r"[.!?]+[\"')\]]*(?:\s+(?=(?:[\"'(\[-]+\s?)?[A-Z0-9])|(?=[A-Z][a-z]+\s))")
 _TNM = re.compile(r"[pcy]{0,2}(?:[TNM][0-4Xx]|[LVRG][0-4X]\b)")
-_REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the sentence before
+_REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the preceding sentence
 _LAST_WORD = re.compile(r"[^\s,;:(\[]+$")
 _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
 )
+_SHORT_SENTENCE = 3  # words; a shorter one keeps its heading: "Diagnosis: Adenocarcinoma."
+_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # an item's mark alone
 
 
-def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Whether the full stop at `dot` ends the sentence that began at `begin`; the next one would start at `after`."""
-    if text[dot] != ".":
-        return True
-    found = _LAST_WORD.search(text, begin, dot)
-    if found is None:
-        return True
-    word = found.group().lstrip("-'\"")
-    before = text[begin : found.start()]
-    if _REMARK.match(text, after):
-        return False
-    following = text[after : after + 8].lstrip("\"'([- ")
-    if _TNM.match(following) or (word[-1:].isdigit() and re.match(r"\d+(?![\d.):])", following)):
-        return False  # a stage goes on, or OCR has cut a decimal: "3. 2 cm"
-    if re.fullmatch(r"\d{1,2}|[IVX]{1,4}", word) and (not re.search(r"\w", before) or before.rstrip().endswith(":")):
-        return False  # the number of an item: "2. Colon ..."
-    if len(word) == 1 and word.isalpha() and word.isupper():
-        return bool(_NAMED_LETTER.search(before))  # otherwise an initial or the letter of a part: "A. Colon ..."
-    word = word.lower()
-    if word in _BEFORE_NUMBERS_ONLY:
-        return not following[:1].isdigit()
-    return word not in _ABBREVIATIONS
+def split_sentences(text: str) -> list[tuple[str, str]]:
+    """Split a cleaned report into (section, sentence) pairs, in order, with all its letters and digits.
 
-
-def _item_start(text: str, begin: int, match: re.Match[str]) -> bool:
-    """Whether an item of a list begins here, and not a hyphenated word or a lettered block."""
-    before = text[begin : match.start()]
-    mark = match.group().strip()
-    if mark[0] in "-*":
-        words = before.split()
-        return before.rstrip().endswith(":") or (len(words) >= 3 and len(words[-1]) >= 3)  # not "6 - ICV; 7 - colon"
-    if mark[0].isdigit():
-        return before.rstrip().endswith(";")
-    return not before.rstrip().endswith(".") and not _NAMED_LETTER.search(before + " ")
-
-
-def _in_capitals(text: str, match: re.Match[str]) -> bool:
-    """Whether a label in capitals only goes on a line in capitals: "LEFT PELVIC LYMPH NODES:"."""
-    before = text[: match.start()].rsplit(None, 1)[-1]
-    return match.group().isupper() and before.isalpha() and before.isupper()
-
-
-def sentence_starts(text: str) -> list[int]:
-    """Offsets at which a sentence, list item or labelled field of a line begins (0 not included).
-
-    Knows abbreviations ("approx. 3 cm"), decimals, numbered items, initials and TNM stages.
+    A heading is a sentence of its own, unless the sentence after it is too short to stand alone.
     """
-    fields = {match.start() for match in FIELD.finditer(text) if match.start() and not _in_capitals(text, match)}
-    events: list[tuple[int, re.Match[str] | None, bool]] = [(start, None, False) for start in fields]
-    events += [(match.end(), match, True) for match in _END.finditer(text) if match.end() < len(text)]
-    events += [(match.start() + 1, match, False) for match in _ITEM.finditer(text)]
-    starts: list[int] = []
-    begin = 0
-    for place, match, is_end in sorted(events, key=lambda event: (event[0], not event[2])):
-        if place <= begin:
-            continue
-        if match is None or (
-            _ends_sentence(text, begin, match.start(), place) if is_end else _item_start(text, begin, match)
-        ):
-            starts.append(place)
-            begin = place
-    return starts
+    splitter = _Splitter()
+    for line in text.split("\n"):
+        splitter.line(line)
+    splitter.flush()
+    return splitter.out
 
 
-_SHORT_SENTENCE = 3  # words; a shorter one ("Diagnosis: Adenocarcinoma.") keeps its heading
-_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # the mark of an item, alone
-
-
-def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
-    """Whether a match looks like a heading: with a colon; or in capitals, titled or first in its line."""
-    if ":" in (match["colon"] or ""):
-        return True
-    if MENTION.search(line[max(0, match.start() - 20) : match.start()]):
-        return False
-    if match.group().isupper():
-        return True
-    if not strong:
-        return match.start() == 0
-    titled = all(word[0].isupper() for word in match.group().split())
-    return titled or (match.start() == 0 and not line[match.end() :].strip(" .;,-"))
-
-
-def _section(match: re.Match[str]) -> str:
-    """The section whose pattern has matched."""
-    return next(name for name, value in match.groupdict().items() if value is not None and name != "colon")
-
-
-def find_headings(line: str) -> list[tuple[int, int, str]]:
-    """Headings of a line: start, end (its colon included) and section, in order, not overlapping."""
-    found = [match for match in STRONG.finditer(line) if _is_heading(line, match, strong=True)]
-    found += [match for match in WEAK.finditer(line) if _is_heading(line, match, strong=False)]
-    headings: list[tuple[int, int, str]] = []
-    for match in sorted(found, key=lambda match: (match.start(), -match.end())):
-        if not headings or match.start() >= headings[-1][1]:
-            headings.append((match.start(), match.end(), _section(match)))
-    return headings
-
-
-class _Cutter:
-    """Collects the sentences of one report; remembers the section and a heading that waits for its sentence."""
+class _Splitter:
+    """Collects the sentences of one report; keeps the current section and a heading that awaits its sentence."""
 
     def __init__(self) -> None:
         self.out: list[tuple[str, str]] = []
@@ -132,23 +48,34 @@ class _Cutter:
         self._passing: str | None = None
         self._heading = ""
 
-    def heading(self, text: str, section: str) -> None:
-        """Begin a section."""
+    def line(self, line: str) -> None:
+        """Split one line at its headings and sentences."""
+        headings = _find_headings(line)
+        ends = {start: end for start, end, _ in headings}
+        names = {start: name for start, _, name in headings}
+        starts = [s for s in _sentence_starts(line) if not any(begin < s < end for begin, end, _ in headings)]
+        for begin, end in pairwise(sorted({0, len(line), *starts, *ends, *ends.values()})):
+            text = line[begin:end].strip()
+            if begin in names:
+                self._start_section(text, names[begin])
+            elif text:
+                self._add_sentence(text)
+
+    def flush(self) -> None:
+        """Add the pending heading as a sentence of its own."""
+        if self._heading:
+            self.out.append((self._passing or self._section, self._heading))
+            self._heading = ""
+
+    def _start_section(self, heading: str, section: str) -> None:
         self.flush()
-        self._heading = text
+        self._heading = heading
         if section in PASSING:
             self._passing = section
         else:
             self._section, self._passing = section, None
 
-    def flush(self) -> None:
-        """Put out the waiting heading as a sentence of its own."""
-        if self._heading:
-            self.out.append((self._passing or self._section, self._heading))
-            self._heading = ""
-
-    def sentence(self, text: str) -> None:
-        """Add a sentence, with its heading if it is too short to stand alone."""
+    def _add_sentence(self, text: str) -> None:
         text = trim(text)
         if not any(char.isalnum() for char in text):
             return
@@ -162,27 +89,92 @@ class _Cutter:
         if not _MARK.fullmatch(text):
             self._passing = None
 
-    def line(self, line: str) -> None:
-        """Cut one line at its headings and sentences."""
-        headings = find_headings(line)
-        ends = {start: end for start, end, _ in headings}
-        names = {start: name for start, _, name in headings}
-        starts = [s for s in sentence_starts(line) if not any(begin < s < end for begin, end, _ in headings)]
-        for begin, end in pairwise(sorted({0, len(line), *starts, *ends, *ends.values()})):
-            text = line[begin:end].strip()
-            if begin in names:
-                self.heading(text, names[begin])
-            elif text:
-                self.sentence(text)
+
+def _find_headings(line: str) -> list[tuple[int, int, str]]:
+    """Headings of a line as (start, end including the colon, section), in order and without overlap."""
+    matches = [match for match in STRONG.finditer(line) if _is_heading(line, match, strong=True)]
+    matches += [match for match in WEAK.finditer(line) if _is_heading(line, match, strong=False)]
+    headings: list[tuple[int, int, str]] = []
+    for match in sorted(matches, key=lambda match: (match.start(), -match.end())):
+        if not headings or match.start() >= headings[-1][1]:
+            section = next(name for name, value in match.groupdict().items() if value is not None and name != "colon")
+            headings.append((match.start(), match.end(), section))
+    return headings
 
 
-def cut_sentences(text: str) -> list[tuple[str, str]]:
-    """Sentences of a cleaned report, in order, as (section, text); all letters and digits are in them.
+def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
+    """Whether a match has the form of a heading: with a colon, in capitals, in title case or first in its line."""
+    if ":" in (match["colon"] or ""):
+        return True
+    if MENTION.search(line[max(0, match.start() - 20) : match.start()]):
+        return False
+    if match.group().isupper():
+        return True
+    if not strong:
+        return match.start() == 0
+    titled = all(word[0].isupper() for word in match.group().split())
+    return titled or (match.start() == 0 and not line[match.end() :].strip(" .;,-"))
 
-    A heading is a sentence of its own, unless what follows is too short to stand alone.
+
+def _sentence_starts(text: str) -> list[int]:
+    """Offsets at which a sentence, list item or labelled field of a line begins (0 not included).
+
+    Abbreviations ("approx. 3 cm"), decimals, numbered items, initials and TNM stages do not end a sentence.
     """
-    cutter = _Cutter()
-    for line in text.split("\n"):
-        cutter.line(line)
-    cutter.flush()
-    return cutter.out
+    fields = {match.start() for match in FIELD.finditer(text) if match.start() and not _in_capitals(text, match)}
+    events: list[tuple[int, re.Match[str] | None, bool]] = [(start, None, False) for start in fields]
+    events += [(match.end(), match, True) for match in _END.finditer(text) if match.end() < len(text)]
+    events += [(match.start() + 1, match, False) for match in _ITEM.finditer(text)]
+    starts: list[int] = []
+    begin = 0
+    for place, match, is_end in sorted(events, key=lambda event: (event[0], not event[2])):
+        if place <= begin:
+            continue
+        if match is None or (
+            _ends_sentence(text, begin, match.start(), place) if is_end else _starts_item(text, begin, match)
+        ):
+            starts.append(place)
+            begin = place
+    return starts
+
+
+def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
+    """Whether the full stop at `dot` ends the sentence that began at `begin`; the next would start at `after`."""
+    if text[dot] != ".":
+        return True
+    last_word = _LAST_WORD.search(text, begin, dot)
+    if last_word is None:
+        return True
+    word = last_word.group().lstrip("-'\"")
+    before = text[begin : last_word.start()]
+    if _REMARK.match(text, after):
+        return False
+    following = text[after : after + 8].lstrip("\"'([- ")
+    if _TNM.match(following) or (word[-1:].isdigit() and re.match(r"\d+(?![\d.):])", following)):
+        return False  # a stage continues, or OCR has split a decimal: "3. 2 cm"
+    if re.fullmatch(r"\d{1,2}|[IVX]{1,4}", word) and (not re.search(r"\w", before) or before.rstrip().endswith(":")):
+        return False  # the number of an item: "2. Colon ..."
+    if len(word) == 1 and word.isalpha() and word.isupper():
+        return bool(_NAMED_LETTER.search(before))  # otherwise an initial or the letter of a part: "A. Colon ..."
+    word = word.lower()
+    if word in _BEFORE_NUMBERS_ONLY:
+        return not following[:1].isdigit()
+    return word not in _ABBREVIATIONS
+
+
+def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
+    """Whether a list item begins here, rather than a hyphenated word or a lettered block."""
+    before = text[begin : match.start()]
+    mark = match.group().strip()
+    if mark[0] in "-*":
+        words = before.split()
+        return before.rstrip().endswith(":") or (len(words) >= 3 and len(words[-1]) >= 3)  # not "6 - ICV; 7 - colon"
+    if mark[0].isdigit():
+        return before.rstrip().endswith(";")
+    return not before.rstrip().endswith(".") and not _NAMED_LETTER.search(before + " ")
+
+
+def _in_capitals(text: str, match: re.Match[str]) -> bool:
+    """Whether a field label in capitals only continues a line in capitals: "LEFT PELVIC LYMPH NODES:"."""
+    before = text[: match.start()].rsplit(None, 1)[-1]
+    return match.group().isupper() and before.isalpha() and before.isupper()

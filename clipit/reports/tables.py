@@ -1,8 +1,8 @@
 """Reports in tables: csv, tsv, jsonl, parquet and Hugging Face data sets."""
 
-import csv
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,44 +10,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.config.run import ReportsConfig
+from clipit.data_files import check_column_names, delimiter_hint, load_huggingface, read_csv
 from clipit.errors import DataError
-from clipit.reports.textfiles import Row, check_columns, codec, decoding, needed_columns, table_row
-from clipit.table_header import check_names, delimiter_hint
+from clipit.reports.textfiles import RawReport, codec, decoding
 
-_LONGEST_CELL = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _BATCH = 1024  # rows of parquet in memory at once
 
 
-def read_csv(path: Path, config: ReportsConfig, delimiter: str) -> Iterator[Row]:
-    """Rows of a csv or tsv file with a header; cells may hold line ends when quoted."""
-    csv.field_size_limit(_LONGEST_CELL)
-    with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-            check_names(header, path)
-            check_columns(config, header, path, delimiter_hint(header))
-            for cells in reader:
-                if not cells:
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"a row with {len(cells)} cells under a header of {len(header)}",
-                        where=where,
-                        fix="put cells that hold the delimiter or a line end into double quotes",
-                    )
-                yield table_row(config, dict(zip(header, cells, strict=True)), where)
-        except csv.Error as error:
-            raise DataError(
-                f"broken row: {error}",
-                where=f"{path}, line {reader.line_num}",
-                fix="close the quotes, and double those within a quoted cell",
-            ) from error
+def read_csv_reports(path: Path, config: ReportsConfig, delimiter: str) -> Iterator[RawReport]:
+    """Read a csv or tsv file with a header."""
+    with decoding(path, config.encoding):
+        table = read_csv(path, delimiter, codec(config.encoding))
+    _check_columns(config, table.header, path, delimiter_hint(table.header))
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        yield _raw_report(config, dict(zip(table.header, cells, strict=True)), f"{path}, line {line}")
 
 
-def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[Row]:
-    """One JSON object per line; the configured keys must be in every line."""
+def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
+    """Read one JSON object per line; every line must have the configured keys."""
     with decoding(path, config.encoding), path.open(encoding=codec(config.encoding)) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -56,69 +36,89 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[Row]:
             try:
                 cells = json.loads(line)
             except ValueError as error:
-                raise DataError(f"no JSON: {error}", where=where, fix="write one JSON object per line") from error
+                raise DataError(f"invalid JSON: {error}", where=where, fix="write one JSON object per line") from error
             if not isinstance(cells, dict):
-                raise DataError("no JSON object", where=where, fix='write lines such as {"text": "..."}')
-            check_columns(config, list(cells), where)
-            yield table_row(config, cells, where)
+                raise DataError("not a JSON object", where=where, fix='write lines such as {"text": "..."}')
+            _check_columns(config, list(cells), where)
+            yield _raw_report(config, cells, where)
 
 
-def read_parquet(path: Path, config: ReportsConfig) -> Iterator[Row]:
-    """Rows of a parquet file, read in batches and only the columns that are needed."""
+def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
+    """Read a parquet file in batches, and only the configured columns."""
     try:
         with pq.ParquetFile(path) as file:
-            check_names(file.schema_arrow.names, path)
-            check_columns(config, file.schema_arrow.names, path)
-            columns = sorted(set(needed_columns(config).values()))
+            check_column_names(file.schema_arrow.names, path)
+            _check_columns(config, file.schema_arrow.names, path)
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
+            for batch in file.iter_batches(batch_size=_BATCH, columns=sorted(set(_columns(config).values()))):
                 for cells in batch.to_pylist():
                     number += 1
-                    yield table_row(config, cells, f"{path}, row {number}")
+                    yield _raw_report(config, cells, f"{path}, row {number}")
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"cannot read this parquet file: {error}", where=path, fix="copy it again, or correct reports.format"
         ) from error
 
 
-_SAVED_MARKS = ("dataset_dict.json", "state.json")
-
-
-def is_dataset_folder(path: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
-    return any((path / mark).is_file() for mark in _SAVED_MARKS)
-
-
-def _load(config: ReportsConfig) -> Any:
-    """The data set, or the dictionary of its splits."""
-    import datasets
-
-    path = Path(config.path).expanduser()
-    if path.is_dir() and is_dataset_folder(path):
-        return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(str(path) if path.is_dir() else config.path)
-
-
-def read_huggingface(config: ReportsConfig) -> Iterator[Row]:
-    """Rows of the configured split; rows are named by their number in it."""
-    try:
-        found = _load(config)
-    except Exception as error:  # the library raises its own, its dependencies' and the network's errors
-        raise DataError(
-            f"cannot load this data set: {type(error).__name__}: {error}",
-            where=config.path,
-            fix="if it is a file or folder, correct reports.path; if it is a Hugging Face id, "
-            "check its spelling, the network and HF_HUB_OFFLINE, or give a local folder",
-        ) from error
-    if isinstance(found, dict):
-        if config.split not in found:
+def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
+    """Read the configured split of a Hugging Face data set."""
+    dataset = load_huggingface(config.path, "reports.path")
+    if isinstance(dataset, dict):
+        if config.split not in dataset:
             raise DataError(
-                f"no split {config.split!r}; the splits are: {', '.join(map(repr, found))}",
+                f"no split {config.split!r}; the splits are: {', '.join(map(repr, dataset))}",
                 where=config.path,
                 fix="set reports.split to one of them",
             )
-        found = found[config.split]
-    check_columns(config, found.column_names, config.path)
-    columns = found.select_columns(sorted(set(needed_columns(config).values())))
-    for number, cells in enumerate(columns, 1):
-        yield table_row(config, cells, f"{config.path}, {config.split} row {number}")
+        dataset = dataset[config.split]
+    _check_columns(config, dataset.column_names, config.path)
+    for number, cells in enumerate(dataset.select_columns(sorted(set(_columns(config).values()))), 1):
+        yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
+
+
+def _columns(config: ReportsConfig) -> dict[str, str]:
+    """Configuration key -> column, for the columns that are configured."""
+    keys = ("text_column", "id_column", "organ_column", "group_column", "label_column")
+    return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
+
+
+def _check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:
+    for key, column in _columns(config).items():
+        if column not in columns:
+            raise DataError(
+                f"no column {column!r}; the columns are: {', '.join(map(repr, columns)) or 'none'}",
+                where=where,
+                fix=hint or f"set reports.{key} to one of them (--reports.{key}=...)",
+            )
+
+
+def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> RawReport:
+    """Make a report from the cells of one row.
+
+    Raises:
+        DataError: The text column holds something else, or the id is missing.
+    """
+    text = cells.get(config.text_column)
+    if text is None or (isinstance(text, float) and math.isnan(text)):
+        text = ""
+    if not isinstance(text, str):
+        raise DataError(
+            f"column {config.text_column!r} holds {type(text).__name__}, not text",
+            where=where,
+            fix="set reports.text_column to the column with the reports' text",
+        )
+
+    def cell(column: str | None) -> str | None:
+        value = cells.get(column) if column else None
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return None
+        return str(value).strip() or None
+
+    report_id = cell(config.id_column)
+    if config.id_column and report_id is None:
+        raise DataError(
+            f"no id in column {config.id_column!r}", where=where, fix="fill it in, or remove reports.id_column"
+        )
+    return RawReport(
+        where, text, report_id, cell(config.organ_column), cell(config.group_column), cell(config.label_column)
+    )

@@ -1,4 +1,4 @@
-"""TCGA reports: the csv of TCGA-Reports, or texts named by barcode; patient as group, organ by cancer type."""
+"""TCGA reports: the csv of TCGA-Reports, or text files named by barcode."""
 
 import csv
 import re
@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
+from clipit.data_files import read_csv
 from clipit.errors import DataError, shortlist
-from clipit.reports.tables import read_csv
-from clipit.reports.textfiles import Row, codec, decoding, read_texts
+from clipit.reports.tables import read_csv_reports
+from clipit.reports.textfiles import RawReport, codec, decoding, read_texts
 
 ID_COLUMN = "patient_filename"
-"""Column of the published csv: the barcode, a dot, and the name of the scanned file."""
+"""Column of the published csv: barcode, dot, name of the scanned file."""
 CSV = "TCGA_Reports.csv"
-"""Name of the published csv."""
+"""File name of the published csv."""
 ORGANS: Mapping[str, str] = {
     "ACC": "adrenal gland",
     "BLCA": "bladder",
@@ -52,43 +53,37 @@ ORGANS: Mapping[str, str] = {
 }
 """TCGA project code without `TCGA-` -> organ of the primary tumour.
 
-Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC (soft tissue of any place).
+Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC (soft tissue of any site).
 """
 _BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
 
 
-def patient_of(name: str) -> str | None:
-    """Patient barcode (`TCGA-BP-5195`) at the beginning of a name; None: there is none."""
-    found = _BARCODE.match(name)
-    return found[1].upper() if found else None
+def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
+    """Read the csv of TCGA-Reports, or a folder or zip of .txt files named by barcode.
 
-
-def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[Row]:
-    """Reports of TCGA-Reports' csv, or of a folder or zip of .txt files named by barcode.
-
-    The id is `patient_filename`, or the file's path without .txt; the group is the patient. The organ follows from
-    the patient's cancer type when `reports.cancer_types` names the table; patients that it lacks have no organ.
+    The id is `patient_filename`, or the file's path without .txt; the group is the patient. With
+    `reports.cancer_types` the organ is that of the patient's cancer type; patients that the table lacks have no organ.
 
     Raises:
-        DataError: A csv row without a barcode or with the id of another, a zip or folder that holds the csv, or a
-            table of cancer types that makes no sense.
+        DataError: A csv row without a barcode or with a repeated id, a folder or zip that holds a csv, or an invalid
+            table of cancer types.
     """
-    organ_of = _organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
+    organ_of = _read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()
-    for row in _rows(path, config, problems):
-        patient = patient_of(PurePosixPath(row.report_id or "").name)
+    for raw in _read_raw(path, config, problems):
+        patient = patient_of(PurePosixPath(raw.report_id or "").name)
         if patient is None:
-            if path.is_file() and path.suffix.lower() == ".csv":
+            if _is_csv(path):
                 raise DataError(
-                    f"{ID_COLUMN} {row.report_id!r} does not begin with a TCGA barcode such as TCGA-BP-5195",
-                    where=row.where,
+                    f"{ID_COLUMN} {raw.report_id!r} does not begin with a TCGA barcode such as TCGA-BP-5195",
+                    where=raw.where,
                     fix="correct the row, or read the file with reports.format: csv",
                 )
-            problems.append(f"{row.where}: passed over, the name does not begin with a TCGA barcode")
+            problems.append(f"{raw.where}: skipped, its name does not begin with a TCGA barcode")
             continue
         if organ_of and patient not in organ_of:
             unknown.add(patient)
-        yield row._replace(organ=organ_of.get(patient), group=patient)
+        yield raw._replace(organ=organ_of.get(patient), group=patient)
     if unknown:
         problems.append(
             f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))}); "
@@ -96,38 +91,45 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
         )
 
 
-def _rows(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[Row]:
-    if path.is_file() and path.suffix.lower() == ".csv":
-        columns = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
-        return _once_each(read_csv(path, config.model_copy(update=columns), ","), path, config.encoding)
+def patient_of(name: str) -> str | None:
+    """Patient barcode (`TCGA-BP-5195`) at the beginning of a name, if there is one."""
+    match = _BARCODE.match(name)
+    return match[1].upper() if match else None
+
+
+def _is_csv(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() == ".csv"
+
+
+def _read_raw(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
+    if _is_csv(path):
+        return _read_published_csv(path, config)
     if path.is_dir():
-        beside = sorted(path.glob("*.csv"))
-        if beside and not any(path.rglob("*.txt")):
-            named = next((table for table in beside if table.name == CSV), beside[0])
+        tables = sorted(path.glob("*.csv"))
+        if tables and not any(path.rglob("*.txt")):
+            table = next((table for table in tables if table.name == CSV), tables[0])
             raise DataError(
-                f"the folder holds {named.name}, and no .txt", where=path, fix=f"give reports.path the file: {named}"
+                f"the folder holds {table.name}, and no .txt", where=path, fix=f"give reports.path the file: {table}"
             )
-    if path.is_file() and zipfile.is_zipfile(path):
+    elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            tables = [name for name in archive.namelist() if name.lower().endswith(".csv")]
-        if tables:
-            raise DataError(
-                f"the zip holds {tables[0]}", where=path, fix="unpack it and give reports.path the csv that it holds"
-            )
-    elif path.is_file():
+            names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
+        if names:
+            raise DataError(f"the zip holds {names[0]}", where=path, fix="unpack it and give reports.path the csv")
+    else:
         raise DataError(
             "neither a .csv nor a zip", where=path, fix="give the csv of TCGA-Reports, or a folder or zip of .txt"
         )
     return read_texts(path, config.encoding, problems)
 
 
-def _once_each(rows: Iterator[Row], path: Path, encoding: str) -> Iterator[Row]:
-    """The rows of the csv, each id once.
+def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
+    """Read the published csv.
 
     Raises:
-        DataError: It has no column `patient_filename`, or one of its values twice.
+        DataError: The column `patient_filename` is missing or repeats a value.
     """
-    with decoding(path, encoding), path.open(encoding=codec(encoding), newline="") as stream:
+    with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="") as stream:
         header = next(csv.reader(stream), [])
     if ID_COLUMN not in header:
         raise DataError(
@@ -135,43 +137,40 @@ def _once_each(rows: Iterator[Row], path: Path, encoding: str) -> Iterator[Row]:
             where=path,
             fix=f"give reports.path {CSV} as published, or read this file with reports.format: csv",
         )
-    seen: dict[str, str] = {}  # id -> where
-    for row in rows:
-        first = seen.setdefault(row.report_id or "", row.where)
-        if first != row.where:
+    columns = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
+    where_of: dict[str, str] = {}
+    for raw in read_csv_reports(path, config.model_copy(update=columns), ","):
+        first = where_of.setdefault(raw.report_id or "", raw.where)
+        if first != raw.where:
             raise DataError(
-                f"{ID_COLUMN} {row.report_id!r} stands there twice: a file is one report",
-                where=f"{first} and {row.where}",
+                f"{ID_COLUMN} {raw.report_id!r} occurs twice, but a file is one report",
+                where=f"{first} and {raw.where}",
                 fix="remove one of the rows, or copy the csv again",
             )
-        yield row
+        yield raw
 
 
-def _organs(path: Path) -> dict[str, str]:
-    """Patient -> organ, from a csv with the columns patient_id and cancer_type.
+def _read_organs(path: Path) -> dict[str, str]:
+    """Organ of each patient, from a csv with the columns patient_id and cancer_type.
 
     Raises:
-        DataError: It is missing, has other columns, a cancer type that is not TCGA's, or two for one patient.
+        DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.
     """
     fix = "give reports.cancer_types the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the cancer types cannot be read: {error}", where=path, fix=fix) from error
-    if not {"patient_id", "cancer_type"} <= set(columns):
-        raise DataError(
-            f"expected the columns patient_id and cancer_type, found {', '.join(columns)}", where=path, fix=fix
-        )
+        table = read_csv(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the cancer types: {error}", where=path, fix=fix) from error
+    if not {"patient_id", "cancer_type"} <= set(table.header):
+        columns = ", ".join(table.header)
+        raise DataError(f"expected the columns patient_id and cancer_type, found {columns}", where=path, fix=fix)
     organ_of: dict[str, str] = {}
-    for line, row in enumerate(rows, 2):
-        patient = patient_of(row["patient_id"] or "")
-        code = (row["cancer_type"] or "").upper().removeprefix("TCGA-")
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        row = dict(zip(table.header, cells, strict=True))
+        patient, code = patient_of(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
         if patient is None or code not in ORGANS:
             raise DataError(
-                f"{row['patient_id']!r} with cancer type {row['cancer_type']!r}: no TCGA patient or project code",
+                f"{row['patient_id']!r} with cancer type {row['cancer_type']!r} is no TCGA patient or project code",
                 where=f"{path}, line {line}",
                 fix=f"correct the row; the codes are {', '.join(ORGANS)}",
             )

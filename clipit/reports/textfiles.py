@@ -1,19 +1,17 @@
-"""Reports in plain text."""
+"""Reports in plain text: one per line, or one per file of a folder or zip."""
 
 import codecs
-import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
 
 
-class Row(NamedTuple):
-    """A report as its source gives it."""
+class RawReport(NamedTuple):
+    """A report as its source gives it, before it has an id."""
 
     where: str
     """File and row, for messages."""
@@ -24,65 +22,11 @@ class Row(NamedTuple):
     label: str | None = None
 
 
-def needed_columns(config: ReportsConfig) -> dict[str, str]:
-    """Key of the configuration -> column, for those that are configured."""
-    keys = ("text_column", "id_column", "organ_column", "group_column", "label_column")
-    return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
-
-
-def check_columns(config: ReportsConfig, columns: Sequence[str], where: object, hint: str = "") -> None:
-    """Compare the configured columns with those of the table; `hint` says what to do when they are not there.
-
-    Raises:
-        DataError: One of them is not there; names the columns that are.
-    """
-    for key, column in needed_columns(config).items():
-        if column not in columns:
-            raise DataError(
-                f"no column {column!r}; the columns are: {', '.join(map(repr, columns)) or 'none'}",
-                where=where,
-                fix=hint or f"set reports.{key} to one of them (--reports.{key}=...)",
-            )
-
-
-def _plain(value: Any) -> str | None:
-    """A cell of an id, organ or group column as a string; None if it is empty."""
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value).strip() or None
-
-
-def table_row(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> Row:
-    """A row from the cells of a table.
-
-    Raises:
-        DataError: The text is no text, or the id is missing.
-    """
-    text = cells.get(config.text_column)
-    if text is None or (isinstance(text, float) and math.isnan(text)):
-        text = ""
-    if not isinstance(text, str):
-        raise DataError(
-            f"column {config.text_column!r} holds {type(text).__name__}, not text",
-            where=where,
-            fix="set reports.text_column to the column with the reports' text",
-        )
-    report_id = _plain(cells.get(config.id_column)) if config.id_column else None
-    if config.id_column and report_id is None:
-        raise DataError(
-            f"no id in column {config.id_column!r}", where=where, fix="fill it in, or leave reports.id_column out"
-        )
-    organ = _plain(cells.get(config.organ_column)) if config.organ_column else None
-    group = _plain(cells.get(config.group_column)) if config.group_column else None
-    label = _plain(cells.get(config.label_column)) if config.label_column else None
-    return Row(where, text, report_id, organ, group, label)
-
-
 def codec(encoding: str) -> str:
-    """The encoding to open files with; UTF-8 also passes over a byte order mark.
+    """Python's name of an encoding; UTF-8 also skips a byte order mark.
 
     Raises:
-        ConfigError: There is no such encoding.
+        ConfigError: The encoding is unknown.
     """
     try:
         name = codecs.lookup(encoding).name
@@ -91,26 +35,6 @@ def codec(encoding: str) -> str:
             f"unknown encoding {encoding!r}", where="reports.encoding", fix="use utf-8, latin-1 or cp1252"
         ) from error
     return "utf-8-sig" if name == "utf-8" else name
-
-
-def _undecodable(data: bytes, where: object, encoding: str) -> DataError:
-    """Find the first byte that does not belong to the encoding, and say where it stands."""
-    try:
-        data.decode(codec(encoding))
-        place = "somewhere"
-    except UnicodeDecodeError as error:
-        start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
-        line_start = data.rfind(b"\n", 0, start) + 1
-        line = data.count(b"\n", 0, start) + 1
-        place = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})" if start < len(data) else "the end"
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    own = "utf-16, by its first bytes" if wide else "the file's own"
-    example = "utf-16" if wide else "latin-1"
-    return DataError(
-        f"the text is not {encoding}",
-        where=f"{where}, {place}",
-        fix=f"set reports.encoding to {own} (--reports.encoding={example}), or convert the file to UTF-8",
-    )
 
 
 @contextmanager
@@ -122,32 +46,56 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
         raise _undecodable(path.read_bytes(), path, encoding) from error
 
 
-def read_lines(path: Path, encoding: str) -> Iterator[Row]:
-    """One report per line of a text file."""
+def _undecodable(data: bytes, where: object, encoding: str) -> DataError:
+    try:
+        data.decode(codec(encoding))
+        place = "somewhere"
+    except UnicodeDecodeError as error:
+        start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
+        line_start = data.rfind(b"\n", 0, start) + 1
+        line = data.count(b"\n", 0, start) + 1
+        place = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})" if start < len(data) else "the end"
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    actual, example = ("utf-16, by its first bytes", "utf-16") if wide else ("the file's own", "latin-1")
+    return DataError(
+        f"the text is not {encoding}",
+        where=f"{where}, {place}",
+        fix=f"set reports.encoding to {actual} (--reports.encoding={example}), or convert the file to UTF-8",
+    )
+
+
+def read_lines(path: Path, encoding: str) -> Iterator[RawReport]:
+    """Read one report per line of a text file."""
     with decoding(path, encoding), path.open(encoding=codec(encoding)) as stream:
         for number, line in enumerate(stream, 1):
-            yield Row(f"{path}, line {number}", line.rstrip("\n"))
+            yield RawReport(f"{path}, line {number}", line.rstrip("\n"))
 
 
-def _wanted(name: str) -> bool:
-    """Whether a file is a report, and not the hidden file of an operating system."""
-    parts = PurePosixPath(name).parts
-    return name.lower().endswith(".txt") and not any(part.startswith((".", "__MACOSX")) for part in parts)
+def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:
+    """Read one report per .txt file of a folder (with its subfolders) or of a zip.
+
+    The id is the file's path without .txt; other files are counted in `problems`.
+    """
+    for name, data in _text_files(path, problems):
+        where = f"{path}, {name}"
+        try:
+            text = data.decode(codec(encoding))
+        except UnicodeError as error:
+            raise _undecodable(data, where, encoding) from error
+        yield RawReport(where, text, name[: -len(".txt")])
 
 
-def _files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every report file of a folder or zip, by name."""
+def _text_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every .txt file, sorted by name."""
     if path.is_dir():
-        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        _note_others(path, names, problems)
-        for name in filter(_wanted, names):
+        for name in _text_names(
+            path, [f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()], problems
+        ):
             yield name, (path / name).read_bytes()
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-            _note_others(path, names, problems)
-            for name in filter(_wanted, names):
+            for name in _text_names(path, [n for n in archive.namelist() if not n.endswith("/")], problems):
                 yield name, archive.read(name)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # RuntimeError: encrypted
         raise DataError(
@@ -155,18 +103,13 @@ def _files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
         ) from error
 
 
-def _note_others(path: Path, names: list[str], problems: list[str]) -> None:
-    others = [name for name in names if not _wanted(name)]
+def _text_names(path: Path, names: list[str], problems: list[str]) -> list[str]:
+    """Sorted names of the .txt files, without hidden ones; notes how many files are skipped."""
+    texts: list[str] = []
+    others: list[str] = []
+    for name in sorted(names):
+        hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+        (texts if name.lower().endswith(".txt") and not hidden else others).append(name)
     if others:
-        problems.append(f"{path}: {len(others)} other files passed over (not .txt), the first is {others[0]}")
-
-
-def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[Row]:
-    """One report per .txt file of a folder (with its subfolders) or of a zip; the id is its path without .txt."""
-    for name, data in _files(path, problems):
-        where = f"{path}, {name}"
-        try:
-            text = data.decode(codec(encoding))
-        except UnicodeError as error:
-            raise _undecodable(data, where, encoding) from error
-        yield Row(where, text, name[: -len(".txt")])
+        problems.append(f"{path}: {len(others)} other files skipped (not .txt), first {others[0]}")
+    return texts

@@ -1,11 +1,13 @@
-"""A Hugging Face data set: an id on the hub or a local folder."""
+"""Tiles from a Hugging Face data set: an id on the hub or a local folder."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from clipit.config.run import TilesConfig
+from clipit.data_files import load_huggingface
 from clipit.errors import DataError, shortlist
 from clipit.tiles.images import decode
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -15,18 +17,16 @@ _DEFAULTS = {"path": "image", "label": "label"}
 
 
 class DatasetReader:
-    """Rows of an image column over several parts of a data set."""
+    """Decodes an image column over several parts of a data set; rows are numbered across the parts."""
 
     def __init__(self, parts: dict[str, Any], column: str) -> None:
-        """Take the parts (name -> `datasets.Dataset` whose images are not decoded); rows are numbered through."""
+        """Take the parts (name -> `datasets.Dataset` with undecoded images) and the image column."""
         self._parts = parts
         self._column = column
         self._places = [(name, row) for name, part in parts.items() for row in range(part.num_rows)]
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row."""
-        import io
-
         name, inner = self._places[row]
         value = self._parts[name][inner][self._column]
         if value is None:
@@ -34,32 +34,33 @@ class DatasetReader:
         return decode(io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]))
 
     def where(self, row: int) -> str:
-        """Part and row."""
+        """Part and row, for messages."""
         name, inner = self._places[row]
         return f"part {name}, row {inner}"
 
 
 def read_huggingface(config: TilesConfig) -> SourceTiles:
-    """Tiles of a data set; the id is the `id` column if tiles.columns names one, or else `<part>/<row>`.
+    """Read the tiles of a data set; the id is the `id` column if tiles.columns names one, else `<part>/<row>`.
 
     The image column is `image` and the label column `label` unless tiles.columns says otherwise (`path` names the image
-    column). Parts that are not mapped to a split are left out when tiles.splits is given.
+    column). When tiles.splits is given, parts that it does not map are dropped. A data set without parts is train.
 
     Raises:
-        DataError: It cannot be loaded, or lacks parts or columns.
+        DataError: The data set cannot be loaded, or lacks parts or columns.
     """
-    parts = _wanted_parts(_load(config.path), config)
+    loaded = load_huggingface(config.path, "tiles.path")
+    parts = _select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     names = {
         ours: config.columns.get(ours, _DEFAULTS.get(ours, ours)) for ours in ("id", "path", "label", "group", "mpp")
     }
-    needed = {"path"} | set(config.columns) - {"split"} | ({"label"} if config.labels.kind != "none" else set())
+    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if config.labels.kind != "none" else set())
     columns: dict[str, list[str]] = {ours: [] for ours in names}
-    part_of: list[str] = []
+    part_of_row: list[str] = []
     stamps: list[str] = []
     classes: tuple[str, ...] | None = None
     undecoded: dict[str, Any] = {}
     for part, rows in parts.items():
-        missing = sorted(names[ours] for ours in needed if names[ours] not in rows.column_names)
+        missing = sorted(names[ours] for ours in required if names[ours] not in rows.column_names)
         if missing:
             raise DataError(
                 f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(rows.column_names)}",
@@ -67,22 +68,21 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
                 fix="name the right ones in tiles.columns (path: the image column)",
             )
         undecoded[part] = _undecoded(rows, names["path"], config.path)
-        feature = rows.features.get(names["label"])
-        own = tuple(getattr(feature, "names", None) or ()) or None
-        if classes is not None and own != classes:
+        part_classes = tuple(getattr(rows.features.get(names["label"]), "names", None) or ()) or None
+        if classes is not None and part_classes != classes:
             raise DataError("the parts have different class names", where=config.path, fix="repair the data set")
-        classes = own
-        part_of += [part] * rows.num_rows
+        classes = part_classes
+        part_of_row += [part] * rows.num_rows
         stamps += [str(rows._fingerprint)] * rows.num_rows
         for ours in ("id", "label", "group", "mpp"):
-            columns[ours] += _texts(rows, names[ours], own if ours == "label" else None)
-    if not part_of:
+            columns[ours] += _texts(rows, names[ours], part_classes if ours == "label" else None)
+    if not part_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another")
     numbered = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
     return SourceTiles(
         ids=columns["id"] if "id" in config.columns else numbered,
         labels=columns["label"],
-        parts=part_of,
+        parts=part_of_row,
         groups=columns["group"],
         mpp=[float(value) if value else float("nan") for value in columns["mpp"]],
         stamps=stamps,
@@ -92,28 +92,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     )
 
 
-def _load(path: str) -> dict[str, Any]:
-    """Parts by name; a data set without parts counts as train."""
-    import datasets
-
-    folder = Path(path).expanduser()
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    try:
-        loaded = (
-            datasets.load_from_disk(str(folder))
-            if saved
-            else datasets.load_dataset(str(folder) if folder.is_dir() else path)
-        )
-    except Exception as error:  # the library raises its own and its dependencies' errors
-        raise DataError(
-            f"the Hugging Face data set cannot be loaded: {type(error).__name__}: {error}",
-            where=path,
-            fix="check the id and the network (https://huggingface.co/datasets), or give a local folder",
-        ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-
-
-def _wanted_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
+def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
     absent = sorted(set(config.splits.values()) - set(parts))
     if absent:
         raise DataError(
@@ -128,7 +107,7 @@ def _wanted_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
 
 
 def _undecoded(rows: Any, column: str, where: str) -> Any:
-    """The image column alone, as bytes or paths: our own decoding sees cut-off images."""
+    """The image column alone, as bytes or paths, because our own decoding detects truncated images."""
     import datasets
 
     if not isinstance(rows.features[column], datasets.Image):
@@ -140,11 +119,11 @@ def _undecoded(rows: Any, column: str, where: str) -> Any:
     return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _texts(rows: Any, column: str, names: tuple[str, ...] | None) -> list[str]:
-    """A column as text; absent or null is "", a number of a class its name."""
+def _texts(rows: Any, column: str, classes: tuple[str, ...] | None) -> list[str]:
+    """A column as text: "" where absent or null, class names in place of class numbers."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
     values = list(rows[column])
-    if names is not None:
-        return ["" if value is None or value < 0 else names[value] for value in values]
+    if classes is not None:
+        return ["" if value is None or value < 0 else classes[value] for value in values]
     return ["" if value is None else str(value) for value in values]

@@ -79,7 +79,7 @@ def test_length_counts_readable_words() -> None:
 def test_sections() -> None:
     assert texts(build(sections=("diagnosis",))) == {FREE, "Glands invade the muscularis."}
     assert texts(build(exclude_sections=("diagnosis", "gross"))) == {FREE, "Please call the doctor."}
-    with pytest.raises(ConfigError, match=r"no such section: diagnoses(.|\n)*microscopic"):
+    with pytest.raises(ConfigError, match=r"unknown section: diagnoses(.|\n)*microscopic"):
         build(sections=("diagnoses",))
 
 

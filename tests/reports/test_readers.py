@@ -75,7 +75,7 @@ def test_folder_and_zip_of_texts_agree(tmp_path: Path) -> None:
     from_folder, from_zip = read(folder, format="texts"), read(tmp_path / "texts.zip")
     assert [(r.report_id, r.text) for r in from_folder.reports] == [("b", "Liver."), ("deep/a", "Colon.\nTumor.")]
     assert from_zip.reports == from_folder.reports
-    assert "1 other files passed over" in from_folder.problems[0]
+    assert "1 other files skipped" in from_folder.problems[0]
     assert from_zip.fingerprint == from_folder.fingerprint
 
 
@@ -141,7 +141,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("blank.txt", "\n \n--\n", {}, r"empty corpus: no report with text \(3 empty ones\)"),
         ("head.csv", "text\n", {}, "empty corpus"),
         ("nothing.csv", "", {}, "the columns are: none"),
-        ("cells.csv", "id,text\n1,colon, liver\n", {}, r"a row with 3 cells under a header of 2\n.*line 2"),
+        ("cells.csv", "id,text\n1,colon, liver\n", {}, r"record 1 \(line 2\) has 3 fields, the header 2"),
         ("quote.csv", 'text\n"colon\n', {}, r"broken row"),
         (
             "twice.csv",
@@ -150,8 +150,8 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
             r"two reports have the id '1'\n.*line 2 and .*line 3",
         ),
         ("noid.csv", "id,text\n,a\n", {"id_column": "id"}, r"no id in column 'id'\n.*line 2"),
-        ("bad.jsonl", '{"text": "a"}\n{"text": \n', {}, r"no JSON: .*\n.*line 2"),
-        ("list.jsonl", "[1]\n", {}, "no JSON object"),
+        ("bad.jsonl", '{"text": "a"}\n{"text": \n', {}, r"invalid JSON: .*\n.*line 2"),
+        ("list.jsonl", "[1]\n", {}, "not a JSON object"),
         ("number.jsonl", '{"text": 3}\n', {}, "holds int, not text"),
         ("bad.parquet", "PAR1", {}, "cannot read this parquet file"),
         ("bad.zip", "PK", {}, "cannot read this zip file"),
@@ -189,11 +189,11 @@ def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_column_that_stands_there_twice(tmp_path: Path, header: str) -> None:
     path = tmp_path / "reports.csv"
     path.write_text(f"{header}\nColon.,1,Liver.\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"(?s)two columns have one name: text.*reports\.csv"):
+    with pytest.raises(DataError, match=r"(?s)several columns have the same name: text.*reports\.csv"):
         read(path)
     twice = pa.table([["Colon."], ["1"], ["Liver."]], names=header.split(","))
     pq.write_table(twice, tmp_path / "reports.parquet")
-    with pytest.raises(DataError, match=r"(?s)two columns have one name: text.*reports\.parquet"):
+    with pytest.raises(DataError, match=r"(?s)several columns have the same name: text.*reports\.parquet"):
         read(tmp_path / "reports.parquet")
 
 

@@ -7,12 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipit.errors import ConfigError
-from clipit.reports.snippets import split_report, split_reports
+from clipit.reports.snippets import Piece, split_reports
+from clipit.types import TokenCounter
 
 
 def words_and_two(texts: Sequence[str]) -> list[int]:
     """A token for each 4 characters of a word, and two special ones."""
     return [2 + sum(-(-len(word) // 4) for word in text.split()) for text in texts]
+
+
+def split_report(report: str, count_tokens: TokenCounter, budget: int) -> list[Piece]:
+    return split_reports([report], count_tokens, budget)[0]
 
 
 def texts_of(report: str) -> list[str]:

@@ -68,7 +68,7 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
 def test_only_some_organs(published: Path, types: Path) -> None:
     reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
-    assert any("2 reports of other or unknown organs left out" in problem for problem in reports.problems)
+    assert any("2 reports of other or unknown organs dropped" in problem for problem in reports.problems)
     with pytest.raises(DataError, match="no report of lung; the organs are: kidney, stomach"):
         read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))
 
@@ -84,7 +84,7 @@ def test_texts_named_by_barcode(tmp_path: Path, types: Path) -> None:
         (f"part/{KIDNEY}.pdf", "TCGA-BP-5195", "kidney"),
         ("part/tcga-d7-8573-01Z", "TCGA-D7-8573", "stomach"),
     ]
-    assert any("README.txt: passed over, the name does not begin with" in problem for problem in reports.problems)
+    assert any("README.txt: skipped, its name does not begin with" in problem for problem in reports.problems)
 
 
 def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
@@ -114,7 +114,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
         ("patient_id,cancer_type\nTCGA-BP-5195,KIDNEY\n", r"(?s)'TCGA-BP-5195' with cancer type 'KIDNEY'.*line 2"),
         ("patient_id,cancer_type\nBP-5195,KIRC\n", "no TCGA patient or project code"),
         ("patient_id,cancer_type\nTCGA-BP-5195,KIRC\nTCGA-BP-5195,LUAD\n", "two organs for TCGA-BP-5195"),
-        (None, "the cancer types cannot be read"),
+        (None, "cannot read the cancer types"),
     ],
 )
 def test_bad_cancer_types(published: Path, tmp_path: Path, content: str | None, message: str) -> None:
@@ -168,9 +168,7 @@ def test_another_csv_is_told_by_its_columns(tmp_path: Path) -> None:
 def test_a_row_that_stands_there_twice(published: Path) -> None:
     with published.open("a", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerow((KIDNEY, "Another text."))
-    with pytest.raises(
-        DataError, match=rf"(?s)patient_filename '{KIDNEY}' stands there twice.*line 3 and .*line 7"
-    ) as e:
+    with pytest.raises(DataError, match=rf"(?s)patient_filename '{KIDNEY}' occurs twice.*line 2 and .*line 7") as e:
         read_reports(config(published))
     assert "id_column" not in str(e.value)
 

@@ -73,5 +73,5 @@ def test_parts_and_columns_that_are_not_there(saved: Path) -> None:
 def test_a_data_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="cannot load this data set"):
         load_tiles(config(tmp_path / "empty"), seed=0)

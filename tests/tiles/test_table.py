@@ -122,7 +122,7 @@ def test_contradictions_are_errors(tmp_path: Path, place: int, change: dict[str,
 
 def test_unreadable_tables(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="does not exist"):
         load_tiles(config(path), seed=0)
     path.write_bytes("path,label\nä.png,a\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
@@ -134,7 +134,7 @@ def test_unreadable_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
         load_tiles(config(path), seed=0)
     path.write_text("path,label,label\n1.png,a,b\n")
-    with pytest.raises(DataError, match="two columns have one name: label"):
+    with pytest.raises(DataError, match="several columns have the same name: label"):
         load_tiles(config(path), seed=0)
     (tmp_path / "t.parquet").write_text("no")
     with pytest.raises(DataError, match="not a readable parquet"):
@@ -180,18 +180,18 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
 
 def test_a_world_that_is_not_written_yet(tmp_path: Path) -> None:
     path = tmp_path / "outputs" / "demo" / "tiles.csv"
-    with pytest.raises(DataError, match=r"(?s)the table of tiles is not there.*make demo"):
+    with pytest.raises(DataError, match=r"(?s)the table of tiles does not exist.*make demo"):
         load_tiles(TilesConfig.model_validate({"source": "table", "path": str(path)}), seed=0)
 
 
 def test_names_that_are_equal_but_for_spaces(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("path,label,split,group, label\n1.png,a,train,p,b\n")
-    with pytest.raises(DataError, match="two columns have one name: label"):
+    with pytest.raises(DataError, match="several columns have the same name: label"):
         load_tiles(config(path), seed=0)
     twice = pa.table([["1.png"], ["a"], ["b"]], names=["path", "label", "label "])
     pq.write_table(twice, tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="two columns have one name: label"):
+    with pytest.raises(DataError, match="several columns have the same name: label"):
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
 
 
@@ -228,5 +228,5 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     table = rows(tmp_path)
     table[1] = table[1] | {"path": name}
-    with pytest.raises(DataError, match="1 of 12 files that the table names are not there"):
+    with pytest.raises(DataError, match="1 of 12 files that the table names are missing"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)

@@ -1,6 +1,6 @@
 """Find tiles, patients and reports that stand on both sides of a split; exit status 1 when there are any."""
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 PIXELS = {
@@ -13,11 +13,11 @@ PIXELS = {
 def main() -> None:
     """Parse, look, print the table and where the list lies."""
     with user_errors():
-        config, options = read_command(__doc__ or "", extra={"--pixels": PIXELS})
+        file, options = read_file_command(__doc__ or "", ["comparison"], extra={"--pixels": PIXELS})
         from clipit.distributed import get_processes
         from clipit.workspace.leak_policy import check_leaks
 
-        path, leaking = check_leaks(config, options.pixels)
+        path, leaking = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:
             print(f"\n{leaking} tiles and reports leak: {path} (and .parquet)")
         raise SystemExit(1 if leaking else 0)

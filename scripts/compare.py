@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
@@ -10,14 +10,14 @@ def main() -> None:
     """Parse, run what is missing, print the table, say where everything lies."""
     with user_errors():
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
-        config, options = read_command(__doc__ or "", extra=option)
+        file, options = read_file_command(__doc__ or "", ["comparison"], extra=option)
         from clipit.comparison.compare import compare, record
         from clipit.distributed import get_processes
         from clipit.reporting.csv_record import check_record
 
         if options.record:
             check_record(options.record)
-        folder = compare(config)
+        folder = compare(file.run, file.comparison)
         if get_processes().main:
             if options.record:
                 record(folder, options.record)

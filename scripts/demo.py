@@ -1,6 +1,6 @@
 """The demo: write the synthetic world, compare arms on it over seeds, show where everything lies."""
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
@@ -8,15 +8,15 @@ def main() -> None:
     """Parse, run, print the table."""
     with user_errors():
         extra = {"--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"}}
-        config, options = read_command(__doc__ or "", extra=extra)
+        file, options = read_file_command(__doc__ or "", ["comparison"], extra=extra)
         from clipit.comparison.demo import demo, demo_world
         from clipit.comparison.tune import tune
 
         if options.tune:
-            demo_world(config)
-            print(f"\nall trials, and the arms for the configuration beside it: {tune(config)}")
+            demo_world(file.run)
+            print(f"\nall trials, and the arms for the configuration beside it: {tune(file.run, file.comparison)}")
         else:
-            demo(config)
+            demo(file.run, file.comparison)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 from clipit.reporting.csv_record import OPTION, check_record, finish_study
 
@@ -11,12 +11,12 @@ def main() -> None:
     """Parse, measure, say where the tables lie."""
     with user_errors():
         run = {"type": Path, "default": None, "metavar": "FOLDER", "help": "a finished run, measured beside the others"}
-        config, options = read_command(__doc__ or "", extra={"--run": run, **OPTION})
+        file, options = read_file_command(__doc__ or "", ["probing"], extra={"--run": run, **OPTION})
         if options.record:
             check_record(options.record)
         from clipit.studies.probing.study import probe
 
-        finish_study(probe(config, options.run), "probing", options.record)
+        finish_study(probe(file.run, file.probing, options.run), "probing", options.record)
 
 
 if __name__ == "__main__":

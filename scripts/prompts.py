@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clipit.config.load import read_command
+from clipit.config.load import read_command, read_file_command
 from clipit.errors import user_errors
 from clipit.reporting.csv_record import OPTION, check_record, finish_study
 
@@ -37,13 +37,13 @@ def lint(arguments: list[str]) -> None:
 def study(arguments: list[str]) -> None:
     """Run the study and say where it lies."""
     extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}, **OPTION}
-    config, options = read_command("Measure how much the way of asking matters.", arguments, extra)
+    file, options = read_file_command("Measure how much the way of asking matters.", ["prompt_study"], arguments, extra)
     if options.record:
         check_record(options.record)
     from clipit.studies.prompts.study import prompt_study
     from clipit.workspace.workspace import Workspace
 
-    finish_study(prompt_study(config, Workspace(config), options.run), "prompts", options.record)
+    finish_study(prompt_study(file.run, file.prompt_study, Workspace(file.run), options.run), "prompts", options.record)
 
 
 def main() -> None:

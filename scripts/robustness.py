@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 from clipit.reporting.csv_record import OPTION, check_record, finish_study
 
@@ -14,12 +14,13 @@ def main() -> None:
             "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
             "help": "a finished run of this configuration; give the option once per run",
         }  # fmt: skip
-        config, options = read_command(__doc__ or "", extra={"--run": run, **OPTION})
+        file, options = read_file_command(__doc__ or "", ["robustness", "comparison"], extra={"--run": run, **OPTION})
         if options.record:
             check_record(options.record)
         from clipit.studies.robustness.study import robustness
 
-        finish_study(robustness(config, options.run), "robustness", options.record)
+        folder = robustness(file.run, file.robustness, options.run, file.comparison.shifted)
+        finish_study(folder, "robustness", options.record)
 
 
 if __name__ == "__main__":

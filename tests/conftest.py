@@ -10,9 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's c
 import pytest
 import yaml
 from logged_lines import stop_capturing
-from tiny_models import MakeConfig, write_small_world
+from tiny_models import MakeConfig, MakeFile, write_small_world
 
-from clipit.config.load import merge, nested, validate
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate, validate_file
 from clipit.config.run import RunConfig
 
 
@@ -45,6 +46,16 @@ def configure(world: dict[str, Any], shared_output: Path) -> MakeConfig:
 
     def make(changes: dict[str, Any] | None = None, **keys: Any) -> RunConfig:
         return validate(merge({**world, "output": shared_output}, nested({**(changes or {}), **keys})), "test")
+
+    return make
+
+
+@pytest.fixture
+def configure_file(world: dict[str, Any], shared_output: Path) -> MakeFile:
+    """The same with the sections of comparisons and studies."""
+
+    def make(changes: dict[str, Any] | None = None, **keys: Any) -> ConfigFile:
+        return validate_file(merge({**world, "output": shared_output}, nested({**(changes or {}), **keys})), "test")
 
     return make
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
 from clipit.doctor import machine, models, packages
 from clipit.doctor.checks import Check, CheckGroup, failed_check, format_checks
@@ -21,6 +22,7 @@ from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
 
 MakeConfig = Callable[..., RunConfig]
+MakeFile = Callable[..., ConfigFile]
 ROOT = Path(__file__).parents[1]
 
 
@@ -372,8 +374,8 @@ def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) ->
 # Configurations ---------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_configuration(configure: MakeConfig) -> None:
-    checks = check_config(configure(), [], Path("small.yaml"), silent)
+def test_a_whole_configuration(configure_file: MakeFile) -> None:
+    checks = check_config(configure_file(), [], Path("small.yaml"), silent)
     assert {check.status for check in checks} == {"PASS"}
     assert [check.subject for check in checks] == ["VLM", "backbone", "tiles", "reports", "prompts"]
     assert "72 train, 24 validation, 24 test" in checks[2].message
@@ -437,8 +439,8 @@ def test_a_gpu_that_is_asked_for(
     assert match in "".join(check.message for check in checks)
 
 
-def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure: MakeConfig) -> None:
-    config = configure(
+def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure_file: MakeFile) -> None:
+    config = configure_file(
         {
             "comparison.arms": ["image_only"],
             "comparison.backbones": ["embedded", "uni"],
@@ -453,9 +455,10 @@ def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure: Mak
     assert any("/nowhere/bach" in check.message for check in checks)
 
 
-def test_what_an_earlier_command_writes(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_an_earlier_command_writes(
+    configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    config = configure(
+    config = configure_file(
         **{"tiles.path": "outputs/w/tiles.csv", "reports.path": "outputs/w/r.jsonl", "vlm.name": "outputs/w/vlm"}
     )
     (tmp_path / "own.yaml").write_text("# command   python scripts/other.py --now\nname: a\n")

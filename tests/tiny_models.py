@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
 
 MakeConfig = Callable[..., RunConfig]
 """`configure(**{"lora.rank": 2})`: see conftest.py."""
+MakeFile = Callable[..., ConfigFile]
+"""`configure_file(**{"comparison.seeds": [1]})`: see conftest.py."""
 
 CLASSES = ("gland", "stroma", "tumour")
 WORDS = [
@@ -22,6 +25,16 @@ WORDS = [
     "moderate", "severe", "mild", "focal", "diffuse", "marked", "with", "and", "of", "the", "a", "an", "image",
     "is", "are", "shows", "seen", "present", "absent",
 ]  # fmt: skip
+
+
+def with_run(file: ConfigFile, **changes: Any) -> ConfigFile:
+    """A copy of a configuration file with other keys of the run."""
+    return file.model_copy(update={"run": file.run.model_copy(update=changes)})
+
+
+def with_comparison(file: ConfigFile, **changes: Any) -> ConfigFile:
+    """A copy of a configuration file with other keys of the comparison."""
+    return file.model_copy(update={"comparison": file.comparison.model_copy(update=changes)})
 
 
 def save_word_tokenizer(folder: Path, words: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from clipit.comparison.results_json import keep_planes, numbers
 from clipit.comparison.rows import add_costs, run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
 from clipit.comparison.vlm_reference import reference_rows
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
@@ -32,11 +33,12 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def compare(config: RunConfig) -> Path:
+def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     """Train every arm with every seed, skipping finished runs, and write the comparison.
 
     Args:
-        config: Its `comparison` section says what is compared.
+        config: Configuration that all runs share.
+        comparison: Arms, seeds, data sets and backbones to compare.
 
     Returns:
         The folder with comparison.md, .tex, .html, .parquet and .json.
@@ -45,7 +47,7 @@ def compare(config: RunConfig) -> Path:
         ConfigError: An arm's keys do not fit, or the arms were searched differently.
         DataError: A data set has no test tile, or a prompt set has other classes than the tiles.
     """
-    plans = plan_comparison(config)
+    plans = plan_comparison(config, comparison)
     shared: dict[str, Any] = {}
     workspaces = [Workspace(plan.config, shared) for plan in plans]
     for plan, workspace in zip(plans, workspaces, strict=True):
@@ -63,16 +65,16 @@ def compare(config: RunConfig) -> Path:
         all_rows += rows
     if get_processes().main:
         analyses = keep_planes(analyses, folder)
-        results = compute_statistics(config, all_rows)
-        notes = write_report(config, plans, results, analyses, folder, [w.all_tiles for w in workspaces])
-        _write_rows(config, all_rows, numbers(results, analyses) | {"notes": notes}, folder)
+        results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
+        notes = write_report(config, comparison, plans, results, analyses, folder, [w.all_tiles for w in workspaces])
+        _write_rows(config, comparison, all_rows, numbers(results, analyses) | {"notes": notes}, folder)
     get_processes().barrier()
     return folder
 
 
 def _train(plan: Plan, workspace: Workspace) -> list[ScoreRow]:
     rows: list[ScoreRow] = []
-    for seed in plan.config.comparison.seeds:
+    for seed in plan.comparison.seeds:
         for arm in plan.arms:
             run = plan.run(arm, seed)
             finished = (run_folder(run) / "results.json").is_file()
@@ -99,21 +101,28 @@ def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
                 fix="give tiles of the split test, and keep test among evaluation.splits",
             )
         )
-    for name in plan.config.comparison.shifted:
-        workspace.shifted_tiles(name)
-    seed = plan.config.comparison.seeds[0]
+    for name, tiles in plan.comparison.shifted.items():
+        workspace.shifted_tiles(name, tiles)
+    seed = plan.comparison.seeds[0]
     prompt_sets = dict.fromkeys([plan.config.prompts, *(resolve_arm(plan.run(a, seed)).prompts for a in plan.arms)])
     for prompts in prompt_sets:
         if prompts:
             check_classes(load_prompts(prompts), workspace.all_tiles.classes)
 
 
-def _write_rows(config: RunConfig, rows: Sequence[ScoreRow], results: dict[str, Any], folder: Path) -> None:
+def _write_rows(
+    config: RunConfig,
+    comparison: ComparisonConfig,
+    rows: Sequence[ScoreRow],
+    results: dict[str, Any],
+    folder: Path,
+) -> None:
     """Write comparison.parquet, the rows alone, and comparison.json, with all numbers that the tables show."""
     records = [row.to_record() for row in rows]
     with whole_file(folder / "comparison.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(records), temporary)
-    provenance = {"config": config.model_dump(mode="json"), "commit": git_commit(), "rows": records}
+    settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
+    provenance = {"config": settings, "commit": git_commit(), "rows": records}
     write_json(folder / "comparison.json", provenance | results)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.comparison.compare import compare
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
 from clipit.synthetic.world import WorldConfig, write_whole_world
@@ -18,20 +19,21 @@ WORLD = WorldConfig(seed=0)
 """The demo's; a comparison over several worlds takes others from `write_whole_world`."""
 
 
-def demo(config: RunConfig) -> Path:
+def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
     """Write the world where the configuration looks for its tiles, compare the arms, try the classifier.
 
     Args:
         config: As configs/demo.yaml: tiles and reports lie in one folder, which is filled if it is empty.
+        comparison: Arms and seeds to compare.
 
     Returns:
         The folder of the comparison.
     """
     begin = time.perf_counter()
     world = demo_world(config)
-    folder = compare(config)
-    arm = "clip_it_all" if "clip_it_all" in config.comparison.arms else config.comparison.arms[0]
-    run = run_folder(config.model_copy(update={"arm": arm, "seed": config.comparison.seeds[0]}))
+    folder = compare(config, comparison)
+    arm = "clip_it_all" if "clip_it_all" in comparison.arms else comparison.arms[0]
+    run = run_folder(config.model_copy(update={"arm": arm, "seed": comparison.seeds[0]}))
     logger.info("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
     logger.info(_try_classifier(config, run))
     logger.info(f"\nThe world:      {world}")

@@ -5,6 +5,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import Any
 
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.load import merge, nested, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
@@ -26,7 +27,7 @@ _HAS: Mapping[str, Callable[[RunConfig], bool]] = {
 """Whether an arm has the term that a section speaks of; where it has not, a trial of its keys would change nothing."""
 
 
-def axes_of(config: RunConfig, arm: str) -> dict[str, tuple[Any, ...]]:
+def axes_of(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict[str, tuple[Any, ...]]:
     """The axes of the common grid that this arm has: learning rates, steps, and of `comparison.grid` what concerns it.
 
     An axis does not concern an arm that lacks the term, or whose built-in recipe is defined by the key. Such an arm
@@ -35,7 +36,7 @@ def axes_of(config: RunConfig, arm: str) -> dict[str, tuple[Any, ...]]:
     Raises:
         ConfigError: A key of the grid is unknown, or a value does not fit it.
     """
-    c = config.comparison
+    c = comparison
     resolved = resolve_arm(config.model_copy(update={"arm": arm}))
     fixed = _recipe(config, arm)
     further = {key: values for key, values in c.grid.items() if _has(resolved, key) and key not in fixed}
@@ -77,9 +78,9 @@ def _has(resolved: RunConfig, key: str) -> bool:
     return term is None or term(resolved)
 
 
-def trials_of(config: RunConfig, arm: str) -> list[Trial]:
+def trials_of(config: RunConfig, comparison: ComparisonConfig, arm: str) -> list[Trial]:
     """All trials of an arm, in the order of the grid."""
-    axes = axes_of(config, arm)
+    axes = axes_of(config, comparison, arm)
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
@@ -98,16 +99,16 @@ def _values(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def is_tuned(config: RunConfig, arms: Sequence[str]) -> bool:
+def is_tuned(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> bool:
     """Whether the arms differ in a key of the grid, or from the file's own: then something was chosen for them."""
-    seen = {key: {value} for key, value in _values(config, list(config.comparison.grid)).items()}
+    seen = {key: {value} for key, value in _values(config, list(comparison.grid)).items()}
     for arm in arms:
-        for key, value in chosen(config, arm, list(axes_of(config, arm))).items():
+        for key, value in chosen(config, arm, list(axes_of(config, comparison, arm))).items():
             seen.setdefault(key, set()).add(value)
     return any(len(values) > 1 for values in seen.values())
 
 
-def check_grid(config: RunConfig, arms: Sequence[str]) -> None:
+def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
     """Refuse arms that were given more choice than others.
 
     All arms have the same values of all keys of the grid (none was tuned), or each has those of a trial of it.
@@ -115,12 +116,12 @@ def check_grid(config: RunConfig, arms: Sequence[str]) -> None:
     Raises:
         ConfigError: Some lie outside of the grid.
     """
-    _check_names(config, arms)
-    if not is_tuned(config, arms):
+    _check_names(config, comparison, arms)
+    if not is_tuned(config, comparison, arms):
         return
     outside = []
     for arm in arms:
-        axes = axes_of(config, arm)
+        axes = axes_of(config, comparison, arm)
         own = {key: value for key, value in chosen(config, arm, list(axes)).items() if value not in axes[key]}
         if own:
             outside.append(f"{arm} ({', '.join(shown(key, value) for key, value in own.items())})")
@@ -135,9 +136,9 @@ def check_grid(config: RunConfig, arms: Sequence[str]) -> None:
         )
 
 
-def _check_names(config: RunConfig, arms: Sequence[str]) -> None:
+def _check_names(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
     """An arm with the name of a built-in recipe may differ from it in what was searched, and in nothing else."""
-    searched = {RATE, STEPS, "base", *config.comparison.grid}
+    searched = {RATE, STEPS, "base", *comparison.grid}
     wrong = []
     for arm in arms:
         own = config.arms.get(arm, {})

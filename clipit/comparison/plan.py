@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipit.comparison.grid import check_grid
+from clipit.config.comparison import ComparisonConfig
+from clipit.config.file import SECTIONS
 from clipit.config.load import dotted, merge, nested, validate, without
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
 
-_COMMON = ("name", "output", "seed", "arm", "arms", "overrides", "comparison")
+_COMMON = ("name", "output", "seed", "arm", "arms", "overrides")
 """Keys that a comparison gives to every run, or reads once for all."""
 
 
@@ -23,12 +25,14 @@ class Plan:
         data_set: Name; the configuration's own where it lists none.
         backbone: Name of the backbone.
         config: Of all runs here, without arm and seed; its `arms` hold those at equal steps, too.
+        comparison: The section of the comparison, the same for all plans.
         arms: In the order of the table.
     """
 
     data_set: str
     backbone: str
     config: RunConfig
+    comparison: ComparisonConfig
     arms: tuple[str, ...]
 
     def run(self, arm: str, seed: int) -> RunConfig:
@@ -39,20 +43,20 @@ class Plan:
 _OWN = "each data set's own"
 
 
-def plan_comparison(config: RunConfig) -> list[Plan]:
+def plan_comparison(config: RunConfig, comparison: ComparisonConfig) -> list[Plan]:
     """All data sets x backbones of a comparison.
 
     Raises:
         ConfigError: An arm or a data set's keys are wrong (all are listed), or the arms were not searched alike.
     """
-    c = config.comparison
-    _check_command_line(config)
+    c = comparison
+    _check_command_line(config, comparison)
     found, wrong = [], []
     for data_set, keys in (c.data_sets or {config.name: {}}).items():
         for backbone in c.backbones or (str(keys.get("backbone.name", config.backbone.name)),):
             try:
                 own = not c.backbones and any("backbone.name" in k for k in c.data_sets.values())
-                found.append(_plan(config, data_set, keys, backbone, _OWN if own else backbone))
+                found.append(_plan(config, c, data_set, keys, backbone, _OWN if own else backbone))
             except ConfigError as error:
                 wrong.append(str(error))
     if wrong:
@@ -77,8 +81,9 @@ def _check_folders(plans: Sequence[Plan]) -> None:
         )
 
 
-def _plan(config: RunConfig, data_set: str, keys: dict[str, object], backbone: str, called: str) -> Plan:
-    c = config.comparison
+def _plan(
+    config: RunConfig, c: ComparisonConfig, data_set: str, keys: dict[str, object], backbone: str, called: str
+) -> Plan:
     where = f"comparison.data_sets.{data_set}"
     _check_data_set(data_set, keys, where)
     parts = [config.name, *([data_set] if c.data_sets else []), *([backbone] if c.backbones else [])]
@@ -94,14 +99,14 @@ def _plan(config: RunConfig, data_set: str, keys: dict[str, object], backbone: s
             wrong.append(str(error))
     if wrong:
         raise ConfigError("\n".join(wrong))
-    check_grid(resolved, c.arms)
+    check_grid(resolved, c, c.arms)
     arms, recipes = _with_equal_steps(resolved, c.arms) if c.equal_steps else (c.arms, {})
-    return Plan(data_set, called, resolved.model_copy(update={"arms": {**resolved.arms, **recipes}}), arms)
+    return Plan(data_set, called, resolved.model_copy(update={"arms": {**resolved.arms, **recipes}}), c, arms)
 
 
 def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
     given = dotted(nested(keys))
-    common = sorted(key for key in given if key.partition(".")[0] in _COMMON)
+    common = sorted(key for key in given if key.partition(".")[0] in (*_COMMON, *SECTIONS))
     if common:
         raise ConfigError(
             explain(
@@ -134,12 +139,10 @@ def _with_equal_steps(config: RunConfig, arms: Sequence[str]) -> tuple[tuple[str
     return tuple(shown), recipes
 
 
-def _check_command_line(config: RunConfig) -> None:
-    told = {key for arm in config.comparison.arms for key in _keys_of(config, arm)} & set(config.overrides)
-    told |= {key for keys in config.comparison.data_sets.values() for key in dotted(nested(keys))} & set(
-        config.overrides
-    )
-    if config.comparison.backbones:  # one model under several names would be the end of a table
+def _check_command_line(config: RunConfig, comparison: ComparisonConfig) -> None:
+    told = {key for arm in comparison.arms for key in _keys_of(config, arm)} & set(config.overrides)
+    told |= {key for keys in comparison.data_sets.values() for key in dotted(nested(keys))} & set(config.overrides)
+    if comparison.backbones:  # one model under several names would be the end of a table
         told |= {"backbone.name", "backbone.path"} & set(config.overrides)
     told = {key for key in told if not key.startswith("training.")}
     if told:

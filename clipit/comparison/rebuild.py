@@ -15,7 +15,7 @@ from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report
 from clipit.comparison.statistics import compute_statistics
-from clipit.config.load import merge, validate
+from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, explain, shortlist
 from clipit.evaluation.score_row import ScoreRow
@@ -48,8 +48,9 @@ def comparison_again(config: RunConfig) -> list[Path]:
     if not {"config", "rows", "findings"} <= found.keys():
         lacking = ", ".join(sorted({"config", "rows", "findings"} - found.keys()))
         raise ArtifactError(explain(f"it does not hold {lacking}, which its page needs", where=source, fix=_AGAIN))
-    recorded = validate(merge(found["config"], {"output": str(config.output)}), source)
-    plans = plan_comparison(recorded)
+    file = validate_file(merge(found["config"], {"output": str(config.output)}), source)
+    recorded, comparison = file.run, file.comparison
+    plans = plan_comparison(recorded, comparison)
     rows = [_moved(ScoreRow.from_record(row), Path(found["config"]["output"]), config.output) for row in found["rows"]]
     why = [finding_from(entry, folder) for entry in found["findings"]]
     shared: dict[str, Any] = {}
@@ -57,7 +58,8 @@ def comparison_again(config: RunConfig) -> list[Path]:
     for plan, own in zip(plans, tiles, strict=True):
         _check_tiles(plan, own, rows, source)
     _check_predictions(rows, source)
-    notes = write_report(recorded, plans, compute_statistics(recorded, rows), why, folder, tiles)
+    results = compute_statistics(comparison, rows, recorded.evaluation.bootstrap)
+    notes = write_report(recorded, comparison, plans, results, why, folder, tiles)
     if notes != found.get("notes"):  # the record of the search may be gone by now, or words have changed
         write_json(source, found | {"notes": notes})
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]

@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 def run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int) -> list[ScoreRow]:
     """Read the rows of a finished run, one per test set."""
     results = read_results(folder)
-    recorded, metric = results["provenance"], plan.config.comparison.metric
+    recorded, metric = results["provenance"], plan.comparison.metric
     resolved = resolve_arm(plan.run(arm, seed))
     run_workspace = workspace.for_config(resolved)
     parts = {"test": (results["splits"]["test"], folder / "predictions.parquet")}
-    for name in plan.config.comparison.shifted:
-        shifted = evaluate_shifted(resolved, run_workspace, folder, name)
-        parts[name] = (shifted, shifted_predictions(run_workspace, folder, name))
-    searched = json.dumps(chosen(plan.config, arm, list(axes_of(plan.config, arm))))
+    for name, section in plan.comparison.shifted.items():
+        tiles = run_workspace.shifted_tiles(name, section)
+        shifted = evaluate_shifted(resolved, run_workspace, folder, name, tiles)
+        parts[name] = (shifted, shifted_predictions(folder, tiles))
+    searched = json.dumps(chosen(plan.config, arm, list(axes_of(plan.config, plan.comparison, arm))))
     rows = []
     for part, (scores, predictions) in parts.items():
         value, zero_shot = scores["metrics"][metric], scores.get("zero_shot")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from clipit.config.run import RunConfig
+from clipit.config.comparison import ComparisonConfig
 from clipit.evaluation.intervals import Difference, t_interval
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.score_row import ScoreRow
@@ -84,17 +84,18 @@ class ComparisonResults:
     against: Mapping[str, Sequence[ArmResult]]
 
 
-def compute_statistics(config: RunConfig, rows: Sequence[ScoreRow]) -> ComparisonResults:
+def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], resamples: int) -> ComparisonResults:
     """Compare every arm with the baseline, and every student with each control.
 
     Args:
-        config: Configuration of the comparison.
+        comparison: Metric, baseline and controls.
         rows: All scores; their predictions are read for the bootstrap over test tiles.
+        resamples: Resamples of the bootstrap.
     """
-    bootstrap = tile_bootstrap(config.comparison.metric, config.evaluation.bootstrap)
+    bootstrap = tile_bootstrap(comparison.metric, resamples)
     students = [row for row in rows if row.run]
-    arms = compute_results(rows, config.comparison.baseline, bootstrap)
-    against = {control: compute_results(students, control, bootstrap) for control in config.comparison.controls}
+    arms = compute_results(rows, comparison.baseline, bootstrap)
+    against = {control: compute_results(students, control, bootstrap) for control in comparison.controls}
     return ComparisonResults(rows, arms, against)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from clipit.artifacts import git_commit, versions, write_json
 from clipit.comparison.grid import RATE, STEPS, Trial, described, made_with, trials_of
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
@@ -27,7 +28,7 @@ Found = list[tuple[Trial, list[float]]]
 """Trials of an arm, each with its score per tuning seed."""
 
 
-def tune(config: RunConfig) -> Path:
+def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
     """Try every point of the grid (`comparison.learning_rates`, `.steps`, `.grid`) with every arm and tuning seed.
 
     The trials are ordinary runs in `<output>/tuning`, evaluated on the validation part only: no test tile is
@@ -36,7 +37,7 @@ def tune(config: RunConfig) -> Path:
     Returns:
         tuning.json: all scores, the choice per arm, and the `arms` block for the configuration.
     """
-    c = config.comparison
+    c = comparison
     searched = {RATE, STEPS, *c.grid}
     base = config.model_copy(
         update={
@@ -49,7 +50,7 @@ def tune(config: RunConfig) -> Path:
     workspace = Workspace(base)
     scores: dict[str, Found] = {}
     for arm in c.arms:
-        for values in trials_of(config, arm):
+        for values in trials_of(config, comparison, arm):
             own = dict(config.arms.get(arm, {"base": arm})) | dict(values)
             trial = base.model_copy(
                 update={"name": _folder(config.name, values), "arm": arm, "arms": {**config.arms, arm: own}}
@@ -61,7 +62,7 @@ def tune(config: RunConfig) -> Path:
             logger.info(f"{arm}, {described(values)}: {mean(found):.4f}")
     path = config.output / "tuning" / f"{config.name}.json"
     if get_processes().main:
-        _write(config, workspace, scores, path)
+        _write(config, comparison, workspace, scores, path)
         logger.info(_text(scores))
     return path
 
@@ -91,7 +92,9 @@ def _validation_score(folder: Path) -> float:
     return float(found)
 
 
-def _write(config: RunConfig, workspace: Workspace, scores: Mapping[str, Found], path: Path) -> None:
+def _write(
+    config: RunConfig, comparison: ComparisonConfig, workspace: Workspace, scores: Mapping[str, Found], path: Path
+) -> None:
     block: dict[str, Any] = {
         arm: dict(config.arms.get(arm, {"base": arm})) | dict(best_trial(found)) for arm, found in scores.items()
     }
@@ -102,7 +105,7 @@ def _write(config: RunConfig, workspace: Workspace, scores: Mapping[str, Found],
         "commit": git_commit(),
         "command": shlex.join(sys.argv),
         "versions": versions(),
-        "seeds": list(config.comparison.tuning_seeds),
+        "seeds": list(comparison.tuning_seeds),
         "monitor": config.training.monitor,
         "tiles": workspace.all_tiles.fingerprint,
         "vlm": workspace.vlm.fingerprint,

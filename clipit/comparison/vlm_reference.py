@@ -43,7 +43,7 @@ def reference_rows(plan: Plan, workspace: Workspace, folder: Path) -> list[Score
         workspace: Workspace of the plan's configuration.
         folder: Folder for the predictions; each row names its file.
     """
-    c = plan.config.comparison
+    c = plan.comparison
     tests = _test_sets(plan, workspace)
     zero_shot = _zero_shot_classifiers(workspace)
     rows = []
@@ -98,8 +98,8 @@ def reference_rows(plan: Plan, workspace: Workspace, folder: Path) -> list[Score
 def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
     """Test tiles and shifted sets with the VLM's embeddings of them."""
     tests = {"test": (workspace.all_tiles.of_split("test"), workspace.tile_store("test"))}
-    for name in plan.config.comparison.shifted:
-        shifted = workspace.shifted_tiles(name)
+    for name, section in plan.comparison.shifted.items():
+        shifted = workspace.shifted_tiles(name, section)
         store = embed_tiles(workspace.root, workspace.vlm, shifted, batch_size=plan.config.vlm.batch_size)
         tests[name] = (shifted, store)
     return tests

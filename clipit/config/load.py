@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.yaml_file import load_yaml
 
-
-class _CommandLine(BaseSettings, RunConfig):  # as pydantic-settings itself makes a parser of a model
-    model_config = SettingsConfigDict(extra="ignore", frozen=False)
+RENAMED = {"zero_shot": "prompt_study"}
+"""Former keys of the configuration, dotted, and the keys that replace them."""
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,48 +59,86 @@ def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def validate(values: Mapping[str, Any], where: object) -> RunConfig:
-    """Values as a `RunConfig`.
+    """Validate the keys of a run.
+
+    Args:
+        values: Keys and values, sections nested.
+        where: Origin of the values, for messages.
 
     Raises:
-        ConfigError: With every error at once, each with its key path.
+        ConfigError: Lists every error, each with its key path.
     """
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-            if item["type"] == "extra_forbidden":
-                lines.append(f"unknown key '{key}'{_similar(key)}")
-            else:
-                given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
-                lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}")
-        listed = "\n    ".join(lines)
-        raise ConfigError(
-            explain(
-                f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
-                where=where,
-                fix="correct these keys; the meaning of every key stands in docs/configuration.md",
-            )
-        ) from None
+        raise _config_error(error, where) from None
 
 
-def all_keys(model: type[Any] = RunConfig, prefix: str = "") -> list[str]:
-    """Every key of the configuration, dotted; names that a user gives, as in `comparison.shifted`, are none."""
+def validate_file(values: Mapping[str, Any], where: object) -> ConfigFile:
+    """Validate the content of a configuration file: the keys of a run and the sections beside them.
+
+    Args:
+        values: Keys and values, sections nested.
+        where: Origin of the values, for messages.
+
+    Raises:
+        ConfigError: Lists every error, each with its key path.
+    """
+    try:
+        return ConfigFile.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(error, where) from None
+
+
+def _config_error(error: ValidationError, where: object) -> ConfigError:
+    """All errors of a validation in one message."""
+    lines = []
+    for item in error.errors():
+        key = key_of(item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key '{key}'{_hint(key)}")
+        else:
+            given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+            lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}")
+    listed = "\n    ".join(lines)
+    return ConfigError(
+        explain(
+            f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
+            where=where,
+            fix="correct these keys; docs/configuration.md explains every key",
+        )
+    )
+
+
+def key_of(location: Sequence[int | str]) -> str:
+    """The dotted key at a location of a validation error; in a file, the keys of a run stand at the top level."""
+    parts = [str(part) for part in location]
+    return ".".join(parts[1:] if parts[:1] == ["run"] else parts) or "(whole file)"
+
+
+def all_keys() -> list[str]:
+    """Every key of a configuration file, dotted; names that the user chooses, as in `comparison.shifted`, are none."""
+    return keys_of(RunConfig) + [key for key in keys_of(ConfigFile) if key.partition(".")[0] in SECTIONS]
+
+
+def keys_of(model: type[Any], prefix: str = "") -> list[str]:
+    """Every key of a model and of its sections, dotted."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         kinds = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
-        inner = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
         keys.append(prefix + name)
-        keys += all_keys(inner, f"{prefix}{name}.") if inner else []
+        keys += keys_of(section, f"{prefix}{name}.") if section else []
     return keys
 
 
-def _similar(key: str) -> str:
+def _hint(key: str) -> str:
     import difflib
 
-    found = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.6)
-    return f" (did you mean '{found[0]}'?)" if found else ""
+    if key in RENAMED:
+        return f" (it is now called '{RENAMED[key]}')"
+    similar = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.6)
+    return f" (did you mean '{similar[0]}'?)" if similar else ""
 
 
 def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[str, Any]:
@@ -139,37 +177,81 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
 def read_command(
     description: str, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, argparse.Namespace]:
+    """Parse the command line of a script that reads the keys of a run alone; see `read_file_command`."""
+    file, options = read_file_command(description, (), argv, extra)
+    return file.run, options
+
+
+def read_file_command(
+    description: str,
+    sections: Sequence[str],
+    argv: Sequence[str] | None = None,
+    extra: Mapping[str, dict[str, Any]] | None = None,
+) -> tuple[ConfigFile, argparse.Namespace]:
     """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
 
     Args:
-        description: What the script does, for `--help`.
+        description: Purpose of the script, for `--help`.
+        sections: Sections beside the run that the script reads, such as `comparison`; only these may be given as
+            options. The others are validated as well.
         argv: Arguments; those of the process by default.
         extra: Further options of the script: name -> keyword arguments of `add_argument`.
 
     Returns:
-        The validated configuration, and the script's own options. The keys that were given stand in its `overrides`.
+        The validated file, and the script's own options. The run's keys given as options are listed in `overrides`.
+
+    Raises:
+        ConfigError: The file cannot be read, or keys or options are wrong.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     for name, keywords in (extra or {}).items():
-        own.add_argument(name, **keywords)
+        parser.add_argument(name, **keywords)
+    settings = _settings(sections)
     if "-h" in arguments or "--help" in arguments:
-        shown = argparse.ArgumentParser(
-            usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[own]
+        help_parser = argparse.ArgumentParser(
+            usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[parser]
         )
-        CliSettingsSource(_CommandLine, root_parser=shown, cli_parse_args=["--help"], cli_hide_none_type=True)
+        CliSettingsSource(settings, root_parser=help_parser, cli_parse_args=["--help"], cli_hide_none_type=True)
     _refuse_repeated(
         arguments, [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
     )
-    options, rest = own.parse_known_args(arguments)
-    known, unknown = _sort_options(rest)
-    overrides = _parse(known)
+    options, rest = parser.parse_known_args(arguments)
+    known, unknown = _sort_options(rest, keys_of(settings))
+    _refuse_sections(unknown, sections)
+    overrides = _parse(known, settings)
     values = merge(merge(read_yaml(options.config), overrides), nested(unknown))
     earlier = values.get("overrides", [])  # of the command that wrote this file, if a run did
-    if isinstance(earlier, list):  # what else it may be, the validation refuses
-        values["overrides"] = [*earlier, *(key for key in dotted(overrides) if key not in earlier)]
-    return validate(values, f"{options.config} and the command line"), options
+    if isinstance(earlier, list):  # anything else fails validation
+        given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
+        values["overrides"] = [*earlier, *(key for key in given if key not in earlier)]
+    return validate_file(values, f"{options.config} and the command line"), options
+
+
+def _settings(sections: Sequence[str]) -> type[BaseSettings]:
+    """A settings model of the run's keys and these sections, of which pydantic-settings makes a parser."""
+    fields: dict[str, Any] = {
+        name: (ConfigFile.model_fields[name].annotation, ConfigFile.model_fields[name]) for name in sections
+    }
+
+    class CommandLine(BaseSettings, RunConfig):
+        model_config = SettingsConfigDict(extra="ignore", frozen=False)
+
+    return create_model("CommandLine", __base__=CommandLine, **fields)
+
+
+def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
+    """Refuse options of a section that the command does not read: they would be accepted without any effect."""
+    idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
+    if idle:
+        raise ConfigError(
+            explain(
+                f"this command does not read {', '.join(idle)}",
+                where="the command line",
+                fix="leave these options out, or set the keys in the configuration file",
+            )
+        )
 
 
 def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> None:
@@ -186,17 +268,17 @@ def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> Non
         )
 
 
-def _parse(known: Sequence[str]) -> dict[str, Any]:
+def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]:
     """Options of the configuration as values; an error names the option that cannot be parsed."""
     if not known:
         return {}
     try:
-        values: dict[str, Any] = CliSettingsSource(_CommandLine, cli_parse_args=list(known), cli_exit_on_error=False)()
+        values: dict[str, Any] = CliSettingsSource(settings, cli_parse_args=list(known), cli_exit_on_error=False)()
     except (SettingsError, argparse.ArgumentError) as error:
         starts = [place for place, argument in enumerate(known) if argument.startswith("--")]
         if len(starts) > 1:
             for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
-                _parse(known[start:end])  # that which fails is named
+                _parse(known[start:end], settings)  # that which fails is named
         raise ConfigError(
             explain(
                 f"cannot be parsed: {' '.join(known)} ({error})",
@@ -207,9 +289,9 @@ def _parse(known: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _sort_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Split into options of the configuration, for the parser, and unknown ones, for one common error list."""
-    keys = {f"--{key}" for key in all_keys()}
+    keys = [f"--{key}" for key in keys]
     known: list[str] = []
     unknown: dict[str, str] = {}
     option = ""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.data import LARGEST_SEED, LabelsConfig, LeaksConfig, ReportsConfig, Section, TilesConfig
-from clipit.config.evaluation import ComparisonConfig, EvaluationConfig, ProbingConfig, RobustnessConfig, ZeroShotConfig
+from clipit.config.evaluation import EvaluationConfig
 from clipit.config.training import (
     AugmentationConfig,
     BagsConfig,
@@ -26,21 +26,17 @@ from clipit.config.training import (
 __all__ = [
     "AugmentationConfig",
     "BagsConfig",
-    "ComparisonConfig",
     "DistillationConfig",
     "EvaluationConfig",
     "LabelsConfig",
     "LeaksConfig",
-    "ProbingConfig",
     "ReportsConfig",
-    "RobustnessConfig",
     "RunConfig",
     "Section",
     "SoftLabelsConfig",
     "StudentConfig",
     "TilesConfig",
     "TrainingConfig",
-    "ZeroShotConfig",
 ]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -190,11 +186,7 @@ class RunConfig(Section):
     consistency: ConsistencyConfig = ConsistencyConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    zero_shot: ZeroShotConfig = ZeroShotConfig()
     tracking: TrackingConfig = TrackingConfig()
-    comparison: ComparisonConfig = ComparisonConfig()
-    probing: ProbingConfig = ProbingConfig()
-    robustness: RobustnessConfig = RobustnessConfig()
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """More recipes: name -> overrides by dotted key, `base` names a recipe to start from."""
     overrides: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Checks of a configuration: its keys, data, models and GPU, for all data sets and backbones of a comparison."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipit.artifacts import fingerprint
-from clipit.config.load import read_command, read_yaml
-from clipit.config.run import RunConfig
+from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.load import key_of, read_file_command, read_yaml
+from clipit.config.run import RunConfig, TilesConfig
 from clipit.doctor.checks import Check, CheckGroup, failed_check
 from clipit.doctor.data import check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
@@ -50,7 +51,7 @@ def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
     return problems or [Check("PASS", "ready", "models and data are in place")]
 
 
-def read_incomplete(path: Path, options: Sequence[str]) -> tuple[RunConfig, list[str]]:
+def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
     """Read a configuration with its command line; required keys that neither gives hold a placeholder.
 
     Returns:
@@ -62,23 +63,23 @@ def read_incomplete(path: Path, options: Sequence[str]) -> tuple[RunConfig, list
     given = {option.removeprefix("--").partition("=")[0] for option in options}
     missing = [key for key in missing_keys(read_yaml(path)) if key not in given]
     placeholders = [f"--{key}={_PLACEHOLDER}" for key in missing]
-    return read_command("", ["--config", str(path), *options, *placeholders])[0], missing
+    return read_file_command("", SECTIONS, ["--config", str(path), *options, *placeholders])[0], missing
 
 
 def missing_keys(values: Any) -> list[str]:
     """Required keys that a configuration leaves to the command line, dotted."""
     try:
-        RunConfig.model_validate(values)
+        ConfigFile.model_validate(values)
     except ValidationError as error:
-        return [".".join(map(str, item["loc"])) for item in error.errors() if item["type"] == "missing"]
+        return [key_of(item["loc"]) for item in error.errors() if item["type"] == "missing"]
     return []
 
 
-def check_config(config: RunConfig, missing: Sequence[str], path: Path, ask: AskHub) -> list[Check]:
+def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskHub) -> list[Check]:
     """Check a configuration, and each data set and backbone that its comparison lists; each finding once.
 
     Args:
-        config: Configuration of a run or comparison.
+        file: Configuration of a run or comparison.
         missing: Required keys that hold placeholders; with any, the data are not checked.
         path: Its file, whose head says the command and what it needs.
         ask: Returns whether a repository of the hub may be downloaded.
@@ -86,27 +87,28 @@ def check_config(config: RunConfig, missing: Sequence[str], path: Path, ask: Ask
     Raises:
         ConfigError: The comparison's data sets and backbones do not fit their arms.
     """
+    config, comparison = file.run, file.comparison
     plans = [config]
-    if not missing and (config.comparison.data_sets or config.comparison.backbones):
+    if not missing and (comparison.data_sets or comparison.backbones):
         from clipit.comparison.plan import plan_comparison
 
-        plans = [plan.config for plan in plan_comparison(config)]
+        plans = [plan.config for plan in plan_comparison(config, comparison)]
     pending: dict[str, Callable[[], list[Check]]] = {}
     for plan in plans:
-        for key, run in _pending_checks(plan, ask, with_data=not missing):
+        for key, run in _pending_checks(plan, ask, None if missing else comparison.shifted):
             pending.setdefault(key, run)
     checks = [check for run in pending.values() for check in run()]
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)
         checks.append(Check("FAIL", "keys", f"keys that you have to give: {options}", f"see the head of {path}"))
     else:
-        checks += check_unwritten(plans, command_of(path))
+        checks += check_unwritten(plans, comparison.shifted, command_of(path))
     checks += check_gpu(config, head_entry(path, "needs"))
     return list(dict.fromkeys(checks))  # two data sets may lack the same file
 
 
 def _pending_checks(
-    config: RunConfig, ask: AskHub, *, with_data: bool
+    config: RunConfig, ask: AskHub, shifted: Mapping[str, TilesConfig] | None
 ) -> Iterator[tuple[str, Callable[[], list[Check]]]]:
     """Checks of models and data that are not yet to be written, with a key that is equal for the same model or data."""
     for subject, vlm in (("VLM", config.vlm), ("second VLM", config.second_vlm)):
@@ -114,10 +116,10 @@ def _pending_checks(
             yield f"{subject} {vlm!r}", partial(check_vlm, subject, vlm, ask)
     if not is_unwritten(config.backbone.name):
         yield f"backbone {config.backbone!r}", partial(check_backbone, config.backbone, ask)
-    if not with_data:
+    if shifted is None:  # keys are missing: the data are not checked
         return
-    shifted = {f"shifted tiles {name}": tiles for name, tiles in config.comparison.shifted.items()}
-    for subject, tiles in {"tiles": config.tiles, **shifted}.items():
+    sets = {f"shifted tiles {name}": tiles for name, tiles in shifted.items()}
+    for subject, tiles in {"tiles": config.tiles, **sets}.items():
         if not is_unwritten(tiles.path):
             key = fingerprint(tiles.model_dump(mode="json", exclude={"labels"}))
             yield f"{subject} {key}", partial(check_tiles, subject, tiles)
@@ -126,9 +128,9 @@ def _pending_checks(
     yield f"prompts {config.prompts} {config.reports!r}", partial(check_prompts, config)
 
 
-def check_unwritten(configs: Sequence[RunConfig], command: str) -> list[Check]:
+def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig], command: str) -> list[Check]:
     """Check for data and models below outputs/ that `command`, at the head of the file, or an earlier one writes."""
-    paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config)))
+    paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
     if command.startswith("make ") or "scripts/demo.py" in command:  # the demo and the comparison of synthetic worlds

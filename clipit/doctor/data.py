@@ -1,6 +1,7 @@
 """Checks of the tiles, reports and prompts of a configuration."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 from clipit.config.run import RunConfig, TilesConfig
@@ -15,12 +16,12 @@ def is_unwritten(path: str) -> bool:
     return Path(path).parts[:1] == ("outputs",) and not Path(path).exists()
 
 
-def unwritten_paths(config: RunConfig) -> list[str]:
+def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> list[str]:
     """Paths of a configuration that an earlier command has yet to write."""
     reports = config.reports
     paths = [
         config.tiles.path, config.tiles.images, config.prompts, config.vlm.name, config.backbone.name,
-        *(path for shifted in config.comparison.shifted.values() for path in (shifted.path, shifted.images)),
+        *(path for tiles in shifted.values() for path in (tiles.path, tiles.images)),
         *([reports.path, reports.morphology_prompts, reports.boilerplate_prompts] if reports else []),
     ]  # fmt: skip
     return [path for path in dict.fromkeys(paths) if path is not None and is_unwritten(path)]

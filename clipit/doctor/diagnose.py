@@ -28,8 +28,8 @@ def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[Chec
         if {"method", "distributed_type"} & set(read_yaml(path)):
             fix = "give the configuration that the command at its head names"
             raise ConfigError(explain("a file of a sweep or of Accelerate, not of a run", where=path, fix=fix))
-        config, missing = read_incomplete(path, options)
-        output, group = config.output, CheckGroup(str(path), check_config(config, missing, path, ask_hub))
+        file, missing = read_incomplete(path, options)
+        output, group = file.run.output, CheckGroup(str(path), check_config(file, missing, path, ask_hub))
     return [
         CheckGroup("This machine", check_machine(output)),
         CheckGroup("Packages", check_packages()),

@@ -87,7 +87,9 @@ def screening_scores(
         DataError: There is no tile, or an embedding is zero or not finite.
     """
     if not len(tiles):
-        raise DataError(explain("no tiles to screen prompts with", where="zero_shot", fix="give some training tiles"))
+        raise DataError(
+            explain("no tiles to screen prompts with", where="prompt_study", fix="give some training tiles")
+        )
     total = np.zeros(len(rows))
     for start in range(0, len(tiles), _BLOCK):
         block = tiles[start : start + _BLOCK].astype(np.float64)
@@ -133,7 +135,7 @@ def screened(
         raise DataError(
             explain(
                 f"prompts screened with tiles of the split {', '.join(outside)}",
-                where="zero_shot",
+                where="prompt_study",
                 fix="give training tiles only: what is chosen on tiles must not be reported on them",
             )
         )

@@ -53,7 +53,7 @@ def prompt_grid(
         if not words or len(set(words)) < len(words):
             problems.append(f"{axis}: give at least one, each once; found {list(words)}")
     if problems:
-        raise ConfigError("\n".join(problems), where="zero_shot", fix="correct the axes of the grid")
+        raise ConfigError("\n".join(problems), where="prompt_study", fix="correct the axes of the grid")
     return [
         Cell(*words, replace(prompts, templates=(worded(*words),)))
         for words in product(templates, organs, magnifications, stains)

@@ -19,6 +19,7 @@ from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import check_fingerprint, evaluation_keys, read_training, run_folder
 from clipit.runs.page import write_run_page
 from clipit.runs.predict import _check_classes, _joined, _predict
+from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -70,19 +71,25 @@ def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[
         return folder, evaluate_run(config, workspace, folder)
 
 
-def evaluate_shifted(config: RunConfig, workspace: Workspace, folder: Path, name: str) -> dict[str, Any]:
+def evaluate_shifted(
+    config: RunConfig, workspace: Workspace, folder: Path, name: str, tiles: TileSet
+) -> dict[str, Any]:
     """Scores of a run's classifier on a set of `comparison.shifted` (the classes must be the same).
 
     Its predictions are written to the run's folder, under a name that stands for its training and these tiles, and are
     kept.
 
-    Raises:
-        DataError: The set has no test tile, or other classes.
+    Args:
+        config: Configuration of the run, its arm resolved.
+        workspace: Inputs of this configuration.
+        folder: The run's folder.
+        name: Name of the set.
+        tiles: Its test tiles.
     """
     from clipit.models.inference import load_classifier
 
-    processes, tiles = get_processes(), workspace.shifted_tiles(name)
-    path = shifted_predictions(workspace, folder, name)
+    processes = get_processes()
+    path = shifted_predictions(folder, tiles)
     if not processes.broadcast(path.is_file()):
         trust = config.backbone.trust_remote_code
         classifier = load_classifier(folder / "classifier", processes.device, trust_remote_code=trust)
@@ -97,7 +104,7 @@ def evaluate_shifted(config: RunConfig, workspace: Workspace, folder: Path, name
     return of_test
 
 
-def shifted_predictions(workspace: Workspace, folder: Path, name: str) -> Path:
+def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     """Where a run's predictions on a shifted set lie; the name stands for these tiles and for this very training.
 
     The run's mark alone would not do: a run trained anew has the same one, and other weights where versions differ.
@@ -105,7 +112,6 @@ def shifted_predictions(workspace: Workspace, folder: Path, name: str) -> Path:
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
     """
-    tiles = workspace.shifted_tiles(name)
     run = read_json(folder / "run.json", "choose another --name, or delete the run's folder")["fingerprint"]
     training = read_training(folder)
     mark = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])

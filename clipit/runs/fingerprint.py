@@ -11,8 +11,7 @@ from clipit.workspace.workspace import Workspace
 
 # Keys that change where or how fast a run goes, or what is said of it, but none of its numbers.
 _TOP = {
-    "output", "tracking", "evaluation", "note", "arms", "arm", "name", "comparison", "probing", "zero_shot",
-    "overrides", "leaks", "robustness",
+    "output", "tracking", "evaluation", "note", "arms", "arm", "name", "overrides", "leaks",
 }  # fmt: skip
 _SPEED: dict[str, set[str]] = {
     "training": {"threads", "cache_tiles", "log_every", "checkpoint_every"},

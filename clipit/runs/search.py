@@ -27,10 +27,12 @@ class Trial:
     Attributes:
         values: Searched keys with their values.
         config: Configuration of the run.
+        comparison_metric: Metric of a comparison of these runs (`comparison.metric`).
     """
 
     values: Mapping[str, Any]
     config: RunConfig
+    comparison_metric: str = "accuracy"
 
 
 @dataclass(frozen=True)

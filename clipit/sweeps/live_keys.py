@@ -8,7 +8,7 @@ from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
 from clipit.training.active_terms import uses_reports
 
-_NAMES = ["name", "arm", "arms", "overrides", "comparison", "probing", "robustness"]
+_NAMES = ["name", "arm", "arms", "overrides"]
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:

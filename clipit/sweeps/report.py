@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 
 from clipit.artifacts import git_commit, versions, whole_file, write_json
-from clipit.config.run import RunConfig
 from clipit.reporting.sweep_plot import sweep_plot
 from clipit.reporting.tables import markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
@@ -46,7 +45,7 @@ class TrialResult:
 def read_trial_result(trial: Trial) -> TrialResult:
     """Read the result of a finished trial from its run's folder."""
     folder, config = run_folder(trial.config), resolve_arm(trial.config)
-    training, test_metric = read_training(folder), _test_metric(config)
+    training, test_metric = read_training(folder), _test_metric(trial)
     test_metrics = read_results(folder)["splits"].get("test", {}).get("metrics", {})
     return TrialResult(
         run=str(folder.relative_to(config.output)),
@@ -62,10 +61,10 @@ def read_trial_result(trial: Trial) -> TrialResult:
     )
 
 
-def _test_metric(config: RunConfig) -> str:
+def _test_metric(trial: Trial) -> str:
     """The metric of the test score: the monitored one, unless that needs no labels."""
-    monitor = config.training.monitor
-    return config.comparison.metric if monitor in ("agreement", "information") else monitor
+    monitor = resolve_arm(trial.config).training.monitor
+    return trial.comparison_metric if monitor in ("agreement", "information") else monitor
 
 
 def write_tables(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> None:

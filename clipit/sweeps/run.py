@@ -25,7 +25,7 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 # Keys of a resolved configuration that differ between starts of the same run.
-_BESIDE_THE_POINT = ("overrides", "tracking", "note", "arms", "comparison", "probing", "zero_shot", "robustness")
+_BESIDE_THE_POINT = ("overrides", "tracking", "note", "arms")
 
 
 def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clipit.config.load import read_command
-from clipit.config.run import RunConfig
+from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.load import read_file_command
 from clipit.errors import ConfigError, explain
 from clipit.runs.search import Trial, quiet_optuna
 from clipit.sweeps.file import Sweep, plain_name, refuse
@@ -96,8 +96,8 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
                 fix=f"add {' '.join(f'--{key}=...' for key in missing)}, or leave --trial out to run the whole sweep",
             )
         )
-    config = _read_config(sweep, {**sweep.options, **{key: str(value) for key, value in values.items()}})
-    resolved = resolve_arm(config)
+    file = _read_config(sweep, {**sweep.options, **{key: str(value) for key, value in values.items()}})
+    resolved = resolve_arm(file.run)
     check(resolved)
     logged = f"validation_{resolved.training.monitor}"
     if sweep.metric not in (None, logged):
@@ -106,10 +106,10 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
                 f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
             )
         )
-    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, config)
+    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run, file.comparison.metric)
 
 
-def _read_config(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
+def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
     """The configuration of a run, named by the sweep and the swept values."""
     if "name" in options:
         raise ConfigError(
@@ -117,7 +117,7 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> RunConfig:
         )
     swept = [f"{p.key}_{options[p.key]}" for p in sweep.parameters if p.key != "seed" and p.key in options]
     named = {**options, "name": plain_name("-".join([sweep.name, *swept]))}
-    return read_command("", [f"--{key}={value}" for key, value in named.items()])[0]
+    return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in named.items()])[0]
 
 
 def distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":

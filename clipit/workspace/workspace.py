@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
-from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig
+from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, explain, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
@@ -107,22 +107,25 @@ class Workspace:
             logger.info(f"note: {count} of {total} images cannot be decoded, left out: {shortlist(tiles.quarantined)}")
         return tiles
 
-    def shifted_tiles(self, name: str) -> TileSet:
+    def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
         """The test tiles of a further test set of the comparison, less those that training has seen (`leaks`).
+
+        Args:
+            name: Name of the set under `comparison.shifted`, for messages.
+            section: Its tiles.
 
         Raises:
             DataError: It has none, or other classes, or patients or images of training are among them.
         """
-        config = self.config.comparison.shifted[name].model_dump(mode="json")
-        key = f"shifted {name} {fingerprint(config)} {_key('checked', self.config, ('tiles', 'leaks', 'prompts'))}"
-        found: TileSet = self._once(key, lambda: self._checked_shifted(name))
+        content = fingerprint(section.model_dump(mode="json"))
+        key = f"shifted {name} {content} {_key('checked', self.config, ('tiles', 'leaks', 'prompts'))}"
+        found: TileSet = self._once(key, lambda: self._checked_shifted(name, section))
         return found
 
-    def _checked_shifted(self, name: str) -> TileSet:
+    def _checked_shifted(self, name: str, section: TilesConfig) -> TileSet:
         """Read and checked; called by all processes."""
-        config = self.config.comparison.shifted[name]
-        key = f"tiles {fingerprint(config.model_dump(mode='json'))}"
-        found: TileSet = self._once(key, lambda: self._told_of(read_tiles(config)))
+        key = f"tiles {fingerprint(section.model_dump(mode='json'))}"
+        found: TileSet = self._once(key, lambda: self._told_of(read_tiles(section)))
         tests = found.of_split("test")
         self._check_patients(name, tests)
         if not len(tests):

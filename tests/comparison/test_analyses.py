@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import MakeConfig
+from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.analyses.pairing import _own_rules, first_cosines
 from clipit.comparison.plan import Plan, plan_comparison
@@ -41,10 +41,12 @@ def test_first_cosines_are_those_of_the_rules(configure: MakeConfig) -> None:
     assert np.isnan(found).any() and np.isfinite(found).any()
 
 
-def test_arms_with_pairing_keys_of_their_own_are_named(configure: MakeConfig) -> None:
-    (one,) = plan_comparison(configure(**{"comparison.arms": ["image_only", "clip_it_all", "top5"]}))
+def test_arms_with_pairing_keys_of_their_own_are_named(configure_file: MakeFile) -> None:
+    three = configure_file(**{"comparison.arms": ["image_only", "clip_it_all", "top5"]})
+    (one,) = plan_comparison(three.run, three.comparison)
     assert "(top5)" in _own_rules(one)
-    (other,) = plan_comparison(configure(**{"comparison.arms": ["image_only", "clip_it_all"]}))
+    two = configure_file(**{"comparison.arms": ["image_only", "clip_it_all"]})
+    (other,) = plan_comparison(two.run, two.comparison)
     assert _own_rules(other) == ""
 
 
@@ -59,15 +61,16 @@ def test_arms_with_pairing_keys_of_their_own_are_named(configure: MakeConfig) ->
     ],
 )
 def test_published_figures_stand_beside_their_own_metric_alone(
-    configure: MakeConfig, source: str, metric: str, shown: bool
+    configure_file: MakeFile, source: str, metric: str, shown: bool
 ) -> None:
     keys: dict[str, Any] = {"comparison.arms": ["image_only", "clip_it_paper"], "comparison.metric": metric}
-    config = configure(keys)
-    (found,) = plan_comparison(config)
+    file = configure_file(keys)
+    config = file.run
+    (found,) = plan_comparison(config, file.comparison)
     labels = config.tiles.labels.model_copy(update={"kind": "all"})
     tiles = config.tiles.model_copy(update={"source": source, "labels": labels})
-    plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), found.arms)
-    known, notes = _published(config, [plan])
+    plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), file.comparison, found.arms)
+    known, notes = _published(metric, [plan])
     assert fits(source, metric) is shown
     assert list(known.values()) == ([published(source, "uni", arm) for arm in plan.arms] if shown else [])
     assert bool(notes) is not shown

@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from logged_lines import capture_log
-from tiny_models import MakeConfig
+from tiny_models import MakeFile, with_comparison, with_run
 
 from clipit.comparison.compare import compare, record
 from clipit.comparison.tune import best_trial, tune
-from clipit.config.load import merge, validate
-from clipit.config.run import RunConfig
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, validate, validate_file
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.reporting.csv_record import check_record
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def small(configure: MakeConfig, tmp_path: Path) -> RunConfig:
-    return configure(
+def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
+    return configure_file(
         {
             "output": tmp_path,
             "training.steps": 2,
@@ -36,8 +36,8 @@ def small(configure: MakeConfig, tmp_path: Path) -> RunConfig:
     )
 
 
-def test_comparison_holds_every_arm_seed_and_reference(small: RunConfig) -> None:
-    folder = compare(small)
+def test_comparison_holds_every_arm_seed_and_reference(small: ConfigFile) -> None:
+    folder = compare(small.run, small.comparison)
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     assert {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("reference")} == {
         ("image_only", 1), ("image_only", 2), ("clip_it_all", 1), ("clip_it_all", 2),
@@ -50,30 +50,29 @@ def test_comparison_holds_every_arm_seed_and_reference(small: RunConfig) -> None
     assert "VLM zero-shot" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_a_wrong_prompt_set_is_found_before_any_training(small: RunConfig, tmp_path: Path) -> None:
+def test_a_wrong_prompt_set_is_found_before_any_training(small: ConfigFile, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
-    known = Path(str(small.prompts)).read_text(encoding="utf-8")
+    known = Path(str(small.run.prompts)).read_text(encoding="utf-8")
     wrong.write_text(known.replace("stroma:", "muscle:"), encoding="utf-8")
     own = {"clip_it_all": {"base": "clip_it_all", "prompts": str(wrong)}}
-    arm_alone = {"arms": {"mine": own["clip_it_all"]}, "comparison": small.comparison.model_copy(
-        update={"arms": ("image_only", "mine")})}  # fmt: skip
-    for changes in ({"prompts": str(wrong)}, arm_alone):
+    arm_alone = with_comparison(with_run(small, arms={"mine": own["clip_it_all"]}), arms=("image_only", "mine"))
+    for file in (with_run(small, prompts=str(wrong)), arm_alone):
         with pytest.raises(DataError, match=r"without prompts: stroma; without tiles: muscle"):
-            compare(small.model_copy(update=changes))
+            compare(file.run, file.comparison)
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_runs_are_kept(small: RunConfig) -> None:
-    compare(small)
-    stamps = {path: path.stat().st_mtime_ns for path in small.output.rglob("results.json")}
+def test_finished_runs_are_kept(small: ConfigFile) -> None:
+    compare(small.run, small.comparison)
+    stamps = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
     said = capture_log()
-    compare(small)
-    assert stamps == {path: path.stat().st_mtime_ns for path in small.output.rglob("results.json")}
+    compare(small.run, small.comparison)
+    assert stamps == {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
     assert sum(line.startswith("kept") for line in said) == 4
 
 
-def test_pages_and_tables_hold_the_figures(small: RunConfig) -> None:
-    folder = compare(small)
+def test_pages_and_tables_hold_the_figures(small: ConfigFile) -> None:
+    folder = compare(small.run, small.comparison)
     markdown, page, latex = (
         (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
     )
@@ -85,12 +84,12 @@ def test_pages_and_tables_hold_the_figures(small: RunConfig) -> None:
     assert "comparison.parquet" in page, "where figures come from"
 
 
-def test_shorter_arms_get_a_row_at_equal_steps(small: RunConfig) -> None:
+def test_shorter_arms_get_a_row_at_equal_steps(small: ConfigFile) -> None:
     arms = {"brief": {"base": "image_embedding", "training.steps": 1, "training.learning_rate": 0.01}}
     own = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
     keys = {"arms": ("image_only", "brief"), "seeds": (1,), "why": ()}
-    config = small.model_copy(update={"arms": own, "comparison": small.comparison.model_copy(update=keys)})
-    folder = compare(config)
+    file = with_comparison(with_run(small, arms=own), **keys)
+    folder = compare(file.run, file.comparison)
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     steps = {row["arm"]: row["steps"] for row in rows if row["run"]}
     assert steps == {"image_only": 2, "brief": 1, "brief_at_2_steps": 2}
@@ -98,25 +97,25 @@ def test_shorter_arms_get_a_row_at_equal_steps(small: RunConfig) -> None:
     assert "One seed only" in text and "one seed: none" in text
 
 
-def test_arms_with_another_search_are_refused(small: RunConfig) -> None:
+def test_arms_with_another_search_are_refused(small: ConfigFile) -> None:
     arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
     with pytest.raises(ConfigError, match=r"clip_it_all \(learning rate 0\.5\)"):
-        compare(small.model_copy(update={"arms": arms}))
+        compare(with_run(small, arms=arms).run, small.comparison)
 
 
-def test_several_data_sets_and_their_keys(small: RunConfig) -> None:
+def test_several_data_sets_and_their_keys(small: ConfigFile) -> None:
     keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "why": ("classes",)}
-    folder = compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=keys)}))
+    folder = compare(small.run, small.comparison.model_copy(update=keys))
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     labels = {row["data_set"]: row["training_labels"] for row in rows if row["run"]}
     assert labels == {"few": 12, "fewer": 6}
     wrong = {"data_sets": {"bad": {"tiles.lables.value": 2}}}
     with pytest.raises(ConfigError, match=r"did you mean 'tiles\.labels'"):
-        compare(small.model_copy(update={"comparison": small.comparison.model_copy(update=wrong)}))
+        compare(small.run, small.comparison.model_copy(update=wrong))
 
 
-def test_a_record_has_what_must_stand_beside_a_score(small: RunConfig, tmp_path: Path) -> None:
-    folder = compare(small)
+def test_a_record_has_what_must_stand_beside_a_score(small: ConfigFile, tmp_path: Path) -> None:
+    folder = compare(small.run, small.comparison)
     record(folder, tmp_path / "record.csv")
     with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -138,14 +137,14 @@ def test_a_record_has_what_must_stand_beside_a_score(small: RunConfig, tmp_path:
     assert len(rows) == 10 and str(tmp_path) not in json.dumps([row["arm"] for row in rows])
 
 
-def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: RunConfig) -> None:
-    found = json.loads(tune(small).read_text(encoding="utf-8"))
+def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: ConfigFile) -> None:
+    found = json.loads(tune(small.run, small.comparison).read_text(encoding="utf-8"))
     grids = {arm: [tuple(t["keys"].values()) for t in trials] for arm, trials in found["trials"].items()}
     assert grids["image_only"] == grids["clip_it_all"] == [(0.001, 1), (0.001, 2), (0.01, 1), (0.01, 2)]
-    for path in (small.output / "tuning" / "runs").rglob("predictions.parquet"):
+    for path in (small.run.output / "tuning" / "runs").rglob("predictions.parquet"):
         assert set(pq.read_table(path).column("split").to_pylist()) == {"validation"}
     # The block can be used as it is: an own arm of the same name builds on the built-in one.
-    chosen = validate(merge(small.model_dump(mode="json"), {"arms": found["arms"]}), "tuned")
+    chosen = validate(merge(small.run.model_dump(mode="json"), {"arms": found["arms"]}), "tuned")
     assert chosen.arms["clip_it_all"]["base"] == "clip_it_all"
 
 
@@ -155,17 +154,17 @@ def test_best_trial_prefers_fewer_steps_then_the_lower_rate() -> None:
     assert best_trial(trials) == {"training.learning_rate": 0.01, "training.steps": 100}
 
 
-def test_tuning_without_validation_labels_says_so(small: RunConfig) -> None:
-    tiles = small.tiles.model_copy(update={"labels": small.tiles.labels.model_copy(update={"kind": "none"})})
+def test_tuning_without_validation_labels_says_so(small: ConfigFile) -> None:
+    tiles = small.run.tiles.model_copy(update={"labels": small.run.tiles.labels.model_copy(update={"kind": "none"})})
     with pytest.raises((DataError, ConfigError), match="label"):
-        tune(small.model_copy(update={"tiles": tiles}))
+        tune(with_run(small, tiles=tiles).run, small.comparison)
 
 
-def test_seeds_of_the_search_are_never_reported(small: RunConfig) -> None:
-    values = small.model_dump(mode="json")
-    values["comparison"]["tuning_seeds"] = [2, 3]
+def test_seeds_of_the_search_are_never_reported(small: ConfigFile) -> None:
+    comparison = small.comparison.model_dump(mode="json") | {"tuning_seeds": [2, 3]}
+    values = small.run.model_dump(mode="json") | {"comparison": comparison}
     with pytest.raises(ConfigError, match="must not share a seed"):
-        validate(values, "test")
+        validate_file(values, "test")
 
 
 @pytest.mark.parametrize("place", ["folder", "/dev/null", "/proc/out/rows.csv", "file/rows.csv"])

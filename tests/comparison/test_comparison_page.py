@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import MakeConfig
+from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.compare import compare
 from clipit.comparison.published import CAUTION, SOURCE
@@ -27,8 +27,8 @@ from clipit.comparison.report.sections import cost_section, row_section, score_s
 from clipit.comparison.report.training_curves import curve_sections, mean_curves
 from clipit.comparison.report.write import _latex
 from clipit.comparison.statistics import ArmResult, compute_results
+from clipit.config.file import ConfigFile
 from clipit.config.load import validate
-from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
@@ -198,14 +198,14 @@ def made_of(scores: dict[str, list[float]], run: str = "") -> list[ArmResult]:
     return compute_results(rows, "image_only", lambda *_: None)
 
 
-def test_the_latex_captions_state_holm_and_what_was_published(configure: MakeConfig) -> None:
-    config = configure(**{"comparison.arms": ["image_only", "bags"], "comparison.seeds": [0, 1, 2, 3, 4]})
+def test_the_latex_captions_state_holm_and_what_was_published(configure_file: MakeFile) -> None:
+    file = configure_file(**{"comparison.arms": ["image_only", "bags"], "comparison.seeds": [0, 1, 2, 3, 4]})
     five = made_of({"image_only": [0.5, 0.6, 0.5, 0.6, 0.5], "bags": [0.6, 0.6, 0.7, 0.6, 0.6]})
-    main, one = _latex(config, five, {("d", "b", "bags"): "95.92"}, SOURCE).split("\\end{table}")[:2]
+    main, one = _latex(file.run, file.comparison, five, {("d", "b", "bags"): "95.92"}, SOURCE).split("\\end{table}")[:2]
     assert "Holm-corrected over all arms, data sets and backbones of a test set (tests in each family: test: 1)" in main
     assert "arXiv 2504.16181" in main and CAUTION[:40] in main and "95.92" in main
     assert r"\begin{tabular}{lrrrrrr}" in main and "Holm" not in one and "t over seeds" in one
-    assert "Published" not in _latex(config, five, {}, "")
+    assert "Published" not in _latex(file.run, file.comparison, five, {}, "")
     assert holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
         "No p-values: a paired t-test over seeds needs 5."
     )
@@ -233,36 +233,35 @@ def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path)
 
 
 @pytest.fixture
-def small(configure: MakeConfig, tmp_path: Path) -> RunConfig:
+def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     keys = {"training.steps": 2, "training.evaluate_every": 1, "evaluation.bootstrap": 20}
     compared = {"comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1]}
     compared |= {"comparison.why": ["classes", "embeddings"], "comparison.pairing_page": 20}
-    return configure({"output": tmp_path / "out", "name": "small", **keys, **compared})
+    return configure_file({"output": tmp_path / "out", "name": "small", **keys, **compared})
 
 
 @pytest.mark.slow
 def test_a_comparison_is_made_again_without_training(
-    small: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: ConfigFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = compare(small)
+    folder = compare(small.run, small.comparison)
     first = {kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html")}
     page = first["html"]
     assert all(f'<h2 id="s{i}"' in page for i in range(8)) and "Tiles gained and lost" in page
     assert "data:image/jpeg;base64," in page and "Training curves" in page and "no picture" not in page
     assert "../../runs/small/clip_it_all-seed1/report.html" in page
-    pairs = (small.output / "pairings" / "small" / "pairs.html").read_text(encoding="utf-8")
+    pairs = (small.run.output / "pairings" / "small" / "pairs.html").read_text(encoding="utf-8")
     data = json.loads(pairs.split('id="data">')[1].split("</script>")[0])
     assert len(data["tiles"]["id"]) == 20 and min(data["tiles"]["predicted"]) >= 0, "each with its prediction"
     assert "classifier of small/clip_it_all-seed1" in pairs and "../../pairings/small/pairs.html" in page
     # somewhere else, without classifiers and checkpoints, and with a changed configuration
     moved = tmp_path / "moved"
-    shutil.move(small.output, moved)
+    shutil.move(small.run.output, moved)
     for left in moved.rglob("classifier"):
         shutil.rmtree(left)
     config = moved / "config.yaml"
-    values = small.model_dump(mode="json") | {"output": str(moved)}
-    values["comparison"]["arms"] = ["image_only", "bags"]
-    config.write_text(json.dumps(values))
+    values = small.run.model_dump(mode="json") | {"output": str(moved)}
+    config.write_text(json.dumps(values | {"comparison": {"arms": ["image_only", "bags"]}}))
     for kind in first:
         (moved / "comparisons" / "small" / f"comparison.{kind}").unlink()
     monkeypatch.setattr(sys, "argv", ["pages.py", "--config", str(config), "--of", "comparison"])
@@ -270,7 +269,7 @@ def test_a_comparison_is_made_again_without_training(
     assert capsys.readouterr().out.count("page: ") == 3
     again = {kind: (moved / "comparisons" / "small" / f"comparison.{kind}").read_text("utf-8") for kind in first}
     assert again["md"] == first["md"] and again["tex"] == first["tex"]
-    assert again["html"].replace(str(moved), str(small.output)) == page
+    assert again["html"].replace(str(moved), str(small.run.output)) == page
 
     json_file = moved / "comparisons" / "small" / "comparison.json"
     written = json.loads(json_file.read_text(encoding="utf-8"))

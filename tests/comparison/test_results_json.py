@@ -19,7 +19,6 @@ from clipit.comparison.compare import compare
 from clipit.comparison.results_json import keep_planes, numbers
 from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_results
 from clipit.comparison.vlm_reference import predictions_file
-from clipit.config.run import RunConfig
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.intervals import Difference, Interval
 from clipit.evaluation.predictions import Predictions, read_predictions
@@ -34,7 +33,7 @@ def compared(
     world: dict[str, Any], shared_output: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Found, list[str]]:
     """A small comparison with a shifted set and a control; its folder, comparison.json, and what was said."""
-    from clipit.config.load import merge, nested, validate
+    from clipit.config.load import merge, nested, validate_file
 
     keys: dict[str, Any] = {
         "output": tmp_path_factory.mktemp("compared"),
@@ -48,9 +47,9 @@ def compared(
         "comparison.tuning_seeds": [9],
         "comparison.shifted": {"centre 2": world["tiles"]},
     }
-    config: RunConfig = validate(merge(world, nested(keys)), "test")
+    file = validate_file(merge(world, nested(keys)), "test")
     said = capture_log()
-    folder = compare(config)
+    folder = compare(file.run, file.comparison)
     return folder, json.loads((folder / "comparison.json").read_text(encoding="utf-8")), said
 
 

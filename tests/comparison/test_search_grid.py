@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import MakeConfig
+from tiny_models import MakeFile, with_comparison, with_run
 
 from clipit.comparison.grid import between, check_grid, is_tuned, trials_of
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.report.notes import notes_of
 from clipit.comparison.tune import tune
-from clipit.config.run import RunConfig
+from clipit.config.file import ConfigFile
 from clipit.errors import ConfigError, DataError
 
 GRID = {"distillation.weight": (1.0, 4.0), "pairing.centring": (True, False)}
 
 
 @pytest.fixture
-def grid(configure: MakeConfig, tmp_path: Path) -> RunConfig:
-    return configure(
+def grid(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
+    return configure_file(
         {
             "output": tmp_path,
             "training.steps": 1,
@@ -36,20 +36,24 @@ def grid(configure: MakeConfig, tmp_path: Path) -> RunConfig:
     )
 
 
-def with_arm(config: RunConfig, **keys: Any) -> RunConfig:
+def with_arm(file: ConfigFile, **keys: Any) -> ConfigFile:
     own = {"clip_it_all": {"base": "clip_it_all", **{key.replace("__", "."): value for key, value in keys.items()}}}
-    return config.model_copy(update={"arms": own})
+    return with_run(file, arms=own)
 
 
-def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: RunConfig) -> None:
-    alone = trials_of(grid, "image_only")
+def checked(file: ConfigFile) -> None:
+    check_grid(file.run, file.comparison, file.comparison.arms)
+
+
+def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: ConfigFile) -> None:
+    alone = trials_of(grid.run, grid.comparison, "image_only")
     assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in alone)
     rates = [trial["training.learning_rate"] for trial in alone]
     assert rates == [0.001, 0.0014, 0.0019, 0.0027, 0.0037, 0.0052, 0.0072, 0.01], "as many trials, between the others"
-    found = trials_of(grid, "clip_it_all")
+    found = trials_of(grid.run, grid.comparison, "clip_it_all")
     assert len(found) == 8 and len({json.dumps(trial) for trial in found}) == 8
     assert all(set(trial) == {"training.learning_rate", "training.steps", *GRID} for trial in found)
-    soft = trials_of(grid, "zero_shot_labels")
+    soft = trials_of(grid.run, grid.comparison, "zero_shot_labels")
     assert len(soft) == 8 and all(len(trial) == 2 for trial in soft), "soft labels have neither distillation nor pairs"
 
 
@@ -58,70 +62,68 @@ def test_learning_rates_between() -> None:
     assert between((0.01, 0.001), 2) == (0.01, 0.001) and between((0.01,), 5) == (0.01,)
 
 
-def test_an_axis_does_not_touch_what_makes_an_arm(grid: RunConfig) -> None:
-    axes = grid.comparison.model_copy(update={"grid": {"pairing.k": (1, 5)}})
-    wide = grid.model_copy(update={"comparison": axes})
-    assert {trial.get("pairing.k") for trial in trials_of(wide, "consensus")} == {None}
-    assert {trial.get("pairing.k") for trial in trials_of(wide, "clip_it_all")} == {1, 5}
+def test_an_axis_does_not_touch_what_makes_an_arm(grid: ConfigFile) -> None:
+    wide = with_comparison(grid, grid={"pairing.k": (1, 5)})
+    assert {trial.get("pairing.k") for trial in trials_of(wide.run, wide.comparison, "consensus")} == {None}
+    assert {trial.get("pairing.k") for trial in trials_of(wide.run, wide.comparison, "clip_it_all")} == {1, 5}
 
 
-def test_a_built_in_name_stands_for_the_built_in_recipe(grid: RunConfig) -> None:
+def test_a_built_in_name_stands_for_the_built_in_recipe(grid: ConfigFile) -> None:
     with pytest.raises(ConfigError, match=r"(?s)clip_it_all \(lora\.rank\).*give the arm another name"):
-        check_grid(with_arm(grid, lora__rank=32), grid.comparison.arms)
-    renamed = grid.model_copy(update={"arms": {"rank32": {"base": "clip_it_all", "lora.rank": 32}}})
-    check_grid(renamed, ("image_only", "rank32"))
-    assert not is_tuned(renamed, ("image_only", "rank32"))
+        checked(with_arm(grid, lora__rank=32))
+    renamed = with_run(grid, arms={"rank32": {"base": "clip_it_all", "lora.rank": 32}})
+    check_grid(renamed.run, renamed.comparison, ("image_only", "rank32"))
+    assert not is_tuned(renamed.run, renamed.comparison, ("image_only", "rank32"))
 
 
-def test_a_value_outside_of_the_grid_is_refused_with_its_key(grid: RunConfig) -> None:
-    check_grid(grid, grid.comparison.arms)
-    check_grid(with_arm(grid, distillation__weight=1.0), grid.comparison.arms)
+def test_a_value_outside_of_the_grid_is_refused_with_its_key(grid: ConfigFile) -> None:
+    checked(grid)
+    checked(with_arm(grid, distillation__weight=1.0))
     with pytest.raises(ConfigError, match=r"clip_it_all \(distillation\.weight 16\)"):
-        check_grid(with_arm(grid, distillation__weight=16.0), grid.comparison.arms)
+        checked(with_arm(grid, distillation__weight=16.0))
 
 
-def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: RunConfig) -> None:
-    assert not is_tuned(grid, grid.comparison.arms)
-    assert is_tuned(with_arm(grid, training__learning_rate=0.001), grid.comparison.arms)
-    both = grid.model_copy(update={"arms": with_arm(grid, distillation__weight=1.0).arms})
-    assert is_tuned(both, ("image_only", "clip_it_all", "image_embedding"))
+def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: ConfigFile) -> None:
+    assert not is_tuned(grid.run, grid.comparison, grid.comparison.arms)
+    faster = with_arm(grid, training__learning_rate=0.001)
+    assert is_tuned(faster.run, grid.comparison, grid.comparison.arms)
+    both = with_arm(grid, distillation__weight=1.0)
+    assert is_tuned(both.run, both.comparison, ("image_only", "clip_it_all", "image_embedding"))
 
 
-def test_a_wrong_axis_is_named(configure: MakeConfig, grid: RunConfig) -> None:
-    wrong = grid.comparison.model_copy(update={"grid": {"distillation.wieght": (1.0,)}})
+def test_a_wrong_axis_is_named(configure_file: MakeFile, grid: ConfigFile) -> None:
+    wrong = with_comparison(grid, grid={"distillation.wieght": (1.0,)})
     with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
-        trials_of(grid.model_copy(update={"comparison": wrong}), "clip_it_all")
+        trials_of(wrong.run, wrong.comparison, "clip_it_all")
     for axis in ({"training.steps": [1]}, {"weight": [1]}, {"distillation.weight": []}, {"lora.rank": [4, 4]}):
         with pytest.raises(ConfigError, match=r"comparison\.grid"):
-            configure({"comparison.grid": axis})
+            configure_file({"comparison.grid": axis})
 
 
-def test_the_notes_say_where_the_keys_came_from(grid: RunConfig) -> None:
-    small = grid.model_copy(
-        update={"comparison": grid.comparison.model_copy(update={"grid": {"distillation.weight": (1.0, 4.0)}})}
-    )
-    record = tune(small)
+def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:
+    small = with_comparison(grid, grid={"distillation.weight": (1.0, 4.0)})
+    record = tune(small.run, small.comparison)
     found = json.loads(record.read_text(encoding="utf-8"))
     assert {arm: len(trials) for arm, trials in found["trials"].items()} == {"image_only": 4, "clip_it_all": 4}
     assert found["seeds"] == [3] and found["made_with"]["training"]["steps"] == 1 and found["vlm"]
     other = {**found["arms"], "image_only": {"base": "image_only", "training.learning_rate": 0.001}}
     other["clip_it_all"] = {**other["clip_it_all"], "training.learning_rate": 0.01}
-    tuned = small.model_copy(update={"arms": other})
+    tuned = with_run(small, arms=other)
 
-    def said(config: RunConfig) -> str:
+    def said(file: ConfigFile) -> str:
         """All notes in one text."""
-        return "\n".join(notes_of(config, plan_comparison(config), [], ""))
+        plans = plan_comparison(file.run, file.comparison)
+        return "\n".join(notes_of(file.run, file.comparison, plans, [], ""))
 
     assert "set in the configuration, and not as it chose, for " in said(tuned)
-    record_lost = tuned.model_copy(update={"output": tuned.output / "elsewhere"})
+    record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")
     assert "Trials per" not in said(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(found | {"arms": other}), encoding="utf-8")
     assert "chosen by scripts/tune.py on validation tiles" in said(tuned)
     assert "Trials per searched arm: 4, each on 1 seed" in said(tuned) and "nothing was searched anew" not in said(
         tuned
     )
-    longer = tuned.model_copy(update={"lora": tuned.lora.model_copy(update={"rank": 2})})
+    longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
     assert "where lora had other values: nothing was searched anew here" in said(longer)
-    lost = small.comparison.model_copy(update={"searched": str(record.parent / "none.json")})
     with pytest.raises(DataError, match=r"comparison\.searched"):
-        said(tuned.model_copy(update={"comparison": lost}))
+        said(with_comparison(tuned, searched=str(record.parent / "none.json")))

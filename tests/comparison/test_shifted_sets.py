@@ -12,12 +12,13 @@ from logged_lines import capture_log
 from PIL import Image
 from tiny_models import MakeConfig
 
-from clipit.config.run import RunConfig
+from clipit.config.data import TilesConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
+from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
@@ -43,18 +44,18 @@ def elsewhere(world: dict[str, Any], tmp_path: Path) -> dict[str, str]:
     return {"source": "table", "path": str(root / "tiles.csv")}
 
 
-def with_shifted(configure: MakeConfig, tiles: dict[str, str], output: Path, **keys: Any) -> RunConfig:
-    return configure({"output": str(output), "comparison.shifted": {"centre 2": tiles}, **keys})
+def shifted_tiles(workspace: Workspace, tiles: dict[str, str]) -> TileSet:
+    return workspace.shifted_tiles("centre 2", TilesConfig.model_validate(tiles))
 
 
 def test_copies_of_training_tiles_stop_the_comparison(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
-    made = Workspace(with_shifted(configure, elsewhere, tmp_path))
+    made = Workspace(configure({"output": str(tmp_path)}))
     with pytest.raises(
         DataError, match=r"(?s)1 of 24 shifted tiles are images of training.*test-003.*leaks\.policy=excl"
     ):
-        made.shifted_tiles("centre 2")
+        shifted_tiles(made, elsewhere)
 
 
 @pytest.mark.parametrize(("policy", "left"), [("exclude", 23), ("note", 24), ("off", 24)])
@@ -62,14 +63,14 @@ def test_copies_are_left_out_counted_or_told(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path, policy: str, left: int
 ) -> None:
     said = capture_log()
-    config = with_shifted(configure, elsewhere, tmp_path / "out", **{"leaks.policy": policy})
+    config = configure({"output": str(tmp_path / "out")}, **{"leaks.policy": policy})
     made = Workspace(config)
-    tiles = made.shifted_tiles("centre 2")
+    tiles = shifted_tiles(made, elsewhere)
     assert (len(tiles), "images/test-003.png" in tiles.ids.tolist()) == (left, left == 24)
     assert len(made.all_tiles) == 120, "what is learnt from does not depend on further test sets"
     told = [line for line in said if "1 of 24 shifted tiles" in line]
     assert len(told) == (policy != "off") == len(tiles.notes)
-    made.shifted_tiles("centre 2")
+    shifted_tiles(made, elsewhere)
     assert sum("shifted tiles" in line for line in said) == len(told), "said once"
     if told:
         listed = json.loads(Path(told[0].partition("listed in ")[2]).read_text(encoding="utf-8"))
@@ -86,11 +87,11 @@ def test_images_that_look_like_training_tiles_are_found_when_asked_for(
     picture = Image.open(source / "train-009.png").transpose(Image.Transpose.ROTATE_90)
     picture.point(lambda value: int(value * 0.9) + 10).save(root / "test-007.png")
     exclude = {"leaks.policy": "exclude"}
-    exact = Workspace(with_shifted(configure, elsewhere, tmp_path / "exact", **exclude))
-    assert len(exact.shifted_tiles("centre 2")) == 23
+    exact = Workspace(configure({"output": str(tmp_path / "exact")}, **exclude))
+    assert len(shifted_tiles(exact, elsewhere)) == 23
     said = capture_log()
-    made = Workspace(with_shifted(configure, elsewhere, tmp_path / "near", **exclude, **{"leaks.pixels": "near"}))
-    kept = made.shifted_tiles("centre 2").ids.tolist()
+    made = Workspace(configure({"output": str(tmp_path / "near")}, **exclude, **{"leaks.pixels": "near"}))
+    kept = shifted_tiles(made, elsewhere).ids.tolist()
     assert "images/test-007.png" not in kept and "images/test-003.png" not in kept
     (told,) = [line for line in said if "shifted tiles are images" in line]
     assert "(1 of them only look like one)" in told
@@ -105,8 +106,8 @@ def test_images_that_look_like_training_tiles_are_found_when_asked_for(
 def test_pixels_are_not_compared_when_nobody_shall_look(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
-    made = Workspace(with_shifted(configure, elsewhere, tmp_path, **{"leaks.pixels": "off"}))
-    assert len(made.shifted_tiles("centre 2")) == 24
+    made = Workspace(configure({"output": str(tmp_path)}, **{"leaks.pixels": "off"}))
+    assert len(shifted_tiles(made, elsewhere)) == 24
 
 
 def test_a_set_of_nothing_but_copies_is_refused(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
@@ -116,9 +117,9 @@ def test_a_set_of_nothing_but_copies_is_refused(configure: MakeConfig, world: di
         stream.write("path,label,split\n")
         stream.writelines(f"images/train-{n:03d}.png,{('gland', 'stroma', 'tumour')[n % 3]},test\n" for n in range(6))
     tiles = {"source": "table", "path": str(tmp_path / "tiles.csv")}
-    made = Workspace(with_shifted(configure, tiles, tmp_path / "out", **{"leaks.policy": "exclude"}))
+    made = Workspace(configure({"output": str(tmp_path / "out")}, **{"leaks.policy": "exclude"}))
     with pytest.raises(DataError, match=r"(?s)nothing is left; 6 of 6 shifted tiles.*comparison\.shifted\.centre 2"):
-        made.shifted_tiles("centre 2")
+        shifted_tiles(made, tiles)
 
 
 @pytest.mark.slow
@@ -129,11 +130,12 @@ def test_a_run_trained_anew_never_keeps_old_shifted_predictions(
 
     def predicted(rate: float) -> tuple[Path, np.ndarray]:
         """The file and what is in it, for a run in one and the same folder."""
-        config = with_shifted(configure, elsewhere, tmp_path, **keys, **{"training.learning_rate": rate})
+        config = configure({"output": str(tmp_path)}, **keys, **{"training.learning_rate": rate})
         workspace, resolved = Workspace(config), resolve_arm(config)
         folder = train_run(config, workspace)
-        evaluate_shifted(resolved, workspace, folder, "centre 2")
-        path = shifted_predictions(workspace, folder, "centre 2")
+        tiles = shifted_tiles(workspace, elsewhere)
+        evaluate_shifted(resolved, workspace, folder, "centre 2", tiles)
+        path = shifted_predictions(folder, tiles)
         return path, read_predictions(path).probabilities
 
     first, old = predicted(0.01)

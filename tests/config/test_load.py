@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
-from clipit.config.load import all_keys, dotted, merge, nested, read_command, validate, without
+from clipit.config.load import (
+    all_keys,
+    dotted,
+    merge,
+    nested,
+    read_command,
+    read_file_command,
+    validate,
+    validate_file,
+    without,
+)
 from clipit.errors import ConfigError
 from clipit.sweeps.file import read_sweep
 
@@ -148,7 +158,7 @@ def test_names_fit_a_file_system(key: str) -> None:
         ("seed", 2**32, "less than or equal to 4294967295"),
         ("tiles.split_seed", -1, "greater than or equal to 0"),
         ("tiles.labels.seed", 2**64, "less than or equal to 4294967295"),
-        ("zero_shot.seed", 2**32, "less than or equal to 4294967295"),
+        ("prompt_study.seed", 2**32, "less than or equal to 4294967295"),
         ("robustness.seed", 2**32, "less than or equal to 4294967295"),
         ("comparison.seeds", [2**32], "from 0 to 4294967295"),
         ("comparison.tuning_seeds", [-1], "from 0 to 4294967295"),
@@ -160,25 +170,60 @@ def test_names_fit_a_file_system(key: str) -> None:
 )
 def test_values_without_a_meaning(key: str, value: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)'{key}[.\d]*'.*{match}"):
-        validate(merge(MINIMAL, nested({key: value})), "here")
+        validate_file(merge(MINIMAL, nested({key: value})), "here")
 
 
 def test_values_at_their_bounds() -> None:
     keys = {"seed": 2**32 - 1, "evaluation.bootstrap": 20, "lora.dropout": 0.99, "comparison.seeds": [0, 2**32 - 1]}
-    found = validate(merge(MINIMAL, nested(keys)), "here")
-    assert (found.seed, found.evaluation.bootstrap, found.comparison.seeds) == (2**32 - 1, 20, (0, 2**32 - 1))
+    found = validate_file(merge(MINIMAL, nested(keys)), "here")
+    assert (found.run.seed, found.run.evaluation.bootstrap, found.comparison.seeds) == (2**32 - 1, 20, (0, 2**32 - 1))
     assert validate(merge(MINIMAL, nested({"evaluation.bootstrap": 0})), "here").evaluation.bootstrap == 0
 
 
 def test_a_shifted_set_without_a_name(file: Callable[..., str]) -> None:
     shifted = {"source": "table", "path": "x.csv"}
     with pytest.raises(ConfigError, match="give each shifted set a name"):
-        validate({**MINIMAL, "comparison": {"shifted": shifted}}, "here")
+        validate_file({**MINIMAL, "comparison": {"shifted": shifted}}, "here")
     with pytest.raises(ConfigError, match="give each shifted set a name"):
-        read_command("test", [file(), "--comparison.shifted.source=table", "--comparison.shifted.path=x.csv"])
-    found = validate({**MINIMAL, "comparison": {"shifted": {"centre 2": shifted}}}, "here")
+        read_file_command(
+            "test", ["comparison"], [file(), "--comparison.shifted.source=table", "--comparison.shifted.path=x.csv"]
+        )
+    found = validate_file({**MINIMAL, "comparison": {"shifted": {"centre 2": shifted}}}, "here")
     assert found.comparison.shifted["centre 2"].path == "x.csv"
     assert not [key for key in all_keys() if key.startswith("comparison.shifted.")]
+
+
+def test_a_command_reads_the_sections_it_names(file: Callable[..., str]) -> None:
+    found, _ = read_file_command("test", ["comparison"], [file(), "--comparison.seeds=[4]", "--lora.rank=3"])
+    assert found.comparison.seeds == (4,) and found.run.lora.rank == 3
+    assert found.run.overrides == ("lora.rank",), "the run knows nothing of the comparison"
+    assert read_file_command("test", ["comparison"], [file({**MINIMAL, "comparison": {"seeds": [7]}})])[
+        0
+    ].comparison.seeds == (7,)
+
+
+@pytest.mark.parametrize("option", ["--comparison.seeds=[4]", "--probing.at", "--comparison={}"])
+def test_an_option_of_a_section_that_the_command_does_not_read_is_refused(
+    file: Callable[..., str], option: str
+) -> None:
+    key = option.removeprefix("--").partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"this command does not read {key}\n"):
+        read_command("test", [file(), option])
+
+
+def test_a_mistake_in_a_section_that_the_command_does_not_read_is_found(file: Callable[..., str]) -> None:
+    wrong = {**MINIMAL, "probing": {"shot": [1]}, "trainig": {}}
+    with pytest.raises(
+        ConfigError, match=r"(?s)2 config.*'trainig' .did you mean 'training'.*did you mean 'probing.shots'"
+    ):
+        read_command("test", [file(wrong)])
+
+
+def test_a_renamed_key_is_refused_with_its_new_name(file: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'zero_shot' \(it is now called 'prompt_study'\)"):
+        read_command("test", [file({**MINIMAL, "zero_shot": {"draws": 3}})])
+    with pytest.raises(ConfigError, match=r"it is now called 'prompt_study'"):
+        read_file_command("test", ["prompt_study"], [file(), "--zero_shot.draws=3"])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +252,7 @@ def test_options_that_a_script_takes_many_times(file: Callable[..., str]) -> Non
 @pytest.mark.parametrize("broken", ["--lora.targets=[mlp", "--tiles.splits={a", '--lora={"rank'])
 def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken: str) -> None:
     with pytest.raises(ConfigError) as error:
-        read_command("test", [file(), "--seed=3", broken, "--comparison.seeds=[1, 2]"])
+        read_file_command("test", ["comparison"], [file(), "--seed=3", broken, "--comparison.seeds=[1, 2]"])
     assert f"cannot be parsed: {broken} (" in str(error.value)
 
 

@@ -12,8 +12,8 @@ import yaml
 
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.published import published
-from clipit.config.load import read_command
-from clipit.config.run import RunConfig
+from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.load import read_file_command
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
 from clipit.prompts.prompt_set import load_bag, load_prompts
@@ -33,8 +33,8 @@ OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
 TO_GIVE = {"own_table": OWN, "own_comparison": OWN}
 
 
-def config_of(path: Path) -> RunConfig:
-    return read_command("", [f"--config={path}", *TO_GIVE.get(path.stem, ())])[0]
+def file_of(path: Path) -> ConfigFile:
+    return read_file_command("", SECTIONS, [f"--config={path}", *TO_GIVE.get(path.stem, ())])[0]
 
 
 def head_of(path: Path) -> list[str]:
@@ -69,9 +69,9 @@ def test_the_head_says_command_needs_and_expected(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=names)
 def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
-    config = config_of(path)
-    check(resolve_arm(config))
-    for setting in plan_comparison(config):  # checks each arm, too
+    file = file_of(path)
+    check(resolve_arm(file.run))
+    for setting in plan_comparison(file.run, file.comparison):  # checks each arm, too
         for arm in setting.arms:
             resolved = resolve_arm(setting.run(arm, 0))
             assert resolved.arm == arm
@@ -82,7 +82,8 @@ def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WITH_MODELS, ids=names)
 def test_published_data_sets_with_known_models(path: Path) -> None:
-    config = config_of(path)
+    file = file_of(path)
+    config = file.run
     vlm, backbone = VLMS[config.vlm.name], BACKBONES[config.backbone.name]
     if path.stem.endswith("_open"):
         assert not vlm.gated and not backbone.gated
@@ -93,7 +94,7 @@ def test_published_data_sets_with_known_models(path: Path) -> None:
     for bag in (config.reports.morphology_prompts, config.reports.boilerplate_prompts):
         assert bag is not None and load_bag(bag).texts
     assert config.reports.format == "tcga" and config.reports.cancer_types is not None
-    c = config.comparison
+    c = file.comparison
     assert set(c.arms) == {
         "image_only", "clip_it_paper", "clip_it_all", "word_drop", "clip_it_paper_frozen", "late_fusion_without_text",
         "shuffled_pairs", "random_text", "image_embedding",
@@ -112,20 +113,22 @@ def test_the_organs_of_the_reports_are_tcga_s() -> None:
     from clipit.reports.tcga import ORGANS
 
     for path in RUNS:
-        for setting in plan_comparison(config_of(path)):
+        file = file_of(path)
+        for setting in plan_comparison(file.run, file.comparison):
             reports = setting.config.reports
             if reports is not None and reports.format == "tcga":
                 assert reports.organs and set(reports.organs) <= set(ORGANS.values())
 
 
 def test_the_word_drop_of_the_paper_is_of_the_paper_s_recipe() -> None:
-    config = config_of(CONFIGS / "pcam.yaml")
+    config = file_of(CONFIGS / "pcam.yaml").run
     resolved = resolve_arm(config.model_copy(update={"arm": "word_drop"}))
     assert resolved.student.warm_start and resolved.distillation.word_drop == 0.3
 
 
 def test_the_published_table_has_a_published_figure_for_every_cell() -> None:
-    settings = plan_comparison(config_of(CONFIGS / "published_table.yaml"))
+    file = file_of(CONFIGS / "published_table.yaml")
+    settings = plan_comparison(file.run, file.comparison)
     assert len(settings) == 18
     head = "\n".join(head_of(CONFIGS / "published_table.yaml"))
     for setting in settings:

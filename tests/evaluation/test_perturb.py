@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from clipit.config.run import RunConfig
+from clipit.config.file import ConfigFile
 from clipit.errors import ConfigError
 from clipit.evaluation.perturb import HED, PERTURBATIONS, macenko_stains, perturb, to_density, to_pixels
 from clipit.tiles.augment import tile_keys
@@ -139,4 +139,4 @@ def test_unknown_names_and_levels_are_refused() -> None:
         ({"fog": [1]}, "fog"),
     ):
         with pytest.raises(ValueError, match=message):
-            RunConfig.model_validate({"tiles": tiles, "robustness": {"perturbations": asked}})
+            ConfigFile.model_validate({"tiles": tiles, "robustness": {"perturbations": asked}})

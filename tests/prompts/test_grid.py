@@ -2,7 +2,7 @@
 
 import pytest
 
-from clipit.config.run import ZeroShotConfig
+from clipit.config.studies import PromptStudyConfig
 from clipit.errors import ConfigError
 from clipit.prompts.grid import prompt_grid, template_problem, worded
 from clipit.prompts.prompt_set import PromptSet
@@ -44,7 +44,7 @@ def test_names_are_not_touched() -> None:
 
 
 def test_the_shipped_axes_are_in_order() -> None:
-    z = ZeroShotConfig()
+    z = PromptStudyConfig()
     assert [template_problem(template) for template in z.templates] == [""] * len(z.templates)
     assert len(prompt_grid(PROMPTS, z.templates, z.organs, z.magnifications, z.stains)) == 4 * 1 * 3 * 2
 

@@ -16,6 +16,7 @@ from launching import ROOT, TWO, environment, launch
 from run_files import losses, predictions
 
 from clipit.comparison.compare import compare
+from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
 from clipit.runs.train import train_run
 from clipit.stores import embed as embedding
@@ -232,7 +233,7 @@ def test_two_processes_equal_one_with_every_term(
 
 
 def test_two_processes_make_the_comparison_of_one(
-    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
+    write_config: WriteConfig, configure_file: Callable[..., ConfigFile], tmp_path: Path
 ) -> None:
     changes = {
         "training.steps": 4, "training.learning_rate": 1e-3, "training.evaluate_every": 2, "evaluation.bootstrap": 20,
@@ -242,7 +243,8 @@ def test_two_processes_make_the_comparison_of_one(
     done = launch(TWO, ROOT / "scripts" / "compare.py", f"--config={write_config(changes)}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("comparison.html") == 1
-    alone = compare(configure({**changes, "output": str(tmp_path / "one")}))
+    file = configure_file({**changes, "output": str(tmp_path / "one")})
+    alone = compare(file.run, file.comparison)
     two, one = (
         pq.read_table(folder / "comparison.parquet").to_pylist()
         for folder in (tmp_path / "out" / "comparisons" / alone.name, alone)

@@ -10,10 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.neighbors import KNeighborsClassifier
 from study_records import lacking
-from tiny_models import MakeConfig
+from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.analyses.text_classifier import found_texts, image_probe_predictions, text_only_predictions
-from clipit.config.run import RunConfig
+from clipit.config.file import ConfigFile
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.metrics import compute_metrics
@@ -51,14 +51,14 @@ def captions(tmp_path_factory: pytest.TempPathFactory, world: dict[str, Any]) ->
 @pytest.fixture(scope="module")
 def probed(
     world: dict[str, Any], shared_output: Path, captions: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[RunConfig, Path, Path]:
+) -> tuple[ConfigFile, Path, Path]:
     """Configuration, run and tables of one probing with a run."""
-    from clipit.config.load import merge, nested, validate
+    from clipit.config.load import merge, nested, validate_file
 
     keys = SMALL | {"probing.captions": str(captions), "arm": "clip_it_all", "name": "probed"}
-    config = validate(merge({**world, "output": shared_output}, nested(keys)), "test")
-    run = train_run(config)
-    return config, run, probe(config, run)
+    file = validate_file(merge({**world, "output": shared_output}, nested(keys)), "test")
+    run = train_run(file.run)
+    return file, run, probe(file.run, file.probing, run)
 
 
 def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
@@ -66,14 +66,13 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple[RunConfig, Path, Path]) -> None:
-    config, run, folder = probed
+def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple[ConfigFile, Path, Path]) -> None:
+    file, run, folder = probed
+    config = file.run
     subjects = {row["subject"] for row in rows_of(folder, what="knn")}
     assert {"VLM, joint space", "backbone, frozen", f"classifier {run.name}"} <= subjects
     for subject in subjects:
-        assert {row["what"] for row in rows_of(folder, subject=subject, metric="accuracy")} >= set(
-            config.probing.probes
-        )
+        assert {row["what"] for row in rows_of(folder, subject=subject, metric="accuracy")} >= set(file.probing.probes)
     workspace = Workspace(config)
     train, test = workspace.tiles(config.seed).of_split("train"), workspace.all_tiles.of_split("test")
     frozen = backbone_features(config, workspace)
@@ -86,7 +85,7 @@ def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple
     assert row["low"] <= row["value"] <= row["high"]
 
 
-def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[RunConfig, Path, Path]) -> None:
+def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
     few = rows_of(folder, what="curve linear", share=0.01)
     assert few and all(row["value"] is None and "leaves none of class 0, 1, 2" in row["reason"] for row in few)
@@ -97,7 +96,7 @@ def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[RunConfig,
     assert (folder / "label_efficiency.png").is_file()
 
 
-def test_retrieval_in_words_and_with_captions(probed: tuple[RunConfig, Path, Path]) -> None:
+def test_retrieval_in_words_and_with_captions(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
     assert {row["n"] for row in rows_of(folder, what="text (class prompts) to image")} == {3}
     assert {row["k"] for row in rows_of(folder, what="image to text (single prompts)")} == {1, 5}
@@ -109,7 +108,7 @@ def test_retrieval_in_words_and_with_captions(probed: tuple[RunConfig, Path, Pat
     assert found["caption to image", 5]["random"] == pytest.approx(5 / 24)
 
 
-def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tuple[RunConfig, Path, Path]) -> None:
+def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, run, folder = probed
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]
     own = rows_of(folder, what="own head", metric="accuracy")[0]
@@ -132,7 +131,7 @@ def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tup
     assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in of_run)
 
 
-def test_features_that_saw_labels_say_so(probed: tuple[RunConfig, Path, Path], tmp_path: Path) -> None:
+def test_features_that_saw_labels_say_so(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
     _, run, folder = probed
     told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
     assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
@@ -157,8 +156,9 @@ def test_features_that_saw_labels_say_so(probed: tuple[RunConfig, Path, Path], t
         saw_labels(tmp_path)
 
 
-def test_classifier_features_are_those_that_its_head_reads(probed: tuple[RunConfig, Path, Path]) -> None:
-    config, run, _ = probed
+def test_classifier_features_are_those_that_its_head_reads(probed: tuple[ConfigFile, Path, Path]) -> None:
+    file, run, _ = probed
+    config = file.run
     workspace = Workspace(config)
     features = classifier_features(config, workspace, run).vectors["test"].astype(float)
     classifier = load_classifier(run / "classifier", "cpu")
@@ -173,9 +173,9 @@ def test_classifier_features_are_those_that_its_head_reads(probed: tuple[RunConf
 
 
 def test_features_are_kept_and_read_again(
-    probed: tuple[RunConfig, Path, Path], monkeypatch: pytest.MonkeyPatch
+    probed: tuple[ConfigFile, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, _, _ = probed
+    config = probed[0].run
     first = backbone_features(config, Workspace(config)).vectors
 
     def no_reading(self: object, index: int) -> None:
@@ -188,23 +188,24 @@ def test_features_are_kept_and_read_again(
     assert all((first[split] == again[split]).all() for split in first)
 
 
-def test_another_run_or_no_run_is_refused(probed: tuple[RunConfig, Path, Path], tmp_path: Path) -> None:
-    config, run, _ = probed
+def test_another_run_or_no_run_is_refused(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
+    file, run, _ = probed
+    config = file.run
     tiles = config.tiles.model_copy(update={"classes": ("tumour", "gland", "stroma")})
     other = config.model_copy(update={"tiles": tiles})
     with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
         classifier_features(other, Workspace(other), run)
     with pytest.raises(DataError, match="other test tiles or classes"):
-        probe(other, run)
+        probe(other, file.probing, run)
     with pytest.raises(DataError, match="no predictions here"):
-        probe(config, tmp_path)
+        probe(config, file.probing, tmp_path)
     with pytest.raises(ModelError):
         classifier_features(config, Workspace(config), tmp_path)
 
 
-def test_without_labels_probes_are_blank_and_the_rest_stands(configure: MakeConfig, tmp_path: Path) -> None:
-    config = configure(SMALL, **{"tiles.labels.kind": "none", "name": "blank", "probing.shares": []})
-    folder = probe(config, None)
+def test_without_labels_probes_are_blank_and_the_rest_stands(configure_file: MakeFile, tmp_path: Path) -> None:
+    file = configure_file(SMALL, **{"tiles.labels.kind": "none", "name": "blank", "probing.shares": []})
+    folder = probe(file.run, file.probing)
     assert all(row["value"] is None and row["reason"] for row in rows_of(folder, what="linear"))
     assert all(row["value"] is not None for row in rows_of(folder, what="zero_shot", metric="accuracy"))
     assert not (folder / "label_efficiency.png").exists()

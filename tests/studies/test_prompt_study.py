@@ -11,7 +11,7 @@ import pytest
 import yaml
 from study_records import lacking
 
-from clipit.config.run import RunConfig
+from clipit.config.file import ConfigFile
 from clipit.errors import ClipitError, ConfigError, DataError, ModelError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
@@ -31,11 +31,11 @@ SIMPLE = {
     },
 }
 KEYS = {
-    "zero_shot.draws": 7,
-    "zero_shot.candidates": 5,
-    "zero_shot.screening_tiles": 10,
-    "zero_shot.templates": ["a {stain} {organ} image of {} {magnification}", "{} {organ} {magnification} {stain}"],
-    "zero_shot.organs": ["", "mucosa"],
+    "prompt_study.draws": 7,
+    "prompt_study.candidates": 5,
+    "prompt_study.screening_tiles": 10,
+    "prompt_study.templates": ["a {stain} {organ} image of {} {magnification}", "{} {organ} {magnification} {stain}"],
+    "prompt_study.organs": ["", "mucosa"],
     "evaluation.bootstrap": 20,
 }
 
@@ -47,8 +47,8 @@ def simple(tmp_path: Path) -> str:
     return str(path)
 
 
-def quiet(config: RunConfig) -> Workspace:
-    return Workspace(config)
+def study(file: ConfigFile, run: Path | None = None) -> Path:
+    return prompt_study(file.run, file.prompt_study, Workspace(file.run), run)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -58,10 +58,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_every_way_of_asking_is_a_row(configure: Callable[..., RunConfig], simple: str) -> None:
-    config = configure(KEYS, name="ways", **{"zero_shot.simple": simple})
-    workspace = quiet(config)
-    folder = prompt_study(config, workspace)
+def test_every_way_of_asking_is_a_row(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+    config = configure_file(KEYS, name="ways", **{"prompt_study.simple": simple})
+    workspace = Workspace(config.run)
+    folder = study(config)
     rows = rows_of(folder)
     asked = {(row["subject"], row["prompts"]) for row in rows}
     assert asked == {(who, what) for who in ("VLM", "VLM, centred") for what in ("plain", "small")}
@@ -80,9 +80,9 @@ def test_every_way_of_asking_is_a_row(configure: Callable[..., RunConfig], simpl
     assert {name: ensemble[name] for name in expected} == pytest.approx(expected)
 
 
-def test_the_page_says_what_a_reader_needs(configure: Callable[..., RunConfig], simple: str) -> None:
-    config = configure(KEYS, name="page", **{"zero_shot.simple": simple, "note": "A note."})
-    folder = prompt_study(config, quiet(config))
+def test_the_page_says_what_a_reader_needs(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+    config = configure_file(KEYS, name="page", **{"prompt_study.simple": simple, "note": "A note."})
+    folder = study(config)
     text = (folder / "prompts.md").read_text(encoding="utf-8")
     for part in (
         "A note.",
@@ -100,9 +100,9 @@ def test_the_page_says_what_a_reader_needs(configure: Callable[..., RunConfig], 
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_rich_minus_simple_is_written_as_numbers(configure: Callable[..., RunConfig], simple: str) -> None:
-    config = configure(KEYS, name="numbers", **{"zero_shot.simple": simple})
-    folder = prompt_study(config, quiet(config))
+def test_rich_minus_simple_is_written_as_numbers(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+    config = configure_file(KEYS, name="numbers", **{"prompt_study.simple": simple})
+    folder = study(config)
     told = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
     assert told["commit"] is not None and told["command"] and told["versions"] and told["config"]["name"] == "numbers"
     found = {(row["subject"], row["metric"]): row for row in told["differences"]}
@@ -124,16 +124,16 @@ def test_rich_minus_simple_is_written_as_numbers(configure: Callable[..., RunCon
     assert "20 resamples, seed 0" in text and "prompts.json" in text
 
 
-def test_without_a_second_set_there_is_no_difference(configure: Callable[..., RunConfig]) -> None:
-    config = configure(KEYS, name="alone")
-    folder = prompt_study(config, quiet(config))
+def test_without_a_second_set_there_is_no_difference(configure_file: Callable[..., ConfigFile]) -> None:
+    config = configure_file(KEYS, name="alone")
+    folder = study(config)
     assert json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["differences"] == []
 
 
-def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., RunConfig], simple: str) -> None:
-    config = configure(KEYS, name="record", **{"zero_shot.simple": simple})
-    workspace = quiet(config)
-    rows = rows_of(prompt_study(config, workspace))
+def test_every_row_carries_what_it_was_measured_on(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+    config = configure_file(KEYS, name="record", **{"prompt_study.simple": simple})
+    workspace = Workspace(config.run)
+    rows = rows_of(study(config))
     assert not lacking(rows)
     assert all(row["prompts"] and row["prompts_hash"] for row in rows)
     assert {row["classes"] for row in rows} == {3} and {row["metric"] for row in rows} == {"balanced_accuracy"}
@@ -145,10 +145,10 @@ def test_every_row_carries_what_it_was_measured_on(configure: Callable[..., RunC
     assert moved == {"VLM, centred"}, "the snippets' mean has a part in these figures only"
 
 
-def test_cut_tokens_are_counted(configure: Callable[..., RunConfig], simple: str) -> None:
-    config = configure(KEYS, name="cut", prompts=simple)
-    workspace = quiet(config)
-    rows = rows_of(prompt_study(config, workspace))
+def test_cut_tokens_are_counted(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+    config = configure_file(KEYS, name="cut", prompts=simple)
+    workspace = Workspace(config.run)
+    rows = rows_of(study(config))
     ensemble = next(row for row in rows if row["mode"] == "ensemble" and row["kind"] == "mode")
     text = SIMPLE["classes"]["tumour"][0]  # type: ignore[index]
     over = workspace.vlm.count_tokens([text])[0] - workspace.vlm.context_length
@@ -156,19 +156,21 @@ def test_cut_tokens_are_counted(configure: Callable[..., RunConfig], simple: str
     assert (ensemble["cut_texts"], ensemble["cut_tokens"]) == (1, 2)
 
 
-def test_the_same_again(configure: Callable[..., RunConfig]) -> None:
-    config = configure(KEYS, name="again")
-    first = rows_of(prompt_study(config, quiet(config)))
-    assert rows_of(prompt_study(config, quiet(config))) == first
-    other = configure(KEYS, name="again", **{"zero_shot.seed": 1})
-    assert rows_of(prompt_study(other, quiet(other))) != first
+def test_the_same_again(configure_file: Callable[..., ConfigFile]) -> None:
+    config = configure_file(KEYS, name="again")
+    first = rows_of(study(config))
+    assert rows_of(study(config)) == first
+    other = configure_file(KEYS, name="again", **{"prompt_study.seed": 1})
+    assert rows_of(study(other)) != first
 
 
-def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., RunConfig], tmp_path: Path) -> None:
-    config = configure(KEYS, name="asked", output=tmp_path, arm="clip_it_all", **{"training.steps": 2})
-    workspace = quiet(config)
-    run = train_run(config, workspace)
-    folder = prompt_study(config, workspace, run)
+def test_a_student_is_asked_in_the_space_it_was_taught(
+    configure_file: Callable[..., ConfigFile], tmp_path: Path
+) -> None:
+    config = configure_file(KEYS, name="asked", output=tmp_path, arm="clip_it_all", **{"training.steps": 2})
+    workspace = Workspace(config.run)
+    run = train_run(config.run, workspace)
+    folder = study(config, run)
     assert folder.name == f"asked-{run.name}"
     rows = rows_of(folder)
     student = next(row for row in rows if row["subject"] == f"student {run.name}" and row["mode"] == "ensemble")
@@ -179,41 +181,40 @@ def test_a_student_is_asked_in_the_space_it_was_taught(configure: Callable[..., 
     assert student["ece"] == pytest.approx(scores["ece"]["value"], abs=1e-4)
 
 
-def test_a_student_without_text_is_refused(configure: Callable[..., RunConfig], tmp_path: Path) -> None:
-    config = configure(KEYS, name="mute", output=tmp_path, arm="image_only", **{"training.steps": 1})
-    workspace = quiet(config)
-    run = train_run(config, workspace)
+def test_a_student_without_text_is_refused(configure_file: Callable[..., ConfigFile], tmp_path: Path) -> None:
+    config = configure_file(KEYS, name="mute", output=tmp_path, arm="image_only", **{"training.steps": 1})
+    workspace = Workspace(config.run)
+    run = train_run(config.run, workspace)
     with pytest.raises(ModelError, match="trained without text"):
-        prompt_study(config, workspace, run)
+        study(config, run)
     with pytest.raises(ClipitError, match="to do"):
-        prompt_study(config, workspace, tmp_path / "nowhere")
+        study(config, tmp_path / "nowhere")
 
 
-def test_what_it_refuses(configure: Callable[..., RunConfig], world: dict[str, Any]) -> None:
-    def study(**keys: Any) -> None:
-        """A study of the small world with these keys."""
-        config = configure(KEYS | keys, name="refused")
-        prompt_study(config, quiet(config))
+def test_what_it_refuses(configure_file: Callable[..., ConfigFile], world: dict[str, Any]) -> None:
+    def refused(**keys: Any) -> None:
+        config = configure_file(KEYS | keys, name="refused")
+        study(config)
 
     with pytest.raises(ConfigError, match="no prompt set"):
-        study(prompts=None)
+        refused(prompts=None)
     with pytest.raises(DataError, match="without prompts: gland"):
-        study(prompts="pcam")
+        refused(prompts="pcam")
     with pytest.raises(DataError, match="without prompts: gland"):
-        study(**{"zero_shot.simple": "pcam"})
+        refused(**{"prompt_study.simple": "pcam"})
     with pytest.raises(ConfigError, match="both called small"):
-        study(**{"zero_shot.simple": world["prompts"]})
+        refused(**{"prompt_study.simple": world["prompts"]})
     with pytest.raises(ConfigError, match="must hold each of"):
-        study(**{"zero_shot.templates": ["an image of {}"]})
+        refused(**{"prompt_study.templates": ["an image of {}"]})
 
 
-def test_screening_tiles_are_training_tiles_and_drawn_by_seed(configure: Callable[..., RunConfig]) -> None:
-    config = configure(KEYS)
-    test, screening = study_tiles(config, quiet(config))
+def test_screening_tiles_are_training_tiles_and_drawn_by_seed(configure_file: Callable[..., ConfigFile]) -> None:
+    config = configure_file(KEYS)
+    test, screening = study_tiles(config.run, config.prompt_study, Workspace(config.run))
     assert set(test.splits) == {"test"} and set(screening.splits) == {"train"}
     assert len(screening) == 10
-    other = configure(KEYS, **{"zero_shot.seed": 1})
-    assert study_tiles(other, quiet(other))[1].ids.tolist() != screening.ids.tolist()
+    other = configure_file(KEYS, **{"prompt_study.seed": 1})
+    assert study_tiles(other.run, other.prompt_study, Workspace(other.run))[1].ids.tolist() != screening.ids.tolist()
 
 
 def test_no_text_is_embedded_twice() -> None:

@@ -14,10 +14,10 @@ import pytest
 from launching import ROOT, TWO, launch
 from PIL import Image
 from study_records import lacking
-from tiny_models import MakeConfig
+from tiny_models import MakeConfig, MakeFile, with_run
 
-from clipit.config.load import merge, nested, validate
-from clipit.config.run import RunConfig
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
 from clipit.evaluation.adaptation import align_statistics, statistics_of
 from clipit.evaluation.adaptation_guard import judge, reference_of
@@ -57,15 +57,19 @@ def small(world: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def measure(file: ConfigFile, runs: list[Path]) -> Path:
+    return robustness(file.run, file.robustness, runs, file.comparison.shifted)
+
+
 @pytest.fixture(scope="module")
-def measured(world: dict[str, Any], shared_output: Path) -> tuple[RunConfig, list[Path], Path]:
+def measured(world: dict[str, Any], shared_output: Path) -> tuple[ConfigFile, list[Path], Path]:
     """Configuration, runs (image only, with text, late fusion) and tables."""
-    config = validate(merge({**world, "output": shared_output}, nested(small(world))), "test")
+    file = validate_file(merge({**world, "output": shared_output}, nested(small(world))), "test")
     late = {"base": "clip_it_all", "student.head": "late_fusion", "student.projector_layers": 2}
-    config = config.model_copy(update={"arms": {"late": late}})
+    file = with_run(file, arms={"late": late})
     arms = ("image_only", "clip_it_all", "late")
-    runs = [train_run(config.model_copy(update={"arm": arm})) for arm in arms]
-    return config, runs, robustness(config, runs)
+    runs = [train_run(file.run.model_copy(update={"arm": arm})) for arm in arms]
+    return file, runs, measure(file, runs)
 
 
 def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
@@ -73,8 +77,8 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_heads_answer_as_the_runs_wrote(measured: tuple[RunConfig, list[Path], Path]) -> None:
-    config, runs, _ = measured
+def test_heads_answer_as_the_runs_wrote(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+    file, runs, _ = measured
     workspace = Workspace(config)
     for run in runs:
         subject, test = run_subject(workspace, run, run.name), workspace.all_tiles.of_split("test")
@@ -88,11 +92,12 @@ def test_heads_answer_as_the_runs_wrote(measured: tuple[RunConfig, list[Path], P
             np.testing.assert_allclose(found, written.zero_shot[rows], atol=1e-3)
 
 
-def test_a_level_of_a_curve_can_be_made_again(measured: tuple[RunConfig, list[Path], Path]) -> None:
-    config, runs, folder = measured
+def test_a_level_of_a_curve_can_be_made_again(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+    file, runs, folder = measured
+    config = file.run
     test = Workspace(config).all_tiles.of_split("test")
     pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
-    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
+    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), file.robustness.seed).pixels
     classifier = load_classifier(runs[1] / "classifier", "cpu")
     probabilities = classifier.predict_proba([Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed])
     expected = compute_metrics(test.labels, probabilities)["accuracy"]
@@ -105,7 +110,7 @@ def test_a_level_of_a_curve_can_be_made_again(measured: tuple[RunConfig, list[Pa
     assert {row["subject"] for row in rows_of(folder, what="curve")} == {*(run.name for run in runs), "VLM"}
 
 
-def test_every_figure_carries_what_it_was_measured_on(measured: tuple[RunConfig, list[Path], Path]) -> None:
+def test_every_figure_carries_what_it_was_measured_on(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder)
     assert not lacking(rows)
@@ -118,7 +123,7 @@ def test_every_figure_carries_what_it_was_measured_on(measured: tuple[RunConfig,
         assert (folder / name).read_bytes()[:4] == b"\x89PNG" and name in page
 
 
-def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[RunConfig, list[Path], Path]) -> None:
+def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     written = read_predictions(runs[0] / "predictions.parquet").select("test")
     before = rows_of(folder, what="calibration", subject=runs[0].name, state="before", metric="ece")[0]
@@ -129,7 +134,7 @@ def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Ru
     assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
 
 
-def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[RunConfig, list[Path], Path]) -> None:
+def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder, what="adaptation", perturbation=None)
     assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
@@ -143,12 +148,13 @@ def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[RunConfig, list
     assert same["test"] == same["elsewhere"]
 
 
-def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[RunConfig, list[Path], Path]) -> None:
-    config, runs, folder = measured
+def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+    file, runs, folder = measured
+    config = file.run
     workspace = Workspace(config)
     subject, test = run_subject(workspace, runs[0], runs[0].name), workspace.all_tiles.of_split("test")
     pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
-    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), config.robustness.seed).pixels
+    changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), file.robustness.seed).pixels
     images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
     vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
     training = spread(workspace.all_tiles.of_split("train"), LEARNT, labelled=False)
@@ -166,7 +172,7 @@ def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[RunConf
 
 
 def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
-    measured: tuple[RunConfig, list[Path], Path],
+    measured: tuple[ConfigFile, list[Path], Path],
 ) -> None:
     _, _, folder = measured
     told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
@@ -207,7 +213,7 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
 
 
 def test_two_processes_write_the_same_rows(
-    measured: tuple[RunConfig, list[Path], Path],
+    measured: tuple[ConfigFile, list[Path], Path],
     write_config: Callable[..., Path],
     world: dict[str, Any],
     tmp_path: Path,
@@ -254,27 +260,27 @@ def test_two_processes_write_the_same_rows(
 
 
 def test_what_cannot_be_measured_is_refused(
-    measured: tuple[RunConfig, list[Path], Path], configure: MakeConfig, world: dict[str, Any], tmp_path: Path
+    measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
-    config, runs, _ = measured
+    file, runs, _ = measured
     with pytest.raises(DataError, match="a run is given twice"):
-        robustness(config, [runs[0], runs[0]])
+        measure(file, [runs[0], runs[0]])
     with pytest.raises(DataError, match="nothing to measure"):
-        robustness(config.model_copy(update={"prompts": None}), [])
+        measure(with_run(file, prompts=None), [])
     others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
-    fewer = configure(small(world) | {"comparison.shifted": {"fewer": others}})
+    fewer = configure_file(small(world) | {"comparison.shifted": {"fewer": others}})
     with pytest.raises(DataError, match=r"(?s)a shifted set has the classes gland; .*comparison.shifted.fewer"):
-        robustness(fewer, runs[:1])
-    swapped = configure(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
+        measure(fewer, runs[:1])
+    swapped = configure_file(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
     with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
-        robustness(swapped, runs[:1])
-    few_labels = configure(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
-    folder = robustness(few_labels, [train_run(few_labels)])
+        measure(swapped, runs[:1])
+    few_labels = configure_file(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
+    folder = measure(few_labels, [train_run(few_labels.run)])
     (row,) = rows_of(folder, what="calibration", subject="image_only-seed0", state="after", metric="ece")
     assert row["value"] is None and "needs 20 validation labels; there are 12" in row["reason"]
-    less = configure(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
+    less = configure_file(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
     with pytest.raises(DataError, match="predictions are of other test tiles"):
-        robustness(less, runs[:1])
+        measure(less, runs[:1])
     script = [sys.executable, "scripts/robustness.py", "--config", str(tmp_path / "none.yaml"), "--run", str(runs[0])]
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2 and "no such configuration file" in done.stderr
@@ -293,11 +299,11 @@ def test_batches_have_the_shares_that_were_drawn_and_use_up_no_class(configure: 
 
 
 def test_without_adaptation_nothing_of_it_is_made(
-    configure: MakeConfig, measured: tuple[RunConfig, list[Path], Path]
+    configure: MakeConfig, measured: tuple[ConfigFile, list[Path], Path]
 ) -> None:
-    config = measured[0].model_copy(update={"name": "plain"})
-    config = config.model_copy(update={"robustness": config.robustness.model_copy(update={"adaptation": ()})})
-    folder = robustness(config, measured[1][:1])
+    file = with_run(measured[0], name="plain")
+    settings = file.robustness.model_copy(update={"adaptation": ()})
+    folder = measure(file.model_copy(update={"robustness": settings}), measured[1][:1])
     assert {row["what"] for row in rows_of(folder)} == {"curve", "shifted", "calibration"}
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, HOSTILE, opened
 
-from clipit.config.load import merge, nested, validate
+from clipit.config.load import merge, nested, validate_file
 from clipit.studies.probing.study import probe
 from clipit.studies.prompts.study import prompt_study
 from clipit.studies.robustness.study import robustness
@@ -22,9 +22,9 @@ pytestmark = [
 KEYS = {
     "note": HOSTILE,
     "name": "seen",
-    "zero_shot.draws": 3,
-    "zero_shot.organs": ["", HOSTILE],
-    "zero_shot.magnifications": [""],
+    "prompt_study.draws": 3,
+    "prompt_study.organs": ["", HOSTILE],
+    "prompt_study.magnifications": [""],
     "probing.episodes": 3,
     "probing.shots": [1],
     "probing.shares": [0.5, 1.0],
@@ -49,12 +49,12 @@ addEventListener("load", () => {
 @pytest.fixture(scope="module")
 def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
     """Name -> folder of each study."""
-    config = validate(merge({**world, "output": shared_output}, nested(KEYS)), "test")
+    file = validate_file(merge({**world, "output": shared_output}, nested(KEYS)), "test")
 
     return {
-        "prompts": prompt_study(config, Workspace(config)),
-        "probing": probe(config, None),
-        "robustness": robustness(config, []),
+        "prompts": prompt_study(file.run, file.prompt_study, Workspace(file.run)),
+        "probing": probe(file.run, file.probing),
+        "robustness": robustness(file.run, file.robustness, []),
     }
 
 

@@ -92,15 +92,19 @@ def test_copies_stop_the_training_unless_nobody_shall_look(
 
 
 @pytest.mark.parametrize("job", ["train", "compare", "tune"])
-def test_a_planted_copy_stops_every_job(configure: MakeConfig, leaky: Leaky, job: str, tmp_path: Path) -> None:
+def test_a_planted_copy_stops_every_job(configure_file: MakeFile, leaky: Leaky, job: str, tmp_path: Path) -> None:
     from clipit.comparison.compare import compare
     from clipit.comparison.tune import tune
     from clipit.runs.train import train_run
 
-    jobs: dict[str, Callable[..., Any]] = {"train": train_run, "compare": compare, "tune": tune}
-    config = configure(leaky(groups=False), **{"comparison.arms": ["image_only"], "training.steps": 2})
+    file = configure_file(leaky(groups=False), **{"comparison.arms": ["image_only"], "training.steps": 2})
+    jobs: dict[str, Callable[[], Any]] = {
+        "train": lambda: train_run(file.run),
+        "compare": lambda: compare(file.run, file.comparison),
+        "tune": lambda: tune(file.run, file.comparison),
+    }
     with pytest.raises(DataError, match=r"with the very pixels of a tile in a later split"):
-        jobs[job](config)
+        jobs[job]()
     assert not list((tmp_path / "out").rglob("classifier"))
 
 
@@ -255,9 +259,7 @@ def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_p
 
 def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
     said = capture_log()
-    config = configure()
-    shifted = config.comparison.model_copy(update={"shifted": {"elsewhere": config.tiles}})
-    _, leaking = check_leaks(config.model_copy(update={"comparison": shifted}), "off")
+    _, leaking = check_leaks(configure(), "off", ["elsewhere"])
     assert leaking == 0 and "no leak found" in said[-1]
     assert "not checked: patients of 60 of 60 reports" in said[-1]
     assert "not checked: comparison.shifted: elsewhere" in said[-1]

@@ -13,7 +13,7 @@ from clipit.workspace.workspace import Workspace
 
 def _by_class(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
     """Difference in recall per class."""
-    c, classes = plan.config.comparison, workspace.all_tiles.classes
+    c, classes = plan.comparison, workspace.all_tiles.classes
     counted = hits(rows, c.baseline, c.seeds[0])[0].labels
     counts = [int((counted == k).sum()) for k in range(len(classes))]
     table, values = [], []

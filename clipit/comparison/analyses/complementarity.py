@@ -37,7 +37,7 @@ def right_where_vision_is_wrong(
         rows: Of its runs.
         folder: Where the predictions of the classifiers that only this analysis needs are kept.
     """
-    config, c = plan.config, plan.config.comparison
+    config, c = plan.config, plan.comparison
     base = c.baseline
     found: dict[str, dict[int, tuple[Complementarity, str]]] = {}
     for seed in c.seeds:
@@ -84,7 +84,7 @@ def _others(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path, seed: int
 ) -> dict[str, _Classifier]:
     """Every classifier to be set beside the baseline of a seed."""
-    config, c = plan.config, plan.config.comparison
+    config, c = plan.config, plan.comparison
     base, others = c.baseline, dict[str, _Classifier]()
 
     def kept(name: str, predictions: Predictions) -> _Classifier:

@@ -68,7 +68,7 @@ def _quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
 
 def _by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> AnalysisResult:
     """Gain per quarter of the test tiles, by how near their first snippet is."""
-    c = plan.config.comparison
+    c = plan.comparison
     tiles, _ = hits(rows, c.baseline, c.seeds[0])
     scores = first_cosines(workspace, tiles.ids)
     paired = np.isfinite(scores)
@@ -115,7 +115,7 @@ def _by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder
 
 def _own_rules(plan: Plan) -> str:
     """A sentence where arms pair by other keys than those that the quarters are made by."""
-    config, seed = plan.config, plan.config.comparison.seeds[0]
+    config, seed = plan.config, plan.comparison.seeds[0]
     own = [arm for arm in plan.arms if resolve_arm(plan.run(arm, seed)).pairing != config.pairing]
     if not own:
         return ""

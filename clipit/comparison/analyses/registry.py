@@ -31,6 +31,6 @@ def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], fol
         "embeddings": joint_space,
     }
     found = []
-    for name in plan.config.comparison.why:
+    for name in plan.comparison.why:
         found += analyses[name](plan, workspace, rows, folder)
     return found

@@ -53,7 +53,7 @@ def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Pred
 
 def title(plan: Plan, what: str) -> str:
     """A heading that names the data set, and the backbone where there are several."""
-    several = len(plan.config.comparison.backbones) > 1
+    several = len(plan.comparison.backbones) > 1
     return f"{what} ({plan.data_set}, {plan.backbone})" if several else f"{what} ({plan.data_set})"
 
 
@@ -66,7 +66,7 @@ def hits(rows: Sequence[ScoreRow], arm: str, seed: int) -> tuple[Predictions, Fl
 
 def gain(plan: Plan, rows: Sequence[ScoreRow], arm: str) -> tuple[Predictions, Float[np.ndarray, " n"], dict[str, Any]]:
     """Hits of an arm minus hits of the baseline per labelled test tile, mean over seeds; and the files of both."""
-    c = plan.config.comparison
+    c = plan.comparison
     gains = []
     for seed in c.seeds:
         tiles, base = hits(rows, c.baseline, seed)

@@ -7,7 +7,7 @@ import numpy as np
 
 from clipit.comparison.report.tables import table_one
 from clipit.comparison.statistics import PERCENT, ArmResult
-from clipit.config.run import RunConfig
+from clipit.config.comparison import ComparisonConfig
 from clipit.evaluation.score_row import COSTS, ScoreRow
 from clipit.evaluation.significance import FEWEST_SEEDS
 
@@ -56,9 +56,8 @@ def _plain(rows: Sequence[ScoreRow], key: str) -> str:
     return f"{np.mean(values):g}" if key == "learning_rate" else f"{np.mean(values):,.0f}"
 
 
-def ones(config: RunConfig, made: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
+def ones(c: ComparisonConfig, made: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, header and rows of the table in the form of CLIP-IT's table 1; none where there is one arm only."""
-    c = config.comparison
     others = [arm for arm in c.arms if arm != c.baseline]
     arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
     return [(f"{c.baseline} -> {arm}", *table_one(made, c.baseline, arm)) for arm in arms]

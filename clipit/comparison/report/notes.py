@@ -10,17 +10,21 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION
 from clipit.comparison.report.cost_table import place_told
 from clipit.comparison.statistics import PERCENT, ArmResult
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, explain
 from clipit.evaluation.significance import FEWEST_SEEDS
 from clipit.reporting.tables import LABELS
 
 
-def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmResult], beside: str) -> list[str]:
+def notes_of(
+    config: RunConfig, comparison: ComparisonConfig, plans: Sequence[Plan], made: Sequence[ArmResult], beside: str
+) -> list[str]:
     """All sentences, in order.
 
     Args:
-        config: Of the comparison.
+        config: Configuration that all runs share.
+        comparison: Section of the comparison.
         plans: Its data sets and backbones.
         made: Lines of its table.
         beside: Where published figures beside the table come from; empty for none.
@@ -28,7 +32,7 @@ def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmResult]
     Raises:
         DataError: The record of the search that the configuration names is missing.
     """
-    c = config.comparison
+    c = comparison
     n = len(c.seeds)
     metric = LABELS[c.metric]
     notes = [
@@ -47,7 +51,7 @@ def notes_of(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmResult]
         notes.append(
             "..._at_N_steps: the same arm at the steps of the longest one, so that no arm is shown with less training."
         )
-    notes += _tuning(config, plans)
+    notes += _tuning(config, comparison, plans)
     notes += _below_reference(made)
     notes += [f"{' / '.join(line.key)}: {_reason(line)}" for line in made if line.mean is None]
     over = {
@@ -80,15 +84,15 @@ def _name(line: ArmResult, made: Sequence[ArmResult]) -> str:
     return place_told(line.key.place, {other.key.place for other in made})[2:-1]
 
 
-def _tuning(config: RunConfig, plans: Sequence[Plan]) -> list[str]:
+def _tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
     """How the arms came by their learning rates, steps and weights: what is known of it, and no more."""
-    c, first = config.comparison, plans[0].config
-    axes = {arm: axes_of(first, arm) for arm in c.arms}
-    if not is_tuned(first, c.arms):
+    first = plans[0].config
+    axes = {arm: axes_of(first, c, arm) for arm in c.arms}
+    if not is_tuned(first, c, c.arms):
         every = {key: value for arm in c.arms for key, value in chosen(first, arm, list(axes[arm])).items()}
         notes = [f"Not tuned: all arms at {', '.join(shown(key, value) for key, value in every.items())}."]
     else:
-        how, other = _searched(config, first)
+        how, other = _searched(config, c, first)
         searched = [arm for arm in c.arms if arm not in other]
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
@@ -97,7 +101,7 @@ def _tuning(config: RunConfig, plans: Sequence[Plan]) -> list[str]:
             f"{further}" + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
         ]
         if searched:
-            counts = _counts({arm: len(trials_of(first, arm)) for arm in searched})
+            counts = _counts({arm: len(trials_of(first, c, arm)) for arm in searched})
             notes.append(
                 f"Trials per searched arm: {counts}, each on {len(c.tuning_seeds)} seed"
                 f"{'s' * (len(c.tuning_seeds) > 1)}."
@@ -130,9 +134,8 @@ def _counts(trials: Mapping[str, int]) -> str:
     return "; ".join(f"{count} for {', '.join(arms)}" for count, arms in sorted(groups.items()))
 
 
-def _searched(config: RunConfig, first: RunConfig) -> tuple[str, list[str]]:
+def _searched(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tuple[str, list[str]]:
     """Where the arms' keys come from, and the arms whose keys are not those that a search chose."""
-    c = config.comparison
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
     if not file.is_file():
         if c.searched:
@@ -146,7 +149,7 @@ def _searched(config: RunConfig, first: RunConfig) -> tuple[str, list[str]]:
         return "set in the configuration", list(c.arms)
     record = read_json(file, "delete it and tune again")
     found, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
-    axes = {arm: list(axes_of(first, arm)) for arm in c.arms}
+    axes = {arm: list(axes_of(first, c, arm)) for arm in c.arms}
     # A number of steps that no arm was searched at is the same change for all, and no arm's own choice.
     steps = {keys.get(STEPS) for keys in found.values()}
     elsewhere = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()

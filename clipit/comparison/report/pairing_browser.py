@@ -31,7 +31,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
         workspace: Of its configuration.
         rows: Of its finished runs.
     """
-    config, most = plan.config, plan.config.comparison.pairing_page
+    config, most = plan.config, plan.comparison.pairing_page
     if not most or config.reports is None:
         return
     try:
@@ -48,7 +48,7 @@ def _predicted(
     """What the first arm that is taught by reports says of these training tiles; None without such an arm."""
     from clipit.models.inference import load_classifier
 
-    seed, trust = plan.config.comparison.seeds[0], plan.config.backbone.trust_remote_code
+    seed, trust = plan.comparison.seeds[0], plan.config.backbone.trust_remote_code
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run(name, seed)))), None)
     if arm is None:
         return None

@@ -8,6 +8,7 @@ from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, costs, ones
 from clipit.comparison.report.tables import HEADER, shown_columns
 from clipit.comparison.statistics import PERCENT, ArmResult
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.evaluation.score_row import CSV_COLUMNS, ScoreRow
 from clipit.reporting.comparison_page import raw_parts, seed_figure
@@ -19,19 +20,18 @@ _LONG = 12  # rows of a table from which on a section beside the main one is fol
 
 
 def score_sections(
-    config: RunConfig,
+    c: ComparisonConfig,
     made: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
     known: Published,
     notes: Sequence[str],
 ) -> list[Section]:
     """The scores against the baseline and each control, in the form of table 1, and seed by seed."""
-    c = config.comparison
     sections = [Section("Scores", [_scores(made, known, "lines"), *(Text(note) for note in notes)])]
     for control, own in against.items():
         parts: list[Part] = [_scores(own, {}, f"against.{control}"), Text(AGAINST)]
         sections.append(Section(f"Against {control}", parts, folded=len(own) > _LONG))
-    for title, header, rows in ones(config, made):
+    for title, header, rows in ones(c, made):
         source = "comparison.json: lines, mean, sd and difference of the part test"
         sections.append(Section(title, [Table(header, rows, source=source)]))
     figures = []
@@ -63,7 +63,9 @@ def _scores(made: Sequence[ArmResult], known: Published, key: str) -> Table:
     return Table(header, cells, source=told, left=sum(name in HEADER[:4] for name in header))
 
 
-def label_sections(config: RunConfig, made: Sequence[ArmResult], folder: Path) -> list[Section]:
+def label_sections(
+    config: RunConfig, comparison: ComparisonConfig, made: Sequence[ArmResult], folder: Path
+) -> list[Section]:
     """Score over the share of labelled training tiles, where the same tiles and backbone had several; one line per arm.
 
     Other data sets have other tiles: their points never stand on one line.
@@ -80,7 +82,7 @@ def label_sections(config: RunConfig, made: Sequence[ArmResult], folder: Path) -
                 series.setdefault(line.key.arm, []).extend(points)
         if any(len({share for share, _ in points}) > 1 for points in series.values()):
             path = folder / f"labels-{len(figures)}.png"
-            label_curves_plot(series, path, metric=config.comparison.metric, title=f"{config.name}: {backbone}")
+            label_curves_plot(series, path, metric=comparison.metric, title=f"{config.name}: {backbone}")
             caption = (
                 "Test score over the share of labelled training tiles; bands: lowest to highest seed (up to 7 arms)."
             )

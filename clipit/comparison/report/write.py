@@ -22,6 +22,7 @@ from clipit.comparison.report.sections import (
 from clipit.comparison.report.tables import HEADER, latex_table, main_table, shown_columns
 from clipit.comparison.report.training_curves import curve_sections
 from clipit.comparison.statistics import ArmResult, ComparisonResults
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.reporting.comparison_page import comparison_page
 from clipit.reporting.html import write_page
@@ -31,6 +32,7 @@ from clipit.tiles.tileset import TileSet
 
 def write_report(
     config: RunConfig,
+    comparison: ComparisonConfig,
     plans: Sequence[Plan],
     results: ComparisonResults,
     why: Sequence[AnalysisResult],
@@ -40,7 +42,8 @@ def write_report(
     """Write comparison.md, .tex and .html.
 
     Args:
-        config: Configuration of the comparison.
+        config: Configuration that all runs share.
+        comparison: Section of the comparison.
         plans: Its data sets and backbones.
         results: Scores and statistics.
         why: Results of the analyses.
@@ -50,21 +53,21 @@ def write_report(
     Returns:
         The sentences under the main table.
     """
-    c, made, against = config.comparison, results.arms, results.against
-    known, left_out = _published(config, plans)
+    c, made, against = comparison, results.arms, results.against
+    known, left_out = _published(comparison.metric, plans)
     beside = SOURCE if any(known.values()) else ""
-    notes = [*notes_of(config, plans, made, beside), *left_out]
+    notes = [*notes_of(config, comparison, plans, made, beside), *left_out]
     with whole_file(folder / "comparison.md") as temporary:
-        temporary.write_text(_markdown(config, made, against, known, notes, why), encoding="utf-8")
+        temporary.write_text(_markdown(config, comparison, made, against, known, notes, why), encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
-        temporary.write_text(_latex(config, made, known, beside), encoding="utf-8")
+        temporary.write_text(_latex(config, comparison, made, known, beside), encoding="utf-8")
     pictured = {(s.data_set, s.backbone): own for s, own in zip(plans, tiles, strict=False)}
     sections = [
-        *score_sections(config, made, against, known, notes),
+        *score_sections(comparison, made, against, known, notes),
         *tile_sections(made, c.arms, c.baseline, pictured),
         *confusion_sections(made),
         *curve_sections(made, c.baseline),
-        *label_sections(config, made, folder),
+        *label_sections(config, comparison, made, folder),
         cost_section(made),
         *finding_sections(why, folder),
         *link_sections(config, plans, made, folder),
@@ -74,9 +77,9 @@ def write_report(
     return notes
 
 
-def _published(config: RunConfig, plans: Sequence[Plan]) -> tuple[Published, list[str]]:
+def _published(metric: str, plans: Sequence[Plan]) -> tuple[Published, list[str]]:
     """Published figures in the comparison's metric, and a sentence for those that are in another one."""
-    metric, known, other = config.comparison.metric, dict[tuple[str, str, str], str](), list[str]()
+    known, other = dict[tuple[str, str, str], str](), list[str]()
     for plan in plans:
         source = plan.config.tiles.source
         if plan.config.tiles.labels.kind != "all":  # the published figures used all labels
@@ -95,6 +98,7 @@ def _published(config: RunConfig, plans: Sequence[Plan]) -> tuple[Published, lis
 
 def _markdown(
     config: RunConfig,
+    comparison: ComparisonConfig,
     made: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
     known: Published,
@@ -106,7 +110,7 @@ def _markdown(
         parts.append(" ".join(config.note.split()))
     for control, own in against.items():
         parts += [f"## Against {control}", main_table(own), AGAINST]
-    for title, header, rows in ones(config, made):
+    for title, header, rows in ones(comparison, made):
         parts += [f"## {title}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*costs(made)), COST_NOTE]
     for finding in why:
@@ -114,9 +118,11 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _latex(config: RunConfig, made: Sequence[ArmResult], known: Published, beside: str) -> str:
+def _latex(
+    config: RunConfig, comparison: ComparisonConfig, made: Sequence[ArmResult], known: Published, beside: str
+) -> str:
     """The main table and that in the form of table 1; captions say what stands in them and where it is from."""
-    c = config.comparison
+    c = comparison
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
     caption = f"{config.name}: {c.metric.replace('_', ' ')} in %, mean and standard deviation over {seeds}."
     told = [caption, f"Differences are paired by seed, against {c.baseline}.", holm_family(made)]
@@ -124,6 +130,6 @@ def _latex(config: RunConfig, made: Sequence[ArmResult], known: Published, besid
         told.append(f"Published: {beside}. {CAUTION}")
     header, rows = shown_columns(made, known)
     tables = [latex_table(header, rows, " ".join(told), left=sum(name in HEADER[:4] for name in header))]
-    for title, one_header, one_rows in ones(config, made):
+    for title, one_header, one_rows in ones(comparison, made):
         tables.append(latex_table(one_header, one_rows, f"{title}. {caption} Test split; intervals: t over seeds."))
     return "\n".join(tables)

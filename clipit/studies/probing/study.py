@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from clipit.artifacts import write_json
-from clipit.config.run import ProbingConfig, RunConfig
+from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.features import Features, Probe
@@ -38,11 +39,12 @@ _METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc",
 Row = dict[str, Any]
 
 
-def probe(config: RunConfig, run: Path | None = None) -> Path:
+def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) -> Path:
     """Measure what frozen features hold, and write probing.parquet, .md, .html, .json and the label-efficiency plot.
 
     Args:
-        config: Its `probing` section says what is measured.
+        config: Tiles, prompts, VLM and backbone.
+        probing: Probes, shots and retrieval to measure.
         run: Folder of a finished run of this configuration, to be measured beside the untrained models.
 
     Returns:
@@ -58,15 +60,15 @@ def probe(config: RunConfig, run: Path | None = None) -> Path:
     if run is not None:
         subjects.append(classifier_features(config, workspace, run))
     rows += _zero_shot_rows(config, workspace, subjects[0])
-    for what, score in text_retrieval(config, workspace, subjects[0]):
+    for what, score in text_retrieval(probing, workspace, subjects[0]):
         asked = {} if "caption" in what else asked_with(workspace.prompts)
         rows.append(_retrieval_row(JOINT, what, score) | asked)
     folder = config.output / "probing" / config.name
     if get_processes().main:
         for subject in subjects:
             logger.info(f"probing: {subject.name}")
-            rows += _subject_rows(config, workspace, subject)
-        _write(config, workspace, subjects, rows, folder, run)
+            rows += _subject_rows(config, probing, workspace, subject)
+        _write(config, probing, workspace, subjects, rows, folder, run)
     get_processes().barrier()
     return folder
 
@@ -108,9 +110,9 @@ def probes(p: ProbingConfig, seed: int = 0) -> dict[str, Probe]:
     return {name: known[name] for name in p.probes}
 
 
-def _subject_rows(config: RunConfig, workspace: Workspace, subject: Frozen) -> list[Row]:
+def _subject_rows(config: RunConfig, p: ProbingConfig, workspace: Workspace, subject: Frozen) -> list[Row]:
     """Everything of one model's features."""
-    p, visible, known = config.probing, workspace.tiles(config.seed), workspace.all_tiles
+    visible, known = workspace.tiles(config.seed), workspace.all_tiles
     n_classes = len(known.classes)
     train, validation = subject.features(visible, "train"), subject.features(visible, "validation")
     test = subject.features(known, "test").labelled()
@@ -231,14 +233,20 @@ def _check_test(config: RunConfig, tiles: TileSet) -> None:
 
 
 def _write(
-    config: RunConfig, workspace: Workspace, subjects: Sequence[Frozen], rows: list[Row], folder: Path, run: Path | None
+    config: RunConfig,
+    probing: ProbingConfig,
+    workspace: Workspace,
+    subjects: Sequence[Frozen],
+    rows: list[Row],
+    folder: Path,
+    run: Path | None,
 ) -> None:
     facts = {subject.name: subject.facts for subject in subjects}
     tiles, prompts, made = workspace.all_tiles, workspace.prompts, made_by()
     common = {"split": "test", "classes": len(tiles.classes), "tiles_fingerprint": tiles.fingerprint}
     whole = recorded(rows, {**common, "seed": config.seed, **made}, facts)
     provenance = {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json") | {"probing": probing.model_dump(mode="json")},
         **made,
         "versions": json.loads(made["versions"]),
         "run": None if run is None else str(run),
@@ -255,6 +263,6 @@ def _write(
         for row in curves:
             name = f"{row['subject']}: {row['what'].removeprefix('curve ').replace('_', ' ')}"
             series.setdefault(name, []).append((row["share"], row["value"]))
-        label_curves_plot(series, folder / plot, metric=config.probing.metric, title=config.name)
-    chapters = probing_chapters(config, whole, provenance, plot)
+        label_curves_plot(series, folder / plot, metric=probing.metric, title=config.name)
+    chapters = probing_chapters(probing, whole, provenance, plot)
     write_study(folder, "probing", f"{config.name}: probes of frozen features", study_note(config), chapters, whole)

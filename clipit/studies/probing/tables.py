@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.tables import LABELS, mean_sd, number, with_interval
 from clipit.studies.report import Chapter, Plot, undefined_chapter
@@ -20,17 +20,16 @@ _SAW = (
 
 
 def probing_chapters(
-    config: RunConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plot: str | None
+    p: ProbingConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plot: str | None
 ) -> list[Chapter]:
     """Probes, few-shot episodes, label efficiency and retrieval, and how they were made.
 
     Args:
-        config: Its `probing` section.
+        p: Section of the study.
         rows: Of probing.parquet.
         provenance: Facts beside them.
         plot: File name of the label-efficiency plot.
     """
-    p = config.probing
     curves = [row for row in rows if row.get("share") is not None]
     few = [row for row in rows if row["what"] == "few_shot"]
     found = [name for name in _RETRIEVAL if any(row["metric"] == name for row in rows)]
@@ -44,7 +43,7 @@ def probing_chapters(
                     "on test tiles. In brackets: 95 % percentile bootstrap over test tiles, by group where known."
                 ),
                 Text(
-                    f"Labels as a run of seed {config.seed} sees them (tiles.labels). k-NN: cosine, k = "
+                    f"Labels as a run of seed {p.seed} sees them (tiles.labels). k-NN: cosine, k = "
                     f"{p.neighbours}, one vote each, equal votes to the first class; with fewer labels than k all of "
                     "them vote, which tells nothing. SimpleShot: centred by the training tiles, L2, nearest class mean."
                 ),

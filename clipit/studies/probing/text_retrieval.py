@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 from jaxtyping import Float32, Int64, Shaped
 
-from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig
 from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
@@ -18,7 +18,7 @@ from clipit.workspace.workspace import Workspace
 _COLUMNS = ("tile_id", "text")
 
 
-def text_retrieval(config: RunConfig, workspace: Workspace, joint: Frozen) -> list[tuple[str, RetrievalScore]]:
+def text_retrieval(p: ProbingConfig, workspace: Workspace, joint: Frozen) -> list[tuple[str, RetrievalScore]]:
     """Class-match precision between test tiles and prompts, and Recall@k of true captions where there are any.
 
     Without prompts and without captions there is nothing to look for, and the list is empty. Tiles and texts are taken
@@ -30,7 +30,7 @@ def text_retrieval(config: RunConfig, workspace: Workspace, joint: Frozen) -> li
     Raises:
         DataError: The file of captions is missing, lacks a column or names tiles that are not test tiles.
     """
-    p, known = config.probing, workspace.all_tiles
+    known = workspace.all_tiles
     n_classes = len(known.classes)
     test = joint.features(known, "test")
     found: list[tuple[str, RetrievalScore]] = []

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
+from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain
 from clipit.evaluation import prompt_modes
@@ -80,14 +81,15 @@ class _Asked:
         return compute_metrics(self.test.labels, self.probabilities(classifier))
 
 
-def prompt_study(config: RunConfig, workspace: Workspace, run: Path | None = None) -> Path:
+def prompt_study(config: RunConfig, settings: PromptStudyConfig, workspace: Workspace, run: Path | None = None) -> Path:
     """Ask the VLM (and a student) in many ways and write down what each way scores on the test tiles.
 
-    Modes of `zero_shot.modes` for `prompts` and, where given, `zero_shot.simple`; the sensitivity grid of both; the
-    difference between both with its interval. Prompts are screened with training tiles; nothing is chosen on test.
+    Modes of `prompt_study.modes` for `prompts` and, where given, `prompt_study.simple`; the sensitivity grid of both;
+    the difference between both with its interval. Prompts are screened with training tiles; nothing is chosen on test.
 
     Args:
-        config: Its `zero_shot` section says what is asked.
+        config: Tiles, prompts and VLM.
+        settings: Modes, draws and sensitivity grid of the study.
         workspace: Of this configuration.
         run: Folder of a run whose classifier is asked, too.
 
@@ -99,8 +101,8 @@ def prompt_study(config: RunConfig, workspace: Workspace, run: Path | None = Non
         DataError: The prompts' classes are not the tiles', or there is no labelled test tile.
         ModelError: The run's classifier cannot be asked.
     """
-    sets = _prompt_sets(config, workspace)
-    test, screening = study_tiles(config, workspace)
+    sets = _prompt_sets(settings, workspace)
+    test, screening = study_tiles(config, settings, workspace)
     for prompts in sets:
         check_classes(prompts, test.classes)
     subjects = vlm_subjects(workspace, test, screening)
@@ -115,37 +117,35 @@ def prompt_study(config: RunConfig, workspace: Workspace, run: Path | None = Non
             """Per text, the tokens that the text tower does not read."""
             return cut_tokens(vlm.count_tokens, vlm.context_length, texts)
 
-        asked = [
-            _Asked(subject, prompts, test, count_cut, config.zero_shot.seed) for subject in subjects for prompts in sets
-        ]
-        rows = [row for one in asked for row in (*_mode_rows(one, config), *_grid_rows(one, config))]
+        asked = [_Asked(subject, prompts, test, count_cut, settings.seed) for subject in subjects for prompts in sets]
+        rows = [row for one in asked for row in (*_mode_rows(one, settings), *_grid_rows(one, settings))]
         logger.info(f"asked in {len(rows):,} ways; scores on {len(test):,} test tiles")
-        _write(folder, config, rows, asked, workspace)
+        _write(folder, config, settings, rows, asked)
     processes.barrier()
     return folder
 
 
-def _prompt_sets(config: RunConfig, workspace: Workspace) -> list[PromptSet]:
+def _prompt_sets(settings: PromptStudyConfig, workspace: Workspace) -> list[PromptSet]:
     """The simple set, where there is one, and the set of the configuration."""
     if workspace.prompts is None:
         raise ConfigError(explain("no prompt set to study", where="prompts", fix="set prompts to a file or a name"))
     rich = workspace.prompts
-    simple = load_prompts(config.zero_shot.simple) if config.zero_shot.simple else None
+    simple = load_prompts(settings.simple) if settings.simple else None
     if simple is None:
         return [rich]
     if simple.name == rich.name:
         raise ConfigError(
             explain(
-                f"prompts and zero_shot.simple are both called {rich.name}",
-                where="zero_shot.simple",
+                f"prompts and prompt_study.simple are both called {rich.name}",
+                where="prompt_study.simple",
                 fix="give another set, or change the name in its file",
             )
         )
     return [simple, rich]
 
 
-def _mode_rows(one: _Asked, config: RunConfig) -> list[Row]:
-    z, texts, rows = config.zero_shot, one.embedded(one.prompts), []
+def _mode_rows(one: _Asked, z: PromptStudyConfig) -> list[Row]:
+    texts, rows = one.embedded(one.prompts), []
     for mode in z.modes:
         if mode == "single":
             first = [
@@ -175,8 +175,7 @@ def _mode_rows(one: _Asked, config: RunConfig) -> list[Row]:
     return rows
 
 
-def _grid_rows(one: _Asked, config: RunConfig) -> list[Row]:
-    z = config.zero_shot
+def _grid_rows(one: _Asked, z: PromptStudyConfig) -> list[Row]:
     rows = []
     for cell in prompt_grid(one.prompts, z.templates, z.organs, z.magnifications, z.stains):
         texts = one.embedded(cell.prompts)
@@ -212,8 +211,10 @@ def _predictions(one: _Asked) -> Predictions:
     return Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
 
 
-def _write(folder: Path, config: RunConfig, rows: Sequence[Row], asked: Sequence[_Asked], workspace: Workspace) -> None:
-    test, metric, made = asked[0].test, config.zero_shot.metric, made_by()
+def _write(
+    folder: Path, config: RunConfig, settings: PromptStudyConfig, rows: Sequence[Row], asked: Sequence[_Asked]
+) -> None:
+    test, metric, made = asked[0].test, settings.metric, made_by()
     common: Row = dict.fromkeys(SCHEMA.names)
     common |= {"split": "test", "tiles": len(test), "classes": len(test.classes), "metric": metric}
     common |= {"tiles_fingerprint": test.fingerprint, **made}
@@ -230,14 +231,14 @@ def _write(folder: Path, config: RunConfig, rows: Sequence[Row], asked: Sequence
         "tiles": test.fingerprint,
         **told,
         "prompt sets": ", ".join(sorted({f"{row['prompts']} ({row['prompts_hash']})" for row in whole})),
-        "screening": f"at most {config.zero_shot.screening_tiles} training tiles, no label read",
-        "seed": config.zero_shot.seed,
+        "screening": f"at most {settings.screening_tiles} training tiles, no label read",
+        "seed": settings.seed,
         **made,
     }
     undefined = why_undefined(metric, test.labels, test.classes) if any(row[metric] is None for row in whole) else ""
     differences = _differences(asked, config)
     record = {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json") | {"prompt_study": settings.model_dump(mode="json")},
         **made,
         "versions": json.loads(made["versions"]),
         "split": "test",

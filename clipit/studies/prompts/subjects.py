@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from clipit.config.run import RunConfig
+from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError, explain
 from clipit.progress import progress
@@ -45,7 +46,7 @@ class Subject:
     facts: Mapping[str, Any]
 
 
-def study_tiles(config: RunConfig, workspace: Workspace) -> tuple[TileSet, TileSet]:
+def study_tiles(config: RunConfig, settings: PromptStudyConfig, workspace: Workspace) -> tuple[TileSet, TileSet]:
     """The labelled test tiles, and the training tiles that prompts are screened with (drawn by seed), each by id.
 
     Raises:
@@ -58,7 +59,7 @@ def study_tiles(config: RunConfig, workspace: Workspace) -> tuple[TileSet, TileS
         what = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
         raise DataError(explain(what, where=config.tiles.path, fix="give tiles of the splits train and test"))
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
-    drawn = np.random.default_rng(config.zero_shot.seed).permutation(len(train))[: config.zero_shot.screening_tiles]
+    drawn = np.random.default_rng(settings.seed).permutation(len(train))[: settings.screening_tiles]
     return test, train.select(np.sort(drawn))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.run import RunConfig
+from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
 from clipit.evaluation.adaptation import FEWEST_TILES, align_statistics, statistics_of, transductive
 from clipit.evaluation.adaptation_guard import Reference, judge, reference_of
@@ -52,6 +53,7 @@ def known_of(subject: Subject, training: Vectors) -> Known:
 
 def adaptation_rows(
     config: RunConfig,
+    settings: RobustnessConfig,
     subjects: list[Subject],
     parts: Mapping[str, TileSet],
     all_vectors: Found,
@@ -60,7 +62,8 @@ def adaptation_rows(
     """Every adaptation on every set, with the guard's verdict beside the true gain or loss.
 
     Args:
-        config: Its `robustness` section.
+        config: Configuration of the runs.
+        settings: Section of the study.
         subjects: Models.
         parts: Test tiles and shifted sets.
         all_vectors: Of these.
@@ -69,18 +72,27 @@ def adaptation_rows(
     rows = []
     for subject in subjects:
         for part, tiles in parts.items():
-            found = adapted_rows(config, tiles, subject, all_vectors[subject.name, part], known[subject.name], part)
+            found = adapted_rows(
+                config, settings, tiles, subject, all_vectors[subject.name, part], known[subject.name], part
+            )
             rows += [row | {"part": part} for row in found]
     return rows
 
 
 def adapted_rows(
-    config: RunConfig, tiles: TileSet, subject: Subject, vectors: Vectors, known: Known, name: str
+    config: RunConfig,
+    settings: RobustnessConfig,
+    tiles: TileSet,
+    subject: Subject,
+    vectors: Vectors,
+    known: Known,
+    name: str,
 ) -> list[Row]:
     """One row per reading and adaptation of one subject on one set of tiles, and one per batch drawn from them.
 
     Args:
-        config: Its `robustness` section says which adaptations, and how many batches.
+        config: Configuration of the runs.
+        settings: Adaptations, and number of batches.
         tiles: All with a label.
         subject: The model.
         vectors: Reading -> vectors of these tiles, in their order.
@@ -88,15 +100,15 @@ def adapted_rows(
         name: Of the set; batches depend on it.
     """
     rows: list[Row] = []
-    batches = list(drawn_batches(tiles, config.robustness.batches, name, config.robustness.seed))
+    batches = list(drawn_batches(tiles, settings.batches, name, settings.seed))
     for reading, answer in subject.answers.items():
-        for method in config.robustness.adaptation:
+        for method in settings.adaptation:
             if method == "transductive" and reading != ZERO:
                 continue  # it needs a text prior
             told = STATISTICS if method == "statistics" else TRANSDUCTIVE
             base: Row = {"subject": subject.name, "reading": reading, "method": told}
             reason = subject.fixed.get(reading, "") if method == "statistics" else ""
-            adapt = _Adapt(config, answer, known.training[reading], known.references[reading], method, reason)
+            adapt = _Adapt(config, settings, answer, known.training[reading], known.references[reading], method, reason)
             rows.append(base | {"what": "adaptation"} | adapt.cell(tiles, vectors[reading]))
             for concentration, chosen in batches if not reason else []:
                 cell = adapt.cell(tiles.select(chosen), vectors[reading][chosen], "accuracy")
@@ -110,6 +122,7 @@ class _Adapt:
     """One adaptation of one reading of one model."""
 
     config: RunConfig
+    settings: RobustnessConfig
     answer: Answer
     training: Float32[np.ndarray, "m d"]
     reference: Reference | str
@@ -119,7 +132,7 @@ class _Adapt:
     def cell(self, tiles: TileSet, vectors: Float32[np.ndarray, "n d"], metric: str = "") -> Row:
         """Scores without and with it, and the guard's verdict."""
         before = self.answer(vectors)
-        plain = score_cell(self.config, tiles, before, None, 0, metric)
+        plain = score_cell(self.config, self.settings, tiles, before, None, 0, metric)
         reason, after = self.reason, None
         try:
             after = None if reason else self._adapted(tiles.ids, vectors, before)
@@ -134,7 +147,10 @@ class _Adapt:
             verdict = judge(self.reference, vectors)
             facts |= {"guard": "accepted" if verdict.accepted else "refused", "misfit": verdict.misfit}
             facts |= {"guard_reasons": "; ".join(verdict.reasons)}
-        return score_cell(self.config, tiles, after, before, self.config.evaluation.bootstrap, metric) | facts
+        return (
+            score_cell(self.config, self.settings, tiles, after, before, self.config.evaluation.bootstrap, metric)
+            | facts
+        )
 
     def _adapted(
         self, ids: Shaped[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"], before: Float32[np.ndarray, "n c"]

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
+from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.perturb import PERTURBATIONS, perturb
 from clipit.progress import progress
@@ -20,26 +21,33 @@ _CHUNK = 16
 """Tiles perturbed at once."""
 
 
-def curve_rows(config: RunConfig, tiles: TileSet, subjects: list[Subject], known: Mapping[str, Known]) -> list[Row]:
+def curve_rows(
+    config: RunConfig,
+    settings: RobustnessConfig,
+    tiles: TileSet,
+    subjects: list[Subject],
+    known: Mapping[str, Known],
+) -> list[Row]:
     """Scores of every subject at every level, and of every adaptation there. In the main process; none elsewhere.
 
     The stored tile is perturbed, before a model's own resizing, so that models with other inputs see the same change.
     One level is in memory at a time; the tiles are read anew for each.
 
     Args:
-        config: Its `robustness` section.
+        config: Configuration of the runs.
+        settings: Section of the study.
         tiles: Test tiles, all with a label.
         subjects: Models.
         known: Subject -> of the training's origin, which adaptation needs.
     """
     levels: list[tuple[str, float | None]] = [(CLEAN, None)]
-    levels += [(name, float(level)) for name, asked in config.robustness.perturbations.items() for level in asked]
+    levels += [(name, float(level)) for name, asked in settings.perturbations.items() for level in asked]
     clean: dict[tuple[str, str], Float32[np.ndarray, "n c"]] = {}
     rows: list[Row] = []
     processes = get_processes()
     with progress("perturbing tiles", len(levels) * -(-len(tiles) // _CHUNK), shown=processes.main) as advance:
         for name, level in levels:
-            found, untouched = _perturbed(config, tiles, subjects, name, level, advance)
+            found, untouched = _perturbed(settings, tiles, subjects, name, level, advance)
             if not processes.main:
                 continue
             unit = "" if level is None else PERTURBATIONS[name].unit
@@ -50,17 +58,17 @@ def curve_rows(config: RunConfig, tiles: TileSet, subjects: list[Subject], known
                     before = clean.get((subject.name, reading))
                     if level is None:
                         clean[subject.name, reading] = probabilities
-                    cell = score_cell(config, tiles, probabilities, before, config.evaluation.bootstrap)
+                    cell = score_cell(config, settings, tiles, probabilities, before, config.evaluation.bootstrap)
                     rows.append({"what": "curve", "subject": subject.name, "reading": reading} | at | cell)
-                if level is not None and config.robustness.adaptation:  # settings to count the guard's errors over
+                if level is not None and settings.adaptation:  # settings to count the guard's errors over
                     here_known, where = known[subject.name], f"{name} {level:g}"
-                    adapted = adapted_rows(config, tiles, subject, found[subject.name], here_known, where)
+                    adapted = adapted_rows(config, settings, tiles, subject, found[subject.name], here_known, where)
                     rows += [row | at for row in adapted]
     return rows
 
 
 def _perturbed(
-    config: RunConfig,
+    settings: RobustnessConfig,
     tiles: TileSet,
     subjects: list[Subject],
     name: str,
@@ -75,7 +83,7 @@ def _perturbed(
         rows = np.arange(start, min(start + _CHUNK, len(tiles)))
         pictures, untouched = [np.asarray(tiles.read(row)).transpose(2, 0, 1) for row in rows], 0
         if level is not None:
-            pictures, untouched = _changed(pictures, name, level, keys[rows], config.robustness.seed)
+            pictures, untouched = _changed(pictures, name, level, keys[rows], settings.seed)
         own[start] = (_vectors(subjects, pictures), untouched)
         advance(processes.count)
     merged = {start: found for share in processes.gather(own) for start, found in share.items()}

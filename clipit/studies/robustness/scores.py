@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from clipit.config.run import RunConfig
+from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
 from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature, weighted_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
@@ -22,7 +23,11 @@ Found = dict[tuple[str, str], Vectors]
 
 
 def shifted_rows(
-    config: RunConfig, subjects: list[Subject], parts: Mapping[str, TileSet], all_vectors: Found
+    config: RunConfig,
+    settings: RobustnessConfig,
+    subjects: list[Subject],
+    parts: Mapping[str, TileSet],
+    all_vectors: Found,
 ) -> list[Row]:
     """Scores on the test tiles and on each shifted set, without adaptation."""
     rows = []
@@ -31,7 +36,7 @@ def shifted_rows(
             for reading, answer in subject.answers.items():
                 probabilities = answer(all_vectors[subject.name, part][reading])
                 base = {"what": "shifted", "subject": subject.name, "reading": reading, "part": part}
-                cell = score_cell(config, tiles, probabilities, None, config.evaluation.bootstrap)
+                cell = score_cell(config, settings, tiles, probabilities, None, config.evaluation.bootstrap)
                 rows.append(base | cell)
     return rows
 
@@ -130,6 +135,7 @@ def _calibration_cells(
 
 def score_cell(
     config: RunConfig,
+    settings: RobustnessConfig,
     tiles: TileSet,
     probabilities: Float[np.ndarray, "n c"],
     before: Float[np.ndarray, "n c"] | None,
@@ -146,7 +152,7 @@ def score_cell(
         resamples: Of the intervals; 0: none.
         metric: The score; empty: the configured one.
     """
-    metric = metric or config.robustness.metric
+    metric = metric or settings.metric
     order = np.argsort(tiles.ids, kind="stable")
     labels, groups = tiles.labels[order], tiles.groups[order]
 

@@ -2,13 +2,15 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import write_json
+from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
+from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.adaptation_guard import Case, guard_errors
@@ -30,12 +32,19 @@ LEARNT = 1000
 """Training tiles that adaptation and its guard see, at most."""
 
 
-def robustness(config: RunConfig, runs: Sequence[Path]) -> Path:
+def robustness(
+    config: RunConfig,
+    settings: RobustnessConfig,
+    runs: Sequence[Path],
+    shifted: Mapping[str, TilesConfig] | None = None,
+) -> Path:
     """Measure finished runs and, with prompts, the VLM; write robustness.parquet, .md, .html, .json and plots.
 
     Args:
-        config: Of these runs; its `robustness` section says what is measured, `comparison.shifted` on which other sets.
+        config: Configuration of these runs.
+        settings: Perturbations and adaptations to measure.
         runs: Folders of finished runs.
+        shifted: Further test sets by name (`comparison.shifted`).
 
     Returns:
         The folder with the tables.
@@ -44,27 +53,30 @@ def robustness(config: RunConfig, runs: Sequence[Path]) -> Path:
         DataError: There is nothing to measure, no test tile has a label, or a run or a shifted set has other classes.
     """
     workspace = Workspace(config)
-    subjects = _subjects(config, workspace, runs)
-    parts = _parts(config, workspace)
+    subjects = _subjects(config, settings, workspace, runs)
+    sets = {"test": workspace.all_tiles.of_split("test")}
+    sets |= {name: workspace.shifted_tiles(name, section) for name, section in (shifted or {}).items()}
+    parts = _parts(settings, sets)
     training = spread(workspace.all_tiles.of_split("train"), LEARNT, labelled=False)
     vectors: Found = {}
     known = {}
     for subject in subjects:
-        if config.robustness.adaptation:
+        if settings.adaptation:
             known[subject.name] = known_of(subject, vectors_of(subject, training, config, workspace))
         for part, tiles in parts.items():
             vectors[subject.name, part] = vectors_of(subject, tiles, config, workspace)
     of_vlm = {s.name: vlm_calibration_vectors(config, workspace, s) for s in subjects if s.run is None}
     logger.info(f"perturbing {len(parts['test'])} test tiles for {', '.join(s.name for s in subjects)}")
-    rows = curve_rows(config, parts["test"], subjects, known)
+    rows = curve_rows(config, settings, parts["test"], subjects, known)
     folder = config.output / "robustness" / config.name
     if get_processes().main:
-        rows += shifted_rows(config, subjects, parts, vectors)
-        if config.robustness.adaptation:
-            rows += adaptation_rows(config, subjects, parts, vectors, known)
+        rows += shifted_rows(config, settings, subjects, parts, vectors)
+        if settings.adaptation:
+            rows += adaptation_rows(config, settings, subjects, parts, vectors, known)
         for subject in subjects:
             rows += calibration_rows(config, workspace, subject, of_vlm.get(subject.name))
-        _write(config, workspace, subjects, parts, rows, folder)
+        notes = {name: list(tiles.notes) for name, tiles in (sets | {"test": workspace.all_tiles}).items()}
+        _write(config, settings, workspace, subjects, parts, notes, rows, folder)
     get_processes().barrier()
     return folder
 
@@ -111,7 +123,9 @@ def _guard_rows(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _subjects(config: RunConfig, workspace: Workspace, runs: Sequence[Path]) -> list[Subject]:
+def _subjects(
+    config: RunConfig, settings: RobustnessConfig, workspace: Workspace, runs: Sequence[Path]
+) -> list[Subject]:
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):  # arms of two comparisons
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
@@ -120,8 +134,8 @@ def _subjects(config: RunConfig, workspace: Workspace, runs: Sequence[Path]) -> 
             explain("a run is given twice", where=shortlist([str(run) for run in runs]), fix="give each run once")
         )
     found = [run_subject(workspace, run, name) for run, name in zip(runs, names, strict=True)]
-    vlm = vlm_subject(config, workspace) if config.robustness.vlm else None
-    if config.robustness.vlm and vlm is None:
+    vlm = vlm_subject(config, workspace) if settings.vlm else None
+    if settings.vlm and vlm is None:
         logger.info("note: without `prompts` the VLM answers no question; it is not measured")
     found += [] if vlm is None else [vlm]
     if not found:
@@ -135,13 +149,11 @@ def _subjects(config: RunConfig, workspace: Workspace, runs: Sequence[Path]) -> 
     return found
 
 
-def _parts(config: RunConfig, workspace: Workspace) -> dict[str, TileSet]:
+def _parts(settings: RobustnessConfig, sets: Mapping[str, TileSet]) -> dict[str, TileSet]:
     """The test tiles and each shifted set, with labels, at most `robustness.tiles` of each."""
-    every = {"test": workspace.all_tiles.of_split("test")}
-    every |= {name: workspace.shifted_tiles(name) for name in config.comparison.shifted}
     found = {}
-    for name, tiles in every.items():
-        found[name] = spread(tiles, config.robustness.tiles, labelled=True)
+    for name, tiles in sets.items():
+        found[name] = spread(tiles, settings.tiles, labelled=True)
         if not len(found[name]):
             where = "tiles.splits" if name == "test" else f"comparison.shifted.{name}"
             raise DataError(explain("no test tile has a label", where=where, fix="give labelled tiles of split test"))
@@ -150,9 +162,11 @@ def _parts(config: RunConfig, workspace: Workspace) -> dict[str, TileSet]:
 
 def _write(
     config: RunConfig,
+    settings: RobustnessConfig,
     workspace: Workspace,
     subjects: Sequence[Subject],
     parts: dict[str, TileSet],
+    notes: dict[str, list[str]],
     rows: list[Row],
     folder: Path,
 ) -> None:
@@ -160,7 +174,7 @@ def _write(
     common: dict[str, Any] = {
         "split": "test",
         "classes": len(tiles.classes),
-        "perturbation_seed": config.robustness.seed,
+        "perturbation_seed": settings.seed,
         "bootstrap": config.evaluation.bootstrap,
         **made,
     }
@@ -173,29 +187,29 @@ def _write(
         told.append({"tiles_fingerprint": mark, **_asked(row, workspace, subjects), **row})
     whole = recorded(told, common, facts)
     provenance = {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json") | {"robustness": settings.model_dump(mode="json")},
         **common,
         **asked_with(workspace.prompts),
         "versions": json.loads(made["versions"]),
         "class_names": list(tiles.classes),
         "subjects": facts,
         "tiles": prints,
-        "notes": {name: list(_notes(config, workspace, name)) for name in parts},
+        "notes": notes,
         "guard": guard_study(rows),
     }
     write_json(folder / "robustness.json", provenance)
     plots = []
-    for name in config.robustness.perturbations:
+    for name in settings.perturbations:
         of_name = [row for row in rows if row["what"] == "curve" and row["perturbation"] in (name, "none")]
         if any(row["level"] is not None and row["value"] is not None for row in of_name):
             plots.append(f"curve_{name}.png")
             neutral = None if name == "jpeg" else PERTURBATIONS[name].neutral  # a JPEG of 100 is not the stored tile
-            curve_plot(of_name, name, folder / plots[-1], metric=config.robustness.metric, neutral=neutral)
+            curve_plot(of_name, name, folder / plots[-1], metric=settings.metric, neutral=neutral)
     calibrated = [row for row in rows if row["what"] == "calibration" and row.get("reliability")]
     if calibrated:
         plots.append("calibration.png")
         calibration_plot(calibrated, folder / plots[-1])
-    chapters = robustness_chapters(config, whole, provenance, plots)
+    chapters = robustness_chapters(settings, whole, provenance, plots)
     write_study(folder, "robustness", f"{config.name}: robustness", study_note(config), chapters, whole)
 
 
@@ -205,7 +219,3 @@ def _asked(row: Row, workspace: Workspace, subjects: Sequence[Subject]) -> Row:
         return {}
     run = next(subject.run for subject in subjects if subject.name == row["subject"])
     return run_prompts(run) if run is not None and row["what"] == "calibration" else asked_with(workspace.prompts)
-
-
-def _notes(config: RunConfig, workspace: Workspace, name: str) -> tuple[str, ...]:
-    return (workspace.all_tiles if name == "test" else workspace.shifted_tiles(name)).notes

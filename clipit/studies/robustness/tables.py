@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipit.config.run import RunConfig
+from clipit.config.studies import RobustnessConfig
 from clipit.evaluation.adaptation_guard import LEAST_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
@@ -54,22 +54,22 @@ _NO_INTERVALS = (
 
 
 def robustness_chapters(
-    config: RunConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]
+    settings: RobustnessConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]
 ) -> list[Chapter]:
     """Curves, shifted sets, calibration, adaptation and its guard, and how they were made.
 
     Args:
-        config: Its `robustness` section.
+        settings: Section of the study.
         rows: Of robustness.parquet.
         provenance: Facts beside them, with what `guard_study` found.
         plots: File names of the plots.
     """
-    metric = LABELS[config.robustness.metric]
+    metric = LABELS[settings.metric]
     of = {
         what: [row for row in rows if row["what"] == what] for what in ("curve", "shifted", "calibration", "adaptation")
     }
     curves: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]
-    for name in config.robustness.perturbations:
+    for name in settings.perturbations:
         table = _curve_table(of["curve"], name)
         curves += [table] if table else []
         if f"curve_{name}.png" in plots:

@@ -1,0 +1,32 @@
+"""A configuration file: the keys of a run, and beside them the sections that only comparisons and studies read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import model_validator
+
+from clipit.config.comparison import ComparisonConfig
+from clipit.config.data import Section
+from clipit.config.run import RunConfig
+from clipit.config.studies import ProbingConfig, PromptStudyConfig, RobustnessConfig
+
+SECTIONS = ("comparison", "probing", "robustness", "prompt_study")
+"""Sections of a configuration file that are no part of a run."""
+
+
+class ConfigFile(Section):
+    """The content of a configuration file; in the file itself, the keys of `run` stand at the top level."""
+
+    run: RunConfig
+    comparison: ComparisonConfig = ComparisonConfig()
+    probing: ProbingConfig = ProbingConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
+    prompt_study: PromptStudyConfig = PromptStudyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        run = {key: value for key, value in values.items() if key not in SECTIONS}
+        return {"run": run} | {key: values[key] for key in SECTIONS if key in values}

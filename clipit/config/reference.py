@@ -8,6 +8,7 @@ from typing import Any, get_origin
 
 from pydantic_core import PydanticUndefined
 
+from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig, Section
 
 _HEAD = """# Configuration
@@ -22,7 +23,15 @@ started. This page is made by `python -m clipit.config.reference`.
 
 def reference() -> str:
     """The page as Markdown."""
-    return "\n".join([_HEAD, *_section(RunConfig, "", "The run")])
+    sections = [line for name in SECTIONS for line in ["", *_section(_section_of(name), f"{name}.", name)]]
+    return "\n".join([_HEAD, *_section(RunConfig, "", "The run"), *sections])
+
+
+def _section_of(name: str) -> type[Section]:
+    found = _inner(ConfigFile.model_fields[name].annotation)
+    if found is None:
+        raise TypeError(name)
+    return found
 
 
 def _section(model: type[Section], prefix: str, title: str) -> list[str]:

@@ -27,8 +27,10 @@ from clipit.comparison.report.sections import cost_section, row_section, score_s
 from clipit.comparison.report.training_curves import curve_sections, mean_curves
 from clipit.comparison.report.write import _latex
 from clipit.comparison.statistics import ArmResult, compute_results
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import ConfigFile
 from clipit.config.load import validate
+from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
@@ -84,7 +86,7 @@ def big_page(folder: Path, config: RunConfig, arms: int) -> str:
     made = compute_results(rows, "image_only", lambda *_: None)
     names = list(dict.fromkeys(row.arm for row in rows))
     sections = [
-        *score_sections(config, made, {"image_only": made}, {}, [HOSTILE]),
+        *score_sections(ComparisonConfig(), made, {"image_only": made}, {}, [HOSTILE]),
         *tile_sections(made, names, "image_only", {}),
         *confusion_sections(made),
         *curve_sections(made, "image_only"),

@@ -79,6 +79,7 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
 
 def test_heads_answer_as_the_runs_wrote(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     file, runs, _ = measured
+    config = file.run
     workspace = Workspace(config)
     for run in runs:
         subject, test = run_subject(workspace, run, run.name), workspace.all_tiles.of_split("test")

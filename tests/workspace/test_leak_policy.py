@@ -15,6 +15,7 @@ import pytest
 from logged_lines import capture_log
 from PIL import Image
 
+from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.tiles.load import read_tiles
@@ -24,6 +25,7 @@ from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 from clipit.workspace.workspace import Workspace
 
 MakeConfig = Callable[..., RunConfig]
+MakeFile = Callable[..., ConfigFile]
 Leaky = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
 

@@ -264,5 +264,5 @@ def _write(
             name = f"{row['subject']}: {row['what'].removeprefix('curve ').replace('_', ' ')}"
             series.setdefault(name, []).append((row["share"], row["value"]))
         label_curves_plot(series, folder / plot, metric=probing.metric, title=config.name)
-    chapters = probing_chapters(probing, whole, provenance, plot)
+    chapters = probing_chapters(probing, config.seed, whole, provenance, plot)
     write_study(folder, "probing", f"{config.name}: probes of frozen features", study_note(config), chapters, whole)

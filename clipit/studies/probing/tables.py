@@ -20,12 +20,13 @@ _SAW = (
 
 
 def probing_chapters(
-    p: ProbingConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plot: str | None
+    p: ProbingConfig, seed: int, rows: Sequence[Row], provenance: Mapping[str, Any], plot: str | None
 ) -> list[Chapter]:
     """Probes, few-shot episodes, label efficiency and retrieval, and how they were made.
 
     Args:
         p: Section of the study.
+        seed: Seed of the episodes.
         rows: Of probing.parquet.
         provenance: Facts beside them.
         plot: File name of the label-efficiency plot.
@@ -43,7 +44,7 @@ def probing_chapters(
                     "on test tiles. In brackets: 95 % percentile bootstrap over test tiles, by group where known."
                 ),
                 Text(
-                    f"Labels as a run of seed {p.seed} sees them (tiles.labels). k-NN: cosine, k = "
+                    f"Labels as a run of seed {seed} sees them (tiles.labels). k-NN: cosine, k = "
                     f"{p.neighbours}, one vote each, equal votes to the first class; with fewer labels than k all of "
                     "them vote, which tells nothing. SimpleShot: centred by the training tiles, L2, nearest class mean."
                 ),

@@ -440,14 +440,14 @@ def test_a_gpu_that_is_asked_for(
 
 
 def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure_file: MakeFile) -> None:
-    config = configure_file(
+    file = configure_file(
         {
             "comparison.arms": ["image_only"],
             "comparison.backbones": ["embedded", "uni"],
             "comparison.data_sets": {"own": {}, "other": {"tiles.source": "bach", "tiles.path": "/nowhere/bach"}},
         }
     )
-    checks = check_config(config, [], Path("compare.yaml"), hub("gated"))
+    checks = check_config(file, [], Path("compare.yaml"), hub("gated"))
     assert sorted((check.subject, check.status) for check in checks) == [
         ("VLM", "PASS"), ("backbone", "FAIL"), ("backbone", "PASS"), ("prompts", "PASS"), ("reports", "PASS"),
         ("tiles", "FAIL"), ("tiles", "PASS"),
@@ -456,18 +456,19 @@ def test_every_data_set_and_backbone_of_a_comparison_is_looked_at(configure_file
 
 
 def test_what_an_earlier_command_writes(
-    configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    configure_file: MakeFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    config = configure_file(
+    file = configure_file(
         **{"tiles.path": "outputs/w/tiles.csv", "reports.path": "outputs/w/r.jsonl", "vlm.name": "outputs/w/vlm"}
     )
     (tmp_path / "own.yaml").write_text("# command   python scripts/other.py --now\nname: a\n")
-    checks = check_config(config, [], tmp_path / "own.yaml", silent)
+    checks = check_config(file, [], tmp_path / "own.yaml", silent)
     (data,) = [check for check in checks if check.status == "FAIL"]
     assert "outputs/w/tiles.csv, outputs/w/vlm, outputs/w/r.jsonl" in data.message
     assert data.fix == "first: python scripts/other.py --now"
     (tmp_path / "own.yaml").write_text("# command   make worlds\nname: a\n")
-    checks = check_config(config, [], tmp_path / "own.yaml", silent)
+    checks = check_config(file, [], tmp_path / "own.yaml", silent)
     assert {check.status for check in checks} == {"PASS"}
 
 

@@ -106,7 +106,7 @@ def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfi
     assert (last.status, last.subject) == ("FAIL", "keys") and "--tiles.path=... --reports.path=..." in last.message
     keys = [f"--tiles.path={own.tiles.path}", f"--reports.path={own.reports.path if own.reports else ''}"]
     config, missing = read_incomplete(path, [*keys, "--output=elsewhere"])
-    assert config.output == Path("elsewhere") and not missing
+    assert config.run.output == Path("elsewhere") and not missing
     assert {check.status for check in check_config(config, missing, path, silent)} == {"PASS"}
     assert read_incomplete(SHIPPED / "own_comparison.yaml", keys[:1])[1] == ["reports.path"]
 

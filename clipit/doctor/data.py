@@ -1,7 +1,6 @@
 """Checks of the tiles, reports and prompts of a configuration."""
 
-from collections.abc import Callable
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clipit.config.run import RunConfig, TilesConfig

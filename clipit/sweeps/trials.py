@@ -106,7 +106,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
                 f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
             )
         )
-    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run, file.comparison.metric)
+    return Trial(
+        {parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run, file.comparison.metric
+    )
 
 
 def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:

@@ -17,9 +17,9 @@ def main() -> None:
         file, options = read_file_command(__doc__ or "", ["robustness", "comparison"], extra={"--run": run, **OPTION})
         if options.record:
             check_record(options.record)
-        from clipit.studies.robustness.study import robustness
+        from clipit.studies.robustness.study import measure_robustness
 
-        folder = robustness(file.run, file.robustness, options.run, file.comparison.shifted)
+        folder = measure_robustness(file.run, file.robustness, options.run, file.comparison.shifted)
         finish_study(folder, "robustness", options.record)
 
 

@@ -1,4 +1,4 @@
-"""Test-time adaptation without labels: feature statistics, and a transductive reading with a text prior."""
+"""Test-time adaptation without labels: feature statistics, and transductive prediction with a text prior."""
 
 from dataclasses import dataclass
 
@@ -12,81 +12,74 @@ from clipit.evaluation.zero_shot import unit_rows
 
 ITERATIONS = 10
 NEIGHBOURS = 3
-_INNER = 5
-"""Fixed-point steps of the assignments within an iteration."""
-_LIKELIHOOD = 10.0
-"""The log-likelihood is weighted by this over the dimension: 1/51 at 512 dimensions. Without it, hundreds of
-dimensions would leave the text nothing to say. It was set before anything was measured."""
-_LEAST_VARIANCE = 1e-3
-"""Of the start, which is 1 / dimension: a dimension without spread must not decide alone."""
-_LEAST_PRIOR = 1e-6
-FEWEST_TILES = 20
+MIN_TILES = 20
+_ASSIGNMENT_STEPS = 5
+"""Fixed-point steps of the assignments per iteration."""
+_LIKELIHOOD_WEIGHT = 10.0
+"""Weight of the log-likelihood, divided by the dimension: 1/51 at 512 dimensions. Without it, hundreds of dimensions
+would outweigh the text prior. It was fixed before anything was measured."""
+_MIN_VARIANCE = 1e-3
+"""Minimum variance relative to its initial value of 1 / dimension, so that a constant dimension does not dominate."""
+_MIN_PRIOR = 1e-6
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Mean and standard deviation of each feature over some tiles; `statistics_of` makes one.
-
-    Attributes:
-        mean: Per feature.
-        spread: Standard deviation per feature.
-        tiles: How many tiles they are of.
-    """
+class FeatureStatistics:
+    """Mean and standard deviation of each feature; made by `compute_statistics`."""
 
     mean: Float64[np.ndarray, " d"]
-    spread: Float64[np.ndarray, " d"]
-    tiles: int
+    std: Float64[np.ndarray, " d"]
 
 
-def statistics_of(vectors: Float[np.ndarray, "n d"], whose: str = "target") -> Statistics:
+def compute_statistics(vectors: Float[np.ndarray, "n d"], role: str = "target") -> FeatureStatistics:
     """Mean and standard deviation of each feature.
 
     Args:
-        vectors: Of some tiles.
-        whose: Of which they are, for the error.
+        vectors: Features, one row per tile.
+        role: Role of the tiles in error messages, such as `target` or `training`.
 
     Raises:
-        DataError: Fewer than 20 tiles, or a vector is not finite.
+        DataError: There are fewer than 20 tiles, or a feature is not finite.
     """
-    _enough(len(vectors), whose)
-    check_finite(vectors, f"the {whose} tiles")
+    _require_tiles(len(vectors), role)
+    check_finite(vectors, f"the {role} tiles")
     rows = vectors.astype(np.float64)
-    return Statistics(rows.mean(axis=0), rows.std(axis=0), len(rows))
+    return FeatureStatistics(rows.mean(axis=0), rows.std(axis=0))
 
 
 def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
-    """Refuse vectors that are no numbers: one of them would spoil every mean.
+    """Check that all features are finite, since a single NaN would spoil every mean.
 
     Args:
-        vectors: Of some tiles.
-        where: Which tiles they are, for the error.
+        vectors: Features, one row per tile.
+        where: Description of the tiles for the error message.
 
     Raises:
-        DataError: A vector is not finite.
+        DataError: A feature is not finite.
     """
-    wrong = int((~np.isfinite(vectors).all(axis=1)).sum())
-    if wrong:
-        what = f"vectors of {wrong} of {len(vectors)} tiles are not finite"
-        raise DataError(explain(what, where=where, fix="look at these images and at the model's weights"))
+    bad = int((~np.isfinite(vectors).all(axis=1)).sum())
+    if bad:
+        what = f"vectors of {bad} of {len(vectors)} tiles are not finite"
+        raise DataError(explain(what, where=where, fix="check these images and the model's weights"))
 
 
 def align_statistics(
-    vectors: Float[np.ndarray, "n d"], target: Statistics, training: Statistics
+    vectors: Float[np.ndarray, "n d"], target: FeatureStatistics, training: FeatureStatistics
 ) -> Float32[np.ndarray, "n d"]:
-    """Features of target tiles, re-centred and re-scaled to the training tiles' statistics, feature by feature.
+    """Shift and scale target features to the mean and standard deviation of the training tiles, feature by feature.
 
-    x' = (x - m_target) / s_target * s_training + m_training: what AdaBN (Li et al. 2016, arXiv 1603.04779) does to each
-    normalisation layer, once, on the frozen features that the head (or the projection's reading) sees. A feature
-    without spread among the target or training tiles is only re-centred. It takes the classes to be as frequent in the
-    target as in training: where they are not, it moves tiles to the wrong side.
+    x' = (x - m_target) / s_target * s_training + m_training. AdaBN (Li et al. 2016, arXiv 1603.04779) does this to each
+    normalisation layer; here it is applied once, to the frozen features. Features that are constant among target or
+    training tiles are only shifted. It assumes the class proportions of training: where they differ, it moves tiles
+    across the decision boundary.
 
     Args:
-        vectors: Of the target tiles.
-        target: Their statistics (or those of more tiles of the same origin).
-        training: Of the training tiles.
+        vectors: Features of the target tiles.
+        target: Statistics of the target tiles (or of more tiles of the same origin).
+        training: Statistics of the training tiles.
     """
-    scaled = (target.spread > 1e-8) & (training.spread > 1e-8)
-    factor = np.where(scaled, training.spread / np.where(scaled, target.spread, 1.0), 1.0)
+    scaled = (target.std > 1e-8) & (training.std > 1e-8)
+    factor = np.where(scaled, training.std / np.where(scaled, target.std, 1.0), 1.0)
     return np.asarray((vectors - target.mean) * factor + training.mean, dtype=np.float32)
 
 
@@ -97,113 +90,109 @@ def transductive(
     iterations: int = ITERATIONS,
     neighbours: int = NEIGHBOURS,
 ) -> Float32[np.ndarray, "n c"]:
-    """Class probabilities of all tiles at once, from a text prior and from how the tiles lie to one another.
+    """Class probabilities of all tiles jointly, from a text prior and the tiles' positions relative to one another.
 
     After the description of TransCLIP (Zanella, Gerin and Ben Ayed, NeurIPS 2024, arXiv 2406.01837) and Histo-TransCLIP
     (arXiv 2409.01883). Over assignments z [n, c] (rows sum to 1), class means m_k and one diagonal variance s shared by
-    all classes, it lowers
+    all classes, it minimises
 
         - a sum_i sum_k z_ik log N(f_i; m_k, s) - 1/2 sum_ij w_ij z_i . z_j + sum_i KL(z_i || p_i)
 
-    with f_i the unit vectors, p_i the zero-shot text prediction, w_ij the cosine of tiles that are among the 3 nearest
-    of one another (half of it where only one way), and a = 10 / d. In turns, 10 times:
+    with f_i the unit vectors, p_i the zero-shot probabilities, w_ij the cosine of tiles that are among the 3 nearest
+    neighbours of each other (half of it if only in one direction), and a = 10 / d. It alternates 10 times between
 
         z_ik  <- p_ik exp(a log N(f_i; m_k, s) + sum_j w_ij z_jk), divided by its sum over k (5 times)
         m_k   <- sum_i z_ik f_i / sum_i z_ik
         s     <- sum_ik z_ik (f_i - m_k)^2 / n
 
-    Start: z = p, m_k the means under p, s = 1/d. A class that no tile is assigned to keeps its mean. Nothing depends on
-    the order of the tiles; everything depends on which tiles there are, so its results are transductive, and a single
-    tile has none.
+    starting at z = p, the means under p, and s = 1/d. A class without any assigned tile keeps its mean. The result does
+    not depend on the order of the tiles, but on which tiles there are: it is undefined for a single tile.
 
     Args:
-        ids: Unique; ties between neighbours break by them.
-        vectors: In the space where the text prior was read.
+        ids: Unique ids; ties between neighbours break by them.
+        vectors: Features in the joint space of the text prior.
         prior: Zero-shot probabilities of the tiles.
-        iterations: Turns.
-        neighbours: Per tile.
+        iterations: Number of alternations.
+        neighbours: Number of neighbours per tile.
 
     Raises:
-        DataError: Fewer than 20 tiles, or vectors of length 0 or not finite.
+        DataError: There are fewer than 20 tiles, or a vector is zero or not finite.
     """
     n = len(ids)
-    _enough(n)
+    _require_tiles(n)
     order = np.argsort(ids, kind="stable")
     f = unit_rows(vectors.astype(np.float64), ids.tolist())[order]
-    log_p = np.log(np.maximum(prior.astype(np.float64)[order], _LEAST_PRIOR))
+    log_p = np.log(np.maximum(prior.astype(np.float64)[order], _MIN_PRIOR))
     nearest, weights = _neighbour_weights(ids[order], f, min(neighbours, n - 1))
     dim = f.shape[1]
-    z = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-    z /= z.sum(axis=1, keepdims=True)
+    z = _softmax(log_p)
     variance = np.full(dim, 1.0 / dim)
-    means = _means(f, z, None)
+    means = _class_means(f, z, np.broadcast_to(f.mean(axis=0), (z.shape[1], dim)))
     for _ in range(iterations):
-        # log N up to what is the same for all classes, as they share the variance
-        distance = _distances(f, means, variance)
-        unary = log_p - _LIKELIHOOD / dim * distance / 2
-        for _ in range(_INNER):
-            z = _soft(unary + _smoothed(z, nearest, weights))
-        means = _means(f, z, means)
+        # log N up to a term that is the same for all classes, as they share the variance
+        unary = log_p - _LIKELIHOOD_WEIGHT / dim * _squared_distances(f, means, variance) / 2
+        for _ in range(_ASSIGNMENT_STEPS):
+            z = _softmax(unary + _smooth(z, nearest, weights))
+        means = _class_means(f, z, means)
         second = ((z.sum(axis=0)[:, None] * means - 2 * z.T @ f) * means).sum(axis=0) / n + (f**2).mean(axis=0)
-        variance = np.maximum(second, _LEAST_VARIANCE / dim)
-    found = np.empty(z.shape, dtype=np.float32)
-    found[order] = z
-    return found
+        variance = np.maximum(second, _MIN_VARIANCE / dim)
+    probabilities = np.empty(z.shape, dtype=np.float32)
+    probabilities[order] = z
+    return probabilities
 
 
 def _neighbour_weights(
     ids: Shaped[np.ndarray, " n"], f: Float64[np.ndarray, "n d"], k: int
 ) -> tuple[Int64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
-    """Nearest tiles of each tile, and half their cosine (0 where it is negative)."""
+    """Nearest neighbours of each tile, and half their cosine (0 where it is negative)."""
     features = Features(ids, f, np.full(len(ids), -1, dtype=np.int64), np.full(len(ids), ""))
     rows = nearest_rows(features, features, k)
-    cosines = np.einsum("nd,nkd->nk", f, f[rows])
-    return rows, np.maximum(cosines, 0.0) / 2
+    return rows, np.maximum(np.einsum("nd,nkd->nk", f, f[rows]), 0.0) / 2
 
 
-def _smoothed(
+def _smooth(
     z: Float64[np.ndarray, "n c"], nearest: Int64[np.ndarray, "n k"], weights: Float64[np.ndarray, "n k"]
 ) -> Float64[np.ndarray, "n c"]:
-    """W z for the symmetric W whose rows and columns both hold these weights."""
-    found: Float64[np.ndarray, "n c"] = np.einsum("nk,nkc->nc", weights, z[nearest])
-    np.add.at(found, nearest.ravel(), (weights[:, :, None] * z[:, None, :]).reshape(-1, z.shape[1]))
-    return found
+    """W z for the symmetric sparse W with these weights in its rows and its columns."""
+    smoothed: Float64[np.ndarray, "n c"] = np.einsum("nk,nkc->nc", weights, z[nearest])
+    np.add.at(smoothed, nearest.ravel(), (weights[:, :, None] * z[:, None, :]).reshape(-1, z.shape[1]))
+    return smoothed
 
 
-def _means(
-    f: Float64[np.ndarray, "n d"], z: Float64[np.ndarray, "n c"], before: Float64[np.ndarray, "c d"] | None
+def _class_means(
+    f: Float64[np.ndarray, "n d"], z: Float64[np.ndarray, "n c"], previous: Float64[np.ndarray, "c d"]
 ) -> Float64[np.ndarray, "c d"]:
-    """Weighted means; a class without weight keeps its mean (at the start: the mean of all tiles)."""
+    """Means weighted by the assignments; a class without weight keeps its previous mean."""
     total = z.sum(axis=0)[:, None]
-    kept = np.broadcast_to(f.mean(axis=0), (z.shape[1], f.shape[1])) if before is None else before
-    found: Float64[np.ndarray, "c d"] = np.where(total > 1e-9, z.T @ f / np.maximum(total, 1e-9), kept)
-    return found
+    means: Float64[np.ndarray, "c d"] = np.where(total > 1e-9, z.T @ f / np.maximum(total, 1e-9), previous)
+    return means
 
 
-def _distances(
+def _squared_distances(
     f: Float64[np.ndarray, "n d"], means: Float64[np.ndarray, "c d"], variance: Float64[np.ndarray, " d"]
 ) -> Float64[np.ndarray, "n c"]:
     """sum_d (f_d - m_kd)^2 / s_d."""
-    found: Float64[np.ndarray, "n c"] = (
+    distances: Float64[np.ndarray, "n c"] = (
         (f**2 / variance).sum(axis=1)[:, None]
         - 2 * (f / variance) @ means.T
         + (means**2 / variance).sum(axis=1)[None, :]
     )
-    return found
+    return distances
 
 
-def _soft(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: Float64[np.ndarray, "n c"] = powers / powers.sum(axis=1, keepdims=True)
-    return found
+def _softmax(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
+    """Softmax in double precision."""
+    from scipy.special import softmax
+
+    return np.asarray(softmax(logits, axis=1))
 
 
-def _enough(n: int, whose: str = "target") -> None:
-    if n < FEWEST_TILES:
+def _require_tiles(n: int, role: str = "target") -> None:
+    if n < MIN_TILES:
         raise DataError(
             explain(
-                f"adaptation needs {FEWEST_TILES} {whose} tiles; there are {n}",
-                where=f"the {whose} tiles",
-                fix=f"give more {whose} tiles, or do without adaptation",
+                f"adaptation needs {MIN_TILES} {role} tiles; there are {n}",
+                where=f"the {role} tiles",
+                fix=f"give more {role} tiles, or disable adaptation",
             )
         )

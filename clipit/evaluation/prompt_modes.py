@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Int64, Shaped
 from clipit.errors import DataError, explain
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import softmax
-from clipit.evaluation.zero_shot import TextVectors, class_means, unit_rows, zero_shot_probabilities
+from clipit.evaluation.zero_shot import TextVectors, unit_rows, zero_shot_probabilities
 
 _BLOCK = 4096
 """Tiles whose cosines are in memory at once."""
@@ -33,11 +33,6 @@ def single(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
     This is PLIP's protocol (one name, one template); the order in the prompt set decides which text is used.
     """
     return np.asarray(texts.vectors[_first_rows(texts)])
-
-
-def ensemble(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
-    """The normalised mean over all names and templates of each class: the protocol of CONCH and CLIP_benchmark."""
-    return class_means(texts)
 
 
 def sampled(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "draws C"]:

@@ -100,7 +100,7 @@ def prompt_embeddings(
 
 
 def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
-    """Normalised mean of the text vectors of each class.
+    """Normalised mean of the text vectors of each class: the prompt ensemble of CONCH and CLIP_benchmark.
 
     Raises:
         DataError: The texts of a class cancel out.

@@ -1,4 +1,4 @@
-"""Features of frozen models for probes: of the VLM's image tower, of the backbone, and of a run's classifier."""
+"""Features of frozen models for studies: the VLM's image tower, the backbone, and the classifier of a finished run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from clipit.artifacts import file_sha256, fingerprint, whole_file
 from clipit.config.run import BackboneConfig, RunConfig
@@ -18,7 +18,8 @@ from clipit.errors import ArtifactError, DataError, ModelError, explain
 from clipit.evaluation.features import Features
 from clipit.progress import progress
 from clipit.runs.folder import read_training
-from clipit.stores.embed import Store, embed_tiles
+from clipit.stores.embed import embed_tiles
+from clipit.studies.report import PromptColumns
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.workspace import Workspace
@@ -27,156 +28,166 @@ if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
 
 JOINT = "VLM, joint space"
-SEEN, UNSEEN, UNKNOWN = "true", "false", "unknown"
-"""Of the column features_saw_labels."""
+SAW_LABELS, SAW_NO_LABELS, UNKNOWN = "true", "false", "unknown"
+"""Values of the column features_saw_labels."""
 _SHARD = 4096
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """The features of all tiles by one frozen model.
+class FrozenFeatures:
+    """Features of all tiles from one frozen model.
 
     Attributes:
-        name: As tables call it.
-        facts: Model, fingerprint, preprocessing, pixels, features_saw_labels: what must stand beside every score.
-        vectors: Split -> one row per tile, in the order of the split's tiles.
+        name: Name of the model in tables.
+        facts: Provenance written next to every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
+        vectors: Split -> features, one row per tile of the split.
     """
 
     name: str
     facts: dict[str, Any]
     vectors: dict[str, Float32[np.ndarray, "_ d"]]
 
-    def features(self, tiles: TileSet, split: str) -> Features:
-        """The features of a split with the labels and groups that `tiles` tells."""
+    def split(self, tiles: TileSet, split: str) -> Features:
+        """Features of one split, with the labels and groups of `tiles`."""
         part = tiles.of_split(split)
         return Features(part.ids, self.vectors[split], part.labels, part.groups)
 
 
-def vlm_features(config: RunConfig, workspace: Workspace) -> list[Frozen]:
-    """The VLM's joint space, and its raw space (before the projection) where it gives one."""
-    vlm, tiles = workspace.vlm, workspace.all_tiles
-    facts = vlm_facts(workspace) | {"features_saw_labels": UNSEEN}
-    joint = {split: _vectors(workspace.tile_store(split), tiles.of_split(split)) for split in SPLITS}
-    found = [Frozen(JOINT, facts, joint)]
+def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures]:
+    """Features of the VLM in its joint space and, where it has one, in its raw space (before the projection)."""
+    vlm, parts = workspace.vlm, {split: workspace.all_tiles.of_split(split) for split in SPLITS}
+    facts = vlm_facts(workspace) | {"features_saw_labels": SAW_NO_LABELS}
+    stores = {split: workspace.tile_store(split) for split in SPLITS}
+    spaces = {JOINT: stores}
     if vlm.raw_dim is not None:
         size = config.vlm.batch_size
-        raw = {}
-        for split in SPLITS:
-            part = tiles.of_split(split)
-            raw[split] = _vectors(embed_tiles(workspace.root, vlm, part, batch_size=size, space="raw"), part)
-        found.append(Frozen("VLM, raw space", facts, raw))
-    return found
+        spaces["VLM, raw space"] = {
+            split: embed_tiles(workspace.root, vlm, part, batch_size=size, space="raw") for split, part in parts.items()
+        }
+    return [
+        FrozenFeatures(
+            name, facts, {split: store.rows(store.positions(parts[split].ids)) for split, store in stores.items()}
+        )
+        for name, stores in spaces.items()
+    ]
 
 
-def backbone_features(config: RunConfig, workspace: Workspace) -> Frozen:
-    """The configuration's backbone as it comes: no LoRA, no training."""
+def backbone_features(config: RunConfig, workspace: Workspace) -> FrozenFeatures:
+    """Features of the configured backbone without LoRA or training."""
     from clipit.models.backbones import load_backbone
 
     backbone = load_backbone(config.backbone, get_processes().device)
-    return _of_backbone("backbone, frozen", backbone, config, workspace, {"features_saw_labels": UNSEEN})
+    return _embed_with_backbone("backbone, frozen", backbone, config, workspace, {"features_saw_labels": SAW_NO_LABELS})
 
 
-def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> Frozen:
-    """The pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
+def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> FrozenFeatures:
+    """Pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
 
     Raises:
         ModelError: There is no classifier, or its folder cannot be opened as a backbone.
-        DataError: It knows other classes than the tiles have.
+        DataError: Its classes are not those of the tiles.
     """
     from clipit.models.backbones import load_backbone
     from clipit.models.bundle import read_spec
 
     folder = run / "classifier"
     spec = read_spec(folder)
-    if spec.classes != workspace.all_tiles.classes:
-        raise DataError(
-            explain(
-                f"the classifier knows {', '.join(spec.classes)}; "
-                f"the tiles have {', '.join(workspace.all_tiles.classes)}",
-                where=folder,
-                fix="give the run of this configuration",
-            )
-        )
+    check_classes_match(spec.classes, workspace.all_tiles, folder)
     keys = config.backbone.model_dump() | {"name": str(folder), "path": None, "pixels": None, "pretrained": True}
     keys["pooling"] = spec.pooling
     backbone = load_backbone(BackboneConfig(**keys), get_processes().device)
     if backbone.preprocess.hash != spec.preprocess.hash:
         raise ModelError(
             explain(
-                "the classifier's folder describes another preprocessing than the classifier was trained with",
+                "the classifier's folder describes a different preprocessing from the one used in training",
                 where=folder,
                 fix="export it again",
             )
         )
     facts = run_facts(run) | {"features_saw_labels": saw_labels(run)}
-    return _of_backbone(f"classifier {run.name}", backbone, config, workspace, facts)
+    return _embed_with_backbone(f"classifier {run.name}", backbone, config, workspace, facts)
+
+
+def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) -> None:
+    """Check that a classifier has the classes of the tiles, in the same order.
+
+    Raises:
+        DataError: It has other classes.
+    """
+    if classes != tiles.classes:
+        raise DataError(
+            explain(
+                f"the classifier has the classes {', '.join(classes)}; the tiles have {', '.join(tiles.classes)}",
+                where=folder,
+                fix="give the run of this configuration",
+            )
+        )
 
 
 def vlm_facts(workspace: Workspace) -> dict[str, Any]:
-    """What must stand beside a figure of the VLM."""
+    """Provenance of scores of the VLM."""
     vlm = workspace.vlm
     facts = {"model": vlm.name, "fingerprint": vlm.fingerprint, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
     return facts | {"preprocess": vlm.preprocess.hash, "pixels": vlm.preprocess.size}
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """What a finished run says of itself: arm, seed, and what it was made from."""
-    config, training = _run_files(run)
+    """Provenance of a finished run: arm, seed, and the artefacts it was trained from."""
+    config, training = _read_run(run)
     facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "run_seed": config.get("seed")}
-    wanted = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
-    return facts | {key: training.get(key) for key in wanted}
+    inputs = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
+    return facts | {key: training.get(key) for key in inputs}
 
 
 def classifier_fingerprint(folder: Path) -> str:
-    """What stands for all weights of a classifier's folder."""
+    """Fingerprint of all weights in a classifier's folder."""
     return fingerprint([file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
 
 
-def run_prompts(run: Path) -> dict[str, Any]:
-    """The prompt set that a finished run's own answers in words are of."""
-    training = _run_files(run)[1]
+def run_prompts(run: Path) -> PromptColumns:
+    """Name and hash of the prompt set that a finished run was evaluated with, as columns."""
+    training = _read_run(run)[1]
     return {"prompts": training.get("prompts"), "prompts_hash": training.get("prompts_hash")}
 
 
 def saw_labels(run: Path) -> str:
-    """Whether labels had a part in the features of a run's classifier: `true`, `false` or `unknown`.
+    """Whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
 
-    They had where the backbone was tuned and the run saw a label, be it only to choose its step on validation tiles.
-    Unknown: the run's folder does not tell.
+    They did if the backbone was tuned and the run used any label, even if only to select its step on validation tiles.
+    The answer is unknown if the run's folder lacks this information.
     """
-    config, training = _run_files(run)
+    config, training = _read_run(run)
     tuning = (config.get("backbone") or {}).get("tuning")
     counts = [training.get(key) for key in ("training_labels", "validation_labels")]
     if tuning == "frozen" or counts == [0, 0]:
-        return UNSEEN
-    return UNKNOWN if tuning is None or None in counts else SEEN
+        return SAW_NO_LABELS
+    return UNKNOWN if tuning is None or None in counts else SAW_LABELS
 
 
-def _run_files(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.yaml and training.json hold; empty where there is no such file."""
+def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Contents of config.yaml and training.json; empty where the file is missing."""
     config_file, training_file = run / "config.yaml", run / "training.json"
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         config = str(error)
     if not isinstance(config, dict):
-        fix = "write it again: start scripts/train.py with the run's configuration"
+        fix = "run scripts/train.py with the run's configuration to write it again"
         raise ArtifactError(explain("the run's configuration is damaged", where=config_file, fix=fix))
     return config, read_training(run) if training_file.is_file() else {}
 
 
-def _of_backbone(
-    name: str, backbone: "Backbone", config: RunConfig, workspace: Workspace, beside: dict[str, Any]
-) -> Frozen:
+def _embed_with_backbone(
+    name: str, backbone: "Backbone", config: RunConfig, workspace: Workspace, facts: dict[str, Any]
+) -> FrozenFeatures:
     import torch
 
     device = get_processes().device
 
-    def forward(pixels: np.ndarray) -> Float32[np.ndarray, "b d"]:
-        """Features of one batch of pixels."""
+    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
         with torch.inference_mode():
-            found = backbone.module(backbone.preprocess.normalise(torch.from_numpy(pixels).to(device)))
-        return np.asarray(found.float().cpu().numpy())
+            features = backbone.module(backbone.preprocess.normalise(torch.from_numpy(pixels).to(device)))
+        return np.asarray(features.float().cpu().numpy())
 
     backbone.module.eval()
     vectors = {}
@@ -186,13 +197,13 @@ def _of_backbone(
         vectors[split] = cached_features(
             workspace.root, inputs, source, backbone.dim, forward, config.evaluation.batch_size
         )
-    facts = {
+    facts = facts | {
         "model": backbone.name,
         "fingerprint": backbone.fingerprint,
         "preprocess": backbone.preprocess.hash,
         "pixels": backbone.preprocess.size,
     }
-    return Frozen(name, beside | facts, vectors)
+    return FrozenFeatures(name, facts, vectors)
 
 
 def cached_features(
@@ -203,21 +214,20 @@ def cached_features(
     forward: Callable[[np.ndarray], Float32[np.ndarray, "b d"]],
     batch_size: int,
 ) -> Float32[np.ndarray, "n d"]:
-    """Features of all tiles of a source, in its order; kept as the artefact `features` (float32 shards, ids beside).
+    """Features of all tiles of a source, in its order, cached as the artefact `features` (float32 shards and ids).
 
     Args:
         root: Output root.
-        inputs: All that they depend on; they must name the tiles and the model.
-        source: Tiles as the model wants them.
-        dim: Length of a vector.
+        inputs: Everything the features depend on, including the tiles and the model.
+        source: Preprocessed tiles.
+        dim: Dimension of the features.
         forward: Pixels [b, 3, h, w] to features.
-        batch_size: Tiles per forward pass; a batch never crosses a shard, so that one process and several write the
-            same.
+        batch_size: Tiles per forward pass. Batches do not cross shards, so that one process and several write the same
+            bytes.
     """
     ids = source.tiles.ids
 
     def make(folder: Path) -> dict[str, Any]:
-        """Compute the shards that are not there yet; the processes share them."""
         processes = get_processes()
         with progress("features of tiles", len(ids), shown=processes.main) as advance:
             for start in processes.share(range(0, len(ids), _SHARD)):
@@ -226,9 +236,9 @@ def cached_features(
                 names = folder / f"ids-{start // _SHARD:05d}.parquet"
                 if not (file.is_file() and names.is_file()):
                     batches = [np.arange(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
-                    found = np.concatenate([forward(pixels) for _, pixels in source.ahead(batches)])
+                    shard = np.concatenate([forward(pixels) for _, pixels in source.ahead(batches)])
                     with whole_file(file) as temporary, temporary.open("wb") as stream:
-                        np.save(stream, found.astype(np.float32))
+                        np.save(stream, shard.astype(np.float32))
                     with whole_file(names) as temporary:
                         pq.write_table(pa.table({"id": [str(name) for name in ids[start:stop]]}), temporary)
                 advance((stop - start) * processes.count)
@@ -240,10 +250,6 @@ def cached_features(
         return np.empty((0, dim), dtype=np.float32)
     vectors = np.concatenate([np.load(artifact.file(name)) for name in files])
     tables = [name.replace("features-", "ids-").replace(".npy", ".parquet") for name in files]
-    stored = [pq.read_table(artifact.file(name)) for name in tables]
-    row_of = {name: row for row, name in enumerate(pa.concat_tables(stored).column("id").to_pylist())}
+    stored = pa.concat_tables([pq.read_table(artifact.file(name)) for name in tables])
+    row_of = {name: row for row, name in enumerate(stored.column("id").to_pylist())}
     return np.asarray(vectors[[row_of[str(name)] for name in ids]], dtype=np.float32)
-
-
-def _vectors(store: Store, tiles: TileSet) -> Float32[np.ndarray, "n d"]:
-    return store.rows(store.positions(tiles.ids))

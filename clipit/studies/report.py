@@ -1,13 +1,14 @@
-"""What the three studies (probing, prompts, robustness) share: the columns beside each figure, and how it is shown."""
+"""Rows, provenance and pages shared by the three studies (probing, prompts, robustness)."""
 
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,23 +18,42 @@ from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, Rows, Section, Table, Text, facts_table, page, write_page
 from clipit.reporting.tables import UNDEFINED, markdown_table
 
-Row = Mapping[str, Any]
-RECORD = (
+PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
     "seed", "prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit", "versions", "command",
 )  # fmt: skip
-"""Columns that every row of every study has."""
-MAY_BE_EMPTY = ("prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit")
-"""Those that are empty where no prompt, VLM or index had a part in the figure, or where there is no checkout."""
+"""Columns that every row of every study has. The prompt, VLM and index columns are empty where these were not used, and
+`commit` is empty outside a checkout."""
+MAX_TABLE_ROWS = 40
+"""Longer tables are collapsed on the page and get a filter box."""
 
 
-LONGEST = 40
-"""Rows of a table; a longer one is folded away on the page, with a box that filters it."""
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """A row of a study's table. Columns that are None here are filled from the provenance of the model and the study.
+
+    Attributes:
+        subject: Name of the model.
+        metric: Name of the score.
+        seed: Seed of the row, where it is not that of the study.
+        prompts: Name of the prompt set.
+        prompts_hash: Hash of the prompt set.
+        index: Fingerprint of the index whose mean centred the texts.
+        tiles_fingerprint: Fingerprint of the tiles, where they are not those of the study.
+    """
+
+    subject: str
+    metric: str | None = None
+    seed: int | None = None
+    prompts: str | None = None
+    prompts_hash: str | None = None
+    index: str | None = None
+    tiles_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A PNG of the study's folder: beside the Markdown, and embedded in the page."""
+    """A PNG in the study's folder: linked from the Markdown and embedded in the page."""
 
     file: str
     caption: str
@@ -42,160 +62,187 @@ class Plot:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A heading and what stands under it, in the Markdown and on the page alike."""
+    """A heading with its content, rendered both as Markdown and on the page."""
 
     heading: str
     parts: Sequence[Text | Table | Rows | Plot]
 
 
-def made_by() -> dict[str, str]:
-    """Commit, command and versions of this process."""
-    told = json.dumps(versions(), sort_keys=True)
-    return {"commit": git_commit(), "command": shlex.join(sys.argv), "versions": told}
+def collect_provenance() -> dict[str, str]:
+    """Commit, command line and package versions of this process."""
+    return {
+        "commit": git_commit(),
+        "command": shlex.join(sys.argv),
+        "versions": json.dumps(versions(), sort_keys=True),
+    }
 
 
-def asked_with(prompts: PromptSet | None) -> dict[str, str | None]:
-    """The columns of a prompt set; empty without one."""
+class PromptColumns(TypedDict):
+    """Columns that identify a prompt set."""
+
+    prompts: str | None
+    prompts_hash: str | None
+
+
+def prompt_columns(prompts: PromptSet | None) -> PromptColumns:
+    """Name and hash of a prompt set as the columns `prompts` and `prompts_hash`; None without one."""
     return {"prompts": prompts.name if prompts else None, "prompts_hash": prompts.hash if prompts else None}
 
 
-def recorded(rows: Sequence[Row], common: Row, facts: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """The rows with all that must stand beside a figure, every row with the same columns.
+def add_provenance(
+    rows: Sequence[StudyRow], study: Mapping[str, object], models: Mapping[str, Mapping[str, object]]
+) -> pd.DataFrame:
+    """Table of the rows in which every row carries its full provenance.
+
+    Values of a row take precedence over those of its model, and these over those of the study. Missing values are None.
 
     Args:
-        rows: Each with its `subject`; what a row says itself goes before the following.
-        common: Of the whole study.
-        facts: Subject -> its model, fingerprint, preprocessing, ...; these go before `common`.
+        rows: Rows of one type.
+        study: Columns that are the same for the whole study.
+        models: Name of a model (`subject`) -> its provenance.
     """
-    whole = [{**dict.fromkeys(RECORD), **common, **facts[row["subject"]], **row} for row in rows]
-    columns = list(dict.fromkeys(key for row in whole for key in row))
-    return [{key: row.get(key) for key in columns} for row in whole]
+    columns = [*PROVENANCE, *study, *(key for facts in models.values() for key in facts)]
+    columns += [field.name for row in rows[:1] for field in fields(row)]
+    records = []
+    for row in rows:
+        values = {name: value for name, value in vars(row).items() if value is not None}
+        values = {**study, **models[row.subject], **values}
+        records.append([values.get(name) for name in dict.fromkeys(columns)])
+    return pd.DataFrame(records, columns=list(dict.fromkeys(columns)), dtype=object)
+
+
+def iter_rows(frame: pd.DataFrame) -> Iterator[Any]:
+    """Rows as named tuples, with fields of type `Any` (the stubs of pandas know only their union)."""
+    yield from frame.itertuples()
+
+
+def iter_groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Groups with equal values in the columns `by`, in order of first appearance."""
+    yield from frame.groupby(list(by), sort=False, dropna=False)
+
+
+def pivot_cells(
+    frame: pd.DataFrame, index: Sequence[str], column: str, format_cell: Callable[[Any], str]
+) -> tuple[list[Any], list[list[object]]]:
+    """Arrange formatted rows as a table, in order of first appearance.
+
+    Args:
+        frame: Table with at most one row per index and column.
+        index: Columns whose values start each line.
+        column: Column whose distinct values become the headings.
+        format_cell: Text of a row, given as a named tuple; a missing row gives an empty cell.
+
+    Returns:
+        The headings and the lines.
+    """
+    headings = list(dict.fromkeys(frame[column]))
+    lines: list[list[object]] = []
+    for key, group in iter_groups(frame, index):
+        cells = {getattr(row, column): format_cell(row) for row in iter_rows(group)}
+        lines.append([*key, *(cells.get(heading, "") for heading in headings)])
+    return headings, lines
 
 
 def study_note(config: RunConfig) -> str:
-    """What the reader must know before the figures: what the embedded models do not say, and the configuration's note.
-
-    Args:
-        config: Its `vlm`, `backbone` and `note`.
-    """
+    """Caution to show above the results: limits of the embedded models, and the configuration's note."""
     models = {"backbone": config.backbone.name, "VLM": config.vlm.name}
-    used = [what for what, name in models.items() if name == "embedded"]
-    told = f"The embedded {' and '.join(used)} only saw synthetic tiles: on real tiles these figures prove the path."
-    return " ".join(part for part in (told if used else "", " ".join(config.note.split())) if part)
+    embedded = " and ".join(role for role, name in models.items() if name == "embedded")
+    caution = f"The embedded {embedded} saw only synthetic tiles: on real tiles these figures only show that it runs."
+    return " ".join(part for part in (caution if embedded else "", " ".join(config.note.split())) if part)
 
 
 def write_study(
-    folder: Path,
-    name: str,
-    title: str,
-    note: str,
-    chapters: Sequence[Chapter],
-    rows: Sequence[Row],
+    folder: Path, name: str, title: str, note: str, chapters: Sequence[Chapter], frame: pd.DataFrame,
     schema: pa.Schema | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write <name>.parquet, <name>.md and <name>.html.
 
     Args:
-        folder: Where the plots lie already.
-        name: Of the files.
-        title: Heading.
-        note: A warning that belongs beside everything; empty for none.
-        chapters: What both show; the page also has every row.
-        rows: Of `recorded`.
-        schema: Of the table; None takes it from the rows.
+        folder: Output folder, which already holds the plots.
+        name: Base name of the files.
+        title: Title of the page.
+        note: Caution to show at the top; "" for none.
+        chapters: Content of the Markdown and the page; the page also lists every row.
+        frame: Table of `add_provenance`.
+        schema: Schema of the Parquet table; None infers it.
     """
+    columns = schema.names if schema else [str(name) for name in frame.columns]
+    records = frame[columns].to_dict("records")
     with whole_file(folder / f"{name}.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=schema), temporary)
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary)
     with whole_file(folder / f"{name}.md") as temporary:
-        temporary.write_text(study_markdown(title, note, chapters), encoding="utf-8")
-    every = [*chapters, rows_chapter(rows, f"{name}.parquet")]
-    write_page(folder / f"{name}.html", study_page(title, note, every, folder))
+        temporary.write_text(render_markdown(title, note, chapters), encoding="utf-8")
+    sections = [
+        Section(chapter.heading, [_embed(part, folder) if isinstance(part, Plot) else part for part in chapter.parts])
+        for chapter in (*chapters, all_rows_chapter(frame, f"{name}.parquet"))
+    ]
+    write_page(folder / f"{name}.html", page(title, note, sections))
 
 
-def study_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:
-    """The chapters as Markdown; plots are links to the files beside it."""
+def render_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:
+    """Render the chapters as Markdown; plots link to the files beside it."""
     parts = [f"# {title}", *([f"> **Note.** {note}"] if note else [])]
     for chapter in chapters:
-        parts += [f"## {chapter.heading}", *map(_markdown, chapter.parts)]
+        parts += [f"## {chapter.heading}", *map(_render_part, chapter.parts)]
     return "\n\n".join(parts) + "\n"
 
 
-def study_page(title: str, note: str, chapters: Sequence[Chapter], folder: Path) -> str:
-    """The chapters as a self-contained page.
+def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
+    """Every row of a study: constant columns once, the others as a filterable table.
 
     Args:
-        title: Heading.
-        note: A warning that belongs beside everything; empty for none.
-        chapters: In order.
-        folder: Where the plots lie.
+        frame: Table of `add_provenance`; columns of lists are only in the file.
+        source: Name of the file.
     """
-    sections = []
-    for chapter in chapters:
-        parts = [
-            Figure((folder / part.file).read_bytes(), part.caption, alt=part.caption, source=part.source)
-            if isinstance(part, Plot)
-            else part
-            for part in chapter.parts
-        ]
-        sections.append(Section(chapter.heading, parts))
-    return page(title, note, sections)
-
-
-def rows_chapter(rows: Sequence[Row], source: str) -> Chapter:
-    """Every row of a study: what is the same in all of them once, the rest as a table that can be filtered.
-
-    Args:
-        rows: With the same columns each. Columns of lists are left out; the file has them.
-        source: The file.
-    """
-    if not rows:
+    if frame.empty:
         return Chapter("All rows", [Text("There is no row.")])
-    columns = [key for key in rows[0] if not any(isinstance(row[key], list | dict) for row in rows)]
-    same = [key for key in columns if all(row[key] == rows[0][key] for row in rows)]
-    # Figures first: what stands beside them is long.
-    varying = sorted((key for key in columns if key not in same), key=lambda key: key in RECORD[1:] and key != "metric")
-    told = {key: rows[0][key] for key in same if rows[0][key] not in (None, "")}
-    cells = [[row[key] for key in varying] for row in rows]
-    return Chapter(
-        "All rows",
-        [
-            facts_table(told, f"{source}: columns that are the same in every row"),
-            Rows(varying, cells, "Every row, with the columns that differ", source),
-        ],
+    columns = [key for key in frame.columns if not any(isinstance(value, list | dict) for value in frame[key])]
+    constant = {key: frame[key].iloc[0] for key in columns if frame[key].nunique(dropna=False) == 1}
+    # Provenance is long, so it comes after the scores.
+    varying = sorted(
+        (key for key in columns if key not in constant), key=lambda k: k in PROVENANCE[1:] and k != "metric"
     )
+    shown = {key: value for key, value in constant.items() if value not in (None, "")}
+    table = facts_table(shown, f"{source}: columns that are the same in every row")
+    rows = frame[varying].to_numpy().tolist()
+    return Chapter("All rows", [table, Rows(varying, rows, "Every row, with the columns that differ", source)])
 
 
 def long_table(
     header: Sequence[str], rows: Sequence[Sequence[object]], caption: str, source: str, left: int
 ) -> Table | Rows:
-    """A table, or filterable rows where there are more than 40.
+    """A table, or filterable rows if there are more than `MAX_TABLE_ROWS`.
 
     Args:
-        header: One name per column.
-        rows: As long as the header.
-        caption: What they show.
-        source: File and columns that they come from.
-        left: So many columns are words (of a table).
+        header: Column headings.
+        rows: Cells per row.
+        caption: Caption.
+        source: File and columns of the values.
+        left: Number of left-aligned text columns.
     """
-    if len(rows) > LONGEST:
+    if len(rows) > MAX_TABLE_ROWS:
         return Rows(header, rows, caption, source)
     return Table(header, rows, caption=caption, source=source, left=left)
 
 
 def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[Chapter]:
-    """What is not defined and why, each once; no chapter where everything is.
+    """Chapter of undefined values with their reasons, without duplicates; empty if everything is defined.
 
     Args:
-        reasons: (figure, why).
-        source: File and column that the reasons come from.
+        reasons: Pairs of value and reason.
+        source: File and column of the reasons.
     """
     if not reasons:
         return []
-    table = long_table(("figure", "why"), sorted(set(reasons)), "What is not defined", source, left=2)
-    return [Chapter("Not defined", [table])]
+    table = long_table(("figure", "why"), sorted(set(reasons)), "Undefined values", source, left=2)
+    return [Chapter("Undefined values", [table])]
 
 
-def _markdown(part: Text | Table | Rows | Plot) -> str:
+def _embed(plot: Plot, folder: Path) -> Figure:
+    return Figure((folder / plot.file).read_bytes(), plot.caption, alt=plot.caption, source=plot.source)
+
+
+def _render_part(part: Text | Table | Rows | Plot) -> str:
     if isinstance(part, Text):
         return part.text
     if isinstance(part, Plot):

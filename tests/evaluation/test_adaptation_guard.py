@@ -1,30 +1,36 @@
 """The guard: new mixtures of classes are no reason to adapt, other pictures are; and how its errors are counted."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from adaptation_worlds import Origin, an_origin
 from scipy.stats import multivariate_normal
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, statistics_of
+from clipit.evaluation.adaptation import align_statistics, compute_statistics
 from clipit.evaluation.adaptation_guard import (
-    LEAST_MISFIT,
-    MOST_TILES,
-    Case,
-    Reference,
-    guard_errors,
-    judge,
-    reference_of,
+    MAX_TILES,
+    MIN_MISFIT,
+    TrainingMixture,
+    fit_mixture,
+    judge_adaptation,
 )
+from clipit.studies.robustness.guard_errors import count_guard_errors
 
 
-def reference(origin: Origin) -> Reference:
-    return reference_of(origin.training, origin.probabilities(origin.training))
+def mixture_of(origin: Origin) -> TrainingMixture:
+    return fit_mixture(origin.training, origin.probabilities(origin.training))
+
+
+def outcomes(*cases: tuple[bool, float, float | None, float | None]) -> pd.DataFrame:
+    """(accepted, change, low, high) per adaptation."""
+    rows = [("accepted" if accepted else "refused", *change) for accepted, *change in cases]
+    return pd.DataFrame(rows, columns=["guard", "change", "change_low", "change_high"], dtype=object)
 
 
 def gain(origin: Origin, labels: np.ndarray, vectors: np.ndarray) -> float:
     """Of accuracy, by feature statistics."""
-    moved = align_statistics(vectors, statistics_of(vectors), statistics_of(origin.training))
+    moved = align_statistics(vectors, compute_statistics(vectors), compute_statistics(origin.training))
     before, after = (origin.probabilities(found).argmax(axis=1) == labels for found in (vectors, moved))
     return float(after.mean() - before.mean())
 
@@ -38,7 +44,7 @@ def test_the_misfit_is_what_its_formula_says() -> None:
     rng = np.random.default_rng(0)
     origin = an_origin(rng, 3, 5)
     vectors = origin.draw(rng, 60)[1] + 0.7
-    found = reference(origin)
+    found = mixture_of(origin)
     covariance = np.linalg.inv(found.whitening @ found.whitening.T)
     centres = found.means @ np.linalg.inv(found.whitening)
     densities = np.stack([multivariate_normal(m, covariance).pdf(vectors) for m in centres], axis=1)
@@ -49,8 +55,8 @@ def test_the_misfit_is_what_its_formula_says() -> None:
     gap = vectors.mean(axis=0) - shares @ centres
     variance = 1 / 60 + (shares**2 / found.counts).sum()
     expected = gap @ np.linalg.inv(covariance) @ gap / 5 / variance
-    assert judge(found, vectors).misfit == pytest.approx(expected, rel=1e-6)
-    assert judge(found, vectors[rng.permutation(60)]).misfit == pytest.approx(expected, rel=1e-6)
+    assert judge_adaptation(found, vectors).misfit == pytest.approx(expected, rel=1e-6)
+    assert judge_adaptation(found, vectors[rng.permutation(60)]).misfit == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("shares", [None, [0.9, 0.1, 0, 0], [0, 0, 0, 1.0]])
@@ -62,8 +68,8 @@ def test_it_is_about_1_in_any_mixture_of_the_classes(shares: list[float] | None,
     for _ in range(20):
         origin = an_origin(rng, training=training)
         vectors = origin.draw(rng, n, None if shares is None else np.array(shares))[1]
-        found.append(judge(reference(origin), vectors).misfit)
-    assert 0.3 < float(np.mean(found)) < 2.5 and np.mean(np.array(found) >= LEAST_MISFIT) <= 0.05
+        found.append(judge_adaptation(mixture_of(origin), vectors).misfit)
+    assert 0.3 < float(np.mean(found)) < 2.5 and np.mean(np.array(found) >= MIN_MISFIT) <= 0.05
 
 
 def test_another_mixture_is_refused_where_adaptation_harms() -> None:
@@ -71,9 +77,9 @@ def test_another_mixture_is_refused_where_adaptation_harms() -> None:
         rng = np.random.default_rng(seed)
         origin = an_origin(rng)
         labels, vectors = origin.draw(rng, 200, np.array([0.9, 0.1, 0, 0]))
-        verdict = judge(reference(origin), vectors)
+        verdict = judge_adaptation(mixture_of(origin), vectors)
         assert gain(origin, labels, vectors) < -0.05
-        assert not verdict.accepted and "a mixture of the training classes explains their mean" in verdict.reasons[0]
+        assert not verdict.accepted and "a mixture of the training classes explains their mean" in verdict.reason
 
 
 def test_other_pictures_are_accepted_where_adaptation_helps() -> None:
@@ -82,9 +88,9 @@ def test_other_pictures_are_accepted_where_adaptation_helps() -> None:
         origin = an_origin(rng)
         labels, vectors = origin.draw(rng, 200)
         vectors = changed_pictures(origin, rng, vectors)
-        verdict = judge(reference(origin), vectors)
+        verdict = judge_adaptation(mixture_of(origin), vectors)
         assert gain(origin, labels, vectors) > 0.04
-        assert verdict.accepted and not verdict.reasons and verdict.misfit >= LEAST_MISFIT
+        assert verdict.accepted and not verdict.reason and verdict.misfit >= MIN_MISFIT
 
 
 def test_the_guards_errors_over_simulated_targets_of_any_kind() -> None:
@@ -98,8 +104,8 @@ def test_the_guards_errors_over_simulated_targets_of_any_kind() -> None:
             vectors = changed_pictures(origin, rng, vectors)
         change = gain(origin, labels, vectors)
         bound = (change, change) if abs(change) > 0.02 else (None, None)
-        cases.append(Case(judge(reference(origin), vectors).accepted, change, *bound))
-    errors = guard_errors(cases)
+        cases.append((judge_adaptation(mixture_of(origin), vectors).accepted, change, *bound))
+    errors = count_guard_errors(outcomes(*cases))
     assert errors.harmful > 30 and errors.helpful > 30
     assert errors.let_through / errors.harmful < 0.45
     assert errors.refused / errors.helpful < 0.2
@@ -111,9 +117,11 @@ def test_a_small_difference_of_very_many_tiles_is_no_reason() -> None:
     rng = np.random.default_rng(1)
     origin = an_origin(rng)
     _, vectors = origin.draw(rng, 20_000)
-    found = reference(origin)
-    assert not judge(found, vectors + 0.03).accepted
-    assert judge(found, vectors + 0.5).misfit < 2 * judge(found, vectors[:MOST_TILES] + 0.5).misfit, "not 50 times"
+    found = mixture_of(origin)
+    assert not judge_adaptation(found, vectors + 0.03).accepted
+    assert (
+        judge_adaptation(found, vectors + 0.5).misfit < 2 * judge_adaptation(found, vectors[:MAX_TILES] + 0.5).misfit
+    ), "not 50 times"
 
 
 def test_dead_features_rare_classes_and_few_tiles() -> None:
@@ -122,41 +130,42 @@ def test_dead_features_rare_classes_and_few_tiles() -> None:
     dead = np.concatenate([origin.training, np.ones((len(origin.training), 3))], axis=1)
     predicted = origin.probabilities(origin.training)
     predicted[predicted.argmax(axis=1) == 2] = [0.9, 0.05, 0, 0.05]
-    found = reference_of(dead, predicted)
+    found = fit_mixture(dead, predicted)
     assert len(found.means) == 3
-    assert np.isfinite(judge(found, dead[:40]).misfit) and not judge(found, dead[:40]).accepted
+    assert np.isfinite(judge_adaptation(found, dead[:40]).misfit) and not judge_adaptation(found, dead[:40]).accepted
     with pytest.raises(DataError, match="no class is predicted for 5 training tiles"):
-        reference_of(dead[:4], predicted[:4])
+        fit_mixture(dead[:4], predicted[:4])
     with pytest.raises(DataError, match="no tile to judge"):
-        judge(found, dead[:0])
+        judge_adaptation(found, dead[:0])
     broken = dead.copy()
     broken[3, 0] = np.nan
     with pytest.raises(DataError, match=r"(?s)vectors of 1 of 600 tiles are not finite.*the training split"):
-        reference_of(broken, predicted)
+        fit_mixture(broken, predicted)
     with pytest.raises(DataError, match=r"(?s)vectors of 1 of 40 tiles are not finite.*the target tiles"):
-        judge(found, broken[:40])
+        judge_adaptation(found, broken[:40])
     with pytest.raises(DataError, match=r"(?s)vectors of 1 of 600 tiles are not finite.*the training tiles"):
-        statistics_of(broken, "training")
+        compute_statistics(broken, "training")
 
 
-def test_guard_errors_are_shares_of_what_was_lost_and_of_what_was_gained() -> None:
+def test_guard_errors_are_shares_of_the_harmful_and_of_the_helpful() -> None:
     lost, gained, unclear = (-0.3, -0.1), (0.1, 0.5), (-0.01, 0.4)
-    cases = [
-        Case(True, -0.2, *lost), Case(True, -0.2, *lost), Case(False, -0.1, *lost),
-        Case(True, 0.3, *gained), Case(False, 0.3, *gained), Case(False, 0.2, *gained), Case(False, 0.2, *gained),
-        Case(True, 0.2, *unclear), Case(False, -0.4),
-    ]  # fmt: skip
-    found = guard_errors(cases)
-    assert (found.cases, found.accepted, found.without_interval) == (9, 4, 1)
-    assert (found.harmful, found.let_through, found.helpful, found.refused) == (3, 2, 4, 3)
-    assert (found.share_let_through, found.share_refused) == (pytest.approx(2 / 3), 3 / 4), "not of all 9"
-    assert found.change_always == pytest.approx((-0.5 + 1.0 + 0.2 - 0.4) / 9)
-    assert found.change_guarded == pytest.approx((-0.4 + 0.3 + 0.2) / 9)
+    errors = count_guard_errors(
+        outcomes(
+            (True, -0.2, *lost), (True, -0.2, *lost), (False, -0.1, *lost),
+            (True, 0.3, *gained), (False, 0.3, *gained), (False, 0.2, *gained), (False, 0.2, *gained),
+            (True, 0.2, *unclear), (False, -0.4, None, None),
+        )
+    )  # fmt: skip
+    assert (errors.cases, errors.accepted, errors.without_interval) == (9, 4, 1)
+    assert (errors.harmful, errors.let_through, errors.helpful, errors.refused) == (3, 2, 4, 3)
+    assert (errors.share_let_through, errors.share_refused) == (pytest.approx(2 / 3), 3 / 4), "not of all 9"
+    assert errors.change_always == pytest.approx((-0.5 + 1.0 + 0.2 - 0.4) / 9)
+    assert errors.change_guarded == pytest.approx((-0.4 + 0.3 + 0.2) / 9)
 
 
-def test_guard_errors_without_cases_are_no_numbers() -> None:
-    nothing = guard_errors([])
+def test_guard_errors_without_cases_are_undefined() -> None:
+    nothing = count_guard_errors(outcomes())
     assert nothing.cases == 0 and nothing.change_guarded is nothing.share_let_through is nothing.share_refused is None
-    only_gained = guard_errors([Case(True, 0.2, 0.1, 0.3), Case(True, -0.2)])
-    assert only_gained.share_let_through is None and only_gained.share_refused == 0.0
-    assert only_gained.harmful == 0, "a loss without an interval is no loss"
+    errors = count_guard_errors(outcomes((True, 0.2, 0.1, 0.3), (True, -0.2, None, None)))
+    assert errors.share_let_through is None and errors.share_refused == 0.0
+    assert errors.harmful == 0, "a loss without an interval is not counted as harmful"

@@ -11,7 +11,6 @@ from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.prompt_modes import (
     candidates,
-    ensemble,
     sampled,
     sampled_scores,
     screened,
@@ -19,7 +18,13 @@ from clipit.evaluation.prompt_modes import (
     single,
     summarise,
 )
-from clipit.evaluation.zero_shot import TextVectors, embed_prompts, prompt_embeddings, zero_shot_probabilities
+from clipit.evaluation.zero_shot import (
+    TextVectors,
+    class_means,
+    embed_prompts,
+    prompt_embeddings,
+    zero_shot_probabilities,
+)
 from clipit.prompts.prompt_set import PromptSet
 
 PROMPTS = PromptSet(
@@ -77,8 +82,8 @@ def test_ensemble_is_a_hand_written_loop() -> None:
             for template in PROMPTS.templates:
                 total += unit(encode([template.replace("{}", name)])[0])
         expected.append(unit(total / (3 * len(PROMPTS.classes[owner]))))
-    np.testing.assert_allclose(ensemble(texts()), expected, atol=1e-6)
-    np.testing.assert_array_equal(ensemble(texts()), prompt_embeddings(PROMPTS, encode, None, ORDER))
+    np.testing.assert_allclose(class_means(texts()), expected, atol=1e-6)
+    np.testing.assert_array_equal(class_means(texts()), prompt_embeddings(PROMPTS, encode, None, ORDER))
 
 
 def test_draws_have_a_name_of_each_class_and_one_template() -> None:
@@ -108,7 +113,7 @@ def test_sampled_scores_and_their_summary() -> None:
     scores = sampled_scores(found, rows, images, labels, 10.0)
     np.testing.assert_allclose([score["accuracy"] for score in scores], accuracies)
     result = summarise([score["accuracy"] for score in scores])
-    assert result is not None and result.n == 25
+    assert result is not None and len(scores) == 25
     assert result.median == pytest.approx(np.median(accuracies))
     assert (result.lower, result.upper) == pytest.approx(tuple(np.percentile(accuracies, (25, 75))))
     assert (result.lowest, result.highest) == (min(accuracies), max(accuracies))

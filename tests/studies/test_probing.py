@@ -85,7 +85,7 @@ def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple
     assert row["low"] <= row["value"] <= row["high"]
 
 
-def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_undefined_shares_and_shots_are_reported_with_a_reason(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
     few = rows_of(folder, what="curve linear", share=0.01)
     assert few and all(row["value"] is None and "leaves none of class 0, 1, 2" in row["reason"] for row in few)
@@ -96,7 +96,7 @@ def test_shares_and_shots_that_are_not_defined_are_said(probed: tuple[ConfigFile
     assert (folder / "label_efficiency.png").is_file()
 
 
-def test_retrieval_in_words_and_with_captions(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_retrieval_between_tiles_prompts_and_captions(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, _, folder = probed
     assert {row["n"] for row in rows_of(folder, what="text (class prompts) to image")} == {3}
     assert {row["k"] for row in rows_of(folder, what="image to text (single prompts)")} == {1, 5}
@@ -108,7 +108,7 @@ def test_retrieval_in_words_and_with_captions(probed: tuple[ConfigFile, Path, Pa
     assert found["caption to image", 5]["random"] == pytest.approx(5 / 24)
 
 
-def test_the_runs_own_answers_and_provenance_stand_beside_the_probes(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, run, folder = probed
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]
     own = rows_of(folder, what="own head", metric="accuracy")[0]
@@ -136,7 +136,7 @@ def test_features_that_saw_labels_say_so(probed: tuple[ConfigFile, Path, Path], 
     told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
     assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
     page = (folder / "probing.html").read_text(encoding="utf-8")
-    assert "saw labels" in page and "no measure of label efficiency" in page
+    assert "saw labels" in page and "does not measure label efficiency" in page
 
     def of(tuning: str, labels: int, validation: int) -> str:
         """Of a run with so many labels."""
@@ -172,9 +172,7 @@ def test_classifier_features_are_those_that_its_head_reads(probed: tuple[ConfigF
     assert np.abs(untrained - features).max() > 1e-3, "the adapter is merged"
 
 
-def test_features_are_kept_and_read_again(
-    probed: tuple[ConfigFile, Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_cached(probed: tuple[ConfigFile, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     config = probed[0].run
     first = backbone_features(config, Workspace(config)).vectors
 
@@ -188,12 +186,14 @@ def test_features_are_kept_and_read_again(
     assert all((first[split] == again[split]).all() for split in first)
 
 
-def test_another_run_or_no_run_is_refused(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
+def test_a_run_of_another_configuration_and_a_folder_without_a_run_are_refused(
+    probed: tuple[ConfigFile, Path, Path], tmp_path: Path
+) -> None:
     file, run, _ = probed
     config = file.run
     tiles = config.tiles.model_copy(update={"classes": ("tumour", "gland", "stroma")})
     other = config.model_copy(update={"tiles": tiles})
-    with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
+    with pytest.raises(DataError, match="the classifier has the classes gland, stroma, tumour"):
         classifier_features(other, Workspace(other), run)
     with pytest.raises(DataError, match="other test tiles or classes"):
         probe(other, file.probing, run)
@@ -203,7 +203,7 @@ def test_another_run_or_no_run_is_refused(probed: tuple[ConfigFile, Path, Path],
         classifier_features(config, Workspace(config), tmp_path)
 
 
-def test_without_labels_probes_are_blank_and_the_rest_stands(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_without_labels_probes_are_undefined_and_the_rest_is_measured(configure_file: MakeFile, tmp_path: Path) -> None:
     file = configure_file(SMALL, **{"tiles.labels.kind": "none", "name": "blank", "probing.shares": []})
     folder = probe(file.run, file.probing)
     assert all(row["value"] is None and row["reason"] for row in rows_of(folder, what="linear"))
@@ -211,7 +211,7 @@ def test_without_labels_probes_are_blank_and_the_rest_stands(configure_file: Mak
     assert not (folder / "label_efficiency.png").exists()
 
 
-def test_captions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_invalid_captions_are_refused(tmp_path: Path) -> None:
     known = np.array(["007", "b"])
     path = tmp_path / "captions.csv"
 
@@ -222,14 +222,14 @@ def test_captions_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert read_captions(written("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
     for text, message in (
         ("tile,text\n007,x\n", "missing columns: tile_id"),
-        ("tile_id,text\n007,x\n8,y\n", "1 captions are of no test tile: 8"),
+        ("tile_id,text\n007,x\n8,y\n", "1 captions belong to no test tile: 8"),
         ("tile_id,text\nb,\n", "no text for b"),
         ("tile_id,text\n", "no caption"),
         ("tile_id,text\nb,x,y\n", "unreadable captions"),
     ):
         with pytest.raises(DataError, match=message):
             read_captions(written(text), known)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no such caption file"):
         read_captions(tmp_path / "nowhere.csv", known)
 
 

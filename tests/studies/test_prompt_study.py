@@ -16,8 +16,8 @@ from clipit.errors import ClipitError, ConfigError, DataError, ModelError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.runs.train import train_run
+from clipit.studies.prompts.models import memoise, select_tiles
 from clipit.studies.prompts.study import SCHEMA, prompt_study
-from clipit.studies.prompts.subjects import remembered, study_tiles
 from clipit.workspace.workspace import Workspace
 
 SIMPLE = {
@@ -210,11 +210,11 @@ def test_what_it_refuses(configure_file: Callable[..., ConfigFile], world: dict[
 
 def test_screening_tiles_are_training_tiles_and_drawn_by_seed(configure_file: Callable[..., ConfigFile]) -> None:
     config = configure_file(KEYS)
-    test, screening = study_tiles(config.run, config.prompt_study, Workspace(config.run))
+    test, screening = select_tiles(config.run, config.prompt_study, Workspace(config.run))
     assert set(test.splits) == {"test"} and set(screening.splits) == {"train"}
     assert len(screening) == 10
     other = configure_file(KEYS, **{"prompt_study.seed": 1})
-    assert study_tiles(other.run, other.prompt_study, Workspace(other.run))[1].ids.tolist() != screening.ids.tolist()
+    assert select_tiles(other.run, other.prompt_study, Workspace(other.run))[1].ids.tolist() != screening.ids.tolist()
 
 
 def test_no_text_is_embedded_twice() -> None:
@@ -225,7 +225,7 @@ def test_no_text_is_embedded_twice() -> None:
         seen.extend(texts)
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
-    lookup = remembered(encode)
+    lookup = memoise(encode)
     np.testing.assert_array_equal(lookup(["a", "bb", "a"])[:, 0], [1, 2, 1])
     np.testing.assert_array_equal(lookup(["ccc", "bb"])[:, 0], [3, 2])
     assert seen == ["a", "bb", "ccc"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from launching import ROOT, TWO, launch
@@ -19,17 +20,17 @@ from tiny_models import MakeConfig, MakeFile, with_run
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, statistics_of
-from clipit.evaluation.adaptation_guard import judge, reference_of
+from clipit.evaluation.adaptation import align_statistics, compute_statistics
+from clipit.evaluation.adaptation_guard import fit_mixture, judge_adaptation
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.perturb import perturb
 from clipit.evaluation.predictions import read_predictions
 from clipit.models.inference import load_classifier
 from clipit.runs.train import train_run
-from clipit.studies.robustness.adaptation import drawn_batches
-from clipit.studies.robustness.study import LEARNT, guard_study, robustness
-from clipit.studies.robustness.subjects import run_subject, spread, vectors_of
-from clipit.studies.robustness.tables import BATCH, WHOLE
+from clipit.studies.robustness.adaptation import draw_batches
+from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, summarise_guard
+from clipit.studies.robustness.models import embed_tiles, load_run_model, sample_tiles
+from clipit.studies.robustness.study import MAX_TRAINING_TILES, measure_robustness
 from clipit.tiles.augment import tile_keys
 from clipit.workspace.workspace import Workspace
 
@@ -58,7 +59,7 @@ def small(world: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(file: ConfigFile, runs: list[Path]) -> Path:
-    return robustness(file.run, file.robustness, runs, file.comparison.shifted)
+    return measure_robustness(file.run, file.robustness, runs, file.comparison.shifted)
 
 
 @pytest.fixture(scope="module")
@@ -77,23 +78,23 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_heads_answer_as_the_runs_wrote(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_readouts_match_the_stored_predictions(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     file, runs, _ = measured
     config = file.run
     workspace = Workspace(config)
     for run in runs:
-        subject, test = run_subject(workspace, run, run.name), workspace.all_tiles.of_split("test")
-        vectors, written = vectors_of(subject, test, config, workspace), read_predictions(run / "predictions.parquet")
+        subject, test = load_run_model(workspace, run, run.name), workspace.all_tiles.of_split("test")
+        vectors, written = embed_tiles(subject, test, config, workspace), read_predictions(run / "predictions.parquet")
         order = {name: row for row, name in enumerate(written.ids.tolist())}
         rows = [order[name] for name in test.ids.tolist()]
-        np.testing.assert_allclose(subject.answers["head"](vectors["head"]), written.probabilities[rows], atol=1e-4)
-        assert ("zero-shot" in subject.answers) == (written.zero_shot is not None)
+        np.testing.assert_allclose(subject.readouts["head"](vectors["head"]), written.probabilities[rows], atol=1e-4)
+        assert ("zero-shot" in subject.readouts) == (written.zero_shot is not None)
         if written.zero_shot is not None:
-            found = subject.answers["zero-shot"](vectors["zero-shot"])
+            found = subject.readouts["zero-shot"](vectors["zero-shot"])
             np.testing.assert_allclose(found, written.zero_shot[rows], atol=1e-3)
 
 
-def test_a_level_of_a_curve_can_be_made_again(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_a_level_of_a_curve_can_be_reproduced(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     file, runs, folder = measured
     config = file.run
     test = Workspace(config).all_tiles.of_split("test")
@@ -111,7 +112,7 @@ def test_a_level_of_a_curve_can_be_made_again(measured: tuple[ConfigFile, list[P
     assert {row["subject"] for row in rows_of(folder, what="curve")} == {*(run.name for run in runs), "VLM"}
 
 
-def test_every_figure_carries_what_it_was_measured_on(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_every_row_has_its_provenance(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder)
     assert not lacking(rows)
@@ -124,7 +125,9 @@ def test_every_figure_carries_what_it_was_measured_on(measured: tuple[ConfigFile
         assert (folder / name).read_bytes()[:4] == b"\x89PNG" and name in page
 
 
-def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_calibration_is_fitted_on_validation_and_measured_on_test(
+    measured: tuple[ConfigFile, list[Path], Path],
+) -> None:
     _, runs, folder = measured
     written = read_predictions(runs[0] / "predictions.parquet").select("test")
     before = rows_of(folder, what="calibration", subject=runs[0].name, state="before", metric="ece")[0]
@@ -135,7 +138,7 @@ def test_calibration_is_fitted_on_validation_and_told_on_test(measured: tuple[Co
     assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
 
 
-def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder, what="adaptation", perturbation=None)
     assert {row["part"] for row in rows} == {"test", "elsewhere", "others"}
@@ -149,23 +152,23 @@ def test_adaptation_tells_gain_guard_and_why_not(measured: tuple[ConfigFile, lis
     assert same["test"] == same["elsewhere"]
 
 
-def test_adaptation_of_perturbed_tiles_can_be_made_again(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     file, runs, folder = measured
     config = file.run
     workspace = Workspace(config)
-    subject, test = run_subject(workspace, runs[0], runs[0].name), workspace.all_tiles.of_split("test")
+    subject, test = load_run_model(workspace, runs[0], runs[0].name), workspace.all_tiles.of_split("test")
     pictures = np.stack([np.asarray(test.read(i)).transpose(2, 0, 1) for i in range(len(test))])
     changed = perturb(pictures, "blur", 2.0, tile_keys(test.ids.tolist()), file.robustness.seed).pixels
     images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
     vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
-    training = spread(workspace.all_tiles.of_split("train"), LEARNT, labelled=False)
-    seen = vectors_of(subject, training, config, workspace)["head"]
-    moved = align_statistics(vectors, statistics_of(vectors), statistics_of(seen))
-    before, after = (subject.answers["head"](found) for found in (vectors, moved))
+    training = sample_tiles(workspace.all_tiles.of_split("train"), MAX_TRAINING_TILES, labelled=False)
+    seen = embed_tiles(subject, training, config, workspace)["head"]
+    moved = align_statistics(vectors, compute_statistics(vectors), compute_statistics(seen))
+    before, after = (subject.readouts["head"](found) for found in (vectors, moved))
     scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
     (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
     assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
-    verdict = judge(reference_of(seen, subject.answers["head"](seen)), vectors)
+    verdict = judge_adaptation(fit_mixture(seen, subject.readouts["head"](seen)), vectors)
     assert (row["guard"] == "accepted", row["misfit"]) == (verdict.accepted, pytest.approx(verdict.misfit))
     (curve,) = rows_of(folder, what="curve", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")
     assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
@@ -178,16 +181,17 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
     _, _, folder = measured
     told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
     rows, batches = (rows_of(folder, what=what) for what in ("adaptation", "batch"))
-    assert told == guard_study([*rows, *batches])
+    measured_rows = pd.DataFrame([*rows, *batches], dtype=object)
+    assert told == [summary.flatten() for summary in summarise_guard(measured_rows)]
     settings = {(found["method"], found["settings"]): found for found in told}
     kinds = ("test and shifted sets", "macenko", "blur", "jpeg")
-    assert {kind for _, kind in settings} == {*kinds, WHOLE, BATCH}
+    assert {kind for _, kind in settings} == {*kinds, WHOLE_SETS, BATCHES}
     for method in ("feature statistics (transductive)", "transductive, text prior"):
         drawn = [row for row in batches if row["method"] == method and row["value"] is not None]
-        assert settings[method, BATCH]["cases"] == len(drawn) > 0
-        assert {row["metric"] for row in drawn} == {settings[method, BATCH]["metric"]} == {"accuracy"}
+        assert settings[method, BATCHES]["cases"] == len(drawn) > 0
+        assert {row["metric"] for row in drawn} == {settings[method, BATCHES]["metric"]} == {"accuracy"}
         own = [row for row in rows if row["method"] == method and row["value"] is not None]
-        found = settings[method, WHOLE]
+        found = settings[method, WHOLE_SETS]
         assert found["cases"] == len(own) > 0
         lost = [row for row in own if row["change_high"] < 0]
         gained = [row for row in own if row["change_low"] > 0]
@@ -199,16 +203,16 @@ def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
         assert found["share_refused"] == (len(missed) / len(gained) if gained else None)
         assert found["without_interval"] == 0
         assert sum(settings[method, kind]["cases"] for kind in kinds) == len(own)
-        by_model = rows_of(folder, what="guard", method=method, settings=BATCH)
+        by_model = rows_of(folder, what="guard", method=method, settings=BATCHES)
         for count in ("cases", "accepted", "harmful", "let_through", "helpful", "refused"):
-            assert sum(row[count] for row in by_model) == settings[method, BATCH][count]
+            assert sum(row[count] for row in by_model) == settings[method, BATCHES][count]
     blur = settings["feature statistics (transductive)", "blur"]
     # two levels: two heads that can be adapted, and the answers in words of two runs and of the VLM
     assert blur["cases"] == 2 * (2 + 3)
     text = (folder / "robustness.md").read_text(encoding="utf-8")
-    worth = settings["feature statistics (transductive)", WHOLE]
+    worth = settings["feature statistics (transductive)", WHOLE_SETS]
     gained = worth["change_guarded"] - worth["change_always"]
-    assert f"{abs(gained):.3f} of the score on average, against using the adaptation always" in text
+    assert f"{abs(gained):.3f} of the score on average, compared with adapting always" in text
     told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
     assert "How often the guard is wrong" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
 
@@ -273,7 +277,7 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(DataError, match=r"(?s)a shifted set has the classes gland; .*comparison.shifted.fewer"):
         measure(fewer, runs[:1])
     swapped = configure_file(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
-    with pytest.raises(DataError, match="the classifier knows gland, stroma, tumour"):
+    with pytest.raises(DataError, match="the classifier has the classes gland, stroma, tumour"):
         measure(swapped, runs[:1])
     few_labels = configure_file(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
     folder = measure(few_labels, [train_run(few_labels.run)])
@@ -287,19 +291,19 @@ def test_what_cannot_be_measured_is_refused(
     assert done.returncode == 2 and "no such configuration file" in done.stderr
 
 
-def test_batches_have_the_shares_that_were_drawn_and_use_up_no_class(configure: MakeConfig) -> None:
+def test_batches_have_the_drawn_class_proportions_and_exhaust_no_class(configure: MakeConfig) -> None:
     tiles = Workspace(configure()).all_tiles
-    batches = list(drawn_batches(tiles, 2, "test", 0))
+    batches = list(draw_batches(tiles, 2, "test", 0))
     assert batches and all(20 <= len(rows) == len(set(rows.tolist())) <= 200 for _, rows in batches)
     largest = [np.bincount(tiles.labels[rows]).max() / len(rows) for law, rows in batches if law == 0.3]
     assert np.mean(largest) > 0.5, "three classes, and far from a third each"
-    same = list(drawn_batches(tiles, 2, "test", 0))
+    same = list(draw_batches(tiles, 2, "test", 0))
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(batches, same, strict=True))
-    assert not list(drawn_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), "one class has no other shares"
-    assert not list(drawn_batches(tiles.select(np.arange(19)), 2, "test", 0))
+    assert not list(draw_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), "one class has no other shares"
+    assert not list(draw_batches(tiles.select(np.arange(19)), 2, "test", 0))
 
 
-def test_without_adaptation_nothing_of_it_is_made(
+def test_without_adaptation_there_are_no_adaptation_rows(
     configure: MakeConfig, measured: tuple[ConfigFile, list[Path], Path]
 ) -> None:
     file = with_run(measured[0], name="plain")
@@ -310,9 +314,9 @@ def test_without_adaptation_nothing_of_it_is_made(
 
 def test_a_sample_is_spread_over_classes_and_does_not_depend_on_rows(configure: MakeConfig) -> None:
     tiles = Workspace(configure()).all_tiles.of_split("train")
-    few = spread(tiles, 9, labelled=True)
+    few = sample_tiles(tiles, 9, labelled=True)
     assert np.bincount(few.labels).tolist() == [3, 3, 3]
     mixed = tiles.select(np.random.default_rng(0).permutation(len(tiles)))
-    assert set(spread(mixed, 9, labelled=True).ids) == set(few.ids)
-    assert len(spread(tiles, None, labelled=False)) == len(tiles)
-    assert len(spread(tiles, 10, labelled=False)) == 10
+    assert set(sample_tiles(mixed, 9, labelled=True).ids) == set(few.ids)
+    assert len(sample_tiles(tiles, None, labelled=False)) == len(tiles)
+    assert len(sample_tiles(tiles, 10, labelled=False)) == 10

@@ -1,50 +1,64 @@
 """Pages of the studies: one description for Markdown and HTML, and what stands beside every row."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
 from clipit.reporting.html import Rows, Table, Text
 from clipit.studies.report import (
-    MAY_BE_EMPTY,
-    RECORD,
+    PROVENANCE,
     Chapter,
     Plot,
-    asked_with,
-    made_by,
-    recorded,
-    rows_chapter,
+    StudyRow,
+    add_provenance,
+    all_rows_chapter,
+    collect_provenance,
+    pivot_cells,
+    prompt_columns,
     undefined_chapter,
     write_study,
 )
 
-ROWS = [{"subject": "a", "value": 0.5, "bins": [1]}, {"subject": "b", "value": None, "seed": 7}]
+
+@dataclass(frozen=True, kw_only=True)
+class Row(StudyRow):
+    value: float | None = None
+    bins: list[int] | None = None
 
 
-def whole() -> list[dict[str, object]]:
-    facts = {"a": {"model": "m", "seed": 1}, "b": {"model": "n", "seed": 2}}
-    return recorded(ROWS, {"split": "test", "model": "nobody", **made_by()}, facts)
+def table() -> pd.DataFrame:
+    rows = [Row(subject="a", value=0.5, bins=[1]), Row(subject="b", seed=7)]
+    models = {"a": {"model": "m", "seed": 1}, "b": {"model": "n", "seed": 2}}
+    return add_provenance(rows, {"split": "test", "model": "nobody", **collect_provenance()}, models)
 
 
-def test_rows_say_more_than_their_subject_and_that_more_than_the_study() -> None:
-    first, second = whole()
-    assert list(first) == list(second) and set(RECORD) <= set(first)
-    assert (first["model"], first["seed"], second["model"], second["seed"]) == ("m", 1, "n", 7)
-    assert first["split"] == "test" and second["bins"] is None
-    assert first["command"] and '"numpy"' in str(first["versions"])
-    assert set(MAY_BE_EMPTY) < set(RECORD)
-    assert asked_with(None) == {"prompts": None, "prompts_hash": None}
+def test_values_of_a_row_precede_those_of_its_model_and_of_the_study() -> None:
+    frame = table()
+    first, second = frame.itertuples()
+    assert set(PROVENANCE) <= set(frame.columns) and list(frame.columns)[: len(PROVENANCE)] == list(PROVENANCE)
+    assert (first.model, first.seed, second.model, second.seed) == ("m", 1, "n", 7)
+    assert first.split == "test" and second.bins is None and second.value is None
+    assert first.command and '"numpy"' in first.versions
+    assert prompt_columns(None) == {"prompts": None, "prompts_hash": None}
 
 
-def test_what_is_the_same_in_every_row_is_shown_once() -> None:
-    chapter = rows_chapter(whole(), "x.parquet")
-    same, rows = chapter.parts
-    assert isinstance(same, Table) and isinstance(rows, Rows)
-    assert ("split", "test") in [tuple(row) for row in same.rows] and "metric" not in str(same.rows)
+def test_constant_columns_are_shown_once() -> None:
+    chapter = all_rows_chapter(table(), "x.parquet")
+    constant, rows = chapter.parts
+    assert isinstance(constant, Table) and isinstance(rows, Rows)
+    assert ("split", "test") in [tuple(row) for row in constant.rows] and "metric" not in str(constant.rows)
     assert list(rows.header) == ["subject", "value", "model", "seed"], "columns of lists stay in the file"
     assert rows.rows == [["a", 0.5, "m", 1], ["b", None, "n", 7]]
-    assert rows_chapter([], "x.parquet").parts == [Text("There is no row.")]
+    assert all_rows_chapter(table().iloc[:0], "x.parquet").parts == [Text("There is no row.")]
+
+
+def test_cells_are_pivoted_in_order_of_appearance_and_missing_ones_are_empty() -> None:
+    frame = pd.DataFrame({"model": ["b", "b", "a"], "k": [5, 1, 1], "value": [0.5, None, 0.25]}, dtype=object)
+    headings, lines = pivot_cells(frame, ["model"], "k", lambda row: str(row.value))
+    assert headings == [5, 1] and lines == [["b", "0.5", "None"], ["a", "", "0.25"]]
 
 
 def test_undefined_figures_are_listed_once_or_not_at_all() -> None:
@@ -56,9 +70,9 @@ def test_undefined_figures_are_listed_once_or_not_at_all() -> None:
 
 def test_markdown_page_and_table_hold_the_same(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
-    table = Table(("model", "score"), [("<b>", None), ("c | d", "0.5")], caption="Scores", source="x.parquet: value")
-    parts = [Text("Words."), table, Plot("dot.png", "A dot", "x.parquet: dot")]
-    write_study(tmp_path, "x", "Title", "Beware.", [Chapter("First", parts)], whole())
+    scores = Table(("model", "score"), [("<b>", None), ("c | d", "0.5")], caption="Scores", source="x.parquet: value")
+    parts = [Text("Words."), scores, Plot("dot.png", "A dot", "x.parquet: dot")]
+    write_study(tmp_path, "x", "Title", "Beware.", [Chapter("First", parts)], table())
     markdown = (tmp_path / "x.md").read_text(encoding="utf-8")
     assert markdown.startswith("# Title\n\n> **Note.** Beware.\n\n## First\n\nWords.\n\n**Scores**\n\n| model")
     assert "| c \\| d |" in markdown and "| <b>    |   n/a |" in markdown and "![A dot](dot.png)" in markdown

@@ -12,7 +12,7 @@ from browser import CHROMIUM, HOSTILE, opened
 from clipit.config.load import merge, nested, validate_file
 from clipit.studies.probing.study import probe
 from clipit.studies.prompts.study import prompt_study
-from clipit.studies.robustness.study import robustness
+from clipit.studies.robustness.study import measure_robustness
 from clipit.workspace.workspace import Workspace
 
 pytestmark = [
@@ -54,7 +54,7 @@ def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
     return {
         "prompts": prompt_study(file.run, file.prompt_study, Workspace(file.run)),
         "probing": probe(file.run, file.probing),
-        "robustness": robustness(file.run, file.robustness, []),
+        "robustness": measure_robustness(file.run, file.robustness, []),
     }
 
 

@@ -1,4 +1,4 @@
-"""Retrieval between tiles and words in the VLM's joint space."""
+"""Retrieval between tiles and texts in the VLM's joint space."""
 
 from pathlib import Path
 
@@ -12,65 +12,68 @@ from clipit.errors import DataError, explain, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompts, prompt_embeddings
-from clipit.studies.features import Frozen
+from clipit.studies.features import FrozenFeatures
 from clipit.workspace.workspace import Workspace
 
 _COLUMNS = ("tile_id", "text")
 
 
-def text_retrieval(p: ProbingConfig, workspace: Workspace, joint: Frozen) -> list[tuple[str, RetrievalScore]]:
-    """Class-match precision between test tiles and prompts, and Recall@k of true captions where there are any.
+def text_retrieval(
+    probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures
+) -> list[tuple[str, RetrievalScore]]:
+    """Class-match precision between test tiles and prompts, and Recall@k of true captions where these are given.
 
-    Without prompts and without captions there is nothing to look for, and the list is empty. Tiles and texts are taken
-    as the VLM gives them, not centred.
+    The list is empty without prompts and captions. Embeddings are not centred.
 
     Returns:
-        (what was looked for in what, score).
+        Pairs of task and score.
 
     Raises:
-        DataError: The file of captions is missing, lacks a column or names tiles that are not test tiles.
+        DataError: The caption file is missing, lacks a column, or names tiles that are not test tiles.
     """
-    known = workspace.all_tiles
-    n_classes = len(known.classes)
-    test = joint.features(known, "test")
-    found: list[tuple[str, RetrievalScore]] = []
+    tiles = workspace.all_tiles
+    n_classes = len(tiles.classes)
+    test = joint.split(tiles, "test")
+    scores: list[tuple[str, RetrievalScore]] = []
     if workspace.prompts is not None:
         classes = np.arange(n_classes, dtype=np.int64)
-        means = prompt_embeddings(workspace.prompts, workspace.encode, None, known.classes)
-        found += [
+        means = prompt_embeddings(workspace.prompts, workspace.encode, None, tiles.classes)
+        scores += [
             ("text (class prompts) to image", score)
-            for score in class_match(_texts(np.asarray(known.classes), means, classes), test, n_classes, p.at)
+            for score in class_match(
+                _text_features(np.asarray(tiles.classes), means, classes), test, n_classes, probing.at
+            )
         ]
-        texts = embed_prompts(workspace.prompts, workspace.encode, None, known.classes)
-        single = _texts(_numbered(len(texts.texts)), texts.vectors, texts.class_of)
-        found += [
+        prompts = embed_prompts(workspace.prompts, workspace.encode, None, tiles.classes)
+        single = _text_features(_numbered(len(prompts.texts)), prompts.vectors, prompts.class_of)
+        scores += [
             ("image to text (single prompts)", score)
-            for score in class_match(test, single, n_classes, p.at)
+            for score in class_match(test, single, n_classes, probing.at)
             if score.k <= len(single)
         ]
-    if p.captions is not None:
-        tile_ids, words = read_captions(Path(p.captions), test.ids)
-        unknown = np.full(len(words), -1, dtype=np.int64)
-        captions = _texts(_numbered(len(words)), workspace.encode(words), unknown)
-        tiles_of = list(zip(tile_ids, captions.ids.tolist(), strict=True))
-        found += [("image to caption", score) for score in recall_at(test, captions, tiles_of, p.at)]
-        turned = [(name, tile) for tile, name in tiles_of]
-        found += [("caption to image", score) for score in recall_at(captions, test, turned, p.at)]
-    return found
+    if probing.captions is not None:
+        tile_ids, texts = read_captions(Path(probing.captions), test.ids)
+        unlabelled = np.full(len(texts), -1, dtype=np.int64)
+        captions = _text_features(_numbered(len(texts)), workspace.encode(texts), unlabelled)
+        tile_pairs = list(zip(tile_ids, captions.ids.tolist(), strict=True))
+        scores += [("image to caption", score) for score in recall_at(test, captions, tile_pairs, probing.at)]
+        caption_pairs = [(name, tile) for tile, name in tile_pairs]
+        scores += [("caption to image", score) for score in recall_at(captions, test, caption_pairs, probing.at)]
+    return scores
 
 
 def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str], list[str]]:
-    """Tile ids and texts of a CSV with the columns tile_id and text.
+    """Read tile ids and texts from a CSV with the columns tile_id and text.
 
     Raises:
-        DataError: It is missing or unreadable, lacks a column, has an empty text, or names tiles that are not known.
+        DataError: The file is missing or unreadable, lacks a column, has an empty text, or names unknown tiles.
     """
     try:
-        # As text from the first row on: numbers in a column would make numbers of the ids.
+        # Read ids as text: numeric ids would lose their leading zeros.
         options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except FileNotFoundError:
-        raise DataError(explain("no such file of captions", where=path, fix="correct probing.captions")) from None
+        raise DataError(explain("no such caption file", where=path, fix="correct probing.captions")) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(explain(f"unreadable captions: {error}", where=path, fix="give a CSV in UTF-8")) from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
@@ -79,11 +82,11 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
             explain(f"missing columns: {', '.join(missing)}", where=path, fix="name the columns tile_id and text")
         )
     ids, texts = table.column("tile_id").to_pylist(), table.column("text").to_pylist()
-    strange = sorted({str(name) for name in ids} - set(known.tolist()))
-    if strange:
+    unknown = sorted({str(name) for name in ids} - set(known.tolist()))
+    if unknown:
         raise DataError(
             explain(
-                f"{len(strange)} captions are of no test tile: {shortlist(strange)}",
+                f"{len(unknown)} captions belong to no test tile: {shortlist(unknown)}",
                 where=path,
                 fix="give captions of test tiles, under the ids that predictions.parquet has",
             )
@@ -95,10 +98,10 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
     return ids, texts
 
 
-def _texts(
+def _text_features(
     names: Shaped[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"]
 ) -> Features:
-    """Texts as features; their ids cannot be those of tiles."""
+    """Texts as unlabelled or labelled features; the prefix keeps their ids apart from those of tiles."""
     ids = np.array([f"text:{name}" for name in names.tolist()], dtype=np.str_)
     return Features(ids, vectors, labels, np.full(len(ids), "", dtype=np.str_))
 

@@ -1,156 +1,178 @@
-"""The chapters of a prompt study."""
+"""Chapters of the prompt study's report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+
+import pandas as pd
 
 from clipit.evaluation.prompt_modes import summarise
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
-from clipit.studies.report import Chapter, Plot
+from clipit.studies.report import Chapter, Plot, iter_groups, iter_rows, pivot_cells
 
 AXES = ("template", "organ", "magnification", "stain")
 FILE = "prompts.parquet"
-FACTS = "prompts.json"
 _NO_WORD = "(none)"
-_RULE = (
-    "All scores are of the test split and only reported: no prompt, template or word was chosen by them. To choose a "
-    "way of asking, use the validation split or a rule that reads no label."
+_REPORTED_ONLY = (
+    "All scores are on the test split and only reported: no prompt, template or word was selected by them. To select a "
+    "wording, use the validation split or a rule that reads no label."
 )
-_BOTH = (
-    "Both as ensembles; paired percentile bootstrap over test tiles (whole groups where known): {resamples} resamples, "
-    "seed {seed}. The chance of training is not in it. All scores, unrounded: prompts.json, differences."
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Score with rich prompts minus score with simple prompts, for one model and metric.
+
+    Attributes:
+        subject: Name of the model.
+        simple: Name of the simple prompt set.
+        simple_hash: Hash of the simple prompt set.
+        rich: Name of the rich prompt set.
+        rich_hash: Hash of the rich prompt set.
+        metric: Name of the score.
+        value: Difference; None if undefined.
+        low: Lower bound of the 95 % interval.
+        high: Upper bound of the 95 % interval.
+        reason: Why the difference or its interval is undefined.
+        tiles: Number of test tiles.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
+
+    subject: str
+    simple: str
+    simple_hash: str
+    rich: str
+    rich_hash: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str
+    tiles: int
+    resamples: int
+    seed: int
 
 
 def prompt_chapters(
-    rows: Sequence[Mapping[str, Any]],
+    frame: pd.DataFrame,
     metric: str,
     undefined: str,
-    differences: Sequence[Mapping[str, Any]],
+    differences: Sequence[Difference],
     provenance: Mapping[str, object],
 ) -> list[Chapter]:
-    """Modes, simple against rich, the grid of wordings, cut texts, and where all of it comes from.
+    """Prompt modes, simple against rich prompts, the grid of wordings, truncated texts, and provenance.
 
     Args:
-        rows: As in prompts.parquet.
-        metric: The score that is shown.
-        undefined: Why it is undefined for some rows; "" where it is not.
-        differences: Per subject rich minus simple in this score, as in prompts.json.
-        provenance: What the figures come from.
+        frame: Table of prompts.parquet.
+        metric: Score to show.
+        undefined: Why the score is undefined for some rows; "" if it is defined for all.
+        differences: Differences in this score, rich minus simple prompts.
+        provenance: Provenance of the study.
     """
-    asked = list(dict.fromkeys((row["subject"], row["prompts"]) for row in rows))
     column = f"{FILE}: column {metric}"
-    ways: list[Text] = [
-        Text(_RULE),
+    scores = frame.assign(score=frame[metric], asked=frame.subject + ": " + frame.prompts)
+    intro = [
+        Text(_REPORTED_ONLY),
         *([Text(f"{LABELS[metric]} is undefined for some rows: {undefined}.")] if undefined else []),
+        Text(f"Score: {LABELS[metric]}."),
     ]
-    spread_of = Plot("prompts_spread.png", "Scores over ways of asking", f"{column} by subject, prompts, kind, mode")
+    spread_source = f"{column} by subject, prompts, kind, mode"
     chapters = [
-        Chapter("Ways to ask", [*ways, Text(f"Score: {LABELS[metric]}."), _modes(rows, asked, metric), spread_of])
+        Chapter(
+            "Prompt modes",
+            [*intro, _mode_table(scores, column), Plot("prompts_spread.png", "Scores by prompt mode", spread_source)],
+        )
     ]
     if differences:
-        told = Text(_BOTH.format(resamples=differences[0]["resamples"], seed=differences[0]["seed"]))
-        chapters.append(Chapter("Simple against rich prompts", [_simple_rich(differences, metric), told]))
-    grid = Plot("prompts_grid.png", "Score of every cell of the grid", f"{column}, kind = cell")
-    words: list[Table | Rows | Plot] = [
-        _grid_spread(rows, asked, metric),
-        _axes(rows, asked, metric),
-        grid,
-        _cells(rows, asked, metric),
+        first = differences[0]
+        method = Text(
+            "Both as ensembles; paired percentile bootstrap over test tiles (clustered by group where known): "
+            f"{first.resamples} resamples, seed {first.seed}. The variance of training is not included. All scores, "
+            "unrounded: prompts.json, differences."
+        )
+        chapters.append(Chapter("Simple against rich prompts", [_difference_table(differences, metric), method]))
+    cells = scores[scores.kind == "cell"]
+    sensitivity: list[Table | Rows | Plot] = [
+        _grid_summary(cells, column),
+        _word_table(cells, column),
+        Plot("prompts_grid.png", "Score of every cell of the grid", f"{column}, kind = cell"),
+        _cell_rows(cells, column),
     ]
     return [
         *chapters,
-        Chapter("How much the wording matters", words),
-        Chapter("Texts that were cut", [_cut(rows)]),
-        Chapter("Where this comes from", [facts_table(provenance, FILE)]),
+        Chapter("Sensitivity to the wording", sensitivity),
+        Chapter("Truncated texts", [_truncation_table(frame)]),
+        Chapter("Provenance", [facts_table(provenance, FILE)]),
     ]
 
 
-def _modes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:
+def _mode_table(scores: pd.DataFrame, column: str) -> Table:
     lines: list[list[object]] = []
-    for subject, prompts in asked:
-        own = [row for row in rows if (row["subject"], row["prompts"]) == (subject, prompts)]
-        for row in own:
-            if row["kind"] == "mode":
-                lines.append([subject, prompts, row["mode"], row["texts"], number(row[metric]), "", ""])
-        draws = [row[metric] for row in own if row["kind"] == "draw"]
+    for (subject, prompts), part in iter_groups(scores, ["subject", "prompts"]):
+        for row in iter_rows(part[part.kind == "mode"]):
+            lines.append([subject, prompts, row.mode, row.texts, number(row.score), "", ""])
+        draws = part.score[part.kind == "draw"].tolist()
         if draws:
-            lines.append([subject, prompts, f"sampled ({len(draws)} draws): median", "", *_spread_cells(draws)[:3]])
-    header = ("asked", "prompt set", "mode", "texts", "score", "quartiles", "range")
-    return Table(header, lines, source=f"{FILE}: column {metric}, kind = mode or draw", left=3)
+            lines.append([subject, prompts, f"sampled ({len(draws)} draws): median", "", *_summary_cells(draws)[:3]])
+    header = ("model", "prompt set", "mode", "texts", "score", "quartiles", "range")
+    return Table(header, lines, source=f"{column}, kind = mode or draw", left=3)
 
 
-def _simple_rich(differences: Sequence[Mapping[str, Any]], metric: str) -> Table:
+def _difference_table(differences: Sequence[Difference], metric: str) -> Table:
     lines = []
     for row in differences:
-        bounds = None if row["low"] is None or row["high"] is None else (row["low"], row["high"])
-        lines.append(
-            [row["subject"], row["simple"], row["rich"], difference(row["value"], bounds), row["reason"] or ""]
-        )
-    header = ("asked", "simple", "rich", "rich minus simple [95 %]", "remark")
-    return Table(header, lines, source=f"{FACTS}: differences, metric = {metric}: value, low, high, reason", left=3)
+        bounds = None if row.low is None or row.high is None else (row.low, row.high)
+        lines.append([row.subject, row.simple, row.rich, difference(row.value, bounds), row.reason or ""])
+    header = ("model", "simple", "rich", "rich minus simple [95 %]", "remark")
+    source = f"prompts.json: differences, metric = {metric}: value, low, high, reason"
+    return Table(header, lines, source=source, left=3)
 
 
-def _grid_spread(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:
-    lines = []
-    for subject, prompts in asked:
-        scores = [row[metric] for row in _cells_of(rows, subject, prompts)]
-        lines.append([subject, prompts, len(scores), *_spread_cells(scores)])
-    header = ("asked", "prompt set", "cells", "median", "quartiles", "range", "width")
-    return Table(header, lines, source=f"{FILE}: column {metric}, kind = cell", left=2)
+def _grid_summary(cells: pd.DataFrame, column: str) -> Table:
+    lines = [
+        [subject, prompts, len(part), *_summary_cells(part.score.tolist())]
+        for (subject, prompts), part in iter_groups(cells, ["subject", "prompts"])
+    ]
+    header = ("model", "prompt set", "cells", "median", "quartiles", "range", "width")
+    return Table(header, lines, source=f"{column}, kind = cell", left=2)
 
 
-def _spread_cells(scores: Sequence[float | None]) -> list[str]:
-    """Median, quartiles, range and its width, as cells of a table."""
-    found = summarise(scores)
-    if found is None:
+def _summary_cells(scores: Sequence[float | None]) -> list[str]:
+    """Median, quartiles, range, and width of the range."""
+    summary = summarise(scores)
+    if summary is None:
         return [UNDEFINED, "", "", ""]
-    quartiles, extremes = interval(found.lower, found.upper), interval(found.lowest, found.highest)
-    return [number(found.median), quartiles, extremes, number(found.highest - found.lowest)]
+    quartiles, extremes = interval(summary.lower, summary.upper), interval(summary.lowest, summary.highest)
+    return [number(summary.median), quartiles, extremes, number(summary.highest - summary.lowest)]
 
 
-def _axes(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Table:
-    cells = [row for row in rows if row["kind"] == "cell"]
+def _word_table(cells: pd.DataFrame, column: str) -> Table:
+    asked = list(dict.fromkeys(cells.asked))
     lines = []
     for axis in AXES:
-        for word in dict.fromkeys(row[axis] for row in cells):
-            line: list[object] = [axis, word or _NO_WORD]
-            for subject, prompts in asked:
-                scores = [row[metric] for row in _cells_of(cells, subject, prompts) if row[axis] == word]
-                line.append(number(None if None in scores else mean(scores)))
-            lines.append(line)
-    caption = "Mean score over all cells that have the word"
-    header = ("axis", "word", *(f"{s}: {p}" for s, p in asked))
-    return Table(header, lines, caption=caption, source=f"{FILE}: column {metric}, kind = cell", left=2)
+        for (word,), part in iter_groups(cells, [axis]):
+            scores = [part.score[part.asked == name].tolist() for name in asked]
+            lines.append([axis, word or _NO_WORD, *(number(None if None in s else mean(s)) for s in scores)])
+    caption = "Mean score over all cells with the word"
+    return Table(("axis", "word", *asked), lines, caption=caption, source=f"{column}, kind = cell", left=2)
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], asked: Sequence[tuple[str, str]], metric: str) -> Rows:
-    columns = [_cells_of(rows, subject, prompts) for subject, prompts in asked]
-    lines = [
-        [*(row[axis] or _NO_WORD for axis in AXES), *(number(column[i][metric]) for column in columns)]
-        for i, row in enumerate(columns[0])
-    ]
-    header = (*AXES, *(f"{s}: {p}" for s, p in asked))
-    return Rows(header, lines, "Every cell", f"{FILE}: column {metric}, kind = cell")
+def _cell_rows(cells: pd.DataFrame, column: str) -> Rows:
+    words = cells.assign(**{axis: [word or _NO_WORD for word in cells[axis]] for axis in AXES})
+    asked, lines = pivot_cells(words, AXES, "asked", lambda row: number(row.score))
+    return Rows((*AXES, *asked), lines, "Every cell", f"{column}, kind = cell")
 
 
-def _cut(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Per prompt set, over the texts of its ensemble and of its grid; subjects share them."""
-    lines = []
-    for prompts in dict.fromkeys(row["prompts"] for row in rows):
-        own = [row for row in rows if row["prompts"] == prompts and row["subject"] == rows[0]["subject"]]
-        for kind, part in (
-            ("the set's own texts", [row for row in own if row["kind"] == "mode" and row["mode"] == "ensemble"]),
-            ("the grid", [row for row in own if row["kind"] == "cell"]),
-        ):
-            if part:
-                lines.append(
-                    [prompts, kind, *(sum(row[key] for row in part) for key in ("texts", "cut_texts", "cut_tokens"))]
-                )
-    header = ("prompt set", "texts of", "texts", "of these cut", "tokens cut")
+def _truncation_table(frame: pd.DataFrame) -> Table:
+    """Truncation of the ensemble's and the grid's texts per prompt set, which is the same for all models."""
+    first = frame[frame.subject == frame.subject.iloc[0]]
+    lines: list[list[object]] = []
+    for (prompts,), part in iter_groups(first, ["prompts"]):
+        ensemble = part[(part.kind == "mode") & (part["mode"] == "ensemble")]
+        for name, rows in (("the set's own texts", ensemble), ("the grid", part[part.kind == "cell"])):
+            if len(rows):
+                lines.append([prompts, name, rows.texts.sum(), rows.cut_texts.sum(), rows.cut_tokens.sum()])
+    header = ("prompt set", "texts of", "texts", "texts truncated", "tokens truncated")
     return Table(header, lines, source=f"{FILE}: columns texts, cut_texts, cut_tokens", left=2)
-
-
-def _cells_of(rows: Sequence[Mapping[str, Any]], subject: str, prompts: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if (row["kind"], row["subject"], row["prompts"]) == ("cell", subject, prompts)]

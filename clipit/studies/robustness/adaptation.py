@@ -1,180 +1,166 @@
-"""Rows of test-time adaptation: whole sets of tiles, and batches of them with other shares of the classes."""
+"""Rows of test-time adaptation: whole sets of tiles, and batches of them with other class proportions."""
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int64
 
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import FEWEST_TILES, align_statistics, statistics_of, transductive
-from clipit.evaluation.adaptation_guard import Reference, judge, reference_of
-from clipit.studies.robustness.scores import Found, Row, score_cell
-from clipit.studies.robustness.subjects import ZERO, Answer, Subject, Vectors
+from clipit.evaluation.adaptation import MIN_TILES, align_statistics, compute_statistics, transductive
+from clipit.evaluation.adaptation_guard import TrainingMixture, fit_mixture, judge_adaptation
+from clipit.studies.robustness.models import ZERO_SHOT_READING, MeasuredModel, Readout, Vectors
+from clipit.studies.robustness.scores import PartVectors, RobustnessRow, compute_score, score_row
 from clipit.tiles.tileset import TileSet
 
-STATISTICS = "feature statistics (transductive)"
-TRANSDUCTIVE = "transductive, text prior"
+METHODS = {"statistics": "feature statistics (transductive)", "transductive": "transductive, text prior"}
+"""Value of `robustness.adaptation` -> value of the column `method`."""
 BATCHES = ((0.3, 30), (0.3, 100), (0.3, 200), (1.0, 30), (1.0, 100), (1.0, 200))
-"""Dirichlet concentration of the shares of the classes, and tiles, of the batches drawn from each set."""
+"""Dirichlet concentration of the class proportions, and number of tiles, of the batches drawn from each set."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What adaptation and its guard know of the training's origin, of one subject.
+class TrainingReference:
+    """Training tiles as one model sees them, for the adaptation and its guard.
 
     Attributes:
-        training: Reading -> vectors of training tiles.
-        references: Reading -> what the guard compares with; a text: why there is none.
+        vectors: Reading -> vectors of training tiles.
+        mixtures: Reading -> the guard's model of these tiles; a text says why there is none.
     """
 
-    training: Vectors
-    references: Mapping[str, Reference | str]
+    vectors: Vectors
+    mixtures: Mapping[str, TrainingMixture | str]
 
 
-def known_of(subject: Subject, training: Vectors) -> Known:
-    """Collect it.
+def fit_reference(model: MeasuredModel, vectors: Vectors) -> TrainingReference:
+    """Fit the guard's model for every reading.
 
     Args:
-        subject: The model.
-        training: Reading -> vectors of training tiles.
+        model: Model that made the vectors.
+        vectors: Reading -> vectors of training tiles.
     """
-    references: dict[str, Reference | str] = {}
-    for reading, answer in subject.answers.items():
+    mixtures: dict[str, TrainingMixture | str] = {}
+    for reading, readout in model.readouts.items():
         try:
-            references[reading] = reference_of(training[reading], answer(training[reading]))
+            mixtures[reading] = fit_mixture(vectors[reading], readout(vectors[reading]))
         except DataError as error:
-            references[reading] = str(error).splitlines()[0]
-    return Known(training, references)
+            mixtures[reading] = str(error).splitlines()[0]
+    return TrainingReference(vectors, mixtures)
 
 
 def adaptation_rows(
     config: RunConfig,
-    settings: RobustnessConfig,
-    subjects: list[Subject],
+    robustness: RobustnessConfig,
+    models: list[MeasuredModel],
     parts: Mapping[str, TileSet],
-    all_vectors: Found,
-    known: Mapping[str, Known],
-) -> list[Row]:
-    """Every adaptation on every set, with the guard's verdict beside the true gain or loss.
-
-    Args:
-        config: Configuration of the runs.
-        settings: Section of the study.
-        subjects: Models.
-        parts: Test tiles and shifted sets.
-        all_vectors: Of these.
-        known: Subject -> of the training's origin.
-    """
-    rows = []
-    for subject in subjects:
+    part_vectors: PartVectors,
+    references: Mapping[str, TrainingReference],
+) -> Iterator[RobustnessRow]:
+    """Every adaptation of every model on every set of tiles, with the guard's verdict and the true change in score."""
+    for model in models:
         for part, tiles in parts.items():
-            found = adapted_rows(
-                config, settings, tiles, subject, all_vectors[subject.name, part], known[subject.name], part
-            )
-            rows += [row | {"part": part} for row in found]
-    return rows
+            vectors, reference = part_vectors[model.name, part], references[model.name]
+            for row in adapt_tiles(config, robustness, tiles, model, vectors, reference, part):
+                yield replace(row, part=part)
 
 
-def adapted_rows(
+def adapt_tiles(
     config: RunConfig,
-    settings: RobustnessConfig,
+    robustness: RobustnessConfig,
     tiles: TileSet,
-    subject: Subject,
+    model: MeasuredModel,
     vectors: Vectors,
-    known: Known,
+    reference: TrainingReference,
     name: str,
-) -> list[Row]:
-    """One row per reading and adaptation of one subject on one set of tiles, and one per batch drawn from them.
+) -> Iterator[RobustnessRow]:
+    """One row per reading and adaptation of a model on a set of tiles, and one per batch drawn from the set.
 
     Args:
-        config: Configuration of the runs.
-        settings: Adaptations, and number of batches.
-        tiles: All with a label.
-        subject: The model.
-        vectors: Reading -> vectors of these tiles, in their order.
-        known: Of the training's origin.
-        name: Of the set; batches depend on it.
+        config: Run configuration.
+        robustness: Configuration of the study: adaptations and number of batches.
+        tiles: Labelled tiles.
+        model: Model to adapt.
+        vectors: Reading -> vectors of these tiles.
+        reference: Training tiles of the model.
+        name: Name of the set, part of the seed of its batches.
     """
-    rows: list[Row] = []
-    batches = list(drawn_batches(tiles, settings.batches, name, settings.seed))
-    for reading, answer in subject.answers.items():
-        for method in settings.adaptation:
-            if method == "transductive" and reading != ZERO:
+    batches = list(draw_batches(tiles, robustness.batches, name, robustness.seed))
+    for reading, readout in model.readouts.items():
+        for method in robustness.adaptation:
+            if method == "transductive" and reading != ZERO_SHOT_READING:
                 continue  # it needs a text prior
-            told = STATISTICS if method == "statistics" else TRANSDUCTIVE
-            base: Row = {"subject": subject.name, "reading": reading, "method": told}
-            reason = subject.fixed.get(reading, "") if method == "statistics" else ""
-            adapt = _Adapt(config, settings, answer, known.training[reading], known.references[reading], method, reason)
-            rows.append(base | {"what": "adaptation"} | adapt.cell(tiles, vectors[reading]))
-            for concentration, chosen in batches if not reason else []:
-                cell = adapt.cell(tiles.select(chosen), vectors[reading][chosen], "accuracy")
+            task = _Adaptation(
+                config, readout, reference.vectors[reading], reference.mixtures[reading], method,
+                model.not_adaptable.get(reading, "") if method == "statistics" else "",
+            )  # fmt: skip
+            row = RobustnessRow(what="adaptation", subject=model.name, reading=reading, method=METHODS[method])
+            yield task.measure(row, robustness.metric, tiles, vectors[reading])
+            for concentration, chosen in batches if not task.not_adaptable else []:
                 share = float(np.bincount(tiles.labels[chosen]).max() / len(chosen))
-                rows.append(base | {"what": "batch", "concentration": concentration, "largest_share": share} | cell)
-    return rows
+                row = replace(row, what="batch", concentration=concentration, largest_share=share)
+                yield task.measure(row, "accuracy", tiles.select(chosen), vectors[reading][chosen])
 
 
 @dataclass(frozen=True)
-class _Adapt:
-    """One adaptation of one reading of one model."""
+class _Adaptation:
+    """An adaptation method applied to one reading of one model."""
 
     config: RunConfig
-    settings: RobustnessConfig
-    answer: Answer
+    readout: Readout
     training: Float32[np.ndarray, "m d"]
-    reference: Reference | str
+    mixture: TrainingMixture | str
     method: str
-    reason: str
+    not_adaptable: str
 
-    def cell(self, tiles: TileSet, vectors: Float32[np.ndarray, "n d"], metric: str = "") -> Row:
-        """Scores without and with it, and the guard's verdict."""
-        before = self.answer(vectors)
-        plain = score_cell(self.config, self.settings, tiles, before, None, 0, metric)
-        reason, after = self.reason, None
+    def measure(
+        self, row: RobustnessRow, metric: str, tiles: TileSet, vectors: Float32[np.ndarray, "n d"]
+    ) -> RobustnessRow:
+        """The row with the scores without and with adaptation, and the guard's verdict."""
+        before = self.readout(vectors)
+        row = replace(row, metric=metric, n=len(tiles), unadapted=compute_score(metric, tiles, before))
+        if self.not_adaptable:
+            return replace(row, reason=self.not_adaptable)
         try:
-            after = None if reason else self._adapted(tiles.ids, vectors, before)
+            after = self.predict(tiles, vectors, before)
         except DataError as error:
-            reason = str(error).splitlines()[0]
-        if after is None:
-            return {"metric": plain["metric"], "n": len(tiles), "unadapted": plain["value"], "reason": reason}
-        facts: Row = {"unadapted": plain["value"]}
-        if isinstance(self.reference, str):
-            facts |= {"guard": "refused", "guard_reasons": self.reference}
+            return replace(row, reason=str(error).splitlines()[0])
+        if isinstance(self.mixture, str):
+            row = replace(row, guard="refused", guard_reasons=self.mixture)
         else:
-            verdict = judge(self.reference, vectors)
-            facts |= {"guard": "accepted" if verdict.accepted else "refused", "misfit": verdict.misfit}
-            facts |= {"guard_reasons": "; ".join(verdict.reasons)}
-        return (
-            score_cell(self.config, self.settings, tiles, after, before, self.config.evaluation.bootstrap, metric)
-            | facts
-        )
+            verdict = judge_adaptation(self.mixture, vectors)
+            guard = "accepted" if verdict.accepted else "refused"
+            row = replace(row, guard=guard, misfit=verdict.misfit, guard_reasons=verdict.reason)
+        return score_row(row, self.config, metric, tiles, after, before)
 
-    def _adapted(
-        self, ids: Shaped[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"], before: Float32[np.ndarray, "n c"]
+    def predict(
+        self, tiles: TileSet, vectors: Float32[np.ndarray, "n d"], before: Float32[np.ndarray, "n c"]
     ) -> Float32[np.ndarray, "n c"]:
+        """Class probabilities with adaptation."""
         if self.method == "transductive":
-            return transductive(ids, vectors, before)
-        return self.answer(align_statistics(vectors, statistics_of(vectors), statistics_of(self.training, "training")))
+            return transductive(tiles.ids, vectors, before)
+        target, training = compute_statistics(vectors), compute_statistics(self.training, "training")
+        return self.readout(align_statistics(vectors, target, training))
 
 
-def drawn_batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
-    """Concentration and rows of each batch: shares of the classes from a Dirichlet law, tiles without replacement.
+def draw_batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
+    """Draw batches with Dirichlet class proportions without replacement; yields the concentration and the rows.
 
-    A hospital's tiles of a week are seldom balanced; such batches are where adaptation harms. The labels draw them, to
-    measure the guard, and are not shown to it. A batch is as large as it can be without using up a class, so that it
-    has the shares that were drawn; none is drawn from a set of one class, or where fewer than 20 tiles would be left.
+    The tiles that a hospital sees in a week are seldom balanced, and such batches are where adaptation harms. Labels
+    are used to draw the batches and to measure the guard, which never sees them. A batch is as large as possible
+    without exhausting a class, so that it has the drawn proportions. Sets of one class, and batches that would have
+    fewer than 20 tiles, are skipped.
     """
-    draws = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     classes, counts = np.unique(tiles.labels, return_counts=True)
     for _ in range(times if len(classes) > 1 else 0):
         for concentration, size in BATCHES:
-            shares = draws.dirichlet(np.full(len(classes), concentration))
-            most = int(min(size, (counts / np.maximum(shares, 1e-9)).min()))
-            wanted = np.minimum(draws.multinomial(most, shares), counts)
-            if wanted.sum() >= FEWEST_TILES:
-                rows = (np.flatnonzero(tiles.labels == label) for label in classes)
-                chosen = [draws.choice(own, n, replace=False) for own, n in zip(rows, wanted, strict=True)]
+            proportions = generator.dirichlet(np.full(len(classes), concentration))
+            limit = int(min(size, (counts / np.maximum(proportions, 1e-9)).min()))
+            wanted = np.minimum(generator.multinomial(limit, proportions), counts)
+            if wanted.sum() >= MIN_TILES:
+                members = (np.flatnonzero(tiles.labels == label) for label in classes)
+                chosen = [generator.choice(m, n, replace=False) for m, n in zip(members, wanted, strict=True)]
                 yield concentration, np.sort(np.concatenate(chosen))

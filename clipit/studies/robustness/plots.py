@@ -1,63 +1,51 @@
-"""Plots of robustness as PNG: a score over the level of a perturbation, and reliability before and after."""
+"""Plots of the robustness study: score over perturbation level, and reliability before and after calibration."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from clipit.reporting.png import save_png
 from clipit.reporting.tables import LABELS
+from clipit.studies.report import iter_groups, iter_rows
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
+# Colour-blind safe colours of Okabe and Ito (2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":", "-.")
-_MOST_BANDS = 6  # more of them hide each other; the intervals stand in the table
-Row = Mapping[str, Any]
+_MAX_BANDS = 6  # more would hide each other; the table has all intervals
 
 
-def curve_plot(
-    rows: Sequence[Row], perturbation: str, path: Path, *, metric: str, neutral: float | None = None
+def plot_curve(
+    curves: pd.DataFrame, perturbation: str, path: Path, *, metric: str, neutral: float | None = None
 ) -> None:
-    """One line per subject and reading, with a band of the 95 % interval if they are few; dotted: tiles as they are.
+    """Plot one line per model and reading, with its 95 % band if there are few; dotted: unperturbed tiles.
 
     Args:
-        rows: Of what `curve`: this perturbation's and those of `none`.
-        perturbation: Its name.
-        path: The PNG.
-        metric: What the score is.
-        neutral: The level that changes nothing, where the curves meet the score of the tiles as they are.
+        curves: Rows with what = `curve`, of this perturbation and of `none`.
+        perturbation: Name of the perturbation.
+        path: PNG file to write.
+        metric: Name of the score.
+        neutral: Level that changes nothing, where the curves meet the unperturbed score; None: there is none.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    keys = list(dict.fromkeys((row["subject"], row["reading"]) for row in rows))
-    unit = next((row["unit"] for row in rows if row["unit"]), perturbation)
-    for i, key in enumerate(keys):
-        of_key = [row for row in rows if (row["subject"], row["reading"]) == key and row["value"] is not None]
-        clean = [{**row, "level": neutral} for row in of_key if row["level"] is None and neutral is not None]
-        levelled = [row for row in of_key if row["level"] is not None]
-        asked = {row["level"] for row in levelled}
-        points = sorted([*levelled, *(row for row in clean if neutral not in asked)], key=lambda row: row["level"])
-        levels = [row["level"] for row in points]
+    groups = list(iter_groups(curves, ["subject", "reading"]))
+    for i, (key, part) in enumerate(groups):
+        part = part[part.value.notna()]
+        clean, points = part[part.level.isna()], part[part.level.notna()]
+        if neutral is not None and neutral not in set(points.level):
+            points = pd.concat([points, clean.assign(level=neutral)])
+        points = points.sort_values("level")
         colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i // len(_COLOURS) % len(_STYLES)]
-        axes.plot(
-            levels,
-            [row["value"] for row in points],
-            style,
-            color=colour,
-            marker="o",
-            markersize=3,
-            label=": ".join(key),
-        )
-        banded = [row for row in points if row["low"] is not None and len(keys) <= _MOST_BANDS]
-        axes.fill_between(
-            [row["level"] for row in banded], [row["low"] for row in banded], [row["high"] for row in banded],
-            color=colour, alpha=0.12,
-        )  # fmt: skip
-        for row in of_key:
-            if row["level"] is None:
-                axes.axhline(row["value"], color=colour, linestyle=":", linewidth=0.9)
-    axes.set(xlabel=unit, ylabel=LABELS[metric], title=perturbation)
+        axes.plot(points.level, points.value, style, color=colour, marker="o", markersize=3, label=": ".join(key))
+        if len(groups) <= _MAX_BANDS:
+            bands = points[points.low.notna()][["level", "low", "high"]].astype(float)
+            axes.fill_between(bands.level, bands.low, bands.high, color=colour, alpha=0.12)
+        for value in clean.value:
+            axes.axhline(value, color=colour, linestyle=":", linewidth=0.9)
+    units = [unit for unit in curves.unit if unit]
+    axes.set(xlabel=units[0] if units else perturbation, ylabel=LABELS[metric], title=perturbation)
     if perturbation == "jpeg":
         axes.invert_xaxis()  # worse to the right, as in the other plots
     axes.grid(alpha=0.3)
@@ -65,34 +53,32 @@ def curve_plot(
     save_png(figure, path)
 
 
-def calibration_plot(rows: Sequence[Row], path: Path) -> None:
-    """Per subject and reading: accuracy over mean confidence of each bin, before and after temperature scaling.
+def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
+    """Plot, per model and reading, accuracy over mean confidence of each bin before and after temperature scaling.
 
     Args:
-        rows: Of what `calibration`, with `reliability` (bins of `clipit.evaluation.metrics.reliability_bins`).
-        path: The PNG.
+        calibrations: Rows with what = `calibration` and bins of `clipit.evaluation.metrics.reliability_bins`.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
-    keys = list(dict.fromkeys((row["subject"], row["reading"]) for row in rows))
-    columns = min(3, len(keys))
-    lines = -(-len(keys) // columns)
+    groups = list(iter_groups(calibrations, ["subject", "reading"]))
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
     figure = Figure(figsize=(3.4 * columns + 0.4, 3.5 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in list(grid.flat)[len(keys) :]:
+    for axes in list(grid.flat)[len(groups) :]:
         axes.axis("off")
-    for axes, key in zip(grid.flat, keys, strict=False):
+    for axes, (key, part) in zip(grid.flat, groups, strict=False):
         axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-        for row in rows:
-            if (row["subject"], row["reading"], row["metric"]) != (*key, "ece"):
-                continue
-            filled = [found for found in row["reliability"] if found["n"]]
-            after = row["state"] == "after"
-            label = f"T = {row['level']:.2f}" if after else "before"
+        for row in iter_rows(part[part.metric == "ece"]):
+            bins = pd.DataFrame(row.reliability)
+            bins = bins[bins.n > 0]
+            after = row.state == "after"
             axes.plot(
-                [found["confidence"] for found in filled], [found["accuracy"] for found in filled],
+                bins.confidence, bins.accuracy,
                 color=_COLOURS[int(after)], marker="s" if after else "o", markersize=4, linewidth=1.2,
-                label=f"{label}, ECE {row['value']:.3f}",
+                label=f"{f'T = {row.level:.2f}' if after else 'before'}, ECE {row.value:.3f}",
             )  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.set_title(": ".join(key), fontsize=9)

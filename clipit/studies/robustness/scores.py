@@ -1,10 +1,10 @@
-"""Rows of the robustness tables: shifted sets and calibration; and the score in all of them."""
+"""Rows of the robustness study: scores on test tiles and shifted sets, and calibration."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64
 
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
@@ -13,174 +13,256 @@ from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.metrics import reliability_bins, weighted_scores, why_undefined
 from clipit.evaluation.predictions import Predictions, read_predictions
-from clipit.studies.robustness.subjects import HEAD, ZERO, Subject, Vectors, vectors_of
+from clipit.studies.report import StudyRow
+from clipit.studies.robustness.models import HEAD, ZERO_SHOT_READING, MeasuredModel, Vectors, embed_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-Row = dict[str, Any]
-Found = dict[tuple[str, str], Vectors]
-"""(subject, part) -> vectors."""
+PartVectors = dict[tuple[str, str], Vectors]
+"""(model, set of tiles) -> vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessRow(StudyRow):
+    """A score of one model and reading.
+
+    Attributes:
+        what: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
+        reading: `head` or `zero-shot`.
+        part: Set of tiles: `test` or the name of a shifted set.
+        perturbation: Name of the perturbation; `none` for unperturbed tiles of a curve.
+        level: Level of the perturbation, or the temperature of a calibration.
+        unit: Meaning of the level.
+        untouched: Number of tiles that the perturbation left unchanged.
+        n: Number of tiles.
+        value: Score; None if undefined.
+        low: Lower bound of the 95 % interval.
+        high: Upper bound of the 95 % interval.
+        reason: Why the score or its interval is undefined.
+        change: Paired change against the unperturbed, uncalibrated or unadapted score.
+        change_low: Lower bound of the change's 95 % interval.
+        change_high: Upper bound of the change's 95 % interval.
+        method: Adaptation method.
+        unadapted: Score without adaptation.
+        guard: Verdict of the guard, `accepted` or `refused`.
+        misfit: Misfit that the guard computed.
+        guard_reasons: Why the guard refused.
+        concentration: Dirichlet concentration of the class proportions of a batch.
+        largest_share: Share of the most frequent class of a batch.
+        tiles: Fingerprint of the tiles of a calibration.
+        state: `before` or `after` temperature scaling.
+        labels: Number of validation labels used.
+        reliability: Bins of the reliability diagram.
+        settings: Settings over which the guard's errors are counted.
+        cases: Number of adaptations; this and the following are fields of `GuardErrors`.
+    """
+
+    what: str
+    reading: str
+    part: str | None = None
+    perturbation: str | None = None
+    level: float | None = None
+    unit: str | None = None
+    untouched: int | None = None
+    n: int | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    change: float | None = None
+    change_low: float | None = None
+    change_high: float | None = None
+    method: str | None = None
+    unadapted: float | None = None
+    guard: str | None = None
+    misfit: float | None = None
+    guard_reasons: str | None = None
+    concentration: float | None = None
+    largest_share: float | None = None
+    tiles: str | None = None
+    state: str | None = None
+    labels: int | None = None
+    reliability: list[dict[str, int | float | None]] | None = None
+    settings: str | None = None
+    cases: int | None = None
+    accepted: int | None = None
+    without_interval: int | None = None
+    harmful: int | None = None
+    let_through: int | None = None
+    helpful: int | None = None
+    refused: int | None = None
+    share_let_through: float | None = None
+    share_refused: float | None = None
+    change_always: float | None = None
+    change_guarded: float | None = None
+
+
+def score_row(
+    row: RobustnessRow,
+    config: RunConfig,
+    metric: str,
+    tiles: TileSet,
+    probabilities: Float[np.ndarray, "n c"],
+    before: Float[np.ndarray, "n c"] | None = None,
+) -> RobustnessRow:
+    """The row with its score, the 95 % interval and, given a reference, the paired change.
+
+    Args:
+        row: Row without a score.
+        config: Run configuration (number of resamples, seed).
+        metric: Name of the score.
+        tiles: Labelled tiles.
+        probabilities: Class probabilities of the tiles.
+        before: Class probabilities that the change refers to.
+    """
+    order = np.argsort(tiles.ids, kind="stable")
+    labels, groups = tiles.labels[order], tiles.groups[order]
+
+    def compute(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
+        scores = {"value": weighted_scores(labels, probabilities[order], weights, (metric,))[metric]}
+        if before is not None:
+            scores["change"] = scores["value"] - weighted_scores(labels, before[order], weights, (metric,))[metric]
+        return scores
+
+    values = {name: _defined(score[0]) for name, score in compute(np.ones((len(labels), 1))).items()}
+    resamples = config.evaluation.bootstrap
+    intervals = bootstrap(compute, groups, resamples, config.seed)
+    bounds, change_bounds = intervals["value"], intervals.get("change")
+    undefined = values["value"] is None
+    return replace(
+        row,
+        metric=metric,
+        n=len(labels),
+        value=values["value"],
+        low=bounds.low,
+        high=bounds.high,
+        change=values.get("change"),
+        change_low=change_bounds.low if change_bounds else None,
+        change_high=change_bounds.high if change_bounds else None,
+        reason=why_undefined(metric, labels, tiles.classes) if undefined else bounds.reason if resamples else "",
+    )
+
+
+def compute_score(metric: str, tiles: TileSet, probabilities: Float[np.ndarray, "n c"]) -> float | None:
+    """Score of labelled tiles without an interval; None if undefined."""
+    order = np.argsort(tiles.ids, kind="stable")
+    ones = np.ones((len(order), 1))
+    return _defined(weighted_scores(tiles.labels[order], probabilities[order], ones, (metric,))[metric][0])
 
 
 def shifted_rows(
     config: RunConfig,
-    settings: RobustnessConfig,
-    subjects: list[Subject],
+    robustness: RobustnessConfig,
+    models: list[MeasuredModel],
     parts: Mapping[str, TileSet],
-    all_vectors: Found,
-) -> list[Row]:
+    part_vectors: PartVectors,
+) -> Iterator[RobustnessRow]:
     """Scores on the test tiles and on each shifted set, without adaptation."""
-    rows = []
-    for subject in subjects:
+    for model in models:
         for part, tiles in parts.items():
-            for reading, answer in subject.answers.items():
-                probabilities = answer(all_vectors[subject.name, part][reading])
-                base = {"what": "shifted", "subject": subject.name, "reading": reading, "part": part}
-                cell = score_cell(config, settings, tiles, probabilities, None, config.evaluation.bootstrap)
-                rows.append(base | cell)
-    return rows
+            for reading, readout in model.readouts.items():
+                probabilities = readout(part_vectors[model.name, part][reading])
+                row = RobustnessRow(what="shifted", subject=model.name, reading=reading, part=part)
+                yield score_row(row, config, robustness.metric, tiles, probabilities)
+
+
+def embed_for_calibration(config: RunConfig, workspace: Workspace, model: MeasuredModel) -> Vectors:
+    """The model's vectors of all validation tiles followed by all test tiles; every process takes part."""
+    tiles = workspace.all_tiles
+    parts = [embed_tiles(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
+    return {reading: np.concatenate([part[reading] for part in parts]) for reading in model.readouts}
 
 
 def calibration_rows(
-    config: RunConfig, workspace: Workspace, subject: Subject, vlm_vectors: Vectors | None
-) -> list[Row]:
+    config: RunConfig, workspace: Workspace, model: MeasuredModel, vlm_vectors: Vectors | None
+) -> Iterator[RobustnessRow]:
     """ECE, NLL and Brier score on all test tiles before and after temperature scaling on the validation labels.
 
     Args:
-        config: The configuration.
-        workspace: Tiles.
-        subject: A run: its predictions are read as it wrote them. The VLM: see the next.
-        vlm_vectors: Of the VLM, of the validation and then the test tiles; None for a run.
+        config: Run configuration.
+        workspace: Workspace of this configuration.
+        model: A run, whose stored predictions are read, or the VLM.
+        vlm_vectors: Vectors of the VLM from `embed_for_calibration`; None for a run.
     """
-    rows: list[Row] = []
-    for reading, table in _tables(config, workspace, subject, vlm_vectors).items():
+    if model.run is not None:
+        predictions = _read_run_predictions(model)
+    else:
+        predictions = _predict_vlm(config, workspace, model, vlm_vectors or {})
+    fingerprint = workspace.all_tiles.of_split("test").fingerprint  # all test tiles, not a sample
+    for reading, table in predictions.items():
         validation, test = table.select("validation"), table.select("test").by_id()
         test = test.take(test.labels >= 0)
-        base = {"what": "calibration", "subject": subject.name, "reading": reading, "part": "test", "n": len(test.ids)}
-        base |= {"tiles": workspace.all_tiles.of_split("test").fingerprint}  # all of them, not a sample
-        fitted: Temperature | None = None
-        reason = ""
+        row = RobustnessRow(
+            what="calibration", subject=model.name, reading=reading, part="test", n=len(test.ids), tiles=fingerprint,
+            labels=int((validation.labels >= 0).sum()),
+        )  # fmt: skip
+        before = replace(row, state="before", level=1.0, reliability=reliability_bins(test.labels, test.probabilities))
+        yield from _measure_calibration(before, config, test, test.probabilities, None)
         try:
-            fitted = fit_temperature(validation.labels, validation.probabilities)
+            fitted: Temperature = fit_temperature(validation.labels, validation.probabilities)
         except DataError as error:
             reason = str(error).splitlines()[0]
-        states = {"before": test.probabilities}
-        if fitted is not None:
-            states["after"] = with_temperature(test.probabilities, fitted.value)
-        for state, probabilities in states.items():
-            cells = _calibration_cells(config, test, probabilities, None if state == "before" else test.probabilities)
-            facts = {"state": state, "level": 1.0 if fitted is None or state == "before" else fitted.value}
-            facts |= {"labels": int((validation.labels >= 0).sum()), "reliability": _bins(test.labels, probabilities)}
-            rows += [base | facts | cell for cell in cells]
-        if fitted is None:
-            rows += [base | {"state": "after", "metric": name, "value": None, "reason": reason} for name in MEASURES]
-    return rows
+            for measure in MEASURES:
+                yield replace(row, state="after", metric=measure, reason=reason, labels=None)
+            continue
+        scaled = with_temperature(test.probabilities, fitted.value)
+        after = replace(row, state="after", level=fitted.value, reliability=reliability_bins(test.labels, scaled))
+        yield from _measure_calibration(after, config, test, scaled, test.probabilities)
 
 
-def _tables(
-    config: RunConfig, workspace: Workspace, subject: Subject, vlm_vectors: Vectors | None
+def _read_run_predictions(model: MeasuredModel) -> dict[str, Predictions]:
+    if model.run is None:
+        return {}
+    predictions = read_predictions(model.run / "predictions.parquet")
+    tables = {HEAD: predictions}
+    if predictions.zero_shot is not None and ZERO_SHOT_READING in model.readouts:
+        tables[ZERO_SHOT_READING] = replace(predictions, probabilities=predictions.zero_shot, zero_shot=None)
+    return tables
+
+
+def _predict_vlm(
+    config: RunConfig, workspace: Workspace, model: MeasuredModel, vectors: Vectors
 ) -> dict[str, Predictions]:
-    if subject.run is not None:
-        found = read_predictions(subject.run / "predictions.parquet")
-        tables = {HEAD: found}
-        if found.zero_shot is not None and ZERO in subject.answers:
-            tables[ZERO] = _of(found, found.zero_shot)
-        return tables
+    """Predictions of the VLM with the labels that a run of this seed sees."""
     tiles = workspace.tiles(config.seed)
-    both = [tiles.of_split(split) for split in ("validation", "test")]
+    parts = [tiles.of_split(split) for split in ("validation", "test")]
     ids, splits, labels, groups = (
-        np.concatenate([getattr(part, name) for part in both]) for name in ("ids", "splits", "labels", "groups")
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "splits", "labels", "groups")
     )
-    probabilities = {name: subject.answers[name](vectors) for name, vectors in (vlm_vectors or {}).items()}
     return {
-        name: Predictions(ids, splits, labels, groups, tiles.classes, found) for name, found in probabilities.items()
+        reading: Predictions(ids, splits, labels, groups, tiles.classes, model.readouts[reading](part))
+        for reading, part in vectors.items()
     }
 
 
-def _of(found: Predictions, probabilities: Float32[np.ndarray, "n c"]) -> Predictions:
-    return Predictions(found.ids, found.splits, found.labels, found.groups, found.classes, probabilities)
-
-
-def _bins(labels: Int64[np.ndarray, " n"], probabilities: Float32[np.ndarray, "n c"]) -> list[dict[str, Any]]:
-    return [dict(found) for found in reliability_bins(labels, probabilities)]
-
-
-def _calibration_cells(
+def _measure_calibration(
+    row: RobustnessRow,
     config: RunConfig,
     test: Predictions,
     probabilities: Float32[np.ndarray, "n c"],
     before: Float32[np.ndarray, "n c"] | None,
-) -> list[Row]:
-    def statistics(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
-        """The measures, and their change, in each resample."""
-        found = weighted_calibration(test.labels, probabilities, weights)
-        if before is not None:
-            old = weighted_calibration(test.labels, before, weights)
-            found |= {f"change {name}": found[name] - old[name] for name in MEASURES}
-        return found
+) -> Iterator[RobustnessRow]:
+    """The row once per measure, with its 95 % interval and, given a reference, the paired change."""
 
-    values = statistics(np.ones((len(test.labels), 1)))
-    intervals = bootstrap(statistics, test.groups, config.evaluation.bootstrap, config.seed)
-    rows = []
+    def compute(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
+        measures = weighted_calibration(test.labels, probabilities, weights)
+        if before is not None:
+            reference = weighted_calibration(test.labels, before, weights)
+            measures |= {f"change {name}": measures[name] - reference[name] for name in MEASURES}
+        return measures
+
+    values = compute(np.ones((len(test.labels), 1)))
+    intervals = bootstrap(compute, test.groups, config.evaluation.bootstrap, config.seed)
     for name in MEASURES:
-        row: Row = {"metric": name, "value": float(values[name][0])}
-        row |= {"low": intervals[name].low, "high": intervals[name].high, "reason": intervals[name].reason}
+        bounds = intervals[name]
+        measured = replace(
+            row, metric=name, value=float(values[name][0]), low=bounds.low, high=bounds.high, reason=bounds.reason
+        )
         if before is not None:
-            of_change = intervals[f"change {name}"]
-            row |= {"change": float(values[f"change {name}"][0])}
-            row |= {"change_low": of_change.low, "change_high": of_change.high}
-        rows.append(row)
-    return rows
+            bounds, change = intervals[f"change {name}"], float(values[f"change {name}"][0])
+            measured = replace(measured, change=change, change_low=bounds.low, change_high=bounds.high)
+        yield measured
 
 
-def score_cell(
-    config: RunConfig,
-    settings: RobustnessConfig,
-    tiles: TileSet,
-    probabilities: Float[np.ndarray, "n c"],
-    before: Float[np.ndarray, "n c"] | None,
-    resamples: int,
-    metric: str = "",
-) -> Row:
-    """The score of some labelled tiles with its 95 % interval, and its paired change where there is one.
-
-    Args:
-        config: Its `robustness` section names the score.
-        tiles: All with a label.
-        probabilities: Of these, in their order.
-        before: What the change is taken against.
-        resamples: Of the intervals; 0: none.
-        metric: The score; empty: the configured one.
-    """
-    metric = metric or settings.metric
-    order = np.argsort(tiles.ids, kind="stable")
-    labels, groups = tiles.labels[order], tiles.groups[order]
-
-    def statistics(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
-        """The score, and its change, in each resample."""
-        found = {"value": weighted_scores(labels, probabilities[order], weights, (metric,))[metric]}
-        if before is not None:
-            old = weighted_scores(labels, before[order], weights, (metric,))[metric]
-            found["change"] = found["value"] - old
-        return found
-
-    values = statistics(np.ones((len(labels), 1)))
-    intervals = bootstrap(statistics, groups, resamples, config.seed)
-    row: Row = {"metric": metric, "n": len(labels), "bootstrap": resamples}
-    for name, prefix in (("value", ""), ("change", "change_")):
-        if name in values:
-            value = float(values[name][0])
-            row |= {name: value if np.isfinite(value) else None}
-            row |= {f"{prefix}low": intervals[name].low, f"{prefix}high": intervals[name].high}
-    undefined = row["value"] is None
-    lacking = intervals["value"].reason if resamples else ""
-    row["reason"] = why_undefined(metric, labels, tiles.classes) if undefined else lacking
-    return row
-
-
-def vlm_calibration_vectors(config: RunConfig, workspace: Workspace, subject: Subject) -> Vectors:
-    """The VLM's vectors of all validation and then all test tiles; every process takes part."""
-    parts = [
-        vectors_of(subject, workspace.all_tiles.of_split(split), config, workspace) for split in ("validation", "test")
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in subject.answers}
+def _defined(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,227 +1,235 @@
-"""The chapters of a robustness measurement."""
+"""Chapters of the robustness report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from clipit.config.studies import RobustnessConfig
-from clipit.evaluation.adaptation_guard import LEAST_MISFIT
+from clipit.evaluation.adaptation_guard import MIN_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
-from clipit.studies.report import Chapter, Plot, long_table, undefined_chapter
+from clipit.studies.report import Chapter, Plot, iter_groups, iter_rows, long_table, pivot_cells, undefined_chapter
+from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardSummary
 
-Row = Mapping[str, Any]
 FILE = "robustness.parquet"
 _MEASURES = {"ece": "ECE", "nll": "NLL", "brier": "Brier score"}
 _TEST = (
-    "All figures are of the test split (a shifted set's own test split where one is named). Nothing is chosen on test "
-    "tiles here. In brackets: 95 % percentile bootstrap over test tiles, by group where known; changes are paired."
+    "All scores are on the test split (or a shifted set's own test split). Nothing is selected on test tiles. In "
+    "brackets: 95 % percentile bootstrap over test tiles, clustered by group where known; changes are paired."
 )
 _PERTURBED = (
-    "The stored tile is perturbed, then resized as each model wants it: all models see the same change. In each cell "
-    "the score, and behind it the change against the tile as it is."
+    "The stored tile is perturbed and then resized for each model, so all models see the same change. Each cell shows "
+    "the score and, in parentheses, its change from the unperturbed tile."
 )
-_SCALED = (
-    "Temperature scaling (Guo et al. 2017): one number, fitted on the validation labels that the run was allowed to "
-    "see. Training may have chosen its weights by the same labels. The predicted class never changes."
+_CALIBRATED = (
+    "Temperature scaling (Guo et al. 2017): a single parameter, fitted on the validation labels that the run was "
+    "allowed to use. Training may have selected its weights with the same labels. The predicted class never changes."
 )
-WHOLE, BATCH = "all whole sets", "batches, other shares of classes"
 _ADAPTED = (
-    "Transductive: every result here depends on all test tiles together; a single tile has none of it. Gains and "
-    "losses stand side by side, whatever the guard says. Feature statistics take the classes to be as frequent as in "
-    "training. The guard reads no label: it lets tiles be adapted to whose mean no mixture of the training classes "
-    f"explains (misfit, about 1 where only the mixture is another, at least {LEAST_MISFIT:g}), and refuses where one "
-    "does. Its verdict is of the tiles and the space, the same for each adaptation. It does not see pictures that "
-    "change the spread alone, and takes a class that training lacks, or one unusual patient, for other pictures. Its "
-    "errors stand in the next chapter."
+    "Transductive: every result here depends on all test tiles together and is undefined for a single tile. Gains and "
+    "losses are shown regardless of the guard. Feature statistics assume the class proportions of training. The guard "
+    "reads no label: it estimates the mixture of training classes that explains the tiles best, and compares its mean "
+    f"with that of the tiles. It accepts the adaptation if their misfit is at least {MIN_MISFIT:g} (about 1 is "
+    "expected if only the class proportions differ). Its verdict depends on the tiles and the feature space, not on "
+    "the adaptation. It misses changes in the spread alone, and mistakes a class that training lacks, or one unusual "
+    "patient, for a change in appearance. The next chapter reports its errors."
 )
 _GUARD = (
-    "A setting is one model (with its seed), one way to answer, and some tiles: a whole set (the test tiles, a shifted "
-    "set, or the test tiles at one level of a perturbation), or a batch of one: up to 30, 100 or 200 tiles (as many as "
-    "no class is used up by) with shares of the classes drawn from a Dirichlet law (concentration 0.3 or 1), of which "
-    "the accuracy is told. Lost and gained: the paired 95 % interval of the change (over tiles, by group where known) "
-    "lies below or above 0; by chance alone that happens to about 1 setting in 40 each. Two errors: an adaptation that "
-    "lost was allowed, of all that lost; one that gained was refused, of all that gained (n/a: there is none). Labels "
-    "are read here, to draw the batches and to measure the guard. Its limit was set on another synthetic world than "
-    "the demo's (docs/method.md says how). Settings share tiles and models: they are no independent draws, so there is "
-    "no interval of the shares."
+    "A setting is one model (with its seed), one reading, and a set of tiles: a whole set (the test tiles, a shifted "
+    "set, or the test tiles at one level of a perturbation), or a batch of one: up to 30, 100 or 200 tiles (fewer "
+    "where a class would be exhausted) with class proportions from a Dirichlet distribution (concentration 0.3 or 1), "
+    "scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval of its change (over tiles, "
+    "clustered by group where known) lies below or above 0; by chance alone, this happens in about 1 of 40 settings "
+    "each. The guard makes two kinds of errors: it accepts a harmful adaptation, or refuses a helpful one (n/a: there "
+    "is none). Labels are used here to draw the batches and to measure the guard. Its threshold was chosen on another "
+    "synthetic world than the demo's (see docs/method.md). Settings share tiles and models and are not independent, "
+    "so there is no interval of these shares."
+)
+_NO_INTERVALS = (
+    "Some changes have no interval (all of them with evaluation.bootstrap: 0) and count as neither harmful nor "
+    "helpful, because they cannot be told from chance."
 )
 _ROUNDED = 0.0005
-"""Differences of a mean change that the table shows as 0."""
-_NO_INTERVALS = (
-    "Some changes have no interval (all of them with evaluation.bootstrap: 0): they count as neither lost nor gained, "
-    "since a change cannot be told from chance without one."
-)
+"""Mean changes below this are shown as 0."""
 
 
 def robustness_chapters(
-    settings: RobustnessConfig, rows: Sequence[Row], provenance: Mapping[str, Any], plots: Sequence[str]
+    robustness: RobustnessConfig,
+    frame: pd.DataFrame,
+    guard: Sequence[GuardSummary],
+    provenance: Mapping[str, Any],
+    plots: Sequence[str],
 ) -> list[Chapter]:
-    """Curves, shifted sets, calibration, adaptation and its guard, and how they were made.
+    """Perturbation curves, shifted sets, calibration, adaptation, errors of the guard, and provenance.
 
     Args:
-        settings: Section of the study.
-        rows: Of robustness.parquet.
-        provenance: Facts beside them, with what `guard_study` found.
+        robustness: Configuration of the study.
+        frame: Table of robustness.parquet.
+        guard: Errors of the guard.
+        provenance: Contents of robustness.json.
         plots: File names of the plots.
     """
-    metric = LABELS[settings.metric]
-    of = {
-        what: [row for row in rows if row["what"] == what] for what in ("curve", "shifted", "calibration", "adaptation")
-    }
-    curves: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]
-    for name in settings.perturbations:
-        table = _curve_table(of["curve"], name)
-        curves += [table] if table else []
+    metric = LABELS[robustness.metric]
+    curves, adapted = frame[frame.what == "curve"], frame[frame.what == "adaptation"]
+    curve_parts: list[Text | Table | Plot] = [Text(_TEST), Text(_PERTURBED)]
+    for name in robustness.perturbations:
+        if name in set(curves.perturbation):
+            curve_parts.append(_curve_table(curves, name))
         if f"curve_{name}.png" in plots:
             source = f"{FILE}: columns level, value, low, high, what = curve, perturbation = {name} or none"
-            drawn = f"{name}: {metric} over the level; bands: 95 % interval; dotted: the tiles as they are"
-            curves.append(Plot(f"curve_{name}.png", drawn, source))
-    calibration: list[Text | Table | Plot] = [Text(_SCALED), *_calibration_tables(of["calibration"])]
+            caption = f"{name}: {metric} over the level; bands: 95 % interval; dotted: unperturbed tiles"
+            curve_parts.append(Plot(f"curve_{name}.png", caption, source))
+    calibration: list[Text | Table | Plot] = [
+        Text(_CALIBRATED), *_calibration_tables(frame[frame.what == "calibration"])
+    ]  # fmt: skip
     if "calibration.png" in plots:
         source = f"{FILE}: column reliability, what = calibration, metric = ece"
         calibration.append(Plot("calibration.png", "Reliability before and after temperature scaling", source))
     chapters = [
-        Chapter(f"Perturbations ({metric})", curves),
-        Chapter(f"Shifted sets ({metric})", [_shifted_table(of["shifted"])]),
+        Chapter(f"Perturbations ({metric})", curve_parts),
+        Chapter(f"Shifted sets ({metric})", [_shifted_table(frame[frame.what == "shifted"])]),
         Chapter("Calibration on all test tiles", calibration),
     ]
-    if of["adaptation"]:
-        whole = [row for row in of["adaptation"] if row["perturbation"] is None]
-        chapters.append(Chapter(f"Test-time adaptation ({metric})", [Text(_ADAPTED), _adaptation_table(whole)]))
-    if provenance["guard"]:
-        told: list[Text | Table] = [Text(_GUARD), _guard_table(provenance["guard"]), *_guard_worth(provenance["guard"])]
-        chapters.append(Chapter("How often the guard is wrong", told))
+    if len(adapted):
+        table = _adaptation_table(adapted[adapted.perturbation.isna()])
+        chapters.append(Chapter(f"Test-time adaptation ({metric})", [Text(_ADAPTED), table]))
+    if guard:
+        parts: list[Text | Table] = [Text(_GUARD), _guard_table(guard), *_guard_benefit(guard)]
+        chapters.append(Chapter("How often the guard is wrong", parts))
     chapters.append(Chapter("How it was measured", [facts_table(_facts(provenance), "robustness.json")]))
     notes = [Text(f"{name}: {note}") for name, lines in provenance["notes"].items() for note in lines]
     chapters += [Chapter("Notes on the tiles", notes)] if notes else []
-    reasons = [(_who(row), row["reason"]) for row in rows if row.get("reason") and row["what"] != "batch"]
+    undefined = frame[(frame.what != "batch") & frame.reason.astype(bool)]
+    reasons = [(_describe(row), row.reason) for row in iter_rows(undefined)]
     return chapters + undefined_chapter(reasons, f"{FILE}: column reason")
 
 
-def _who(row: Row) -> str:
-    told = [row["subject"], row["reading"], row["what"], row.get("method"), row["part"]]
-    return ", ".join(str(part) for part in told if part)
+def _describe(row: Any) -> str:
+    return ", ".join(part for part in (row.subject, row.reading, row.what, row.method, row.part) if part)
 
 
-def _curve_table(rows: Sequence[Row], name: str) -> Table | None:
-    mine = [row for row in rows if row["perturbation"] == name]
-    if not mine:
-        return None
-    levels = list(dict.fromkeys(row["level"] for row in mine))
-    lines = []
-    for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
-        of_key = [row for row in rows if (row["subject"], row["reading"]) == (subject, reading)]
-        clean = next(row for row in of_key if row["perturbation"] == "none")
-        cells = {row["level"]: row for row in of_key if row["perturbation"] == name}
-        shown = [f"{number(cells[x]['value'])} ({number(cells[x].get('change'), signed=True)})" for x in levels]
-        lines.append([subject, reading, number(clean["value"]), *shown])
-    header = ["model", "answers", "as it is", *(f"{level:g}" for level in levels)]
-    untouched = max(row["untouched"] for row in mine)
-    told = f" Left as they are, since their stains cannot be estimated: {untouched} of {mine[0]['n']} tiles."
-    caption = f"{name}: {mine[0]['unit']}.{told if untouched else ''}"
+def _curve_table(curves: pd.DataFrame, name: str) -> Table:
+    perturbed, clean = curves[curves.perturbation == name], curves[curves.perturbation == "none"]
+    scores = {(row.subject, row.reading): number(row.value) for row in iter_rows(clean)}
+    keys = zip(perturbed.subject, perturbed.reading, strict=True)
+    levels, lines = pivot_cells(
+        perturbed.assign(unperturbed=[scores[key] for key in keys]), ["subject", "reading", "unperturbed"], "level",
+        lambda row: f"{number(row.value)} ({number(row.change, signed=True)})",
+    )  # fmt: skip
+    first, untouched = perturbed.iloc[0], max(perturbed.untouched)
+    skipped = f" Left unchanged because their stains cannot be estimated: {untouched} of {first.n} tiles."
+    caption = f"{name}: {first.unit}.{skipped if untouched else ''}"
     source = f"{FILE}: columns value, change, what = curve, perturbation = {name}"
+    header = ["model", "reading", "unperturbed", *(f"{level:g}" for level in levels)]
     return Table(header, lines, caption=caption, source=source, left=2)
 
 
-def _shifted_table(rows: Sequence[Row]) -> Table:
-    parts = list(dict.fromkeys(row["part"] for row in rows))
-    lines = []
-    for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
-        of_key = {row["part"]: row for row in rows if (row["subject"], row["reading"]) == (subject, reading)}
-        cells = [with_interval(of_key[part]["value"], of_key[part]["low"], of_key[part]["high"]) for part in parts]
-        lines.append([subject, reading, *cells])
-    sizes = {row["part"]: row["n"] for row in rows}
-    header = ["model", "answers", *(f"{part} (n = {sizes[part]})" for part in parts)]
+def _shifted_table(shifted: pd.DataFrame) -> Table:
+    parts, lines = pivot_cells(
+        shifted, ["subject", "reading"], "part", lambda row: with_interval(row.value, row.low, row.high)
+    )
+    sizes = dict(zip(shifted.part, shifted.n, strict=True))
+    header = ["model", "reading", *(f"{part} (n = {sizes[part]})" for part in parts)]
     return Table(header, lines, source=f"{FILE}: columns value, low, high, what = shifted", left=2)
 
 
-def _calibration_tables(rows: Sequence[Row]) -> list[Table]:
-    """A table per measure: with their intervals more would not fit on a page."""
-    found = {(row["subject"], row["reading"], row["state"], row["metric"]): row for row in rows}
+def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
+    """One table per measure, since more intervals would not fit on a page."""
     tables = []
     for name, title in _MEASURES.items():
         lines = []
-        for subject, reading in dict.fromkeys((row["subject"], row["reading"]) for row in rows):
-            old, new = (found[subject, reading, state, name] for state in ("before", "after"))
-            bounds = [with_interval(row["value"], row.get("low"), row.get("high")) for row in (old, new)]
-            temperature = number(found[subject, reading, "after", "ece"].get("level"), 2)
-            lines.append([subject, reading, old["labels"], temperature, *bounds])
-        header = ["model", "answers", "validation labels", "T", f"{title} before", f"{title} after"]
+        part = calibrations[calibrations.metric == name]
+        for (subject, reading), pair in iter_groups(part, ["subject", "reading"]):
+            before, after = iter_rows(pair)
+            scores = [with_interval(row.value, row.low, row.high) for row in (before, after)]
+            lines.append([subject, reading, before.labels, number(after.level, 2), *scores])
+        header = ["model", "reading", "validation labels", "T", f"{title} before", f"{title} after"]
         source = f"{FILE}: columns value, low, high, level (T), labels, what = calibration, metric = {name}"
         tables.append(Table(header, lines, source=source, left=2))
     return tables
 
 
-def _adaptation_table(rows: Sequence[Row]) -> Table | Rows:
+def _adaptation_table(adapted: pd.DataFrame) -> Table | Rows:
     lines = []
-    for row in rows:
-        change, bounds = row.get("change"), None
-        if row.get("change_low") is not None and row.get("change_high") is not None:
-            bounds = (row["change_low"], row["change_high"])
-        verdict, misfit = row.get("guard") or "", row.get("misfit")
-        if not verdict or misfit is None:
-            verdict = ": ".join(text for text in (verdict, row.get("guard_reasons") or row.get("reason")) if text)
-        cells = [number(row["unadapted"]), number(row.get("value")), difference(change, bounds)]
-        lines.append([row["subject"], row["reading"], row["part"], row["method"], verdict, number(misfit, 1), *cells])
-    header = ["model", "answers", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
+    for row in iter_rows(adapted):
+        bounds = None if row.change_low is None or row.change_high is None else (row.change_low, row.change_high)
+        verdict = row.guard
+        if row.misfit is None:
+            verdict = ": ".join(text for text in (row.guard, row.guard_reasons or row.reason) if text)
+        scores = [number(row.unadapted), number(row.value), difference(row.change, bounds)]
+        lines.append([row.subject, row.reading, row.part, row.method, verdict, number(row.misfit, 1), *scores])
+    header = ["model", "reading", "set", "adaptation", "guard", "misfit", "without", "with", "change"]
     source = f"{FILE}: columns unadapted, value, change, guard, misfit, what = adaptation, perturbation empty"
     return long_table(header, lines, "Adaptation on the test tiles and on the shifted sets", source, left=5)
 
 
-def _guard_table(found: Sequence[Row]) -> Table:
+def _guard_table(guard: Sequence[GuardSummary]) -> Table:
     lines = []
-    for row in found:
-        line = [row["method"], row["settings"], row["cases"], row["accepted"]]
-        line += [_share(row["let_through"], row["harmful"], row["share_let_through"])]
-        line += [_share(row["refused"], row["helpful"], row["share_refused"])]
-        line += [number(row[key], signed=True) for key in ("change_always", "change_guarded")]
-        lines.append(line)
-    header = ["adaptation", "tiles", "settings", "allowed", "allowed, of those that lost"]
-    header += ["refused, of those that gained", "mean change, always used", "mean change, guarded"]
+    for summary in guard:
+        errors = summary.errors
+        lines.append(
+            [
+                summary.method,
+                summary.settings,
+                errors.cases,
+                errors.accepted,
+                _format_share(errors.let_through, errors.harmful, errors.share_let_through),
+                _format_share(errors.refused, errors.helpful, errors.share_refused),
+                number(errors.change_always, signed=True),
+                number(errors.change_guarded, signed=True),
+            ]
+        )
+    header = ["adaptation", "tiles", "settings", "accepted", "accepted, of the harmful", "refused, of the helpful"]
+    header += ["mean change, always used", "mean change, guarded"]
     source = (
         f"robustness.json: guard; {FILE}: columns change, change_low, change_high, guard, what = adaptation or batch"
     )
     return Table(header, lines, source=source, left=2)
 
 
-def _guard_worth(found: Sequence[Row]) -> list[Text]:
-    """Per adaptation, whether the guard was worth having: better than using it always, and than never (0)."""
-    told = [Text(_NO_INTERVALS)] if any(row["without_interval"] for row in found) else []
-    for row in (row for row in found if row["settings"] in (WHOLE, BATCH)):
-        always, guarded = row["change_always"], row["change_guarded"]
-        worth = guarded - always
-        did = "changed" if abs(worth) < _ROUNDED else "gained" if worth > 0 else "cost"
-        if abs(worth) < _ROUNDED and guarded > _ROUNDED:
-            verdict = "Using it always would have been as good here."
+def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
+    """Per adaptation, whether the guard beats adapting always and adapting never (a change of 0)."""
+    texts = [Text(_NO_INTERVALS)] if any(summary.errors.without_interval for summary in guard) else []
+    for summary in guard:
+        errors = summary.errors
+        always, guarded = errors.change_always, errors.change_guarded
+        if summary.settings not in (WHOLE_SETS, BATCHES) or always is None or guarded is None:
+            continue
+        benefit = guarded - always
+        effect = "changed" if abs(benefit) < _ROUNDED else "gained" if benefit > 0 else "lost"
+        if abs(benefit) < _ROUNDED and guarded > _ROUNDED:
+            verdict = "Adapting always would have been as good here."
         elif guarded < _ROUNDED:
             verdict = "Never adapting would have been as good or better here."
         else:
-            verdict = "It was worth having here." if worth > 0 else "Using it always would have been better here."
-        told.append(
+            verdict = "The guard was useful here." if benefit > 0 else "Adapting always would have been better here."
+        texts.append(
             Text(
-                f"{row['method']}, {row['settings']} ({LABELS[row['metric']]}): over {row['cases']} settings the guard "
-                f"{did} {number(abs(worth))} of the score on average, against using the adaptation always "
-                f"({number(always, signed=True)}; never: 0; guarded: {number(guarded, signed=True)}); it stopped "
-                f"{row['harmful'] - row['let_through']} of {row['harmful']} that lost and {row['refused']} of "
-                f"{row['helpful']} that gained. {verdict}"
+                f"{summary.method}, {summary.settings} ({LABELS[summary.metric]}): over {errors.cases} settings the "
+                f"guard {effect} {number(abs(benefit))} of the score on average, compared with adapting always "
+                f"({number(always, signed=True)}; never: 0; guarded: {number(guarded, signed=True)}); it refused "
+                f"{errors.harmful - errors.let_through} of {errors.harmful} harmful and {errors.refused} of "
+                f"{errors.helpful} helpful adaptations. {verdict}"
             )
         )
-    return told
+    return texts
 
 
-def _share(count: int, of: int, share: float | None) -> str:
-    return f"{count} of {of} ({UNDEFINED if share is None else f'{share:.1%}'})"
+def _format_share(count: int, total: int, share: float | None) -> str:
+    return f"{count} of {total} ({UNDEFINED if share is None else f'{share:.1%}'})"
 
 
 def _facts(provenance: Mapping[str, Any]) -> dict[str, object]:
-    facts: dict[str, object] = {}
-    for name, told in provenance["subjects"].items():
-        facts[name] = ", ".join(f"{key} {value}" for key, value in told.items() if value is not None)
+    facts: dict[str, object] = {
+        name: ", ".join(f"{key} {value}" for key, value in model.items() if value is not None)
+        for name, model in provenance["subjects"].items()
+    }
     prompts = provenance["prompts"]
     return facts | {
         "prompts": f"{prompts} ({provenance['prompts_hash']})" if prompts else "none",
         "classes": ", ".join(provenance["class_names"]),
-        "tiles": ", ".join(f"{name} {mark}" for name, mark in provenance["tiles"].items()),
+        "tiles": ", ".join(f"{name} {fingerprint}" for name, fingerprint in provenance["tiles"].items()),
         "seed of the stain jitter": provenance["perturbation_seed"],
         "command": provenance["command"],
         "commit": provenance["commit"],

@@ -1,0 +1,182 @@
+"""Models of a prompt study: the VLM, the VLM with centred embeddings, and a trained student."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+
+from clipit.config.run import RunConfig
+from clipit.config.studies import PromptStudyConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError, ModelError, explain
+from clipit.progress import progress
+from clipit.stores.embed import centred
+from clipit.studies.features import classifier_fingerprint, run_facts, vlm_facts
+from clipit.tiles.tileset import TileSet
+from clipit.types import TextEncoder
+from clipit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ZeroShotModel:
+    """Tile embeddings and a text encoder in one joint space.
+
+    Attributes:
+        name: Name of the model in tables.
+        test: Embeddings of the labelled test tiles.
+        screening: Embeddings of training tiles, for the mode `screened`.
+        screening_splits: Split of each screening tile (all `train`).
+        encode: Texts to unit vectors in the same space.
+        logit_scale: Factor on cosines before the softmax.
+        facts: Provenance written next to every score.
+    """
+
+    name: str
+    test: Float32[np.ndarray, "n D"]
+    screening: Float32[np.ndarray, "m D"]
+    screening_splits: Shaped[np.ndarray, " m"]
+    encode: TextEncoder
+    logit_scale: float
+    facts: Mapping[str, object]
+
+
+def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Workspace) -> tuple[TileSet, TileSet]:
+    """The labelled test tiles, and a random sample of training tiles for screening prompts, each sorted by id.
+
+    Raises:
+        DataError: No test tile has a label, or there is no training tile.
+    """
+    tiles = workspace.all_tiles
+    test, train = tiles.of_split("test"), tiles.of_split("train")
+    test = test.select(test.labels >= 0)
+    if not len(test) or not len(train):
+        what = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
+        raise DataError(explain(what, where=config.tiles.path, fix="give tiles of the splits train and test"))
+    test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
+    sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
+    return test, train.select(np.sort(sample))
+
+
+def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet) -> list[ZeroShotModel]:
+    """The VLM and, if pairing is centred, the VLM with tiles and texts centred in the same way."""
+    encode = memoise(workspace.encode)
+    test_store, train_store = workspace.tile_store("test"), workspace.tile_store("train")
+    test_vectors = test_store.rows(test_store.positions(test.ids))
+    train_vectors = train_store.rows(train_store.positions(screening.ids))
+    scale, facts = workspace.vlm.logit_scale, vlm_facts(workspace)
+    models = [ZeroShotModel("VLM", test_vectors, train_vectors, screening.splits, encode, scale, facts)]
+    text_mean, tile_mean = workspace.text_mean, workspace.tile_mean
+    if text_mean is not None:
+
+        def encode_centred(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
+            return centred(encode(texts), text_mean)
+
+        facts = facts | {"index": workspace.index.artifact.fingerprint}  # text_mean is the mean of its snippets
+        test_vectors, train_vectors = centred(test_vectors, tile_mean), centred(train_vectors, tile_mean)
+        splits = screening.splits
+        models.append(ZeroShotModel("VLM, centred", test_vectors, train_vectors, splits, encode_centred, scale, facts))
+    return models
+
+
+def load_student(run: Path, workspace: Workspace, test: TileSet, screening: TileSet) -> ZeroShotModel:
+    """The classifier of a run: its predicted text embeddings, and texts in the space it was trained to predict.
+
+    Raises:
+        ModelError: There is no classifier, or it was trained without text or with another VLM than the configuration's.
+        DataError: Its classes are not those of the tiles.
+    """
+    from clipit.models.inference import load_classifier
+
+    classifier = load_classifier(run / "classifier", get_processes().device)
+    vlm, preprocess = classifier.spec.vlm, classifier.spec.preprocess
+    if vlm is None:
+        raise ModelError(
+            explain(
+                "this run's student was trained without text and has no zero-shot predictions",
+                where=run,
+                fix="give a run of an arm with a projector (student.projector_layers: 1 or 2)",
+            )
+        )
+    if vlm["fingerprint"] != workspace.vlm.fingerprint:
+        raise ModelError(
+            explain(
+                f"the student was trained with another VLM ({vlm['name']}) than {workspace.vlm.name}",
+                where=run,
+                fix="give the configuration of that run, or a run of this configuration",
+            )
+        )
+    if set(classifier.classes) != set(test.classes):
+        raise DataError(
+            explain(
+                f"the classifier has the classes {', '.join(classifier.classes)}; "
+                f"the tiles have {', '.join(test.classes)}",
+                where=run / "classifier",
+                fix="give the configuration of that run",
+            )
+        )
+    encode = memoise(workspace.encode)
+
+    def encode_for_student(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
+        """Unit vectors, centred as in the student's training."""
+        distinct = list(dict.fromkeys(texts))
+        prompts = dict(zip(distinct, encode(distinct), strict=True))
+        embeddings = dict(zip(distinct, classifier.prompt_embeddings(prompts), strict=True))
+        return np.stack([embeddings[text] for text in texts]).astype(np.float32)
+
+    facts = run_facts(run) | {
+        "model": str(run / "classifier"),
+        "fingerprint": classifier_fingerprint(run / "classifier"),
+        "preprocess": preprocess.hash,
+        "pixels": preprocess.size,
+    }
+    return ZeroShotModel(
+        name=f"student {run.name}",
+        test=_project(classifier, test, "student: test tiles"),
+        screening=_project(classifier, screening, "student: training tiles"),
+        screening_splits=screening.splits,
+        encode=encode_for_student,
+        logit_scale=float(vlm["logit_scale"]),
+        facts=facts,
+    )
+
+
+def memoise(encode: TextEncoder) -> TextEncoder:
+    """Wrap an encoder so that no text is embedded twice."""
+    cache: dict[str, Float32[np.ndarray, " D"]] = {}
+
+    def lookup(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
+        missing = [text for text in dict.fromkeys(texts) if text not in cache]
+        if missing:
+            cache.update(zip(missing, encode(missing), strict=True))
+        return np.stack([cache[text] for text in texts])
+
+    return lookup
+
+
+def count_cut_tokens(
+    count_tokens: Callable[[Sequence[str]], list[int]], context_length: int, texts: Sequence[str]
+) -> list[int]:
+    """Number of tokens per text beyond the context length of the text tower."""
+    return [max(0, count - context_length) for count in count_tokens(texts)]
+
+
+def _project(classifier: "Classifier", tiles: TileSet, title: str) -> Float32[np.ndarray, "n D"]:
+    """Predicted text embeddings of tiles; batches are shared among the processes."""
+    processes = get_processes()
+    starts = range(0, len(tiles), _BATCH)
+    batches: dict[int, Float32[np.ndarray, "_ D"]] = {}
+    with progress(title, len(starts), shown=processes.main) as advance:
+        for start in processes.share(starts):
+            stop = min(start + _BATCH, len(tiles))
+            batches[start] = classifier.project([tiles.read(i) for i in range(start, stop)])
+            advance(processes.count)
+    gathered = {start: batch for part in processes.gather(batches) for start, batch in part.items()}
+    return np.concatenate([gathered[start] for start in starts]).astype(np.float32)

@@ -1,0 +1,206 @@
+"""Models of the robustness study: classifiers of finished runs and the VLM, each as vectors and their readouts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+
+from clipit.artifacts import file_sha256
+from clipit.config.run import RunConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError, explain
+from clipit.evaluation.predictions import read_predictions, softmax
+from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.models.bundle import WEIGHTS, ZERO_SHOT
+from clipit.models.inference import Classifier, load_classifier
+from clipit.models.preprocess import Preprocess
+from clipit.models.timm_backbones import open_timm
+from clipit.prompts.prompt_set import check_classes
+from clipit.studies.features import (
+    cached_features,
+    check_classes_match,
+    classifier_fingerprint,
+    run_facts,
+    vlm_facts,
+)
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.workspace import Workspace
+
+HEAD, ZERO_SHOT_READING = "head", "zero-shot"
+"""The two ways to read class probabilities from a model (column `reading`)."""
+Vectors = dict[str, Float32[np.ndarray, "_ _"]]
+"""Reading -> one vector per tile."""
+Readout = Callable[[Float[np.ndarray, "n d"]], Float32[np.ndarray, "n c"]]
+"""Vectors of a reading -> class probabilities."""
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model whose robustness is measured.
+
+    Attributes:
+        name: Name of the model in tables.
+        preprocess: Preprocessing from an image to the model's input.
+        forward: Input pixels (uint8 [b, 3, h, w]) to one vector per tile for each reading.
+        dims: Reading -> dimension of its vectors.
+        readouts: Reading -> function from vectors to class probabilities.
+        fingerprint: Fingerprint of the weights.
+        facts: Provenance written next to every score.
+        not_adaptable: Reading -> why its vectors cannot be adapted.
+        run: Folder of the run; None for the VLM.
+    """
+
+    name: str
+    preprocess: Preprocess
+    forward: Callable[[UInt8[np.ndarray, "b 3 h w"]], Vectors]
+    dims: Mapping[str, int]
+    readouts: Mapping[str, Readout]
+    fingerprint: str
+    facts: Mapping[str, object]
+    not_adaptable: Mapping[str, str] = field(default_factory=dict)
+    run: Path | None = None
+
+
+def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
+    """The classifier of a finished run: its head and, if it was trained with text, its zero-shot predictions.
+
+    Raises:
+        ModelError: There is no classifier.
+        DataError: Its classes are not those of the tiles, or the run was evaluated on other test tiles.
+    """
+    folder, device = run / "classifier", get_processes().device
+    classifier = load_classifier(folder, device)
+    spec, tiles = classifier.spec, workspace.all_tiles
+    check_classes_match(spec.classes, tiles, folder)
+    _check_test_tiles(run, tiles)
+    readouts: dict[str, Readout] = {HEAD: softmax}
+    dims = {HEAD: len(spec.classes)}
+    not_adaptable = {}
+    plain = _open_plain_model(folder, classifier) if spec.plain else None
+    if plain is None:
+        not_adaptable[HEAD] = "its head is not one linear layer over the features"
+    else:
+        head = plain.get_classifier()
+        dims[HEAD] = int(head.in_features)
+        readouts[HEAD] = _linear_readout(head)
+    class_embeddings = _class_embeddings(workspace, classifier)
+    if class_embeddings is not None and spec.vlm is not None:
+        scale = float(spec.vlm["logit_scale"])
+        dims[ZERO_SHOT_READING] = classifier.joint_dim
+        readouts[ZERO_SHOT_READING] = lambda vectors: zero_shot_probabilities(vectors, class_embeddings, scale)
+    project = _load_projection(folder, device) if plain is not None and ZERO_SHOT_READING in dims else None
+
+    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Vectors:
+        """Pooled features before the head (its logits if it is not linear), and predicted text embeddings."""
+        with torch.inference_mode():
+            inputs = spec.preprocess.normalise(torch.from_numpy(pixels).to(device))
+            if plain is None:
+                features, projected = classifier.forward(inputs)
+            else:
+                features = plain.forward_head(plain.forward_features(inputs), pre_logits=True)
+                projected = None if project is None else project(features)
+            vectors = {HEAD: np.asarray(features.float().cpu().numpy())}
+            if ZERO_SHOT_READING in dims and projected is not None:
+                vectors[ZERO_SHOT_READING] = np.asarray(projected.float().cpu().numpy())
+        return vectors
+
+    provenance, weights = run_facts(run), classifier_fingerprint(folder)
+    facts = {"preprocess": spec.preprocess.hash, "pixels": spec.preprocess.size, **provenance}
+    facts |= {"seed": provenance["run_seed"], "model": str(folder), "fingerprint": weights}
+    facts |= {"weights": file_sha256(folder / WEIGHTS)}
+    return MeasuredModel(name, spec.preprocess, forward, dims, readouts, weights, facts, not_adaptable, run)
+
+
+def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | None:
+    """The VLM's zero-shot predictions without centring; None without prompts."""
+    if workspace.prompts is None:
+        return None
+    vlm = workspace.vlm
+    class_embeddings = prompt_embeddings(workspace.prompts, workspace.encode, None, workspace.all_tiles.classes)
+
+    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Vectors:
+        embeddings = vlm.encode_images(torch.from_numpy(pixels).to(vlm.device))
+        return {ZERO_SHOT_READING: np.asarray(embeddings.float().cpu().numpy())}
+
+    readouts = {ZERO_SHOT_READING: lambda vectors: zero_shot_probabilities(vectors, class_embeddings, vlm.logit_scale)}
+    fingerprint = f"{vlm.fingerprint} {vlm.precision}"
+    facts = vlm_facts(workspace) | {"seed": config.seed, "fingerprint": fingerprint}
+    dims = {ZERO_SHOT_READING: vlm.joint_dim}
+    return MeasuredModel("VLM", vlm.preprocess, forward, dims, readouts, fingerprint, facts)
+
+
+def embed_tiles(model: MeasuredModel, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
+    """The model's vectors of tiles, cached on disk and shared among the processes."""
+    readings = list(model.dims)
+    edges = np.cumsum([model.dims[reading] for reading in readings])
+
+    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
+        vectors = model.forward(pixels)
+        return np.concatenate([vectors[reading] for reading in readings], axis=1)
+
+    source = workspace.other_pixels(tiles, model.preprocess)
+    inputs = {"tiles": tiles.fingerprint, "model": model.fingerprint, "readings": dict(model.dims)}
+    size = config.evaluation.batch_size
+    features = cached_features(workspace.root, inputs, source, int(edges[-1]), forward, size)
+    return dict(zip(readings, np.split(features, edges[:-1], axis=1), strict=True))
+
+
+def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSet:
+    """At most `limit` tiles, spread evenly over their ids.
+
+    Args:
+        tiles: Tiles to sample.
+        limit: Maximum number of tiles; None keeps all.
+        labelled: Whether to keep only labelled tiles and spread the sample over the classes, too.
+    """
+    order = np.lexsort((tiles.ids, tiles.labels) if labelled else (tiles.ids,))
+    if labelled:
+        order = order[tiles.labels[order] >= 0]
+    if limit is not None and len(order) > limit:
+        order = order[(np.arange(limit) * len(order)) // limit]
+    return tiles.select(np.sort(order))
+
+
+def _open_plain_model(folder: Path, classifier: Classifier) -> Any:
+    return open_timm(folder, classifier.spec.pooling).to(classifier.device).eval().requires_grad_(False)
+
+
+def _linear_readout(head: torch.nn.Linear) -> Readout:
+    weight = head.weight.detach().float().cpu().numpy()
+    bias = np.zeros(len(weight), np.float32) if head.bias is None else head.bias.detach().float().cpu().numpy()
+    return lambda vectors: softmax(vectors @ weight.T + bias)
+
+
+def _load_projection(folder: Path, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / ZERO_SHOT)
+    weight, bias = tensors["projector.weight"].to(device), tensors["projector.bias"].to(device)
+    return lambda features: torch.nn.functional.linear(features, weight, bias)
+
+
+def _class_embeddings(workspace: Workspace, classifier: Classifier) -> Float32[np.ndarray, "c D"] | None:
+    """Class embeddings for the classifier's zero-shot predictions; None if it has none, or there are no prompts."""
+    prompts, spec = workspace.prompts, classifier.spec
+    if prompts is None or spec.vlm is None or not spec.projector_layers:
+        return None
+    check_classes(prompts, spec.classes)
+    cached = spec.provenance.get("prompt_hashes", {}).get(prompts.name) == prompts.hash
+    texts = prompts.name if cached else {name: prompts.texts(name) for name in spec.classes}
+    return np.asarray(classifier.prompt_embeddings(texts), dtype=np.float32)
+
+
+def _check_test_tiles(run: Path, tiles: TileSet) -> None:
+    predictions = read_predictions(run / "predictions.parquet").select("test")
+    if set(predictions.ids.tolist()) != set(tiles.of_split("test").ids.tolist()):
+        raise DataError(
+            explain(
+                "the run's predictions are of other test tiles",
+                where=run / "predictions.parquet",
+                fix="give the run of this configuration, with test among its evaluation.splits",
+            )
+        )

@@ -48,7 +48,6 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
             tile is predicted correctly).
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
 
     known = labels >= 0
     labels, logits = labels[known], _to_logits(probabilities[known])
@@ -62,7 +61,10 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
         )
 
     def loss(log_temperature: float) -> float:
-        return -float(log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean())
+        scaled = logits / np.exp(log_temperature)
+        largest = scaled.max(axis=1)
+        log_totals = largest + np.log(np.exp(scaled - largest[:, None]).sum(axis=1))
+        return float((log_totals - scaled[np.arange(len(labels)), labels]).mean())
 
     low, high = np.log(_RANGE)
     best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)

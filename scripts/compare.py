@@ -11,7 +11,8 @@ def main() -> None:
     with user_errors():
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
         file, options = read_file_command(__doc__ or "", ["comparison"], extra=option)
-        from clipit.comparison.compare import compare, record
+        from clipit.comparison.compare import compare
+        from clipit.comparison.export import export_csv
         from clipit.distributed import get_processes
         from clipit.reporting.csv_record import check_record
 
@@ -20,7 +21,7 @@ def main() -> None:
         folder = compare(file.run, file.comparison)
         if get_processes().main:
             if options.record:
-                record(folder, options.record)
+                export_csv(folder, options.record)
             print("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
             print(f"page: {folder / 'comparison.html'}\nrows: {folder / 'comparison.parquet'}")
 

@@ -18,13 +18,13 @@ def main() -> None:
             "--most": {"type": int, "default": 3000, "help": "tiles on the page of the pairing (default: 3000)"},
         }
         config, options = read_command(__doc__ or "", extra=extra)
-        from clipit.comparison.rebuild import comparison_again
+        from clipit.comparison.rebuild import rebuild_comparison
         from clipit.runs.page import write_pages
         from clipit.training.arms import resolve_arm
         from clipit.workspace.workspace import Workspace
 
         if options.of == "comparison":
-            made = comparison_again(config)
+            made = rebuild_comparison(config)
         else:
             config = resolve_arm(config)
             made = write_pages(config, Workspace(config), options.most)

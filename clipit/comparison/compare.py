@@ -1,20 +1,15 @@
 """Compare arms over seeds, data sets and backbones: plan, train, collect scores, compute statistics, report."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from clipit.artifacts import git_commit, read_json, whole_file, write_json
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.export import export_comparison, write_points
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
-from clipit.comparison.results_json import keep_planes, numbers
 from clipit.comparison.rows import add_costs, run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
 from clipit.comparison.vlm_reference import reference_rows
@@ -22,9 +17,8 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
-from clipit.evaluation.score_row import CSV_COLUMNS, ScoreRow
+from clipit.evaluation.score_row import ScoreRow
 from clipit.prompts.prompt_set import check_classes, load_prompts
-from clipit.reporting.csv_record import write_record
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
@@ -64,10 +58,11 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         write_pairing_page(plan, workspace, rows)
         all_rows += rows
     if get_processes().main:
-        analyses = keep_planes(analyses, folder)
+        analyses = write_points(analyses, folder)
         results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
-        notes = write_report(config, comparison, plans, results, analyses, folder, [w.all_tiles for w in workspaces])
-        _write_rows(config, comparison, all_rows, numbers(results, analyses) | {"notes": notes}, folder)
+        tiles = [workspace.all_tiles for workspace in workspaces]
+        notes = write_report(config, comparison, plans, results, analyses, folder, tiles)
+        export_comparison(config, comparison, results, analyses, notes, folder)
     get_processes().barrier()
     return folder
 
@@ -76,7 +71,7 @@ def _train(plan: Plan, workspace: Workspace) -> list[ScoreRow]:
     rows: list[ScoreRow] = []
     for seed in plan.comparison.seeds:
         for arm in plan.arms:
-            run = plan.run(arm, seed)
+            run = plan.run_config(arm, seed)
             finished = (run_folder(run) / "results.json").is_file()
             new = run_rows(plan, workspace, train_run(run, workspace), arm, seed)
             rows += new
@@ -101,40 +96,12 @@ def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
                 fix="give tiles of the split test, and keep test among evaluation.splits",
             )
         )
-    for name, tiles in plan.comparison.shifted.items():
-        workspace.shifted_tiles(name, tiles)
+    for name, section in plan.comparison.shifted.items():
+        workspace.shifted_tiles(name, section)
     seed = plan.comparison.seeds[0]
-    prompt_sets = dict.fromkeys([plan.config.prompts, *(resolve_arm(plan.run(a, seed)).prompts for a in plan.arms)])
+    prompt_sets = dict.fromkeys(
+        [plan.config.prompts, *(resolve_arm(plan.run_config(a, seed)).prompts for a in plan.arms)]
+    )
     for prompts in prompt_sets:
         if prompts:
             check_classes(load_prompts(prompts), workspace.all_tiles.classes)
-
-
-def _write_rows(
-    config: RunConfig,
-    comparison: ComparisonConfig,
-    rows: Sequence[ScoreRow],
-    results: dict[str, Any],
-    folder: Path,
-) -> None:
-    """Write comparison.parquet, the rows alone, and comparison.json, with all numbers that the tables show."""
-    records = [row.to_record() for row in rows]
-    with whole_file(folder / "comparison.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(records), temporary)
-    settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
-    provenance = {"config": settings, "commit": git_commit(), "rows": records}
-    write_json(folder / "comparison.json", provenance | results)
-
-
-def record(folder: Path, path: Path) -> None:
-    """Export the rows of a comparison as CSV, for keeping beside the code (`results/*.csv`).
-
-    Raises:
-        DataError: There is no comparison in the folder.
-        ArtifactError: The file cannot be written.
-    """
-    source = folder / "comparison.json"
-    if not source.is_file():
-        raise DataError(explain("no comparison here", where=folder, fix="run scripts/compare.py first"))
-    rows = read_json(source, "delete it and start scripts/compare.py again: finished runs are kept")["rows"]
-    write_record(path, CSV_COLUMNS, rows)

@@ -16,20 +16,20 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
-"""The demo's; a comparison over several worlds takes others from `write_whole_world`."""
+"""The demo's world; comparisons over several worlds write others with `write_whole_world`."""
 
 
 def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
-    """Write the world where the configuration looks for its tiles, compare the arms, try the classifier.
+    """Write the synthetic world, compare the arms on it, and try the exported classifier.
 
     Args:
-        config: As configs/demo.yaml: tiles and reports lie in one folder, which is filled if it is empty.
+        config: Configuration such as configs/demo.yaml: tiles and reports in one folder, which is written if missing.
         comparison: Arms and seeds to compare.
 
     Returns:
         The folder of the comparison.
     """
-    begin = time.perf_counter()
+    start = time.perf_counter()
     world = demo_world(config)
     folder = compare(config, comparison)
     arm = "clip_it_all" if "clip_it_all" in comparison.arms else comparison.arms[0]
@@ -41,14 +41,14 @@ def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
     logger.info(f"Runs:           {run.parent}")
     logger.info(f"One run's page: {run / 'report.html'}")
     logger.info(f"One classifier: {run / 'classifier'}")
-    logger.info(f"{time.perf_counter() - begin:.0f} s in all")
+    logger.info(f"{time.perf_counter() - start:.0f} s in all")
     return folder
 
 
 def demo_world(config: RunConfig) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
 
-    The folder appears whole or not at all, so one that holds anything else is somebody's own.
+    The folder is written whole or not at all, so a folder with any other content belongs to the user.
 
     Raises:
         ArtifactError: The folder holds something else, or another world; nothing in it was changed.
@@ -57,20 +57,19 @@ def demo_world(config: RunConfig) -> Path:
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:
-    """What the exported classifier says about a few test tiles, with its own prompts and with new ones."""
+    """Describe what the exported classifier predicts for a few test tiles, with its own prompts and with new ones."""
     from clipit.models.inference import load_classifier
 
     tiles = Workspace(config).tiles(config.seed).of_split("test")
-    some = np.linspace(0, len(tiles) - 1, 4).astype(int)
-    images = [tiles.read(int(row)) for row in some]
+    rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
+    images = [tiles.read(int(row)) for row in rows]
     classifier = load_classifier(run / "classifier")
-    predicted = classifier.predict(images)
     lines = [f"The exported classifier ({run.name}) on {len(images)} test tiles:"]
     lines += [
-        f"  {tiles.ids[row]}: {found} (truth: {tiles.classes[int(tiles.truth[row])]})"
-        for row, found in zip(some, predicted, strict=True)
+        f"  {tiles.ids[row]}: {predicted} (truth: {tiles.classes[int(tiles.truth[row])]})"
+        for row, predicted in zip(rows, classifier.predict(images), strict=True)
     ]
-    if classifier.spec.vlm is not None:  # trained with text, so it answers new questions in words
+    if classifier.spec.vlm is not None:  # trained with text, so it also answers new questions
         question = {
             "tumour": ["a tumour with atypical glands", "carcinoma with marked nuclear pleomorphism"],
             "no tumour": ["benign tissue without tumour", "normal glands", "fat", "connective tissue", "lymphocytes"],

@@ -1,8 +1,14 @@
-"""Published figures to stand beside ours: another protocol, other seeds, so never a baseline."""
+"""Published scores of CLIP-IT, shown for orientation: they come from another protocol and other seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from clipit.comparison.plan import Plan
 
 SOURCE = "CLIP-IT, arXiv 2504.16181, table 1 (accuracy %, image only -> CLIP-IT, means of three runs)"
+CAUTION = (
+    "The published CRC and BACH figures were selected and reported on the same split, and are balanced accuracy there "
+    "(the metric's default); they are shown for orientation, not as a baseline."
+)
 
 _TABLE_1: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "uni": {"pcam": (94.24, 95.49), "bach": (78.89, 81.79), "nct_crc": (94.66, 95.92)},
@@ -12,36 +18,30 @@ _TABLE_1: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "kaiko-vitb8": {"pcam": (87.54, 91.92), "bach": (86.90, 84.91), "nct_crc": (95.71, 95.66)},
     "kaiko-vits8": {"pcam": (87.90, 90.24), "bach": (81.01, 82.55), "nct_crc": (94.90, 95.55)},
 }
-_ABLATIONS: Mapping[str, float] = {  # UNI on PCAM
+_ABLATIONS: Mapping[str, float] = {  # UNI on PCam
     "clip_it_paper_frozen": 93.86,
     "late_fusion_without_text": 94.31,
     "word_drop": 95.39,
 }
 _METRICS: Mapping[str, tuple[str, ...]] = {
-    # PCam's official test split holds as many tiles with tumour as without (but for a few of 32,768), so that a mean
-    # over tiles and a mean over classes are the same figure there.
+    # PCam's official test split is balanced (but for a few of 32,768 tiles), so both metrics agree there.
     "pcam": ("accuracy", "balanced_accuracy"),
     "bach": ("balanced_accuracy",),
     "nct_crc": ("balanced_accuracy",),
 }
-CAUTION = (
-    "The published CRC and BACH figures were selected and reported on the same split, and are balanced accuracy there "
-    "(the metric's default); they are shown for orientation, not as a baseline."
-)
+
+PublishedScores = Mapping[tuple[str, str, str], str]
+"""Data set, backbone and arm -> published score in %."""
 
 
-def fits(source: str, metric: str) -> bool:
-    """Whether the published figures of a data set (`tiles.source`) are in the metric of a comparison."""
-    return metric in _METRICS.get(source, ())
+def published_score(source: str, backbone: str, arm: str) -> str:
+    """Return the published score of an arm in %; "" where there is none.
 
-
-def published_metric(source: str) -> str:
-    """The metric of the published figures of a data set, in words."""
-    return _METRICS[source][0].replace("_", " ")
-
-
-def published(source: str, backbone: str, arm: str) -> str:
-    """The published score of an arm on a data set (`tiles.source`) with a backbone, in %; empty where there is none."""
+    Args:
+        source: Tile source of the data set (`tiles.source`).
+        backbone: Name of the backbone.
+        arm: Name of the arm.
+    """
     pair = _TABLE_1.get(backbone, {}).get(source)
     if pair is None:
         return ""
@@ -50,3 +50,24 @@ def published(source: str, backbone: str, arm: str) -> str:
     if (backbone, source) == ("uni", "pcam") and arm in _ABLATIONS:
         return f"{_ABLATIONS[arm]:.2f}"
     return ""
+
+
+def collect_published(plans: Sequence[Plan], metric: str) -> tuple[PublishedScores, list[str]]:
+    """Collect the published scores that are in the comparison's metric.
+
+    Returns:
+        The scores, and a sentence for each data set whose published scores are in another metric.
+    """
+    scores, notes = dict[tuple[str, str, str], str](), list[str]()
+    for plan in plans:
+        source = plan.config.tiles.source
+        if plan.config.tiles.labels.kind != "all":  # the published scores used all labels
+            continue
+        for arm in plan.arms:
+            score = published_score(source, plan.backbone, arm)
+            if score and metric not in _METRICS[source]:
+                published, wanted = (name.replace("_", " ") for name in (_METRICS[source][0], metric))
+                notes.append(f"Published figures of {source} are {published}, not {wanted}: they are left out.")
+            elif score:
+                scores[(plan.data_set, plan.backbone, arm)] = score
+    return scores, list(dict.fromkeys(notes))

@@ -1,17 +1,16 @@
-"""A finished comparison's tables and page, made again from comparison.json and the predictions, without any model."""
+"""Rebuild the tables and the page of a finished comparison from comparison.json and the predictions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Float
 
 from clipit.artifacts import file_sha256, read_json, write_json
 from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.export import RERUN
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report
 from clipit.comparison.statistics import compute_statistics
@@ -22,77 +21,82 @@ from clipit.evaluation.score_row import ScoreRow
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-_AGAIN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
 
-
-def comparison_again(config: RunConfig) -> list[Path]:
-    """Write comparison.md, .tex and .html anew; what is compared is read from comparison.json, not from `config`.
+def rebuild_comparison(config: RunConfig) -> list[Path]:
+    """Write comparison.md, .tex and .html again, without training and without any model.
 
     Args:
-        config: Its `output` and `name` say where the comparison lies; the output folder may have been moved since.
+        config: Its `output` and `name` locate the comparison; everything else is read from comparison.json. The output
+            folder may have been moved.
 
     Returns:
         The three files.
 
     Raises:
         DataError: There is no finished comparison, or predictions of it are missing.
-        ArtifactError: comparison.json is damaged or of an earlier version, or the tiles or predictions are others by
-            now.
-        ConfigError: The configuration that it records does not fit any more.
+        ArtifactError: comparison.json is damaged or of an earlier version, or the tiles or predictions have changed.
+        ConfigError: The recorded configuration is no longer valid.
     """
     folder = config.output / "comparisons" / config.name
     source = folder / "comparison.json"
     if not source.is_file():
         raise DataError(explain("no finished comparison here", where=folder, fix="run scripts/compare.py first"))
-    found = read_json(source, _AGAIN)
-    if not {"config", "rows", "findings"} <= found.keys():
-        lacking = ", ".join(sorted({"config", "rows", "findings"} - found.keys()))
-        raise ArtifactError(explain(f"it does not hold {lacking}, which its page needs", where=source, fix=_AGAIN))
-    file = validate_file(merge(found["config"], {"output": str(config.output)}), source)
-    recorded, comparison = file.run, file.comparison
-    plans = plan_comparison(recorded, comparison)
-    rows = [_moved(ScoreRow.from_record(row), Path(found["config"]["output"]), config.output) for row in found["rows"]]
-    why = [finding_from(entry, folder) for entry in found["findings"]]
+    saved = read_json(source, RERUN)
+    if not {"config", "rows", "findings"} <= saved.keys():
+        missing = ", ".join(sorted({"config", "rows", "findings"} - saved.keys()))
+        raise ArtifactError(explain(f"it does not hold {missing}, which its page needs", where=source, fix=RERUN))
+    file = validate_file(merge(saved["config"], {"output": str(config.output)}), source)
+    plans = plan_comparison(file.run, file.comparison)
+    rows = [
+        _move(_read_row(record, source), Path(saved["config"]["output"]), config.output) for record in saved["rows"]
+    ]
+    analyses = [_read_analysis(record, folder) for record in saved["findings"]]
     shared: dict[str, Any] = {}
     tiles = [Workspace(plan.config, shared).all_tiles for plan in plans]
-    for plan, own in zip(plans, tiles, strict=True):
-        _check_tiles(plan, own, rows, source)
+    for plan, plan_tiles in zip(plans, tiles, strict=True):
+        _check_tiles(plan, plan_tiles, rows, source)
     _check_predictions(rows, source)
-    results = compute_statistics(comparison, rows, recorded.evaluation.bootstrap)
-    notes = write_report(recorded, comparison, plans, results, why, folder, tiles)
-    if notes != found.get("notes"):  # the record of the search may be gone by now, or words have changed
-        write_json(source, found | {"notes": notes})
+    results = compute_statistics(file.comparison, rows, file.run.evaluation.bootstrap)
+    notes = write_report(file.run, file.comparison, plans, results, analyses, folder, tiles)
+    if notes != saved.get("notes"):  # the record of the search may be gone by now, or sentences have changed
+        write_json(source, saved | {"notes": notes})
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
 
-def finding_from(entry: Mapping[str, Any], folder: Path) -> AnalysisResult:
-    """An analysis as comparison.json keeps it, with the points of its picture, which have a file of their own.
-
-    Raises:
-        ArtifactError: A part of it is missing or damaged.
-    """
-    kept = {field.name: entry[field.name] for field in fields(AnalysisResult) if field.name in entry}
+def _read_row(record: Mapping[str, Any], source: Path) -> ScoreRow:
     try:
-        table = {"header": tuple(entry["header"]), "rows": tuple(tuple(row) for row in entry["rows"])}
-        points = _points(folder / entry["points"]) if entry.get("points") else {}
-        return AnalysisResult(**{**kept, **table, "values": tuple(entry.get("values", ())), "planes": points})
+        return ScoreRow.from_record(record)
+    except TypeError as error:
+        raise ArtifactError(explain(f"a row is incomplete ({error})", where=source, fix=RERUN)) from error
+
+
+def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
+    """The result of an analysis, with the points of its scatter plot from their own file."""
+    try:
+        return AnalysisResult(
+            heading=record["heading"],
+            text=record["text"],
+            header=tuple(record["header"]),
+            rows=tuple(tuple(row) for row in record["rows"]),
+            source=record["source"],
+            planes=_read_points(folder / record["points"]) if record.get("points") else {},
+            values=tuple(record.get("values", ())),
+            points=record.get("points", ""),
+        )
     except (KeyError, TypeError, OSError, pa.ArrowException) as error:
-        told = f"{entry.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
-        raise ArtifactError(explain(told, where=folder / "comparison.json", fix=_AGAIN)) from error
+        what = f"{record.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
+        raise ArtifactError(explain(what, where=folder / "comparison.json", fix=RERUN)) from error
 
 
-def _points(path: Path) -> dict[str, dict[str, Float[np.ndarray, "_ 2"]]]:
-    """Title of a panel -> name of the points -> coordinates, in the order of the file."""
-    table = pq.read_table(path)
-    places = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
-    keys = list(zip(table["plane"].to_pylist(), table["kind"].to_pylist(), strict=True))
-    rows: dict[str, dict[str, list[int]]] = {}
-    for row, (plane, kind) in enumerate(keys):
-        rows.setdefault(plane, {}).setdefault(kind, []).append(row)
-    return {plane: {kind: places[own] for kind, own in kinds.items()} for plane, kinds in rows.items()}
+def _read_points(path: Path) -> dict[str, dict[str, Any]]:
+    """Panel title -> name of the points -> coordinates, in the order of the file."""
+    planes: dict[str, dict[str, Any]] = {}
+    for (plane, kind), points in pd.read_parquet(path).groupby(["plane", "kind"], sort=False):
+        planes.setdefault(str(plane), {})[str(kind)] = points[["x", "y"]].to_numpy()
+    return planes
 
 
-def _moved(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
+def _move(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
     """Move the row's paths from the old output folder to the new one."""
 
     def moved(path: Path | None) -> Path | None:
@@ -102,32 +106,35 @@ def _moved(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
 
 
 def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
-    """Refuse predictions that are not those that the rows' scores come from; a missing file is told when it is read.
+    """Refuse predictions that have changed since they were scored; a missing file is an error when it is read.
 
-    A comparison.json of an earlier version says nothing of its predictions' content, and passes.
+    A comparison.json of an earlier version has no hashes, and passes.
     """
-    recorded = {row.predictions_file(): row.predictions_sha256 for row in rows if row.predictions_sha256}
-    files = {path: digest for path, digest in recorded.items() if path.is_file()}
-    changed = [str(path) for path, digest in files.items() if file_sha256(path) != digest]
+    hashes = {row.predictions: row.predictions_sha256 for row in rows if row.predictions_sha256}
+    changed = [
+        str(path)
+        for path, digest in hashes.items()
+        if path is not None and path.is_file() and file_sha256(path) != digest
+    ]
     if changed:
         raise ArtifactError(
-            explain(
-                f"predictions are no longer those that were compared: {shortlist(changed)}",
-                where=source,
-                fix=_AGAIN,
-            )
+            explain(f"predictions have changed since the comparison: {shortlist(changed)}", where=source, fix=RERUN)
         )
 
 
 def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: Path) -> None:
     """Refuse pictures of other tiles than those that were compared."""
-    plan_rows = [row for row in rows if (row.data_set, row.backbone) == (plan.data_set, plan.backbone)]
-    made_from = {row.provenance.tiles_fingerprint for row in plan_rows} - {None, tiles.fingerprint}
-    if made_from:
+    compared = {
+        row.provenance.tiles_fingerprint
+        for row in rows
+        if (row.data_set, row.backbone) == (plan.data_set, plan.backbone)
+    }
+    others = compared - {None, tiles.fingerprint}
+    if others:
         raise ArtifactError(
             explain(
-                f"{plan.data_set} was compared on other tiles ({', '.join(sorted(map(str, made_from)))}) than those "
-                f"that lie there now ({tiles.fingerprint})",
+                f"the tiles of {plan.data_set} have changed since the comparison: it read "
+                f"{', '.join(sorted(map(str, others)))}, now there are {tiles.fingerprint}",
                 where=source,
                 fix="put the tiles back, or start scripts/compare.py with another --name",
             )

@@ -29,7 +29,7 @@ def run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int
     """Read the rows of a finished run, one per test set."""
     results = read_results(folder)
     recorded, metric = results["provenance"], plan.comparison.metric
-    resolved = resolve_arm(plan.run(arm, seed))
+    resolved = resolve_arm(plan.run_config(arm, seed))
     run_workspace = workspace.for_config(resolved)
     parts = {"test": (results["splits"]["test"], folder / "predictions.parquet")}
     for name, section in plan.comparison.shifted.items():

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from clipit.config.comparison import ComparisonConfig
-from clipit.evaluation.intervals import Difference, t_interval
+from clipit.evaluation.intervals import Interval, PairedDifference, paired_bootstrap, t_interval
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.score_row import ScoreRow
-from clipit.evaluation.significance import Significance, holm, paired_bootstrap_over_tiles, paired_t_test
+from clipit.evaluation.significance import Significance, holm, paired_t_test
 
 PERCENT = 100.0
 REFERENCE = "reference"
@@ -41,7 +41,7 @@ class ArmResult:
         key: Data set, backbone, test set and arm.
         scores: Seed -> score in 0..1; None where it is not defined.
         differences: Seed -> score minus the baseline's; empty for the baseline, and where a score is not defined.
-        over_seeds: 95 % t-interval of the mean difference; None under 2 seeds.
+        over_seeds: 95 % t-interval of the mean difference; None without differences.
         over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference.
         p: Paired t-test over seeds, uncorrected.
         p_holm: The same, Holm-corrected over all arms, data sets and backbones of the test set.
@@ -51,8 +51,8 @@ class ArmResult:
     key: ArmKey
     scores: dict[int, float | None]
     differences: dict[int, float]
-    over_seeds: tuple[float, float] | None
-    over_tiles: Difference | None
+    over_seeds: Interval | None
+    over_tiles: PairedDifference | None
     p: Significance
     p_holm: Significance
     rows: tuple[ScoreRow, ...]
@@ -99,7 +99,7 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
     return ComparisonResults(rows, arms, against)
 
 
-TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], Difference | None]
+TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], PairedDifference | None]
 """Rows of the baseline and of an arm, the same seeds in the same order, to the mean difference with its interval."""
 
 
@@ -110,11 +110,11 @@ def tile_bootstrap(metric: str, resamples: int) -> TileBootstrap:
 
 def _bootstrap_predictions(
     baseline: Sequence[ScoreRow], arm: Sequence[ScoreRow], metric: str, resamples: int
-) -> Difference | None:
+) -> PairedDifference | None:
     if any(row.score is None for row in (*baseline, *arm)):
         return None
     tables = [[read_predictions(row.predictions_file()).select("test") for row in rows] for rows in (baseline, arm)]
-    return paired_bootstrap_over_tiles(list(zip(*tables, strict=True)), metric, resamples)
+    return paired_bootstrap(list(zip(*tables, strict=True)), (metric,), resamples)[metric]
 
 
 def compute_results(rows: Sequence[ScoreRow], baseline: str, bootstrap: TileBootstrap) -> list[ArmResult]:

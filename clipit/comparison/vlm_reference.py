@@ -71,7 +71,7 @@ def reference_rows(plan: Plan, workspace: Workspace, folder: Path) -> list[Score
                 file, score = None, None
                 if arm in probabilities:
                     score = compute_metrics(test.labels[known], probabilities[arm][known])[c.metric]
-                    file = predictions_file(folder, _FILES[arm], seed if arm == PROBE else None, part)
+                    file = reference_file(folder, _FILES[arm], seed if arm == PROBE else None, part)
                     write_once(
                         file,
                         Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities[arm]),
@@ -129,7 +129,7 @@ def _provenance(workspace: Workspace, training_labels: int, tiles_fingerprint: s
     return provenance
 
 
-def predictions_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
+def reference_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
     """Return the file for the predictions of a classifier that belongs to a comparison, not to a run.
 
     Args:

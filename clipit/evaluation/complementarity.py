@@ -1,4 +1,4 @@
-"""What a second classifier knows that the first does not: R of CLIP-IT's figure 3 (arXiv 2504.16181)."""
+"""Complementarity of two classifiers: R of CLIP-IT's figure 3 (arXiv 2504.16181)."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from clipit.evaluation.predictions import Predictions, align_predictions
 
 @dataclass(frozen=True)
 class Complementarity:
-    """Labelled tiles by who is right about them.
+    """Counts of labelled tiles by which of two classifiers is correct.
 
     Attributes:
-        both: Tiles that both classify rightly.
-        only_vision: Right by vision only.
-        only_other: Right by the other classifier where vision is wrong: the paper's R.
-        neither: Wrong by both.
+        both: Tiles that both classify correctly.
+        only_vision: Tiles that only the image classifier classifies correctly.
+        only_other: Tiles that only the other classifier classifies correctly: the paper's R.
+        neither: Tiles that both misclassify.
         intervals: 95 % bootstrap intervals (by group where known) of `share`, `of_wrong` and `excess`.
     """
 
@@ -29,7 +29,7 @@ class Complementarity:
 
     @property
     def tiles(self) -> int:
-        """Labelled tiles."""
+        """Number of labelled tiles."""
         return self.both + self.only_vision + self.only_other + self.neither
 
     @property
@@ -39,7 +39,7 @@ class Complementarity:
 
     @property
     def of_wrong(self) -> float | None:
-        """R as a share of the tiles that vision gets wrong; None when it gets none wrong."""
+        """R as a share of the tiles that vision misclassifies; None where there are none."""
         wrong = self.only_other + self.neither
         return self.only_other / wrong if wrong else None
 
@@ -47,7 +47,7 @@ class Complementarity:
     def expected(self) -> float:
         """`share` if the two erred independently, given their accuracies: (1 - accuracy of vision) * accuracy of other.
 
-        Any two classifiers have R > 0; errors that agree (tiles that are hard for both) bring it below this.
+        Any two classifiers have R > 0; correlated errors (tiles that are hard for both) bring R below this.
         """
         vision = (self.both + self.only_vision) / self.tiles
         other = (self.both + self.only_other) / self.tiles
@@ -55,28 +55,27 @@ class Complementarity:
 
     @property
     def excess(self) -> float:
-        """`share` minus `expected`: above 0, the other is right more often where vision is wrong."""
+        """`share` minus `expected`; above 0, the other is correct more often where vision is wrong."""
         return self.share - self.expected
 
 
 def complementarity(vision: Predictions, other: Predictions, resamples: int = 1000, seed: int = 0) -> Complementarity:
-    """Compare two classifiers' hits on the same labelled tiles of one split; rows are matched by id.
+    """Count which of two classifiers is correct on the same labelled tiles of one split; rows are matched by id.
 
     Args:
         vision: The image classifier.
-        other: The text-only one, or whatever else it is set beside (a second seed, the VLM's image probe).
-        resamples: Bootstrap resamples; 0: no intervals.
-        seed: Of the bootstrap.
+        other: Any other classifier, such as the text-only one, a second seed or the VLM's image probe.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
 
     Raises:
-        DataError: They are not of the same tiles, split, labels, groups and classes, or no tile has a label.
+        DataError: They differ in tiles, split, labels, groups or classes, or no tile has a label.
     """
     vision, other = align_predictions([vision, other])
     first = (vision.probabilities.argmax(axis=1) == vision.labels).astype(np.float64)
     second = (other.probabilities.argmax(axis=1) == other.labels).astype(np.float64)
 
     def shares(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
-        """The three shares in each resample; NaN where vision gets nothing wrong."""
         total = weights.sum(axis=0)
         rescued = ((1 - first) * second) @ weights
         wrong = (1 - first) @ weights

@@ -1,4 +1,4 @@
-"""Everything that is reported of a run, computed from its predictions table alone."""
+"""Evaluate a predictions table: every score that is reported of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.errors import DataError, explain
-from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers, paired_differences
+from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers
 from clipit.evaluation.metrics import (
     ECE_BINS,
     averaged_over,
@@ -23,18 +23,18 @@ from clipit.evaluation.predictions import Predictions
 def evaluate_predictions(
     predictions: Predictions, splits: Sequence[str], bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Scores of each split, ready for results.json.
+    """Compute the scores of each split, ready for results.json.
 
-    Per split: `n` (tiles), `labelled`, `groups` (known ones), `resampled` (what the bootstrap draws), `metrics` (name
+    Per split: `n` (tiles), `labelled`, `groups` (known ones), `resampled` (the units of the bootstrap), `metrics` (name
     -> value, low, high, and `reason` where one of them is None), `per_class`, `confusion` (rows: true classes),
-    `reliability`, and `zero_shot` with the same from the prompts, where there are any. Tiles without a label are
-    counted and left out.
+    `reliability`, and `zero_shot` with the same by class prompts, where there are any. Tiles without a label are
+    counted and dropped.
 
     Args:
-        predictions: The table.
-        splits: Which splits, in order.
-        bootstrap: Resamples; 0 for no intervals.
-        seed: Of the bootstrap.
+        predictions: The predictions table.
+        splits: Names of the splits, in the order of the results.
+        bootstrap: Number of resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
 
     Raises:
         DataError: A split has no tile in the table.
@@ -62,42 +62,6 @@ def evaluate_predictions(
             "ece": f"top class, {ECE_BINS} equally wide bins",
         },
         "splits": {split: _split_results(predictions.select(split), bootstrap, seed) for split in splits},
-    }
-
-
-def compare_predictions(
-    first: Predictions, second: Predictions, split: str, bootstrap: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Second minus first in each score, on the same tiles: name -> value, low, high and reason (paired bootstrap).
-
-    The interval holds the chance of the tiles only; that of the training is seen over seeds (`intervals.t_interval`).
-
-    Raises:
-        DataError: The two tables do not hold the same tiles, labels, groups and classes in this split.
-    """
-    first, second = first.select(split).by_id(), second.select(split).by_id()
-    if first.classes != second.classes or any(
-        not np.array_equal(getattr(first, name), getattr(second, name)) for name in ("ids", "labels", "groups")
-    ):
-        raise DataError(
-            explain(
-                f"the two predictions are not of the same {split} tiles, labels, groups and classes",
-                where=f"{len(first.ids)} tiles, {len(second.ids)} tiles",
-                fix="compare runs with equal tiles.* keys",
-            )
-        )
-    rows = first.labels >= 0
-    found = paired_differences(
-        first.labels[rows], first.probabilities[rows], second.probabilities[rows], first.groups[rows], bootstrap, seed
-    )
-    return {
-        name: {
-            "value": difference.value,
-            "low": difference.interval.low,
-            "high": difference.interval.high,
-            "reason": difference.interval.reason,
-        }
-        for name, difference in found.items()
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.evaluation.features import Features, class_counts
-from clipit.evaluation.intervals import t_interval
+from clipit.evaluation.intervals import Interval, t_interval
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.neighbours import simple_shot
 
@@ -29,7 +29,7 @@ class FewShot:
     shots: int
     scores: tuple[float, ...] = ()
     mean: float | None = None
-    interval: tuple[float, float] | None = None
+    interval: Interval | None = None
     spread: tuple[float, float] | None = None
     reason: str = ""
 

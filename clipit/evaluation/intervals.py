@@ -1,4 +1,4 @@
-"""95 % intervals: seeded percentile bootstrap over tiles or whole groups, and Student's t over seeds."""
+"""95 % intervals: percentile bootstrap over tiles or whole groups, single and paired, and Student's t over seeds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,18 @@ import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
 from clipit.errors import DataError, explain
-from clipit.evaluation.metrics import weighted_scores
+from clipit.evaluation.metrics import METRICS, weighted_scores
+from clipit.evaluation.predictions import Predictions, align_predictions
 
 LEVEL = 0.95
-_CHUNK = 50
-_MOST_UNDEFINED = 0.05
-_FLOAT_ERROR = 1e-12
+_BLOCK = 50
+_MAX_UNDEFINED = 0.05
+_ROUNDING = 1e-12
 NO_SPREAD = "no spread over seeds"
-"""Why there is neither a t interval nor a p-value where all seeds agree."""
+"""Reason for a missing t-interval or p-value where all seeds agree."""
 
 Statistics = Callable[[Float[np.ndarray, "n r"]], dict[str, Float[np.ndarray, " r"]]]
-"""Weights of n tiles in r resamples to the values of named scores in each resample; NaN: not defined."""
+"""Maps weights of n tiles in r resamples to the values of named scores; NaN where a score is not defined."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Second minus first score on the same tiles, with its interval."""
 
     value: float | None
@@ -38,7 +39,7 @@ class Difference:
 
 
 def group_numbers(groups: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Number of the unit that is resampled for each tile: its group, or the tile itself where that is unknown ("")."""
+    """Number the units that are resampled: the groups, and single tiles whose group is unknown ("")."""
     unknown = groups == ""
     names, numbers = np.unique(groups, return_inverse=True)
     numbers = numbers.astype(np.int64)
@@ -49,28 +50,28 @@ def group_numbers(groups: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 def bootstrap(
     statistics: Statistics, groups: Shaped[np.ndarray, " n"], resamples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """Percentile bootstrap intervals of any scores that can be computed from weighted tiles.
+    """Compute percentile bootstrap intervals of scores that are functions of weighted tiles.
 
-    As many units as there are (whole groups; single tiles where the group is unknown) are drawn with replacement; a
-    tile's weight is how often its unit was drawn. A resample in which a score is not defined is left out; if more than
-    5 % are, there is no interval. Memory is bounded: resamples are made 50 at a time. A score that resampling biases
-    (the calibration error rises with it) can lie near the interval's edge or outside.
+    As many units as there are (whole groups; single tiles where the group is unknown) are drawn with replacement; the
+    weight of a tile is how often its unit was drawn. Resamples in which a score is not defined are dropped; if more
+    than 5 % are, there is no interval. Memory is bounded: resamples are drawn 50 at a time. A score with a resampling
+    bias (the calibration error rises) can lie near the edge of its interval, or outside.
 
     Args:
         statistics: Computes the scores.
         groups: Group of each tile; "" where unknown.
         resamples: Number of resamples.
-        seed: The same seed draws the same resamples.
+        seed: Seed of the resampling.
     """
     units = group_numbers(groups)
     n_units = int(units.max()) + 1 if len(units) else 0
     parts = [statistics(weights) for weights in _resampled_weights(units, n_units, resamples, seed)]
-    names = statistics(np.ones((len(units), 1))) if not parts else parts[0]
+    names = parts[0] if parts else statistics(np.ones((len(units), 1)))
     if n_units < 2:
         return {name: Interval(None, None, f"{n_units} independent unit to resample; 2 are needed") for name in names}
     if not parts:
-        return {name: Interval(None, None, "no resamples asked for") for name in names}
-    return {name: _percentiles(np.concatenate([part[name] for part in parts])) for name in names}
+        return {name: Interval(None, None, "no resamples requested") for name in names}
+    return {name: _percentile_interval(np.concatenate([part[name] for part in parts])) for name in names}
 
 
 def bootstrap_intervals(
@@ -80,45 +81,52 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of all of `metrics.METRICS` of n labelled tiles; see `bootstrap`."""
+    """Compute bootstrap intervals of all `metrics.METRICS` of n labelled tiles; see `bootstrap`."""
     return bootstrap(lambda weights: weighted_scores(labels, probabilities, weights), groups, resamples, seed)
 
 
-def paired_differences(
-    labels: Int64[np.ndarray, " n"],
-    first: Float[np.ndarray, "n c"],
-    second: Float[np.ndarray, "n c"],
-    groups: Shaped[np.ndarray, " n"],
+def paired_bootstrap(
+    pairs: Sequence[tuple[Predictions, Predictions]],
+    metrics: Sequence[str] = METRICS,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Difference]:
-    """Second minus first classifier's scores on the same tiles; both see the same resamples (see `bootstrap`)."""
+) -> dict[str, PairedDifference]:
+    """Compute second minus first score on the same tiles, mean over the pairs, with percentile bootstrap intervals.
 
-    def differences(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
-        """Second minus first classifier's scores in each resample."""
-        old, new = (weighted_scores(labels, probabilities, weights) for probabilities in (first, second))
-        return {name: new[name] - old[name] for name in new}
+    In each resample the same tiles (whole groups, where known) are drawn for all pairs and both sides. The interval
+    covers the sampling of test tiles only; the variation of training is covered by the t-interval over seeds.
 
-    intervals = bootstrap(differences, groups, resamples, seed)
-    values = differences(np.ones((len(labels), 1)))
+    Args:
+        pairs: Predictions of the baseline and of the other classifier on one split, one pair per seed; rows are matched
+            by id.
+        metrics: Names out of `metrics.METRICS`.
+        resamples: Number of resamples; 0 for no interval.
+        seed: Seed of the resampling.
+
+    Raises:
+        DataError: The predictions are not of the same tiles, or a metric is unknown.
+    """
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise DataError(explain(f"Unknown metric {', '.join(unknown)}", fix=f"use one of: {', '.join(METRICS)}"))
+    tables = align_predictions([table for pair in pairs for table in pair])
+    labels, groups = tables[0].labels, tables[0].groups
+
+    def mean_differences(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        scores = [weighted_scores(labels, table.probabilities, weights, metrics) for table in tables]
+        values = {name: np.stack([score[name] for score in scores]) for name in metrics}
+        return {name: np.mean(value[1::2] - value[::2], axis=0) for name, value in values.items()}
+
+    values = mean_differences(np.ones((len(labels), 1)))
+    intervals = bootstrap(mean_differences, groups, resamples, seed)
     return {
-        name: Difference(float(value[0]) if np.isfinite(value[0]) else None, intervals[name])
+        name: PairedDifference(float(value[0]) if np.isfinite(value[0]) else None, intervals[name])
         for name, value in values.items()
     }
 
 
-def t_interval(values: Sequence[float | int]) -> tuple[float, float] | None:
-    """The bounds of `interval_over_seeds`; None where there is no interval.
-
-    Raises:
-        DataError: A value is not finite.
-    """
-    found = interval_over_seeds(values)
-    return None if found.low is None or found.high is None else (found.low, found.high)
-
-
-def interval_over_seeds(values: Sequence[float | int]) -> Interval:
-    """95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
+def t_interval(values: Sequence[float | int]) -> Interval:
+    """Compute the 95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
 
     There is none below 2 values, nor where all values are equal: t divides by their spread, and an interval of width 0
     would claim a certainty that a handful of equal values does not give.
@@ -128,10 +136,10 @@ def interval_over_seeds(values: Sequence[float | int]) -> Interval:
     """
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
-        raise DataError(explain("a score that is not defined has no place in a mean", where=list(values)))
+        raise DataError(explain("an undefined score cannot be averaged", where=list(values), fix="drop it first"))
     if len(array) < 2:
         return Interval(None, None, "one seed: none" if len(array) else "no seed: none")
-    if not spread_over_seeds(array):
+    if not standard_deviation(array):
         return Interval(None, None, NO_SPREAD)
     from scipy.special import stdtrit
 
@@ -139,10 +147,10 @@ def interval_over_seeds(values: Sequence[float | int]) -> Interval:
     return Interval(float(array.mean()) - half, float(array.mean()) + half)
 
 
-def spread_over_seeds(values: Float[np.ndarray, " n"]) -> float:
-    """Standard deviation (n - 1) of two or more values; 0 where it is nothing but float error."""
-    spread = float(values.std(ddof=1))
-    return spread if spread > _FLOAT_ERROR * float(np.abs(values).max()) else 0.0
+def standard_deviation(values: Float[np.ndarray, " n"]) -> float:
+    """Return the sample standard deviation of two or more values; 0 where it is rounding error."""
+    deviation = float(values.std(ddof=1))
+    return deviation if deviation > _ROUNDING * float(np.abs(values).max()) else 0.0
 
 
 def _resampled_weights(
@@ -151,17 +159,17 @@ def _resampled_weights(
     if n_units < 2:
         return
     generator = np.random.default_rng(seed)
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
+    for start in range(0, resamples, _BLOCK):
+        size = min(_BLOCK, resamples - start)
         drawn = generator.integers(0, n_units, size=(size, n_units)) + n_units * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n_units).reshape(size, n_units)
         yield counts.T.astype(np.float64)[units]
 
 
-def _percentiles(values: Float[np.ndarray, " r"]) -> Interval:
+def _percentile_interval(values: Float[np.ndarray, " r"]) -> Interval:
     defined = values[np.isfinite(values)]
     missing = len(values) - len(defined)
-    if missing > _MOST_UNDEFINED * len(values):
-        return Interval(None, None, f"not defined in {missing} of {len(values)} resamples")
+    if missing > _MAX_UNDEFINED * len(values):
+        return Interval(None, None, f"undefined in {missing} of {len(values)} resamples")
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))

@@ -1,6 +1,6 @@
-"""Scores of class probabilities, vectorised over weightings of the tiles (one weighting = one bootstrap resample).
+"""Classification metrics, vectorised over weightings of the tiles: one weighting is one bootstrap resample.
 
-A score that is not defined (no tile of a class, nothing to agree about) is NaN here and None with a reason in results.
+An undefined score, such as the recall of a class without tiles, is NaN here, and None with a reason in the results.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ ECE_BINS = 15
 def confusion_matrix(
     labels: Int64[np.ndarray, " n"], predicted: Int64[np.ndarray, " n"], n_classes: int
 ) -> Int64[np.ndarray, "c c"]:
-    """Numbers of tiles; row: true class, column: predicted class."""
+    """Count tiles by true class (row) and predicted class (column)."""
     cells = np.bincount(labels * n_classes + predicted, minlength=n_classes * n_classes)
     return cells.astype(np.int64).reshape(n_classes, n_classes)
 
 
 def confusion_scores(confusion: Float[np.ndarray, "r c c"]) -> dict[str, Float[np.ndarray, " r"]]:
-    """Every score that a confusion matrix determines, for each of r matrices.
+    """Compute every score that a confusion matrix determines, for each of r matrices.
 
     accuracy: share on the diagonal. balanced_accuracy: mean recall of the classes that have tiles. macro_f1: mean F1 of
     the classes that have tiles or predictions. weighted_f1: mean F1 weighted by tiles. kappa: Cohen's, unweighted,
@@ -45,10 +45,11 @@ def confusion_scores(confusion: Float[np.ndarray, "r c c"]) -> dict[str, Float[n
 def auroc(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
 ) -> Float[np.ndarray, " r"]:
-    """Area under the ROC curve: of the last class of two, else the plain mean over one class against the rest.
+    """Compute the area under the ROC curve of the second of two classes, else the macro mean of one class vs. the rest.
 
-    The area is the weighted share of (tile of the class, other tile) couples in which the first has the higher
-    probability, equal ones counting half (Mann-Whitney). NaN where a class, or its rest, has no weight.
+    The area is the weighted share of pairs (tile of the class, other tile) in which the first has the higher
+    probability; ties count half (Mann-Whitney). NaN where a class, or its rest, has no weight. scikit-learn has the
+    same area for one weighting; this computes all resamples at once.
     """
     n_classes = probabilities.shape[1]
     positives = [1] if n_classes == 2 else range(n_classes)
@@ -60,8 +61,9 @@ def auroc(
 def expected_calibration_error(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
 ) -> Float[np.ndarray, " r"]:
-    """Expected calibration error of the top class over `ECE_BINS` equally wide bins (arXiv 1706.04599, equation 3).
+    """Compute the expected calibration error of the top class over `ECE_BINS` equal-width bins.
 
+    arXiv 1706.04599, equation 3:
     sum over bins of share of tiles * |accuracy - mean confidence|; a bin holds confidences in (low, high].
     """
     confidence = probabilities.max(axis=1)
@@ -76,13 +78,23 @@ def weighted_scores(
     weights: Float[np.ndarray, "n r"],
     names: Sequence[str] = METRICS,
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """The scores of these names, for each of r weightings of n labelled tiles (whole numbers: how often drawn)."""
+    """Compute scores for each of r weightings of n labelled tiles.
+
+    Args:
+        labels: Class numbers.
+        probabilities: Class probabilities.
+        weights: How often each tile is drawn, one column per resample.
+        names: Metrics out of `METRICS`.
+
+    Returns:
+        Metric -> score per weighting; NaN where it is not defined.
+    """
     n_classes = probabilities.shape[1]
     cell = labels * n_classes + probabilities.argmax(axis=1)
     members = (cell[:, None] == np.arange(n_classes**2)).astype(np.float64)
     confusion = (weights.T @ members).reshape(-1, n_classes, n_classes)
     scores = confusion_scores(confusion)
-    # A resample that lost a class would be averaged over fewer of them: another score, and a higher or lower one.
+    # A resample without a class would be averaged over fewer classes, which is a different score.
     present = np.bincount(labels, minlength=n_classes) > 0
     lost = ((confusion.sum(axis=2) == 0) & present).any(axis=1)
     for name in CLASS_AVERAGED:
@@ -97,13 +109,13 @@ def weighted_scores(
 def compute_metrics(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
 ) -> dict[str, float | None]:
-    """All of `METRICS` of n labelled tiles; None where not defined (`why_undefined` tells why)."""
+    """Compute all `METRICS` of n labelled tiles; None where not defined (see `why_undefined`)."""
     scores = weighted_scores(labels, probabilities, np.ones((len(labels), 1)))
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
 
 
 def why_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
-    """In words: why the score `name` has no value for tiles with these labels."""
+    """Explain why a score is not defined for tiles with these labels."""
     if not len(labels):
         return "no labelled tile"
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
@@ -113,7 +125,7 @@ def why_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str
 
 
 def averaged_over(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
-    """In words: over how many classes a class-averaged score is, where some have no tile; else empty."""
+    """Tell how many classes a class-averaged score covers; "" where every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1") or not absent or not len(labels):
         return ""
@@ -123,7 +135,7 @@ def averaged_over(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str
 def class_table(
     confusion: Int64[np.ndarray, "c c"], classes: tuple[str, ...]
 ) -> list[dict[str, str | int | float | None]]:
-    """Precision, recall, F1 and number of tiles (support) per class; None where there is nothing to divide by."""
+    """Compute precision, recall, F1 and number of tiles (support) per class; None where not defined."""
     hits, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     columns = {
         "precision": _divide(hits, predicted),
@@ -141,7 +153,7 @@ def class_table(
 def reliability_bins(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
 ) -> list[dict[str, int | float | None]]:
-    """Per bin of `expected_calibration_error`: its bounds, number of tiles, accuracy and mean confidence."""
+    """Return bounds, number of tiles, accuracy and mean confidence of each bin of `expected_calibration_error`."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     members = _bin_members(confidence)
@@ -173,9 +185,9 @@ def _area(
     below = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(weights[rest], axis=0)])
     first = np.searchsorted(score[rest], score[positive], side="left")
     last = np.searchsorted(score[rest], score[positive], side="right")
-    own = weights[positive]
-    won = (own * (below[first] + below[last])).sum(axis=0) / 2
-    return _divide(won, own.sum(axis=0) * below[-1])
+    weight = weights[positive]
+    won = (weight * (below[first] + below[last])).sum(axis=0) / 2
+    return _divide(won, weight.sum(axis=0) * below[-1])
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -186,6 +198,5 @@ def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def _mean_defined(values: Float[np.ndarray, "r c"]) -> Float[np.ndarray, " r"]:
-    """Mean over the last axis, NaN left out."""
     defined = np.isfinite(values)
     return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))

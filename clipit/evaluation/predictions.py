@@ -1,4 +1,4 @@
-"""The predictions table: one row per tile, the only thing that scores are computed from."""
+"""The predictions table: one row per tile. All scores are computed from it."""
 
 import json
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says about each tile, beside what is known of the tile.
+    """Class probabilities of each tile, with its id, split, label and group.
 
     Attributes:
         ids: Unique tile ids.
         splits: train, validation or test.
         labels: True class numbers; -1 where unknown.
-        groups: Patient or slide; empty where unknown.
-        classes: Class names; a label or a column's number is a place in this.
+        groups: Patients or slides; "" where unknown.
+        classes: Class names, in the order of the class numbers.
         probabilities: One column per class; rows sum to 1.
-        zero_shot: The same from the prompts, where there are any.
+        zero_shot: Probabilities by class prompts; None for a classifier without prompts.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -41,15 +41,15 @@ class Predictions:
     zero_shot: Float32[np.ndarray, "n c"] | None = None
 
     def select(self, split: str) -> "Predictions":
-        """The rows of one split."""
+        """Return the rows of one split."""
         return self.take(self.splits == split)
 
     def by_id(self) -> "Predictions":
-        """All rows, sorted by id: what is computed must not depend on the order of the rows."""
+        """Return the rows sorted by id, so that no result depends on their order."""
         return self.take(np.argsort(self.ids, kind="stable"))
 
     def take(self, rows: Shaped[np.ndarray, " k"]) -> "Predictions":
-        """Some rows, by a mask or by their numbers."""
+        """Return rows by a mask or by their positions."""
         return Predictions(
             self.ids[rows],
             self.splits[rows],
@@ -104,7 +104,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
 
 
 def softmax(logits: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
-    """Logits to probabilities, row by row; minus infinity gives 0."""
+    """Convert logits to probabilities, row by row; minus infinity gives 0."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: Float32[np.ndarray, "n c"] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities
@@ -114,7 +114,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write the table as Parquet, sorted by id, whole or not at all.
 
     Raises:
-        DataError: The predictions are not in order (see `read_predictions`).
+        DataError: The predictions are invalid (see `read_predictions`).
     """
     _check(predictions, path)
     predictions = predictions.by_id()
@@ -149,7 +149,7 @@ def read_predictions(path: Path) -> Predictions:
         classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
     except (KeyError, ValueError) as error:
         raise DataError(
-            explain("the table does not say what its classes are", where=path, fix="write it with write_predictions")
+            explain("the table does not name its classes", where=path, fix="write it with write_predictions")
         ) from error
     names = ["id", "split", "label", "group", *(f"p_{name}" for name in classes)]
     missing = [name for name in names if name not in table.column_names]
@@ -183,8 +183,8 @@ def _check(predictions: Predictions, where: Path) -> None:
     ids, n, n_classes = predictions.ids, len(predictions.ids), len(predictions.classes)
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < n:
-        twice = shortlist(unique[counts > 1].tolist())
-        raise DataError(explain(f"tile ids given twice: {twice}", where=where, fix="predict each tile once"))
+        repeated = shortlist(unique[counts > 1].tolist())
+        raise DataError(explain(f"duplicate tile ids: {repeated}", where=where, fix="predict each tile once"))
     outside = (predictions.labels < NO_LABEL) | (predictions.labels >= n_classes)
     if outside.any():
         raise DataError(
@@ -198,8 +198,10 @@ def _check(predictions: Predictions, where: Path) -> None:
         if values is None:
             continue
         if values.shape != (n, n_classes):
-            found = " x ".join(map(str, values.shape))
-            raise DataError(explain(f"{what}: {found}, expected {n} x {n_classes}", where=where, fix="one per class"))
+            shape = " x ".join(map(str, values.shape))
+            raise DataError(
+                explain(f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="give one column per class")
+            )
         bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
         bad |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
         if bad.any():
@@ -208,6 +210,6 @@ def _check(predictions: Predictions, where: Path) -> None:
                     f"{what}: not finite, negative or not summing to 1 for {int(bad.sum())} tiles: "
                     f"{shortlist(ids[bad].tolist())}",
                     where=where,
-                    fix="give soft-maxed probabilities; NaN points to a training that diverged",
+                    fix="apply a softmax; NaN means that the training diverged",
                 )
             )

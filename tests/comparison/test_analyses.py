@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from tiny_models import MakeConfig, MakeFile
 
-from clipit.comparison.analyses.pairing import _own_rules, first_cosines
+from clipit.comparison.analyses.pairing import _arms_with_other_rules, first_cosines
 from clipit.comparison.plan import Plan, plan_comparison
-from clipit.comparison.published import fits, published
-from clipit.comparison.report.write import _published
+from clipit.comparison.published import collect_published, published_score
 from clipit.stores.embed import centred
 from clipit.workspace.workspace import Workspace
 
@@ -44,10 +43,10 @@ def test_first_cosines_are_those_of_the_rules(configure: MakeConfig) -> None:
 def test_arms_with_pairing_keys_of_their_own_are_named(configure_file: MakeFile) -> None:
     three = configure_file(**{"comparison.arms": ["image_only", "clip_it_all", "top5"]})
     (one,) = plan_comparison(three.run, three.comparison)
-    assert "(top5)" in _own_rules(one)
+    assert "(top5)" in _arms_with_other_rules(one)
     two = configure_file(**{"comparison.arms": ["image_only", "clip_it_all"]})
     (other,) = plan_comparison(two.run, two.comparison)
-    assert _own_rules(other) == ""
+    assert _arms_with_other_rules(other) == ""
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,7 @@ def test_published_figures_stand_beside_their_own_metric_alone(
     labels = config.tiles.labels.model_copy(update={"kind": "all"})
     tiles = config.tiles.model_copy(update={"source": source, "labels": labels})
     plan = Plan("d", "uni", found.config.model_copy(update={"tiles": tiles}), file.comparison, found.arms)
-    known, notes = _published(metric, [plan])
-    assert fits(source, metric) is shown
-    assert list(known.values()) == ([published(source, "uni", arm) for arm in plan.arms] if shown else [])
+    known, notes = collect_published([plan], metric)
+    assert list(known.values()) == ([published_score(source, "uni", arm) for arm in plan.arms] if shown else [])
     assert bool(notes) is not shown
     assert all(f"not {metric.replace('_', ' ')}" in note for note in notes)

@@ -9,7 +9,8 @@ import pytest
 from logged_lines import capture_log
 from tiny_models import MakeFile, with_comparison, with_run
 
-from clipit.comparison.compare import compare, record
+from clipit.comparison.compare import compare
+from clipit.comparison.export import export_csv
 from clipit.comparison.tune import best_trial, tune
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, validate, validate_file
@@ -77,7 +78,7 @@ def test_pages_and_tables_hold_the_figures(small: ConfigFile) -> None:
         (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
     )
     for text in (markdown, page):
-        assert "Who is right where vision is wrong" in text and "Gain by pairing score" in text
+        assert "Complementarity: correct where vision is wrong" in text and "Gain by pairing score" in text
         assert "Gain by class" in text and "joint space" in text
         assert "none: 2 seeds; a p-value needs 5" in text
     assert latex.count(r"\begin{table}") == 2 and r"image\_only" in latex
@@ -116,7 +117,7 @@ def test_several_data_sets_and_their_keys(small: ConfigFile) -> None:
 
 def test_a_record_has_what_must_stand_beside_a_score(small: ConfigFile, tmp_path: Path) -> None:
     folder = compare(small.run, small.comparison)
-    record(folder, tmp_path / "record.csv")
+    export_csv(folder, tmp_path / "record.csv")
     with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     needed = (

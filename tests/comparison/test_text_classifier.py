@@ -9,19 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import MakeConfig
 
-from clipit.comparison.analyses.text_classifier import _texts, text_only_predictions
+from clipit.comparison.analyses.complementarity import retrieved_text, text_only_predictions
 from clipit.stores.embed import centred, unit
 from clipit.workspace.workspace import Workspace
-
-
-def found_by(workspace: Workspace) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Tiles per split, and what the head reads of them."""
-    parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation", "test")}
-    vectors = {}
-    for split, part in parts.items():
-        store = workspace.tile_store(split)
-        vectors[split] = store.rows(store.positions(part.ids))
-    return parts, _texts(workspace.config.pairing, workspace, parts, vectors)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +24,9 @@ def found_by(workspace: Workspace) -> tuple[dict[str, Any], dict[str, np.ndarray
 )
 def test_training_tiles_read_their_pairs(configure: MakeConfig, rules: dict[str, Any]) -> None:
     workspace = Workspace(configure(rules))
-    parts, found = found_by(workspace)
+    train, found = workspace.all_tiles.of_split("train"), retrieved_text(workspace)
     index, expected = workspace.index, np.zeros_like(found["train"])
-    rows = {tile: row for row, tile in enumerate(parts["train"].ids.tolist())}
+    rows = {tile: row for row, tile in enumerate(train.ids.tolist())}
     for pair in workspace.pairs.table.to_pylist():
         vector = index.vectors(np.searchsorted(index.ids, [pair["snippet_id"]]))[0]
         expected[rows[pair["tile_id"]]] += vector * pair.get("weight", 1.0)
@@ -54,9 +44,8 @@ def test_test_tiles_find_snippets_of_the_asked_organ_alone(
     keys = {"reports.path": str(tmp_path / "reports.jsonl"), "reports.organ_column": "organ", "output": str(tmp_path)}
     read = {}
     for organ in ("colon", "brain", None):
-        config = configure({**keys, "pairing.organs": [organ] if organ else []})
-        workspace = Workspace(config)
-        _, found = found_by(workspace)
+        workspace = Workspace(configure({**keys, "pairing.organs": [organ] if organ else []}))
+        found = retrieved_text(workspace)
         store = workspace.tile_store("test")
         sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet")).to_pylist()
         embedded = workspace.text_store()
@@ -65,5 +54,5 @@ def test_test_tiles_find_snippets_of_the_asked_organ_alone(
         tiles = centred(store.rows(store.positions(workspace.all_tiles.of_split("test").ids)), workspace.tile_mean)
         best = (tiles @ vectors.T).max(axis=1)
         np.testing.assert_allclose((tiles * found["test"]).sum(axis=1), best, atol=2e-3)
-        read[organ] = text_only_predictions(config, workspace, 0).probabilities
+        read[organ] = text_only_predictions(workspace, 0).probabilities
     assert not np.allclose(read["colon"], read["brain"]) and not np.allclose(read["colon"], read[None])

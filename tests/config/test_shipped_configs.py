@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from clipit.comparison.plan import plan_comparison
-from clipit.comparison.published import published
+from clipit.comparison.published import published_score
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import read_file_command
 from clipit.models.backbone_specs import BACKBONES
@@ -73,7 +73,7 @@ def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
     check(resolve_arm(file.run))
     for setting in plan_comparison(file.run, file.comparison):  # checks each arm, too
         for arm in setting.arms:
-            resolved = resolve_arm(setting.run(arm, 0))
+            resolved = resolve_arm(setting.run_config(arm, 0))
             assert resolved.arm == arm
             assert resolved.training.evaluate_every <= resolved.training.steps
             if resolved.prompts in DATASETS:
@@ -133,7 +133,7 @@ def test_the_published_table_has_a_published_figure_for_every_cell() -> None:
     head = "\n".join(head_of(CONFIGS / "published_table.yaml"))
     for setting in settings:
         for arm in setting.arms:
-            figure = published(setting.config.tiles.source, setting.backbone, arm)
+            figure = published_score(setting.config.tiles.source, setting.backbone, arm)
             assert figure and figure in head, (setting.data_set, setting.backbone, arm)
         assert setting.config.prompts is not None
         assert set(load_prompts(setting.config.prompts).classes) == set(DATASETS[setting.config.tiles.source].classes)

@@ -37,7 +37,7 @@ def test_more_shots_help_and_the_interval_is_that_of_the_mean() -> None:
     assert one.mean is not None and many.mean is not None
     assert many.mean > one.mean + 0.05
     assert one.interval == t_interval(one.scores)
-    assert one.interval[0] > one.spread[0]
+    assert one.interval.low > one.spread[0]
     assert np.quantile(one.scores, 0.025) == pytest.approx(one.spread[0])
 
 

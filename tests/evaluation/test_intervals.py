@@ -8,7 +8,7 @@ from scipy import stats
 
 from clipit.errors import DataError
 from clipit.evaluation import intervals
-from clipit.evaluation.predictions import softmax
+from clipit.evaluation.predictions import Predictions, softmax
 
 
 def two_columns(correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,18 +66,24 @@ def test_seeded() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+def table(labels: np.ndarray, probabilities: np.ndarray) -> Predictions:
+    n = len(labels)
+    ids, classes = np.array([f"t{i:04d}" for i in range(n)]), tuple("abc"[: probabilities.shape[1]])
+    return Predictions(ids, np.full(n, "test"), labels, no_groups(n), classes, probabilities)
+
+
 def test_paired_difference_is_narrower_than_two_intervals_and_signed() -> None:
     generator = np.random.default_rng(0)
     right = generator.random(800) < 0.7
     better = right | (generator.random(800) < 0.1)
     labels, first = two_columns(right)
     _, second = two_columns(better)
-    found = intervals.paired_differences(labels, first, second, no_groups(800))["accuracy"]
+    found = intervals.paired_bootstrap([(table(labels, first), table(labels, second))])["accuracy"]
     assert found.value == pytest.approx(better.mean() - right.mean())
     assert found.interval.low > 0
     alone = intervals.bootstrap_intervals(labels, first, no_groups(800))["accuracy"]
     assert found.interval.high - found.interval.low < 0.7 * (alone.high - alone.low)
-    same = intervals.paired_differences(labels, first, first, no_groups(800))["macro_f1"]
+    same = intervals.paired_bootstrap([(table(labels, first), table(labels, first))])["macro_f1"]
     assert (same.value, same.interval.low, same.interval.high) == (0, 0, 0)
 
 
@@ -97,20 +103,20 @@ def test_no_interval_says_why() -> None:
 def test_t_interval() -> None:
     values = [0.71, 0.74, 0.69, 0.75]
     expected = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert intervals.t_interval(values) == pytest.approx(expected)
-    assert intervals.t_interval([0.7]) is None
+    found = intervals.t_interval(values)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert intervals.t_interval([0.7]).low is None
     with pytest.raises(DataError):
         intervals.t_interval([0.7, float("nan")])
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.02] * 5, [0.1 + 0.2, 0.3, 0.3]])
 def test_equal_seeds_have_no_interval_of_width_0(values: list[float]) -> None:
-    found = intervals.interval_over_seeds(values)
+    found = intervals.t_interval(values)
     assert found == intervals.Interval(None, None, "no spread over seeds"), "float error is no spread"
-    assert intervals.t_interval(values) is None
-    almost = intervals.interval_over_seeds([0.02, 0.02, 0.0201])
+    almost = intervals.t_interval([0.02, 0.02, 0.0201])
     assert almost.low is not None and almost.high is not None and almost.low < almost.high
-    assert intervals.interval_over_seeds([0.7]).reason == "one seed: none"
+    assert intervals.t_interval([0.7]).reason == "one seed: none"
 
 
 def test_resamples_are_scored_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

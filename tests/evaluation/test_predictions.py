@@ -10,7 +10,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from clipit.errors import DataError
-from clipit.evaluation.evaluate import compare_predictions, evaluate_predictions
+from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.predictions import Predictions, read_predictions, softmax, write_predictions
 
 CLASSES = ("AC", "H", "S")
@@ -63,7 +64,7 @@ def changed(name: str, row: int, value: object) -> Predictions:
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        (changed("ids", 3, "tile-001"), "given twice: tile-001"),
+        (changed("ids", 3, "tile-001"), "duplicate tile ids: tile-001"),
         (changed("labels", 3, 3), "outside the 3 classes"),
         (changed("labels", 3, -2), "outside the 3 classes"),
         (changed("probabilities", 3, np.nan), "not finite"),
@@ -134,12 +135,13 @@ def test_a_split_that_is_not_there() -> None:
 def test_comparison_is_by_id_and_refuses_other_tiles() -> None:
     predictions = example()
     worse = dataclasses.replace(predictions, probabilities=predictions.zero_shot).by_id()
-    found = compare_predictions(predictions, worse, "test", 200)
+    found = paired_bootstrap([(predictions.select("test"), worse.select("test"))], resamples=200)
     results = [evaluate_predictions(p, ["test"], 0)["splits"]["test"]["metrics"] for p in (predictions, worse)]
     for name, difference in found.items():
-        assert difference["value"] == pytest.approx(results[1][name]["value"] - results[0][name]["value"])
-    assert found["accuracy"]["high"] < 0
-    with pytest.raises(DataError, match="same test tiles"):
-        compare_predictions(predictions, predictions.take(np.arange(40)), "test")
-    with pytest.raises(DataError, match="same test tiles"):
-        compare_predictions(predictions, dataclasses.replace(worse, labels=np.zeros(90, np.int64)), "test")
+        assert difference.value == pytest.approx(results[1][name]["value"] - results[0][name]["value"])
+    assert found["accuracy"].interval.high < 0
+    with pytest.raises(DataError, match="not of the same tiles"):
+        paired_bootstrap([(predictions.select("test"), predictions.take(np.arange(40)).select("test"))])
+    with pytest.raises(DataError, match="differ in their labels"):
+        other = dataclasses.replace(worse, labels=np.zeros(90, np.int64))
+        paired_bootstrap([(predictions.select("test"), other.select("test"))])

@@ -6,9 +6,10 @@ from evaluation_worlds import predictions_of
 from scipy.stats import ttest_rel
 
 from clipit.errors import DataError
-from clipit.evaluation.evaluate import compare_predictions
-from clipit.evaluation.metrics import compute_metrics
-from clipit.evaluation.significance import Significance, holm, paired_bootstrap_over_tiles, paired_t_test
+from clipit.evaluation.intervals import PairedDifference, paired_bootstrap
+from clipit.evaluation.metrics import METRICS, compute_metrics
+from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.significance import Significance, holm, paired_t_test
 
 
 @pytest.mark.parametrize("n", [5, 6, 20])
@@ -28,7 +29,7 @@ def test_no_p_under_five_seeds_or_without_spread() -> None:
     assert same.p is None, "float error is no spread"
     assert same.reason == "no spread over seeds"
     assert paired_t_test([0.0] * 5).p is None
-    with pytest.raises(DataError, match="not defined"):
+    with pytest.raises(DataError, match="undefined"):
         paired_t_test([0.1, float("nan"), 0.1, 0.2, 0.3])
 
 
@@ -50,13 +51,17 @@ def test_holm_equals_its_definition_and_keeps_what_was_not_tested() -> None:
     assert holm({i: Significance(p) for i, p in enumerate([0.01, 0.04, 0.03])})[0].p == pytest.approx(0.03)
 
 
-def test_bootstrap_over_one_seed_is_the_paired_bootstrap() -> None:
+def bootstrap_one(
+    pairs: list[tuple[Predictions, Predictions]], metric: str = "accuracy", resamples: int = 1000, seed: int = 0
+) -> PairedDifference:
+    return paired_bootstrap(pairs, (metric,), resamples, seed)[metric]
+
+
+def test_one_metric_is_drawn_as_it_is_among_all() -> None:
     baseline, arm = predictions_of(60, 3, seed=1, skill=0.5), predictions_of(60, 3, seed=2, skill=2.0)
-    expected = compare_predictions(baseline, arm, "test", 200, 4)["macro_f1"]
-    found = paired_bootstrap_over_tiles([(baseline, arm)], "macro_f1", 200, 4)
-    assert (found.value, found.interval.low, found.interval.high) == pytest.approx(
-        (expected["value"], expected["low"], expected["high"])
-    )
+    every = paired_bootstrap([(baseline, arm)], resamples=200, seed=4)
+    assert list(every) == list(METRICS)
+    assert bootstrap_one([(baseline, arm)], "macro_f1", 200, 4) == every["macro_f1"]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "auroc"])
@@ -69,18 +74,18 @@ def test_bootstrap_averages_over_seeds_and_matches_tiles_by_id(metric: str) -> N
         compute_metrics(b.labels, b.probabilities)[metric] - compute_metrics(a.labels, a.probabilities)[metric]
         for a, b in pairs
     ]
-    found = paired_bootstrap_over_tiles(pairs, metric, 300, 0)
+    found = bootstrap_one(pairs, metric, 300, 0)
     assert found.value == pytest.approx(np.mean(differences))
     assert found.interval.low < found.value < found.interval.high
     mixed = [(a.take(rng.permutation(50)), b.take(rng.permutation(50))) for a, b in pairs]
-    assert paired_bootstrap_over_tiles(mixed, metric, 300, 0) == found
-    single = paired_bootstrap_over_tiles(pairs[:1], metric, 300, 0)
+    assert bootstrap_one(mixed, metric, 300, 0) == found
+    single = bootstrap_one(pairs[:1], metric, 300, 0)
     assert found.interval.high - found.interval.low < single.interval.high - single.interval.low
 
 
 def test_whole_groups_are_drawn_for_all_seeds_alike() -> None:
     grouped = [(predictions_of(40, 2, seed=s, groups=4), predictions_of(40, 2, seed=9 + s, groups=4)) for s in (0, 1)]
-    found = paired_bootstrap_over_tiles(grouped, "accuracy", 400, 0)
+    found = bootstrap_one(grouped, "accuracy", 400, 0)
     tables = [(first.by_id(), second.by_id()) for first, second in grouped]
     hits = np.mean(
         [1.0 * (b.probabilities.argmax(1) == b.labels) - (a.probabilities.argmax(1) == a.labels) for a, b in tables],
@@ -90,18 +95,18 @@ def test_whole_groups_are_drawn_for_all_seeds_alike() -> None:
     means = np.array([hits[groups == g].mean() for g in np.unique(groups)])
     assert means.min() - 1e-9 <= found.interval.low < found.interval.high <= means.max() + 1e-9
     one = [(predictions_of(40, 2, seed=1, groups=1), predictions_of(40, 2, seed=2, groups=1))]
-    assert "1 independent unit" in paired_bootstrap_over_tiles(one, "accuracy", 100, 0).interval.reason
+    assert "1 independent unit" in bootstrap_one(one, "accuracy", 100, 0).interval.reason
 
 
 def test_other_tiles_splits_labels_and_metrics_are_refused() -> None:
     first = predictions_of(20, 2, seed=1)
     with pytest.raises(DataError, match="not of the same tiles"):
-        paired_bootstrap_over_tiles([(first, first.take(np.arange(19)))])
+        bootstrap_one([(first, first.take(np.arange(19)))])
     with pytest.raises(DataError, match="several splits: test, validation"):
-        paired_bootstrap_over_tiles([(first, predictions_of(20, 2, seed=1, split="validation"))])
+        bootstrap_one([(first, predictions_of(20, 2, seed=1, split="validation"))])
     with pytest.raises(DataError, match="differ in their labels"):
-        paired_bootstrap_over_tiles([(first, predictions_of(20, 2, seed=1, shift_labels=True))])
-    with pytest.raises(DataError, match="no score is called loss"):
-        paired_bootstrap_over_tiles([(first, first)], "loss")
+        bootstrap_one([(first, predictions_of(20, 2, seed=1, shift_labels=True))])
+    with pytest.raises(DataError, match="Unknown metric loss"):
+        bootstrap_one([(first, first)], "loss")
     with pytest.raises(DataError, match="no predictions"):
-        paired_bootstrap_over_tiles([])
+        bootstrap_one([])

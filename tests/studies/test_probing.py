@@ -12,7 +12,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from study_records import lacking
 from tiny_models import MakeConfig, MakeFile
 
-from clipit.comparison.analyses.text_classifier import found_texts, image_probe_predictions, text_only_predictions
+from clipit.comparison.analyses.complementarity import (
+    image_probe_predictions,
+    mean_snippets,
+    retrieved_text,
+    text_only_predictions,
+)
+from clipit.comparison.analyses.pairing import prepare_rules
 from clipit.config.file import ConfigFile
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.evaluation.complementarity import complementarity
@@ -234,28 +240,24 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
 
 
 def test_training_tiles_find_the_snippets_of_their_pairs(configure: MakeConfig) -> None:
-    config = configure()
-    workspace = Workspace(config)
-    ids = workspace.all_tiles.of_split("train").ids
-    store = workspace.tile_store("train")
-    vectors = store.rows(store.positions(ids))
-    pairs = dict(
-        zip(*(workspace.pairs.table.column(name).to_pylist() for name in ("tile_id", "snippet_id")), strict=True)
-    )
-    index = workspace.index
-    paired = index.vectors(np.searchsorted(index.ids, [pairs[tile] for tile in ids.tolist()]))
     for block in (7, 4096):
-        found = found_texts(index, vectors, workspace.tile_mean, 1, block)
-        np.testing.assert_allclose(found, paired, atol=1e-3)
-    assert found_texts(index, vectors[:0], workspace.tile_mean, 1, 10).shape == (0, index.store.dim)
+        workspace = Workspace(configure({"pairing.block": block}))
+        pairs = dict(
+            zip(*(workspace.pairs.table.column(name).to_pylist() for name in ("tile_id", "snippet_id")), strict=True)
+        )
+        index, ids = workspace.index, workspace.all_tiles.of_split("train").ids
+        paired = index.vectors(np.searchsorted(index.ids, [pairs[tile] for tile in ids.tolist()]))
+        np.testing.assert_allclose(retrieved_text(workspace)["train"], paired, atol=1e-3)
+    dim = index.store.dim
+    none = np.empty((0, dim), dtype=np.float32)
+    assert mean_snippets(workspace, prepare_rules(workspace), none).shape == (0, dim)
 
 
 def test_text_only_and_image_probe_predict_the_test_tiles_and_write_no_pair(configure: MakeConfig) -> None:
-    config = configure()
-    workspace = Workspace(config)
+    workspace = Workspace(configure())
     pairs = workspace.pairs.table.num_rows
     before = sorted(path.name for path in workspace.root.iterdir())
-    text, image = text_only_predictions(config, workspace, 0), image_probe_predictions(config, workspace, 0)
+    text, image = text_only_predictions(workspace, 0), image_probe_predictions(workspace, 0)
     test = workspace.all_tiles.of_split("test")
     assert text.ids.tolist() == image.ids.tolist() == test.ids.tolist()
     assert not np.allclose(text.probabilities, image.probabilities)

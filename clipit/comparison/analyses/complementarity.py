@@ -1,62 +1,81 @@
-"""R of CLIP-IT's figure 3 for every arm, beside classifiers that need no report: who is right where vision is wrong."""
+"""Complementarity (R of CLIP-IT's figure 3) of every arm, and of two classifiers that need no student.
+
+The two are a head on the snippets that a tile retrieves, which sees text alone, and the VLM's image probe. They belong
+to the analysis: no pair of a test tile is written, and nothing reaches a student.
+"""
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from clipit.comparison.analyses.result import AnalysisResult, predictions_of, read_test_predictions, title
-from clipit.comparison.analyses.text_classifier import image_probe_predictions, text_only_predictions
+import numpy as np
+from jaxtyping import Float32, Int
+
+from clipit.comparison.analyses.pairing import prepare_rules, search_snippets
+from clipit.comparison.analyses.result import AnalysisResult, heading, predictions_file, read_test_predictions
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
-from clipit.comparison.vlm_reference import predictions_file, write_once
+from clipit.comparison.vlm_reference import reference_file, write_once
 from clipit.errors import DataError
 from clipit.evaluation.complementarity import Complementarity, complementarity
 from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.probes import linear_probe
 from clipit.evaluation.score_row import ScoreRow
+from clipit.pairing.selection import Selection, weights
 from clipit.reporting.tables import interval, number
+from clipit.stores.embed import unit
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-TEXT_ONLY = "text only: a head on the snippets that test tiles find"
+TEXT_ONLY = "text only: a head on the retrieved snippets"
 IMAGE_PROBE = "the VLM's image probe"
-_Classifier = tuple[Predictions, str]
-"""What it says of the test tiles, and the file in which that lies."""
 
 
-def right_where_vision_is_wrong(
+_Classifier = tuple[Predictions, Path]
+"""Predictions of the test tiles, and their file."""
+
+
+@dataclass(frozen=True)
+class _SeedResult:
+    """A classifier beside the baseline of the same seed."""
+
+    counts: Complementarity
+    predictions: Path
+    vision: Path
+
+    @property
+    def accuracy(self) -> float:
+        return (self.counts.both + self.counts.only_other) / self.counts.tiles
+
+
+def analyse_complementarity(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """R of every arm and of the classifiers beside them, against the baseline of the same seed.
-
-    Args:
-        plan: Data set and backbone.
-        workspace: Of its configuration.
-        rows: Of its runs.
-        folder: Where the predictions of the classifiers that only this analysis needs are kept.
-    """
+    """Compute R of every arm and of the classifiers beside them, against the baseline of the same seed."""
     config, c = plan.config, plan.comparison
-    base = c.baseline
-    found: dict[str, dict[int, tuple[Complementarity, str]]] = {}
-    for seed in c.seeds:
-        vision = read_test_predictions(rows, base, seed)
-        resamples = config.evaluation.bootstrap if seed == c.seeds[0] else 0  # intervals are shown of one seed alone
-        for name, (other, file) in _others(plan, workspace, rows, folder, seed).items():
-            found.setdefault(name, {})[seed] = complementarity(vision, other, resamples, seed), file
     first = c.seeds[0]
+    compared: dict[str, dict[int, _SeedResult]] = {}
+    for seed in c.seeds:
+        vision, vision_file = _run_classifier(rows, c.baseline, seed)
+        resamples = config.evaluation.bootstrap if seed == first else 0  # only the first seed's intervals are shown
+        for name, (other, file) in _other_classifiers(plan, workspace, rows, folder, seed).items():
+            counts = complementarity(vision, other, resamples, seed)
+            compared.setdefault(name, {})[seed] = _SeedResult(counts, file, vision_file)
     return [
         AnalysisResult(
-            title(plan, "Who is right where vision is wrong"),
-            f"R counts test tiles that another classifier gets right and {base} of the same seed gets wrong (CLIP-IT, "
-            "figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the columns after these "
-            f"are of seed {first} alone, with a bootstrap interval over its test tiles. Any two classifiers have "
-            "R > 0: `expected` is R if both erred independently, and another seed of the same arm shows what another "
-            "start (and, with few labels, other labelled tiles) gives without text. The text-only head reads the "
-            "snippets that the rules of `pairing` give to all tiles alike; rules that an arm has for itself do not "
-            "count.",
-            (
+            heading=heading(plan, "Complementarity: correct where vision is wrong"),
+            text=f"R counts test tiles that another classifier gets right and {c.baseline} of the same seed gets wrong "
+            "(CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the columns "
+            f"after these are of seed {first} alone, with a bootstrap interval over its test tiles. Any two "
+            "classifiers have R > 0: `expected` is R if both erred independently, and another seed of the same arm "
+            "shows what another initialisation (and, with few labels, other labelled tiles) gives without text. The "
+            "text-only head reads the snippets that the rules of `pairing` give to all tiles alike, whatever rules an "
+            "arm has of its own.",
+            header=(
                 "other classifier",
                 "R % over seeds",
                 "excess % over seeds",
@@ -67,92 +86,163 @@ def right_where_vision_is_wrong(
                 "expected %",
                 "excess %",
             ),
-            tuple((name, *_cells(by_seed, first, len(c.seeds))) for name, by_seed in found.items()),
-            f"predictions.parquet of the runs; predictions/{folder.name}: text-only and image-probe, by seed",
-            {},
-            tuple(
-                {"classifier": name, "seed": seed, "predictions": file, "vision": str(predictions_of(rows, base, seed))}
-                | _values(one)
-                for name, by_seed in found.items()
-                for seed, (one, file) in by_seed.items()
+            rows=tuple((name, *_cells(by_seed, first, len(c.seeds))) for name, by_seed in compared.items()),
+            source=f"predictions.parquet of the runs; predictions/{folder.name}: text-only and image-probe, by seed",
+            values=tuple(
+                {"classifier": name, "seed": seed} | _values(result)
+                for name, by_seed in compared.items()
+                for seed, result in by_seed.items()
             ),
         )
     ]
 
 
-def _others(
+def _run_classifier(rows: Sequence[ScoreRow], arm: str, seed: int) -> _Classifier:
+    return read_test_predictions(rows, arm, seed), predictions_file(rows, arm, seed)
+
+
+def _other_classifiers(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path, seed: int
 ) -> dict[str, _Classifier]:
-    """Every classifier to be set beside the baseline of a seed."""
-    config, c = plan.config, plan.comparison
-    base, others = c.baseline, dict[str, _Classifier]()
+    """Every classifier that is compared with the baseline of a seed."""
+    c, others = plan.comparison, dict[str, _Classifier]()
 
-    def kept(name: str, predictions: Predictions) -> _Classifier:
-        """Predictions of a head that belongs to this analysis, and the file in which they now lie."""
-        path = predictions_file(folder, name, seed, "test")
-        write_once(path, predictions)
-        return predictions, str(path)
+    def written(name: str, predictions: Predictions) -> _Classifier:
+        file = reference_file(folder, name, seed, "test")
+        write_once(file, predictions)
+        return predictions, file
 
     try:
-        if config.reports is not None:
-            others[TEXT_ONLY] = kept("text-only", text_only_predictions(config, workspace, seed))
-        others[IMAGE_PROBE] = kept("image-probe", image_probe_predictions(config, workspace, seed))
+        if plan.config.reports is not None:
+            others[TEXT_ONLY] = written("text-only", text_only_predictions(workspace, seed))
+        others[IMAGE_PROBE] = written("image-probe", image_probe_predictions(workspace, seed))
     except DataError as error:  # too few labels for a head: the other rows stand
-        told = str(error).splitlines()[0]
-        logger.info(f"note: {told}; seed {seed} is left out for the text-only classifier and the image probe")
+        reason = str(error).splitlines()[0]
+        logger.info(f"note: {reason}; seed {seed} is left out for the text-only classifier and the image probe")
     if len(c.seeds) > 1:
-        another = c.seeds[(c.seeds.index(seed) + 1) % len(c.seeds)]
-        others[f"{base}, the next seed"] = (
-            read_test_predictions(rows, base, another),
-            str(predictions_of(rows, base, another)),
-        )
-    others |= {
-        arm: (read_test_predictions(rows, arm, seed), str(predictions_of(rows, arm, seed)))
-        for arm in plan.arms
-        if arm != base
-    }
-    return others
+        following = c.seeds[(c.seeds.index(seed) + 1) % len(c.seeds)]
+        others[f"{c.baseline}, the next seed"] = _run_classifier(rows, c.baseline, following)
+    return others | {arm: _run_classifier(rows, arm, seed) for arm in plan.arms if arm != c.baseline}
 
 
-def _values(found: Complementarity) -> dict[str, Any]:
-    """The counts and shares of a row, as numbers."""
-    named = {name: getattr(found, name) for name in ("both", "only_vision", "only_other", "neither")}
-    shares = {name: getattr(found, name) for name in ("share", "of_wrong", "expected", "excess")}
+def _values(result: _SeedResult) -> dict[str, Any]:
+    counts = result.counts
     bounds = {
-        f"{name}_{end}": getattr(limits, end) for name, limits in found.intervals.items() for end in ("low", "high")
+        f"{name}_{end}": getattr(limits, end) for name, limits in counts.intervals.items() for end in ("low", "high")
     }
-    return {"tiles": found.tiles, "accuracy": _accuracy(found), **named, **shares, **bounds}
+    return {
+        "predictions": str(result.predictions),
+        "vision": str(result.vision),
+        "tiles": counts.tiles,
+        "accuracy": result.accuracy,
+        **{name: getattr(counts, name) for name in ("both", "only_vision", "only_other", "neither")},
+        **{name: getattr(counts, name) for name in ("share", "of_wrong", "expected", "excess")},
+        **bounds,
+    }
 
 
-def _accuracy(found: Complementarity) -> float:
-    return (found.both + found.only_other) / found.tiles
-
-
-def _cells(by_seed: dict[int, tuple[Complementarity, str]], first: int, seeds: int) -> tuple[str, ...]:
-    every = [found for found, _ in by_seed.values()]
-    over = (
-        _over([found.share for found in every], seeds),
-        _over([found.excess for found in every], seeds, signed=True),
+def _cells(by_seed: dict[int, _SeedResult], first: int, seeds: int) -> tuple[str, ...]:
+    over_seeds = (
+        _mean_and_range([result.counts.share for result in by_seed.values()], seeds),
+        _mean_and_range([result.counts.excess for result in by_seed.values()], seeds, signed=True),
     )
     if first not in by_seed:
-        return *over, *["n/a"] * 6
-    found, _ = by_seed[first]
-    excess = found.intervals["excess"]
-    low, high = (None if v is None else PERCENT * v for v in (excess.low, excess.high))
-    bounds = interval(low, high, 1, signed=True)
+        return *over_seeds, *["n/a"] * 6
+    counts = by_seed[first].counts
+    excess = counts.intervals["excess"]
+    low, high = (None if bound is None else PERCENT * bound for bound in (excess.low, excess.high))
     return (
-        *over,
-        number(PERCENT * _accuracy(found), 1),
-        str(found.only_other),
-        number(PERCENT * found.share, 1),
-        number(None if found.of_wrong is None else PERCENT * found.of_wrong, 1),
-        number(PERCENT * found.expected, 1),
-        f"{number(PERCENT * found.excess, 1, signed=True)} {bounds}".rstrip(),
+        *over_seeds,
+        number(PERCENT * by_seed[first].accuracy, 1),
+        str(counts.only_other),
+        number(PERCENT * counts.share, 1),
+        number(None if counts.of_wrong is None else PERCENT * counts.of_wrong, 1),
+        number(PERCENT * counts.expected, 1),
+        f"{number(PERCENT * counts.excess, 1, signed=True)} {interval(low, high, 1, signed=True)}".rstrip(),
     )
 
 
-def _over(values: Sequence[float], seeds: int, *, signed: bool = False) -> str:
-    """Mean (lowest to highest) in %; it is said when not every seed has a value."""
+def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False) -> str:
+    """Mean (lowest to highest) in %, with the number of seeds where some have no value."""
     mean, low, high = (number(PERCENT * f(values), 1, signed=signed) for f in (fmean, min, max))
-    told = f"{mean} (one seed)" if len(values) == 1 else f"{mean} ({low} to {high})"
-    return told if len(values) in (1, seeds) else f"{told}, {len(values)} of {seeds} seeds"
+    cell = f"{mean} (one seed)" if len(values) == 1 else f"{mean} ({low} to {high})"
+    return cell if len(values) in (1, seeds) else f"{cell}, {len(values)} of {seeds} seeds"
+
+
+def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
+    """Predict the test tiles from text alone: a logistic regression on the snippets that tiles retrieve.
+
+    Each tile, of whatever split, is represented by the mean of its `pairing.k` nearest snippets under the rules of
+    `pairing` (its pairs, as training uses them), or by a zero vector where they leave it without a pair. What the rules
+    need to know of all tiles (a correction for hubs, mutual neighbours) comes from the training tiles alone, and
+    `exclude_same_group` applies to training tiles only: `leaks` treats the reports of other patients. The head is
+    fitted on the training labels that the runs of this seed see, and its strength chosen on their validation labels.
+    The paper's text classifier has two layers and a trained text tower; here the tower is frozen.
+
+    Raises:
+        ConfigError: There are no reports, or a rule needs an index that sees all scores.
+        DataError: Too few labels for a probe, or a rule names an organ that no report has.
+    """
+    return _probe_predictions(workspace, seed, retrieved_text(workspace))
+
+
+def image_probe_predictions(workspace: Workspace, seed: int) -> Predictions:
+    """Predict the test tiles by the same head on the VLM's image embeddings.
+
+    Raises:
+        DataError: Too few labels for a probe.
+    """
+    return _probe_predictions(workspace, seed, _image_embeddings(workspace))
+
+
+def retrieved_text(workspace: Workspace) -> dict[str, Float32[np.ndarray, "_ dim"]]:
+    """Return, for each split, the unit-norm mean embedding of the snippets that each tile retrieves."""
+    rules, images = prepare_rules(workspace), _image_embeddings(workspace)
+    train = workspace.all_tiles.of_split("train")
+    groups = rules.owners[workspace.tile_store("train").positions(train.ids)]
+    return {
+        split: mean_snippets(workspace, rules, vectors, groups if split == "train" else None)
+        for split, vectors in images.items()
+    }
+
+
+def mean_snippets(
+    workspace: Workspace,
+    rules: Selection,
+    vectors: Float32[np.ndarray, "n dim"],
+    groups: Int[np.ndarray, " n"] | None = None,
+) -> Float32[np.ndarray, "n dim"]:
+    """Return the unit-norm mean of the snippets that each tile retrieves; 0 where it retrieves none.
+
+    Args:
+        workspace: Workspace of the tiles.
+        rules: The prepared rules of the pairing.
+        vectors: Unit-norm tile embeddings.
+        groups: Group numbers of training tiles (see `search_snippets`).
+    """
+    index, temperature = workspace.index, rules.rules.score_temperature
+    parts = [np.empty((0, vectors.shape[1]), dtype=np.float32)]
+    for candidates, kept in search_snippets(workspace, rules, vectors, groups):
+        rows, cosines = candidates.rows[:, :-1], candidates.cosines[:, :-1]
+        share = kept.astype(np.float32) if temperature is None else weights(cosines, kept, temperature)
+        parts.append(unit((index.vectors(np.maximum(rows, 0)) * share[..., None]).sum(axis=1).astype(np.float32)))
+    return np.concatenate(parts)
+
+
+def _image_embeddings(workspace: Workspace) -> dict[str, Float32[np.ndarray, "_ dim"]]:
+    embeddings = {}
+    for split in ("train", "validation", "test"):
+        store = workspace.tile_store(split)
+        embeddings[split] = store.rows(store.positions(workspace.all_tiles.of_split(split).ids))
+    return embeddings
+
+
+def _probe_predictions(
+    workspace: Workspace, seed: int, vectors: dict[str, Float32[np.ndarray, "_ dim"]]
+) -> Predictions:
+    """Fit a linear probe on the labels that the runs of a seed see, and predict the test tiles."""
+    tiles = workspace.tiles(seed)
+    train, validation, test = (tiles.of_split(split) for split in ("train", "validation", "test"))
+    probe = linear_probe(vectors["train"], train.labels, vectors["validation"], validation.labels, len(tiles.classes))
+    probabilities = probe.probabilities(vectors["test"])
+    return Predictions(test.ids, test.splits, test.labels, test.groups, tiles.classes, probabilities)

@@ -1,110 +1,119 @@
-"""Tiles and snippets in the joint space, before and after: the modality gap, and a picture."""
+"""Tiles and snippets in the joint space, before and after training: the modality gap, and a PCA plot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Shaped
 
-from clipit.comparison.analyses.result import AnalysisResult, title
+from clipit.comparison.analyses.result import AnalysisResult, heading
 from clipit.comparison.plan import Plan
 from clipit.distributed import get_processes
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
 from clipit.stores.embed import centred, unit
+from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
-if TYPE_CHECKING:
-    from clipit.tiles.tileset import TileSet
-
-_SAMPLE = 1000  # tiles and snippets in the picture of the embeddings
-_TILES = "test tiles"
+_SAMPLE = 1000  # tiles and snippets per plot
 
 
-def joint_space(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
-    """The same test tiles, and snippets, as the VLM gives them, centred, and as the first distilled student projects.
+@dataclass(frozen=True)
+class _Space:
+    """Embeddings of the same tiles and snippets in one form; the dictionaries hold one entry each."""
 
-    Args:
-        plan: Data set and backbone.
-        workspace: Of its configuration; without reports there is nothing to look at.
-        rows: Of its runs.
-        folder: Not needed: the points are kept beside the page.
+    name: str
+    panel: str
+    vectors: dict[str, Float32[np.ndarray, "_ dim"]]
+    ids: dict[str, Shaped[np.ndarray, "_"]]
+
+    def gap(self) -> tuple[float, float]:
+        """Distance of the two means, and mean cosine of a tile with its nearest snippet."""
+        images, texts = self.vectors.values()
+        gap = float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))
+        return gap, float((images @ texts.T).max(axis=1).mean())
+
+
+def analyse_joint_space(
+    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
+) -> list[AnalysisResult]:
+    """Compare test tiles and snippets as the VLM embeds them, centred, and as the first distilled student projects.
+
+    Without reports there is no result.
     """
     if plan.config.reports is None:
         return []
     tests = workspace.all_tiles.of_split("test")
-    some = tests.select(_spread(len(tests)))
+    tiles = tests.select(_sample(len(tests)))
     tile_store, text_store = workspace.tile_store("test"), workspace.index.store
-    shown = _spread(len(text_store.ids))
-    images, texts = tile_store.rows(tile_store.positions(some.ids)), text_store.rows(shown)
-    names = {_TILES: some.ids, "snippets": text_store.ids[shown]}
-    spaces = [("as the VLM gives them", "as the VLM gives them", {_TILES: images, "snippets": texts}, names)]
+    sampled = _sample(len(text_store.ids))
+    images, texts = tile_store.rows(tile_store.positions(tiles.ids)), text_store.rows(sampled)
+    ids = {"test tiles": tiles.ids, "snippets": text_store.ids[sampled]}
+    original = "as the VLM gives them"
+    spaces = [_Space(original, original, {"test tiles": images, "snippets": texts}, ids)]
     stores = {"tiles": tile_store, "snippets": text_store}
     if workspace.text_mean is not None:
         images, texts = centred(images, workspace.tile_mean), centred(texts, workspace.text_mean)
-        told = "centred by the means of all training tiles and of all snippets"
-        spaces.append((told, "centred", {_TILES: images, "snippets": texts}, names))
+        name = "centred by the means of all training tiles and of all snippets"
+        spaces.append(_Space(name, "centred", {"test tiles": images, "snippets": texts}, ids))
         stores["training tiles (their mean)"] = workspace.tile_store("train")
     sources = [f"{name}: {store.artifact.folder.name}" for name, store in stores.items()]
-    facts = {name: store.fingerprint for name, store in stores.items()}
-    projected = _projections(plan, workspace, rows, some)
-    if projected is not None:
-        row, vectors = projected
-        kind, run = "test tiles, by the student", row.run_folder()
-        own = {kind: some.ids, "snippets": names["snippets"]}
-        space = f"as {row.arm} (seed {row.seed}) projects them"
-        spaces.append((space, "projected by the student", {kind: vectors, "snippets": texts}, own))
+    student = _project_with_text_student(plan, workspace, rows, tiles)
+    if student is not None:
+        row, projections = student
+        projected = {"test tiles, by the student": projections, "snippets": texts}
+        projected_ids = {"test tiles, by the student": tiles.ids, "snippets": ids["snippets"]}
+        name = f"as {row.arm} (seed {row.seed}) projects them"
+        spaces.append(_Space(name, "projected by the student", projected, projected_ids))
+        run = row.run_folder()
         sources.append(f"projections: classifier of {run.parent.name}/{run.name}")
-    gaps = [(space, *_gap(*points.values())) for space, _, points, _ in spaces]
+    gaps = [(space.name, *space.gap()) for space in spaces]
+    fingerprints = {name: store.fingerprint for name, store in stores.items()}
     return [
         AnalysisResult(
-            title(plan, "Tiles and snippets in the joint space"),
-            "Distance of the two modalities' means (the modality gap, arXiv 2203.02053) and mean cosine of a tile with "
-            f"its nearest snippet, on up to {_SAMPLE} of each: the same {len(some)} test tiles and {len(shown)} "
-            "snippets in all rows. The pictures show the two main directions (PCA).",
-            ("test tiles and snippets", "gap", "cosine with the nearest"),
-            tuple((space, number(gap, 3), number(nearest, 3)) for space, gap, nearest in gaps),
-            "; ".join(sources),
-            {panel: _plane(points) for _, panel, points, _ in spaces},
-            tuple(
-                {"space": space, "gap": gap, "nearest": nearest, "fingerprints": facts} for space, gap, nearest in gaps
+            heading=heading(plan, "Tiles and snippets in the joint space"),
+            text="Distance of the two modalities' means (the modality gap, arXiv 2203.02053) and mean cosine of a tile "
+            f"with its nearest snippet, on up to {_SAMPLE} of each: the same {len(tiles)} test tiles and "
+            f"{len(sampled)} snippets in all rows. The plots show the first two principal components.",
+            header=("test tiles and snippets", "gap", "cosine with the nearest"),
+            rows=tuple((name, number(gap, 3), number(nearest, 3)) for name, gap, nearest in gaps),
+            source="; ".join(sources),
+            planes={space.panel: _principal_plane(space.vectors) for space in spaces},
+            values=tuple(
+                {"space": name, "gap": gap, "nearest": nearest, "fingerprints": fingerprints}
+                for name, gap, nearest in gaps
             ),
-            {panel: ids for _, panel, _, ids in spaces},
+            ids={space.panel: space.ids for space in spaces},
         )
     ]
 
 
-def _projections(
-    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], some: "TileSet"
+def _project_with_text_student(
+    plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], tiles: TileSet
 ) -> tuple[ScoreRow, Float32[np.ndarray, "n dim"]] | None:
-    """The first row whose classifier predicts this VLM's texts, and its unit projections of these tiles."""
+    """The first run whose classifier predicts this VLM's text embeddings, and its projections of the tiles."""
     from clipit.models.inference import load_classifier
 
+    device, trust = get_processes().device, plan.config.backbone.trust_remote_code
     for row in rows:
         if row.run is None or row.part != "test":
             continue
-        trust = plan.config.backbone.trust_remote_code
-        classifier = load_classifier(row.run / "classifier", get_processes().device, trust_remote_code=trust)
+        classifier = load_classifier(row.run / "classifier", device, trust_remote_code=trust)
         vlm = classifier.spec.vlm
-        if vlm is None or vlm["fingerprint"] != workspace.vlm.fingerprint:
-            continue
-        return row, unit(classifier.project([some.read(i) for i in range(len(some))]))
+        if vlm is not None and vlm["fingerprint"] == workspace.vlm.fingerprint:
+            return row, unit(classifier.project([tiles.read(i) for i in range(len(tiles))]))
     return None
 
 
-def _spread(n: int) -> Int[np.ndarray, "_"]:
+def _sample(n: int) -> Int[np.ndarray, "_"]:
+    """Evenly spaced positions, at most `_SAMPLE`."""
     return np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64)) if n else np.empty(0, dtype=np.int64)
 
 
-def _gap(images: Float32[np.ndarray, "n dim"], texts: Float32[np.ndarray, "m dim"]) -> tuple[float, float]:
-    gap = float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))
-    return gap, float((images @ texts.T).max(axis=1).mean())
-
-
-def _plane(points: Mapping[str, Float32[np.ndarray, "_ dim"]]) -> dict[str, Float[np.ndarray, "_ 2"]]:
-    """Coordinates along the two main directions of all points together (PCA)."""
-    every = np.concatenate(list(points.values())).astype(np.float64)
-    middle = every.mean(axis=0)
-    _, _, directions = np.linalg.svd(every - middle, full_matrices=False)
-    return {name: (values - middle) @ directions[:2].T for name, values in points.items()}
+def _principal_plane(vectors: Mapping[str, Float32[np.ndarray, "_ dim"]]) -> dict[str, Float[np.ndarray, "_ 2"]]:
+    """Coordinates along the first two principal components of all points together."""
+    points = np.concatenate(list(vectors.values())).astype(np.float64)
+    mean = points.mean(axis=0)
+    _, _, directions = np.linalg.svd(points - mean, full_matrices=False)
+    return {name: (values - mean) @ directions[:2].T for name, values in vectors.items()}

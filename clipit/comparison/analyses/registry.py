@@ -1,36 +1,37 @@
-"""Clipit/comparison/analyses/registry.py."""
+"""All analyses of a comparison, by the name that the configuration gives them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from clipit.comparison.analyses.class_gains import _by_class
-from clipit.comparison.analyses.complementarity import right_where_vision_is_wrong
-from clipit.comparison.analyses.joint_space import joint_space
-from clipit.comparison.analyses.pairing import _pairing
+from clipit.comparison.analyses.class_gains import analyse_class_gains
+from clipit.comparison.analyses.complementarity import analyse_complementarity
+from clipit.comparison.analyses.joint_space import analyse_joint_space
+from clipit.comparison.analyses.pairing import analyse_pairing
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan
 from clipit.evaluation.score_row import ScoreRow
 from clipit.workspace.workspace import Workspace
 
 Analysis = Callable[[Plan, Workspace, Sequence[ScoreRow], Path], list[AnalysisResult]]
+"""Takes a plan, its workspace, the rows of its finished runs, and a folder for files that only the analysis needs."""
+ANALYSES: Mapping[str, Analysis] = {
+    "complementarity": analyse_complementarity,
+    "pairing": analyse_pairing,
+    "classes": analyse_class_gains,
+    "embeddings": analyse_joint_space,
+}
 
 
 def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
-    """Run the analyses of `comparison.why` on a plan's finished runs.
+    """Run the configured analyses on the finished runs of a plan; call it in all processes.
 
     Args:
         plan: Data set and backbone.
-        workspace: Of its configuration.
-        rows: Of its runs.
-        folder: Where the predictions and scores that only an analysis needs are kept.
+        workspace: Workspace of the plan's configuration.
+        rows: Rows of its runs and reference classifiers.
+        folder: Folder for predictions and scores that only an analysis needs.
     """
-    analyses: dict[str, Analysis] = {
-        "complementarity": right_where_vision_is_wrong,
-        "pairing": _pairing,
-        "classes": _by_class,
-        "embeddings": joint_space,
-    }
-    found = []
+    results = []
     for name in plan.comparison.why:
-        found += analyses[name](plan, workspace, rows, folder)
-    return found
+        results += ANALYSES[name](plan, workspace, rows, folder)
+    return results

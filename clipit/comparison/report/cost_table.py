@@ -1,6 +1,6 @@
 """Tables and words that a comparison's Markdown, LaTeX and page share."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean
 
 import numpy as np
@@ -9,10 +9,7 @@ from clipit.comparison.report.tables import table_one
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.evaluation.score_row import COSTS, ScoreRow
-from clipit.evaluation.significance import FEWEST_SEEDS
-
-Published = Mapping[tuple[str, str, str], str]
-"""Data set, backbone and arm to a published score; empty where there is none."""
+from clipit.evaluation.significance import MIN_SEEDS
 
 COST_NOTE = (
     "chosen: the step with the best validation score. seconds: training, with validation and the first reading of "
@@ -70,7 +67,7 @@ def holm_family(made: Sequence[ArmResult]) -> str:
         if line.p.p is not None:
             families[line.key.part] = families.get(line.key.part, 0) + 1
     if not families:
-        return f"No p-values: a paired t-test over seeds needs {FEWEST_SEEDS}."
+        return f"No p-values: a paired t-test over seeds needs {MIN_SEEDS}."
     counts = ", ".join(f"{part}: {n}" for part, n in families.items())
     return (
         "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set (tests in "

@@ -13,7 +13,7 @@ from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, explain
-from clipit.evaluation.significance import FEWEST_SEEDS
+from clipit.evaluation.significance import MIN_SEEDS
 from clipit.reporting.tables import LABELS
 
 
@@ -43,7 +43,7 @@ def notes_of(
         f"over what is independent in the test sets ({_resampled(made)}; {config.evaluation.bootstrap} resamples, the "
         "same for all seeds).",
         f"p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none under "
-        f"{FEWEST_SEEDS} seeds.",
+        f"{MIN_SEEDS} seeds.",
     ]
     if n == 1:
         notes.append("One seed only: no interval over seeds, and no p.")

@@ -49,7 +49,7 @@ def _predicted(
     from clipit.models.inference import load_classifier
 
     seed, trust = plan.comparison.seeds[0], plan.config.backbone.trust_remote_code
-    arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run(name, seed)))), None)
+    arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:
         return None
     run = next(row.run_folder() for row in rows if (row.arm, row.seed) == (arm, seed))
@@ -69,6 +69,6 @@ def _predicted(
         "and saw the labels of those that were labelled: right answers here are no measure of it."
     )
     pairing = plan.config.pairing
-    if resolve_arm(plan.run(arm, seed)).pairing != pairing:
+    if resolve_arm(plan.run_config(arm, seed)).pairing != pairing:
         told += f" {arm} has pairing keys of its own: it was taught by other pairs than these."
     return answers, told

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from clipit.comparison.analyses.result import AnalysisResult
-from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, costs, ones
+from clipit.comparison.published import PublishedScores
+from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, costs, ones
 from clipit.comparison.report.tables import HEADER, shown_columns
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
@@ -23,7 +24,7 @@ def score_sections(
     c: ComparisonConfig,
     made: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
-    known: Published,
+    known: PublishedScores,
     notes: Sequence[str],
 ) -> list[Section]:
     """The scores against the baseline and each control, in the form of table 1, and seed by seed."""
@@ -49,7 +50,7 @@ def score_sections(
     return [*sections, Section("Seed by seed", figures)]
 
 
-def _scores(made: Sequence[ArmResult], known: Published, key: str) -> Table:
+def _scores(made: Sequence[ArmResult], known: PublishedScores, key: str) -> Table:
     """The main table, with its rows and the key of comparison.json that holds its figures unrounded."""
     header, cells = shown_columns(made, known)
     alone = [

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
-from clipit.evaluation.intervals import interval_over_seeds
+from clipit.evaluation.intervals import Interval
 from clipit.evaluation.significance import Significance
 from clipit.reporting.tables import difference, interval, markdown_table, mean_sd, number
 
@@ -34,14 +34,12 @@ def cells(line: ArmResult) -> list[str]:
     shown = [*line.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
     if not line.differences:
         return [*shown, "", "", "", ""]
-    low, high = _percent(line.over_seeds)
     tiles = line.over_tiles.interval if line.over_tiles else None
-    tile_low, tile_high = _percent(None if tiles is None or tiles.low is None else (tiles.low, tiles.high or 0.0))
     return [
         *shown,
         difference(PERCENT * mean(line.differences.values()), None, 1),
-        interval(low, high, 1, signed=True) or interval_over_seeds(list(line.differences.values())).reason,
-        interval(tile_low, tile_high, 1, signed=True) or (tiles.reason if tiles else "none"),
+        _interval(line.over_seeds),
+        _interval(tiles),
         _p(line.p_holm),
     ]
 
@@ -81,8 +79,7 @@ def table_one(made: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[
                 continue
             texts = (mean_sd([PERCENT * (v or 0.0) for v in line.scores.values()], 1) for line in (first, second))
             row.append(" -> ".join(texts))
-            low, high = _percent(second.over_seeds)
-            row.append(difference(PERCENT * (second.mean - first.mean), None if low is None else (low, high or 0.0), 1))
+            row.append(difference(PERCENT * (second.mean - first.mean), _percent(second.over_seeds), 1))
         rows.append(row)
     return ["backbone", *(text for name in data_sets for text in (name, "difference"))], rows
 
@@ -110,8 +107,16 @@ def _latex(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in arrows)
 
 
-def _percent(bounds: tuple[float, float] | None) -> tuple[float, float] | tuple[None, None]:
-    return (None, None) if bounds is None else (PERCENT * bounds[0], PERCENT * bounds[1])
+def _percent(bounds: Interval | None) -> tuple[float, float] | None:
+    if bounds is None or bounds.low is None or bounds.high is None:
+        return None
+    return PERCENT * bounds.low, PERCENT * bounds.high
+
+
+def _interval(bounds: Interval | None) -> str:
+    """The interval in %, or why there is none."""
+    low, high = _percent(bounds) or (None, None)
+    return interval(low, high, 1, signed=True) or (bounds.reason if bounds else "none")
 
 
 def _p(test: Significance) -> str:

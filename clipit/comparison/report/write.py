@@ -6,10 +6,10 @@ from pathlib import Path
 from clipit.artifacts import whole_file
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan
-from clipit.comparison.published import CAUTION, SOURCE, fits, published, published_metric
+from clipit.comparison.published import CAUTION, SOURCE, PublishedScores, collect_published
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.confusion import confusion_sections
-from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, Published, costs, holm_family, ones
+from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, costs, holm_family, ones
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.notes import notes_of
 from clipit.comparison.report.sections import (
@@ -54,7 +54,7 @@ def write_report(
         The sentences under the main table.
     """
     c, made, against = comparison, results.arms, results.against
-    known, left_out = _published(comparison.metric, plans)
+    known, left_out = collect_published(plans, c.metric)
     beside = SOURCE if any(known.values()) else ""
     notes = [*notes_of(config, comparison, plans, made, beside), *left_out]
     with whole_file(folder / "comparison.md") as temporary:
@@ -77,31 +77,12 @@ def write_report(
     return notes
 
 
-def _published(metric: str, plans: Sequence[Plan]) -> tuple[Published, list[str]]:
-    """Published figures in the comparison's metric, and a sentence for those that are in another one."""
-    known, other = dict[tuple[str, str, str], str](), list[str]()
-    for plan in plans:
-        source = plan.config.tiles.source
-        if plan.config.tiles.labels.kind != "all":  # the published figures used all labels
-            continue
-        for arm in plan.arms:
-            figure = published(source, plan.backbone, arm)
-            if figure and not fits(source, metric):
-                other.append(
-                    f"Published figures of {source} are {published_metric(source)}, not {metric.replace('_', ' ')}: "
-                    "they are left out."
-                )
-            elif figure:
-                known[(plan.data_set, plan.backbone, arm)] = figure
-    return known, list(dict.fromkeys(other))
-
-
 def _markdown(
     config: RunConfig,
     comparison: ComparisonConfig,
     made: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
-    known: Published,
+    known: PublishedScores,
     notes: Sequence[str],
     why: Sequence[AnalysisResult],
 ) -> str:
@@ -119,7 +100,7 @@ def _markdown(
 
 
 def _latex(
-    config: RunConfig, comparison: ComparisonConfig, made: Sequence[ArmResult], known: Published, beside: str
+    config: RunConfig, comparison: ComparisonConfig, made: Sequence[ArmResult], known: PublishedScores, beside: str
 ) -> str:
     """The main table and that in the form of table 1; captions say what stands in them and where it is from."""
     c = comparison

@@ -201,7 +201,7 @@ def _few_label_rows(
     test = model.split(tiles, "test").labelled()
     for shots in probing.shots:
         result = few_shot(train, test, n_classes, shots, probing.episodes, config.seed, metric)
-        low, high = result.interval or (None, None)
+        low, high = (result.interval.low, result.interval.high) if result.interval else (None, None)
         yield ProbingRow(
             subject=model.name, what="few_shot", metric=metric, k=shots, n=len(test),
             value=result.mean, low=low, high=high, reason=result.reason, spread=list(result.spread or ()),

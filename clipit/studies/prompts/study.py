@@ -18,7 +18,7 @@ from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain
 from clipit.evaluation import prompt_modes
-from clipit.evaluation.evaluate import compare_predictions
+from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics, why_undefined
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
@@ -208,11 +208,12 @@ def _compute_differences(tasks: Sequence[_Task], config: RunConfig) -> list[Diff
     for simple, rich in pairwise(tasks):
         if simple.model is not rich.model:
             continue
-        scores = compare_predictions(_predict(simple), _predict(rich), "test", resamples, seed)
+        scores = paired_bootstrap([(_predict(simple), _predict(rich))], METRICS, resamples, seed)
         differences += [
             Difference(
                 subject=rich.model.name, simple=simple.prompts.name, simple_hash=simple.prompts.hash,
-                rich=rich.prompts.name, rich_hash=rich.prompts.hash, metric=name, **score,
+                rich=rich.prompts.name, rich_hash=rich.prompts.hash, metric=name,
+                value=score.value, low=score.interval.low, high=score.interval.high, reason=score.interval.reason,
                 tiles=len(rich.test), resamples=resamples, seed=seed,
             )
             for name, score in scores.items()

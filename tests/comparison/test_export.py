@@ -16,14 +16,13 @@ from scipy.stats import t as student
 
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.compare import compare
-from clipit.comparison.results_json import keep_planes, numbers
+from clipit.comparison.export import export_numbers, write_points
 from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_results
-from clipit.comparison.vlm_reference import predictions_file
+from clipit.comparison.vlm_reference import reference_file
 from clipit.evaluation.complementarity import complementarity
-from clipit.evaluation.intervals import Difference, Interval
+from clipit.evaluation.intervals import Interval, PairedDifference, paired_bootstrap
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.evaluation.score_row import ScoreRow
-from clipit.evaluation.significance import paired_bootstrap_over_tiles
 
 Found = dict[str, Any]
 
@@ -88,7 +87,7 @@ def test_files_alone_give_every_mean_difference_and_interval(compared: tuple[Pat
                 tuple(read_predictions(Path(row["predictions"])).select("test") for row in both)
                 for both in zip(base["seeds"], line["seeds"], strict=True)
             ]
-            drawn = paired_bootstrap_over_tiles(pairs, "accuracy", resamples)  # type: ignore[arg-type]
+            drawn = paired_bootstrap(pairs, ("accuracy",), resamples)["accuracy"]  # type: ignore[arg-type]
             assert (line["over_tiles"]["low"], line["over_tiles"]["high"]) == (drawn.interval.low, drawn.interval.high)
             assert f"[{100 * (drawn.interval.low or 0):+.1f}, {100 * (drawn.interval.high or 0):+.1f}]" in markdown
             if np.ptp(gains) < 1e-12:
@@ -118,18 +117,18 @@ def test_reference_rows_keep_their_predictions_beside_the_comparison(compared: t
 def test_findings_are_numbers_with_files(compared: tuple[Path, Found, list[str]]) -> None:
     _, found, _ = compared
     by = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
-    for row in by["Who is right where vision is wrong"]["values"]:
+    for row in by["Complementarity: correct where vision is wrong"]["values"]:
         vision, other = (read_predictions(Path(row[side])).select("test") for side in ("vision", "predictions"))
         again = complementarity(vision, other, 0, 1)
         assert (row["only_other"], row["accuracy"]) == (again.only_other, pytest.approx(right(other).mean()))
         if row["seed"] == 1:
             assert row["excess_low"] == complementarity(vision, other, 20, 1).intervals["excess"].low
-    shown = {row[0]: row for row in by["Who is right where vision is wrong"]["rows"]}
+    shown = {row[0]: row for row in by["Complementarity: correct where vision is wrong"]["rows"]}
     assert {name.partition(":")[0] for name in shown} == {
         "text only", "the VLM's image probe", "image_only, the next seed", "clip_it_all",
     }  # fmt: skip
     for name, row in shown.items():
-        own = [v for v in by["Who is right where vision is wrong"]["values"] if v["classifier"] == name]
+        own = [v for v in by["Complementarity: correct where vision is wrong"]["values"] if v["classifier"] == name]
         shares = [100 * value["share"] for value in own]
         assert [value["seed"] for value in own] == [1, 2], "R of every seed"
         assert row[1] == f"{fmean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
@@ -244,7 +243,7 @@ def rows_of(arm: str, values: list[float | None], predictions: Path | None = Non
 
 def exported(made: list[ArmResult], **against: list[ArmResult]) -> Found:
     """These results as comparison.json keeps them."""
-    return numbers(ComparisonResults((), made, against), [])
+    return export_numbers(ComparisonResults((), made, against), [])
 
 
 def test_blanks_say_why() -> None:
@@ -272,7 +271,7 @@ def test_blanks_say_why() -> None:
 
 def test_an_interval_over_tiles_is_kept_with_its_reason() -> None:
     rows = rows_of("base", [0.5, 0.4], Path("file")) + rows_of("a", [0.6, 0.7], Path("file"))
-    drawn = Difference(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
+    drawn = PairedDifference(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
     made = compute_results(rows, "base", lambda old, new: drawn)
     found = exported(made, base=made)
     expected = {"value": 0.2, "low": None, "high": None, "reason": "1 independent unit to resample; 2 are needed"}
@@ -281,10 +280,11 @@ def test_an_interval_over_tiles_is_kept_with_its_reason() -> None:
 
 
 def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
-    plain = AnalysisResult("a", "b", ("c",), (("d",),), "rows", {}, ({"d": 1.5},))
+    plain = AnalysisResult(heading="a", text="b", header=("c",), rows=(("d",),), source="rows", values=({"d": 1.5},))
     points = {"left": {"tiles": np.array([[0.0, 1.0], [2.0, 3.0]])}, "right": {"snippets": np.array([[4.0, 5.0]])}}
     ids = {"left": {"tiles": np.array(["t1", "t2"])}, "right": {"snippets": np.array(["s1"])}}
-    first, second = keep_planes([plain, AnalysisResult("e", "f", ("g",), (), "stores", points, (), ids)], tmp_path)
+    pictured = AnalysisResult(heading="e", text="f", header=("g",), rows=(), source="stores", planes=points, ids=ids)
+    first, second = write_points([plain, pictured], tmp_path)
     assert first == plain and second.points == "plane-1.parquet"
     assert second.source == "stores; plane-1.parquet: x, y by id"
     assert pq.read_table(tmp_path / "plane-1.parquet").to_pylist() == [
@@ -292,10 +292,10 @@ def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
         {"plane": "left", "kind": "tiles", "id": "t2", "x": 2.0, "y": 3.0},
         {"plane": "right", "kind": "snippets", "id": "s1", "x": 4.0, "y": 5.0},
     ]
-    assert numbers(ComparisonResults((), (), {}), [first])["findings"][0]["values"] == [{"d": 1.5}]
+    assert export_numbers(ComparisonResults((), (), {}), [first])["findings"][0]["values"] == [{"d": 1.5}]
 
 
 def test_test_sets_with_like_names_have_files_of_their_own(tmp_path: Path) -> None:
-    names = {predictions_file(tmp_path, "vlm", seed, part).name for seed in (None, 1) for part in ("a b", "a-b", "a/b")}
-    assert len(names) == 6 and predictions_file(tmp_path, "vlm", 1, "test").name == "vlm-seed1-test.parquet"
+    names = {reference_file(tmp_path, "vlm", seed, part).name for seed in (None, 1) for part in ("a b", "a-b", "a/b")}
+    assert len(names) == 6 and reference_file(tmp_path, "vlm", 1, "test").name == "vlm-seed1-test.parquet"
     assert all("/" not in name and " " not in name for name in names)

@@ -1,0 +1,159 @@
+"""Export a comparison: the rows as Parquet and CSV, and every number that its tables show as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import git_commit, read_json, whole_file, write_json
+from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.statistics import ArmResult, ComparisonResults
+from clipit.config.comparison import ComparisonConfig
+from clipit.config.run import RunConfig
+from clipit.errors import DataError, explain
+from clipit.evaluation.intervals import PairedDifference
+from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
+from clipit.evaluation.significance import Significance
+from clipit.reporting.csv_record import write_record
+
+RERUN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
+
+
+def export_comparison(
+    config: RunConfig,
+    comparison: ComparisonConfig,
+    results: ComparisonResults,
+    analyses: Sequence[AnalysisResult],
+    notes: Sequence[str],
+    folder: Path,
+) -> None:
+    """Write comparison.parquet, the rows, and comparison.json, the rows with all numbers behind the tables.
+
+    Args:
+        config: Configuration that all runs share.
+        comparison: Section of the comparison.
+        results: Scores and statistics.
+        analyses: Results of the analyses, their points written (`write_points`).
+        notes: Sentences under the main table.
+        folder: Folder of the comparison.
+    """
+    records = [row.to_record() for row in results.rows]
+    with whole_file(folder / "comparison.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(records), temporary)
+    settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
+    provenance = {"config": settings, "commit": git_commit(), "rows": records}
+    write_json(folder / "comparison.json", provenance | export_numbers(results, analyses) | {"notes": list(notes)})
+
+
+def export_csv(folder: Path, path: Path) -> None:
+    """Write the rows of a finished comparison as CSV, for keeping beside the code (`results/*.csv`).
+
+    Raises:
+        DataError: There is no comparison in the folder.
+        ArtifactError: The file cannot be written.
+    """
+    source = folder / "comparison.json"
+    if not source.is_file():
+        raise DataError(explain("no comparison here", where=folder, fix="run scripts/compare.py first"))
+    write_record(path, CSV_COLUMNS, read_json(source, f"delete it and {RERUN}")["rows"])
+
+
+def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult]) -> dict[str, Any]:
+    """Return every computed number of a comparison's tables, unrounded; scores in 0..1.
+
+    Args:
+        results: Scores and statistics.
+        analyses: Results of the analyses, their points written (`write_points`).
+
+    Returns:
+        `lines`, `against` and `findings`, ready for JSON.
+    """
+    return {
+        "lines": [_arm(arm) for arm in results.arms],
+        "against": {control: [_arm(arm) for arm in arms] for control, arms in results.against.items()},
+        "findings": [_analysis(analysis) for analysis in analyses],
+    }
+
+
+def write_points(analyses: Sequence[AnalysisResult], folder: Path) -> list[AnalysisResult]:
+    """Write the points of each scatter plot as plane-<number>.parquet, and name the file in the result's source.
+
+    Columns: plane (title of the panel), kind (name of the points), id (of the tile or snippet), x, y.
+    """
+    written = []
+    for number, analysis in enumerate(analyses):
+        if not analysis.planes:
+            written.append(analysis)
+            continue
+        parts = [
+            pa.table(
+                {
+                    "plane": [title] * len(points),
+                    "kind": [kind] * len(points),
+                    "id": pa.array(analysis.ids[title][kind].tolist(), pa.string()),
+                    "x": points[:, 0],
+                    "y": points[:, 1],
+                }
+            )
+            for title, kinds in analysis.planes.items()
+            for kind, points in kinds.items()
+        ]
+        file = f"plane-{number}.parquet"
+        with whole_file(folder / file) as temporary:
+            pq.write_table(pa.concat_tables(parts), temporary)
+        written.append(replace(analysis, source=f"{analysis.source}; {file}: x, y by id", points=file))
+    return written
+
+
+def _arm(arm: ArmResult) -> dict[str, Any]:
+    scores = [score for score in arm.scores.values() if score is not None]
+    differences = list(arm.differences.values())
+    return {
+        **arm.key._asdict(),
+        "reference": arm.reference,
+        "mean": arm.mean,
+        "sd": stdev(scores) if len(scores) == len(arm.scores) > 1 else None,
+        "difference": fmean(differences) if differences else None,
+        "over_seeds": None if arm.over_seeds is None else asdict(arm.over_seeds),
+        "over_tiles": None if arm.over_tiles is None else _difference(arm.over_tiles),
+        "p": _test(arm.p),
+        "p_holm": _test(arm.p_holm),
+        "costs": {name: _mean_of(arm.rows, name) for name in (*COSTS, "zero_shot")},
+        "seeds": [_seed(row, arm.differences.get(row.seed)) for row in arm.rows],
+    }
+
+
+def _difference(difference: PairedDifference) -> dict[str, Any]:
+    return {"value": difference.value} | asdict(difference.interval)
+
+
+def _test(test: Significance) -> dict[str, Any]:
+    return {"value": test.p, "reason": test.reason}
+
+
+def _mean_of(rows: Sequence[ScoreRow], column: str) -> float | None:
+    """Mean over seeds; None where no row has a value."""
+    values = [value for row in rows if (value := getattr(row, column)) is not None]
+    return fmean(values) if values else None
+
+
+def _seed(row: ScoreRow, difference: float | None) -> dict[str, Any]:
+    record = row.to_record()
+    scores = {"seed": row.seed, "score": row.score, "difference": difference}
+    return scores | {name: record[name] for name in ("run", "predictions", "reason")}
+
+
+def _analysis(analysis: AnalysisResult) -> dict[str, Any]:
+    return {
+        "heading": analysis.heading,
+        "text": analysis.text,
+        "source": analysis.source,
+        "header": list(analysis.header),
+        "rows": [list(row) for row in analysis.rows],
+        "values": [dict(record) for record in analysis.values],
+        "points": analysis.points,
+    }

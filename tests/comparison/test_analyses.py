@@ -1,4 +1,4 @@
-"""Gain by pairing score goes by the snippets that the rules of the pairing give; published figures by their metric."""
+"""Pairing scores of test tiles, and published scores."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from clipit.workspace.workspace import Workspace
 
 
 def all_cosines(workspace: Workspace, split: str) -> np.ndarray:
-    """Every tile with every snippet."""
+    """Cosine of every tile with every snippet."""
     store, index = workspace.tile_store(split), workspace.index
     tiles = store.rows(store.positions(workspace.all_tiles.of_split(split).ids))
     return centred(tiles, workspace.tile_mean) @ index.vectors(np.arange(len(index.ids))).T
 
 
-def test_first_cosines_are_those_of_the_rules(configure: MakeConfig) -> None:
+def test_first_cosines_follow_the_pairing_rules(configure: MakeConfig) -> None:
     plain = Workspace(configure())
     ids = plain.all_tiles.of_split("test").ids
     every = all_cosines(plain, "test")
@@ -40,7 +40,7 @@ def test_first_cosines_are_those_of_the_rules(configure: MakeConfig) -> None:
     assert np.isnan(found).any() and np.isfinite(found).any()
 
 
-def test_arms_with_pairing_keys_of_their_own_are_named(configure_file: MakeFile) -> None:
+def test_arms_with_other_pairing_rules_are_named(configure_file: MakeFile) -> None:
     three = configure_file(**{"comparison.arms": ["image_only", "clip_it_all", "top5"]})
     (one,) = plan_comparison(three.run, three.comparison)
     assert "(top5)" in _arms_with_other_rules(one)
@@ -59,7 +59,7 @@ def test_arms_with_pairing_keys_of_their_own_are_named(configure_file: MakeFile)
         ("nct_crc", "auroc", False),
     ],
 )
-def test_published_figures_stand_beside_their_own_metric_alone(
+def test_published_scores_are_shown_only_in_their_own_metric(
     configure_file: MakeFile, source: str, metric: str, shown: bool
 ) -> None:
     keys: dict[str, Any] = {"comparison.arms": ["image_only", "clip_it_paper"], "comparison.metric": metric}

@@ -1,4 +1,4 @@
-"""Comparison, tuning and demo: the same treatment for all arms, and figures that can be traced."""
+"""Comparison and tuning: every arm is treated alike, and every figure can be traced."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     )
 
 
-def test_comparison_holds_every_arm_seed_and_reference(small: ConfigFile) -> None:
+def test_comparison_has_a_row_for_every_arm_seed_and_reference(small: ConfigFile) -> None:
     folder = compare(small.run, small.comparison)
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     assert {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("reference")} == {
@@ -51,7 +51,7 @@ def test_comparison_holds_every_arm_seed_and_reference(small: ConfigFile) -> Non
     assert "VLM zero-shot" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_a_wrong_prompt_set_is_found_before_any_training(small: ConfigFile, tmp_path: Path) -> None:
+def test_wrong_prompt_set_is_an_error_before_training(small: ConfigFile, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     known = Path(str(small.run.prompts)).read_text(encoding="utf-8")
     wrong.write_text(known.replace("stroma:", "muscle:"), encoding="utf-8")
@@ -63,7 +63,7 @@ def test_a_wrong_prompt_set_is_found_before_any_training(small: ConfigFile, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_runs_are_kept(small: ConfigFile) -> None:
+def test_finished_runs_are_not_trained_again(small: ConfigFile) -> None:
     compare(small.run, small.comparison)
     stamps = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
     said = capture_log()
@@ -72,7 +72,7 @@ def test_finished_runs_are_kept(small: ConfigFile) -> None:
     assert sum(line.startswith("kept") for line in said) == 4
 
 
-def test_pages_and_tables_hold_the_figures(small: ConfigFile) -> None:
+def test_markdown_page_and_latex_have_all_sections(small: ConfigFile) -> None:
     folder = compare(small.run, small.comparison)
     markdown, page, latex = (
         (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
@@ -98,13 +98,13 @@ def test_shorter_arms_get_a_row_at_equal_steps(small: ConfigFile) -> None:
     assert "One seed only" in text and "one seed: none" in text
 
 
-def test_arms_with_another_search_are_refused(small: ConfigFile) -> None:
+def test_arm_outside_the_search_grid_is_an_error(small: ConfigFile) -> None:
     arms = {"clip_it_all": {"base": "clip_it_all", "training.learning_rate": 0.5}}
     with pytest.raises(ConfigError, match=r"clip_it_all \(learning rate 0\.5\)"):
         compare(with_run(small, arms=arms).run, small.comparison)
 
 
-def test_several_data_sets_and_their_keys(small: ConfigFile) -> None:
+def test_each_data_set_uses_its_own_keys(small: ConfigFile) -> None:
     keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "why": ("classes",)}
     folder = compare(small.run, small.comparison.model_copy(update=keys))
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
@@ -115,7 +115,7 @@ def test_several_data_sets_and_their_keys(small: ConfigFile) -> None:
         compare(small.run, small.comparison.model_copy(update=wrong))
 
 
-def test_a_record_has_what_must_stand_beside_a_score(small: ConfigFile, tmp_path: Path) -> None:
+def test_csv_export_has_the_provenance_of_every_score(small: ConfigFile, tmp_path: Path) -> None:
     folder = compare(small.run, small.comparison)
     export_csv(folder, tmp_path / "record.csv")
     with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
@@ -169,7 +169,7 @@ def test_seeds_of_the_search_are_never_reported(small: ConfigFile) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "/dev/null", "/proc/out/rows.csv", "file/rows.csv"])
-def test_a_record_that_cannot_be_written_is_found_first(tmp_path: Path, place: str) -> None:
+def test_unwritable_csv_path_is_an_error_before_the_comparison(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"(?s)not a file|no folder|Not a directory|File exists"):

@@ -1,4 +1,4 @@
-"""The demo's world: written whole or not at all, and never over anything else."""
+"""The demo's world is written whole or not at all, and never over other files."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_it_is_written_once(config: RunConfig, tmp_path: Path) -> None:
+def test_world_is_written_once(config: RunConfig, tmp_path: Path) -> None:
     said = capture_log()
     world = demo_world(config)
     assert world == tmp_path / "world" and len(said) == 1
@@ -42,7 +42,7 @@ def test_it_is_written_once(config: RunConfig, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
 
 
-def test_an_empty_folder_will_do(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_folder_is_filled(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "world").mkdir()
     monkeypatch.chdir(tmp_path / "world")
     config = validate({"tiles": {"source": "table", "path": "tiles.csv"}}, "test")
@@ -51,7 +51,7 @@ def test_an_empty_folder_will_do(config: RunConfig, tmp_path: Path, monkeypatch:
     assert digests(Path.cwd()) == digests(tmp_path / "same")
 
 
-def test_a_users_own_tiles_are_left_alone(config: RunConfig, tmp_path: Path) -> None:
+def test_folder_with_user_files_is_not_changed(config: RunConfig, tmp_path: Path) -> None:
     world = tmp_path / "world"
     world.mkdir()
     for name in ("tiles.csv", "tiles.zip"):
@@ -63,7 +63,7 @@ def test_a_users_own_tiles_are_left_alone(config: RunConfig, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
-def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
+def test_interrupted_write_leaves_no_world_and_is_repeated(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(folder: Path, world: WorldConfig) -> None:
@@ -90,7 +90,7 @@ def test_a_kill_leaves_no_world_and_the_next_start_writes_it(
         "{",
     ],
 )
-def test_another_world_is_not_taken_for_todays(config: RunConfig, tmp_path: Path, facts: str) -> None:
+def test_folder_with_another_world_is_an_error(config: RunConfig, tmp_path: Path, facts: str) -> None:
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"not that of seed(?s:.*)world\.json(?s:.*)delete its folder"):

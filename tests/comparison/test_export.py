@@ -1,4 +1,4 @@
-"""comparison.json and the predictions that it names are enough to make every shown figure again."""
+"""Every figure of a comparison can be recomputed from comparison.json and the predictions that it names."""
 
 import hashlib
 import html
@@ -31,7 +31,7 @@ Found = dict[str, Any]
 def compared(
     world: dict[str, Any], shared_output: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Found, list[str]]:
-    """A small comparison with a shifted set and a control; its folder, comparison.json, and what was said."""
+    """A small comparison with a shifted set and a control: its folder, comparison.json and log."""
     from clipit.config.load import merge, nested, validate_file
 
     keys: dict[str, Any] = {
@@ -53,19 +53,18 @@ def compared(
 
 
 def line_of(found: Found, arm: str, part: str = "test") -> Found:
-    """The line of an arm."""
     (line,) = [line for line in found["lines"] if (line["arm"], line["part"]) == (arm, part)]
     return dict(line)
 
 
 def scores(line: Found) -> list[float]:
-    """Accuracies, computed from the files alone."""
+    """Accuracies computed from the predictions."""
     tables = [read_predictions(Path(row["predictions"])).select("test") for row in line["seeds"]]
     return [float((t.probabilities.argmax(axis=1) == t.labels)[t.labels >= 0].mean()) for t in tables]
 
 
 @pytest.mark.slow
-def test_files_alone_give_every_mean_difference_and_interval(compared: tuple[Path, Found, list[str]]) -> None:
+def test_means_differences_and_intervals_can_be_recomputed_from_the_files(compared: tuple[Path, Found, list[str]]) -> None:
     folder, found, _ = compared
     resamples, markdown = found["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
     assert len({(line["arm"], line["part"]) for line in found["lines"]}) == 2 * 5, "two arms, three references"
@@ -99,7 +98,7 @@ def test_files_alone_give_every_mean_difference_and_interval(compared: tuple[Pat
 
 
 @pytest.mark.slow
-def test_reference_rows_keep_their_predictions_beside_the_comparison(compared: tuple[Path, Found, list[str]]) -> None:
+def test_reference_rows_write_their_predictions_to_the_comparison_folder(compared: tuple[Path, Found, list[str]]) -> None:
     folder, found, _ = compared
     kept = folder / "predictions" / "small"
     probe, zero_shot = line_of(found, "reference: VLM linear probe"), line_of(found, "reference: VLM zero-shot")
@@ -114,7 +113,7 @@ def test_reference_rows_keep_their_predictions_beside_the_comparison(compared: t
 
 
 @pytest.mark.slow
-def test_findings_are_numbers_with_files(compared: tuple[Path, Found, list[str]]) -> None:
+def test_analysis_values_can_be_recomputed_from_their_files(compared: tuple[Path, Found, list[str]]) -> None:
     _, found, _ = compared
     by = {finding["heading"].partition(" (")[0]: finding for finding in found["findings"]}
     for row in by["Complementarity: correct where vision is wrong"]["values"]:
@@ -153,24 +152,23 @@ def test_findings_are_numbers_with_files(compared: tuple[Path, Found, list[str]]
 
 
 def right(table: Predictions) -> np.ndarray:
-    """1.0 where a tile is predicted rightly, tiles by id."""
+    """1.0 for each correctly classified tile, sorted by id."""
     table = table.by_id()
     return 1.0 * (table.probabilities.argmax(axis=1) == table.labels)
 
 
 def found_class(table: Predictions, row: Found) -> int:
-    """Number of the row's class."""
     return table.classes.index(row["class"])
 
 
 def pairs_of(row: Found) -> list[tuple[Predictions, Predictions]]:
-    """Per seed the arm's and the baseline's predictions of the test tiles."""
+    """Test predictions of the arm and of the baseline, per seed."""
     sides = [[read_predictions(Path(file)).select("test") for file in row[key]] for key in ("predictions", "baseline")]
     return list(zip(*sides, strict=True))
 
 
 @pytest.mark.slow
-def test_points_of_the_pictures_lie_beside_them_by_id(
+def test_points_of_scatter_plots_are_written_with_ids(
     compared: tuple[Path, Found, list[str]], world: dict[str, Any]
 ) -> None:
     folder, found, _ = compared
@@ -199,7 +197,7 @@ def test_points_of_the_pictures_lie_beside_them_by_id(
 
 
 @pytest.mark.slow
-def test_reference_rows_have_their_own_provenance_and_all_rows_that_of_their_files(
+def test_rows_have_provenance_and_hashes_of_their_predictions(
     compared: tuple[Path, Found, list[str]],
 ) -> None:
     folder, found, _ = compared
@@ -224,7 +222,7 @@ def test_reference_rows_have_their_own_provenance_and_all_rows_that_of_their_fil
 
 
 def rows_of(arm: str, values: list[float | None], predictions: Path | None = None) -> list[ScoreRow]:
-    """One row per seed; without a file there is nothing to resample."""
+    """One row per seed."""
     return [
         ScoreRow(
             data_set="d",
@@ -242,11 +240,10 @@ def rows_of(arm: str, values: list[float | None], predictions: Path | None = Non
 
 
 def exported(made: list[ArmResult], **against: list[ArmResult]) -> Found:
-    """These results as comparison.json keeps them."""
     return export_numbers(ComparisonResults((), made, against), [])
 
 
-def test_blanks_say_why() -> None:
+def test_missing_statistics_have_a_reason() -> None:
     rows = rows_of("base", [0.5] * 5) + rows_of("same", [0.6] * 5) + rows_of("gap", [0.5, None, 0.5, 0.5, 0.5])
     found = exported(compute_results(rows, "base", lambda old, new: None))
     same, gap = line_of(found, "same"), line_of(found, "gap")
@@ -269,7 +266,7 @@ def test_blanks_say_why() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_an_interval_over_tiles_is_kept_with_its_reason() -> None:
+def test_interval_over_tiles_is_exported_with_its_reason() -> None:
     rows = rows_of("base", [0.5, 0.4], Path("file")) + rows_of("a", [0.6, 0.7], Path("file"))
     drawn = PairedDifference(0.2, Interval(None, None, "1 independent unit to resample; 2 are needed"))
     made = compute_results(rows, "base", lambda old, new: drawn)
@@ -279,7 +276,7 @@ def test_an_interval_over_tiles_is_kept_with_its_reason() -> None:
     assert found["against"]["base"] == found["lines"]
 
 
-def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
+def test_write_points_numbers_files_by_analysis(tmp_path: Path) -> None:
     plain = AnalysisResult(heading="a", text="b", header=("c",), rows=(("d",),), source="rows", values=({"d": 1.5},))
     points = {"left": {"tiles": np.array([[0.0, 1.0], [2.0, 3.0]])}, "right": {"snippets": np.array([[4.0, 5.0]])}}
     ids = {"left": {"tiles": np.array(["t1", "t2"])}, "right": {"snippets": np.array(["s1"])}}
@@ -295,7 +292,7 @@ def test_planes_are_written_in_order_and_others_left(tmp_path: Path) -> None:
     assert export_numbers(ComparisonResults((), (), {}), [first])["findings"][0]["values"] == [{"d": 1.5}]
 
 
-def test_test_sets_with_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+def test_similar_test_set_names_have_different_files(tmp_path: Path) -> None:
     names = {reference_file(tmp_path, "vlm", seed, part).name for seed in (None, 1) for part in ("a b", "a-b", "a/b")}
     assert len(names) == 6 and reference_file(tmp_path, "vlm", 1, "test").name == "vlm-seed1-test.parquet"
     assert all("/" not in name and " " not in name for name in names)

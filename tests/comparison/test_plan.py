@@ -1,4 +1,4 @@
-"""What a comparison runs: names and keys of its data sets, checked before anything is trained."""
+"""Plans of a comparison: names and keys of its data sets are checked before training."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def plans(**comparison: Any) -> list[Plan]:
     return plan_comparison(file.run, file.comparison)
 
 
-def test_settings_have_folders_of_their_own() -> None:
+def test_plans_have_different_folders() -> None:
     found = plans(data_sets={"a b": {}, "c": {}}, backbones=["x", "y"])
     assert [plan.config.name for plan in found] == ["demo-a-b-x", "demo-a-b-y", "demo-c-x", "demo-c-y"]
 
@@ -31,13 +31,13 @@ def test_settings_have_folders_of_their_own() -> None:
         ({"backbones": ["hub:a", "hub/a"]}, r"'hub:a', 'demo' on 'hub/a'"),
     ],
 )
-def test_settings_that_would_share_a_folder(comparison: dict[str, Any], named: str) -> None:
+def test_plans_that_would_share_a_folder_are_an_error(comparison: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"would share one folder: .*{named}"):
         plans(**comparison)
 
 
 @pytest.mark.parametrize("data_sets", [{"é": {}, "ü": {}}, {"é": {}}, {"...": {}}])
-def test_names_of_which_nothing_is_left(data_sets: dict[str, Any]) -> None:
+def test_data_set_name_without_folder_characters_is_an_error(data_sets: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="no character that a folder's name may have"):
         plans(data_sets=data_sets)
 
@@ -54,12 +54,12 @@ def test_names_of_which_nothing_is_left(data_sets: dict[str, Any]) -> None:
         {"comparison": {"arms": ["image_only"]}},
     ],
 )
-def test_keys_that_a_data_set_cannot_have(keys: dict[str, Any]) -> None:
+def test_shared_keys_of_a_data_set_are_an_error(keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)cannot have its own {next(iter(keys))}.*comparison\.data_sets\.few"):
         plans(data_sets={"few": {"tiles.labels.value": 2, **keys}, "all": {}})
 
 
-def test_the_classes_of_shifted_sets_are_looked_at_first(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_classes_of_shifted_sets_are_checked_before_training(configure_file: MakeFile, tmp_path: Path) -> None:
     file = configure_file({"output": tmp_path / "out", "comparison.seeds": [1], "comparison.tuning_seeds": [2]})
     two = file.run.tiles.model_copy(update={"class_map": {"gland": "gland", "stroma": "stroma"}})
     file = with_comparison(file, shifted={"centre 2": two})

@@ -1,4 +1,4 @@
-"""Shifted test sets: predictions belong to one training, and no image that training has seen is among the tiles."""
+"""Shifted test sets: predictions belong to one training, and tiles seen in training are dropped."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from clipit.workspace.workspace import Workspace
 
 @pytest.fixture
 def elsewhere(world: dict[str, Any], tmp_path: Path) -> dict[str, str]:
-    """A table of the test tiles with pixels of their own, two of which are copies: of a training and a test tile."""
+    """The test tiles with other pixels; two are copies, of a training tile and of a test tile."""
     source = Path(world["tiles"]["path"])
     with source.open(encoding="utf-8", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["split"] == "test"]
@@ -48,7 +48,7 @@ def shifted_tiles(workspace: Workspace, tiles: dict[str, str]) -> TileSet:
     return workspace.shifted_tiles("centre 2", TilesConfig.model_validate(tiles))
 
 
-def test_copies_of_training_tiles_stop_the_comparison(
+def test_copies_of_training_tiles_are_an_error(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
     made = Workspace(configure({"output": str(tmp_path)}))
@@ -59,7 +59,7 @@ def test_copies_of_training_tiles_stop_the_comparison(
 
 
 @pytest.mark.parametrize(("policy", "left"), [("exclude", 23), ("note", 24), ("off", 24)])
-def test_copies_are_left_out_counted_or_told(
+def test_copies_are_dropped_or_counted_by_policy(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path, policy: str, left: int
 ) -> None:
     said = capture_log()
@@ -79,10 +79,10 @@ def test_copies_are_left_out_counted_or_told(
         assert (leak["kind"], leak["id"], leak["other_id"]) == ("exact", "images/train-005.png", "images/test-003.png")
 
 
-def test_images_that_look_like_training_tiles_are_found_when_asked_for(
+def test_near_duplicates_of_training_tiles_are_found_with_pixels_near(
     configure: MakeConfig, elsewhere: dict[str, str], world: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A training tile, turned and with other light, so that no pixel is the same."""
+    """The near duplicate is rotated and darkened, so that no pixel is the same."""
     source, root = Path(world["tiles"]["path"]).parent / "images", Path(elsewhere["path"]).parent / "images"
     picture = Image.open(source / "train-009.png").transpose(Image.Transpose.ROTATE_90)
     picture.point(lambda value: int(value * 0.9) + 10).save(root / "test-007.png")
@@ -103,14 +103,14 @@ def test_images_that_look_like_training_tiles_are_found_when_asked_for(
     assert listed[1]["similarity"] > 0.9
 
 
-def test_pixels_are_not_compared_when_nobody_shall_look(
+def test_pixels_are_not_compared_with_pixels_off(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
     made = Workspace(configure({"output": str(tmp_path)}, **{"leaks.pixels": "off"}))
     assert len(shifted_tiles(made, elsewhere)) == 24
 
 
-def test_a_set_of_nothing_but_copies_is_refused(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
+def test_shifted_set_of_copies_only_is_an_error(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:
     source = Path(world["tiles"]["path"])
     shutil.copytree(source.parent / "images", tmp_path / "images")
     with (tmp_path / "tiles.csv").open("w", encoding="utf-8") as stream:
@@ -123,13 +123,12 @@ def test_a_set_of_nothing_but_copies_is_refused(configure: MakeConfig, world: di
 
 
 @pytest.mark.slow
-def test_a_run_trained_anew_never_keeps_old_shifted_predictions(
+def test_retrained_run_does_not_reuse_shifted_predictions(
     configure: MakeConfig, elsewhere: dict[str, str], tmp_path: Path
 ) -> None:
     keys = {"arm": "image_only", "training.steps": 2, "training.evaluate_every": 1, "leaks.policy": "exclude"}
 
     def predicted(rate: float) -> tuple[Path, np.ndarray]:
-        """The file and what is in it, for a run in one and the same folder."""
         config = configure({"output": str(tmp_path)}, **keys, **{"training.learning_rate": rate})
         workspace, resolved = Workspace(config), resolve_arm(config)
         folder = train_run(config, workspace)

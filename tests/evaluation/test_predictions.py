@@ -93,7 +93,7 @@ def test_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing columns: p_H"):
         read_predictions(path)
     pq.write_table(table.replace_schema_metadata({}), path)
-    with pytest.raises(DataError, match="what its classes are"):
+    with pytest.raises(DataError, match="does not name its classes"):
         read_predictions(path)
 
 

@@ -1,4 +1,4 @@
-"""The text-only head reads what the rules of the pairing give: the pairs of training tiles, the same for all others."""
+"""The text-only head reads the snippets that the pairing rules give to each tile."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from clipit.workspace.workspace import Workspace
         {"pairing.k": 2, "pairing.mutual": True, "pairing.mutual_neighbours": 3},
     ],
 )
-def test_training_tiles_read_their_pairs(configure: MakeConfig, rules: dict[str, Any]) -> None:
+def test_training_tiles_retrieve_their_pairs(configure: MakeConfig, rules: dict[str, Any]) -> None:
     workspace = Workspace(configure(rules))
     train, found = workspace.all_tiles.of_split("train"), retrieved_text(workspace)
     index, expected = workspace.index, np.zeros_like(found["train"])
@@ -34,7 +34,7 @@ def test_training_tiles_read_their_pairs(configure: MakeConfig, rules: dict[str,
     assert (np.linalg.norm(expected, axis=1) == 0).any() == bool(rules.get("pairing.mutual")), "tiles without a pair"
 
 
-def test_test_tiles_find_snippets_of_the_asked_organ_alone(
+def test_test_tiles_retrieve_only_snippets_of_the_configured_organ(
     configure: MakeConfig, world: dict[str, Any], tmp_path: Path
 ) -> None:
     lines = [json.loads(line) for line in Path(world["reports"]["path"]).read_text(encoding="utf-8").splitlines()]

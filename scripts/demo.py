@@ -9,11 +9,11 @@ def main() -> None:
     with user_errors():
         extra = {"--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"}}
         file, options = read_file_command(__doc__ or "", ["comparison"], extra=extra)
-        from clipit.comparison.demo import demo, demo_world
+        from clipit.comparison.demo import demo, write_demo_world
         from clipit.comparison.tune import tune
 
         if options.tune:
-            demo_world(file.run)
+            write_demo_world(file.run)
             print(f"\nall trials, and the arms for the configuration beside it: {tune(file.run, file.comparison)}")
         else:
             demo(file.run, file.comparison)

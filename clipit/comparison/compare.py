@@ -10,9 +10,9 @@ from clipit.comparison.export import export_comparison, write_points
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
-from clipit.comparison.rows import add_costs, run_rows
+from clipit.comparison.rows import add_costs, read_run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
-from clipit.comparison.vlm_reference import reference_rows
+from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -51,7 +51,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     analyses: list[AnalysisResult] = []
     for plan, workspace in zip(plans, workspaces, strict=True):
         predictions = folder / "predictions" / plan.config.name
-        rows = [*_train(plan, workspace), *reference_rows(plan, workspace, predictions)]
+        rows = [*_train(plan, workspace), *score_vlm(plan, workspace, predictions)]
         if get_processes().main:
             rows = add_costs(plan, rows, workspace)
         analyses += run_analyses(plan, workspace, rows, predictions)
@@ -73,7 +73,7 @@ def _train(plan: Plan, workspace: Workspace) -> list[ScoreRow]:
         for arm in plan.arms:
             run = plan.run_config(arm, seed)
             finished = (run_folder(run) / "results.json").is_file()
-            new = run_rows(plan, workspace, train_run(run, workspace), arm, seed)
+            new = read_run_rows(plan, workspace, train_run(run, workspace), arm, seed)
             rows += new
             scores = ", ".join(f"{row.part} {_percent(row.score)}" for row in new)
             where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"

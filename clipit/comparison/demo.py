@@ -30,7 +30,7 @@ def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
         The folder of the comparison.
     """
     start = time.perf_counter()
-    world = demo_world(config)
+    world = write_demo_world(config)
     folder = compare(config, comparison)
     arm = "clip_it_all" if "clip_it_all" in comparison.arms else comparison.arms[0]
     run = run_folder(config.model_copy(update={"arm": arm, "seed": comparison.seeds[0]}))
@@ -45,7 +45,7 @@ def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
     return folder
 
 
-def demo_world(config: RunConfig) -> Path:
+def write_demo_world(config: RunConfig) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
 
     The folder is written whole or not at all, so a folder with any other content belongs to the user.

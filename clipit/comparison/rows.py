@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int) -> list[ScoreRow]:
+def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed: int) -> list[ScoreRow]:
     """Read the rows of a finished run, one per test set."""
     results = read_results(folder)
     recorded, metric = results["provenance"], plan.comparison.metric

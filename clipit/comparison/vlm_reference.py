@@ -30,7 +30,7 @@ PROBE = f"{REFERENCE}: VLM linear probe"
 _FILES = {ZERO_SHOT: "vlm-zero-shot", CENTRED: "vlm-zero-shot-centred", PROBE: "vlm-linear-probe"}
 
 
-def reference_rows(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
+def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     """Score the VLM on the test sets of a plan.
 
     Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (by the

@@ -28,13 +28,13 @@ class ComparisonConfig(Section):
     `{labels320: {tiles.labels.value: 40}}`; empty: this file as it is."""
     equal_steps: bool = True
     """Arms that were tuned to fewer steps than the longest one are also run at its steps, and shown so."""
-    why: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
+    analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
         "complementarity",
         "pairing",
         "classes",
         "embeddings",
     )
-    """Analyses on the first seed of each data set and backbone."""
+    """Analyses of the finished runs of each data set and backbone."""
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
     """The search grid of scripts/tune.py, the same for every arm: learning rates ..."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)

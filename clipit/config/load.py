@@ -15,7 +15,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.yaml_file import load_yaml
 
-RENAMED = {"zero_shot": "prompt_study"}
+RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 """Former keys of the configuration, dotted, and the keys that replace them."""
 
 

@@ -10,12 +10,12 @@ from clipit.errors import DataError, explain
 from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers
 from clipit.evaluation.metrics import (
     ECE_BINS,
-    averaged_over,
     class_table,
     compute_metrics,
     confusion_matrix,
+    describe_averaging,
+    explain_undefined,
     reliability_bins,
-    why_undefined,
 )
 from clipit.evaluation.predictions import Predictions
 
@@ -91,10 +91,10 @@ def _scores(
     for name, value in compute_metrics(labels, probabilities).items():
         interval = intervals[name]
         metrics[name] = {"value": value, "low": interval.low, "high": interval.high}
-        reason = why_undefined(name, labels, predictions.classes) if value is None else interval.reason
+        reason = explain_undefined(name, labels, predictions.classes) if value is None else interval.reason
         if reason:
             metrics[name]["reason"] = reason
-        over = averaged_over(name, labels, predictions.classes)
+        over = describe_averaging(name, labels, predictions.classes)
         if over and value is not None:
             metrics[name]["over"] = over
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(predictions.classes))

@@ -109,12 +109,12 @@ def weighted_scores(
 def compute_metrics(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
 ) -> dict[str, float | None]:
-    """Compute all `METRICS` of n labelled tiles; None where not defined (see `why_undefined`)."""
+    """Compute all `METRICS` of n labelled tiles; None where not defined (see `explain_undefined`)."""
     scores = weighted_scores(labels, probabilities, np.ones((len(labels), 1)))
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
 
 
-def why_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
+def explain_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
     """Explain why a score is not defined for tiles with these labels."""
     if not len(labels):
         return "no labelled tile"
@@ -124,7 +124,7 @@ def why_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str
     return "all tiles and all predictions are of one class"
 
 
-def averaged_over(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
+def describe_averaging(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
     """Tell how many classes a class-averaged score covers; "" where every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1") or not absent or not len(labels):

@@ -88,7 +88,7 @@ def test_markdown_page_and_latex_have_all_sections(small: ConfigFile) -> None:
 def test_shorter_arms_get_a_row_at_equal_steps(small: ConfigFile) -> None:
     arms = {"brief": {"base": "image_embedding", "training.steps": 1, "training.learning_rate": 0.01}}
     own = {**arms, "image_only": {"base": "image_only", "training.steps": 2, "training.learning_rate": 0.01}}
-    keys = {"arms": ("image_only", "brief"), "seeds": (1,), "why": ()}
+    keys = {"arms": ("image_only", "brief"), "seeds": (1,), "analyses": ()}
     file = with_comparison(with_run(small, arms=own), **keys)
     folder = compare(file.run, file.comparison)
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
@@ -105,7 +105,7 @@ def test_arm_outside_the_search_grid_is_an_error(small: ConfigFile) -> None:
 
 
 def test_each_data_set_uses_its_own_keys(small: ConfigFile) -> None:
-    keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "why": ("classes",)}
+    keys = {"data_sets": {"few": {}, "fewer": {"tiles.labels.value": 2}}, "seeds": (1,), "analyses": ("classes",)}
     folder = compare(small.run, small.comparison.model_copy(update=keys))
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     labels = {row["data_set"]: row["training_labels"] for row in rows if row["run"]}

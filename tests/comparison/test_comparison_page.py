@@ -238,7 +238,7 @@ def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path)
 def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     keys = {"training.steps": 2, "training.evaluate_every": 1, "evaluation.bootstrap": 20}
     compared = {"comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1]}
-    compared |= {"comparison.why": ["classes", "embeddings"], "comparison.pairing_page": 20}
+    compared |= {"comparison.analyses": ["classes", "embeddings"], "comparison.pairing_page": 20}
     return configure_file({"output": tmp_path / "out", "name": "small", **keys, **compared})
 
 

@@ -8,7 +8,7 @@ import pytest
 from logged_lines import capture_log
 
 import clipit.comparison.demo as module
-from clipit.comparison.demo import demo_world
+from clipit.comparison.demo import write_demo_world
 from clipit.config.load import validate
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
@@ -33,12 +33,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_world_is_written_once(config: RunConfig, tmp_path: Path) -> None:
     said = capture_log()
-    world = demo_world(config)
+    world = write_demo_world(config)
     assert world == tmp_path / "world" and len(said) == 1
     write_world(tmp_path / "same", SMALL)
     assert digests(world) == digests(tmp_path / "same")
     before = {path: path.stat().st_mtime_ns for path in world.iterdir()}
-    assert demo_world(config) == world and len(said) == 1
+    assert write_demo_world(config) == world and len(said) == 1
     assert {path: path.stat().st_mtime_ns for path in world.iterdir()} == before
 
 
@@ -46,7 +46,7 @@ def test_empty_folder_is_filled(config: RunConfig, tmp_path: Path, monkeypatch: 
     (tmp_path / "world").mkdir()
     monkeypatch.chdir(tmp_path / "world")
     config = validate({"tiles": {"source": "table", "path": "tiles.csv"}}, "test")
-    demo_world(config)
+    write_demo_world(config)
     write_world(tmp_path / "same", SMALL)
     assert digests(Path.cwd()) == digests(tmp_path / "same")
 
@@ -58,7 +58,7 @@ def test_folder_with_user_files_is_not_changed(config: RunConfig, tmp_path: Path
         (world / name).write_text("my own", encoding="utf-8")
     before = digests(world)
     with pytest.raises(ArtifactError, match=r"holds other files(?s:.*)tiles\.path"):
-        demo_world(config)
+        write_demo_world(config)
     assert digests(world) == before
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
@@ -74,10 +74,10 @@ def test_interrupted_write_leaves_no_world_and_is_repeated(
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("clipit.synthetic.world.write_world", killed)
-        demo_world(config)
+        write_demo_world(config)
     assert not (tmp_path / "world").exists()
     write_world(tmp_path / "same", SMALL)
-    assert digests(demo_world(config)) == digests(tmp_path / "same")
+    assert digests(write_demo_world(config)) == digests(tmp_path / "same")
     assert not (tmp_path / "world.partial").exists()
 
 
@@ -94,4 +94,4 @@ def test_folder_with_another_world_is_an_error(config: RunConfig, tmp_path: Path
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"not that of seed(?s:.*)world\.json(?s:.*)delete its folder"):
-        demo_world(config)
+        write_demo_world(config)

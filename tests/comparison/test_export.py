@@ -64,7 +64,9 @@ def scores(line: Found) -> list[float]:
 
 
 @pytest.mark.slow
-def test_means_differences_and_intervals_can_be_recomputed_from_the_files(compared: tuple[Path, Found, list[str]]) -> None:
+def test_means_differences_and_intervals_can_be_recomputed_from_the_files(
+    compared: tuple[Path, Found, list[str]],
+) -> None:
     folder, found, _ = compared
     resamples, markdown = found["config"]["evaluation"]["bootstrap"], (folder / "comparison.md").read_text()
     assert len({(line["arm"], line["part"]) for line in found["lines"]}) == 2 * 5, "two arms, three references"
@@ -98,7 +100,9 @@ def test_means_differences_and_intervals_can_be_recomputed_from_the_files(compar
 
 
 @pytest.mark.slow
-def test_reference_rows_write_their_predictions_to_the_comparison_folder(compared: tuple[Path, Found, list[str]]) -> None:
+def test_reference_rows_write_their_predictions_to_the_comparison_folder(
+    compared: tuple[Path, Found, list[str]],
+) -> None:
     folder, found, _ = compared
     kept = folder / "predictions" / "small"
     probe, zero_shot = line_of(found, "reference: VLM linear probe"), line_of(found, "reference: VLM zero-shot")

@@ -224,6 +224,8 @@ def test_a_renamed_key_is_refused_with_its_new_name(file: Callable[..., str]) ->
         read_command("test", [file({**MINIMAL, "zero_shot": {"draws": 3}})])
     with pytest.raises(ConfigError, match=r"it is now called 'prompt_study'"):
         read_file_command("test", ["prompt_study"], [file(), "--zero_shot.draws=3"])
+    with pytest.raises(ConfigError, match=r"'comparison.why' \(it is now called 'comparison.analyses'\)"):
+        read_command("test", [file({**MINIMAL, "comparison": {"why": []}})])
 
 
 @pytest.mark.parametrize(

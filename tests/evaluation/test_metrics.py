@@ -64,7 +64,7 @@ def test_a_class_without_tiles() -> None:
     labels, probabilities = labels[keep], probabilities[keep]
     ours = metrics.compute_metrics(labels, probabilities)
     assert ours["auroc"] is None
-    assert "no tile of class c" in metrics.why_undefined("auroc", labels, ("a", "b", "c", "d"))
+    assert "no tile of class c" in metrics.explain_undefined("auroc", labels, ("a", "b", "c", "d"))
     present = sk.recall_score(labels, probabilities.argmax(1), average=None, labels=[0, 1, 3])
     assert ours["balanced_accuracy"] == pytest.approx(np.mean(present))
     assert ours["macro_f1"] == pytest.approx(sk.f1_score(labels, probabilities.argmax(1), average="macro"))

@@ -32,6 +32,6 @@ def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], fol
         folder: Folder for predictions and scores that only an analysis needs.
     """
     results = []
-    for name in plan.comparison.why:
+    for name in plan.comparison.analyses:
         results += ANALYSES[name](plan, workspace, rows, folder)
     return results

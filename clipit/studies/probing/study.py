@@ -19,7 +19,7 @@ from clipit.evaluation.features import Features, Probe
 from clipit.evaluation.few_shot import few_shot
 from clipit.evaluation.intervals import bootstrap_intervals
 from clipit.evaluation.label_efficiency import label_efficiency
-from clipit.evaluation.metrics import compute_metrics, why_undefined
+from clipit.evaluation.metrics import compute_metrics, explain_undefined
 from clipit.evaluation.neighbours import knn_probabilities, simple_shot
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
@@ -272,7 +272,7 @@ def _score_rows(
     intervals = bootstrap_intervals(labels, probabilities, groups, config.evaluation.bootstrap, config.seed)
     for name in _METRICS:
         value, bounds = scores[name], intervals[name]
-        reason = bounds.reason if value is not None else why_undefined(name, labels, classes)
+        reason = bounds.reason if value is not None else explain_undefined(name, labels, classes)
         yield replace(row, metric=name, value=value, low=bounds.low, high=bounds.high, reason=reason, n=len(labels))
 
 

@@ -19,7 +19,7 @@ from clipit.distributed import get_processes
 from clipit.errors import ConfigError, explain
 from clipit.evaluation import prompt_modes
 from clipit.evaluation.intervals import paired_bootstrap
-from clipit.evaluation.metrics import METRICS, compute_metrics, why_undefined
+from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
 from clipit.prompts.grid import prompt_grid
@@ -263,7 +263,7 @@ def _write(
         "seed": options.seed,
         **process,
     }
-    undefined = why_undefined(metric, test.labels, test.classes) if frame[metric].isna().any() else ""
+    undefined = explain_undefined(metric, test.labels, test.classes) if frame[metric].isna().any() else ""
     shown = [difference for difference in differences if difference.metric == metric]
     chapters = prompt_chapters(frame, metric, undefined, shown, provenance)
     write_study(folder, "prompts", f"Prompt study: {config.name}", study_note(config), chapters, frame, SCHEMA)

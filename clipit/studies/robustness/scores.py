@@ -11,7 +11,7 @@ from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
 from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature, weighted_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
-from clipit.evaluation.metrics import reliability_bins, weighted_scores, why_undefined
+from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.studies.report import StudyRow
 from clipit.studies.robustness.models import HEAD, ZERO_SHOT_READING, MeasuredModel, Vectors, embed_tiles
@@ -139,7 +139,7 @@ def score_row(
         change=values.get("change"),
         change_low=change_bounds.low if change_bounds else None,
         change_high=change_bounds.high if change_bounds else None,
-        reason=why_undefined(metric, labels, tiles.classes) if undefined else bounds.reason if resamples else "",
+        reason=explain_undefined(metric, labels, tiles.classes) if undefined else bounds.reason if resamples else "",
     )
 
 

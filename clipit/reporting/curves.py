@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl, the log of a training."""
+"""Training curves from metrics.jsonl, the log of a training."""
 
 import json
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ Series = Mapping[str, tuple[list[int], list[float]]]
 
 
 def read_curves(path: Path) -> Series:
-    """Every numeric entry of a metrics.jsonl (one JSON object per line, with its `step`) as a series over steps.
+    """Read every numeric entry of a metrics.jsonl (one JSON object per line, with its `step`) as a series over steps.
 
-    A step that was logged twice (the training was resumed from an earlier checkpoint) counts as logged last; a last
-    line that was cut off by a kill is left out.
+    Where a step was logged twice (training resumed from an earlier checkpoint), the last value counts. A truncated
+    last line (the process was killed) is ignored.
 
     Raises:
         DataError: The file is missing, or a line before the last is damaged.
@@ -22,7 +22,7 @@ def read_curves(path: Path) -> Series:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise DataError(explain("no training log here", where=path, fix="give the folder of a run")) from error
+        raise DataError(explain("no training log", where=path, fix="give the folder of a run")) from error
     logged: dict[str, dict[int, float]] = {}
     for i, line in enumerate(lines):
         if not line.strip():

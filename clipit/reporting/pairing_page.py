@@ -1,4 +1,4 @@
-"""The page for looking at a pairing (`pairs.html`): tiles, their snippets and scores, with filters."""
+"""The pairing browser (`pairs.html`): tiles, their snippets and scores, with filters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,22 +8,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Shaped
 
-from clipit.reporting.html import Markup, Section, Text, page, template
+from clipit.reporting.html import Include, PageSection, Text, page
 
 MOST_TILES = 3000
-"""Tiles on a page unless asked otherwise: about 7 MB of pictures."""
+"""Default number of tiles on a page: about 7 MB of pictures."""
 ROWS = 100
 """Tiles shown at a time."""
 
 
-def chosen_tiles(pairs: pa.Table, most: int = MOST_TILES) -> list[str]:
-    """Ids of the tiles that a page shows, sorted: all, or `most` of them.
+def choose_tiles(pairs: pa.Table, most: int = MOST_TILES) -> list[str]:
+    """Sorted ids of the tiles that a page shows: all, or `most` of them.
 
-    These are spread evenly over the scores of their first snippets, the highest and the lowest among them.
+    A selection is spread evenly over the scores of the tiles' first snippets, from the highest to the lowest.
 
     Args:
-        pairs: tile_id, rank, snippet_id, score.
-        most: At least 2.
+        pairs: Table with the columns tile_id, rank, snippet_id, score.
+        most: Largest number of tiles, at least 2.
     """
     first = pairs.filter(pc.equal(pairs["rank"], 0))
     ids = np.array(first["tile_id"].to_pylist(), dtype=np.str_)
@@ -47,20 +47,20 @@ def pairing_page(
     about: Sequence[str] = (),
     summary: str = "",
 ) -> str:
-    """The page.
+    """HTML of the pairing browser.
 
     Args:
         title: Heading.
         note: A warning that belongs beside everything; empty for none.
-        pairs: Of all tiles: tile_id, rank, snippet_id, score.
+        pairs: Pairs of all tiles, with the columns tile_id, rank, snippet_id, score.
         texts: Snippet id -> text.
-        shown: Ids of the tiles to show (`chosen_tiles`).
-        classes: Their names.
-        labels: Tile id -> number of its class; -1 or absent where it is not known.
-        predictions: Tile id -> number of the predicted class and its probability; None without a run.
-        pictures: Tile id -> base64 text of a JPEG; None or absent: no picture.
-        about: Paragraphs: where the pairs, labels and predictions come from.
-        summary: The pairing's figures, as lines.
+        shown: Ids of the tiles to show, of `choose_tiles`.
+        classes: Class names.
+        labels: Tile id -> class index; -1 or absent where it is unknown.
+        predictions: Tile id -> index of the predicted class and its probability; None without a run.
+        pictures: Tile id -> base64 text of a JPEG; None or absent for no picture.
+        about: Paragraphs that say where pairs, labels and predictions come from.
+        summary: Summary of the pairing, as preformatted lines.
     """
     data = _data(pairs, texts, shown, classes, labels, predictions, pictures)
     total = len(pc.unique(pairs["tile_id"]))
@@ -71,17 +71,17 @@ def pairing_page(
         else f"{len(shown):,} of {total:,} paired tiles are on this page, spread evenly over the scores"
     )
     sections = [
-        Section(
+        PageSection(
             "Tiles and their snippets",
             [
                 Text(f"{sampled}; their pictures take {size:.1f} MB. Scores are cosines."),
                 *(Text(paragraph) for paragraph in about),
-                Markup(template("pairs.html")),
+                Include("pairs.html"),
             ],
         )
     ]
     if summary:
-        sections.append(Section("The whole pairing", [Text(summary, fixed=True)]))
+        sections.append(PageSection("Summary of the pairing", [Text(summary, fixed=True)]))
     return page(title, note, sections, script="pairs_script.html", data=data)
 
 
@@ -94,16 +94,16 @@ def _data(
     predictions: Mapping[str, tuple[int, float]] | None,
     pictures: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """What the script reads: columns, not rows, so that names of fields are not repeated."""
+    """The data that the script reads, by column so that field names are not repeated."""
     table = pairs.filter(pc.is_in(pairs["tile_id"], pa.array(list(shown), pa.string())))
     tile_ids, snippet_ids = _strings(table["tile_id"]), _strings(table["snippet_id"])
     ranks, scores = table["rank"].to_numpy(), table["score"].to_numpy()
     names, numbers = np.unique(snippet_ids, return_inverse=True)
     counts = pc.value_counts(pairs["snippet_id"])
     used = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
-    of_tile: dict[str, list[int | float]] = {tile_id: [] for tile_id in shown}
+    pairs_of_tile: dict[str, list[int | float]] = {tile_id: [] for tile_id in shown}
     for i in np.lexsort((ranks, tile_ids)):
-        of_tile[str(tile_ids[i])] += [int(numbers[i]), round(float(scores[i]), 4)]
+        pairs_of_tile[str(tile_ids[i])] += [int(numbers[i]), round(float(scores[i]), 4)]
     predicted = predictions or {}
     return {
         "page": ROWS,
@@ -119,7 +119,7 @@ def _data(
             "label": [int(labels.get(tile_id, -1)) for tile_id in shown],
             "predicted": [int(predicted[tile_id][0]) if tile_id in predicted else -1 for tile_id in shown],
             "probability": [round(float(predicted[t][1]), 4) if t in predicted else 0 for t in shown],
-            "pairs": [of_tile[tile_id] for tile_id in shown],
+            "pairs": [pairs_of_tile[tile_id] for tile_id in shown],
             "picture": [pictures.get(tile_id) for tile_id in shown],
         },
     }

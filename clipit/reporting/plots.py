@@ -1,30 +1,126 @@
-"""Plots as PNG files, through matplotlib's object interface (no global state, no display)."""
+"""Every plot of the package: matplotlib figures in one style, written as PNG or put into a page as SVG.
 
-from collections.abc import Mapping, Sequence
+Use `in_style` on a function that draws, `save_plot` for a file and `inline_svg` for a page. Figures are made through
+matplotlib's object interface: no global state, no display.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from html import escape, unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+from jaxtyping import Int64
+from markupsafe import Markup
 
+from clipit.artifacts import whole_file
 from clipit.reporting.curves import Series
-from clipit.reporting.png import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that colour-blind readers can tell apart (Okabe and Ito, 2008)."""
+LINE_STYLES = ("-", "--", ":", "-.")
+_STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "font.family": ["sans-serif"],
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: the same on every machine
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text in a page can be searched and read aloud
+    "svg.hashsalt": "clipit",  # otherwise the ids in an SVG are random
+    "text.parse_math": False,  # a class name with two dollar signs is no formula
+}
 _MANY_CLASSES = 5
+_MANY_POINTS = 40  # lines with more points have no markers
+_MOST_POINTS = 500  # points drawn per line
+_MANY_DECADES = 1e4  # largest over smallest value from which a logarithmic axis names powers of ten alone
 _LOSSES = ("loss", "cross_entropy", "distillation")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def confusion_plot(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path, *, title: str = "") -> None:
+
+def in_style(draw: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function so that it draws in the style of the package."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> T:
+        import matplotlib
+
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure; width and height in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+@in_style
+def save_plot(figure: "Figure", path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all; the same figure gives the same bytes."""
+    with whole_file(path) as temporary, _missing_glyphs_allowed():
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+
+
+@in_style
+def inline_svg(figure: "Figure", label: str) -> Markup:
+    """A figure as an SVG element for a page; the same figure gives the same text.
+
+    Black becomes the text colour of the page, so that the figure can be read in dark mode. Artists whose `gid` comes
+    from `tooltip` show their text under the pointer.
+
+    Args:
+        figure: Drawn in the style of the package.
+        label: Alternative text.
+    """
+    import matplotlib
+
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": label}), _missing_glyphs_allowed():  # ids must differ within a page
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    text = stream.getvalue()
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
+    text = re.sub(r'<g id="tooltip:([^"]*)">', lambda match: f"<g><title>{unescape(match[1])}</title>", text)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", text)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def tooltip(text: str) -> str:
+    """Value for the `gid` of an artist that shows this text under the pointer."""
+    return f"tooltip:{escape(text)}"
+
+
+@contextmanager
+def _missing_glyphs_allowed() -> Iterator[None]:
+    """A name with characters that the font lacks (an emoji) shows boxes in a PNG, without a screen full of warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        yield
+
+
+@in_style
+def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "") -> "Figure":
     """Confusion matrix: cells hold numbers of tiles, shades the share of the true class (row)."""
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.62 * len(classes)
-    figure = _figure(side + 0.8, side)
+    figure = new_figure(side + 0.8, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     slanted = max(map(len, classes)) > (4 if len(classes) > _MANY_CLASSES else 9)
@@ -35,81 +131,133 @@ def confusion_plot(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
         colour = "white" if share > 0.55 else "black"
         axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    save_png(figure, path)
+    return figure
 
 
-def curves_plot(series: Series, path: Path, *, title: str = "") -> None:
+@in_style
+def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
     """Training curves: one panel for losses, one for validation scores, one for the learning rate.
 
     Args:
-        series: Of `read_curves`. The loss and its terms (names that contain `loss`, `cross_entropy` or
-            `distillation`), other names that begin with `validation`, and names that contain `learning_rate` are
-            drawn; the rest (speed, memory) is not.
-        path: The PNG.
+        series: Of `read_curves`; speed and memory are not drawn.
         title: Heading.
     """
+    panels = training_panels(series)
+    figure = new_figure(9.0, 0.8 + 2.6 * max(1, len(panels)))
+    rows = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, lines) in zip(rows, panels.items(), strict=False):
+        named = {name.replace("_", " "): points for name, points in lines.items()}
+        _draw_lines(axes, named, label, logarithmic=label == "loss")
+    if panels:
+        rows[-1].set_xlabel("step")
+    else:
+        rows[0].text(0.5, 0.5, "nothing was logged", ha="center")
+    figure.suptitle(title)
+    return figure
+
+
+def training_panels(series: Series) -> dict[str, Series]:
+    """The series that `plot_training_curves` draws, by panel; panels without a series are left out."""
     losses = {name: points for name, points in series.items() if any(term in name for term in _LOSSES)}
     scores = {n: points for n, points in series.items() if n.startswith("validation") and n not in losses}
     rates = {name: points for name, points in series.items() if "learning_rate" in name}
-    panels = [(label, part) for label, part in (("loss", losses), ("validation", scores), ("rate", rates)) if part]
-    figure = _figure(8.0, 0.8 + 2.6 * max(1, len(panels)))
-    rows = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
-    for i, (label, part) in enumerate(panels):
-        axes = rows[i]
-        _lines(axes, part)
-        axes.set_ylabel("learning rate" if label == "rate" else label)
-        if label == "loss" and all(min(values) > 0 for _, values in part.values()):
-            axes.set_yscale("log")
-        if i == len(panels) - 1:
-            axes.set_xlabel("step")
-    if not panels:
-        rows[0].text(0.5, 0.5, "nothing logged", ha="center")
-    figure.suptitle(title)
-    save_png(figure, path)
+    panels = {"loss": losses, "validation score": scores, "learning rate": rates}
+    return {label: lines for label, lines in panels.items() if lines}
 
 
-def reliability_plot(bins: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
-    """Reliability diagram: accuracy over confidence per bin, and how many tiles each bin holds.
+@in_style
+def plot_lines(
+    series: Series, *, y_label: str, logarithmic: bool = False, colours: Mapping[str, int] | None = None
+) -> "Figure":
+    """Lines over steps.
+
+    Args:
+        series: Name -> steps and values. Values that are not finite leave a gap.
+        y_label: Title of the vertical axis.
+        logarithmic: Whether the vertical axis is logarithmic, where all values are positive and not all the same.
+        colours: Name -> index of its colour, so that it is the same in several plots; by default in order.
+    """
+    figure = new_figure(6.2 + 0.08 * max(map(len, series), default=0), 3.2)
+    axes = figure.add_subplot()
+    _draw_lines(axes, series, y_label, logarithmic=logarithmic, colours=colours)
+    axes.set_xlabel("step")
+    return figure
+
+
+def _draw_lines(
+    axes: "Axes", series: Series, y_label: str, *, logarithmic: bool, colours: Mapping[str, int] | None = None
+) -> None:
+    finite = [value for _, values in series.values() for value in values if np.isfinite(value)]
+    if not finite:
+        axes.text(0.5, 0.5, "no finite value was logged", ha="center", transform=axes.transAxes)
+    for i, (name, (steps, values)) in enumerate(series.items()):
+        kept = _thin(len(steps))
+        x, y = np.asarray(steps, dtype=float)[kept], np.asarray(values, dtype=float)[kept]
+        y[~np.isfinite(y)] = np.nan
+        colour, style = line_style(i if colours is None else colours[name])
+        marker = "o" if len(steps) <= _MANY_POINTS else ""
+        axes.plot(
+            x, y, style, color=colour, marker=marker, markersize=3, linewidth=1.2,
+            label=name, gid=tooltip(name),
+        )  # fmt: skip
+        gaps = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
+        alone = gaps[:-2] & ~gaps[1:-1] & gaps[2:]  # a line through one point cannot be seen
+        axes.plot(x[alone], y[alone], "o", color=colour, markersize=3)
+    axes.set_ylabel(y_label)
+    if logarithmic and finite and 0 < min(finite) < max(finite):
+        from matplotlib.ticker import LogLocator
+
+        axes.set_yscale("log")
+        if max(finite) / min(finite) < _MANY_DECADES:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    axes.grid(visible=True)
+    if len(series) > 1 or y_label != "learning rate":
+        legend_beside(axes)
+
+
+def _thin(n: int) -> Int64[np.ndarray, " k"]:
+    """At most `_MOST_POINTS` of n indices, evenly spaced, the last among them."""
+    return np.linspace(0, n - 1, min(n, _MOST_POINTS)).round().astype(np.int64)
+
+
+def line_style(i: int) -> tuple[str, str]:
+    """Colour and line style of line number i: every colour with a solid line first."""
+    return COLOURS[i % len(COLOURS)], LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)]
+
+
+def legend_beside(axes: "Axes") -> None:
+    """Put the legend to the right of the axes."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+@in_style
+def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "Figure":
+    """Reliability diagram: accuracy over confidence per bin, and the number of tiles in each bin.
 
     Args:
         bins: Of `clipit.evaluation.metrics.reliability_bins`.
-        path: The PNG.
         title: Heading.
     """
-    figure = _figure(5.2, 5.6)
+    figure = new_figure(5.2, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    width = bins[0]["high"] - bins[0]["low"]
-    middles = [(b["low"] + b["high"]) / 2 for b in bins]
-    filled = [b for b in bins if b["n"]]
     upper.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfectly calibrated")
-    upper.bar(
-        [(b["low"] + b["high"]) / 2 for b in filled], [b["accuracy"] for b in filled],
-        width=width * 0.92, color=_COLOURS[5], label="accuracy of the bin",
-    )  # fmt: skip
-    upper.plot(
-        [b["confidence"] for b in filled], [b["accuracy"] for b in filled],
-        marker="o", linestyle="", markersize=4, color=_COLOURS[1], label="at its mean confidence",
-    )  # fmt: skip
+    labels = {"bar": "accuracy of the bin", "dot": "at its mean confidence"}
+    for b in bins:
+        middle, width = (b["low"] + b["high"]) / 2, 0.92 * (b["high"] - b["low"])
+        text = f"confidence {b['low']:.2f} to {b['high']:.2f}: {b['n']} tiles"
+        if b["n"]:
+            text += f", accuracy {b['accuracy']:.3f}, mean confidence {b['confidence']:.3f}"
+            (bar,) = upper.bar(middle, b["accuracy"], width=width, color=COLOURS[5], label=labels.pop("bar", None))
+            bar.set_gid(tooltip(text))
+            upper.plot(
+                b["confidence"], b["accuracy"], "o", markersize=4, color=COLOURS[1], label=labels.pop("dot", None),
+                gid=tooltip(text),
+            )  # fmt: skip
+        (bar,) = lower.bar(middle, b["n"], width=width, color="0.6")
+        bar.set_gid(tooltip(text))
     upper.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1), title=title)
-    upper.legend(loc="upper left", fontsize=8)
-    lower.bar(middles, [b["n"] for b in bins], width=width * 0.92, color="0.6")
+    upper.legend(loc="upper left")
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="tiles")
-    save_png(figure, path)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _lines(axes: "Axes", series: Series) -> None:
-    for i, (name, (steps, values)) in enumerate(series.items()):
-        marker = "o" if len(steps) <= 40 else ""
-        style = "-" if i < len(_COLOURS) else "--"
-        colour = _COLOURS[i % len(_COLOURS)]
-        label = name.replace("_", " ")
-        axes.plot(steps, values, color=colour, linestyle=style, marker=marker, markersize=3, linewidth=1.2, label=label)
-    axes.grid(alpha=0.3)
-    if len(series) > 1 or "learning_rate" not in next(iter(series)):
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure

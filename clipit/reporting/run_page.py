@@ -7,15 +7,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.evaluation.predictions import Predictions
-from clipit.reporting.charts import line_chart, reliability_chart
 from clipit.reporting.curves import Series
-from clipit.reporting.html import Card, Cards, Figure, Part, Section, Table, Text, facts_table, page
-from clipit.reporting.summary import protocol_text, undefined
+from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
+from clipit.reporting.summary import describe_protocol, list_undefined
 from clipit.reporting.tables import LABELS, interval, number
 
 MOST_TILES = 12
-"""Tiles shown of each kind (wrong, right)."""
-_LOSSES = ("loss", "cross_entropy", "distillation")
+"""Tiles shown of each kind (misclassified, correctly classified)."""
 
 
 def run_page(
@@ -27,34 +26,34 @@ def run_page(
     picture: Callable[[str], str | None] = lambda tile_id: None,
     texts: Mapping[str, str] | None = None,
 ) -> str:
-    """The page, from what lies in the run's folder.
+    """HTML of a run's page, from the files in the run's folder.
 
     Args:
         title: Heading.
-        results: What results.json holds.
-        predictions: What predictions.parquet holds.
-        curves: What metrics.jsonl holds.
+        results: Content of results.json.
+        predictions: Content of predictions.parquet.
+        curves: Content of metrics.jsonl.
         picture: Tile id -> data URI of its picture, or None.
-        texts: Heading -> lines as they are (the tiles, the account of the snippets, the pairing).
+        texts: Heading -> preformatted lines (tiles, snippets, pairing).
     """
-    sections = [Section("Scores", _scores(results))]
+    sections = [PageSection("Scores", _scores(results))]
     for split, of_split in results["splits"].items():
-        sections.append(Section(f"Classes: {split}", _classes(results["classes"], split, of_split)))
-        sections.append(Section(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))
+        sections.append(PageSection(f"Classes: {split}", _classes(results["classes"], split, of_split)))
+        sections.append(PageSection(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))
     if curves:
-        sections.append(Section("Training", _curves(curves)))
-    sections += [Section(heading, [Text(text.strip(), fixed=True)]) for heading, text in (texts or {}).items()]
+        sections.append(PageSection("Training", _curves(curves)))
+    sections += [PageSection(heading, [Text(text.strip(), fixed=True)]) for heading, text in (texts or {}).items()]
     facts = dict(results["provenance"])
     versions = {f"version of {name}": version for name, version in facts.pop("versions", {}).items()}
     shown = {key: value for key, value in (facts | versions).items() if value not in (None, [], "", {})}
-    sections.append(Section("Provenance", [facts_table(shown, "results.json: provenance")]))
+    sections.append(PageSection("Provenance", [facts_table(shown, "results.json: provenance")]))
     return page(title, str(results.get("note", "")), sections)
 
 
 def extreme_tiles(
     predictions: Predictions, most: int = MOST_TILES
 ) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " r"]]:
-    """Rows of the labelled tiles that are wrong and that are right, the most confident first, ties by id."""
+    """Rows of the misclassified and of the correctly classified labelled tiles, most confident first, ties by id."""
     predicted, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
     order = np.lexsort((predictions.ids, -confidence))
     order = order[predictions.labels[order] >= 0].astype(np.int64)
@@ -63,7 +62,7 @@ def extreme_tiles(
 
 
 def _scores(results: Mapping[str, Any]) -> list[Part]:
-    """One table per split and reading (head, prompts): every score has its key beside it."""
+    """One table per split and predictor (head, class prompts); every score has its key beside it."""
     parts: list[Part] = []
     for split, of_split in results["splits"].items():
         kinds = {"": of_split} | ({"zero_shot.": of_split["zero_shot"]} if "zero_shot" in of_split else {})
@@ -74,7 +73,7 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
                 for name, m in metrics.items()
             ]
             groups = f" of {of_split['groups']} groups" if of_split["groups"] else ""
-            read = ", read through the class prompts (zero-shot)" if kind else ""
+            read = ", predicted through the class prompts (zero-shot)" if kind else ""
             parts.append(
                 Table(
                     ("score", "value", "95 % interval"),
@@ -83,8 +82,8 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
                     caption=f"{split}: {of_split['labelled']} labelled tiles{groups}{read}",
                 )
             )
-    parts.append(Text(protocol_text(results)))
-    parts += [Text(f"Not defined: {line}.") for line in undefined(results)]
+    parts.append(Text(describe_protocol(results)))
+    parts += [Text(f"Not defined: {line}.") for line in list_undefined(results)]
     return parts
 
 
@@ -104,14 +103,14 @@ def _classes(names: Sequence[str], split: str, of_split: Mapping[str, Any]) -> l
         Table(
             ("true \\ predicted", *names),
             [(name, *row) for name, row in zip(names, counts, strict=True)],
-            caption="Confusion matrix: numbers of tiles; shade: share of the true class (row)",
+            caption="Confusion matrix: number of tiles; shade: share of the true class (row)",
             source=f"results.json: splits.{split}.confusion",
             shades=shades,
         ),
         Figure(
-            reliability_chart(of_split["reliability"], label=f"Reliability diagram of the {split} tiles"),
-            "Reliability: bars are the accuracy of the tiles in each bin of confidence, dots stand at the bin's mean "
-            "confidence; on the dashed line confidence is what it says. Below: tiles per bin.",
+            inline_svg(plot_reliability(of_split["reliability"]), f"Reliability diagram of the {split} tiles"),
+            "Reliability: bars show the accuracy of the tiles in each bin of confidence, dots the mean confidence of "
+            "the bin. A perfectly calibrated classifier lies on the dashed line. Below: tiles per bin.",
             source=f"results.json: splits.{split}.reliability",
         ),
     ]
@@ -122,12 +121,12 @@ def _tiles(predictions: Predictions, picture: Callable[[str], str | None]) -> li
     predicted = predictions.probabilities.argmax(axis=1)
     wrong = int((predicted != predictions.labels)[predictions.labels >= 0].sum())
     parts: list[Part] = []
-    kinds = (("wrong", wrong), ("right", known - wrong))
+    kinds = (("misclassified", wrong), ("correctly classified", known - wrong))
     for (kind, total), rows in zip(kinds, extreme_tiles(predictions), strict=True):
         if not len(rows):
             parts.append(Text(f"No labelled tile is {kind}."))
             continue
-        caption = f"The most confident of the {total} tiles that are {kind}, the surest first."
+        caption = f"The most confident of the {total} {kind} tiles, in order of confidence."
         cards = [_card(predictions, int(row), picture) for row in rows]
         parts.append(Cards(cards, caption, "predictions.parquet: the row of each id"))
     return parts
@@ -144,15 +143,10 @@ def _card(predictions: Predictions, row: int, picture: Callable[[str], str | Non
 
 
 def _curves(curves: Series) -> list[Part]:
-    """Losses, validation scores and the learning rate; speed and memory are not shown."""
-    losses = {name: points for name, points in curves.items() if any(term in name for term in _LOSSES)}
-    scores = {n: points for n, points in curves.items() if n.startswith("validation") and n not in losses}
-    rates = {name: points for name, points in curves.items() if "learning_rate" in name}
-    parts: list[Part] = []
-    for axis, series in (("loss", losses), ("validation score", scores), ("learning rate", rates)):
-        if series:
-            label = f"{axis} over training steps"
-            named = {name.replace("_", " "): points for name, points in series.items()}
-            chart = line_chart(named, label=label, y_label=axis, logarithmic=axis == "loss")
-            parts.append(Figure(chart, f"{axis} over steps", source=f"metrics.jsonl: {', '.join(series)}"))
-    return parts or [Text("Nothing was logged.")]
+    panels = training_panels(curves)
+    if not panels:
+        return [Text("Nothing was logged.")]
+    names = [name for series in panels.values() for name in series]
+    label = f"{', '.join(panels)} over steps"
+    svg = inline_svg(plot_training_curves(curves), label)
+    return [Figure(svg, f"{label[0].upper()}{label[1:]}", source=f"metrics.jsonl: {', '.join(names)}")]

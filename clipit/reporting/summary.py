@@ -1,4 +1,4 @@
-"""The summary of a run for people: `summary.md`."""
+"""The summary of a run as Markdown: `summary.md`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,17 +21,17 @@ def run_summary(
 
     Args:
         title: Heading.
-        results: Of `clipit.evaluation.evaluate.evaluate_predictions`.
-        provenance: What made the scores (command, commit, versions, preprocessing, prompts, seed, ...), as a table.
+        results: Results of `clipit.evaluation.evaluate.evaluate_predictions`.
+        provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
         note: A warning that belongs beside the scores; printed first.
-        sections: Heading -> Markdown, such as the account of the snippets or the pairing summary.
-        plots: File names beside the summary.
+        sections: Heading -> Markdown, such as the description of the snippets or the pairing summary.
+        plots: Names of plot files beside the summary.
     """
     parts = [f"# {title}"]
     if note:
         parts.append("> **Note.** " + " ".join(note.split()))
-    parts += ["## Scores", tables.metrics_table(results), protocol_text(results)]
-    missing = undefined(results)
+    parts += ["## Scores", tables.metrics_table(results), describe_protocol(results)]
+    missing = list_undefined(results)
     if missing:
         parts.append("Not defined:\n" + "\n".join(f"- {line}" for line in missing))
     for split, of_split in results["splits"].items():
@@ -51,8 +51,8 @@ def write_summary(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def protocol_text(results: Mapping[str, Any]) -> str:
-    """How the intervals were drawn and what the scores are defined on, in a sentence each."""
+def describe_protocol(results: Mapping[str, Any]) -> str:
+    """How intervals are computed and how AUROC and ECE are defined, in a sentence each."""
     protocol = results["protocol"]
     drawn = "; ".join(f"{split}: {of_split['resampled']}" for split, of_split in results["splits"].items())
     intervals = (
@@ -63,8 +63,8 @@ def protocol_text(results: Mapping[str, Any]) -> str:
     return f"Intervals: {intervals}. AUROC: {protocol['auroc']}. ECE: {protocol['ece']}."
 
 
-def undefined(results: Mapping[str, Any]) -> list[str]:
-    """`split, score: reason`, without the intervals that nobody asked for; and scores over some of the classes."""
+def list_undefined(results: Mapping[str, Any]) -> list[str]:
+    """Undefined scores and intervals as `split, score: reason`, and the scores that cover only some of the classes."""
     lines = []
     for split, of_split in results["splits"].items():
         for kind, scores in (("", of_split), (" zero-shot", of_split.get("zero_shot", {}))):

@@ -1,4 +1,4 @@
-"""Small pictures of tiles as JPEG."""
+"""Thumbnails of tiles as JPEG."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from clipit.tiles.tileset import TileSet
 
 
 def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
-    """The image, shrunk to fit a square of `side` pixels (never enlarged)."""
+    """The image as JPEG, shrunk to fit a square of `side` pixels (never enlarged)."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     stream = io.BytesIO()
@@ -19,15 +19,15 @@ def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 
 
 def thumbnail(tiles: TileSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
-    """A tile's picture as the base64 text of a JPEG; None when its image cannot be decoded.
+    """Thumbnail of a tile as the base64 text of a JPEG; None when its image cannot be decoded.
 
     Raises:
-        DataError: Its file cannot be opened.
+        DataError: The file cannot be opened.
     """
     image = tiles.try_read(row)
     return None if isinstance(image, Unreadable) else base64.b64encode(jpeg(image, side, quality)).decode()
 
 
 def jpeg_uri(encoded: str) -> str:
-    """The data URI of such a text."""
+    """Data URI of a base64-encoded JPEG."""
     return f"data:image/jpeg;base64,{encoded}"

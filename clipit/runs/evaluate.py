@@ -13,7 +13,7 @@ from clipit.distributed import get_processes
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import read_predictions, write_predictions
 from clipit.reporting.curves import read_curves
-from clipit.reporting.plots import confusion_plot, curves_plot, reliability_plot
+from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
 from clipit.reporting.summary import run_summary, write_summary
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import check_fingerprint, evaluation_keys, read_training, run_folder
@@ -140,11 +140,13 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     plots = []
     for split in splits:
         plots += [f"confusion_{split}.png", f"reliability_{split}.png"]
-        confusion_plot(scores["splits"][split]["confusion"], predictions.classes, folder / plots[-2], title=split)
-        reliability_plot(scores["splits"][split]["reliability"], folder / plots[-1], title=split)
+        of_split = scores["splits"][split]
+        save_plot(plot_confusion(of_split["confusion"], predictions.classes, title=split), folder / plots[-2])
+        save_plot(plot_reliability(of_split["reliability"], title=split), folder / plots[-1])
     if (folder / "metrics.jsonl").is_file():
         plots.append("curves.png")
-        curves_plot(read_curves(folder / "metrics.jsonl"), folder / "curves.png", title=folder.name)
+        curves = plot_training_curves(read_curves(folder / "metrics.jsonl"), title=folder.name)
+        save_plot(curves, folder / "curves.png")
     note = " ".join(part for part in (_embedded_note(config), config.note.strip()) if part)
     results["note"] = note
     tiles = workspace.tiles(config.seed)

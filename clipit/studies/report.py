@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from clipit.artifacts import git_commit, versions, whole_file
 from clipit.config.run import RunConfig
 from clipit.prompts.prompt_set import PromptSet
-from clipit.reporting.html import Figure, Rows, Section, Table, Text, facts_table, page, write_page
+from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
 from clipit.reporting.tables import UNDEFINED, markdown_table
 
 PROVENANCE = (
@@ -173,7 +173,9 @@ def write_study(
     with whole_file(folder / f"{name}.md") as temporary:
         temporary.write_text(render_markdown(title, note, chapters), encoding="utf-8")
     sections = [
-        Section(chapter.heading, [_embed(part, folder) if isinstance(part, Plot) else part for part in chapter.parts])
+        PageSection(
+            chapter.heading, [_embed(part, folder) if isinstance(part, Plot) else part for part in chapter.parts]
+        )
         for chapter in (*chapters, all_rows_chapter(frame, f"{name}.parquet"))
     ]
     write_page(folder / f"{name}.html", page(title, note, sections))

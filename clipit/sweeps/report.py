@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from clipit.artifacts import git_commit, versions, whole_file, write_json
-from clipit.reporting.sweep_plot import sweep_plot
+from clipit.reporting.plots import save_plot
+from clipit.reporting.score_plots import plot_sweep
 from clipit.reporting.tables import markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
@@ -78,7 +79,7 @@ def write_tables(sweep: Sweep, trials: Sequence[Trial], folder: Path) -> None:
     tested = results[0].test_metric if any(result.test is not None for result in results) else ""
     keys = [p.key for p in sweep.parameters if p.key != "seed"] or ["seed"]
     points = {key: [(result.values[key], result.validation, result.test) for result in results] for key in keys}
-    sweep_plot(points, folder / "sweep.png", metric=metric, tested=tested, title=sweep.name)
+    save_plot(plot_sweep(points, metric=metric, test_metric=tested, title=sweep.name), folder / "sweep.png")
     rows = [result.as_row() for result in results]
     table = pd.DataFrame(rows, dtype=object)
     for key in keys:

@@ -10,7 +10,7 @@ from clipit.errors import ConfigError, DataError, explain
 from clipit.evaluation.predictions import read_predictions
 from clipit.progress import progress
 from clipit.reporting.html import write_page
-from clipit.reporting.pairing_page import MOST_TILES, chosen_tiles, pairing_page
+from clipit.reporting.pairing_page import MOST_TILES, choose_tiles, pairing_page
 from clipit.reporting.thumbnails import thumbnail
 from clipit.workspace.workspace import Workspace
 
@@ -41,7 +41,7 @@ def write_pairs_page(
     if most < 2:
         raise ConfigError(explain(f"a page of {most} tiles", where="--most", fix="ask for 2 or more"))
     pairs = workspace.pairs
-    shown = chosen_tiles(pairs.table, most)
+    shown = choose_tiles(pairs.table, most)
     tiles = workspace.all_tiles.of_split("train")
     rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
     pictures: dict[str, str | None] = {}

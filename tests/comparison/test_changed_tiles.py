@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from clipit.comparison.report.changed_tiles import change_parts, find_changed_tiles
 from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, softmax
-from clipit.reporting.comparison_tiles import change_parts, changed_tiles
 from clipit.reporting.html import Cards, Text
 
 CLASSES = ("adipose", "stroma", "tumour")
@@ -30,7 +30,7 @@ def seeds_of(n_seeds: int, seed: int, n: int = 80, ties: bool = False) -> list[P
 @pytest.mark.parametrize("ties", [False, True])
 def test_gained_and_lost_are_those_of_a_slow_search(n_seeds: int, ties: bool) -> None:
     base, arm = (seeds_of(n_seeds, seed, n=300, ties=ties) for seed in (1, 2))
-    found = changed_tiles(base, arm)
+    found = find_changed_tiles(base, arm)
     gains: dict[str, float] = {}
     gained, lost = [], []
     for tile_id in sorted(base[0].ids.tolist()):
@@ -59,7 +59,7 @@ def test_gained_and_lost_are_those_of_a_slow_search(n_seeds: int, ties: bool) ->
 
 
 def test_cards_say_label_predictions_and_probabilities() -> None:
-    found = changed_tiles(seeds_of(3, 1), seeds_of(3, 2))
+    found = find_changed_tiles(seeds_of(3, 1), seeds_of(3, 2))
     asked: list[str] = []
     parts = change_parts(found, ("image_only", "text"), (3, 3), lambda i: asked.append(i), "x.parquet", most=2)
     gained, lost = parts
@@ -75,13 +75,13 @@ def test_cards_say_label_predictions_and_probabilities() -> None:
 
 def test_nothing_changed_is_said() -> None:
     same = seeds_of(3, 1)
-    parts = change_parts(changed_tiles(same, same), ("a", "b"), (3, 3), lambda i: None, "")
+    parts = change_parts(find_changed_tiles(same, same), ("a", "b"), (3, 3), lambda i: None, "")
     assert [part.text[:4] for part in parts if isinstance(part, Text)] == ["0 of", "0 of"]
 
 
 def test_predictions_of_other_tiles_are_refused() -> None:
     base, other = seeds_of(2, 1), seeds_of(2, 2, n=79)
     with pytest.raises(DataError, match="not of the same tiles"):
-        changed_tiles(base, other)
+        find_changed_tiles(base, other)
     with pytest.raises(DataError, match="no predictions"):
-        changed_tiles([], [])
+        find_changed_tiles([], [])

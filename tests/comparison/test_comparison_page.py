@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.compare import compare
 from clipit.comparison.published import CAUTION, SOURCE
 from clipit.comparison.rebuild import rebuild_comparison
+from clipit.comparison.report.arm_figures import confusion_sections, curve_sections, mean_curves
 from clipit.comparison.report.changed_tiles import main_arms, tile_sections
-from clipit.comparison.report.confusion import confusion_sections
-from clipit.comparison.report.cost_table import holm_family
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.sections import cost_section, row_section, score_sections
-from clipit.comparison.report.training_curves import curve_sections, mean_curves
+from clipit.comparison.report.tables import describe_holm_family
 from clipit.comparison.report.write import _latex
 from clipit.comparison.statistics import ArmResult, compute_results
 from clipit.config.comparison import ComparisonConfig
@@ -34,8 +34,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
 from clipit.evaluation.score_row import Provenance, ScoreRow
-from clipit.reporting.comparison_page import comparison_page
-from clipit.reporting.html import Links, write_page
+from clipit.reporting.html import Links, page, write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
@@ -94,7 +93,7 @@ def big_page(folder: Path, config: RunConfig, arms: int) -> str:
         *link_sections(config, [], made, folder / "comparisons" / "big"),
         row_section(rows),
     ]
-    return comparison_page(HOSTILE, HOSTILE, sections)
+    return page(HOSTILE, HOSTILE, sections)
 
 
 def visit(text: str, folder: Path, then: str = "", hash: str = "") -> tuple[str, str, float]:
@@ -122,7 +121,7 @@ def test_twenty_eight_arms_fit_a_page_and_are_folded(configure: MakeConfig, tmp_
     assert len(text) < 8e6
     assert text.count("<summary>a_rather_long_name_of_an_arm_27</summary>") == 2, "one per data set: its matrix"
     assert "(560 rows)" in text and '<details class="section"><summary><h2' in text
-    assert HOSTILE not in text and html.escape(HOSTILE) in text
+    assert HOSTILE not in text and str(escape(HOSTILE)) in text
     outside = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert all(found.startswith(("#", "data:", "../../runs/")) for found in outside), "links stay in the output folder"
 
@@ -208,7 +207,7 @@ def test_the_latex_captions_state_holm_and_what_was_published(configure_file: Ma
     assert "arXiv 2504.16181" in main and CAUTION[:40] in main and "95.92" in main
     assert r"\begin{tabular}{lrrrrrr}" in main and "Holm" not in one and "t over seeds" in one
     assert "Published" not in _latex(file.run, file.comparison, five, {}, "")
-    assert holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
+    assert describe_holm_family(made_of({"image_only": [0.5], "bags": [0.6]})) == (
         "No p-values: a paired t-test over seeds needs 5."
     )
 
@@ -230,7 +229,7 @@ def test_only_pages_that_exist_are_linked(configure: MakeConfig, tmp_path: Path)
         "pairs: c": [("pairs.html", "../../pairings/c/pairs.html")],
         "robustness: c": [("robustness.html", "../../robustness/c/robustness.html")],
     }
-    text = comparison_page("t", "", [section])
+    text = page("t", "", [section])
     assert "<b>" not in text and "../../runs/c/bags%22%3E%3Cb%3E-seed0/report.html" in text
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clipit.comparison.report.tables import cells, latex_table, main_table, table_one
+from clipit.comparison.report.tables import cells, latex_table, main_table, paper_table
 from clipit.comparison.statistics import compute_results
 from clipit.evaluation.score_row import ScoreRow
 
@@ -56,7 +56,7 @@ def test_tables() -> None:
     made = compute_results(rows("base", {1: 0.5, 2: 0.7}) + rows("text", {1: 0.6, 2: 0.8}), "base", lambda *_: None)
     text = main_table(made, {("crc", "uni", "text"): "95.92"})
     assert text.splitlines()[0].split("|")[1].strip() == "arm" and "95.92" in text
-    header, body = table_one(made, "base", "text")
+    header, body = paper_table(made, "base", "text")
     assert header == ["backbone", "crc", "difference"]
     assert body == [["uni", "60.0 ± 14.1 -> 70.0 ± 14.1", "+10.0"]]
     latex = latex_table(header, body, "50 % of R&D_x")

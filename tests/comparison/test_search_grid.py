@@ -9,7 +9,7 @@ from tiny_models import MakeFile, with_comparison, with_run
 
 from clipit.comparison.grid import between, check_grid, is_tuned, trials_of
 from clipit.comparison.plan import plan_comparison
-from clipit.comparison.report.notes import notes_of
+from clipit.comparison.report.notes import compose_notes
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
 from clipit.errors import ConfigError, DataError
@@ -113,7 +113,7 @@ def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:
     def said(file: ConfigFile) -> str:
         """All notes in one text."""
         plans = plan_comparison(file.run, file.comparison)
-        return "\n".join(notes_of(file.run, file.comparison, plans, [], ""))
+        return "\n".join(compose_notes(file.run, file.comparison, plans, [], ""))
 
     assert "set in the configuration, and not as it chose, for " in said(tuned)
     record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")

@@ -12,17 +12,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from jinja2 import TemplateNotFound
+from markupsafe import Markup
 from PIL import Image
 
+from clipit.comparison.report.sections import row_section, seed_figure
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import Predictions, softmax, write_predictions
-from clipit.reporting import svg
-from clipit.reporting.charts import dot_chart, line_chart
-from clipit.reporting.comparison_page import comparison_page, raw_rows, seed_figure
-from clipit.reporting.html import Card, Cards, Figure, Rows, Section, Table, Text, facts_table, json_in_html, page
-from clipit.reporting.pairing_page import chosen_tiles, pairing_page
+from clipit.evaluation.score_row import ScoreRow
+from clipit.reporting.html import (
+    Card,
+    Cards,
+    Figure,
+    Folded,
+    Include,
+    Links,
+    PageSection,
+    Rows,
+    Table,
+    Text,
+    facts_table,
+    page,
+)
+from clipit.reporting.pairing_page import choose_tiles, pairing_page
+from clipit.reporting.plots import inline_svg, plot_lines, plot_reliability
 from clipit.reporting.run_page import extreme_tiles, run_page
 from clipit.reporting.tables import number
 from clipit.reporting.thumbnails import jpeg
@@ -104,10 +119,12 @@ def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
         Figure(b"\x89PNG", HOSTILE, source=HOSTILE),
         Cards([Card(None, HOSTILE, [HOSTILE], HOSTILE), Card("data:image/jpeg;base64,AA", HOSTILE, [])], HOSTILE),
         facts_table({HOSTILE: HOSTILE}),
-        seed_figure({HOSTILE: {HOSTILE: 1.0}}, what=HOSTILE, baseline=HOSTILE, source=HOSTILE),
-        Figure(line_chart({HOSTILE: ([1, 2], [1.0, 2.0])}, label=HOSTILE, y_label=HOSTILE), HOSTILE),
+        seed_figure({HOSTILE: {HOSTILE: 1.0}}, label=HOSTILE, baseline=HOSTILE, source=HOSTILE),
+        Figure(inline_svg(plot_lines({HOSTILE: ([1, 2], [1.0, 2.0])}, y_label=HOSTILE), HOSTILE), HOSTILE),
+        Links([(HOSTILE, [(HOSTILE, HOSTILE)])], HOSTILE),
+        Folded(HOSTILE, [Text(HOSTILE)]),
     ]
-    text = comparison_page(HOSTILE, HOSTILE, [Section(HOSTILE, parts), Section("end", [])])
+    text = page(HOSTILE, HOSTILE, [PageSection(HOSTILE, parts), PageSection("end", [], folded=True)])
     seen = Reader(text)
     assert not seen.open
     assert sum(HOSTILE in part for part in seen.texts) >= 25
@@ -115,26 +132,39 @@ def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
     assert len(seen.named("script")) == 1 and len(seen.named("b")) == 0
     assert not [a for _, a in seen.elements if any(key.startswith("on") for key in a)]
     outside = [value for _, a in seen.elements for key, value in a.items() if key in ("src", "href")]
-    assert all(value and value.startswith(("data:", "#")) for value in outside)
+    assert all(value and value.startswith(("data:", "#", "%3C/script%3E")) for value in outside)
+
+
+def test_markup_that_is_not_from_a_plot_is_escaped() -> None:
+    figure = Figure(Markup("<svg></svg>"), "caption")
+    object.__setattr__(figure, "picture", HOSTILE)  # a plain text where only the SVG of a plot belongs
+    seen = Reader(page("t", "", [PageSection("s", [figure])]))
+    assert HOSTILE in "".join(seen.texts) and not seen.named("img")
+    with pytest.raises(TemplateNotFound):
+        page("t", "", [PageSection("s", [Include("/etc/passwd")])])
 
 
 def test_json_in_a_script_element_ends_nothing_and_stays_itself() -> None:
     value = {"text": [HOSTILE, "\u2028\u2029", "é ü"], HOSTILE: 1}
-    text = json_in_html(value)
+    text = page("t", "", [], data=value).split('id="data">')[1].split("</script>")[0]
     assert not re.search("[<>&\u2028\u2029]", text)
     assert json.loads(text) == value
     with pytest.raises(ValueError, match="JSON"):
-        json_in_html([float("nan")])
+        page("t", "", [], data=[float("nan")])
 
 
 def test_tables_have_scopes_reasons_and_sources() -> None:
     table = Table(("arm", "score"), [("a", 0.25), ("b", None)], traces=["x.parquet: 1", "x.parquet: 2"], caption="c")
-    seen = Reader(page("t", "", [Section("s", [table])]))
+    seen = Reader(page("t", "", [PageSection("s", [table])]))
     assert [cell.get("scope") for cell in seen.named("th")] == ["col", "col", "col", "row", "row"]
     assert "n/a" in seen.texts and "0.25" in seen.texts and "x.parquet: 2" in seen.texts
-    raw = raw_rows([{"arm": "a", "score": 1.0}, {"arm": "b", "p": None}], "All rows")
-    assert list(raw.header) == ["arm", "score", "p"]
-    assert [list(row) for row in raw.rows] == [["a", 1.0, None], ["b", None, None]]
+    common = {"data_set": "d", "backbone": "b", "part": "test", "seed": 0, "metric": "accuracy"}
+    rows = [ScoreRow(arm="a", score=1.0, **common), ScoreRow(arm="b", score=None, **common)]
+    folded, raw = row_section(rows).parts
+    assert isinstance(folded, Folded) and isinstance(folded.parts[0], Table) and isinstance(raw, Rows)
+    assert [tuple(row) for row in folded.parts[0].rows] == [*common.items()], "what all rows share is shown once"
+    assert list(raw.header) == ["arm", "score"]
+    assert [list(row) for row in raw.rows] == [["a", 1.0], ["b", None]]
 
 
 def test_each_score_of_a_run_is_where_its_source_says() -> None:
@@ -162,7 +192,7 @@ def test_what_is_not_defined_is_said_to_be() -> None:
     assert "n/a" in text and "only a proof" in text
     predictions.labels[:] = -1
     text = run_page("a run", results_of(predictions), predictions)
-    assert "no labelled tile" in text and "No labelled tile is wrong." in text
+    assert "no labelled tile" in text and "No labelled tile is misclassified." in text
 
 
 def test_extreme_tiles_are_those_of_a_slow_search() -> None:
@@ -177,24 +207,14 @@ def test_extreme_tiles_are_those_of_a_slow_search() -> None:
     assert right.tolist() == [i for i in in_order if said[i] == predictions.labels[i]][:9]
 
 
-def test_charts_place_what_they_are_given() -> None:
-    chart = dot_chart({"a": {"0": 1.0, "1": 3.0, "2": None}, "b": {}}, label="l", x_label="x", baseline="a")
-    dots = [float(x) for x in re.findall(r'class="dot" cx="([\d.]+)"', chart)]
-    strokes = [float(x) for x in re.findall(r'class="mean" x1="([\d.]+)"', chart)]
-    assert strokes == [pytest.approx(sum(dots) / 2, abs=0.1)], "b has no mean"
-    assert "1 n/a" in chart and "a, 1: 3" in chart
-    lines = line_chart({"loss": ([1, 2, 3, 4], [1.0, float("nan"), 2.0, 3.0])}, label="l", y_label="y")
-    assert len(re.findall("M[^A-Z]+", re.findall(r' d="([^"]+)"', lines)[-1])) == 2, "a gap where it is not finite"
-    assert "no finite value" in line_chart({"loss": ([1], [float("nan")])}, label="l", y_label="y")
-    long = line_chart({"loss": (list(range(5000)), [float(i) for i in range(5000)])}, label="l", y_label="y")
-    assert len(re.findall("[ML]", re.findall(r' d="([^"]+)"', long)[-1])) == 500
-    wide = line_chart({"loss": ([1, 2, 3], [0.1, 1.0, 10.0])}, label="l", y_label="y", logarithmic=True)
-    heights = [float(y) for y in re.findall(r"[\d.]+ ([\d.]+)", re.findall(r' d="([^"]+)"', wide)[-1])]
-    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2), "equal factors, equal distances"
-    for low, high in ((0.0, 1.0), (-3e-5, 2e-5), (12.0, 12.4), (0.0, 7e6)):
-        found = svg.ticks(low, high)
-        assert 3 <= len(found) <= 7 and low <= found[0] and found[-1] <= high + 1e-12
-    assert svg.decades(1e-5, 1e-3) == [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3]
+def test_plots_in_a_page_show_values_under_the_pointer_and_follow_its_colours() -> None:
+    bins = [{"low": 0.0, "high": 1.0, "n": 5, "accuracy": 0.5, "confidence": 0.75}]
+    text = inline_svg(plot_reliability(bins), "label")
+    assert text == inline_svg(plot_reliability(bins), "label"), "the same plot gives the same text"
+    assert text.count("<title>confidence 0.00 to 1.00: 5 tiles, accuracy 0.500, mean confidence 0.750</title>") == 3
+    assert "currentColor" in text and "#000000" not in text and "metadata" not in text
+    ids, others = (re.findall(r' id="([^"]+)"', svg) for svg in (text, inline_svg(plot_reliability(bins), "other")))
+    assert len(ids) == len(set(ids)) and not set(ids) & set(others), "ids are unique within a page"
 
 
 def pairs_table(n: int, k: int = 2) -> pa.Table:
@@ -205,18 +225,18 @@ def pairs_table(n: int, k: int = 2) -> pa.Table:
 
 def test_a_page_of_fewer_tiles_spreads_them_over_the_scores() -> None:
     table = pairs_table(1000)
-    assert chosen_tiles(table, 1000) == [f"t{i:04d}" for i in range(1000)]
-    some = chosen_tiles(table, 11)
+    assert choose_tiles(table, 1000) == [f"t{i:04d}" for i in range(1000)]
+    some = choose_tiles(table, 11)
     places = [int(tile_id[1:]) for tile_id in some]
     assert places[0] == 0 and places[-1] == 999 and set(np.diff(places)) <= {99, 100}
     order = np.random.default_rng(0).permutation(table.num_rows)
-    assert chosen_tiles(table.take(order), 11) == some, "the order of the rows does not matter"
+    assert choose_tiles(table.take(order), 11) == some, "the order of the rows does not matter"
 
 
 def test_pairing_data_holds_the_pairs_and_counts_all_tiles() -> None:
     table = pairs_table(70)
     texts = {f"s{i}": f"{HOSTILE} {i}" for i in range(7)}
-    shown = chosen_tiles(table, 10)
+    shown = choose_tiles(table, 10)
     text = pairing_page(
         HOSTILE, "", table, texts, shown,
         classes=(HOSTILE, "b"), labels={shown[0]: 1}, predictions={shown[1]: (0, 0.75)}, pictures={shown[0]: "AAAA"},
@@ -337,4 +357,4 @@ def test_a_run_writes_its_page(configure: MakeConfig) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     accuracy = number(results["splits"]["test"]["metrics"]["accuracy"]["value"])
     assert re.search(rf'<td class="n">{accuracy}</td>.*results\.json: splits\.test\.metrics\.accuracy<', text)
-    assert "loss over steps" in text and results["provenance"]["preprocess"] in text
+    assert "Loss, validation score, learning rate over steps" in text and results["provenance"]["preprocess"] in text

@@ -14,9 +14,8 @@ import pytest
 from browser import CHROMIUM, HOSTILE, opened
 from PIL import Image
 
-from clipit.reporting.comparison_page import comparison_page, raw_rows
-from clipit.reporting.html import Section
-from clipit.reporting.pairing_page import chosen_tiles, pairing_page
+from clipit.reporting.html import PageSection, Rows, page
+from clipit.reporting.pairing_page import choose_tiles, pairing_page
 from clipit.reporting.thumbnails import jpeg
 
 pytestmark = [
@@ -35,7 +34,7 @@ def pairs_page(n: int, k: int = 2, run: bool = True) -> str:
     noise = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
     pictures = [base64.b64encode(jpeg(Image.fromarray(pixels), 64, 70)).decode() for pixels in noise]
     return pairing_page(
-        "pairs", "", table, {f"s{i}": f"Words of number{i}. {HOSTILE}" for i in range(8)}, chosen_tiles(table, n),
+        "pairs", "", table, {f"s{i}": f"Words of number{i}. {HOSTILE}" for i in range(8)}, choose_tiles(table, n),
         classes=("adipose", "<b>stroma"),
         labels={tile_id: (0, 1, -1)[i % 3] for i, tile_id in enumerate(ids)},
         predictions={tile_id: (i % 2, 0.9) for i, tile_id in enumerate(ids)} if run else None,
@@ -126,8 +125,8 @@ def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> 
 
 
 def test_raw_rows_of_a_comparison_are_filtered(tmp_path: Path) -> None:
-    rows = [{"arm": arm, "seed": seed, "text": HOSTILE} for arm in ("image_only", "clip_it") for seed in range(3)]
-    text = comparison_page("c", "", [Section("Rows", [raw_rows(rows, "All rows")])])
+    rows = [(arm, seed, HOSTILE) for arm in ("image_only", "clip_it") for seed in range(3)]
+    text = page("c", "", [PageSection("Rows", [Rows(("arm", "seed", "text"), rows, "All rows")])])
     dom = opened(text, tmp_path)
     assert "<title>c</title>" in dom and dom.count("<tr hidden") == 0
     typed = (

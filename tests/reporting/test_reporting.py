@@ -83,8 +83,8 @@ def test_plots_are_pictures_and_repeat(tmp_path: Path) -> None:
     for classes in (CRC, ("no_tumor", "tumor")):
         of_split = evaluate_predictions(example(classes), ["test"], 0)["splits"]["test"]
         for name in ("first", "second"):
-            plots.confusion_plot(of_split["confusion"], classes, tmp_path / f"{name}_c.png")
-            plots.reliability_plot(of_split["reliability"], tmp_path / f"{name}_r.png")
+            plots.save_plot(plots.plot_confusion(of_split["confusion"], classes), tmp_path / f"{name}_c.png")
+            plots.save_plot(plots.plot_reliability(of_split["reliability"]), tmp_path / f"{name}_r.png")
         for kind in "cr":
             first = tmp_path / f"first_{kind}.png"
             assert first.read_bytes() == (tmp_path / f"second_{kind}.png").read_bytes()
@@ -95,7 +95,7 @@ def test_plots_are_pictures_and_repeat(tmp_path: Path) -> None:
 
 
 def test_confusion_plot_of_an_empty_class(tmp_path: Path) -> None:
-    plots.confusion_plot([[3, 0], [0, 0]], ("a", "b"), tmp_path / "c.png")
+    plots.save_plot(plots.plot_confusion([[3, 0], [0, 0]], ("a", "b")), tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
@@ -107,8 +107,8 @@ def test_curves_survive_resume_and_kill(tmp_path: Path) -> None:
     series = read_curves(log)
     assert series["loss"] == ([0, 1, 2, 3], [1.0, 0.5, 0.5, 0.25])
     assert set(series) == {"loss", "tiles_per_second", "validation/accuracy", "learning_rate"}
-    plots.curves_plot(series, tmp_path / "curves.png", title="a run")
-    plots.curves_plot({}, tmp_path / "empty.png")
+    plots.save_plot(plots.plot_training_curves(series, title="a run"), tmp_path / "curves.png")
+    plots.save_plot(plots.plot_training_curves({}), tmp_path / "empty.png")
     assert (tmp_path / "curves.png").stat().st_size > (tmp_path / "empty.png").stat().st_size > 1000
 
 
@@ -122,8 +122,7 @@ def test_damaged_log_is_named(tmp_path: Path) -> None:
 
 
 def test_signs_that_the_font_lacks_are_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    plots.confusion_plot(
-        [[1, 0], [0, 1]], ("\U0001f9a0 cells", "stroma"), tmp_path / "confusion.png", title="\U0001f9a0"
-    )
+    figure = plots.plot_confusion([[1, 0], [0, 1]], ("\U0001f9a0 cells", "stroma"), title="\U0001f9a0")
+    plots.save_plot(figure, tmp_path / "confusion.png")
     assert (tmp_path / "confusion.png").stat().st_size > 1000
     assert not [str(found.message) for found in recwarn]

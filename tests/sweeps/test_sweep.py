@@ -23,7 +23,7 @@ from run_files import losses
 
 import clipit.sweeps.run as sweep_module
 from clipit.errors import ArtifactError, ClipitError, ConfigError, LaunchError
-from clipit.reporting.sweep_plot import means
+from clipit.reporting.score_plots import mean_per_value
 from clipit.runs.folder import run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.sweeps.file import parse_options, read_sweep
@@ -311,7 +311,7 @@ def test_best_group() -> None:
         format_values({"lora.rank": 2, "seed": 1}, without="seed") == "lora.rank 2"
         and format_values({"seed": 1}, without="seed") == "all seeds"
     )
-    assert means([(2.0, 1.0), (1.0, 5.0), (2.0, 3.0)]) == [(1.0, 5.0), (2.0, 2.0)]
+    assert mean_per_value([(2.0, 1.0), (1.0, 5.0), (2.0, 3.0)]) == [(1.0, 5.0), (2.0, 2.0)]
 
 
 def test_a_trial_that_another_agent_runs_comes_last(write_sweep: WriteSweep, pretended: list[str]) -> None:

@@ -1,92 +1,223 @@
-"""Tiles that a comparison's main arms gain and lose against its baseline, with their pictures."""
+"""Test tiles that an arm gains or loses against the baseline, decided by the majority of the seeds of each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 
-from clipit.comparison.report.cost_table import place_told
-from clipit.comparison.report.tables import predictions_source
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int64
+
+from clipit.comparison.report.tables import Place, place_label, predictions_source
 from clipit.comparison.statistics import ArmKey, ArmResult
 from clipit.errors import DataError
-from clipit.evaluation.predictions import Predictions, read_predictions
-from clipit.reporting.comparison_tiles import MOST_TILES, change_parts, changed_tiles
-from clipit.reporting.html import Folded, Part, Section, Text
+from clipit.evaluation.predictions import Predictions, align_predictions, read_predictions
+from clipit.reporting.html import Card, Cards, Folded, PageSection, Part, Text
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.tiles.tileset import TileSet
 
 MAIN_ARMS = ("clip_it_all", "image_embedding")
 _MOST_ARMS = 3
+_MOST_TILES = 12  # tiles shown of each kind (gained, lost)
 _SIDE, _QUALITY = 96, 70  # pixels and JPEG quality of the pictures
-_MANY, _FEW_TILES = 4, 4  # from more than so many data sets and backbones on, only so many tiles of each kind
-Place = tuple[str, str]
-"""Data set and backbone."""
+_MANY_PLACES, _FEW_TILES = 4, 4  # with more data sets and backbones than this, fewer tiles of each kind
+
+
+@dataclass(frozen=True)
+class ArmVotes:
+    """Predictions of one arm for the labelled tiles, over its seeds.
+
+    Attributes:
+        right: Number of seeds in which each tile is classified correctly.
+        voted: Class that most seeds predict; of equals the one with the higher mean probability, then the first.
+        probabilities: Mean class probabilities over seeds.
+    """
+
+    right: Int[np.ndarray, " n"]
+    voted: Int[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n c"]
+
+
+@dataclass(frozen=True)
+class ChangedTiles:
+    """Tiles whose predictions change from the baseline to an arm.
+
+    Attributes:
+        tiles: The labelled tiles, sorted by id.
+        base: Votes of the baseline.
+        arm: Votes of the arm.
+        gain: Mean probability of the true class, arm minus baseline.
+        gained: Rows that most seeds of the arm classify correctly and most of the baseline do not; highest gain first,
+            ties by id.
+        lost: The reverse, lowest gain first.
+    """
+
+    tiles: Predictions
+    base: ArmVotes
+    arm: ArmVotes
+    gain: Float[np.ndarray, " n"]
+    gained: Int64[np.ndarray, " g"]
+    lost: Int64[np.ndarray, " l"]
 
 
 def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
-    """At most three arms to look at tile by tile: text, the control of the image embedding, then as they come."""
+    """At most three arms whose tiles are shown: text, the image-embedding control, then the others in order."""
     others = [arm for arm in arms if arm != baseline]
     return [arm for arm in (*MAIN_ARMS, *(a for a in others if a not in MAIN_ARMS)) if arm in others][:_MOST_ARMS]
 
 
 def tile_sections(
-    made: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Place, TileSet]
-) -> list[Section]:
+    results: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Place, TileSet]
+) -> list[PageSection]:
     """One section per data set and backbone: test tiles gained and lost by each main arm.
 
     Args:
-        made: The comparison's lines.
-        arms: Its arms.
-        baseline: The one that the others are compared with.
-        tiles: The tiles of each data set and backbone, for pictures; those that are missing go without.
+        results: Statistics of every arm.
+        arms: Names of its arms.
+        baseline: Arm that the others are compared with.
+        tiles: Tiles of each data set and backbone, for pictures; where they are missing, tiles have no picture.
     """
-    found = {line.key: line for line in made if line.key.part == "test" and not line.reference}
-    places = list(dict.fromkeys(key.place for key in found))
-    most = MOST_TILES if len(places) <= _MANY else _FEW_TILES
+    tested = {result.key: result for result in results if result.key.part == "test" and not result.reference}
+    places = list(dict.fromkeys(key.place for key in tested))
+    most = _MOST_TILES if len(places) <= _MANY_PLACES else _FEW_TILES
     sections = []
     for place in places:
-        base = found.get(ArmKey(*place, "test", baseline))
+        base = tested.get(ArmKey(*place, "test", baseline))
         shown = [
-            line for arm in main_arms(arms, baseline) if (line := found.get(ArmKey(*place, "test", arm))) is not None
+            result
+            for arm in main_arms(arms, baseline)
+            if (result := tested.get(ArmKey(*place, "test", arm))) is not None
         ]
         if base is None or not shown:
             continue
-        picture = _pictures(tiles.get(place))
+        picture = _load_pictures(tiles.get(place))
         parts: list[Part] = [
             Text(
-                f"Test tiles whose answer changes from {baseline}: for looking, chosen by their labels; some change by "
-                "chance between any two arms. In a card: the true class with the change of its mean probability, then "
-                "for each arm in how many seeds the tile is right, the class that most seeds predict (of equals "
-                "the more probable), and the mean probability of that class over seeds."
+                f"Test tiles whose predicted class changes from {baseline}. They are examples, selected by their "
+                "labels; some tiles change by chance between any two arms. Each card shows the true class with the "
+                "change of its mean probability, and for each arm the number of seeds that are right, the class that "
+                "most seeds predict (of equals the more probable), and the mean probability of that class over seeds."
             )
         ]
-        for line in shown:
-            changes = changed_tiles(_tables(base), _tables(line))
-            told = f"{line.key.arm}: {len(changes.gained)} gained, {len(changes.lost)} lost"
-            source = f"{predictions_source(base)}; {predictions_source(line)}"
-            n = (len(base.rows), len(line.rows))
-            cards = change_parts(changes, (baseline, line.key.arm), n, picture, source, most)
-            parts.append(Folded(told, cards))
-        sections.append(Section(f"Tiles gained and lost{place_told(place, places)}", parts))
+        for result in shown:
+            changes = find_changed_tiles(_read_seeds(base), _read_seeds(result))
+            summary = f"{result.key.arm}: {len(changes.gained)} gained, {len(changes.lost)} lost"
+            source = f"{predictions_source(base)}; {predictions_source(result)}"
+            n = (len(base.rows), len(result.rows))
+            parts.append(Folded(summary, change_parts(changes, (baseline, result.key.arm), n, picture, source, most)))
+        sections.append(PageSection(f"Tiles gained and lost{place_label(place, places)}", parts))
     return sections
 
 
-def _tables(line: ArmResult) -> list[Predictions]:
-    return [read_predictions(row.predictions_file()).select("test") for row in line.rows]
+def find_changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) -> ChangedTiles:
+    """Compare two arms tile by tile.
+
+    Args:
+        base: Predictions of the baseline on one test set, one table per seed.
+        arm: Predictions of the arm on the same test set.
+
+    Raises:
+        DataError: The tables are of different tiles, labels or classes, or no tile has a label.
+    """
+    tables = align_predictions([*base, *arm])
+    tiles = tables[0]
+    votes = [_count_votes(seeds, tiles) for seeds in (tables[: len(base)], tables[len(base) :])]
+    rows = np.arange(len(tiles.ids))
+    gain = np.subtract(*(arm_votes.probabilities[rows, tiles.labels] for arm_votes in reversed(votes)))
+    order = gain.round(6)  # the precision of float32 probabilities: ties are broken by id, not by noise
+    mostly_right = [2 * votes[i].right > n for i, n in enumerate((len(base), len(arm)))]
+    mostly_wrong = [2 * votes[i].right < n for i, n in enumerate((len(base), len(arm)))]
+    return ChangedTiles(
+        tiles,
+        votes[0],
+        votes[1],
+        gain,
+        _select(mostly_right[1] & mostly_wrong[0], -order, tiles),
+        _select(mostly_right[0] & mostly_wrong[1], order, tiles),
+    )
 
 
-def _pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
-    """Tile id to the data URI of its picture; each is made once."""
+def _count_votes(tables: Sequence[Predictions], tiles: Predictions) -> ArmVotes:
+    each = np.stack([table.probabilities.astype(np.float64) for table in tables])
+    predicted = each.argmax(axis=2)
+    mean = each.mean(axis=0)
+    votes = (predicted[:, :, None] == np.arange(len(tiles.classes))).sum(axis=0)
+    right = (predicted == tiles.labels).sum(axis=0)
+    return ArmVotes(right, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability never outweighs a vote
+
+
+def _select(kept: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:
+    """The kept rows in the order of the key, then of the id."""
+    order: Int64[np.ndarray, " n"] = np.lexsort((tiles.ids, key)).astype(np.int64)
+    return np.asarray(order[kept[order]])
+
+
+def change_parts(
+    changes: ChangedTiles,
+    names: tuple[str, str],
+    seeds: tuple[int, int],
+    picture: Callable[[str], str | None],
+    source: str,
+    most: int = _MOST_TILES,
+) -> list[Part]:
+    """The gained and the lost tiles, as cards.
+
+    Args:
+        changes: Changes from the baseline to the arm.
+        names: Names of the baseline and of the arm.
+        seeds: Number of seeds of each.
+        picture: Tile id -> data URI of its picture, or None.
+        source: Files that the predictions come from.
+        most: Tiles shown of each kind.
+    """
+    base, arm = names
+    parts: list[Part] = []
+    for kind, rows, how in (
+        ("gained", changes.gained, f"{arm} right, {base} wrong"),
+        ("lost", changes.lost, f"{base} right, {arm} wrong"),
+    ):
+        total = f"{len(rows)} of {len(changes.tiles.ids)} labelled tiles {kind} ({how}, each in most seeds)"
+        if not len(rows):
+            parts.append(Text(f"{total}."))
+            continue
+        caption = f"{total}; the first {min(most, len(rows))} by the change of the true class's mean probability."
+        cards = [_tile_card(changes, int(row), names, seeds, picture) for row in rows[:most]]
+        parts.append(Cards(cards, caption, source))
+    return parts
+
+
+def _tile_card(
+    changes: ChangedTiles,
+    row: int,
+    names: tuple[str, str],
+    seeds: tuple[int, int],
+    picture: Callable[[str], str | None],
+) -> Card:
+    tiles = changes.tiles
+    tile_id, true = str(tiles.ids[row]), tiles.classes[int(tiles.labels[row])]
+    lines = [f"true: {true} ({changes.gain[row]:+.2f})"]
+    for name, n, votes in zip(names, seeds, (changes.base, changes.arm), strict=True):
+        voted = int(votes.voted[row])
+        lines.append(f"{name} ({int(votes.right[row])} of {n}):")
+        lines.append(f"{tiles.classes[voted]} {votes.probabilities[row, voted]:.2f}")
+    return Card(picture(tile_id), f"tile {tile_id}: true {true}", lines, f"id {tile_id}")
+
+
+def _read_seeds(result: ArmResult) -> list[Predictions]:
+    return [read_predictions(row.predictions_file()).select("test") for row in result.rows]
+
+
+def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
+    """Tile id -> data URI of its picture; None when there is no such tile or its image cannot be read any more."""
     rows = {} if tiles is None else {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
-    made: dict[str, str | None] = {}
 
+    @cache
     def picture(tile_id: str) -> str | None:
-        """None when there is no such tile, or its image cannot be read any more."""
-        if tile_id not in made:
-            encoded = None
-            if tiles is not None and tile_id in rows:
-                try:
-                    encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
-                except DataError:  # its file is gone: after hours of training, a page without it is better than none
-                    encoded = None
-            made[tile_id] = jpeg_uri(encoded) if encoded else None
-        return made[tile_id]
+        if tiles is None or tile_id not in rows:
+            return None
+        try:
+            encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
+        except DataError:  # its file is gone: after hours of training, a page without it is better than none
+            return None
+        return jpeg_uri(encoded) if encoded else None
 
     return picture

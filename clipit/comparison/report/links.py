@@ -1,4 +1,4 @@
-"""Where else to look: links from a comparison's page to the pages of its runs, pairings and studies."""
+"""Links from a comparison's page to the pages of its runs, pairings and studies."""
 
 import os
 from collections.abc import Sequence
@@ -7,24 +7,26 @@ from pathlib import Path
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import ArmResult
 from clipit.config.run import RunConfig
-from clipit.reporting.html import Links, Part, Section, Text
+from clipit.reporting.html import Links, PageSection, Part, Text
 
 _STUDIES = ("probing", "robustness", "prompts")
 _Row = tuple[str, list[tuple[str, str]]]
 
 
-def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmResult], folder: Path) -> list[Section]:
+def link_sections(
+    config: RunConfig, plans: Sequence[Plan], results: Sequence[ArmResult], folder: Path
+) -> list[PageSection]:
     """One section with links to every page that exists, relative to the comparison's folder; none if there is none.
 
     Args:
-        config: Of the comparison; its output root is searched.
-        plans: Its data sets and backbones.
-        made: Its lines.
-        folder: Where its page goes.
+        config: Configuration of the comparison; its output root is searched.
+        plans: Plans for its data sets and backbones.
+        results: Statistics of every arm.
+        folder: Folder of the page.
     """
-    runs = _run_rows(made, folder)
+    runs = _run_rows(results, folder)
     names = list(dict.fromkeys([config.name, *(plan.config.name for plan in plans)]))
-    ran = sorted({row.run.name for line in made for row in line.rows if row.run})
+    ran = sorted({row.run.name for result in results for row in result.rows if row.run})
     others = _pairing_rows(config.output, names, folder) + _study_rows(config.output, names, ran, folder)
     parts: list[Part] = []
     if runs:
@@ -33,25 +35,27 @@ def link_sections(config: RunConfig, plans: Sequence[Plan], made: Sequence[ArmRe
         parts.append(Links(others, "Pages of the pairings, and of the studies of the same name"))
     if not parts:
         return []
-    return [Section("Other pages", [Text("These links work as long as the output folder stays as it is."), *parts])]
+    return [
+        PageSection("Other pages", [Text("These links work as long as the output folder keeps its layout."), *parts])
+    ]
 
 
-def _run_rows(made: Sequence[ArmResult], folder: Path) -> list[_Row]:
-    """A row per data set, backbone and arm: its seeds' report.html, and pairs.html where a run has one."""
-    tested = [line for line in made if line.key.part == "test" and not line.reference]
-    alone = len({line.key.place for line in tested}) == 1
-    found: list[_Row] = []
-    for line in tested:
+def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
+    """A row per data set, backbone and arm: report.html of each seed, and pairs.html where a run has one."""
+    tested = [result for result in results if result.key.part == "test" and not result.reference]
+    alone = len({result.key.place for result in tested}) == 1
+    rows: list[_Row] = []
+    for result in tested:
         links = []
-        for row in line.rows:
-            for name, told in (("report.html", f"seed {row.seed}"), ("pairs.html", f"pairs of seed {row.seed}")):
+        for row in result.rows:
+            for name, label in (("report.html", f"seed {row.seed}"), ("pairs.html", f"pairs of seed {row.seed}")):
                 path = row.run_folder() / name
                 if path.is_file():
-                    links.append((told, _relative(path, folder)))
+                    links.append((label, _relative(path, folder)))
         if links:
-            key = line.key[3:] if alone else (*line.key.place, line.key.arm)
-            found.append((" / ".join(dict.fromkeys(key)), links))
-    return found
+            key = result.key[3:] if alone else (*result.key.place, result.key.arm)
+            rows.append((" / ".join(dict.fromkeys(key)), links))
+    return rows
 
 
 def _pairing_rows(output: Path, names: Sequence[str], folder: Path) -> list[_Row]:
@@ -60,14 +64,14 @@ def _pairing_rows(output: Path, names: Sequence[str], folder: Path) -> list[_Row
 
 
 def _study_rows(output: Path, names: Sequence[str], ran: Sequence[str], folder: Path) -> list[_Row]:
-    """Studies lie in `<output>/<kind>/<name>`, those of the prompts of one run in `<name>-<run>`."""
-    found: list[_Row] = []
+    """Studies are in `<output>/<kind>/<name>`, those of the prompts of one run in `<name>-<run>`."""
+    rows: list[_Row] = []
     for kind in _STUDIES:
         for name in (*names, *(f"{name}-{run}" for name in names for run in ran)):
             pages = sorted((output / kind / name).glob("*.html"))
             if pages:
-                found.append((f"{kind}: {name}", [(path.name, _relative(path, folder)) for path in pages]))
-    return found
+                rows.append((f"{kind}: {name}", [(path.name, _relative(path, folder)) for path in pages]))
+    return rows
 
 
 def _relative(path: Path, folder: Path) -> str:

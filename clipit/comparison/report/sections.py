@@ -1,109 +1,131 @@
-"""What stands on a comparison's page, section by section."""
+"""Sections of a comparison's page: scores, label efficiency, costs, analyses, and every row."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.published import PublishedScores
-from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, costs, ones
-from clipit.comparison.report.tables import HEADER, shown_columns
+from clipit.comparison.report.tables import (
+    CONTROL_NOTE,
+    COST_NOTE,
+    HEADER,
+    cost_table,
+    count_left,
+    paper_tables,
+    shown_columns,
+)
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.evaluation.score_row import CSV_COLUMNS, ScoreRow
-from clipit.reporting.comparison_page import raw_parts, seed_figure
-from clipit.reporting.html import Figure, Part, Section, Table, Text
-from clipit.reporting.label_plots import label_curves_plot
-from clipit.reporting.plane_plot import plane_plot
+from clipit.reporting.html import Figure, Folded, PageSection, Part, Rows, Table, Text, facts_table
+from clipit.reporting.plots import inline_svg, save_plot
+from clipit.reporting.score_plots import plot_label_efficiency, plot_planes, plot_seed_scores
 
-_LONG = 12  # rows of a table from which on a section beside the main one is folded
+_LONG = 12  # rows of a table; sections with a longer one, other than the main section, are folded
 
 
 def score_sections(
     c: ComparisonConfig,
-    made: Sequence[ArmResult],
+    results: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
-    known: PublishedScores,
+    published: PublishedScores,
     notes: Sequence[str],
-) -> list[Section]:
-    """The scores against the baseline and each control, in the form of table 1, and seed by seed."""
-    sections = [Section("Scores", [_scores(made, known, "lines"), *(Text(note) for note in notes)])]
-    for control, own in against.items():
-        parts: list[Part] = [_scores(own, {}, f"against.{control}"), Text(AGAINST)]
-        sections.append(Section(f"Against {control}", parts, folded=len(own) > _LONG))
-    for title, header, rows in ones(c, made):
+) -> list[PageSection]:
+    """Scores against the baseline and each control, in the form of CLIP-IT's table 1, and seed by seed."""
+    sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
+    for control, arms in against.items():
+        parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
+        sections.append(PageSection(f"Against {control}", parts, folded=len(arms) > _LONG))
+    for title, header, rows in paper_tables(c, results):
         source = "comparison.json: lines, mean, sd and difference of the part test"
-        sections.append(Section(title, [Table(header, rows, source=source)]))
+        sections.append(PageSection(title, [Table(header, rows, source=source)]))
     figures = []
-    places = dict.fromkeys(line.key[:3] for line in made)
-    told = {i for i in range(3) if i == 2 or len({place[i] for place in places}) > 1}  # what tells them apart
+    places = dict.fromkeys(result.key[:3] for result in results)
+    differing = [i for i in range(3) if i == 2 or len({place[i] for place in places}) > 1]
     for place in places:
         scores = {
-            line.key.arm: {str(s): None if v is None else PERCENT * v for s, v in line.scores.items()}
-            for line in made
-            if line.key[:3] == place
+            result.key.arm: {str(s): None if v is None else PERCENT * v for s, v in result.scores.items()}
+            for result in results
+            if result.key[:3] == place
         }
-        what = f"{' / '.join(part for i, part in enumerate(place) if i in told)}: {c.metric.replace('_', ' ')} %"
+        label = f"{' / '.join(place[i] for i in differing)}: {c.metric.replace('_', ' ')} %"
         source = "comparison.parquet: column score; comparison.json: lines, seeds"
-        figures.append(seed_figure(scores, what=what, baseline=c.baseline, source=source))
-    return [*sections, Section("Seed by seed", figures)]
+        figures.append(seed_figure(scores, label=label, baseline=c.baseline, source=source))
+    return [*sections, PageSection("Seed by seed", figures)]
 
 
-def _scores(made: Sequence[ArmResult], known: PublishedScores, key: str) -> Table:
-    """The main table, with its rows and the key of comparison.json that holds its figures unrounded."""
-    header, cells = shown_columns(made, known)
-    alone = [
-        f"{column} = {made[0].key[i]!r}"
+def seed_figure(
+    scores: Mapping[str, Mapping[str, float | None]], *, label: str, baseline: str | None = None, source: str = ""
+) -> Figure:
+    """Scores of each arm, one dot per seed.
+
+    Args:
+        scores: Arm -> seed (as text) -> score; None where it is not defined.
+        label: The score with its test set and unit, such as `test: accuracy %`.
+        baseline: Arm whose mean is drawn as a dashed result.
+        source: File and column that the scores come from.
+    """
+    line = f" The dashed line is the mean of {baseline}." if baseline in scores else ""
+    svg = inline_svg(plot_seed_scores(scores, x_label=label, baseline=baseline), f"{label}, per arm and seed")
+    return Figure(svg, f"{label}: one dot per seed, the stroke is their mean.{line}", source=source)
+
+
+def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: str) -> Table:
+    """The main table; its source is the key of comparison.json that holds the figures unrounded."""
+    header, cells = shown_columns(results, published)
+    constant = [
+        f"{column} = {results[0].key[i]!r}"
         for i, column in enumerate(("data_set", "backbone", "part"))
-        if HEADER[i] not in header and made
+        if HEADER[i] not in header and results
     ]
-    rows = "comparison.parquet: column score of the rows of a line's data_set, backbone, part and arm"
+    rows = "comparison.parquet: column score of the rows of an arm's data_set, backbone, part and arm"
     source = f"comparison.json: {key}, made from {rows}"
-    told = f"{source} ({', '.join(alone)})" if alone else source
-    return Table(header, cells, source=told, left=sum(name in HEADER[:4] for name in header))
+    if constant:
+        source += f" ({', '.join(constant)})"
+    return Table(header, cells, source=source, left=count_left(header))
 
 
 def label_sections(
-    config: RunConfig, comparison: ComparisonConfig, made: Sequence[ArmResult], folder: Path
-) -> list[Section]:
-    """Score over the share of labelled training tiles, where the same tiles and backbone had several; one line per arm.
+    config: RunConfig, c: ComparisonConfig, results: Sequence[ArmResult], folder: Path
+) -> list[PageSection]:
+    """Score over the share of labelled training tiles, where several shares of the same tiles were trained on.
 
-    Other data sets have other tiles: their points never stand on one line.
+    Data sets with other tiles are never connected by a result.
     """
     figures: list[Figure] = []
-    tested = [line for line in made if line.key.part == "test" and not line.reference]
-    same = {line.key: (line.key.backbone, line.rows[0].provenance.tiles_fingerprint) for line in tested}
+    tested = [result for result in results if result.key.part == "test" and not result.reference]
+    same = {result.key: (result.key.backbone, result.rows[0].provenance.tiles_fingerprint) for result in tested}
     for backbone, tiles in dict.fromkeys(same.values()):
         series: dict[str, list[tuple[float, float | None]]] = {}
-        for line in tested:
-            if same[line.key] == (backbone, tiles):
-                shares = [(row.provenance.labelled_share, row.score) for row in line.rows]
+        for result in tested:
+            if same[result.key] == (backbone, tiles):
+                shares = [(row.provenance.labelled_share, row.score) for row in result.rows]
                 points = [(share, score) for share, score in shares if share is not None]
-                series.setdefault(line.key.arm, []).extend(points)
+                series.setdefault(result.key.arm, []).extend(points)
         if any(len({share for share, _ in points}) > 1 for points in series.values()):
-            path = folder / f"labels-{len(figures)}.png"
-            label_curves_plot(series, path, metric=comparison.metric, title=f"{config.name}: {backbone}")
+            plot = plot_label_efficiency(series, metric=c.metric, title=f"{config.name}: {backbone}")
+            save_plot(plot, folder / f"labels-{len(figures)}.png")
             caption = (
                 "Test score over the share of labelled training tiles; bands: lowest to highest seed (up to 7 arms)."
             )
             source = "comparison.parquet: score over training_labels / training_tiles"
-            figures.append(Figure(path.read_bytes(), caption, alt=caption, source=source))
-    return [Section("Label efficiency", figures)] if figures else []
+            figures.append(Figure(inline_svg(plot, f"{backbone}: {caption}"), caption, source=source))
+    return [PageSection("Label efficiency", figures)] if figures else []
 
 
-def cost_section(made: Sequence[ArmResult]) -> Section:
-    """What each arm costs."""
+def cost_section(results: Sequence[ArmResult]) -> PageSection:
+    """Costs of each arm."""
     source = "comparison.json: lines, costs, made from comparison.parquet"
-    return Section("Costs", [Table(*costs(made), source=source), Text(COST_NOTE)])
+    return PageSection("Costs", [Table(*cost_table(results), source=source), Text(COST_NOTE)])
 
 
-def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[Section]:
+def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[PageSection]:
     """One section per analysis.
 
     Args:
-        why: The analyses.
-        folder: Where their pictures are kept, too.
+        why: Results of the analyses.
+        folder: Folder of the comparison, where the plots are written as well.
     """
     sections = []
     for i, finding in enumerate(why):
@@ -111,15 +133,23 @@ def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[Sectio
         parts: list[Part] = [Text(finding.text), Table(finding.header, finding.rows, source=source)]
         if finding.planes:
             path = folder / f"plane-{i}.png"
-            plane_plot(finding.planes, path, title=finding.heading)
+            save_plot(plot_planes(finding.planes, title=finding.heading), path)
             parts.append(Figure(path.read_bytes(), finding.heading, alt=finding.text, source=finding.source))
-        sections.append(Section(finding.heading, parts))
+        sections.append(PageSection(finding.heading, parts))
     return sections
 
 
-def row_section(rows: Sequence[ScoreRow]) -> Section:
-    """Every row of `comparison.parquet`; columns that hold the same in all of them are told once."""
+def row_section(rows: Sequence[ScoreRow]) -> PageSection:
+    """Every row of `comparison.parquet`; columns with one value in all rows are listed once, above."""
     columns = (*CSV_COLUMNS, "run", "predictions")
+    caption, source = "One row per run and test set", "comparison.parquet"
     records = [row.to_record() for row in rows]
-    shown: list[dict[str, Any]] = [{key: record[key] for key in columns} for record in records]
-    return Section("All rows", raw_parts(shown, "One row per run and test set", "comparison.parquet"))
+    several = len(rows) > 1
+    constant = {key: records[0][key] for key in columns if several and len({str(one[key]) for one in records}) == 1}
+    varying = [key for key in columns if key not in constant]
+    table = Rows(varying, [[one[key] for key in varying] for one in records], caption, source)
+    if not constant:
+        return PageSection("All rows", [table])
+    facts = facts_table({key: value for key, value in constant.items() if value is not None}, source)
+    shared = Folded(f"Columns with the same value in all {len(rows)} rows ({len(facts.rows)})", [facts])
+    return PageSection("All rows", [shared, table])

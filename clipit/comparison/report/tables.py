@@ -1,19 +1,20 @@
-"""A comparison in figures: one line per data set, backbone, arm and test set; as Markdown and as LaTeX."""
+"""Tables of a comparison's results: shared by its Markdown, LaTeX and page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean
 
+import numpy as np
+
+from clipit.comparison.published import PublishedScores
 from clipit.comparison.statistics import PERCENT, ArmKey, ArmResult
+from clipit.config.comparison import ComparisonConfig
 from clipit.evaluation.intervals import Interval
-from clipit.evaluation.significance import Significance
+from clipit.evaluation.score_row import COSTS, ScoreRow
+from clipit.evaluation.significance import MIN_SEEDS, Significance
 from clipit.reporting.tables import difference, interval, markdown_table, mean_sd, number
 
-
-def predictions_source(line: ArmResult) -> str:
-    """The files that a line of students was predicted into, by their folders below runs/."""
-    return "predictions.parquet (test) of " + ", ".join("/".join(row.run_folder().parts[-2:]) for row in line.rows)
-
-
+Place = tuple[str, str]
+"""Data set and backbone."""
 HEADER = (
     "data set",
     "backbone",
@@ -25,72 +26,144 @@ HEADER = (
     "over tiles",
     "p (Holm)",
 )
+COST_NOTE = (
+    "chosen: the step with the best validation score. seconds: training, with validation and the first reading of "
+    "tiles. parameters and tiles/s: at inference, of images only. by prompts: the same student read through its "
+    "projection and the class prompts, test split."
+)
+CONTROL_NOTE = (
+    "The same runs with the control in the place of the baseline; p-values are corrected over this table's arms, data "
+    "sets and backbones."
+)
+_COST_HEADER = (
+    "arm", "learning rate", "steps", "chosen", "tiles seen", "seconds", "parameters", "tiles/s", "by prompts %",
+)  # fmt: skip
 
 
-def cells(line: ArmResult) -> list[str]:
-    """A line as text, in the columns of `HEADER`; scores in %."""
-    percent = [None if value is None else PERCENT * value for value in line.scores.values()]
-    same = line.reference and len(set(percent)) == 1  # nothing of it depends on the seed
-    shown = [*line.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
-    if not line.differences:
+def predictions_source(result: ArmResult) -> str:
+    """Prediction files of an arm's runs, by their folders below runs/."""
+    return "predictions.parquet (test) of " + ", ".join("/".join(row.run_folder().parts[-2:]) for row in result.rows)
+
+
+def place_label(place: tuple[str, ...], places: Iterable[tuple[str, ...]]) -> str:
+    """Data set and backbone in brackets behind a heading, where there are several; empty for the only one."""
+    differs = [len(set(column)) > 1 for column in zip(*places, strict=True)]
+    names = " / ".join(name for name, several in zip(place, differs, strict=True) if several)
+    return f" ({names})" if names else ""
+
+
+def cells(result: ArmResult) -> list[str]:
+    """Cells of an arm in the columns of `HEADER`; scores in %."""
+    percent = [None if value is None else PERCENT * value for value in result.scores.values()]
+    same = result.reference and len(set(percent)) == 1  # a reference row that does not depend on the seed
+    shown = [*result.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
+    if not result.differences:
         return [*shown, "", "", "", ""]
-    tiles = line.over_tiles.interval if line.over_tiles else None
     return [
         *shown,
-        difference(PERCENT * mean(line.differences.values()), None, 1),
-        _interval(line.over_seeds),
-        _interval(tiles),
-        _p(line.p_holm),
+        difference(PERCENT * mean(result.differences.values()), None, 1),
+        _interval(result.over_seeds),
+        _interval(result.over_tiles.interval if result.over_tiles else None),
+        _p_value(result.p_holm),
     ]
 
 
-def main_table(made: Sequence[ArmResult], published: Mapping[tuple[str, str, str], str] | None = None) -> str:
-    """Markdown; columns that say the same in every row are left out."""
-    header, rows = shown_columns(made, published)
-    return markdown_table(header, rows, left=sum(name in HEADER[:4] for name in header))
+def main_table(results: Sequence[ArmResult], published: PublishedScores | None = None) -> str:
+    """The main table as Markdown; columns with the same content in every row are left out."""
+    header, rows = shown_columns(results, published)
+    return markdown_table(header, rows, left=count_left(header))
+
+
+def count_left(header: Sequence[str]) -> int:
+    """The number of left-aligned columns of the main table: those that name data set, backbone, test set and arm."""
+    return sum(name in HEADER[:4] for name in header)
 
 
 def shown_columns(
-    made: Sequence[ArmResult], published: Mapping[tuple[str, str, str], str] | None = None
+    results: Sequence[ArmResult], published: PublishedScores | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the main table, with a column of published figures where there are any."""
-    rows = [cells(line) for line in made]
+    """Header and rows of the main table, with a column of published scores where there are any."""
+    rows = [cells(result) for result in results]
     header = list(HEADER)
-    known = [(published or {}).get((line.key.data_set, line.key.backbone, line.key.arm), "") for line in made]
-    known = [text if line.key.part == "test" else "" for text, line in zip(known, made, strict=True)]
-    if any(known):
+    by_arm = published or {}
+    keys = [result.key for result in results]
+    scores = [by_arm.get((*key.place, key.arm), "") if key.part == "test" else "" for key in keys]
+    if any(scores):
         header.append("published")
-        rows = [[*row, text] for row, text in zip(rows, known, strict=True)]
+        rows = [[*row, text] for row, text in zip(rows, scores, strict=True)]
     keep = [i for i in range(len(header)) if i not in (0, 1, 2) or len({row[i] for row in rows}) > 1]
     return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def table_one(made: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
+def paper_tables(c: ComparisonConfig, results: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of the table in the form of CLIP-IT's table 1; none where there is one arm only."""
+    others = [arm for arm in c.arms if arm != c.baseline]
+    arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
+    return [(f"{c.baseline} -> {arm}", *paper_table(results, c.baseline, arm)) for arm in arms]
+
+
+def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
-    found = {line.key: line for line in made if line.key.part == "test"}
-    data_sets = list(dict.fromkeys(key.data_set for key in found))
+    by_key = {result.key: result for result in results if result.key.part == "test"}
+    data_sets = list(dict.fromkeys(key.data_set for key in by_key))
     rows = []
-    for backbone in dict.fromkeys(key.backbone for key in found):
+    for backbone in dict.fromkeys(key.backbone for key in by_key):
         row = [backbone]
         for data_set in data_sets:
-            first, second = (found.get(ArmKey(data_set, backbone, "test", name)) for name in (baseline, arm))
+            first, second = (by_key.get(ArmKey(data_set, backbone, "test", name)) for name in (baseline, arm))
             if first is None or second is None or first.mean is None or second.mean is None:
                 row += ["", ""]
                 continue
-            texts = (mean_sd([PERCENT * (v or 0.0) for v in line.scores.values()], 1) for line in (first, second))
+            texts = (mean_sd([PERCENT * (v or 0.0) for v in result.scores.values()], 1) for result in (first, second))
             row.append(" -> ".join(texts))
             row.append(difference(PERCENT * (second.mean - first.mean), _percent(second.over_seeds), 1))
         rows.append(row)
     return ["backbone", *(text for name in data_sets for text in (name, "difference"))], rows
 
 
+def cost_table(results: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the costs of each arm, on the test split."""
+    tested = [result for result in results if result.key.part == "test"]
+    several = len({result.key.place for result in results}) > 1
+    rows = []
+    for result in tested:
+        zero_shot = [row.zero_shot for row in result.rows if row.zero_shot is not None]
+        by_prompts = f"{PERCENT * mean(zero_shot):.1f}" if zero_shot else ""
+        name = " / ".join((*result.key.place, result.key.arm)) if several else result.key.arm
+        rows.append([name, *(_mean_cost(result.rows, key) for key in COSTS), by_prompts])
+    return list(_COST_HEADER), rows
+
+
+def _mean_cost(rows: Sequence[ScoreRow], key: str) -> str:
+    values = [value for row in rows if (value := getattr(row, key)) is not None]
+    if not values:
+        return ""
+    return f"{np.mean(values):g}" if key == "learning_rate" else f"{np.mean(values):,.0f}"
+
+
+def describe_holm_family(results: Sequence[ArmResult]) -> str:
+    """Which tests the p-values are corrected over, with their number; or why there is none."""
+    families: dict[str, int] = {}
+    for result in results:
+        if result.p.p is not None:
+            families[result.key.part] = families.get(result.key.part, 0) + 1
+    if not families:
+        return f"No p-values: a paired t-test over seeds needs {MIN_SEEDS}."
+    counts = ", ".join(f"{part}: {n}" for part, n in families.items())
+    return (
+        "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set (tests in "
+        f"each family: {counts})."
+    )
+
+
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, left: int = 1) -> str:
-    """A booktabs table, the first `left` columns aligned left; needs `\\usepackage{booktabs}`."""
-    body = "\n".join(" & ".join(_latex(cell) for cell in row) + r" \\" for row in rows)
+    """A booktabs table with the first `left` columns left-aligned; needs `\\usepackage{booktabs}`."""
+    body = "\n".join(" & ".join(_escape_latex(cell) for cell in row) + r" \\" for row in rows)
+    alignment = "l" * left + "r" * (len(header) - left)
     return (
         "\\begin{table}\n\\centering\n"
-        f"\\caption{{{_latex(caption)}}}\n\\begin{{tabular}}{{{'l' * left}{'r' * (len(header) - left)}}}\n\\toprule\n"
-        f"{' & '.join(_latex(name) for name in header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
+        f"\\caption{{{_escape_latex(caption)}}}\n\\begin{{tabular}}{{{alignment}}}\n\\toprule\n"
+        f"{' & '.join(_escape_latex(name) for name in header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
         "\\end{tabular}\n\\end{table}\n"
     )
 
@@ -102,7 +175,7 @@ _LATEX = {
 }  # fmt: skip
 
 
-def _latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     arrows = str(text).replace("->", "\u2192")
     return "".join(_LATEX.get(letter, letter) for letter in arrows)
 
@@ -119,7 +192,7 @@ def _interval(bounds: Interval | None) -> str:
     return interval(low, high, 1, signed=True) or (bounds.reason if bounds else "none")
 
 
-def _p(test: Significance) -> str:
+def _p_value(test: Significance) -> str:
     if test.p is None:
         return f"none: {test.reason}"
     return f"{test.p:.3f}" if test.p >= 0.001 else "< 0.001"

@@ -1,4 +1,4 @@
-"""What a comparison says, for people: comparison.md, comparison.tex and comparison.html."""
+"""The report of a comparison: comparison.md, comparison.tex and comparison.html."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,10 @@ from clipit.artifacts import whole_file
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION, SOURCE, PublishedScores, collect_published
+from clipit.comparison.report.arm_figures import confusion_sections, curve_sections
 from clipit.comparison.report.changed_tiles import tile_sections
-from clipit.comparison.report.confusion import confusion_sections
-from clipit.comparison.report.cost_table import AGAINST, COST_NOTE, costs, holm_family, ones
 from clipit.comparison.report.links import link_sections
-from clipit.comparison.report.notes import notes_of
+from clipit.comparison.report.notes import compose_notes
 from clipit.comparison.report.sections import (
     cost_section,
     finding_sections,
@@ -19,98 +18,109 @@ from clipit.comparison.report.sections import (
     row_section,
     score_sections,
 )
-from clipit.comparison.report.tables import HEADER, latex_table, main_table, shown_columns
-from clipit.comparison.report.training_curves import curve_sections
+from clipit.comparison.report.tables import (
+    CONTROL_NOTE,
+    COST_NOTE,
+    cost_table,
+    count_left,
+    describe_holm_family,
+    latex_table,
+    main_table,
+    paper_tables,
+    shown_columns,
+)
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
-from clipit.reporting.comparison_page import comparison_page
-from clipit.reporting.html import write_page
+from clipit.reporting.html import page, write_page
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.tileset import TileSet
 
 
 def write_report(
     config: RunConfig,
-    comparison: ComparisonConfig,
+    c: ComparisonConfig,
     plans: Sequence[Plan],
     results: ComparisonResults,
     why: Sequence[AnalysisResult],
     folder: Path,
     tiles: Sequence[TileSet] = (),
 ) -> list[str]:
-    """Write comparison.md, .tex and .html.
+    """Write comparison.md, comparison.tex and comparison.html.
 
     Args:
         config: Configuration that all runs share.
-        comparison: Section of the comparison.
-        plans: Its data sets and backbones.
+        c: Section of the comparison.
+        plans: Plans for its data sets and backbones.
         results: Scores and statistics.
         why: Results of the analyses.
-        folder: Folder for the three files.
-        tiles: Tiles of each plan, for pictures; without them tiles are shown by their ids alone.
+        folder: Folder of the comparison.
+        tiles: Tiles of each plan, for pictures; without them, tiles are shown by their ids alone.
 
     Returns:
-        The sentences under the main table.
+        The notes under the main table.
     """
-    c, made, against = comparison, results.arms, results.against
-    known, left_out = collect_published(plans, c.metric)
-    beside = SOURCE if any(known.values()) else ""
-    notes = [*notes_of(config, comparison, plans, made, beside), *left_out]
+    arms, against = results.arms, results.against
+    published_scores, left_out = collect_published(plans, c.metric)
+    published_source = SOURCE if any(published_scores.values()) else ""
+    notes = [*compose_notes(config, c, plans, arms, published_source), *left_out]
     with whole_file(folder / "comparison.md") as temporary:
-        temporary.write_text(_markdown(config, comparison, made, against, known, notes, why), encoding="utf-8")
+        temporary.write_text(_markdown(config, c, arms, against, published_scores, notes, why), encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
-        temporary.write_text(_latex(config, comparison, made, known, beside), encoding="utf-8")
-    pictured = {(s.data_set, s.backbone): own for s, own in zip(plans, tiles, strict=False)}
+        temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
+    tiles_by_place = {(plan.data_set, plan.backbone): one for plan, one in zip(plans, tiles, strict=False)}
     sections = [
-        *score_sections(comparison, made, against, known, notes),
-        *tile_sections(made, c.arms, c.baseline, pictured),
-        *confusion_sections(made),
-        *curve_sections(made, c.baseline),
-        *label_sections(config, comparison, made, folder),
-        cost_section(made),
+        *score_sections(c, arms, against, published_scores, notes),
+        *tile_sections(arms, c.arms, c.baseline, tiles_by_place),
+        *confusion_sections(arms),
+        *curve_sections(arms, c.baseline),
+        *label_sections(config, c, arms, folder),
+        cost_section(arms),
         *finding_sections(why, folder),
-        *link_sections(config, plans, made, folder),
+        *link_sections(config, plans, arms, folder),
         row_section(results.rows),
     ]
-    write_page(folder / "comparison.html", comparison_page(config.name, " ".join(config.note.split()), sections))
+    write_page(folder / "comparison.html", page(config.name, " ".join(config.note.split()), sections))
     return notes
 
 
 def _markdown(
     config: RunConfig,
-    comparison: ComparisonConfig,
-    made: Sequence[ArmResult],
+    c: ComparisonConfig,
+    results: Sequence[ArmResult],
     against: Mapping[str, Sequence[ArmResult]],
-    known: PublishedScores,
+    published_scores: PublishedScores,
     notes: Sequence[str],
     why: Sequence[AnalysisResult],
 ) -> str:
-    parts = [f"# {config.name}", main_table(made, known), *notes]
+    parts = [f"# {config.name}", main_table(results, published_scores), *notes]
     if config.note:
         parts.append(" ".join(config.note.split()))
-    for control, own in against.items():
-        parts += [f"## Against {control}", main_table(own), AGAINST]
-    for title, header, rows in ones(comparison, made):
+    for control, arms_against in against.items():
+        parts += [f"## Against {control}", main_table(arms_against), CONTROL_NOTE]
+    for title, header, rows in paper_tables(c, results):
         parts += [f"## {title}", markdown_table(header, rows)]
-    parts += ["## Costs", markdown_table(*costs(made)), COST_NOTE]
+    parts += ["## Costs", markdown_table(*cost_table(results)), COST_NOTE]
     for finding in why:
         parts += [f"## {finding.heading}", finding.text, markdown_table(finding.header, finding.rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def _latex(
-    config: RunConfig, comparison: ComparisonConfig, made: Sequence[ArmResult], known: PublishedScores, beside: str
+    config: RunConfig,
+    c: ComparisonConfig,
+    results: Sequence[ArmResult],
+    published_scores: PublishedScores,
+    published_source: str,
 ) -> str:
-    """The main table and that in the form of table 1; captions say what stands in them and where it is from."""
-    c = comparison
+    """The main table and that in the form of CLIP-IT's table 1, with captions that describe and attribute them."""
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
-    caption = f"{config.name}: {c.metric.replace('_', ' ')} in %, mean and standard deviation over {seeds}."
-    told = [caption, f"Differences are paired by seed, against {c.baseline}.", holm_family(made)]
-    if beside:
-        told.append(f"Published: {beside}. {CAUTION}")
-    header, rows = shown_columns(made, known)
-    tables = [latex_table(header, rows, " ".join(told), left=sum(name in HEADER[:4] for name in header))]
-    for title, one_header, one_rows in ones(comparison, made):
-        tables.append(latex_table(one_header, one_rows, f"{title}. {caption} Test split; intervals: t over seeds."))
+    title = f"{config.name}: {c.metric.replace('_', ' ')} in %, mean and standard deviation over {seeds}."
+    caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"
+    if published_source:
+        caption += f" Published: {published_source}. {CAUTION}"
+    header, rows = shown_columns(results, published_scores)
+    tables = [latex_table(header, rows, caption, left=count_left(header))]
+    for name, paper_header, paper_rows in paper_tables(c, results):
+        tables.append(latex_table(paper_header, paper_rows, f"{name}. {title} Test split; intervals: t over seeds."))
     return "\n".join(tables)

@@ -25,7 +25,8 @@ from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
 from clipit.evaluation.retrieval import RetrievalScore, class_match
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
-from clipit.reporting.label_plots import label_curves_plot
+from clipit.reporting.plots import save_plot
+from clipit.reporting.score_plots import plot_label_efficiency
 from clipit.stores.embed import centred
 from clipit.studies.features import (
     JOINT,
@@ -316,7 +317,8 @@ def _write(
     curves = frame[frame.share.notna()]
     plot = CURVE_PLOT if curves.value.notna().any() else None
     if plot:
-        label_curves_plot(_curve_series(curves), folder / plot, metric=probing.metric, title=config.name)
+        figure = plot_label_efficiency(_curve_series(curves), metric=probing.metric, title=config.name)
+        save_plot(figure, folder / plot)
     chapters = probing_chapters(probing, config.seed, frame, provenance, plot)
     write_study(folder, "probing", f"{config.name}: probes of frozen features", study_note(config), chapters, frame)
 

@@ -7,15 +7,15 @@ import pandas as pd
 
 from clipit.evaluation.prompt_modes import summarise
 from clipit.prompts.grid import worded
-from clipit.reporting.png import save_png
+from clipit.reporting.plots import COLOURS, in_style, new_figure, save_plot
 from clipit.reporting.tables import LABELS
 from clipit.studies.report import iter_groups
 
-# Colour-blind safe colours of Okabe and Ito (2008).
-_BOXES = {"draw": ("#56B4E9", -0.18, "random draws"), "cell": ("#E69F00", 0.18, "grid of wordings")}
-_MARKERS = {"single": ("o", "#0072B2"), "ensemble": ("D", "#D55E00"), "screened": ("^", "#009E73")}
+_BOXES = {"draw": (COLOURS[5], -0.18, "random draws"), "cell": (COLOURS[4], 0.18, "grid of wordings")}
+_MARKERS = {"single": ("o", COLOURS[0]), "ensemble": ("D", COLOURS[1]), "screened": ("^", COLOURS[2])}
 
 
+@in_style
 def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
     """Plot, per model and prompt set, boxes over random draws and grid cells, and markers for the other modes.
 
@@ -26,10 +26,8 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
         metric: Column of the score.
         path: PNG file to write.
     """
-    from matplotlib.figure import Figure
-
     groups = list(iter_groups(frame, ["subject", "prompts"]))
-    figure = Figure(figsize=(8.5, 1.6 + 0.95 * len(groups)), layout="constrained")
+    figure = new_figure(8.5, 1.6 + 0.95 * len(groups))
     axes = figure.add_subplot()
     for place, (_, part) in enumerate(groups):
         part = part[part[metric].notna()]
@@ -51,11 +49,12 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
     axes.set_yticks(range(len(groups)), [f"{subject}\n{prompts}" for (subject, prompts), _ in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set(xlabel=f"{LABELS[metric]} on test (reported, not selected by)")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    save_png(figure, path)
+    axes.grid(axis="x")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+    save_plot(figure, path)
 
 
+@in_style
 def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
     """Plot one heat map per model and prompt set, templates by words, with a shared colour scale.
 
@@ -64,8 +63,6 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
         metric: Column of the score.
         path: PNG file to write.
     """
-    from matplotlib.figure import Figure
-
     words = list(zip(cells.organ, cells.magnification, cells.stain, strict=True))
     distinct = list(dict.fromkeys(words))
     labels = [", ".join(filter(None, group)) or "(no words)" for group in distinct]
@@ -73,8 +70,7 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
     low, high = (0.0, 0.0) if cells.score.isna().all() else (cells.score.min(), cells.score.max())
     templates = list(dict.fromkeys(cells.template))
     groups = list(iter_groups(cells, ["subject", "prompts"]))
-    size = (5.0 + 0.62 * len(labels), 1.4 + len(groups) * (0.5 + 0.42 * len(templates)))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(5.0 + 0.62 * len(labels), 1.4 + len(groups) * (0.5 + 0.42 * len(templates)))
     panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
     image = None
     for axes, ((subject, prompts), part) in zip(panels, groups, strict=True):
@@ -89,4 +85,4 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
     panels[-1].set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=7)
     if image is not None:
         figure.colorbar(image, ax=list(panels), label=LABELS[metric], shrink=0.8)
-    save_png(figure, path)
+    save_plot(figure, path)

@@ -4,16 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from clipit.reporting.png import save_png
+from clipit.reporting.plots import COLOURS, in_style, legend_beside, line_style, new_figure, save_plot
 from clipit.reporting.tables import LABELS
 from clipit.studies.report import iter_groups, iter_rows
 
-# Colour-blind safe colours of Okabe and Ito (2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", ":", "-.")
 _MAX_BANDS = 6  # more would hide each other; the table has all intervals
 
 
+@in_style
 def plot_curve(
     curves: pd.DataFrame, perturbation: str, path: Path, *, metric: str, neutral: float | None = None
 ) -> None:
@@ -26,9 +24,7 @@ def plot_curve(
         metric: Name of the score.
         neutral: Level that changes nothing, where the curves meet the unperturbed score; None: there is none.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+    figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()
     groups = list(iter_groups(curves, ["subject", "reading"]))
     for i, (key, part) in enumerate(groups):
@@ -37,7 +33,7 @@ def plot_curve(
         if neutral is not None and neutral not in set(points.level):
             points = pd.concat([points, clean.assign(level=neutral)])
         points = points.sort_values("level")
-        colour, style = _COLOURS[i % len(_COLOURS)], _STYLES[i // len(_COLOURS) % len(_STYLES)]
+        colour, style = line_style(i)
         axes.plot(points.level, points.value, style, color=colour, marker="o", markersize=3, label=": ".join(key))
         if len(groups) <= _MAX_BANDS:
             bands = points[points.low.notna()][["level", "low", "high"]].astype(float)
@@ -48,11 +44,12 @@ def plot_curve(
     axes.set(xlabel=units[0] if units else perturbation, ylabel=LABELS[metric], title=perturbation)
     if perturbation == "jpeg":
         axes.invert_xaxis()  # worse to the right, as in the other plots
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    save_png(figure, path)
+    axes.grid(visible=True)
+    legend_beside(axes)
+    save_plot(figure, path)
 
 
+@in_style
 def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
     """Plot, per model and reading, accuracy over mean confidence of each bin before and after temperature scaling.
 
@@ -60,12 +57,10 @@ def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
         calibrations: Rows with what = `calibration` and bins of `clipit.evaluation.metrics.reliability_bins`.
         path: PNG file to write.
     """
-    from matplotlib.figure import Figure
-
     groups = list(iter_groups(calibrations, ["subject", "reading"]))
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(3.4 * columns + 0.4, 3.5 * lines), layout="constrained")
+    figure = new_figure(3.4 * columns + 0.4, 3.5 * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in list(grid.flat)[len(groups) :]:
         axes.axis("off")
@@ -77,10 +72,10 @@ def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
             after = row.state == "after"
             axes.plot(
                 bins.confidence, bins.accuracy,
-                color=_COLOURS[int(after)], marker="s" if after else "o", markersize=4, linewidth=1.2,
+                color=COLOURS[int(after)], marker="s" if after else "o", markersize=4, linewidth=1.2,
                 label=f"{f'T = {row.level:.2f}' if after else 'before'}, ECE {row.value:.3f}",
             )  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
         axes.set_title(": ".join(key), fontsize=9)
         axes.legend(fontsize=7, loc="upper left")
-    save_png(figure, path)
+    save_plot(figure, path)

@@ -1,0 +1,193 @@
+"""Plots of scores over seeds, labels and hyperparameters, and of points in a plane."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from clipit.reporting.plots import COLOURS, in_style, legend_beside, line_style, new_figure, tooltip
+from clipit.reporting.tables import LABELS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LOG_SPAN = 8.0  # largest over smallest value from which a swept key gets a logarithmic axis
+
+SweepPoints = Sequence[tuple[object, float | None, float | None]]
+"""Value of the key, validation score and test score of each trial; None where a score is not defined."""
+LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
+"""Name -> (share of the labels, score) of every seed; None where the score is not defined."""
+
+
+@in_style
+def plot_seed_scores(
+    scores: Mapping[str, Mapping[str, float | None]], *, x_label: str, baseline: str | None = None
+) -> "Figure":
+    """One row per arm: a dot per seed and a stroke at their mean; undefined scores are counted as n/a.
+
+    Args:
+        scores: Arm -> seed -> score.
+        x_label: Title of the horizontal axis.
+        baseline: Arm whose mean is a dashed line through all rows.
+    """
+    figure = new_figure(6.6 + 0.09 * max(map(len, scores), default=0), 0.9 + 0.3 * max(1, len(scores)))
+    axes = figure.add_subplot()
+    for row, (arm, by_seed) in enumerate(scores.items()):
+        defined = {seed: value for seed, value in by_seed.items() if value is not None and np.isfinite(value)}
+        for seed, value in defined.items():
+            text = tooltip(f"{arm}, {seed}: {value:.6g}")
+            axes.plot(value, row, "o", color=COLOURS[0], alpha=0.7, markeredgewidth=0, gid=text)
+        if defined:
+            average = mean(defined.values())
+            axes.plot([average, average], [row - 0.35, row + 0.35], color="black", linewidth=2, label="mean")
+            if arm == baseline:
+                axes.axvline(average, color="0.5", linestyle="--", linewidth=1)
+        if len(defined) < len(by_seed):
+            missing = f"{len(by_seed) - len(defined)} n/a"
+            axes.text(1.01, row, missing, va="center", fontsize=8, transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_ylim(max(1, len(scores)) - 0.5, -0.5)
+    axes.set_xlabel(x_label)
+    axes.grid(axis="x")
+    return figure
+
+
+@in_style
+def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") -> "Figure":
+    """A score over the share of the training labels: one line per name through the means over seeds.
+
+    With up to 7 names there is a band from the lowest to the highest seed. An arm that reads no label is a horizontal
+    line. Shares at which a score is not defined for every seed have no point; the axis title says how many.
+
+    Args:
+        series: Scores by share, of probes of frozen features or of arms.
+        metric: Name of the score.
+        title: Heading.
+    """
+    few = len(series) <= len(COLOURS)  # bands of more would hide the lines
+    figure = new_figure(8.4, 4.6 if few else 6.0)
+    axes = figure.add_subplot()
+    undefined = 0
+    for i, (name, points) in enumerate(series.items()):
+        summary = summarise_shares(points)
+        undefined += len({share for share, _ in points}) - len(summary)
+        colour, style = line_style(i)
+        if any(share == 0 for share, *_ in summary):  # no label at any share, and 0 has no place on a logarithmic axis
+            level = mean(average for share, average, _, _ in summary if share == 0)
+            axes.axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{name} (no label)")
+            summary = [point for point in summary if point[0] > 0]
+            if not summary:
+                continue
+        shares = [100 * share for share, *_ in summary]
+        averages = [average for _, average, _, _ in summary]
+        axes.plot(shares, averages, style, color=colour, marker="o", markersize=3, label=name, gid=tooltip(name))
+        if few:
+            lowest, highest = [low for *_, low, _ in summary], [high for *_, high in summary]
+            axes.fill_between(shares, lowest, highest, color=colour, alpha=0.1)
+    axes.set_xscale("log")
+    ticks = sorted({100 * share for points in series.values() for share, _ in points if share > 0})
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    note = f"\n{undefined} points are not defined (a class without a label)" if undefined else ""
+    axes.set(xlabel=f"share of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)
+    axes.grid(visible=True)
+    legend_beside(axes)
+    return figure
+
+
+def summarise_shares(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float, float, float]]:
+    """Share, mean, lowest and highest score over seeds, by share; without shares at which a seed has no score."""
+    by_share: dict[float, list[float | None]] = {}
+    for share, score in points:
+        by_share.setdefault(share, []).append(score)
+    summary = []
+    for share in sorted(by_share):
+        scores = [score for score in by_share[share] if score is not None]
+        if len(scores) == len(by_share[share]):
+            summary.append((share, mean(scores), min(scores), max(scores)))
+    return summary
+
+
+@in_style
+def plot_planes(planes: Mapping[str, Mapping[str, Float[np.ndarray, "_ 2"]]], *, title: str = "") -> "Figure":
+    """Points in a plane, such as embeddings along two principal directions: one panel per plane, one colour per kind.
+
+    Args:
+        planes: Title of a panel -> name of the points -> coordinates.
+        title: Heading.
+    """
+    figure = new_figure(4.2 * max(1, len(planes)), 4.4)
+    panels = figure.subplots(1, max(1, len(planes)), squeeze=False)[0]
+    for axes, (name, kinds) in zip(panels, planes.items(), strict=True):
+        for i, (kind, points) in enumerate(kinds.items()):
+            axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.5, color=line_style(i)[0], label=kind)
+        axes.set(title=name, xticks=[], yticks=[])
+        axes.legend(loc="best")
+    figure.suptitle(title)
+    return figure
+
+
+@in_style
+def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: str, title: str = "") -> "Figure":
+    """Scores against swept values: one panel per key, a dot per trial, a line through the mean of each value.
+
+    Args:
+        panels: Key -> its trials; other keys may differ among them.
+        metric: The validation score, which decides.
+        test_metric: The test score, drawn hollow because it decides nothing; empty when there is none.
+        title: Heading.
+    """
+    figure = new_figure(1.6 + 4.4 * len(panels), 4.2)
+    for axes, (key, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        position = _place_values(axes, [value for value, _, _ in points])
+        validation = [(position[str(value)], score) for value, score, _ in points if score is not None]
+        test = [(position[str(value)], score) for value, _, score in points if score is not None]
+        _draw_trials(axes, validation, COLOURS[0], "-", f"validation {metric}", filled=True)
+        if test_metric:
+            _draw_trials(axes, test, COLOURS[1], ":", f"test {test_metric} (not used to choose)", filled=False)
+        if not validation and not test:
+            axes.text(0.5, 0.5, "no score is defined", ha="center", transform=axes.transAxes)
+        axes.set(xlabel=key, ylabel="score")
+        axes.grid(visible=True)
+        axes.legend()
+    figure.suptitle(title)
+    return figure
+
+
+def mean_per_value(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The mean score at each position, from left to right."""
+    scores: dict[float, list[float]] = {}
+    for x, score in points:
+        scores.setdefault(x, []).append(score)
+    return [(x, mean(scores[x])) for x in sorted(scores)]
+
+
+def _place_values(axes: "Axes", values: Sequence[object]) -> dict[str, float]:
+    """The position of each value: numbers to scale (logarithmic when they span much), words side by side."""
+    distinct = {str(value): value for value in values}
+    numbers = {
+        text: float(value)
+        for text, value in distinct.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if len(numbers) < len(distinct):
+        axes.set_xticks(range(len(distinct)), list(distinct))
+        return {text: float(i) for i, text in enumerate(distinct)}
+    low, high = min(numbers.values()), max(numbers.values())
+    if low > 0 and high / low >= _LOG_SPAN:
+        axes.set_xscale("log")
+        axes.set_xticks([], minor=True)
+    axes.set_xticks(list(numbers.values()), list(numbers))
+    return numbers
+
+
+def _draw_trials(
+    axes: "Axes", points: Sequence[tuple[float, float]], colour: str, style: str, label: str, *, filled: bool
+) -> None:
+    face = colour if filled else "none"
+    axes.scatter([x for x, _ in points], [y for _, y in points], s=22, facecolors=face, edgecolors=colour, alpha=0.7)
+    averages = mean_per_value(points)
+    axes.plot([x for x, _ in averages], [y for _, y in averages], style, color=colour, linewidth=1.4, label=label)

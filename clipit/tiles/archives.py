@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 _BLOCK = 2**20
 _TIMEOUT_S = 60.0
-_RETRY = "start the same command again: it goes on where it stopped"
+_RETRY = "run the same command again: it resumes where it stopped"
 
 
 def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
-    """Download a file to `target`; until it is whole and verified it is called `<target>.partial`.
+    """Download a file to `target`, resuming `<target>.partial` if it exists.
 
-    A file whose checksum is wrong is kept aside as `<target>.bad`, and not used.
+    A file with a wrong checksum is renamed to `<target>.bad` and not used.
 
     Args:
         url: Direct address.
-        target: Where it goes; when it is there already it is verified only.
-        md5: Published checksum of its bytes, in hexadecimal digits.
+        target: Path to write; an existing file is only verified.
+        md5: Published checksum in hexadecimal digits.
         page: Page of the data set, for messages.
 
     Raises:
-        DataError: No network, the server refuses or breaks off, or the checksum is wrong.
-        ArtifactError: The disk is full or may not be written.
+        DataError: The network or the server fails, or the checksum is wrong.
+        ArtifactError: The disk is full or not writable.
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,69 +59,71 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
 
 
 def _load(url: str, partial: Path) -> None:
-    """Append what is missing to the partial file."""
+    """Download the missing bytes to the partial file."""
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "clipit"} | ({"Range": f"bytes={start}-"} if start else {})
     request = urllib.request.Request(url, headers=headers)
     try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # nothing is left to send: whole already, or not the same file any more
+        if error.code == 416 and start:  # complete already, or the file on the server has changed
             if error.headers.get("Content-Range", "") != f"bytes */{start}":
                 partial.unlink()
                 _load(url, partial)
             return
         raise
-    with answer:
-        goes_on = answer.status == 206 and str(answer.headers.get("Content-Range", "")).startswith(f"bytes {start}-")
-        if start and not goes_on:
-            logger.info("the server does not go on where it stopped: from the start")
+    with response:
+        resumed = response.status == 206 and str(response.headers.get("Content-Range", "")).startswith(
+            f"bytes {start}-"
+        )
+        if start and not resumed:
+            logger.info("the server cannot resume the download: starting over")
             start = 0
-        length = answer.headers.get("Content-Length")
+        length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         with partial.open("ab" if start else "wb") as stream:
-            got = start + _copy(answer, stream, start, total)
-    if total is not None and got < total:
-        raise ConnectionError(f"the connection broke off after {got} of {total} bytes")
+            received = start + _copy(response, stream, start, total)
+    if total is not None and received < total:
+        raise ConnectionError(f"the connection broke off after {received} of {total} bytes")
 
 
-def _copy(answer: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
-    """Copy the answer, saying every tenth of the whole; gives the number of bytes."""
-    done, said = start, start * 10 // total if total else 0
+def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
+    """Copy the response to a file, logging every tenth of the total; returns the number of bytes."""
+    done, logged = start, start * 10 // total if total else 0
     if start:
-        logger.info(f"going on at {start / 2**20:.1f} MiB")
-    while block := answer.read(_BLOCK):
+        logger.info(f"resuming at {start / 2**20:.1f} MiB")
+    while block := response.read(_BLOCK):
         stream.write(block)
         done += len(block)
-        if total and done * 10 // total > said:
-            said = done * 10 // total
+        if total and done * 10 // total > logged:
+            logged = done * 10 // total
             logger.info(f"{done / 2**20:.1f} of {total / 2**20:.1f} MiB")
     return done - start
 
 
 def _verify(file: Path, target: Path, md5: str, page: str) -> None:
     with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found == md5:
+        actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual == md5:
         return
     bad = target.with_name(target.name + ".bad")
     file.replace(bad)
     raise DataError(
-        f"the checksum is wrong: md5 {found}, published is {md5}; the file was set aside and is not used",
+        f"wrong checksum: md5 {actual}, published is {md5}; the file was renamed and is not used",
         where=bad,
-        fix=f"delete it and start the same command again; if that gives the same, compare with {page}",
+        fix=f"delete it and run the same command again; if the checksum is the same, compare with {page}",
     )
 
 
 def unpack(archive: Path, makes: str) -> Path:
-    """Unpack a zip or a gzipped file beside itself; gives the path of what it holds.
+    """Unpack a zip or a gzipped file next to itself, completely or not at all; returns the path of its content.
 
     Args:
-        archive: `*.zip` with one folder at its top, or `*.gz` with one file.
+        archive: `*.zip` with one top-level folder, or `*.gz` with one file.
         makes: Name of that folder or file.
 
     Raises:
-        DataError: It is damaged, holds something else, or a name in it points out of the folder.
+        DataError: The archive is damaged, holds something else, or a name in it leads out of the folder.
     """
     target = archive.parent / makes
     if archive.suffix == ".gz":
@@ -140,7 +142,7 @@ def _gunzip(archive: Path, target: Path) -> None:
 
 
 def _unzip(archive: Path, target: Path) -> None:
-    zip_stamps(archive)  # encrypted or unreadable members are an error before anything is written
+    zip_stamps(archive)  # refuses encrypted or unreadable members before anything is written
     temporary = target.with_name(f".{target.name}.unpacking")
     with disk_errors(target):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -152,28 +154,26 @@ def _unzip(archive: Path, target: Path) -> None:
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise _damaged(archive, error) from error
         if not (temporary / target.name).is_dir():
-            found = ", ".join(sorted(entry.name for entry in temporary.glob("*"))) or "nothing"
+            content = ", ".join(sorted(entry.name for entry in temporary.glob("*"))) or "nothing"
             raise DataError(
-                f"the zip holds {found}, not the folder {target.name}", where=archive, fix="unpack it by hand"
+                f"the zip holds {content}, not the folder {target.name}", where=archive, fix="unpack it by hand"
             )
         (temporary / target.name).rename(target)
         shutil.rmtree(temporary)
 
 
 def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:
-    """Refuse names that lead elsewhere, and links."""
+    """Refuse names that lead out of the folder, and links."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     drive = bool(path.parts) and path.parts[0].endswith(":")
     link = stat.S_ISLNK(member.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or drive or link:
         raise DataError(
-            f"the zip wants to write outside its folder: {member.filename!r}",
+            f"a name in the zip leads out of its folder: {member.filename!r}",
             where=archive,
             fix="do not use this file; get it from the page of the data set",
         )
 
 
 def _damaged(archive: Path, error: Exception) -> DataError:
-    return DataError(
-        f"the archive is damaged: {error}", where=archive, fix="delete it and start the same command again"
-    )
+    return DataError(f"the archive is damaged: {error}", where=archive, fix="delete it and run the same command again")

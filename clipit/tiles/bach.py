@@ -1,7 +1,6 @@
-"""BACH (ICIAR 2018) as published: 400 breast photos, split as thunder and eva do."""
+"""BACH (ICIAR 2018) in its published layout: 400 breast photos, split as by thunder and eva."""
 
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,45 +8,40 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.folders import image_files
 from clipit.tiles.images import decode
 from clipit.tiles.readers import FileReader, Reader, file_stamp
-from clipit.tiles.source import Published, SourceTiles
+from clipit.tiles.source import SourceTiles
 
-CLASSES = ("Benign", "InSitu", "Invasive", "Normal")
-MPP = 0.42
+BACH = DATASETS["bach"]
 SIZE = (2048, 1536)
-"""Width and height of a photo."""
+"""Width and height of a photo in pixels."""
 CROP = 512
+"""Edge of a crop in pixels."""
 SPLITS_FILE = Path(__file__).parent / "data" / "bach_splits.csv"
 """Columns file, class, split.
 
-Test: the part that eva (kaiko-ai/eva, bach.py) reports on; validation: the part that thunder cuts from the rest, by
-patient; train: what is left.
+Test: the part that eva (kaiko-ai/eva, bach.py) reports on. Validation: the part that thunder cuts from the rest, by
+patient. Train: all others.
 """
 _FOLDERS = ("Photos", "ICIAR2018_BACH_Challenge/Photos", "")
-_PUBLISHED = Published(
-    name="BACH",
-    url="https://zenodo.org/records/3632035",
-    licence="CC BY-NC-ND 4.0",
-    layout="Photos/{Normal,Benign,InSitu,Invasive}/*.tif",
-    direct="bach",
-)
+_Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 class CropReader:
-    """Crops of photos; the last photo stays in memory, since its crops are usually read one after the other."""
+    """Reads crops of photos; keeps the last photo in memory, since its crops are usually read in a row."""
 
-    def __init__(self, root: Path, files: Sequence[str], boxes: Sequence[tuple[int, int, int, int]]) -> None:
-        """Take the folder and, per row, the photo's path and the box (left, upper, right, lower) in pixels."""
+    def __init__(self, root: Path, files: Sequence[str], boxes: Sequence[_Box]) -> None:
+        """Take the folder and, for each row, the photo's path and the box in pixels."""
         self._root = root
         self._files = tuple(files)
         self._boxes = tuple(boxes)
         self._last: tuple[str, Image.Image] | None = None
 
     def read(self, row: int) -> Image.Image:
-        """The crop of a row."""
-        last = self._last  # taken once: another thread may replace it
+        """Decode the crop of a row."""
+        last = self._last  # read once, because another thread may replace it
         if last is None or last[0] != self._files[row]:
             last = (self._files[row], decode(self._root / self._files[row]))
             self._last = last
@@ -59,25 +53,25 @@ class CropReader:
         return photo.crop((left, upper, right, lower))
 
     def where(self, row: int) -> str:
-        """Path of the photo and the box."""
+        """Photo and box, for messages."""
         return f"{self._root / self._files[row]}, pixels {self._boxes[row]}"
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the photo behind."""
+        """Pickle without the photo."""
         return self.__dict__ | {"_last": None}
 
 
 def bach_splits() -> list[dict[str, str]]:
-    """Rows of the shipped split: file, class, split."""
+    """Rows (file, class, split) of the split that ships with the package."""
     with SPLITS_FILE.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
 def read_bach(config: TilesConfig) -> SourceTiles:
-    """BACH's photos, whole (`photos: resize`) or as a grid of 3 x 4 crops of 512 px (`photos: crops`).
+    """Read BACH's photos, whole (`photos: resize`) or as a grid of 3 x 4 crops of 512 px (`photos: crops`).
 
-    The id is the photo's file name, for a crop `<file>#<row>,<column>`; the group is the photo (patients are kept
-    apart by the split, but not published for every photo).
+    The id is the photo's file name, for a crop `<file>#<row>,<column>`; the group is the photo (the split keeps
+    patients apart, but they are not published for every photo).
 
     Raises:
         DataError: Photos are missing.
@@ -87,15 +81,11 @@ def read_bach(config: TilesConfig) -> SourceTiles:
     files = [f"{row['class']}/{row['file']}" for row in rows]
     missing = [file for file in files if not (root / file).is_file()]
     if missing:
-        raise _PUBLISHED.missing(f"{len(missing)} of {len(files)} photos are not there: {shortlist(missing)}", root)
-    present = {f"{name}/{file}" for name in CLASSES for file in image_files(root / name)[0]}
+        raise BACH.missing(f"{len(missing)} of {len(files)} photos are missing: {shortlist(missing)}", root)
+    present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name)[0]}
     extra = sorted(present - set(files))
-    notes = (
-        (f"{len(extra)} photos are not among the published ones and were left out: {shortlist(extra)}",)
-        if extra
-        else ()
-    )
-    boxes = _grid() if config.photos == "crops" else [None]
+    notes = (f"{len(extra)} unpublished photos dropped: {shortlist(extra)}",) if extra else ()
+    boxes: list[_Box | None] = list(_grid()) if config.photos == "crops" else [None]
     places = [(row, box) for row in range(len(rows)) for box in boxes]
     names = [files[row] for row, _ in places]
     stamp_of = {file: file_stamp(root / file) for file in files}
@@ -107,27 +97,27 @@ def read_bach(config: TilesConfig) -> SourceTiles:
         labels=[rows[row]["class"] for row, _ in places],
         parts=[rows[row]["split"] for row, _ in places],
         groups=[rows[row]["file"] for row, _ in places],
-        mpp=[MPP] * len(places),
+        mpp=[BACH.mpp] * len(places),
         stamps=[stamp_of[name] for name in names],
         reader=reader,
         where=str(root),
-        classes=CLASSES,
+        classes=BACH.classes,
         notes=notes,
     )
 
 
 def _photos_folder(path: Path) -> Path:
     for name in _FOLDERS:
-        if all((path / name / folder).is_dir() for folder in CLASSES):
+        if all((path / name / folder).is_dir() for folder in BACH.classes):
             return path / name
-    raise _PUBLISHED.missing(f"no folder with {', '.join(CLASSES)} here", path)
+    raise BACH.missing(f"no folder with {', '.join(BACH.classes)}", path)
 
 
-def _grid() -> list[tuple[int, int, int, int] | None]:
+def _grid() -> list[_Box]:
     lefts = range(0, SIZE[0] - CROP + 1, CROP)
     uppers = range(0, SIZE[1] - CROP + 1, CROP)
     return [(left, upper, left + CROP, upper + CROP) for upper in uppers for left in lefts]
 
 
-def _tile_id(file: str, box: tuple[int, int, int, int] | None) -> str:
-    return file if box is None else f"{file}#{math.floor(box[1] / CROP)},{math.floor(box[0] / CROP)}"
+def _tile_id(file: str, box: _Box | None) -> str:
+    return file if box is None else f"{file}#{box[1] // CROP},{box[0] // CROP}"

@@ -1,13 +1,13 @@
-"""Published data sets by name: one row each, read by the generic sources or by a reader of its own.
+"""Published data sets by name: one entry each, read by a generic source or by a module of its own.
 
-Where each fact comes from stands in the set's data card (`data_cards/<card>.md`).
+The data card of a set (`data_cards/<card>.md`) gives the source of each fact.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from clipit.tiles import bach, nct_crc, pcam
+from clipit.errors import DataError
 
 Count = tuple[str, str, int]
 """Published part ("": all), class ("": all), number of tiles."""
@@ -17,14 +17,14 @@ _ZENODO = "https://zenodo.org/records"
 
 @dataclass(frozen=True)
 class Remote:
-    """A file with a public direct address and a published checksum."""
+    """A file with a public address and a published checksum."""
 
     url: str
     md5: str
     makes: str
-    """What lies in the folder once it is unpacked: a file or a folder."""
+    """File or folder that unpacking it creates."""
     unpacked_md5: str = ""
-    """Published checksum of the unpacked file; "" where there is none."""
+    """Published checksum of the unpacked file; "" if there is none."""
 
     @property
     def name(self) -> str:
@@ -34,15 +34,15 @@ class Remote:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is published about a data set, and how it is read."""
+    """A published data set: what is known about it, and how it is read."""
 
     title: str
     reader: Literal["own", "names", "table"]
-    """`own`: a module of its own; `names`: what each file's path says; `table`: a csv beside the images."""
+    """`own`: a module of its own; `names`: from each file's path; `table`: from a csv beside the images."""
     layout: str
-    """What tiles.path must hold."""
+    """Contents that tiles.path must have."""
     classes: tuple[str, ...]
-    """In order; empty: the names found."""
+    """Class names in order; empty: the names that are found."""
     licence: str
     page: str
     citation: str
@@ -52,37 +52,48 @@ class DataSet:
     """Name of its data card."""
     scale: str
     """Magnification or micrometres per pixel, as published."""
-    mpp: float | None = None
-    """Micrometres per pixel; None: not published, or not the same for all tiles."""
+    mpp: float = float("nan")
+    """Micrometres per pixel; nan: not published, or not the same for all tiles."""
     pattern: str = ""
-    """Reader `names`: regular expression on a file's path, with the groups label, group and magnification."""
+    """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """What `label` matched -> class, where they differ."""
+    """Text that `label` matched -> class, where they differ."""
     table: str = ""
     """Reader `table`: the csv in tiles.path; its images lie in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Reader `table`: our name of a column -> the published one."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Published name of a part -> our split, beyond the usual names."""
+    """Published name of a part -> our split, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
     """Published numbers of tiles; empty: not known."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
-    """The same for the tiles of one magnification."""
+    """Magnification -> published numbers of its tiles."""
     class_count: int | None = None
     """Number of classes, where their names are not known."""
     test_fraction: float | None = None
-    """Share (of whole groups) that becomes the test part when none is published; None: the published part.
+    """Share of the groups that becomes the test part; None: the test part is published.
 
-    0.3 with seed 1 is PLIP's protocol; here it also serves sets without a protocol, and keeps groups together."""
+    0.3 with seed 1 is PLIP's protocol; it also serves sets without a protocol, and keeps groups together."""
     test_seed: int = 1
     faults: str = ""
-    """Known faults that a reader of any result must know; it goes into the notes."""
+    """Known faults that affect results; added to the notes of the tiles."""
     group_is: str = ""
-    """What a group is where it is no patient (photo, slide); "": the patient, or no group is known."""
+    """What a group is if not a patient (photo, slide); "": a patient, or groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
-    """How to get it where there is no direct download."""
+    """How to get it without a direct download."""
+    name: str = ""
+    """Its key in `DATASETS`."""
+
+    def missing(self, what: str, where: object, hint: str = "") -> DataError:
+        """Error for missing or unexpected files, with how to get the data set."""
+        fix = f"get {self.title} from {self.page} (licence: {self.licence})"
+        if self.files:
+            command = f"python scripts/download.py {self.name} --to data/{self.name}"
+            fix = f"{command} (licence: {self.licence}); or {fix}"
+        fix += f" and give tiles.path the folder with {self.layout}"
+        return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
 
 
 def _pcam_file(part: str, axis: str, md5: str, unpacked_md5: str) -> Remote:
@@ -125,6 +136,11 @@ _KATHER_2016 = (
     "07_ADIPOSE",
     "08_EMPTY",
 )
+_NCT_CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
+_NCT_COUNTS: dict[str, tuple[int, ...]] = {
+    "NCT-CRC-HE-100K": (10_407, 10_566, 11_512, 11_557, 8_896, 13_536, 8_763, 10_446, 14_317),
+    "CRC-VAL-HE-7K": (1_338, 847, 339, 634, 1_035, 592, 741, 421, 1_233),
+}
 _LUNG = ("lung_aca", "lung_n", "lung_scc")
 _COLON = ("colon_aca", "colon_n")
 
@@ -152,20 +168,20 @@ def _lc25000(title: str, classes: tuple[str, ...]) -> DataSet:
     )
 
 
-DATASETS: dict[str, DataSet] = {
+_ENTRIES: dict[str, DataSet] = {
     "pcam": DataSet(
         title="PatchCamelyon",
         reader="own",
         layout="camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5",
-        classes=pcam.CLASSES,
+        classes=("no_tumor", "tumor"),
         licence="CC0 1.0",
         page=f"{_ZENODO}/2546921",
         citation="Veeling et al., MICCAI 2018, arXiv 1806.03962",
         pixels="96 x 96",
         card="pcam",
         scale="10x, 0.97 micrometres per pixel",
-        mpp=pcam.MPP,
-        counts=tuple((part, "", count) for part, count in pcam.COUNTS.items()),
+        mpp=0.97,
+        counts=(("train", "", 262_144), ("valid", "", 32_768), ("test", "", 32_768)),
         files=(
             _pcam_file("train", "x", "1571f514728f59376b705fc836ff4b63", "01844da899645b4d6f84946d417ba453"),
             _pcam_file("train", "y", "35c2d7259d906cfc8143347bb8e05be7", "0781386bf6c2fb62d58ff18891466aca"),
@@ -179,18 +195,18 @@ DATASETS: dict[str, DataSet] = {
         title="NCT-CRC-HE-100K and CRC-VAL-HE-7K",
         reader="own",
         layout="NCT-CRC-HE-100K/ and CRC-VAL-HE-7K/, each with nine class folders of .tif",
-        classes=nct_crc.CLASSES,
+        classes=_NCT_CLASSES,
         licence="CC BY 4.0",
         page=f"{_ZENODO}/1214456",
         citation="Kather, Halama and Marx, Zenodo 2018",
         pixels="224 x 224",
         card="nct_crc",
         scale="0.5 micrometres per pixel",
-        mpp=nct_crc.MPP,
+        mpp=0.5,
         counts=tuple(
             (part, name, count)
-            for part, counts in nct_crc.COUNTS.items()
-            for name, count in zip(nct_crc.CLASSES, counts, strict=True)
+            for part, counts in _NCT_COUNTS.items()
+            for name, count in zip(_NCT_CLASSES, counts, strict=True)
         ),
         files=(
             Remote(
@@ -203,7 +219,7 @@ DATASETS: dict[str, DataSet] = {
         title="BACH (ICIAR 2018), photos",
         reader="own",
         layout="Photos/{Normal,Benign,InSitu,Invasive}/*.tif",
-        classes=bach.CLASSES,
+        classes=("Benign", "InSitu", "Invasive", "Normal"),
         licence="CC BY-NC-ND 4.0",
         page=f"{_ZENODO}/3632035",
         citation="Aresta et al., Medical Image Analysis 2019",
@@ -211,8 +227,8 @@ DATASETS: dict[str, DataSet] = {
         card="bach",
         group_is="photo",
         scale="0.42 micrometres per pixel",
-        mpp=bach.MPP,
-        counts=tuple(("", name, 100) for name in bach.CLASSES),
+        mpp=0.42,
+        counts=tuple(("", name, 100) for name in ("Benign", "InSitu", "Invasive", "Normal")),
         files=(
             Remote(
                 f"{_ZENODO}/3632035/files/ICIAR2018_BACH_Challenge.zip",
@@ -372,4 +388,5 @@ DATASETS: dict[str, DataSet] = {
         access="download it from that page and sort the images as the data card says",
     ),
 }
-"""Name (`tiles.source`) -> row. A further data set is one row here, its name in `config_data.TileSource`, one card."""
+DATASETS = {name: replace(entry, name=name) for name, entry in _ENTRIES.items()}
+"""Value of `tiles.source` -> data set. To add one: an entry here, its name in `TileSource`, and a data card."""

@@ -1,4 +1,4 @@
-"""Published data sets from the web: licence first, then verified files, unpacked beside each other."""
+"""Download published data sets: show the licence, verify the files, unpack them into one folder."""
 
 import hashlib
 import json
@@ -15,112 +15,120 @@ logger = logging.getLogger(__name__)
 
 
 def terms(name: str) -> str:
-    """What a user should read before the download: title, licence, page, citation, known faults."""
-    row = DATASETS[name]
-    lines = [row.title, f"  licence: {row.licence}", f"  page: {row.page}", f"  cite: {row.citation}"]
-    if row.faults:
-        lines.append(f"  known fault: {row.faults}")
-    return "\n".join([*lines, f"  data card: data_cards/{row.card}.md"])
+    """Text to show before a download: title, licence, page, citation, known faults."""
+    data_set = DATASETS[name]
+    lines = [
+        data_set.title,
+        f"  licence: {data_set.licence}",
+        f"  page: {data_set.page}",
+        f"  cite: {data_set.citation}",
+    ]
+    if data_set.faults:
+        lines.append(f"  known fault: {data_set.faults}")
+    return "\n".join([*lines, f"  data card: data_cards/{data_set.card}.md"])
 
 
 def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
-    """Download, verify and unpack a data set; what is there already is verified and left as it is. Gives `tiles.path`.
+    """Download, verify and unpack a data set; existing files are verified and kept.
 
     Args:
-        name: A key of `DATASETS`.
-        folder: Where it goes; made if needed.
-        accept: Asks whether the licence is accepted, after the terms were said.
+        name: Key of `DATASETS`.
+        folder: Folder to write, created if needed.
+        accept: Function that asks whether the licence is accepted, called after the terms are logged.
+
+    Returns:
+        The folder, for `tiles.path`.
 
     Raises:
-        DataError: It has no direct download, the licence is not accepted, or a file cannot be got or is damaged.
-        ArtifactError: The disk is full or may not be written.
+        DataError: There is no direct download, the licence is not accepted, or a file is unavailable or damaged.
+        ArtifactError: The disk is full or not writable.
     """
-    row = DATASETS[name]
+    data_set = DATASETS[name]
     logger.info(terms(name))
-    if not row.files:
+    if not data_set.files:
         raise DataError(
-            f"{row.title} has no public direct address with a checksum",
-            where=row.page,
-            fix=f"{row.access}; then give tiles.source {name} and tiles.path the folder with {row.layout}",
+            f"{data_set.title} has no public download with a checksum",
+            where=data_set.page,
+            fix=f"{data_set.access}; then set tiles.source {name} and tiles.path the folder with {data_set.layout}",
         )
     if not accept():
         raise DataError(
-            "the licence was not accepted: nothing was downloaded", fix="answer yes, or give --accept-licence"
+            "the licence was not accepted: nothing was downloaded", fix="answer yes, or pass --accept-licence"
         )
     with locked(folder / f".{name}"):
-        _get(row, folder)
-    logger.info(f"{row.title} is in {folder}: tiles.source {name}, tiles.path {folder}")
+        _get(data_set, folder)
+    logger.info(f"{data_set.title} is in {folder}: tiles.source {name}, tiles.path {folder}")
     return folder
 
 
-def _get(row: DataSet, folder: Path) -> None:
-    for remote in row.files:
+def _get(data_set: DataSet, folder: Path) -> None:
+    for remote in data_set.files:
         place = folder / remote.makes
         if place.exists():
-            logger.info(f"{remote.makes}: {_standing(place, remote, row.page)}")
+            logger.info(f"{remote.makes}: {_verify_existing(place, remote, data_set.page)}")
             continue
         logger.info(f"{remote.name}: downloading")
-        archive = fetch(remote.url, folder / remote.name, remote.md5, page=row.page)
-        logger.info(f"{remote.name}: checksum right, unpacking")
+        archive = fetch(remote.url, folder / remote.name, remote.md5, page=data_set.page)
+        logger.info(f"{remote.name}: checksum verified, unpacking")
         unpack(archive, remote.makes)
         if place.is_dir():
             write_json(_stamp(place), {"archive": remote.name, "md5": remote.md5, **_content(place)})
         else:
-            _check_file(place, remote, row.page)
-        archive.unlink()  # verified and unpacked: kept once, not twice
+            _check_file(place, remote, data_set.page)
+        archive.unlink()  # its content is unpacked and verified
 
 
-def _standing(place: Path, remote: Remote, page: str) -> str:
-    """What is known of a file or folder that is there already: verified now, or nothing.
+def _verify_existing(place: Path, remote: Remote, page: str) -> str:
+    """Verify an existing file or folder; returns what could be verified.
 
     Raises:
-        DataError: It is not what was published, or not what was unpacked.
+        DataError: The content differs from what was published or unpacked.
     """
     if place.is_file():
-        return "there already" + (", checksum right" if _check_file(place, remote, page) else ", not verified")
+        return "exists" + (", checksum verified" if _check_file(place, remote, page) else ", not verified")
     stamp = _stamp(place)
     if not stamp.is_file():
-        return "there already, but not unpacked by this command: not verified"
+        return "exists, but was not unpacked by this command: not verified"
     try:
-        noted = json.loads(stamp.read_text(encoding="utf-8"))
+        recorded = json.loads(stamp.read_text(encoding="utf-8"))
     except ValueError:
-        noted = {}
-    found = _content(place)
-    if {key: noted.get(key) for key in found} != found:
+        recorded = {}
+    content = _content(place)
+    if {key: recorded.get(key) for key in content} != content:
         raise DataError(
-            f"{found['files']} files with {found['bytes']} bytes, but {noted.get('files')} with "
-            f"{noted.get('bytes')} were unpacked here",
+            f"{content['files']} files with {content['bytes']} bytes, but {recorded.get('files')} with "
+            f"{recorded.get('bytes')} were unpacked",
             where=place,
-            fix=f"delete {place} and {stamp}, and start the same command again",
+            fix=f"delete {place} and {stamp}, and run the same command again",
         )
-    return f"there already, with all of its {found['files']} files"
+    return f"exists, with all of its {content['files']} files"
 
 
 def _check_file(file: Path, remote: Remote, page: str) -> bool:
-    """Compare with the published checksum of the unpacked file; False where none is published.
+    """Compare a file with its published checksum; False if none is published.
 
     Raises:
-        DataError: They differ.
+        DataError: The checksums differ.
     """
     if not remote.unpacked_md5:
         return False
     with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != remote.unpacked_md5:
+        actual = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if actual != remote.unpacked_md5:
         raise DataError(
-            f"not the published file: its MD5 is {found}, published is {remote.unpacked_md5}",
+            f"not the published file: its MD5 is {actual}, published is {remote.unpacked_md5}",
             where=file,
-            fix=f"delete it and start the same command again, or see {page}",
+            fix=f"delete it and run the same command again, or see {page}",
         )
     return True
 
 
 def _stamp(folder: Path) -> Path:
-    """Where it is written what was unpacked into a folder: beside it, so that the folder stays as published."""
+    """Record of what was unpacked, next to the folder so that the folder stays as published."""
     return folder.with_name(f".{folder.name}.unpacked.json")
 
 
 def _content(folder: Path) -> dict[str, int]:
-    """Number of files, and of their bytes."""
+    """Number of files and their total size in bytes."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {"files": len(sizes), "bytes": sum(sizes)}

@@ -1,4 +1,4 @@
-"""Class folders: `<split>/<class>/*` or `<class>/*`."""
+"""Tiles in class folders: `<split>/<class>/*` or `<class>/*`."""
 
 import os
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
 UNLABELLED = "unlabelled"
-"""A folder of this name holds tiles without a label."""
+"""Name of a folder with unlabelled tiles."""
 
 
 def read_folders(config: TilesConfig) -> SourceTiles:
-    """Tiles in class folders; the id of a tile is its path inside `tiles.path`.
+    """Read tiles from class folders; the id of a tile is its path inside `tiles.path`.
 
-    The first level is taken for splits when one of its folders is called like a split. Folders inside a class folder
-    belong to that class. A folder called `unlabelled` holds tiles without a label.
+    The first level holds splits if one of its folders has the name of a split. Folders inside a class folder belong to
+    that class. A folder `unlabelled` holds tiles without a label.
 
     Raises:
-        DataError: Nothing there, images outside class folders, or an unknown or missing class folder.
+        DataError: No images, images outside class folders, or an unknown or missing class folder.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
-        raise DataError("the folder with the tiles is not there", where=root, fix="correct tiles.path")
+        raise DataError("the folder with the tiles does not exist", where=root, fix="correct tiles.path")
     top = subfolders(root)
     mapping = part_map(config.splits, ALIASES)
     with_splits = any(name in mapping or name.lower() in mapping for name in top)
@@ -38,18 +38,17 @@ def read_folders(config: TilesConfig) -> SourceTiles:
         base = root / part
         _no_loose_images(base, with_splits=with_splits)
         for name in subfolders(base):
-            files, strange = image_files(base / name)
-            found = [(base / name / file).relative_to(root).as_posix() for file in files]
-            ids += found
-            labels += ["" if name == UNLABELLED and name not in (config.classes or ()) else name] * len(found)
-            parts += [part] * len(found)
-            others += [str(base / name / file) for file in strange]
+            images, other_files = image_files(base / name)
+            ids += [(base / name / file).relative_to(root).as_posix() for file in images]
+            labels += ["" if name == UNLABELLED and name not in (config.classes or ()) else name] * len(images)
+            parts += [part] * len(images)
+            others += [str(base / name / file) for file in other_files]
     if not ids:
         raise DataError(
             "no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders"
         )
     _check_class_folders(config, root, set(labels) - {""})
-    notes = (f"{len(others)} files are no images and were left out: {shortlist(others)}",) if others else ()
+    notes = (f"{len(others)} files are not images and were dropped: {shortlist(others)}",) if others else ()
     return SourceTiles(
         ids=ids,
         labels=labels,
@@ -64,12 +63,12 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders inside, sorted, without hidden ones."""
+    """Sorted names of the folders inside, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Images below a folder and files that are none, as sorted relative paths; hidden ones do not count."""
+    """Images and other files below a folder, as sorted relative paths without hidden ones."""
     images: list[str] = []
     others: list[str] = []
     for base, folders, files in os.walk(folder, followlinks=True):
@@ -87,19 +86,19 @@ def _no_loose_images(folder: Path, *, with_splits: bool) -> None:
     loose = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.name))
     if loose:
         raise DataError(
-            f"{len(loose)} images lie outside class folders: {shortlist(loose, 3)}",
+            f"{len(loose)} images are outside class folders: {shortlist(loose, 3)}",
             where=folder,
             fix="move them into folders named by their class (or `unlabelled`)"
             + (", one level below the split" if with_splits else ""),
         )
 
 
-def _check_class_folders(config: TilesConfig, root: Path, found: set[str]) -> None:
+def _check_class_folders(config: TilesConfig, root: Path, present: set[str]) -> None:
     if config.classes is None:
         return
     problems: Sequence[tuple[str, list[str]]] = (
-        ("unknown class folders", sorted(found - set(config.classes))),
-        ("no images for the classes", [name for name in config.classes if name not in found]),
+        ("unknown class folders", sorted(present - set(config.classes))),
+        ("no images for the classes", [name for name in config.classes if name not in present]),
     )
     wrong = [f"{what}: {shortlist(names)}" for what, names in problems if names]
     if wrong:

@@ -1,4 +1,4 @@
-"""Decoding of images: 8-bit RGB or an error, never half a picture."""
+"""Decode images completely as 8-bit RGB, or fail; truncated images are never returned."""
 
 import io
 import lzma
@@ -15,8 +15,8 @@ from clipit.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-# What Pillow and zipfile raise when the bytes make no sense (seen by damaging files at random). Not TypeError or
-# LookupError: those would be our own mistakes, and must not pass for broken images.
+# Raised by Pillow and zipfile for corrupt bytes (found by damaging files at random). TypeError and LookupError are
+# left out on purpose: they would be bugs of our own, not broken images.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -32,13 +32,13 @@ _DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that is there but cannot be decoded."""
+    """An image that exists but cannot be decoded."""
 
     reason: str
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the name ends as an image's does, and is not a hidden file's."""
+    """Whether a file name has an image suffix and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -47,9 +47,9 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
     """Decode all of an image and convert it to RGB.
 
     Raises:
-        OSError, ValueError, ...: It is truncated, of an unknown format, or of more than 8 bits per channel.
+        OSError, ValueError, ...: The image is truncated, of an unknown format, or has more than 8 bits per channel.
     """
-    # Other packages switch this on for the whole process; a cut-off image would then come out half grey.
+    # Other packages set this for the whole process; a truncated image would then be returned half grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with Image.open(source) as image:
         image.load()
@@ -59,11 +59,11 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
 
 
 def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Image.Image | Unreadable:
-    """Read one image; give back an `Unreadable` if its bytes cannot be decoded.
+    """Read one image; return an `Unreadable` if its bytes cannot be decoded.
 
     Raises:
-        DataError: The file cannot be opened at all (missing, no permission, too many open files): that says
-            nothing about the image, so it is never taken for a broken one.
+        DataError: The file cannot be opened (missing, no permission, too many open files), which says nothing about
+            the image.
     """
     try:
         return read()

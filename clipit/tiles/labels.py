@@ -1,4 +1,4 @@
-"""Hiding labels: which training and validation tiles count as labelled."""
+"""Hide labels: choose which training and validation tiles count as labelled."""
 
 from dataclasses import replace
 
@@ -12,19 +12,19 @@ from clipit.tiles.tileset import TileSet
 
 
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
-    """Hide labels of train and validation; those of test are never touched.
+    """Hide labels of train and validation; test labels are never hidden.
 
-    Tiles are drawn by (seed, id), so of two numbers of labels with one seed the larger contains the smaller. A share
-    is taken of each class, at least one of each.
+    Labelled tiles are drawn by (seed, id), so with one seed a larger set of labels contains every smaller one. A
+    fraction is taken of each class, at least one tile of each.
 
     Args:
-        tiles: All splits; `truth` keeps what is hidden in `labels`.
-        config: What to keep. With validation "same" the validation part keeps no more labels in all than train does
-            (nor per class, when labels are given per class).
-        seed: Used when the configuration has no seed of its own.
+        tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
+        config: Labels to keep. With validation "same" the validation part keeps at most as many labels as train (and
+            at most as many per class, when labels are given per class).
+        seed: Seed of the draw if the configuration has none of its own.
 
     Raises:
-        ConfigError: A share above 1, or a number per class that is not whole.
+        ConfigError: A fraction above 1, or a number per class that is not whole.
         DataError: A class has too few labelled tiles.
     """
     _check(config)
@@ -49,7 +49,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
-    """Share `total` among classes in proportion to their counts (largest remainders; never above a count)."""
+    """Divide `total` among classes in proportion to their counts (largest remainders; never above a count)."""
     if total >= counts.sum():
         return counts.copy()
     exact = counts * (total / max(int(counts.sum()), 1))
@@ -61,7 +61,7 @@ def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarra
 
 def _check(config: LabelsConfig) -> None:
     if config.kind == "fraction" and config.value > 1:
-        problem, fix = f"a fraction of {config.value:g} is more than all", "use a share up to 1, or kind: per_class"
+        problem, fix = f"a fraction of {config.value:g} is above 1", "use a fraction up to 1, or kind: per_class"
     elif config.kind == "per_class" and config.value != int(config.value):
         problem, fix = (
             f"{config.value:g} labels per class is not a whole number",
@@ -91,9 +91,9 @@ def _train_quota(
         short = [f"{name} has {count}" for name, count in zip(classes, counts.tolist(), strict=True) if count < wanted]
         if short:
             raise DataError(
-                f"{wanted} labels per class are asked for, but in train {shortlist(short)}",
+                f"{wanted} labels per class are configured, but in train {shortlist(short)}",
                 where="tiles.labels",
-                fix="ask for fewer, or use kind: fraction",
+                fix="use fewer, or kind: fraction",
             )
         return np.full_like(counts, wanted)
     return counts

@@ -1,4 +1,4 @@
-"""From the configuration to a `TileSet`: source, splits, validation part, visible labels."""
+"""Load the configured tiles: read the source, map classes and splits, cut parts, hide labels."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from clipit.tiles.labels import hide_labels
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
-from clipit.tiles.source import LEFT_OUT, SourceTiles, map_labels, sorted_names
+from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names
 from clipit.tiles.splits import check_groups, cut_test, cut_validation, resolve_parts
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
@@ -30,57 +30,56 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "bach": read_bach,
     "huggingface": read_huggingface,
 }
-"""Sources with a reader of their own; the other data sets of `DATASETS` are read by the rules of their row."""
+"""Sources with a reader of their own; `read_data_set` reads the other data sets of `DATASETS`."""
 
 
 def load_tiles(config: TilesConfig, seed: int) -> TileSet:
-    """Find the tiles of a data set and settle what each is used for: `read_tiles`, then `hide_labels`.
+    """Load tiles and hide labels: `read_tiles`, then `hide_labels`.
 
-    For several seeds, call `read_tiles` once and `hide_labels` for each of them.
+    For several seeds, call `read_tiles` once and `hide_labels` for each seed.
 
     Args:
-        config: The `tiles` section.
-        seed: The run's seed; chooses the labelled tiles unless `labels.seed` is given.
+        config: Section `tiles`.
+        seed: Seed of the run; chooses the labelled tiles unless `labels.seed` is given.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published, or has too few labels.
-        ConfigError: An option does not belong to the source, or asks for labels that cannot be.
+        ConfigError: An option does not apply to the source, or the number of labels is invalid.
     """
     return hide_labels(read_tiles(config), config.labels, seed)
 
 
 def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
-    """What is the same for every seed; no label is hidden yet (`labels` equals `truth`).
+    """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
-    In this order: read the source, map and check classes, map splits, leave out what maps to nothing, check groups,
-    leave out unreadable images if asked to, cut a test part from train for a published data set that has none (by the
-    rule and seed of its row), cut a validation part from train if the source has none. That cut has a seed of its own
-    (`split_seed`).
+    Steps: read the source, map and check classes, map splits, drop what maps to nothing, check groups, drop unreadable
+    images if configured, cut a test part from train for a published data set without one (with the fraction and seed
+    of its entry), and cut a validation part from train if there is none (with `split_seed`).
 
     Args:
-        config: The `tiles` section.
-        check: Refuse groups that stand in two splits; False: the caller looks for leaks and decides.
+        config: Section `tiles`.
+        check: Whether groups in two splits are an error; False if the caller handles leaks.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
-        ConfigError: An option does not belong to the source.
+        ConfigError: An option does not apply to the source.
     """
     _check_options(config)
-    row = DATASETS.get(config.source)
-    # `classes` are ours; with a mapping the source calls its own otherwise.
-    as_called = config.model_copy(update={"classes": None}) if config.class_map else config
+    data_set = DATASETS.get(config.source)
+    # `tiles.classes` are our names, which the source does not use when there is a mapping.
+    source_config = config.model_copy(update={"classes": None}) if config.class_map else config
     if config.source in SOURCES:
-        source = SOURCES[config.source](as_called)
+        source = SOURCES[config.source](source_config)
     else:
-        source = read_data_set(as_called, DATASETS[config.source])
-    tiles = assemble(source, config)
+        source = read_data_set(source_config, DATASETS[config.source])
+    tiles = _make_tile_set(source, config)
     if check:
         check_groups(tiles)
     tiles = check_images(tiles, config.unreadable)
-    if row is not None and row.test_fraction is not None and not (tiles.splits == "test").any():
-        tiles = cut_test(tiles, row.test_fraction, row.test_seed)
-    if row is not None and not (tiles.splits == "test").any():
-        note = f"no test part here, so no test score: {row.title} is expected as {row.layout}"
+    if data_set is not None and data_set.test_fraction is not None and not (tiles.splits == "test").any():
+        tiles = cut_test(tiles, data_set.test_fraction, data_set.test_seed)
+    if data_set is not None and not (tiles.splits == "test").any():
+        note = f"no test part here, so no test score: {data_set.title} is expected as {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         blind = config.labels.kind == "none"
@@ -88,31 +87,25 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     return tiles
 
 
-def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
-    """Rows of a source as a `TileSet`: class numbers, our splits, mpp from the configuration where the source has none.
-
-    Tiles of labels that `class_map` does not name, and with `other_parts: ignore` those of other parts, are left out.
-
-    Raises:
-        DataError: A label or a split is not known, or nothing is left.
-    """
+def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
+    """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts."""
     source = map_labels(source, config.class_map)
     classes = _classes(source, config)
-    number = {name: code for code, name in enumerate(classes)} | {"": -1, LEFT_OUT: -1}
+    number = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([number[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
     if config.mpp is not None:
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
     splits = resolve_parts(source.parts, config.splits, source.part_names, source.where, config.other_parts)
-    kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != LEFT_OUT)
+    kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)
     if not kept.any():
         raise DataError(
-            "no tile is left of the parts and labels that are asked for",
+            "no tile is left of the configured parts and labels",
             where=source.where,
             fix="correct tiles.splits or tiles.class_map",
         )
-    # What is left out has a split for a moment only.
-    everything = TileSet(
+    # Tiles to be dropped get a placeholder split.
+    tiles = TileSet(
         ids=np.asarray(source.ids, dtype=np.str_),
         labels=labels,
         truth=labels.copy(),
@@ -126,28 +119,27 @@ def assemble(source: SourceTiles, config: TilesConfig) -> TileSet:
         notes=(*source.notes, *_part_notes(source, splits)),
         where=source.where,
     )
-    return everything if kept.all() else everything.select(kept)
+    return tiles if kept.all() else tiles.select(kept)
 
 
 def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
-    """How many tiles of which other parts were left out."""
     others = Counter(part or "(none)" for part, split in zip(source.parts, splits, strict=True) if not split)
     if not others:
         return ()
-    told = [f"{part}: {count}" for part, count in sorted(others.items())]
-    return (f"{sum(others.values())} tiles of other parts left out ({shortlist(told)})",)
+    listed = shortlist([f"{part}: {count}" for part, count in sorted(others.items())])
+    return (f"{sum(others.values())} tiles of other parts dropped ({listed})",)
 
 
 def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
-    found = set(source.labels) - {"", LEFT_OUT}
-    classes = config.classes or source.classes or sorted_names(found)
+    present = set(source.labels) - {"", DROPPED}
+    classes = config.classes or source.classes or sorted_names(present)
     if len(set(classes)) < len(classes) or "" in classes:
-        raise ConfigError("a class is named twice or has no name", where=f"tiles.classes = {classes}", fix="correct it")
-    strange = sorted(found - set(classes))
-    if strange:
-        rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in strange]
+        raise ConfigError("a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="correct it")
+    unknown = sorted(present - set(classes))
+    if unknown:
+        rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
         raise DataError(
-            f"labels outside the classes: {shortlist(strange)}, in {len(rows)} tiles: {shortlist(rows, 3)}",
+            f"labels outside the classes: {shortlist(unknown)}, in {len(rows)} tiles: {shortlist(rows, 3)}",
             where=source.where,
             fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
         )
@@ -155,7 +147,7 @@ def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
 
 
 def _check_options(config: TilesConfig) -> None:
-    """An option of another source would be ignored without a word."""
+    """Refuse options of other sources, which would be ignored."""
     wrong = []
     if config.images is not None and config.source != "table":
         wrong.append("tiles.images (table only)")
@@ -163,10 +155,10 @@ def _check_options(config: TilesConfig) -> None:
         wrong.append("tiles.columns (table and huggingface only)")
     if config.photos != "resize" and config.source != "bach":
         wrong.append("tiles.photos (bach only)")
-    row = DATASETS.get(config.source)
-    if not config.check_counts and (row is None or config.source == "bach"):
+    data_set = DATASETS.get(config.source)
+    if not config.check_counts and (data_set is None or config.source == "bach"):
         wrong.append("tiles.check_counts (published data sets only, and not bach, whose split names each photo)")
-    if config.magnification is not None and (row is None or not row.counts_at):
+    if config.magnification is not None and (data_set is None or not data_set.counts_at):
         wrong.append("tiles.magnification (breakhis only)")
     if wrong:
         raise ConfigError(
@@ -175,12 +167,12 @@ def _check_options(config: TilesConfig) -> None:
 
 
 def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
-    """What to tell a user whose tiles are far from the resolution that a model was made for; None when they are not.
+    """Warning for tiles far from a model's training resolution; None if they are close.
 
     Args:
-        tiles: Their `mpp` is that of the stored pixels.
+        tiles: Tiles; their `mpp` refers to the stored pixels.
         expected: Micrometres per pixel that the model was trained at; None: unknown.
-        model: Its name, for the message.
+        model: Name of the model, for the message.
         resize: Pixels of the model's input per stored pixel (224 / 96 when 96 px tiles are enlarged to 224).
     """
     known = tiles.mpp[~np.isnan(tiles.mpp)] / resize

@@ -1,84 +1,71 @@
-"""NCT-CRC-HE-100K (train) and CRC-VAL-HE-7K (test) as published."""
+"""NCT-CRC-HE-100K (train) and CRC-VAL-HE-7K (test) in their published layout."""
 
 from pathlib import Path
 
 from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.folders import image_files, subfolders
 from clipit.tiles.readers import FileReader, file_stamp
-from clipit.tiles.source import Published, SourceTiles
+from clipit.tiles.source import SourceTiles
 
-CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
-COUNTS: dict[str, tuple[int, ...]] = {
-    "NCT-CRC-HE-100K": (10_407, 10_566, 11_512, 11_557, 8_896, 13_536, 8_763, 10_446, 14_317),
-    "CRC-VAL-HE-7K": (1_338, 847, 339, 634, 1_035, 592, 741, 421, 1_233),
-}
-"""Published numbers of tiles per class, in the order of `CLASSES`."""
-MPP = 0.5
+NCT_CRC = DATASETS["nct_crc"]
+COUNTS = {(folder, name): count for folder, name, count in NCT_CRC.counts}
+"""(folder, class) -> published number of tiles."""
 _PART_NAMES = {"NCT-CRC-HE-100K": "train", "CRC-VAL-HE-7K": "test"}
-_PUBLISHED = Published(
-    name="NCT-CRC-HE-100K and CRC-VAL-HE-7K",
-    url="https://zenodo.org/records/1214456",
-    licence="CC BY 4.0",
-    layout="NCT-CRC-HE-100K/ and CRC-VAL-HE-7K/, each with nine class folders of .tif",
-    direct="nct_crc",
-)
 
 
 def read_nct_crc(config: TilesConfig) -> SourceTiles:
-    """The two folders: validation is cut out of the 100K, the 7K is the test part.
+    """Read both folders: the 100K is train and validation, the 7K is test.
 
-    No patient ids are published for the 100K, so the cut cannot keep patients apart.
+    No patient ids are published for the 100K, so its validation part may share patients with train.
 
     Raises:
-        DataError: A folder is missing, or classes or counts are not the published ones.
+        DataError: A folder is missing, or classes or counts differ from the published ones.
     """
     root = Path(config.path).expanduser()
     ids: list[str] = []
-    labels: list[str] = []
-    parts: list[str] = []
-    short: list[str] = []
-    for folder, expected in COUNTS.items():
-        if not (root / folder).is_dir():
-            raise _PUBLISHED.missing(f"{folder} is not there", root, _nonorm_hint(root, folder))
-        found = subfolders(root / folder)
-        if found != list(CLASSES):
-            raise _PUBLISHED.missing(
-                f"expected the class folders {', '.join(CLASSES)}; found {', '.join(found) or 'none'}", root / folder
-            )
-        for name, count in zip(CLASSES, expected, strict=True):
+    differing: list[str] = []
+    for folder in _PART_NAMES:
+        _check_folder(root, folder)
+        for name in NCT_CRC.classes:
+            expected = COUNTS[folder, name]
             files = [file for file in image_files(root / folder / name)[0] if file.lower().endswith(".tif")]
-            if len(files) != count and config.check_counts:
-                raise _PUBLISHED.missing(
-                    f"expected {count} .tif files, found {len(files)}",
+            if len(files) != expected and config.check_counts:
+                raise NCT_CRC.missing(
+                    f"expected {expected} .tif files, found {len(files)}",
                     root / folder / name,
-                    "complete the copy, or say tiles.check_counts: false if it was made smaller on purpose",
+                    "complete the copy, or set tiles.check_counts: false if it is smaller on purpose",
                 )
-            if len(files) != count:
-                short.append(f"{folder}/{name} {len(files)} instead of {count}")
+            if len(files) != expected:
+                differing.append(f"{folder}/{name} {len(files)} instead of {expected}")
             ids += [f"{folder}/{name}/{file}" for file in files]
-            labels += [name] * len(files)
-            parts += [folder] * len(files)
     return SourceTiles(
         ids=ids,
-        labels=labels,
-        parts=parts,
+        labels=[name.split("/")[1] for name in ids],
+        parts=[name.split("/")[0] for name in ids],
         groups=[""] * len(ids),
-        mpp=[MPP] * len(ids),
+        mpp=[NCT_CRC.mpp] * len(ids),
         stamps=[file_stamp(root / name) for name in ids],
         reader=FileReader(root, ids),
         where=str(root),
-        classes=CLASSES,
+        classes=NCT_CRC.classes,
         part_names=_PART_NAMES,
-        notes=(f"not as published: {shortlist(short, 18)}",) if short else (),
+        notes=(f"not as published: {shortlist(differing, 18)}",) if differing else (),
     )
 
 
-def _nonorm_hint(root: Path, folder: str) -> str:
-    other = f"{folder}-NONORM"
-    if not (root / other).is_dir():
-        return ""
-    return (
-        f"{other} is there: these are the tiles without colour normalisation, on which published figures do not rest; "
-        "to use them on purpose, give them to source: folders"
-    )
+def _check_folder(root: Path, folder: str) -> None:
+    if not (root / folder).is_dir():
+        unnormalised = f"{folder}-NONORM"
+        hint = (
+            f"{unnormalised} exists, but holds the tiles without colour normalisation, which published figures do not "
+            "use; to use them on purpose, read them with source: folders"
+        )
+        raise NCT_CRC.missing(f"{folder} is missing", root, hint if (root / unnormalised).is_dir() else "")
+    names = subfolders(root / folder)
+    if names != list(NCT_CRC.classes):
+        raise NCT_CRC.missing(
+            f"expected the class folders {', '.join(NCT_CRC.classes)}; found {', '.join(names) or 'none'}",
+            root / folder,
+        )

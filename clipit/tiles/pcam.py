@@ -1,46 +1,35 @@
-"""PatchCamelyon as published: six h5 files, three official parts."""
+"""PatchCamelyon in its published layout: six h5 files, three official parts."""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.readers import LazyHandle, file_stamp
-from clipit.tiles.source import Published, SourceTiles
+from clipit.tiles.source import SourceTiles
 from clipit.tiles.splits import part_map
 
 if TYPE_CHECKING:
     import h5py
-    from PIL import Image
 
-CLASSES = ("no_tumor", "tumor")
-COUNTS = {"train": 262_144, "valid": 32_768, "test": 32_768}
-"""Published numbers of tiles."""
-MPP = 0.97
-"""Camelyon16 at level 2 (10x); the publication gives 0.97 micrometres per pixel."""
+PCAM = DATASETS["pcam"]
+COUNTS = {part: count for part, _, count in PCAM.counts}
+"""Part -> published number of tiles."""
 SIDE = 96
 _PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
-_SMALLER = "complete the copy, or say tiles.check_counts: false if it was made smaller on purpose"
-_CHUNK_CACHE = 64 * 2**20
-_PUBLISHED = Published(
-    name="PatchCamelyon",
-    url="https://zenodo.org/records/2546921",
-    licence="CC0 1.0",
-    layout="camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5, unpacked with gunzip",
-    direct="pcam",
-)
+_CHUNK_CACHE = 64 * 2**20  # bytes; holds a whole chunk, so that neighbouring rows cost one decompression
 
 
 class H5Reader:
-    """Rows of the `x` data sets of several h5 files, opened once per process.
-
-    Neighbouring rows of a chunked file cost one decompression: the chunk cache holds a whole chunk.
-    """
+    """Reads rows of the `x` data sets of several h5 files; rows are numbered across the files."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
-        """Take the files in order and the number of rows of each; rows are numbered through."""
+        """Take the files in order and the number of rows of each."""
         self._files = tuple(files)
         self._starts = [sum(counts[:place]) for place in range(len(counts))]
         self._handles = [LazyHandle(partial(_open, file)) for file in files]
@@ -49,73 +38,66 @@ class H5Reader:
         place = max(index for index, start in enumerate(self._starts) if start <= row)
         return place, row - self._starts[place]
 
-    def read(self, row: int) -> "Image.Image":
-        """The image of a row."""
-        from PIL import Image
-
+    def read(self, row: int) -> Image.Image:
+        """Read the image of a row."""
         place, inner = self._place(row)
         return Image.fromarray(self._handles[place].get()["x"][inner])
 
     def where(self, row: int) -> str:
-        """File and row in it."""
+        """File and row in it, for messages."""
         place, inner = self._place(row)
         return f"{self._files[place]}, x[{inner}]"
 
 
 def read_pcam(config: TilesConfig) -> SourceTiles:
-    """PatchCamelyon's official parts; the id of a tile is `<part>/<row>`, as the files number them.
+    """Read PatchCamelyon's official parts; the id of a tile is `<part>/<row>`, numbered as in the files.
 
-    The files may lie in the folder or anywhere below it. Parts that tiles.splits leaves out are not read.
+    The files may lie in the folder or anywhere below it. Parts that tiles.splits drops are not read.
 
     Raises:
-        DataError: A file is missing, packed, or not as published.
+        DataError: A file is missing, still packed, or not as published.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
-        raise _PUBLISHED.missing("PatchCamelyon's folder is not there", root)
-    wanted = [part for part in part_map(config.splits, _PART_NAMES) if part in COUNTS]
+        raise PCAM.missing("PatchCamelyon's folder does not exist", root)
+    parts = [part for part in part_map(config.splits, _PART_NAMES) if part in COUNTS]
     unknown = sorted(set(config.splits.values()) - set(COUNTS))
     if unknown:
         raise DataError(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
-    files = [_find(root, f"camelyonpatch_level_2_split_{part}_x.h5") for part in wanted]
-    ids: list[str] = []
-    labels: list[str] = []
-    parts: list[str] = []
-    stamps: list[str] = []
-    notes: list[str] = []
-    for part, file in zip(wanted, files, strict=True):
-        label_file = _find(root, f"camelyonpatch_level_2_split_{part}_y.h5")
-        values = _check(file, label_file, COUNTS[part] if config.check_counts else None)
-        if len(values) != COUNTS[part]:
-            notes.append(f"not as published: {part} has {len(values)} tiles instead of {COUNTS[part]}")
-        stamp = file_stamp(file)
-        ids += [f"{part}/{row:06d}" for row in range(len(values))]
-        labels += [CLASSES[value] for value in values]
-        parts += [part] * len(values)
-        stamps += [stamp] * len(values)
+    files = [_find(root, f"camelyonpatch_level_2_split_{part}_x.h5") for part in parts]
+    labels = [
+        _read_labels(file, _find(root, f"camelyonpatch_level_2_split_{part}_y.h5"), part, config.check_counts)
+        for part, file in zip(parts, files, strict=True)
+    ]
+    sizes = [len(values) for values in labels]
+    total = sum(sizes)
     return SourceTiles(
-        ids=ids,
-        labels=labels,
-        parts=parts,
-        groups=[""] * len(ids),
-        mpp=[MPP] * len(ids),
-        stamps=stamps,
-        reader=H5Reader(files, [parts.count(part) for part in wanted]),
+        ids=[f"{part}/{row:06d}" for part, size in zip(parts, sizes, strict=True) for row in range(size)],
+        labels=[PCAM.classes[value] for values in labels for value in values],
+        parts=[part for part, size in zip(parts, sizes, strict=True) for _ in range(size)],
+        groups=[""] * total,
+        mpp=[PCAM.mpp] * total,
+        stamps=[stamp for file, size in zip(files, sizes, strict=True) for stamp in [file_stamp(file)] * size],
+        reader=H5Reader(files, sizes),
         where=str(root),
-        classes=CLASSES,
+        classes=PCAM.classes,
         part_names=_PART_NAMES,
-        notes=tuple(notes),
+        notes=tuple(
+            f"not as published: {part} has {size} tiles instead of {COUNTS[part]}"
+            for part, size in zip(parts, sizes, strict=True)
+            if size != COUNTS[part]
+        ),
     )
 
 
 def _find(root: Path, name: str) -> Path:
-    found = sorted(path for path in root.rglob(name) if path.is_file())
-    if len(found) > 1:
-        raise DataError(f"{name} is there twice: {found[0]} and {found[1]}", where=root, fix="remove one")
-    if found:
-        return found[0]
+    files = sorted(path for path in root.rglob(name) if path.is_file())
+    if len(files) > 1:
+        raise DataError(f"{name} occurs twice: {files[0]} and {files[1]}", where=root, fix="remove one")
+    if files:
+        return files[0]
     packed = sorted(root.rglob(name + ".gz"))
-    raise _PUBLISHED.missing(f"{name} is not there", root, f"gunzip {packed[0]}" if packed else "")
+    raise PCAM.missing(f"{name} is missing", root, f"gunzip {packed[0]}" if packed else "")
 
 
 def _open(path: Path) -> "h5py.File":
@@ -124,23 +106,24 @@ def _open(path: Path) -> "h5py.File":
     return h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE)
 
 
-def _check(images: Path, labels: Path, published: int | None) -> list[int]:
-    """The labels, after a look at the shapes of both files; with `published` None any number of tiles will do."""
+def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> list[int]:
+    """Read the labels of a part after checking the shapes of both files."""
     try:
         with _open(images) as x_file, _open(labels) as y_file:
             shape, dtype, label_shape = x_file["x"].shape, x_file["x"].dtype, y_file["y"].shape
             values = [int(value) for value in y_file["y"][...].reshape(-1)]
     except (OSError, KeyError) as error:
-        raise _PUBLISHED.missing(
+        raise PCAM.missing(
             f"not readable as PatchCamelyon's h5 files: {error}", f"{images} and {labels.name}"
         ) from error
-    expected = published if published is not None else (shape[0] if shape else 0)
+    expected = COUNTS[part] if check_counts else (shape[0] if shape else 0)
     if shape != (expected, SIDE, SIDE, 3) or dtype != "uint8":
-        raise _PUBLISHED.missing(
+        smaller = len(shape) == 4 and shape[1:] == (SIDE, SIDE, 3) and dtype == "uint8"
+        raise PCAM.missing(
             f"expected {expected} tiles of {SIDE} x {SIDE} x 3 uint8, found {dtype} {list(shape)}",
             images,
-            _SMALLER if len(shape) == 4 and shape[1:] == (SIDE, SIDE, 3) and dtype == "uint8" else "",
+            "complete the copy, or set tiles.check_counts: false if it is smaller on purpose" if smaller else "",
         )
     if len(values) != expected or not set(values) <= {0, 1}:
-        raise _PUBLISHED.missing(f"expected {expected} labels 0 or 1, found {list(label_shape)}", labels)
+        raise PCAM.missing(f"expected {expected} labels 0 or 1, found {list(label_shape)}", labels)
     return values

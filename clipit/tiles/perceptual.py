@@ -1,4 +1,4 @@
-"""What an image looks like in 64 bits, whichever way up it lies, and in 16 x 16 grey pixels."""
+"""Image hashes for finding duplicates: pixel digests, perceptual hashes in eight orientations, thumbnails."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,30 +9,30 @@ from jaxtyping import Float32, Float64, Shaped, UInt8, UInt64
 from PIL import Image
 
 SIDE = 16
-"""Edge of the thumbnails."""
-_FINE = 32  # edge of the grey picture that is hashed
-_KEPT = 8  # lowest frequencies per axis
+"""Edge of the thumbnails in pixels."""
+_FINE = 32  # edge in pixels of the grey image that is hashed
+_KEPT = 8  # number of lowest frequencies per axis
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is known of n images; row i of each array belongs to image i."""
+    """Hashes of n images; row i of each array belongs to image i."""
 
     digests: UInt8[np.ndarray, "n 16"]
-    """Of size and pixels; all zero for an image of one colour, which tells nothing."""
+    """Digests of size and pixels; zero for images of a single colour, which say nothing about duplicates."""
     hashes: UInt64[np.ndarray, "n 8"]
-    """Perceptual hash of each orientation; column 0 is that of the image as it lies."""
+    """Perceptual hash of each orientation; column 0 is the image as stored."""
     thumbnails: UInt8[np.ndarray, "n 16 16"]
     """Grey pixels."""
 
     @property
     def spread(self) -> Float64[np.ndarray, " n"]:
-        """Standard deviation of the thumbnails' grey pixels (0 to 127.5): near 0 for empty background."""
+        """Standard deviation of each thumbnail's grey pixels (0 to 127.5); near 0 for empty background."""
         return np.asarray(self.thumbnails.reshape(len(self.thumbnails), SIDE * SIDE).std(axis=1), dtype=np.float64)
 
 
 def fingerprints(images: list[Image.Image]) -> Fingerprints:
-    """Fingerprints of RGB images of any size."""
+    """Hash RGB images of any size."""
     digests = np.zeros((len(images), 16), dtype=np.uint8)
     fine = np.empty((len(images), _FINE, _FINE), dtype=np.float32)
     for row, image in enumerate(images):
@@ -44,7 +44,7 @@ def fingerprints(images: list[Image.Image]) -> Fingerprints:
 
 
 def pixel_digest(image: Image.Image) -> UInt8[np.ndarray, "16"]:
-    """16 bytes that stand for an image's size and pixels; zeros when all its pixels are equal."""
+    """16-byte digest of an image's size and pixels; zeros if all pixels are equal."""
     pixels = np.asarray(image)
     if (pixels == pixels[0, 0]).all():
         return np.zeros(16, dtype=np.uint8)
@@ -53,12 +53,12 @@ def pixel_digest(image: Image.Image) -> UInt8[np.ndarray, "16"]:
 
 
 def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, "n 8"]:
-    """64-bit hashes of grey pictures in all eight orientations (quarter turns, with and without a flip).
+    """64-bit hashes of grey images in all eight orientations (quarter turns, with and without a flip).
 
-    Bit: the sign of a coefficient of the two-dimensional discrete cosine transform, at the 8 x 8 lowest frequencies
-    (the constant one replaced by the next on the diagonal). Brightness and contrast do not change it. Turning the
-    picture over changes the signs of the odd frequencies, and mirroring it at the diagonal transposes them, so one
-    transform serves all orientations. Column o is the hash of `oriented(picture, o)`.
+    Each bit is the sign of a coefficient of the two-dimensional discrete cosine transform at the 8 x 8 lowest
+    frequencies (the constant replaced by the next on the diagonal), which brightness and contrast do not change. A
+    flip changes the signs of the odd frequencies and a transposition transposes them, so one transform serves all
+    orientations. Column o is the hash of `oriented(image, o)`.
     """
     basis = _cosines()
     spectrum = np.einsum("ui,nij,vj->nuv", basis, grey, basis, optimize=True)
@@ -74,26 +74,26 @@ def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, 
     return hashes
 
 
-def oriented(pictures: Shaped[np.ndarray, "*n side side"], orientation: int) -> Shaped[np.ndarray, "*n side side"]:
-    """Pictures in one of eight orientations: 4 mirrors at the diagonal; then 1 turns the rows over, 2 the columns."""
+def oriented(images: Shaped[np.ndarray, "*n side side"], orientation: int) -> Shaped[np.ndarray, "*n side side"]:
+    """Images in one of eight orientations: bit 4 transposes, then bit 1 reverses the rows and bit 2 the columns."""
     if orientation & 4:
-        pictures = np.swapaxes(pictures, -1, -2)
+        images = np.swapaxes(images, -1, -2)
     if orientation & 1:
-        pictures = pictures[..., ::-1, :]
+        images = images[..., ::-1, :]
     if orientation & 2:
-        pictures = pictures[..., ::-1]
-    return pictures
+        images = images[..., ::-1]
+    return images
 
 
 @cache
 def _cosines() -> Float32[np.ndarray, "9 32"]:
-    """Rows of the DCT-II, lowest frequencies first; scales do not matter for signs."""
+    """Rows of the DCT-II, lowest frequencies first, unscaled because only signs matter."""
     places = (np.arange(_FINE) + 0.5) * np.pi / _FINE
     return np.asarray(np.cos(np.outer(np.arange(_KEPT + 1), places)), dtype=np.float32)
 
 
 def _packed(spectrum: Float32[np.ndarray, "n 9 9"]) -> UInt64[np.ndarray, " n"]:
-    """Signs of 64 coefficients as one number each; the bits of a 16-bit band lie far apart in frequency."""
+    """Pack the signs of 64 coefficients; the bits of each 16-bit band are far apart in frequency."""
     bits = spectrum[:, :_KEPT, :_KEPT].reshape(len(spectrum), _KEPT * _KEPT) > 0
     bits[:, 0] = spectrum[:, _KEPT, _KEPT] > 0
     spread = bits.reshape(len(bits), 16, 4).transpose(0, 2, 1).reshape(len(bits), 64)

@@ -1,4 +1,4 @@
-"""Tiles as batches of pixels, read ahead by threads while the model works."""
+"""Batches of tile pixels, read ahead by threads while the model computes."""
 
 import os
 from collections import deque
@@ -12,26 +12,26 @@ from PIL.Image import Image
 from clipit.tiles.tileset import TileSet
 
 Geometry = Callable[[Image], UInt8[np.ndarray, "3 h w"]]
-"""Resizes and crops one image as a model wants it."""
+"""Resizes and crops one image to a model's input."""
 
-_CACHE_LIMIT = 2 * 1024**3  # bytes; `cache: auto` stays below it
+_CACHE_LIMIT = 2 * 1024**3  # bytes; largest cache of `cache: auto`
 
 
 class PixelSource:
-    """Resized tiles by row, kept in memory when asked for.
+    """Reads resized tiles by row, with an optional cache in memory.
 
-    Resizing and cropping are the same in every epoch, so they are done once; what changes per step
-    (augmentation, normalisation) works on the whole batch, on the model's device.
+    Resizing and cropping are the same in every epoch and are done here; augmentation and normalisation, which differ
+    by step, work on the whole batch on the model's device.
     """
 
     def __init__(self, tiles: TileSet, geometry: Geometry, cache: str = "none", threads: int = 0) -> None:
-        """Read `tiles` through `geometry` with so many threads (0: one per core, at most 8).
+        """Set up the threads; nothing is read yet.
 
         Args:
-            tiles: The tiles; rows count from 0.
-            geometry: To uint8 pixels [3, h, w], the same size for every tile.
-            cache: `memory`, `none`, or `auto` (memory when all of it takes less than 2 GiB).
-            threads: Readers.
+            tiles: Tiles, indexed by row from 0.
+            geometry: Function from an image to uint8 pixels [3, h, w], of the same size for every tile.
+            cache: `memory`, `none`, or `auto` (memory when all tiles take less than 2 GiB).
+            threads: Number of reading threads; 0: one per core, at most 8.
         """
         self.tiles = tiles
         self._geometry = geometry
@@ -51,28 +51,27 @@ class PixelSource:
         return pixels
 
     def batch(self, rows: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b 3 h w"]:
-        """Pixels of these rows, read now."""
+        """Read the pixels of these rows."""
         return np.stack([self._pixels(int(row)) for row in rows])
 
     def ahead(
         self, batches: Iterable[Int[np.ndarray, "_"]], depth: int = 4
     ) -> Iterator[tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]]:
-        """Each batch of rows with its pixels, `depth` batches read ahead."""
-        waiting: deque[tuple[Int[np.ndarray, "b"], list[Future[UInt8[np.ndarray, "3 h w"]]]]] = deque()
+        """Yield each batch of rows with its pixels, reading `depth` batches ahead."""
+        pending: deque[tuple[Int[np.ndarray, "b"], list[Future[UInt8[np.ndarray, "3 h w"]]]]] = deque()
 
-        def taken() -> tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]:
-            """The batch that was asked for first, when all of it is read."""
-            rows, futures = waiting.popleft()
+        def next_batch() -> tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]:
+            rows, futures = pending.popleft()
             return rows, np.stack([future.result() for future in futures])
 
         try:
             for rows in batches:
-                waiting.append((rows, [self._pool.submit(self._pixels, int(row)) for row in rows]))
-                if len(waiting) > depth:
-                    yield taken()
-            while waiting:
-                yield taken()
+                pending.append((rows, [self._pool.submit(self._pixels, int(row)) for row in rows]))
+                if len(pending) > depth:
+                    yield next_batch()
+            while pending:
+                yield next_batch()
         finally:
-            for _, futures in waiting:
+            for _, futures in pending:
                 for future in futures:
                     future.cancel()

@@ -1,4 +1,4 @@
-"""Unreadable images: verified once and left out, when the configuration asks for it."""
+"""Quarantine: decode every image once, and drop the tiles whose image cannot be decoded."""
 
 import os
 import time
@@ -15,13 +15,13 @@ from clipit.tiles.images import Unreadable
 from clipit.tiles.tileset import TileSet
 
 _BLOCK = 1024
-_PATIENCE_S = 2.0
+_BAR_AFTER_S = 2.0
 
 
 def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> TileSet:
-    """Leave out, count and list the tiles whose image cannot be decoded.
+    """Drop, count and list the tiles whose image cannot be decoded.
 
-    `error` decodes nothing: `TileSet.read` raises when such a tile is read. `quarantine` decodes every image once.
+    `error` decodes nothing, and `TileSet.read` raises when such a tile is read; `quarantine` decodes every image once.
 
     Raises:
         DataError: A file cannot be opened at all, or no image of a split can be decoded.
@@ -35,47 +35,45 @@ def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> Tile
         raise DataError(
             f"none of the {len(tiles)} images can be decoded: {reason}",
             where=tiles.reader.where(int(tiles.rows[0])),
-            fix="see that the files are images, and complete",
+            fix="check that the files are complete images",
         )
     if not bad.any():
         return tiles
-    _check_splits(tiles, bad)
+    _refuse_empty_splits(tiles, bad)
     ids = tuple(tiles.ids[bad].tolist())
-    note = f"{len(ids)} of {len(tiles)} images cannot be decoded and were left out: {shortlist(ids)}"
+    note = f"{len(ids)} of {len(tiles)} images cannot be decoded and were dropped: {shortlist(ids)}"
     return replace(tiles.select(~bad), quarantined=(*tiles.quarantined, *ids), notes=(*tiles.notes, note))
 
 
-def _check_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
-    """Refuse to go on without a split that the data set has."""
-    gone = sorted(set(tiles.splits.tolist()) - set(tiles.splits[~bad].tolist()))
-    if gone:
-        first = int(np.flatnonzero(bad & (tiles.splits == gone[0]))[0])
+def _refuse_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
+    empty = sorted(set(tiles.splits.tolist()) - set(tiles.splits[~bad].tolist()))
+    if empty:
+        first = int(np.flatnonzero(bad & (tiles.splits == empty[0]))[0])
         raise DataError(
-            f"none of the {int((tiles.splits == gone[0]).sum())} images of the split {gone[0]} can be decoded",
+            f"none of the {int((tiles.splits == empty[0]).sum())} images of the split {empty[0]} can be decoded",
             where=tiles.reader.where(int(tiles.rows[first])),
-            fix="see that these files are images, and complete; or remove them from the data set",
+            fix="check that these files are complete images, or remove them from the data set",
         )
 
 
 def _decode_all(tiles: TileSet) -> Iterator[object]:
-    """Results of `try_read` in order, images replaced by None; a progress bar appears after two seconds."""
+    """Results of `try_read` in order, with None for images; shows a progress bar after two seconds."""
     from rich.console import Console
     from rich.progress import Progress
 
     def outcome(index: int) -> Unreadable | None:
-        """Why this tile cannot be read; None when it can."""
         result = tiles.try_read(index)
         return result if isinstance(result, Unreadable) else None
 
     started = time.monotonic()
     progress = Progress(console=Console(stderr=True), transient=True)
-    task = progress.add_task("looking at all images", total=len(tiles))
+    task = progress.add_task("checking all images", total=len(tiles))
     try:
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
             for start in range(0, len(tiles), _BLOCK):
                 block = range(start, min(start + _BLOCK, len(tiles)))
                 yield from pool.map(outcome, block)
-                if time.monotonic() - started > _PATIENCE_S and not progress.live.is_started:
+                if time.monotonic() - started > _BAR_AFTER_S and not progress.live.is_started:
                     progress.start()
                 progress.update(task, completed=block.stop)
     finally:

@@ -1,4 +1,4 @@
-"""Readers: decode the image of a row from a folder, a zip or an open file handle."""
+"""Readers decode the image of a row from a folder or a zip; picklable, with files opened in the reading process."""
 
 import io
 import os
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class LazyHandle(Generic[T]):
-    """Open something on first use, anew in each process; a pickled or forked copy never shares it.
+    """A handle opened on first use in each process; pickled and forked copies never share it.
 
     Args:
-        opener: Called with nothing; must itself be picklable (`functools.partial` of a class).
+        opener: Picklable function without arguments (`functools.partial` of a class).
     """
 
     def __init__(self, opener: Callable[[], T]) -> None:
-        """Remember how to open it; nothing is opened yet."""
+        """Keep the opener; nothing is opened yet."""
         self._opener = opener
         self._forget()
 
@@ -37,7 +37,7 @@ class LazyHandle(Generic[T]):
     def get(self) -> T:
         """The open handle of this process."""
         if self._pid != os.getpid():
-            # A lock that was held while forking stays held in the child for ever: take a new one.
+            # A lock that was held during the fork would stay held in the child for ever.
             self._forget()
             self._pid = os.getpid()
         with self._lock:
@@ -50,14 +50,14 @@ class LazyHandle(Generic[T]):
         return {"opener": self._opener}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Start closed."""
+        """Unpickle as a closed handle."""
         self.__init__(state["opener"])  # type: ignore[misc]
 
 
 _LOCKED = 0x1 | 0x40
-"""Bits of a zip member's flags: encrypted, strongly encrypted."""
+"""Flag bits of a zip member: encrypted, strongly encrypted."""
 _PATCH = 0x20
-"""Bit of a zip member's flags: a patch of another file."""
+"""Flag bit of a zip member: a patch of another file."""
 _METHODS = frozenset(
     {
         zipfile.ZIP_STORED,
@@ -68,24 +68,24 @@ _METHODS = frozenset(
     }
 )
 _NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
-"""What other programs call the methods that zipfile cannot undo."""
+"""Names of compression methods that zipfile does not support."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """What a `TileSet` needs of its source; rows are those of the source as it was read."""
+    """Reads images of a source by row; rows are numbered as the source was read."""
 
     def read(self, row: int) -> Image.Image:
-        """The image of a row, RGB."""
+        """Decode the image of a row as RGB."""
         ...
 
     def where(self, row: int) -> str:
-        """File (and place in it) of a row, for messages."""
+        """File (and position in it) of a row, for messages."""
         ...
 
 
 class FileReader:
-    """One image file per row."""
+    """Reads one image file per row."""
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
         """Take the folder and the paths relative to it."""
@@ -97,12 +97,12 @@ class FileReader:
         return decode(self._root / self._files[row])
 
     def where(self, row: int) -> str:
-        """Path of the file."""
+        """Path of the file, for messages."""
         return str(self._root / self._files[row])
 
 
 class ZipReader:
-    """One member of a zip per row."""
+    """Reads one member of a zip per row."""
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:
         """Take the zip and the names of its members."""
@@ -111,19 +111,19 @@ class ZipReader:
         self._zip = LazyHandle(partial(zipfile.ZipFile, path))
 
     def read(self, row: int) -> Image.Image:
-        """Decode the member of a row; a member whose checksum is wrong is an error."""
+        """Decode the member of a row; a wrong checksum is an error."""
         return decode(io.BytesIO(self._zip.get().read(self._members[row])))
 
     def where(self, row: int) -> str:
-        """Path of the zip and name of the member."""
+        """Zip and member, for messages."""
         return f"{self._path}!{self._members[row]}"
 
 
 def file_stamp(path: Path) -> str:
-    """Size and time of change of a file: cheap, and different once its content was replaced.
+    """Size and modification time of a file, which differ once its content is replaced.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
     """
     status = path.stat()
     return f"{status.st_size}:{status.st_mtime_ns}"
@@ -133,20 +133,20 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Size and CRC-32 of each file in a zip, from its directory.
 
     Raises:
-        DataError: It is not a zip, or cut off; or files in it are encrypted, or compressed in a way that Python cannot
-            undo.
+        DataError: The zip is invalid or truncated, or holds files that are encrypted or compressed by a method that
+            Python does not support.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: of a later version of the format
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: a later version of the format
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or pack it again") from error
     _check_members(path, members)
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Find members that could never be read while that is one message, not a traceback in the middle of a run."""
+    """Refuse unreadable members now, rather than in the middle of a run."""
     locked = [info for info in members if info.flag_bits & _LOCKED]
     if locked:
         raise DataError(
@@ -157,7 +157,7 @@ def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     strange = [info for info in members if info.flag_bits & _PATCH or info.compress_type not in _METHODS]
     if strange:
         raise DataError(
-            f"{len(strange)} of {len(members)} files in the zip are compressed in a way that Python cannot undo: "
+            f"{len(strange)} of {len(members)} files in the zip have a compression method unknown to Python: "
             + shortlist(sorted({_method(info) for info in strange})),
             where=f"{path}!{strange[0].filename}",
             fix="pack it again with the ordinary method (Deflate), or give the unpacked folder",

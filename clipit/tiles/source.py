@@ -1,4 +1,4 @@
-"""What every source of tiles hands over, before splits, labels and groups are settled."""
+"""Rows that every tile source returns, before labels, splits and groups are resolved."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,10 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Names of parts that need no mapping: source's name (lower case) -> ours."""
+"""Part names that need no mapping: the source's name in lower case -> our split."""
+
+DROPPED = "\0dropped"
+"""Stands for a label that maps to no class; no file or folder can have this name."""
 
 
 @dataclass(frozen=True)
@@ -27,82 +30,56 @@ class SourceTiles:
     labels: Sequence[str]
     """Class names; "" where there is none."""
     parts: Sequence[str]
-    """The source's name of the part; "" where the source knows no parts (all train)."""
+    """The source's name of the part; "" where the source has no parts (all train)."""
     groups: Sequence[str]
     """Patient or slide; "" where unknown."""
     mpp: Sequence[float]
     """Micrometres per pixel; nan where unknown."""
     stamps: Sequence[str]
-    """Changes when the file's content is replaced."""
+    """Stamp of each image's content; changes when the file is replaced."""
     reader: Reader
     where: str
-    """The source, for messages."""
+    """Path or id of the source, for messages."""
     classes: tuple[str, ...] | None = None
-    """The data set's own classes and their order; None: the names found, sorted."""
+    """The data set's own classes in order; None: the names found, sorted."""
     part_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """The source's parts -> ours, where the configuration does not say otherwise."""
+    """The source's parts -> our splits, unless the configuration maps them."""
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published data set, for the message when it is not there."""
-
-    name: str
-    url: str
-    licence: str
-    layout: str
-    direct: str = ""
-    """Its name for scripts/download.py; "" where it has no direct download."""
-
-    def missing(self, what: str, where: object, hint: str = "") -> DataError:
-        """An error that says what is missing, where it was looked for, and where to get it."""
-        fix = f"get {self.name} from {self.url} (licence: {self.licence})"
-        if self.direct:
-            fix = (
-                f"python scripts/download.py {self.direct} --to data/{self.direct} (licence: {self.licence}); or {fix}"
-            )
-        fix += f" and give tiles.path the folder with {self.layout}"
-        return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
-
-
 def sorted_names(names: set[str]) -> tuple[str, ...]:
-    """Names in order; by number when all of them are whole numbers."""
+    """Names in order; in numerical order when all are whole numbers."""
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
-LEFT_OUT = "\0left out"
-"""Stands for a label that maps to no class; no file or folder can be called so."""
-
-
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
-    """The rows with our classes in place of the source's labels; `LEFT_OUT` where a label maps to nothing.
+    """Replace the source's labels by our classes, and labels that map to nothing by `DROPPED`.
 
-    Tiles without a label stay without one. The data set's own order of classes, where it has one, is kept.
+    Unlabelled tiles stay unlabelled. The data set's own order of classes, if it has one, is kept.
 
     Raises:
         DataError: The mapping names a label that no tile has.
     """
     if not mapping:
         return source
-    found = Counter(source.labels)
-    absent = sorted(set(mapping) - set(found))
+    counts = Counter(source.labels)
+    absent = sorted(set(mapping) - set(counts))
     if absent:
         raise DataError(
             f"tiles.class_map names labels that do not occur: {shortlist(absent)}; "
-            f"there are: {shortlist(sorted(set(found) - {''}), 20)}",
+            f"there are: {shortlist(sorted(set(counts) - {''}), 20)}",
             where=source.where,
             fix="correct tiles.class_map (the source's label: our class)",
         )
-    others = sorted(set(found) - set(mapping) - {""})
-    told = tuple(f"{name}: {found[name]}" for name in others)
-    note = f"{sum(found[name] for name in others)} tiles of labels outside tiles.class_map left out ({shortlist(told)})"
-    own = None if source.classes is None else [mapping[name] for name in source.classes if name in mapping]
+    others = sorted(set(counts) - set(mapping) - {""})
+    listed = shortlist([f"{name}: {counts[name]}" for name in others])
+    note = f"{sum(counts[name] for name in others)} tiles of labels outside tiles.class_map dropped ({listed})"
+    mapped = None if source.classes is None else [mapping[name] for name in source.classes if name in mapping]
     return replace(
         source,
-        labels=[mapping.get(name, LEFT_OUT) if name else "" for name in source.labels],
-        classes=None if own is None else tuple(dict.fromkeys(own)),
+        labels=[mapping.get(name, DROPPED) if name else "" for name in source.labels],
+        classes=None if mapped is None else tuple(dict.fromkeys(mapped)),
         notes=(*source.notes, note) if others else source.notes,
     )

@@ -15,9 +15,9 @@ from clipit.tiles.tileset import TileSet
 
 
 def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose: str) -> Int64[np.ndarray, " n"]:
-    """Indices of the names in an order drawn from (seed, purpose, name) only.
+    """Indices of the names in a random order that depends on (seed, purpose, name) only.
 
-    Rows may come in any order, and names that are added or removed leave the order of the others as it is.
+    The order of the others stays the same when names are reordered, added or removed.
     """
     prefix = f"{purpose}:{seed}:".encode()
     values = [str(name) for name in names]
@@ -30,100 +30,100 @@ _TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.
 
 
 def patient(group: str) -> str:
-    """The patient part (12 characters) of a TCGA barcode; any other name stands for itself, less blanks around it.
+    """Patient of a group: the first 12 characters of a TCGA barcode, or any other name without surrounding spaces.
 
     `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are slides and a sample of one
     patient, `TCGA-A6-2671`.
     """
     name = group.strip()
-    found = _TCGA.match(re.split(r"[/\\]", name)[-1])
-    return found[0].upper() if found else name
+    barcode = _TCGA.match(re.split(r"[/\\]", name)[-1])
+    return barcode[0].upper() if barcode else name
 
 
 def patient_in(name: str) -> str:
-    """The TCGA patient whose barcode stands in the id of a tile or report, the last one in a path; "" without any."""
-    found = _TCGA.findall(name)
-    return found[-1].upper() if found else ""
+    """TCGA patient named in the id of a tile or report, the last one in a path; "" if there is none."""
+    barcodes = _TCGA.findall(name)
+    return barcodes[-1].upper() if barcodes else ""
 
 
 def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """The patient (or slide) of each tile: `patient` of its group, without a group `patient_in` of its id, or ""."""
+    """Patient (or slide) of each tile: `patient` of its group, else `patient_in` of its id, else ""."""
     names, rows = np.unique(groups, return_inverse=True)
-    found = np.asarray([patient(name) for name in names.tolist()], dtype=np.str_)[rows]
-    nameless = np.flatnonzero(found == "")
+    result = np.asarray([patient(name) for name in names.tolist()], dtype=np.str_)[rows]
+    nameless = np.flatnonzero(result == "")
     from_ids = np.asarray([patient_in(name) for name in ids[nameless].tolist()], dtype=np.str_)
     if nameless.size:
-        found = found.astype(np.promote_types(found.dtype, from_ids.dtype))
-        found[nameless] = from_ids
-    return found
+        result = result.astype(np.promote_types(result.dtype, from_ids.dtype))
+        result[nameless] = from_ids
+    return result
 
 
 SplitName = Literal["train", "validation", "test"]
 
 
-def part_map(asked: Mapping[SplitName, str], known: Mapping[str, str]) -> dict[str, str]:
-    """Which of the source's parts becomes which split: source's name -> ours.
+def part_map(configured: Mapping[SplitName, str], known: Mapping[str, str]) -> dict[str, str]:
+    """Map the source's parts to our splits.
 
     Args:
-        asked: Our split -> the source's name, as configured (`tiles.splits`).
-        known: The source's name -> ours, used for the splits that are not asked for.
+        configured: Our split -> the source's part (`tiles.splits`).
+        known: The source's part -> our split, for the splits that are not configured.
 
     Raises:
-        ConfigError: One part is asked for twice.
+        ConfigError: Two splits have the same part.
     """
-    if len(set(asked.values())) < len(asked):
+    if len(set(configured.values())) < len(configured):
         raise ConfigError(
             "two splits are mapped to the same part",
-            where=f"tiles.splits = {dict(asked)}",
+            where=f"tiles.splits = {dict(configured)}",
             fix="give each split a part of its own; leave validation out to have it cut from train",
         )
-    found = {name: ours for name, ours in known.items() if ours not in asked}
-    return found | {name: ours for ours, name in asked.items()}
+    unchanged = {name: ours for name, ours in known.items() if ours not in configured}
+    return unchanged | {name: ours for ours, name in configured.items()}
 
 
 def resolve_parts(
     parts: Sequence[str],
-    asked: Mapping[SplitName, str],
+    configured: Mapping[SplitName, str],
     known: Mapping[str, str],
     where: str,
     others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
-    """Our split for each row; all are train when the source has no parts at all.
+    """Our split for each row; all rows are train when the source has no parts.
 
-    With `others` "ignore", rows of parts that are not known, and rows without one where others have one, get "".
+    With `others` "ignore", rows of unknown parts, and rows without a part where others have one, get "".
 
     Raises:
-        DataError: A part is not known, some rows have none, or one that is asked for does not occur.
+        DataError: A part is unknown, only some rows have a part, or a configured part does not occur.
     """
-    mapping = part_map(asked, known)
-    found = set(parts)
-    absent = sorted(set(asked.values()) - found)
-    strange = sorted(name for name in found - {""} if name not in mapping and name.lower() not in mapping)
+    mapping = part_map(configured, known)
+    present = set(parts)
+    absent = sorted(set(configured.values()) - present)
+    unknown = sorted(name for name in present - {""} if name not in mapping and name.lower() not in mapping)
     problem = ""
     if absent:
-        problem = f"tiles.splits asks for {shortlist(absent)}, which does not occur"
-    elif others == "error" and strange:
-        problem = f"unknown split values: {shortlist(strange)}"
-    elif others == "error" and "" in found and len(found) > 1:
+        problem = f"tiles.splits names {shortlist(absent)}, which does not occur"
+    elif others == "error" and unknown:
+        problem = f"unknown split values: {shortlist(unknown)}"
+    elif others == "error" and "" in present and len(present) > 1:
         problem = f"{list(parts).count('')} rows have no split, the others have"
     if problem:
         raise DataError(
-            f"{problem}; the source has: {shortlist(sorted(found - {''}) or ['no splits'], 10)}",
+            f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
             where=where,
             fix="map them in tiles.splits (ours: theirs), remove those rows from the source, "
             "or set tiles.other_parts: ignore",
         )
-    ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in found}
-    if found == {""}:
+    ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in present}
+    if present == {""}:
         ours = {"": "train"}
     return [ours[name] for name in parts]
 
 
 def check_groups(tiles: TileSet) -> None:
-    """See that no patient or slide stands on both sides of a split.
+    """Check that no patient or slide is in more than one split.
 
     Raises:
-        DataError: One does; lists the groups and their splits.
+        DataError: A group crosses splits; lists such groups with their splits.
     """
     seen: dict[str, set[str]] = {}
     for group, split in zip(patients(tiles.groups, tiles.ids).tolist(), tiles.splits.tolist(), strict=True):
@@ -132,14 +132,14 @@ def check_groups(tiles: TileSet) -> None:
     crossing = [f"{group} ({', '.join(sorted(splits))})" for group, splits in sorted(seen.items()) if len(splits) > 1]
     if crossing:
         raise DataError(
-            f"{len(crossing)} groups stand in more than one split: {shortlist(crossing)}",
+            f"{len(crossing)} groups are in more than one split: {shortlist(crossing)}",
             where=tiles.where,
-            fix="a patient or slide belongs to one split only: correct the split or the group of these tiles",
+            fix="keep each patient or slide in one split: correct the split or the group of these tiles",
         )
 
 
 def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
-    """Move about `fraction` of train to validation: see `_cut`; `blind` looks at no label.
+    """Move about `fraction` of train to validation (see `_cut`), with `blind` without using labels.
 
     Raises:
         DataError: No group could be moved.
@@ -151,7 +151,7 @@ def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = 
 
 
 def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to test, for a data set that is published without a test part: see `_cut`.
+    """Move about `fraction` of train to test, for a data set published without a test part (see `_cut`).
 
     Raises:
         DataError: No group could be moved.
@@ -160,12 +160,11 @@ def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
 
 
 def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to another part: whole groups, in proportion to the classes where possible.
+    """Move about `fraction` of train to another part, in whole groups and stratified by class where possible.
 
     A tile without a group is a group of its own, unless its id holds a TCGA barcode; the slides of one TCGA patient are
-    one group. Only labelled tiles move
-    when there are any (a validation part without labels would be of no use), with the other tiles of their groups. The
-    cut depends on the names of the groups and the seed, not on the order of the rows.
+    one group. If there are labelled tiles, only their groups move, because validation needs labels. The cut depends on
+    the names of the groups and the seed, not on the order of the rows.
 
     Raises:
         DataError: No group could be moved.
@@ -181,7 +180,7 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     truth = tiles.truth.tolist()
     strata: dict[int, list[str]] = {}
     for name, indices in members.items():
-        # The class of a group is its most frequent one, of equals the first.
+        # The stratum of a group is its most frequent class, the first of equals.
         counts = sorted(Counter(truth[index] for index in indices).items())
         strata.setdefault(max(counts, key=lambda item: item[1])[0], []).append(name)
 
@@ -205,5 +204,5 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     splits[[index for index in inside.tolist() if name_of[index] in moved]] = part
     note = f"{part}: {fraction:g} of train, cut with seed {seed}"
     if (groups[inside] == "").any():
-        note += f"; groups unknown: tiles of one patient may stand on both sides, so {part} scores may be too high"
+        note += f"; groups unknown: tiles of one patient may be on both sides, so {part} scores may be too high"
     return replace(tiles, splits=splits, notes=(*tiles.notes, note))

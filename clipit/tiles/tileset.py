@@ -1,4 +1,4 @@
-"""The contract that every source of tiles fulfils."""
+"""`TileSet`: tiles with labels, splits and groups, whatever source they come from."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ NO_LABEL = "(no label)"
 
 @dataclass(frozen=True, eq=False)
 class TileSet:
-    """Tiles with everything that is known of them; the images stay on disk until they are read.
+    """Tiles with their labels, splits and groups; images stay on disk until they are read.
 
-    Picklable: readers open their files in the process that reads.
+    Picklable, because readers open their files in the process that reads.
     """
 
     ids: Shaped[np.ndarray, " n"]
-    """Unique names (str)."""
+    """Unique names."""
     labels: Int64[np.ndarray, " n"]
-    """Position of the class in `classes`; -1: none, or hidden from training."""
+    """Index of the class in `classes`; -1: unlabelled, or hidden from training."""
     truth: Int64[np.ndarray, " n"]
-    """The label before hiding; -1: unknown."""
+    """Label before hiding; -1: unknown."""
     splits: Shaped[np.ndarray, " n"]
     """train, validation or test."""
     groups: Shaped[np.ndarray, " n"]
@@ -41,56 +41,56 @@ class TileSet:
     rows: Int64[np.ndarray, " n"]
     """Row of each tile in the reader."""
     stamps: Shaped[np.ndarray, " n"]
-    """Identity of each image's content (size and time of change, or checksum)."""
+    """Stamp of each image's content (size and modification time, or checksum)."""
     quarantined: tuple[str, ...] = ()
-    """Ids of tiles that were dropped because their image cannot be decoded."""
+    """Ids of tiles dropped because their image cannot be decoded."""
     notes: tuple[str, ...] = ()
-    """What a reader of the results should know about these tiles."""
+    """Remarks on these tiles that matter for results."""
     where: str | None = None
-    """The source (table or folder), for messages."""
+    """Table or folder that they come from, for messages."""
 
     def __post_init__(self) -> None:
-        """Check what the rest of the package relies on."""
+        """Validate ids, splits and labels."""
         names, counts = np.unique(self.ids, return_counts=True)
         if names.size < self.ids.size:
             raise DataError(
                 f"{int((counts > 1).sum())} tile ids occur more than once: {shortlist(names[counts > 1].tolist())}",
                 where=self.where,
-                fix="give every tile an id of its own",
+                fix="make the ids unique",
             )
         unknown = sorted(set(np.unique(self.splits).tolist()) - set(SPLITS))
         if unknown:
             raise DataError(f"unknown splits: {shortlist(unknown)}", where=self.where, fix=f"use {', '.join(SPLITS)}")
         for values in (self.labels, self.truth):
             if values.size and (values.min() < -1 or values.max() >= len(self.classes)):
-                raise DataError("a label lies outside the classes", where=shortlist(self.classes))
+                raise DataError("a label is outside the classes", where=shortlist(self.classes))
 
     def __len__(self) -> int:
         """Number of tiles."""
         return int(self.ids.size)
 
     def read(self, index: int | np.integer) -> Image.Image:
-        """Image of one tile, RGB.
+        """Read the image of one tile as RGB.
 
         Raises:
-            DataError: It cannot be opened or decoded; names the id, the file and the remedy.
+            DataError: The image cannot be opened or decoded.
         """
         image = self.try_read(index)
         if isinstance(image, Unreadable):
             raise DataError(
                 f"the image of tile {self.ids[index]} cannot be decoded ({image.reason})",
                 where=self.reader.where(int(self.rows[index])),
-                fix="replace the file, or set tiles.unreadable: quarantine to leave such tiles out and list them",
+                fix="replace the file, or set tiles.unreadable: quarantine to drop and list such tiles",
             )
         return image
 
     def try_read(self, index: int | np.integer) -> Image.Image | Unreadable:
-        """Like `read`, but an image that cannot be decoded is given back as such."""
+        """Like `read`, but return an `Unreadable` for an image that cannot be decoded."""
         row = int(self.rows[index])
         return attempt(lambda: self.reader.read(row), tile_id=str(self.ids[index]), where=self.reader.where(row))
 
     def select(self, which: Bool[np.ndarray, " n"] | Int[np.ndarray, " m"] | Sequence[int]) -> "TileSet":
-        """The tiles of a mask, or of indices in the order given."""
+        """Select tiles by a mask, or by indices in the order given."""
         chosen = np.asarray(which)
         if chosen.size == 0 and chosen.dtype != np.bool_:
             chosen = chosen.astype(np.int64)
@@ -98,18 +98,18 @@ class TileSet:
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def of_split(self, name: str) -> "TileSet":
-        """The tiles of one split (maybe none).
+        """The tiles of one split, possibly none.
 
         Raises:
-            DataError: There is no split of that name.
+            DataError: The split is unknown.
         """
         if name not in SPLITS:
-            raise DataError(f"there is no split called {name}", fix=f"use {', '.join(SPLITS)}")
+            raise DataError(f"unknown split {name!r}", fix=f"use {', '.join(SPLITS)}")
         return self.select(self.splits == name)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over ids, splits and the identity of every image's content."""
+        """16 hexadecimal digits of the SHA-256 over ids, splits and image stamps."""
         digest = hashlib.sha256()
         for column in (self.ids, self.splits, self.stamps):
             digest.update("\n".join(column.tolist()).encode())
@@ -117,23 +117,17 @@ class TileSet:
         return digest.hexdigest()[:16]
 
     def counts(self, *, truth: bool = False) -> dict[str, dict[str, int]]:
-        """Tiles per split and class, by the labels that training sees or (`truth`) by those before hiding."""
+        """Number of tiles per split and class, by visible labels or (`truth`) by labels before hiding."""
         values = self.truth if truth else self.labels
-        names = (*self.classes, NO_LABEL)  # -1 picks the last one
-        found = {}
-        for split in SPLITS:
-            inside = values[self.splits == split]
-            if inside.size:
-                found[split] = {
-                    name: int((inside == code).sum()) for name, code in zip(names, self._codes(), strict=True)
-                }
-        return found
-
-    def _codes(self) -> list[int]:
-        return [*range(len(self.classes)), -1]
+        names = (*enumerate(self.classes), (-1, NO_LABEL))
+        return {
+            split: {name: int((values[self.splits == split] == code).sum()) for code, name in names}
+            for split in SPLITS
+            if (self.splits == split).any()
+        }
 
     def describe(self) -> str:
-        """A few lines for people: tiles, groups and labels per split, micrometres per pixel, notes."""
+        """Summary to print: tiles, groups and labels per split, micrometres per pixel, notes."""
         lines = [f"{len(self)} tiles, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
         kept, known = self.counts(), self.counts(truth=True)
         for split in kept:
@@ -147,6 +141,6 @@ class TileSet:
         values = np.unique(self.mpp[~np.isnan(self.mpp)])
         lines.append(f"  mpp: {shortlist([f'{value:g}' for value in values]) if values.size else 'unknown'}")
         if self.quarantined:
-            lines.append(f"  left out, unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
+            lines.append(f"  dropped, unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

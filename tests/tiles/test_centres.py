@@ -39,7 +39,7 @@ def test_train_on_one_centre_and_test_on_another(table: Path) -> None:
     }
     assert {group[0] for group in tiles.groups[tiles.splits != "test"]} == {"A"}
     assert set(tiles.groups[tiles.splits == "test"]) == {f"B{number % 13}" for number in range(40, 48)}
-    assert "7 tiles of other parts left out ((none): 1, C: 6)" in tiles.notes
+    assert "7 tiles of other parts dropped ((none): 1, C: 6)" in tiles.notes
     assert tiles.read(len(tiles) - 1).size == (8, 8)
 
 
@@ -53,7 +53,7 @@ def test_a_third_centre_is_a_test_set_of_its_own(table: Path) -> None:
 def test_other_centres_are_an_error_unless_they_are_to_be_ignored(table: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)unknown split values: C.*tiles.other_parts: ignore"):
         read_tiles(centres(table, splits={"train": "A", "test": "B"}))
-    with pytest.raises(DataError, match=r"tiles.splits asks for D, which does not occur"):
+    with pytest.raises(DataError, match=r"tiles.splits names D, which does not occur"):
         read_tiles(centres(table, splits={"train": "A", "test": "D"}, other_parts="ignore"))
     with pytest.raises(DataError, match="no tile is left"):
         read_tiles(centres(table, other_parts="ignore"))
@@ -62,7 +62,7 @@ def test_other_centres_are_an_error_unless_they_are_to_be_ignored(table: Path) -
 def test_a_patient_of_two_centres_is_still_found(table: Path) -> None:
     crossing = centres(table, splits={"train": "A", "test": "B"}, other_parts="ignore")
     columns = {"split": "centre", "group": "label"}
-    with pytest.raises(DataError, match="groups stand in more than one split"):
+    with pytest.raises(DataError, match="groups are in more than one split"):
         read_tiles(crossing.model_copy(update={"columns": columns}))
 
 
@@ -78,7 +78,7 @@ def test_labels_are_mapped_and_the_rest_is_left_out_and_counted(table: Path) -> 
     }
     assert (tiles.truth == -1).sum() == 1, "a tile without a label stays"
     assert any(
-        note.startswith("17 tiles of labels outside tiles.class_map left out (mucus: 17)") for note in tiles.notes
+        note.startswith("17 tiles of labels outside tiles.class_map dropped (mucus: 17)") for note in tiles.notes
     )
 
 
@@ -122,7 +122,7 @@ def test_real_colon_tiles_of_two_sources_share_two_classes(real_data: Path) -> N
     assert polito.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
     assert there.counts()["test"] == {"AC": 80, "H": 80, "(no label)": 0}
     assert any(
-        "960 tiles of labels outside tiles.class_map left out (S: 320, T: 320, V: 320)" in n for n in polito.notes
+        "960 tiles of labels outside tiles.class_map dropped (S: 320, T: 320, V: 320)" in n for n in polito.notes
     )
     five = read("lc25000_colon", {"colon_aca": "AC", "colon_n": "H"}, ("AC", "H", "S", "T", "V"))
     assert read_tiles(five).counts()["test"] == {"AC": 80, "H": 80, "S": 0, "T": 0, "V": 0, "(no label)": 0}

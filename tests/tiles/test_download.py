@@ -54,8 +54,8 @@ def test_everything_is_fetched_once(served: State, tmp_path: Path) -> None:
     assert not list((tmp_path / "data").glob("*.zip")) and not list((tmp_path / "data").glob("*.gz"))
     again = run(tmp_path / "data")
     assert len(served.asked) == 2
-    assert "Tiles: there already, with all of its 1 files" in again
-    assert "labels.h5: there already, not verified" in again
+    assert "Tiles: exists, with all of its 1 files" in again
+    assert "labels.h5: exists, not verified" in again
 
 
 def test_nothing_is_fetched_before_the_licence_is_accepted(served: State, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_wrong_file_is_not_unpacked_and_the_next_start_goes_on(served: State, 
 @pytest.mark.parametrize("name", sorted(name for name, row in DATASETS.items() if not row.files))
 def test_other_sets_say_where_to_get_them(name: str, tmp_path: Path) -> None:
     said = capture_log()
-    with pytest.raises(DataError, match=rf"(?s)no public direct address.*tiles.source {name}"):
+    with pytest.raises(DataError, match=rf"(?s)no public download with a checksum.*tiles.source {name}"):
         download(name, tmp_path, accept=lambda: True)
     assert DATASETS[name].page in said[0] and DATASETS[name].licence in said[0]
 
@@ -93,7 +93,7 @@ def test_script_asks_and_takes_silence_for_no(tmp_path: Path) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "CC BY-NC-ND 4.0" in done.stdout and "Do you accept" in done.stdout
-    assert "give --accept-licence" in done.stderr and "Traceback" not in done.stderr
+    assert "pass --accept-licence" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
 
 
@@ -106,7 +106,7 @@ def test_a_folder_that_lost_files_is_not_taken_for_whole(served: State, tmp_path
 
 def test_a_folder_of_somebody_else_is_not_called_verified(served: State, tmp_path: Path) -> None:
     (tmp_path / "Tiles").mkdir()
-    assert "Tiles: there already, but not unpacked by this command: not verified" in run(tmp_path)
+    assert "Tiles: exists, but was not unpacked by this command: not verified" in run(tmp_path)
 
 
 def test_an_unpacked_file_is_compared_with_its_own_checksum(
@@ -117,7 +117,7 @@ def test_an_unpacked_file_is_compared_with_its_own_checksum(
     files = (row.files[0], dataclasses.replace(row.files[1], unpacked_md5=md5))
     monkeypatch.setitem(DATASETS, "kather2016", dataclasses.replace(row, files=files))
     (tmp_path / "labels.h5").write_bytes(b"labels")
-    assert "labels.h5: there already, checksum right" in run(tmp_path)
+    assert "labels.h5: exists, checksum verified" in run(tmp_path)
     (tmp_path / "labels.h5").write_bytes(b"damage")
     with pytest.raises(DataError, match=rf"(?s)not the published file.*published is {md5}.*labels.h5.*delete it"):
         run(tmp_path)

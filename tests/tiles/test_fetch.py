@@ -37,13 +37,13 @@ def test_a_whole_download_is_verified_and_told(server: State, tmp_path: Path) ->
     assert file.read_bytes() == CONTENT
     assert not (tmp_path / "set.zip.partial").exists()
     assert said[-1] == "4.9 of 4.9 MiB"
-    assert get(server, tmp_path)[0] == file and len(server.asked) == 1  # there already: verified, not fetched
+    assert get(server, tmp_path)[0] == file and len(server.asked) == 1  # exists: verified, not fetched
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server: State, tmp_path: Path) -> None:
     server.breaks_after = 2_000_000
     with pytest.raises(
-        DataError, match=r"(?s)broke off|failed.*goes on where it stopped.*by hand from https://example"
+        DataError, match=r"(?s)broke off|failed.*resumes where it stopped.*by hand from https://example"
     ):
         get(server, tmp_path)
     assert (tmp_path / "set.zip.partial").read_bytes() == CONTENT[:2_000_000]
@@ -53,7 +53,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server: State, tmp_path: Pat
     file, said = get(server, tmp_path)
     assert file.read_bytes() == CONTENT
     assert server.asked == [None, "bytes=2000000-", "bytes=4000000-"]
-    assert said[0] == "going on at 3.8 MiB"
+    assert said[0] == "resuming at 3.8 MiB"
 
 
 def test_a_server_without_ranges_starts_anew(server: State, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_server_without_ranges_starts_anew(server: State, tmp_path: Path) -> N
     server.ranges = False
     file, said = get(server, tmp_path)
     assert file.read_bytes() == CONTENT
-    assert "from the start" in said[0]
+    assert "starting over" in said[0]
 
 
 def test_a_partial_file_that_is_whole_already_is_used(server: State, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_partial_file_that_is_too_long_is_fetched_anew(server: State, tmp_path
 
 
 def test_a_wrong_checksum_sets_the_file_aside(server: State, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"(?s)checksum is wrong: md5 {MD5}, published is {'0' * 32}.*set.zip.bad"):
+    with pytest.raises(DataError, match=rf"(?s)wrong checksum: md5 {MD5}, published is {'0' * 32}.*set.zip.bad"):
         get(server, tmp_path, md5="0" * 32)
     assert (tmp_path / "set.zip.bad").read_bytes() == CONTENT
     assert not (tmp_path / "set.zip").exists() and not (tmp_path / "set.zip.partial").exists()
@@ -86,7 +86,7 @@ def test_a_wrong_checksum_sets_the_file_aside(server: State, tmp_path: Path) -> 
 
 def test_a_damaged_file_that_was_put_there_by_hand_is_not_used(server: State, tmp_path: Path) -> None:
     (tmp_path / "set.zip").write_bytes(CONTENT[:-1] + b"?")
-    with pytest.raises(DataError, match="checksum is wrong"):
+    with pytest.raises(DataError, match="wrong checksum"):
         get(server, tmp_path)
     assert (tmp_path / "set.zip.bad").exists() and not server.asked
 

@@ -60,7 +60,7 @@ def test_the_same_part_for_two_splits_is_refused(tree: Path) -> None:
 
 
 def test_a_split_that_is_asked_for_but_absent(tree: Path) -> None:
-    with pytest.raises(DataError, match=r"asks for held_out.*test, train"):
+    with pytest.raises(DataError, match=r"names held_out.*test, train"):
         load_tiles(config(tree, splits={"validation": "held_out"}), seed=0)
 
 
@@ -84,12 +84,12 @@ def test_unlabelled_folder_has_no_labels_and_stays_in_train(tree: Path) -> None:
 
 
 def test_loose_images_empty_and_absent_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="does not exist"):
         load_tiles(config(tmp_path / "nowhere"), seed=0)
     with pytest.raises(DataError, match="no images in class folders"):
         load_tiles(config(tmp_path), seed=0)
     paint(tmp_path / "1.png")
-    with pytest.raises(DataError, match=r"1 images lie outside class folders: 1.png"):
+    with pytest.raises(DataError, match=r"1 images are outside class folders: 1.png"):
         load_tiles(config(tmp_path), seed=0)
 
 
@@ -98,7 +98,7 @@ def test_other_files_are_noted_and_hidden_ones_ignored(tree: Path) -> None:
     (tree / "train" / "stroma" / ".DS_Store").write_text("x")
     (tree / "train" / "stroma" / "._0.png").write_text("x")
     notes = load_tiles(config(tree), seed=0).notes
-    assert any("1 files are no images" in note and "notes.txt" in note for note in notes)
+    assert any("1 files are not images" in note and "notes.txt" in note for note in notes)
 
 
 def test_options_of_other_sources_are_refused_together(tree: Path) -> None:

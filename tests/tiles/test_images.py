@@ -51,7 +51,7 @@ def test_quarantine_counts_and_lists(tmp_path: Path) -> None:
     tiles = load_tiles(table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"}), seed=0)
     assert tiles.quarantined == ("5.tif", "7.tif")
     assert len(tiles) == 10
-    assert "left out, unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
+    assert "dropped, unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
     for place in range(len(tiles)):
         assert tiles.read(place).tobytes() == decode(tmp_path / tiles.ids[place]).tobytes()
 
@@ -125,9 +125,9 @@ def alter_entry(path: Path, number: int, offset: int, value: int) -> None:
     [
         (8, 0x01, r"(?s)1 of 8 files in the zip are encrypted.*where: .*t\.zip!2\.bmp.*to do: .*without"),
         (8, 0x41, r"(?s)1 of 8 files in the zip are encrypted.*where: .*t\.zip!2\.bmp"),
-        (8, 0x20, r"(?s)cannot undo: patched data.*where: .*t\.zip!2\.bmp"),
-        (10, 9, r"(?s)cannot undo: method 9 \(Deflate64\).*where: .*t\.zip!2\.bmp.*to do: .*Deflate"),
-        (10, 77, r"(?s)cannot undo: method 77\n.*where: .*t\.zip!2\.bmp"),
+        (8, 0x20, r"(?s)unknown to Python: patched data.*where: .*t\.zip!2\.bmp"),
+        (10, 9, r"(?s)unknown to Python: method 9 \(Deflate64\).*where: .*t\.zip!2\.bmp.*to do: .*Deflate"),
+        (10, 77, r"(?s)unknown to Python: method 77\n.*where: .*t\.zip!2\.bmp"),
         (6, 99, r"(?s)not a readable zip: zip file version 9\.9.*where: .*t\.zip"),
     ],
 )

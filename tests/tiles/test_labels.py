@@ -65,9 +65,9 @@ def test_draws_are_nested_seeded_and_free_of_row_order(tiles: TileSet) -> None:
 
 
 def test_impossible_requests(tiles: TileSet) -> None:
-    with pytest.raises(DataError, match="30 labels per class are asked for, but in train c1 has 20"):
+    with pytest.raises(DataError, match="30 labels per class are configured, but in train c1 has 20"):
         hide_labels(tiles, LabelsConfig(kind="per_class", value=30), 0)
-    with pytest.raises(ConfigError, match=r"(?s)1.5 is more than all.*tiles.labels.value"):
+    with pytest.raises(ConfigError, match=r"(?s)1.5 is above 1.*tiles.labels.value"):
         hide_labels(tiles, LabelsConfig(kind="fraction", value=1.5), 0)
     with pytest.raises(ConfigError, match=r"2.5 labels per class is not a whole number"):
         hide_labels(tiles, LabelsConfig(kind="per_class", value=2.5), 0)

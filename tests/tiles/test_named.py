@@ -12,7 +12,6 @@ import pytest
 
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles import dataset_reader
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import load_tiles, read_tiles
 from clipit.tiles.tileset import TileSet
@@ -91,10 +90,10 @@ def test_the_published_counts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_wrong_folders_say_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)Kather 2016.* is not there.*zenodo.org/records/53169.*CC BY 4.0"):
+    with pytest.raises(DataError, match=r"(?s)Kather 2016.* is missing.*zenodo.org/records/53169.*CC BY 4.0"):
         read("kather2016", tmp_path / "nowhere")
     paint(tmp_path / "a.png")
-    with pytest.raises(DataError, match="no tile of Kather 2016, colorectal textures among the 1 images here"):
+    with pytest.raises(DataError, match="none of the 1 images here is a tile of Kather 2016, colorectal textures"):
         read("kather2016", tmp_path)
 
 
@@ -124,7 +123,7 @@ def test_lc25000_lung_and_colon(tmp_path: Path) -> None:
     assert read("lc25000", tmp_path).classes == ("colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc")
     lung = read("lc25000_lung", tmp_path)
     assert lung.classes == ("lung_aca", "lung_n", "lung_scc") and len(lung) == 30
-    assert any("20 files do not belong to it" in note for note in lung.notes)
+    assert any("20 files do not belong to the data set" in note for note in lung.notes)
     assert any("augmented copies" in note for note in lung.notes)
     assert set(label_of(read("lc25000_colon", tmp_path)).values()) == {"colon_aca", "colon_n"}
 
@@ -184,7 +183,7 @@ def test_kimia_path24c_with_another_name_for_train_or_too_few_scans(tmp_path: Pa
     kimia(tmp_path, 3)
     assert any("3 classes of 24" in note for note in read("kimia_path24c", tmp_path).notes)
     (tmp_path / "train").rename(tmp_path / "Big-scans")
-    with pytest.raises(DataError, match=r"15 tiles lie in no folder of a part.*"):
+    with pytest.raises(DataError, match=r"15 tiles are in no folder of a part.*"):
         read("kimia_path24c", tmp_path)
     assert len(read("kimia_path24c", tmp_path, splits={"train": "Big-scans"}).of_split("train")) > 0
 
@@ -216,7 +215,7 @@ def test_mhist_reads_its_annotations(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train 15 instead of 2175"):
         read_tiles(config("mhist", tmp_path))
     (tmp_path / "annotations.csv").unlink()
-    with pytest.raises(DataError, match=r"(?s)annotations.csv is not there.*bmirds"):
+    with pytest.raises(DataError, match=r"(?s)annotations.csv is missing.*bmirds"):
         read("mhist", tmp_path)
 
 
@@ -242,8 +241,8 @@ def test_a_group_on_both_sides_of_a_published_split_is_an_error(tmp_path: Path) 
 
 
 def test_rows_are_found_by_name(tmp_path: Path) -> None:
-    assert dataset_reader.published(DATASETS["mhist"]).name == "MHIST"
-    with pytest.raises(DataError, match="MHIST is not there"):
+    assert DATASETS["mhist"].name == "mhist"
+    with pytest.raises(DataError, match="MHIST is missing"):
         load_tiles(config("mhist", tmp_path / "no"), seed=0)
 
 
@@ -259,7 +258,7 @@ def test_real_kather2016(real_data: Path, tmp_path: Path) -> None:
     assert Counter(label_of(tiles).values()) == dict(
         zip(DATASETS["kather2016"].classes, (18, 8, 13, 12, 12, 10, 18, 9), strict=True)
     )
-    assert any("30 files do not belong to it" in note for note in tiles.notes)
+    assert any("30 files do not belong to the data set" in note for note in tiles.notes)
     assert tiles.read(0).size == (224, 224)
     with pytest.raises(DataError, match="01_TUMOR 18 instead of 625"):
         read_tiles(config("kather2016", tmp_path))

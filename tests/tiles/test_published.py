@@ -13,6 +13,7 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles import bach, nct_crc, pcam
+from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import load_tiles
 from clipit.tiles.tileset import TileSet
 
@@ -81,7 +82,7 @@ def test_pcam_errors_say_what_is_expected(pcam_folder: Path, monkeypatch: pytest
     with pytest.raises(DataError, match="not readable as PatchCamelyon"):
         load_tiles(config("pcam", pcam_folder), seed=0)
     x_file.rename(x_file.with_name(x_file.name + ".gz"))
-    with pytest.raises(DataError, match=r"(?s)valid_x.h5 is not there.*gunzip"):
+    with pytest.raises(DataError, match=r"(?s)valid_x.h5 is missing.*gunzip"):
         load_tiles(config("pcam", pcam_folder), seed=0)
     x_file.write_bytes(kept)
     monkeypatch.setitem(pcam.COUNTS, "test", 7)
@@ -91,30 +92,28 @@ def test_pcam_errors_say_what_is_expected(pcam_folder: Path, monkeypatch: pytest
 
 def test_published_counts_add_up() -> None:
     assert pcam.COUNTS == {"train": 262_144, "valid": 32_768, "test": 32_768}
-    assert {name: sum(counts) for name, counts in nct_crc.COUNTS.items()} == {
-        "NCT-CRC-HE-100K": 100_000,
-        "CRC-VAL-HE-7K": 7_180,
-    }
+    for folder, total in (("NCT-CRC-HE-100K", 100_000), ("CRC-VAL-HE-7K", 7_180)):
+        assert sum(count for (name, _), count in nct_crc.COUNTS.items() if name == folder) == total
 
 
 @pytest.fixture
 def nct_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(nct_crc, "COUNTS", {"NCT-CRC-HE-100K": (5,) * 9, "CRC-VAL-HE-7K": (2,) * 9})
-    for folder, counts in nct_crc.COUNTS.items():
-        for name, count in zip(nct_crc.CLASSES, counts, strict=True):
-            for place in range(count):
-                paint(tmp_path / folder / name / f"{name}-{place}.tif", place)
+    counts = {(folder, name): 5 if folder.startswith("NCT") else 2 for folder, name in nct_crc.COUNTS}
+    monkeypatch.setattr(nct_crc, "COUNTS", counts)
+    for (folder, name), count in counts.items():
+        for place in range(count):
+            paint(tmp_path / folder / name / f"{name}-{place}.tif", place)
     return tmp_path
 
 
 def test_nct_crc_tests_on_the_7k_and_cuts_validation_out_of_the_100k(nct_folder: Path) -> None:
     tiles = load_tiles(config("nct_crc", nct_folder), seed=0)
-    assert tiles.classes == nct_crc.CLASSES
+    assert tiles.classes == DATASETS["nct_crc"].classes
     assert Counter(tiles.splits.tolist()) == {"train": 36, "validation": 9, "test": 18}
     assert all(name.startswith("CRC-VAL-HE-7K/") for name in tiles.of_split("test").ids)
     assert all(name.startswith("NCT-CRC-HE-100K/") for name in tiles.of_split("validation").ids)
     assert set(tiles.of_split("validation").truth) == set(range(9))
-    assert any("one patient may stand on both sides" in note for note in tiles.notes)
+    assert any("one patient may be on both sides" in note for note in tiles.notes)
     assert (tiles.mpp == 0.5).all()
 
 
@@ -124,7 +123,7 @@ def test_nct_crc_errors(nct_folder: Path) -> None:
         load_tiles(config("nct_crc", nct_folder), seed=0)
     (nct_folder / "CRC-VAL-HE-7K" / "EXTRA").mkdir()
     (nct_folder / "NCT-CRC-HE-100K").rename(nct_folder / "NCT-CRC-HE-100K-NONORM")
-    with pytest.raises(DataError, match=r"(?s)NCT-CRC-HE-100K is not there.*NONORM is there"):
+    with pytest.raises(DataError, match=r"(?s)NCT-CRC-HE-100K is missing.*NONORM exists"):
         load_tiles(config("nct_crc", nct_folder), seed=0)
     (nct_folder / "NCT-CRC-HE-100K-NONORM").rename(nct_folder / "NCT-CRC-HE-100K")
     paint(nct_folder / "NCT-CRC-HE-100K" / "TUM" / "TUM-0.tif")
@@ -161,9 +160,9 @@ def test_bach_split_is_the_one_of_the_protocols() -> None:
         split: Counter(row["class"] for row in rows if row["split"] == split)
         for split in ("train", "validation", "test")
     }
-    assert [found["train"][name] for name in bach.CLASSES] == [42, 60, 59, 57]
-    assert [found["validation"][name] for name in bach.CLASSES] == [10, 10, 10, 20]
-    assert [found["test"][name] for name in bach.CLASSES] == [48, 30, 31, 23]
+    assert [found["train"][name] for name in DATASETS["bach"].classes] == [42, 60, 59, 57]
+    assert [found["validation"][name] for name in DATASETS["bach"].classes] == [10, 10, 10, 20]
+    assert [found["test"][name] for name in DATASETS["bach"].classes] == [48, 30, 31, 23]
     # eva numbers the photos by class and file name; its reported part is these ranges.
     reported = [
         place
@@ -184,7 +183,9 @@ def test_bach_names_are_the_published_ones(real_data: Path) -> None:
 def test_bach_7k_counts_are_the_published_ones(real_data: Path) -> None:
     lines = (real_data / "prompts" / "kep_kather_test_filelist.csv").read_text().splitlines()[1:]
     found = Counter(line.split(",")[2] for line in lines)
-    assert tuple(found[name] for name in nct_crc.CLASSES) == nct_crc.COUNTS["CRC-VAL-HE-7K"]
+    assert {("CRC-VAL-HE-7K", name): count for name, count in found.items()} == {
+        key: count for key, count in nct_crc.COUNTS.items() if key[0] == "CRC-VAL-HE-7K"
+    }
 
 
 def test_bach_photos_and_crops(bach_folder: Path) -> None:
@@ -215,7 +216,7 @@ def test_bach_errors(bach_folder: Path) -> None:
     (bach_folder / "Photos" / "Benign" / "b101.tif").write_bytes(b"")
     assert any("b101.tif" in note for note in load_tiles(config("bach", bach_folder), seed=0).notes)
     (bach_folder / "Photos" / "Benign" / "b010.tif").unlink()
-    with pytest.raises(DataError, match=r"(?s)1 of 400 photos are not there: Benign/b010.tif.*3632035.*BY-NC-ND"):
+    with pytest.raises(DataError, match=r"(?s)1 of 400 photos are missing: Benign/b010.tif.*3632035.*BY-NC-ND"):
         load_tiles(config("bach", bach_folder), seed=0)
     with pytest.raises(DataError, match="no folder with Benign, InSitu, Invasive, Normal"):
         load_tiles(config("bach", bach_folder / "elsewhere"), seed=0)

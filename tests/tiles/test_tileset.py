@@ -22,7 +22,7 @@ def test_select_by_mask_and_by_indices(make_tiles: Make) -> None:
     assert len(tiles.select([])) == 0
     assert tiles.of_split("test").ids.tolist() == ["t0002", "t0003"]
     assert len(tiles.of_split("validation")) == 0
-    with pytest.raises(DataError, match="no split called val"):
+    with pytest.raises(DataError, match="unknown split 'val'"):
         tiles.of_split("val")
 
 

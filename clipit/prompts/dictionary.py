@@ -1,4 +1,4 @@
-"""The prompt dictionary: histology terms with rephrasings, findings and causes, for building bags of text."""
+"""Prompt dictionary: histology terms with rephrasings, findings and causes, from which text bags are built."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,22 @@ _FOLDER = Path(__file__).parent / "dictionaries"
 _KEYS = ("name", "version", "chapter", "entries")
 _TEXTS = ("id", "term", "kind", "organ", "source")
 _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
-"""List -> how many texts it may hold; the upper bounds are those of CPLIP's bags."""
+"""List -> smallest and largest number of texts; the upper bounds are those of CPLIP's bags."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One term.
+    """One histology term.
 
     Attributes:
-        id: Stays the same when the wording changes.
-        term: The term itself.
-        variants: Rephrasings of it.
+        id: Identifier, which stays the same when the wording changes.
+        term: The term.
+        variants: Rephrasings of the term.
         kind: One of `KINDS`.
-        organ: Where it belongs, or `any`.
-        source: The vocabulary that the term belongs to.
-        findings: What is seen where it is present.
-        causes: What it comes from.
+        organ: Organ, or `any`.
+        source: Vocabulary that the term comes from.
+        findings: Histological findings that go with it.
+        causes: Causes.
     """
 
     id: str
@@ -46,29 +46,29 @@ class Entry:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Entries by id, in the files' order; `load_dictionary` makes one."""
+    """Entries by id, in the order of the files; load it with `load_dictionary`."""
 
     name: str
     version: str
     entries: Mapping[str, Entry]
 
     def entry(self, entry_id: str) -> Entry:
-        """The entry of this id.
+        """Look up an entry by its id.
 
         Raises:
-            DataError: There is none.
+            DataError: The id is unknown.
         """
         if entry_id not in self.entries:
             near = difflib.get_close_matches(entry_id, self.entries, n=1, cutoff=0.5)
             fix = f"did you mean {near[0]}?" if near else "look at the ids in its files"
-            raise DataError(f"no entry {entry_id} in the dictionary {self.name}", fix=fix)
+            raise DataError(f"unknown entry {entry_id} in dictionary {self.name}", fix=fix)
         return self.entries[entry_id]
 
     def texts(self, entry_id: str) -> list[str]:
-        """The term and its rephrasings: texts that say the same.
+        """The term and its rephrasings.
 
         Raises:
-            DataError: There is no such entry.
+            DataError: The id is unknown.
         """
         entry = self.entry(entry_id)
         return [entry.term, *entry.variants]
@@ -80,14 +80,13 @@ class Dictionary:
 
 
 def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str]:
-    """A CPLIP-style bag: term, rephrasings, findings, causes, in this order, each text once, at most `most`.
+    """CPLIP-style bag of an entry: term, rephrasings, findings and causes, without repetitions, at most `most` texts.
 
     CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms and
-    5 retrieved captions. The captions are retrieved, not written, and are for the caller to add: what the dictionary
-    gives is at most 12 texts.
+    5 retrieved captions. The dictionary provides up to 12 of them; retrieved captions are added by the caller.
 
     Raises:
-        DataError: There is no such entry, or `most` is below 1.
+        DataError: The id is unknown, or `most` is below 1.
     """
     if most < 1:
         raise DataError(f"a bag of at most {most} texts", where="most", fix="give 1 or more")
@@ -96,11 +95,11 @@ def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str
 
 
 def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
-    """Read a dictionary: a packaged one by its name, a YAML file, or a folder of YAML files (chapters).
+    """Read a packaged dictionary by its name, a YAML file, or a folder of YAML files (chapters).
 
     Raises:
-        DataError: There is none, or its content is wrong (ids or terms given twice, a variant that is another entry's
-            term, unknown kinds, too many or too few texts, ...); all problems are listed at once.
+        DataError: It does not exist, or its content is invalid (repeated ids or terms, a variant that is another
+            entry's term, unknown kinds, too many or too few texts, ...); all problems are listed at once.
     """
     problems: list[str] = []
     entries: dict[str, Entry] = {}
@@ -109,22 +108,20 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
     for file in _files(name_or_path):
         raw, repeated = files.read(file)
         titles.add((str(raw.get("name")), str(raw.get("version"))))
-        found = [f"{key}: is given twice; only the last one would count" for key in repeated]
-        found += [f"{key}: unknown key; known are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
-        found += [f"{key}: is missing" for key in ("name", "version", "entries") if raw.get(key) is None]
-        listed = raw.get("entries") or []
-        found += [] if isinstance(listed, list) else ["entries: must be a list of entries"]
-        for place, item in enumerate(listed if isinstance(listed, list) else []):
-            key, wrong = f"entries[{place}]", _entry_problems(item)
-            found += [f"{key}{problem}" for problem in wrong]
-            if not wrong:
+        in_file = files.key_problems(raw, repeated, _KEYS, required=("name", "version", "entries"))
+        items = raw.get("entries") or []
+        in_file += [] if isinstance(items, list) else ["entries: must be a list of entries"]
+        for index, item in enumerate(items if isinstance(items, list) else []):
+            key, in_entry = f"entries[{index}]", _entry_problems(item)
+            in_file += [f"{key}{problem}" for problem in in_entry]
+            if not in_entry:
                 entry = Entry(**(item | {name: tuple(item.get(name) or ()) for name in _LISTS}))
                 term = fold(entry.term)
-                found += [f"{key}.id: {entry.id} is given twice"] if entry.id in entries else []
-                found += [f"{key}.term: {entry.term!r} is also the term of {terms[term]}"] if term in terms else []
+                in_file += [f"{key}.id: {entry.id} is given twice"] if entry.id in entries else []
+                in_file += [f"{key}.term: {entry.term!r} is also the term of {terms[term]}"] if term in terms else []
                 entries.setdefault(entry.id, entry)
                 terms.setdefault(term, entry.id)
-        problems += [f"{file.name}: {problem}" for problem in found]
+        problems += [f"{file.name}: {problem}" for problem in in_file]
     problems += [
         f"{entry.id}.variants: {text!r} is the term of {terms[fold(text)]}"
         for entry in entries.values()
@@ -148,13 +145,13 @@ def _files(name_or_path: str | Path) -> list[Path]:
         return [path]
     names = sorted(folder.name for folder in _FOLDER.iterdir() if folder.is_dir())
     fix = f"give a YAML file, a folder of YAML files, or one of: {', '.join(names)}"
-    raise DataError(f"no such dictionary: {name_or_path}", where=path.absolute(), fix=fix)
+    raise DataError(f"unknown dictionary: {name_or_path}", where=path.absolute(), fix=fix)
 
 
 def _entry_problems(item: object) -> list[str]:
-    """What is wrong with one entry, each beginning with the rest of its key path."""
+    """Problems of one entry, each beginning with the rest of its key path."""
     if not isinstance(item, Mapping):
-        return [": is not a mapping of keys to values"]
+        return [": is not a mapping"]
     problems = [f".{key}: unknown key" for key in item if key not in (*_TEXTS, *_LISTS)]
     for name in _TEXTS:
         if not isinstance(item.get(name), str) or not item[name].strip():

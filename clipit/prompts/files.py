@@ -1,6 +1,6 @@
-"""Finding and reading one YAML file of the prompts room; keys given twice are found, not merged."""
+"""Find, read and validate YAML files of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ _HERE = Path(__file__).parent
 
 
 def packaged(kind: str) -> list[str]:
-    """Names of the files of one kind (`sets` or `bags`) that ship with the package."""
+    """Names of the packaged files of one kind (`sets` or `bags`)."""
     return sorted(path.stem for path in (_HERE / kind).glob("*.yaml"))
 
 
 def find(name_or_path: str | Path, kind: str) -> Path:
-    """Path of a packaged file by its name, or of a file by its path.
+    """Find a file by its path, or a packaged file by its name.
 
     Raises:
-        DataError: There is neither.
+        DataError: Neither exists.
     """
     path = Path(name_or_path)
     if path.is_file():
@@ -29,17 +29,17 @@ def find(name_or_path: str | Path, kind: str) -> Path:
     if str(name_or_path) in packaged(kind):
         return _HERE / kind / f"{name_or_path}.yaml"
     raise DataError(
-        f"no such prompt {kind.removesuffix('s')}: {name_or_path}",
+        f"unknown prompt {kind.removesuffix('s')}: {name_or_path}",
         where=path.absolute(),
         fix=f"give the path of a YAML file, or one of: {', '.join(packaged(kind))}",
     )
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """A YAML file's top-level mapping, and the keys that it gives twice.
+    """Read the top-level mapping of a YAML file; also returns its repeated keys.
 
     Raises:
-        DataError: It cannot be read, is not UTF-8, is not YAML or holds no mapping.
+        DataError: The file cannot be read, is not UTF-8 or YAML, or holds no mapping.
     """
     try:
         value, repeated = load_yaml(path)
@@ -54,14 +54,23 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     return {str(key): entry for key, entry in value.items()}, [key for key, _ in repeated]
 
 
+def key_problems(
+    raw: Mapping[str, Any], repeated: Sequence[str], known: Sequence[str], required: Sequence[str]
+) -> list[str]:
+    """Problems of a mapping's keys: repeated, unknown or missing."""
+    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
+    problems += [f"{key}: unknown key; known are {', '.join(known)}" for key in raw if key not in known]
+    return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
+
+
 def text_problems(key: str, value: object, what: str) -> list[str]:
-    """What is wrong with a list of texts: its type, emptiness, entries that are no text, repetitions."""
+    """Problems of a list of texts: wrong type, empty, entries that are not texts, repetitions."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [f"{key}: must be a list of {what}"]
     if not value:
         return [f"{key}: is empty; give at least one of the {what}"]
     problems = [
-        f"{key}[{i}]: is empty; write a text, or leave it out"
+        f"{key}[{i}]: is empty; write a text, or remove it"
         if isinstance(entry, str)
         else f"{key}[{i}]: {entry!r} is not a text; write it in quotes"
         for i, entry in enumerate(value)
@@ -73,7 +82,7 @@ def text_problems(key: str, value: object, what: str) -> list[str]:
 
 
 def raise_problems(problems: Sequence[str], where: object) -> None:
-    """Raise one `DataError` that lists all problems, if there are any."""
+    """Raise one `DataError` that lists all problems, if any."""
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"

@@ -1,4 +1,4 @@
-"""The linter of prompt sets: what cannot work (errors), and what probably was not meant (warnings)."""
+"""Linter for prompt sets: errors, and warnings about texts that were probably not intended."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ _SMALL_WORDS = frozenset(("a", "an", "of", "the"))
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong with a prompt set, or looks so."""
+class LintMessage:
+    """One error or warning about a prompt set."""
 
     level: Literal["error", "warning"]
     key: str
-    """Path in the file, such as `classes.STR[2]`."""
+    """Key in the file, such as `classes.STR[2]`."""
     what: str
     fix: str
 
     def text(self) -> str:
-        """One line for people."""
+        """One line to print."""
         return f"{self.level}: {self.key}: {self.what}; to do: {self.fix}"
 
 
@@ -37,7 +37,7 @@ class _Name:
 
 
 def fold(text: str) -> str:
-    """A name without case, punctuation and surplus spaces: `In-situ  carcinoma.` and `in situ carcinoma` are equal."""
+    """Normalise case, punctuation and spaces: `In-situ  carcinoma.` and `in situ carcinoma` become equal."""
     return " ".join(re.findall(r"\w+", text.casefold().replace("_", " ")))
 
 
@@ -46,20 +46,20 @@ def lint_prompts(
     classes: Sequence[str] | None = None,
     count_tokens: TokenCounter | None = None,
     budget: int | None = None,
-) -> list[Finding]:
-    """Look a prompt set over; errors first, each group in the file's order.
+) -> list[LintMessage]:
+    """Lint a prompt set; returns errors first, then warnings, each in the order of the file.
 
-    Errors: a name under two classes (also when only case, spaces or punctuation differ), empty names, names or
-    templates given twice, a template without exactly one `{}`, fewer than two classes, a class without names, classes
-    that are not the tiles'. Warnings: two names of a class that differ in punctuation only; names of two classes with
+    Errors: a name under two classes (also if only case, spaces or punctuation differ), empty names, repeated names or
+    templates, a template without exactly one `{}`, fewer than two classes, a class without names, classes that differ
+    from the tiles'. Warnings: two names of a class that differ in punctuation only; names of two classes with
     the same words in another order (`a`, `an`, `of`, `the` do not count); a name that contains a name of another class;
     texts over the token budget.
 
     Args:
-        prompts: The set; it need not have passed `load_prompts`.
-        classes: Class names of the tiles, where they are known.
-        count_tokens: The text tower's counter; with `budget`, lengths are looked at.
-        budget: Most tokens of a text.
+        prompts: Prompt set, which need not have passed `load_prompts`.
+        classes: Class names of the tiles, if known.
+        count_tokens: Token counter of the text tower; lengths are checked if `budget` is given, too.
+        budget: Largest number of tokens of a text.
     """
     names = [
         _Name(owner, f"classes.{owner}[{i}]", text, fold(text))
@@ -82,94 +82,94 @@ def lint_file(
     classes: Sequence[str] | None = None,
     count_tokens: TokenCounter | None = None,
     budget: int | None = None,
-) -> list[Finding]:
-    """`lint_prompts` of a YAML file or a packaged set; a file that cannot be loaded gets its problems as errors.
+) -> list[LintMessage]:
+    """Lint a YAML file or a packaged set; if the file is invalid, its problems are returned as errors.
 
     Raises:
-        DataError: There is no such file, or it is not YAML.
+        DataError: The file does not exist, or is not YAML.
     """
     path = files.find(name_or_path, "sets")
     raw, repeated = files.read(path)
     problems = set_problems(raw, repeated)
     if problems:
         parts = [problem.partition(": ") for problem in problems]
-        return [Finding("error", key, what, "correct it, then lint the file again") for key, _, what in parts]
+        return [LintMessage("error", key, what, "correct it, then lint the file again") for key, _, what in parts]
     return lint_prompts(parse_prompts(raw, path), classes, count_tokens, budget)
 
 
-def _templates(templates: Sequence[str]) -> Iterator[Finding]:
+def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     if not templates:
-        yield Finding("error", "templates", "there is none", f"give at least one, such as {PLACEHOLDER}")
+        yield LintMessage("error", "templates", "none given", f"give at least one, such as {PLACEHOLDER}")
     seen: dict[str, str] = {}
     for i, template in enumerate(templates):
         key = f"templates[{i}]"
         if template.count(PLACEHOLDER) != 1:
             what = f"{template!r} holds {PLACEHOLDER} {template.count(PLACEHOLDER)} times"
-            yield Finding("error", key, what, f"write {PLACEHOLDER} once, in place of the class's name")
+            yield LintMessage("error", key, what, f"write {PLACEHOLDER} once, in place of the class's name")
         folded = " ".join(template.casefold().split())
         if folded in seen:
-            yield Finding("error", key, f"{template!r} is given twice, see {seen[folded]}", "remove one of them")
+            yield LintMessage("error", key, f"{template!r} is given twice, see {seen[folded]}", "remove one of them")
         seen.setdefault(folded, key)
 
 
-def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[Finding]:
+def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
     if len(prompts.classes) < 2:
-        yield Finding("error", "classes", f"{len(prompts.classes)} given", "give at least two")
+        yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "give at least two")
     for name, texts in prompts.classes.items():
         if not texts:
-            yield Finding("error", f"classes.{name}", "no names", "give at least one")
+            yield LintMessage("error", f"classes.{name}", "no names", "give at least one")
     if classes is None:
         return
     for name in (name for name in classes if name not in prompts.classes):
-        yield Finding("error", "classes", f"the tiles' class {name} is missing", f"add classes.{name}")
+        yield LintMessage("error", "classes", f"the tiles' class {name} is missing", f"add classes.{name}")
     for name in (name for name in prompts.classes if name not in classes):
         what = f"no tiles have this class; theirs are {', '.join(classes)}"
-        yield Finding("error", f"classes.{name}", what, "remove it, or name it as the tiles do")
+        yield LintMessage("error", f"classes.{name}", what, "remove it, or name it as the tiles do")
 
 
-def _empty(names: Sequence[_Name]) -> Iterator[Finding]:
+def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
     for name in names:
         if not name.folded:
-            yield Finding("error", name.key, f"{name.text!r} has no word in it", "write a name, or remove it")
+            yield LintMessage("error", name.key, f"{name.text!r} has no word in it", "write a name, or remove it")
 
 
-def _same(names: Sequence[_Name]) -> Iterator[Finding]:
-    """Names that are equal after folding, within a class and across classes."""
+def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
+    """Names that are equal after `fold`, within a class or across classes."""
     first: dict[tuple[str, str], _Name] = {}
     for name in (name for name in names if name.folded):
         for other in [known for (folded, _), known in first.items() if folded == name.folded]:
             what = f"{name.text!r} is also {other.key}"
             if other.owner != name.owner:
-                yield Finding("error", name.key, what, "a name under two classes cannot tell them apart: keep one")
+                yield LintMessage("error", name.key, what, "a name under two classes cannot tell them apart: keep one")
             elif " ".join(other.text.casefold().split()) == " ".join(name.text.casefold().split()):
-                yield Finding("error", name.key, what, "remove one of them: it would weigh twice")
+                yield LintMessage("error", name.key, what, "remove one of them: it would weigh twice")
             else:
                 what = f"{name.text!r} and {other.key} differ in punctuation only"
-                yield Finding("warning", name.key, what, "keep one, unless both spellings are meant")
+                yield LintMessage("warning", name.key, what, "keep one, unless both spellings are meant")
         first.setdefault((name.folded, name.owner), name)
 
 
-def _alike(names: Sequence[_Name]) -> Iterator[Finding]:
-    """Names of different classes with the same words, or of which one contains the other."""
+def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
+    """Names of different classes with the same words, or where one contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
             if other.owner == name.owner or not name.folded or not other.folded or name.folded == other.folded:
                 continue
             if _words(name.folded) == _words(other.folded):
                 what = f"{name.text!r} has the same words as {other.text!r} ({other.key})"
-                yield Finding("warning", name.key, what, "reword one: their embeddings will hardly differ")
+                yield LintMessage("warning", name.key, what, "reword one: their embeddings will hardly differ")
                 continue
             long, short = (name, other) if len(name.folded) > len(other.folded) else (other, name)
             if f" {short.folded} " in f" {long.folded} ":
                 what = f"{long.text!r} contains {short.text!r} ({short.key})"
-                yield Finding("warning", long.key, what, "make sure that the two classes are still told apart")
+                yield LintMessage("warning", long.key, what, "make sure that the two classes are still told apart")
 
 
 def _words(folded: str) -> frozenset[str]:
     return frozenset(folded.split()) - _SMALL_WORDS
 
 
-def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int | None) -> Iterator[Finding]:
+def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int | None) -> Iterator[LintMessage]:
     if count_tokens is None or budget is None:
         return
     for name in (name for name, texts in prompts.classes.items() if texts):
@@ -177,4 +177,4 @@ def _tokens(prompts: PromptSet, count_tokens: TokenCounter | None, budget: int |
         over = [count - budget for count in counts if count > budget]
         if over:
             what = f"{len(over)} of {len(counts)} texts have more than {budget} tokens; {sum(over)} tokens are cut"
-            yield Finding("warning", f"classes.{name}", what, "shorten its names or the templates")
+            yield LintMessage("warning", f"classes.{name}", what, "shorten its names or the templates")

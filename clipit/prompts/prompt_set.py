@@ -14,7 +14,7 @@ _BAG_KEYS = ("name", "version", "source", "texts")
 
 @dataclass(frozen=True)
 class PromptBag:
-    """Several texts that stand for one thing."""
+    """Several texts that stand for one concept, such as what a snippet filter keeps."""
 
     name: str
     version: str
@@ -31,13 +31,11 @@ def load_bag(name_or_path: str | Path) -> PromptBag:
     """Read a prompt bag from a YAML file (keys name, version, texts), or a packaged one by its name.
 
     Raises:
-        DataError: There is no such file, or its content is wrong; all problems are listed at once.
+        DataError: The file does not exist, or its content is invalid; all problems are listed at once.
     """
     path = files.find(name_or_path, "bags")
     raw, repeated = files.read(path)
-    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
-    problems += [f"{key}: unknown key; known are {', '.join(_BAG_KEYS)}" for key in raw if key not in _BAG_KEYS]
-    problems += [f"{key}: is missing" for key in ("name", "version", "texts") if raw.get(key) is None]
+    problems = files.key_problems(raw, repeated, _BAG_KEYS, required=("name", "version", "texts"))
     problems += files.text_problems("texts", raw["texts"], "texts") if raw.get("texts") is not None else []
     files.raise_problems(problems, path)
     return PromptBag(str(raw["name"]), str(raw["version"]), tuple(raw["texts"]), str(raw.get("source", "")).strip())
@@ -49,14 +47,14 @@ PLACEHOLDER = "{}"
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Names and templates that stand for each class; made by `load_prompts` or `parse_prompts`.
+    """Class names and templates for zero-shot prompts, from `load_prompts` or `parse_prompts`.
 
     Attributes:
-        name: What the set is called in results.
-        version: Changes whenever the texts do.
+        name: Name of the set in results.
+        version: Version, which changes with the texts.
         templates: Sentences with one `{}` each.
-        classes: Class -> its names, in the file's order.
-        source: Where names and templates come from.
+        classes: Class -> its names, in the order of the file.
+        source: Origin of names and templates.
     """
 
     name: str
@@ -69,7 +67,7 @@ class PromptSet:
         """Every name of a class in every template: `len(names) * len(templates)` texts.
 
         Raises:
-            DataError: The set does not have this class.
+            DataError: The class is unknown.
         """
         if class_name not in self.classes:
             raise DataError(
@@ -80,7 +78,7 @@ class PromptSet:
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the texts: equal for equal classes, names and templates, whatever the set is called."""
+        """Fingerprint of classes, names and templates, independent of the name of the set."""
         return fingerprint({"templates": self.templates, "classes": dict(self.classes)})
 
 
@@ -88,7 +86,7 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     """Read a prompt set from a YAML file, or a packaged one by its name.
 
     Raises:
-        DataError: There is no such file, or its content is wrong; all problems are listed at once.
+        DataError: The file does not exist, or its content is invalid; all problems are listed at once.
     """
     path = files.find(name_or_path, "sets")
     raw, repeated = files.read(path)
@@ -96,15 +94,15 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
 
 
 def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str] = ()) -> PromptSet:
-    """Check a mapping with the keys of a prompt set's YAML file and make a `PromptSet` of it.
+    """Validate a mapping with the keys of a prompt set's YAML file and convert it to a `PromptSet`.
 
     Args:
-        raw: Keys name, version, templates, classes and, optionally, source.
-        where: Named in the error.
-        repeated: Keys that the file gives twice.
+        raw: Mapping with the keys name, version, templates, classes and, optionally, source.
+        where: File, for the error message.
+        repeated: Keys that occur twice in the file.
 
     Raises:
-        DataError: Unknown or missing keys, a template without `{}`, a class without names, a name given twice or
+        DataError: Unknown or missing keys, a template without `{}`, a class without names, a name repeated or
             under two classes, ...; all are listed at once.
     """
     files.raise_problems(set_problems(raw, repeated), where)
@@ -118,20 +116,18 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
 
 
 def set_problems(raw: Mapping[str, Any], repeated: Sequence[str] = ()) -> list[str]:
-    """All that keeps a mapping from being a prompt set, each as `key: what`; see `parse_prompts`."""
-    problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
-    problems += [f"{key}: unknown key; known are {', '.join(_SET_KEYS)}" for key in raw if key not in _SET_KEYS]
-    problems += [f"{key}: is missing" for key in ("name", "version", "templates", "classes") if raw.get(key) is None]
+    """Problems that make a mapping invalid as a prompt set, each as `key: problem`."""
+    problems = files.key_problems(raw, repeated, _SET_KEYS, required=("name", "version", "templates", "classes"))
     problems += _template_problems(raw["templates"]) if raw.get("templates") is not None else []
     problems += _class_problems(raw["classes"]) if raw.get("classes") is not None else []
     return problems
 
 
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
-    """Compare a prompt set's classes with those of the tiles; their order may differ.
+    """Check that a prompt set has the classes of the tiles, in any order.
 
     Raises:
-        DataError: They are not the same classes; both are listed.
+        DataError: The classes differ; lists both.
     """
     if set(prompts.classes) == set(classes):
         return

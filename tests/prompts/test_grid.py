@@ -4,7 +4,7 @@ import pytest
 
 from clipit.config.studies import PromptStudyConfig
 from clipit.errors import ConfigError
-from clipit.prompts.grid import prompt_grid, template_problem, worded
+from clipit.prompts.prompt_grid import fill_template, prompt_grid, template_problem
 from clipit.prompts.prompt_set import PromptSet
 
 TEMPLATE = "a {stain} {organ} image of {} {magnification}."
@@ -34,7 +34,7 @@ def test_every_combination_once_and_in_order() -> None:
     ],
 )
 def test_words_that_are_left_out_leave_no_gap(words: dict[str, str], text: str) -> None:
-    assert worded(TEMPLATE, **words) == text
+    assert fill_template(TEMPLATE, **words) == text
 
 
 def test_names_are_not_touched() -> None:

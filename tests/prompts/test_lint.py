@@ -9,17 +9,17 @@ import pytest
 import yaml
 
 from clipit.prompts.files import packaged
-from clipit.prompts.lint import Finding, fold, lint_file, lint_prompts
+from clipit.prompts.lint import LintMessage, fold, lint_file, lint_prompts
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 
 ROOT = Path(__file__).parents[2]
 
 
-def lint(classes: dict[str, tuple[str, ...]], templates: tuple[str, ...] = ("{}.",)) -> list[Finding]:
+def lint(classes: dict[str, tuple[str, ...]], templates: tuple[str, ...] = ("{}.",)) -> list[LintMessage]:
     return lint_prompts(PromptSet("x", "1", templates, classes))
 
 
-def keys(findings: Sequence[Finding]) -> list[tuple[str, str]]:
+def keys(findings: Sequence[LintMessage]) -> list[tuple[str, str]]:
     return [(finding.level, finding.key) for finding in findings]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from clipit.evaluation.prompt_modes import summarise
-from clipit.prompts.grid import worded
+from clipit.prompts.prompt_grid import fill_template
 from clipit.reporting.plots import COLOURS, in_style, new_figure, save_plot
 from clipit.reporting.tables import LABELS
 from clipit.studies.report import iter_groups
@@ -81,7 +81,7 @@ def plot_grid(cells: pd.DataFrame, metric: str, path: Path) -> None:
             colour = "black" if (score - low) / max(high - low, 1e-9) > 0.5 else "white"
             axes.text(column, row, f"{score:.2f}", ha="center", va="center", fontsize=7, color=colour)
         axes.set_title(f"{subject}, {prompts}", fontsize=9, loc="left")
-        axes.set_yticks(range(len(templates)), [worded(template) for template in templates], fontsize=7)
+        axes.set_yticks(range(len(templates)), [fill_template(template) for template in templates], fontsize=7)
     panels[-1].set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=7)
     if image is not None:
         figure.colorbar(image, ax=list(panels), label=LABELS[metric], shrink=0.8)

@@ -22,7 +22,7 @@ from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
-from clipit.prompts.grid import prompt_grid
+from clipit.prompts.prompt_grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, check_classes, load_prompts
 from clipit.studies.prompts.models import (
     ZeroShotModel,

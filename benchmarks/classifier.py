@@ -17,7 +17,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
     from clipit.distributed import get_processes
     from clipit.models.backbones import load_backbone
-    from clipit.models.classifier import export_classifier
+    from clipit.models.export import export_classifier
     from clipit.models.student import build_student
 
     name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"

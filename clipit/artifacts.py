@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clipit.errors import ArtifactError, disk_errors, explain
+from clipit.errors import ArtifactError, disk_errors
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # a place that takes no folders, such as /proc
             raise ArtifactError(
-                explain("no folder can be made here", where=path, fix="choose another place with --output")
+                "no folder can be made here", where=path, fix="choose another place with --output"
             ) from error
 
 
@@ -158,29 +158,23 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(
-            explain(f"no finished {kind} here", where=folder, fix="build it first, or correct the path")
-        )
+        raise ArtifactError(f"no finished {kind} here", where=folder, fix="build it first, or correct the path")
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
         files = {folder / name: (digest, manifest.sizes.get(name)) for name, digest in manifest.files.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            explain(f"unreadable manifest: {error}", where=path, fix="delete the folder and rebuild it")
+            f"unreadable manifest: {error}", where=path, fix="delete the folder and rebuild it"
         ) from error
     if manifest.schema != SCHEMA or manifest.kind != kind:
         raise ArtifactError(
-            explain(
-                f"expected {kind} (schema {SCHEMA}), found {manifest.kind} (schema {manifest.schema})",
-                where=path,
-                fix="give the right folder, or delete this one and rebuild it",
-            )
+            f"expected {kind} (schema {SCHEMA}), found {manifest.kind} (schema {manifest.schema})",
+            where=path,
+            fix="give the right folder, or delete this one and rebuild it",
         )
     for file, (digest, size) in files.items():
         if not _unchanged(file, digest, size, verify=verify):
-            raise ArtifactError(
-                explain("a file is missing or changed", where=file, fix="delete the folder and rebuild it")
-            )
+            raise ArtifactError("a file is missing or changed", where=file, fix="delete the folder and rebuild it")
     return Artifact(folder, manifest)
 
 
@@ -209,9 +203,9 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     except PermissionError:
         raise
     except (OSError, ValueError) as error:
-        raise ArtifactError(explain(f"unreadable: {error}", where=path, fix=fix)) from error
+        raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
     if not isinstance(value, dict):
-        raise ArtifactError(explain("not a JSON object", where=path, fix=fix))
+        raise ArtifactError("not a JSON object", where=path, fix=fix)
     return value
 
 

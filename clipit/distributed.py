@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.artifacts import MANIFEST, Artifact, artifact_folder, finish_partial, locked, open_artifact, start_partial
-from clipit.errors import LaunchError, explain
+from clipit.errors import LaunchError
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +67,25 @@ class Processes:
             return [value]
         import torch.distributed as dist
 
-        box: list[Any] = [None] * self.count
-        dist.all_gather_object(box, value)
-        return box
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def map_blocks(self, total: int, size: int, compute: Callable[[Int64[np.ndarray, "_"]], T]) -> list[T]:
+        """Apply a function to blocks of the rows 0..total, shared among processes.
+
+        Args:
+            total: Number of rows.
+            size: Rows per block.
+            compute: Function of the row numbers of a block.
+
+        Returns:
+            Results by block, in order, in all processes.
+        """
+        starts = range(0, total, size)
+        results = {start: compute(np.arange(start, min(start + size, total))) for start in self.share(starts)}
+        merged = {start: result for part in self.gather(results) for start, result in part.items()}
+        return [merged[start] for start in starts]
 
 
 def check_launch(count: int) -> None:
@@ -90,12 +106,10 @@ def check_launch(count: int) -> None:
             else ("several processes were asked for, but only one was started")
         )
         raise LaunchError(
-            explain(
-                what,
-                where="accelerate launch",
-                fix="without GPUs: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 "
-                "scripts/train.py --config ...; with GPUs: accelerate launch --num_processes N scripts/train.py ...",
-            )
+            what,
+            where="accelerate launch",
+            fix="without GPUs: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 "
+            "scripts/train.py --config ...; with GPUs: accelerate launch --num_processes N scripts/train.py ...",
         )
 
 
@@ -138,12 +152,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def build_once(
-    root: Path,
-    kind: str,
-    inputs: dict[str, Any],
-    make: Callable[[Path], dict[str, Any]],
-) -> Artifact:
+def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Artifact:
     """The artefact of this kind made from these inputs: opened when it exists, else made by all processes together.
 
     Args:

@@ -81,13 +81,11 @@ def disk_errors(where: object) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise ArtifactError(
-            explain(
-                f"no permission: {error.strerror or error}",
-                where=error.filename or where,
-                fix="make the file readable"
-                if _unreadable(error.filename)
-                else "choose another place with --output, or change the folder's permissions",
-            )
+            f"no permission: {error.strerror or error}",
+            where=error.filename or where,
+            fix="make the file readable"
+            if _unreadable(error.filename)
+            else "choose another place with --output, or change the folder's permissions",
         ) from error
     except ClipitError:
         raise
@@ -96,12 +94,10 @@ def disk_errors(where: object) -> Iterator[None]:
         if reason is None:
             raise
         raise ArtifactError(
-            explain(
-                f"cannot write: {reason}",
-                where=getattr(error, "filename", None) or where,
-                fix="free some space or choose another place with --output; "
-                "start again afterwards: finished parts are kept",
-            )
+            f"cannot write: {reason}",
+            where=getattr(error, "filename", None) or where,
+            fix="free some space or choose another place with --output; "
+            "start again afterwards: finished parts are kept",
         ) from error
 
 

@@ -9,7 +9,7 @@ def main() -> None:
     with user_errors():
         config, _ = read_command(__doc__ or "")
         from clipit.distributed import get_processes
-        from clipit.models.bundle import read_spec
+        from clipit.models.classifier_spec import read_spec
         from clipit.reporting.tables import metrics_table
         from clipit.runs.folder import read_results
         from clipit.runs.train import train_run

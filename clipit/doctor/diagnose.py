@@ -9,7 +9,7 @@ from clipit.doctor.configs import check_config, check_shipped_configs, read_inco
 from clipit.doctor.machine import check_machine
 from clipit.doctor.models import ask_hub, check_hub
 from clipit.doctor.packages import check_packages
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 
 
 def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[CheckGroup]:
@@ -27,7 +27,7 @@ def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[Chec
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
             fix = "give the configuration that the command at its head names"
-            raise ConfigError(explain("a file of a sweep or of Accelerate, not of a run", where=path, fix=fix))
+            raise ConfigError("a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
         output, group = file.run.output, CheckGroup(str(path), check_config(file, missing, path, ask_hub))
     return [

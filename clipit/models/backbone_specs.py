@@ -1,4 +1,4 @@
-"""The backbones that can be named: one entry each."""
+"""Table of known backbones."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,9 @@ from clipit.models.specs import HALF, IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Tr
 _AT_20X = 0.5  # micrometres per pixel; tile magnification in the tables of mahmoodlab/TRIDENT
 _HUB = "https://huggingface.co/"
 _BIOPTIMUS: dict[str, Triple] = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
-_LUNIT: dict[str, Triple] = {
-    "mean": (0.70322989, 0.53606487, 0.66096631),
-    "std": (0.21716536, 0.26081574, 0.20723464),
-}
+_LUNIT: dict[str, Triple] = {"mean": (0.70322989, 0.53606487, 0.66096631), "std": (0.21716536, 0.26081574, 0.20723464)}
 _HIBOU: dict[str, Triple] = {"mean": (0.7068, 0.5755, 0.722), "std": (0.195, 0.2316, 0.1816)}
-_MANY_SCALES = "Trained on several magnifications, so no mpp is expected of the tiles."
+_MANY_SCALES = "Trained on several magnifications, so it expects no particular mpp."
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _VIRCHOW = {
     "architecture": "vit_huge_patch14_224",
@@ -33,7 +30,7 @@ _H_OPTIMUS = {
 
 
 def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSpec:
-    """An entry with what most of them share: 224 pixels, ImageNet's means and deviations, the hub's page."""
+    """An entry with common defaults: 224 pixels, ImageNet's means and deviations, the hub's page."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": IMAGENET_MEAN,
@@ -44,11 +41,11 @@ def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSp
 
 
 def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> ModelSpec:
-    """One of kaiko's models, as converted for timm."""
+    """Entry of one of kaiko's models, converted for timm."""
     return _spec(
         name, "timm", f"1aurent/{architecture}.kaiko_ai_towards_large_pathology_fms", dim,
         mean=HALF, std=HALF, interpolation="bilinear", note=_MANY_SCALES,
-        # 224 pixels also for the one whose position embeddings are made for 518
+        # 224 pixels, also for the model with position embeddings for 518
         loader={
             "architecture": architecture, "img_size": img_size, "dynamic_img_size": True,
             "data": {"input_size": (3, 224, 224)},
@@ -57,20 +54,20 @@ def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> Model
 
 
 def _dinov2(size: str, letter: str, dim: int, registers: bool) -> ModelSpec:
-    """One of the general DINOv2 models, at 224 pixels instead of their 518."""
+    """Entry of one of the DINOv2 models of natural images, at 224 pixels instead of their 518."""
     return _spec(
         f"dinov2-{'reg-' if registers else ''}vit{letter}14", "timm",
         f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m", dim,
-        licence="Apache-2.0", note="General pictures.",
+        licence="Apache-2.0", note="Natural images.",
         loader={"img_size": 224, "data": {"input_size": (3, 224, 224)}},
     )  # fmt: skip
 
 
 def _imagenet(size: str, letter: str, dim: int) -> ModelSpec:
-    """A ViT that was trained with labels on ImageNet."""
+    """Entry of a ViT trained with labels on ImageNet."""
     return _spec(
         f"imagenet-vit{letter}16", "timm", f"vit_{size}_patch16_224.augreg_in21k_ft_in1k", dim,
-        mean=HALF, std=HALF, licence="Apache-2.0", note="General pictures.",
+        mean=HALF, std=HALF, licence="Apache-2.0", note="Natural images.",
     )  # fmt: skip
 
 
@@ -94,14 +91,14 @@ _ENTRIES = (
     _spec(
         "virchow", "timm", "paige-ai/Virchow", 2560,
         expected_mpp=_AT_20X, licence="Apache-2.0", gated=True, pooling="cls_mean", loader=_VIRCHOW,
-        note="Class token (1280) beside the mean of the patches (1280); backbone.pooling: cls takes the first alone.",
+        note="Class token (1280) and mean of the patches (1280); backbone.pooling: cls uses the class token alone.",
     ),
     _spec(
         "virchow2", "timm", "paige-ai/Virchow2", 2560,
         expected_mpp=_AT_20X, licence="CC-BY-NC-ND-4.0", gated=True, pooling="cls_mean",
         loader={**_VIRCHOW, "reg_tokens": 4},
-        note="Class token (1280) beside the mean of the patches (1280), its 4 registers left out; "
-        "backbone.pooling: cls takes the class token alone.",
+        note="Class token (1280) and mean of the patches (1280) without its 4 registers; "
+        "backbone.pooling: cls uses the class token alone.",
     ),
     _spec(
         "phikon", "transformers", "owkin/phikon", 768,
@@ -128,7 +125,7 @@ _ENTRIES = (
             "architecture": "vit_base_patch14_reg4_dinov2", "img_size": 224, "init_values": 1e-5,
             "mlp_ratio": 5.33334, **_SWIGLU,
         },
-        note="backbone.pooling: cls_mean gives the 1536 features that its page names besides.",
+        note="backbone.pooling: cls_mean gives the 1536 features that its page also mentions.",
     ),
     _spec(
         "prov-gigapath", "timm", "prov-gigapath/prov-gigapath", 1536,
@@ -144,13 +141,13 @@ _ENTRIES = (
         **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
         loader={"remote_code": True, "facts": {"num_hidden_layers": 24, "patch_size": 14}},
         note="Needs backbone.trust_remote_code. The code on its page was written for transformers 4 "
-        "(it imports transformers.onnx, which 5 has not).",
+        "(it imports transformers.onnx, which 5 lacks).",
     ),
     _spec(
         "midnight", "transformers", "kaiko-ai/midnight", 1536,
         mean=HALF, std=HALF, interpolation="bilinear", licence="MIT", gated=True, pooling="cls",
         loader={"facts": {"model_type": "dinov2", "num_hidden_layers": 40, "patch_size": 14}},
-        note="backbone.pooling: cls_mean gives the 3072 features that its page names besides. " + _MANY_SCALES,
+        note="backbone.pooling: cls_mean gives the 3072 features that its page also mentions. " + _MANY_SCALES,
     ),
     _spec(
         "lunit-vit-s", "timm", "1aurent/vit_small_patch16_224.lunit_dino", 384,
@@ -173,13 +170,13 @@ _ENTRIES = (
 )  # fmt: skip
 
 BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
-"""Name -> what is known about the backbone.
+"""Name -> specification of the backbone.
 
-One's own is one entry more in `_ENTRIES`. `family` is `timm` or `transformers`; `source` a hub id (with `/`) or one of
-timm's names; `dim`, `pixels`, `mean` and `std` are compared with what is loaded. For timm, `loader` holds the arguments
-of `timm.create_model`, and three keys of ours: `architecture` (timm's name of what the hub's page holds, so that a bare
-file of weights is enough), `data` (keys of timm's `pretrained_cfg` that replace the page's), and, in place of classes,
-the names that `timm_backbones.py` knows (`SwiGLUPacked`, `SiLU`). For transformers, `remote_code` says that the model
-is defined by code on its page, which runs with `backbone.trust_remote_code` only, and `facts` are keys of its
+A new model is one more entry of `_ENTRIES`. `family` is `timm` or `transformers`; `source` a hub id (with `/`) or one
+of timm's names; `dim`, `pixels`, `mean` and `std` are compared with the loaded model. For timm, `loader` holds the
+arguments of `timm.create_model`, and further keys: `architecture` (timm's name of the model on the hub, so that a bare
+file of weights is enough), `data` (keys of timm's `pretrained_cfg` that replace the page's), and, in place of
+classes, the names that `timm_backbones.py` knows (`SwiGLUPacked`, `SiLU`). For transformers, `remote_code` says that
+code on its page defines the model, which runs with `backbone.trust_remote_code` only, and `facts` are keys of its
 config.json that must have these values. A timm model must have the weights, by name and shape, of its `architecture`.
 """

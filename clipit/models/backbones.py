@@ -1,4 +1,4 @@
-"""The student's vision trunk, from timm or transformers: by a name of the table, an id or a folder."""
+"""Vision backbones from timm or transformers, by a name of the table, a hub id or a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from clipit.config.run import BackboneConfig
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.loading import expected_mpp, read_json, weights_fingerprint
 from clipit.models.preprocess import Preprocess
@@ -20,20 +20,20 @@ from clipit.models.trunks import Loader, Pooling, TimmSpec, Trunk, channels_last
 
 @dataclass(frozen=True)
 class Backbone:
-    """A vision trunk and its own rules.
+    """A vision model with its preprocessing.
 
     Attributes:
-        name: As configured.
-        module: Normalised float [b,3,h,w] to pooled features [b,d].
-        preprocess: Its own, at `backbone.pixels` where that is given.
+        name: Configured name.
+        module: Normalised pixels [b,3,h,w], float, to pooled features [b,d].
+        preprocess: Its own preprocessing, at the size `backbone.pixels` if that is given.
         dim: Number of features d.
-        expected_mpp: Micrometres per pixel of its training tiles, whatever size it is given here; None when unknown.
-        fingerprint: Over weights (as loaded), preprocessing and pooling.
-        timm: How timm builds it again; None: transformers does.
-        plain_head: Whether timm puts one linear layer over these very features, so that a linear head can be
+        expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
+        fingerprint: Fingerprint of weights (as loaded), preprocessing and pooling.
+        timm: Arguments with which timm rebuilds it; None for a transformers model.
+        plain_head: Whether timm's own head is one linear layer over these features, so that a linear head can be
             exported as an ordinary timm model.
-        pooling: Ours over the package's tokens; `default`: the package's own.
-        remote_code: Whether code from its own page defines it.
+        pooling: Pooling of tokens by clipit; `default`: the package's own.
+        remote_code: Whether Python code from its page defines it.
     """
 
     name: str
@@ -49,43 +49,39 @@ class Backbone:
 
     @property
     def loader(self) -> Loader:
-        """The package that opens it."""
+        """The package that loads it."""
         return "transformers" if self.timm is None else "timm"
 
     @property
     def public_name(self) -> str:
-        """A name that means something on another machine: no path, but the architecture."""
+        """A name that is valid on other machines: the architecture instead of a path."""
         if self.name in BACKBONES or self.name.startswith(("hf-hub:", PREFIX)) or "/" not in self.name:
             return self.name
         return self.timm.architecture if self.timm else Path(self.name).name
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
-    """Load the backbone of a configuration; without `pretrained` its weights come from torch's random generator.
+    """Load the backbone of a configuration; without `pretrained`, its weights are random.
 
     Raises:
-        ModelError: Unknown name, missing files, gated or absent weights, features that are not one vector per tile,
-            an input size that it does not take, or a model that is not what the table says under its name.
+        ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
+            vector per tile, the input size is not supported, or the model differs from its entry of the table.
     """
     inner = config.name.removeprefix("hf-hub:")
-    if inner != config.name and Path(inner).expanduser().is_dir():  # a folder is meant, whatever stands before it
+    if inner != config.name and Path(inner).expanduser().is_dir():  # a folder, despite the prefix
         config = config.model_copy(update={"name": inner})
     spec = BACKBONES.get(config.name)
     if config.path is not None and spec is not None and not Path(config.path).expanduser().exists():
         raise ModelError(
-            explain(
-                "backbone.path does not exist",
-                where=Path(config.path).expanduser(),
-                fix=f"give the folder or file of {spec.name} ({spec.page})",
-            )
+            "backbone.path does not exist",
+            where=Path(config.path).expanduser(),
+            fix=f"give the folder or file of {spec.name} ({spec.page})",
         )
     if config.path is not None and spec is None:
         raise ModelError(
-            explain(
-                f"{config.name} is no name of clipit's table, so backbone.path has no rules to go with it",
-                where="backbone.path",
-                fix="write a name of the table, or the folder itself as backbone.name",
-            )
+            f"backbone.path needs a name of clipit's table, and {config.name} is not one",
+            where="backbone.path",
+            fix="write a name of the table, or the folder itself as backbone.name",
         )
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
     if (spec.family if spec else _family(config.name)) == "transformers":
@@ -110,25 +106,21 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
 
 def _family(name: str) -> Loader:
-    """Which package opens what is not in the table; a folder says it in its config.json."""
+    """The package that loads a name outside the table; the config.json of a folder tells."""
     if name.startswith(PREFIX):
         return "transformers"
     file = Path(name).expanduser() / "config.json"
     if not file.is_file():
         return "timm"
-    found = read_json(file)
-    return "transformers" if "model_type" in found and "architecture" not in found else "timm"
+    description = read_json(file)
+    return "transformers" if "model_type" in description and "architecture" not in description else "timm"
 
 
 def _check(spec: ModelSpec, trunk: Trunk, pooling: Pooling, config: BackboneConfig) -> None:
-    """What was loaded is what the table says; with another pooling the number of features is another, too."""
-    found: dict[str, Any] = {
-        "pixels": trunk.own_pixels,
-        "mean": trunk.preprocess.mean,
-        "std": trunk.preprocess.std,
-    }
+    """Compare the loaded model with the table; the number of features only if the pooling is the same."""
+    loaded: dict[str, Any] = {"pixels": trunk.own_pixels, "mean": trunk.preprocess.mean, "std": trunk.preprocess.std}
     if pooling == spec.pooling:
-        found["dim"] = trunk.dim
+        loaded["dim"] = trunk.dim
     for key in spec.loader.get("facts", {}):
-        found[key] = getattr(inner_model(trunk.module).config, key, None)
-    check_spec(spec, found, config.path or trunk.source)
+        loaded[key] = getattr(inner_model(trunk.module).config, key, None)
+    check_spec(spec, loaded, config.path or trunk.source)

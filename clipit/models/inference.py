@@ -1,4 +1,4 @@
-"""Use of an exported classifier: class names, probabilities, zero-shot answers."""
+"""Inference with an exported classifier: classes, probabilities, zero-shot questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipit.config.run import StudentConfig, VLMConfig
-from clipit.errors import DataError, ModelError, explain
-from clipit.models.bundle import HEADS, ZERO_SHOT, ClassifierSpec, read_spec
+from clipit.errors import DataError, ModelError
+from clipit.models.classifier_spec import HEADS, ZERO_SHOT, ClassifierSpec, read_spec
 from clipit.models.loading import foreign_errors
-from clipit.models.pictures import Picture, check_several, open_picture
+from clipit.models.preprocess import Picture, check_several, open_picture
 from clipit.models.student import Student
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
@@ -21,16 +21,16 @@ from clipit.models.trunks import channels_last
 from clipit.models.vlm import VLM, load_vlm
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
-"""Class -> its texts, or its embedding(s) by the classifier's VLM: [D] or [n,D]."""
+"""Class -> its texts, or its embeddings by the classifier's VLM, [D] or [n,D]."""
 
 
 class Classifier:
-    """An image-only classifier; `load_classifier` makes one.
+    """An image-only classifier, as `load_classifier` returns it.
 
     Attributes:
-        classes: Names, in the order of the probabilities.
-        spec: All that its description says.
-        device: Where it computes.
+        classes: Class names, in the order of the probabilities.
+        spec: Its description.
+        device: Device of the model.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Classifier:
         vlm: str | None,
         trust_remote_code: bool = False,
     ) -> None:
-        """Put together what `load_classifier` has read; `heads` is None when timm's own head is all there is."""
+        """Assemble the parts that `load_classifier` has read; `heads` is None if timm's own head is the only one."""
         self.spec = spec
         self.classes = spec.classes
         self.device = next(model.parameters()).device
@@ -57,14 +57,14 @@ class Classifier:
         self._trust_remote_code = trust_remote_code
 
     def predict(self, images: Sequence[Picture], *, batch_size: int = 64) -> list[str]:
-        """The most probable class of each picture."""
+        """Predict the most probable class of each image."""
         return [self.classes[int(best)] for best in self.predict_proba(images, batch_size=batch_size).argmax(axis=1)]
 
     def predict_proba(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
-        """Probabilities, classes in the order of `classes`.
+        """Predict class probabilities, one row per image, in the order of `classes`.
 
         Raises:
-            DataError: A picture cannot be read; it is named.
+            DataError: An image cannot be read; it is named.
         """
         logits = [self.forward(batch)[0] for batch in self._batches(images, batch_size)]
         if not logits:
@@ -72,19 +72,17 @@ class Classifier:
         return torch.cat(logits).double().softmax(dim=1).cpu().numpy()
 
     def project(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n D"]:
-        """Predicted text embeddings of the pictures in the VLM's joint space, un-normalised float32.
+        """Predict text embeddings of images in the VLM's joint space, un-normalised float32.
 
         Raises:
-            ModelError: It was trained without text.
-            DataError: A picture cannot be read; it is named.
+            ModelError: The classifier was trained without text.
+            DataError: An image cannot be read; it is named.
         """
         if self._projector is None or self.spec.vlm is None:
             raise ModelError(
-                explain(
-                    "this classifier was trained without text and answers no zero-shot questions",
-                    where="zero_shot",
-                    fix="use one that was trained with projector_layers: 1 or 2",
-                )
+                "this classifier was trained without text and answers no zero-shot questions",
+                where="zero_shot",
+                fix="use one that was trained with projector_layers: 1 or 2",
             )
         parts = [self.forward(batch)[1] for batch in self._batches(images, batch_size)]
         if not parts:
@@ -94,57 +92,61 @@ class Classifier:
     def zero_shot(
         self, images: Sequence[Picture], prompts: Prompts | str | None = None, *, batch_size: int = 64
     ) -> Float[np.ndarray, "n K"]:
-        """Soft-max over the classes of `prompts` of the scaled cosine with the predicted text embedding.
+        """Classify images by prompts: softmax of the scaled cosine with the predicted text embedding.
 
         Args:
-            images: Pictures.
-            prompts: None: the prompt set in the classifier; a name, where it holds several; or a mapping from
-                class to texts or to embeddings of the classifier's VLM (un-centred; they are centred here).
-            batch_size: Pictures at once.
+            images: Images.
+            prompts: None for the prompt set in the classifier; a name if it holds several; or a mapping from class
+                to texts, or to embeddings by the classifier's VLM (un-centred; they are centred here).
+            batch_size: Images per batch.
 
         Raises:
-            ModelError: Trained without text, no such cached prompt set, or the VLM for new texts is absent or another.
-            DataError: A picture cannot be read; it is named.
+            ModelError: The classifier was trained without text, does not hold this prompt set, or the VLM for new
+                texts is missing or another one.
+            DataError: An image cannot be read; it is named.
         """
         projected = torch.from_numpy(self.project(images, batch_size=batch_size))
         classes = torch.from_numpy(self.prompt_embeddings(prompts))
         scale = float((self.spec.vlm or {}).get("logit_scale", 100.0))
-        cosines = _unit(projected.double()) @ classes.double().T
+        cosines = _normalised(projected.double()) @ classes.double().T
         return (scale * cosines).softmax(dim=1).numpy()
 
     def prompt_embeddings(self, prompts: Prompts | str | None = None) -> Float[np.ndarray, "K D"]:
-        """Unit vectors per class, in the space that the projector was taught; `prompts` as in `zero_shot`.
+        """Embed prompts as one unit vector per class, in the space that the projector was trained on.
 
-        Per text: unit vector, minus the text mean of the training (where there was one), unit vector; then
-        the mean over a class's texts, unit vector.
+        Each text's unit vector is centred by the text mean of the training, if there was one, and normalised again;
+        a class's vector is the normalised mean over its texts.
+
+        Args:
+            prompts: Prompts as for `zero_shot`.
         """
         if prompts is None or isinstance(prompts, str):
-            return _unit(self._cached(prompts).double()).float().numpy()
+            return _normalised(self._cached(prompts).double()).float().numpy()
         if not prompts:
-            raise DataError(explain("no classes in the prompts", where="prompts", fix="map each class to its texts"))
+            raise DataError("no classes in the prompts", where="prompts", fix="map each class to its texts")
         mean = self._tensors.get("text_mean")
         rows = []
         for name, given in prompts.items():
-            vectors = _unit(self._embedded(name, given).double())
+            vectors = _normalised(self._embedded(name, given).double())
             if mean is not None:
-                vectors = _unit(vectors - mean.double())
-            rows.append(_unit(vectors.mean(dim=0, keepdim=True)))
+                vectors = _normalised(vectors - mean.double())
+            rows.append(_normalised(vectors.mean(dim=0, keepdim=True)))
         return torch.cat(rows).float().numpy()
 
     @property
     def parameters(self) -> int:
-        """Weights that a picture passes through on its way to a class."""
+        """Number of weights between an image and its class."""
         parts = [self._model, *([] if self._heads is None else [self._heads])]
         return sum(weight.numel() for part in parts for weight in part.parameters())
 
     @property
     def joint_dim(self) -> int:
-        """Dimension of the joint space; 0 when it was trained without text."""
+        """Dimension of the joint space; 0 if trained without text."""
         return 0 if self._projector is None else _last(self._projector).out_features
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor | None]:
-        """Normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without projector)."""
+        """Map normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without a projector)."""
         pixels = pixels.to(self.device)
         if self._heads is None:  # timm's own head
             features = self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
@@ -173,11 +175,9 @@ class Classifier:
                 f"no prompt set {name!r} in this classifier" if name else f"{len(known)} prompt sets in this classifier"
             )
             raise ModelError(
-                explain(
-                    what,
-                    where="prompts",
-                    fix=f"name one of: {', '.join(known) or 'none'}; or give a mapping from class to texts",
-                )
+                what,
+                where="prompts",
+                fix=f"name one of: {', '.join(known) or 'none'}; or give a mapping from class to texts",
             )
         return self._tensors[f"prompts.{name}"]
 
@@ -186,53 +186,45 @@ class Classifier:
             vectors = torch.from_numpy(np.atleast_2d(np.asarray(given, dtype=np.float32)))
             if vectors.ndim != 2 or vectors.shape[1] != self.joint_dim or not len(vectors):
                 raise DataError(
-                    explain(
-                        f"embeddings of shape {given.shape}, the joint space has {self.joint_dim} dimensions",
-                        where=f"prompts[{name!r}]",
-                        fix="embed the texts with the VLM that the classifier names",
-                    )
+                    f"embeddings of shape {given.shape}, the joint space has {self.joint_dim} dimensions",
+                    where=f"prompts[{name!r}]",
+                    fix="embed the texts with the VLM that the classifier names",
                 )
             return vectors
         texts = [given] if isinstance(given, str) else list(given)
         if not texts:
-            raise DataError(explain("a class without texts", where=f"prompts[{name!r}]", fix="give at least one text"))
+            raise DataError("a class without texts", where=f"prompts[{name!r}]", fix="give at least one text")
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """A folder that is given for a VLM of the table is read by the rules of its name."""
+        """A folder given for a VLM of the table is loaded as its entry says."""
         from clipit.models.vlm_specs import VLMS
 
-        given, trust = self._vlm_name or trained_with, self._trust_remote_code
+        name, trust = self._vlm_name or trained_with, self._trust_remote_code
         quick = (self.spec.vlm or {}).get("quick_gelu")
-        if trained_with in VLMS and given not in VLMS:
-            return VLMConfig(name=trained_with, path=given, trust_remote_code=trust, quick_gelu=quick)
-        return VLMConfig(name=given, trust_remote_code=trust, quick_gelu=quick)
+        if trained_with in VLMS and name not in VLMS:
+            return VLMConfig(name=trained_with, path=name, trust_remote_code=trust, quick_gelu=quick)
+        return VLMConfig(name=name, trust_remote_code=trust, quick_gelu=quick)
 
     def _text_vlm(self) -> VLM:
         if self._vlm is None:
             if self._vlm_name is None or self.spec.vlm is None:
-                raise ModelError(
-                    explain("the classifier names no VLM", where="vlm", fix="give embeddings instead of texts")
-                )
+                raise ModelError("the classifier names no VLM", where="vlm", fix="give embeddings instead of texts")
             try:
                 vlm = load_vlm(self._vlm_config(self.spec.vlm["name"]), self.device)
             except ModelError as error:
                 raise ModelError(
-                    explain(
-                        f"new prompts need the VLM {self._vlm_name}, which cannot be loaded:\n{error}",
-                        where="zero_shot",
-                        fix="load_classifier(..., vlm=FOLDER), cached prompts (prompts=None), "
-                        "or embeddings instead of texts",
-                    )
+                    f"new prompts need the VLM {self._vlm_name}, which cannot be loaded:\n{error}",
+                    where="zero_shot",
+                    fix="load_classifier(..., vlm=FOLDER), cached prompts (prompts=None), "
+                    "or embeddings instead of texts",
                 ) from error
             if vlm.fingerprint != self.spec.vlm["fingerprint"]:
                 raise ModelError(
-                    explain(
-                        f"{self._vlm_name} is another VLM (fingerprint {vlm.fingerprint}) than the one of the training "
-                        f"({self.spec.vlm['name']}, {self.spec.vlm['fingerprint']})",
-                        where="zero_shot",
-                        fix="load_classifier(..., vlm=FOLDER) with the same weights and preprocessing",
-                    )
+                    f"{self._vlm_name} is another VLM (fingerprint {vlm.fingerprint}) than the one of the training "
+                    f"({self.spec.vlm['name']}, {self.spec.vlm['fingerprint']})",
+                    where="zero_shot",
+                    fix="load_classifier(..., vlm=FOLDER) with the same weights and preprocessing",
                 )
             self._vlm = vlm
         return self._vlm
@@ -245,18 +237,17 @@ def load_classifier(
     vlm: str | None = None,
     trust_remote_code: bool = False,
 ) -> Classifier:
-    """Open an exported classifier.
+    """Load an exported classifier.
 
     Args:
-        path: The folder `classifier/` of a run.
-        device: Where it computes; the GPU where there is one.
-        vlm: Where its VLM lies now (a name as in the configuration, or the folder of the VLM that it was trained
-            with), needed for new prompt texts only.
-        trust_remote_code: Run the Python code that defines its backbone or its VLM, where there is such code.
+        path: Folder `classifier/` of a run.
+        device: Device of the model; by default the GPU, if there is one.
+        vlm: Name or folder of the VLM that it was trained with; needed for new prompt texts only.
+        trust_remote_code: Whether to run Python code that defines its backbone or its VLM.
 
     Raises:
-        ModelError: No classifier there, files missing, weights that do not fit their description, or code in it that
-            is not trusted.
+        ModelError: The folder holds no classifier, files are missing, weights do not fit their description, or it
+            contains code that is not trusted.
     """
     from safetensors.torch import load_file
 
@@ -265,11 +256,9 @@ def load_classifier(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if spec.remote_code and not trust_remote_code:
         raise ModelError(
-            explain(
-                "the backbone of this classifier is defined by Python code in its folder",
-                where=folder,
-                fix="read that code, then call load_classifier(..., trust_remote_code=True)",
-            )
+            "the backbone of this classifier is defined by Python code in its folder",
+            where=folder,
+            fix="read that code, then call load_classifier(..., trust_remote_code=True)",
         )
     with foreign_errors(str(folder), hint="Copy or export the classifier again."):
         model: Any = (
@@ -286,7 +275,7 @@ def load_classifier(
 
 
 def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:
-    """The heads alone, over features instead of pictures; a linear head is stored collapsed."""
+    """A student of heads alone, over features instead of images; a linear head is stored collapsed."""
     state = dict(tensors)
     config, joint_dim = StudentConfig(projector_layers=0), None
     if spec.head == "late_fusion":
@@ -314,11 +303,9 @@ def _projector(tensors: Mapping[str, Tensor], layers: int) -> nn.Linear | nn.Seq
 def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
     last = projector if isinstance(projector, nn.Linear) else projector[-1]
     if not isinstance(last, nn.Linear):
-        raise ModelError(
-            explain("a projector that does not end in a linear layer", where="zero_shot", fix="export again")
-        )
+        raise ModelError("a projector that does not end in a linear layer", where="zero_shot", fix="export again")
     return last
 
 
-def _unit(vectors: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
+def _normalised(vectors: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
     return torch.nn.functional.normalize(vectors, dim=1)

@@ -1,4 +1,4 @@
-"""What all loaders share: foreign errors made readable, fingerprints of weights, known facts."""
+"""Functions that all model loaders share: readable errors, files, the hub, fingerprints of weights."""
 
 import hashlib
 import importlib
@@ -30,20 +30,19 @@ CLIP_WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-"""Files of which transformers needs one; the first two hold all weights in one file."""
+"""Files of weights, of which transformers needs one; the first two hold all weights."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-"""Files of which a transformers tokeniser needs one."""
+"""Files of which a tokeniser of transformers needs one."""
 
 TOKENIZER_RULES = "tokenizer_config.json"
-"""Says which kind of tokeniser it is and names its special tokens; without it transformers guesses."""
+"""File with the class of a tokeniser and its special tokens; without it transformers guesses."""
 
 
 def expected_mpp(source: str) -> float | None:
-    """Micrometres per pixel of the tiles a model was trained on, where known.
+    """Micrometres per pixel of the tiles that a model was trained on; None if unknown.
 
-    The tables say it for their hub ids, a local folder says it with the key `expected_mpp` at the top of its
-    configuration file.
+    It comes from the tables for their hub ids, and from the key `expected_mpp` in the configuration file of a folder.
     """
     folder = Path(source).expanduser()
     for name in ("open_clip_config.json", "config.json"):
@@ -56,30 +55,30 @@ def expected_mpp(source: str) -> float | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder.
+    """Read a JSON object from a model's folder.
 
     Raises:
-        ModelError: It cannot be read, or is no object.
+        ModelError: The file cannot be read, or holds no object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(explain(f"unreadable: {error}", where=path, fix="copy the model's folder again")) from error
+        raise ModelError(f"unreadable: {error}", where=path, fix="copy the model's folder again") from error
     if not isinstance(value, dict):
-        raise ModelError(explain("not a JSON object", where=path, fix="copy the model's folder again"))
+        raise ModelError("not a JSON object", where=path, fix="copy the model's folder again")
     return value
 
 
 def require_files(folder: Path, what: str, wanted: Mapping[str, Sequence[str]]) -> None:
-    """Make sure that a model's folder is complete.
+    """Check that a model's folder is complete.
 
     Args:
-        folder: The folder.
-        what: Whose folder it should be, for the message.
-        wanted: Part -> names of files, of which one must be there.
+        folder: Folder of the model.
+        what: Description of the model, for the error.
+        wanted: Part -> file names, of which one must exist.
 
     Raises:
-        ModelError: Parts are missing; all of them are listed.
+        ModelError: Parts are missing; all are listed.
     """
     missing = [
         f"the {part} ({' or '.join(names)})"
@@ -88,18 +87,16 @@ def require_files(folder: Path, what: str, wanted: Mapping[str, Sequence[str]]) 
     ]
     if missing:
         raise ModelError(
-            explain(
-                f"not a whole folder of {what}; missing: {'; '.join(missing)}",
-                where=folder,
-                fix="copy all files of the model's page into this folder",
-            )
+            f"incomplete folder of {what}; missing: {'; '.join(missing)}",
+            where=folder,
+            fix="copy all files of the model's page into this folder",
         )
 
 
 def hub_file(hub_id: str, names: Sequence[str]) -> Path:
-    """The first of these files that a repository of the Hugging Face hub has, downloaded unless it is cached.
+    """Download the first of these files that a repository of the Hugging Face hub has, or find it in the cache.
 
-    Raises the hub's own errors: use it inside `foreign_errors`.
+    It raises the hub's own errors: use it inside `foreign_errors`.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -113,9 +110,9 @@ def hub_file(hub_id: str, names: Sequence[str]) -> Path:
 
 
 def optional_module(name: str) -> Any:
-    """Import a module of a package that is no dependency of this one.
+    """Import a module of a package that is no dependency of clipit.
 
-    Such packages import parts of timm by names that it still has but warns about; the user can do nothing about it.
+    Deprecation warnings about such packages' own imports are silenced, because users cannot act on them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,9 +120,9 @@ def optional_module(name: str) -> Any:
 
 
 def weights_fingerprint(module: nn.Module, *more: object) -> str:
-    """16 hexadecimal digits over the names, types, shapes and bytes of all weights (and `more`).
+    """Fingerprint of the names, types, shapes and bytes of all weights (and of `more`), 16 hexadecimal digits.
 
-    It is the same for the same weights, wherever and in whichever file format they lie.
+    It does not depend on the file format or location of the weights.
     """
     import torch
 
@@ -183,14 +180,14 @@ def hub_answers() -> bool:
 def foreign_errors(
     name: str, hub_id: str | None = None, hint: str = "", where: object = None, *, asks_hub: bool = False
 ) -> Iterator[None]:
-    """Turn whatever a model package raises while loading `name` into one `ModelError`.
+    """Turn any error that a model package raises in this block into a `ModelError`.
 
     Args:
-        name: What the user asked for.
+        name: Name of the model as the user gave it.
         hub_id: Its repository on the Hugging Face hub, if its files come from there.
-        hint: What else could be wrong.
-        where: The file or folder that is read, where it is no repository.
-        asks_hub: Whether the hub may be asked although `hub_id` is None.
+        hint: Another possible cause, for the error.
+        where: File or folder that is read, if there is no repository.
+        asks_hub: Whether files may come from the hub although `hub_id` is None.
     """
     try:
         with hub_access() if hub_id or asks_hub else nullcontext():
@@ -203,10 +200,10 @@ def foreign_errors(
 
 def _readable(error: Exception, name: str, hub_id: str | None, hint: str, where: object) -> str:
     kinds = set()
-    link: BaseException | None = error
-    while link is not None:
-        kinds |= {kind.__name__ for kind in type(link).__mro__}
-        link = link.__cause__ or link.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        kinds |= {kind.__name__ for kind in type(cause).__mro__}
+        cause = cause.__cause__ or cause.__context__
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
     page = f"https://huggingface.co/{hub_id.split('@')[0]}" if hub_id else ""
     if "GatedRepoError" in kinds:
@@ -243,10 +240,10 @@ def _readable(error: Exception, name: str, hub_id: str | None, hint: str, where:
 
 
 def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
-    """The checkpoint of a named model: `path` itself, the file of this name in the folder, or that of the hub.
+    """The checkpoint of a named model: `path` itself, the file `name` in that folder, or the hub's.
 
     Raises:
-        ModelError: It is not there, or the hub does not give it.
+        ModelError: The file does not exist, or cannot be downloaded.
     """
     if path is None:
         with foreign_errors(spec.name, spec.source):
@@ -254,10 +251,8 @@ def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
     file = path / name if path.is_dir() else path
     if not file.is_file():
         raise ModelError(
-            explain(
-                f"no {name} of {spec.name} here",
-                where=path,
-                fix=f"set vlm.path to the file of {spec.page}, or to the folder that holds it",
-            )
+            f"no file {name} of {spec.name}",
+            where=path,
+            fix=f"set vlm.path to the file of {spec.page}, or to the folder that holds it",
         )
     return file

@@ -8,40 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipit.errors import ModelError, explain, shortlist
+from clipit.errors import ModelError, shortlist
 from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, TOKENIZER_RULES, foreign_errors, read_json
 from clipit.models.preprocess import preprocess_from_open_clip
 from clipit.models.specs import ModelSpec
-from clipit.models.towers import Tokens, Towers
+from clipit.models.towers import Towers
 
 CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
 
 
 def named_towers(spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
-    """An entry of the table, from open_clip's own weights or from the hub.
+    """Load an entry of the table from open_clip's own weights or from the hub.
 
     Raises:
-        ModelError: Its weights are a file that has to be fetched by hand; else as the functions below.
+        ModelError: Its weights have to be downloaded by hand, or as for the functions below.
     """
     if spec.loader.get("checkpoint"):
         raise ModelError(
-            explain(
-                f"{spec.name} is published as a checkpoint file, not on a hub",
-                where=f"vlm.name: {spec.name}",
-                fix=f"download it from {spec.page} and set vlm.path to the file",
-            )
+            f"{spec.name} is published as a checkpoint file, not on a hub",
+            where=f"vlm.name: {spec.name}",
+            fix=f"download it from {spec.page} and set vlm.path to the file",
         )
-    if spec.loader.get("quick_gelu"):  # of OpenAI: open_clip knows the architecture by name
+    if spec.loader.get("quick_gelu"):  # OpenAI's weights, under a built-in architecture
         return builtin_towers(spec.source, quick_gelu)
     return hub_towers(spec.source, quick_gelu)
 
 
 def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
-    """`ARCH/PRETRAINED`: a built-in architecture with a weight tag, or with the path of a checkpoint.
+    """Load `ARCH/PRETRAINED`: a built-in architecture with a tag of weights, or with the path of a checkpoint.
 
     Raises:
-        ModelError: Unknown architecture; no tag, or an unknown one (the known ones are listed); no download.
+        ModelError: The architecture or tag is unknown (known ones are listed), or the download fails.
     """
     import open_clip
 
@@ -50,43 +48,39 @@ def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, 5, 0.4)
         raise ModelError(
-            explain(
-                f"open_clip has no architecture {architecture!r}",
-                where=f"open_clip:{spec}",
-                fix=f"similar names: {', '.join(near) or shortlist(known)}",
-            )
+            f"open_clip has no architecture {architecture!r}",
+            where=f"open_clip:{spec}",
+            fix=f"similar names: {', '.join(near) or shortlist(known)}",
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained.lower() not in tags and not Path(pretrained).is_file():
         raise ModelError(
-            explain(
-                f"open_clip has no weights {pretrained!r} for {architecture}" if pretrained else "no weights are named",
-                where=f"open_clip:{spec}",
-                fix=f"write open_clip:{architecture}/TAG with one of: {', '.join(tags) or 'none published'}; "
-                f"or open_clip:{architecture}/PATH of a checkpoint file",
-            )
+            f"open_clip has no weights {pretrained!r} for {architecture}" if pretrained else "no weights are named",
+            where=f"open_clip:{spec}",
+            fix=f"write open_clip:{architecture}/TAG with one of: {', '.join(tags) or 'none published'}; "
+            f"or open_clip:{architecture}/PATH of a checkpoint file",
         )
     hub_id = None
     published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
     if published:
         hub_id = (published.get("hf_hub") or "").rstrip("/") or None
-    # open_clip only warns when weights and architecture differ in their GELU; their own rule is the right one.
+    # open_clip only warns when weights and architecture differ in their GELU; that of the weights is right.
     quick = quick_gelu if quick_gelu is not None else True if published.get("quick_gelu") else None
     file = Path(pretrained) if not published else None
     return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, where=file, quick_gelu=quick)
 
 
 def hub_towers(hub_id: str, quick_gelu: bool | None = None) -> Towers:
-    """An open_clip repository of the Hugging Face hub."""
+    """Load an open_clip repository of the Hugging Face hub."""
     return _load(f"hf-hub:{hub_id}", f"hf-hub:{hub_id}", None, hub_id, quick_gelu=quick_gelu)
 
 
 def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool | None = None) -> Towers:
-    """A folder in open_clip's own format; with an entry of the table, under its rules.
+    """Load a folder in open_clip's format, with the options of an entry of the table if one is given.
 
     Raises:
-        ModelError: Weights or tokeniser are missing (open_clip would go on with random weights, or look for a
-            hub); the weights do not fit the configuration.
+        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or ask the hub), or the
+            weights do not fit the configuration.
     """
     text = read_json(folder / CONFIG).get("model_cfg", {}).get("text_cfg", {})
     missing = []
@@ -98,11 +92,7 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
         missing.append(f"{TOKENIZER_RULES} of {text['hf_tokenizer_name']}")
     if missing:
         raise ModelError(
-            explain(
-                f"{CONFIG} is here, but no {', and no '.join(missing)}",
-                where=folder,
-                fix="put these files beside it",
-            )
+            f"{CONFIG} exists, but not: {'; '.join(missing)}", where=folder, fix="copy these files into the same folder"
         )
     options: dict[str, Any] = {}
     if quick_gelu is None and spec is not None and spec.loader.get("quick_gelu"):
@@ -110,7 +100,7 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
     hint = ""
     if text.get("hf_model_name"):
         beside = folder / "config.json"
-        if beside.is_file() and "model_type" in read_json(beside):  # the text tower's own: no hub is asked
+        if beside.is_file() and "model_type" in read_json(beside):  # the text tower's own, so that the hub is not asked
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["asks_hub"] = True
@@ -119,18 +109,16 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
 
 
 def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
-    """A checkpoint file of an entry whose architecture open_clip knows.
+    """Load a checkpoint file of an entry whose architecture is built into open_clip.
 
     Raises:
-        ModelError: The entry's architecture stands in a folder's configuration, not in open_clip.
+        ModelError: The architecture is defined by a folder's configuration instead.
     """
     if not (spec.loader.get("checkpoint") or spec.loader.get("quick_gelu")):
         raise ModelError(
-            explain(
-                f"a file alone does not say how {spec.name} is built",
-                where=file,
-                fix=f"give the folder with {CONFIG} and all files of {spec.page}",
-            )
+            f"a file of weights alone does not define {spec.name}",
+            where=file,
+            fix=f"give the folder with {CONFIG} and all files of {spec.page}",
         )
     return builtin_towers(f"{spec.source.partition('/')[0]}/{file}", quick_gelu)
 
@@ -154,31 +142,19 @@ def _load(
             "A text tower from the hub (such as PubMedBERT) needs its own configuration and tokeniser files, too. "
             "A repository in transformers' format is named clip:ID."
         )
-    if quick_gelu is not None:  # open_clip forces it on by one argument, and off by another
+    if quick_gelu is not None:  # open_clip has one argument to force it on, and another to switch it off
         options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
     with foreign_errors(name, hub_id, hint, where, asks_hub=asks_hub):
         model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
         tokenizer: Any = open_clip.get_tokenizer(model_name)
     if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:
         raise ModelError(
-            explain(
-                f"quick_gelu: {str(quick_gelu).lower()} has no effect on this model: its towers have activations "
-                "of their own",
-                where=name,
-                fix="leave vlm.quick_gelu out",
-            )
+            f"quick_gelu: {str(quick_gelu).lower()} has no effect on this model: its towers have activations "
+            "of their own",
+            where=name,
+            fix="leave vlm.quick_gelu out",
         )
     raw, raw_dim = _before_projection(model.visual)
-
-    def image(pixels: Tensor) -> Tensor:
-        """Joint space, un-normalised."""
-        embeddings: Tensor = model.encode_image(pixels, normalize=False)
-        return embeddings
-
-    def text(tokens: Tokens) -> Tensor:
-        """Joint space, un-normalised."""
-        embeddings: Tensor = model.encode_text(tokens["text"], normalize=False)
-        return embeddings
 
     return Towers(
         module=model,
@@ -189,20 +165,20 @@ def _load(
         count_tokens=lambda texts: _count(tokenizer, texts),
         tokenise=lambda texts: {"text": torch.as_tensor(tokenizer(list(texts)))},
         vocabulary=_vocabulary(tokenizer),
-        image=image,
-        text=text,
+        image=lambda pixels: model.encode_image(pixels, normalize=False),
+        text=lambda tokens: model.encode_text(tokens["text"], normalize=False),
         raw=raw,
         raw_dim=raw_dim,
     )
 
 
 def has_quick_gelu(model: nn.Module) -> bool:
-    """Whether a model computes the quick GELU, which no weight shows."""
+    """Return whether a model uses the quick GELU, which its weights do not show."""
     return any(type(part).__name__ == "QuickGELU" for part in model.modules())
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """What gives the pooled features before the projection, and their length; None where there are none."""
+    """The function to pooled features before the projection, and their length; None if the model has none."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -210,10 +186,9 @@ def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, 
         width = int(visual.proj.shape[0])
 
         def pooled(pixels: Tensor) -> Tensor:
-            """The tower with the identity for its projection."""
             identity = torch.eye(width, device=visual.proj.device, dtype=visual.proj.dtype)
-            found = torch.func.functional_call(visual, {"proj": identity}, (pixels,))
-            features: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa's gives its tokens, too
+            output = torch.func.functional_call(visual, {"proj": identity}, (pixels,))
+            features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa's returns its tokens, too
             return features
 
         return pooled, width
@@ -223,18 +198,18 @@ def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, 
         and "pool" not in visual.head._modules
     ):
         return visual.trunk, int(visual.trunk.num_features)
-    return None, None  # the projection is part of the pooling (ResNets), or there is none
+    return None, None  # the projection is part of the pooling (ResNets), or absent
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Of open_clip's own tokeniser, or of the one of transformers that it wraps."""
+    """Vocabulary of open_clip's own tokeniser, or of the transformers tokeniser that it wraps."""
     inner = getattr(tokenizer, "tokenizer", None)
-    found: dict[str, int] = tokenizer.encoder if inner is None else inner.get_vocab()
-    return found
+    vocabulary: dict[str, int] = tokenizer.encoder if inner is None else inner.get_vocab()
+    return vocabulary
 
 
 def _count(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens before open_clip's tokenisers cut and pad."""
+    """Count tokens before open_clip's tokenisers truncate and pad."""
     from open_clip.tokenizer import SimpleTokenizer, basic_clean, canonicalize_text
 
     if isinstance(tokenizer, SimpleTokenizer):
@@ -245,6 +220,6 @@ def _count(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         cleaned = [tokenizer.clean_fn(text) for text in texts]
     else:  # SigLIP
         cleaned = [canonicalize_text(basic_clean(text)) for text in texts]
-    by_hand = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds begin, end and class tokens itself
-    encoded = tokenizer.tokenizer(cleaned, add_special_tokens=not by_hand, truncation=False, verbose=False)
-    return [len(ids) + 3 * by_hand for ids in encoded["input_ids"]]
+    clips_mode = getattr(tokenizer, "tokenizer_mode", "") == "clips"  # adds begin, end and class tokens itself
+    encoded = tokenizer.tokenizer(cleaned, add_special_tokens=not clips_mode, truncation=False, verbose=False)
+    return [len(ids) + 3 * clips_mode for ids in encoded["input_ids"]]

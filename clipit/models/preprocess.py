@@ -1,8 +1,9 @@
-"""From a picture to a model's input, as the model's own specification says."""
+"""Preprocessing of images, as the specification of each model prescribes."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,10 +12,13 @@ from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
 from clipit.artifacts import fingerprint
-from clipit.errors import ModelError, explain
+from clipit.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from clipit.models.specs import ModelSpec
+
+Picture = Image.Image | np.ndarray | str | Path
+"""An image: PIL, uint8 array [h,w,3], or the path of a file."""
 
 _PIL_FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -25,16 +29,16 @@ _PIL_FILTERS = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, centre crop and normalisation of one image tower.
+    """Resizing, centre crop and normalisation of an image model.
 
     Attributes:
         size: Edge of the square input, pixels.
         resize_to: Length to which the shorter edge (`shortest`) or both edges (`squash`) are resized before
             the centre crop, pixels; at least `size`.
-        mode: `shortest` keeps the proportions, `squash` does not.
+        mode: `shortest` keeps the aspect ratio, `squash` does not.
         interpolation: PIL's filter.
-        mean: Per channel, of values in 0..1.
-        std: Per channel, of values in 0..1.
+        mean: Mean per channel, of values in 0..1.
+        std: Standard deviation per channel, of values in 0..1.
     """
 
     size: int
@@ -46,15 +50,15 @@ class Preprocess:
 
     @property
     def hash(self) -> str:
-        """Stands for all fields in cache keys and manifests."""
+        """Hash of all fields, for cache keys and manifests."""
         return fingerprint(asdict(self))
 
     def at(self, size: int) -> "Preprocess":
-        """The same view of a picture at another input size: the share that is cropped away stays."""
+        """The same preprocessing at another input size, with the same share cropped."""
         return replace(self, size=size, resize_to=max(size, size * self.resize_to // self.size))
 
     def describe(self) -> str:
-        """One line for people."""
+        """One line of text that describes it."""
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return (
             f"{self.size} px ({self.mode} edge resized to {self.resize_to}, {self.interpolation}, centre crop), "
@@ -62,7 +66,7 @@ class Preprocess:
         )
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 size size"]:
-        """Resize and crop a picture; no arithmetic on its values beyond the filter's."""
+        """Resize and crop an image; its values change by the filter alone."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         width, height = image.size
         if self.mode == "squash":
@@ -79,10 +83,10 @@ class Preprocess:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def normalise(self, pixels: Num[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b 3 h w"]:
-        """Values in 0..255 to the model's float32 input, on the same device.
+        """Normalise values in 0..255 to the model's float32 input, on the same device.
 
-        Channels lie last in memory (the shape stays): convolutions and pooling of a patch stem ran about twice as fast
-        so on a CPU, and tensor cores want it, too.
+        The memory format is channels last: convolutions and pooling of a patch stem ran about twice as fast on a CPU,
+        and tensor cores prefer it.
         """
         mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
@@ -90,12 +94,12 @@ class Preprocess:
 
 
 def preprocess_from_dict(fields: Mapping[str, Any]) -> Preprocess:
-    """The inverse of `dataclasses.asdict`, for what was read from JSON."""
+    """Preprocessing from JSON fields, the inverse of `dataclasses.asdict`."""
     return Preprocess(**{**fields, "mean": _triple(fields["mean"]), "std": _triple(fields["std"])})
 
 
 def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
-    """Of a model that ships none in a file: what its page says, as its table entry holds it."""
+    """Preprocessing of a model without a file that states it, from its entry of the table."""
     return Preprocess(
         size=spec.pixels,
         resize_to=spec.pixels,
@@ -107,7 +111,7 @@ def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
 
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
-    """From timm's `resolve_data_config`; equals `create_transform(is_training=False)`."""
+    """Preprocessing from timm's `resolve_data_config`; equals `create_transform(is_training=False)`."""
     size = _square(data_config["input_size"][-2:], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
     return Preprocess(
@@ -121,10 +125,10 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preprocess:
-    """From open_clip's `model.visual.preprocess_cfg`; equals its evaluation transform."""
+    """Preprocessing from open_clip's `model.visual.preprocess_cfg`; equals its evaluation transform."""
     size = _square(config["size"], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"shortest": "shortest", "squash": "squash"}
-    # open_clip takes "random" for bicubic outside of training
+    # outside of training, open_clip uses bicubic for "random"
     interpolation = "bicubic" if config["interpolation"] == "random" else config["interpolation"]
     return Preprocess(
         size=size,
@@ -137,9 +141,9 @@ def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Preprocess:
-    """From the contents of a CLIP `preprocessor_config.json`.
+    """Preprocessing from the contents of a CLIP `preprocessor_config.json`.
 
-    transformers resizes tensors where this resizes PIL pictures: values differ by a few of 255 levels.
+    transformers resizes tensors and this resizes PIL images, so values differ by a few of 255 levels.
     """
     if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
         raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
@@ -157,7 +161,7 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
         crop = config.get("crop_size", resize_to)
         size = _square((crop["height"], crop["width"]) if isinstance(crop, Mapping) else crop, name)
     elif mode == "shortest":
-        raise _unsupported("it neither squashes nor crops, so inputs differ in size", name)
+        raise _unsupported("it neither squashes nor crops, so that inputs differ in size", name)
     filters = {int(value): key for key, value in _PIL_FILTERS.items()}
     return Preprocess(
         size=size,
@@ -171,11 +175,9 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
 
 def _unsupported(what: str, name: str) -> ModelError:
     return ModelError(
-        explain(
-            f"preprocessing that clipit does not reproduce: {what}",
-            where=name,
-            fix="choose another model; a different preprocessing would quietly change its embeddings",
-        )
+        f"unsupported preprocessing: {what}",
+        where=name,
+        fix="choose another model; approximate preprocessing would silently change its embeddings",
     )
 
 
@@ -205,3 +207,44 @@ def _at_least(size: int, resize_to: int, name: str) -> int:
 def _triple(values: Any) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
+
+
+def check_several(images: object) -> None:
+    """Check that a list of images was given.
+
+    Raises:
+        DataError: It is a single image.
+    """
+    if isinstance(images, str | Path | Image.Image):
+        raise DataError("expected a list of images, got one", where=repr(images), fix="put it into a list: [image]")
+
+
+def open_picture(image: Picture, position: int) -> Image.Image:
+    """Open an image as RGB.
+
+    Args:
+        image: Image in any of the three forms.
+        position: Its position in the caller's list, for the error.
+
+    Raises:
+        DataError: It cannot be read completely; its path or position is named.
+    """
+    if isinstance(image, Image.Image):
+        where: object = getattr(image, "filename", "") or f"images[{position}]"
+    else:
+        where = image if isinstance(image, str | Path) else f"images[{position}]"
+    try:
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise DataError(
+                    f"an array of type {image.dtype} and shape {image.shape}",
+                    where=where,
+                    fix="give uint8 arrays of shape [height, width, 3]",
+                )
+            return Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            return image.convert("RGB")
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
+        raise DataError(f"unreadable image: {error}", where=where, fix="replace the file, or leave it out") from error

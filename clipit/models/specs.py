@@ -1,4 +1,4 @@
-"""What is known about a model before it is loaded: the entries of both tables, VLMs and backbones."""
+"""Specifications of known models, the entries of the tables of VLMs and backbones."""
 
 import difflib
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 
 Triple = tuple[float, float, float]
 
@@ -17,37 +17,37 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 HALF: Triple = (0.5, 0.5, 0.5)
 
 COLUMNS = ("name", "family", "source", "dim", "px", "mpp", "tokens", "pooling", "licence", "access")
-"""Heads of the columns of `spec_rows`."""
+"""Column names of `spec_rows`."""
 
 LICENCE_NOTE = (
-    "Licences and access come from a third-party registry (lazyslide-models) and from what the packages say; "
-    "the model's own page decides."
+    "Licences and access are taken from a third-party registry (lazyslide-models) and from the packages; "
+    "the model's own page is authoritative."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One model: where it comes from and what must be true of it once it is loaded.
+    """One known model: its source, and properties that are checked once it is loaded.
 
     Attributes:
-        name: What a configuration writes.
-        kind: Which table it stands in.
-        family: Which loader opens it.
+        name: Name in a configuration.
+        kind: Table that it belongs to.
+        family: Loader that opens it.
         source: Hub id, or the built-in name of the loader's package.
-        dim: Length of an embedding (VLM: of the joint space).
+        dim: Length of an embedding (VLM: in the joint space).
         pixels: Edge of the square input, pixels.
-        mean: Of the normalisation, per channel, of values in 0..1.
-        std: Of the normalisation, per channel, of values in 0..1.
+        mean: Mean of the normalisation per channel, of values in 0..1.
+        std: Standard deviation of the normalisation per channel, of values in 0..1.
         interpolation: Filter of the resizing.
-        expected_mpp: Micrometres per pixel of its training tiles; None when unknown.
-        context_length: VLM: most tokens of a text, special tokens included; None: no text tower.
-        raw_dim: VLM: length of an image embedding before projection; None when it has none, or it is unknown.
-        licence: As the registry names it; see `LICENCE_NOTE`.
-        gated: Whether access must be asked for at `page`.
-        page: Where its card and its licence stand.
-        note: What a user should know besides.
-        loader: Further arguments of the loader, JSON-like; `facts` in it are compared like the attributes above.
-        pooling: Backbone: what becomes of the tokens (`cls_mean`: class token beside the mean of the patches).
+        expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
+        context_length: VLM: maximum number of tokens of a text, special tokens included; None without a text tower.
+        raw_dim: VLM: length of an image embedding before projection; None if it has none, or if unknown.
+        licence: Licence as the registry names it; see `LICENCE_NOTE`.
+        gated: Whether access must be requested at `page`.
+        page: Page with its card and licence.
+        note: Further information for users.
+        loader: Further arguments of the loader, JSON-like; `facts` in it are checked like the attributes above.
+        pooling: Backbone: pooling of its tokens (`cls_mean`: class token and mean of the patches).
     """
 
     name: str
@@ -71,7 +71,7 @@ class ModelSpec:
 
 
 def spec_rows(specs: Iterable[ModelSpec]) -> list[tuple[str, ...]]:
-    """The specs as cells, one row each, in the order of `COLUMNS`."""
+    """Format specifications as rows of cells, in the order of `COLUMNS`."""
     return [
         (
             spec.name,
@@ -90,23 +90,23 @@ def spec_rows(specs: Iterable[ModelSpec]) -> list[tuple[str, ...]]:
 
 
 def spec_table(specs: Iterable[ModelSpec]) -> str:
-    """The same as aligned lines of text; below them what a user must know of single models, and of licences."""
+    """Format specifications as an aligned table, with notes on single models and licences below."""
     specs = list(specs)
     rows = [COLUMNS, *spec_rows(specs)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    named: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for spec in specs:
         if spec.note:
-            named.setdefault(spec.note, []).append(spec.name)
-    notes = [f"{', '.join(names)}: {note}" for note, names in named.items()]
+            names_by_note.setdefault(spec.note, []).append(spec.name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
     return "\n".join([*lines, *(["Notes"] if notes else []), *notes, LICENCE_NOTE])
 
 
 def similar_names(name: str, known: Mapping[str, ModelSpec], most: int = 5) -> list[str]:
-    """Names of the table that somebody who wrote `name` may have meant.
+    """Names of the table that are similar to `name`.
 
-    Any case, `_` or `-`; hub ids count as well, and what is written before a colon does not.
+    Case and the difference of `_` and `-` are ignored, hub ids count as names, and a prefix with a colon does not.
     """
     wanted = _plain(name.rpartition(":")[2])
     by_source = [key for key, spec in known.items() if _plain(spec.source) == wanted]
@@ -119,40 +119,38 @@ def _plain(name: str) -> str:
     return name.partition("@")[0].lower().replace("_", "-")
 
 
-def check_spec(spec: ModelSpec, found: Mapping[str, Any], where: object) -> None:
-    """Compare what was loaded with what the table says.
+def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> None:
+    """Compare a loaded model with its entry of the table.
 
     Args:
-        spec: The entry.
-        found: Attribute of `ModelSpec`, or key of the entry's `loader["facts"]` -> what the loaded model has.
+        spec: Entry of the table.
+        loaded: Attribute of `ModelSpec`, or key of the entry's `loader["facts"]` -> value of the loaded model.
         where: File, folder or hub id that was loaded.
 
     Raises:
-        ModelError: They differ; every difference is named with both values.
+        ModelError: They differ; each difference is named with both values.
     """
     known = {**spec.loader.get("facts", {}), **{entry.name: getattr(spec, entry.name) for entry in fields(spec)}}
     wrong = [
         f"{key} is {value}, the table says {known[key]}"
-        for key, value in found.items()
+        for key, value in loaded.items()
         if not _equal(value, known.get(key))
     ]
     if wrong:
         raise ModelError(
-            explain(
-                f"what was loaded is not {spec.name} as clipit's table describes it: {'; '.join(wrong)}",
-                where=where,
-                fix=f"give the files of {spec.page or spec.source}; if yours are another model, "
-                "name its folder itself instead of this name",
-            )
+            f"what was loaded is not {spec.name} as clipit's table describes it: {'; '.join(wrong)}",
+            where=where,
+            fix=f"give the files of {spec.page or spec.source}; if yours are another model, "
+            "name its folder itself instead of this name",
         )
 
 
-def _equal(found: Any, wanted: Any) -> bool:
-    """Equality, within 1e-4 for numbers that publishers round differently."""
-    if wanted is None:
-        return True  # the table does not know
-    if isinstance(wanted, tuple):
-        return len(found) == len(wanted) and all(_equal(a, b) for a, b in zip(found, wanted, strict=True))
-    if isinstance(wanted, float):
-        return math.isclose(found, wanted, abs_tol=1e-4)
-    return bool(found == wanted)
+def _equal(loaded: Any, expected: Any) -> bool:
+    """Compare within 1e-4, because publishers round differently; an unknown value (None) equals any."""
+    if expected is None:
+        return True
+    if isinstance(expected, tuple):
+        return len(loaded) == len(expected) and all(_equal(a, b) for a, b in zip(loaded, expected, strict=True))
+    if isinstance(expected, float):
+        return math.isclose(loaded, expected, abs_tol=1e-4)
+    return bool(loaded == expected)

@@ -1,4 +1,4 @@
-"""The student: a backbone and heads, of which one predicts the VLM's text embedding."""
+"""The student: a backbone with heads, one of which predicts the VLM's text embedding."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipit.config.run import LoraConfig, StudentConfig
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 from clipit.models.backbones import Backbone
 from clipit.models.lora import add_lora
 
@@ -19,9 +19,13 @@ _SLOPE = 0.1  # of LeakyReLU, arXiv 2504.16181
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """Of one batch: class logits [b,C], predicted text embeddings [b,D] (None without projector), features [b,d].
+    """Output for a batch.
 
-    `second` holds the embeddings predicted for a second VLM, if there is one.
+    Attributes:
+        logits: Class logits [b,C].
+        projected: Predicted text embeddings [b,D]; None without a projector.
+        features: Features of the backbone [b,d].
+        second: Predicted embeddings of a second VLM, if there is one.
     """
 
     logits: torch.Tensor
@@ -38,13 +42,13 @@ class Student(nn.Module):
     with `image_head`, `text_head` and `fusion`.
 
     Attributes:
-        image_head: z to class logits.
-        projector: z to the VLM's joint space; None without text.
-        text_head: t^ to class logits; None without text.
-        fusion: Both logits to the final ones; None with the linear head.
-        second_projector: z to a second VLM's joint space, with `second_head` to logits that are added to the others
-            (linear head only).
-        log_temperature: Of the many-to-many term, when it is learnt.
+        image_head: Layer from z to class logits.
+        projector: Layers from z to the VLM's joint space; None without text.
+        text_head: Layers from t^ to class logits; None without text.
+        fusion: Layer from both logits to the final ones; None with the linear head.
+        second_projector: Layer from z to a second VLM's joint space; `second_head` maps it to logits that are added
+            to the others (linear head only).
+        log_temperature: Learnt temperature of the many-to-many term, if it is learnt.
     """
 
     def __init__(
@@ -58,16 +62,14 @@ class Student(nn.Module):
         second_dim: int | None = None,
         temperature: float | None = None,
     ) -> None:
-        """Heads start from torch's generator; the image head comes first, so that it is equal in all arms of a seed.
+        """Initialise heads from torch's generator, the image head first, so that all arms of a seed share its start.
 
         Raises:
-            ModelError: A projector without the dimension of the joint space, or fewer than two classes.
+            ModelError: There are fewer than two classes, or a projector without a dimension of the joint space.
         """
         super().__init__()
         if n_classes < 2:
-            raise ModelError(
-                explain(f"a classifier of {n_classes} classes", where="tiles.classes", fix="name at least 2")
-            )
+            raise ModelError(f"{n_classes} classes are too few", where="tiles.classes", fix="name at least 2")
         self.config = config
         self.backbone = backbone
         self.image_head = nn.Linear(dim, n_classes)
@@ -81,9 +83,7 @@ class Student(nn.Module):
             return
         if joint_dim is None:
             raise ModelError(
-                explain(
-                    "a projector needs the VLM's dimension", where="student.projector_layers", fix="load the VLM first"
-                )
+                "a projector needs the VLM's dimension", where="student.projector_layers", fix="load the VLM first"
             )
         self.projector = (
             nn.Linear(dim, joint_dim) if config.projector_layers == 1 else _two_layers(dim, joint_dim, joint_dim)
@@ -93,16 +93,16 @@ class Student(nn.Module):
         else:
             self.text_head = _two_layers(joint_dim, joint_dim, n_classes)
             self.fusion = nn.Linear(2 * n_classes, n_classes)
-        if second_dim is not None:  # last, so that all other heads start as they do without it
+        if second_dim is not None:  # last, so that the initial weights of all other heads do not depend on it
             self.second_projector = nn.Linear(dim, second_dim)
             self.second_head = nn.Linear(second_dim, n_classes, bias=False)
 
     def forward(self, pixels: Float[torch.Tensor, "b 3 h w"]) -> StudentOutput:
-        """Normalised pixels to logits, predicted text embedding (un-normalised) and features."""
+        """Map normalised pixels to logits, predicted text embeddings (un-normalised) and features."""
         return self.heads(self.backbone(pixels))
 
     def heads(self, features: Float[torch.Tensor, "b d"]) -> StudentOutput:
-        """The same from the backbone's features."""
+        """Map features of the backbone to the same output."""
         logits = self.image_head(features)
         if self.projector is None or self.text_head is None:
             return StudentOutput(logits, None, features)
@@ -117,10 +117,9 @@ class Student(nn.Module):
         return StudentOutput(self.fusion(torch.cat([logits, text_logits], dim=1)), projected, features)
 
     def train(self, mode: bool = True) -> "Student":
-        """Training mode, except that BatchNorm keeps its statistics and a frozen backbone stays as it is.
+        """Set training mode, except for BatchNorm and a frozen backbone.
 
-        Batch statistics would depend on the number of processes, and would leak between labelled and
-        unlabelled tiles.
+        Batch statistics would depend on the number of processes, and leak between labelled and unlabelled tiles.
         """
         super().train(mode)
         if mode:
@@ -132,9 +131,9 @@ class Student(nn.Module):
         return self
 
     def head_state(self) -> dict[str, torch.Tensor]:
-        """All weights that an exported head consists of: neither the backbone's nor the temperature."""
-        left_out = ("backbone.", "log_temperature")
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(left_out)}
+        """Weights of the heads that are exported: without the backbone and the temperature."""
+        excluded = ("backbone.", "log_temperature")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(excluded)}
 
 
 def build_student(
@@ -148,20 +147,20 @@ def build_student(
     second_dim: int | None = None,
     temperature: float | None = None,
 ) -> Student:
-    """A student over a backbone (whose module is taken over), with exactly the weights trainable that should be.
+    """Build a student on a backbone, whose module it takes over, with only the tuned weights trainable.
 
     Args:
-        backbone: As loaded.
-        student: Heads.
-        lora: Used with tuning `lora`.
+        backbone: Loaded backbone.
+        student: Configuration of the heads.
+        lora: Configuration of the adapter, for tuning `lora`.
         tuning: `lora`, `frozen` (heads only) or `full`.
         n_classes: Number of classes C.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
-        second_dim: The same of a second VLM, if there is one.
-        temperature: Start of the learnt temperature of the many-to-many term; None: not learnt.
+        second_dim: Dimension of a second VLM's joint space, if there is one.
+        temperature: Initial value of the learnt temperature of the many-to-many term; None: not learnt.
 
     Raises:
-        ModelError: LoRA targets that match nothing, or heads that cannot be built.
+        ModelError: LoRA targets match nothing, or the heads cannot be built.
     """
     device = next(backbone.module.parameters()).device
     trunk = backbone.module
@@ -182,7 +181,7 @@ def build_student(
 
 
 def collapse_linear(student: Student) -> tuple[Float[torch.Tensor, "C d"], Float[torch.Tensor, " C"]]:
-    """Weight and bias of the one linear layer of z that equals the linear head.
+    """Collapse the linear head into one linear layer of z, and return its weight and bias.
 
     W = W_z + W_t P, b = b_z + W_t p for the projector t^ = P z + p (of a second VLM likewise); computed in float64.
 
@@ -190,12 +189,9 @@ def collapse_linear(student: Student) -> tuple[Float[torch.Tensor, "C d"], Float
         ModelError: The head is not linear.
     """
     if student.config.head != "linear":
-        raise ModelError(explain("late fusion does not collapse", where="student.head", fix="use head: linear"))
+        raise ModelError("late fusion does not collapse", where="student.head", fix="use head: linear")
     weight, bias = student.image_head.weight.detach().double(), student.image_head.bias.detach().double()
-    for projector, head in (
-        (student.projector, student.text_head),
-        (student.second_projector, student.second_head),
-    ):
+    for projector, head in ((student.projector, student.text_head), (student.second_projector, student.second_head)):
         if isinstance(projector, nn.Linear) and isinstance(head, nn.Linear):
             text = head.weight.detach().double()
             weight = weight + text @ projector.weight.detach().double()

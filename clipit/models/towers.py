@@ -1,7 +1,8 @@
-"""What a model package has to give so that a VLM can be made of it."""
+"""The image and text towers of a vision-language model, as its loader returns them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,32 +10,49 @@ from clipit.models.preprocess import Preprocess
 from clipit.types import TokenCounter
 
 Tokens = Mapping[str, Tensor]
-"""Inputs of a text tower, as its tokeniser makes them."""
+"""Inputs of a text tower, as its tokeniser returns them."""
 
 
-def _named_vis(name: str) -> bool:
-    """`visual...` in open_clip, CONCH and KEEP, `vision_model`, `visual_projection` in transformers."""
+def _starts_with_vis(name: str) -> bool:
+    """`visual...` in open_clip, CONCH and KEEP; `vision_model` and `visual_projection` in transformers."""
     return name.startswith("vis")
+
+
+def transformers_token_counter(tokenizer: Any) -> TokenCounter:
+    """Return a function that counts tokens per text with a tokeniser of transformers, without truncation."""
+    return lambda texts: (
+        [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
+    )
+
+
+def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequence[str]], Tokens]:
+    """Return a function from texts to ids and masks, padded to the longest text and truncated to the context length."""
+
+    def tokenise(texts: Sequence[str]) -> Tokens:
+        inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=context_length, return_tensors="pt")
+        return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+
+    return tokenise
 
 
 @dataclass(frozen=True)
 class Towers:
-    """Two frozen towers and their own rules.
+    """The two towers of a VLM with its tokeniser and preprocessing.
 
     Attributes:
-        module: Holds all weights, float32, in evaluation mode.
-        preprocess: Of the image tower.
-        context_length: Most tokens of a text, special tokens included.
-        logit_scale: The trained factor on cosines (inverse temperature).
-        source: Where it was loaded from: a folder, a hub id or a built-in name.
-        count_tokens: Per text, special tokens included, nothing cut.
-        tokenise: Texts to inputs; what exceeds the budget is cut.
-        vocabulary: The tokeniser's words or pieces and their ids.
+        module: Module that holds all weights, float32, in evaluation mode.
+        preprocess: Preprocessing of the image tower.
+        context_length: Maximum number of tokens of a text, special tokens included.
+        logit_scale: Trained factor on cosines (inverse temperature).
+        source: Folder, hub id or built-in name that it was loaded from.
+        count_tokens: Tokens per text, special tokens included, without truncation.
+        tokenise: Texts to inputs of the text tower, truncated to the context length.
+        vocabulary: Tokens of the tokeniser and their ids.
         image: Normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
         text: Tokens to un-normalised embeddings [b,d] of the joint space.
-        raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None where there are none.
-        raw_dim: Their length.
-        of_image: Whether a weight of `module`, by its name, belongs to the image tower.
+        raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None if the model has none.
+        raw_dim: Length of such a feature vector.
+        is_image_weight: Whether a weight of `module`, given its name, belongs to the image tower.
     """
 
     module: nn.Module
@@ -49,4 +67,4 @@ class Towers:
     text: Callable[[Tokens], Tensor]
     raw: Callable[[Tensor], Tensor] | None = None
     raw_dim: int | None = None
-    of_image: Callable[[str], bool] = _named_vis
+    is_image_weight: Callable[[str], bool] = _starts_with_vis

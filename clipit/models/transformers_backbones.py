@@ -1,4 +1,4 @@
-"""Backbones that transformers opens: ViT, DINOv2 with and without registers, and what else gives image tokens."""
+"""Backbones that transformers loads: ViT, DINOv2 with and without registers, and others that return image tokens."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 
 from clipit.artifacts import write_json
 from clipit.config.run import BackboneConfig
-from clipit.errors import ModelError, explain, shortlist
+from clipit.errors import ModelError, shortlist
 from clipit.models.loading import foreign_errors, read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_transformers
 from clipit.models.specs import ModelSpec
@@ -20,26 +20,26 @@ from clipit.models.weights import mismatches
 PREFIX = "transformers:"
 _PROCESSOR = "preprocessor_config.json"
 _RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
-_UNUSED = ("pooler.", "mask_token")  # weights that the features do not depend on
+_UNUSED = ("pooler.", "mask_token")  # weights that do not affect the features
 
 
 def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: Pooling) -> Trunk:
-    """Load a transformers vision model; without `pretrained` its weights come from torch's random generator.
+    """Load a transformers vision model; without `pretrained`, its weights are random.
 
     Args:
-        config: The configuration.
-        spec: The table's entry, when a name of the table was given.
-        pooling: `default` and `cls`: the class token; `cls_mean`: with the mean of the patches.
+        config: Configuration of the backbone.
+        spec: Entry of the table, if the name is one of the table.
+        pooling: `default` and `cls`: class token; `cls_mean`: class token and mean of the patches.
 
     Raises:
-        ModelError: Absent, gated or incomplete files, no vision model, an input size (`config.pixels`) that it does not
-            take, or code of its own that is not trusted.
+        ModelError: Files are missing, gated or incomplete, it is no vision model, the input size (`config.pixels`) is
+            not supported, or its own code is not trusted.
     """
     source = config.path or (spec.source if spec else config.name.removeprefix(PREFIX))
     folder = Path(source).expanduser()
     local = folder.is_dir()
     if config.path is not None and not local:
-        raise ModelError(explain("no folder here", where=folder, fix="give the folder with the model's files"))
+        raise ModelError("backbone.path is not a folder", where=folder, fix="give the folder with the model's files")
     hub_id, _, revision = (str(folder), "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     hint = f"The files must be those of {spec.page}." if spec else ""
@@ -58,18 +58,16 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         preprocess = Preprocess(spec.pixels, spec.pixels, "shortest", spec.interpolation, spec.mean, spec.std)
     else:
         raise ModelError(
-            explain(
-                f"its preprocessing is missing: looked for {_PROCESSOR}",
-                where=source,
-                fix="copy all files of the model's page into this folder",
-            )
+            f"its preprocessing is missing: looked for {_PROCESSOR}",
+            where=source,
+            fix="copy all files of the model's page into this folder",
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
-    own_pixels, told = preprocess.size, f"its {_PROCESSOR}"
+    own_pixels, origin = preprocess.size, f"its {_PROCESSOR}"
     if config.pixels not in (None, own_pixels):
         _change_size(model, config.pixels, own_pixels, config.name)
-        preprocess, told = preprocess.at(config.pixels), "backbone.pixels"
-    with foreign_errors(config.name, where=source, hint=f"It is given {preprocess.size} pixels, as {told} says."):
+        preprocess, origin = preprocess.at(config.pixels), "backbone.pixels"
+    with foreign_errors(config.name, where=source, hint=f"Its input size is {preprocess.size}, by {origin}."):
         prefix = _prefix_tokens(model, preprocess.size, source)
         pooled = TokenPool(model, "transformers", prefix, kind)
         with torch.inference_mode():
@@ -81,7 +79,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
 
 
 def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
-    """Write the merged model in transformers' own format, in one file, and its preprocessing."""
+    """Write the merged model in transformers' format, in one file, with its preprocessing."""
     with _quiet():
         model.save_pretrained(folder, max_shard_size="1000GB")
     squash = preprocess.mode == "squash"
@@ -89,7 +87,7 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
     write_json(
         folder / _PROCESSOR,
         {
-            "image_processor_type": "CLIPImageProcessor",  # the plain steps: resize, crop, rescale, normalise
+            "image_processor_type": "CLIPImageProcessor",  # resize, crop, rescale, normalise
             "do_convert_rgb": True,
             "do_resize": True,
             "size": {"height": edge, "width": edge} if squash else {"shortest_edge": edge},
@@ -106,7 +104,7 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
 
 
 def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote_code: bool) -> nn.Module:
-    """The model of an exported folder with its pooling."""
+    """Load the model of an exported folder with its pooling."""
     model = _open(str(folder), True, trust_remote_code, {})
     prefix = _prefix_tokens(model, size, str(folder))
     return TokenPool(model, "transformers", prefix, "cls_mean" if pooling == "cls_mean" else "cls")
@@ -114,7 +112,7 @@ def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bar per loaded file, and no report of weights: `_open` says which of them matter."""
+    """Silence progress bars and reports of weights; `_open` reports the weights that matter."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -127,13 +125,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _description(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The contents of its config.json, without running anything of it."""
+    """Contents of its config.json, without running any of its code."""
     from transformers import PreTrainedConfig
 
     if Path(source).is_dir():
         return read_json(Path(source) / "config.json")
-    found: dict[str, Any] = PreTrainedConfig.get_config_dict(source, **options)[0]
-    return found
+    description: dict[str, Any] = PreTrainedConfig.get_config_dict(source, **options)[0]
+    return description
 
 
 def _needs_code(description: Mapping[str, Any]) -> bool:
@@ -145,36 +143,30 @@ def _needs_code(description: Mapping[str, Any]) -> bool:
 def _check_trusted(remote_code: bool, config: BackboneConfig, source: str) -> None:
     if remote_code and not config.trust_remote_code:
         raise ModelError(
-            explain(
-                "this model is defined by Python code from its own page, which is not trusted yet",
-                where=source,
-                fix="read that code, then set backbone.trust_remote_code: true",
-            )
+            "this model is defined by Python code from its own page, which is not trusted yet",
+            where=source,
+            fix="read that code, then set backbone.trust_remote_code: true",
         )
 
 
-def _check_kind(found: Mapping[str, Any], source: str) -> None:
-    model_type = found.get("model_type")
+def _check_kind(description: Mapping[str, Any], source: str) -> None:
+    model_type = description.get("model_type")
     if model_type is None:
         raise ModelError(
-            explain(
-                "no transformers model: config.json has no model_type",
-                where=source,
-                fix="give a folder that save_pretrained wrote, or the id of a transformers model",
-            )
+            "not a transformers model: config.json has no model_type",
+            where=source,
+            fix="give a folder that save_pretrained wrote, or the id of a transformers model",
         )
-    if "text_config" in found or "vision_config" in found:
+    if "text_config" in description or "vision_config" in description:
         raise ModelError(
-            explain(
-                f"an image-text model ({model_type}), not a vision backbone",
-                where=source,
-                fix="name it under vlm.name; a backbone is a vision model alone, such as ViTModel or Dinov2Model",
-            )
+            f"an image-text model ({model_type}), not a vision backbone",
+            where=source,
+            fix="use it as vlm.name; a backbone is a vision model alone, such as ViTModel or Dinov2Model",
         )
 
 
 def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any]) -> Any:
-    """The model itself in float32, all of whose used weights were in its files."""
+    """Load the model in float32, and check that all weights it uses were in its files."""
     from transformers import AutoConfig, AutoModel
 
     if not pretrained:
@@ -191,55 +183,52 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
         unfit += mismatches(report.get("mismatched_keys", ()))
-        if unfit:  # transformers would go on with random values
+        if unfit:  # transformers would keep random values
             raise ModelError(
-                explain(
-                    f"the weights do not fit the model of config.json: {shortlist(unfit)}",
-                    where=source,
-                    fix="copy all files of one model's page, and of no other, into this folder",
-                )
+                f"the weights do not fit the model of config.json: {shortlist(unfit)}",
+                where=source,
+                fix="copy all files of one model's page, and of no other, into this folder",
             )
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise ModelError(
-            explain(
-                f"a model of {model.main_input_name}, not of pictures", where=source, fix="give a vision model's folder"
-            )
+            f"a model of {model.main_input_name}, not of images", where=source, fix="give a vision model's folder"
         )
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # a layer over the class token that nobody trained
+        model.pooler = None  # an untrained layer over the class token
     return model.eval()
 
 
 def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
-    """Resample the model's position embeddings for another input size, by its own `interpolate_pos_encoding`.
+    """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
 
-    Once and for all, and written into its configuration, so that an export needs no argument to be opened right.
+    The new size is also written to its configuration, so that an export loads without further arguments.
 
     Raises:
-        ModelError: A size that does not fit its patches, or positions that it cannot resample.
+        ModelError: The size does not fit its patches, or its position embeddings cannot be resampled.
     """
     patch: Any = getattr(model.config, "patch_size", None)
     layer: Any = getattr(model, "embeddings", None)
-    known: Any = getattr(layer, "position_embeddings", None)
+    positions: Any = getattr(layer, "position_embeddings", None)
     patches: Any = getattr(layer, "patch_embeddings", None)
     supported = (
-        isinstance(known, nn.Parameter)
+        isinstance(positions, nn.Parameter)
         and isinstance(patch, int)
         and isinstance(model.config.image_size, int)
         and hasattr(layer, "interpolate_pos_encoding")
         and hasattr(patches, "num_patches")
     )
     if not supported:
-        raise no_such_size(name, pixels, own, "its position embeddings are not of a kind that clipit can resample")
+        raise no_such_size(name, pixels, own, "its position embeddings are of a kind that clipit cannot resample")
     check_pixels(pixels, patch, name, multiple=True)
-    prefix = known.shape[1] - (model.config.image_size // patch) ** 2
+    prefix = positions.shape[1] - (model.config.image_size // patch) ** 2
     count = (pixels // patch) ** 2
     try:
         with torch.no_grad():
-            found = layer.interpolate_pos_encoding(known.new_zeros(1, prefix + count, known.shape[2]), pixels, pixels)
+            zeros = positions.new_zeros(1, prefix + count, positions.shape[2])
+            resampled = layer.interpolate_pos_encoding(zeros, pixels, pixels)
     except Exception as error:
         raise no_such_size(name, pixels, own, error) from error
-    layer.position_embeddings = nn.Parameter(found.detach().clone())
+    layer.position_embeddings = nn.Parameter(resampled.detach().clone())
     model.config.image_size = pixels
     patches.image_size, patches.num_patches = (pixels, pixels), count
     if hasattr(layer, "image_size"):
@@ -247,21 +236,21 @@ def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
 
 
 def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The contents of preprocessor_config.json; None where the model has none."""
+    """Contents of preprocessor_config.json; None if the model has none."""
     from transformers.utils import cached_file
 
     if local:
         path = Path(source) / _PROCESSOR
         return read_json(path) if path.is_file() else None
-    found = cached_file(
+    file = cached_file(
         source, _PROCESSOR, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False, **options,
     )  # fmt: skip
-    return None if found is None else read_json(Path(found))
+    return None if file is None else read_json(Path(file))
 
 
 def _prefix_tokens(model: Any, size: int, source: str) -> int:
-    """Tokens before the patches: all that the model gives for an input of this size, less its patches."""
+    """Number of tokens before the patches: those that the model returns for this input size, less its patches."""
     with torch.inference_mode():
         tokens = getattr(model(pixel_values=torch.zeros(1, 3, size, size)), "last_hidden_state", None)
     patch = getattr(model.config, "patch_size", None)
@@ -270,10 +259,8 @@ def _prefix_tokens(model: Any, size: int, source: str) -> int:
         prefix = tokens.shape[1] - (size // patch) ** 2
     if prefix < 1:
         raise ModelError(
-            explain(
-                "it gives no class token before its patches",
-                where=source,
-                fix="give a ViT with a class token; timm has other kinds of backbones",
-            )
+            "it returns no class token before its patches",
+            where=source,
+            fix="use a ViT with a class token; timm has other kinds of backbones",
         )
     return prefix

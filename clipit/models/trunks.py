@@ -1,4 +1,4 @@
-"""What a model package has to give so that a backbone can be made of it."""
+"""A vision model as its loader returns it, and the pooling of its tokens."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 from clipit.models.preprocess import Preprocess
 
 Loader = Literal["timm", "transformers"]
@@ -16,7 +16,7 @@ Pooling = Literal["default", "cls", "cls_mean"]
 
 @dataclass(frozen=True)
 class TimmSpec:
-    """What timm needs in order to build the same architecture again, with any number of classes."""
+    """Arguments with which timm rebuilds an architecture, with any number of classes."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -25,18 +25,18 @@ class TimmSpec:
 
 @dataclass(frozen=True)
 class Trunk:
-    """A vision model that gives one feature vector per tile.
+    """A vision model that returns one feature vector per tile.
 
     Attributes:
-        module: Normalised float [b,3,h,w] to [b,d]; a `TokenPool` where the package itself does not pool.
-        preprocess: Its own.
+        module: Normalised pixels [b,3,h,w], float, to features [b,d]; a `TokenPool` if the package does not pool.
+        preprocess: Its preprocessing.
         dim: Number of features d.
-        pooling: What `module` does with tokens; `default`: the package's own.
-        source: Where it was loaded from: a folder, a hub id or a built-in name.
-        own_pixels: Edge of the input that its own files name; `preprocess` has another where `backbone.pixels` asks.
-        timm: How timm builds it again; None: it is no timm model.
-        plain_head: Whether timm puts one linear layer over these very features.
-        remote_code: Whether it is defined by code from its own page.
+        pooling: Pooling of tokens in `module`; `default`: the package's own.
+        source: Folder, hub id or built-in name that it was loaded from.
+        own_pixels: Edge of the input according to its files; that of `preprocess` may differ (`backbone.pixels`).
+        timm: Arguments with which timm rebuilds it; None if it is no timm model.
+        plain_head: Whether timm's own head is one linear layer over these features.
+        remote_code: Whether Python code from its page defines it.
     """
 
     module: nn.Module
@@ -53,12 +53,12 @@ class Trunk:
 def pool_tokens(
     tokens: Float[torch.Tensor, "b n d"], prefix: int, pooling: Literal["cls", "cls_mean"]
 ) -> Float[torch.Tensor, "b features"]:
-    """The class token [b,d], or with `cls_mean` the mean of the patches beside it [b,2d].
+    """Return the class token [b,d], or with `cls_mean` the class token and the mean of the patches [b,2d].
 
     Args:
-        tokens: Normalised: class token, registers, patches.
+        tokens: Normalised tokens: class token, registers, patches.
         prefix: Number of tokens before the patches.
-        pooling: Which of the two.
+        pooling: Kind of pooling.
     """
     if pooling == "cls":
         return tokens[:, 0]
@@ -66,12 +66,12 @@ def pool_tokens(
 
 
 class TokenPool(nn.Module):
-    """A transformer and the pooling of its tokens.
+    """A transformer with pooling of its tokens.
 
     Attributes:
-        trunk: timm's or transformers' own model.
-        prefix: Tokens before the patches: the class token and registers.
-        pooling: `cls` or `cls_mean`.
+        trunk: Model of timm or transformers.
+        prefix: Number of tokens before the patches (class token and registers).
+        pooling: Kind of pooling.
     """
 
     def __init__(self, trunk: nn.Module, loader: Loader, prefix: int, pooling: Literal["cls", "cls_mean"]) -> None:
@@ -82,7 +82,7 @@ class TokenPool(nn.Module):
         self.pooling: Literal["cls", "cls_mean"] = pooling
 
     def forward(self, pixels: Float[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b features"]:
-        """Normalised pixels to pooled features."""
+        """Map normalised pixels to pooled features."""
         if self.loader == "timm":
             tokens = self.trunk.forward_features(pixels)
         else:
@@ -91,51 +91,49 @@ class TokenPool(nn.Module):
 
 
 def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
-    """Refuse an input size that leaves a model no patch or no feature, or of which it would not see the edge.
+    """Check that an input size leaves a model at least one token or feature, and that its patches cover the input.
 
     Args:
-        pixels: Edge asked for.
+        pixels: Requested edge.
         step: Pixels per token, or per cell of the last feature map, along one edge.
-        name: The backbone, for the message.
+        name: Name of the backbone, for the error.
         multiple: Whether the edge must be a multiple of the step.
 
     Raises:
-        ModelError: It is too small, or no multiple.
+        ModelError: The edge is too small, or no multiple.
     """
     if pixels < step:
         what = f"{pixels} pixels are too few: it needs {step} or more"
     elif multiple and pixels % step:
-        what = f"{pixels} is no multiple of its patch of {step} pixels"
+        what = f"{pixels} is not a multiple of its patch size of {step} pixels"
     else:
         return
     near = max(1, round(pixels / step)) * step
-    raise ModelError(explain(what, where=f"backbone.pixels, for {name}", fix=f"write backbone.pixels={near}"))
+    raise ModelError(what, where=f"backbone.pixels, for {name}", fix=f"set backbone.pixels={near}")
 
 
 def no_such_size(name: str, pixels: int, own: int, why: object) -> ModelError:
-    """The error for a model that cannot be brought to another input size.
+    """Compose the error for a model that does not support an input size.
 
     Args:
-        name: The backbone.
-        pixels: Edge asked for.
+        name: Name of the backbone.
+        pixels: Requested edge.
         own: Its own edge.
-        why: What its package said.
+        why: Reason, or the error of its package.
     """
     return ModelError(
-        explain(
-            f"it does not take tiles of {pixels} pixels: {' '.join(str(why).split())[:200] or type(why).__name__}",
-            where=f"backbone.pixels, for {name}",
-            fix=f"leave backbone.pixels out (its own size is {own}), or choose another backbone",
-        )
+        f"tiles of {pixels} pixels are not supported: {' '.join(str(why).split())[:200] or type(why).__name__}",
+        where=f"backbone.pixels, for {name}",
+        fix=f"leave backbone.pixels out (its own size is {own}), or choose another backbone",
     )
 
 
 def inner_model(module: nn.Module) -> Any:
-    """The package's own model, without our pooling around it."""
+    """The package's own model, without clipit's pooling."""
     return module.trunk if isinstance(module, TokenPool) else module
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """The same module; its convolutions' weights lie in memory as `Preprocess.normalise` lays pixels."""
-    moved: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    """Set the memory format of convolutions to that of `Preprocess.normalise`."""
+    converted: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return converted

@@ -1,4 +1,4 @@
-"""The frozen vision-language model: one interface over the packages that can load one."""
+"""The frozen vision-language model: one interface to all packages that load one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from clipit.config.run import VLMConfig
-from clipit.errors import ModelError, explain, shortlist
+from clipit.errors import ModelError, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_vlm import has_quick_gelu
 from clipit.models.preprocess import Preprocess
@@ -18,7 +18,7 @@ from clipit.models.vlm_sources import named_towers, unnamed_towers
 from clipit.models.vlm_specs import VLMS
 
 Space = Literal["joint", "raw"]
-"""Where images and texts meet; or the image tower's features before its projection into it."""
+"""The joint space of images and texts, or the image tower's features before the projection into it."""
 
 _PROBE = "Moderately differentiated adenocarcinoma, grade 2; margins free."
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,23 +26,23 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class VLM:
-    """Two frozen towers with one joint space.
+    """A frozen vision-language model.
 
     Attributes:
-        name: As configured.
+        name: Configured name.
         source: Folder, hub id or built-in name that it was loaded from.
-        preprocess: Of the image tower.
+        preprocess: Preprocessing of the image tower.
         joint_dim: Dimension of the joint space.
-        raw_dim: Length of an image embedding before projection; None when this VLM gives none.
-        context_length: Most tokens of a text, special tokens included.
-        expected_mpp: Micrometres per pixel of its training tiles; None when unknown.
+        raw_dim: Length of an image embedding before projection; None if the VLM has none.
+        context_length: Maximum number of tokens of a text, special tokens included.
+        expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         logit_scale: Trained factor on cosines.
-        fingerprint: Over weights, preprocessing and tokeniser; the precision of a run is not part of it.
+        fingerprint: Fingerprint of weights, preprocessing and tokeniser; the precision is not part of it.
         precision: `fp32`, or the type of autocast.
-        device: Where it computes.
-        towers: The package's model and how it is called.
-        quick_gelu: As configured; None: as the model's own configuration or the table says.
-        note: What the table says a user should know of it.
+        device: Device of the model.
+        towers: The package's model, with its functions.
+        quick_gelu: Configured value; None: as the model's own configuration or the table says.
+        note: Note of the table for users.
     """
 
     name: str
@@ -61,7 +61,7 @@ class VLM:
     note: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest or a classifier records about it (JSON-like)."""
+        """Description for manifests and classifiers (JSON-like)."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -76,82 +76,76 @@ class VLM:
 
     @property
     def image_parameters(self) -> int:
-        """Weights of the image tower and its projection."""
-        return sum(p.numel() for name, p in self.towers.module.named_parameters() if self.towers.of_image(name))
+        """Number of weights of the image tower and its projection."""
+        return sum(p.numel() for name, p in self.towers.module.named_parameters() if self.towers.is_image_weight(name))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens per text as its text tower counts them: special tokens included, nothing cut."""
+        """Count tokens per text, special tokens included, without truncation."""
         return list(self.towers.count_tokens(_several(texts)))
 
     def cut_tokens(self, texts: Sequence[str]) -> tuple[int, int]:
-        """How many of these texts `truncate=True` cuts, and how many tokens they lose together."""
-        over = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
-        return len(over), sum(over)
+        """Count the texts that `truncate=True` truncates, and the tokens that are dropped in total."""
+        excess = [count - self.context_length for count in self.count_tokens(texts) if count > self.context_length]
+        return len(excess), sum(excess)
 
     def dim(self, space: Space) -> int:
         """Length of an image embedding in this space.
 
         Raises:
-            ModelError: It has no features before its projection.
+            ModelError: The VLM has no features before its projection.
         """
         if space == "joint":
             return self.joint_dim
         if self.raw_dim is None:
             raise ModelError(
-                explain(
-                    "this VLM gives no image embedding before its projection (its pooling is the projection)",
-                    where=self.name,
-                    fix="use its joint space, or another VLM",
-                )
+                "this VLM has no image embedding before its projection (its pooling is the projection)",
+                where=self.name,
+                fix="use its joint space, or another VLM",
             )
         return self.raw_dim
 
     def encode_images(
         self, pixels: UInt8[torch.Tensor, "b 3 h w"], *, space: Space = "joint"
     ) -> Float[torch.Tensor, "b d"]:
-        """Un-normalised float32 embeddings of `preprocess.pixels`.
+        """Encode pixels from `preprocess.pixels` as un-normalised float32 embeddings.
 
         Raises:
-            ModelError: The pixels do not have the size of its preprocessing; it has no such space.
+            ModelError: The pixels do not have the size of its preprocessing, or it has no such space.
         """
         self.dim(space)
         size = self.preprocess.size
         if tuple(pixels.shape[-2:]) != (size, size):
             raise ModelError(
-                explain(
-                    f"pixels of {tuple(pixels.shape[-2:])} for a VLM of {size} x {size}",
-                    where=self.name,
-                    fix="make them with this VLM's own preprocess.pixels",
-                )
+                f"expected pixels of {size} x {size}, got {tuple(pixels.shape[-2:])}",
+                where=self.name,
+                fix="make them with this VLM's own preprocess.pixels",
             )
         with torch.inference_mode(), self._autocast():
             encode = self.towers.raw if space == "raw" and self.towers.raw else self.towers.image
             embeddings = encode(self.preprocess.normalise(pixels.to(self.device)))
-        return embeddings.float().clone()  # cloned outside: an inference tensor could not serve as a target
+        return embeddings.float().clone()  # cloned, because an inference tensor cannot be a training target
 
     def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> Float[torch.Tensor, "b d"]:
-        """Un-normalised float32 embeddings.
+        """Encode texts as un-normalised float32 embeddings.
 
         Raises:
-            ModelError: A text is over the budget and `truncate` is False.
+            ModelError: A text exceeds the context length and `truncate` is False.
         """
         texts = _several(texts)
         if not texts:
             return torch.zeros(0, self.joint_dim, device=self.device)
         if not truncate:
             counts = self.count_tokens(texts)
-            over = [
+            too_long = [
                 f"{count}: {text[:60]!r}"
                 for text, count in zip(texts, counts, strict=True)
                 if count > self.context_length
             ]
-            if over:
+            if too_long:
                 raise ModelError(
-                    explain(
-                        f"{len(over)} texts have more than {self.context_length} tokens: {shortlist(over, 3)}",
-                        where=self.name,
-                        fix="split them, or pass truncate=True to have them cut",
-                    )
+                    f"{len(too_long)} texts have more than {self.context_length} tokens: {shortlist(too_long, 3)}",
+                    where=self.name,
+                    fix="split them, or pass truncate=True",
                 )
         with torch.inference_mode(), self._autocast():
             tokens = {key: value.to(self.device) for key, value in self.towers.tokenise(texts).items()}
@@ -167,15 +161,18 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     """Load and freeze the VLM of a configuration.
 
     Raises:
-        ModelError: Unknown name, missing files, gated or absent weights, or not what the table says of this name.
-        ConfigError: A path beside a name that is not in the table.
+        ModelError: The name is unknown, files are missing, weights are gated or missing, or the model differs from its
+            entry of the table.
+        ConfigError: A path is given with a name outside the table.
     """
     device = torch.device(device)
     spec = VLMS.get(config.name)
     towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
     towers.module.eval().requires_grad_(False)
     with foreign_errors(
-        config.name, hint="Its tokeniser's files may be incomplete, or those of another model.", where=towers.source
+        config.name,
+        hint="Its tokeniser's files may be incomplete, or of another model.",
+        where=towers.source,
     ):
         tokens = towers.tokenise([_PROBE])
         towers.count_tokens([_PROBE])
@@ -207,15 +204,15 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
 
 def _facts(towers: Towers, joint_dim: int) -> dict[str, Any]:
-    """What the table also says of a model."""
-    rules = towers.preprocess
+    """Properties that the table also states."""
+    preprocess = towers.preprocess
     return {
         "dim": joint_dim,
         "raw_dim": towers.raw_dim,
-        "pixels": rules.size,
-        "mean": rules.mean,
-        "std": rules.std,
-        "interpolation": rules.interpolation,
+        "pixels": preprocess.size,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "interpolation": preprocess.interpolation,
         "context_length": towers.context_length,
     }
 
@@ -223,6 +220,6 @@ def _facts(towers: Towers, joint_dim: int) -> dict[str, Any]:
 def _several(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
         raise ModelError(
-            explain("one text where a list of texts is due", where=repr(texts[:60]), fix="put it into a list: [text]")
+            "expected a list of texts, got a single one", where=repr(texts[:60]), fix="put it into a list: [text]"
         )
     return list(texts)

@@ -1,4 +1,4 @@
-"""The VLMs that can be named: one entry each. A further one of a known family is one more entry."""
+"""Table of known VLMs; another model of a known family is one more entry."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _HUB = "https://huggingface.co/"
 def _vlm(
     name: str, family: str, source: str, dim: int, context_length: int | None, raw_dim: int, **more: Any
 ) -> ModelSpec:
-    """An entry with what most of them share: OpenAI's means and deviations, 224 pixels, the hub's page."""
+    """An entry with common defaults: OpenAI's means and deviations, 224 pixels, the hub's page."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": OPENAI_MEAN,
@@ -35,12 +35,12 @@ _ENTRIES = (
     _vlm(
         "clip-vit-b-32", "open_clip", "ViT-B-32-quickgelu/openai", 512, 77, 768,
         licence="MIT", page=_HUB + "openai/clip-vit-base-patch32", loader={"quick_gelu": True},
-        note="General pictures; OpenAI's weights need the quick GELU.",
+        note="Natural images; OpenAI's weights need the quick GELU.",
     ),
     _vlm(
         "clip-vit-l-14", "open_clip", "ViT-L-14-quickgelu/openai", 768, 77, 1024,
         licence="MIT", page=_HUB + "openai/clip-vit-large-patch14", loader={"quick_gelu": True},
-        note="General pictures; OpenAI's weights need the quick GELU.",
+        note="Natural images; OpenAI's weights need the quick GELU.",
     ),
     _vlm("plip", "clip", "vinid/plip", 512, 77, 768, licence="non-commercial"),
     _vlm(
@@ -50,21 +50,21 @@ _ENTRIES = (
         note="Needs the conch package. 127 tokens: the 128th place is the class token's.",
     ),
     _vlm("quiltnet-b-32", "open_clip", "wisdomik/QuiltNet-B-32", 512, 77, 768, licence="MIT",
-         note="Its configuration asks for no quick GELU although it was tuned from OpenAI's weights."),
+         note="Its configuration has no quick GELU although it was tuned from OpenAI's weights."),
     _vlm("quiltnet-b-16", "open_clip", "wisdomik/QuiltNet-B-16", 512, 77, 768, licence="MIT",
-         note="Its configuration asks for no quick GELU although it was tuned from OpenAI's weights."),
+         note="Its configuration has no quick GELU although it was tuned from OpenAI's weights."),
     _vlm("quiltnet-b-16-pmb", "open_clip", "wisdomik/QuiltNet-B-16-PMB", 512, 256, 768,
-         note="Its text tower needs PubMedBERT's configuration and tokeniser files, too."),
+         note="Its text tower needs PubMedBERT's configuration and tokeniser files as well."),
     _vlm(
         "biomedclip", "open_clip", "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", 512, 256, 768,
-        licence="MIT", note="Its text tower needs PubMedBERT's configuration and tokeniser files, too.",
+        licence="MIT", note="Its text tower needs PubMedBERT's configuration and tokeniser files as well.",
     ),
     _vlm("bioclip", "open_clip", "imageomics/bioclip", 512, 77, 768,
-         note="Photographs and names of organisms, no pathology."),
+         note="Trained on photographs and names of organisms, not on pathology."),
     _vlm(
         "pathgen-clip-b-16", "open_clip", "ViT-B-16", 512, 77, 768,
         gated=True, page="https://github.com/PathFoundation/PathGen-1.6M", loader={"checkpoint": True},
-        note="A checkpoint file (pathgenclip.pt) of its page, given as vlm.path.",
+        note="Needs the checkpoint file of its page (pathgenclip.pt) as vlm.path.",
     ),
     _vlm(
         "pathgen-clip-l-14", "clip", "jamessyx/pathgenclip-vit-large-patch14-hf", 768, 77, 1024, gated=True,
@@ -85,7 +85,7 @@ _ENTRIES = (
         "conch-v1.5", "image_only", "MahmoodLab/conchv1_5", 768, None, 768,
         pixels=448, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear", expected_mpp=_AT_20X,
         gated=True,
-        note="Image tower alone: no text tower was released, so it cannot pair.",
+        note="Only the image tower was released, so it cannot pair.",
     ),
     _vlm(
         "titan", "image_only", "MahmoodLab/TITAN", 768, None, 768,

@@ -1,4 +1,4 @@
-"""Whether all of a model's weights came from its file: packages go on with random values where some did not."""
+"""Checks that all weights of a model came from its file; packages keep random values for missing ones."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from clipit.errors import ModelError, explain, shortlist
+from clipit.errors import ModelError, shortlist
 
 Shape = tuple[int, ...]
 
 _PATCHES = "patch_embed.proj.weight"
-"""timm's name of the convolution that makes patches; its last two dimensions are their height and width."""
+"""Weight of timm's patch convolution; its last two dimensions are height and width of a patch."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What one `load_state_dict` found.
+    """Result of one call of `load_state_dict`.
 
     Attributes:
-        module: Whose.
-        missing: Weights of the module that the file has not: they stay random.
-        unexpected: Weights of the file that the module has not.
+        module: Module that was filled.
+        missing: Weights of the module that are not in the file; they stay random.
+        unexpected: Weights of the file that are not in the module.
     """
 
     module: nn.Module
@@ -34,36 +34,35 @@ class LoadReport:
 
 @contextmanager
 def load_reports() -> Iterator[list[LoadReport]]:
-    """Note what every `load_state_dict` within the block finds missing and unexpected, and let it go on.
+    """Record missing and unexpected weights of every call of `load_state_dict` in the block, and make none strict.
 
-    timm creates and fills a model in one call, is not strict when the numbers of classes differ, and keeps the result
-    to itself; there is no hook for a module that does not exist yet.
+    timm builds and fills a model in one call, is not strict if the numbers of classes differ, and does not return the
+    result; there is no hook for a module that does not exist yet.
     """
     reports: list[LoadReport] = []
     original = nn.Module.load_state_dict
 
-    def noted(self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The same, never strict: whoever opened the block judges the report."""
-        found = original(self, state_dict, strict=False, assign=assign)
-        reports.append(LoadReport(self, tuple(found.missing_keys), tuple(found.unexpected_keys)))
-        return found
+    def record(self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        result = original(self, state_dict, strict=False, assign=assign)
+        reports.append(LoadReport(self, tuple(result.missing_keys), tuple(result.unexpected_keys)))
+        return result
 
-    nn.Module.load_state_dict = noted  # type: ignore[method-assign]
+    nn.Module.load_state_dict = record  # type: ignore[method-assign]
     try:
         yield reports
     finally:
         nn.Module.load_state_dict = original  # type: ignore[method-assign]
 
 
-def refuse_unfit(missing: Sequence[str], unexpected: Sequence[str], *, name: str, where: object, fix: str) -> None:
-    """Make sure that nothing stayed random and nothing was left over.
+def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name: str, where: object, fix: str) -> None:
+    """Check that no weight stayed random and none was left over.
 
     Args:
-        missing: Weights that were not in the file.
-        unexpected: Weights of the file that found no place.
-        name: The model, for the message.
-        where: The file, folder or hub id.
-        fix: What to do.
+        missing: Weights of the model that are not in the file.
+        unexpected: Weights of the file that are not in the model.
+        name: Name of the model, for the error.
+        where: File, folder or hub id.
+        fix: What to do about it.
 
     Raises:
         ModelError: There are some of either; both are listed.
@@ -74,11 +73,11 @@ def refuse_unfit(missing: Sequence[str], unexpected: Sequence[str], *, name: str
         if keys
     ]
     if parts:
-        raise ModelError(explain(f"the weights do not fit {name}; {'; '.join(parts)}", where=where, fix=fix))
+        raise ModelError(f"the weights do not fit {name}; {'; '.join(parts)}", where=where, fix=fix)
 
 
 def mismatches(keys: Iterable[Any]) -> list[str]:
-    """transformers' `mismatched_keys` (name, shape in the file, shape in the model), each as words."""
+    """Format transformers' `mismatched_keys` (name, shape in the file, shape in the model)."""
     return sorted(
         f"{key[0]} is {tuple(key[1])} in the file, {tuple(key[2])} in config.json's model"
         if isinstance(key, tuple) and len(key) == 3
@@ -87,13 +86,29 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
     )
 
 
-def tensor_shapes(file: Path) -> dict[str, Shape]:
-    """Name -> shape of the tensors of a file, without reading their values where the format allows it.
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file or a checkpoint: a bare state dict, or one under the key `state_dict`.
 
-    Raises the readers' own errors: use it inside `foreign_errors`.
+    The prefix `module.` of names, which a parallel wrapper adds, is removed. It raises the readers' own errors: use it
+    inside `foreign_errors`.
+    """
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    if isinstance(tensors, dict) and "state_dict" in tensors:
+        tensors = tensors["state_dict"]
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def tensor_shapes(file: Path) -> dict[str, Shape]:
+    """Name -> shape of the tensors of a file, without reading their values if the format allows it.
+
+    It raises the readers' own errors: use it inside `foreign_errors`.
 
     Raises:
-        ModelError: The file holds something beside tensors, such as a state dict within a checkpoint.
+        ModelError: The file does not hold tensors alone, but for instance a state dict within a checkpoint.
     """
     if file.suffix == ".safetensors":
         from safetensors import safe_open
@@ -101,59 +116,55 @@ def tensor_shapes(file: Path) -> dict[str, Shape]:
         with safe_open(file, "pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # the format before torch 1.6 cannot be mapped
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    others = [str(key) for key, value in found.items() if not isinstance(value, torch.Tensor)] if found else []
-    if not isinstance(found, dict) or others:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # formats before torch 1.6 cannot be mapped
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    others = [str(key) for key, value in tensors.items() if not isinstance(value, torch.Tensor)] if tensors else []
+    if not isinstance(tensors, dict) or others:
         raise ModelError(
-            explain(
-                f"this file does not hold tensors alone, but {shortlist(others) or type(found).__name__}",
-                where=file,
-                fix="save the state dict of the model alone, for instance torch.save(found['state_dict'], FILE)",
-            )
+            f"the file does not hold tensors alone, but {shortlist(others) or type(tensors).__name__}",
+            where=file,
+            fix="save the state dict of the model alone, for instance torch.save(checkpoint['state_dict'], FILE)",
         )
-    return {name: tuple(tensor.shape) for name, tensor in found.items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def refuse_other_patches(module: nn.Module, file: Mapping[str, Shape], *, where: object, fix: str) -> None:
-    """Make sure that the patches of a file have the model's size: timm resizes others without a word.
+def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: object, fix: str) -> None:
+    """Check that the patches of a file have the model's size, because timm silently resizes others.
 
     Args:
-        module: What was loaded.
-        file: `tensor_shapes` of its file.
-        where: The file.
-        fix: What to do.
+        module: Loaded model.
+        shapes: `tensor_shapes` of its file.
+        where: File of weights.
+        fix: What to do about it.
 
     Raises:
-        ModelError: They have another size.
+        ModelError: The sizes differ.
     """
-    due = _shapes(module).get(_PATCHES)
-    for key, shape in file.items():
-        if due and key.endswith(_PATCHES) and len(shape) == len(due) == 4 and shape[2:] != due[2:]:
+    expected = _shapes(module).get(_PATCHES)
+    for key, shape in shapes.items():
+        if expected and key.endswith(_PATCHES) and len(shape) == len(expected) == 4 and shape[2:] != expected[2:]:
             raise ModelError(
-                explain(
-                    f"another architecture: patches of {shape[2:]} pixels in the file, {due[2:]} in the model",
-                    where=where,
-                    fix=fix,
-                )
+                f"another architecture: patches of {shape[2:]} pixels in the file, {expected[2:]} in the model",
+                where=where,
+                fix=fix,
             )
 
 
-def refuse_other_structure(found: nn.Module, wanted: nn.Module, *, name: str, where: object, fix: str) -> None:
-    """Make sure that two models have the same weights by name and shape, and the same heads of attention.
+def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, where: object, fix: str) -> None:
+    """Check that two models have the same names and shapes of weights, and numbers of attention heads.
 
     Args:
-        found: What was loaded.
-        wanted: The same without weights, as the table says.
-        name: The table's name.
-        where: The file, folder or hub id.
-        fix: What to do.
+        loaded: Loaded model.
+        expected: Model that the table describes, with any weights.
+        name: Name of the table.
+        where: File, folder or hub id.
+        fix: What to do about it.
 
     Raises:
         ModelError: They differ; the first differences are named.
     """
-    has, due = _shapes(found), _shapes(wanted)
+    has, due = _shapes(loaded), _shapes(expected)
     wrong = [
         f"{key} is {has.get(key, 'missing')}, the table's is {due.get(key, 'not there')}"
         for key in sorted(has.keys() | due.keys())
@@ -161,16 +172,12 @@ def refuse_other_structure(found: nn.Module, wanted: nn.Module, *, name: str, wh
     ]
     if wrong:
         raise ModelError(
-            explain(
-                f"what was loaded is not {name} as clipit's table describes it: {shortlist(wrong, 3)}",
-                where=where,
-                fix=fix,
-            )
+            f"what was loaded is not {name} as clipit's table describes it: {shortlist(wrong, 3)}", where=where, fix=fix
         )
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
-    """Weights and their shapes; and the numbers of heads, which no weight shows."""
+    """Shapes of weights, and numbers of attention heads, which no weight shows."""
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     heads = {
         f"{key}.num_heads": (int(part.num_heads),)

@@ -1,49 +1,48 @@
-"""The k nearest snippets of tiles: candidates by matrix products, scores computed again exactly, ties by id."""
+"""k-nearest-neighbour search: candidates by matrix products, exact scores, ties by id."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.stores.embed import SHARD, Store
 from clipit.stores.index import Index
 
 SPARE = 4
-"""Candidates beyond k, so that ties at the edge are seen."""
+"""Candidates beyond k, so that ties at rank k are found."""
 DECIMALS = 6
-"""Scores nearer than this are ties; float error must not decide."""
+"""Decimals to which scores are rounded, so that float errors do not decide ties."""
 CHUNK = 4096
-"""Keys multiplied at once; with the block of queries it bounds the memory."""
+"""Keys per matrix product; with the number of queries it bounds the memory."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What is searched exactly: all vectors of one side, held in memory as a Flat index holds them."""
+    """Vectors to search exactly, in memory as in a Flat index."""
 
     vectors: Float[Tensor, "s dim"]
     bias: Float64[np.ndarray, "s"]
-    """Subtracted from every cosine with this key before ranking; inf: never found."""
+    """Bias that is subtracted from the cosines of each key before ranking; inf excludes it."""
     owners: Int[np.ndarray, "s"]
-    """Keys with the owner of a query (a group, or the query itself) are not found by it; -1: nobody's."""
+    """Owner of each key (a group, or the key itself); queries of the same owner exclude it; -1: none."""
 
 
 def search(
     index: Index, queries: Float32[np.ndarray, "q dim"], k: int
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-    """Rows of the index and cosines of the k nearest snippets, nearest first, ties by lowest id.
+    """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
 
     The index proposes a few more than k; their cosines are computed again, exactly and in the same order of
     operations for every batch size, and rounded before sorting.
 
     Args:
-        index: What to search.
+        index: Index of snippets.
         queries: Unit vectors, centred as the index is.
-        k: Snippets per query; fewer come back when the index holds fewer.
+        k: Snippets per query; fewer are returned if the index holds fewer.
     """
     wide = min(k + SPARE, len(index.ids))
     rows = index.candidates(queries, wide)
@@ -56,39 +55,40 @@ def search(
 def cosines(
     queries: Float32[np.ndarray, "q dim"], vectors: Float32[np.ndarray, "q k dim"]
 ) -> Float32[np.ndarray, "q k"]:
-    """Products of unit vectors in one order of operations for every batch size, rounded."""
+    """Compute rounded cosines of unit vectors, in one order of operations for every batch size."""
     return np.asarray(np.einsum("qd,qkd->qk", queries, vectors).round(DECIMALS), dtype=np.float32)
 
 
 def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wide"], k: int) -> Int[np.ndarray, "q k"]:
-    """Places of the first k candidates, highest ranking first, ties by lowest row (rows ascend by id)."""
+    """Positions of the k candidates with the highest ranking, ties by lowest row (rows ascend by id)."""
     return np.asarray(np.lexsort((rows, -ranking), axis=1)[:, :k], dtype=np.int64)
 
 
 def nearest(
     queries: Float32[np.ndarray, "q dim"], owners: Int[np.ndarray, "q"], keys: Keys, k: int
 ) -> Int[np.ndarray, "q k"]:
-    """Rows of the k keys with the highest cosine less bias, in no certain order; -1 where fewer are allowed.
+    """Find the rows of the k keys with the highest cosine minus bias, in no particular order, padded with -1.
 
     Args:
         queries: Unit vectors.
-        owners: Keys of the same owner are left out; -1: nobody's, nothing is.
-        keys: All that can be found.
-        k: How many; no more than there are keys.
+        owners: Owner of each query, whose keys are excluded; -1: none.
+        keys: Vectors to search.
+        k: Keys per query, at most the number of keys.
     """
     device = keys.vectors.device
-    found, own = torch.from_numpy(queries).to(device), torch.from_numpy(owners).to(device)
+    vectors, query_owners = torch.from_numpy(queries).to(device), torch.from_numpy(owners).to(device)
     bias = torch.from_numpy(keys.bias.astype(np.float32)).to(device)
     key_owners = torch.from_numpy(keys.owners).to(device)
-    some_owned = bool((owners >= 0).any() and (keys.owners >= 0).any())
+    any_owned = bool((owners >= 0).any() and (keys.owners >= 0).any())
     scores = torch.full((len(queries), k), -torch.inf, device=device)
     rows = torch.full((len(queries), k), -1, dtype=torch.int64, device=device)
     buffer = torch.empty(len(queries) * CHUNK, device=device)
     for start in range(0, len(keys.vectors), CHUNK):
         part = slice(start, start + CHUNK)
-        values = product(found, keys.vectors[part], buffer).sub_(bias[part])
-        if some_owned:
-            values.masked_fill_((own[:, None] == key_owners[part]) & (own >= 0)[:, None], -torch.inf)
+        values = product(vectors, keys.vectors[part], buffer).sub_(bias[part])
+        if any_owned:
+            same_owner = (query_owners[:, None] == key_owners[part]) & (query_owners >= 0)[:, None]
+            values.masked_fill_(same_owner, -torch.inf)
         best = values.topk(min(k, values.shape[1]), dim=1)
         both = torch.cat([scores, best.values], dim=1).topk(k, dim=1)
         scores, rows = both.values, torch.cat([rows, best.indices + start], dim=1).gather(1, both.indices)
@@ -99,9 +99,9 @@ def nearest(
 def product(
     left: Float[Tensor, "a dim"], right: Float[Tensor, "b dim"], buffer: Float[Tensor, "_"]
 ) -> Float[Tensor, "a b"]:
-    """Inner products of all rows, written into the buffer: fresh memory for each block costs as much as a tenth of it.
+    """Compute inner products of all rows in a buffer, because allocating memory for each block costs a tenth of it.
 
-    On the CPU numpy multiplies: its BLAS took 0.58 s where that of torch took 0.68 s (one thread, AMD EPYC).
+    On the CPU numpy multiplies: its BLAS took 0.58 s, that of torch 0.68 s (one thread, AMD EPYC).
     """
     out = buffer[: len(left) * len(right)].view(len(left), len(right))
     if left.device.type == "cpu":
@@ -112,7 +112,7 @@ def product(
 
 
 def index_matrix(index: Index) -> Float[Tensor, "s dim"]:
-    """All vectors of an index as they are matched, float32, on this process's device."""
+    """All vectors of an index as they are searched, float32, on this process's device."""
     matrix = np.empty((len(index.ids), index.store.dim), dtype=np.float32)
     for start in range(0, len(matrix), CHUNK):
         matrix[start : start + CHUNK] = index.vectors(np.arange(start, min(start + CHUNK, len(matrix))))
@@ -120,24 +120,18 @@ def index_matrix(index: Index) -> Float[Tensor, "s dim"]:
 
 
 def check_finite(store: Store, what: str) -> None:
-    """Refuse embeddings that are not finite: one alone would spoil a modality's mean and so every score.
+    """Check that all embeddings of a store are finite: a single one would corrupt the mean, and so every score.
 
     Raises:
-        DataError: Naming the ids.
+        DataError: Some are not; their ids are named.
     """
     bad: list[str] = []
     for start, block in store.blocks(SHARD):
         if not np.isfinite(block.sum()):
-            bad += _not_finite(store.ids[start : start + len(block)].tolist(), np.isfinite(block).all(axis=1))
+            bad += store.ids[start + np.flatnonzero(~np.isfinite(block).all(axis=1))].tolist()
     if bad:
         raise DataError(
-            explain(
-                f"{len(bad)} embeddings of {what} are not finite: {shortlist(bad)}",
-                where=store.artifact.folder,
-                fix="delete this folder and embed again with vlm.precision=fp32; look at these inputs if it stays so",
-            )
+            f"{len(bad)} embeddings of {what} are not finite: {shortlist(bad)}",
+            where=store.artifact.folder,
+            fix="delete this folder and embed again with vlm.precision=fp32; if the error remains, check these inputs",
         )
-
-
-def _not_finite(ids: Sequence[str], finite: Bool[np.ndarray, "n"]) -> list[str]:
-    return [ids[row] for row in np.flatnonzero(~finite).tolist()]

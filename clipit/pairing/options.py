@@ -1,26 +1,26 @@
-"""Pairing rules side by side, computed in memory: a table to choose from. No pair is written, nothing is chosen."""
+"""A table that compares pairing rules, computed in memory: no pairs are written, and no rule is chosen."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int
 
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
 from clipit.errors import printable
-from clipit.pairing.agreement import agreement
 from clipit.pairing.nearest import check_finite
-from clipit.pairing.pair_tables import judged_table, kept_pairs
 from clipit.pairing.pairs import check_same_encoder
-from clipit.pairing.selection import Selection, find, prepare
+from clipit.pairing.selection import Candidates, Selection, find, judged_table, kept_pairs, prepare
 from clipit.pairing.sources import sole_groups
-from clipit.pairing.summary import summarise
+from clipit.pairing.summary import agreement, summarise
 from clipit.stores.embed import Store, centred
 from clipit.stores.index import Index
+
+T = TypeVar("T")
 
 CORRECTIONS = ("none", "csls", "inverted_softmax", "sinkhorn")
 _MOST_ORGANS = 4
@@ -40,12 +40,12 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Option:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        name: The rules in short.
-        rules: To be copied into the configuration.
-        summary: Of `summarise`, with `agreement` where labels were given.
+        name: Short description of the rules.
+        rules: Rules to copy into the configuration.
+        summary: Statistics from `summarise`, with `agreement` if labels were given.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Option:
     summary: Mapping[str, Any]
 
     def figure(self, column: str) -> float | int | None:
-        """One of the table's figures; None where it is undefined."""
+        """One figure of the row; None if undefined."""
         key = "share_without_pair" if column == "without_pair" else column
-        found: float | int | None = self.summary.get(key, self.summary.get("agreement", {}).get(key))
-        return found
+        value: float | int | None = self.summary.get(key, self.summary.get("agreement", {}).get(key))
+        return value
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What all lines have in common; as in `compare_options`."""
+class _Inputs:
+    """Inputs that all rows share; see `compare_options`."""
 
     tiles: Store
     sources: pa.Table | None
@@ -69,25 +69,24 @@ class _Asked:
     labels: Mapping[str, int] | None
 
     def prepared(self, index: Index, rules: PairingConfig) -> Selection:
-        """The rules made ready."""
         return prepare(index, self.tiles, rules, block=rules.block, sources=self.sources, groups=self.groups)
 
-    def lines(
+    def rows(
         self,
         prepared: Selection,
         variants: Sequence[PairingConfig],
         class_vectors: Float32[np.ndarray, "classes dim"] | None,
     ) -> list[Option]:
-        """One line per variant; they share correction, filters and k, so that one search serves them all."""
-        index, found = prepared.index, list[Option]()
+        """One row per variant; they share correction, filters and k, and so one search."""
+        index, options = prepared.index, list[Option]()
         for rules, judged in zip(variants, _tables(prepared, variants, self.tiles), strict=True):
             kept, dropped = kept_pairs(judged)
-            seen = None
+            figures = None
             if self.labels is not None:
-                seen = agreement(kept, self.labels, index=index, class_vectors=class_vectors)
-            summary = summarise(kept, len(index.ids), n_tiles=len(self.tiles.ids), dropped=dropped, agreement=seen)
-            found.append(Option(_name(rules), rules, summary))
-        return found
+                figures = agreement(kept, self.labels, index=index, class_vectors=class_vectors)
+            summary = summarise(kept, len(index.ids), n_tiles=len(self.tiles.ids), dropped=dropped, agreement=figures)
+            options.append(Option(_name(rules), rules, summary))
+        return options
 
 
 def compare_options(
@@ -103,60 +102,61 @@ def compare_options(
     class_vectors: Float32[np.ndarray, "classes dim"] | None = None,
     other: tuple[Index, Float32[np.ndarray, "classes dim"] | None] | None = None,
 ) -> list[Option]:
-    """Every correction alone, with a threshold and with mutual neighbours; then, with the configured correction, one
-    line for each further rule: margins, organs, own groups, centring.
+    """Compare pairing rules: each correction alone, with thresholds and with mutual neighbours.
+
+    With the configured correction, one row each follows for margins, organs, own groups and centring.
 
     Args:
         index: Flat index over the snippets.
-        tiles: Training tiles.
-        rules: The configuration: k, block and the correction's own keys hold in all lines, and so do its organs and
-            exclude_same_group except in the lines that turn these round.
-        thresholds: Cosines to try; by default the configured one, else the lower quartile and the median of the
-            uncorrected nearest snippets' cosines.
-        margins: Margins to try; by default the configured one, else the lower quartile and the median of what the
-            tiles' best snippets exceed the (k+1)-th by.
-        sources: As for `pair_tiles`; with it each of the four organs with most snippets gets a line.
-        groups: As for `pair_tiles`; with it and `sources`, if both name groups, snippets of the own group get a line.
-        labels: Tile id -> class of the tiles whose label training may see; others negative or absent.
-        class_vectors: Class prompts, centred as the snippets are.
-        other: Index over the same snippets that is centred if `index` is not, and the class prompts for it.
+        tiles: Store of training tiles.
+        rules: Configured rules; k, block and the keys of the correction apply to all rows, and so do organs and
+            exclude_same_group except in the rows that vary them.
+        thresholds: Cosines to try; by default the configured one, or else the lower quartile and the median of the
+            cosines of the uncorrected nearest snippets.
+        margins: Margins to try; by default the configured one, or else the lower quartile and the median of the
+            leads of the tiles' best snippets over the (k+1)-th.
+        sources: Table snippet_sources; the four organs with most snippets get one row each.
+        groups: Tile id -> group; if both tiles and snippets have groups, excluding the own group gets a row.
+        labels: Tile id -> class, for tiles whose label training may see; negative or missing for others.
+        class_vectors: Unit vectors of class prompts, centred as the snippets are.
+        other: Index over the same snippets with the opposite centring, and the class prompts for it.
 
     Raises:
         ConfigError: The index is not Flat.
-        DataError: As `pair_tiles`, but rules that leave no pair are shown, not refused.
+        DataError: As for `pair_tiles`, but rules that leave no pair are shown.
     """
     check_same_encoder(index, tiles)
     check_finite(tiles, "tiles")
     check_finite(index.store, "snippets")
-    asked = _Asked(tiles, sources, groups, labels)
+    inputs = _Inputs(tiles, sources, groups, labels)
     if thresholds is None and rules.threshold is not None:
         thresholds = (rules.threshold,)
     if margins is None and rules.margin is not None:
         margins = (rules.margin,)
     base = rules.model_copy(update={"threshold": None, "margin": None, "mutual": False})
-    found: list[Option] = []
+    options: list[Option] = []
     for correction in CORRECTIONS:
         plain = base.model_copy(update={"correction": correction})
         mutual = plain.model_copy(update={"mutual": True})
-        prepared = asked.prepared(index, mutual)
-        if thresholds is None:  # the first correction is none
+        prepared = inputs.prepared(index, mutual)
+        if thresholds is None:  # the first correction is "none"
             thresholds = _quartiles(_best(prepared, tiles)[0])
         variants = [plain, *(plain.model_copy(update={"threshold": value}) for value in thresholds), mutual]
         if correction == rules.correction:
             tried = _quartiles(_best(prepared, tiles)[1]) if margins is None else margins
             variants += [plain.model_copy(update={"margin": value}) for value in tried]
-        found += asked.lines(prepared, variants, class_vectors)
-    for filtered in _other_filters(base, index, asked):
-        found += asked.lines(asked.prepared(index, filtered), [filtered], class_vectors)
+        options += inputs.rows(prepared, variants, class_vectors)
+    for filtered in _other_filters(base, index, inputs):
+        options += inputs.rows(inputs.prepared(index, filtered), [filtered], class_vectors)
     if other is not None:
         check_same_encoder(other[0], tiles)
-        turned = base.model_copy(update={"centring": not base.centring})
-        found += asked.lines(asked.prepared(other[0], turned), [turned], other[1])
-    return found
+        flipped = base.model_copy(update={"centring": not base.centring})
+        options += inputs.rows(inputs.prepared(other[0], flipped), [flipped], other[1])
+    return options
 
 
 def options_text(options: Sequence[Option]) -> str:
-    """The table for people; `n/a` where a figure is undefined."""
+    """Format the table as text, with `n/a` for undefined figures."""
     columns = [c for c in _COLUMNS if any(option.figure(c) is not None for option in options)]
     rows = [["rules", *(_COLUMNS[column] for column in columns)]]
     for option in options:
@@ -168,64 +168,65 @@ def options_text(options: Sequence[Option]) -> str:
 
 
 def _tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
-    """The judged candidates of all tiles under several rules that share correction and k, in all processes."""
-    processes, rules = get_processes(), prepared.rules
-    mean = tiles.mean() if prepared.index.mean is not None else None
+    """Judged candidates of all tiles under several rules that share correction and k, in all processes."""
     selections = [replace(prepared, rules=v, mutual=prepared.mutual if v.mutual else None) for v in variants]
-    own: dict[int, list[pa.Table]] = {}
-    for start in processes.share(range(0, len(tiles.ids), rules.block)):
-        rows = np.arange(start, min(start + rules.block, len(tiles.ids)))
-        candidates = find(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k)
-        own[start] = [judged_table(tiles.ids[rows], selection, candidates) for selection in selections]
-    merged: dict[int, list[pa.Table]] = {}
-    for part in processes.gather(own):
-        merged |= part
-    return [pa.concat_tables([merged[start][i] for start in sorted(merged)]) for i in range(len(variants))]
+
+    def judge_block(rows: Int[np.ndarray, "_"], candidates: Candidates) -> list[pa.Table]:
+        return [judged_table(tiles.ids[rows], selection, candidates) for selection in selections]
+
+    blocks = _map_candidates(prepared, tiles, judge_block)
+    return [pa.concat_tables([tables[number] for tables in blocks]) for number in range(len(variants))]
 
 
 def _best(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
-    """Cosine of each tile's best snippet, and what that exceeds the (k+1)-th by in the score that ranks."""
-    processes, rules = get_processes(), prepared.rules
-    mean = tiles.mean() if prepared.index.mean is not None else None
-    own: dict[int, np.ndarray] = {}
-    for start in processes.share(range(0, len(tiles.ids), rules.block)):
-        rows = np.arange(start, min(start + rules.block, len(tiles.ids)))
-        candidates = find(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k)
+    """Cosine of each tile's best snippet, and its lead over the (k+1)-th in the score that ranks."""
+
+    def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
         some = np.isfinite(candidates.ranking[:, 0])
-        gaps = candidates.ranking[some, 0] - candidates.ranking[some, -1]  # infinite, if there is no (k+1)-th
-        own[start] = np.stack([candidates.cosines[some, 0].astype(np.float64), gaps])
-    merged: dict[int, np.ndarray] = {}
-    for part in processes.gather(own):
-        merged |= part
-    return np.concatenate([np.empty((2, 0)), *(merged[start] for start in sorted(merged))], axis=1)
+        leads = candidates.ranking[some, 0] - candidates.ranking[some, -1]  # infinite without a (k+1)-th
+        return np.stack([candidates.cosines[some, 0].astype(np.float64), leads])
+
+    return np.concatenate([np.empty((2, 0)), *_map_candidates(prepared, tiles, compute)], axis=1)
+
+
+def _map_candidates(
+    prepared: Selection, tiles: Store, compute: Callable[[Int[np.ndarray, "_"], Candidates], T]
+) -> list[T]:
+    """Apply a function to the rows and candidates of each block of tiles, in all processes."""
+    rules, mean = prepared.rules, tiles.mean() if prepared.index.mean is not None else None
+
+    def search_block(rows: Int[np.ndarray, "_"]) -> T:
+        return compute(rows, find(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k))
+
+    return get_processes().map_blocks(len(tiles.ids), rules.block, search_block)
 
 
 def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
-    """Lower quartile and median of the finite values, to three digits; once if they are equal."""
+    """Lower quartile and median of the finite values, to three digits; one value if they are equal."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return ()
     return tuple(dict.fromkeys(float(f"{value:.3g}") for value in np.quantile(finite, (0.25, 0.5))))
 
 
-def _other_filters(base: PairingConfig, index: Index, asked: _Asked) -> list[PairingConfig]:
-    """The rules with one filter turned round: one organ each (or all, where some are configured), the own group."""
-    found = []
+def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[PairingConfig]:
+    """Rules with one filter changed: each organ alone (or all, if some are configured), the own group."""
+    variants = []
     if base.organs:
-        found.append(base.model_copy(update={"organs": ()}))
-    elif asked.sources is not None:
-        found += [base.model_copy(update={"organs": (organ,)}) for organ in _frequent_organs(asked.sources)]
-    known = asked.sources is not None and any((asked.groups or {}).values())
-    if base.exclude_same_group or (known and bool((sole_groups(index, asked.sources) != "").any())):
-        found.append(base.model_copy(update={"exclude_same_group": not base.exclude_same_group}))
-    return found
+        variants.append(base.model_copy(update={"organs": ()}))
+    elif inputs.sources is not None:
+        variants += [base.model_copy(update={"organs": (organ,)}) for organ in _frequent_organs(inputs.sources)]
+    known = inputs.sources is not None and any((inputs.groups or {}).values())
+    if base.exclude_same_group or (known and bool((sole_groups(index, inputs.sources) != "").any())):
+        variants.append(base.model_copy(update={"exclude_same_group": not base.exclude_same_group}))
+    return variants
 
 
 def _frequent_organs(sources: pa.Table) -> list[str]:
-    """The organs that most snippets come from, at most four; of equally frequent ones the first by name."""
+    """The four organs with most snippets, ties by name."""
     organs = ["" if organ is None else str(organ).strip().lower() for organ in sources.column("organ").to_pylist()]
-    named = {pair for pair in zip(organs, sources.column("snippet_id").to_pylist(), strict=True) if pair[0]}
-    counts = Counter(organ for organ, _ in named)
+    pairs = {pair for pair in zip(organs, sources.column("snippet_id").to_pylist(), strict=True) if pair[0]}
+    counts = Counter(organ for organ, _ in pairs)
     return sorted(counts, key=lambda organ: (-counts[organ], organ))[:_MOST_ORGANS]
 
 

@@ -1,4 +1,4 @@
-"""Search: for each tile its nearest snippets, by id."""
+"""Pairs of tiles with their nearest snippets, as an artefact."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
-from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
+from clipit.artifacts import Artifact, fingerprint, read_json, whole_file, write_json
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, explain
+from clipit.errors import ArtifactError, DataError
+from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.nearest import check_finite, search
-from clipit.pairing.pair_tables import judged_table, kept_pairs, pair_table
-from clipit.pairing.selection import check_some_left, find, prepare, rule_inputs
+from clipit.pairing.selection import check_some_left, find, judged_table, kept_pairs, pair_table, prepare, rule_inputs
 from clipit.pairing.summary import summarise
-from clipit.progress import progress
 from clipit.stores.embed import Store, centred
 from clipit.stores.index import Index
 
@@ -39,41 +38,34 @@ class Pairs:
 
     @cached_property
     def tile_mean(self) -> Float32[np.ndarray, "dim"] | None:
-        """The mean that was subtracted from the tiles, if any."""
+        """Mean that was subtracted from the tiles, if any."""
         file = self.artifact.file("tile_mean.npy")
         return np.load(file) if file.is_file() else None
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What `summarise` found."""
-        import json
-
-        found: dict[str, Any] = json.loads(self.artifact.file("summary.json").read_text(encoding="utf-8"))
-        return found
+        """Statistics from `summarise`."""
+        return read_json(self.artifact.file("summary.json"), fix="delete the folder of the pairs and pair again")
 
 
 def check_same_encoder(index: Index, tiles: Store) -> None:
-    """Refuse an index and a tile store of different encoders.
+    """Check that an index and a tile store were made by the same VLM, in the joint space.
 
     Raises:
-        ArtifactError: Naming both.
+        ArtifactError: They were not; both VLMs are named.
     """
     if tiles.space != "joint":
         raise ArtifactError(
-            explain(
-                f"the tiles were embedded in the {tiles.space} space, in which there is no text",
-                where=tiles.artifact.folder,
-                fix="pair tiles of the joint space",
-            )
+            f"the tiles were embedded in the {tiles.space} space, which holds no texts",
+            where=tiles.artifact.folder,
+            fix="pair tiles of the joint space",
         )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
-            explain(
-                f"the index holds texts of {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
-                f"the tiles were embedded by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
-                where=f"{index.artifact.folder} and {tiles.artifact.folder}",
-                fix="build both with the same `vlm`",
-            )
+            f"the index holds texts of {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
+            f"the tiles were embedded by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
+            where=f"{index.artifact.folder} and {tiles.artifact.folder}",
+            fix="build both with the same `vlm`",
         )
 
 
@@ -88,27 +80,27 @@ def pair_tiles(
     sources: pa.Table | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> Pairs:
-    """The pairs of all tiles of a store.
+    """Pair all tiles of a store with their nearest snippets.
 
     Args:
         root: Output root.
-        index: Over the snippets.
-        tiles: Tile store of the same encoder.
-        k: Snippets per tile.
-        block: Tiles searched at once; the memory depends on it, not on the number of tiles.
-        rules: Correction, threshold and the other keys after these; its k, block and index do not count. None: none.
-        sources: Table snippet_sources, where a rule needs it (organs, exclude_same_group).
-        groups: Tile id -> group, for exclude_same_group.
+        index: Index over the snippets.
+        tiles: Tile store of the same VLM.
+        k: Maximum number of snippets per tile.
+        block: Tiles per search; memory depends on it, not on the number of tiles.
+        rules: Correction, threshold and the keys after these (its k, block and index are ignored); None: no rules.
+        sources: Table snippet_sources, for the rules `organs` and `exclude_same_group`.
+        groups: Tile id -> group, for `exclude_same_group`.
 
     Raises:
-        ArtifactError: Index and tiles come from different encoders.
+        ArtifactError: Index and tiles come from different VLMs.
         ConfigError: A rule needs all scores, and the index is not Flat.
         DataError: There is no tile, an embedding is not finite, or the rules leave no pair.
     """
     check_same_encoder(index, tiles)
     if not len(tiles.ids):
         raise DataError(
-            explain("there is no training tile to pair", where="tiles", fix="give tiles of split train: tiles.splits")
+            "there is no training tile to pair", where="tiles", fix="give tiles of split train: tiles.splits"
         )
     rules = rules or PairingConfig()
     ruled = rule_inputs(rules)
@@ -117,29 +109,20 @@ def pair_tiles(
         inputs["groups"] = fingerprint([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()])
 
     def make(folder: Path) -> dict[str, Any]:
-        """Search block by block, each process its share; the main one joins the parts."""
         processes = get_processes()
         check_finite(tiles, "tiles")
         check_finite(index.store, "snippets")
         mean = tiles.mean() if index.mean is not None else None
-        chosen = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
-        starts = range(0, len(tiles.ids), block)
-        with progress("pairing tiles", len(tiles.ids), shown=processes.main) as advance:
-            for start in processes.share(starts):
-                rows = np.arange(start, min(start + block, len(tiles.ids)))
-                part = folder / f".part-{start:09d}-{block}.parquet"
-                if not part.is_file():
-                    queries = centred(tiles.rows(rows), mean)
-                    if ruled:
-                        table = judged_table(tiles.ids[rows], chosen, find(chosen, queries, chosen.owners[rows], k))
-                    else:
-                        found, scores = search(index, queries, k)
-                        table = pair_table(tiles.ids[rows], index.ids, found, scores)
-                    with whole_file(part) as temporary:
-                        pq.write_table(table, temporary)
-                advance(len(rows) * processes.count)
-        processes.barrier()
-        table = pa.concat_tables([pq.read_table(folder / f".part-{start:09d}-{block}.parquet") for start in starts])
+        selection = prepare(index, tiles, rules, block=block, sources=sources, groups=groups, shown=processes.main)
+
+        def pair(rows: Int[np.ndarray, "_"]) -> pa.Table:
+            queries = centred(tiles.rows(rows), mean)
+            if ruled:
+                return judged_table(tiles.ids[rows], selection, find(selection, queries, selection.owners[rows], k))
+            return pair_table(tiles.ids[rows], index.ids, *search(index, queries, k))
+
+        files = write_blocks(folder, len(tiles.ids), block, "pairing tiles", pair)
+        table = read_blocks(files)
         dropped: dict[str, int] = {}
         if ruled:
             check_some_left(table, rules)
@@ -153,8 +136,8 @@ def pair_tiles(
             with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
         write_json(folder / "summary.json", summarise(table, len(index.ids), n_tiles=len(tiles.ids), dropped=dropped))
-        for part in folder.glob(".part-*.parquet"):
-            part.unlink()
+        for file in folder.glob(".part-*.parquet"):  # of other block sizes, too
+            file.unlink()
         return {"tiles": len(tiles.ids), "pairs": table.num_rows, "k": k, "vlm": tiles.vlm}
 
     return Pairs(build_once(root, "pairs", inputs, make))

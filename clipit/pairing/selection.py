@@ -1,4 +1,4 @@
-"""Which snippets a tile may have, in which order, and which pairs are good enough: "no pair" is an answer."""
+"""Candidate snippets of each tile, and the rules that keep or drop a pair; a tile may have none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int, Int8
 
 from clipit.config.run import PairingConfig
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.pairing.correction import TileBlocks, nearest_tiles, snippet_biases
 from clipit.pairing.nearest import SPARE, Keys, best_first, cosines, index_matrix, nearest, search
 from clipit.pairing.sources import allowed_snippets, owners, sole_groups
@@ -19,20 +19,20 @@ from clipit.stores.embed import Store
 from clipit.stores.index import Index
 
 REASONS = ("kept", "threshold", "margin", "mutual")
-"""What became of a candidate pair, by number; the first reason that applies."""
+"""Outcomes of a candidate pair by number; the first reason that applies."""
 _TIE = 1e-6  # cosines nearer than this are equal
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Rules made ready for an index and a tile store: everything that depends on all tiles is computed.
+    """Pairing rules with everything that depends on all tiles of a store computed.
 
     Attributes:
-        rules: Correction, threshold, margin and the rest.
-        index: Snippets.
-        keys: Snippets to be searched exactly; None: the index is searched.
+        rules: Pairing rules.
+        index: Index of the snippets.
+        keys: Snippets to search exactly; None: the index is searched.
         mutual: Cosine of each snippet's last mutual neighbour; None without that rule.
-        owners: Group number of each tile (-1: none); all -1 unless own groups are left out.
+        owners: Group number of each tile (-1: none); all -1 unless own groups are excluded.
     """
 
     rules: PairingConfig
@@ -44,32 +44,32 @@ class Selection:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best k + 1 snippets of each tile, best first; cosine -inf where there is none."""
+    """The best k + 1 snippets of each tile, best first, padded with cosine -inf."""
 
     rows: Int[np.ndarray, "q k1"]
     cosines: Float32[np.ndarray, "q k1"]
     ranking: Float64[np.ndarray, "q k1"]
-    """What they are ordered by: the cosine, less the correction."""
+    """Score that orders them: cosine minus bias."""
 
 
 def rule_inputs(rules: PairingConfig) -> dict[str, Any]:
-    """What the rules add to the inputs of an artefact: nothing when none is set, so that old pairs stay valid."""
-    found: dict[str, Any] = {}
+    """Inputs that the rules add to the fingerprint of pairs; empty without rules."""
+    inputs: dict[str, Any] = {}
     if rules.correction != "none":
-        found["correction"] = rules.correction
+        inputs["correction"] = rules.correction
         if rules.correction == "csls":
-            found["correction_neighbours"] = rules.correction_neighbours
+            inputs["correction_neighbours"] = rules.correction_neighbours
         else:
-            found["correction_temperature"] = rules.correction_temperature
+            inputs["correction_temperature"] = rules.correction_temperature
         if rules.correction == "sinkhorn":
-            found["correction_iterations"] = rules.correction_iterations
+            inputs["correction_iterations"] = rules.correction_iterations
     if rules.mutual:
-        found["mutual_neighbours"] = rules.mutual_neighbours
+        inputs["mutual_neighbours"] = rules.mutual_neighbours
     if rules.organs:
-        found["organs"] = sorted({organ.strip().casefold() for organ in rules.organs})
+        inputs["organs"] = sorted({organ.strip().casefold() for organ in rules.organs})
     if rules.exclude_same_group:
-        found["exclude_same_group"] = True
-    return found | {
+        inputs["exclude_same_group"] = True
+    return inputs | {
         name: value
         for name in ("threshold", "margin", "score_temperature")
         if (value := getattr(rules, name)) is not None
@@ -86,36 +86,34 @@ def prepare(
     groups: Mapping[str, str] | None = None,
     shown: bool = True,
 ) -> Selection:
-    """Compute what the rules need to know of all tiles and snippets; call it in all processes.
+    """Compute what the rules need from all tiles and snippets, in all processes together.
 
     Args:
-        index: Snippets.
-        tiles: Training tiles.
-        rules: Of them, the keys from `correction` on count here.
-        block: Tiles in a block.
+        index: Index of the snippets.
+        tiles: Store of training tiles.
+        rules: Pairing rules; only the keys from `correction` on are used.
+        block: Tiles per block.
         sources: Table snippet_sources, for `organs` and `exclude_same_group`.
         groups: Tile id -> group, for `exclude_same_group`.
-        shown: Whether to show a bar.
+        shown: Whether to show a progress bar.
 
     Raises:
         ConfigError: The index is not Flat, and a rule needs all scores.
-        DataError: No snippet is left by `organs`, or no group is known for `exclude_same_group`.
+        DataError: `organs` leaves no snippet, or no group is known for `exclude_same_group`.
     """
-    nobody: Int[np.ndarray, "n"] = np.full(len(tiles.ids), -1, dtype=np.int64)
+    no_owners: Int[np.ndarray, "n"] = np.full(len(tiles.ids), -1, dtype=np.int64)
     if not rules.exact:
-        return Selection(rules, index, None, None, nobody)
+        return Selection(rules, index, None, None, no_owners)
     if index.artifact.manifest.facts["key"] != "Flat":
         raise ConfigError(
-            explain(
-                f"an index {index.artifact.manifest.facts['key']!r} does not see all scores, which correction, mutual, "
-                "organs and exclude_same_group need",
-                where="pairing.index",
-                fix="use pairing.index=Flat, or leave these rules out",
-            )
+            f"an index {index.artifact.manifest.facts['key']!r} does not compute all scores, which correction, mutual, "
+            "organs and exclude_same_group need",
+            where="pairing.index",
+            fix="use pairing.index=Flat, or remove these rules",
         )
     allowed = allowed_snippets(index, sources, rules.organs)
     snippet_owners: Int[np.ndarray, "s"] = np.full(len(index.ids), -1, dtype=np.int64)
-    tile_owners = nobody
+    tile_owners = no_owners
     if rules.exclude_same_group:
         snippet_owners, tile_owners = owners(sole_groups(index, sources), tiles, groups)
     snippets = index_matrix(index)
@@ -125,7 +123,7 @@ def prepare(
     )
     rounds = rules.correction_iterations if rules.correction == "sinkhorn" else rules.correction == "inverted_softmax"
     near = None
-    with progress("looking at all tiles", len(tiles.ids) * (int(rounds) + (count > 0)), shown=shown) as advance:
+    with progress("preparing pairing rules", len(tiles.ids) * (int(rounds) + (count > 0)), shown=shown) as advance:
         if count:
             near = nearest_tiles(snippets, blocks, count, advance)
         biases = snippet_biases(snippets, blocks, rules, near, advance)
@@ -137,12 +135,12 @@ def prepare(
 def find(
     selection: Selection, queries: Float32[np.ndarray, "q dim"], owners: Int[np.ndarray, "q"], k: int
 ) -> Candidates:
-    """The candidates of some tiles.
+    """Find the candidates of some tiles.
 
     Args:
-        selection: From `prepare`.
+        selection: Rules from `prepare`.
         queries: Unit vectors of the tiles, centred as the index is.
-        owners: Their group numbers (`selection.owners`).
+        owners: Group numbers of the tiles (`selection.owners`).
         k: Snippets per tile.
     """
     index, keys = selection.index, selection.keys
@@ -151,7 +149,7 @@ def find(
         ranking = scores.astype(np.float64)
     else:
         rows = nearest(queries, owners, keys, min(k + 1 + SPARE, len(index.ids)))
-        # The vectors are in memory, centred: to read and centre them again cost as much as a third of a plain search.
+        # The centred vectors in memory: reading and centring them again took a third of the time of a search.
         scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
         scores[rows < 0] = -np.inf
         ranking = np.where(rows >= 0, scores.astype(np.float64) - keys.bias[rows], -np.inf)
@@ -168,30 +166,30 @@ def find(
 def judge(
     candidates: Candidates, rules: PairingConfig, mutual: Float32[np.ndarray, "s"] | None
 ) -> Int8[np.ndarray, "q k"]:
-    """What becomes of each candidate (number in `REASONS`); -1 where there is none.
+    """Decide about each candidate: its number in `REASONS`, or -1 for padding.
 
     Args:
-        candidates: k + 1 per tile.
-        rules: Threshold and margin.
-        mutual: Of the selection.
+        candidates: k + 1 candidates per tile.
+        rules: Pairing rules.
+        mutual: Cosine of each snippet's last mutual neighbour; None without that rule.
     """
     scores, rows, ranking = candidates.cosines[:, :-1], candidates.rows[:, :-1], candidates.ranking[:, :-1]
-    found = np.zeros(scores.shape, dtype=np.int8)
+    reasons = np.zeros(scores.shape, dtype=np.int8)
     if mutual is not None:
-        found[scores < mutual[rows] - _TIE] = REASONS.index("mutual")
+        reasons[scores < mutual[rows] - _TIE] = REASONS.index("mutual")
     if rules.margin is not None:
-        rival = candidates.ranking[:, -1:]  # -inf, if there is none: nothing to exceed
-        found[ranking < rival + rules.margin - _TIE] = REASONS.index("margin")
+        rival = candidates.ranking[:, -1:]  # -inf without a rival
+        reasons[ranking < rival + rules.margin - _TIE] = REASONS.index("margin")
     if rules.threshold is not None:
-        found[scores < rules.threshold] = REASONS.index("threshold")
-    found[~np.isfinite(scores)] = -1
-    return found
+        reasons[scores < rules.threshold] = REASONS.index("threshold")
+    reasons[~np.isfinite(scores)] = -1
+    return reasons
 
 
 def weights(
     scores: Float32[np.ndarray, "q k"], kept: Bool[np.ndarray, "q k"], temperature: float
 ) -> Float32[np.ndarray, "q k"]:
-    """Weights of the kept snippets of each tile: softmax of cosine / temperature; 0 for others."""
+    """Compute weights of the kept snippets of each tile: softmax of cosine / temperature; 0 for others."""
     logits = np.where(kept, scores.astype(np.float64) / temperature, -np.inf)
     highest = logits.max(axis=1, initial=-np.inf, keepdims=True)
     powers = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
@@ -200,25 +198,23 @@ def weights(
 
 
 def check_some_left(judged: pa.Table, rules: PairingConfig) -> None:
-    """Stop when the rules leave no pair at all.
+    """Check that the rules keep at least one pair.
 
     Args:
-        judged: Candidate pairs with columns score and reason.
-        rules: What was asked for.
+        judged: Candidate pairs with the columns score and reason.
+        rules: Pairing rules.
 
     Raises:
-        DataError: With the quantiles of the candidates' cosines, and what to set.
+        DataError: They keep none; the error states quantiles of the cosines, and what to change.
     """
     reasons = np.asarray(judged.column("reason"))
     if (reasons == 0).any():
         return
     if not len(reasons):
         raise DataError(
-            explain(
-                "no snippet is allowed for any tile",
-                where="pairing",
-                fix="loosen pairing.organs or leave pairing.exclude_same_group out",
-            )
+            "no snippet is allowed for any tile",
+            where="pairing",
+            fix="relax pairing.organs or remove pairing.exclude_same_group",
         )
     scores = np.asarray(judged.column("score"))
     low, middle, high = (float(value) for value in np.quantile(scores, (0.05, 0.5, 0.95)))
@@ -229,12 +225,51 @@ def check_some_left(judged: pa.Table, rules: PairingConfig) -> None:
         "mutual": f"raise pairing.mutual_neighbours (it is {rules.mutual_neighbours})",
     }
     raise DataError(
-        explain(
-            f"the rules leave none of {len(reasons)} candidate pairs; dropped by "
-            + ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
-            + f"; cosines of the candidates: lowest {scores.min():.3f}, 5 % {low:.3f}, median {middle:.3f}, "
-            f"95 % {high:.3f}, highest {scores.max():.3f}",
-            where="pairing",
-            fix="; ".join(hints[name] for name, count in counts.items() if count),
-        )
+        f"the rules keep none of {len(reasons)} candidate pairs; dropped by "
+        + ", ".join(f"{name}: {count}" for name, count in counts.items() if count)
+        + f"; cosines of the candidates: lowest {scores.min():.3f}, 5 % {low:.3f}, median {middle:.3f}, "
+        f"95 % {high:.3f}, highest {scores.max():.3f}",
+        where="pairing",
+        fix="; ".join(hints[name] for name, count in counts.items() if count),
     )
+
+
+def pair_table(
+    tile_ids: np.ndarray, snippet_ids: np.ndarray, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
+) -> pa.Table:
+    """Table of pairs by tile and rank, without those of score -inf."""
+    valid = np.isfinite(scores)
+    tile, rank = np.nonzero(valid)
+    return pa.table(
+        {
+            "tile_id": pa.array(tile_ids[tile].tolist(), pa.string()),
+            "rank": pa.array(rank, pa.int16()),
+            "snippet_id": pa.array(snippet_ids[rows[valid]].tolist(), pa.string()),
+            "score": pa.array(scores[valid], pa.float32()),
+        }
+    )
+
+
+def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candidates) -> pa.Table:
+    """Table of candidates with the column `reason` (number in `REASONS`), and `weight` if configured.
+
+    The kept pairs of each tile are ranked from 0 without gaps; dropped ones have rank -1.
+    """
+    reasons = judge(candidates, selection.rules, selection.mutual)
+    rows, scores = candidates.rows[:, :-1], candidates.cosines[:, :-1]
+    exists, kept = reasons >= 0, reasons == 0
+    table = pair_table(tile_ids, selection.index.ids, rows, scores)
+    ranks = np.where(kept, np.cumsum(kept, axis=1) - 1, -1)[exists]
+    table = table.set_column(1, "rank", pa.array(ranks, pa.int16()))
+    if selection.rules.score_temperature is not None:
+        share = weights(scores, kept, selection.rules.score_temperature)[exists]
+        table = table.append_column("weight", pa.array(share, pa.float32()))
+    return table.append_column("reason", pa.array(reasons[exists], pa.int8()))
+
+
+def kept_pairs(judged: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """The kept pairs, and the number of dropped ones by reason."""
+    reasons = np.asarray(judged.column("reason"))
+    dropped = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
+    kept = judged.filter(pa.array(reasons == 0)).drop_columns(["reason"])
+    return kept, {name: count for name, count in dropped.items() if count}

@@ -1,13 +1,14 @@
-"""What a pairing looks like: scores, how unevenly snippets are used, examples."""
+"""Statistics of a pairing: scores, hubness, agreement with labels, examples."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Float, Float32, Int
 
 from clipit.errors import printable
+from clipit.stores.index import Index
 
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -20,19 +21,19 @@ def summarise(
     dropped: Mapping[str, int] | None = None,
     agreement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Figures of a pairing, computed on the first snippet of each tile.
+    """Compute statistics of a pairing, on the first snippet of each tile.
 
     Args:
-        pairs: tile_id, rank, snippet_id, score.
-        n_snippets: Snippets that could have been chosen.
-        n_tiles: Tiles that could have had one; those of the table by default.
-        dropped: How many candidate pairs were dropped, by reason.
-        agreement: Figures of `clipit.pairing.agreement.agreement`, to be shown beside the others.
+        pairs: Table of tile_id, rank, snippet_id, score.
+        n_snippets: Number of snippets in the index.
+        n_tiles: Number of tiles that were searched; by default those of the table.
+        dropped: Number of dropped candidate pairs by reason.
+        agreement: Figures from `agreement`, to include.
 
     Returns:
-        Score quantiles; distinct snippets used; the share of tiles that the most used 1 % of all snippets hold
-        (hubness); skewness of how often each snippet is among a tile's snippets; tiles without a pair; the ten most
-        used snippets; ten examples spread over the scores.
+        Score quantiles; distinct snippets used; share of tiles that the most used 1 % of all snippets hold (hubness);
+        skewness of the k-occurrences of snippets; tiles without a pair; the ten most used snippets; ten examples
+        spread over the scores.
     """
     first = np.asarray(pairs.column("rank")) == 0
     tiles = np.asarray(pairs.column("tile_id"))[first]
@@ -71,10 +72,10 @@ def summarise(
 
 
 def skewness(uses: Int[np.ndarray, "used"], n_snippets: int) -> float | None:
-    """Skewness of the k-occurrences: in how many bags each snippet is, those in none included.
+    """Skewness of the k-occurrences: the number of tiles that each snippet is paired with, unused ones included.
 
-    Formula: E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). 0: evenly used; large: hubs.
-    None when all snippets are used equally often.
+    Formula: E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). 0: even use; large: hubs.
+    None if all snippets are used equally often.
     """
     mean = uses.sum() / n_snippets
     unused = n_snippets - len(uses)
@@ -84,10 +85,10 @@ def skewness(uses: Int[np.ndarray, "used"], n_snippets: int) -> float | None:
 
 
 def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
-    """The figures as lines for a person.
+    """Format the statistics as text.
 
     Args:
-        summary: From `summarise`.
+        summary: Statistics from `summarise`.
         texts: Snippet id -> text.
     """
     if not summary["tiles"]:
@@ -119,8 +120,8 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _agreement_lines(found: Mapping[str, Any] | None) -> list[str]:
-    if not found:
+def _agreement_lines(figures: Mapping[str, Any] | None) -> list[str]:
+    if not figures:
         return []
     words = {
         "neighbours": "tiles that share a snippet share the label",
@@ -129,8 +130,83 @@ def _agreement_lines(found: Mapping[str, Any] | None) -> list[str]:
     }
     lines = [
         f"  {text}: "
-        + (f"undefined ({found['undefined'].get(key, '')})" if found[key] is None else f"{found[key]:.3f}")
+        + (f"undefined ({figures['undefined'].get(key, '')})" if figures[key] is None else f"{figures[key]:.3f}")
         for key, text in words.items()
     ]
-    chance = "" if found["chance"] is None else f", most frequent label {found['chance']:.3f}"
-    return [f"agreement with labels ({found['labelled']} labelled tiles{chance}):", *lines]
+    chance = "" if figures["chance"] is None else f", most frequent label {figures['chance']:.3f}"
+    return [f"agreement with labels ({figures['labelled']} labelled tiles{chance}):", *lines]
+
+
+def agreement(
+    pairs: pa.Table,
+    labels: Mapping[str, int],
+    *,
+    index: Index | None = None,
+    class_vectors: Float32[np.ndarray, "classes dim"] | None = None,
+) -> dict[str, Any]:
+    """Measure the agreement of each labelled tile's first snippet with its label; nothing is chosen by it.
+
+    Args:
+        pairs: Table of tile_id, rank, snippet_id, score.
+        labels: Tile id -> class, negative for unlabelled tiles; only labels that training may see.
+        index: Index of the snippets, for `class_vectors`.
+        class_vectors: Unit vectors of class prompts, centred as the snippets are.
+
+    Returns:
+        `labelled`: number of labelled tiles. `neighbours`: share of tiles whose label is the majority label of the
+        *other* labelled tiles with the same snippet (ties share the point). `neighbours_tiles`: number of tiles with
+        such others. `chance`: accuracy of always predicting the most frequent label. With class prompts, `zero_shot`:
+        share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of the score
+        for those tiles. Undefined figures are None; `undefined` holds the reasons.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    first = pairs.filter(pa.array(np.asarray(pairs.column("rank")) == 0))
+    label = np.asarray([labels.get(tile, -1) for tile in first.column("tile_id").to_pylist()], dtype=np.int64)
+    known = label >= 0
+    figures: dict[str, Any] = {"labelled": int(known.sum()), "undefined": {}}
+    names = ("neighbours", "zero_shot", "score_auroc")
+    if not known.any():
+        return figures | dict.fromkeys((*names, "chance")) | {"undefined": dict.fromkeys(names, "no label is known")}
+    snippets = np.asarray(first.column("snippet_id").to_pylist(), dtype=np.str_)[known]
+    scores, label = np.asarray(first.column("score"), dtype=np.float64)[known], label[known]
+    points = majority_points(np.unique(snippets, return_inverse=True)[1], label)
+    counted = np.isfinite(points)
+    figures |= {
+        "neighbours": float(points[counted].mean()) if counted.any() else None,
+        "neighbours_tiles": int(counted.sum()),
+        "chance": float(np.bincount(label).max() / len(label)),
+        "zero_shot": None,
+        "score_auroc": None,
+    }
+    if not counted.any():
+        figures["undefined"]["neighbours"] = "no two labelled tiles have the same snippet"
+    if index is None or class_vectors is None:
+        figures["undefined"] |= dict.fromkeys(names[1:], "no class prompts are given")
+        return figures
+    distinct, inverse = np.unique(snippets, return_inverse=True)
+    vectors = index.vectors(np.searchsorted(index.ids, distinct))
+    right = (vectors @ class_vectors.T).argmax(axis=1)[inverse] == label
+    figures["zero_shot"] = float(right.mean())
+    if right.any() and not right.all():
+        figures["score_auroc"] = float(roc_auc_score(right, scores))
+    else:
+        figures["undefined"]["score_auroc"] = "the zero-shot class is right for all or for none"
+    return figures
+
+
+def majority_points(bags: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """1 if a tile's label is the most frequent one of the others in its bag, 1/m if m labels tie, nan if it is alone.
+
+    Args:
+        bags: Bag of each tile, from 0.
+        labels: Class of each tile, from 0.
+    """
+    counts = np.zeros((int(bags.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (bags, labels), 1)
+    others = counts[bags]
+    rows = np.arange(len(bags))
+    others[rows, labels] -= 1
+    most = others.max(axis=1)
+    tied = (others == most[:, None]).sum(axis=1)
+    return np.where(most > 0, (others[rows, labels] == most) / tied, np.nan)

@@ -1,6 +1,6 @@
-"""Tile bags: the neighbour tiles that stand for one training tile, kept as an artefact.
+"""Tile bags: neighbouring tiles of each training tile, as an artefact.
 
-The way of CPLIP (CVPR 2024), with choices of our own: far members are left out, and only training tiles are members.
+After CPLIP (CVPR 2024), with two differences: distant members are dropped, and only training tiles are members.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from jaxtyping import Bool, Float32, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.pairing.bags import side_by_side
+from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.nearest import SPARE, Keys, best_first, check_finite, cosines, nearest
 from clipit.pairing.pairs import Pairs
-from clipit.progress import progress
 from clipit.stores.embed import Store, centred
 from clipit.stores.index import Index
 
 KINDS = ("image", "text")
-"""Found by the tile's own embedding, or by that of its first snippet."""
+"""Members near the tile's own embedding, or near that of its first snippet."""
 BOUND_MIB = 2048.0
-"""Most memory that the vectors of one block's bags may take."""
+"""Maximum memory for the vectors of one block's bags."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,26 @@ class TileBags:
 
     @property
     def empty(self) -> list[str]:
-        """Ids of tiles without any member."""
-        found: list[str] = pq.read_table(self.artifact.file("empty.parquet")).column("tile_id").to_pylist()
-        return found
+        """Ids of tiles without members."""
+        ids: list[str] = pq.read_table(self.artifact.file("empty.parquet")).column("tile_id").to_pylist()
+        return ids
 
     @property
     def pruned(self) -> int:
-        """How many members were left out by the margin."""
+        """Number of members that the margin dropped."""
         return int(self.artifact.manifest.facts["pruned"])
 
     def rows(self, tile_ids: np.ndarray, store: Store) -> Int[np.ndarray, "n members"]:
-        """Members of these tiles as rows of the tile store; each tile once per bag, -1 where there is none.
+        """Rows of the tile store of each tile's members, each member once, padded with -1.
 
         Args:
-            tile_ids: Tiles, in any order.
-            store: The store whose rows count.
+            tile_ids: Ids of tiles, in any order.
+            store: Tile store.
         """
         row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
         rows = np.asarray([row_of.get(t, -1) for t in self.table.column("tile_id").to_pylist()], dtype=np.int64)
         members = store.positions(np.asarray(self.table.column("member_id").to_pylist(), dtype=np.str_))
-        # Found in both ways, a tile is one member: its first place counts.
+        # A member of both kinds counts once, at its first place.
         _, once = np.unique(np.stack([rows, members], axis=1), axis=0, return_index=True)
         once = np.sort(once[rows[once] >= 0])
         return side_by_side(rows[once], members[once], len(tile_ids))
@@ -82,26 +82,26 @@ def tile_bags(
     block: int = 4096,
     bound_mib: float = BOUND_MIB,
 ) -> TileBags:
-    """The tile bags of all tiles of a store: nearest other tiles, and tiles nearest to the tile's first snippet.
+    """Make the bags of all tiles of a store: the nearest other tiles, and the tiles nearest to the first snippet.
 
     Args:
         root: Output root.
-        tiles: Training tiles.
+        tiles: Store of training tiles.
         k: Members per kind.
-        mean: Subtracted from the tiles, if pairing centres them.
-        pairs: For the tiles nearest to the first snippet; None: only the nearest other tiles.
-        index: The index that the pairs were made with.
-        groups: Tile id -> group; tiles of the same group are left out of each other's bags. None: only the tile itself.
-        margin: Members whose cosine is lower than the best of the same kind by more than this are left out.
-        block: Tiles searched at once.
-        bound_mib: Most memory, in MiB, that the vectors of a block's bags may take.
+        mean: Mean to subtract from the tiles, if pairing centres them.
+        pairs: Pairs with the first snippets; None: only the nearest other tiles.
+        index: Index that the pairs were made with.
+        groups: Tile id -> group, whose tiles are excluded from each other's bags; None: only the tile itself is.
+        margin: Maximum difference of a member's cosine from the best of its kind; more distant ones are dropped.
+        block: Tiles per search.
+        bound_mib: Maximum memory for the vectors of a block's bags, MiB.
 
     Raises:
-        ConfigError: A block of such bags exceeds the bound.
+        ConfigError: The bags of a block exceed the bound.
         DataError: There is no tile, or an embedding is not finite.
     """
     if not len(tiles.ids):
-        raise DataError(explain("there is no training tile to make bags of", where=tiles.artifact.folder))
+        raise DataError("there are no training tiles to make bags of", where=tiles.artifact.folder)
     _check_bound(k, min(block, len(tiles.ids)), tiles.dim, bound_mib)
     inputs: dict[str, Any] = {
         "tiles": tiles.fingerprint,
@@ -113,50 +113,43 @@ def tile_bags(
     }
 
     def make(folder: Path) -> dict[str, Any]:
-        """Search block by block, each process its share; the main one joins the parts."""
         processes = get_processes()
         check_finite(tiles, "tiles")
         by_id = np.argsort(tiles.ids, kind="stable")
-        keys, own = _tile_keys(tiles, mean, groups, by_id)
+        keys, owners = _tile_keys(tiles, mean, groups, by_id)
         first = None if pairs is None or index is None else first_snippets(tiles.ids, pairs, index)
-        starts = range(0, len(tiles.ids), block)
-        with progress("making tile bags", len(tiles.ids), shown=processes.main) as advance:
-            for start in processes.share(starts):
-                rows = np.arange(start, min(start + block, len(tiles.ids)))
-                part = folder / f".part-{start:09d}-{block}.parquet"
-                if not part.is_file():
-                    found = [_members(centred(tiles.rows(rows), mean), own[rows], keys, k, margin)]
-                    if first is not None and index is not None:
-                        vectors = index.vectors(np.maximum(first[rows], 0))
-                        members, scores, far = _members(vectors, own[rows], keys, k, margin)
-                        nothing = first[rows] < 0
-                        scores[nothing], far[nothing] = -np.inf, 0
-                        found.append((members, scores, far))
-                    with whole_file(part) as temporary:
-                        pq.write_table(_bag_table(tiles.ids[rows], tiles.ids[by_id], found), temporary)
-                advance(len(rows) * processes.count)
-        processes.barrier()
+
+        def find_members(rows: Int[np.ndarray, "_"]) -> pa.Table:
+            kinds = [_members(centred(tiles.rows(rows), mean), owners[rows], keys, k, margin)]
+            if first is not None and index is not None:
+                vectors = index.vectors(np.maximum(first[rows], 0))
+                members, scores, far = _members(vectors, owners[rows], keys, k, margin)
+                without_snippet = first[rows] < 0
+                scores[without_snippet], far[without_snippet] = -np.inf, 0
+                kinds.append((members, scores, far))
+            return _bag_table(tiles.ids[rows], tiles.ids[by_id], kinds)
+
+        files = write_blocks(folder, len(tiles.ids), block, "making tile bags", find_members)
         if not processes.main:
             return {}
-        parts = [folder / f".part-{start:09d}-{block}.parquet" for start in starts]
-        table = pa.concat_tables([pq.read_table(part) for part in parts])
+        table = read_blocks(files)
         far = np.asarray(table.column("far"))
         table = table.filter(pa.array(~far)).drop_columns(["far"])
         with whole_file(folder / "tile_bags.parquet") as temporary:
             pq.write_table(table, temporary)
-        there = set(table.column("tile_id").to_pylist())
-        empty = [tile for tile in tiles.ids.tolist() if tile not in there]
+        with_members = set(table.column("tile_id").to_pylist())
+        empty = [tile for tile in tiles.ids.tolist() if tile not in with_members]
         with whole_file(folder / "empty.parquet") as temporary:
             pq.write_table(pa.table({"tile_id": pa.array(empty, pa.string())}), temporary)
-        for part in parts:
-            part.unlink()
+        for file in files:
+            file.unlink()
         return {"tiles": len(tiles.ids), "members": table.num_rows, "pruned": int(far.sum()), "empty": len(empty)}
 
     return TileBags(build_once(root, "tile_bags", inputs, make))
 
 
 def first_snippets(tile_ids: np.ndarray, pairs: Pairs, index: Index) -> Int[np.ndarray, "n"]:
-    """Row of the index of each tile's first snippet; -1 for tiles without a pair."""
+    """Row in the index of each tile's first snippet; -1 for tiles without a pair."""
     table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) == 0))
     snippets = np.asarray(table.column("snippet_id").to_pylist(), dtype=np.str_)
     row_of = dict(zip(table.column("tile_id").to_pylist(), np.searchsorted(index.ids, snippets).tolist(), strict=True))
@@ -167,51 +160,42 @@ def _check_bound(k: int, block: int, dim: int, bound_mib: float) -> None:
     needed = (k + SPARE) * block * dim * 4 / 2**20
     if needed > bound_mib:
         raise ConfigError(
-            explain(
-                f"bags of {k} tiles need {needed:,.0f} MiB for {block} tiles at once ({dim} numbers of 4 bytes per "
-                f"member); the bound is {bound_mib:,.0f} MiB",
-                where="tile bags",
-                fix=f"ask for fewer members, or for at most {int(block * bound_mib / needed)} tiles at once "
-                "(pairing.block)",
-            )
+            f"bags of {k} tiles need {needed:,.0f} MiB for {block} tiles at once ({dim} numbers of 4 bytes per "
+            f"member); the bound is {bound_mib:,.0f} MiB",
+            where="tile bags",
+            fix=f"ask for fewer members, or for at most {int(block * bound_mib / needed)} tiles at once "
+            "(pairing.block)",
         )
 
 
 def _tile_keys(
-    tiles: Store,
-    mean: Float32[np.ndarray, "dim"] | None,
-    groups: Mapping[str, str] | None,
-    by_id: Int[np.ndarray, "n"],
+    tiles: Store, mean: Float32[np.ndarray, "dim"] | None, groups: Mapping[str, str] | None, by_id: Int[np.ndarray, "n"]
 ) -> tuple[Keys, Int[np.ndarray, "n"]]:
     """All tiles as keys in the order of their ids, and each tile's owner number by row of the store.
 
-    A tile's owner is its group, or the tile itself where no group is known or asked for.
+    The owner of a tile is its group, or the tile itself if its group is unknown.
     """
     n = len(tiles.ids)
     names = [(groups or {}).get(tile, "") for tile in tiles.ids.tolist()]
-    owner = [f"group {name}" if name else f"tile {tile}" for name, tile in zip(names, tiles.ids.tolist(), strict=True)]
-    own = np.unique(np.asarray(owner, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
+    labels = [f"group {name}" if name else f"tile {tile}" for name, tile in zip(names, tiles.ids.tolist(), strict=True)]
+    owners = np.unique(np.asarray(labels, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
     vectors = np.concatenate([centred(block, mean) for _, block in tiles.blocks()])
     matrix = torch.from_numpy(vectors[by_id]).to(get_processes().device)
-    return Keys(matrix, np.zeros(n), own[by_id]), own
+    return Keys(matrix, np.zeros(n), owners[by_id]), owners
 
 
 def _members(
-    queries: Float32[np.ndarray, "b dim"],
-    own: Int[np.ndarray, "b"],
-    keys: Keys,
-    k: int,
-    margin: float | None,
+    queries: Float32[np.ndarray, "b dim"], own: Int[np.ndarray, "b"], keys: Keys, k: int, margin: float | None
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-    """Rows (by id) of the k tiles nearest to each query but its owner's, cosines (-inf: none), which are too far."""
-    found = nearest(queries, own, keys, min(k + SPARE, len(keys.vectors)))
-    scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(found, 0))].cpu().numpy())
-    scores[found < 0] = -np.inf
-    places = best_first(found, scores, k)
-    found, scores = np.take_along_axis(found, places, 1), np.take_along_axis(scores, places, 1)
+    """Rows (by id) of the k nearest tiles of other owners, cosines (-inf: none), and which the margin drops."""
+    rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.vectors)))
+    scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
+    scores[rows < 0] = -np.inf
+    places = best_first(rows, scores, k)
+    rows, scores = np.take_along_axis(rows, places, 1), np.take_along_axis(scores, places, 1)
     best = scores[:, :1]
     far = np.zeros(scores.shape, dtype=np.bool_) if margin is None else scores < best - np.float32(margin)
-    return found, scores, far & np.isfinite(scores)
+    return rows, scores, far & np.isfinite(scores)
 
 
 def _bag_table(
@@ -219,7 +203,7 @@ def _bag_table(
     member_ids: np.ndarray,
     kinds: list[tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]],
 ) -> pa.Table:
-    """Members of a block of tiles, with the column `far` for those that the margin leaves out."""
+    """Members of a block of tiles, with the column `far` for those that the margin drops."""
     tile, kind, rank = np.nonzero(np.isfinite(np.stack([scores for _, scores, _ in kinds], axis=1)))
     members, scores, far = (np.stack(values, axis=1)[tile, kind, rank] for values in zip(*kinds, strict=True))
     return pa.table(

@@ -14,7 +14,7 @@ import yaml
 from clipit.artifacts import git_commit, make_folder, read_json, versions, whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError, explain
-from clipit.models.bundle import read_spec
+from clipit.models.classifier_spec import read_spec
 from clipit.training.checkpoints import latest_checkpoint
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file

@@ -237,7 +237,7 @@ def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
 def _export(
     student: "Student", backbone: "Backbone", tiles: TileSet, text: _TextSide | None, folder: Path, seed: int
 ) -> None:
-    from clipit.models.classifier import export_classifier
+    from clipit.models.export import export_classifier
 
     known = tiles.mpp[~np.isnan(tiles.mpp)]
     export_classifier(

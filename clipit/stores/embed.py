@@ -1,11 +1,10 @@
-"""Texts and tiles to stores: half-precision vectors in shards, ids beside them.
+"""Embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
 
-Vectors of the joint space are normalised when they are written (`_write_shards`) and nowhere before; those of
-the raw space never are.
+Vectors of the joint space are normalised when they are written (`_write_shards`); those of the raw space are not.
 
-A shard is the unit of work: it is written whole or not at all, so a killed job goes on with the next one, and
-the processes share the shards among themselves. What is in a batch depends on the shard alone, so one process
-and several write the same bytes.
+A shard is the unit of work: it is written atomically, so that a killed job resumes with the next one, and processes
+share the shards. The content of a batch depends on the shard alone, so the bytes do not depend on the number of
+processes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from jaxtyping import Float, Float16, Float32, Float64, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import Processes, build_once, get_processes
-from clipit.errors import ArtifactError, DataError, explain, shortlist
+from clipit.errors import ArtifactError, DataError, shortlist
 from clipit.progress import progress
 
 if TYPE_CHECKING:
@@ -40,17 +39,17 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of what it was made from."""
+        """Fingerprint of its inputs."""
         return self.artifact.fingerprint
 
     @property
     def vlm(self) -> dict[str, str]:
-        """Name and fingerprint of the encoder."""
+        """Name and fingerprint of the VLM."""
         return {"name": self.artifact.manifest.facts["vlm"], "fingerprint": self.artifact.manifest.inputs["vlm"]}
 
     @property
     def space(self) -> str:
-        """`joint` (unit vectors, where images and texts meet) or `raw` (before the image tower's projection)."""
+        """`joint` (unit vectors of images and texts) or `raw` (image features before the projection)."""
         return str(self.artifact.manifest.inputs.get("space", "joint"))
 
     @property
@@ -60,7 +59,7 @@ class Store:
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Ids by row."""
+        """Ids, one per row."""
         names = sorted(name for name in self.artifact.manifest.files if name.startswith("ids-"))
         if not names:
             return np.empty(0, dtype=np.str_)
@@ -74,38 +73,36 @@ class Store:
         return [np.load(self.artifact.file(name), mmap_mode="r") for name in names]
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
-        """First row and vectors of each block, in order; at most `size` rows are in memory."""
+        """Iterate over blocks of at most `size` rows: first row and vectors."""
         for number, shard in enumerate(self._shards):
             for start in range(0, len(shard), size):
                 yield number * SHARD + start, np.asarray(shard[start : start + size], dtype=np.float32)
 
     def rows(self, positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Vectors at these rows."""
+        """Read the vectors of these rows."""
         flat = positions.reshape(-1)
-        found = np.empty((len(flat), self.dim), dtype=np.float32)
+        vectors = np.empty((len(flat), self.dim), dtype=np.float32)
         for number in np.unique(flat // SHARD):
             in_shard = flat // SHARD == number
-            found[in_shard] = self._shards[number][flat[in_shard] % SHARD]
-        return found.reshape(*positions.shape, self.dim)
+            vectors[in_shard] = self._shards[number][flat[in_shard] % SHARD]
+        return vectors.reshape(*positions.shape, self.dim)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
-        """Rows of these ids.
+        """Find the rows of these ids.
 
         Raises:
-            ArtifactError: The store lacks one.
+            ArtifactError: An id is not in the store.
         """
         wanted = np.asarray(ids, dtype=np.str_)
         order = self._order
-        found = np.searchsorted(self.ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))
-        rows = order[found] if len(order) else np.zeros(len(wanted), dtype=np.int64)
+        places = np.searchsorted(self.ids, wanted, sorter=order).clip(max=max(len(order) - 1, 0))
+        rows = order[places] if len(order) else np.zeros(len(wanted), dtype=np.int64)
         missing = wanted[self.ids[rows] != wanted] if len(order) else wanted
         if len(missing):
             raise ArtifactError(
-                explain(
-                    f"{len(missing)} ids are not in the store: {shortlist(list(missing))}",
-                    where=self.artifact.folder,
-                    fix="the store was made from other data; build it again",
-                )
+                f"{len(missing)} ids are not in the store: {shortlist(list(missing))}",
+                where=self.artifact.folder,
+                fix="the store was made from other data; delete it and build it again",
             )
         return np.asarray(rows, dtype=np.int64)
 
@@ -114,7 +111,7 @@ class Store:
         return np.asarray(np.argsort(self.ids, kind="stable"), dtype=np.int64)
 
     def mean(self) -> Float32[np.ndarray, "dim"]:
-        """Mean of all vectors (the modality's centre)."""
+        """Compute the mean of all vectors."""
         total = np.zeros(self.dim, dtype=np.float64)
         for _, block in self.blocks():
             total += block.sum(axis=0, dtype=np.float64)
@@ -132,35 +129,28 @@ def unit(
 def centred(
     vectors: Float32[np.ndarray, "*shape dim"], mean: Float32[np.ndarray, "dim"] | None
 ) -> Float32[np.ndarray, "*shape dim"]:
-    """Unit vectors around their modality's mean (no change without a mean)."""
+    """Subtract the mean of the modality and normalise again; without a mean, return the vectors unchanged."""
     return vectors if mean is None else unit(vectors - mean)
 
 
 def embed_texts(
-    root: Path,
-    vlm: "VLM",
-    snippets: Artifact,
-    *,
-    batch_size: int = 64,
-    word_drop: float = 0.0,
-    seed: int = 0,
+    root: Path, vlm: "VLM", snippets: Artifact, *, batch_size: int = 64, word_drop: float = 0.0, seed: int = 0
 ) -> Store:
-    """The text store of a `snippets` artefact.
+    """Embed the texts of a `snippets` artefact.
 
     Args:
         root: Output root.
-        vlm: Encoder.
+        vlm: VLM that encodes the texts.
         snippets: Artefact with `snippets.parquet`.
         batch_size: Texts per forward pass.
-        word_drop: Share of each text's words left out (chosen by seed and snippet id; one always stays).
-        seed: For `word_drop`.
+        word_drop: Share of each text's words to drop, chosen by seed and snippet id; at least one stays.
+        seed: Seed of `word_drop`.
     """
     inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
     if word_drop:
         inputs |= {"word_drop": word_drop, "seed": seed}
 
     def make(folder: Path) -> dict[str, Any]:
-        """Encode the shards that are not there yet."""
         table = pq.read_table(snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
         ids = table.column("snippet_id").to_pylist()
         texts = table.column("text").to_pylist()
@@ -168,14 +158,13 @@ def embed_texts(
             texts = [drop_words(text, word_drop, seed, snippet) for text, snippet in zip(texts, ids, strict=True)]
 
         def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
-            """Vectors of the texts of one shard, in their order."""
-            # Texts of similar length share a batch, so that little is spent on padding.
+            # Texts of similar length share a batch, to reduce padding.
             order = sorted(range(start, stop), key=lambda row: (len(texts[row]), row))
-            found = np.empty((stop - start, vlm.joint_dim), dtype=np.float32)
+            vectors = np.empty((stop - start, vlm.joint_dim), dtype=np.float32)
             for first in range(0, len(order), batch_size):
                 rows = order[first : first + batch_size]
-                found[np.array(rows) - start] = vlm.encode_texts([texts[row] for row in rows]).float().cpu().numpy()
-            return found
+                vectors[np.array(rows) - start] = vlm.encode_texts([texts[row] for row in rows]).float().cpu().numpy()
+            return vectors
 
         return _write_shards(folder, get_processes(), ids, vlm, "joint", encode, "embedding snippets")
 
@@ -183,7 +172,7 @@ def embed_texts(
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:
-    """The text without a share of its words, chosen by (seed, key); at least one word stays."""
+    """Drop a share of the words of a text, chosen by (seed, key); at least one word stays."""
     words = text.split()
     number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
     keep = np.random.default_rng(number).random(len(words)) >= share
@@ -192,12 +181,12 @@ def drop_words(text: str, share: float, seed: int, key: str) -> str:
 
 
 def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64, space: "Space" = "joint") -> Store:
-    """The tile store of a set of tiles (labels play no part in it).
+    """Embed a set of tiles, without regard to labels.
 
     Args:
         root: Output root.
-        vlm: Encoder.
-        tiles: What to embed.
+        vlm: VLM that encodes the tiles.
+        tiles: Tiles to embed.
         batch_size: Tiles per forward pass.
         space: `joint` for matching with texts, `raw` for probes; each has its own store.
 
@@ -208,7 +197,6 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
     inputs = {"tiles": tiles.fingerprint, **_encoder(vlm, space)}
 
     def make(folder: Path) -> dict[str, Any]:
-        """Encode the shards that are not there yet."""
         import torch
 
         from clipit.tiles.pixel_source import PixelSource
@@ -216,13 +204,12 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
         source = PixelSource(tiles, vlm.preprocess.pixels)
 
         def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
-            """Vectors of the tiles of one shard, in their order."""
             batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-            found = [
+            vectors = [
                 vlm.encode_images(torch.from_numpy(pixels).to(vlm.device), space=space).float().cpu().numpy()
                 for _, pixels in source.ahead(batches)
             ]
-            return np.concatenate(found)
+            return np.concatenate(vectors)
 
         return _write_shards(
             folder, get_processes(), [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles"
@@ -252,7 +239,7 @@ def _write_shards(
             ids_file = folder / f"ids-{start // SHARD:05d}.parquet"
             if not (vectors_file.is_file() and ids_file.is_file()):
                 vectors = encode(start, stop)
-                with np.errstate(over="ignore"):  # what half precision cannot hold is found by the next line
+                with np.errstate(over="ignore"):  # overflow is reported below
                     half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
                 _check_finite(half, ids[start:stop], vlm.name)
                 with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
@@ -267,9 +254,7 @@ def _check_finite(vectors: Float16[np.ndarray, "n dim"], ids: Sequence[str], nam
     bad = [ids[row] for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()]
     if bad:
         raise DataError(
-            explain(
-                f"{len(bad)} embeddings are not finite: {shortlist(bad)}",
-                where=name,
-                fix="use vlm.precision=fp32, or look at these inputs",
-            )
+            f"{len(bad)} embeddings are not finite: {shortlist(bad)}",
+            where=name,
+            fix="use vlm.precision=fp32, or check these inputs",
         )

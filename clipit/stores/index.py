@@ -1,8 +1,7 @@
-"""The index over a text store: what a tile's embedding is matched against.
+"""The index over a text store, in which the nearest snippets of a tile are searched.
 
-Snippets whose embeddings are equal to the bit (a tokenizer that ignores case makes such) are one point of the
-index; the lowest id stands for them all. Together with exact re-scoring and ties broken by id this makes the
-pairs a function of the data alone.
+Snippets with identical embeddings (as a tokeniser that ignores case produces) are one row of the index, represented
+by their lowest id. With exact scores and ties broken by id, pairs are a function of the data alone.
 """
 
 from dataclasses import dataclass
@@ -18,17 +17,17 @@ from jaxtyping import Float32, Int
 from clipit.artifacts import Artifact, whole_file
 from clipit.config.run import has_lists
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.stores.embed import Store, centred
 
 Backend = Literal["auto", "faiss", "torch"]
-_TRAINING_ROWS = 200_000  # enough for the coarse quantiser of any key that fits one machine
-_NO_SPREAD = 1e-3  # norm of what half precision makes of equal unit vectors
+_TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits one machine
+_NO_SPREAD = 1e-3  # norm of the difference of equal unit vectors in half precision
 _FEW = 4096
 
 
 def has_faiss() -> bool:
-    """Whether faiss can be imported."""
+    """Return whether faiss is installed."""
     import importlib.util
 
     return importlib.util.find_spec("faiss") is not None
@@ -43,53 +42,44 @@ def build_index(
     backend: Backend = "auto",
     nprobe: int | None = None,
 ) -> "Index":
-    """The index of a text store.
+    """Build the index of a text store.
 
     Args:
         root: Output root.
         store: Text store.
-        key: Key of `faiss.index_factory`, inner product; `Flat` is exact.
-        centring: Subtract the store's mean and normalise again before indexing.
-        backend: `torch` searches exactly without faiss; `auto` takes faiss when it is installed.
-        nprobe: Lists searched by an IVF index; None: faiss' own, 1. It is no part of what is built.
+        key: Key of `faiss.index_factory`, for inner products; `Flat` is exact.
+        centring: Whether to subtract the store's mean and normalise again before indexing.
+        backend: `torch` searches exactly without faiss; `auto` uses faiss if it is installed.
+        nprobe: Lists that an IVF index searches; None: the default of faiss, 1. It does not change the index.
 
     Raises:
-        ConfigError: An unknown key, one that needs faiss when it is absent, or more training rows than there are;
-            `nprobe` for an index without lists.
+        ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or `nprobe` is given
+            for an index without lists.
         DataError: The store is empty.
     """
     chosen = ("faiss" if has_faiss() else "torch") if backend == "auto" else backend
     if chosen == "faiss" and not has_faiss():
         raise ConfigError(
-            explain(
-                "faiss is not installed", where="pairing.backend", fix="pip install faiss-cpu, or pairing.backend=torch"
-            )
+            "faiss is not installed", where="pairing.backend", fix="pip install faiss-cpu, or pairing.backend=torch"
         )
     if chosen == "torch" and key != "Flat":
         raise ConfigError(
-            explain(
-                f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or pairing.index=Flat"
-            )
+            f"index key {key!r} needs faiss", where="pairing.index", fix="install faiss-cpu, or pairing.index=Flat"
         )
     if nprobe is not None and not has_lists(key):
         raise ConfigError(
-            explain(
-                f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF key, or leave nprobe out"
-            )
+            f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF key, or remove nprobe"
         )
     inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
 
     def make(folder: Path) -> dict[str, Any]:
-        """Build and write, in the main process alone."""
         if not get_processes().main:
             return {}
         if not len(store.ids):
             raise DataError(
-                explain(
-                    "the text store is empty: nothing to pair with",
-                    where=store.artifact.folder,
-                    fix="loosen the filters of `reports`",
-                )
+                "the text store is empty, so there is nothing to pair with",
+                where=store.artifact.folder,
+                fix="relax the filters of `reports`",
             )
         mean = store.mean() if centring else None
         rows = _distinct_rows(store)
@@ -117,22 +107,22 @@ def build_index(
 
 @dataclass(frozen=True)
 class Index:
-    """A built index and the store that it was built from."""
+    """An index and the store that it was built from."""
 
     artifact: Artifact
     store: Store
     nprobe: int | None = None
-    """Lists searched by an IVF index; None: faiss' own."""
+    """Lists that an IVF index searches; None: the default of faiss."""
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Snippet ids by row of the index, ascending."""
+        """Snippet ids, one per row of the index, ascending."""
         column = pq.read_table(self.artifact.file("ids.parquet")).column("snippet_id")
         return np.asarray(column.to_numpy(), dtype=np.str_)
 
     @cached_property
     def mean(self) -> Float32[np.ndarray, "dim"] | None:
-        """The mean that was subtracted from the texts, if any."""
+        """Mean that was subtracted from the texts, if any."""
         if not self.artifact.manifest.facts["centring"]:
             return None
         mean: Float32[np.ndarray, dim] = np.load(self.artifact.file("mean.npy"))
@@ -163,38 +153,36 @@ class Index:
         return torch.from_numpy(matrix).to(get_processes().device)
 
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
-        """Rows of the index nearest to each query; -1 where an approximate index found fewer than k."""
+        """Search the k nearest rows of each query; -1 where an approximate index returns fewer."""
         if self.artifact.manifest.facts["backend"] == "faiss":
             return np.asarray(self._faiss.search(np.ascontiguousarray(queries), k)[1], dtype=np.int64)
         import torch
 
-        found = []
+        rows = []
         for start in range(0, len(queries), 1024):
             block = torch.from_numpy(queries[start : start + 1024]).to(self._matrix.device)
-            found.append((block @ self._matrix.T).topk(k, dim=1).indices.cpu().numpy())
-        return np.concatenate(found).astype(np.int64)
+            rows.append((block @ self._matrix.T).topk(k, dim=1).indices.cpu().numpy())
+        return np.concatenate(rows).astype(np.int64)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Vectors of these rows of the index, as they are matched (centred if the index is)."""
+        """Read the vectors of these rows as they are searched (centred if the index is)."""
         return centred(self.store.rows(self.rows_in_store[rows]), self.mean)
 
 
 def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"]) -> None:
-    """Refuse a corpus whose mean is all that it says: centred vectors of no length have no direction."""
-    if len(rows) > _FEW:  # so many different ones cannot all lie in one point
+    """Check that centred vectors are not zero, as they are if all snippets are alike."""
+    if len(rows) > _FEW:  # so many distinct vectors cannot be alike
         return
     if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _NO_SPREAD:
         raise DataError(
-            explain(
-                f"centring leaves nothing: there is one distinct snippet ({len(rows)} distinct embeddings, all alike)",
-                where="pairing.centring",
-                fix="give more reports or loosen the filters of `reports`; or pairing.centring=false",
-            )
+            f"centring leaves nothing: there is one distinct snippet ({len(rows)} distinct embeddings, all alike)",
+            where="pairing.centring",
+            fix="give more reports or relax the filters of `reports`; or pairing.centring=false",
         )
 
 
 def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
-    """Rows of the store in the order of their ids, equal embeddings once (under the lowest id)."""
+    """Rows of the store by id, without duplicate embeddings except the lowest id."""
     import hashlib
 
     digests = np.empty(len(store.ids), dtype="S16")
@@ -209,7 +197,7 @@ def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
 
 
 def _on_device(index: Any) -> Any:
-    """A faiss index on this process's GPU; as it is without one, or where faiss has no GPU version of its kind."""
+    """Move an index to this process's GPU, if there is one and faiss supports this kind of index there."""
     import faiss
 
     device = get_processes().device
@@ -229,18 +217,16 @@ def _write_faiss(
     try:
         index = faiss.index_factory(store.dim, key, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            some = np.random.default_rng(0).permutation(len(rows))[:_TRAINING_ROWS]
-            index.train(centred(store.rows(rows[np.sort(some)]), mean))
+            sample = np.random.default_rng(0).permutation(len(rows))[:_TRAINING_ROWS]
+            index.train(centred(store.rows(rows[np.sort(sample)]), mean))
         for start in range(0, len(rows), 65536):
             index.add(centred(store.rows(rows[start : start + 65536]), mean))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
-            explain(
-                f"faiss cannot make index {key!r} of {len(rows)} snippets: {reason}",
-                where="pairing.index",
-                fix="use a key with fewer lists for so few snippets, or Flat, which is exact",
-            )
+            f"faiss cannot build index {key!r} of {len(rows)} snippets: {reason}",
+            where="pairing.index",
+            fix="use a key with fewer lists, or Flat, which is exact",
         ) from None
     with whole_file(path) as temporary:
         faiss.write_index(index, str(temporary))

@@ -88,7 +88,7 @@ def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> F
         DataError: Its classes are not those of the tiles.
     """
     from clipit.models.backbones import load_backbone
-    from clipit.models.bundle import read_spec
+    from clipit.models.classifier_spec import read_spec
 
     folder = run / "classifier"
     spec = read_spec(folder)

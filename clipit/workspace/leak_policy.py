@@ -16,7 +16,7 @@ from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain, shortlist
-from clipit.pairing.leaks import Leak, Prints, copies, find_leaks, patient_of, report_leaks
+from clipit.pairing.leaks import Leak, Prints, find_copies, find_leaks, patient_of, report_leaks
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.load import read_tiles
@@ -91,7 +91,7 @@ def checked_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str, co
         return tests
     rows = np.flatnonzero(np.isin(own.ids, learnt.ids))
     of_tests = (tile_hashes if isinstance(prints, Fingerprints) else tile_digests)(config.output / "artefacts", tests)
-    found = copies(tests, of_tests, own.select(rows), _some(prints, rows), config.leaks)
+    found = find_copies(tests, of_tests, own.select(rows), _some(prints, rows), config.leaks)
     if not found:
         return tests
     where, ids = f"comparison.shifted.{name}", sorted(found)

@@ -134,7 +134,7 @@ def test_a_name_that_is_not_there(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"(?s)hub cannot be reached.*https://huggingface\.co/someone/tiny"):
         tiny_backbone(None)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"(?s)no files of tiny-virchow2.*https://huggingface\.co/someone/tiny"):
+    with pytest.raises(ModelError, match=r"(?s)no weights of tiny-virchow2.*https://huggingface\.co/someone/tiny"):
         tiny_backbone(tmp_path / "empty")
     with pytest.raises(ModelError, match=r"backbone\.path"):
         load_backbone(BackboneConfig(name="vit_tiny_patch16_224", path=str(tiny)))

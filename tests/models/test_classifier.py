@@ -15,7 +15,7 @@ import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
-from clipit.models.classifier import export_classifier
+from clipit.models.export import export_classifier
 from clipit.models.inference import Classifier
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student, build_student
@@ -250,7 +250,7 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm
         export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info={"joint_dim": 9})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(ArtifactError, match="something else"):
+    with pytest.raises(ArtifactError, match="other than a classifier"):
         export_classifier(student, backbone, tmp_path / "mine", classes=CLASSES)
     student.image_head.weight.data[0, 0] = float("nan")
     with pytest.raises(ModelError, match="differs"):

@@ -17,7 +17,7 @@ from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
 from clipit.errors import ModelError
 from clipit.models import backbones
 from clipit.models.backbones import load_backbone
-from clipit.models.classifier import export_classifier
+from clipit.models.export import export_classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.specs import HALF, ModelSpec
 from clipit.models.student import build_student
@@ -105,11 +105,11 @@ def test_dinov2_that_was_trained_at_a_larger_size_than_its_processor_says(tmp_pa
 @pytest.mark.parametrize(
     ("name", "pixels", "message"),
     [
-        ("test_vit", 100, r"(?s)100 is no multiple of its patch of 16 pixels.*write backbone\.pixels=96"),
+        ("test_vit", 100, r"(?s)100 is not a multiple of its patch size of 16 pixels.*set backbone\.pixels=96"),
         ("test_vit", 8, r"8 pixels are too few: it needs 16 or more"),
         ("test_convnext", 16, r"16 pixels are too few: it needs 32 or more"),
-        ("resmlp_12_224", 96, r"(?s)does not take tiles of 96 pixels.*leave backbone\.pixels out.*224"),
-        ("swin_s3_tiny_224", 112, r"(?s)does not take tiles of 112 pixels: timm builds another model"),
+        ("resmlp_12_224", 96, r"(?s)tiles of 96 pixels are not supported.*leave backbone\.pixels out.*224"),
+        ("swin_s3_tiny_224", 112, r"(?s)tiles of 112 pixels are not supported: timm builds another model"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:timm")
@@ -122,7 +122,7 @@ def test_sizes_that_a_timm_model_does_not_take(name: str, pixels: int, message: 
 def test_sizes_that_a_transformers_model_does_not_take(vision_folders: dict[str, Path], tmp_path: Path) -> None:
     from transformers import BeitConfig, BeitModel
 
-    with pytest.raises(ModelError, match="20 is no multiple of its patch of 8 pixels"):
+    with pytest.raises(ModelError, match="20 is not a multiple of its patch size of 8 pixels"):
         load(vision_folders["ViT"], 20)
     with pytest.raises(ModelError, match="4 pixels are too few"):
         load(vision_folders["Dinov2"], 4)

@@ -117,7 +117,7 @@ def test_text_tower_files_beside_the_weights_are_enough(bert_folder: Path, tmp_p
     with pytest.raises(ModelError, match=r"config\.json of somebody/some-bert: put that file into this folder"):
         load(str(bare))
     (bare / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match="no tokeniser of somebody/some-bert"):
+    with pytest.raises(ModelError, match="not: tokeniser of somebody/some-bert"):
         load(str(bare))
 
 
@@ -148,16 +148,16 @@ def test_all_missing_parts_are_one_error(clip_folder: Path, tmp_path: Path) -> N
     ("name", "path", "kind", "words"),
     [
         ("quiltnet-b32", None, ModelError, "similar names: quiltnet-b-32"),
-        ("conch-v1.5", None, ModelError, "no text tower was released"),
+        ("conch-v1.5", None, ModelError, "Only the image tower was released"),
         ("vinid/plip", None, ModelError, "similar names: plip, clip:vinid/plip"),
         ("plip", "absent", ModelError, "does not exist"),
         ("plip", "timm", ModelError, "no plip in this folder.*test_vit"),
-        ("embedded", "timm", ConfigError, "vlm.path goes with a name of the table"),
+        ("embedded", "timm", ConfigError, "vlm.path needs a name of the table"),
         ("plip", None, ModelError, "https://huggingface.co/vinid/plip"),
         ("clip-vit-b-32", None, ModelError, "hub cannot be reached"),
         ("biomedclip", None, ModelError, "BiomedCLIP.*text tower"),
         ("pathgen-clip-b-16", None, ModelError, "github.com/PathFoundation.*vlm.path"),
-        ("quiltnet-b-16", "timm/config.json", ModelError, "a file alone does not say"),
+        ("quiltnet-b-16", "timm/config.json", ModelError, "a file of weights alone does not define"),
         ("keep", None, ModelError, "trust_remote_code: true"),
         ("keep", "timm", ModelError, "trust_remote_code: true"),
     ],
@@ -222,5 +222,5 @@ def test_keep_runs_its_own_code_when_allowed(
     with pytest.raises(ModelError, match=r"missing: visual_head\.weight"):
         load("keep", folder, trust_remote_code=True)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match="not a whole folder of keep"):
+    with pytest.raises(ModelError, match="incomplete folder of keep"):
         load("keep", folder, trust_remote_code=True)

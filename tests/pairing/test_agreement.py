@@ -10,10 +10,9 @@ from sklearn.metrics import roc_auc_score
 from tiny_models import write_store
 
 from clipit.config.run import PairingConfig
-from clipit.pairing.agreement import agreement, auroc
 from clipit.pairing.options import compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
-from clipit.pairing.summary import skewness, summarise, summary_text
+from clipit.pairing.summary import agreement, skewness, summarise, summary_text
 from clipit.stores.embed import Store, unit
 from clipit.stores.index import Index, build_index
 
@@ -79,11 +78,15 @@ def test_what_is_undefined_says_why() -> None:
     assert "undefined (no class prompts are given)" in text
 
 
-def test_auroc_counts_ties_half() -> None:
-    rng = np.random.default_rng(0)
-    right, scores = rng.random(80) < 0.4, rng.integers(0, 9, 80).astype(np.float64)
-    assert auroc(scores[right], scores[~right]) == pytest.approx(roc_auc_score(right, scores))
-    assert auroc(scores, scores[:0]) is None
+def test_auroc_is_undefined_when_all_texts_agree(index: Index, tiles: Store, tmp_path: Path) -> None:
+    table = pair_tiles(tmp_path, index, tiles).table
+    snippets = np.searchsorted(index.ids, np.asarray(table.column("snippet_id").to_pylist(), dtype=np.str_))
+    classes = vectors(3, 7)
+    label = (index.vectors(snippets) @ classes.T).argmax(axis=1)
+    labels = dict(zip(table.column("tile_id").to_pylist(), label.tolist(), strict=True))
+    found = agreement(table, labels, index=index, class_vectors=classes)
+    assert found["zero_shot"] == 1 and found["score_auroc"] is None
+    assert "right for all or for none" in found["undefined"]["score_auroc"]
 
 
 def test_skewness_is_that_of_all_snippets() -> None:

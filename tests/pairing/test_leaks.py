@@ -13,8 +13,7 @@ from PIL import Image, ImageEnhance
 
 from clipit.config.run import LeaksConfig
 from clipit.errors import DataError
-from clipit.pairing.hamming import near_hashes
-from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_leaks, report_leaks
+from clipit.pairing.leaks import Leak, exact_leaks, find_leaks, group_leaks, near_hashes, near_leaks, report_leaks
 from clipit.reports.readers import Report
 from clipit.tiles.perceptual import Fingerprints, dihedral_hashes, fingerprints, oriented, pixel_digest
 from clipit.tiles.splits import check_groups, cut_validation, patient, patient_in

@@ -125,7 +125,7 @@ def test_only_snippets_of_the_organs(tmp_path: Path, index: Index, tiles: Store,
 
 @pytest.mark.parametrize(("organs", "words"), [(["breast"] * 61, "use organs.*breast"), ([""] * 61, "organ_column")])
 def test_an_organ_that_no_report_has(tmp_path: Path, index: Index, tiles: Store, organs: list[str], words: str) -> None:
-    with pytest.raises(DataError, match=f"(?s)no snippet comes from a report of colon.*{words}"):
+    with pytest.raises(DataError, match=f"(?s)no snippet comes from a report of organ colon.*{words}"):
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(organs=("colon",)), sources=sources(organ=organs))
 
 

@@ -84,9 +84,9 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The student as it was trained, before anything is merged: `probabilities(images)`."""
     import torch
 
-    import clipit.models.classifier as classifier_module
+    import clipit.models.export as export_module
 
-    export, found = classifier_module.export_classifier, {}
+    export, found = export_module.export_classifier, {}
 
     def keep(student: Any, backbone: Any, *arguments: Any, **keywords: Any) -> Any:
         """Ask the student, then export it as usual."""
@@ -97,7 +97,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found["lora"] = any("lora_" in name for name, _ in student.named_parameters())
         return export(student, backbone, *arguments, **keywords)
 
-    monkeypatch.setattr(classifier_module, "export_classifier", keep)
+    monkeypatch.setattr(export_module, "export_classifier", keep)
     return found
 
 

@@ -14,8 +14,8 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
 from clipit.evaluation.score_row import ScoreRow
-from clipit.pairing.agreement import agreement
 from clipit.pairing.selection import Candidates, Selection, find, judge, prepare
+from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
 from clipit.stores.embed import centred
 from clipit.training.arms import resolve_arm

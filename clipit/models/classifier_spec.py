@@ -1,11 +1,11 @@
 """The folder of an exported classifier: its files and its description `clipit.json`.
 
-`config.json` and `model.safetensors` are in the format of the package that opens the backbone (`loader`). The plain
-export (`plain`) is an ordinary model of timm: timm and transformers' image-classification pipeline open it without
-this package. It can carry one pooled token and one linear layer, so that it needs a timm backbone, timm's own pooling
-(`cls` is, `cls_mean` is not) and the linear head. Everything else (late fusion, class token beside the patches' mean,
-transformers backbones) keeps its head in `heads.safetensors`, and `load_classifier` alone puts it together;
-`export_note` says so in the folder itself. The projector and the prompts never lie in the plain files.
+`config.json` and `model.safetensors` are in the format of the package that loads the backbone (`loader`). A plain
+export (`plain`) is an ordinary timm model, which timm and transformers' image-classification pipeline load without
+this package. It needs a timm backbone, timm's own pooling (`cls` but not `cls_mean`) and the linear head. All other
+exports (late fusion, class token with the mean of the patches, transformers backbones) keep their head in
+`heads.safetensors`, and only `load_classifier` loads them; `export_note` in the folder says so. The projector and
+the prompts are never part of the plain files.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipit.artifacts import write_json
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 from clipit.models.loading import read_json
 from clipit.models.preprocess import Preprocess, preprocess_from_dict
 from clipit.models.trunks import Loader, Pooling
@@ -30,23 +30,23 @@ ADAPTER = "adapter"
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """What `clipit.json` says.
+    """Description of an exported classifier, the content of `clipit.json`.
 
     Attributes:
-        classes: Names, in the order of the logits.
-        head: Of the student in training.
-        projector_layers: 0: trained without text, so it answers no zero-shot questions.
-        plain: The head lies in timm's own files (one linear layer); otherwise in `heads.safetensors`.
-        dim: Features of the backbone.
-        preprocess: From a picture to its input.
-        mpp: Micrometres per pixel that it expects; None when unknown.
+        classes: Class names, in the order of the logits.
+        head: Head of the student in training.
+        projector_layers: Layers of the projector; 0 if trained without text, so without zero-shot answers.
+        plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
+        dim: Number of features of the backbone.
+        preprocess: Preprocessing of images.
+        mpp: Expected micrometres per pixel; None if unknown.
         vlm: `VLM.describe()` of the VLM whose joint space it predicts.
         prompts: Cached prompt sets: name -> class names.
-        provenance: Run, configuration, versions: free for the caller.
-        loader: The package whose format the backbone is in.
-        pooling: Ours over its tokens; `default`: the package's own.
+        provenance: Run, configuration and versions, as given by the caller.
+        loader: Package whose format the backbone is in.
+        pooling: Pooling of tokens by clipit; `default`: the package's own.
         remote_code: Whether Python code beside the weights defines the backbone.
-        export_note: What opens this folder besides clipit, and what that leaves out.
+        export_note: What loads this folder besides clipit, and what that leaves out.
     """
 
     classes: tuple[str, ...]
@@ -66,12 +66,12 @@ class ClassifierSpec:
 
 
 def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> str:
-    """What opens an exported folder besides clipit, and what that leaves out."""
+    """State what loads an exported folder besides clipit, and what that leaves out."""
     if plain:
         return (
             'timm.create_model("local-dir:FOLDER", pretrained=True) and '
-            'transformers.pipeline("image-classification", model=FOLDER) open this folder and give the same logits; '
-            "what answers zero-shot questions needs clipit."
+            'transformers.pipeline("image-classification", model=FOLDER) load this folder and give the same logits; '
+            "zero-shot questions need clipit."
         )
     opens = (
         'timm.create_model("local-dir:FOLDER", pretrained=True)'
@@ -80,11 +80,11 @@ def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> 
     )
     reasons = [
         "its head is late fusion" if head == "late_fusion" else "",
-        "its features are the class token beside the patches' mean" if pooling == "cls_mean" else "",
+        "its features are the class token and the mean of the patches" if pooling == "cls_mean" else "",
         "transformers has no linear head over this model's class token alone" if loader == "transformers" else "",
     ]
     why = "; ".join(reason for reason in reasons if reason) or "timm puts no single linear layer over its features"
-    return f"{opens} opens the adapted backbone only; the classes need clipit.load_classifier ({why})."
+    return f"{opens} loads the adapted backbone only; the classes need clipit.load_classifier ({why})."
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
@@ -96,39 +96,35 @@ def read_spec(folder: Path) -> ClassifierSpec:
     """Read `clipit.json`.
 
     Raises:
-        ModelError: The folder is no classifier, or is incomplete, or was written by a newer version.
+        ModelError: The folder holds no classifier, is incomplete, or was written by a newer version.
     """
     if not (folder / DESCRIPTION).is_file():
         raise ModelError(
-            explain(
-                f"no classifier here: looked for {DESCRIPTION}",
-                where=folder,
-                fix="give the folder classifier/ of a finished run",
-            )
+            f"no classifier here: looked for {DESCRIPTION}",
+            where=folder,
+            fix="give the folder classifier/ of a finished run",
         )
-    found: Mapping[str, Any] = read_json(folder / DESCRIPTION)
-    if found.get("format") != FORMAT:
+    values: Mapping[str, Any] = read_json(folder / DESCRIPTION)
+    if values.get("format") != FORMAT:
         raise ModelError(
-            explain(
-                f"format {found.get('format')} of a classifier; this version reads {FORMAT}",
-                where=folder / DESCRIPTION,
-                fix="update clipit, or export the classifier again",
-            )
+            f"classifier of format {values.get('format')}; this version reads {FORMAT}",
+            where=folder / DESCRIPTION,
+            fix="update clipit, or export the classifier again",
         )
     try:
-        fields = {key: value for key, value in found.items() if key != "format"}
+        fields = {key: value for key, value in values.items() if key != "format"}
         fields["classes"] = tuple(fields["classes"])
         fields["preprocess"] = preprocess_from_dict(fields["preprocess"])
         fields["prompts"] = {name: tuple(classes) for name, classes in fields["prompts"].items()}
         spec = ClassifierSpec(**fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            explain(f"damaged description: {error}", where=folder / DESCRIPTION, fix="export the classifier again")
+            f"damaged description: {error}", where=folder / DESCRIPTION, fix="export the classifier again"
         ) from error
     needed = [CONFIG, WEIGHTS, *([] if spec.plain else [HEADS]), *([ZERO_SHOT] if spec.projector_layers else [])]
     absent = [name for name in needed if not (folder / name).is_file()]
     if absent:
         raise ModelError(
-            explain(f"files are missing: {', '.join(absent)}", where=folder, fix="copy or export the classifier again")
+            f"files are missing: {', '.join(absent)}", where=folder, fix="copy or export the classifier again"
         )
     return spec

@@ -1,4 +1,4 @@
-"""Export: one folder that needs images only, and opens in timm and transformers where one linear head suffices."""
+"""Export of a student as a classifier folder that needs images only; a linear head also loads in timm."""
 
 import copy
 import shutil
@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipit.artifacts import versions, write_json
-from clipit.errors import ArtifactError, ModelError, disk_errors, explain
+from clipit.errors import ArtifactError, ModelError, disk_errors
 from clipit.models.backbones import Backbone
-from clipit.models.bundle import (
+from clipit.models.classifier_spec import (
     ADAPTER,
     CONFIG,
     DESCRIPTION,
@@ -34,7 +34,7 @@ from clipit.models.trunks import TimmSpec, inner_model
 
 _TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
 _SOURCE_KEYS = {
-    # of timm's pretrained_cfg: they speak of the weights it came from, or are said elsewhere in config.json
+    # of timm's pretrained_cfg: they describe the original weights, or are stated elsewhere in config.json
     "architecture", "url", "hf_hub_id", "hf_hub_filename", "file", "source", "state_dict", "custom_load",
     "num_classes", "label_names", "label_descriptions", "label_offset",
 }  # fmt: skip
@@ -52,27 +52,27 @@ def export_classifier(
     mpp: float | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a classifier, whole or not at all, and check that it computes what the student computes.
+    """Write a classifier atomically, and check that its logits equal the student's.
 
-    The student is left as it is. Neither report text nor any embedding of a snippet is written.
+    The student is not changed. Neither report text nor embeddings of snippets are written.
 
     Args:
-        student: As trained, LoRA unmerged.
-        backbone: What the student was built over.
-        folder: Where to; an earlier classifier there is replaced.
-        classes: Names in the order of the logits.
-        vlm_info: `VLM.describe()` of the VLM whose joint space was predicted.
-        text_mean: Mean that was subtracted from the unit text embeddings, where they were centred.
-        prompts: Prompt sets by name: class names and one embedding per class, already in the space that the
-            projector was taught (centred with `text_mean` where that is given).
-        mpp: Of the training tiles, micrometres per pixel; the backbone's own where None.
-        provenance: Recorded as it is.
+        student: Trained student, LoRA unmerged.
+        backbone: Backbone that the student was built on.
+        folder: Target folder; an earlier classifier there is replaced.
+        classes: Class names, in the order of the logits.
+        vlm_info: `VLM.describe()` of the VLM whose joint space the projector predicts.
+        text_mean: Mean that was subtracted from the unit text embeddings, if they were centred.
+        prompts: Prompt sets: name -> class names and one embedding per class, in the space that the projector was
+            trained on (centred with `text_mean` if that is given).
+        mpp: Micrometres per pixel of the training tiles; None: the backbone's.
+        provenance: Provenance to record.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: Classes, prompts or mean do not fit the student; the exported logits differ.
+        ModelError: Classes, prompts or mean do not fit the student, or the exported logits differ.
         ArtifactError: The folder holds something else, or cannot be written.
     """
     _check(student, classes, vlm_info, text_mean, prompts)
@@ -93,12 +93,14 @@ def export_classifier(
 def _check_place(folder: Path) -> None:
     if folder.exists() and not (folder / DESCRIPTION).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise ArtifactError(
-            explain("something else than a classifier is here", where=folder, fix="delete it, or choose another folder")
+            "the folder holds something other than a classifier",
+            where=folder,
+            fix="delete it, or choose another folder",
         )
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """A folder cannot be replaced in one step: the old one is put aside until the new one has its name."""
+    """Replace a folder; the old one is kept under another name until the new one is in place."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -169,7 +171,7 @@ def _write(
 
 
 def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) -> None:
-    """Put the merged backbone and the collapsed head into a freshly built timm model."""
+    """Load the merged backbone and the collapsed head into a new timm model."""
     head = model.get_classifier()
     head_names = {
         f"{name}.{part}" for name, module in model.named_modules() if module is head for part in ("weight", "bias")
@@ -178,11 +180,9 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
     left = set(missing) - (head_names if linear else set())
     if left or unexpected:
         raise ModelError(
-            explain(
-                f"timm builds another architecture than the backbone's: {sorted(left | set(unexpected))[:5]}",
-                where="export",
-                fix="report this backbone; it cannot be exported",
-            )
+            f"timm builds another architecture than the backbone's: {sorted(left | set(unexpected))[:5]}",
+            where="export",
+            fix="report this backbone; it cannot be exported",
         )
     if linear is not None:
         with torch.no_grad():
@@ -191,7 +191,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
 
 
 def _timm_config(model: Any, spec: TimmSpec, classes: Sequence[str]) -> dict[str, Any]:
-    """timm's hub format. `model_args` must not repeat num_classes: transformers would pass it twice."""
+    """Configuration in timm's hub format; `model_args` must not hold num_classes, which transformers passes itself."""
     config: dict[str, Any] = {
         "architecture": spec.architecture,
         "num_classes": len(classes),
@@ -222,16 +222,14 @@ def _compare(folder: Path, student: Student, backbone: Backbone) -> None:
     pairs = [(output.logits.cpu(), logits)]
     if output.projected is not None and projected is not None:
         pairs.append((output.projected.cpu(), projected))
-    for wanted, found in pairs:
-        allowed = _TOLERANCE * max(1.0, float(wanted.abs().max()))
-        difference = float((wanted - found).abs().max())
-        if not difference <= allowed:  # also when it is not a number
+    for expected, exported in pairs:
+        allowed = _TOLERANCE * max(1.0, float(expected.abs().max()))
+        difference = float((expected - exported).abs().max())
+        if not difference <= allowed:  # also if it is NaN
             raise ModelError(
-                explain(
-                    f"the exported classifier differs from the student by {difference:.2g} (allowed {allowed:.2g})",
-                    where=folder,
-                    fix="check the student for values that are not finite; otherwise report this backbone",
-                )
+                f"the exported classifier differs from the student by {difference:.2g} (allowed {allowed:.2g})",
+                where=folder,
+                fix="check the student for values that are not finite; otherwise report this backbone",
             )
 
 
@@ -242,26 +240,25 @@ def _check(
     text_mean: np.ndarray | None,
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
 ) -> None:
-    def wrong(what: str) -> ModelError:
-        """The error for something that does not fit the student."""
-        return ModelError(explain(what, where="export", fix="give what the student was trained with"))
+    def misfit(what: str) -> ModelError:
+        return ModelError(what, where="export", fix="give what the student was trained with")
 
     expected = student.image_head.out_features
     if len(set(classes)) != expected or len(classes) != expected:
-        raise wrong(f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes")
+        raise misfit(f"{len(classes)} class names ({len(set(classes))} different) for a student of {expected} classes")
     if student.projector is None:
         if prompts or text_mean is not None:
-            raise wrong("prompts or a text mean for a student without projector")
+            raise misfit("prompts or a text mean for a student without projector")
         return
     last = student.projector if isinstance(student.projector, nn.Linear) else student.projector[-1]
     dim = last.out_features
     if vlm_info is not None and vlm_info.get("joint_dim") != dim:
-        raise wrong(f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, the projector's {dim}")
+        raise misfit(f"the VLM's joint space has {vlm_info.get('joint_dim')} dimensions, the projector's {dim}")
     if text_mean is not None and text_mean.shape != (dim,):
-        raise wrong(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
+        raise misfit(f"a text mean of shape {text_mean.shape} for a joint space of {dim} dimensions")
     for name, (names, embeddings) in (prompts or {}).items():
         if embeddings.shape != (len(names), dim):
-            raise wrong(
+            raise misfit(
                 f"prompt set {name}: {len(names)} classes with embeddings of shape {embeddings.shape}, D = {dim}"
             )
 

@@ -185,7 +185,7 @@ def _tile_keys(
 
 
 def _members(
-    queries: Float32[np.ndarray, "b dim"], own: Int[np.ndarray, "b"], keys: Keys, k: int, margin: float | None
+    queries: Float32[np.ndarray, "b dim"], owners: Int[np.ndarray, "b"], keys: Keys, k: int, margin: float | None
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
     """Rows (by id) of the k nearest tiles of other owners, cosines (-inf: none), and which the margin drops."""
     rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.vectors)))

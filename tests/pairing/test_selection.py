@@ -153,11 +153,11 @@ def test_equal_embeddings_have_the_sources_of_all(tmp_path: Path, tiles: Store) 
 
 def test_unknown_groups_are_an_error_not_a_silence(tmp_path: Path, index: Index, tiles: Store) -> None:
     rules = PairingConfig(exclude_same_group=True)
-    with pytest.raises(DataError, match="the reports have no group"):
+    with pytest.raises(DataError, match="no groups of reports are known"):
         pair_tiles(
             tmp_path, index, tiles, rules=rules, sources=sources(), groups=dict.fromkeys(tiles.ids.tolist(), "g")
         )
-    with pytest.raises(DataError, match="the tiles have no group"):
+    with pytest.raises(DataError, match="no groups of tiles are known"):
         pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["g"] * 61), groups=None)
 
 
@@ -173,7 +173,7 @@ def test_rules_that_leave_no_pair_tell_the_scores(tmp_path: Path, index: Index, 
 @pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
 def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, tiles: Store) -> None:
     lists = build_index(tmp_path, index.store, key="IVF4,Flat", nprobe=4)
-    with pytest.raises(ConfigError, match=r"IVF4,Flat.*does not see all scores(?s:.*)pairing\.index=Flat"):
+    with pytest.raises(ConfigError, match=r"IVF4,Flat.*does not compute all scores(?s:.*)pairing\.index=Flat"):
         pair_tiles(tmp_path, lists, tiles, rules=PairingConfig(correction="csls"))
     some = pair_tiles(tmp_path, lists, tiles, rules=PairingConfig(threshold=0.3)).table
     assert some.equals(pair_tiles(tmp_path, index, tiles, rules=PairingConfig(threshold=0.3)).table)

@@ -169,7 +169,7 @@ def test_an_approximate_index_may_find_fewer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["Nonsense", "IVF5000,Flat", "PQ7", "IDMap,Flat"])
 def test_keys_that_cannot_be_built(tmp_path: Path, key: str) -> None:
     store = write_store(tmp_path, [f"{i:03d}" for i in range(50)], random_unit(50, 0))
-    with pytest.raises(ConfigError, match=r"(?s)faiss cannot make index.*pairing\.index.*Flat"):
+    with pytest.raises(ConfigError, match=r"(?s)faiss cannot build index.*pairing\.index.*Flat"):
         build_index(tmp_path, store, key=key)
     assert not list(tmp_path.glob("index-*[0-9a-f]"))
 

@@ -3,8 +3,8 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-# OpenMP's threads spin while they wait for each other. When anything else runs on the same cores, that slows small
-# models twentyfold; waiting passively costs next to nothing. Read when torch is imported, so it is set before.
+# OpenMP's threads spin while they wait for each other. If anything else runs on the same cores, that slows small models
+# down twentyfold; waiting passively costs next to nothing. torch reads the variable at import, so it is set before.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ __all__ = ["load_classifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something needs it."""
+    """Import `load_classifier`, and with it torch, at first use."""
     if name == "load_classifier":
         from clipit.models.inference import load_classifier
 

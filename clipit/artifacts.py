@@ -1,8 +1,7 @@
-"""Artefacts: folders with a manifest that appear whole or not at all.
+"""Artefacts: folders with a manifest that are written atomically.
 
-An artefact's folder is named by what it is and by the fingerprint of its inputs, so "does it exist
-already?" is one look at the disk. It is built in `<folder>.partial`, which is kept after a kill so
-that the next attempt can go on from it, and is renamed when it is whole.
+The folder of an artefact is named by its kind and the fingerprint of its inputs, which makes it its own cache key. It
+is built in `<folder>.partial`, from which a later attempt resumes after a kill, and renamed once it is complete.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_SMALL = 4 * 2**20  # bytes: up to here a file's SHA-256 costs less than reading it later
+_SMALL = 4 * 2**20  # bytes; the SHA-256 of files up to this size is always verified
 _RECORDED_PACKAGES = (
     "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",
     "numpy", "scikit-learn",
@@ -37,7 +36,7 @@ _RECORDED_PACKAGES = (
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artefact is, what it was made from, and what lies in its folder."""
+    """Kind, inputs and files of an artefact."""
 
     kind: str
     fingerprint: str
@@ -46,7 +45,7 @@ class Manifest:
     files: dict[str, str]
     """Name -> SHA-256."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Name -> bytes; earlier manifests have none."""
+    """Name -> size in bytes; earlier manifests have none."""
     schema: int = SCHEMA
     created: str = ""
     commit: str = ""
@@ -55,80 +54,80 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artefact: its folder and its manifest."""
+    """A complete artefact: its folder and its manifest."""
 
     folder: Path
     manifest: Manifest
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the inputs that it was made from."""
+        """Fingerprint of its inputs."""
         return self.manifest.fingerprint
 
     def file(self, name: str) -> Path:
-        """Path of one of its files."""
+        """Path of a file of the artefact."""
         return self.folder / name
 
 
 def fingerprint(value: Any) -> str:
-    """16 hexadecimal digits that stand for a JSON-like value; key order does not matter."""
+    """Fingerprint of a JSON-like value, 16 hexadecimal digits; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Compute the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that can change a result."""
+    """Versions of the packages that can affect results."""
     return installed(_RECORDED_PACKAGES)
 
 
 def installed(names: Collection[str]) -> dict[str, str]:
-    """Versions of those of these distributions that are installed."""
-    found = {}
+    """Versions of the installed ones of these distributions."""
+    versions = {}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache
 def git_commit() -> str:
-    """Commit of the checkout this package runs from (`+` if changed since), or an empty string."""
+    """Commit of the checkout that this package runs from, with `+` for local changes; "" without a checkout."""
     package = Path(__file__).resolve().parent
     command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that it lies in; nothing happens when it is there.
+    """Create a folder and its parents, if they do not exist.
 
     Raises:
-        ArtifactError: It cannot be.
+        ArtifactError: The folder cannot be created.
     """
     with disk_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:  # a place that takes no folders, such as /proc
+        except FileNotFoundError as error:  # a file system without folders, such as /proc
             raise ArtifactError(
-                "no folder can be made here", where=path, fix="choose another place with --output"
+                "the folder cannot be created", where=path, fix="choose another folder with --output"
             ) from error
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; it takes the place of `path` when the block ends well."""
+    """Write a file atomically: yield a temporary path, which replaces `path` if the block succeeds."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -140,25 +139,27 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, whole or not at all."""
+    """Write indented JSON atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
-    """Open a finished artefact of the given kind.
+    """Open a complete artefact of the given kind.
 
     Args:
-        folder: Where it lies.
-        kind: What it must be.
-        verify: Compare the SHA-256 of every file (reads all of it); otherwise that of small files, and the size of all.
+        folder: Folder of the artefact.
+        kind: Expected kind.
+        verify: Whether to verify the SHA-256 of every file; otherwise that of small files, and the size of all.
 
     Raises:
-        ArtifactError: It is missing, incomplete, of another kind or schema, or damaged.
+        ArtifactError: It is missing, incomplete, damaged, or of another kind or schema.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ArtifactError(f"no finished {kind} here", where=folder, fix="build it first, or correct the path")
+        raise ArtifactError(
+            f"no complete {kind} in this folder", where=folder, fix="build it first, or correct the path"
+        )
     try:
         manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
         files = {folder / name: (digest, manifest.sizes.get(name)) for name, digest in manifest.files.items()}
@@ -179,24 +180,24 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
 
 
 def _unchanged(file: Path, digest: str, size: int | None, *, verify: bool) -> bool:
-    """Whether a file is as its manifest says; a large one is judged by its size alone, unless `verify`."""
+    """Compare a file with its manifest; large files by size alone, unless `verify`."""
     if not file.is_file():
         return False
-    found = file.stat().st_size
-    if size is not None and found != size:
+    actual = file.stat().st_size
+    if size is not None and actual != size:
         return False
-    return file_sha256(file) == digest if verify or found <= _SMALL else True
+    return file_sha256(file) == digest if verify or actual <= _SMALL else True
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """A JSON object that this package wrote.
+    """Read a JSON object that this package wrote.
 
     Args:
-        path: The file.
-        fix: What to do when it is damaged.
+        path: JSON file.
+        fix: What to do if it is damaged, for the error.
 
     Raises:
-        ArtifactError: It is missing, no JSON or no object.
+        ArtifactError: It is missing, or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -210,13 +211,13 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 
 def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
-    """Where the artefact of this kind made from these inputs lies (or will lie)."""
+    """Folder of the artefact of this kind and these inputs, whether it exists or not."""
     return root / f"{kind}-{fingerprint(dict(inputs))}"
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock `<path>.lock`; log once when another process holds it, and wait."""
+    """Hold the lock `<path>.lock`; if another process holds it, log once and wait."""
     with disk_errors(path):
         make_folder(path.parent)
         lock = FileLock(f"{path}.lock")
@@ -232,20 +233,17 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def start_partial(folder: Path) -> Path:
-    """The folder in which to build `folder`: left over from a killed attempt, or new.
-
-    Only ever the same inputs meet the same name (`artifact_folder`), so what is there can be kept.
-    """
+    """Create the folder in which `folder` is built, or reuse that of a killed attempt with the same inputs."""
     partial = folder.with_name(folder.name + ".partial")
     make_folder(partial)
     return partial
 
 
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
-    """Write the manifest of `<folder>.partial` and rename it to `folder`."""
+    """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for left in partial.rglob(".*.tmp"):  # of a killed attempt; every process has finished writing by now
-        left.unlink()
+    for leftover in partial.rglob(".*.tmp"):  # of a killed attempt; all processes have finished writing
+        leftover.unlink()
     files = {
         str(path.relative_to(partial)): path
         for path in sorted(partial.rglob("*"))
@@ -264,7 +262,7 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
     )
     write_json(partial / MANIFEST, asdict(manifest))
     with disk_errors(folder):
-        if folder.exists():  # an unfinished or foreign folder of that name
+        if folder.exists():  # an incomplete or foreign folder of that name
             shutil.rmtree(folder)
         partial.rename(folder)
     return open_artifact(folder, kind)

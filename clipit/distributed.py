@@ -1,7 +1,7 @@
-"""Processes: who am I, who does what, and one step after another in all of them.
+"""Distributed processes: ranks, shared work and synchronisation.
 
-The list of global batches is a pure function of (seed, step); every process takes its slice of it. So one
-process and N processes see the same batches.
+Global batches are a pure function of (seed, step), and each process takes its slice. So the batches do not depend on
+the number of processes.
 """
 
 import atexit
@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-_PATIENCE = timedelta(hours=12)  # how long a process waits for the one that builds an artefact
+_TIMEOUT = timedelta(hours=12)  # time that a process waits for the one that builds an artefact
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of them."""
+    """This process in the process group.
+
+    Attributes:
+        rank: Rank of this process, from 0.
+        count: Number of processes.
+        device: Device of this process.
+    """
 
     rank: int
     count: int
@@ -36,33 +42,33 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """Whether this is the main process, which prints and writes."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every count-th item, starting at this process's rank."""
+        """Items of this process: every `count`-th, starting at its rank."""
         return items[self.rank :: self.count]
 
     def barrier(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have reached this point."""
         if self.count > 1:
             import torch.distributed as dist
 
             dist.barrier()
 
     def broadcast(self, value: T) -> T:
-        """The main process's value, in all of them."""
+        """Return the value of the main process in all processes."""
         if self.count == 1:
             return value
         import torch.distributed as dist
 
-        box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
-        result: T = box[0]
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0)
+        result: T = values[0]
         return result
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, in all of them."""
+        """Return the values of all processes, by rank, in all processes."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -89,21 +95,21 @@ class Processes:
 
 
 def check_launch(count: int) -> None:
-    """Stop when the launcher started other processes than were asked for.
+    """Check that the launcher started the requested number of processes.
 
-    `accelerate launch --cpu --num_processes 2` runs one process, and `--multi_gpu` without a GPU runs
-    processes that do not know of each other and would write the same run.
+    `accelerate launch --cpu --num_processes 2` starts one process, and `--multi_gpu` without a GPU starts processes
+    without a common process group, which would write the same run.
 
     Raises:
-        LaunchError: With the command that works.
+        LaunchError: It did not; the error states the command that works.
     """
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    silent_one = asked == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
-    if count == 1 and (asked > 1 or silent_one):
+    requested = int(os.environ.get("WORLD_SIZE", "1"))
+    single = requested == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
+    if count == 1 and (requested > 1 or single):
         what = (
-            f"{asked} processes were started that do not know of each other"
-            if asked > 1
-            else ("several processes were asked for, but only one was started")
+            f"{requested} processes were started without a common process group"
+            if requested > 1
+            else ("several processes were requested, but only one was started")
         )
         raise LaunchError(
             what,
@@ -115,7 +121,7 @@ def check_launch(count: int) -> None:
 
 @cache
 def get_processes() -> Processes:
-    """Join the processes that Accelerate or torchrun started (one when nobody did).
+    """Join the process group that Accelerate or torchrun started; without one, a single process.
 
     Raises:
         LaunchError: See `check_launch`.
@@ -123,12 +129,12 @@ def get_processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # Accelerator looks there by itself, PartialState does not
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # PartialState, unlike Accelerator, does not read it itself
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Imported later (open_clip does), its functions' default arguments hold the group until the very end: `_leave`.
         import torch.distributed.nn.functional  # noqa: F401
 
-        state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_PATIENCE).to_kwargs())
+        state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_TIMEOUT).to_kwargs())
     else:
         state = PartialState(cpu=on_cpu)
     check_launch(state.num_processes)
@@ -138,10 +144,10 @@ def get_processes() -> Processes:
 
 
 def _leave() -> None:
-    """Leave the process group while the interpreter is whole.
+    """Leave the process group before the interpreter shuts down.
 
-    Gloo's threads may still hold tensors of the last exchange. Giving those back while the interpreter is torn down
-    ends a program that has done its work with SIGABRT; leaving the group waits for the threads first.
+    Gloo's threads may still hold tensors of the last exchange. Freeing them during shutdown would abort a finished
+    program with SIGABRT; leaving the group waits for the threads first.
     """
     import gc
 
@@ -153,21 +159,21 @@ def _leave() -> None:
 
 
 def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Artifact:
-    """The artefact of this kind made from these inputs: opened when it exists, else made by all processes together.
+    """Open the artefact of this kind and these inputs, or build it in all processes together.
 
     Args:
         root: Output root.
-        kind: What it is; also the first part of the folder's name.
-        inputs: All that its content depends on, as JSON; their fingerprint is the second part.
-        make: Called in every process with the folder to write to, which may hold what a killed attempt left
-            there; returns facts (row counts and the like) for the manifest.
+        kind: Kind of the artefact, the first part of the folder's name.
+        inputs: Everything that its content depends on, JSON-like; the fingerprint is the second part of the name.
+        make: Function that is called in every process with the folder to write to, which may hold files of a killed
+            attempt; it returns facts (such as row counts) for the manifest.
     """
     processes = get_processes()
     folder = artifact_folder(root, kind, inputs)
     if processes.broadcast((folder / MANIFEST).is_file()):
         return open_artifact(folder, kind)
     if not processes.main:
-        if processes.broadcast(False):  # another program finished it while the main process waited for the lock
+        if processes.broadcast(False):  # another program built it while the main process waited for the lock
             return open_artifact(folder, kind)
         make(folder.with_name(folder.name + ".partial"))
         processes.barrier()
@@ -184,9 +190,9 @@ def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Pa
 
 
 def stream_positions(seed: int, stream: str, start: int, count: int, size: int) -> Int64[np.ndarray, "count"]:
-    """Positions `start .. start+count` of an endless shuffled stream over `size` items.
+    """Items `start` to `start + count` of an endless shuffled stream over `size` items.
 
-    The stream is one permutation of all items after another; each depends on (seed, stream, epoch) alone.
+    The stream is a sequence of permutations of all items; each depends on (seed, stream, epoch) alone.
     """
     import hashlib
 

@@ -1,6 +1,6 @@
-"""Errors that are shown to a user, and how a script shows them.
+"""Errors for users, and how commands print them.
 
-Every message says what was wrong, where (file, row, key) and what to do next.
+Every message states what is wrong, where (file, row, key), and what to do.
 """
 
 import errno
@@ -13,11 +13,11 @@ from pathlib import Path
 from clipit.progress import log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Full, over quota, read-only; a file stands where a folder should be; or too long a name."""
+"""Disk full, over quota or read-only; a file in place of a folder; or a name that is too long."""
 
 
 class ClipitError(Exception):
-    """Something a user can put right; scripts print it without a traceback."""
+    """An error that a user can fix; commands print it without a traceback."""
 
     def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
         """Compose the message: what is wrong, where (file, row, key), and what to do."""
@@ -25,7 +25,7 @@ class ClipitError(Exception):
 
 
 class ConfigError(ClipitError):
-    """The configuration is wrong; all that was found is listed at once."""
+    """The configuration is invalid; all problems are listed at once."""
 
 
 class DataError(ClipitError):
@@ -33,19 +33,19 @@ class DataError(ClipitError):
 
 
 class ModelError(ClipitError):
-    """A model cannot be loaded, or does not do what was asked of it."""
+    """A model cannot be loaded, or does not support a request."""
 
 
 class ArtifactError(ClipitError):
-    """Something on disk is incomplete, does not belong here or cannot be written."""
+    """A file or folder is incomplete, belongs to something else, or cannot be written."""
 
 
 class LaunchError(ClipitError):
-    """The processes that were asked for are not the processes that run."""
+    """The launcher did not start the requested processes."""
 
 
 def explain(what: str, *, where: object = None, fix: str = "") -> str:
-    """Compose a message from its three parts: what, where, and what to do next."""
+    """Compose a message from its three parts: what is wrong, where, and what to do."""
     lines = [what]
     if where is not None:
         lines.append(f"  where: {where}")
@@ -55,28 +55,28 @@ def explain(what: str, *, where: object = None, fix: str = "") -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with escapes for all that a terminal would obey instead of show; ids and file names may hold such.
+    """Escape control characters, which ids and file names may contain, for a terminal.
 
     Args:
-        text: Anything.
-        keep: Signs that stay as they are.
+        text: Any text.
+        keep: Characters that are not escaped.
     """
     if text.isprintable():
         return text
     return "".join(
-        sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode("ascii") for sign in text
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii") for char in text
     )
 
 
 def shortlist(items: Sequence[object], most: int = 5) -> str:
-    """Join the first few items for a message, and say how many are left out."""
+    """Join the first few items for a message, and count the rest."""
     shown = ", ".join(printable(str(item)) for item in items[:most])
     return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
 
 
 @contextmanager
 def disk_errors(where: object) -> Iterator[None]:
-    """Turn a full disk or a missing permission into an `ArtifactError` that names the place."""
+    """Turn a full disk or a missing permission into an `ArtifactError` that names the path."""
     try:
         yield
     except PermissionError as error:
@@ -85,7 +85,7 @@ def disk_errors(where: object) -> Iterator[None]:
             where=error.filename or where,
             fix="make the file readable"
             if _unreadable(error.filename)
-            else "choose another place with --output, or change the folder's permissions",
+            else "choose another folder with --output, or change the folder's permissions",
         ) from error
     except ClipitError:
         raise
@@ -96,21 +96,21 @@ def disk_errors(where: object) -> Iterator[None]:
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix="free some space or choose another place with --output; "
-            "start again afterwards: finished parts are kept",
+            fix="free some space or choose another folder with --output; "
+            "then start again: finished parts are kept",
         ) from error
 
 
 def _unreadable(filename: object) -> bool:
-    """Whether a file is there and may not be read: an input, whatever was done with it."""
+    """Whether a file exists and may not be read."""
     return isinstance(filename, str) and Path(filename).is_file() and not os.access(filename, os.R_OK)
 
 
 def _why_not_written(error: Exception) -> str | None:
-    """What the disk had against it; None when the disk was not the trouble."""
+    """The problem of the disk; None for other errors."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
-    if os.strerror(errno.ENOSPC) in str(error):  # safetensors and faiss have exceptions of their own
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors and faiss raise their own exceptions
         return os.strerror(errno.ENOSPC)
     if isinstance(error, OSError) and error.errno is None and " written" in str(error):  # numpy: n requested, m written
         return f"{os.strerror(errno.ENOSPC)} ({error})"
@@ -119,7 +119,7 @@ def _why_not_written(error: Exception) -> str | None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Wrap a command: print what is logged; a `ClipitError` ends it with the message alone and exit status 2."""
+    """Run a command: print log messages, and turn a `ClipitError` into its message and exit status 2."""
     log_to_console()
     try:
         with disk_errors("the output folder"):
@@ -128,5 +128,5 @@ def user_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
+        print("interrupted; start the same command again to resume", file=sys.stderr)
         raise SystemExit(130) from None

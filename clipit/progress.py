@@ -1,4 +1,4 @@
-"""What a user sees while a command runs: log lines and progress bars, in the main process only."""
+"""Log lines and progress bars, in the main process only."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class _Console(logging.Handler):
-    """Prints messages as they are, to the standard output of the moment, with the level before warnings."""
+    """Handler that prints messages to the current standard output, with the level before warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -17,9 +17,9 @@ class _Console(logging.Handler):
 
 
 def log_to_console() -> None:
-    """Print what the package logs; call it once in a command, before any work.
+    """Print log messages of the package; commands call it once at their start.
 
-    Processes that Accelerate or torchrun started beside the main one stay silent.
+    Only the main process of Accelerate or torchrun prints.
     """
     package = logging.getLogger("clipit")
     if os.environ.get("RANK", "0") == "0" and not any(isinstance(h, _Console) for h in package.handlers):
@@ -28,21 +28,21 @@ def log_to_console() -> None:
 
 
 class Advance(Protocol):
-    """Moves the bar: by how many units, and a short note such as a speed."""
+    """Callback that advances a progress bar by some units, with a short note such as a speed."""
 
     def __call__(self, units: int = 1, note: str = "") -> None:
-        """Move the bar by so many units."""
+        """Advance the bar."""
 
 
 @contextmanager
 def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
-    """A bar on the terminal; on anything else, nothing.
+    """Show a progress bar, on terminals only.
 
     Args:
-        title: What is being done.
-        total: Units in all.
-        shown: False in processes that do not print.
-        done: Units done before (after a resume).
+        title: Title of the bar.
+        total: Total number of units.
+        shown: Whether this process prints.
+        done: Units that were done before, after a resume.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -59,7 +59,6 @@ def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> It
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(units: int = 1, note: str = "") -> None:
-            """Move the bar by so many units."""
             bar.advance(task, units)
             if note:
                 bar.update(task, note=note)

@@ -1,4 +1,4 @@
-"""Types that rooms on the same floor share without knowing each other."""
+"""Types that independent packages share."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
-"""Tokens per text as the text tower counts them: special tokens included, nothing cut."""
+"""Function that counts tokens per text, special tokens included, without truncation."""
 
 TextEncoder = Callable[[Sequence[str]], Float[np.ndarray, "n dim"]]
-"""Texts to unit vectors of a VLM's joint space, float32."""
+"""Function from texts to unit vectors of a VLM's joint space, float32."""

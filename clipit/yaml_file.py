@@ -1,4 +1,4 @@
-"""Reading YAML; keys given twice are found, where YAML would keep the last one silently."""
+"""Reading of YAML files with detection of duplicate keys, of which YAML silently keeps the last."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ _MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that remembers mapping keys which occur twice."""
+    """A safe loader that records duplicate mapping keys."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.repeated: list[tuple[str, int]] = []
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As the safe loader does, and note the keys that occur twice; merged keys may be given again."""
+        """Compose a mapping and record its duplicate keys; merged keys may be overridden."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -29,12 +29,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(path: Path) -> tuple[Any, list[tuple[str, int]]]:
-    """The content of a YAML file, and each key that a mapping in it gives again, with its line.
+    """Read a YAML file, and list its duplicate keys with their lines.
 
     Raises:
-        OSError: It cannot be read.
-        UnicodeDecodeError: It is not UTF-8.
-        yaml.YAMLError: It is not YAML.
+        OSError: The file cannot be read.
+        UnicodeDecodeError: The file is not UTF-8.
+        yaml.YAMLError: The file is not YAML.
     """
     loader = _Loader(path.read_text(encoding="utf-8"))
     try:

@@ -88,7 +88,7 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc: no place that takes no folder")
 def test_output_that_takes_no_folders() -> None:
     for attempt in (lambda: build_once(Path("/proc/out"), "thing", INPUTS, make_one), lambda: write_json(OUT, {})):
-        with pytest.raises(ArtifactError, match=r"(?s)no folder can be made.*/proc/out.*--output"):
+        with pytest.raises(ArtifactError, match=r"(?s)the folder cannot be created.*/proc/out.*--output"):
             attempt()
 
 
@@ -172,7 +172,7 @@ def test_a_partial_folder_is_gone_on_with_and_never_read(tmp_path: Path) -> None
     partial = start_partial(folder)
     (partial / "first.txt").write_text("kept")
     (partial / ".second.txt.123.tmp").write_text("half")  # what a killed whole_file leaves
-    with pytest.raises(ArtifactError, match="no finished thing"):
+    with pytest.raises(ArtifactError, match="no complete thing in this folder"):
         open_artifact(folder, "thing")
 
     def go_on(place: Path) -> dict[str, int]:

@@ -1,12 +1,12 @@
-"""Cure for a torchvision build that does not match torch (a CUDA wheel beside a CPU torch, or the reverse).
+"""Import hook for a torchvision build that does not match torch (a CUDA wheel with a CPU torch, or the reverse).
 
-Such a torchvision fails on import with "operator torchvision::nms does not exist", and with it timm, open_clip,
-peft and the `accelerate` command. Its transforms and models work once the two missing operator schemas are
-declared. Because `accelerate` itself is hit, the cure has to act before any project code does: this file copies
-itself into site-packages with a `.pth` line, and acts when torchvision is first imported. It does nothing where
-torchvision's own library loads.
+Such a torchvision fails on import with "operator torchvision::nms does not exist", and with it timm, open_clip, peft
+and the `accelerate` command. Its transforms and models work once the two missing operator schemas are declared.
+Because `accelerate` itself is affected, the hook has to run before any project code: this file copies itself into
+site-packages with a `.pth` line, and runs when torchvision is first imported. It does nothing if torchvision's own
+library loads.
 
-`python -m tools.torchvision_hook` installs it if, and only if, a plain `import torchvision` fails that way.
+`python -m tools.torchvision_hook` installs it if, and only if, a plain `import torchvision` fails in this way.
 """
 
 import importlib.abc
@@ -37,12 +37,12 @@ def _declare_missing_operators() -> None:
 
 
 class _TorchvisionFinder(importlib.abc.MetaPathFinder):
-    """Acts once, when torchvision is about to be imported, and then leaves the import to the others."""
+    """Finder that runs once, before torchvision is imported, and leaves the import to the other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """Declare the operators before torchvision is found; find nothing itself."""
+        """Declare the operators before torchvision is found; return None."""
         if fullname == "torchvision":
             sys.meta_path.remove(self)
             _declare_missing_operators()
@@ -50,18 +50,18 @@ class _TorchvisionFinder(importlib.abc.MetaPathFinder):
 
 
 def activate() -> None:
-    """Watch for the first import of torchvision; costs nothing until then."""
+    """Install the finder for the first import of torchvision."""
     if "torchvision" not in sys.modules:
         sys.meta_path.insert(0, _TorchvisionFinder())
 
 
 def _torchvision_error() -> str:
-    done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    result = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True, check=False)
+    return "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
 
 
 def main() -> int:
-    """Install the hook where it is needed; 0 when torchvision can be imported afterwards."""
+    """Install the hook if it is needed; return 0 if torchvision can be imported afterwards."""
     error = _torchvision_error()
     if error and "torchvision::nms" in error:
         site = Path(sysconfig.get_path("purelib"))

@@ -1,4 +1,4 @@
-"""Make the weights that ship in the package: train both models, record their hashes, measure them."""
+"""Make the weights that ship with the package: train both models, record their hashes, and measure them."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ from tools.embedded.train_vlm import VLMRecipe, train_vlm
 SUMS = "SHA256SUMS.json"
 CARD = "measured.json"
 GATE = 0.80
-"""Zero-shot accuracy below which a trial saw the gain of distilled text vanish."""
+"""Zero-shot accuracy below which a trial showed no gain from distilled text."""
 
 
 def make_embedded_weights(
@@ -47,19 +47,19 @@ def make_embedded_weights(
 ) -> dict[str, Any]:
     """Train the embedded VLM and backbone and measure them on a world that shares no tile or report with them.
 
-    Writes `vlm/`, `backbone/`, `SHA256SUMS.json` (hash of each file) and `measured.json` (recipes, versions,
-    scores) into `folder`. What was there is replaced once both are trained.
+    `vlm/`, `backbone/`, `SHA256SUMS.json` (hash of each file) and `measured.json` (recipes, versions, scores) are
+    written to `folder`. Earlier ones are replaced once both models are trained.
 
     Args:
-        folder: Where the two model folders go.
-        seed: Of the training draws and of the training; a world's seed means other streams.
-        vlm: Size and training of the VLM; the shipped one by default.
-        backbone: Pretraining of the backbone; the shipped one by default.
-        world: Where they are measured; the demo's by default.
-        threads: Of torch; the same number gives the same weights on the same machine.
+        folder: Folder for the two model folders.
+        seed: Seed of the training data and the training; the seed of a world drives other streams.
+        vlm: Recipe of the VLM; by default the shipped one.
+        backbone: Recipe of the backbone; by default the shipped one.
+        world: World on which they are measured; by default the demo's.
+        threads: CPU threads of torch; the same number gives the same weights on the same machine.
 
     Returns:
-        What `measured.json` says.
+        Content of `measured.json`.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -88,27 +88,27 @@ def make_embedded_weights(
 
 
 def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """How far the grade of tumour tiles is told by the VLM and by the reports that its pairs lead to.
+    """Measure how well the VLM, and the reports that it pairs, tell the grade of tumour tiles.
 
-    Tumour tiles of training, with pairs among the snippets of `case_reports.jsonl` as configs/knowing_reports.yaml
-    makes them. Shares of 1, for all these tiles and for the ambiguous ones, whose nuclei and glands occur in both
-    grades: `probe` (a logistic regression on the image embeddings of the validation part: what the embedding holds);
-    and, with the modalities centred (on these tiles, on these snippets) and not: `grade_alone` and `all_names` (the
-    VLM's answer to the prompt set that asks by the word grade, and by all names of `prompts.yaml`), `nearest_case` and
-    `nearest_case_none` (the grade of the nearest snippet's report, or reports, is right; is that of no tumour), and
-    `consensus` (of low and high, the more frequent grade among the 20 nearest is right; even: one half). Undefined
-    without such tiles, and left out then.
+    The tiles are the tumour tiles of training, paired with snippets of `case_reports.jsonl` as in
+    configs/knowing_reports.yaml. The figures are shares of 1, for all these tiles and for ambiguous ones, whose nuclei
+    and glands occur in both grades. `probe`: accuracy of a logistic regression on the image embeddings of the
+    validation part. The others are computed with and without centring of both modalities. `grade_alone`, `all_names`:
+    zero-shot accuracy with the prompt set of the word grade, and of all names of `prompts.yaml`. `nearest_case`,
+    `nearest_case_none`: the grade of the nearest snippet's reports is right, or is that of no tumour. `consensus`: the
+    more frequent of low and high among the 20 nearest is right (a tie counts one half). Figures without tiles are
+    omitted.
 
     Args:
-        vlm: A VLM that `load_vlm` opens.
-        world: A folder of `write_world`.
-        output: Where the stores and pairs go.
+        vlm: Folder of a VLM.
+        world: Folder written by `write_world`.
+        output: Folder for stores and pairs.
 
     Raises:
-        DataError: A prompt set of the world asks for other classes: it is of an earlier version.
+        DataError: A prompt set of the world has other classes, as those of earlier versions do.
     """
     facts = read_json(world / "world.json", "write the world again")["config"]
-    ways = {name: _grade_materials(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
+    ways = {name: _grade_workspace(vlm, world, output, name == "centred") for name in ("centred", "uncentred")}
     right = {name: _right_about_grades(workspace, world) for name, workspace in ways.items()}
     train, probe = ways["uncentred"].all_tiles.of_split("train"), _right_by_probe(ways["uncentred"])
     latents = tile_latents(facts["seed"], "world/train", facts["train"])
@@ -118,8 +118,8 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
         name: {"tiles": int(keep.sum())}
         | ({"probe": float(np.mean(probe[keep]))} if keep.any() else {})
         | {
-            way: {told: float(np.mean(values[keep])) for told, values in of_way.items()}
-            for way, of_way in right.items()
+            way: {name: float(np.mean(values[keep])) for name, values in figures.items()}
+            for way, figures in right.items()
             if keep.any()
         }
         for name, keep in (("all", np.ones_like(ambiguous)), ("ambiguous", ambiguous))
@@ -127,7 +127,7 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
 
 
 def _right_about_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
-    """Per tumour tile of training: how far prompts and nearby reports are right."""
+    """Whether prompts and nearby reports are right, per tumour tile of training."""
     train, store = workspace.all_tiles.of_split("train"), workspace.tile_store("train")
     images = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
     right = {}
@@ -135,18 +135,18 @@ def _right_about_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarr
         classes = prompt_embeddings(load_prompts(world / file), workspace.encode, workspace.text_mean, train.classes)
         right[name] = (images @ classes.T).argmax(axis=1) == train.truth
     near = _grades_nearby(workspace, train.ids)
-    own = np.take_along_axis(near, train.truth[:, None, None], axis=2)[..., 0]
+    correct = np.take_along_axis(near, train.truth[:, None, None], axis=2)[..., 0]
     other = np.take_along_axis(near, 1 - train.truth[:, None, None], axis=2)[..., 0]
-    more = np.sign((own.sum(axis=1) - other.sum(axis=1)).round(9))  # an even vote is even in spite of rounding
+    more = np.sign((correct.sum(axis=1) - other.sum(axis=1)).round(9))  # rounded, so that a tie is exact
     return right | {
-        "nearest_case": own[:, 0],
+        "nearest_case": correct[:, 0],
         "nearest_case_none": near[:, 0, 2],
         "consensus": 0.5 + 0.5 * more,
     }
 
 
 def _right_by_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
-    """Where a probe is right that knows the validation part: every other tile to fit, the others for its penalty."""
+    """Whether a probe trained on the validation part is right; every other tile selects its penalty."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
     seen = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
@@ -155,7 +155,7 @@ def _right_by_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
     return np.asarray(probe.probabilities(seen["train"]).argmax(axis=1) == parts["train"].truth, dtype=np.bool_)
 
 
-def _grade_materials(vlm: Path, world: Path, output: Path, centring: bool) -> Workspace:
+def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Workspace:
     values: dict[str, Any] = {
         "output": str(output),
         "tiles": {
@@ -181,22 +181,22 @@ def _grade_materials(vlm: Path, world: Path, output: Path, centring: bool) -> Wo
 
 
 def _grades_nearby(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
-    """For each tile's snippets, nearest first, the shares of low, high and none among the reports that hold them."""
+    """Shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
     sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet"))
     grades = workspace.report_labels(np.asarray(sources.column("report_id")))[0]
-    index = workspace.index  # a pair names one of several snippets with equal embeddings: it has the sources of all
+    index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
     named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
     snippets = index.ids[row_of_each(index)[index.store.positions(named)]]
     counts: dict[str, Counter[str]] = {}
     for snippet, grade in zip(snippets.tolist(), grades.tolist(), strict=True):
-        if grade:  # the other organ has none
+        if grade:  # reports of the other organ have none
             counts.setdefault(snippet, Counter())[grade] += 1
     pairs = workspace.pairs.table  # by tile, then by rank
-    found: dict[str, list[list[float]]] = {}
+    shares: dict[str, list[list[float]]] = {}
     for tile, snippet in zip(pairs.column("tile_id").to_pylist(), pairs.column("snippet_id").to_pylist(), strict=True):
         count = counts[snippet]
-        found.setdefault(tile, []).append([count[grade] / count.total() for grade in GRADES])
-    return np.array([found[tile] for tile in tiles.tolist()], dtype=np.float64)
+        shares.setdefault(tile, []).append([count[grade] / count.total() for grade in GRADES])
+    return np.array([shares[tile] for tile in tiles.tolist()], dtype=np.float64)
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -219,23 +219,21 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Parse, call, print."""
+    """Parse the command line, train, and print the scores."""
     parser = argparse.ArgumentParser(
         description="Train the tiny VLM and backbone that ship in the package, and measure them. "
         "Takes about 10 minutes on one core."
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/embedded"), help="folder for vlm/ and backbone/")
-    parser.add_argument("--seed", type=int, default=100, help="of the training draws and the training")
-    parser.add_argument("--world-seed", type=int, default=0, help="of the world on which they are measured")
-    parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weak")
-    parser.add_argument("--vlm-epochs", type=int, default=10, help="its passes over them")
+    parser.add_argument("--seed", type=int, default=100, help="seed of the training data and the training")
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the world on which they are measured")
+    parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weaker")
+    parser.add_argument("--vlm-epochs", type=int, default=10, help="training epochs of the VLM")
     parser.add_argument(
-        "--captions", choices=("graded", "coarse"), default="graded", help="coarse: never tell tumour grades apart"
+        "--captions", choices=("graded", "coarse"), default="graded", help="coarse: captions without tumour grades"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument(
-        "--small", action="store_true", help="a few steps only: a trial of the program, not of the models"
-    )
+    parser.add_argument("--small", action="store_true", help="a few steps only, to test the program")
     arguments = parser.parse_args()
 
     with user_errors():

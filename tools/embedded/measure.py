@@ -1,4 +1,4 @@
-"""What the embedded models can do on a synthetic world: the numbers of their data cards."""
+"""Measurements of the embedded models on a synthetic world, for their data cards."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ Vectors = Float[np.ndarray, "n d"]
 
 
 def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: int = 5) -> dict[str, Any]:
-    """Zero-shot, probes at 10 labels per class, and the pairing of a world's tiles with its reports.
+    """Measure zero-shot accuracy, probes with 10 labels per class, and the pairing of a world's tiles and reports.
 
     Args:
-        vlm_folder: A VLM that `load_vlm` opens.
-        backbone_folder: A backbone that `load_backbone` opens.
-        world: A folder written by `write_world`.
-        seeds: Draws of the labelled tiles over which the probes are averaged.
+        vlm_folder: Folder of a VLM.
+        backbone_folder: Folder of a backbone.
+        world: Folder written by `write_world`.
+        seeds: Number of draws of labelled tiles over which the probes are averaged.
     """
     vlm, backbone = load_vlm(VLMConfig(name=str(vlm_folder))), load_backbone(BackboneConfig(name=str(backbone_folder)))
     tiles, shift = _tiles(world, "tiles"), _tiles(world, "tiles_shift")
@@ -55,7 +55,7 @@ def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: 
 
 
 def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: Path) -> dict[str, Any]:
-    """Top-1 snippets by cosine, for each way of preparing the corpus."""
+    """Measure pairs with the nearest snippet, for each preparation of the corpus."""
     config = ReportsConfig(
         path=str(world / "reports.jsonl"), organ_column="organ", id_column="id", group_column="group"
     )
@@ -104,17 +104,17 @@ def _tiles(world: Path, name: str, labels: LabelsConfig | None = None, seed: int
 
 
 def _probe(features: dict[str, Vectors], parts: dict[str, TileSet], world: Path, seeds: int) -> dict[str, float]:
-    """Test accuracies of a linear probe with 10 labels per class, as many again for its strength."""
-    found: dict[str, list[float]] = {"test": [], "shift": []}
+    """Test accuracies of a linear probe with 10 labels per class, and as many to select its penalty."""
+    accuracies: dict[str, list[float]] = {"test": [], "shift": []}
     for seed in range(seeds):
         tiles = _tiles(world, "tiles", LabelsConfig(kind="per_class", value=10), seed)
         labels = {name: tiles.of_split(name).labels for name in ("train", "validation")}
         probe = linear_probe(
             features["train"], labels["train"], features["validation"], labels["validation"], len(CLASSES)
         )
-        for name, values in found.items():
+        for name, values in accuracies.items():
             values.append(_accuracy(probe.probabilities(features[name]), parts[name].truth))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    return {name: float(np.mean(values)) for name, values in accuracies.items()}
 
 
 def _accuracy(scores: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:

@@ -96,8 +96,7 @@ def disk_errors(where: object) -> Iterator[None]:
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix="free some space or choose another folder with --output; "
-            "then start again: finished parts are kept",
+            fix="free some space or choose another folder with --output; then start again: finished parts are kept",
         ) from error
 
 

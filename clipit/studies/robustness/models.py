@@ -15,7 +15,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.predictions import read_predictions, softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
-from clipit.models.bundle import WEIGHTS, ZERO_SHOT
+from clipit.models.classifier_spec import WEIGHTS, ZERO_SHOT
 from clipit.models.inference import Classifier, load_classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.timm_backbones import open_timm

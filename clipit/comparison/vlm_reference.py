@@ -17,7 +17,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import Predictions, write_predictions
-from clipit.evaluation.probes import linear_probe
+from clipit.evaluation.probes import LinearProbe, linear_probe
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.stores.embed import Store, centred, embed_tiles
@@ -43,56 +43,63 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
         workspace: Workspace of the plan's configuration.
         folder: Folder for the predictions; each row names its file.
     """
-    c = plan.comparison
-    tests = _test_sets(plan, workspace)
-    zero_shot = _zero_shot_classifiers(workspace)
+    tests, zero_shot = _test_sets(plan, workspace), _zero_shot_classifiers(workspace)
     rows = []
-    for seed in c.seeds:
+    for seed in plan.comparison.seeds:
         tiles = workspace.tiles(seed)
-        train, validation = tiles.of_split("train"), tiles.of_split("validation")
-        provenance = _provenance(workspace, int((train.labels >= 0).sum()), tiles.fingerprint)
-        probe, reason = None, None
-        try:
-            probe = linear_probe(
-                _vectors(workspace.tile_store("train"), train),
-                train.labels,
-                _vectors(workspace.tile_store("validation"), validation),
-                validation.labels,
-                len(tiles.classes),
-            )
-        except DataError as error:  # too few labels for a probe: an empty row, after all runs are done
-            reason = str(error).splitlines()[0]
+        provenance = _provenance(workspace, tiles)
+        probe, reason = _fit_probe(workspace, tiles)
         for part, (test, store) in tests.items():
-            vectors, known = _vectors(store, test), test.labels >= 0
-            probabilities = {} if probe is None else {PROBE: probe.probabilities(vectors)}
+            vectors = store.rows(store.positions(test.ids))
+            probabilities: dict[str, Float32[np.ndarray, "n c"] | None]
+            probabilities = {PROBE: None if probe is None else probe.probabilities(vectors)}
             for arm, (mean, classes) in zero_shot.items():
                 probabilities[arm] = zero_shot_probabilities(centred(vectors, mean), classes, workspace.vlm.logit_scale)
-            for arm in (PROBE, *zero_shot):
-                file, score = None, None
-                if arm in probabilities:
-                    score = compute_metrics(test.labels[known], probabilities[arm][known])[c.metric]
-                    file = reference_file(folder, _FILES[arm], seed if arm == PROBE else None, part)
-                    write_once(
-                        file,
-                        Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities[arm]),
-                    )
-                rows.append(
-                    ScoreRow(
-                        data_set=plan.data_set,
-                        backbone=plan.backbone,
-                        arm=arm,
-                        seed=seed,
-                        provenance=provenance[arm],
-                        part=part,
-                        tiles=int(known.sum()) if file else 0,
-                        metric=c.metric,
-                        score=score,
-                        reason=None if file else reason,
-                        predictions=file,
-                        predictions_sha256=file_sha256(file) if file and get_processes().main else None,
-                    )
+            for arm, predicted in probabilities.items():
+                row = ScoreRow(
+                    data_set=plan.data_set,
+                    backbone=plan.backbone,
+                    arm=arm,
+                    seed=seed,
+                    provenance=provenance[arm],
+                    part=part,
+                    tiles=0,
+                    metric=plan.comparison.metric,
+                    score=None,
+                    reason=reason,
                 )
+                rows.append(row if predicted is None else _scored(row, test, predicted, folder))
     return sorted(rows, key=lambda row: row.arm)
+
+
+def _fit_probe(workspace: Workspace, tiles: TileSet) -> tuple[LinearProbe | None, str | None]:
+    """The probe, or the reason why it cannot be fitted: too few labels make an empty row, after all runs are done."""
+    vectors, labels = {}, {}
+    for split in ("train", "validation"):
+        store, part = workspace.tile_store(split), tiles.of_split(split)
+        vectors[split], labels[split] = store.rows(store.positions(part.ids)), part.labels
+    try:
+        probe = linear_probe(
+            vectors["train"], labels["train"], vectors["validation"], labels["validation"], len(tiles.classes)
+        )
+    except DataError as error:
+        return None, str(error).splitlines()[0]
+    return probe, None
+
+
+def _scored(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n c"], folder: Path) -> ScoreRow:
+    """Write the predictions, and add the score to the row."""
+    known = test.labels >= 0
+    file = reference_file(folder, _FILES[row.arm], row.seed if row.arm == PROBE else None, row.part)
+    write_once(file, Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities))
+    return replace(
+        row,
+        tiles=int(known.sum()),
+        score=compute_metrics(test.labels[known], probabilities[known])[row.metric],
+        reason=None,
+        predictions=file,
+        predictions_sha256=file_sha256(file) if get_processes().main else None,
+    )
 
 
 def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
@@ -105,7 +112,7 @@ def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Sto
     return tests
 
 
-def _provenance(workspace: Workspace, training_labels: int, tiles_fingerprint: str) -> dict[str, Provenance]:
+def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
     """Provenance of each reference row: the probe reads no prompts, and only centring reads the snippets."""
     vlm, prompts = workspace.vlm, workspace.prompts
     probe = Provenance(
@@ -114,8 +121,8 @@ def _provenance(workspace: Workspace, training_labels: int, tiles_fingerprint: s
         preprocess=vlm.preprocess.hash,
         vlm=vlm.name,
         vlm_fingerprint=vlm.fingerprint,
-        training_labels=training_labels,
-        tiles_fingerprint=tiles_fingerprint,
+        training_labels=int((tiles.of_split("train").labels >= 0).sum()),
+        tiles_fingerprint=tiles.fingerprint,
         commit=git_commit(),
         command=shlex.join(sys.argv),
         versions=json.dumps(versions(), sort_keys=True),
@@ -163,7 +170,3 @@ def _zero_shot_classifiers(workspace: Workspace) -> dict[str, _ZeroShot]:
         classes = prompt_embeddings(workspace.prompts, workspace.encode, workspace.text_mean, names)
         classifiers[CENTRED] = (workspace.tile_mean, classes)
     return classifiers
-
-
-def _vectors(store: Store, tiles: TileSet) -> Float32[np.ndarray, "n dim"]:
-    return store.rows(store.positions(tiles.ids))

@@ -1,7 +1,7 @@
-"""The package as a whole: no import closes a circle."""
+"""The package as a whole: no import closes a circle, and no two public classes share a name."""
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,3 +88,13 @@ def test_no_import_closes_a_circle_of_rooms(depth: int) -> None:
 
 def test_a_circle_is_found() -> None:
     assert _circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    names = Counter(
+        node.name
+        for tree in _modules().values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name: count for name, count in names.items() if count > 1} == {}

@@ -242,7 +242,7 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "
     """
     figure = new_figure(5.2, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfectly calibrated")
+    upper.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, zorder=3, label="perfectly calibrated")
     labels = {"bar": "accuracy of the bin", "dot": "at its mean confidence"}
     for b in bins:
         middle, width = (b["low"] + b["high"]) / 2, 0.92 * (b["high"] - b["low"])
@@ -253,11 +253,12 @@ def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "
             bar.set_gid(tooltip(text))
             upper.plot(
                 b["confidence"], b["accuracy"], "o", markersize=4, color=COLOURS[1], label=labels.pop("dot", None),
-                gid=tooltip(text),
+                gid=tooltip(text), clip_on=False, zorder=4,
             )  # fmt: skip
         (bar,) = lower.bar(middle, b["n"], width=width, color="0.6")
         bar.set_gid(tooltip(text))
     upper.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1), title=title)
-    upper.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="tiles")
+    lower.locator_params(axis="y", nbins=4, integer=True)
     return figure

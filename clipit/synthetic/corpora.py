@@ -25,18 +25,18 @@ from clipit.synthetic.latents import (
 
 @dataclass(frozen=True)
 class SyntheticReport:
-    """One report; `group` is the synthetic patient, who has no tile."""
+    """One report; `group` is the synthetic patient, who has no tiles."""
 
     id: str
     text: str
     organ: str
     group: str
     diagnosis: str
-    """Class of the tissue that the diagnosis names: the report's own label."""
+    """Label of the report: class of the tissue that the diagnosis names."""
 
 
 def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> list[SyntheticReport]:
-    """Draw reports of three to five tissues each; `noise` is the share of misread characters."""
+    """Draw reports of three to five tissues each; `noise` is the fraction of misread characters."""
     reports = []
     for number in range(count):
         latents = draw_latents(rng, 8).select(slice(0, int(rng.integers(3, 6))))
@@ -68,34 +68,34 @@ def _mixed_report(rng: np.random.Generator, latents: Latents, organ: str) -> str
 
 
 GRADES = ("low", "high", "none")
-"""Labels of a report: its tumour's grade, or that there is no tumour."""
-_SPOKEN = {"infl": 0.3, "mucin": 0.4, "pleo": 0.8, "gland": 0.8, "nec": 0.5, "dens": 0.2}
-"""Chance of a tumour's attribute to be spoken of: nuclei and glands first. Other tissues: 0.4 each."""
+"""Labels of a report: grade of the tumour, or none without a tumour."""
+_MENTIONED = {"infl": 0.3, "mucin": 0.4, "pleo": 0.8, "gland": 0.8, "nec": 0.5, "dens": 0.2}
+"""Probability that each attribute of a tumour is mentioned; 0.4 for all attributes of other tissues."""
 
 
 @dataclass(frozen=True)
 class CaseReport:
-    """One report of a case; `group` is the synthetic patient, who has no tile."""
+    """One report of a case; `group` is the synthetic patient, who has no tiles."""
 
     id: str
     text: str
     organ: str
     group: str
     diagnosis: str
-    """What the case was: a key of `DIAGNOSES`, or of the other organ's."""
+    """Key of `DIAGNOSES`, or of the other organ's diagnoses."""
     grade: str
-    """One of `GRADES`; empty for the other organ, which has no grade of this kind."""
+    """One of `GRADES`; empty for the other organ."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """How often a case is this, and what is found in it."""
+    """Frequency of a diagnosis, and the tissues that occur with it."""
 
     share: float
     low: float | None
-    """Chance of a tumour to be of low grade; None: there is no tumour."""
+    """Probability that the tumour is of low grade; None: there is no tumour."""
     beside: Mapping[int, float]
-    """Chances of the tissues found beside the tumour, or in place of one."""
+    """Probabilities of the tissues next to the tumour, or in place of one."""
 
 
 DIAGNOSES: Mapping[str, Diagnosis] = {
@@ -114,7 +114,7 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
 
 
 def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
-    """Draw reports of cases in the tiles' organs; `noise` is the share of misread characters.
+    """Draw reports of cases in the tiles' organs; `noise` is the fraction of misread characters.
 
     A diagnosis is drawn, then its grade, then three to five findings: half of them (rounded up) areas of the tumour,
     if there is one, the others different tissues in the diagnosis's own chances. The attributes of an area are drawn
@@ -134,7 +134,7 @@ def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Ite
 
 
 def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
-    """Draw reports of an organ that no tile shows, in words of its own."""
+    """Draw reports of an organ that no tile shows, with a vocabulary of its own."""
     organ = words.OTHER_ORGAN
     for number in range(count):
         name = choose(rng, list(words.OTHER_DIAGNOSES))
@@ -148,7 +148,7 @@ def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) 
 
 
 def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
-    """The grade of a case with this diagnosis, and its findings in the order of the report."""
+    """Draw the grade of a case and the latents of its findings, in the order of the report."""
     diagnosis = DIAGNOSES[name]
     count = int(rng.integers(3, 6))
     grade, areas, tumour = "none", 0, LOW
@@ -169,10 +169,10 @@ def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
 
 
 def _microscopic(rng: np.random.Generator, latents: Latents, row: int) -> str:
-    """A sentence on one finding; a tumour is called by names that say nothing of its grade."""
+    """Sentence about one finding; tumour names do not reveal the grade."""
     if CLASSES[latents.tissue[row]] not in ("tumour_low_grade", "tumour_high_grade"):
         return sentence(rng, latents, row)
-    return about(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _SPOKEN)
+    return about(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _MENTIONED)
 
 
 def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
@@ -182,7 +182,7 @@ def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
 
 
 def _named(rng: np.random.Generator, name: str, grade: str) -> str:
-    """What the diagnosis line calls the case: with its grade, where there is a tumour."""
+    """Name in the diagnosis line, with the grade if there is a tumour."""
     if grade == "none":
         named = words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else words.NO_TUMOUR_NAMES
         return choose(rng, named)

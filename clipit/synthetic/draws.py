@@ -1,4 +1,4 @@
-"""Draws of tiles from a world: which patients, centres and latents, and the images."""
+"""Draw synthetic tiles: patients, centres, latents, images and captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from clipit.synthetic.latents import Latents, draw_latents, stream
 from clipit.synthetic.render import render
 
 MPP = 1.0
-"""Micrometres per pixel of every synthetic tile: a lymphocyte is about 6 px wide."""
+"""Micrometres per pixel of every synthetic tile; a lymphocyte is about 6 px wide."""
 
 VLM_CENTRES = (0, 1, 2, 3, 4, 5)
-"""Centres of the embedded VLM's training draw; worlds use other ones."""
+"""Centres of the embedded VLM's training tiles; worlds use others."""
 
 
 Wording = Literal["graded", "coarse"]
 WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {"graded": words.SHARED_NAMES, "coarse": words.COARSE_NAMES}
-"""What captions call the classes; `coarse`: tumours of both grades alike."""
+"""Class names in captions; `coarse` uses the same names for tumours of both grades."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Draw:
 
 
 def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10) -> Draw:
-    """Draw `count` tiles of these centres from the stream of this seed and name."""
+    """Draw `count` tiles of the centres from the random stream of this seed and name."""
     patients = np.arange(count, dtype=np.int64) // tiles_per_patient
     latents = tile_latents(seed, name, count)
     homes = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), count // tiles_per_patient + 1)
@@ -43,14 +43,14 @@ def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_p
 
 
 def tile_latents(seed: int, name: str, count: int) -> Latents:
-    """The latents of `draw_tiles` with this seed, name and count, without any pixel."""
+    """Latents of `draw_tiles` with this seed, name and count, without rendering."""
     return draw_latents(stream(seed, name, "latents"), count)
 
 
 def draw_captions(
     seed: int, name: str, latents: Latents, each: int, wording: Wording = "graded"
 ) -> list[tuple[str, ...]]:
-    """`each` captions for each tile, from the stream of this seed and name; `wording` says what tumours are called."""
+    """Draw `each` captions per tile from the random stream of this seed and name; `wording` selects class names."""
     rng = stream(seed, name, "captions")
     names = WORDINGS[wording]
     return [tuple(caption(rng, latents, row, names) for _ in range(each)) for row in range(len(latents))]

@@ -1,4 +1,4 @@
-"""Primitives of the renderer: smooth noise, warped coordinates and soft ellipses on many tiles at once."""
+"""Rendering primitives for batches of tiles: smooth noise and soft ellipses."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ COLUMNS: Float32[np.ndarray, "1 1 64"] = _EDGE[None, None, :]
 
 
 def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
-    """Smooth noise of unit spread at the knots, `cells` knots along an edge (value noise).
+    """Value noise with unit standard deviation at the knots, `cells` knots along an edge.
 
-    Interpolated by hand rather than by a matrix product, so that the bytes do not depend on threads.
+    Interpolated without a matrix product, so that the bytes do not depend on threads.
     """
     knots = rng.standard_normal((count, cells + 1, cells + 1), dtype=np.float32)
     where = np.linspace(0, cells, SIZE, endpoint=False, dtype=np.float32)
@@ -32,18 +32,18 @@ def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
 
 
 def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:
-    """Values, one for each tile, in a shape that meets its maps."""
+    """One value per tile, in a shape that broadcasts with maps."""
     return np.asarray(values, dtype=np.float32)[:, None, None]
 
 
 def ramp(values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Clip to 0..1: an edge about one pixel wide when `values` is a distance in pixels."""
+    """Clip to 0..1, which gives an edge about one pixel wide if `values` is a distance in pixels."""
     return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Spots:
-    """m soft ellipses (nuclei, vacuoles): the tile each lies on, centre, radius and shape in pixels."""
+    """m soft ellipses (nuclei, vacuoles): their tile, centre, radius and shape in pixels."""
 
     tile: Int64[np.ndarray, " m"]
     x: Float32[np.ndarray, " m"]
@@ -64,7 +64,7 @@ def make_spots(
     angle: object,
     depth: object,
 ) -> Spots:
-    """Spots from anything that broadcasts to one value per spot."""
+    """Make spots from values that broadcast to one per spot."""
     shaped = [
         np.broadcast_to(np.asarray(v, dtype=np.float32), tile.shape) for v in (x, y, radius, stretch, angle, depth)
     ]
@@ -72,8 +72,8 @@ def make_spots(
 
 
 def splat(canvas: Maps, spots: Spots) -> None:
-    """Draw the spots on the canvas in place; where they overlap, the deeper one is seen."""
-    if not canvas.flags.c_contiguous:  # its flat view would be a copy, and the spots would be lost
+    """Draw the spots on the canvas in place; where they overlap, the deeper one is visible."""
+    if not canvas.flags.c_contiguous:  # reshape would copy, and the spots would be lost
         raise DataError("splat needs a C-contiguous canvas", fix="pass np.ascontiguousarray(canvas)")
     reach = spots.radius * spots.stretch
     for least, most in ((0.0, 3.5), (3.5, 6.5), (6.5, 13.0)):

@@ -1,4 +1,4 @@
-"""Latents to words: captions for the VLM, sentences for reports, and the noise of scanned pages."""
+"""Text from latents: captions for the VLM, sentences of reports, and OCR noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,16 +9,16 @@ from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
 _SAME = str.maketrans("il0c5qhv", "11oesgbu")
-"""Makes one character of those that `_CONFUSED` confuses."""
+"""Maps characters that `_CONFUSED` confuses to the same character."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the options."""
+    """Draw one of the options."""
     return options[int(rng.integers(len(options)))]
 
 
 def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
-    """Fill the places for numbers and doctors of a boilerplate sentence."""
+    """Fill in the numbers and names of a boilerplate sentence."""
     return sentence.format(
         n=rng.integers(3, 80),
         a=f"{rng.uniform(0.4, 9):.1f}",
@@ -29,7 +29,7 @@ def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
 
 
 def ocr_noise(rng: np.random.Generator, text: str, rate: float) -> str:
-    """Replace about `rate` of the characters by ones that a scanner takes for them."""
+    """Replace a fraction of about `rate` of the characters by typical OCR confusions."""
     hit = rng.random(len(text)) < rate
     return "".join(c.translate(_CONFUSED) if h else c for c, h in zip(text, hit, strict=True)) if hit.any() else text
 
@@ -42,22 +42,25 @@ def describe(
     chance: float | Mapping[str, float],
     most: int = 2,
 ) -> str:
-    """Up to `most` attribute phrases of this tile joined by "and"; each attribute speaks with this, or its, chance."""
+    """Draw up to `most` attribute phrases of a tile, joined by "and".
+
+    `chance` is the probability that an attribute is mentioned, for all attributes or for each.
+    """
     chances = dict.fromkeys(ATTRIBUTES, chance) if isinstance(chance, float) else chance
-    said = []
+    mentioned = []
     for attribute in ATTRIBUTES:
-        if rng.random() >= chances[attribute] or not _sayable(attribute, int(latents.tissue[row])):
+        if rng.random() >= chances[attribute] or not _applies(attribute, int(latents.tissue[row])):
             continue
         value = int(getattr(latents, attribute)[row])
         options = [phrase for pool in phrases for phrase in pool[attribute][min(value, len(pool[attribute]) - 1)]]
         if options:
-            said.append(choose(rng, options))
-    order = rng.permutation(len(said))[:most]
-    return " and ".join(said[i] for i in order)
+            mentioned.append(choose(rng, options))
+    order = rng.permutation(len(mentioned))[:most]
+    return " and ".join(mentioned[i] for i in order)
 
 
-def _sayable(attribute: str, tissue: int) -> bool:
-    """Nuclear variation and glands are spoken of in epithelium only; a tissue's own substance is not repeated."""
+def _applies(attribute: str, tissue: int) -> bool:
+    """Whether an attribute is mentioned: nuclei and glands for epithelium only, never a tissue's own substance."""
     name = CLASSES[tissue]
     if attribute in ("pleo", "gland"):
         return name in ("tumour_low_grade", "tumour_high_grade") or (attribute == "gland" and name == "normal_mucosa")
@@ -71,7 +74,7 @@ def _sayable(attribute: str, tissue: int) -> bool:
 def caption(
     rng: np.random.Generator, latents: Latents, row: int, names: Mapping[str, tuple[str, ...]] = words.SHARED_NAMES
 ) -> str:
-    """A caption of this tile in the words of the VLM's pool, its class called by one of these `names`.
+    """Draw a caption of a tile from the VLM's vocabulary, with class names from `names`.
 
     15 % are boilerplate only; otherwise the class is named with chance .85, each attribute with .5,
     and boilerplate follows with .15; 1 % of the characters are misread.
@@ -91,7 +94,7 @@ def caption(
 
 
 def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
-    """A sentence on this tissue as a report has it, from the reports' templates and from both pools of names."""
+    """Draw a report sentence about a tissue, from the report templates and both pools of names."""
     tissue = CLASSES[latents.tissue[row]]
     return about(rng, words.SHARED_NAMES[tissue] + words.HELD_OUT_NAMES[tissue], latents, row, 0.4)
 
@@ -99,7 +102,7 @@ def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
 def about(
     rng: np.random.Generator, names: Sequence[str], latents: Latents, row: int, chance: float | Mapping[str, float]
 ) -> str:
-    """A report's sentence on this tissue, called by one of the names; `chance` as in `describe`."""
+    """Draw a report sentence about a tissue with one of the names; `chance` as in `describe`."""
     name = choose(rng, names)
     more = describe(rng, latents, row, [words.SHARED_PHRASES, words.HELD_OUT_PHRASES], chance)
     if more and rng.random() < 0.12:
@@ -108,13 +111,13 @@ def about(
 
 
 def boilerplate(rng: np.random.Generator, pool: Sequence[str], count: int, site: str) -> str:
-    """`count` different sentences of a pool that say nothing of the tissue."""
+    """Draw `count` different boilerplate sentences from a pool."""
     chosen = rng.permutation(len(pool))[:count]
     return " ".join(fill_numbers(rng, pool[i]).replace("{site}", site) for i in chosen)
 
 
 def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comment: str) -> str:
-    """A report's text: its five sections under their headings."""
+    """Text of a report: five sections under their headings."""
     sections = (
         ("CLINICAL HISTORY", clinical),
         ("GROSS DESCRIPTION", gross),
@@ -126,16 +129,16 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
 
 
 def named_class(text: str) -> int:
-    """Which class a sentence of a synthetic report names (index of `CLASSES`), -1 for none.
+    """Class that a sentence of a synthetic report names (index of `CLASSES`); -1: none.
 
-    The first name counts, as attributes such as "a little extracellular mucin" follow it; of two at one
-    place the longer.
+    The first name counts, because attributes such as "a little extracellular mucin" follow it; of two names at one
+    position, the longer.
     """
     plain = text.lower().translate(_SAME)
-    found = [
+    matches = [
         (plain.find(name.lower().translate(_SAME)), -len(name), k)
         for k, label in enumerate(CLASSES)
         for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
     ]
-    found = [entry for entry in found if entry[0] >= 0]
-    return min(found)[2] if found else -1
+    matches = [match for match in matches if match[0] >= 0]
+    return min(matches)[2] if matches else -1

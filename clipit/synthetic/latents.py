@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int64
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
-    """The random generator of this seed and name.
+    """Random generator for a seed and a name.
 
-    Two names give statistically independent generators; the same seed and name give the same
-    numbers in every process. Used as `stream(seed, "vlm", "tiles")`.
+    Different names give independent generators; the same seed and name give the same numbers in every
+    process. Example: `stream(seed, "vlm", "tiles")`.
     """
     label = "/".join(str(part) for part in name)
     key = tuple(int(word) for word in np.frombuffer(hashlib.sha256(label.encode()).digest(), dtype="<u4"))
@@ -50,7 +50,7 @@ _DENS = (0.3, 0.4, 0.3)
 
 @dataclass(frozen=True)
 class Latents:
-    """Latent variables of n tiles, one array entry each.
+    """Latent variables of n tiles, one array entry per tile.
 
     `tissue` and `second` index `CLASSES` (`second` is -1 where there is none), `share` is the area
     of the second tissue (0 to 0.45), the attributes take the values 0, 1, 2 (`nec`: 0, 1).
@@ -71,7 +71,7 @@ class Latents:
         return len(self.tissue)
 
     def select(self, keep: Bool[np.ndarray, " n"] | Int64[np.ndarray, " m"] | slice) -> "Latents":
-        """The latents of some of the tiles."""
+        """Select the latents of some tiles."""
         return Latents(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
 
 
@@ -83,7 +83,7 @@ def _values(
 
 
 def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Attribute values (each int64 `[n]`) for tissues of these classes."""
+    """Draw attribute values (each int64 `[n]`) for tissues of these classes."""
     everywhere = range(len(CLASSES))
     return {
         "infl": _values(rng, tissue, dict.fromkeys(everywhere, _ANY)),
@@ -96,7 +96,7 @@ def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dic
 
 
 def draw_latents(rng: np.random.Generator, count: int) -> Latents:
-    """Latents of `count` tiles: classes as equal in number as can be, in random order.
+    """Draw the latents of `count` tiles, with balanced classes in random order.
 
     60 % of the draws have a second tissue (70 % of those: stroma) on up to 45 % of the area; where
     it falls on the tile's own class there is none.

@@ -1,4 +1,4 @@
-"""Render latents as RGB tiles: compose tissues, then stain and scan them as one centre would."""
+"""Render latents as RGB tiles: compose tissues, then stain and scan them as at one centre."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _STRENGTH = np.array([1.15, 1.0])
 
 @dataclass(frozen=True)
 class Centre:
-    """How one centre stains and scans."""
+    """Stain and scanner of one centre."""
 
     colours: Float32[np.ndarray, "2 3"]
     gains: Float32[np.ndarray, "2"]
@@ -27,7 +27,7 @@ class Centre:
 
 
 def centre(number: int) -> Centre:
-    """The centre of this number (0, 1, ...): the same in every world, as a real hospital would be."""
+    """Centre by number (0, 1, ...), the same in every world."""
     rng = stream(0, "centre", number)
     colours = _COLOURS + rng.normal(0, 0.07, (2, 3))
     colours = np.clip(colours, 0.01, None)
@@ -42,7 +42,7 @@ def centre(number: int) -> Centre:
 
 
 def _blur(maps: Maps, spread: Float[np.ndarray, " n"]) -> Maps:
-    """Gaussian blur of five taps; `spread` in pixels for each tile."""
+    """Five-tap Gaussian blur; `spread` is the standard deviation of each tile in pixels."""
     taps = np.exp(-0.5 * (np.arange(3)[:, None] / np.maximum(spread, 0.05)) ** 2)
     taps /= taps[0] + 2 * taps[1] + 2 * taps[2]
     middle, near, far = (per_tile(tap) for tap in taps)
@@ -54,7 +54,7 @@ def _blur(maps: Maps, spread: Float[np.ndarray, " n"]) -> Maps:
 
 
 def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """Stain and scan the layers at their centres, with a little variation from tile to tile.
+    """Stain and scan the layers at their centres, with small variation between tiles.
 
     Beer-Lambert: intensity = brightness * exp(-concentrations @ colours).
     """
@@ -77,13 +77,13 @@ def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
 
 
-_BATCH = 256  # bounds the memory; part of the draw, as each batch goes on with the same generator
+_BATCH = 256  # bounds the memory; changing it changes the images, because batches share one generator
 
 
 def render(
     rng: np.random.Generator, latents: Latents, centres: Int64[np.ndarray, " n"]
 ) -> UInt8[np.ndarray, "n 64 64 3"]:
-    """RGB tiles (64 x 64 px, at 1 micrometre per pixel) of these latents, stained and scanned at these centres."""
+    """Render RGB tiles (64 x 64 px, 1 micrometre per pixel), stained and scanned at the given centres."""
     parts = [np.empty((0, 64, 64, 3), dtype=np.uint8)]
     for start in range(0, len(latents), _BATCH):
         part = slice(start, start + _BATCH)
@@ -92,7 +92,7 @@ def render(
 
 
 def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
-    """The main tissue with the second one over its share of the area."""
+    """Main tissue, with the second tissue on its share of the area."""
     layer = draw_tissue(rng, latents)
     mixed = np.flatnonzero(latents.second >= 0)
     if not len(mixed):
@@ -107,7 +107,7 @@ def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _area(rng: np.random.Generator, share: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, "n 64 64"]:
-    """A smooth random region that covers this share of each tile (0..1, soft edge)."""
+    """Smooth random region (0..1, soft edge) that covers the given share of each tile."""
     field = noise(rng, len(share), 2) + 0.3 * noise(rng, len(share), 6)
     ordered = np.sort(field.reshape(len(share), -1), axis=1)
     cut = ordered[np.arange(len(share)), (share * (ordered.shape[1] - 1)).astype(np.int64)]

@@ -22,14 +22,14 @@ from clipit.synthetic.latents import (
 
 @dataclass(frozen=True)
 class Stains:
-    """Concentrations of the two stains (0: glass, about 1: full), changed in place while a layer is drawn."""
+    """Concentrations of the two stains (0: glass, about 1: full), modified in place while drawing."""
 
     haematoxylin: Maps
     eosin: Maps
 
 
 def scatter(rng: np.random.Generator, counts: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " m"], int]:
-    """The tile of each spot when tile i gets `counts[i]` of them, and how many there are in all."""
+    """Tile of each spot if tile i gets `counts[i]` spots, and the total number of spots."""
     tile = np.repeat(np.arange(len(counts)), counts)
     return tile, len(tile)
 
@@ -44,7 +44,7 @@ def nuclei(
     angle: object | None = None,
     depth: tuple[float, float] = (0.9, 1.2),
 ) -> None:
-    """Random nuclei: `radius` (px) and its log-normal `spread` for each tile, `angle` for each tile or random."""
+    """Draw random nuclei with `radius` (px) and log-normal `spread` per tile, and `angle` per tile or random."""
     tile, count = scatter(rng, counts)
     size = np.broadcast_to(np.asarray(radius, dtype=np.float32), counts.shape)[tile]
     scale = np.broadcast_to(np.asarray(spread, dtype=np.float32), counts.shape)[tile]
@@ -186,7 +186,7 @@ def _normal(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Both grades: what differs is in the attributes (size and variation of nuclei, glands), which overlap."""
+    """Tumour of either grade; the grades differ in attributes (nuclei, glands), which overlap."""
     count = len(latents)
     high = latents.tissue == HIGH
     base = noise(rng, count, 6)
@@ -226,7 +226,7 @@ _TISSUES: dict[int, Callable[[np.random.Generator, Latents], Stains]] = {
 
 
 def draw_tissue(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Concentration maps of the tiles' main tissue, with the attributes that any tissue can have drawn over it."""
+    """Draw concentration maps of the main tissue, overlaid with the attributes that any tissue can have."""
     count = len(latents)
     layer = _flat(count, 0.0, 0.0)
     for tissue, draw in _TISSUES.items():

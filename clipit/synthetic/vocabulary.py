@@ -70,17 +70,17 @@ HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
 )
 
 TUMOUR_NAMES = ("tumour", "carcinoma", "adenocarcinoma", "malignant epithelium", "a neoplasm")
-"""A tumour of either grade, without its grade: what coarse captions and the reports of cases say."""
+"""Names of a tumour that do not reveal its grade, for coarse captions and reports of cases."""
 HELD_OUT_TUMOUR_NAMES = ("an epithelial malignancy", "neoplastic epithelium")
-"""The same in words of reports only."""
+"""Further such names, for reports only."""
 COARSE_NAMES = {**SHARED_NAMES, "tumour_low_grade": TUMOUR_NAMES, "tumour_high_grade": TUMOUR_NAMES}
-"""What captions call the classes when they never tell the grades apart."""
+"""Class names in captions that do not distinguish the grades."""
 
 GRADE_NAMES = {
     "tumour_low_grade": ("low grade adenocarcinoma", "low grade tumour"),
     "tumour_high_grade": ("high grade adenocarcinoma", "high grade tumour"),
 }
-"""What a prompt set asks with that calls tumours by their grade alone: no word of glands or differentiation."""
+"""Prompt names that give only the grade of a tumour, without glands or differentiation."""
 
 # Phrases of each attribute by value; an empty tuple where nothing is said.
 SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -151,9 +151,9 @@ REPORT_FULL = (
 )
 REPORT_MORE = ("Elsewhere we note {more}.", "Additional findings include {more}.", "Focally, {more}.")
 DIAGNOSES = ("{site}, {procedure}: {name}.", "{site}: {name}, see comment.", "{site}, {procedure}: {name} and {more}.")
-"""Lines of the final diagnosis."""
+"""Templates of the final diagnosis."""
 
-# Sentences that say nothing of the tissue: again two disjoint pools.
+# Sentences that say nothing about the tissue, again in two disjoint pools.
 CAPTION_BOILERPLATE = (
     # the request
     "the request form states change of bowel habit",
@@ -228,7 +228,7 @@ DOCTORS = ("Adams", "Brook", "Carver", "Dunn", "Ellis")
 ORGANS = ("colon", "rectum", "caecum", "stomach")
 PROCEDURES = ("biopsy", "resection", "polypectomy", "excision")
 
-# What the prompt set asks with: names that the VLM was taught.
+# Names and templates of the prompt set, taken from the names that the VLM was trained on.
 PROMPT_NAMES = {label: names[:3] for label, names in SHARED_NAMES.items()}
 PROMPT_TEMPLATES = ("an image of {}.", "a histology picture showing {}.", "{}.")
 
@@ -261,7 +261,7 @@ BOILERPLATE_BAG = (
 )
 
 
-"""The words of the corpus of cases: diagnosis lines that say the grade, and all that is said of another organ."""
+# Words of the corpus of cases: diagnosis names with the grade, and the vocabulary of another organ.
 
 # Diagnosis lines of the tiles' organs. Only here is a grade ever named.
 GRADED_NAMES: dict[str, tuple[str, ...]] = {
@@ -315,7 +315,7 @@ OTHER_DIAGNOSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gliosis": ("cortex", "reactive gliosis", ("astrocytes", "tracts")),
     "papilloma": ("plexus", "papilloma of the plexus", ("astrocytes", "meninges")),
 }
-"""Label -> what it is made of, its name in the diagnosis line, and what lies beside it."""
+"""Label -> main tissue, name in the diagnosis line, other tissues."""
 OTHER_CLINICAL = (
     "Seizures for {b} months, a lesion on magnetic resonance.",
     "Headache and double vision in a person of {n} years.",

@@ -28,22 +28,22 @@ CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
 ALL_NAMES = "grade_prompts_all_names.yaml"
 GRADE_CLASSES = {"tumour_low_grade": "low grade", "tumour_high_grade": "high grade"}
-"""The task "low or high grade", on tiles of tumour alone: `tiles.class_map` of whoever asks it."""
+"""`tiles.class_map` of the task "low or high grade", on tumour tiles only."""
 _COLUMNS = ("id", "path", "label", "split", "group", "mpp", "centre")
 
 
 class WorldConfig(Section):
-    """A synthetic world. Its seed is not the seed of any run on it."""
+    """Size and centres of a synthetic world; its seed is independent of the seeds of runs."""
 
     seed: int = Field(0, ge=0)
     train: int = Field(2080, ge=8)
-    """Training tiles; which of them keep a label is a matter of the run's configuration."""
+    """Number of training tiles; the run's configuration decides which of them are labelled."""
     validation: int = Field(400, ge=8)
     test: int = Field(1500, ge=8)
     shift: int = Field(1500, ge=8)
-    """Test tiles of the centres that training never sees."""
+    """Number of test tiles from centres that training never sees."""
     reports: int = Field(500, ge=1)
-    """Reports of each corpus; that of cases holds two fifths as many again of another organ."""
+    """Number of reports per corpus; the corpus of cases has 40 % more, of another organ."""
     centres: tuple[int, ...] = (6, 7)
     """Centres of train, validation and test."""
     shift_centres: tuple[int, ...] = (8, 9)
@@ -59,7 +59,7 @@ class WorldConfig(Section):
 
 
 def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
-    """Write the world's files into a folder; the same configuration gives the same bytes.
+    """Write the files of a world to a folder; the same configuration gives the same bytes.
 
     `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv`
     (a second test part: unseen stain), `reports.jsonl`, `case_reports.jsonl`, `prompts.yaml`,
@@ -67,7 +67,7 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
     `world.json`: the configuration, counts and SHA-256 of each image set.
 
     Returns:
-        What `world.json` says.
+        The content of `world.json`.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -103,10 +103,10 @@ def write_world(folder: Path, config: WorldConfig) -> dict[str, Any]:
 
 
 def add_cases(folder: Path, config: WorldConfig) -> None:
-    """Write the second corpus of a world, `case_reports.jsonl`, and two prompt sets of the two grades of tumours.
+    """Write the corpus of cases, `case_reports.jsonl`, and two prompt sets of the two tumour grades.
 
-    `grade_prompts.yaml` asks by the word grade alone, `grade_prompts_all_names.yaml` by the names of `prompts.yaml`.
-    What is there already is left alone: a world of an earlier version has none of them.
+    `grade_prompts.yaml` uses only the word grade, `grade_prompts_all_names.yaml` the names of `prompts.yaml`. Existing
+    files are kept, so that they can be added to worlds of earlier versions.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -131,14 +131,14 @@ def _write_reports(path: Path, reports: Iterable[SyntheticReport | CaseReport]) 
 
 
 def _write_tiles(folder: Path, name: str, parts: dict[str, Draw]) -> str:
-    """Write `<name>.zip` and `<name>.csv`; give the SHA-256 of all pixels in order."""
+    """Write `<name>.zip` and `<name>.csv`; returns the SHA-256 of all pixels in order."""
     digest = hashlib.sha256()
     rows = []
     with whole_file(folder / f"{name}.zip") as path, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for split, part in parts.items():
             for row, image in enumerate(part.images):
                 tile = f"{split}-{row:05d}"
-                # A fixed date: equal tiles must give equal bytes.
+                # A fixed date, so that equal tiles give equal bytes.
                 archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
                 digest.update(image.tobytes())
                 patient, centre = part.patients[row], part.centres[row]
@@ -183,38 +183,38 @@ def _write_yaml(path: Path, content: dict[str, Any]) -> None:
 logger = logging.getLogger(__name__)
 
 
-def write_whole_world(folder: Path, settings: WorldConfig) -> Path:
-    """Write a synthetic world into a folder, unless it is there; the folder appears whole or not at all.
+def write_whole_world(folder: Path, config: WorldConfig) -> Path:
+    """Write a synthetic world to a folder unless it exists, completely or not at all.
 
     Raises:
-        ArtifactError: The folder holds something else, or another world; nothing in it was changed.
+        ArtifactError: The folder holds other files or another world; nothing in it is changed.
     """
-    world = folder.absolute()  # absolute: lock and partial folder lie beside it, also for "."
-    if _is_written(world, settings):
+    world = folder.absolute()  # absolute, because lock and partial folder lie next to it, even for "."
+    if _is_written(world, config):
         return world
     with locked(world):
-        if not _is_written(world, settings):
+        if not _is_written(world, config):
             logger.info(f"writing the synthetic world (tiles, reports, prompts) to {world}")
             partial = Path(f"{world}.partial")
-            write_world(partial, settings)
+            write_world(partial, config)
             with disk_errors(world):
-                for left in partial.glob(".*.tmp"):  # of a killed attempt
+                for left in partial.glob(".*.tmp"):  # left by a killed attempt
                     left.unlink()
                 if not world.is_dir():
                     partial.rename(world)
                     return world
-                # An empty folder, which may be the one that the user stands in: filled, not replaced.
+                # An existing empty folder may be the working directory: fill it rather than replace it.
                 for path in sorted(partial.iterdir(), key=lambda path: path.name == "world.json"):
                     path.rename(world / path.name)
                 partial.rmdir()
     return world
 
 
-def _is_written(world: Path, settings: WorldConfig) -> bool:
-    """Whether this world lies there; False when there is nothing.
+def _is_written(world: Path, config: WorldConfig) -> bool:
+    """Whether the folder holds this world; False if it is empty or missing.
 
     Raises:
-        ArtifactError: Something else lies there.
+        ArtifactError: The folder holds something else.
     """
     with disk_errors(world):
         if not world.exists() or not any(world.iterdir()):
@@ -222,19 +222,19 @@ def _is_written(world: Path, settings: WorldConfig) -> bool:
     facts = world / "world.json"
     if not facts.is_file():
         raise ArtifactError(
-            "the folder for the demo's synthetic world (that of tiles.path) holds other files; it is left as it is",
+            "the folder for the demo's synthetic world (that of tiles.path) holds other files and is not changed",
             where=world,
             fix="name a new folder in tiles.path and the other paths of the demo's configuration; for your own "
-            "tiles take scripts/train.py or scripts/compare.py; a half-written world may be deleted",
+            "tiles use scripts/train.py or scripts/compare.py; a half-written world may be deleted",
         )
     try:
-        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == settings.model_dump(mode="json")
+        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == config.model_dump(mode="json")
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:
         raise ArtifactError(
-            f"the synthetic world here is not that of seed {settings.seed} as this version writes it",
+            f"the synthetic world here differs from that of seed {config.seed} in this version",
             where=facts,
-            fix="delete its folder, and start again: it is written anew",
+            fix="delete its folder and run the command again, which writes it anew",
         )
     return True

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from clipit.config.effects import Data
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy takes
 
@@ -105,23 +107,23 @@ class TilesConfig(Section):
 class ReportsConfig(Section):
     """Where the reports are, and which snippets of them are kept."""
 
-    path: str
+    path: Data[str]
     """File, folder, zip or Hugging Face id."""
-    format: Literal["auto", "lines", "texts", "csv", "tsv", "jsonl", "parquet", "huggingface", "tcga"] = "auto"
+    format: Data[Literal["auto", "lines", "texts", "csv", "tsv", "jsonl", "parquet", "huggingface", "tcga"]] = "auto"
     """`lines`: one report per line; `texts`: a folder or zip of .txt files; `tcga`: the csv of TCGA-Reports, or a
     folder or zip of .txt files named by TCGA barcode (the patient becomes the group)."""
     text_column: str = "text"
     id_column: str | None = None
     organ_column: str | None = None
     group_column: str | None = None
-    label_column: str | None = None
+    label_column: Data[str | None] = None
     """A label of the whole report (diagnosis, grade, stage), for `distillation.target: report_labels`."""
     cancer_types: str | None = None
     """Format tcga: csv of patient_id and cancer_type, from which the organ follows."""
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs; empty keeps all."""
-    encoding: str = "utf-8"
-    split: str = "train"
+    encoding: Data[str] = "utf-8"
+    split: Data[str] = "train"
     """Hugging Face only."""
     min_words: int = Field(3, ge=1)
     """Shorter snippets are dropped."""

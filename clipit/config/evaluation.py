@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from clipit.config.data import Section
+from clipit.config.effects import Evaluation, Speed
 
 _LEAST_RESAMPLES = 20
 
@@ -12,10 +13,10 @@ _LEAST_RESAMPLES = 20
 class EvaluationConfig(Section):
     """What is computed from the predictions."""
 
-    splits: tuple[Literal["train", "validation", "test"], ...] = ("validation", "test")
-    bootstrap: int = Field(1000, ge=0)
+    splits: Evaluation[tuple[Literal["train", "validation", "test"], ...]] = ("validation", "test")
+    bootstrap: Evaluation[int] = Field(1000, ge=0)
     """Resamples of the 95 % intervals, 20 or more; 0: none."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: Speed[int] = Field(256, ge=1)
 
     @field_validator("bootstrap")
     @classmethod

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, explain, shortlist
+from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
@@ -102,12 +102,10 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}")
     listed = "\n    ".join(lines)
     return ConfigError(
-        explain(
             f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
             where=where,
             fix="correct these keys; docs/configuration.md explains every key",
         )
-    )
 
 
 def key_of(location: Sequence[int | str]) -> str:
@@ -155,22 +153,16 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         values, repeated = load_yaml(path)
     except FileNotFoundError:
         shipped = "configs/" if example.endswith(".yaml") else example
-        raise ConfigError(
-            explain("no such configuration file", where=path, fix=f"see {shipped} for those shipped")
-        ) from None
+        raise ConfigError("no such configuration file", where=path, fix=f"see {shipped} for those shipped") from None
     except PermissionError:
-        raise ConfigError(explain("no permission to read this", where=path, fix="make the file readable")) from None
+        raise ConfigError("no permission to read this", where=path, fix="make the file readable") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            explain(f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form")
-        ) from None
+        raise ConfigError(f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form") from None
     if repeated:
         given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
-        raise ConfigError(
-            explain(f"keys given again, of which YAML keeps the last one: {given}", where=path, fix="keep one of each")
-        )
+        raise ConfigError(f"keys given again, of which YAML keeps the last one: {given}", where=path, fix="keep one of each")
     if not isinstance(values, dict):
-        raise ConfigError(explain("not a mapping of keys to values", where=path, fix=f"see {example}"))
+        raise ConfigError("not a mapping of keys to values", where=path, fix=f"see {example}")
     return values
 
 
@@ -246,12 +238,10 @@ def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> Non
     idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
     if idle:
         raise ConfigError(
-            explain(
                 f"this command does not read {', '.join(idle)}",
                 where="the command line",
                 fix="leave these options out, or set the keys in the configuration file",
             )
-        )
 
 
 def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> None:
@@ -260,12 +250,10 @@ def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> Non
     twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
     if twice:
         raise ConfigError(
-            explain(
                 f"given more than once: {', '.join(twice)}",
                 where="the command line",
                 fix=f"give each option once; a list in brackets: '{twice[0]}=[a, b]'",
             )
-        )
 
 
 def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]:
@@ -280,12 +268,10 @@ def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]
             for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
                 _parse(known[start:end], settings)  # that which fails is named
         raise ConfigError(
-            explain(
                 f"cannot be parsed: {' '.join(known)} ({error})",
                 where="the command line",
                 fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
-            )
-        ) from None
+            ) from None
     return values
 
 

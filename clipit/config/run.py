@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.data import LARGEST_SEED, LabelsConfig, LeaksConfig, ReportsConfig, Section, TilesConfig
+from clipit.config.effects import Data, Recipe, Reporting, Speed
 from clipit.config.evaluation import EvaluationConfig
 from clipit.config.training import (
     AugmentationConfig,
@@ -61,7 +62,7 @@ class VLMConfig(Section):
     quick_gelu: bool | None = None
     """open_clip models: compute x * sigmoid(1.702 x), with which OpenAI's weights were trained, for GELU (true), or
     do not (false); null: as the model's own configuration or the table says."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: Speed[int] = Field(64, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
@@ -107,7 +108,7 @@ class PairingConfig(Section):
     nprobe: int | None = Field(None, ge=1)
     """Lists searched by an IVF index; None: faiss' own, 1, which misses many nearest snippets."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
-    block: int = Field(4096, ge=1)
+    block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once; bounds the memory."""
     correction: Literal["none", "csls", "inverted_softmax", "sinkhorn"] = "none"
     """Hubness: rank snippets by cosine minus how near they are to all tiles (needs index: Flat)."""
@@ -160,16 +161,16 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """One run."""
 
-    name: str = "run"
+    name: Reporting[str] = "run"
     """Name of the run; its folder is <output>/runs/<name>/<arm>-seed<seed>."""
-    output: Path = Path("outputs")
+    output: Reporting[Path] = Path("outputs")
     """Root of everything that is written."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    arm: str | None = None
+    arm: Recipe[str | None] = None
     """A recipe of clipit/training/arms.py or of `arms` below; None: the keys of this file as they are."""
     tiles: TilesConfig
     reports: ReportsConfig | None = None
-    leaks: LeaksConfig = LeaksConfig()
+    leaks: Data[LeaksConfig] = LeaksConfig()
     prompts: str | None = None
     """Prompt set for zero-shot: YAML file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
@@ -186,12 +187,12 @@ class RunConfig(Section):
     consistency: ConsistencyConfig = ConsistencyConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tracking: Reporting[TrackingConfig] = TrackingConfig()
+    arms: Recipe[dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """More recipes: name -> overrides by dotted key, `base` names a recipe to start from."""
-    overrides: tuple[str, ...] = ()
+    overrides: Recipe[tuple[str, ...]] = ()
     """Keys that were given on the command line, filled in by the program: they win over the arm's keys."""
-    note: str = ""
+    note: Reporting[str] = ""
     """Printed in every summary of the run."""
 
     @field_validator("name")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from clipit.config.data import Section, Share
+from clipit.config.effects import Reporting, Speed
 
 
 class StudentConfig(Section):
@@ -167,12 +168,12 @@ class TrainingConfig(Section):
     )
     """What chooses the checkpoint on validation tiles. Without labels: `agreement` with the soft labels' most probable
     class, or `information` (entropy of the mean prediction minus mean entropy; Krause et al., NIPS 2010)."""
-    log_every: int = Field(10, ge=1)
+    log_every: Reporting[int] = Field(10, ge=1)
     """Steps between two rows of metrics.jsonl."""
-    checkpoint_every: int = Field(200, ge=1)
+    checkpoint_every: Speed[int] = Field(200, ge=1)
     """Steps between two resumable checkpoints."""
-    threads: int = Field(0, ge=0)
+    threads: Speed[int] = Field(0, ge=0)
     """Threads that read tiles ahead (0: one per core, at most 8)."""
-    cache_tiles: Literal["auto", "memory", "none"] = "auto"
+    cache_tiles: Speed[Literal["auto", "memory", "none"]] = "auto"
     """Keep resized tiles in memory; `auto` does when they take less than 2 GiB."""
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -1,4 +1,4 @@
-"""What a run's folder holds already, and what it still lacks of what is asked of it."""
+"""The folder of a run: where it is, which run it belongs to, and what it holds."""
 
 import os
 import re
@@ -12,50 +12,57 @@ import pyarrow.parquet as pq
 import yaml
 
 from clipit.artifacts import git_commit, make_folder, read_json, versions, whole_file, write_json
+from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, ModelError, explain
-from clipit.models.classifier_spec import read_spec
+from clipit.errors import ArtifactError, ModelError, shortlist
+from clipit.models.bundle import read_spec
+from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.checkpoints import latest_checkpoint
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file
 
 
+def run_folder(config: RunConfig) -> Path:
+    """Path of a run's folder."""
+    return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
+
+
 def read_results(folder: Path) -> dict[str, Any]:
-    """What `results.json` of a run holds.
+    """Read `results.json` of a run: scores and provenance.
 
     Raises:
         ArtifactError: It is missing or damaged.
     """
-    fix = "delete this file and start scripts/train.py again: the run is evaluated anew, not trained"
-    found = read_json(folder / "results.json", fix)
-    if not {"splits", "provenance"} <= found.keys():
-        raise ArtifactError(explain("not the results of a run", where=folder / "results.json", fix=fix))
-    return found
+    fix = "delete this file and start scripts/train.py again: the run is evaluated again, not trained"
+    results = read_json(folder / "results.json", fix)
+    if not {"splits", "provenance"} <= results.keys():
+        raise ArtifactError("not the results of a run", where=folder / "results.json", fix=fix)
+    return results
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """What `training.json` of a run holds: how the training ended.
+    """Read `training.json` of a run: its chosen step, score, steps and duration.
 
     Raises:
         ArtifactError: It is missing or damaged.
     """
     fix = (
-        f"delete it and the folder {folder / 'classifier'}, and start scripts/train.py again: both are made anew "
+        f"delete it and the folder {folder / 'classifier'}, and start scripts/train.py again: both are written again "
         "from the run's last checkpoint"
     )
     return read_json(folder / "training.json", fix)
 
 
 def evaluation_keys(config: RunConfig) -> dict[str, Any]:
-    """The keys of `evaluation` that results depend on; they are recorded beside them."""
-    return config.evaluation.model_dump(mode="json", exclude={"batch_size"})
+    """Keys of `evaluation` that change scores; they are recorded beside the scores."""
+    return select_keys(config.evaluation, "evaluation")
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a run's classifier is there.
+    """Whether the folder holds the classifier of a run.
 
     Raises:
-        ArtifactError: It is there in part.
+        ArtifactError: The classifier is incomplete.
     """
     classifier = folder / "classifier"
     if not classifier.is_dir():
@@ -64,13 +71,11 @@ def is_trained(folder: Path) -> bool:
         read_spec(classifier)
     except ModelError as error:
         raise ArtifactError(
-            explain(
-                f"the run's classifier is not whole: {str(error).splitlines()[0]}",
+                f"the run's classifier is incomplete: {str(error).splitlines()[0]}",
                 where=classifier,
-                fix="delete this folder and start scripts/train.py again: it is exported anew from the run's last "
+                fix="delete this folder and start scripts/train.py again: it is exported again from the run's last "
                 "checkpoint",
-            )
-        ) from error
+            ) from error
     return True
 
 
@@ -92,73 +97,70 @@ def lacking(folder: Path, config: RunConfig) -> str:
     return ""
 
 
-def run_folder(config: RunConfig) -> Path:
-    """Where a run lies."""
-    return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
+def claim_folder(folder: Path, config: RunConfig, own: RunFingerprint) -> None:
+    """Claim the folder for this run; a folder in which no run has got anywhere is taken over.
 
-
-def check_fingerprint(folder: Path, mark: str) -> None:
-    """Refuse a folder that belongs to another run.
-
-    Raises:
-        ArtifactError: It does, or there is no run.
-    """
-    file = folder / "run.json"
-    if not file.is_file():
-        raise ArtifactError(explain("no run here", where=folder, fix="train it first: scripts/train.py --config ..."))
-    if read_json(file, "choose another --name, or delete the run's folder").get("fingerprint") != mark:
-        raise ArtifactError(
-            explain(
-                "this run's folder belongs to another configuration, "
-                "or to other tiles, labels, models, reports or prompts",
-                where=folder / "config.yaml",
-                fix="choose another --name, or delete the folder",
-            )
-        )
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what a killed process was writing. The run's lock is held, so that the writer is gone.
-
-    Predictions on shifted sets are written outside of the lock: theirs stay while their process lives.
-    """
-    for left in folder.rglob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(left.name)
-        if found and not (left.name.startswith(".predictions_shifted") and _lives(int(found[1]))):
-            left.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 asks and does nothing
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
-
-
-def claim_folder(folder: Path, config: RunConfig, mark: str) -> None:
-    """Take the folder for this run, or recognise it as this run's; one in which nothing was made yet is taken over.
+    Args:
+        folder: Folder of the run; its lock is held.
+        config: Configuration of the run, its arm resolved.
+        own: Fingerprint of the run.
 
     Raises:
-        ArtifactError: It belongs to another run, or nothing says whose it is.
+        ArtifactError: The folder belongs to another run, or run.json is missing.
     """
-    _sweep(folder)
-    made = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
-    if made or latest_checkpoint(folder / "checkpoints") is not None:
+    _delete_temporary_files(folder)
+    started = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
+    if started or latest_checkpoint(folder / "checkpoints") is not None:
         if not (folder / "run.json").is_file():
             raise ArtifactError(
-                explain(
-                    "a run stands here without run.json, which says what it was made from",
+                    "a run without run.json, which records what it was made from",
                     where=folder,
                     fix="choose another --name, put run.json back, or delete the folder",
                 )
-            )
-        check_fingerprint(folder, mark)
+        check_fingerprint(folder, own)
         return
     make_folder(folder)
     with whole_file(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    facts = {"fingerprint": mark, "commit": git_commit(), "versions": versions(), "command": shlex.join(sys.argv)}
-    write_json(folder / "run.json", facts)
+    record = {"fingerprint": own.value, "commit": git_commit(), "versions": versions(), "command": shlex.join(sys.argv)}
+    write_json(folder / "run.json", record | {"keys": own.keys, "inputs": own.inputs})
+
+
+def check_fingerprint(folder: Path, own: RunFingerprint) -> None:
+    """Refuse a folder that belongs to another run.
+
+    Raises:
+        ArtifactError: It does, or it holds no run.
+    """
+    file = folder / "run.json"
+    if not file.is_file():
+        raise ArtifactError("no run here", where=folder, fix="train it first: scripts/train.py --config ...")
+    fix = "choose another --name, or delete the run's folder"
+    record = read_json(file, fix)
+    if record.get("fingerprint") != own.value:
+        differences = shortlist(own.differences(record), 8)
+        if not {"keys", "inputs"} <= record.keys():
+            differences = "unknown, since an earlier version of clipit wrote it"
+        message = f"this run's folder belongs to another configuration; differences: {differences}"
+        raise ArtifactError(message, where=folder, fix=fix)
+
+
+def _delete_temporary_files(folder: Path) -> None:
+    """Delete what a killed process was writing. The run's lock is held, so its writer is gone.
+
+    Predictions on shifted sets are written outside of the lock; theirs stay while the process lives.
+    """
+    for path in folder.rglob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not (path.name.startswith(".predictions_shifted") and _is_alive(int(match[1]))):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 tests for existence
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process
+        return True
+    return True

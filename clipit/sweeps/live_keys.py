@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipit.artifacts import fingerprint
+from clipit.config.effects import select_keys
 from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
 from clipit.training.active_terms import uses_reports
-
-_NAMES = ["name", "arm", "arms", "overrides"]
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
@@ -16,7 +15,7 @@ def live_keys(config: RunConfig) -> dict[str, Any]:
 
     Keys of a part that is switched off: LoRA of a frozen backbone, the target of a distillation of no tile, and so on.
     """
-    d, idle = config.distillation, list(_NAMES)
+    d, idle = config.distillation, list(select_keys(config, "recipe", "reporting"))
     if config.backbone.tuning != "lora":
         idle.append("lora")
     if d.tiles == "none":

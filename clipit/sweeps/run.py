@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from clipit.config.effects import select_keys
+from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors, explain, shortlist
@@ -23,9 +23,6 @@ from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-# Keys of a resolved configuration that differ between starts of the same run.
-_BESIDE_THE_POINT = ("overrides", "tracking", "note", "arms")
 
 
 def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
@@ -152,9 +149,12 @@ def _is_finished(config: RunConfig) -> bool:
     folder = run_folder(config)
     if not (folder / "results.json").is_file():
         return False
-    recorded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    wanted = resolve_arm(config).model_dump(mode="json")
-    return all(recorded.get(key) == value for key, value in wanted.items() if key not in _BESIDE_THE_POINT)
+    try:
+        recorded = validate(read_yaml(folder / "config.yaml"), folder)
+    except ConfigError:  # of an earlier version
+        return False
+    compared = [select_keys(each, "results", "data", "evaluation") for each in (recorded, resolve_arm(config))]
+    return compared[0] == compared[1]
 
 
 def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:

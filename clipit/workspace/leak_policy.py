@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from clipit.artifacts import fingerprint, whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import Leak, Prints, find_copies, find_leaks, patient_of, report_leaks
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
@@ -60,12 +60,10 @@ def checked_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     gone = [split for split in SPLITS if (tiles.splits == split).any() and not (kept.splits == split).any()]
     if gone:
         raise DataError(
-            explain(
                 f"without the leaks nothing is left of {', '.join(gone)}; {note}",
                 where=tiles.where,
                 fix="split the tiles anew, by patient",
             )
-        )
     return replace(kept, notes=(*kept.notes, note))
 
 
@@ -101,10 +99,10 @@ def checked_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str, co
     if config.leaks.policy == "error":
         fix = "take them out of one side; or --leaks.policy=exclude leaves them out of this set, note only says so"
         pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(found.items())]
-        raise DataError(explain(f"{what}: {shortlist(pairs)}", where=where, fix=fix))
+        raise DataError(f"{what}: {shortlist(pairs)}", where=where, fix=fix)
     excluded = config.leaks.policy == "exclude"
     if excluded and len(ids) == len(tests):
-        raise DataError(explain(f"without the leaks nothing is left; {what}", where=where, fix="give other tiles"))
+        raise DataError(f"without the leaks nothing is left; {what}", where=where, fix="give other tiles")
     note = f"{where}: {what}, {'left out' if excluded else 'kept on request (leaks.policy: note)'}"
     if get_processes().main:
         path = _folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
@@ -149,7 +147,7 @@ def checked_reports(reports: "Reports", tiles: Callable[[], TileSet], config: Ru
     out = {leak.id for leak in leaks}
     kept = tuple(report for report in reports.reports if report.report_id not in out)
     if not kept:
-        raise DataError(explain(f"no report is left; {note}", where=reports.source, fix="give further reports"))
+        raise DataError(f"no report is left; {note}", where=reports.source, fix="give further reports")
     return replace(reports, reports=kept, problems=(*reports.problems, note))
 
 
@@ -158,13 +156,11 @@ def _decide(leaks: Sequence[Leak], config: RunConfig, where: object, what: str) 
     counts = "; ".join(_count_lines(leaks))
     if config.leaks.policy == "error":
         raise DataError(
-            explain(
                 f"leaks between the splits: {counts}",
                 where=where,
                 fix="correct the data; or --leaks.policy=exclude leaves these out of training, note only says so. "
                 "All of them: scripts/check_leaks.py --config ...",
             )
-        )
     path = _folder(config) / f"{what}.json"
     excluded = config.leaks.policy == "exclude"
     note = f"leaks, {'left out' if excluded else 'kept on request (leaks.policy: note)'}: {counts}"

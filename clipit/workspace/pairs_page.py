@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.progress import progress
 from clipit.reporting.html import write_page
@@ -39,7 +39,7 @@ def write_pairs_page(
         DataError: A tile's file cannot be opened, or the run's predictions cannot be read.
     """
     if most < 2:
-        raise ConfigError(explain(f"a page of {most} tiles", where="--most", fix="ask for 2 or more"))
+        raise ConfigError(f"a page of {most} tiles", where="--most", fix="ask for 2 or more")
     pairs = workspace.pairs
     shown = choose_tiles(pairs.table, most)
     tiles = workspace.all_tiles.of_split("train")
@@ -99,11 +99,9 @@ def _predictions(run: Path, classes: tuple[str, ...]) -> Answers:
     found = read_predictions(run / "predictions.parquet")
     if found.classes != classes:
         raise DataError(
-            explain(
                 f"the run predicts {', '.join(found.classes)}; the tiles have {', '.join(classes)}",
                 where=run / "predictions.parquet",
                 fix="give the run that belongs to these tiles",
             )
-        )
     predicted, confidence = found.probabilities.argmax(axis=1), found.probabilities.max(axis=1)
     return {str(found.ids[i]): (int(predicted[i]), float(confidence[i])) for i in np.arange(len(found.ids))}

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
 from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
+from clipit.config.effects import select_keys
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError, explain, shortlist
+from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
@@ -129,18 +130,14 @@ class Workspace:
         tests = found.of_split("test")
         self._check_patients(name, tests)
         if not len(tests):
-            raise DataError(
-                explain("no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test")
-            )
+            raise DataError("no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test")
         ours = self.all_tiles.classes
         if tests.classes != ours:
             raise DataError(
-                explain(
                     f"a shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(ours)}",
                     where=f"comparison.shifted.{name}",
                     fix="name its classes in its class_map (its label: ours), and all of ours in its classes",
                 )
-            )
         own = self.all_tiles
         learnt = own.select(own.splits != "test")
         return checked_shifted(tests, self._tiles_as_read, learnt, name, self.config)
@@ -157,9 +154,7 @@ class Workspace:
         if self.config.leaks.policy == "note":
             logger.info(f"note: comparison.shifted.{name}: {what}")
             return
-        raise DataError(
-            explain(what, where=f"comparison.shifted.{name}", fix="take them out of one side, or leaks.policy=note")
-        )
+        raise DataError(what, where=f"comparison.shifted.{name}", fix="take them out of one side, or leaks.policy=note")
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
         """The tiles of a split as a model wants them; kept, so that runs in one program read them once."""
@@ -213,9 +208,7 @@ class Workspace:
 
     def _reports_config(self) -> ReportsConfig:
         if self.config.reports is None:
-            raise ConfigError(
-                explain("this needs reports, and none are configured", where="reports", fix="set reports.path")
-            )
+            raise ConfigError("this needs reports, and none are configured", where="reports", fix="set reports.path")
         return self.config.reports
 
     @cached_property
@@ -257,7 +250,7 @@ class Workspace:
         config = self._reports_config()
         return {
             "reports": self.reports.fingerprint,
-            "config": config.model_dump(exclude={"path", "format", "encoding", "split", "label_column"}),
+            "config": select_keys(config, "results"),
             "vlm": self.vlm.fingerprint,
             **{key: _bag_hash(name) for key, name in _bags(config).items()},
         }

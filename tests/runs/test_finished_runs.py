@@ -39,7 +39,6 @@ def finished(
     def again(asked: RunConfig) -> list[str]:
         said = capture_log()
         workspace = kept.setdefault("workspace", Workspace(asked))
-        monkeypatch.setattr(workspace, "_say")
         train_run(asked, workspace)
         return said
 

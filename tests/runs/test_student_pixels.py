@@ -29,7 +29,7 @@ def test_the_size_is_part_of_what_a_run_is(configure: MakeConfig) -> None:
     configs = [resolve_arm(configure({"backbone.pixels": pixels}, arm="clip_it_all")) for pixels in (None, 16)]
     workspace = [Workspace(config) for config in configs]
     backbones = [load_backbone(config.backbone) for config in configs]
-    marks = [run_fingerprint(c, m, b.fingerprint) for c, m, b in zip(configs, workspace, backbones, strict=True)]
+    marks = [run_fingerprint(c, m, b.fingerprint).value for c, m, b in zip(configs, workspace, backbones, strict=True)]
     assert marks[0] != marks[1] and backbones[0].fingerprint != backbones[1].fingerprint
     # Pairs do not depend on the student: both configurations share them.
     assert workspace[0].pairs.artifact.folder == workspace[1].pairs.artifact.folder

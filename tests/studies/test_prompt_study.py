@@ -116,7 +116,7 @@ def test_rich_minus_simple_is_written_as_numbers(configure_file: Callable[..., C
         rich, plain = rows[subject, "small"], rows[subject, "plain"]
         assert row["value"] == pytest.approx(rich[metric] - plain[metric], abs=1e-6)
         assert (row["rich_hash"], row["simple_hash"]) == (rich["prompts_hash"], plain["prompts_hash"])
-        assert (row["resamples"], row["seed"], row["tiles"]) == (20, config.seed, 24)
+        assert (row["resamples"], row["seed"], row["tiles"]) == (20, config.run.seed, 24)
     shown = found["VLM", "balanced_accuracy"]
     assert shown["low"] <= shown["high"]
     text = (folder / "prompts.md").read_text(encoding="utf-8")

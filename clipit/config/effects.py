@@ -1,0 +1,59 @@
+"""Effect of each key of a run's configuration: on results, speed or reporting; declared at the key."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+Effect = Literal["results", "data", "recipe", "evaluation", "speed", "reporting"]
+EFFECTS: dict[Effect, str] = {
+    "results": "changes the trained classifier; part of the run's fingerprint",
+    "data": "selects tiles or reports; the fingerprint covers the data that remain",
+    "recipe": "sets other keys, and acts through them alone",
+    "evaluation": "changes what is computed from the trained classifier; the run is evaluated again",
+    "speed": "changes how fast a run is, not what it gives",
+    "reporting": "changes where a run is written and what is said about it",
+}
+
+
+@dataclass(frozen=True)
+class KeyEffect:
+    """Marker of a field's effect; a field without one has the effect of its section, `results` at the top."""
+
+    effect: Effect
+
+
+_Value = TypeVar("_Value")
+Data = Annotated[_Value, KeyEffect("data")]
+Recipe = Annotated[_Value, KeyEffect("recipe")]
+Evaluation = Annotated[_Value, KeyEffect("evaluation")]
+Speed = Annotated[_Value, KeyEffect("speed")]
+Reporting = Annotated[_Value, KeyEffect("reporting")]
+
+
+def select_keys(config: BaseModel, *effects: Effect) -> dict[str, Any]:
+    """The keys of a configuration, or of a section, that have one of these effects.
+
+    Returns:
+        Dotted key -> value as JSON has it.
+    """
+    return _select(config, config.model_dump(mode="json"), "results", effects, "")
+
+
+def field_effect(model: type[BaseModel], name: str, section: Effect = "results") -> Effect:
+    """Effect of a field; of `section` where the field declares none."""
+    markers = [marker for marker in model.model_fields[name].metadata if isinstance(marker, KeyEffect)]
+    return markers[-1].effect if markers else section
+
+
+def _select(
+    config: BaseModel, values: dict[str, Any], section: Effect, effects: tuple[Effect, ...], prefix: str
+) -> dict[str, Any]:
+    selected: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        effect, value = field_effect(type(config), name, section), getattr(config, name)
+        if isinstance(value, BaseModel):
+            selected |= _select(value, values[name], effect, effects, f"{prefix}{name}.")
+        elif effect in effects:
+            selected[prefix + name] = values[name]
+    return selected

@@ -60,7 +60,7 @@ def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.
     folder = run_folder(config)
     weights = (folder / "classifier" / "model.safetensors").read_bytes()
     (folder / "classifier" / "model.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"(?s)not whole.*model\.safetensors.*delete this folder"):
+    with pytest.raises(ArtifactError, match=r"(?s)incomplete.*model\.safetensors.*delete this folder"):
         again(config)
     shutil.rmtree(folder / "classifier")
     monkeypatch.undo()

@@ -102,10 +102,10 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}")
     listed = "\n    ".join(lines)
     return ConfigError(
-            f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
-            where=where,
-            fix="correct these keys; docs/configuration.md explains every key",
-        )
+        f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
+        where=where,
+        fix="correct these keys; docs/configuration.md explains every key",
+    )
 
 
 def key_of(location: Sequence[int | str]) -> str:
@@ -157,10 +157,14 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
     except PermissionError:
         raise ConfigError("no permission to read this", where=path, fix="make the file readable") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form") from None
+        raise ConfigError(
+            f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form"
+        ) from None
     if repeated:
         given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
-        raise ConfigError(f"keys given again, of which YAML keeps the last one: {given}", where=path, fix="keep one of each")
+        raise ConfigError(
+            f"keys given again, of which YAML keeps the last one: {given}", where=path, fix="keep one of each"
+        )
     if not isinstance(values, dict):
         raise ConfigError("not a mapping of keys to values", where=path, fix=f"see {example}")
     return values
@@ -238,10 +242,10 @@ def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> Non
     idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
     if idle:
         raise ConfigError(
-                f"this command does not read {', '.join(idle)}",
-                where="the command line",
-                fix="leave these options out, or set the keys in the configuration file",
-            )
+            f"this command does not read {', '.join(idle)}",
+            where="the command line",
+            fix="leave these options out, or set the keys in the configuration file",
+        )
 
 
 def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> None:
@@ -250,10 +254,10 @@ def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> Non
     twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
     if twice:
         raise ConfigError(
-                f"given more than once: {', '.join(twice)}",
-                where="the command line",
-                fix=f"give each option once; a list in brackets: '{twice[0]}=[a, b]'",
-            )
+            f"given more than once: {', '.join(twice)}",
+            where="the command line",
+            fix=f"give each option once; a list in brackets: '{twice[0]}=[a, b]'",
+        )
 
 
 def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]:
@@ -268,10 +272,10 @@ def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]
             for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
                 _parse(known[start:end], settings)  # that which fails is named
         raise ConfigError(
-                f"cannot be parsed: {' '.join(known)} ({error})",
-                where="the command line",
-                fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
-            ) from None
+            f"cannot be parsed: {' '.join(known)} ({error})",
+            where="the command line",
+            fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
+        ) from None
     return values
 
 

@@ -15,7 +15,7 @@ from clipit.artifacts import git_commit, make_folder, read_json, versions, whole
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError, shortlist
-from clipit.models.bundle import read_spec
+from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.checkpoints import latest_checkpoint
 
@@ -71,11 +71,11 @@ def is_trained(folder: Path) -> bool:
         read_spec(classifier)
     except ModelError as error:
         raise ArtifactError(
-                f"the run's classifier is incomplete: {str(error).splitlines()[0]}",
-                where=classifier,
-                fix="delete this folder and start scripts/train.py again: it is exported again from the run's last "
-                "checkpoint",
-            ) from error
+            f"the run's classifier is incomplete: {str(error).splitlines()[0]}",
+            where=classifier,
+            fix="delete this folder and start scripts/train.py again: it is exported again from the run's last "
+            "checkpoint",
+        ) from error
     return True
 
 
@@ -113,10 +113,10 @@ def claim_folder(folder: Path, config: RunConfig, own: RunFingerprint) -> None:
     if started or latest_checkpoint(folder / "checkpoints") is not None:
         if not (folder / "run.json").is_file():
             raise ArtifactError(
-                    "a run without run.json, which records what it was made from",
-                    where=folder,
-                    fix="choose another --name, put run.json back, or delete the folder",
-                )
+                "a run without run.json, which records what it was made from",
+                where=folder,
+                fix="choose another --name, put run.json back, or delete the folder",
+            )
         check_fingerprint(folder, own)
         return
     make_folder(folder)

@@ -60,10 +60,10 @@ def checked_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     gone = [split for split in SPLITS if (tiles.splits == split).any() and not (kept.splits == split).any()]
     if gone:
         raise DataError(
-                f"without the leaks nothing is left of {', '.join(gone)}; {note}",
-                where=tiles.where,
-                fix="split the tiles anew, by patient",
-            )
+            f"without the leaks nothing is left of {', '.join(gone)}; {note}",
+            where=tiles.where,
+            fix="split the tiles anew, by patient",
+        )
     return replace(kept, notes=(*kept.notes, note))
 
 
@@ -156,11 +156,11 @@ def _decide(leaks: Sequence[Leak], config: RunConfig, where: object, what: str) 
     counts = "; ".join(_count_lines(leaks))
     if config.leaks.policy == "error":
         raise DataError(
-                f"leaks between the splits: {counts}",
-                where=where,
-                fix="correct the data; or --leaks.policy=exclude leaves these out of training, note only says so. "
-                "All of them: scripts/check_leaks.py --config ...",
-            )
+            f"leaks between the splits: {counts}",
+            where=where,
+            fix="correct the data; or --leaks.policy=exclude leaves these out of training, note only says so. "
+            "All of them: scripts/check_leaks.py --config ...",
+        )
     path = _folder(config) / f"{what}.json"
     excluded = config.leaks.policy == "exclude"
     note = f"leaks, {'left out' if excluded else 'kept on request (leaks.policy: note)'}: {counts}"

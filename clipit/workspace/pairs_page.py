@@ -99,9 +99,9 @@ def _predictions(run: Path, classes: tuple[str, ...]) -> Answers:
     found = read_predictions(run / "predictions.parquet")
     if found.classes != classes:
         raise DataError(
-                f"the run predicts {', '.join(found.classes)}; the tiles have {', '.join(classes)}",
-                where=run / "predictions.parquet",
-                fix="give the run that belongs to these tiles",
-            )
+            f"the run predicts {', '.join(found.classes)}; the tiles have {', '.join(classes)}",
+            where=run / "predictions.parquet",
+            fix="give the run that belongs to these tiles",
+        )
     predicted, confidence = found.probabilities.argmax(axis=1), found.probabilities.max(axis=1)
     return {str(found.ids[i]): (int(predicted[i]), float(confidence[i])) for i in np.arange(len(found.ids))}

@@ -130,14 +130,16 @@ class Workspace:
         tests = found.of_split("test")
         self._check_patients(name, tests)
         if not len(tests):
-            raise DataError("no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test")
+            raise DataError(
+                "no test tiles in a shifted set", where=f"comparison.shifted.{name}", fix="name its split test"
+            )
         ours = self.all_tiles.classes
         if tests.classes != ours:
             raise DataError(
-                    f"a shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(ours)}",
-                    where=f"comparison.shifted.{name}",
-                    fix="name its classes in its class_map (its label: ours), and all of ours in its classes",
-                )
+                f"a shifted set has the classes {', '.join(tests.classes)}; the tiles have {', '.join(ours)}",
+                where=f"comparison.shifted.{name}",
+                fix="name its classes in its class_map (its label: ours), and all of ours in its classes",
+            )
         own = self.all_tiles
         learnt = own.select(own.splits != "test")
         return checked_shifted(tests, self._tiles_as_read, learnt, name, self.config)

@@ -1,6 +1,6 @@
 """A step with bags (5 snippets, 5 neighbour tiles) against an image-only step, by the path that a training takes.
 
-The bags come from stores, an index, pairs and tile bags on disk; the term is that of `clipit.training.bag_term`.
+The bags come from stores, an index, pairs and tile bags on disk; the loss is that of `BagsTerm`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,8 @@ from benchmarks.inputs import make_store
 
 if TYPE_CHECKING:
     from clipit.config.run import BagsConfig
-    from clipit.training.teaching import Bags
+    from clipit.training.terms.bag_members import Bags
+    from clipit.training.terms.bags import BagsTerm
 
 _DIM, _CLASSES = 512, 3
 
@@ -35,12 +36,12 @@ def measure(options: Options) -> list[Figure]:
         "bags_masked": (config.model_copy(update={"shared_negatives": False}), StudentConfig()),
         "image_only": (None, StudentConfig(projector_layers=0)),
     }
-    for arm, (term, heads) in arms.items():
+    for arm, (options_of_arm, heads) in arms.items():
         torch.manual_seed(0)
         backbone = load_backbone(BackboneConfig(name=name, pretrained=False), device)
-        joint = _DIM if term else None
+        joint = None if options_of_arm is None else _DIM
         student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=_CLASSES, joint_dim=joint)
-        works[arm] = _work(student, size, steps, term, bags)
+        works[arm] = _work(student, size, steps, None if options_of_arm is None else _term(options_of_arm, bags))
     samples = alternate(works, options)
     facts = {
         "backbone": name,
@@ -64,7 +65,7 @@ def _bags(options: Options, config: "BagsConfig") -> "Bags":
     from clipit.pairing.pairs import pair_tiles
     from clipit.pairing.tile_bags import tile_bags
     from clipit.stores.index import build_index
-    from clipit.training.teaching import Bag, Bags
+    from clipit.training.terms.bag_members import BagMembers, Bags
 
     count = options.size(8_192, 200)
     snippets = make_store(options.folder, "text_store", count, _DIM, seed=0)
@@ -74,14 +75,30 @@ def _bags(options: Options, config: "BagsConfig") -> "Bags":
     texts = text_bag(tiles.ids, pairs, index.store, config.snippets)
     mean = tiles.mean()
     neighbours = tile_bags(options.folder, tiles, config.tiles, mean=mean)
-    return Bags(Bag(index.store, index.mean, texts.rows), None, Bag(tiles, mean, neighbours.rows(tiles.ids, tiles)), {})
+    return Bags(
+        BagMembers(index.store, index.mean, texts.rows),
+        None,
+        BagMembers(tiles, mean, neighbours.rows(tiles.ids, tiles)),
+        {},
+    )
 
 
-def _work(student: Any, size: int, steps: int, term: "BagsConfig | None", bags: "Bags") -> Work:
+def _term(options: "BagsConfig", bags: "Bags") -> "BagsTerm":
+    from clipit.config.run import RunConfig, TilesConfig
+    from clipit.training.terms.bags import BagsTerm
+
+    term = BagsTerm(RunConfig(tiles=TilesConfig(source="table", path="tiles.csv"), bags=options))
+    term.bags = bags
+    return term
+
+
+def _work(student: Any, size: int, steps: int, term: "BagsTerm | None") -> Work:
     import numpy as np
     import torch
 
     from clipit.distributed import get_processes
+    from clipit.training.losses import cross_entropy_sum
+    from clipit.training.terms.term import MicroBatch
 
     processes = get_processes()
     generator = torch.Generator().manual_seed(0)
@@ -92,21 +109,17 @@ def _work(student: Any, size: int, steps: int, term: "BagsConfig | None", bags: 
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def step() -> None:
-        """One update."""
-        from clipit.training.bag_term import bag_term
-        from clipit.training.losses import cross_entropy_sum
-
         output = student(pixels)
         loss = cross_entropy_sum(output.logits, labels) / size
         if term is not None:
-            rows = draws.integers(0, len(bags.texts.members), size=size)
-            loss = loss + term.weight * bag_term(term, bags, student, output.projected, rows, processes)
+            rows = draws.integers(0, len(term.bags.texts.members), size=size)
+            batch = MicroBatch(rows, rows, labels, (output.logits,), output.projected, None, student, processes)
+            loss = loss + term.weight * term.sum(batch)
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def run() -> None:
-        """Some updates."""
         student.train()
         for _ in range(steps):
             step()

@@ -12,7 +12,7 @@ from benchmarks.inputs import CLASSES, make_tiles
 if TYPE_CHECKING:
     from clipit.config.run import RunConfig
     from clipit.tiles.pixel_source import PixelSource
-    from clipit.training.targets import Targets
+    from clipit.training.terms.target_vectors import Targets
 
 _DIM = 512
 _ARMS = ("clip_it_all", "image_only")
@@ -23,7 +23,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit.config.run import BackboneConfig, RunConfig, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
     from clipit.tiles.pixel_source import PixelSource
-    from clipit.training.targets import Targets
+    from clipit.training.terms.target_vectors import Targets
 
     per_step, steps = options.size(32, 4), options.size(3, 1)
     tiles = make_tiles(options.folder / "tiles", per_step * 2 + 6).of_split("train")
@@ -58,22 +58,28 @@ def _work(options: Options, config: "RunConfig", source: "PixelSource", targets:
     from clipit.tiles.augment import tile_keys
     from clipit.training.arms import resolve_arm
     from clipit.training.batches import plan_batches
-    from clipit.training.loop import TrainingData, train
-    from clipit.training.step import Lesson
-    from clipit.training.teaching import Teaching
+    from clipit.training.loop import Validation, train
+    from clipit.training.step import TrainingData
+    from clipit.training.terms.distillation import DistillationTerm
+    from clipit.training.terms.table import active_terms
 
     config = resolve_arm(config)
-    labels = source.tiles.labels
-    text = config.distillation.tiles != "none"
-    keys = tile_keys(source.tiles.ids.tolist())
-    lesson = Lesson(
-        plan_batches(config, labels >= 0), source, labels, keys, Teaching(targets=targets if text else None)
-    )
-    data = TrainingData(lesson, validation=source, validation_rows=np.empty(0, dtype=np.int64), score=None)
+    labels, terms = source.tiles.labels, active_terms(config)
+    for term in terms:
+        term.labels = labels
+        if isinstance(term, DistillationTerm):
+            term.targets = targets
+    data = TrainingData(plan_batches(config, labels >= 0), source, labels, tile_keys(source.tiles.ids.tolist()), terms)
+    validation = Validation(source, np.empty(0, dtype=np.int64), None)
     torch.manual_seed(0)
     backbone = load_backbone(config.backbone, get_processes().device)
     student = build_student(
-        backbone, config.student, config.lora, "lora", n_classes=len(CLASSES), joint_dim=_DIM if text else None
+        backbone,
+        config.student,
+        config.lora,
+        "lora",
+        n_classes=len(CLASSES),
+        joint_dim=_DIM if config.student.projector_layers else None,
     )
     number = count()
 
@@ -82,6 +88,6 @@ def _work(options: Options, config: "RunConfig", source: "PixelSource", targets:
         folder.mkdir()
         accelerator = Accelerator(mixed_precision=config.training.precision)
         normalise = backbone.preprocess.normalise
-        return seconds(lambda: train(config, student, normalise, data, folder, get_processes(), accelerator))
+        return seconds(lambda: train(config, student, normalise, data, validation, folder, accelerator))
 
     return work

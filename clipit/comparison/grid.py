@@ -1,6 +1,6 @@
 """The search grid of a comparison: which trials each arm gets, and whether arms were searched alike."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from math import prod
 from typing import Any
@@ -10,21 +10,13 @@ from clipit.config.load import merge, nested, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, explain, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
+from clipit.training.terms.table import concerns
 
 Trial = Mapping[str, Any]
 """Dotted keys and their values: the learning rate, the steps, then the other axes that the arm has."""
 RATE, STEPS = "training.learning_rate", "training.steps"
 
 _NONE = object()
-_HAS: Mapping[str, Callable[[RunConfig], bool]] = {
-    "distillation": lambda c: c.distillation.tiles != "none",
-    "pairing": lambda c: c.distillation.tiles != "none" or c.bags.weight > 0 or c.prompt_bags.weight > 0,
-    "bags": lambda c: c.bags.weight > 0,
-    "prompt_bags": lambda c: c.prompt_bags.weight > 0,
-    "soft_labels": lambda c: c.soft_labels.source != "none",
-    "consistency": lambda c: c.consistency.weight > 0,
-}
-"""Whether an arm has the term that a section speaks of; where it has not, a trial of its keys would change nothing."""
 
 
 def axes_of(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict[str, tuple[Any, ...]]:
@@ -39,7 +31,9 @@ def axes_of(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict[s
     c = comparison
     resolved = resolve_arm(config.model_copy(update={"arm": arm}))
     fixed = _recipe(config, arm)
-    further = {key: values for key, values in c.grid.items() if _has(resolved, key) and key not in fixed}
+    further = {
+        key: values for key, values in c.grid.items() if concerns(resolved, key.partition(".")[0]) and key not in fixed
+    }
     lacking = prod(len(values) for key, values in c.grid.items() if key not in further)
     for key, values in further.items():
         for value in values:
@@ -71,11 +65,6 @@ def _recipe(config: RunConfig, arm: str) -> set[str]:
             break
         arm = base
     return set(arm_keys(arm, {})) if arm in ARMS else set()
-
-
-def _has(resolved: RunConfig, key: str) -> bool:
-    term: Callable[[RunConfig], bool] | None = _HAS.get(key.partition(".")[0])
-    return term is None or term(resolved)
 
 
 def trials_of(config: RunConfig, comparison: ComparisonConfig, arm: str) -> list[Trial]:

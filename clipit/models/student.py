@@ -1,6 +1,6 @@
 """The student: a backbone with heads, one of which predicts the VLM's text embedding."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +48,7 @@ class Student(nn.Module):
         fusion: Layer from both logits to the final ones; None with the linear head.
         second_projector: Layer from z to a second VLM's joint space; `second_head` maps it to logits that are added
             to the others (linear head only).
-        log_temperature: Learnt temperature of the many-to-many term, if it is learnt.
+        loss_parameters: Trainable scalars of loss terms; never exported.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Student(nn.Module):
         n_classes: int,
         joint_dim: int | None,
         second_dim: int | None = None,
-        temperature: float | None = None,
+        loss_parameters: Mapping[str, float] | None = None,
     ) -> None:
         """Initialise heads from torch's generator, the image head first, so that all arms of a seed share its start.
 
@@ -71,6 +71,9 @@ class Student(nn.Module):
         if n_classes < 2:
             raise ModelError(f"{n_classes} classes are too few", where="tiles.classes", fix="name at least 2")
         self.config = config
+        self.loss_parameters = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(value)) for name, value in (loss_parameters or {}).items()}
+        )
         self.backbone = backbone
         self.image_head = nn.Linear(dim, n_classes)
         self.projector: nn.Linear | nn.Sequential | None = None
@@ -78,7 +81,6 @@ class Student(nn.Module):
         self.fusion: nn.Linear | None = None
         self.second_projector: nn.Linear | None = None
         self.second_head: nn.Linear | None = None
-        self.log_temperature = None if temperature is None else nn.Parameter(torch.tensor(math.log(temperature)))
         if config.projector_layers == 0:
             return
         if joint_dim is None:
@@ -131,8 +133,8 @@ class Student(nn.Module):
         return self
 
     def head_state(self) -> dict[str, torch.Tensor]:
-        """Weights of the heads that are exported: without the backbone and the temperature."""
-        excluded = ("backbone.", "log_temperature")
+        """Weights of the heads that are exported: without the backbone and the loss parameters."""
+        excluded = ("backbone.", "loss_parameters.")
         return {name: value for name, value in self.state_dict().items() if not name.startswith(excluded)}
 
 
@@ -145,7 +147,7 @@ def build_student(
     n_classes: int,
     joint_dim: int | None,
     second_dim: int | None = None,
-    temperature: float | None = None,
+    loss_parameters: Mapping[str, float] | None = None,
 ) -> Student:
     """Build a student on a backbone, whose module it takes over, with only the tuned weights trainable.
 
@@ -157,7 +159,7 @@ def build_student(
         n_classes: Number of classes C.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
         second_dim: Dimension of a second VLM's joint space, if there is one.
-        temperature: Initial value of the learnt temperature of the many-to-many term; None: not learnt.
+        loss_parameters: Name -> initial value of the trainable scalars of loss terms.
 
     Raises:
         ModelError: LoRA targets match nothing, or the heads cannot be built.
@@ -175,7 +177,7 @@ def build_student(
         n_classes=n_classes,
         joint_dim=joint_dim,
         second_dim=second_dim,
-        temperature=temperature,
+        loss_parameters=loss_parameters,
     )
     return whole.to(device).train()
 

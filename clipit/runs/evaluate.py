@@ -18,7 +18,7 @@ from clipit.reporting.summary import run_summary, write_summary
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import check_fingerprint, evaluation_keys, read_training, run_folder
 from clipit.runs.page import write_run_page
-from clipit.runs.predict import _check_classes, _joined, _predict
+from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
@@ -37,23 +37,18 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     Returns:
         What results.json holds (in the main process; an empty dictionary in the others).
     """
-    from clipit.models.inference import load_classifier
-
-    processes = get_processes()
-    trust = config.backbone.trust_remote_code
-    classifier = load_classifier(folder / "classifier", processes.device, trust_remote_code=trust)
     tiles = workspace.tiles(config.seed)
-    _check_classes(classifier, tiles, folder)
+    classifier = open_classifier(config, folder, tiles.classes)
     parts = []
     for split in config.evaluation.splits:
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
-            found = _predict(config, workspace, classifier, source, tiles.classes, split)
+            predictions = predict_tiles(config, workspace, classifier, source, split)
             # The source's tiles may carry another seed's labels.
-            parts.append(replace(found, labels=tiles.of_split(split).labels))
-    if not processes.main:
+            parts.append(replace(predictions, labels=tiles.of_split(split).labels))
+    if not get_processes().main:
         return {}
-    write_predictions(folder / "predictions.parquet", _joined(parts))
+    write_predictions(folder / "predictions.parquet", join_predictions(parts))
     return _report(config, workspace, folder, classifier)
 
 
@@ -86,22 +81,18 @@ def evaluate_shifted(
         name: Name of the set.
         tiles: Its test tiles.
     """
-    from clipit.models.inference import load_classifier
-
     processes = get_processes()
     path = shifted_predictions(folder, tiles)
     if not processes.broadcast(path.is_file()):
-        trust = config.backbone.trust_remote_code
-        classifier = load_classifier(folder / "classifier", processes.device, trust_remote_code=trust)
-        _check_classes(classifier, tiles, folder)
+        classifier = open_classifier(config, folder, tiles.classes)
         source = workspace.other_pixels(tiles, classifier.spec.preprocess)
-        found = _predict(config, workspace, classifier, source, tiles.classes, name)
+        predictions = predict_tiles(config, workspace, classifier, source, name)
         if processes.main:
-            write_predictions(path, found)
+            write_predictions(path, predictions)
         processes.barrier()
     scores = evaluate_predictions(read_predictions(path), ["test"], config.evaluation.bootstrap, config.seed)
-    of_test: dict[str, Any] = scores["splits"]["test"]
-    return of_test
+    test_scores: dict[str, Any] = scores["splits"]["test"]
+    return test_scores
 
 
 def shifted_predictions(folder: Path, tiles: TileSet) -> Path:

@@ -7,9 +7,7 @@ from typing import Any
 from clipit.artifacts import fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
-from clipit.training.active_terms import sees_vlm, uses_reports
-from clipit.training.arms import resolve_arm, second_teacher
-from clipit.training.teaching import REPORT_LABELS
+from clipit.training.terms.table import active_terms, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
 
 
@@ -48,33 +46,15 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
         backbone_fingerprint: Fingerprint of the backbone as loaded.
     """
     tiles = workspace.tiles(config.seed)
-    second = workspace.for_config(second_teacher(config)).vlm.fingerprint if config.second_vlm is not None else None
     return RunFingerprint(
         select_keys(config, "results"),
         {
             "tiles": tiles.fingerprint,
             "labels of tiles": fingerprint([tiles.labels.tolist(), tiles.groups.tolist()]),
             "backbone": backbone_fingerprint,
-            "VLM": workspace.vlm.fingerprint if sees_vlm(config) else None,
-            "second VLM": second,
+            "VLM": workspace.vlm.fingerprint if uses_vlm(config) else None,
             "snippets": fingerprint(workspace.snippet_inputs()) if uses_reports(config) else None,
             "prompts": workspace.prompts.hash if workspace.prompts else None,
-            "arm image_only": _self_training(config),
-            "labels of reports": _report_labels(config, workspace),
+            **{name: value for term in active_terms(config) for name, value in term.fingerprints(workspace).items()},
         },
     )
-
-
-def _self_training(config: RunConfig) -> str | None:
-    """Training keys of the arm image_only, if the soft labels come from a run of it."""
-    if config.soft_labels.source != "image_only":
-        return None
-    image_only = resolve_arm(config.model_copy(update={"arm": "image_only"}))
-    return fingerprint(select_keys(image_only.training, "results"))
-
-
-def _report_labels(config: RunConfig, workspace: Workspace) -> str | None:
-    """Labels of the reports, if they are distilled."""
-    if config.distillation.tiles == "none" or config.distillation.target not in REPORT_LABELS:
-        return None
-    return fingerprint([[report.report_id, report.label] for report in workspace.reports.reports])

@@ -1,5 +1,6 @@
-"""A classifier over tiles, shared by all processes."""
+"""Prediction of a run's classifier over tiles, shared by all processes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,76 +13,86 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
-from clipit.progress import progress
 from clipit.prompts.prompt_set import check_classes
-from clipit.tiles.tileset import TileSet
+from clipit.tiles.batched import map_batches
+from clipit.tiles.pixel_source import PixelSource
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
-    from clipit.tiles.pixel_source import PixelSource
 
 
-def _check_classes(classifier: "Classifier", tiles: TileSet, folder: Path) -> None:
-    if classifier.classes != tiles.classes:
+def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | None = None) -> "Classifier":
+    """Open the classifier of a run's folder on this process's device.
+
+    Args:
+        config: Run configuration; `backbone.trust_remote_code` says whether code in the classifier may run.
+        folder: The run's folder.
+        classes: Classes of the tiles to predict, if any.
+
+    Raises:
+        DataError: The classifier has other classes.
+    """
+    from clipit.models.inference import load_classifier
+
+    trust = config.backbone.trust_remote_code
+    classifier = load_classifier(folder / "classifier", get_processes().device, trust_remote_code=trust)
+    if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
             explain(
-                f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(tiles.classes)}",
+                f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
                 where=folder / "classifier",
                 fix="give tiles.classes in the classifier's order, or the right run",
             )
         )
+    return classifier
 
 
-def _predict(
-    config: RunConfig,
-    workspace: Workspace,
-    classifier: "Classifier",
-    source: "PixelSource",
-    class_names: tuple[str, ...],
-    title: str,
+def predict_tiles(
+    config: RunConfig, workspace: Workspace, classifier: "Classifier", source: PixelSource, title: str
 ) -> Predictions:
-    part = source.tiles
-    logits, projected = forward(source, classifier, config, title)
+    """Class probabilities of all tiles of a source, with zero-shot probabilities where the classifier has them.
+
+    Args:
+        config: Run configuration.
+        workspace: Prompt set.
+        classifier: The run's classifier.
+        source: Tiles to predict, of the classifier's classes.
+        title: What is predicted, for the progress bar.
+    """
+    tiles, prompts, vlm = source.tiles, workspace.prompts, classifier.spec.vlm
+    logits, projected = predict_logits(config, classifier, source, title)
     zero_shot = None
-    vlm, prompts = classifier.spec.vlm, workspace.prompts
     if projected is not None and vlm is not None and prompts is not None:
-        check_classes(prompts, class_names)
+        check_classes(prompts, tiles.classes)
         cached = classifier.spec.provenance.get("prompt_hashes", {}).get(prompts.name) == prompts.hash
-        texts = prompts.name if cached else {name: prompts.texts(name) for name in class_names}
+        texts = prompts.name if cached else {name: prompts.texts(name) for name in tiles.classes}
         embeddings = classifier.prompt_embeddings(texts)
         zero_shot = zero_shot_probabilities(projected, embeddings, float(vlm["logit_scale"]))
-    return Predictions(part.ids, part.splits, part.labels, part.groups, class_names, softmax(logits), zero_shot)
+    return Predictions(tiles.ids, tiles.splits, tiles.labels, tiles.groups, tiles.classes, softmax(logits), zero_shot)
 
 
-def forward(
-    source: "PixelSource", classifier: "Classifier", config: RunConfig, split: str
+def predict_logits(
+    config: RunConfig, classifier: "Classifier", source: PixelSource, title: str
 ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
-    """Logits and predicted text embeddings of all tiles; the processes share the batches."""
-    processes, size, n = get_processes(), config.evaluation.batch_size, len(source.tiles)
-    batches = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
-    own: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-    with (
-        torch.inference_mode(),
-        progress(f"predicting {split}", len(batches), shown=processes.main) as advance,
-    ):
-        for rows, pixels in source.ahead(processes.share(batches)):
-            inputs = classifier.spec.preprocess.normalise(torch.from_numpy(pixels).to(processes.device))
-            logits, projected = classifier.forward(inputs)
-            own[int(rows[0])] = (
-                logits.float().cpu().numpy(),
-                None if projected is None else projected.float().cpu().numpy(),
-            )
-            advance(processes.count)
-    merged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-    for share in processes.gather(own):
-        merged |= share
-    in_order = [merged[int(rows[0])] for rows in batches]
-    embeddings = [projected for _, projected in in_order if projected is not None]
-    return np.concatenate([logits for logits, _ in in_order]), np.concatenate(embeddings) if embeddings else None
+    """Logits and predicted text embeddings (None without a projector) of all tiles of a source, in order."""
+
+    def compute(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        logits, projected = classifier.forward(classifier.spec.preprocess.normalise(pixels))
+        return logits.float().cpu().numpy(), None if projected is None else projected.float().cpu().numpy()
+
+    rows, size = np.arange(len(source.tiles)), config.evaluation.batch_size
+    batches = map_batches(source, rows, compute, size, f"predicting {title}")
+    embeddings = [projected for _, projected in batches if projected is not None]
+    return np.concatenate([logits for logits, _ in batches]), np.concatenate(embeddings) if embeddings else None
 
 
-def _joined(parts: list[Predictions]) -> Predictions:
+def join_predictions(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of several splits as one table.
+
+    Raises:
+        DataError: There are none.
+    """
     if not parts:
         raise DataError(
             explain("none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that exist")

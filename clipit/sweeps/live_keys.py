@@ -7,7 +7,8 @@ from clipit.artifacts import fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.load import dotted, without
 from clipit.config.run import RunConfig
-from clipit.training.active_terms import uses_reports
+from clipit.training.terms.table import idle_keys as idle_term_keys
+from clipit.training.terms.table import uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
@@ -15,32 +16,14 @@ def live_keys(config: RunConfig) -> dict[str, Any]:
 
     Keys of a part that is switched off: LoRA of a frozen backbone, the target of a distillation of no tile, and so on.
     """
-    d, idle = config.distillation, list(select_keys(config, "recipe", "reporting"))
+    idle = [*select_keys(config, "recipe", "reporting"), *idle_term_keys(config)]
     if config.backbone.tuning != "lora":
         idle.append("lora")
-    if d.tiles == "none":
-        idle += ["distillation.target", "distillation.weight", "distillation.word_drop", "distillation.text"]
-    idle += [f"{name}.{key}" for name, keys in _switched_off(config).items() for key in keys]
     if config.tiles.labels.kind in ("all", "none"):
         idle += ["tiles.labels.value", "tiles.labels.seed"]
-    without_vlm = config.student.projector_layers == 0 and d.tiles == "none" and config.soft_labels.source == "none"
-    if without_vlm and not uses_reports(config):
+    if not uses_vlm(config):
         idle.append("pairing")
     return without(config.model_dump(mode="json"), idle)
-
-
-def _switched_off(config: RunConfig) -> dict[str, list[str]]:
-    """Sections whose term has no weight or no source -> their other keys."""
-    switches = {
-        "bags": ("weight", config.bags.weight == 0),
-        "prompt_bags": ("weight", config.prompt_bags.weight == 0),
-        "soft_labels": ("source", config.soft_labels.source == "none"),
-    }
-    return {
-        name: [key for key in type(getattr(config, name)).model_fields if key != switch]
-        for name, (switch, off) in switches.items()
-        if off
-    }
 
 
 def idle_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:

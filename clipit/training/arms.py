@@ -133,8 +133,3 @@ def resolve_arm(config: RunConfig) -> RunConfig:
         return config
     keys = without(nested(arm_keys(config.arm, config.arms)), config.overrides)
     return validate(merge(config.model_dump(), keys), f"arm {config.arm}")
-
-
-def second_teacher(config: RunConfig) -> RunConfig:
-    """The same configuration with the second VLM in the place of the first."""
-    return config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None})

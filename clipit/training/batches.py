@@ -8,12 +8,20 @@ from jaxtyping import Bool, Int64
 from clipit.config.run import RunConfig
 from clipit.distributed import stream_positions
 from clipit.errors import ConfigError, DataError, explain
-from clipit.training.active_terms import uses_soft_labels, uses_unlabelled
+from clipit.training.terms.table import supervises_unlabelled, uses_unlabelled
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The list of global batches over the rows of the training tiles."""
+    """Global batches over the rows of the training tiles.
+
+    Attributes:
+        labelled: Rows with a label.
+        unlabelled: Rows without one; empty when no loss term uses them.
+        n_labelled: Labelled tiles per batch.
+        n_unlabelled: Unlabelled tiles per batch.
+        seed: Seed of the order.
+    """
 
     labelled: Int64[np.ndarray, "_"]
     unlabelled: Int64[np.ndarray, "_"]
@@ -37,26 +45,25 @@ class BatchPlan:
 
 
 def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
-    """The batches of a run.
+    """Plan the batches of a run.
 
-    Unlabelled tiles take part only when a term of the loss uses them (distillation of all tiles, bags, soft labels,
-    consistency); then a batch holds `labelled_share` labelled ones. Else every batch is labelled tiles only, of the
-    same size. Without any label every batch is unlabelled tiles.
+    Unlabelled tiles take part when a loss term uses them; a batch then holds `training.labelled_share` labelled tiles.
+    Otherwise a batch of the same size holds labelled tiles only. Without any label all batches are unlabelled tiles.
 
     Args:
-        config: Resolved configuration.
-        has_label: For each training tile.
+        config: Run configuration, its arm resolved.
+        has_label: Whether each training tile has a label.
 
     Raises:
-        DataError: No labelled tile.
-        ConfigError: A batch without room for both kinds.
+        DataError: No tile has a label, and no loss term supervises unlabelled tiles.
+        ConfigError: A batch has no room for both kinds.
     """
     labelled, unlabelled = np.flatnonzero(has_label), np.flatnonzero(~has_label)
     size = config.training.tiles_per_step
-    if not len(labelled) and not uses_soft_labels(config):
+    if not len(labelled) and not supervises_unlabelled(config):
         raise DataError(
             explain(
-                "no training tile has a label, and nothing else teaches the classifier",
+                "no training tile has a label, and no loss term supervises unlabelled tiles",
                 where="tiles.labels",
                 fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10; or train without any "
                 "from prompts: arm=zero_label",

@@ -19,38 +19,38 @@ from clipit.errors import ArtifactError, disk_errors, explain
 
 @dataclass
 class Progress:
-    """Where a training stands."""
+    """State of a training beside weights and optimiser."""
 
     step: int = 0
     best_step: int = 0
     best_score: float | None = None
-    looks_without_gain: int = 0
+    validations_without_gain: int = 0
     stopped: bool = False
     seconds: float = 0.0
     scale: dict[str, Any] | None = None
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that are trained, by name."""
+    """Trainable parameters by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the trainable parameters, whole or not at all."""
+    """Write the trainable parameters atomically."""
     with whole_file(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in trainable(model).items()}, temporary)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put trainable parameters back.
+    """Load trainable parameters.
 
     Raises:
         ArtifactError: The file is damaged, or belongs to another student.
     """
-    with _damage_told(path):
+    with _reading_checkpoint(path):
         saved = load_file(path)
-    own = trainable(model)
-    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+    parameters = trainable(model)
+    if {name: value.shape for name, value in saved.items()} != {name: p.shape for name, p in parameters.items()}:
         raise ArtifactError(
             explain(
                 "the checkpoint belongs to another student",
@@ -59,17 +59,17 @@ def load_weights(path: Path, model: nn.Module) -> None:
             )
         )
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in parameters.items():
             value.copy_(saved[name])
 
 
 def best_file(folder: Path, step: int) -> Path:
-    """Where the weights of a best step lie."""
+    """File of the best step's weights."""
     return folder / f"best-{step:08d}.safetensors"
 
 
 def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint and delete what it makes superfluous."""
+    """Write a checkpoint and delete older ones."""
     final = folder / f"step-{progress.step:08d}"
     partial = folder / f"step-{progress.step:08d}.partial"
     with disk_errors(folder):
@@ -89,28 +89,28 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The last one that is whole."""
+    """The last complete checkpoint."""
     return max((path for path in folder.glob("step-*") if path.suffix != ".partial"), default=None)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Go back to the latest checkpoint; a fresh `Progress` when there is none.
+    """Restore the latest checkpoint; a fresh `Progress` when there is none.
 
     Raises:
         ArtifactError: One of its files is damaged or missing, or it belongs to another student.
     """
-    found = latest_checkpoint(folder)
-    if found is None:
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
         return Progress()
-    with _damage_told(found / "progress.json") as path:
+    with _reading_checkpoint(checkpoint / "progress.json") as path:
         progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
-        if found.name != f"step-{progress.step:08d}":
-            raise ValueError("it tells of another step")
+        if checkpoint.name != f"step-{progress.step:08d}":
+            raise ValueError("its step is not that of its folder")
     if progress.best_step:  # needed at the end only: better missed now
-        with _damage_told(best_file(folder, progress.best_step)) as path, safe_open(path, framework="pt"):
+        with _reading_checkpoint(best_file(folder, progress.best_step)) as path, safe_open(path, framework="pt"):
             pass
-    load_weights(found / "weights.safetensors", model)
-    with _damage_told(found / "optimizer.safetensors") as path:
+    load_weights(checkpoint / "weights.safetensors", model)
+    with _reading_checkpoint(checkpoint / "optimizer.safetensors") as path:
         saved = load_file(path)
     for name, parameter in trainable(model).items():
         state = {key.rsplit("/", 1)[1]: value for key, value in saved.items() if key.rsplit("/", 1)[0] == name}
@@ -121,8 +121,8 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[Path]:
-    """Turn what reading a damaged or missing file of a checkpoint raises into an `ArtifactError`."""
+def _reading_checkpoint(path: Path) -> Iterator[Path]:
+    """Turn errors from a damaged or missing file of a checkpoint into an `ArtifactError`."""
     try:
         yield path
     except PermissionError:
@@ -133,7 +133,7 @@ def _damage_told(path: Path) -> Iterator[Path]:
             explain(
                 f"the run's checkpoint is damaged: {error}",
                 where=path,
-                fix=f"delete the folder {checkpoints} and start again: this run's training begins anew",
+                fix=f"delete the folder {checkpoints} and start again: the training starts from the first step",
             )
         ) from error
 

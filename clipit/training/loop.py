@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig, TrainingConfig
-from clipit.distributed import Processes
+from clipit.distributed import Processes, get_processes
 from clipit.errors import ModelError, explain
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
+from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
-from clipit.training.bag_term import hold_temperature
 from clipit.training.checkpoints import (
     Progress,
     best_file,
@@ -29,28 +29,32 @@ from clipit.training.checkpoints import (
     save_checkpoint,
     save_weights,
 )
-from clipit.training.step import Clock, Lesson, Normalise, one_step, slices
+from clipit.training.monitor import Monitor
+from clipit.training.step import Clock, TrainingData, one_step, slices
+from clipit.training.terms.term import Normalise
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Score = Callable[[Float32[np.ndarray, "n classes"]], float | None]
-"""Logits of the validation tiles to the monitored metric; larger is better, None when undefined."""
-
 
 @dataclass(frozen=True)
-class TrainingData:
-    """All that the loop reads."""
+class Validation:
+    """Tiles that choose the step.
 
-    lesson: Lesson
-    validation: PixelSource
-    validation_rows: Int[np.ndarray, "_"]
-    score: Score | None
+    Attributes:
+        source: Pixels of the validation tiles.
+        rows: Rows of the tiles that are scored.
+        monitor: The monitored metric; None: the last step is kept.
+    """
+
+    source: PixelSource
+    rows: Int[np.ndarray, "_"]
+    monitor: Monitor | None
 
 
 @dataclass
 class Outcome:
-    """How a training ended."""
+    """How a training ended; see training.json."""
 
     steps: int
     chosen_step: int
@@ -58,7 +62,7 @@ class Outcome:
     tiles_seen: int
     seconds: float
     tiles_per_second: float
-    waiting: float
+    data_wait: float
     trainable_parameters: int
     stopped_early: bool
 
@@ -68,27 +72,27 @@ def train(
     student: Student,
     normalise: Normalise,
     data: TrainingData,
+    validation: Validation,
     folder: Path,
-    processes: Processes,
     accelerator: "Accelerator",
 ) -> Outcome:
-    """Train the student; it holds the chosen weights afterwards.
+    """Train the student, which holds the chosen weights afterwards.
 
-    A killed run goes on from its last checkpoint: batches and augmentation depend on (seed, step, tile id) only.
+    A killed run resumes from its last checkpoint: batches and augmentation depend on (seed, step, tile id) only.
 
     Args:
-        config: Resolved configuration.
-        student: On the device of `here`.
-        normalise: Of the backbone, pixels 0..255 to what it expects.
-        data: Tiles, labels, targets and the batch plan.
+        config: Run configuration, its arm resolved.
+        student: Student on this process's device.
+        normalise: Pixels 0..255 to the backbone's input.
+        data: Training tiles and loss terms.
+        validation: Validation tiles and the monitored metric.
         folder: The run's folder.
-        processes: The processes.
         accelerator: Mixed precision and gradient exchange.
 
     Raises:
-        ModelError: The loss stopped being a number.
+        ModelError: The loss became infinite or not a number.
     """
-    t = config.training
+    t, processes = config.training, get_processes()
     optimizer = _optimizer(student, t)
     checkpoints = folder / "checkpoints"
     progress = load_checkpoint(checkpoints, student, optimizer)
@@ -99,8 +103,8 @@ def train(
     log = _Log(folder / "metrics.jsonl", progress.step, processes, accelerator)
     clock = Clock()
     first, seconds_before = progress.step, progress.seconds
-    since, unseen = progress.step, torch.zeros((), device=processes.device)  # losses since somebody looked
-    batches = slices(data.lesson, range(progress.step, t.steps), processes, t.accumulation)
+    checked_step, unchecked_loss = progress.step, torch.zeros((), device=processes.device)
+    batches = slices(data, range(progress.step, t.steps), processes, t.accumulation)
     with progress_bar(
         f"training {config.arm or config.name}", t.steps, shown=processes.main, done=progress.step
     ) as advance:
@@ -108,35 +112,36 @@ def train(
             step = progress.step
             model.train()
             torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # dropout, if any
-            terms = one_step(config, model, normalise, data.lesson, batches, step, processes, accelerator, clock)
+            losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
             if step == first and config.backbone.tuning == "lora":
                 check_gradients(student)
-            norm = _clip(accelerator, student, t.clip_norm)
+            norm = _clip_gradients(accelerator, student, t.clip_norm)
             rate = t.learning_rate * warmup_cosine(step, t.steps, t.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-            hold_temperature(student)
+            for term in data.terms:
+                term.after_update(student)
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             last = progress.step == t.steps
             row: dict[str, Any] = {}
-            unseen = unseen + terms["loss"]
+            unchecked_loss = unchecked_loss + losses["loss"]
             logs = progress.step % t.log_every == 0 or last or step == 0
-            looks = data.score is not None and (progress.step % t.evaluate_every == 0 or last)
+            validates = validation.monitor is not None and (progress.step % t.evaluate_every == 0 or last)
             saves = progress.step % t.checkpoint_every == 0 or last
-            if logs or looks or saves:  # these wait for the device anyway
-                _check_finite(unseen, since, progress.step, processes)
-                since, unseen = progress.step, torch.zeros_like(unseen)
+            if logs or validates or saves:  # these wait for the device anyway
+                _check_finite(unchecked_loss, checked_step, progress.step, processes)
+                checked_step, unchecked_loss = progress.step, torch.zeros_like(unchecked_loss)
             if logs:
-                row = _global_terms(terms, processes) | {"learning_rate": rate, "gradient_norm": norm}
-                row |= {"tiles_per_second": round(clock.speed(), 2), "waiting": round(clock.waiting(), 4)}
-            if data.score is not None and looks:
+                row = _global_losses(losses, processes) | {"learning_rate": rate, "gradient_norm": norm}
+                row |= {"tiles_per_second": round(clock.speed(), 2), "data_wait": round(clock.data_wait(), 4)}
+            if validation.monitor is not None and validates:
                 logits = predict_logits(
-                    student, normalise, data.validation, data.validation_rows, processes, config.evaluation.batch_size
+                    student, normalise, validation.source, validation.rows, config.evaluation.batch_size
                 )
-                row[f"validation_{t.monitor}"] = score = data.score(logits)
-                _look(progress, score, t, checkpoints, student, processes)
+                row[f"validation_{t.monitor}"] = score = validation.monitor(logits)
+                _note_score(progress, score, t.patience, checkpoints, student, processes)
             if row:
                 log.write(progress.step, row)
             if saves or progress.stopped:
@@ -145,7 +150,7 @@ def train(
                 if processes.main:
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
                 processes.barrier()
-            advance(1, f"{clock.speed():.0f} tiles/s, waiting {clock.waiting():.0%}")
+            advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the student computes in float32 again
     chosen = progress.best_step or progress.step
     if progress.best_step:
@@ -157,7 +162,7 @@ def train(
         tiles_seen=progress.step * t.tiles_per_step,
         seconds=round(progress.seconds, 2),
         tiles_per_second=round(progress.step * t.tiles_per_step / max(progress.seconds, 1e-9), 2),
-        waiting=round(clock.waiting(), 4),
+        data_wait=round(clock.data_wait(), 4),
         trainable_parameters=sum(p.numel() for p in student.parameters() if p.requires_grad),
         stopped_early=progress.stopped,
     )
@@ -171,26 +176,15 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
-@torch.inference_mode()
 def predict_logits(
-    student: Student,
-    normalise: Normalise,
-    source: PixelSource,
-    rows: Int[np.ndarray, "n"],
-    processes: Processes,
-    batch_size: int,
+    student: Student, normalise: Normalise, source: PixelSource, rows: Int[np.ndarray, "n"], batch_size: int
 ) -> Float32[np.ndarray, "n classes"]:
-    """Logits of these rows of a source, in their order; the processes share the batches."""
+    """Logits of these tiles, in their order; the processes share the batches."""
     student.eval()
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    own = {}
-    for batch, pixels in source.ahead(processes.share(batches)):
-        inputs = normalise(torch.from_numpy(pixels).to(processes.device))
-        own[int(batch[0])] = student(inputs).logits.float().cpu().numpy()
-    merged: dict[int, Float32[np.ndarray, "_ classes"]] = {}
-    for part in processes.gather(own):
-        merged |= part
-    return np.concatenate([merged[int(batch[0])] for batch in batches])
+    logits: list[Float32[np.ndarray, "_ classes"]] = map_batches(
+        source, rows, lambda pixels: student(normalise(pixels)).logits.float().cpu().numpy(), batch_size
+    )
+    return np.concatenate(logits)
 
 
 def _optimizer(student: Student, t: TrainingConfig) -> torch.optim.Optimizer:
@@ -202,63 +196,63 @@ def _optimizer(student: Student, t: TrainingConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=t.learning_rate)
 
 
-def _clip(accelerator: "Accelerator", student: Student, most: float) -> float:
+def _clip_gradients(accelerator: "Accelerator", student: Student, largest_norm: float) -> float:
     trained = [p for p in student.parameters() if p.requires_grad]
-    norm = accelerator.clip_grad_norm_(trained, most if most > 0 else math.inf)
+    norm = accelerator.clip_grad_norm_(trained, largest_norm if largest_norm > 0 else math.inf)
     return float(norm) if norm is not None else math.nan
 
 
-def _check_finite(losses: Float[Tensor, ""], before: int, step: int, processes: Processes) -> None:
-    """Refuse to go on from a loss that is no number; all processes stop together.
+def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, processes: Processes) -> None:
+    """Stop all processes together when a loss is infinite or not a number.
 
     Args:
-        losses: Sum over the steps since the last look, of this process.
-        before: The step of that look.
-        step: Now.
-        processes: The processes.
+        losses: Sum of this process's losses since the last check.
+        checked_step: Step of the last check.
+        step: Step of this check.
+        processes: The processes that share the batches.
 
     Raises:
         ModelError: A loss was infinite or not a number.
     """
     if all(processes.gather(math.isfinite(float(losses)))):
         return
-    steps = f"step {step}" if step - before == 1 else f"steps {before + 1} to {step}"
+    steps = f"step {step}" if step - checked_step == 1 else f"steps {checked_step + 1} to {step}"
     raise ModelError(
         explain(
             f"the training diverged: the loss of {steps} is infinite or not a number",
             where="training.learning_rate",
-            fix="lower training.learning_rate, or look at the backbone's weights and at training.precision",
+            fix="lower training.learning_rate, or check the backbone's weights and training.precision",
         )
     )
 
 
-def _global_terms(terms: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
-    """Loss terms summed over the processes (each is this process's share of a global mean)."""
-    parts = processes.gather({name: float(value) for name, value in terms.items()})
-    return {name: sum(part[name] for part in parts) for name in terms}
+def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
+    """Losses summed over the processes (each holds its share of a global mean)."""
+    parts = processes.gather({name: float(value) for name, value in losses.items()})
+    return {name: sum(part[name] for part in parts) for name in losses}
 
 
-def _look(
-    progress: Progress, score: float | None, t: TrainingConfig, folder: Path, student: Student, processes: Processes
+def _note_score(
+    progress: Progress, score: float | None, patience: int | None, folder: Path, student: Student, processes: Processes
 ) -> None:
-    """Take note of a validation score; keep the weights when it is the best so far."""
+    """Record a validation score, and save the weights when it is the best so far."""
     if score is None:  # undefined for these tiles: neither a gain nor a failure
         return
     if progress.best_score is None or score > progress.best_score:
-        progress.best_score, progress.best_step, progress.looks_without_gain = score, progress.step, 0
+        progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
         if processes.main:
             save_weights(best_file(folder, progress.step), student)
         processes.barrier()
     else:
-        progress.looks_without_gain += 1
-        progress.stopped = t.patience is not None and progress.looks_without_gain >= t.patience
+        progress.validations_without_gain += 1
+        progress.stopped = patience is not None and progress.validations_without_gain >= patience
 
 
 class _Log:
-    """metrics.jsonl, and the tracker if there is one; rows after the resumed step are dropped."""
+    """metrics.jsonl, and the tracker if there is one; rows after the step of the checkpoint are dropped."""
 
     def __init__(self, path: Path, step: int, processes: Processes, accelerator: "Accelerator") -> None:
-        self._path, self._here, self._accelerator = path, processes, accelerator
+        self._path, self._main, self._accelerator = path, processes.main, accelerator
         if processes.main and path.is_file():
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
             kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
@@ -266,8 +260,7 @@ class _Log:
                 temporary.write_text(kept, encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """Add a row."""
-        if self._here.main:
+        if self._main:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")
         self._accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)

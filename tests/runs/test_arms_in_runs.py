@@ -13,8 +13,8 @@ from tiny_models import MakeConfig, save_clip
 import clipit
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
-from clipit.runs.bags import make_bags
 from clipit.runs.train import train_run
+from clipit.training.terms.bag_members import make_bags
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -146,10 +146,10 @@ def test_bags_hold_neighbours_of_both_kinds_and_near_prompts_only(configure: Mak
     train = workspace.all_tiles.of_split("train")
     bags = make_bags(config, workspace, train)
     assert bags.prompts is not None and bags.prompts.rows.shape == (72, 7)
-    assert (bags.prompts.there.sum(axis=1) >= 1).all() and (bags.prompts.there.sum(axis=1) < 7).all()
+    assert (bags.prompts.exists.sum(axis=1) >= 1).all() and (bags.prompts.exists.sum(axis=1) < 7).all()
     assert bags.tiles is not None and ((bags.tiles.members >= 0).sum(axis=1) >= 1).all()
     wide = make_bags(configure({**keys, "bags.margin": None}, arm="clip_it_all"), workspace, train)
-    assert wide.prompts is not None and wide.prompts.there.all()
+    assert wide.prompts is not None and wide.prompts.exists.all()
     assert (wide.tiles.members >= 0).sum() > (bags.tiles.members >= 0).sum()  # type: ignore[union-attr]
     vectors, mask = bags.text_members(np.arange(4))
     assert vectors.shape[:2] == mask.shape == (4, bags.texts.members.shape[1] + 7)

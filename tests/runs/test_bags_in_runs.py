@@ -15,13 +15,15 @@ from tiny_models import MakeConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, DataError
-from clipit.runs.bags import make_bags
-from clipit.runs.targets import make_teaching
 from clipit.runs.train import train_run
 from clipit.stores.embed import Store
 from clipit.training.arms import resolve_arm
-from clipit.training.bag_term import bag_term
-from clipit.training.targets import Targets, added
+from clipit.training.terms.bag_members import make_bags
+from clipit.training.terms.bags import BagsTerm
+from clipit.training.terms.distillation_targets import make_targets
+from clipit.training.terms.table import prepare_terms
+from clipit.training.terms.target_vectors import Targets, sum_targets
+from clipit.training.terms.term import MicroBatch
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -45,16 +47,20 @@ def first_scores(configure: MakeConfig) -> np.ndarray:
     return np.asarray(table.column("score"))[np.asarray(table.column("rank")) == 0]
 
 
+def no_image_only_run(split: str) -> np.ndarray:
+    raise AssertionError(f"nothing asks for the image-only run, but {split} was asked for")
+
+
 def test_tiles_without_a_pair_train_without_the_bags_and_are_counted(configure: MakeConfig, tmp_path: Path) -> None:
     middle = float(np.median(first_scores(configure)))
     keys = {"pairing.threshold": middle, "pairing.score_temperature": 0.1, "bags.weighted": True, "bags.margin": 0.01}
     config = configure({**FEW, **keys, "bags.shared_negatives": False}, name="half", arm="bags", output=tmp_path)
     folder = train_run(config)
-    told = facts(folder)["bags"]
-    assert 0 < told["empty_text_bags"] < 72 and told["pruned_snippets"] > 0
-    assert told["without_snippets"] == told["empty_text_bags"]
+    recorded = facts(folder)["bags"]
+    assert 0 < recorded["empty_text_bags"] < 72 and recorded["pruned_snippets"] > 0
+    assert recorded["without_snippets"] == recorded["empty_text_bags"]
     assert len(losses(folder)) == 3 and np.isfinite(losses(folder)).all()
-    assert f"'empty_text_bags': {told['empty_text_bags']}" in (folder / "summary.md").read_text(encoding="utf-8")
+    assert f"'empty_text_bags': {recorded['empty_text_bags']}" in (folder / "summary.md").read_text(encoding="utf-8")
 
 
 def test_bags_filled_by_prompts_are_not_empty(configure: MakeConfig) -> None:
@@ -71,11 +77,11 @@ def test_bags_filled_by_prompts_are_not_empty(configure: MakeConfig) -> None:
 def test_a_learnt_temperature_is_held_after_every_update(
     configure: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipit.training.bag_term.COLDEST", 0.5)
+    monkeypatch.setattr("clipit.training.terms.bags.COLDEST", 0.5)
     keys = {**FEW, "bags.learn_temperature": True, "bags.temperature": 0.4, "training.learning_rate": 1e-5}
     folder = train_run(configure(keys, name="held", arm="bags", output=tmp_path))
     (weights,) = (folder / "checkpoints").glob("best-*.safetensors")
-    assert np.exp(load_file(weights)["log_temperature"]) == pytest.approx(0.5, rel=1e-3)
+    assert np.exp(load_file(weights)["loss_parameters.bags_log_temperature"]) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_weights_and_shared_texts_reach_the_term(configure: MakeConfig) -> None:
@@ -91,8 +97,16 @@ def test_weights_and_shared_texts_reach_the_term(configure: MakeConfig) -> None:
         bags = make_bags(config, workspace, workspace.all_tiles.of_split("train"))
         assert (bags.weights is not None) == config.bags.weighted
         projected = torch.randn(16, workspace.index.store.dim, generator=torch.Generator().manual_seed(0))
-        term = bag_term(config.bags, bags, torch.nn.Identity(), projected, np.arange(16), get_processes())
-        found[name] = float(term)
+        term, rows = BagsTerm(config), np.arange(16)
+        term.bags = bags
+        logits = (torch.zeros(16, 3),)
+        found[name] = float(
+            term.sum(
+                MicroBatch(
+                    rows, rows, torch.full((16,), -1), logits, projected, None, torch.nn.Identity(), get_processes()
+                )
+            )
+        )
     assert found["weighted"] != pytest.approx(found["plain"], rel=1e-4)
     assert found["apart"] < 0.9 * found["together"], "tiles of one zero-shot class are no negatives"
 
@@ -103,29 +117,26 @@ def test_a_step_is_chosen_by_information_when_no_label_is_known(configure: MakeC
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     looks = {row["step"]: row["validation_information"] for row in rows if "validation_information" in row}
     assert list(looks) == [2, 4, 6] and all(0 <= value <= np.log(3) for value in looks.values())
-    told = facts(folder)
-    assert told["chosen_step"] == max(looks, key=lambda step: (looks[step], -step))
-    assert told["score"] == looks[told["chosen_step"]] and told["training_labels"] == 0
-    assert "Step chosen by information on validation tiles" in told["teaches"]
+    recorded = facts(folder)
+    assert recorded["chosen_step"] == max(looks, key=lambda step: (looks[step], -step))
+    assert recorded["score"] == looks[recorded["chosen_step"]] and recorded["training_labels"] == 0
+    assert "Step chosen by information on validation tiles" in recorded["teaches"]
 
 
 def test_targets_from_reports_tell_their_fallbacks(configure: MakeConfig) -> None:
     folder = train_run(configure(FEW, name="context", arm="report_context"))
-    assert "of 72 tiles fell back to their snippets themselves" in facts(folder)["fallbacks"]
+    assert "of 72 tiles fell back to their snippets' own embeddings" in facts(folder)["fallbacks"]
     assert "fell back" in (folder / "summary.md").read_text(encoding="utf-8")
 
 
 def test_labels_of_reports_are_added_to_the_vlm_s_view(configure: MakeConfig) -> None:
     def targets(arm: str) -> Targets:
-        """What the training tiles are distilled to."""
         config = resolve_arm(configure({}, arm=arm))
         workspace = Workspace(config)
-        found = make_teaching(config, workspace, workspace.tiles(config.seed), Path).teaching.targets
-        assert found is not None
-        return found
+        return make_targets(config, workspace, workspace.tiles(config.seed))[0]
 
     both, labels, image = (targets(arm) for arm in ("report_labels_and_image", "report_labels", "image_embedding"))
-    assert np.allclose(both.vectors, added(labels, image).vectors, atol=2e-3)
+    assert np.allclose(both.vectors, sum_targets(labels, image).vectors, atol=2e-3)
     assert not np.allclose(both.vectors, image.vectors, atol=1e-2)
 
 
@@ -154,7 +165,7 @@ def test_prompts_of_other_classes_are_refused_before_the_training(
     config = resolve_arm(configure({**keys, "prompts": prompts}))
     workspace = Workspace(config)
     with pytest.raises(DataError, match=r"classes of prompt set(?s:.*)without prompts: stroma"):
-        make_teaching(config, workspace, workspace.tiles(0), Path)
+        prepare_terms(config, workspace, workspace.tiles(0), no_image_only_run)
     if "bags.class_prompts" in keys:
         with pytest.raises(DataError, match=r"without prompts: stroma"):
             make_bags(config, workspace, workspace.all_tiles.of_split("train"))

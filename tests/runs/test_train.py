@@ -19,7 +19,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ModelError
 from clipit.runs.train import run_folder, train_run
 from clipit.training.arms import ARMS, resolve_arm
-from clipit.training.step import term_weights
+from clipit.training.terms.table import active_terms
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -103,9 +103,9 @@ def test_every_arm_trains_and_exports(configure: MakeConfig, train: Train, arm: 
     assert ("prompt_bags" in first) == (resolved.prompt_bags.weight > 0)
     assert ("soft_labels" in first) == (resolved.soft_labels.source != "none")
     assert ("consistency" in first) == (resolved.consistency.weight > 0)
-    weights = term_weights(resolved)
-    terms = sum(weights[name] * first[name] for name in weights if name in first)
-    assert first["loss"] == pytest.approx(terms, rel=1e-4)
+    terms = active_terms(resolved)
+    assert {term.name for term in terms} <= first.keys()
+    assert first["loss"] == pytest.approx(sum(term.weight * first[term.name] for term in terms), rel=1e-4)
     classifier = clipit.load_classifier(folder / "classifier")
     image = Workspace(config).all_tiles.read(0)
     assert classifier.predict_proba([image]).shape == (1, 3)
@@ -189,21 +189,21 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
 
     from clipit.training.loop import predict_logits
 
-    def look(
-        config: RunConfig, student: Any, normalise: Any, data: Any, folder: Path, processes: Any, accelerator: Any
+    def inspect(
+        config: RunConfig, student: Any, normalise: Any, data: Any, validation: Any, folder: Path, accelerator: Any
     ) -> None:
         assert all(parameter.grad is None for parameter in student.parameters())
-        rows = np.flatnonzero(data.lesson.labels >= 0)
-        vectors = data.lesson.teaching.targets.vectors[rows].astype(np.float32)
-        fitted = student.text_head(torch.from_numpy(vectors))
-        labels = torch.from_numpy(data.lesson.labels[rows])
+        rows = np.flatnonzero(data.labels >= 0)
+        targets = next(term.targets for term in data.terms if term.name == "distillation")
+        fitted = student.text_head(torch.from_numpy(targets.vectors[rows].astype(np.float32)))
+        labels = torch.from_numpy(data.labels[rows])
         assert functional.cross_entropy(fitted, labels) < 0.2
         student.fusion, student.projector = None, None  # the image head alone
-        alone = predict_logits(student, normalise, data.lesson.source, rows, processes, 64)
+        alone = predict_logits(student, normalise, data.source, rows, 64)
         assert functional.cross_entropy(torch.from_numpy(alone), labels) < 0.2
         raise Killed
 
-    monkeypatch.setattr(loop_module, "train", look)
+    monkeypatch.setattr(loop_module, "train", inspect)
     with pytest.raises(Killed):
         train(configure(name="stage1", arm="clip_it_paper"))
 
@@ -221,7 +221,7 @@ def test_early_stopping_keeps_the_best_step(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.8, 0.7, 0.6, 0.9])
-    monkeypatch.setattr(run_module, "_score", lambda *_: lambda logits: next(scores))
+    monkeypatch.setattr(run_module, "make_monitor", lambda *_: lambda logits: next(scores))
     keys = {"training.steps": 10, "training.evaluate_every": 1, "training.patience": 2}
     folder = train(configure(keys, name="early"))
     outcome = json.loads((folder / "training.json").read_text())
@@ -251,11 +251,11 @@ def test_the_best_weights_are_exported_not_the_last(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, 0.1, 0.1])
-    monkeypatch.setattr(run_module, "_score", lambda *_: lambda logits: next(scores))
+    monkeypatch.setattr(run_module, "make_monitor", lambda *_: lambda logits: next(scores))
     keys = {"training.evaluate_every": 1, "training.steps": 3, "training.warmup": 0.0}
     best = train(configure(keys, name="best"))
     monkeypatch.undo()
-    monkeypatch.setattr(run_module, "_score", lambda *_: None)
+    monkeypatch.setattr(run_module, "make_monitor", lambda *_: None)
     last = train(configure(keys, name="last"))
     assert not predictions(best).equals(predictions(last))
 

@@ -1,5 +1,6 @@
 """The many-to-many term of a batch: members from stores, weights, shared texts, and several processes."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import pytest
 import torch
 from tiny_models import write_store
 
-from clipit.config.run import BagsConfig, StudentConfig
+from clipit.config.run import BagsConfig, RunConfig, StudentConfig, TilesConfig
 from clipit.distributed import Processes
 from clipit.models.student import Student
 from clipit.stores.embed import unit
-from clipit.training.bag_term import bag_term, hold_temperature, share_text
 from clipit.training.losses import many_to_many_sum
-from clipit.training.teaching import COLDEST, Bag, Bags, PromptMembers
+from clipit.training.terms.bag_members import BagMembers, Bags, PromptMembers
+from clipit.training.terms.bags import COLDEST, BagsTerm, share_text
+from clipit.training.terms.term import MicroBatch
 
 ROOT = Path(__file__).parents[2]
 DIM, TILES, SNIPPETS = 6, 9, 7
@@ -41,14 +43,34 @@ def make_bags(root: Path, *, prompts: bool = True) -> Bags:
         vectors=vectors(5, 2),
         codes=np.array([0, 1, 2, 0, 3]),  # the first and the fourth are the same text
         rows=np.stack([draws.permutation(5)[:2] for _ in range(TILES)]),
-        there=draws.random((TILES, 2)) < 0.7,
+        exists=draws.random((TILES, 2)) < 0.7,
     )
     neighbours = draws.integers(-1, TILES, size=(TILES, 2))
-    return Bags(Bag(texts, None, members), more if prompts else None, Bag(tiles, None, neighbours), {}, weights)
+    return Bags(
+        BagMembers(texts, None, members), more if prompts else None, BagMembers(tiles, None, neighbours), {}, weights
+    )
 
 
-def term(config: BagsConfig, bags: Bags, projected: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    return bag_term(config, bags, torch.nn.Identity(), projected, rows, ALONE)
+def bags_term(options: BagsConfig, bags: Bags) -> BagsTerm:
+    term = BagsTerm(RunConfig(tiles=TilesConfig(source="table", path="tiles.csv"), bags=options))
+    term.bags = bags
+    return term
+
+
+def loss(
+    options: BagsConfig,
+    bags: Bags,
+    projected: torch.Tensor,
+    rows: np.ndarray,
+    student: torch.nn.Module | None = None,
+    processes: Processes = ALONE,
+) -> torch.Tensor:
+    """The term of these projections; a process gives those of its own rows, and all rows."""
+    labels = torch.full((len(projected),), -1)
+    local = rows[processes.rank :: processes.count]
+    logits = (torch.zeros(len(projected), 2),)
+    module = student or torch.nn.Identity()
+    return bags_term(options, bags).sum(MicroBatch(local, rows, labels, logits, projected, None, module, processes))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -72,7 +94,7 @@ def test_texts_are_told_apart_by_snippet_and_by_text_of_the_prompt(tmp_path: Pat
     assert np.array_equal(ids[:, :3], bags.texts.members)
     assert bags.prompts is not None
     codes = bags.prompts.codes[bags.prompts.rows] + SNIPPETS
-    assert np.array_equal(ids[:, 3:], np.where(bags.prompts.there, codes, -1))
+    assert np.array_equal(ids[:, 3:], np.where(bags.prompts.exists, codes, -1))
 
 
 def test_weights_are_1_on_average_and_1_for_prompts(tmp_path: Path) -> None:
@@ -82,7 +104,7 @@ def test_weights_are_1_on_average_and_1_for_prompts(tmp_path: Path) -> None:
     there = (bags.texts.members >= 0).sum(axis=1)
     assert np.allclose(found[:, :3].sum(axis=1), there)
     assert np.allclose(found[:, :3], bags.weights * there[:, None])
-    assert np.array_equal(found[:, 3:], bags.prompts.there.astype(np.float32))
+    assert np.array_equal(found[:, 3:], bags.prompts.exists.astype(np.float32))
 
 
 @pytest.mark.parametrize("prompts", [True, False])
@@ -102,36 +124,43 @@ def test_the_term_is_the_mean_over_the_bags_that_have_texts(tmp_path: Path, prom
         expected, count = many_to_many_sum(
             images, image_mask, texts, mask, 0.07, same=same, text_weights=torch.from_numpy(weights)
         )
-        found = term(BagsConfig(weight=1, shared_negatives=shared), bags, projected, rows)
+        found = loss(BagsConfig(weight=1, shared_negatives=shared), bags, projected, rows)
         assert found.item() == pytest.approx(expected.item() / count, rel=1e-6)
-    with_all = term(BagsConfig(weight=1), bags, projected, rows)
+    with_all = loss(BagsConfig(weight=1), bags, projected, rows)
     assert found.item() < with_all.item(), "fewer negatives"
 
 
 def test_copies_of_a_tile_are_no_negatives_of_each_other_unless_asked_for(tmp_path: Path) -> None:
     bags = make_bags(tmp_path, prompts=False)
     projected, rows = torch.from_numpy(vectors(2, 3)), np.array([2, 2])
-    assert term(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0
-    assert term(BagsConfig(weight=1), bags, projected, rows).item() > 0
+    assert loss(BagsConfig(weight=1, shared_negatives=False), bags, projected, rows).item() == 0
+    assert loss(BagsConfig(weight=1), bags, projected, rows).item() > 0
 
 
 def warm_student(temperature: float) -> Student:
-    return Student(torch.nn.Identity(), StudentConfig(), dim=4, n_classes=2, joint_dim=DIM, temperature=temperature)
+    return Student(
+        torch.nn.Identity(),
+        StudentConfig(),
+        dim=4,
+        n_classes=2,
+        joint_dim=DIM,
+        loss_parameters={"bags_log_temperature": math.log(temperature)},
+    )
 
 
 def test_a_learnt_temperature_is_held_and_can_rise_again(tmp_path: Path) -> None:
     student, bags, rows = warm_student(0.001), make_bags(tmp_path), np.arange(6)
-    assert student.log_temperature is not None
-    hold_temperature(student)
-    assert student.log_temperature.exp().item() == pytest.approx(COLDEST)
+    term, temperature = bags_term(BagsConfig(weight=1), bags), student.loss_parameters["bags_log_temperature"]
+    term.after_update(student)
+    assert temperature.exp().item() == pytest.approx(COLDEST)
     with torch.no_grad():
-        student.log_temperature.sub_(1e-6)  # a rounding below the bound must not stop it
+        temperature.sub_(1e-6)  # a rounding below the bound must not stop it
     projected = torch.from_numpy(vectors(6, 3))  # of no tile in particular: a higher temperature loses less
-    bag_term(BagsConfig(weight=1), bags, student, projected, rows, ALONE).backward()
-    assert student.log_temperature.grad is not None and student.log_temperature.grad.item() < 0
+    loss(BagsConfig(weight=1), bags, projected, rows, student).backward()
+    assert temperature.grad is not None and temperature.grad.item() < 0
     warm = warm_student(0.2)
-    hold_temperature(warm)
-    assert warm.log_temperature is not None and warm.log_temperature.exp().item() == pytest.approx(0.2)
+    term.after_update(warm)
+    assert warm.loss_parameters["bags_log_temperature"].exp().item() == pytest.approx(0.2)
 
 
 TWO_PROCESSES = """
@@ -143,17 +172,16 @@ import torch.distributed as dist
 sys.path[:0] = [{tests!r}, {training!r}]
 from clipit.config.run import BagsConfig
 from clipit.distributed import Processes
-from clipit.training.bag_term import bag_term
-from test_bag_term import make_bags, vectors
+from test_bag_term import loss, make_bags, vectors
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{{folder}}/meet", rank=rank, world_size=2)
 rows = np.array([0, 4, 1, 2, 7, 2, 8])
 projected = torch.from_numpy(vectors(7, 3))[rank::2].clone().requires_grad_()
-here = Processes(rank, 2, torch.device("cpu"))
-config = BagsConfig(weight=1, shared_negatives=False)
-loss = bag_term(config, make_bags(folder / str(rank)), torch.nn.Identity(), projected, rows, here)
-loss.backward()
-np.savez(folder / f"{{rank}}.npz", loss=loss.item(), gradient=projected.grad.numpy())
+processes = Processes(rank, 2, torch.device("cpu"))
+options = BagsConfig(weight=1, shared_negatives=False)
+value = loss(options, make_bags(folder / str(rank)), projected, rows, processes=processes)
+value.backward()
+np.savez(folder / f"{{rank}}.npz", loss=value.item(), gradient=projected.grad.numpy())
 dist.destroy_process_group()
 left = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not [name for name in left if "gloo" in name], left
@@ -175,7 +203,7 @@ def test_two_processes_share_the_term_and_its_gradient(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], errors
     rows, projected = np.array([0, 4, 1, 2, 7, 2, 8]), torch.from_numpy(vectors(7, 3)).requires_grad_()
     (tmp_path / "alone").mkdir()
-    whole = term(BagsConfig(weight=1, shared_negatives=False), make_bags(tmp_path / "alone"), projected, rows)
+    whole = loss(BagsConfig(weight=1, shared_negatives=False), make_bags(tmp_path / "alone"), projected, rows)
     whole.backward()
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
     assert sum(float(part["loss"]) for part in parts) == pytest.approx(whole.item(), rel=1e-5)

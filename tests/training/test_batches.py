@@ -9,7 +9,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.training.batches import plan_batches
-from clipit.training.step import occurrences, own_parts
+from clipit.training.step import local_parts, occurrences
 
 HAS_LABEL = np.arange(60) % 5 == 0  # 12 labelled, 48 not
 
@@ -68,7 +68,7 @@ def test_processes_and_micro_batches_share_a_batch(
     parts = [
         part
         for rank in range(count)
-        for part in own_parts(batch, Processes(rank, count, get_processes().device), accumulation)
+        for part in local_parts(batch, Processes(rank, count, get_processes().device), accumulation)
     ]
     assert len(parts) == count * accumulation and all(len(part) for part in parts)
     assert sorted(np.concatenate(parts)) == sorted(batch)

@@ -1,4 +1,4 @@
-"""Keys that contradict each other, of bags; and the line that tells what a student is taught from."""
+"""Keys that contradict each other, of bags; and the line that describes what a student learns from."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ import pytest
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes
 from clipit.errors import ConfigError
-from clipit.training import checks
-from clipit.training.active_terms import told_sources
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
+from clipit.training.terms import bags
+from clipit.training.terms.table import describe_terms
 
 LARGE = {"training.tiles_per_step": 2048, "bags.tiles": 5, "bags.snippets": 5}  # 6 x 5 members: 0.47 GiB once
 
@@ -29,7 +29,7 @@ def test_processes_share_what_a_step_holds(
     config = resolve_arm(configure({**LARGE, "training.tiles_per_step": 4096}, arm="bags"))
     with pytest.raises(ConfigError, match=r"about 11\.2 GiB in a step of 4096 tiles \(at most 4\): lower"):
         check(config)
-    monkeypatch.setattr(checks, "get_processes", lambda: Processes(0, 3, torch.device("cpu")))
+    monkeypatch.setattr(bags, "get_processes", lambda: Processes(0, 3, torch.device("cpu")))
     check(config)
 
 
@@ -47,13 +47,13 @@ def test_bags_need_their_pairs_and_the_whole_batch(configure: Callable[..., RunC
 
 def test_what_is_taught_names_every_source(configure: Callable[..., RunConfig]) -> None:
     arms = {"two": {"base": "clip_it_all", "second_vlm": {"name": "other"}}}
-    told = {
-        arm: told_sources(resolve_arm(configure(arm=arm, arms=arms)))
+    described = {
+        arm: describe_terms(resolve_arm(configure(arm=arm, arms=arms)))
         for arm in ("clip_it_all", "report_labels", "text_adapter", "text_lora", "two")
     }
-    assert "reports' own labels" in told["report_labels"]
-    assert "an adapter fitted to the tiles' labels" in told["text_adapter"]
-    assert "LoRA fitted to the tiles' labels" in told["text_lora"]
-    assert "each of two VLMs" in told["two"] and "other" in told["two"]
-    plain = told["clip_it_all"]
+    assert "reports' own labels" in described["report_labels"]
+    assert "an adapter fitted to the tiles' labels" in described["text_adapter"]
+    assert "LoRA fitted to the tiles' labels" in described["text_lora"]
+    assert "each of two VLMs" in described["two"] and "other" in described["two"]
+    plain = described["clip_it_all"]
     assert not any(word in plain for word in ("reports' own labels", "adapter", "LoRA", "two VLMs"))

@@ -10,14 +10,14 @@ import torch
 from run_files import losses
 from torch import nn
 
-from clipit.config.run import RunConfig, StudentConfig, TrainingConfig
+from clipit.config.run import RunConfig, StudentConfig
 from clipit.distributed import get_processes
 from clipit.errors import ModelError
 from clipit.models.student import Student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.checkpoints import Progress, best_file
-from clipit.training.loop import _check_finite, _look, warmup_cosine
+from clipit.training.loop import _check_finite, _note_score, warmup_cosine
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -37,29 +37,29 @@ def test_no_warmup_and_nothing_else(warmup: float) -> None:
     assert all(0 < rate <= 1 and math.isfinite(rate) for rate in rates)
 
 
-def looks(folder: Path, scores: list[float | None], patience: int | None) -> Progress:
+def validate(folder: Path, scores: list[float | None], patience: int | None) -> Progress:
     student = Student(nn.Linear(2, 2), StudentConfig(projector_layers=0), dim=2, n_classes=2, joint_dim=None)
-    progress, training = Progress(), TrainingConfig(patience=patience)
+    progress = Progress()
     for score in scores:
         if not progress.stopped:
             progress.step += 1
-            _look(progress, score, training, folder, student, get_processes())
+            _note_score(progress, score, patience, folder, student, get_processes())
     return progress
 
 
-def test_the_best_look_is_the_earliest_of_equal_ones(tmp_path: Path) -> None:
-    progress = looks(tmp_path, [0.2, 0.5, 0.4, 0.5], None)
+def test_the_best_step_is_the_earliest_of_equal_scores(tmp_path: Path) -> None:
+    progress = validate(tmp_path, [0.2, 0.5, 0.4, 0.5], None)
     assert (progress.best_step, progress.best_score, progress.stopped) == (2, 0.5, False)
     assert best_file(tmp_path, 2).is_file() and not best_file(tmp_path, 4).exists()
 
 
-def test_patience(tmp_path: Path) -> None:
-    progress = looks(tmp_path, [0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2)
+def test_patience_stops_after_so_many_scores_without_a_gain(tmp_path: Path) -> None:
+    progress = validate(tmp_path, [0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2)
     assert (progress.step, progress.best_step, progress.stopped) == (5, 3, True)
 
 
-def test_a_score_that_is_undefined_is_no_look(tmp_path: Path) -> None:
-    progress = looks(tmp_path, [None, None, None], 2)
+def test_an_undefined_score_counts_neither_as_gain_nor_as_failure(tmp_path: Path) -> None:
+    progress = validate(tmp_path, [None, None, None], 2)
     assert (progress.best_step, progress.stopped) == (0, False)
 
 

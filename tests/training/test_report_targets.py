@@ -1,4 +1,4 @@
-"""Targets made from what the reports know beside the snippet, and how many tiles have none."""
+"""Targets from_reports from what the reports know beside the snippet, and how many tiles have none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,12 @@ from tiny_models import write_store
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.pairing.sources import row_of_each
-from clipit.runs.targets import make_teaching
 from clipit.stores.embed import unit
 from clipit.stores.index import build_index
 from clipit.training.arms import resolve_arm
-from clipit.training.report_targets import report_context, report_label_vectors
-from clipit.training.targets import Chosen, stored_vectors
+from clipit.training.terms.distillation_targets import make_targets
+from clipit.training.terms.report_targets import report_context, report_label_vectors
+from clipit.training.terms.target_vectors import PairedSnippets, stored_vectors
 from clipit.workspace.workspace import Workspace
 
 
@@ -24,9 +24,9 @@ def workspace(configure: Callable[..., RunConfig]) -> Workspace:
     return Workspace(configure({"pairing.k": 2}))
 
 
-def chosen(*positions: list[int]) -> Chosen:
+def paired(*positions: list[int]) -> PairedSnippets:
     table = np.array(positions)
-    return Chosen(table, np.ones(table.shape, dtype=np.float32))
+    return PairedSnippets(table, np.ones(table.shape, dtype=np.float32))
 
 
 def test_context_is_the_rest_of_the_reports(workspace: Workspace) -> None:
@@ -52,19 +52,19 @@ def test_context_of_some_sections_only(workspace: Workspace) -> None:
     snippets, reports = np.array(ids), np.array(["A", "A", "A", "B"])
     rows = store.positions(ids)
     vectors = own(rows)
-    told = np.array([False, False, True, True])
-    found = report_context(store, snippets, reports, own, told)
-    context = found.vectors(rows)
+    in_context = np.array([False, False, True, True])
+    from_reports = report_context(store, snippets, reports, own, in_context)
+    context = from_reports.vectors(rows)
     assert np.allclose(context[0], vectors[2], atol=1e-5) and np.allclose(context[1], vectors[2], atol=1e-5)
     assert np.allclose(context[2], vectors[2], atol=1e-5) and np.allclose(context[3], vectors[3], atol=1e-5)
-    assert found.fell_back[rows].tolist() == [False, False, True, True], "a diagnosis is no context of itself"
+    assert from_reports.fell_back[rows].tolist() == [False, False, True, True], "a diagnosis is no context of itself"
 
 
 def test_a_section_that_no_report_has_is_named(configure: Callable[..., RunConfig]) -> None:
     config = resolve_arm(configure({"distillation.sections": ["diagnoses"]}, arm="report_context"))
     workspace = Workspace(config)
     with pytest.raises(DataError, match=r"(?s)section called diagnoses.*distillation\.sections.*unknown"):
-        make_teaching(config, workspace, workspace.tiles(config.seed), Path)
+        make_targets(config, workspace, workspace.tiles(config.seed))
 
 
 def test_report_labels_give_the_mean_of_the_label_and_never_use_a_snippets_own_label(workspace: Workspace) -> None:
@@ -94,11 +94,13 @@ def test_tiles_that_fall_back_to_their_snippet_are_counted(workspace: Workspace)
     ids = store.ids[:4]
     own = stored_vectors(store, workspace.index)
     # A holds 0 and 1; B holds 2 alone; 3 stands in C and D, alone in each.
-    made = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), own)
+    from_reports = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), own)
     rows = store.positions(ids)
-    assert made.fell_back[rows].tolist() == [False, False, True, True]
-    pairs = chosen([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
-    assert made.account(pairs).startswith("2 of 4 tiles fell back to their snippets themselves: no other snippet")
+    assert from_reports.fell_back[rows].tolist() == [False, False, True, True]
+    pairs = paired([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
+    assert from_reports.describe_fallbacks(pairs).startswith(
+        "2 of 4 tiles fell back to their snippets' own embeddings: their reports hold no other such snippet"
+    )
 
 
 def test_tiles_whose_reports_cannot_be_judged_are_counted(workspace: Workspace) -> None:
@@ -107,12 +109,15 @@ def test_tiles_whose_reports_cannot_be_judged_are_counted(workspace: Workspace) 
     few = store.ids[:6]
     # Two groups: without the first only "high" is known, without the second only "low".
     labels, groups = np.array(["low", "low", "low", "high", "high", ""]), np.array(["P"] * 3 + ["Q"] * 3)
-    made = report_label_vectors(store, few, labels, groups, own)
+    from_reports = report_label_vectors(store, few, labels, groups, own)
     rows = store.positions(few)
-    assert made.fell_back.all() and np.allclose(made.vectors(rows), own(rows), atol=1e-6)
-    assert made.unlabelled is not None and made.unlabelled[rows].tolist() == [False] * 5 + [True]
-    told = made.account(chosen([rows[0]], [rows[5]], [-1]))
-    assert told.startswith("2 of 2 tiles fell back") and "1 of 2 tiles have snippets of reports without a label" in told
+    assert from_reports.fell_back.all() and np.allclose(from_reports.vectors(rows), own(rows), atol=1e-6)
+    assert from_reports.unlabelled is not None and from_reports.unlabelled[rows].tolist() == [False] * 5 + [True]
+    told = from_reports.describe_fallbacks(paired([rows[0]], [rows[5]], [-1]))
+    assert (
+        told.startswith("2 of 2 tiles fell back")
+        and "1 of 2 tiles have only snippets of reports without a label" in told
+    )
 
 
 def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> None:
@@ -124,10 +129,10 @@ def test_snippets_of_equal_embedding_have_one_set_of_reports(tmp_path: Path) -> 
     reports = np.array(["A", "A", "B", "B", "B"])  # B holds both, which are one
     standing = index.ids[row_of_each(index)[index.store.positions(named)]]
     assert standing.tolist() == ["a", "b", "a", "c", "a"]
-    made = report_context(index.store, standing, reports, own)
+    from_reports = report_context(index.store, standing, reports, own)
     stored = own(np.arange(4))
-    assert np.allclose(made.vectors(np.array([0]))[0], unit(stored[1] + stored[3]), atol=1e-5)
-    assert np.allclose(made.vectors(np.array([3]))[0], unit(stored[:1])[0], atol=1e-5), "the twins count once"
+    assert np.allclose(from_reports.vectors(np.array([0]))[0], unit(stored[1] + stored[3]), atol=1e-5)
+    assert np.allclose(from_reports.vectors(np.array([3]))[0], unit(stored[:1])[0], atol=1e-5), "the twins count once"
 
 
 @pytest.mark.parametrize("target", ["report_context", "report_labels"])
@@ -135,5 +140,5 @@ def test_the_sources_of_twins_are_joined_in_a_run(configure: Callable[..., RunCo
     config = configure({"distillation.target": target}, arm="clip_it_all")
     workspace = Workspace(config)
     assert len(workspace.index.ids) < len(workspace.index.store.ids), "this world has snippets of equal embedding"
-    facts = make_teaching(config, workspace, workspace.tiles(0), Path).facts
-    assert "of 72 tiles fell back" in facts["fallbacks"] and facts["distilled_tiles"] == "72 of 72"
+    targets, facts = make_targets(config, workspace, workspace.tiles(0))
+    assert "of 72 tiles fell back" in facts["fallbacks"] and targets.valid.all()

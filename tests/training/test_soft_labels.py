@@ -5,29 +5,30 @@ import pytest
 
 from clipit.config.run import SoftLabelsConfig
 from clipit.errors import DataError
-from clipit.training.soft_labels import agreement, information, soft_labels
+from clipit.training.monitor import agreement, information
+from clipit.training.terms.soft_labels import make_soft_labels
 
 P = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]], dtype=np.float32)
 
 
 def test_as_they_come_by_default() -> None:
-    soft = soft_labels(P, SoftLabelsConfig(source="zero_shot"))
+    soft = make_soft_labels(P, SoftLabelsConfig(source="zero_shot"))
     assert np.allclose(soft.probabilities, P, atol=1e-6)
     assert soft.weights.tolist() == [1, 1, 1]
 
 
 def test_sharpening_prior_and_confidence() -> None:
-    soft = soft_labels(P, SoftLabelsConfig(source="zero_shot", temperature=0.5, confidence=True))
+    soft = make_soft_labels(P, SoftLabelsConfig(source="zero_shot", temperature=0.5, confidence=True))
     assert np.allclose(soft.probabilities[0], np.array([49, 4, 1]) / 54, atol=1e-5)
     assert soft.weights[0] > soft.weights[1] > soft.weights[2] == pytest.approx(0, abs=1e-6)
-    corrected = soft_labels(P, SoftLabelsConfig(source="zero_shot", prior_correction=1.0)).probabilities
+    corrected = make_soft_labels(P, SoftLabelsConfig(source="zero_shot", prior_correction=1.0)).probabilities
     wanted = P[0] / P.mean(axis=0)
     assert np.allclose(corrected[0], wanted / wanted.sum(), atol=1e-5)
 
 
 def test_not_finite() -> None:
     with pytest.raises(DataError, match="not finite"):
-        soft_labels(np.array([[np.nan, 1.0]], dtype=np.float32), SoftLabelsConfig(source="zero_shot"))
+        make_soft_labels(np.array([[np.nan, 1.0]], dtype=np.float32), SoftLabelsConfig(source="zero_shot"))
 
 
 def test_agreement_and_information() -> None:

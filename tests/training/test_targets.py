@@ -1,4 +1,4 @@
-"""What a tile's projection is taught."""
+"""Vectors that a tile's projection is distilled to."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,19 @@ import pytest
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.stores.embed import Store, centred, unit
-from clipit.training.targets import (
-    Chosen,
+from clipit.training.terms.target_vectors import (
+    PairedSnippets,
     Targets,
-    added,
-    bag_means,
-    chosen_snippets,
     class_targets,
     derangement,
+    draw_random_snippets,
     image_targets,
+    mean_targets,
+    paired_snippets,
     random_codes,
-    random_snippets,
-    shuffled,
+    shuffle_snippets,
     stored_vectors,
+    sum_targets,
 )
 from clipit.workspace.workspace import Workspace
 
@@ -30,7 +30,7 @@ def workspace(configure: Callable[..., RunConfig]) -> Workspace:
     return Workspace(configure({"pairing.k": 2}))
 
 
-def taught(workspace: Workspace, shuffle: int | None = None) -> Targets:
+def targets_of(workspace: Workspace, shuffle: int | None = None) -> Targets:
     return text_targets(workspace, workspace.all_tiles.of_split("train").ids, shuffle=shuffle)
 
 
@@ -38,14 +38,14 @@ def text_targets(
     workspace: Workspace, ids: np.ndarray, store: Store | None = None, shuffle: int | None = None
 ) -> Targets:
     store = store or workspace.index.store
-    chosen = chosen_snippets(ids, workspace.pairs, store)
+    paired = paired_snippets(ids, workspace.pairs, store)
     if shuffle is not None:
-        chosen = shuffled(chosen, shuffle)
-    return bag_means(chosen, stored_vectors(store, workspace.index), store.dim)
+        paired = shuffle_snippets(paired, shuffle)
+    return mean_targets(paired, stored_vectors(store, workspace.index), store.dim)
 
 
 def test_the_mean_of_the_paired_snippets(workspace: Workspace) -> None:
-    targets, store = taught(workspace), workspace.index.store
+    targets, store = targets_of(workspace), workspace.index.store
     ids = workspace.all_tiles.of_split("train").ids.tolist()
     rows = workspace.pairs.table.to_pylist()
     for tile in (0, 17, 71):
@@ -58,7 +58,7 @@ def test_the_mean_of_the_paired_snippets(workspace: Workspace) -> None:
 
 def test_order_of_the_tiles_does_not_matter(workspace: Workspace) -> None:
     ids = workspace.all_tiles.of_split("train").ids
-    straight = taught(workspace)
+    straight = targets_of(workspace)
     turned = text_targets(workspace, ids[::-1])
     assert np.array_equal(turned.vectors[::-1], straight.vectors)
 
@@ -73,10 +73,10 @@ def test_tiles_without_a_pair_are_not_distilled(workspace: Workspace) -> None:
 
 
 def test_shuffled_targets_are_the_same_targets_for_other_tiles(workspace: Workspace) -> None:
-    own, shuffled = taught(workspace), taught(workspace, shuffle=0)
+    straight, shuffled = targets_of(workspace), targets_of(workspace, shuffle=0)
     order = derangement(72, 0)
-    assert np.array_equal(shuffled.vectors, own.vectors[order])
-    assert not np.array_equal(taught(workspace, shuffle=1).vectors, shuffled.vectors)
+    assert np.array_equal(shuffled.vectors, straight.vectors[order])
+    assert not np.array_equal(targets_of(workspace, shuffle=1).vectors, shuffled.vectors)
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 1001])
@@ -100,13 +100,13 @@ def test_image_targets_are_the_tiles_own_embeddings(workspace: Workspace) -> Non
 def test_word_drop_changes_targets_and_leaves_pairs(workspace: Workspace) -> None:
     ids = workspace.all_tiles.of_split("train").ids
     dropped = text_targets(workspace, ids, workspace.text_store(0.3, 0))
-    assert not np.allclose(dropped.vectors, taught(workspace).vectors, atol=1e-2)
+    assert not np.allclose(dropped.vectors, targets_of(workspace).vectors, atol=1e-2)
 
 
 def test_weights_of_a_bag_count() -> None:
     vectors = np.eye(4, dtype=np.float32)
-    chosen = Chosen(np.array([[0, 1], [2, -1], [-1, -1]]), np.array([[3, 1], [1, 0], [0, 0]], dtype=np.float32))
-    targets = bag_means(chosen, lambda positions: vectors[positions], 4)
+    paired = PairedSnippets(np.array([[0, 1], [2, -1], [-1, -1]]), np.array([[3, 1], [1, 0], [0, 0]], dtype=np.float32))
+    targets = mean_targets(paired, lambda positions: vectors[positions], 4)
     assert np.allclose(targets.vectors[0].astype(np.float32), np.array([3, 1, 0, 0]) / np.sqrt(10), atol=1e-3)
     assert targets.vectors[1].tolist() == [0, 0, 1, 0]
     assert targets.valid.tolist() == [True, True, False]
@@ -115,7 +115,7 @@ def test_weights_of_a_bag_count() -> None:
 def test_sum_of_two_targets() -> None:
     first = Targets(np.array([[1, 0], [0, 0]], dtype=np.float16), np.array([True, False]))
     second = Targets(np.array([[0, 1], [0, 1]], dtype=np.float16), np.array([True, True]))
-    both = added(first, second)
+    both = sum_targets(first, second)
     assert np.allclose(both.vectors.astype(np.float32), [[2**-0.5, 2**-0.5], [0, 1]], atol=1e-3)
     assert both.valid.all()
 
@@ -127,10 +127,10 @@ def test_prompts_of_the_most_probable_class() -> None:
 
 
 def test_random_snippets_keep_the_number_per_tile() -> None:
-    chosen = Chosen(np.array([[5, 6], [7, -1]]), np.ones((2, 2), dtype=np.float32))
-    drawn = random_snippets(chosen, 100, seed=0)
+    paired = PairedSnippets(np.array([[5, 6], [7, -1]]), np.ones((2, 2), dtype=np.float32))
+    drawn = draw_random_snippets(paired, 100, seed=0)
     assert (drawn.positions >= 0).tolist() == [[True, True], [True, False]]
-    assert drawn.positions.tolist() != random_snippets(chosen, 100, seed=1).positions.tolist()
+    assert drawn.positions.tolist() != draw_random_snippets(paired, 100, seed=1).positions.tolist()
 
 
 def test_random_codes_are_one_direction_per_snippet(workspace: Workspace) -> None:

@@ -11,8 +11,8 @@ from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.progress import progress
 from clipit.reporting.pairing_page import choose_tiles
-from clipit.training.active_terms import uses_reports
 from clipit.training.arms import resolve_arm
+from clipit.training.terms.table import uses_reports
 from clipit.workspace.pairs_page import Answers, write_pairs_page
 from clipit.workspace.workspace import Workspace
 

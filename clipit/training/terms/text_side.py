@@ -1,8 +1,8 @@
 """Adapting the text side before distillation: a light adapter on cached embeddings, or LoRA on the text tower.
 
-The paper (arXiv 2504.16181) trains a head on the paired text and puts LoRA on both towers. Here the text side is
-fitted first, to tell the labels of the labelled tiles from their paired snippets; then every target is made once more
-and frozen. The student's step stays as cheap as before, and the text cannot drift towards the student.
+CLIP-IT (arXiv 2504.16181) trains a head on the paired text and puts LoRA on both towers. Here the text side is fitted
+first, to predict the labels of the labelled tiles from their paired snippets; then all targets are recomputed and
+frozen. A training step costs no more than before, and the text cannot drift towards the student.
 """
 
 import time
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clipit.config.run import LoraConfig
 from clipit.errors import DataError, ModelError, explain
 from clipit.stores.embed import Store, centred, unit
-from clipit.training.targets import Chosen, SnippetVectors
+from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM
@@ -32,26 +32,26 @@ _LEAST_HIDDEN = 16
 
 @dataclass(frozen=True)
 class AdaptedText:
-    """The vectors that are distilled instead of the frozen ones, and what they cost."""
+    """Adapted snippet vectors, and the cost of the adaptation."""
 
     vectors: SnippetVectors
     cost: dict[str, float]
 
 
 def labelled_snippets(
-    chosen: Chosen, labels: Int[np.ndarray, "n"]
+    paired: PairedSnippets, labels: Int[np.ndarray, "n"]
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Positions of the snippets of labelled tiles, and those tiles' labels.
+    """Text-store positions of the labelled tiles' snippets, and these tiles' labels.
 
     Raises:
         DataError: Fewer than two classes among them.
     """
-    rows, ranks = np.nonzero((chosen.positions >= 0) & (labels >= 0)[:, None])
-    positions, wanted = chosen.positions[rows, ranks], labels[rows]
+    rows, ranks = np.nonzero((paired.positions >= 0) & (labels >= 0)[:, None])
+    positions, wanted = paired.positions[rows, ranks], labels[rows]
     if len(np.unique(wanted)) < 2:
         raise DataError(
             explain(
-                "the text side is fitted on labelled tiles' snippets, and these have fewer than two classes",
+                "the text side is fitted on the labelled tiles' snippets, and these tiles have fewer than two classes",
                 where="distillation.text",
                 fix="keep more labels (tiles.labels), or distillation.text=frozen",
             )
@@ -62,9 +62,9 @@ def labelled_snippets(
 def fit_adapter(
     vectors_of: SnippetVectors, positions: Int[np.ndarray, "m"], labels: Int[np.ndarray, "m"], dim: int, seed: int
 ) -> AdaptedText:
-    """A residual bottleneck t' = t + W2 relu(W1 t) that helps a linear head to tell the labels (as CLIP-Adapter).
+    """Fit a residual bottleneck t' = t + W2 relu(W1 t) and a linear head to the labels, as CLIP-Adapter does.
 
-    Source: Gao et al., arXiv 2110.04544. W2 starts at zero, so that nothing changes before the fit.
+    Source: Gao et al., arXiv 2110.04544. W2 starts at zero, so that the adapter starts as the identity.
     """
     begin = time.perf_counter()
     torch.manual_seed(seed)
@@ -79,10 +79,8 @@ def fit_adapter(
     adapter.requires_grad_(False)
 
     def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Adapted, of unit length."""
-        found = vectors_of(positions)
-        made: Float32[np.ndarray, "*shape dim"] = adapter(torch.from_numpy(found)).numpy()
-        return made
+        adapted: Float32[np.ndarray, "*shape dim"] = adapter(torch.from_numpy(vectors_of(positions))).numpy()
+        return adapted
 
     return AdaptedText(vectors, {"text_adapter_seconds": round(time.perf_counter() - begin, 2)})
 
@@ -99,7 +97,7 @@ class _Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, texts: Tensor) -> Tensor:
-        """Unit vectors to unit vectors [..., dim]."""
+        """Adapt unit vectors [..., dim]; the result has unit length."""
         return F.normalize(texts + self.up(F.relu(self.down(texts))), dim=-1)
 
 
@@ -108,26 +106,26 @@ def fit_text_lora(
     texts: Mapping[str, str],
     store: Store,
     mean: Float32[np.ndarray, "dim"] | None,
-    chosen: Chosen,
+    paired: PairedSnippets,
     labels: Int[np.ndarray, "n"],
     lora: LoraConfig,
     seed: int,
 ) -> AdaptedText:
-    """LoRA on the text tower, fitted to tell labels from paired snippets; all paired snippets are embedded again.
+    """Fit LoRA on the text tower to predict labels from paired snippets, and embed all paired snippets again.
 
     Args:
-        vlm: Its text tower is as before afterwards.
+        vlm: Model whose text tower is adapted; afterwards it is as before.
         texts: Snippet id -> text.
-        store: Text store in which `chosen` counts.
-        mean: Of the texts; subtracted as for pairing.
-        chosen: Each training tile's snippets.
-        labels: Of the training tiles; -1 where unknown.
-        lora: Rank, alpha and dropout; the targets are the text tower's linear layers.
-        seed: Of the start and of the batches.
+        store: Text store that the positions of `paired` refer to.
+        mean: Mean text embedding, subtracted as for pairing.
+        paired: Each training tile's snippets.
+        labels: Class numbers of the training tiles; -1 where unknown.
+        lora: Rank, alpha and dropout; all linear layers of the text tower are adapted.
+        seed: Seed of the initial weights and of the batches.
     """
     begin = time.perf_counter()
-    positions, wanted = labelled_snippets(chosen, labels)
-    used = np.unique(chosen.positions[chosen.positions >= 0])
+    positions, wanted = labelled_snippets(paired, labels)
+    used = np.unique(paired.positions[paired.positions >= 0])
     torch.manual_seed(seed)
     adapted = _with_lora(vlm, lora)
     head = nn.Linear(vlm.joint_dim, int(wanted.max()) + 1).to(vlm.device)
@@ -143,16 +141,13 @@ def fit_text_lora(
             logits = head(_encoded(vlm, batch, shift)) * _SCALE
             torch.autograd.backward(F.cross_entropy(logits, torch.from_numpy(wanted[rows]).to(vlm.device)))
             optimizer.step()
-        made = _embed_all(vlm, [texts[str(store.ids[row])] for row in used.tolist()], mean)
+        embedded = _embed_all(vlm, [texts[str(store.ids[row])] for row in used.tolist()], mean)
     finally:
         adapted.unload()
         vlm.towers.module.requires_grad_(False)
-    table = np.zeros((len(used), store.dim), dtype=np.float32)
-    table[:] = made
 
     def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Looked up; only paired snippets are asked for."""
-        return np.asarray(table[np.searchsorted(used, positions).clip(max=len(used) - 1)], dtype=np.float32)
+        return np.asarray(embedded[np.searchsorted(used, positions).clip(max=len(used) - 1)], dtype=np.float32)
 
     forward = _LORA_STEPS * min(_LORA_BATCH, len(positions))
     return AdaptedText(
@@ -167,7 +162,7 @@ def fit_text_lora(
 
 
 def text_layers(module: nn.Module) -> list[str]:
-    """Linear layers of the text tower that can be adapted, by full name.
+    """Full names of the text tower's linear layers that can be adapted.
 
     Layers inside torch's fused attention are left out: their weights are read, not called.
 
@@ -175,18 +170,18 @@ def text_layers(module: nn.Module) -> list[str]:
         ModelError: There are none.
     """
     fused = [name for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)]
-    found = [
+    layers = [
         name
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear)
         and not name.startswith("vis")
         and not any(name.startswith(f"{attention}.") for attention in fused)
     ]
-    if not found:
+    if not layers:
         raise ModelError(
             explain("no linear layer of the text tower can be adapted", where="vlm", fix="distillation.text=adapter")
         )
-    return found
+    return layers
 
 
 def _with_lora(vlm: "VLM", lora: LoraConfig) -> Any:

@@ -1,0 +1,44 @@
+"""Map a function over batches of tiles, shared by all processes."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clipit.distributed import get_processes
+from clipit.progress import progress
+from clipit.tiles.pixel_source import PixelSource
+
+Result = TypeVar("Result")
+
+
+def map_batches(
+    source: PixelSource,
+    rows: Int[np.ndarray, "n"],
+    compute: Callable[[Tensor], Result],
+    batch_size: int,
+    title: str | None = None,
+) -> list[Result]:
+    """Apply a function to the pixels of every batch, without gradients; every process gets all results, in order.
+
+    Args:
+        source: Tiles.
+        rows: Rows of the tiles to read.
+        compute: uint8 pixels [b, 3, h, w] on this process's device to something that can be pickled.
+        batch_size: Tiles per batch.
+        title: Title of the progress bar; None: no bar.
+    """
+    processes = get_processes()
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    results: dict[int, Result] = {}
+    shown = title is not None and processes.main
+    with torch.inference_mode(), progress(title or "", len(batches), shown=shown) as advance:
+        shared = processes.share(range(len(batches)))
+        for number, (_, pixels) in zip(shared, source.ahead(batches[k] for k in shared), strict=True):
+            results[number] = compute(torch.from_numpy(pixels).to(processes.device))
+            advance(processes.count)
+    merged = {number: result for part in processes.gather(results) for number, result in part.items()}
+    return [merged[number] for number in range(len(batches))]

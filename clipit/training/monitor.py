@@ -1,0 +1,64 @@
+"""The monitored metric: the score on validation tiles that chooses the step."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipit.config.run import RunConfig
+from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.predictions import softmax
+from clipit.tiles.tileset import TileSet
+from clipit.training.terms.term import Probabilities, Term
+
+logger = logging.getLogger(__name__)
+
+LABEL_FREE = ("agreement", "information")
+"""Values of `training.monitor` that need no validation label."""
+Monitor = Callable[[Float32[np.ndarray, "n classes"]], float | None]
+"""Logits of the validation tiles to the monitored metric; larger is better, None when undefined."""
+
+
+def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[Any]]) -> Monitor | None:
+    """The monitored metric on the validation tiles; None when there is nothing to compute it from.
+
+    Args:
+        config: Run configuration, its arm resolved.
+        validation: Validation tiles that are scored.
+        terms: The run's loss terms; one of them has the class targets for `agreement`.
+    """
+    metric = config.training.monitor
+    if metric == "information" and len(validation):
+        return lambda logits: information(softmax(logits))
+    if metric == "agreement" and len(validation):
+        targets = [term.class_probabilities("validation") for term in terms if term.supervises_unlabelled]
+        soft_labels = next((target for target in targets if target is not None), None)
+        if soft_labels is not None:
+            return lambda logits: agreement(logits, soft_labels)
+    if not (validation.labels >= 0).any():
+        logger.info("note: no validation tile has a label; the last step's weights are used")
+        return None
+
+    def score(logits: Float32[np.ndarray, "n classes"]) -> float | None:
+        value: float | None = compute_metrics(validation.labels, softmax(logits))[metric]
+        return value
+
+    return score
+
+
+def agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
+    """Share of tiles whose most probable class is that of the soft labels."""
+    return float((logits.argmax(axis=1) == soft_labels.argmax(axis=1)).mean())
+
+
+def information(probabilities: Float32[np.ndarray, "n classes"]) -> float:
+    """H(mean p) - mean H(p): large when predictions are confident and use all classes (Krause et al., NIPS 2010)."""
+    mean = probabilities.mean(axis=0)
+    return _entropy(mean[None])[0] - float(np.mean(_entropy(probabilities)))
+
+
+def _entropy(probabilities: Float32[np.ndarray, "n classes"]) -> list[float]:
+    p = probabilities.astype(np.float64)
+    return [float(value) for value in -(p * np.log(np.maximum(p, 1e-12))).sum(axis=1)]

@@ -1,0 +1,181 @@
+"""Members of the text bags and tile bags: from pairs, the prompt dictionary, class prompts and neighbour tiles."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError, DataError, explain
+from clipit.pairing.bags import nearest_prompts, text_bag
+from clipit.pairing.tile_bags import tile_bags
+from clipit.prompts.dictionary import load_dictionary
+from clipit.prompts.prompt_set import check_classes
+from clipit.stores.embed import Store, centred
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class BagMembers:
+    """Members of each tile's bag as rows of a store (-1: none); their vectors are read on demand."""
+
+    store: Store
+    mean: Float32[np.ndarray, "dim"] | None
+    members: Int[np.ndarray, "n k"]
+
+    def vectors(self, rows: Int[np.ndarray, "b"]) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
+        """Unit vectors of the members of these tiles' bags, and which of them exist."""
+        members = self.members[rows]
+        return centred(self.store.rows(np.maximum(members, 0)), self.mean), members >= 0
+
+
+@dataclass(frozen=True)
+class PromptMembers:
+    """Prompts in the text bags.
+
+    Attributes:
+        vectors: Unit-norm prompt embeddings.
+        codes: One number per distinct text: dictionary and class prompts may have texts in common.
+        rows: Rows of `vectors` per tile.
+        exists: Which of them are members.
+    """
+
+    vectors: Float32[np.ndarray, "entries dim"]
+    codes: Int[np.ndarray, "entries"]
+    rows: Int[np.ndarray, "n p"]
+    exists: Bool[np.ndarray, "n p"]
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Text bags and tile bags of the training tiles.
+
+    Attributes:
+        texts: Paired snippets.
+        prompts: Nearest texts of the prompt dictionary and of the class prompts; None without any.
+        tiles: Neighbour tiles; None when the tile bag is the student's own view alone.
+        counts: Pruned members and empty bags, for training.json.
+        weights: Weights of the paired snippets, summing to 1 in each bag that is not empty; None: equal weights.
+    """
+
+    texts: BagMembers
+    prompts: PromptMembers | None
+    tiles: BagMembers | None
+    counts: dict[str, int] = field(default_factory=dict)
+    weights: Float32[np.ndarray, "n k"] | None = None
+
+    def text_members(
+        self, rows: Int[np.ndarray, "b"]
+    ) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
+        """Vectors and mask of the text bags of these tiles."""
+        vectors, mask = self.texts.vectors(rows)
+        if self.prompts is None:
+            return vectors, mask
+        more = self.prompts.vectors[self.prompts.rows[rows]]
+        return np.concatenate([vectors, more], axis=1), np.concatenate([mask, self.prompts.exists[rows]], axis=1)
+
+    def text_ids(self, rows: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b k"]:
+        """Text number of each member of these tiles' text bags; -1: none.
+
+        A snippet's number is its row in the text store; distinct prompts are numbered after all snippets.
+        """
+        snippets: Int[np.ndarray, "b k"] = self.texts.members[rows]
+        if self.prompts is None:
+            return snippets
+        prompts = self.prompts.codes[self.prompts.rows[rows]] + len(self.texts.store.ids)
+        return np.concatenate([snippets, np.where(self.prompts.exists[rows], prompts, -1)], axis=1)
+
+    def text_weights(self, rows: Int[np.ndarray, "b"]) -> Float32[np.ndarray, "b k"] | None:
+        """Weights of the members of these tiles' text bags: 1 for each prompt and, on average, for each snippet."""
+        if self.weights is None:
+            return None
+        exists = self.texts.members[rows] >= 0
+        weights = np.where(exists, self.weights[rows] * exists.sum(axis=1, keepdims=True), 0).astype(np.float32)
+        if self.prompts is None:
+            return weights
+        return np.concatenate([weights, self.prompts.exists[rows].astype(np.float32)], axis=1)
+
+
+def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
+    """Collect the bags of all training tiles.
+
+    Raises:
+        ConfigError: `bags.weighted` without weights of the pairs, or class prompts without a prompt set.
+        DataError: Every text bag is empty.
+    """
+    b = config.bags
+    if b.weighted and config.pairing.score_temperature is None:
+        raise ConfigError(
+            explain(
+                "bags.weighted needs pairs with weights, and these have none",
+                where="bags.weighted",
+                fix="set pairing.score_temperature (0.1), or bags.weighted=false",
+            )
+        )
+    index = workspace.index
+    texts = text_bag(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
+    prompts = _prompts(config, workspace, train) if b.prompts or b.class_prompts else None
+    if texts.empty.all() and prompts is None:
+        raise DataError(
+            explain("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
+        )
+    empty = texts.empty if prompts is None else texts.empty & ~prompts.exists.any(axis=1)
+    counts = {
+        "empty_text_bags": int(empty.sum()),  # their tiles train without the term
+        "without_snippets": int(texts.empty.sum()),
+        "pruned_snippets": texts.pruned,
+    }
+    tiles = None
+    if b.tiles:
+        store = workspace.tile_store("train")
+        grouped = (train.groups != "").any()
+        groups = dict(zip(train.ids.tolist(), train.groups.tolist(), strict=True)) if grouped else None
+        neighbours = tile_bags(
+            workspace.root,
+            store,
+            b.tiles,
+            mean=workspace.tile_mean,
+            pairs=workspace.pairs if b.text_neighbours else None,
+            index=index if b.text_neighbours else None,
+            groups=groups,
+            margin=b.margin,
+            block=config.pairing.block,
+        )
+        tiles = BagMembers(store, workspace.tile_mean, neighbours.rows(train.ids, store))
+        counts |= {"empty_tile_bags": len(neighbours.empty), "pruned_tiles": neighbours.pruned}
+    weights = texts.weights if b.weighted else None
+    return Bags(BagMembers(index.store, index.mean, texts.rows), prompts, tiles, counts, weights)
+
+
+def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
+    """Nearest texts of the dictionary and of the class prompts, less those beyond `bags.margin`."""
+    b, store = config.bags, workspace.tile_store("train")
+    tiles = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
+    pools: list[tuple[list[str], int]] = []
+    if b.prompts:
+        dictionary = load_dictionary(b.dictionary)
+        pools.append(([text for entry in sorted(dictionary.entries) for text in dictionary.texts(entry)], b.prompts))
+    if b.class_prompts:
+        if workspace.prompts is None:
+            raise ConfigError(
+                explain("class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE")
+            )
+        check_classes(workspace.prompts, workspace.all_tiles.classes)
+        pools.append(
+            ([t for name in workspace.prompts.classes for t in workspace.prompts.texts(name)], b.class_prompts)
+        )
+    parts: list[np.ndarray] = []
+    nearest: list[np.ndarray] = []
+    for texts, most in pools:
+        embedded = centred(workspace.encode(texts), workspace.text_mean)
+        positions = nearest_prompts(tiles, embedded, min(most, len(embedded)), config.pairing.block)
+        nearest.append(positions + sum(len(part) for part in parts))
+        parts.append(embedded)
+    vectors, rows = np.concatenate(parts), np.concatenate(nearest, axis=1)
+    codes = np.unique([text for texts, _ in pools for text in texts], return_inverse=True)[1].astype(np.int64)
+    exists = np.ones(rows.shape, dtype=np.bool_)
+    if b.margin is not None:
+        scores = np.einsum("nd,npd->np", tiles, vectors[rows])
+        exists = scores >= scores.max(axis=1, keepdims=True) - b.margin
+    return PromptMembers(vectors, codes, rows, exists)

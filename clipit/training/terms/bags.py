@@ -1,0 +1,195 @@
+"""Bags: contrast bags of tiles with bags of texts, many to many (after CPLIP, CVPR 2024)."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clipit.config.run import BagsConfig
+from clipit.distributed import Processes, get_processes
+from clipit.models.student import Student
+from clipit.training.losses import many_to_many_sum
+from clipit.training.terms.bag_members import Bags, make_bags
+from clipit.training.terms.term import MicroBatch, Term, TermInputs
+
+COLDEST = 0.01
+"""Lower bound of a learnt temperature: CLIP's logit scale of 100 (arXiv 2103.00020, section 2.5)."""
+_MOST_BYTES = 4 * 2**30
+"""Upper bound of the term's memory in one process."""
+_COPIES, _COPIES_LEARNT = 6, 9
+"""Copies of all members' similarities (4 bytes each) that a step holds at most, with a fixed and a learnt temperature:
+both directions with their masks, what is kept for the gradient, and the gradient's own temporaries. Measured on a
+CPU."""
+_TEMPERATURE = "bags_log_temperature"
+
+
+class BagsTerm(Term[BagsConfig]):
+    """InfoNCE between the student's view of each tile with its neighbours, and the tile's text bag."""
+
+    name = section = "bags"
+    bags: Bags
+    """Cached members; set by `prepare`."""
+
+    @property
+    def uses_reports(self) -> bool:
+        """Text bags hold paired snippets."""
+        return True
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """The term needs no label."""
+        return True
+
+    @property
+    def teaches_text(self) -> bool | None:
+        """The projection is drawn to text embeddings."""
+        return True
+
+    def problems(self) -> list[str]:
+        """Needs a projector, reports, enough pairs, whole batches and memory."""
+        b, config, problems = self.options, self.config, []
+        if not self.active:
+            return []
+        if config.student.projector_layers == 0:
+            problems.append("bags.weight needs a projector: student.projector_layers=1, or bags.weight=0")
+        if config.reports is None:
+            problems.append("bags of snippets and tiles needs reports: set reports.path, or bags.weight=0")
+        if config.pairing.k < b.snippets:
+            problems.append(f"bags.snippets={b.snippets} needs as many pairs per tile: pairing.k is {config.pairing.k}")
+        if config.training.accumulation > 1:
+            problems.append(
+                "bags contrast a tile with the whole batch, which accumulation cuts: training.accumulation=1, "
+                "or bags.weight=0"
+            )
+        if b.learn_temperature and b.temperature < COLDEST:
+            problems.append(
+                f"bags.learn_temperature holds it at {COLDEST} or above: bags.temperature={COLDEST} or more"
+            )
+        return [*problems, *self._memory_problems()]
+
+    def _memory_problems(self) -> list[str]:
+        b, size = self.options, self.config.training.tiles_per_step
+        texts, tiles = b.snippets + b.prompts + b.class_prompts, 1 + b.tiles * (1 + b.text_neighbours)
+        tiles_per_process = -(-size // get_processes().count)  # each process contrasts its own tiles with all
+        copies = _COPIES_LEARNT if b.learn_temperature else _COPIES
+        needed = 4 * copies * tiles_per_process * size * tiles * texts
+        if needed <= _MOST_BYTES:
+            return []
+        return [
+            f"bags of {tiles} tiles and {texts} texts need about {needed / 2**30:.1f} GiB in a step of {size} tiles "
+            f"(at most {_MOST_BYTES / 2**30:.0f}): lower training.tiles_per_step, bags.tiles, bags.snippets or "
+            "bags.prompts"
+        ]
+
+    def describe(self) -> str:
+        """With its weight."""
+        return f"bags of snippets and tiles (weight {self.weight:g})"
+
+    def initial_parameters(self) -> dict[str, float]:
+        """Logarithm of the temperature, if it is learnt."""
+        return {_TEMPERATURE: math.log(self.options.temperature)} if self.options.learn_temperature else {}
+
+    def prepare(self, inputs: TermInputs) -> dict[str, Any]:
+        """Collect the members of all bags."""
+        self.bags = make_bags(self.config, inputs.workspace, inputs.tiles.of_split("train"))
+        return {"bags": self.bags.counts}
+
+    def count(self, rows: Int[np.ndarray, "b"]) -> float:
+        """Always 1: the sum is this process's share of a mean."""
+        return 1.0
+
+    def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
+        """This process's share of the mean over all bags of the batch, each contrasted with all of them.
+
+        Every process looks up the cached vectors of the whole batch; only the student's own views are gathered.
+        """
+        processes, device = batch.processes, batch.processes.device
+        parts = [batch.batch_rows[rank :: processes.count] for rank in range(processes.count)]
+        rows, start = np.concatenate(parts), sum(len(part) for part in parts[: processes.rank])
+        texts, text_mask = (torch.from_numpy(values).to(device) for values in self.bags.text_members(rows))
+        images = gathered(batch.projected, [len(part) for part in parts], processes)[:, None]
+        image_mask = torch.ones(images.shape[:2], dtype=torch.bool, device=device)
+        if self.bags.tiles is not None:
+            vectors, mask = self.bags.tiles.vectors(rows)
+            images = torch.cat([images, torch.from_numpy(vectors).to(device)], dim=1)
+            image_mask = torch.cat([image_mask, torch.from_numpy(mask).to(device)], dim=1)
+        same, weights = None, self.bags.text_weights(rows)
+        if not self.options.shared_negatives:
+            same = torch.from_numpy(share_text(self.bags.text_ids(rows))).to(device)
+        total, _ = many_to_many_sum(
+            images,
+            image_mask,
+            texts,
+            text_mask,
+            self._temperature(batch.student),
+            slice(start, start + len(batch.projected)),
+            same=same,
+            text_weights=None if weights is None else torch.from_numpy(weights).to(device),
+        )
+        return total / max(int(text_mask.any(dim=1).sum()), 1)
+
+    def _temperature(self, student: torch.nn.Module) -> float | Tensor:
+        inner = getattr(student, "module", student)  # inside the wrapper that exchanges gradients
+        if isinstance(inner, Student) and _TEMPERATURE in inner.loss_parameters:
+            learnt: Tensor = inner.loss_parameters[_TEMPERATURE].exp()
+            return learnt
+        return self.options.temperature
+
+    @torch.no_grad()
+    def after_update(self, student: Student) -> None:
+        """Set a learnt temperature below `COLDEST` back to it, as CLIP does with its logit scale.
+
+        Not in the forward pass: the gradient of a clamped value is 0, and the temperature could never rise again.
+        """
+        if _TEMPERATURE in student.loss_parameters:
+            student.loss_parameters[_TEMPERATURE].clamp_(min=math.log(COLDEST))
+
+
+def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
+    """Which text bags of a batch share a member.
+
+    Args:
+        members: Text number of each member; -1: none.
+    """
+    from scipy.sparse import csr_matrix
+
+    bag, place = np.nonzero(members >= 0)
+    texts, column = np.unique(members[bag, place], return_inverse=True)
+    # 32 bits count as many members as a bag may have; 8 would overflow to "none in common".
+    holds = csr_matrix((np.ones(len(bag), dtype=np.int32), (bag, column)), shape=(len(members), len(texts)))
+    return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)
+
+
+def gathered(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:
+    """All processes' rows in the order of the ranks; gradients from every process flow back to the rows' owner."""
+    if processes.count == 1:
+        return values
+    most = max(sizes)
+    padded = torch.cat([values, values.new_zeros(most - len(values), values.shape[1])])  # ranks may differ by one row
+    parts: Tensor = _Gather.apply(padded, processes)  # type: ignore[no-untyped-call]
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather with gradient: backward sums all processes' gradients of this process's rows.
+
+    torch.distributed.nn.functional has a deprecated version that keeps the process group alive until the interpreter
+    shuts down, where threads that still hold tensors of the last exchange abort the program (SIGABRT).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, processes: Processes) -> Tensor:
+        ctx.rank = processes.rank
+        parts = [torch.empty_like(values) for _ in range(processes.count)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole[ctx.rank], None

@@ -1,0 +1,54 @@
+"""Class prompts as terms use them: their embeddings, and the VLM's zero-shot probabilities."""
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipit.errors import ConfigError, explain
+from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.prompts.prompt_set import PromptSet
+from clipit.stores.embed import centred
+from clipit.training.terms.term import Probabilities
+from clipit.workspace.workspace import Workspace
+
+
+def class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "classes dim"]:
+    """Unit-norm embedding of each class's prompts, in the tiles' class order, centred as the snippets are.
+
+    Args:
+        workspace: Cached inputs.
+        key: The key that needs them, for the error.
+
+    Raises:
+        ConfigError: No prompt set is configured.
+    """
+    prompts = _required_prompts(workspace, key)
+    return prompt_embeddings(prompts, workspace.encode, workspace.text_mean, workspace.all_tiles.classes)
+
+
+def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilities:
+    """The VLM's zero-shot class probabilities of all tiles of a split.
+
+    Args:
+        workspace: Cached inputs.
+        split: Name of the split.
+        centre: Subtract each modality's mean, as pairing does.
+
+    Raises:
+        ConfigError: No prompt set is configured.
+    """
+    prompts = _required_prompts(workspace, "soft_labels.source or distillation.target")
+    text_mean, tile_mean = (workspace.text_mean, workspace.tile_mean) if centre else (None, None)
+    classes = prompt_embeddings(prompts, workspace.encode, text_mean, workspace.all_tiles.classes)
+    store = workspace.tile_store(split)
+    vectors = centred(store.rows(store.positions(workspace.all_tiles.of_split(split).ids)), tile_mean)
+    return zero_shot_probabilities(vectors, classes, workspace.vlm.logit_scale)
+
+
+def _required_prompts(workspace: Workspace, key: str) -> PromptSet:
+    if workspace.prompts is None:
+        raise ConfigError(
+            explain(
+                "class prompts are needed, and no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
+            )
+        )
+    return workspace.prompts

@@ -1,0 +1,28 @@
+"""Cross-entropy of the labelled tiles: the term that every run has."""
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipit.config.run import TrainingConfig
+from clipit.training.losses import cross_entropy_sum
+from clipit.training.terms.term import MicroBatch, Term
+
+
+class CrossEntropyTerm(Term[TrainingConfig]):
+    """Cross-entropy with `training.label_smoothing`; its weight is 1, and the other weights are relative to it."""
+
+    name = "cross_entropy"
+    section = "training"
+
+    def describe(self) -> str:
+        """Labels, unless the run reads none."""
+        return "" if self.config.tiles.labels.kind == "none" else "labels (cross-entropy, weight 1)"
+
+    def count(self, rows: Int[np.ndarray, "b"]) -> float:
+        """Labelled tiles."""
+        return float((self.labels[rows] >= 0).sum())
+
+    def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
+        """Cross-entropy of the labelled tiles."""
+        return cross_entropy_sum(batch.logits, batch.labels, self.options.label_smoothing)

@@ -1,0 +1,228 @@
+"""Distillation: the projector predicts one frozen vector per tile, for one VLM or for two."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clipit.artifacts import fingerprint
+from clipit.config.run import DistillationConfig, RunConfig
+from clipit.errors import DataError, ModelError, explain
+from clipit.models.student import Student
+from clipit.tiles.pixel_source import PixelSource
+from clipit.training.losses import cosine_distillation_sum
+from clipit.training.terms.distillation_targets import make_targets
+from clipit.training.terms.report_targets import REPORT_LABELS
+from clipit.training.terms.target_vectors import Targets
+from clipit.training.terms.term import MicroBatch, Normalise, Term, TermInputs
+from clipit.training.terms.warm_start import warm_start
+from clipit.workspace.workspace import Workspace
+
+_MEANINGLESS = ("shuffled_text", "random_text", "random_codes")
+_TEXT_SIDES = {"adapter": "text embeddings behind an adapter", "lora": "text tower with LoRA"}
+_NO_SNIPPET = ("image", "class_prompts")
+
+
+class DistillationTerm(Term[DistillationConfig]):
+    """Cosine distance between the predicted and the target embedding (CLIP-IT, arXiv 2504.16181)."""
+
+    name = section = "distillation"
+    switch = "tiles"
+    targets: Targets
+    """One vector per training tile; set by `prepare`."""
+
+    @property
+    def active(self) -> bool:
+        """Whether any tile is distilled."""
+        return self.options.tiles != "none"
+
+    @property
+    def weight(self) -> float:
+        """`distillation.weight`, half of it for each of two VLMs."""
+        return self.options.weight / (1 if self.config.second_vlm is None else 2)
+
+    @property
+    def uses_reports(self) -> bool:
+        """Every target except those of the VLM alone."""
+        return self.options.target not in _NO_SNIPPET
+
+    @property
+    def uses_pairing(self) -> bool:
+        """`pairing.centring` moves every target."""
+        return True
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """`distillation.tiles=all`."""
+        return self.options.tiles == "all"
+
+    @property
+    def teaches_text(self) -> bool | None:
+        """False for the controls, and for a text side in a space of its own."""
+        return self.options.target not in _MEANINGLESS and self.options.text == "frozen"
+
+    def problems(self) -> list[str]:
+        """Targets and text sides need their inputs, and exclude some other keys."""
+        d, student, reports = self.options, self.config.student, self.config.reports
+        off, adapted, second = not self.active, d.text != "frozen", self.config.second_vlm is not None
+        own_space = f"distillation.text={d.text} makes a text space of its own, which"
+        checks = [
+            (
+                not off and student.projector_layers == 0,
+                "distillation needs a projector: student.projector_layers=1, or distillation.tiles=none",
+            ),
+            (
+                not off and self.uses_reports and reports is None,
+                "distilling text needs reports: set reports.path, or distillation.tiles=none",
+            ),
+            (
+                student.warm_start and (off or d.target in _NO_SNIPPET),
+                "student.warm_start fits a head on paired text: distillation.tiles=labelled or all, target text",
+            ),
+            (
+                bool(d.sections) and d.target != "report_context",
+                "distillation.sections belongs to distillation.target=report_context",
+            ),
+            (
+                d.word_drop > 0 and (off or d.target in _NO_SNIPPET),
+                "distillation.word_drop needs a text as target: distillation.target=text, or word_drop=0",
+            ),
+            (
+                adapted and (off or d.target != "text"),
+                f"distillation.text={d.text} needs paired text as target: distillation.target=text",
+            ),
+            (
+                adapted and self.config.prompt_bags.weight > 0,
+                f"{own_space} the class prompts are not part of: prompt_bags.weight=0",
+            ),
+            (
+                adapted and (self.config.bags.weight > 0 or second),
+                f"{own_space} bags and a second VLM are not part of: bags.weight=0 and no second_vlm",
+            ),
+            (
+                d.text == "lora" and d.word_drop > 0,
+                "distillation.text=lora embeds whole snippets again: distillation.word_drop=0",
+            ),
+            (
+                not off and d.target == "class_prompts" and self.config.prompts is None,
+                "distillation.target=class_prompts needs a prompt set: prompts",
+            ),
+            (
+                not off and d.target in REPORT_LABELS and reports is not None and reports.label_column is None,
+                f"distillation.target={d.target} needs reports with labels: reports.label_column",
+            ),
+            (
+                second and (student.head != "linear" or student.projector_layers != 1 or off),
+                "second_vlm needs distillation, student.head=linear and student.projector_layers=1",
+            ),
+        ]
+        return [problem for applies, problem in checks if applies]
+
+    def describe(self) -> str:
+        """Target, tiles, weight, both VLMs if there are two, and what else the target is made from."""
+        d, how = self.options, [f"weight {self.options.weight:g}"]
+        if self.config.second_vlm is not None:
+            how.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
+        if d.text != "frozen":
+            how.append(f"{_TEXT_SIDES[d.text]} fitted to the tiles' labels")
+        if d.target in REPORT_LABELS and self.config.reports is not None:
+            how.append(f"by the reports' own labels, column {self.config.reports.label_column}")
+        return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(how)})"
+
+    def fingerprints(self, workspace: Workspace) -> dict[str, str]:
+        """The reports' own labels, where the target is made from them."""
+        if self.options.target not in REPORT_LABELS:
+            return {}
+        labels = [[report.report_id, report.label] for report in workspace.reports.reports]
+        return {"labels of reports": fingerprint(labels)}
+
+    def prepare(self, inputs: TermInputs) -> dict[str, Any]:
+        """Look up one target per training tile.
+
+        Raises:
+            DataError: No tile that should be distilled has a target.
+        """
+        self.targets, facts = make_targets(self.config, inputs.workspace, inputs.tiles)
+        labelled = self.labels >= 0
+        wanted = labelled if self.options.tiles == "labelled" else np.ones(len(labelled), dtype=np.bool_)
+        count = int((wanted & self.targets.valid).sum())
+        if not count or (self.config.student.warm_start and not (labelled & self.targets.valid).any()):
+            raise DataError(
+                explain(
+                    f"none of the {int(wanted.sum())} tiles to distil has a pair (for warm_start: no labelled one)",
+                    where="distillation.tiles and pairing",
+                    fix="loosen the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
+                )
+            )
+        return {**facts, "distilled_tiles": f"{count} of {int(wanted.sum())}"}
+
+    def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
+        """Stage 1 of CLIP-IT, with `student.warm_start`."""
+        if self.config.student.warm_start:
+            warm_start(self.config, student, normalise, source, self.labels, self.targets)
+
+    def mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
+        """Which of these training tiles are distilled."""
+        valid = np.asarray(self.targets.valid[rows], dtype=np.bool_)
+        return valid & (self.labels[rows] >= 0) if self.options.tiles == "labelled" else valid
+
+    def count(self, rows: Int[np.ndarray, "b"]) -> float:
+        """Distilled tiles."""
+        return float(self.mask(rows).sum())
+
+    def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
+        """Cosine distance to the targets."""
+        return self._distance(batch, batch.projected)
+
+    def _distance(self, batch: MicroBatch, projected: Float[Tensor, "b dim"]) -> Float[Tensor, ""]:
+        vectors = batch.tensor(self.targets.vectors[batch.rows].astype(np.float32))
+        return cosine_distillation_sum(projected, vectors, batch.tensor(self.mask(batch.rows)))
+
+
+class SecondDistillationTerm(DistillationTerm):
+    """The same for `second_vlm`, which has stores, pairs and a projector of its own."""
+
+    name = "second_distillation"
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a second VLM, and distillation is on."""
+        return self.config.second_vlm is not None and super().active
+
+    def problems(self) -> list[str]:
+        """None beyond those of the first term."""
+        return []
+
+    def describe(self) -> str:
+        """The first term describes both."""
+        return ""
+
+    def fingerprints(self, workspace: Workspace) -> dict[str, str]:
+        """The second VLM's."""
+        return {"second VLM": second_workspace(self.config, workspace).vlm.fingerprint}
+
+    def prepare(self, inputs: TermInputs) -> dict[str, Any]:
+        """Look up targets in the second VLM's stores; tiles without a target of the first VLM are left out."""
+        workspace = second_workspace(self.config, inputs.workspace)
+        targets, facts = make_targets(self.config, workspace, inputs.tiles)
+        first = inputs.term(DistillationTerm)
+        self.targets = targets if first is None else Targets(targets.vectors, targets.valid & first.targets.valid)
+        facts |= {"vlm": workspace.vlm.name, "vlm_fingerprint": workspace.vlm.fingerprint}
+        return {f"second_{name}": value for name, value in facts.items()}
+
+    def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
+        """Nothing: stage 1 knows one VLM."""
+
+    def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
+        """Cosine distance of the second projector's output to the targets."""
+        if batch.second_projection is None:
+            raise ModelError(
+                explain("a second VLM needs a second projector", where="second_vlm", fix="build the student with it")
+            )
+        return self._distance(batch, batch.second_projection)
+
+
+def second_workspace(config: RunConfig, workspace: Workspace) -> Workspace:
+    """Workspace with the second VLM in the place of the first."""
+    return workspace.for_config(config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None}))

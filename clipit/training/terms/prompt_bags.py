@@ -1,0 +1,61 @@
+"""Prompt bags: classify the predicted text embedding by its cosine with the class prompts."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipit.config.training import PromptBagsConfig
+from clipit.training.losses import cross_entropy_sum, prototype_logits, soft_cross_entropy_sum
+from clipit.training.terms.class_prompts import class_embeddings
+from clipit.training.terms.soft_labels import SoftLabelsTerm
+from clipit.training.terms.term import MicroBatch, Term, TermInputs
+
+
+class PromptBagsTerm(Term[PromptBagsConfig]):
+    """Cross-entropy of the cosines with the prompts: against labels where known, else against soft labels if on."""
+
+    name = section = "prompt_bags"
+
+    @property
+    def uses_pairing(self) -> bool:
+        """`pairing.centring` moves the prompts, too."""
+        return True
+
+    @property
+    def teaches_text(self) -> bool | None:
+        """The projection is drawn to text embeddings."""
+        return True
+
+    def problems(self) -> list[str]:
+        """Needs a projector and prompts."""
+        problems = []
+        if self.active and self.config.student.projector_layers == 0:
+            problems.append("prompt_bags.weight needs a projector: student.projector_layers=1, or prompt_bags.weight=0")
+        if self.active and self.config.prompts is None:
+            problems.append("prompt_bags.weight needs a prompt set: prompts")
+        return problems
+
+    def describe(self) -> str:
+        """With its weight."""
+        return f"class prompts (weight {self.weight:g})"
+
+    def prepare(self, inputs: TermInputs) -> dict[str, Any]:
+        """Embed the class prompts."""
+        self._prototypes = class_embeddings(inputs.workspace, "prompt_bags.weight")
+        self._soft = inputs.term(SoftLabelsTerm)
+        return {}
+
+    def count(self, rows: Int[np.ndarray, "b"]) -> float:
+        """Labelled tiles, plus the weights of the soft labels."""
+        labelled = float((self.labels[rows] >= 0).sum())
+        return labelled if self._soft is None else labelled + self._soft.count(rows)
+
+    def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
+        """Cross-entropy over the cosines with the prompts."""
+        logits = prototype_logits(batch.projected, batch.tensor(self._prototypes), self.options.temperature)
+        total = cross_entropy_sum(logits, batch.labels)
+        if self._soft is None:
+            return total
+        return total + soft_cross_entropy_sum(logits, *self._soft.targets(batch))

@@ -1,0 +1,166 @@
+"""Soft labels: cross-entropy of unlabelled tiles against class probabilities that stand for their labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from clipit.artifacts import fingerprint
+from clipit.config.effects import select_keys
+from clipit.config.run import RunConfig, SoftLabelsConfig
+from clipit.errors import DataError, explain
+from clipit.evaluation.probes import linear_probe
+from clipit.tiles.tileset import TileSet
+from clipit.training.arms import resolve_arm
+from clipit.training.losses import prior_corrected, sharpen, soft_cross_entropy_sum
+from clipit.training.terms.class_prompts import zero_shot
+from clipit.training.terms.term import MicroBatch, Probabilities, Term, TermInputs
+from clipit.workspace.workspace import Workspace
+
+_SOURCES = {
+    "zero_shot": "the VLM's zero-shot predictions",
+    "vlm_probe": "a linear probe of the VLM",
+    "image_only": "an image-only student's predictions",
+}
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """Class probabilities in place of a label, with the weight of each tile (between 0 and 1)."""
+
+    probabilities: Float32[np.ndarray, "n classes"]
+    weights: Float32[np.ndarray, "n"]
+
+
+class SoftLabelsTerm(Term[SoftLabelsConfig]):
+    """Cross-entropy of the logits against soft labels, for tiles without a label."""
+
+    name = section = "soft_labels"
+    switch = "source"
+
+    @property
+    def active(self) -> bool:
+        """Whether a source is set; a weight of 0 still serves `prompt_bags` and `training.monitor=agreement`."""
+        return self.options.source != "none"
+
+    @property
+    def uses_vlm(self) -> bool:
+        """Every source except the image-only student."""
+        return self.options.source in ("zero_shot", "vlm_probe")
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """The term is made for them."""
+        return True
+
+    @property
+    def supervises_unlabelled(self) -> bool:
+        """A run with soft labels needs no label."""
+        return True
+
+    def problems(self) -> list[str]:
+        """A source needs what it is computed from, and `monitor: agreement` needs a source."""
+        problems = []
+        if self.options.source == "zero_shot" and self.config.prompts is None:
+            problems.append("soft_labels.source=zero_shot needs a prompt set: prompts")
+        if self.options.source == "vlm_probe" and self.config.tiles.labels.kind == "none":
+            problems.append(
+                "soft_labels.source=vlm_probe is fitted on labels: tiles.labels, or soft_labels.source=zero_shot"
+            )
+        if self.config.training.monitor == "agreement" and not self.active:
+            problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
+        return problems
+
+    def describe(self) -> str:
+        """With source and weight."""
+        return f"{_SOURCES[self.options.source]} (soft labels, weight {self.weight:g})"
+
+    def fingerprints(self, workspace: Workspace) -> dict[str, str]:
+        """Training keys of the image-only run, where the soft labels come from one."""
+        if self.options.source != "image_only":
+            return {}
+        image_only = resolve_arm(self.config.model_copy(update={"arm": "image_only"}))
+        return {"arm image_only": fingerprint(select_keys(image_only.training, "results"))}
+
+    def prepare(self, inputs: TermInputs) -> dict[str, Any]:
+        """Predict the training tiles' probabilities with the source, and correct them."""
+        self._predict = _source(self.config, inputs)
+        self._training = self._predict("train")
+        self._soft = make_soft_labels(self._training, self.options)
+        return {}
+
+    def class_probabilities(self, split: str) -> Probabilities | None:
+        """Probabilities of the tiles of a split, corrected as those of the training tiles are."""
+        return make_soft_labels(self._predict(split), self.options, self._training).probabilities
+
+    def count(self, rows: Int[np.ndarray, "b"]) -> float:
+        """Total weight of the tiles without a label."""
+        return float((self._soft.weights[rows] * (self.labels[rows] < 0)).sum())
+
+    def targets(self, batch: MicroBatch) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b"]]:
+        """Soft labels of a micro-batch and their weights, which are 0 for labelled tiles."""
+        weights = batch.tensor(self._soft.weights[batch.rows]) * (batch.labels < 0)
+        return batch.tensor(self._soft.probabilities[batch.rows]), weights
+
+    def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
+        """Weighted cross-entropy against the soft labels."""
+        return soft_cross_entropy_sum(batch.logits, *self.targets(batch))
+
+
+def make_soft_labels(
+    probabilities: Probabilities, options: SoftLabelsConfig, training: Float32[np.ndarray, "m classes"] | None = None
+) -> SoftLabels:
+    """Correct probabilities for the prior, sharpen them, and weight them by confidence, in this order.
+
+    The prior is the mean probability of each class over the training tiles, so that a class which the source prefers
+    everywhere is held back. The weight is 1, or with `confidence` 1 - H(p) / log C.
+
+    Args:
+        probabilities: Class probabilities from the source.
+        options: Section `soft_labels`.
+        training: Probabilities of the training tiles; `probabilities` by default.
+
+    Raises:
+        DataError: A probability is not finite.
+    """
+    if not np.isfinite(probabilities).all():
+        raise DataError(
+            explain("soft labels that are not finite", where="soft_labels.source", fix="use vlm.precision=fp32")
+        )
+    p = torch.from_numpy(probabilities.astype(np.float64))
+    prior = p if training is None else torch.from_numpy(training.astype(np.float64))
+    p = prior_corrected(p, prior.mean(dim=0), options.prior_correction)
+    p = sharpen(p, options.temperature)
+    weights = np.ones(len(probabilities), dtype=np.float32)
+    if options.confidence:
+        entropy = -(p * p.clamp_min(1e-12).log()).sum(dim=1)
+        weights = (1 - entropy / np.log(probabilities.shape[1])).clamp(0, 1).numpy().astype(np.float32)
+    return SoftLabels(p.numpy().astype(np.float32), weights)
+
+
+def _source(config: RunConfig, inputs: TermInputs) -> Callable[[str], Probabilities]:
+    """Split -> class probabilities of its tiles."""
+    options = config.soft_labels
+    if options.source == "zero_shot":
+        return lambda split: zero_shot(inputs.workspace, split, centre=options.centred)
+    if options.source == "vlm_probe":
+        return _vlm_probe(inputs.workspace, inputs.tiles)
+    return inputs.image_only
+
+
+def _vlm_probe(workspace: Workspace, tiles: TileSet) -> Callable[[str], Probabilities]:
+    """Logistic regression on the VLM's image embeddings and the labels that the run sees: no text, no prompts."""
+
+    def embeddings(split: str) -> Float32[np.ndarray, "n dim"]:
+        store = workspace.tile_store(split)
+        return store.rows(store.positions(tiles.of_split(split).ids))
+
+    train, validation = tiles.of_split("train"), tiles.of_split("validation")
+    probe = linear_probe(
+        embeddings("train"), train.labels, embeddings("validation"), validation.labels, len(tiles.classes)
+    )
+    return lambda split: probe.probabilities(embeddings(split))

@@ -1,0 +1,116 @@
+"""The loss terms, in the order in which they are prepared and summed; and what a configuration's terms need.
+
+A new term of the package is one file beside this one and one entry of `TERMS`. A term from outside is named by the key
+`terms` of the configuration.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from clipit.config.run import RunConfig
+from clipit.prompts.prompt_set import check_classes
+from clipit.tiles.tileset import TileSet
+from clipit.training.terms.bags import BagsTerm
+from clipit.training.terms.consistency import ConsistencyTerm
+from clipit.training.terms.cross_entropy import CrossEntropyTerm
+from clipit.training.terms.distillation import DistillationTerm, SecondDistillationTerm
+from clipit.training.terms.prompt_bags import PromptBagsTerm
+from clipit.training.terms.soft_labels import SoftLabelsTerm
+from clipit.training.terms.term import Probabilities, Term, TermInputs
+from clipit.workspace.workspace import Workspace
+
+TERMS: tuple[type[Term[Any]], ...] = (
+    CrossEntropyTerm,
+    DistillationTerm,
+    SecondDistillationTerm,
+    SoftLabelsTerm,  # before prompt_bags, which uses the soft labels
+    PromptBagsTerm,
+    ConsistencyTerm,
+    BagsTerm,
+)
+
+
+def all_terms(config: RunConfig) -> list[Term[Any]]:
+    """Every term of a resolved configuration, active or not."""
+    return [term(config) for term in TERMS]
+
+
+def active_terms(config: RunConfig) -> list[Term[Any]]:
+    """The summands of a configuration's loss."""
+    return [term for term in all_terms(config) if term.active]
+
+
+def teaches_text(config: RunConfig) -> bool:
+    """Whether the projector learns the VLM's text space, so that the classifier answers zero-shot (controls do not)."""
+    answers = {term.teaches_text for term in active_terms(config)}
+    return True in answers and False not in answers
+
+
+def uses_reports(config: RunConfig) -> bool:
+    """Whether a term uses the reports."""
+    return any(term.uses_reports for term in active_terms(config))
+
+
+def uses_vlm(config: RunConfig) -> bool:
+    """Whether the VLM takes part in the training."""
+    return config.student.projector_layers > 0 or any(term.uses_vlm for term in active_terms(config))
+
+
+def uses_unlabelled(config: RunConfig) -> bool:
+    """Whether tiles without a label take part."""
+    return any(term.uses_unlabelled for term in active_terms(config))
+
+
+def supervises_unlabelled(config: RunConfig) -> bool:
+    """Whether tiles without a label get class targets, so that a run needs no label."""
+    return any(term.supervises_unlabelled for term in active_terms(config))
+
+
+def concerns(config: RunConfig, section: str) -> bool:
+    """Whether keys of a section change the run, as far as loss terms decide: False for a term that is off."""
+    terms = all_terms(config)
+    if section == "pairing":
+        return any(term.active and term.uses_pairing for term in terms)
+    of_section = [term for term in terms if term.section == section]
+    return not of_section or any(term.active for term in of_section)
+
+
+def idle_keys(config: RunConfig) -> list[str]:
+    """Keys of the terms that are off, other than those which turn them on."""
+    return [
+        f"{term.section}.{key}"
+        for term in all_terms(config)
+        if not concerns(config, term.section)
+        for key in type(term.options).model_fields
+        if key != term.switch
+    ]
+
+
+def describe_terms(config: RunConfig) -> str:
+    """What the student learns from, with the weight of each term, for the run's summary."""
+    parts = [part for term in active_terms(config) if (part := term.describe())]
+    return "; ".join(parts) + f". Step chosen by {config.training.monitor.replace('_', ' ')} on validation tiles"
+
+
+def prepare_terms(
+    config: RunConfig, workspace: Workspace, tiles: TileSet, image_only: Callable[[str], Probabilities]
+) -> tuple[list[Term[Any]], dict[str, Any]]:
+    """Prepare the active terms of a run; also returns their facts for training.json.
+
+    Args:
+        config: Run configuration, its arm resolved.
+        workspace: Cached inputs of this configuration.
+        tiles: All tiles, with the labels that the run may use.
+        image_only: Split -> class probabilities by the image-only run of the same seed, which is trained when missing.
+
+    Raises:
+        DataError: The classes of the prompt set are not those of the tiles, or a term has nothing to learn from.
+    """
+    if workspace.prompts is not None and teaches_text(config):
+        check_classes(workspace.prompts, tiles.classes)  # the export needs them: find out before the training
+    facts: dict[str, Any] = {}
+    terms = active_terms(config)
+    for term in terms:
+        term.labels = tiles.of_split("train").labels
+        facts |= term.prepare(TermInputs(workspace, tiles, image_only, terms))
+    return terms, facts

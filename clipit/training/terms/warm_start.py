@@ -1,0 +1,73 @@
+"""Stage 1 of CLIP-IT (arXiv 2504.16181, section 3): fit both heads of late fusion before any distillation."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipit.config.run import RunConfig
+from clipit.distributed import get_processes
+from clipit.errors import ConfigError, explain
+from clipit.models.student import Student
+from clipit.tiles.batched import map_batches
+from clipit.tiles.pixel_source import PixelSource
+from clipit.training.terms.target_vectors import Targets
+from clipit.training.terms.term import Normalise
+
+_STEPS = 300
+_RATE = 1e-2
+
+
+def warm_start(
+    config: RunConfig,
+    student: Student,
+    normalise: Normalise,
+    source: PixelSource,
+    labels: Int[np.ndarray, "n"],
+    targets: Targets,
+) -> None:
+    """Fit the image head on the frozen backbone's features and the text head on the paired texts, in place.
+
+    Args:
+        config: Run configuration, its arm resolved.
+        student: Student with late fusion.
+        normalise: Pixels 0..255 to the backbone's input.
+        source: Training tiles.
+        labels: Their class numbers; -1 where unknown.
+        targets: Their paired texts.
+
+    Raises:
+        ConfigError: The student has no late fusion.
+    """
+    if student.text_head is None:
+        raise ConfigError(
+            explain(
+                "warm_start needs late fusion and paired text", where="student.warm_start", fix="use arm clip_it_paper"
+            )
+        )
+    device, decay = get_processes().device, config.training.weight_decay
+    rows = np.flatnonzero((labels >= 0) & targets.valid)
+    student.eval()
+    features = map_batches(
+        source,
+        rows,
+        lambda pixels: student.backbone(normalise(pixels)).float().cpu().numpy(),
+        config.evaluation.batch_size,
+    )
+    known = torch.from_numpy(labels[rows]).to(device)
+    texts = torch.from_numpy(targets.vectors[rows].astype(np.float32)).to(device)
+    _fit(student.image_head, torch.from_numpy(np.concatenate(features)).to(device), known, decay)
+    _fit(student.text_head, texts, known, decay)
+
+
+def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> None:
+    """Full-batch AdamW with a cosine schedule; every process computes the same."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    for _ in range(_STEPS):
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
+        optimizer.step()
+        schedule.step()
+    head.zero_grad(set_to_none=True)  # else the first step of stage 2 would add to them

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.package_map import PAGE, updated_page
+
 PACKAGE = Path(__file__).parents[1] / "clipit"
 
 
@@ -98,3 +100,8 @@ def test_no_two_public_classes_share_a_name() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name: count for name, count in names.items() if count > 1} == {}
+
+
+def test_the_map_of_the_package_is_up_to_date() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert updated_page(page) == page, "run python -m tools.package_map"

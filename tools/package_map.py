@@ -33,7 +33,14 @@ def updated_page(page: str) -> str:
 
 def _room(folder: Path, level: int) -> list[str]:
     title = folder.relative_to(ROOT / "clipit").as_posix()
-    lines = ["#" * level + f" {title}", "", *textwrap.wrap(_summary(folder / "__init__.py"), 100), "", *_files(folder), ""]
+    lines = [
+        "#" * level + f" {title}",
+        "",
+        *textwrap.wrap(_summary(folder / "__init__.py"), 100),
+        "",
+        *_files(folder),
+        "",
+    ]
     for inner in sorted(folder.iterdir()):
         if (inner / "__init__.py").is_file():
             lines += _room(inner, level + 1)

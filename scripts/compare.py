@@ -14,10 +14,10 @@ def main() -> None:
         from clipit.comparison.compare import compare
         from clipit.comparison.export import export_csv
         from clipit.distributed import get_processes
-        from clipit.reporting.csv_record import check_record
+        from clipit.reporting.csv_export import check_export
 
         if options.record:
-            check_record(options.record)
+            check_export(options.record)
         folder = compare(file.run, file.comparison)
         if get_processes().main:
             if options.record:

@@ -4,16 +4,16 @@ from pathlib import Path
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
-from clipit.reporting.csv_record import OPTION, check_record, finish_study
+from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
 def main() -> None:
     """Parse, measure, say where the tables lie."""
     with user_errors():
         run = {"type": Path, "default": None, "metavar": "FOLDER", "help": "a finished run, measured beside the others"}
-        file, options = read_file_command(__doc__ or "", ["probing"], extra={"--run": run, **OPTION})
+        file, options = read_file_command(__doc__ or "", ["probing"], extra={"--run": run, **RECORD_OPTION})
         if options.record:
-            check_record(options.record)
+            check_export(options.record)
         from clipit.studies.probing.study import probe
 
         finish_study(probe(file.run, file.probing, options.run), "probing", options.record)

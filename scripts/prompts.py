@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipit.config.load import read_command, read_file_command
 from clipit.errors import user_errors
-from clipit.reporting.csv_record import OPTION, check_record, finish_study
+from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
 def lint(arguments: list[str]) -> None:
@@ -36,10 +36,10 @@ def lint(arguments: list[str]) -> None:
 
 def study(arguments: list[str]) -> None:
     """Run the study and say where it lies."""
-    extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}, **OPTION}
+    extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}, **RECORD_OPTION}
     file, options = read_file_command("Measure how much the way of asking matters.", ["prompt_study"], arguments, extra)
     if options.record:
-        check_record(options.record)
+        check_export(options.record)
     from clipit.studies.prompts.study import prompt_study
     from clipit.workspace.workspace import Workspace
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
-from clipit.reporting.csv_record import OPTION, check_record, finish_study
+from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
 def main() -> None:
@@ -14,9 +14,11 @@ def main() -> None:
             "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
             "help": "a finished run of this configuration; give the option once per run",
         }  # fmt: skip
-        file, options = read_file_command(__doc__ or "", ["robustness", "comparison"], extra={"--run": run, **OPTION})
+        file, options = read_file_command(
+            __doc__ or "", ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION}
+        )
         if options.record:
-            check_record(options.record)
+            check_export(options.record)
         from clipit.studies.robustness.study import measure_robustness
 
         folder = measure_robustness(file.run, file.robustness, options.run, file.comparison.shifted)

@@ -18,7 +18,7 @@ from clipit.errors import DataError, explain
 from clipit.evaluation.intervals import PairedDifference
 from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
-from clipit.reporting.csv_record import write_record
+from clipit.reporting.csv_export import write_csv
 
 RERUN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
 
@@ -59,7 +59,7 @@ def export_csv(folder: Path, path: Path) -> None:
     source = folder / "comparison.json"
     if not source.is_file():
         raise DataError(explain("no comparison here", where=folder, fix="run scripts/compare.py first"))
-    write_record(path, CSV_COLUMNS, read_json(source, f"delete it and {RERUN}")["rows"])
+    write_csv(path, CSV_COLUMNS, read_json(source, f"delete it and {RERUN}")["rows"])
 
 
 def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 
 Series = Mapping[str, tuple[list[int], list[float]]]
 """Name -> steps and values, in the order of the steps."""
@@ -22,7 +22,7 @@ def read_curves(path: Path) -> Series:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise DataError(explain("no training log", where=path, fix="give the folder of a run")) from error
+        raise DataError("no training log", where=path, fix="give the folder of a run") from error
     logged: dict[str, dict[int, float]] = {}
     for i, line in enumerate(lines):
         if not line.strip():
@@ -33,9 +33,8 @@ def read_curves(path: Path) -> Series:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if i == len(lines) - 1:
                 break
-            raise DataError(
-                explain("not a JSON object with a step", where=f"{path}, line {i + 1}", fix="delete the line")
-            ) from error
+            where = f"{path}, line {i + 1}"
+            raise DataError("not a JSON object with a step", where=where, fix="delete the line") from error
         for name, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 logged.setdefault(name, {})[step] = float(value)

@@ -1,4 +1,4 @@
-"""Markdown tables and the words for scores, intervals and differences."""
+"""Markdown tables, and the text format of scores, intervals and differences."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
@@ -14,7 +14,7 @@ LABELS = {
     "kappa": "Cohen's kappa",
     "ece": "calibration error (ECE)",
 }
-"""What the scores are called in tables."""
+"""Names of the scores in tables and plots."""
 
 
 def number(value: float | int | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -25,7 +25,7 @@ def number(value: float | int | None, digits: int = 3, *, signed: bool = False) 
 
 
 def interval(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """`[low, high]`, or nothing where there is no interval."""
+    """`[low, high]`, or an empty text where there is no interval."""
     if low is None or high is None:
         return ""
     return f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
@@ -37,7 +37,7 @@ def with_interval(value: float | None, low: float | None, high: float | None, di
 
 
 def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
-    """`mean +- sd` over seeds (sample standard deviation); without sd for one value; `n/a` if one is not defined."""
+    """`mean +- sd` over seeds (sample standard deviation); for one value without sd; `n/a` if a value is undefined."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return UNDEFINED
@@ -58,7 +58,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, l
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        """One row, padded to the columns' widths."""
         padded = [
             text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
         ]
@@ -69,12 +68,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, l
 
 
 def key_value_table(values: Mapping[str, object]) -> str:
-    """A two-column table of facts."""
+    """A two-column Markdown table of names and values."""
     return markdown_table(("what", "value"), list(values.items()), left=2)
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
-    """Rows: scores; columns: splits (and zero-shot, where there is any) of `evaluate_predictions`' results."""
+    """Scores of `evaluate_predictions` by split; zero-shot scores have columns of their own."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, of_split in results["splits"].items():
         columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
@@ -101,7 +100,7 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], digits: int = 3) -> 
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """Numbers of tiles; rows: true class, columns: predicted class."""
+    """Confusion matrix as a Markdown table: rows are true classes, columns predicted classes."""
     return markdown_table(
         ("true \\ predicted", *classes), [[name, *row] for name, row in zip(classes, confusion, strict=True)]
     )

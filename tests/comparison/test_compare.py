@@ -15,7 +15,7 @@ from clipit.comparison.tune import best_trial, tune
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, validate, validate_file
 from clipit.errors import ArtifactError, ConfigError, DataError
-from clipit.reporting.csv_record import check_record
+from clipit.reporting.csv_export import check_export
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,7 @@ def test_unwritable_csv_path_is_an_error_before_the_comparison(tmp_path: Path, p
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"(?s)not a file|no folder|Not a directory|File exists"):
-        check_record(tmp_path / place)
+        check_export(tmp_path / place)
     assert Path("/dev/null").is_char_device()
-    check_record(tmp_path / "new" / "rows.csv")
+    check_export(tmp_path / "new" / "rows.csv")
     assert not (tmp_path / "new" / "rows.csv").exists()

@@ -115,15 +115,15 @@ def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:
         plans = plan_comparison(file.run, file.comparison)
         return "\n".join(compose_notes(file.run, file.comparison, plans, [], ""))
 
-    assert "set in the configuration, and not as it chose, for " in said(tuned)
+    assert "set in the configuration to other values than it chose for " in said(tuned)
     record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")
     assert "Trials per" not in said(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(found | {"arms": other}), encoding="utf-8")
     assert "chosen by scripts/tune.py on validation tiles" in said(tuned)
-    assert "Trials per searched arm: 4, each on 1 seed" in said(tuned) and "nothing was searched anew" not in said(
+    assert "Trials per searched arm: 4, each on 1 seed" in said(tuned) and "the search was not repeated" not in said(
         tuned
     )
     longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
-    assert "where lora had other values: nothing was searched anew here" in said(longer)
+    assert "where lora had other values: the search was not repeated for this configuration" in said(longer)
     with pytest.raises(DataError, match=r"comparison\.searched"):
         said(with_comparison(tuned, searched=str(record.parent / "none.json")))

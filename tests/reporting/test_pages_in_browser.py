@@ -96,7 +96,7 @@ def test_filters_keep_what_a_slow_search_keeps(tmp_path: Path) -> None:
     found = dict(line.split(": ") for line in lines)
     wanted = {filter: [f"tile-{i:05d}" for i in range(60) if keeps(i)] for filter, keeps in FILTERS.items()}
     assert {filter: ids.split() for filter, ids in found.items()} == wanted
-    assert "no tile fits these filters" in dom
+    assert "no tile matches these filters" in dom
 
 
 def test_without_a_run_there_is_nothing_about_predictions(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from clipit.comparison.report.tables import place_label
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.significance import MIN_SEEDS
 from clipit.reporting.tables import LABELS
 
@@ -43,7 +43,7 @@ def compose_notes(
         "reference row that depends on no seed). Differences are "
         f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds ({_varies(config)}"
         "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
-        f"over what is independent in the test sets ({_resampled(results)}; {config.evaluation.bootstrap} resamples, "
+        f"over the independent units of the test sets ({_resampled(results)}; {config.evaluation.bootstrap} resamples, "
         "the same for all seeds).",
         "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none under "
         f"{MIN_SEEDS} seeds.",
@@ -52,7 +52,8 @@ def compose_notes(
         notes.append("One seed only: no interval over seeds, and no p.")
     if any("_at_" in arm for plan in plans for arm in plan.arms):
         notes.append(
-            "..._at_N_steps: the same arm at the steps of the longest one, so that no arm is shown with less training."
+            "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that every arm is also shown "
+            "at equal training."
         )
     notes += _describe_tuning(config, c, plans)
     notes += _below_reference(results)
@@ -111,19 +112,19 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
             )
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, first, arm)] for key in (RATE, *c.grid)}
         notes += [
-            f"At the edge of the grid of {key}, where a wider one might do better: {', '.join(arms)}."
+            f"At the edge of the grid of {key}, where a wider grid might do better: {', '.join(arms)}."
             for key, arms in edges.items()
             if arms
         ]
     same = [{arm: chosen(s.config, arm, list(axes[arm])) for arm in c.arms} for s in plans]
     if len(plans) > 1 and all(one == same[0] for one in same):
-        notes.append("The same keys on every data set and backbone: nothing was chosen anew for any of them.")
+        notes.append("All data sets and backbones use the same hyperparameters: none was tuned for one of them alone.")
     single = {
         arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in axes[arm] and k != "base"} for arm in c.arms
     }
     overrides = [f"{arm}: {', '.join(f'{k} {v}' for k, v in keys.items())}" for arm, keys in single.items() if keys]
     if overrides:
-        notes.append(f"Keys beside the grid that the configuration gives to single arms: {'; '.join(overrides)}.")
+        notes.append(f"Keys outside the grid that the configuration sets for single arms: {'; '.join(overrides)}.")
     return notes
 
 
@@ -143,11 +144,9 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
     if not file.is_file():
         if c.searched:
             raise DataError(
-                explain(
-                    "the record of the search is missing",
-                    where=f"comparison.searched: {file}",
-                    fix="tune again with scripts/tune.py, or leave the key out",
-                )
+                "the record of the hyperparameter search is missing",
+                where=f"comparison.searched: {file}",
+                fix="tune again with scripts/tune.py, or leave the key out",
             )
         return "set in the configuration", list(c.arms)
     record = read_json(file, "delete it and tune again")
@@ -166,8 +165,10 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
     if changed:
-        how += f", where {', '.join(changed)} had other values: nothing was searched anew here"
-    return how + (f"; set in the configuration, and not as it chose, for {', '.join(other)}" if other else ""), other
+        how += f", where {', '.join(changed)} had other values: the search was not repeated for this configuration"
+    return how + (
+        f"; set in the configuration to other values than it chose for {', '.join(other)}" if other else ""
+    ), other
 
 
 def _differs(before: Any, now: Any) -> bool:

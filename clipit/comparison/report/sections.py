@@ -32,7 +32,7 @@ def score_sections(
     published: PublishedScores,
     notes: Sequence[str],
 ) -> list[PageSection]:
-    """Scores against the baseline and each control, in the form of CLIP-IT's table 1, and seed by seed."""
+    """Scores against the baseline and each control, in the form of CLIP-IT's table 1, and by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
@@ -52,7 +52,7 @@ def score_sections(
         label = f"{' / '.join(place[i] for i in differing)}: {c.metric.replace('_', ' ')} %"
         source = "comparison.parquet: column score; comparison.json: lines, seeds"
         figures.append(seed_figure(scores, label=label, baseline=c.baseline, source=source))
-    return [*sections, PageSection("Seed by seed", figures)]
+    return [*sections, PageSection("Scores by seed", figures)]
 
 
 def seed_figure(

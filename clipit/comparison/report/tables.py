@@ -27,13 +27,13 @@ HEADER = (
     "p (Holm)",
 )
 COST_NOTE = (
-    "chosen: the step with the best validation score. seconds: training, with validation and the first reading of "
-    "tiles. parameters and tiles/s: at inference, of images only. by prompts: the same student read through its "
-    "projection and the class prompts, test split."
+    "chosen: step with the best validation score. seconds: duration of the training, with validation and the first "
+    "reading of the tiles. parameters and tiles/s: image-only inference. by prompts: zero-shot score of the same "
+    "student through its projection and the class prompts, test split."
 )
 CONTROL_NOTE = (
-    "The same runs with the control in the place of the baseline; p-values are corrected over this table's arms, data "
-    "sets and backbones."
+    "The same runs compared with the control instead of the baseline; p-values are corrected over the arms, data sets "
+    "and backbones of this table."
 )
 _COST_HEADER = (
     "arm", "learning rate", "steps", "chosen", "tiles seen", "seconds", "parameters", "tiles/s", "by prompts %",

@@ -12,7 +12,7 @@ import pytest
 from logged_lines import capture_log
 
 from clipit.errors import ArtifactError, DataError
-from clipit.reporting.csv_record import finish_study, record_study, write_record
+from clipit.reporting.csv_export import export_study, finish_study, write_csv
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -37,7 +37,7 @@ def study(folder: Path) -> Path:
 
 def test_a_study_is_written_row_by_row_with_all_columns(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.csv"
-    record_study(study(tmp_path / "study"), "probing", path)
+    export_study(study(tmp_path / "study"), "probing", path)
     with path.open(encoding="utf-8", newline="") as stream:
         first, second = csv.DictReader(stream)
     assert list(first) == list(ROWS[0])
@@ -49,7 +49,7 @@ def test_a_study_is_written_row_by_row_with_all_columns(tmp_path: Path) -> None:
 
 def test_no_folder_of_the_machine_is_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    record_study(study(tmp_path / "study"), "probing", path)
+    export_study(study(tmp_path / "study"), "probing", path)
     with path.open(encoding="utf-8", newline="") as stream:
         first, second = csv.DictReader(stream)
     assert first["model"] == "vlm" and first["command"] == "scripts/probe.py --run=a-seed0"
@@ -59,7 +59,7 @@ def test_no_folder_of_the_machine_is_written(tmp_path: Path) -> None:
 def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
     for name in ("a.csv", "b.csv"):
-        record_study(folder, "probing", tmp_path / name)
+        export_study(folder, "probing", tmp_path / name)
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert b"\r" not in (tmp_path / "a.csv").read_bytes()
 
@@ -67,11 +67,11 @@ def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
     with pytest.raises(ArtifactError, match=r"(?s)not a file.*to do: give --record"):
-        record_study(folder, "probing", folder)
+        export_study(folder, "probing", folder)
     with pytest.raises(DataError, match="no prompts table here"):
-        record_study(folder, "prompts", tmp_path / "rows.csv")
+        export_study(folder, "prompts", tmp_path / "rows.csv")
     assert not (tmp_path / "rows.csv").exists()
-    write_record(tmp_path / "few.csv", ("a", "b"), [{"b": 1, "c": 2}])
+    write_csv(tmp_path / "few.csv", ("a", "b"), [{"b": 1, "c": 2}])
     assert (tmp_path / "few.csv").read_text(encoding="utf-8") == "a,b\n,1\n"
 
 

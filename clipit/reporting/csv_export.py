@@ -1,0 +1,107 @@
+"""CSV export of the rows of comparisons and studies, for version control (`results/*.csv`): no path of one machine."""
+
+import csv
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import make_folder, whole_file
+from clipit.distributed import get_processes
+from clipit.errors import ArtifactError, DataError
+
+logger = logging.getLogger(__name__)
+
+RECORD_OPTION: dict[str, dict[str, Any]] = {
+    "--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}
+}
+"""The command-line option `--record`, as `clipit.config.load.read_command` takes it."""
+_LEFT_OUT = ("batch",)  # rows with this `what`: thousands, summarised in the rows of `guard`
+
+
+def check_export(path: Path) -> None:
+    """Check that a CSV file can be written, before hours of work.
+
+    Raises:
+        ArtifactError: The path is a folder or device, or its folder cannot be created or written.
+    """
+    if path.exists() and not path.is_file():
+        raise ArtifactError("not a file", where=path, fix="give --record the name of a .csv file")
+    make_folder(path.parent)
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError("no permission to write here", where=path, fix="give --record another place")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write columns of the rows as CSV, whole or not at all; missing values stay empty.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    check_export(path)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_strip_folders(row.get(column)) for column in columns] for row in rows)
+
+
+def export_study(folder: Path, name: str, path: Path) -> None:
+    """Export <name>.parquet of a study: all columns, numbers with 6 significant digits, lists as JSON.
+
+    Rows of single batches stay in the parquet.
+
+    Raises:
+        DataError: The folder has no such table.
+        ArtifactError: The file cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    source = folder / f"{name}.parquet"
+    if not source.is_file():
+        raise DataError(f"no {name} table here", where=folder, fix="run the study first")
+    table = pq.read_table(source)
+    rows = (
+        {key: _format_cell(value) for key, value in row.items()}
+        for row in table.to_pylist()
+        if row.get("what") not in _LEFT_OUT
+    )
+    write_csv(path, table.column_names, rows)
+
+
+def finish_study(folder: Path, name: str, record: Path | None) -> None:
+    """Log the files of a study, and export its rows if asked; does nothing outside the main process.
+
+    Args:
+        folder: Folder of the study.
+        name: Name of its files, without suffix.
+        record: CSV file for all rows; None for no export.
+    """
+    if not get_processes().main:
+        return
+    if record:
+        export_study(folder, name, record)
+    files = {"tables": f"{name}.md", "page": f"{name}.html", "rows": f"{name}.parquet"}
+    logger.info("\n".join(f"{what}: {folder / file}" for what, file in files.items()))
+
+
+def _format_cell(value: object) -> object:
+    if isinstance(value, list | dict):
+        return json.dumps(_round(value), sort_keys=True)
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _round(value: Any) -> Any:
+    """The same lists and dictionaries, with floats of 6 significant digits."""
+    if isinstance(value, dict):
+        return {key: _round(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_round(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _strip_folders(value: object) -> object:
+    """A text without the folders of this machine: only the last part of an absolute path stays."""
+    return re.sub(r"(?<![\w.~-])/(?:[^\s/'\"=]+/)+", "", value) if isinstance(value, str) else value

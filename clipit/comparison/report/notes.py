@@ -52,8 +52,8 @@ def compose_notes(
         notes.append("One seed only: no interval over seeds, and no p.")
     if any("_at_" in arm for plan in plans for arm in plan.arms):
         notes.append(
-            "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that every arm is also shown "
-            "at equal training."
+            "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that every arm is also "
+            "shown at equal training."
         )
     notes += _describe_tuning(config, c, plans)
     notes += _below_reference(results)

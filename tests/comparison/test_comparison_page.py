@@ -96,6 +96,13 @@ def big_page(folder: Path, config: RunConfig, arms: int) -> str:
     return page(HOSTILE, HOSTILE, sections)
 
 
+@pytest.fixture(scope="module")
+def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Made once for all tests: it has some eighty plots."""
+    folder = tmp_path_factory.mktemp("big")
+    return big_page(folder, validate({**world, "output": folder}, "test"), 28)
+
+
 def visit(text: str, folder: Path, then: str = "", hash: str = "") -> tuple[str, str, float]:
     """Elements after the page's script ran in a window 1280 pixels wide, what the console said, and seconds."""
     if then:  # more script than the page's policy allows
@@ -115,8 +122,8 @@ def visit(text: str, folder: Path, then: str = "", hash: str = "") -> tuple[str,
     return done.stdout, told, time.perf_counter() - started
 
 
-def test_twenty_eight_arms_fit_a_page_and_are_folded(configure: MakeConfig, tmp_path: Path) -> None:
-    text = big_page(tmp_path, configure(), 28)
+def test_twenty_eight_arms_fit_a_page_and_are_folded(page_of_28_arms: str) -> None:
+    text = page_of_28_arms
     print(f"560 rows: {len(text) / 1e6:.1f} MB")
     assert len(text) < 8e6
     assert text.count("<summary>a_rather_long_name_of_an_arm_27</summary>") == 2, "one per data set: its matrix"
@@ -128,8 +135,8 @@ def test_twenty_eight_arms_fit_a_page_and_are_folded(configure: MakeConfig, tmp_
 
 @pytest.mark.slow
 @in_browser
-def test_a_large_page_in_a_browser(configure: MakeConfig, tmp_path: Path) -> None:
-    text = big_page(tmp_path, configure(), 28)
+def test_a_large_page_in_a_browser(page_of_28_arms: str, tmp_path: Path) -> None:
+    text = page_of_28_arms
     dom, told, seconds = visit(text, tmp_path)
     print(f"560 rows, 28 arms: {seconds:.1f} s with the browser's start")
     assert told == "", "nothing on the console, under the page's own policy"

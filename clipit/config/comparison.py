@@ -9,25 +9,28 @@ from clipit.config.data import Section, TilesConfig, check_once, check_seeds
 
 
 class ComparisonConfig(Section):
-    """Which arms are compared, over which seeds, under which search."""
+    """Arms to compare, over seeds, data sets and backbones, and the search of their hyperparameters."""
 
     arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
+    """Arms in the order of the table."""
     baseline: str = "image_only"
-    """The arm that differences are taken against."""
+    """Arm that the others are compared with."""
     controls: tuple[str, ...] = ()
-    """Arms that all others are set against as well, each in a table of its own; image_embedding: is it the text?"""
+    """Further arms that the others are compared with, each in a table of its own; image_embedding shows whether a gain
+    is due to the text."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    """Reported seeds: labels, initialisation and batches all depend on them."""
+    """Reported seeds of labels, initialisation and batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
+    """Metric of the tables."""
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
-    """Further test sets (their test splits count), such as other centres, each under a name."""
+    """Further test sets by name, such as other centres; only their test split is used."""
     backbones: tuple[str, ...] = ()
-    """Backbones to run every arm on, by name; empty: the one of `backbone`."""
+    """Names of backbones to run every arm on; empty: the one of `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Data sets or settings to run every arm on: name -> keys (dotted) that differ from this file, such as
+    """Data sets or settings to run every arm on: name -> dotted keys that differ from this file, such as
     `{labels320: {tiles.labels.value: 40}}`; empty: this file as it is."""
     equal_steps: bool = True
-    """Arms that were tuned to fewer steps than the longest one are also run at its steps, and shown so."""
+    """Also run arms that were tuned to fewer steps at the number of steps of the longest arm."""
     analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
         "complementarity",
         "pairing",
@@ -36,20 +39,19 @@ class ComparisonConfig(Section):
     )
     """Analyses of the finished runs of each data set and backbone."""
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
-    """The search grid of scripts/tune.py, the same for every arm: learning rates ..."""
+    """Learning rates of the search grid of scripts/tune.py, which is the same for every arm."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
-    """... times steps ..."""
+    """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """... times further axes: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. An arm that lacks the
-    term has no trials of its keys."""
+    """Further axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. An arm without
+    the term has no trials of its keys."""
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
-    """Seeds of the search; they are never reported."""
+    """Seeds of the search, which are never reported."""
     pairing_page: int = Field(1000, ge=0)
-    """Training tiles on the page of each data set's pairing, with what the first text arm predicts of them; 0: no
-    page. Without reports there is none."""
+    """Training tiles on the page of the pairing, with the predictions of the first arm with text; 0: no page."""
     searched: str | None = None
-    """Record of the search (the .json of scripts/tune.py) that `arms` was taken from; None: the one in the output
-    folder, if there is one. The comparison says whether the arms are as it chose."""
+    """Record of the search (the .json of scripts/tune.py) that `arms` was taken from; null: the one in the output
+    folder, if there is one. The comparison reports which arms differ from it."""
 
     @field_validator("grid")
     @classmethod
@@ -66,7 +68,7 @@ class ComparisonConfig(Section):
     @classmethod
     def _enough_tiles(cls, tiles: int) -> int:
         if tiles == 1:
-            raise ValueError("a page shows 2 tiles or more; 0: no page")
+            raise ValueError("at least 2 tiles are needed; 0: no page")
         return tiles
 
     @field_validator("shifted", mode="before")
@@ -96,7 +98,7 @@ class ComparisonConfig(Section):
         if strange:
             raise ValueError(f"controls must be among the arms: {', '.join(strange)}")
         if "test" in self.shifted:
-            raise ValueError("a shifted test set cannot be called test: that is the one of `tiles`")
+            raise ValueError("a shifted test set cannot be named test, which is the split of `tiles`")
         if set(self.seeds) & set(self.tuning_seeds):
             raise ValueError("seeds and tuning_seeds must not share a seed")
         return self

@@ -1,4 +1,4 @@
-"""Configuration of what goes in: tiles and reports."""
+"""Configuration of the data: tiles, labels, reports and leaks between splits."""
 
 import difflib
 from typing import Annotated, Any, Literal, get_args
@@ -19,16 +19,16 @@ TileSource = Literal[
 
 
 class Section(BaseModel):
-    """Base of all sections: no unknown keys, no change after reading."""
+    """Base class of all sections: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def check_once(values: tuple[Any, ...]) -> None:
-    """Refuse an entry that stands in a list twice.
+    """Refuse repeated entries of a list.
 
     Raises:
-        ValueError: Which one does.
+        ValueError: Names the repeated entries.
     """
     twice = sorted({str(value) for value in values if values.count(value) > 1})
     if twice:
@@ -36,10 +36,10 @@ def check_once(values: tuple[Any, ...]) -> None:
 
 
 def check_seeds(seeds: tuple[int, ...]) -> None:
-    """Refuse seeds that stand there twice, or that no generator of random numbers takes.
+    """Refuse repeated seeds, and seeds that NumPy does not take.
 
     Raises:
-        ValueError: Which ones.
+        ValueError: Names the repeated seeds, or the range.
     """
     check_once(seeds)
     if any(not 0 <= seed <= LARGEST_SEED for seed in seeds):
@@ -47,50 +47,54 @@ def check_seeds(seeds: tuple[int, ...]) -> None:
 
 
 class LabelsConfig(Section):
-    """Which training tiles keep their label; the others count as unlabelled."""
+    """Labels that the run may use; the other training tiles count as unlabelled."""
 
     kind: Literal["all", "none", "fraction", "per_class"] = "all"
+    """Labels to keep: all, none, a fraction of them, or a number per class."""
     value: float = Field(1.0, gt=0)
-    """Share of the labels (fraction) or number per class (per_class)."""
+    """fraction: share of the labels; per_class: number per class."""
     validation: Literal["same", "all"] = "same"
-    """`same`: the validation part keeps no more labels than training (they are labels, too)."""
+    """Labels of the validation split; `same`: no more than the training split keeps, since they are labels too."""
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED)
-    """Chooses the labelled tiles; the run's seed when not given."""
+    """Seed that chooses the labelled tiles; null: the seed of the run."""
 
 
 class TilesConfig(Section):
-    """Where the tiles are, and how they are split."""
+    """Tiles, their classes and their splits."""
 
     source: TileSource
     """`folders`, `table` or `huggingface` for your own tiles, or the name of a published data set (`data_cards/`)."""
     path: str
     """Folder, table file or Hugging Face id, as the source needs it."""
     check_counts: bool = True
-    """Published data sets: other numbers of tiles than published are an error; false: a note (for a smaller copy)."""
+    """Published data sets: fail if the numbers of tiles differ from the published ones; false: log them, for a smaller
+    copy."""
     magnification: Literal["40X", "100X", "200X", "400X"] | None = None
-    """BreakHis only: keep the tiles of one magnification; None: all four."""
+    """BreakHis only: keep the tiles of one magnification; null: of all four."""
     images: str | None = None
-    """Table only: folder or zip that the table's paths are relative to (default: the table's folder)."""
+    """Table only: folder or zip that the paths in the table are relative to; null: the folder of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = Field(default_factory=dict)
-    """Table and huggingface: our name -> the column's name, where they differ."""
+    """table and huggingface: clipit's name -> name of the column, where they differ."""
     splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    """Our split -> the source's name for it, where they differ; any column may say it, such as the centre."""
+    """Split -> its name in the source, where they differ; any column can define splits, such as the centre."""
     other_parts: Literal["error", "ignore"] = "error"
-    """Rows of parts that `splits` does not name (other centres), or of none: an error, or left out and counted."""
+    """Rows whose split `splits` does not name, such as other centres, or that have none: fail, or drop and count
+    them."""
     classes: tuple[str, ...] | None = None
-    """Class names in order (default: sorted names found, or the data set's own)."""
+    """Class names in order; null: those of the data set, or the sorted labels."""
     class_map: dict[str, str] = Field(default_factory=dict)
-    """The source's label -> our class; tiles of other labels are left out and counted. Empty: labels as they are."""
+    """Label in the source -> class; tiles with other labels are dropped and counted. Empty: the labels are the
+    classes."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of train (by group) that becomes validation when the source has none."""
+    """Share of the training groups that becomes the validation split if the source has none."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of that cut. It is the same in all runs, so that all arms and seeds see the same parts."""
+    """Seed of that split, the same in all runs, so that all arms and seeds see the same splits."""
     photos: Literal["resize", "crops"] = "resize"
-    """BACH only: the whole photo resized as eva does, or 512 px crops of it."""
+    """BACH only: resize the whole image as eva does, or cut it into crops of 512 px."""
     unreadable: Literal["error", "quarantine"] = "error"
-    """What to do with images that cannot be decoded."""
+    """Images that cannot be decoded: fail, or drop and list them."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel when the source does not say."""
+    """Micrometres per pixel, if the source does not state them."""
     labels: LabelsConfig = LabelsConfig()
 
     @field_validator("source", mode="before")
@@ -100,46 +104,52 @@ class TilesConfig(Section):
         if isinstance(name, str) and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"no source of tiles is called so; {hint}there are: {', '.join(known)}")
+            raise ValueError(f"unknown tile source {name!r}; {hint}known are: {', '.join(known)}")
         return name
 
 
 class ReportsConfig(Section):
-    """Where the reports are, and which snippets of them are kept."""
+    """Reports, and the filter of their snippets."""
 
     path: Data[str]
     """File, folder, zip or Hugging Face id."""
     format: Data[Literal["auto", "lines", "texts", "csv", "tsv", "jsonl", "parquet", "huggingface", "tcga"]] = "auto"
     """`lines`: one report per line; `texts`: a folder or zip of .txt files; `tcga`: the csv of TCGA-Reports, or a
-    folder or zip of .txt files named by TCGA barcode (the patient becomes the group)."""
+    folder or zip of .txt files named by TCGA barcode, whose patient becomes the group."""
     text_column: str = "text"
+    """Column of the text."""
     id_column: str | None = None
+    """Column of the report's id."""
     organ_column: str | None = None
+    """Column of the organ."""
     group_column: str | None = None
+    """Column of the patient or slide."""
     label_column: Data[str | None] = None
-    """A label of the whole report (diagnosis, grade, stage), for `distillation.target: report_labels`."""
+    """Column of a label of the whole report, such as the diagnosis, for `distillation.target: report_labels`."""
     cancer_types: str | None = None
-    """Format tcga: csv of patient_id and cancer_type, from which the organ follows."""
+    """tcga: csv with the columns patient_id and cancer_type, from which the organ follows."""
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs; empty keeps all."""
     encoding: Data[str] = "utf-8"
+    """Text encoding of the files."""
     split: Data[str] = "train"
-    """Hugging Face only."""
+    """huggingface: split of the data set."""
     min_words: int = Field(3, ge=1)
-    """Shorter snippets are dropped."""
+    """Drop snippets with fewer words."""
     sections: tuple[str, ...] | None = None
-    """Keep only these sections (lower case); None keeps all."""
+    """Keep only these sections, in lower case; null keeps all."""
     exclude_sections: tuple[str, ...] = ()
+    """Drop these sections, in lower case."""
     include_terms: tuple[str, ...] = ()
-    """Keep only snippets with at least one of these terms (whole words, any case); empty keeps all."""
+    """Keep only snippets with at least one of these terms, as whole words in any case; empty keeps all."""
     exclude_terms: tuple[str, ...] = ()
     """Drop snippets with one of these terms."""
     morphology_prompts: str | None = None
-    """Prompt bag (YAML file or a packaged name) of what to keep ..."""
+    """Prompts for the snippets to keep: a YAML file or a packaged name."""
     boilerplate_prompts: str | None = None
-    """... against one of what to drop; a snippet nearer to the second is dropped."""
+    """Prompts for the snippets to drop; a snippet nearer to these than to `morphology_prompts` is dropped."""
     morphology_margin: float = 0.0
-    """By how much the first similarity must exceed the second."""
+    """Margin by which the similarity to `morphology_prompts` must exceed the other."""
 
     @model_validator(mode="after")
     def _both_bags(self) -> "ReportsConfig":
@@ -151,19 +161,19 @@ class ReportsConfig(Section):
 
 
 class LeaksConfig(Section):
-    """What is done about tiles, patients and reports that stand on both sides of a split."""
+    """Tiles, patients and reports that occur on both sides of a split."""
 
     policy: Literal["error", "exclude", "note", "off"] = "error"
-    """`error` stops; `exclude` leaves out the tiles of the earlier part (never test tiles) and the reports, counts and
-    lists them (of a shifted test set its own tiles); `note` only says so; `off` does not look."""
+    """`error` fails; `exclude` drops and lists the reports and the tiles of the earlier split, never test tiles (of a
+    shifted test set its own tiles); `note` only logs leaks; `off` does not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
-    """Also compare the images: equal pixels (exact), and equal up to quarter turns, flips, size, compression and light
-    (near). Costs one decoding of every image of every split, once per data set and output folder: minutes for 300,000
-    small tiles with exact, two to three times as long with near. `off` saves it, and copies stay unseen."""
+    """Comparison of images: equal pixels (exact), or also equal up to quarter turns, flips, size, compression and
+    brightness (near). Every image is decoded once per data set and output folder: minutes for 300,000 small tiles with
+    exact, two to three times as long with near."""
     distance: int = Field(7, ge=0, le=11)
-    """Near: most different bits of the two 64-bit hashes ..."""
+    """near: largest number of different bits of the two 64-bit hashes."""
     similarity: float = Field(0.9, ge=-1, le=1)
-    """... and least correlation of the two images at 16 x 16 grey pixels."""
+    """near: smallest correlation of the two images at 16 x 16 grey pixels."""
     spread: float = Field(6.0, ge=0)
-    """Near: tiles whose 16 x 16 grey pixels have a smaller standard deviation (of 255) are not compared; all empty
-    background looks alike."""
+    """near: smallest standard deviation of the 16 x 16 grey pixels, of 255; tiles below it, such as empty background,
+    are not compared."""

@@ -11,12 +11,14 @@ _LEAST_RESAMPLES = 20
 
 
 class EvaluationConfig(Section):
-    """What is computed from the predictions."""
+    """Scores of the trained classifier."""
 
     splits: Evaluation[tuple[Literal["train", "validation", "test"], ...]] = ("validation", "test")
+    """Splits to score."""
     bootstrap: Evaluation[int] = Field(1000, ge=0)
-    """Resamples of the 95 % intervals, 20 or more; 0: none."""
+    """Bootstrap resamples of the 95 % intervals, 20 or more; 0: no intervals."""
     batch_size: Speed[int] = Field(256, ge=1)
+    """Tiles per forward pass."""
 
     @field_validator("bootstrap")
     @classmethod

@@ -1,8 +1,4 @@
-"""The configuration of a run: one YAML file, overridden on the command line (`--lora.rank=8`).
-
-Unknown keys are errors, and all errors are reported together. The meaning and the unit of each key
-stand here and nowhere else; `docs/configuration.md` is made from these descriptions.
-"""
+"""Configuration of a run. The docstring of each key is its entry in docs/configuration.md."""
 
 import re
 from pathlib import Path
@@ -45,7 +41,7 @@ _LONGEST_NAME = 200  # a file system takes 255; an arm's steps and seed come beh
 
 
 def has_lists(index: str) -> bool:
-    """Whether a key of faiss.index_factory makes an inverted file (IVF), of which `nprobe` lists are searched."""
+    """Whether a key of faiss.index_factory describes an inverted file (IVF), of which `nprobe` lists are searched."""
     return re.search(r"(^|,)IVF\d", index) is not None
 
 
@@ -53,89 +49,99 @@ class VLMConfig(Section):
     """The frozen vision-language model."""
 
     name: str = "embedded"
-    """`embedded`, a name of the table (`plip`, `conch`, ...: scripts/doctor.py --models), `open_clip:ARCH/PRETRAINED`,
-    `hf-hub:ID` (open_clip), `clip:ID` (transformers), or a local folder."""
+    """`embedded`, a known name such as `plip` or `conch` (`scripts/doctor.py --models` lists them),
+    `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), or a local folder."""
     path: str | None = None
-    """Local folder or checkpoint file of a model named from the table: the name's rules apply to these files."""
+    """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""
     trust_remote_code: bool = False
-    """Let a model run Python code of its own repository (KEEP needs it). Read that code first."""
+    """Allow a model to run Python code from its own repository, which KEEP needs. Read that code first."""
     quick_gelu: bool | None = None
-    """open_clip models: compute x * sigmoid(1.702 x), with which OpenAI's weights were trained, for GELU (true), or
-    do not (false); null: as the model's own configuration or the table says."""
+    """open_clip models: compute GELU as x * sigmoid(1.702 x), as OpenAI's weights need; null: as the model's own
+    configuration says."""
     batch_size: Speed[int] = Field(64, ge=1)
+    """Tiles or texts per forward pass."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Floating-point format of the forward pass."""
 
 
 class BackboneConfig(Section):
-    """The student's vision trunk."""
+    """The student's vision backbone."""
 
     name: str = "embedded"
-    """`embedded`, a name of the table (`uni`, `kaiko-vitb16`, ...), any timm name, `hf-hub:ID` (timm),
-    `transformers:ID`, or a local folder in the format of timm or transformers."""
+    """`embedded`, a known name such as `uni` or `kaiko-vitb16`, any timm name, `hf-hub:ID` (timm), `transformers:ID`,
+    or a local folder in the format of timm or transformers."""
     path: str | None = None
-    """Local files of a named model: a folder, or for timm models one file of weights; the name's rules apply."""
+    """Local files of a model with a known name: a folder, or for timm models a file of weights."""
     pretrained: bool = True
+    """Load pretrained weights; false: random weights."""
     pooling: Literal["default", "cls", "cls_mean"] = "default"
-    """From tokens to features: the model's own, the class token, or the class token beside the patches' mean."""
+    """Features from tokens: the model's own pooling, the class token, or the class token concatenated with the mean of
+    the patch tokens."""
     pixels: int | None = Field(None, ge=1)
-    """Edge at which the student reads its tiles, pixels; None: the model's own. Transformers need a multiple of their
-    patch (position embeddings are resampled), convolutional networks do not. The VLM keeps its own size."""
+    """Input size of the student in pixels; null: the model's own. Vision transformers need a multiple of their patch
+    size, and their position embeddings are resampled. The VLM keeps its own size."""
     trust_remote_code: bool = False
-    """Run Python code from the model's own page, which a few transformers models need."""
+    """Allow a model to run Python code from its own repository, which a few transformers models need."""
     tuning: Literal["lora", "frozen", "full"] = "lora"
+    """Weights that are trained: low-rank adapters, none, or all."""
 
 
 class LoraConfig(Section):
     """Low-rank adaptation (arXiv 2106.09685) of the backbone."""
 
     rank: int = Field(8, ge=1)
+    """Rank of the adapters."""
     alpha: float = Field(16.0, gt=0)
+    """Scale of the adapters: alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Each process draws its own units to drop: above 0, results depend on the number of processes."""
+    """Dropout before the adapters. Each process draws its own units, so above 0 results depend on the number of
+    processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
-    """Kinds (qkv, projection, mlp, patch_embed) or names of modules of the backbone."""
+    """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed) or names."""
 
 
 class PairingConfig(Section):
-    """How each tile finds its snippets."""
+    """Pairing of tiles with report snippets."""
 
     k: int = Field(1, ge=1, le=100)
     """Snippets per tile."""
     centring: bool = True
-    """Subtract each modality's mean before matching (after filtering)."""
+    """Subtract the mean of each modality, after the snippets are filtered, before matching."""
     index: str = "Flat"
-    """Key of faiss.index_factory; Flat is exact. IVF keys search `nprobe` of their lists per tile."""
+    """Key of faiss.index_factory; Flat is exact, and IVF keys search `nprobe` of their lists per tile."""
     nprobe: int | None = Field(None, ge=1)
-    """Lists searched by an IVF index; None: faiss' own, 1, which misses many nearest snippets."""
+    """Lists that an IVF index searches; null: 1, the default of faiss, which misses many nearest snippets."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
+    """Library that searches; torch searches exactly without faiss, and auto uses faiss if it is installed."""
     block: Speed[int] = Field(4096, ge=1)
-    """Tiles searched at once; bounds the memory."""
+    """Tiles searched at once, which bounds the memory."""
     correction: Literal["none", "csls", "inverted_softmax", "sinkhorn"] = "none"
-    """Hubness: rank snippets by cosine minus how near they are to all tiles (needs index: Flat)."""
+    """Correction of hubness: rank snippets by the cosine less their nearness to all tiles (needs index: Flat)."""
     correction_neighbours: int = Field(10, ge=1)
-    """csls: a snippet's nearest tiles whose mean cosine (halved) is subtracted."""
+    """csls: number of a snippet's nearest tiles, half of whose mean cosine is subtracted."""
     correction_temperature: float = Field(0.05, gt=0)
-    """inverted_softmax and sinkhorn: cosines are divided by it; the smaller, the harder."""
+    """inverted_softmax and sinkhorn: divisor of the cosines; smaller values correct more."""
     correction_iterations: int = Field(10, ge=1)
-    """sinkhorn: rounds of balancing; each costs between one and two searches."""
+    """sinkhorn: rounds of balancing, each of which costs between one and two searches."""
     threshold: float | None = Field(None, ge=-1, le=1)
-    """A pair with a lower cosine is dropped; a tile may end up without a pair."""
+    """Drop pairs with a lower cosine; a tile may remain without a pair."""
     margin: float | None = Field(None, ge=0)
-    """Drop pairs that do not exceed the tile's best snippet outside its bag, the (k+1)-th, by this much
-    (in the score that ranks: the cosine, less the correction)."""
+    """Drop pairs whose score, the corrected cosine, does not exceed that of the tile's (k+1)-th snippet by this
+    much."""
     mutual: bool = False
     """Keep a pair only if the tile is among the snippet's `mutual_neighbours` nearest tiles (needs index: Flat)."""
     mutual_neighbours: int = Field(10, ge=1)
+    """mutual: number of nearest tiles per snippet."""
     organs: tuple[str, ...] = ()
-    """Only snippets from reports of these organs (any case); empty: of all (needs index: Flat)."""
+    """Pair only with snippets from reports of these organs, in any case; empty: of all (needs index: Flat)."""
     exclude_same_group: bool = False
-    """A tile never gets a snippet that only reports of its own group hold (needs index: Flat)."""
+    """Never pair a tile with a snippet that occurs only in reports of its own group (needs index: Flat)."""
     score_temperature: float | None = Field(None, gt=0)
-    """Weights of a tile's snippets: softmax of cosine / temperature; None: all equal."""
+    """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
     @property
     def exact(self) -> bool:
-        """Whether a rule needs the score of every tile with every snippet, which only a Flat index stands for."""
+        """Whether a rule needs the score of every tile with every snippet, which only a Flat index gives."""
         return self.correction != "none" or self.mutual or bool(self.organs) or self.exclude_same_group
 
     @model_validator(mode="after")
@@ -144,38 +150,42 @@ class PairingConfig(Section):
             raise ValueError(f"nprobe belongs to an IVF index, not to index: {self.index}")
         if self.exact and self.index != "Flat":
             raise ValueError(
-                "correction, mutual, organs and exclude_same_group look at all scores: they need index: Flat, "
+                "correction, mutual, organs and exclude_same_group need the scores of all snippets, so index: Flat, "
                 f"not index: {self.index}"
             )
         return self
 
 
 class TrackingConfig(Section):
-    """Where the progress goes beside metrics.jsonl."""
+    """Experiment tracking, beside metrics.jsonl."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Tracker that training reports to."""
     project: str = "clipit"
+    """Name of the project in the tracker."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    """Mode of wandb; offline keeps the records in local files."""
 
 
 class RunConfig(Section):
-    """One run."""
+    """A run: its inputs, its student, its training and its evaluation."""
 
     name: Reporting[str] = "run"
-    """Name of the run; its folder is <output>/runs/<name>/<arm>-seed<seed>."""
+    """Name of the run, whose folder is <output>/runs/<name>/<arm>-seed<seed>."""
     output: Reporting[Path] = Path("outputs")
-    """Root of everything that is written."""
+    """Folder of everything that is written."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    """Seed of the labels that are kept, the initialisation, the batches and the augmentation."""
     arm: Recipe[str | None] = None
-    """A recipe of clipit/training/arms.py or of `arms` below; None: the keys of this file as they are."""
+    """Named recipe of clipit/training/arms.py or of `arms`; null: the keys of this file as they are."""
     tiles: TilesConfig
     reports: ReportsConfig | None = None
     leaks: Data[LeaksConfig] = LeaksConfig()
     prompts: str | None = None
-    """Prompt set for zero-shot: YAML file or a packaged name."""
+    """Prompt set of the classes for zero-shot: a YAML file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
     second_vlm: VLMConfig | None = None
-    """Another teacher beside `vlm`, with stores, pairs and a projector of its own; zero-shot questions go to `vlm`."""
+    """Second teacher beside `vlm`, with its own stores, pairs and projector; zero-shot uses `vlm`."""
     backbone: BackboneConfig = BackboneConfig()
     lora: LoraConfig = LoraConfig()
     pairing: PairingConfig = PairingConfig()
@@ -189,19 +199,19 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: Reporting[TrackingConfig] = TrackingConfig()
     arms: Recipe[dict[str, dict[str, Any]]] = Field(default_factory=dict)
-    """More recipes: name -> overrides by dotted key, `base` names a recipe to start from."""
+    """Further recipes: name -> dotted keys with their values; `base` names a recipe to start from."""
     overrides: Recipe[tuple[str, ...]] = ()
-    """Keys that were given on the command line, filled in by the program: they win over the arm's keys."""
+    """Keys given on the command line, which take precedence over those of the arm; filled in by the program."""
     note: Reporting[str] = ""
-    """Printed in every summary of the run."""
+    """Text printed in every summary of the run."""
 
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not _PLAIN.fullmatch(name):
-            raise ValueError("use letters, digits, '.', '_' and '-' only, and no '.' in front")
+            raise ValueError("use letters, digits, '.', '_' and '-' only, and no leading '.'")
         if len(name) > _LONGEST_NAME:
-            raise ValueError(f"{len(name)} characters; a folder is called so: at most {_LONGEST_NAME}")
+            raise ValueError(f"{len(name)} characters; at most {_LONGEST_NAME} fit into the name of a folder")
         return name
 
     @field_validator("arms")

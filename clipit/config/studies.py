@@ -8,32 +8,32 @@ from clipit.config.data import LARGEST_SEED, Section, check_seeds
 
 
 class ProbingConfig(Section):
-    """What scripts/probe.py measures on frozen features."""
+    """Probes, few-shot scores, label efficiency and retrieval of frozen features."""
 
     probes: tuple[Literal["linear", "adamw", "knn", "simple_shot"], ...] = ("linear", "knn", "simple_shot")
-    """Classifiers over the features; `adamw` is eva's protocol (minutes per model on many tiles)."""
+    """Classifiers on the features; `adamw` is the protocol of eva, which takes minutes per model on many tiles."""
     neighbours: int = Field(20, ge=1)
-    """k of the k-NN; with fewer labelled tiles, all of them vote."""
+    """k of the k-nearest-neighbour probe; with fewer labelled tiles, all of them vote."""
     adamw_steps: int = Field(12_500, ge=1)
-    """Most steps of the probe `adamw`; it stops when a fifth of them brought no gain on validation."""
+    """Largest number of steps of the probe `adamw`, which stops after a fifth of them without a gain on validation."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
-    """Score of the few-shot and label-efficiency tables."""
+    """Metric of the few-shot and label-efficiency tables."""
     shots: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Labelled training tiles per class of a few-shot episode (SimpleShot)."""
+    """Labelled training tiles per class of the few-shot episodes (SimpleShot)."""
     episodes: int = Field(1000, ge=1)
     """Few-shot episodes per number of shots."""
     shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    """Shares of the training labels of the label-efficiency curve; empty: no curve."""
+    """Shares of the training labels on the label-efficiency curve; empty: no curve."""
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    """Seeds that draw the labels of the curve."""
+    """Seeds of the labels on the curve."""
     at: tuple[int, ...] = (1, 5, 10, 50)
-    """k of Recall@k and precision@k."""
+    """k of recall@k and precision@k."""
     votes_at: tuple[int, ...] = (1, 3, 5)
-    """k of the image-to-image majority vote."""
+    """k of the majority vote of the nearest images."""
     exclude_groups: bool = True
-    """A tile of the query's own group (patient or slide) never counts as found."""
+    """Exclude tiles of the query's own group, a patient or slide, from what is retrieved."""
     captions: str | None = None
-    """CSV with the columns tile_id and text: true texts of test tiles, for text-to-image and image-to-text Recall@k."""
+    """CSV with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
 
     @field_validator("seeds")
     @classmethod
@@ -45,14 +45,14 @@ class ProbingConfig(Section):
     @classmethod
     def _whole(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if any(value < 1 for value in values):
-            raise ValueError("numbers of tiles start at 1")
+            raise ValueError("give numbers of at least 1")
         return values
 
     @field_validator("shares")
     @classmethod
     def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < value <= 1 for value in values):
-            raise ValueError("shares lie above 0 and up to 1")
+            raise ValueError("give shares above 0 and up to 1")
         return values
 
 
@@ -65,16 +65,16 @@ _LEVELS: dict[str, tuple[float, float]] = {
     "contrast": (0.0, 10.0),
     "magnification": (0.1, 10.0),
 }
-"""Least and greatest level of each perturbation."""
+"""Smallest and largest level of each perturbation."""
 
 
 class RobustnessConfig(Section):
-    """What scripts/robustness.py measures of finished runs."""
+    """Robustness of finished runs to perturbations and distribution shift."""
 
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
-    """Score of the curves and of the adaptation tables."""
+    """Metric of the curves and of the adaptation tables."""
     tiles: int | None = Field(1000, ge=1)
-    """Most tiles per split, spread evenly over classes and ids; None: all. (Calibration is of all tiles.)"""
+    """Largest number of tiles per split, spread evenly over classes and ids; null: all. Calibration uses all tiles."""
     perturbations: dict[
         Literal["macenko", "hed", "blur", "jpeg", "brightness", "contrast", "magnification"], tuple[float, ...]
     ] = {  # noqa: RUF012 (pydantic gives each object its own)
@@ -87,16 +87,16 @@ class RobustnessConfig(Section):
         "magnification": (0.5, 0.75, 1.25, 1.5, 2.0),
     }
     """Perturbation -> levels: spread of the stain jitter (macenko, hed), sigma in pixels of the stored tile (blur),
-    JPEG quality, and factors (brightness, contrast, magnification; above 1 is zoomed in)."""
+    JPEG quality (jpeg), and factors (brightness, contrast, magnification; above 1 zooms in)."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Of the stain jitter; what happens to a tile depends on this and its id alone."""
+    """Seed of the stain jitter of each tile, together with its id."""
     vlm: bool = True
-    """Also measure the VLM's zero-shot answers (needs `prompts`)."""
+    """Also measure zero-shot classification by the VLM (needs `prompts`)."""
     adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
-    """Test-time adaptations: feature statistics of the target tiles; transductive with a text prior."""
+    """Test-time adaptations: to the feature statistics of the target tiles; transductive with a text prior."""
     batches: int = Field(1, ge=0)
-    """Six batches (up to 30, 100 and 200 tiles, shares of the classes from two Dirichlet laws) are drawn from each set,
-    this many times, to count the errors of the adaptation's guard where classes are not as frequent as in training."""
+    """Repetitions of six batches with other class shares, drawn from each set to count the errors of the adaptation's
+    guard: of up to 30, 100 and 200 tiles, with shares from two Dirichlet distributions."""
 
     @field_validator("perturbations")
     @classmethod
@@ -105,14 +105,14 @@ class RobustnessConfig(Section):
             low, high = _LEVELS[name]
             outside = [level for level in levels if not low <= level <= high]
             if outside:
-                raise ValueError(f"levels of {name} lie between {low:g} and {high:g}, not at {outside}")
+                raise ValueError(f"levels of {name} must lie between {low:g} and {high:g}, not at {outside}")
             if name == "jpeg" and any(level != int(level) for level in levels):
-                raise ValueError("qualities of jpeg are whole numbers")
+                raise ValueError("levels of jpeg must be whole numbers")
         return asked
 
 
 class PromptStudyConfig(Section):
-    """What scripts/prompts.py study measures: ways to ask, and how much the wording matters."""
+    """Zero-shot classification with different prompts: how much the wording matters."""
 
     modes: tuple[Literal["single", "ensemble", "sampled", "screened"], ...] = (
         "single",
@@ -120,31 +120,32 @@ class PromptStudyConfig(Section):
         "sampled",
         "screened",
     )
-    """Classifiers made of a prompt set: first name in the first template; mean over all texts; many draws of one name
-    per class and one template (median and quartiles); mean of those most decided about unlabelled training tiles."""
+    """Classifiers built from a prompt set: `single`, the first name in the first template; `ensemble`, the mean of all
+    texts; `sampled`, random choices of a name per class and a template, with median and quartiles; `screened`, the mean
+    of the choices with the most confident predictions on unlabelled training tiles."""
     simple: str | None = None
-    """A second prompt set (YAML file or a packaged name) of the same classes, set against `prompts` as the richer."""
+    """Simpler prompt set of the same classes, compared with `prompts`: a YAML file or a packaged name."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
-    """Score of the tables and pictures; prompts.parquet holds all scores."""
+    """Metric of the tables and plots; prompts.parquet holds all metrics."""
     draws: int = Field(100, ge=1)
-    """Classifiers of the mode `sampled`: one name per class and one template each."""
+    """Number of classifiers of the mode `sampled`."""
     candidates: int = Field(1000, ge=1)
-    """Most classifiers that the mode `screened` looks at."""
+    """Largest number of classifiers that the mode `screened` considers."""
     keep: float = Field(0.05, gt=0, le=1)
-    """Share of them that it keeps and averages."""
+    """Share of these classifiers that it keeps and averages."""
     screening_tiles: int = Field(1000, ge=1)
-    """Most training tiles that it screens with; no label is read."""
+    """Largest number of training tiles that it uses, without their labels."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Of the draws, and of the choice of screening tiles."""
+    """Seed of the sampled classifiers and of the screening tiles."""
     templates: tuple[str, ...] = (
         "a {stain} {organ} photomicrograph showing {} {magnification}.",
         "a {stain} {organ} image of {} {magnification}.",
         "a {stain} {organ} histopathological photograph of {} {magnification}.",
         "presence of {} in {stain} {organ} tissue {magnification}.",
     )
-    """Templates of the sensitivity grid; each holds {}, {organ}, {magnification} and {stain} once."""
+    """Templates of the sensitivity grid, each with {}, {organ}, {magnification} and {stain} once."""
     organs: tuple[str, ...] = ("",)
-    """Organ words of the grid, such as colorectal; an empty one leaves the word out."""
+    """Organ words of the grid, such as colorectal; an empty one omits the word."""
     magnifications: tuple[str, ...] = ("", "at 10x", "at 40x")
     """Magnification words of the grid."""
     stains: tuple[str, ...] = ("", "H&E stained")

@@ -9,11 +9,13 @@ from clipit.config.effects import Reporting, Speed
 
 
 class StudentConfig(Section):
-    """Heads over the backbone."""
+    """Heads on the backbone."""
 
     head: Literal["linear", "late_fusion"] = "linear"
+    """`linear`: one linear head on features and projection, which collapses into a single layer; `late_fusion`: an
+    image head and a text head, fused as in the paper."""
     projector_layers: int = Field(1, ge=0, le=2)
-    """0: no projector (image only). 2 needs late_fusion."""
+    """Layers of the projector; 0: none (image only); 2 needs late_fusion."""
     warm_start: bool = False
     """Stage 1 of the paper: fit the image head on the frozen backbone and the text head on the paired text first."""
 
@@ -132,48 +134,52 @@ class ConsistencyConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Equal in all arms."""
+    """Augmentation of the training tiles, the same in all arms."""
 
     dihedral: bool = True
-    """Flips and quarter turns."""
+    """Random flips and quarter turns."""
     stain: float = Field(0.1, ge=0)
-    """Spread of the optical-density jitter (0: off)."""
+    """Spread of the stain jitter in optical density; 0: off."""
 
 
 class TrainingConfig(Section):
-    """The optimisation."""
+    """Optimisation of the student."""
 
     steps: int = Field(1000, ge=1)
-    """Optimiser updates."""
+    """Number of optimiser steps."""
     tiles_per_step: int = Field(64, ge=1)
-    """Over all processes, labelled and unlabelled together."""
+    """Labelled and unlabelled tiles per step, over all processes."""
     labelled_share: Share = 1 / 3
-    """Share of labelled tiles in a batch when unlabelled ones are distilled, too."""
+    """Share of labelled tiles in a batch if unlabelled ones are distilled too."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of AdamW."""
     warmup: Share = 0.1
-    """Share of the steps with a rising learning rate; a cosine follows."""
+    """Share of the steps with a linearly rising learning rate; cosine decay follows."""
     label_smoothing: Share = 0.0
+    """Label smoothing of the cross-entropy."""
     clip_norm: float = Field(1.0, ge=0)
-    """Largest gradient norm; 0: not clipped."""
+    """Gradient norm above which gradients are clipped; 0: never."""
     accumulation: int = Field(1, ge=1)
-    """Micro-batches per step."""
+    """Micro-batches per step, over which gradients are accumulated."""
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of Accelerate."""
     evaluate_every: int = Field(100, ge=1)
-    """Steps between two looks at the validation part."""
+    """Steps between two evaluations on the validation split."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many looks without a gain; None: never early."""
+    """Stop after this number of evaluations without a gain; null: never early."""
     monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "agreement", "information"] = (
         "balanced_accuracy"
     )
-    """What chooses the checkpoint on validation tiles. Without labels: `agreement` with the soft labels' most probable
-    class, or `information` (entropy of the mean prediction minus mean entropy; Krause et al., NIPS 2010)."""
+    """Validation score that chooses the checkpoint. Without labels: `agreement` with the most probable soft label, or
+    `information`, the entropy of the mean prediction minus the mean entropy (Krause et al., NIPS 2010)."""
     log_every: Reporting[int] = Field(10, ge=1)
     """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Speed[int] = Field(200, ge=1)
     """Steps between two resumable checkpoints."""
     threads: Speed[int] = Field(0, ge=0)
-    """Threads that read tiles ahead (0: one per core, at most 8)."""
+    """Threads that read tiles in advance; 0: one per core, at most 8."""
     cache_tiles: Speed[Literal["auto", "memory", "none"]] = "auto"
-    """Keep resized tiles in memory; `auto` does when they take less than 2 GiB."""
+    """Keep resized tiles in memory; `auto`: if they take less than 2 GiB."""
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -1,10 +1,16 @@
-"""The page of all keys belongs to the configuration as it is."""
+"""The page of all keys, docs/configuration.md."""
 
 from pathlib import Path
 
-from clipit.config.reference import reference
+from clipit.config.load import RENAMED, all_keys
+from clipit.config.reference import COMMON_KEYS, reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def entry(key: str, page: str) -> str:
+    """The entry of a key, on one line."""
+    return " ".join(page.rpartition(f"- `{key}`: ")[2].partition("\n- ")[0].split())
 
 
 def test_page_is_up_to_date() -> None:
@@ -14,19 +20,31 @@ def test_page_is_up_to_date() -> None:
 
 
 def test_page_describes_every_key() -> None:
-    from clipit.config.load import all_keys
+    page = reference()
+    keys = [key for key in all_keys() if not key.startswith(("comparison.shifted", "second_vlm."))]
+    assert not [key for key in keys if f"- `{key}`: " not in page and f"\n## {key}\n" not in page]
+    assert all(f"`{old}`: is now `{new}`" in page for old, new in RENAMED.items())
 
-    page = PAGE.read_text(encoding="utf-8")
-    assert not [
-        key
-        for key in all_keys()
-        if not key.startswith(("comparison.shifted", "second_vlm."))
-        and f"`{key}`" not in page
-        and f"## {key}\n" not in page
-    ]
+
+def test_the_twenty_most_common_keys_come_first() -> None:
+    first = reference().split("\n## ")[1]
+    assert len(COMMON_KEYS) == 20 == first.count("\n- `") and set(COMMON_KEYS) <= set(all_keys())
+    assert all(f"- `{key}`: " in first for key in COMMON_KEYS)
+
+
+def test_an_entry_has_type_default_effect_and_meaning() -> None:
+    page = reference()
+    assert entry("vlm.batch_size", page).startswith("(integer, default `64`, **speed**) ")
+    assert entry("tracking.project", page).startswith("(text, default `clipit`, **reporting**) "), "of its section"
+    assert entry("training.patience", page).startswith("(integer or null, default `null`) ")
+    assert entry("comparison.seeds", page).startswith("(list of integer, default `[0, 1, 2]`) ")
+    assert "one of `linear`, `late_fusion`" in entry("student.head", page)
+
+
+def test_lines_are_wrapped() -> None:
+    assert max(map(len, reference().splitlines())) <= 100
 
 
 def test_shifted_sets_are_named_by_the_user() -> None:
-    row = next(line for line in reference().splitlines() if "`comparison.shifted" in line)
-    assert row.startswith("| `comparison.shifted.<name>` | `TilesConfig` |") and "Keys as in `tiles`." in row
+    assert entry("comparison.shifted.<name>", reference()).endswith("Keys as in `tiles`.")
     assert "comparison.shifted.source" not in reference()

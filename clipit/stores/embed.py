@@ -1,6 +1,6 @@
 """Embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
 
-Vectors of the joint space are normalised when they are written (`_write_shards`); those of the raw space are not.
+Vectors of the joint space are normalised when they are written (`_write_embeddings`); those of the raw space are not.
 
 A shard is the unit of work: it is written atomically, so that a killed job resumes with the next one, and processes
 share the shards. The content of a batch depends on the shard alone, so the bytes do not depend on the number of
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float16, Float32, Float64, Int
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
-from clipit.distributed import Processes, build_once, get_processes
+from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, shortlist
 from clipit.progress import progress
 
@@ -68,7 +68,7 @@ class Store:
         )
 
     @cached_property
-    def _shards(self) -> list[Float16[np.ndarray, "_ dim"]]:
+    def _shards(self) -> list[Float[np.ndarray, "_ dim"]]:
         names = sorted(name for name in self.artifact.manifest.files if name.startswith("emb-"))
         return [np.load(self.artifact.file(name), mmap_mode="r") for name in names]
 
@@ -166,7 +166,7 @@ def embed_texts(
                 vectors[np.array(rows) - start] = vlm.encode_texts([texts[row] for row in rows]).float().cpu().numpy()
             return vectors
 
-        return _write_shards(folder, get_processes(), ids, vlm, "joint", encode, "embedding snippets")
+        return _write_embeddings(folder, ids, vlm, "joint", encode, "embedding snippets")
 
     return Store(build_once(root, "text_store", inputs, make))
 
@@ -211,9 +211,7 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
             ]
             return np.concatenate(vectors)
 
-        return _write_shards(
-            folder, get_processes(), [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles"
-        )
+        return _write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
 
     return Store(build_once(root, "tile_store", inputs, make))
 
@@ -222,31 +220,48 @@ def _encoder(vlm: "VLM", space: "Space" = "joint") -> dict[str, Any]:
     return {"vlm": vlm.fingerprint, "precision": vlm.precision, "space": space}
 
 
-def _write_shards(
+def write_shards(
+    folder: Path, ids: Sequence[str], encode: Callable[[int, int], Float[np.ndarray, "_ dim"]], title: str
+) -> None:
+    """Write the shards of a store that are missing, shared among the processes.
+
+    Args:
+        folder: Folder of the artefact.
+        ids: Ids of all rows.
+        encode: First and last (exclusive) row of a shard to its vectors, in the precision to store.
+        title: Title of the progress bar.
+    """
+    processes = get_processes()
+    with progress(title, len(ids), shown=processes.main) as advance:
+        for start in processes.share(range(0, len(ids), SHARD)):
+            stop = min(start + SHARD, len(ids))
+            vectors_file = folder / f"emb-{start // SHARD:05d}.npy"
+            ids_file = folder / f"ids-{start // SHARD:05d}.parquet"
+            if not (vectors_file.is_file() and ids_file.is_file()):
+                vectors = encode(start, stop)
+                with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, vectors)
+                with whole_file(ids_file) as temporary:
+                    pq.write_table(pa.table({"id": list(ids[start:stop])}), temporary)
+            advance((stop - start) * processes.count)
+
+
+def _write_embeddings(
     folder: Path,
-    processes: Processes,
     ids: list[str],
     vlm: "VLM",
     space: "Space",
     encode: Callable[[int, int], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
-    starts = processes.share(range(0, len(ids), SHARD))
-    with progress(title, len(ids), shown=processes.main) as advance:
-        for start in starts:
-            stop = min(start + SHARD, len(ids))
-            vectors_file = folder / f"emb-{start // SHARD:05d}.npy"
-            ids_file = folder / f"ids-{start // SHARD:05d}.parquet"
-            if not (vectors_file.is_file() and ids_file.is_file()):
-                vectors = encode(start, stop)
-                with np.errstate(over="ignore"):  # overflow is reported below
-                    half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
-                _check_finite(half, ids[start:stop], vlm.name)
-                with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, half)
-                with whole_file(ids_file) as temporary:
-                    pq.write_table(pa.table({"id": ids[start:stop]}), temporary)
-            advance((stop - start) * processes.count)
+    def encode_half(start: int, stop: int) -> Float16[np.ndarray, "_ dim"]:
+        vectors = encode(start, stop)
+        with np.errstate(over="ignore"):  # overflow of half precision is caught by the next line
+            half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
+        _check_finite(half, ids[start:stop], vlm.name)
+        return half
+
+    write_shards(folder, ids, encode_half, title)
     return {"rows": len(ids), "dim": vlm.dim(space), "vlm": vlm.name, "preprocess": vlm.preprocess.hash}
 
 

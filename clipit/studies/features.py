@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from jaxtyping import Float32, UInt8
 
-from clipit.artifacts import file_sha256, fingerprint, whole_file
+from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.run import BackboneConfig, RunConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, ModelError, explain
 from clipit.evaluation.features import Features
-from clipit.progress import progress
 from clipit.runs.folder import read_training
-from clipit.stores.embed import embed_tiles
+from clipit.stores.embed import Store, embed_tiles, write_shards
 from clipit.studies.report import PromptColumns
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import SPLITS, TileSet
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
 JOINT = "VLM, joint space"
 SAW_LABELS, SAW_NO_LABELS, UNKNOWN = "true", "false", "unknown"
 """Values of the column features_saw_labels."""
-_SHARD = 4096
 
 
 @dataclass(frozen=True)
@@ -225,31 +221,16 @@ def cached_features(
         batch_size: Tiles per forward pass. Batches do not cross shards, so that one process and several write the same
             bytes.
     """
-    ids = source.tiles.ids
+    ids = [str(name) for name in source.tiles.ids]
+
+    def encode(start: int, stop: int) -> Float32[np.ndarray, "_ d"]:
+        batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+        features = np.concatenate([forward(pixels) for _, pixels in source.ahead(batches)])
+        return np.asarray(features, dtype=np.float32)
 
     def make(folder: Path) -> dict[str, Any]:
-        processes = get_processes()
-        with progress("features of tiles", len(ids), shown=processes.main) as advance:
-            for start in processes.share(range(0, len(ids), _SHARD)):
-                stop = min(start + _SHARD, len(ids))
-                file = folder / f"features-{start // _SHARD:05d}.npy"
-                names = folder / f"ids-{start // _SHARD:05d}.parquet"
-                if not (file.is_file() and names.is_file()):
-                    batches = [np.arange(a, min(a + batch_size, stop)) for a in range(start, stop, batch_size)]
-                    shard = np.concatenate([forward(pixels) for _, pixels in source.ahead(batches)])
-                    with whole_file(file) as temporary, temporary.open("wb") as stream:
-                        np.save(stream, shard.astype(np.float32))
-                    with whole_file(names) as temporary:
-                        pq.write_table(pa.table({"id": [str(name) for name in ids[start:stop]]}), temporary)
-                advance((stop - start) * processes.count)
+        write_shards(folder, ids, encode, "features of tiles")
         return {"rows": len(ids), "dim": dim}
 
-    artifact = build_once(root, "features", inputs, make)
-    files = sorted(name for name in artifact.manifest.files if name.startswith("features-"))
-    if not files:
-        return np.empty((0, dim), dtype=np.float32)
-    vectors = np.concatenate([np.load(artifact.file(name)) for name in files])
-    tables = [name.replace("features-", "ids-").replace(".npy", ".parquet") for name in files]
-    stored = pa.concat_tables([pq.read_table(artifact.file(name)) for name in tables])
-    row_of = {name: row for row, name in enumerate(stored.column("id").to_pylist())}
-    return np.asarray(vectors[[row_of[str(name)] for name in ids]], dtype=np.float32)
+    store = Store(build_once(root, "features", inputs | {"precision": "float32"}, make))
+    return store.rows(store.positions(ids))

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -30,7 +30,9 @@ MAX_TABLE_ROWS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRow:
-    """A row of a study's table. Columns that are None here are filled from the provenance of the model and the study.
+    """A row of a study's table; a field that holds a mapping stands for one column per key.
+
+    Fields that are None here are filled from the provenance of the model and the study.
 
     Attributes:
         subject: Name of the model.
@@ -70,11 +72,8 @@ class Chapter:
 
 def collect_provenance() -> dict[str, str]:
     """Commit, command line and package versions of this process."""
-    return {
-        "commit": git_commit(),
-        "command": shlex.join(sys.argv),
-        "versions": json.dumps(versions(), sort_keys=True),
-    }
+    packages = json.dumps(versions(), sort_keys=True)
+    return {"commit": git_commit(), "command": shlex.join(sys.argv), "versions": packages}
 
 
 class PromptColumns(TypedDict):
@@ -89,6 +88,12 @@ def prompt_columns(prompts: PromptSet | None) -> PromptColumns:
     return {"prompts": prompts.name if prompts else None, "prompts_hash": prompts.hash if prompts else None}
 
 
+def describe_model(facts: Mapping[str, object]) -> str:
+    """Provenance of a model in one line."""
+    described = f"{facts['model']}, fingerprint {facts['fingerprint']}"
+    return f"{described}, {facts['pixels']} pixels, preprocessing {facts['preprocess']}"
+
+
 def add_provenance(
     rows: Sequence[StudyRow], study: Mapping[str, object], models: Mapping[str, Mapping[str, object]]
 ) -> pd.DataFrame:
@@ -101,14 +106,22 @@ def add_provenance(
         study: Columns that are the same for the whole study.
         models: Name of a model (`subject`) -> its provenance.
     """
-    columns = [*PROVENANCE, *study, *(key for facts in models.values() for key in facts)]
-    columns += [field.name for row in rows[:1] for field in fields(row)]
+    flat = [_flatten(row) for row in rows]
+    names = (*PROVENANCE, *study, *(name for facts in (*models.values(), *flat) for name in facts))
+    columns = list(dict.fromkeys(names))
     records = []
-    for row in rows:
-        values = {name: value for name, value in vars(row).items() if value is not None}
-        values = {**study, **models[row.subject], **values}
-        records.append([values.get(name) for name in dict.fromkeys(columns)])
-    return pd.DataFrame(records, columns=list(dict.fromkeys(columns)), dtype=object)
+    for row in flat:
+        given = {name: value for name, value in row.items() if value is not None}
+        values = {**study, **models[str(row["subject"])], **given}
+        records.append([values.get(name) for name in columns])
+    return pd.DataFrame(records, columns=columns, dtype=object)
+
+
+def _flatten(row: StudyRow) -> dict[str, object]:
+    columns: dict[str, object] = {}
+    for name, value in vars(row).items():
+        columns |= value if isinstance(value, Mapping) else {name: value}
+    return columns
 
 
 def iter_rows(frame: pd.DataFrame) -> Iterator[Any]:

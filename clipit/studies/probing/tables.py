@@ -8,7 +8,7 @@ import pandas as pd
 from clipit.config.studies import ProbingConfig
 from clipit.reporting.html import Table, Text, facts_table
 from clipit.reporting.tables import LABELS, mean_sd, number, with_interval
-from clipit.studies.report import Chapter, Plot, iter_groups, iter_rows, pivot_cells, undefined_chapter
+from clipit.studies.report import Chapter, Plot, describe_model, iter_groups, iter_rows, pivot_cells, undefined_chapter
 
 FILE = "probing.parquet"
 _RETRIEVAL = ("precision", "vote", "recall")
@@ -163,11 +163,7 @@ def _format_fold(row: Any) -> str:
 
 
 def _facts(provenance: Mapping[str, Any]) -> dict[str, object]:
-    facts: dict[str, object] = {
-        name: f"{model['model']}, fingerprint {model['fingerprint']}, {model['pixels']} pixels, "
-        f"preprocessing {model['preprocess']}"
-        for name, model in provenance["subjects"].items()
-    }
+    facts: dict[str, object] = {name: describe_model(model) for name, model in provenance["subjects"].items()}
     prompts = provenance["prompts"]
     return facts | {
         "prompts": f"{prompts['name']} ({prompts['hash']})" if prompts else "none",

@@ -178,5 +178,4 @@ def _project(classifier: "Classifier", tiles: TileSet, title: str) -> Float32[np
             stop = min(start + _BATCH, len(tiles))
             batches[start] = classifier.project([tiles.read(i) for i in range(start, stop)])
             advance(processes.count)
-    gathered = {start: batch for part in processes.gather(batches) for start, batch in part.items()}
-    return np.concatenate([gathered[start] for start in starts]).astype(np.float32)
+    return np.concatenate(processes.gather_by_key(batches)).astype(np.float32)

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float32
 
@@ -33,7 +32,15 @@ from clipit.studies.prompts.models import (
 )
 from clipit.studies.prompts.plots import plot_grid, plot_spread
 from clipit.studies.prompts.tables import Difference, prompt_chapters
-from clipit.studies.report import StudyRow, add_provenance, collect_provenance, prompt_columns, study_note, write_study
+from clipit.studies.report import (
+    StudyRow,
+    add_provenance,
+    collect_provenance,
+    describe_model,
+    prompt_columns,
+    study_note,
+    write_study,
+)
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
@@ -234,7 +241,6 @@ def _write(
     study: dict[str, object] = dict.fromkeys(SCHEMA.names)
     study |= {"split": "test", "tiles": len(test), "classes": len(test.classes), "metric": metric}
     frame = add_provenance(rows, {**study, "tiles_fingerprint": test.fingerprint, **process}, facts)
-    frame[list(METRICS)] = pd.DataFrame([row.scores for row in rows], dtype=object)[list(METRICS)]
     frame = frame[SCHEMA.names]
     plot_spread(frame, metric, folder / "prompts_spread.png")
     plot_grid(frame[frame.kind == "cell"], metric, folder / "prompts_grid.png")
@@ -253,11 +259,7 @@ def _write(
     provenance = {
         "split": f"test, {len(test)} labelled tiles, {len(test.classes)} classes",
         "tiles": test.fingerprint,
-        **{
-            name: f"{model['model']}, fingerprint {model['fingerprint']}, {model['pixels']} pixels, "
-            f"preprocessing {model['preprocess']}"
-            for name, model in facts.items()
-        },
+        **{name: describe_model(model) for name, model in facts.items()},
         "prompt sets": ", ".join(sorted({f"{row.prompts} ({row.prompts_hash})" for row in rows})),
         "screening": f"at most {options.screening_tiles} training tiles, no label read",
         "seed": options.seed,

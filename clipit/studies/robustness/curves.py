@@ -83,17 +83,15 @@ def _embed_perturbed(
 ) -> tuple[dict[str, Vectors], int]:
     """Model -> vectors of all tiles at one level, and the number of untouched tiles; shared among the processes."""
     processes, keys = get_processes(), tile_keys(tiles.ids.tolist())
-    starts = list(range(0, len(tiles), _CHUNK))
     computed: dict[int, tuple[dict[str, Vectors], int]] = {}
-    for start in processes.share(starts):
+    for start in processes.share(range(0, len(tiles), _CHUNK)):
         rows = np.arange(start, min(start + _CHUNK, len(tiles)))
         images, untouched = [np.asarray(tiles.read(row)).transpose(2, 0, 1) for row in rows], 0
         if level is not None:
             images, untouched = _perturb_images(images, name, level, keys[rows], seed)
         computed[start] = (_embed_images(models, images), untouched)
         advance(processes.count)
-    merged = {start: chunk for part in processes.gather(computed) for start, chunk in part.items()}
-    chunks = [merged[start] for start in starts]
+    chunks = processes.gather_by_key(computed)
     joined = {
         model.name: {
             reading: np.concatenate([vectors[model.name][reading] for vectors, _ in chunks])

@@ -120,7 +120,7 @@ def guard_rows(rows: Sequence[RobustnessRow]) -> Iterator[RobustnessRow]:
         for summary in summarise_guard(part):
             yield RobustnessRow(
                 what="guard", subject=subject, reading=reading, part="test", method=summary.method,
-                settings=summary.settings, metric=summary.metric, **vars(summary.errors),
+                settings=summary.settings, metric=summary.metric, errors=vars(summary.errors),
             )  # fmt: skip
 
 

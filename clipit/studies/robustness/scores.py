@@ -1,7 +1,7 @@
 """Rows of the robustness study: scores on test tiles and shifted sets, and calibration."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -54,7 +54,7 @@ class RobustnessRow(StudyRow):
         labels: Number of validation labels used.
         reliability: Bins of the reliability diagram.
         settings: Settings over which the guard's errors are counted.
-        cases: Number of adaptations; this and the following are fields of `GuardErrors`.
+        errors: Fields of `GuardErrors`.
     """
 
     what: str
@@ -84,17 +84,7 @@ class RobustnessRow(StudyRow):
     labels: int | None = None
     reliability: list[dict[str, int | float | None]] | None = None
     settings: str | None = None
-    cases: int | None = None
-    accepted: int | None = None
-    without_interval: int | None = None
-    harmful: int | None = None
-    let_through: int | None = None
-    helpful: int | None = None
-    refused: int | None = None
-    share_let_through: float | None = None
-    share_refused: float | None = None
-    change_always: float | None = None
-    change_guarded: float | None = None
+    errors: Mapping[str, float | int | None] = field(default_factory=dict)
 
 
 def score_row(

@@ -1,4 +1,4 @@
-"""Simulated sets of embeddings on which adaptation helps in some and harms in others."""
+"""Simulated sets of embeddings: adaptation helps on some and harms on others."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class World:
 
 
 def clear_world(texts_noise: float, seed: int = 0) -> World:
-    """Three classes in clouds that hardly touch, and texts more or less near the right ones: it should help."""
+    """Three well separated classes, and text embeddings near their centres: adaptation should help."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), 60)
     centres = rng.normal(size=(3, 64)) / 8
@@ -33,7 +33,7 @@ def clear_world(texts_noise: float, seed: int = 0) -> World:
 
 
 def misleading_world(seed: int = 0) -> World:
-    """Weak classes under a strong grouping that has nothing to do with them: it should harm."""
+    """Weak classes under a strong, unrelated grouping: adaptation should harm."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(3), 60)
     centres = rng.normal(size=(3, 64)) / 8
@@ -52,7 +52,7 @@ class Origin:
     training: np.ndarray
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
-        """Of the head."""
+        """Class probabilities of the head."""
         powers = np.exp(vectors @ self.weight.T - (self.means**2).sum(axis=1) / 2)
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
@@ -63,7 +63,7 @@ class Origin:
 
 
 def an_origin(rng: np.random.Generator, n_classes: int = 4, dim: int = 16, training: int = 600) -> Origin:
-    """Classes that overlap, as frequent as one another."""
+    """Overlapping classes of equal frequency."""
     means = 2.2 * rng.normal(size=(n_classes, dim)) / np.sqrt(dim / 4)
     empty = Origin(means, means, np.empty((0, dim)))
     return Origin(means, means, empty.draw(rng, training)[1])

@@ -1,4 +1,4 @@
-"""Made-up predictions and features for the tests of this room."""
+"""Simulated predictions and features for the tests of evaluation."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Adaptation against a slow reading of its formulas, where it helps and where it harms."""
+"""Adaptation against a slow reference, where it helps and where it harms."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndar
 
 
 @pytest.mark.parametrize("world", [clear_world(2.5, 1), misleading_world(1)])
-def test_transduction_is_what_its_formulas_say(world: World) -> None:
+def test_transduction_equals_a_slow_reference(world: World) -> None:
     np.testing.assert_allclose(transductive(world.ids, world.vectors, world.prior), slow_transductive(world), atol=1e-4)
 
 
@@ -53,7 +53,7 @@ def test_the_order_of_the_tiles_and_the_length_of_vectors_do_not_matter() -> Non
     np.testing.assert_allclose(once.sum(axis=1), 1, atol=1e-5)
 
 
-def test_it_helps_among_clear_classes_and_harms_under_another_grouping() -> None:
+def test_transduction_helps_for_clear_classes_and_harms_under_another_grouping() -> None:
     for seed in (0, 1, 3):
         world = clear_world(2.5, seed)
         assert world.score(transductive(world.ids, world.vectors, world.prior)) > world.score(world.prior) + 0.03
@@ -61,7 +61,7 @@ def test_it_helps_among_clear_classes_and_harms_under_another_grouping() -> None
         assert world.score(transductive(world.ids, world.vectors, world.prior)) < world.score(world.prior) - 0.2
 
 
-def test_feature_statistics_undo_a_shift_and_leave_dead_features() -> None:
+def test_feature_statistics_undo_a_shift_and_keep_constant_features() -> None:
     rng = np.random.default_rng(0)
     training = rng.normal(2.0, 3.0, (500, 6)).astype(np.float32)
     training[:, 5] = 1.0

@@ -1,4 +1,4 @@
-"""The guard: new mixtures of classes are no reason to adapt, other pictures are; and how its errors are counted."""
+"""The guard refuses where only class proportions differ and accepts changed images; its errors are counted."""
 
 import numpy as np
 import pandas as pd
@@ -35,11 +35,11 @@ def gain(origin: Origin, labels: np.ndarray, vectors: np.ndarray) -> float:
     return float(after.mean() - before.mean())
 
 
-def changed_pictures(origin: Origin, rng: np.random.Generator, vectors: np.ndarray) -> np.ndarray:
+def change_images(origin: Origin, rng: np.random.Generator, vectors: np.ndarray) -> np.ndarray:
     return vectors * 0.6 + 1.5 * rng.normal(size=vectors.shape[1])
 
 
-def test_the_misfit_is_what_its_formula_says() -> None:
+def test_the_misfit_equals_its_formula() -> None:
     """Against densities of scipy, with shares by a plain loop."""
     rng = np.random.default_rng(0)
     origin = an_origin(rng, 3, 5)
@@ -61,7 +61,7 @@ def test_the_misfit_is_what_its_formula_says() -> None:
 
 @pytest.mark.parametrize("shares", [None, [0.9, 0.1, 0, 0], [0, 0, 0, 1.0]])
 @pytest.mark.parametrize(("training", "n"), [(100, 400), (600, 30), (600, 400), (1000, 5000)])
-def test_it_is_about_1_in_any_mixture_of_the_classes(shares: list[float] | None, training: int, n: int) -> None:
+def test_the_misfit_is_about_1_for_any_class_proportions(shares: list[float] | None, training: int, n: int) -> None:
     """Also with few training tiles, whose means are wrong themselves."""
     rng = np.random.default_rng(n)
     found = []
@@ -72,7 +72,7 @@ def test_it_is_about_1_in_any_mixture_of_the_classes(shares: list[float] | None,
     assert 0.3 < float(np.mean(found)) < 2.5 and np.mean(np.array(found) >= MIN_MISFIT) <= 0.05
 
 
-def test_another_mixture_is_refused_where_adaptation_harms() -> None:
+def test_other_class_proportions_are_refused_where_adaptation_harms() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
         origin = an_origin(rng)
@@ -82,18 +82,18 @@ def test_another_mixture_is_refused_where_adaptation_harms() -> None:
         assert not verdict.accepted and "a mixture of the training classes explains their mean" in verdict.reason
 
 
-def test_other_pictures_are_accepted_where_adaptation_helps() -> None:
+def test_changed_images_are_accepted_where_adaptation_helps() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
         origin = an_origin(rng)
         labels, vectors = origin.draw(rng, 200)
-        vectors = changed_pictures(origin, rng, vectors)
+        vectors = change_images(origin, rng, vectors)
         verdict = judge_adaptation(mixture_of(origin), vectors)
         assert gain(origin, labels, vectors) > 0.04
         assert verdict.accepted and not verdict.reason and verdict.misfit >= MIN_MISFIT
 
 
-def test_the_guards_errors_over_simulated_targets_of_any_kind() -> None:
+def test_the_guard_is_useful_over_simulated_targets_of_any_kind() -> None:
     """Mixtures and pictures change, together or not: without the guard adaptation gains less than with it."""
     rng, cases = np.random.default_rng(3), []
     for _ in range(150):
@@ -101,7 +101,7 @@ def test_the_guards_errors_over_simulated_targets_of_any_kind() -> None:
         shares = rng.dirichlet(np.full(len(origin.means), rng.choice([0.3, 1.0, 50.0])))
         labels, vectors = origin.draw(rng, int(rng.choice([30, 100, 300])), shares)
         if rng.random() < 0.5:
-            vectors = changed_pictures(origin, rng, vectors)
+            vectors = change_images(origin, rng, vectors)
         change = gain(origin, labels, vectors)
         bound = (change, change) if abs(change) > 0.02 else (None, None)
         cases.append((judge_adaptation(mixture_of(origin), vectors).accepted, change, *bound))
@@ -113,7 +113,7 @@ def test_the_guards_errors_over_simulated_targets_of_any_kind() -> None:
     assert errors.change_guarded > max(errors.change_always, 0) + 0.02
 
 
-def test_a_small_difference_of_very_many_tiles_is_no_reason() -> None:
+def test_a_small_difference_is_refused_even_for_very_many_tiles() -> None:
     rng = np.random.default_rng(1)
     origin = an_origin(rng)
     _, vectors = origin.draw(rng, 20_000)
@@ -124,20 +124,23 @@ def test_a_small_difference_of_very_many_tiles_is_no_reason() -> None:
     ), "not 50 times"
 
 
-def test_dead_features_rare_classes_and_few_tiles() -> None:
+def test_constant_features_rare_classes_and_few_tiles() -> None:
     rng = np.random.default_rng(2)
     origin = an_origin(rng)
-    dead = np.concatenate([origin.training, np.ones((len(origin.training), 3))], axis=1)
+    constant = np.concatenate([origin.training, np.ones((len(origin.training), 3))], axis=1)
     predicted = origin.probabilities(origin.training)
     predicted[predicted.argmax(axis=1) == 2] = [0.9, 0.05, 0, 0.05]
-    found = fit_mixture(dead, predicted)
+    found = fit_mixture(constant, predicted)
     assert len(found.means) == 3
-    assert np.isfinite(judge_adaptation(found, dead[:40]).misfit) and not judge_adaptation(found, dead[:40]).accepted
+    assert (
+        np.isfinite(judge_adaptation(found, constant[:40]).misfit)
+        and not judge_adaptation(found, constant[:40]).accepted
+    )
     with pytest.raises(DataError, match="no class is predicted for 5 training tiles"):
-        fit_mixture(dead[:4], predicted[:4])
+        fit_mixture(constant[:4], predicted[:4])
     with pytest.raises(DataError, match="no tile to judge"):
-        judge_adaptation(found, dead[:0])
-    broken = dead.copy()
+        judge_adaptation(found, constant[:0])
+    broken = constant.copy()
     broken[3, 0] = np.nan
     with pytest.raises(DataError, match=r"(?s)vectors of 1 of 600 tiles are not finite.*the training split"):
         fit_mixture(broken, predicted)

@@ -32,7 +32,7 @@ def test_a_known_temperature_is_recovered(known: float) -> None:
     assert found.after == pytest.approx(grid[1], abs=1e-4)
 
 
-def test_scaling_mends_calibration_on_other_tiles_and_keeps_the_classes() -> None:
+def test_scaling_improves_calibration_on_other_tiles_and_keeps_the_predicted_classes() -> None:
     fitted = fit_temperature(*drawn(500, 3.0, 1))
     labels, before = drawn(3000, 3.0, 2)
     after = with_temperature(before, fitted.value)

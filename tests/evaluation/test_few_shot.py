@@ -1,4 +1,4 @@
-"""Episodes: the same draws whatever the order of rows, the interval, and honest blanks."""
+"""Few-shot episodes: reproducible draws, the interval, and undefined scores."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_more_shots_help_and_the_interval_is_that_of_the_mean() -> None:
     assert np.quantile(one.scores, 0.025) == pytest.approx(one.spread[0])
 
 
-def test_too_few_tiles_of_a_class_or_no_test_label_is_said() -> None:
+def test_too_few_tiles_of_a_class_and_no_test_label_are_reported() -> None:
     train, test = features_of(40, 3, seed=1), features_of(20, 3, seed=2, prefix="u")
     few = train.take((train.labels != 2) | (np.cumsum(train.labels == 2) <= 3))
     found = few_shot(few, test, 3, 4, 5)

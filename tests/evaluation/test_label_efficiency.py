@@ -1,4 +1,4 @@
-"""Nested label subsets: the same tiles as a training run sees, and shares that are not defined."""
+"""Label subsets: nested, the same tiles as in a training run, and undefined shares."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def as_tiles(train: Features, validation: Features) -> TileSet:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.35, 1.0])
-def test_the_subset_is_what_a_training_run_with_this_share_sees(share: float) -> None:
+def test_the_subset_equals_that_of_a_training_run(share: float) -> None:
     train, validation, _ = parts()
     hidden = hide_labels(as_tiles(train, validation), LabelsConfig(kind="fraction", value=share), 7)
     drawn = label_subset(train, validation, 3, share, 7)

@@ -95,7 +95,7 @@ def test_a_class_without_tiles_is_never_chosen_and_no_labels_are_an_error() -> N
             attempt()
 
 
-def test_features_that_cannot_be_used_are_named() -> None:
+def test_invalid_features_are_refused_and_named() -> None:
     tiles = features_of(4, 2)
     broken = tiles.vectors.copy()
     broken[2, 0] = np.inf

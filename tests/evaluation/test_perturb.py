@@ -1,4 +1,4 @@
-"""Perturbations against slow references, Pillow, and what must not change."""
+"""Perturbations against slow references and Pillow, and their invariants."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_the_neutral_level_changes_nothing(name: str) -> None:
     assert not found.untouched.any()
 
 
-def test_jpeg_is_near_the_tile_at_100_and_gets_worse() -> None:
+def test_jpeg_is_close_to_the_tile_at_100_and_gets_worse() -> None:
     height, width = np.mgrid[:64, :64]
     smooth = np.stack([128 + 60 * np.sin(height / 13), 128 + 50 * np.cos(width / 17), 90 + height]).astype(np.uint8)
     errors = [
@@ -86,7 +86,7 @@ def test_stain_jitter_against_a_slow_reference(name: str) -> None:
             np.testing.assert_allclose(changed[:, y, x], np.clip(expected, 0, 255), atol=0.51)
 
 
-def test_tiles_without_two_stains_are_left_and_counted() -> None:
+def test_tiles_without_two_stains_are_left_unchanged_and_counted() -> None:
     white = np.full((3, 32, 32), 250, np.uint8)
     black = np.zeros((3, 32, 32), np.uint8)
     one_colour = np.broadcast_to(np.array([180, 90, 160], np.uint8)[:, None, None], (3, 32, 32)).copy()

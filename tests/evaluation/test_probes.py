@@ -1,4 +1,4 @@
-"""eva's AdamW protocol, and label-efficiency curves. (`linear_probe` itself: test_zero_shot.py.)"""
+"""eva's AdamW protocol (`linear_probe` is tested in test_zero_shot.py)."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def arrays(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return features.vectors, features.labels
 
 
-def test_adamw_reaches_what_logistic_regression_reaches() -> None:
+def test_adamw_is_as_good_as_logistic_regression() -> None:
     train, valid, test = (features_of(n, 3, seed=n, spread=1.5) for n in (300, 100, 400))
     found = adamw_probe(*arrays(train), *arrays(valid), 3, steps=3000, learning_rate=3e-3, batch_size=64)
     model = LogisticRegression(C=1e4, max_iter=5000).fit(train.vectors, train.labels)
@@ -59,14 +59,14 @@ def test_adamw_stops_after_a_fifth_without_gain_and_keeps_the_best_step() -> Non
     assert best == found.validation_score
 
 
-def test_adamw_takes_exactly_the_steps_it_may() -> None:
+def test_adamw_takes_exactly_the_maximum_number_of_steps() -> None:
     train, valid = features_of(25, 2, seed=1), features_of(30, 2, seed=2)
     found = adamw_probe(*arrays(train), *arrays(valid), 2, steps=7, batch_size=5)
     assert found.steps == 7
     assert 5 <= found.step <= 7
 
 
-def test_adamw_gives_absent_classes_nothing_and_refuses_what_cannot_be_fitted() -> None:
+def test_adamw_gives_absent_classes_probability_0_and_refuses_too_few_labels() -> None:
     train, valid = features_of(40, 3, seed=1), features_of(30, 3, seed=2)
     absent = np.where(train.labels == 1, -1, train.labels).astype(np.int64)
     found = adamw_probe(train.vectors, absent, *arrays(valid), 3, steps=20)

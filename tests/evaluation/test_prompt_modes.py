@@ -1,4 +1,4 @@
-"""The modes of zero-shot, each against a plain loop over the same embeddings."""
+"""Prompt modes, each against a plain loop over the same embeddings."""
 
 import os
 from collections import Counter
@@ -59,7 +59,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum()
 
 
-def test_texts_and_their_places() -> None:
+def test_texts_and_their_indices() -> None:
     found = texts()
     assert found.classes == ORDER
     assert len(found.texts) == 6 * 3
@@ -74,7 +74,7 @@ def test_single_is_the_first_name_in_the_first_template() -> None:
     np.testing.assert_allclose(single(texts()), expected, atol=1e-6)
 
 
-def test_ensemble_is_a_hand_written_loop() -> None:
+def test_ensemble_equals_a_plain_loop() -> None:
     expected = []
     for owner in ORDER:
         total = np.zeros(6)
@@ -147,7 +147,7 @@ def slow_screening(found: TextVectors, rows: np.ndarray, images: np.ndarray, sca
     return scores
 
 
-def test_screening_is_the_plain_loop() -> None:
+def test_screening_equals_a_plain_loop() -> None:
     found, images = texts(), tiles(40)
     rows = candidates(found, 100, 0)
     expected = slow_screening(found, rows, images, 10.0)

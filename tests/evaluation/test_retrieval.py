@@ -40,7 +40,7 @@ def test_recall_equals_torchmetrics(partners: int) -> None:
     assert [score.random for score in recall_at(queries, gallery, pairs, (90, 200))] == [1.0, 1.0]
 
 
-def test_recall_is_plips_hit_rate_and_leaves_queries_without_partner_out() -> None:
+def test_recall_is_plips_hit_rate_and_drops_queries_without_partner() -> None:
     queries, gallery = features_of(30, 3, seed=1, prefix="q"), features_of(50, 3, seed=2, prefix="i")
     pairs = [(str(queries.ids[q]), str(gallery.ids[(7 * q) % 50])) for q in range(20)]
     found = recall_at(queries, gallery, pairs, (10,))[0]
@@ -105,7 +105,7 @@ def test_unlabelled_items_are_dropped_and_an_empty_gallery_is_reported() -> None
     assert class_match(blind, tiles, 2, (3,))[0].reason == "no labelled query"
 
 
-def test_few_items_are_judged_by_those_there_are() -> None:
+def test_small_galleries_are_scored_by_the_items_they_have() -> None:
     query = Features(np.array(["q"]), np.array([[1.0, 0.0]]), np.array([1]), np.array([""]))
     gallery = Features(np.array(["a", "b"]), np.array([[1.0, 0.1], [1.0, 0.2]]), np.array([1, 0]), np.array(["", ""]))
     assert [score.value for score in class_match(query, gallery, 2, (1, 2, 50))] == [1.0, 0.5, 0.5]

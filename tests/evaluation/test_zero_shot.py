@@ -46,7 +46,7 @@ def test_rows_follow_the_tiles_class_order() -> None:
         prompt_embeddings(PROMPTS, encode, classes=["a", "c"])
 
 
-def test_a_broken_encoder_is_named() -> None:
+def test_embeddings_without_direction_are_refused_and_named() -> None:
     def broken(texts: Sequence[str]) -> np.ndarray:
         rows = encode(texts)
         rows[3] = np.nan
@@ -56,7 +56,7 @@ def test_a_broken_encoder_is_named() -> None:
         prompt_embeddings(PROMPTS, broken)
 
 
-def test_probabilities() -> None:
+def test_probabilities_are_the_softmax_of_scaled_cosines() -> None:
     generator = np.random.default_rng(0)
     images, classes = generator.normal(size=(7, 5)), generator.normal(size=(3, 5))
     found = zero_shot_probabilities(images, classes, 10.0)

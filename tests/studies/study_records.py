@@ -1,4 +1,4 @@
-"""What every row of the three studies must carry; one list for all of them."""
+"""Provenance columns required in every row of the three studies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ FILLED = (
     "seed", "versions", "command",
 )  # fmt: skip
 PRESENT = ("prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit")
-"""Empty where they had no part in the figure, or there is no checkout."""
+"""May be empty: not used for the score, or not a checkout."""
 
 
 def lacking(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns that are not there, or empty in some row though they must not be."""
+    """Required columns that are missing, or empty in some row."""
     if not rows:
         return ["rows"]
     missing = [key for key in (*FILLED, *PRESENT) if key not in rows[0]]

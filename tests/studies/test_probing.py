@@ -1,4 +1,4 @@
-"""The probing job over a small world: every figure can be made again from what lies on disk."""
+"""The probing study on a small world: scores can be reproduced from the files on disk."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def test_every_model_has_every_probe_and_figures_can_be_made_again(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_every_model_has_every_probe_and_scores_can_be_reproduced(probed: tuple[ConfigFile, Path, Path]) -> None:
     file, run, folder = probed
     config = file.run
     subjects = {row["subject"] for row in rows_of(folder, what="knn")}
@@ -137,7 +137,7 @@ def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[
     assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in of_run)
 
 
-def test_features_that_saw_labels_say_so(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
+def test_features_that_saw_labels_are_marked(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
     _, run, folder = probed
     told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, what="few_shot")}
     assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
@@ -162,7 +162,7 @@ def test_features_that_saw_labels_say_so(probed: tuple[ConfigFile, Path, Path], 
         saw_labels(tmp_path)
 
 
-def test_classifier_features_are_those_that_its_head_reads(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_classifier_features_are_the_inputs_of_its_head(probed: tuple[ConfigFile, Path, Path]) -> None:
     file, run, _ = probed
     config = file.run
     workspace = Workspace(config)

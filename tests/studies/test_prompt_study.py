@@ -1,4 +1,4 @@
-"""The prompt study: its rows, its page, a student asked too, and what it refuses."""
+"""The prompt study: rows, page, students, and invalid configurations."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_every_way_of_asking_is_a_row(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+def test_every_prompt_variant_has_a_row(configure_file: Callable[..., ConfigFile], simple: str) -> None:
     config = configure_file(KEYS, name="ways", **{"prompt_study.simple": simple})
     workspace = Workspace(config.run)
     folder = study(config)
@@ -80,7 +80,7 @@ def test_every_way_of_asking_is_a_row(configure_file: Callable[..., ConfigFile],
     assert {name: ensemble[name] for name in expected} == pytest.approx(expected)
 
 
-def test_the_page_says_what_a_reader_needs(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+def test_the_page_has_tables_plots_and_notes(configure_file: Callable[..., ConfigFile], simple: str) -> None:
     config = configure_file(KEYS, name="page", **{"prompt_study.simple": simple, "note": "A note."})
     folder = study(config)
     text = (folder / "prompts.md").read_text(encoding="utf-8")
@@ -100,7 +100,9 @@ def test_the_page_says_what_a_reader_needs(configure_file: Callable[..., ConfigF
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_rich_minus_simple_is_written_as_numbers(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+def test_the_difference_of_rich_and_simple_prompts_is_written_to_json(
+    configure_file: Callable[..., ConfigFile], simple: str
+) -> None:
     config = configure_file(KEYS, name="numbers", **{"prompt_study.simple": simple})
     folder = study(config)
     told = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
@@ -130,7 +132,7 @@ def test_without_a_second_set_there_is_no_difference(configure_file: Callable[..
     assert json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["differences"] == []
 
 
-def test_every_row_carries_what_it_was_measured_on(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+def test_every_row_has_its_provenance(configure_file: Callable[..., ConfigFile], simple: str) -> None:
     config = configure_file(KEYS, name="record", **{"prompt_study.simple": simple})
     workspace = Workspace(config.run)
     rows = rows_of(study(config))
@@ -156,7 +158,7 @@ def test_cut_tokens_are_counted(configure_file: Callable[..., ConfigFile], simpl
     assert (ensemble["cut_texts"], ensemble["cut_tokens"]) == (1, 2)
 
 
-def test_the_same_again(configure_file: Callable[..., ConfigFile]) -> None:
+def test_the_study_is_reproducible_and_depends_on_the_seed(configure_file: Callable[..., ConfigFile]) -> None:
     config = configure_file(KEYS, name="again")
     first = rows_of(study(config))
     assert rows_of(study(config)) == first
@@ -164,7 +166,7 @@ def test_the_same_again(configure_file: Callable[..., ConfigFile]) -> None:
     assert rows_of(study(other)) != first
 
 
-def test_a_student_is_asked_in_the_space_it_was_taught(
+def test_a_student_is_scored_in_the_space_it_was_trained_in(
     configure_file: Callable[..., ConfigFile], tmp_path: Path
 ) -> None:
     config = configure_file(KEYS, name="asked", output=tmp_path, arm="clip_it_all", **{"training.steps": 2})
@@ -191,7 +193,7 @@ def test_a_student_without_text_is_refused(configure_file: Callable[..., ConfigF
         study(config, tmp_path / "nowhere")
 
 
-def test_what_it_refuses(configure_file: Callable[..., ConfigFile], world: dict[str, Any]) -> None:
+def test_invalid_prompt_sets_are_refused(configure_file: Callable[..., ConfigFile], world: dict[str, Any]) -> None:
     def refused(**keys: Any) -> None:
         config = configure_file(KEYS | keys, name="refused")
         study(config)

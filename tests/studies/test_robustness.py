@@ -1,4 +1,4 @@
-"""The robustness job over a small world: figures can be made again, processes agree, errors are clear."""
+"""The robustness study on a small world: scores can be reproduced, processes agree, errors are clear."""
 
 import csv
 import json
@@ -264,7 +264,7 @@ def test_two_processes_write_the_same_rows(
         assert row["value"] is None or row["value"] == pytest.approx(one[key]["value"], abs=1e-4)
 
 
-def test_what_cannot_be_measured_is_refused(
+def test_invalid_runs_and_shifted_sets_are_refused(
     measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
     file, runs, _ = measured

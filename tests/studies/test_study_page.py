@@ -1,4 +1,4 @@
-"""Pages of the studies: one description for Markdown and HTML, and what stands beside every row."""
+"""Reports of the studies: the same content in Markdown and HTML, and provenance in every row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +61,14 @@ def test_cells_are_pivoted_in_order_of_appearance_and_missing_ones_are_empty() -
     assert headings == [5, 1] and lines == [["b", "0.5", "None"], ["a", "", "0.25"]]
 
 
-def test_undefined_figures_are_listed_once_or_not_at_all() -> None:
+def test_undefined_values_are_listed_once_or_not_at_all() -> None:
     assert undefined_chapter([], "x") == []
     (chapter,) = undefined_chapter([("b", "y"), ("a", "x"), ("b", "y")], "x")
     (table,) = chapter.parts
     assert isinstance(table, Table) and list(table.rows) == [("a", "x"), ("b", "y")]
 
 
-def test_markdown_page_and_table_hold_the_same(tmp_path: Path) -> None:
+def test_markdown_page_and_table_have_the_same_content(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
     scores = Table(("model", "score"), [("<b>", None), ("c | d", "0.5")], caption="Scores", source="x.parquet: value")
     parts = [Text("Words."), scores, Plot("dot.png", "A dot", "x.parquet: dot")]

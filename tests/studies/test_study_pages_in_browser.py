@@ -1,4 +1,4 @@
-"""The pages of the three studies in a real headless browser: made by the studies themselves, over the small world."""
+"""Pages of the three studies, written by the studies themselves, in a headless browser."""
 
 import html
 import re
@@ -66,7 +66,7 @@ def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
         ("robustness", 3, "adaptation", "what"),
     ],
 )
-def test_a_studys_page_is_whole_alone_and_can_be_filtered(
+def test_a_studys_page_is_self_contained_and_can_be_filtered(
     folders: dict[str, Path], tmp_path: Path, name: str, pictures: int, words: str, column: str
 ) -> None:
     text = (folders[name] / f"{name}.html").read_text(encoding="utf-8")

@@ -25,13 +25,13 @@ _MIN_PRIOR = 1e-6
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and standard deviation of each feature; made by `compute_statistics`."""
+    """Mean and standard deviation of each feature; made by `compute_feature_statistics`."""
 
     mean: Float64[np.ndarray, " d"]
     std: Float64[np.ndarray, " d"]
 
 
-def compute_statistics(vectors: Float[np.ndarray, "n d"], role: str = "target") -> FeatureStatistics:
+def compute_feature_statistics(vectors: Float[np.ndarray, "n d"], role: str = "target") -> FeatureStatistics:
     """Mean and standard deviation of each feature.
 
     Args:

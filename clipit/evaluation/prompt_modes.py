@@ -152,7 +152,7 @@ def sampled_scores(
     return [compute_metrics(labels, zero_shot_probabilities(tiles, texts.vectors[row], logit_scale)) for row in rows]
 
 
-def summarise(values: Sequence[float | None]) -> ScoreSummary | None:
+def summarise_scores(values: Sequence[float | None]) -> ScoreSummary | None:
     """Median, quartiles and extremes of scores; None if there are none or one of them is undefined."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):

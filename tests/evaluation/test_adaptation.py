@@ -5,7 +5,7 @@ import pytest
 from adaptation_worlds import World, clear_world, misleading_world
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, compute_statistics, transductive
+from clipit.evaluation.adaptation import align_statistics, compute_feature_statistics, transductive
 
 
 def slow_transductive(world: World, iterations: int = 10, k: int = 3) -> np.ndarray:
@@ -66,9 +66,9 @@ def test_feature_statistics_undo_a_shift_and_keep_constant_features() -> None:
     training = rng.normal(2.0, 3.0, (500, 6)).astype(np.float32)
     training[:, 5] = 1.0
     shifted = training * 0.5 - 4.0
-    moved = align_statistics(shifted, compute_statistics(shifted), compute_statistics(training))
+    moved = align_statistics(shifted, compute_feature_statistics(shifted), compute_feature_statistics(training))
     np.testing.assert_allclose(moved, training, atol=1e-3)
-    same = compute_statistics(training)
+    same = compute_feature_statistics(training)
     np.testing.assert_allclose(align_statistics(training, same, same), training, atol=1e-5)
 
 
@@ -77,7 +77,7 @@ def test_few_tiles_and_empty_vectors_are_refused() -> None:
     with pytest.raises(DataError, match="needs 20 target tiles; there are 19"):
         transductive(world.ids[:19], world.vectors[:19], world.prior[:19])
     with pytest.raises(DataError, match="needs 20 target tiles"):
-        compute_statistics(world.vectors[:5])
+        compute_feature_statistics(world.vectors[:5])
     vectors = world.vectors.copy()
     vectors[7] = 0
     with pytest.raises(DataError, match=f"length 0 or not finite: {world.ids[7]}"):

@@ -7,7 +7,7 @@ from adaptation_worlds import Origin, an_origin
 from scipy.stats import multivariate_normal
 
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, compute_statistics
+from clipit.evaluation.adaptation import align_statistics, compute_feature_statistics
 from clipit.evaluation.adaptation_guard import (
     MAX_TILES,
     MIN_MISFIT,
@@ -30,7 +30,7 @@ def outcomes(*cases: tuple[bool, float, float | None, float | None]) -> pd.DataF
 
 def gain(origin: Origin, labels: np.ndarray, vectors: np.ndarray) -> float:
     """Of accuracy, by feature statistics."""
-    moved = align_statistics(vectors, compute_statistics(vectors), compute_statistics(origin.training))
+    moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(origin.training))
     before, after = (origin.probabilities(found).argmax(axis=1) == labels for found in (vectors, moved))
     return float(after.mean() - before.mean())
 
@@ -147,7 +147,7 @@ def test_constant_features_rare_classes_and_few_tiles() -> None:
     with pytest.raises(DataError, match=r"(?s)vectors of 1 of 40 tiles are not finite.*the target tiles"):
         judge_adaptation(found, broken[:40])
     with pytest.raises(DataError, match=r"(?s)vectors of 1 of 600 tiles are not finite.*the training tiles"):
-        compute_statistics(broken, "training")
+        compute_feature_statistics(broken, "training")
 
 
 def test_guard_errors_are_shares_of_the_harmful_and_of_the_helpful() -> None:

@@ -16,7 +16,7 @@ from clipit.evaluation.prompt_modes import (
     screened,
     screening_scores,
     single,
-    summarise,
+    summarise_scores,
 )
 from clipit.evaluation.zero_shot import (
     TextVectors,
@@ -112,7 +112,7 @@ def test_sampled_scores_and_their_summary() -> None:
         accuracies.append(right / 60)
     scores = sampled_scores(found, rows, images, labels, 10.0)
     np.testing.assert_allclose([score["accuracy"] for score in scores], accuracies)
-    result = summarise([score["accuracy"] for score in scores])
+    result = summarise_scores([score["accuracy"] for score in scores])
     assert result is not None and len(scores) == 25
     assert result.median == pytest.approx(np.median(accuracies))
     assert (result.lower, result.upper) == pytest.approx(tuple(np.percentile(accuracies, (25, 75))))
@@ -120,8 +120,8 @@ def test_sampled_scores_and_their_summary() -> None:
 
 
 def test_an_undefined_score_has_no_summary() -> None:
-    assert summarise([0.5, None]) is None
-    assert summarise([]) is None
+    assert summarise_scores([0.5, None]) is None
+    assert summarise_scores([]) is None
 
 
 def test_all_candidates_when_they_are_few_enough() -> None:

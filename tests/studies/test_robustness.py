@@ -20,7 +20,7 @@ from tiny_models import MakeConfig, MakeFile, with_run
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import align_statistics, compute_statistics
+from clipit.evaluation.adaptation import align_statistics, compute_feature_statistics
 from clipit.evaluation.adaptation_guard import fit_mixture, judge_adaptation
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.perturb import perturb
@@ -29,7 +29,7 @@ from clipit.models.inference import load_classifier
 from clipit.runs.train import train_run
 from clipit.studies.robustness.adaptation import draw_batches
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, summarise_guard
-from clipit.studies.robustness.models import embed_tiles, load_run_model, sample_tiles
+from clipit.studies.robustness.models import compute_vectors, load_run_model, sample_tiles
 from clipit.studies.robustness.study import MAX_TRAINING_TILES, measure_robustness
 from clipit.tiles.augment import tile_keys
 from clipit.workspace.workspace import Workspace
@@ -84,7 +84,10 @@ def test_readouts_match_the_stored_predictions(measured: tuple[ConfigFile, list[
     workspace = Workspace(config)
     for run in runs:
         subject, test = load_run_model(workspace, run, run.name), workspace.all_tiles.of_split("test")
-        vectors, written = embed_tiles(subject, test, config, workspace), read_predictions(run / "predictions.parquet")
+        vectors, written = (
+            compute_vectors(subject, test, config, workspace),
+            read_predictions(run / "predictions.parquet"),
+        )
         order = {name: row for row, name in enumerate(written.ids.tolist())}
         rows = [order[name] for name in test.ids.tolist()]
         np.testing.assert_allclose(subject.readouts["head"](vectors["head"]), written.probabilities[rows], atol=1e-4)
@@ -162,8 +165,8 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
     images = [Image.fromarray(tile.transpose(1, 2, 0)) for tile in changed]
     vectors = subject.forward(np.stack([subject.preprocess.pixels(image) for image in images]))["head"]
     training = sample_tiles(workspace.all_tiles.of_split("train"), MAX_TRAINING_TILES, labelled=False)
-    seen = embed_tiles(subject, training, config, workspace)["head"]
-    moved = align_statistics(vectors, compute_statistics(vectors), compute_statistics(seen))
+    seen = compute_vectors(subject, training, config, workspace)["head"]
+    moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(seen))
     before, after = (subject.readouts["head"](found) for found in (vectors, moved))
     scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
     (row,) = rows_of(folder, what="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, reading="head")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clipit.evaluation.prompt_modes import summarise
+from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.prompts.prompt_grid import fill_template
 from clipit.reporting.plots import COLOURS, in_style, new_figure, save_plot
 from clipit.reporting.tables import LABELS
@@ -32,7 +32,7 @@ def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
     for place, (_, part) in enumerate(groups):
         part = part[part[metric].notna()]
         for kind, (colour, offset, _) in _BOXES.items():
-            summary = summarise(part[metric][part.kind == kind].tolist())
+            summary = summarise_scores(part[metric][part.kind == kind].tolist())
             if summary:
                 y, width = place + offset, summary.upper - summary.lower
                 axes.plot([summary.lowest, summary.highest], [y, y], color="black", linewidth=1, marker="|")

@@ -31,7 +31,7 @@ from clipit.studies.prompts.models import (
     select_tiles,
 )
 from clipit.studies.prompts.plots import plot_grid, plot_spread
-from clipit.studies.prompts.tables import Difference, prompt_chapters
+from clipit.studies.prompts.tables import PromptDifference, prompt_chapters
 from clipit.studies.report import (
     StudyRow,
     add_provenance,
@@ -208,7 +208,7 @@ def _grid_rows(task: _Task, options: PromptStudyConfig) -> Iterator[PromptRow]:
         )  # fmt: skip
 
 
-def _compute_differences(tasks: Sequence[_Task], config: RunConfig) -> list[Difference]:
+def _compute_differences(tasks: Sequence[_Task], config: RunConfig) -> list[PromptDifference]:
     """Rich minus simple prompts, both as ensembles, per model and score, with a paired bootstrap over test tiles."""
     resamples, seed = config.evaluation.bootstrap, config.seed
     differences = []
@@ -217,7 +217,7 @@ def _compute_differences(tasks: Sequence[_Task], config: RunConfig) -> list[Diff
             continue
         scores = paired_bootstrap([(_predict(simple), _predict(rich))], METRICS, resamples, seed)
         differences += [
-            Difference(
+            PromptDifference(
                 subject=rich.model.name, simple=simple.prompts.name, simple_hash=simple.prompts.hash,
                 rich=rich.prompts.name, rich_hash=rich.prompts.hash, metric=name,
                 value=score.value, low=score.interval.low, high=score.interval.high, reason=score.interval.reason,

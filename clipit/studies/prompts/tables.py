@@ -6,7 +6,7 @@ from statistics import mean
 
 import pandas as pd
 
-from clipit.evaluation.prompt_modes import summarise
+from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.reporting.html import Rows, Table, Text, facts_table
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
 from clipit.studies.report import Chapter, Plot, iter_groups, iter_rows, pivot_cells
@@ -21,7 +21,7 @@ _REPORTED_ONLY = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class PromptDifference:
     """Score with rich prompts minus score with simple prompts, for one model and metric.
 
     Attributes:
@@ -31,7 +31,7 @@ class Difference:
         rich: Name of the rich prompt set.
         rich_hash: Hash of the rich prompt set.
         metric: Name of the score.
-        value: Difference; None if undefined.
+        value: PromptDifference; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
         reason: Why the difference or its interval is undefined.
@@ -59,7 +59,7 @@ def prompt_chapters(
     frame: pd.DataFrame,
     metric: str,
     undefined: str,
-    differences: Sequence[Difference],
+    differences: Sequence[PromptDifference],
     provenance: Mapping[str, object],
 ) -> list[Chapter]:
     """Prompt modes, simple against rich prompts, the grid of wordings, truncated texts, and provenance.
@@ -120,7 +120,7 @@ def _mode_table(scores: pd.DataFrame, column: str) -> Table:
     return Table(header, lines, source=f"{column}, kind = mode or draw", left=3)
 
 
-def _difference_table(differences: Sequence[Difference], metric: str) -> Table:
+def _difference_table(differences: Sequence[PromptDifference], metric: str) -> Table:
     lines = []
     for row in differences:
         bounds = None if row.low is None or row.high is None else (row.low, row.high)
@@ -141,7 +141,7 @@ def _grid_summary(cells: pd.DataFrame, column: str) -> Table:
 
 def _summary_cells(scores: Sequence[float | None]) -> list[str]:
     """Median, quartiles, range, and width of the range."""
-    summary = summarise(scores)
+    summary = summarise_scores(scores)
     if summary is None:
         return [UNDEFINED, "", "", ""]
     quartiles, extremes = interval(summary.lower, summary.upper), interval(summary.lowest, summary.highest)

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
-from clipit.evaluation.adaptation import MIN_TILES, align_statistics, compute_statistics, transductive
+from clipit.evaluation.adaptation import MIN_TILES, align_statistics, compute_feature_statistics, transductive
 from clipit.evaluation.adaptation_guard import TrainingMixture, fit_mixture, judge_adaptation
 from clipit.studies.robustness.models import ZERO_SHOT_READING, MeasuredModel, Readout, Vectors
 from clipit.studies.robustness.scores import PartVectors, RobustnessRow, compute_score, score_row
@@ -141,7 +141,7 @@ class _Adaptation:
         """Class probabilities with adaptation."""
         if self.method == "transductive":
             return transductive(tiles.ids, vectors, before)
-        target, training = compute_statistics(vectors), compute_statistics(self.training, "training")
+        target, training = compute_feature_statistics(vectors), compute_feature_statistics(self.training, "training")
         return self.readout(align_statistics(vectors, target, training))
 
 

@@ -133,7 +133,7 @@ def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | N
     return MeasuredModel("VLM", vlm.preprocess, forward, dims, readouts, fingerprint, facts)
 
 
-def embed_tiles(model: MeasuredModel, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
+def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
     """The model's vectors of tiles, cached on disk and shared among the processes."""
     readings = list(model.dims)
     edges = np.cumsum([model.dims[reading] for reading in readings])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -9,12 +10,12 @@ from jaxtyping import Float, Float32, Float64
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
-from clipit.evaluation.calibration import MEASURES, Temperature, fit_temperature, weighted_calibration, with_temperature
+from clipit.evaluation.calibration import MEASURES, fit_temperature, weighted_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.studies.report import StudyRow
-from clipit.studies.robustness.models import HEAD, ZERO_SHOT_READING, MeasuredModel, Vectors, embed_tiles
+from clipit.studies.robustness.models import HEAD, ZERO_SHOT_READING, MeasuredModel, Vectors, compute_vectors
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
@@ -159,7 +160,7 @@ def shifted_rows(
 def embed_for_calibration(config: RunConfig, workspace: Workspace, model: MeasuredModel) -> Vectors:
     """The model's vectors of all validation tiles followed by all test tiles; every process takes part."""
     tiles = workspace.all_tiles
-    parts = [embed_tiles(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
+    parts = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
     return {reading: np.concatenate([part[reading] for part in parts]) for reading in model.readouts}
 
 
@@ -175,7 +176,7 @@ def calibration_rows(
         vlm_vectors: Vectors of the VLM from `embed_for_calibration`; None for a run.
     """
     if model.run is not None:
-        predictions = _read_run_predictions(model)
+        predictions = _read_run_predictions(model.run, model)
     else:
         predictions = _predict_vlm(config, workspace, model, vlm_vectors or {})
     fingerprint = workspace.all_tiles.of_split("test").fingerprint  # all test tiles, not a sample
@@ -189,7 +190,7 @@ def calibration_rows(
         before = replace(row, state="before", level=1.0, reliability=reliability_bins(test.labels, test.probabilities))
         yield from _measure_calibration(before, config, test, test.probabilities, None)
         try:
-            fitted: Temperature = fit_temperature(validation.labels, validation.probabilities)
+            fitted = fit_temperature(validation.labels, validation.probabilities)
         except DataError as error:
             reason = str(error).splitlines()[0]
             for measure in MEASURES:
@@ -200,10 +201,8 @@ def calibration_rows(
         yield from _measure_calibration(after, config, test, scaled, test.probabilities)
 
 
-def _read_run_predictions(model: MeasuredModel) -> dict[str, Predictions]:
-    if model.run is None:
-        return {}
-    predictions = read_predictions(model.run / "predictions.parquet")
+def _read_run_predictions(run: Path, model: MeasuredModel) -> dict[str, Predictions]:
+    predictions = read_predictions(run / "predictions.parquet")
     tables = {HEAD: predictions}
     if predictions.zero_shot is not None and ZERO_SHOT_READING in model.readouts:
         tables[ZERO_SHOT_READING] = replace(predictions, probabilities=predictions.zero_shot, zero_shot=None)

@@ -23,7 +23,7 @@ from clipit.studies.robustness.guard_errors import guard_rows, summarise_guard, 
 from clipit.studies.robustness.models import (
     ZERO_SHOT_READING,
     MeasuredModel,
-    embed_tiles,
+    compute_vectors,
     load_run_model,
     load_vlm_model,
     sample_tiles,
@@ -76,9 +76,9 @@ def measure_robustness(
     references = {}
     for model in models:
         if robustness.adaptation:
-            references[model.name] = fit_reference(model, embed_tiles(model, training, config, workspace))
+            references[model.name] = fit_reference(model, compute_vectors(model, training, config, workspace))
         for part, tiles in parts.items():
-            vectors[model.name, part] = embed_tiles(model, tiles, config, workspace)
+            vectors[model.name, part] = compute_vectors(model, tiles, config, workspace)
     vlm_vectors = {m.name: embed_for_calibration(config, workspace, m) for m in models if m.run is None}
     logger.info(f"perturbing {len(parts['test'])} test tiles for {', '.join(model.name for model in models)}")
     rows = curve_rows(config, robustness, parts["test"], models, references)

@@ -93,11 +93,6 @@ class Processes:
         merged = {start: result for part in self.gather(results) for start, result in part.items()}
         return [merged[start] for start in starts]
 
-    def gather_by_key(self, results: dict[int, T]) -> list[T]:
-        """Results of all processes, sorted by key (such as the first row of a batch), in all of them."""
-        merged = {key: result for part in self.gather(results) for key, result in part.items()}
-        return [merged[key] for key in sorted(merged)]
-
 
 def check_launch(count: int) -> None:
     """Check that the launcher started the requested number of processes.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.evaluation.neighbours import nearest_rows
 from clipit.evaluation.zero_shot import unit_rows
@@ -60,7 +60,7 @@ def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
     bad = int((~np.isfinite(vectors).all(axis=1)).sum())
     if bad:
         what = f"vectors of {bad} of {len(vectors)} tiles are not finite"
-        raise DataError(explain(what, where=where, fix="check these images and the model's weights"))
+        raise DataError(what, where=where, fix="check these images and the model's weights")
 
 
 def align_statistics(
@@ -190,9 +190,7 @@ def _softmax(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
 def _require_tiles(n: int, role: str = "target") -> None:
     if n < MIN_TILES:
         raise DataError(
-            explain(
-                f"adaptation needs {MIN_TILES} {role} tiles; there are {n}",
-                where=f"the {role} tiles",
-                fix=f"give more {role} tiles, or disable adaptation",
-            )
+            f"adaptation needs {MIN_TILES} {role} tiles; there are {n}",
+            where=f"the {role} tiles",
+            fix=f"give more {role} tiles, or disable adaptation",
         )

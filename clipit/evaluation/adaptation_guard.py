@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.adaptation import check_finite
 
 MIN_MISFIT = 8.0
@@ -80,11 +80,9 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
     kept = np.flatnonzero(counts >= MIN_CLASS_TILES)
     if not len(kept):
         raise DataError(
-            explain(
-                f"no class is predicted for {MIN_CLASS_TILES} training tiles",
-                where="the training split",
-                fix="give more training tiles (they need no label)",
-            )
+            f"no class is predicted for {MIN_CLASS_TILES} training tiles",
+            where="the training split",
+            fix="give more training tiles (they need no label)",
         )
     rows = training.astype(np.float64)
     means = np.stack([rows[classes == c].mean(axis=0) for c in kept])
@@ -113,7 +111,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
         DataError: There is no tile, or a feature is not finite.
     """
     if not len(vectors):
-        raise DataError(explain("no tile to judge an adaptation by", where="the target tiles", fix="give some tiles"))
+        raise DataError("no tile to judge an adaptation by", where="the target tiles", fix="give some tiles")
     check_finite(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ mixture.whitening
     proportions = _estimate_proportions(mixture, x)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.metrics import expected_calibration_error
 from clipit.evaluation.predictions import softmax
 
@@ -53,11 +53,9 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     labels, logits = labels[known], _to_logits(probabilities[known])
     if len(labels) < MIN_LABELS:
         raise DataError(
-            explain(
-                f"a temperature needs {MIN_LABELS} validation labels; there are {len(labels)}",
-                where="tiles.labels",
-                fix="label more validation tiles, or skip calibration",
-            )
+            f"a temperature needs {MIN_LABELS} validation labels; there are {len(labels)}",
+            where="tiles.labels",
+            fix="label more validation tiles, or skip calibration",
         )
 
     def loss(log_temperature: float) -> float:
@@ -70,12 +68,10 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
     best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
     if min(best - low, high - best) < 1e-2:
         raise DataError(
-            explain(
-                f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss: on the {len(labels)} "
-                f"validation labels it keeps falling towards {np.exp(best):.3g}",
-                where="validation predictions",
-                fix="this happens when all tiles are predicted correctly, or no better than chance: label more tiles",
-            )
+            f"no temperature between {_RANGE[0]:g} and {_RANGE[1]:g} minimises the loss: on the {len(labels)} "
+            f"validation labels it keeps falling towards {np.exp(best):.3g}",
+            where="validation predictions",
+            fix="this happens when all tiles are predicted correctly, or no better than chance: label more tiles",
         )
     return Temperature(float(np.exp(best)), len(labels), loss(0.0), loss(best))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,14 @@ class Features:
     def __post_init__(self) -> None:
         lengths = {len(self.ids), len(self.vectors), len(self.labels), len(self.groups)}
         if len(lengths) > 1:
-            raise DataError(explain(f"ids, vectors, labels and groups of different lengths: {sorted(lengths)}"))
+            raise DataError(f"ids, vectors, labels and groups of different lengths: {sorted(lengths)}")
         if len(np.unique(self.ids)) < len(self.ids):
-            raise DataError(explain("duplicate ids among features", fix="give every tile its own id"))
+            raise DataError("duplicate ids among features", fix="give every tile its own id")
         bad = ~np.isfinite(self.vectors).all(axis=1)
         if bad.any():
             raise DataError(
-                explain(
-                    f"features that are not finite: {shortlist(self.ids[bad].tolist())}",
-                    fix="check the model's precision (fp16 can overflow)",
-                )
+                f"features that are not finite: {shortlist(self.ids[bad].tolist())}",
+                fix="check the model's precision (fp16 can overflow)",
             )
 
     def __len__(self) -> int:

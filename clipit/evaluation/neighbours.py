@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.evaluation.predictions import softmax
 from clipit.stores.embed import unit
@@ -162,5 +162,5 @@ def _top_k(scores: Float32[np.ndarray, " m"], k: int) -> Int64[np.ndarray, " bes
 def _require_labels(train: Features) -> Features:
     train = train.labelled()
     if not len(train):
-        raise DataError(explain("no training tile has a label", where="tiles.labels", fix="label some tiles"))
+        raise DataError("no training tile has a label", where="tiles.labels", fix="label some tiles")
     return train

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8, UInt64
 
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.tiles.augment import uniform
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -66,11 +66,9 @@ def perturb(
     """
     if name not in PERTURBATIONS:
         raise ConfigError(
-            explain(
-                f"unknown perturbation {name}",
-                where="robustness.perturbations",
-                fix=f"use one of {', '.join(PERTURBATIONS)}",
-            )
+            f"unknown perturbation {name}",
+            where="robustness.perturbations",
+            fix=f"use one of {', '.join(PERTURBATIONS)}",
         )
     return PERTURBATIONS[name].function(pixels, float(level), 2 * uniform(keys, seed, 0)[:, :6] - 1)
 

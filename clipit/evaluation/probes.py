@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.metrics import confusion_matrix, confusion_scores
 from clipit.evaluation.predictions import softmax
 
@@ -104,7 +104,7 @@ def linear_probe(
         if best is None or losses[strength] < losses[best.strength]:
             best = probe
     if best is None:
-        raise DataError(explain("the grid of strengths is empty", fix="give at least one value of C"))
+        raise DataError("the grid of strengths is empty", fix="give at least one value of C")
     return best
 
 
@@ -186,12 +186,10 @@ def adamw_probe(
 def _require_labels(present: Int64[np.ndarray, " k"], validation_labels: Int64[np.ndarray, " m"]) -> None:
     if len(present) < 2 or not len(validation_labels):
         raise DataError(
-            explain(
-                f"a linear probe needs training labels of two classes and validation labels; "
-                f"there are {len(present)} classes and {len(validation_labels)} validation labels",
-                where="tiles.labels",
-                fix="label more tiles",
-            )
+            f"a linear probe needs training labels of two classes and validation labels; "
+            f"there are {len(present)} classes and {len(validation_labels)} validation labels",
+            where="tiles.labels",
+            fix="label more tiles",
         )
 
 
@@ -199,7 +197,7 @@ def _labelled(
     features: Float[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "k d"], Int64[np.ndarray, " k"]]:
     if not np.isfinite(features).all():
-        raise DataError(explain("features that are not finite", fix="check the VLM's precision (fp16 can overflow)"))
+        raise DataError("features that are not finite", fix="check the VLM's precision (fp16 can overflow)")
     return features[labels >= 0].astype(np.float64), labels[labels >= 0]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import TextVectors, unit_rows, zero_shot_probabilities
@@ -82,9 +82,7 @@ def screening_scores(
         DataError: There is no tile, or an embedding is zero or not finite.
     """
     if not len(tiles):
-        raise DataError(
-            explain("no tiles to screen prompts with", where="prompt_study", fix="give some training tiles")
-        )
+        raise DataError("no tiles to screen prompts with", where="prompt_study", fix="give some training tiles")
     total = np.zeros(len(rows))
     for start in range(0, len(tiles), _BLOCK):
         block = tiles[start : start + _BLOCK].astype(np.float64)
@@ -128,11 +126,9 @@ def screened(
     outside = np.unique(splits[splits != "train"]).tolist()
     if outside:
         raise DataError(
-            explain(
-                f"prompts screened with tiles of the split {', '.join(outside)}",
-                where="prompt_study",
-                fix="give training tiles only: what is chosen on tiles must not be reported on them",
-            )
+            f"prompts screened with tiles of the split {', '.join(outside)}",
+            where="prompt_study",
+            fix="give training tiles only: what is chosen on tiles must not be reported on them",
         )
     rows = candidates(texts, limit, seed)
     scores = screening_scores(texts, rows, tiles, logit_scale)

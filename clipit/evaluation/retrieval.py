@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.evaluation.features import Features, class_counts
 from clipit.evaluation.neighbours import class_votes, nearest_rows
 
@@ -62,9 +62,7 @@ def recall_at(
     """
     shared = np.intersect1d(queries.ids, gallery.ids)
     if len(shared):
-        raise DataError(
-            explain(f"queries and gallery share ids: {shortlist(shared.tolist())}", fix="rename one of them")
-        )
+        raise DataError(f"queries and gallery share ids: {shortlist(shared.tolist())}", fix="rename one of them")
     row_of = {str(name): row for row, name in enumerate(gallery.ids)}
     query_of = {str(name): row for row, name in enumerate(queries.ids)}
     partners: dict[int, set[int]] = {}
@@ -75,7 +73,7 @@ def recall_at(
             continue
         partners.setdefault(query_of[query_id], set()).add(row_of[item_id])
     if unknown:
-        raise DataError(explain(f"{len(unknown)} pairs name unknown ids: {shortlist(unknown)}", fix="correct the ids"))
+        raise DataError(f"{len(unknown)} pairs name unknown ids: {shortlist(unknown)}", fix="correct the ids")
     if not partners:
         return [RetrievalScore("recall", k, None, None, 0, len(gallery), "no true pair") for k in at]
     order = sorted(partners)

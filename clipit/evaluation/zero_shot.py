@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.evaluation.predictions import softmax
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, check_classes
 from clipit.stores.embed import unit
@@ -143,9 +143,7 @@ def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[
     if bad.any():
         which = shortlist([names[i] for i in np.flatnonzero(bad).tolist()])
         raise DataError(
-            explain(
-                f"embeddings of length 0 or not finite: {which}",
-                fix="check the VLM's precision (fp16 can overflow), and that the mean is not that of these same texts",
-            )
+            f"embeddings of length 0 or not finite: {which}",
+            fix="check the VLM's precision (fp16 can overflow), and that the mean is not that of these same texts",
         )
     return unit(rows)

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.run import BackboneConfig, RunConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, ModelError, explain
+from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.evaluation.features import Features
 from clipit.runs.folder import read_training
 from clipit.stores.embed import Store, embed_tiles, write_shards
@@ -94,11 +94,9 @@ def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> F
     backbone = load_backbone(BackboneConfig(**keys), get_processes().device)
     if backbone.preprocess.hash != spec.preprocess.hash:
         raise ModelError(
-            explain(
-                "the classifier's folder describes a different preprocessing from the one used in training",
-                where=folder,
-                fix="export it again",
-            )
+            "the classifier's folder describes a different preprocessing from the one used in training",
+            where=folder,
+            fix="export it again",
         )
     facts = run_facts(run) | {"features_saw_labels": saw_labels(run)}
     return _embed_with_backbone(f"classifier {run.name}", backbone, config, workspace, facts)
@@ -112,11 +110,9 @@ def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) 
     """
     if classes != tiles.classes:
         raise DataError(
-            explain(
-                f"the classifier has the classes {', '.join(classes)}; the tiles have {', '.join(tiles.classes)}",
-                where=folder,
-                fix="give the run of this configuration",
-            )
+            f"the classifier has the classes {', '.join(classes)}; the tiles have {', '.join(tiles.classes)}",
+            where=folder,
+            fix="give the run of this configuration",
         )
 
 
@@ -169,7 +165,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         config = str(error)
     if not isinstance(config, dict):
         fix = "run scripts/train.py with the run's configuration to write it again"
-        raise ArtifactError(explain("the run's configuration is damaged", where=config_file, fix=fix))
+        raise ArtifactError("the run's configuration is damaged", where=config_file, fix=fix)
     return config, read_training(run) if training_file.is_file() else {}
 
 

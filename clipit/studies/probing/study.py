@@ -14,7 +14,7 @@ from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.features import Features, Probe
 from clipit.evaluation.few_shot import few_shot
 from clipit.evaluation.intervals import bootstrap_intervals
@@ -139,11 +139,9 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
     test = workspace.all_tiles.of_split("test")
     if set(predictions.ids.tolist()) != set(test.ids.tolist()) or predictions.classes != test.classes:
         raise DataError(
-            explain(
-                "the run's predictions are of other test tiles or classes",
-                where=run / "predictions.parquet",
-                fix="give the run of this configuration, with test among its evaluation.splits",
-            )
+            "the run's predictions are of other test tiles or classes",
+            where=run / "predictions.parquet",
+            fix="give the run of this configuration, with test among its evaluation.splits",
         )
     p = predictions.take(predictions.labels >= 0)
     head = ProbingRow(subject=f"classifier {run.name}", what="own head")
@@ -287,7 +285,7 @@ def _retrieval_row(subject: str, task: str, score: RetrievalScore) -> ProbingRow
 def _require_test_labels(config: RunConfig, tiles: TileSet) -> None:
     if not (tiles.of_split("test").labels >= 0).any():
         raise DataError(
-            explain("no test tile has a label", where=config.tiles.path, fix="give labelled tiles of the split test")
+            "no test tile has a label", where=config.tiles.path, fix="give labelled tiles of the split test"
         )
 
 

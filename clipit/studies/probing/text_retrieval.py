@@ -8,7 +8,7 @@ import pyarrow.csv
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.studies import ProbingConfig
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
 from clipit.evaluation.zero_shot import embed_prompts, prompt_embeddings
@@ -73,28 +73,24 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
         table = pyarrow.csv.read_csv(path, convert_options=options)
     except FileNotFoundError:
-        raise DataError(explain("no such caption file", where=path, fix="correct probing.captions")) from None
+        raise DataError("no such caption file", where=path, fix="correct probing.captions") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(explain(f"unreadable captions: {error}", where=path, fix="give a CSV in UTF-8")) from error
+        raise DataError(f"unreadable captions: {error}", where=path, fix="give a CSV in UTF-8") from error
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
-        raise DataError(
-            explain(f"missing columns: {', '.join(missing)}", where=path, fix="name the columns tile_id and text")
-        )
+        raise DataError(f"missing columns: {', '.join(missing)}", where=path, fix="name the columns tile_id and text")
     ids, texts = table.column("tile_id").to_pylist(), table.column("text").to_pylist()
     unknown = sorted({str(name) for name in ids} - set(known.tolist()))
     if unknown:
         raise DataError(
-            explain(
-                f"{len(unknown)} captions belong to no test tile: {shortlist(unknown)}",
-                where=path,
-                fix="give captions of test tiles, under the ids that predictions.parquet has",
-            )
+            f"{len(unknown)} captions belong to no test tile: {shortlist(unknown)}",
+            where=path,
+            fix="give captions of test tiles, under the ids that predictions.parquet has",
         )
     empty = [str(name) for name, text in zip(ids, texts, strict=True) if not (text or "").strip()]
     if empty or not ids:
         what = f"no text for {shortlist(empty)}" if empty else "no caption in the file"
-        raise DataError(explain(what, where=path, fix="give one text per row"))
+        raise DataError(what, where=path, fix="give one text per row")
     return ids, texts
 
 

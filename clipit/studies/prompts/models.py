@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.run import RunConfig
 from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, ModelError, explain
+from clipit.errors import DataError, ModelError
 from clipit.progress import progress
 from clipit.stores.embed import centred
 from clipit.studies.features import classifier_fingerprint, run_facts, vlm_facts
@@ -59,7 +59,7 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test = test.select(test.labels >= 0)
     if not len(test) or not len(train):
         what = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
-        raise DataError(explain(what, where=config.tiles.path, fix="give tiles of the splits train and test"))
+        raise DataError(what, where=config.tiles.path, fix="give tiles of the splits train and test")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
     return test, train.select(np.sort(sample))
@@ -99,28 +99,21 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
     vlm, preprocess = classifier.spec.vlm, classifier.spec.preprocess
     if vlm is None:
         raise ModelError(
-            explain(
-                "this run's student was trained without text and has no zero-shot predictions",
-                where=run,
-                fix="give a run of an arm with a projector (student.projector_layers: 1 or 2)",
-            )
+            "this run's student was trained without text and has no zero-shot predictions",
+            where=run,
+            fix="give a run of an arm with a projector (student.projector_layers: 1 or 2)",
         )
     if vlm["fingerprint"] != workspace.vlm.fingerprint:
         raise ModelError(
-            explain(
-                f"the student was trained with another VLM ({vlm['name']}) than {workspace.vlm.name}",
-                where=run,
-                fix="give the configuration of that run, or a run of this configuration",
-            )
+            f"the student was trained with another VLM ({vlm['name']}) than {workspace.vlm.name}",
+            where=run,
+            fix="give the configuration of that run, or a run of this configuration",
         )
     if set(classifier.classes) != set(test.classes):
         raise DataError(
-            explain(
-                f"the classifier has the classes {', '.join(classifier.classes)}; "
-                f"the tiles have {', '.join(test.classes)}",
-                where=run / "classifier",
-                fix="give the configuration of that run",
-            )
+            f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(test.classes)}",
+            where=run / "classifier",
+            fix="give the configuration of that run",
         )
     encode = memoise(workspace.encode)
 
@@ -171,11 +164,11 @@ def count_cut_tokens(
 def _project(classifier: "Classifier", tiles: TileSet, title: str) -> Float32[np.ndarray, "n D"]:
     """Predicted text embeddings of tiles; batches are shared among the processes."""
     processes = get_processes()
-    starts = range(0, len(tiles), _BATCH)
-    batches: dict[int, Float32[np.ndarray, "_ D"]] = {}
-    with progress(title, len(starts), shown=processes.main) as advance:
-        for start in processes.share(starts):
-            stop = min(start + _BATCH, len(tiles))
-            batches[start] = classifier.project([tiles.read(i) for i in range(start, stop)])
+    with progress(title, -(-len(tiles) // _BATCH), shown=processes.main) as advance:
+
+        def project(rows: Int64[np.ndarray, "_"]) -> Float32[np.ndarray, "_ D"]:
             advance(processes.count)
-    return np.concatenate(processes.gather_by_key(batches)).astype(np.float32)
+            return classifier.project([tiles.read(row) for row in rows])
+
+        batches = processes.map_blocks(len(tiles), _BATCH, project)
+    return np.concatenate(batches).astype(np.float32)

@@ -15,7 +15,7 @@ from clipit.artifacts import write_json
 from clipit.config.run import RunConfig
 from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.evaluation import prompt_modes
 from clipit.evaluation.intervals import paired_bootstrap
 from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
@@ -161,17 +161,15 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
 def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[PromptSet]:
     """The simple set, where there is one, and the set of the configuration."""
     if workspace.prompts is None:
-        raise ConfigError(explain("no prompt set to study", where="prompts", fix="set prompts to a file or a name"))
+        raise ConfigError("no prompt set to study", where="prompts", fix="set prompts to a file or a name")
     if not options.simple:
         return [workspace.prompts]
     simple = load_prompts(options.simple)
     if simple.name == workspace.prompts.name:
         raise ConfigError(
-            explain(
-                f"prompts and prompt_study.simple are both called {simple.name}",
-                where="prompt_study.simple",
-                fix="give another set, or change the name in its file",
-            )
+            f"prompts and prompt_study.simple are both called {simple.name}",
+            where="prompt_study.simple",
+            fix="give another set, or change the name in its file",
         )
     return [simple, workspace.prompts]
 

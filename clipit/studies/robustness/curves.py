@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
@@ -83,15 +83,15 @@ def _embed_perturbed(
 ) -> tuple[dict[str, Vectors], int]:
     """Model -> vectors of all tiles at one level, and the number of untouched tiles; shared among the processes."""
     processes, keys = get_processes(), tile_keys(tiles.ids.tolist())
-    computed: dict[int, tuple[dict[str, Vectors], int]] = {}
-    for start in processes.share(range(0, len(tiles), _CHUNK)):
-        rows = np.arange(start, min(start + _CHUNK, len(tiles)))
+
+    def embed_chunk(rows: Int64[np.ndarray, "_"]) -> tuple[dict[str, Vectors], int]:
         images, untouched = [np.asarray(tiles.read(row)).transpose(2, 0, 1) for row in rows], 0
         if level is not None:
             images, untouched = _perturb_images(images, name, level, keys[rows], seed)
-        computed[start] = (_embed_images(models, images), untouched)
         advance(processes.count)
-    chunks = processes.gather_by_key(computed)
+        return _embed_images(models, images), untouched
+
+    chunks = processes.map_blocks(len(tiles), _CHUNK, embed_chunk)
     joined = {
         model.name: {
             reading: np.concatenate([vectors[model.name][reading] for vectors, _ in chunks])

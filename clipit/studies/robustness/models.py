@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from clipit.artifacts import file_sha256
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.predictions import read_predictions, softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.models.classifier_spec import WEIGHTS, ZERO_SHOT
@@ -198,9 +198,7 @@ def _check_test_tiles(run: Path, tiles: TileSet) -> None:
     predictions = read_predictions(run / "predictions.parquet").select("test")
     if set(predictions.ids.tolist()) != set(tiles.of_split("test").ids.tolist()):
         raise DataError(
-            explain(
-                "the run's predictions are of other test tiles",
-                where=run / "predictions.parquet",
-                fix="give the run of this configuration, with test among its evaluation.splits",
-            )
+            "the run's predictions are of other test tiles",
+            where=run / "predictions.parquet",
+            fix="give the run of this configuration, with test among its evaluation.splits",
         )

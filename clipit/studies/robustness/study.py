@@ -13,7 +13,7 @@ from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.evaluation.perturb import PERTURBATIONS
 from clipit.studies.features import run_prompts
 from clipit.studies.report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
@@ -102,9 +102,7 @@ def _load_models(
     if len(set(names)) < len(names):  # arms of two comparisons
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
     if len(set(names)) < len(names):
-        raise DataError(
-            explain("a run is given twice", where=shortlist([str(run) for run in runs]), fix="give each run once")
-        )
+        raise DataError("a run is given twice", where=shortlist([str(run) for run in runs]), fix="give each run once")
     models = [load_run_model(workspace, run, name) for run, name in zip(runs, names, strict=True)]
     vlm = load_vlm_model(config, workspace) if robustness.vlm else None
     if vlm is not None:
@@ -113,11 +111,9 @@ def _load_models(
         logger.info("note: the VLM is not measured, because it has no zero-shot predictions without `prompts`")
     if not models:
         raise DataError(
-            explain(
-                "nothing to measure",
-                where="--run",
-                fix="give the folder of a finished run, or `prompts` for the VLM's zero-shot predictions",
-            )
+            "nothing to measure",
+            where="--run",
+            fix="give the folder of a finished run, or `prompts` for the VLM's zero-shot predictions",
         )
     return models
 
@@ -128,7 +124,7 @@ def _select_parts(robustness: RobustnessConfig, sets: Mapping[str, TileSet]) -> 
     for name, tiles in samples.items():
         if not len(tiles):
             where = "tiles.splits" if name == "test" else f"comparison.shifted.{name}"
-            raise DataError(explain("no test tile has a label", where=where, fix="give labelled tiles of split test"))
+            raise DataError("no test tile has a label", where=where, fix="give labelled tiles of split test")
     return samples
 
 

@@ -129,7 +129,7 @@ def test_sizes_that_a_transformers_model_does_not_take(vision_folders: dict[str,
     folder = save_vit(tmp_path / "beit", "ViT")
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BeitModel(BeitConfig(image_size=32, patch_size=8, **small)).save_pretrained(folder)  # no absolute positions
-    with pytest.raises(ModelError, match=r"(?s)not of a kind that clipit can resample.*leave backbone\.pixels out"):
+    with pytest.raises(ModelError, match=r"(?s)of a kind that clipit cannot resample.*leave backbone\.pixels out"):
         load(folder, 16)
 
 

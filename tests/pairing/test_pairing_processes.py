@@ -58,7 +58,7 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
         command = [sys.executable, *start, str(texts.artifact.folder), str(tiles.artifact.folder), str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("refused: the rules leave none of 90") == {"one": 1, "two": 2}[name]
+        assert done.stdout.count("refused: the rules keep none of 90") == {"one": 1, "two": 2}[name]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))
     files = [file for file in files if not any(part.endswith(".partial") for part in file.parts)]
     assert len(files) == 5

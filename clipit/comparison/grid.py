@@ -31,9 +31,7 @@ def axes_of(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict[s
     c = comparison
     resolved = resolve_arm(config.model_copy(update={"arm": arm}))
     fixed = _recipe(config, arm)
-    further = {
-        key: values for key, values in c.grid.items() if concerns(resolved, key.partition(".")[0]) and key not in fixed
-    }
+    further = {key: values for key, values in c.grid.items() if concerns(resolved, key) and key not in fixed}
     lacking = prod(len(values) for key, values in c.grid.items() if key not in further)
     for key, values in further.items():
         for value in values:

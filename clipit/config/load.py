@@ -221,6 +221,7 @@ def read_file_command(
     earlier = values.get("overrides", [])  # of the command that wrote this file, if a run did
     if isinstance(earlier, list):  # anything else fails validation
         given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
+        given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
         values["overrides"] = [*earlier, *(key for key in given if key not in earlier)]
     return validate_file(values, f"{options.config} and the command line"), options
 

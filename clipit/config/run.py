@@ -195,6 +195,8 @@ class RunConfig(Section):
     prompt_bags: PromptBagsConfig = PromptBagsConfig()
     soft_labels: SoftLabelsConfig = SoftLabelsConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
+    terms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further loss terms: name -> `class: package.module:Class` and the keys of that class."""
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: Reporting[TrackingConfig] = TrackingConfig()

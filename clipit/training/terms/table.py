@@ -1,13 +1,19 @@
 """The loss terms, in the order in which they are prepared and summed; and what a configuration's terms need.
 
-A new term of the package is one file beside this one and one entry of `TERMS`. A term from outside is named by the key
-`terms` of the configuration.
+A term with a section of `RunConfig` is one file beside this one and one entry of `TERMS`. The section classes stand in
+`clipit.config`, because a configuration is read without torch and by layers below this one. Any other term, in this
+package or outside, brings its keys with it and is named in the configuration: `terms.<name>.class`.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import ValidationError
+
+from clipit.config.load import key_of
 from clipit.config.run import RunConfig
+from clipit.errors import ConfigError
 from clipit.prompts.prompt_set import check_classes
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.bags import BagsTerm
@@ -31,8 +37,42 @@ TERMS: tuple[type[Term[Any]], ...] = (
 
 
 def all_terms(config: RunConfig) -> list[Term[Any]]:
-    """Every term of a resolved configuration, active or not."""
-    return [term(config) for term in TERMS]
+    """Every term of a resolved configuration, active or not.
+
+    Raises:
+        ConfigError: A term named under `terms` cannot be loaded, or its keys are wrong.
+    """
+    return [*(term(config) for term in TERMS), *(_load_term(config, name) for name in config.terms)]
+
+
+def _load_term(config: RunConfig, name: str) -> Term[Any]:
+    """The term under `terms.<name>`."""
+    where, keys = f"terms.{name}", dict(config.terms[name])
+    path = str(keys.pop("class", ""))
+    module, _, attribute = path.partition(":")
+    if any(term.name == name for term in TERMS):
+        raise ConfigError(f"the package has a loss term '{name}' of its own", where=where, fix="choose another name")
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot import the loss term '{path}': {error}",
+            where=f"{where}.class",
+            fix="write package.module:Class, and install the package or add its folder to PYTHONPATH",
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Term)) or kind.options_class is None:
+        raise ConfigError(
+            f"'{path}' is not a loss term with keys of its own",
+            where=f"{where}.class",
+            fix="derive it from clipit.training.terms.term.Term and set its options_class",
+        )
+    try:
+        return kind(config, name, kind.options_class.model_validate(keys))
+    except ValidationError as error:
+        problems = "; ".join(f"'{key_of((*where.split('.'), *e['loc']))}': {e['msg']}" for e in error.errors())
+        raise ConfigError(
+            f"keys of a loss term are wrong: {problems}", where=where, fix=f"see the class {path}"
+        ) from None
 
 
 def active_terms(config: RunConfig) -> list[Term[Any]]:
@@ -66,23 +106,22 @@ def supervises_unlabelled(config: RunConfig) -> bool:
     return any(term.supervises_unlabelled for term in active_terms(config))
 
 
-def concerns(config: RunConfig, section: str) -> bool:
-    """Whether keys of a section change the run, as far as loss terms decide: False for a term that is off."""
+def concerns(config: RunConfig, key: str) -> bool:
+    """Whether a key can change the run, as far as loss terms decide: False for keys of a term that is off."""
     terms = all_terms(config)
-    if section == "pairing":
+    if key.startswith("pairing."):
         return any(term.active and term.uses_pairing for term in terms)
-    of_section = [term for term in terms if term.section == section]
-    return not of_section or any(term.active for term in of_section)
+    owners = [term for term in terms if key.startswith(f"{term.section}.")]
+    return not owners or any(term.active for term in owners)
 
 
 def idle_keys(config: RunConfig) -> list[str]:
     """Keys of the terms that are off, other than those which turn them on."""
     return [
-        f"{term.section}.{key}"
+        key
         for term in all_terms(config)
-        if not concerns(config, term.section)
-        for key in type(term.options).model_fields
-        if key != term.switch
+        for name in type(term.options).model_fields
+        if name != term.switch and not concerns(config, key := f"{term.section}.{name}")
     ]
 
 

@@ -99,27 +99,31 @@ class Term(Generic[Options]):
     contradict it. After `prepare` it counts and sums.
     """
 
-    name: ClassVar[str]
-    """Column of metrics.jsonl."""
-    section: ClassVar[str]
-    """Section of the configuration that holds its keys."""
+    name: str
+    """Column of metrics.jsonl; the configuration names a term from outside."""
+    section: str
+    """Section of the configuration that holds its keys; `terms.<name>` for a term from outside."""
     switch: ClassVar[str] = "weight"
     """Key of that section which turns the term on."""
     options_class: ClassVar[type[Section] | None] = None
-    """Class of the section; needed only by terms from outside the package."""
+    """Class of the keys of a term from outside; None for a term with a section of `RunConfig`."""
     views: ClassVar[int] = 1
     """Augmented views of each tile that the term compares."""
     labels: Int[np.ndarray, "n"]
     """Class numbers of the training tiles, -1 where unknown; set before `prepare`."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, name: str | None = None, options: Options | None = None) -> None:
         """Read the keys.
 
         Args:
             config: Run configuration, its arm resolved.
+            name: Name of a term from outside.
+            options: Keys of a term from outside.
         """
         self.config = config
-        self.options: Options = getattr(config, self.section)
+        if name is not None:
+            self.name, self.section = name, f"terms.{name}"
+        self.options: Options = getattr(config, self.section) if options is None else options
 
     @property
     def weight(self) -> float:

@@ -1,4 +1,4 @@
-"""Measure clipit beside the bare models, print a table and write JSON (all of it: about 15 minutes on 2 cores)."""
+"""Benchmark clipit against the bare models; print a table and write JSON (about 15 minutes on 2 cores)."""
 
 import argparse
 import tempfile
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks.json"), help="where the figures go")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count, after one that does not")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: shows that it runs, no more")
+    parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks.json"), help="output file")
+    parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one warm-up round")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and one round, as a smoke test")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.names if name not in BENCHMARKS]
     if unknown:
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.repeats < 1:
         parser.error("--repeats must be at least 1")
     with user_errors(), tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
-        found = machine()
-        print(machine_text(found), flush=True)
+        hardware = machine()
+        print(machine_text(hardware), flush=True)
         options = Options(Path(temporary), given.quick, 1 if given.quick else given.repeats)
         figures: list[Figure] = []
         for name in given.names or BENCHMARKS:
@@ -48,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder.mkdir()
             print(f"measuring {name} ...", flush=True)
             figures += BENCHMARKS[name](replace(options, folder=folder))
-            found_so_far = {
+            record = {
                 "measured": datetime.now(UTC).isoformat(timespec="seconds"),
                 "quick": given.quick,
                 "repeats": options.repeats,
-                "machine": found,
+                "machine": hardware,
                 "figures": [figure.as_dict() for figure in figures],
             }
-            write_json(given.json, found_so_far)  # after each one, so that an interruption loses nothing
+            write_json(given.json, record)  # after each benchmark, so that an interruption loses nothing
         print(f"\n{table(figures, quick=given.quick)}\n\n{given.json}")
         if given.quick:
-            print("quick sizes: the figures say nothing about speed")
+            print("quick sizes: these figures say nothing about speed")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ _DIM = 512
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds to classify batches that lie ready in memory: CLIP-IT student, LoRA merged, linear head collapsed."""
+    """Seconds to classify batches in memory: a CLIP-IT student with merged LoRA and collapsed linear head."""
     import timm
     import torch
 

@@ -1,4 +1,4 @@
-"""Tiles to a store, end to end, against the bare image tower on batches that lie ready in memory."""
+"""Embedding tiles into a store, end to end, against the bare image tower on batches in memory."""
 
 from itertools import count
 

@@ -1,4 +1,4 @@
-"""Whether faiss uses the machine: threads and OpenBLAS kernels, each in a program of its own."""
+"""Speed of faiss with different threads and OpenBLAS kernels, each in its own process."""
 
 import json
 import os
@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import Figure, Options, alternate, ratios
-from clipit.errors import LaunchError, explain
+from clipit.errors import LaunchError
 
-_KERNELS = ("Haswell", "SkylakeX")  # of OPENBLAS_CORETYPE; an OpenBLAS that does not know a new CPU guesses too low
+_KERNELS = ("Haswell", "SkylakeX")  # OPENBLAS_CORETYPE: an OpenBLAS that does not know a new CPU picks a slower kernel
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds of one exact faiss search as it is, beside other threads, ways to wait and OpenBLAS kernels."""
+    """Seconds of one exact faiss search by default, and with other threads, wait policies and OpenBLAS kernels."""
     from clipit.stores.index import has_faiss
 
     if not has_faiss():
@@ -23,9 +23,9 @@ def measure(options: Options) -> list[Figure]:
         return []
     sizes = [options.size(50_000, 1_000), options.size(1_000, 50)]
     ways: dict[str, dict[str, str | None]] = {
-        "as it is": {},
+        "default": {},
         "one thread": {"OMP_NUM_THREADS": "1"},
-        "passive waiting": {"OMP_WAIT_POLICY": "passive"},  # threads that spin while they wait hurt on a busy machine
+        "passive wait": {"OMP_WAIT_POLICY": "passive"},  # threads that spin while they wait hurt on a busy machine
     }
     if platform.machine() in ("x86_64", "AMD64") and not options.quick:
         ways["kernel unset"] = {"OPENBLAS_CORETYPE": None}
@@ -36,13 +36,13 @@ def measure(options: Options) -> list[Figure]:
     return [
         Figure(
             "faiss_threads",
-            f"{name}: time against as it is",
-            ratios(samples, name, "as it is"),
+            f"{name}: time against the default",
+            ratios(samples, name, "default"),
             samples=samples,
             facts=facts,
         )
         for name in ways
-        if name != "as it is"
+        if name != "default"
     ]
 
 
@@ -52,7 +52,9 @@ def _search(sizes: list[int], changes: dict[str, str | None]) -> float:
     home = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LaunchError(explain("a faiss search failed", where=f"{changes}", fix=done.stderr.strip()[-2000:]))
+        raise LaunchError(
+            "a faiss search failed", where=f"{changes}", fix=f"see its output: {done.stderr.strip()[-2000:]}"
+        )
     return float(json.loads(done.stdout))
 
 

@@ -1,4 +1,4 @@
-"""Measure alternately, compare repeat by repeat, print a table."""
+"""Measure alternatives in turn, compare them repeat by repeat, and print a table."""
 
 import statistics
 import sys
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 Work = Callable[[], float]
-"""Does something once and says how many seconds count (its preparations need not)."""
+"""Runs something once and returns the measured seconds, without its preparation."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure.
+    """Options of a measurement.
 
     Attributes:
         folder: Empty folder for inputs and outputs.
-        quick: Sizes so small that the figures mean nothing, to see that everything runs.
-        repeats: Rounds that count.
+        quick: Tiny sizes, as a smoke test; the figures mean nothing.
+        repeats: Measured rounds.
     """
 
     folder: Path
@@ -27,23 +27,23 @@ class Options:
     repeats: int
 
     def size(self, full: int, quick: int) -> int:
-        """The one of two sizes that is to be used."""
+        """The full size, or the quick one with `quick`."""
         return quick if self.quick else full
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table.
+    """One measurement: a line of the table.
 
     Attributes:
-        benchmark: What it belongs to.
-        name: What was compared.
-        values: One per repeat.
+        benchmark: Name of the benchmark.
+        name: What is compared.
+        values: One value per repeat.
         unit: Empty for a ratio.
-        goal: Largest (or with `at_least` smallest) median that is good; None: no goal.
-        at_least: Whether more is better.
+        goal: Largest (with `at_least`: smallest) acceptable median; None: no goal.
+        at_least: Whether larger values are better.
         samples: Seconds (or bytes) of each side, one per repeat.
-        facts: Sizes, and checks that both sides computed the same.
+        facts: Sizes, and checks that all sides computed the same.
     """
 
     benchmark: str
@@ -68,36 +68,36 @@ class Figure:
         return self.median >= self.goal if self.at_least else self.median <= self.goal
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found = {"median": self.median, "min": min(self.values), "max": max(self.values), "met": self.met}
-        return asdict(self) | found
+        """As JSON."""
+        summary = {"median": self.median, "min": min(self.values), "max": max(self.values), "met": self.met}
+        return asdict(self) | summary
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes, until the device has finished."""
-    settle()
+    """Seconds that a function takes, until the device has finished."""
+    synchronise()
     start = time.perf_counter()
     work()
-    settle()
+    synchronise()
     return time.perf_counter() - start
 
 
-def settle() -> None:
-    """Wait for what a GPU still has to do; nothing without one."""
+def synchronise() -> None:
+    """Wait for pending GPU work; without a GPU, do nothing."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def alternate(works: Mapping[str, Work], options: Options) -> dict[str, list[float]]:
-    """Seconds of each work, one after the other, round after round; a first round does not count (none when quick)."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+    """Measure each work in turn, round after round, after one warm-up round (none when quick); returns seconds."""
+    samples: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(-options.size(1, 0), options.repeats):
         for name, work in works.items():
             taken = work()
             if turn >= 0:
-                found[name].append(taken)
-    return found
+                samples[name].append(taken)
+    return samples
 
 
 def ratios(samples: Mapping[str, Sequence[float]], over: str, under: str) -> list[float]:
@@ -106,7 +106,7 @@ def ratios(samples: Mapping[str, Sequence[float]], over: str, under: str) -> lis
 
 
 def table(figures: Sequence[Figure], *, quick: bool) -> str:
-    """The figures for people; with quick sizes no goal is judged."""
+    """Text table of the figures; goals are not judged with quick sizes."""
     lines = [("benchmark", "figure", "median", "min - max", "goal", "")]
     for figure in figures:
         goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from clipit.stores.index import Index
 
 _DIM, _K, _BLOCK = 512, 5, 4096
-_GOAL = 1.0  # of two plain searches
-_LARGE = (300_000, 1_000_000)  # tiles and snippets of which the goal speaks
+_GOAL = 1.0  # ratio to two plain searches
+_LARGE = (300_000, 1_000_000)  # tiles and snippets that the goal refers to
 
 
 def measure(options: Options) -> list[Figure]:
-    """Both corrections at the size that fits in a benchmark of everything."""
+    """Measure both corrections at a size that fits into the whole benchmark."""
     tiles, snippets = options.size(8_192, 100), options.size(16_384, 1_000)
     return measure_size(options, tiles, snippets, with_sinkhorn=True)
 
 
 def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkhorn: bool) -> list[Figure]:
-    """Biases and corrected search over two plain searches.
+    """Time of biases and corrected search relative to two plain searches.
 
     Args:
-        options: How to measure.
-        n_tiles: Tiles.
-        n_snippets: Snippets.
-        with_sinkhorn: Also Sinkhorn, once, with its ten rounds and no goal.
+        options: Options of the measurement.
+        n_tiles: Number of tiles.
+        n_snippets: Number of snippets.
+        with_sinkhorn: Also measure Sinkhorn with its ten rounds, once and without a goal.
     """
     from clipit.config.run import PairingConfig
     from clipit.stores.index import build_index
@@ -46,7 +46,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
     texts = make_store(options.folder, "text_store", n_snippets, _DIM, seed=0)
     tiles = make_store(options.folder, "tile_store", n_tiles, _DIM, seed=1)
     index = build_index(options.folder, texts)
-    index.candidates(tiles.rows(np.arange(1)), 1)  # it is read now, not in the first round
+    index.candidates(tiles.rows(np.arange(1)), 1)  # read the index before the first round
     works: dict[str, Work] = {
         "plain": lambda: seconds(lambda: _plain(index, tiles)),
         "csls": _corrected(index, tiles, PairingConfig(correction="csls")),
@@ -69,7 +69,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
 
 
 def large_size() -> str:
-    """What the products of a corrected search take at the size of the goal: counted, not measured."""
+    """Floating-point operations of a corrected search at the goal's size: counted, not measured."""
     tiles, snippets = _LARGE
     once = 2 * tiles * snippets * _DIM
     return (
@@ -90,7 +90,6 @@ def _plain(index: "Index", tiles: "Store") -> None:
 
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
     def work() -> None:
-        """Biases of all snippets, then the search with them."""
         from clipit.pairing.selection import find, prepare
         from clipit.stores.embed import centred
 
@@ -108,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hubness", description=__doc__)
     parser.add_argument("--tiles", type=int, default=30_000)
     parser.add_argument("--snippets", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one that does not")
+    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one warm-up round")
     given = parser.parse_args(arguments)
     if min(given.tiles, given.snippets, given.repeats) < 1:
         parser.error("--tiles, --snippets and --repeats must be at least 1")

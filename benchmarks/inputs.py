@@ -1,4 +1,4 @@
-"""Synthetic inputs, by seed: tiles in a zip, stores of random vectors, models with random weights."""
+"""Seeded synthetic inputs: tiles in a zip, stores of random vectors, models with random weights."""
 
 import io
 import zipfile
@@ -17,9 +17,9 @@ CLASSES = ("first", "second", "third")
 
 
 def make_tiles(folder: Path, count: int) -> "TileSet":
-    """JPEG tiles in a zip with a table beside it, opened as a user's own table is.
+    """Write JPEG tiles to a zip with a table beside it, and open them as a user's own table.
 
-    Random pixels upon soft random shapes, so that a file is as long (about 20 kB) as that of a real tile.
+    The pixels are noise on smooth random shapes, so that a file is as large (about 20 kB) as that of a real tile.
     """
     from PIL import Image
 
@@ -75,14 +75,14 @@ def make_vlm(folder: Path, *, quick: bool) -> "VLM":
 
 
 def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store":
-    """A finished store of random unit vectors, as `embed_texts` and `embed_tiles` write them.
+    """A complete store of random unit vectors, in the format of `embed_texts` and `embed_tiles`.
 
     Args:
         root: Output root.
         kind: `text_store` or `tile_store`.
-        count: Rows.
-        dim: Length of a vector.
-        seed: Of the vectors.
+        count: Number of rows.
+        dim: Dimension of the vectors.
+        seed: Seed of the vectors.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""On what the figures were measured."""
+"""The machine that the benchmarks run on."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ _SETTINGS = (
 
 
 def machine() -> dict[str, Any]:
-    """Cores, threads, device, package versions, the settings that change speed, and how busy it is just now."""
+    """Cores, threads, device, package versions, settings that change speed, and the current load."""
     import torch
 
     from clipit.stores.index import has_faiss
 
     cuda = torch.cuda.is_available()
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -34,19 +34,19 @@ def machine() -> dict[str, Any]:
     if has_faiss():
         import faiss
 
-        found["faiss_threads"] = faiss.omp_get_max_threads()
-        found["faiss_build"] = faiss.get_compile_options().strip()
-    return found
+        facts["faiss_threads"] = faiss.omp_get_max_threads()
+        facts["faiss_build"] = faiss.get_compile_options().strip()
+    return facts
 
 
-def machine_text(found: dict[str, Any]) -> str:
-    """The same in a few lines."""
-    settings = ", ".join(f"{name}={value or '(unset)'}" for name, value in found["settings"].items())
-    threads = f"threads: torch {found['torch_threads']}, faiss {found.get('faiss_threads', '(not installed)')}"
-    packages = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+def machine_text(facts: dict[str, Any]) -> str:
+    """The facts of `machine` as a few lines of text."""
+    settings = ", ".join(f"{name}={value or '(unset)'}" for name, value in facts["settings"].items())
+    threads = f"threads: torch {facts['torch_threads']}, faiss {facts.get('faiss_threads', '(not installed)')}"
+    packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
-        f"{found['processor']}, {found['cores']} cores, {found['device']}; {threads}; "
-        f"load {found['load_average'] and found['load_average'][0]}\n{settings}\n{packages}; commit {found['commit']}"
+        f"{facts['processor']}, {facts['cores']} cores, {facts['device']}; {threads}; "
+        f"load {facts['load_average'] and facts['load_average'][0]}\n{settings}\n{packages}; commit {facts['commit']}"
     )
 
 

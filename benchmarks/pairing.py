@@ -1,4 +1,4 @@
-"""Tiles to pairs, against a bare matrix product with top-k; and the memory that it takes."""
+"""Pairing of tiles against a bare matrix product with top-k, and its peak memory."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import make_store
-from clipit.errors import LaunchError, explain
+from clipit.errors import LaunchError
 
 if TYPE_CHECKING:
     from clipit.stores.embed import Store
@@ -22,7 +22,7 @@ _MIB = 1024**2
 
 
 def measure(options: Options) -> list[Figure]:
-    """Time beside the faster of two bare products (torch and numpy, float32), and peak memory."""
+    """Time relative to the faster of two bare products (torch and numpy, float32), and peak memory."""
     from clipit.stores.index import build_index
 
     root = options.folder
@@ -45,7 +45,7 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     number = count()
 
     def pairs() -> float:
-        fresh = build_index(options.folder, texts)  # it reads the index again, as a new program does
+        fresh = build_index(options.folder, texts)  # reads the index again, as a new process does
         root = options.folder / f"pairs{next(number)}"
         return seconds(lambda: pair_tiles(root, fresh, tiles, k=_K))
 
@@ -83,25 +83,25 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
 
 
 def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:
-    """Columns of the largest scores of each row, largest first."""
+    """Columns of each row's largest scores, in descending order."""
     some = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
     order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1)
     return np.take_along_axis(some, order, 1)
 
 
 def _memory(options: Options, texts: "Store") -> list[Figure]:
-    """Peak memory of a program that pairs few tiles, and of one that pairs ten times as many."""
+    """Peak memory of a process that pairs few tiles, and of one that pairs ten times as many."""
     few = options.size(2_000, 100)
     stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
     ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}
-    found: dict[str, list[dict[str, Any]]] = {
+    runs_of: dict[str, list[dict[str, Any]]] = {
         name: [
             _peak(options.folder, texts, stores[n], block, f"{n}-{block}-{turn}") for turn in range(options.size(2, 1))
         ]
         for name, (n, block) in ways.items()
     }
-    samples = {name: [float(run["peak"]) for run in runs] for name, runs in found.items()}
-    facts = {"tiles": few, "snippets": len(texts.ids), "block": few, "before_pairing": found["few"][0]["before"]}
+    samples = {name: [float(run["peak"]) for run in runs] for name, runs in runs_of.items()}
+    facts = {"tiles": few, "snippets": len(texts.ids), "block": few, "before_pairing": runs_of["few"][0]["before"]}
     whole = [value / _MIB for value in samples["many, default block"]]
     return [
         Figure(
@@ -122,8 +122,6 @@ def _peak(root: Path, texts: "Store", tiles: "Store", block: int, name: str) -> 
     home = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LaunchError(
-            explain("the program that measures memory failed", where=name, fix=done.stderr.strip()[-2000:])
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise LaunchError("the program that measures memory failed", where=name, fix=done.stderr.strip()[-2000:])
+    memory: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return memory

@@ -1,4 +1,4 @@
-"""Pair tiles in a program of its own and print its peak memory in bytes (before and after, as JSON)."""
+"""Pair tiles in this process and print its peak memory in bytes (before and after, as JSON)."""
 
 import json
 import resource
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this program so far.
+    """Peak resident memory of this process.
 
     On Linux from VmHWM: getrusage would count what the parent held when it started this program.
     """

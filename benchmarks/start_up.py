@@ -1,11 +1,11 @@
-"""How long a user waits for `--help`."""
+"""Time to show `--help`."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks.harness import Figure, Options, alternate, seconds
-from clipit.errors import LaunchError, explain
+from clipit.errors import LaunchError
 
 
 def measure(options: Options) -> list[Figure]:
@@ -32,9 +32,7 @@ def _run(home: Path, command: list[str]) -> None:
     done = subprocess.run([sys.executable, *command], cwd=home, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LaunchError(
-            explain(
-                f"a script's --help ended with status {done.returncode}",
-                where=" ".join(command),
-                fix=done.stderr.strip()[-2000:],
-            )
+            f"a script's --help ended with status {done.returncode}",
+            where=" ".join(command),
+            fix=done.stderr.strip()[-2000:],
         )

@@ -1,4 +1,4 @@
-"""Evaluation of a finished training: predictions first, everything else computed from them."""
+"""Evaluation of a trained run: predictions first, everything else computed from them."""
 
 import shlex
 import sys
@@ -30,12 +30,12 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     """Predict, score and summarise with the classifier of a run's folder.
 
     Args:
-        config: Of the run, its arm resolved.
+        config: Run configuration, its arm resolved.
         workspace: Tiles and prompts.
-        folder: The run's; predictions.parquet, results.json, summary.md, report.html and plots are written there.
+        folder: The run's folder; receives predictions.parquet, results.json, summary.md, report.html and plots.
 
     Returns:
-        What results.json holds (in the main process; an empty dictionary in the others).
+        Content of results.json in the main process; an empty dictionary in the others.
     """
     tiles = workspace.tiles(config.seed)
     classifier = open_classifier(config, folder, tiles.classes)
@@ -53,10 +53,10 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
 
 
 def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
-    """Evaluate a finished run anew (`scripts/evaluate.py`); its folder, and what results.json holds.
+    """Evaluate a finished run again (`scripts/evaluate.py`); returns its folder and the content of results.json.
 
     Raises:
-        ArtifactError: There is no run, or the folder belongs to another configuration.
+        ArtifactError: There is no such run, or the folder belongs to another configuration.
     """
     from clipit.models.backbones import load_backbone
 
@@ -69,14 +69,13 @@ def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[
 def evaluate_shifted(
     config: RunConfig, workspace: Workspace, folder: Path, name: str, tiles: TileSet
 ) -> dict[str, Any]:
-    """Scores of a run's classifier on a set of `comparison.shifted` (the classes must be the same).
+    """Score a run's classifier on a set of `comparison.shifted`, which must have the same classes.
 
-    Its predictions are written to the run's folder, under a name that stands for its training and these tiles, and are
-    kept.
+    The predictions are cached in the run's folder, under a fingerprint of the training and the tiles.
 
     Args:
-        config: Configuration of the run, its arm resolved.
-        workspace: Inputs of this configuration.
+        config: Run configuration, its arm resolved.
+        workspace: Cached inputs of this configuration.
         folder: The run's folder.
         name: Name of the set.
         tiles: Its test tiles.
@@ -96,17 +95,17 @@ def evaluate_shifted(
 
 
 def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
-    """Where a run's predictions on a shifted set lie; the name stands for these tiles and for this very training.
+    """File of a run's predictions on a shifted set, named by a fingerprint of the training and the tiles.
 
-    The run's mark alone would not do: a run trained anew has the same one, and other weights where versions differ.
+    The run's fingerprint is not enough: a run that is trained again keeps it, with other weights if versions differ.
 
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
     """
     run = read_json(folder / "run.json", "choose another --name, or delete the run's folder")["fingerprint"]
     training = read_training(folder)
-    mark = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
-    return folder / f"predictions_shifted-{mark}.parquet"
+    name = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
+    return folder / f"predictions_shifted-{name}.parquet"
 
 
 def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "Classifier") -> dict[str, Any]:
@@ -114,7 +113,7 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
-    told = facts.pop("sections", {})
+    texts = facts.pop("sections", {})
     provenance: dict[str, Any] = {
         "run": config.name,
         "arm": config.arm or "custom",
@@ -141,19 +140,19 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     note = " ".join(part for part in (_embedded_note(config), config.note.strip()) if part)
     results["note"] = note
     tiles = workspace.tiles(config.seed)
-    told = {"Tiles": tiles.describe()} | told
-    sections = {heading: f"```\n{text}\n```" for heading, text in told.items()}
+    texts = {"Tiles": tiles.describe()} | texts
+    sections = {heading: f"```\n{text}\n```" for heading, text in texts.items()}
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"
     text = run_summary(title, scores, shown, note=note, sections=sections, plots=plots)
     write_summary(folder / "summary.md", text)
-    write_run_page(title, folder, results, predictions, tiles, told)
+    write_run_page(title, folder, results, predictions, tiles, texts)
     write_json(folder / "results.json", results)  # last: a run with results is a finished run
     return results
 
 
 def _embedded_note(config: RunConfig) -> str:
-    """What scores with the embedded models do not say."""
+    """Caveat of scores with the embedded models."""
     parts = {"backbone": config.backbone.name, "VLM": config.vlm.name}
     used = [what for what, name in parts.items() if name == "embedded"]
     if config.distillation.tiles == "none" and "VLM" in used:

@@ -1,11 +1,11 @@
-"""Pages of what lies on disk: a run's `report.html` and the browser of a pairing, `pairs.html`."""
+"""Pages from files on disk: a run's `report.html`, and the pairing browser `pairs.html`."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, DataError, explain
+from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, read_predictions
 from clipit.reporting.curves import read_curves
 from clipit.reporting.html import write_page
@@ -26,17 +26,17 @@ def write_run_page(
     results: Mapping[str, Any],
     predictions: Predictions,
     tiles: TileSet,
-    told: Mapping[str, str],
+    texts: Mapping[str, str],
 ) -> Path:
     """Write `report.html` into a run's folder.
 
     Args:
-        title: Heading.
-        folder: The run's.
-        results: What results.json holds (or will hold).
-        predictions: What predictions.parquet holds.
+        title: Heading of the page.
+        folder: The run's folder.
+        results: Content of results.json.
+        predictions: Content of predictions.parquet.
         tiles: All tiles, for the pictures.
-        told: Heading -> lines (tiles, snippets, pairing).
+        texts: Heading -> lines of text (tiles, snippets, pairing).
 
     Raises:
         DataError: A tile's file cannot be opened.
@@ -44,69 +44,64 @@ def write_run_page(
     rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
 
     def picture(tile_id: str) -> str | None:
-        """The tile as a data URI; None when its image cannot be decoded."""
         encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY) if tile_id in rows else None
         return jpeg_uri(encoded) if encoded else None
 
     log = folder / "metrics.jsonl"
     curves = read_curves(log) if log.is_file() else None
     path = folder / "report.html"
-    write_page(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=told))
+    write_page(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=texts))
     return path
 
 
 def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
-    """Write the page of a finished run anew, from its files.
+    """Rewrite the page of a finished run from its files.
 
     Args:
-        config: Of the run, its arm resolved.
-        workspace: For the pictures of the tiles.
+        config: Run configuration, its arm resolved.
+        workspace: Tiles, for the pictures.
 
     Raises:
-        ArtifactError: The run was made from other tiles.
+        ArtifactError: The run was trained on other tiles.
         DataError: There is no finished run.
     """
     folder = run_folder(config)
     results = _results(folder)
-    made_from, tiles = results["provenance"].get("tiles"), workspace.tiles(config.seed)
-    if made_from not in (None, tiles.fingerprint):
+    trained_on, tiles = results["provenance"].get("tiles"), workspace.tiles(config.seed)
+    if trained_on not in (None, tiles.fingerprint):
         raise ArtifactError(
-            explain(
-                f"the run was made from other tiles ({made_from}) than these ({tiles.fingerprint})",
-                where=folder / "results.json",
-                fix="give the run's own configuration: --config <run folder>/config.yaml",
-            )
+            f"the run was trained on other tiles ({trained_on}) than these ({tiles.fingerprint})",
+            where=folder / "results.json",
+            fix="give the run's own configuration: --config <run folder>/config.yaml",
         )
-    told = read_training(folder).get("sections", {}) if (folder / "training.json").is_file() else {}
+    texts = read_training(folder).get("sections", {}) if (folder / "training.json").is_file() else {}
     predictions = read_predictions(folder / "predictions.parquet")
     title = f"{config.name}: {folder.name}"
-    return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | told)
+    return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | texts)
 
 
 def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
-    """Every page that this configuration has: of its run, if it is finished, and of its pairing, if it has reports.
+    """Write the page of the run, if it is finished, and the pairing browser, if there are reports.
 
     Args:
-        config: Its arm resolved.
-        workspace: Of this configuration.
-        most: Tiles on the page of the pairing.
+        config: Run configuration, its arm resolved.
+        workspace: Cached inputs of this configuration.
+        most: Largest number of tiles in the pairing browser.
 
     Raises:
-        DataError: It has neither.
+        DataError: There is neither a finished run nor a pairing.
     """
     folder = run_folder(config)
     finished = (folder / "results.json").is_file()
     if not finished and config.reports is None:
         _results(folder)
-    made = [run_page_again(config, workspace)] if finished else []
+    pages = [run_page_again(config, workspace)] if finished else []
     if config.reports is not None:
-        made.append(write_pairs_page(config, workspace, most, folder if finished else None))
-    return made
+        pages.append(write_pairs_page(config, workspace, most, folder if finished else None))
+    return pages
 
 
 def _results(folder: Path) -> dict[str, Any]:
     if not (folder / "results.json").is_file():
-        raise DataError(
-            explain("no finished run here", where=folder, fix="train it first, or give the --arm and --seed of one")
-        )
+        raise DataError("no finished run here", where=folder, fix="train it first, or give the --arm and --seed of one")
     return read_results(folder)

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.prompts.prompt_set import check_classes
@@ -39,11 +39,9 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     classifier = load_classifier(folder / "classifier", get_processes().device, trust_remote_code=trust)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
-            explain(
-                f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
-                where=folder / "classifier",
-                fix="give tiles.classes in the classifier's order, or the right run",
-            )
+            f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
+            where=folder / "classifier",
+            fix="give tiles.classes in the classifier's order, or the right run",
         )
     return classifier
 
@@ -95,7 +93,7 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
     """
     if not parts:
         raise DataError(
-            explain("none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that exist")
+            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that exist"
         )
     zero_shots = [part.zero_shot for part in parts if part.zero_shot is not None]
     return Predictions(

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from clipit.artifacts import make_folder
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError, disk_errors, explain
+from clipit.errors import ArtifactError, disk_errors
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -90,11 +90,9 @@ class SharedSearch:
                 )
         except (ValueError, LookupError, TypeError, AssertionError) as error:
             raise ArtifactError(
-                explain(
-                    f"the journal of the search is damaged: {error}",
-                    where=journal,
-                    fix="delete it and start again: finished runs are kept",
-                )
+                f"the journal of the search is damaged: {error}",
+                where=journal,
+                fix="delete it and start again: finished runs are kept",
             ) from error
 
     def run(self, trials: Sequence[Trial], run_trial: Callable[[Trial], float | None]) -> None:

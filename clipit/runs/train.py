@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from clipit.artifacts import git_commit, locked, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
@@ -188,9 +188,7 @@ def _fit(
         project_dir=str(folder),
     )
     if tracker != "none" and not accelerator.log_with:
-        raise ConfigError(
-            explain(f"tracker {tracker} is not installed", where="tracking.tracker", fix=f"pip install {tracker}")
-        )
+        raise ConfigError(f"tracker {tracker} is not installed", where="tracking.tracker", fix=f"pip install {tracker}")
     if tracker != "none":
         name = f"{config.name}/{folder.name}"
         options = {"wandb": {"mode": config.tracking.wandb_mode, "name": name, "dir": str(folder)}}

@@ -5,7 +5,7 @@ from typing import Any
 
 from clipit.config.load import merge, nested, validate, without
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 
 _IMAGE_ONLY = {
     "student.head": "linear",
@@ -20,10 +20,10 @@ _IMAGE_ONLY = {
 }
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    # What a gain is measured against: the same student, the same LoRA, no text.
+    # Baseline: the same student, the same LoRA, no text.
     "image_only": {**_IMAGE_ONLY, "backbone.tuning": "lora"},
     "image_only_frozen": {**_IMAGE_ONLY, "backbone.tuning": "frozen"},
-    # Is it the text, or only the extra layers?
+    # Control: the extra layers without text.
     "heads_without_text": {"distillation.tiles": "none", "student.warm_start": False},
     "late_fusion_without_text": {"base": "heads_without_text", "student.head": "late_fusion"},
     # arXiv 2504.16181: stage 1 fits both heads, stage 2 distils and fuses.
@@ -37,65 +37,65 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "clip_it_paper_frozen": {"base": "clip_it_paper", "backbone.tuning": "frozen"},
     "clip_it_labelled": {"distillation.tiles": "labelled", "distillation.target": "text"},
     "clip_it_all": {"distillation.tiles": "all", "distillation.target": "text"},
-    # Ablation of the paper: 30 % of the words left out of the target text.
+    # Ablation of the paper: 30 % of the words dropped from the target text.
     "word_drop": {"base": "clip_it_paper", "distillation.word_drop": 0.3},
-    # Control: does it matter which text belongs to which tile?
+    # Control: each tile gets another tile's text.
     "shuffled_pairs": {"base": "clip_it_all", "distillation.target": "shuffled_text"},
-    # Control: any text of the corpus.
+    # Control: random texts of the corpus.
     "random_text": {"base": "clip_it_all", "distillation.target": "random_text"},
-    # Control: the right pairs, but vectors that mean nothing.
+    # Control: right pairs, meaningless vectors.
     "random_codes": {"base": "clip_it_all", "distillation.target": "random_codes"},
-    # Control: is it the text at all, or the VLM's own view of the tile?
+    # Control: the VLM's own embedding of the tile instead of text.
     "image_embedding": {"base": "clip_it_all", "distillation.target": "image"},
     "text_and_image": {"base": "clip_it_all", "distillation.target": "text_and_image"},
-    # Control: words, but none of a report: the prompts of the class that the VLM sees.
+    # Control: text, but none of a report: the prompts of the VLM's zero-shot class.
     "class_prompts": {"base": "clip_it_all", "distillation.target": "class_prompts"},
-    # Denoising: the mean of many retrieved snippets, from many reports.
+    # Denoising: the mean of many retrieved snippets.
     "consensus": {"base": "clip_it_all", "pairing.k": 20},
-    # Associations inside the corpus: what else stands in the reports that hold the retrieved snippet.
+    # Associations inside the corpus: the other snippets of the reports that hold the retrieved one.
     "report_context": {"base": "clip_it_all", "distillation.target": "report_context"},
-    # The same, of the line of the diagnosis alone.
+    # The same, from the diagnosis section alone.
     "report_diagnosis": {"base": "report_context", "distillation.sections": ("diagnosis",)},
-    # Information from outside of the embedding: what the reports were called by their own labels.
+    # Information beyond the embedding: the reports' own labels.
     "report_labels": {"base": "clip_it_all", "distillation.target": "report_labels"},
-    # The same beside the VLM's own view: do the labels of reports add to it?
+    # The same added to the VLM's own embedding of the tile.
     "report_labels_and_image": {"base": "clip_it_all", "distillation.target": "report_labels_and_image"},
-    # The same snippets as `bags`, without its term: is it the bags, or only more snippets per tile?
+    # Control for `bags`: as many snippets per tile, without the term.
     "top5": {"base": "clip_it_all", "pairing.k": 5},
     # CPLIP-style: bags of snippets against bags of tiles, many to many.
     "bags": {"base": "clip_it_all", "pairing.k": 5, "bags.weight": 0.5},
-    # The projection is also aligned with the class prompts, so that it answers zero-shot for them.
+    # The projection is also aligned with the class prompts, for zero-shot prediction.
     "prompt_bags": {"base": "clip_it_all", "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot"},
-    # Soft labels from the VLM's zero-shot answer, without any embedding.
+    # Soft labels from the VLM's zero-shot predictions, without distillation.
     "zero_shot_labels": {**_IMAGE_ONLY, "soft_labels.source": "zero_shot"},
-    # Control: soft labels from the same VLM without any text, by a linear probe on the labels at hand.
+    # Control: soft labels from the same VLM without text, by a linear probe on the run's labels.
     "probe_labels": {**_IMAGE_ONLY, "soft_labels.source": "vlm_probe"},
-    # Does retrieved text add anything to the soft labels that the class prompts give?
+    # Retrieved text in addition to the soft labels from class prompts.
     "soft_labels_and_text": {"base": "clip_it_all", "soft_labels.source": "zero_shot"},
-    # Control: soft labels from an image-only student of the same seed: no VLM.
+    # Control: soft labels from an image-only student of the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
-    # No label at all: prompts and reports teach the classifier, and choose its step.
+    # No label at all: prompts and reports train the classifier and choose its step.
     "zero_label": {
         "base": "prompt_bags",
         "tiles.labels.kind": "none",
         "training.monitor": "agreement",
     },
-    # Text side fitted to the labels first.
+    # The text side is first fitted to the labels.
     "text_adapter": {"base": "clip_it_all", "distillation.text": "adapter"},
     "text_lora": {"base": "clip_it_all", "distillation.text": "lora"},
 }
 
 
 def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The configuration keys (dotted) that an arm sets.
+    """Dotted configuration keys that an arm sets.
 
     Args:
         name: Name of the arm.
-        own: Arms of the configuration; they come before the built-in ones.
+        own: Arms of the configuration, which take precedence over the built-in ones.
 
     Raises:
-        ConfigError: No such arm, or a circle of `base`.
+        ConfigError: The arm is unknown, or its `base` leads back to itself.
     """
     keys: dict[str, Any] = {}
     seen: list[tuple[str, bool]] = []
@@ -106,13 +106,11 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if (not mine and current not in ARMS) or (current, mine) in seen:
             circle = any(current == earlier for earlier, _ in seen)
             raise ConfigError(
-                explain(
-                    f"arms build on each other in a circle: {' -> '.join([*(n for n, _ in seen), current])}"
-                    if circle
-                    else f"unknown arm {current!r}",
-                    where=f"arms.{seen[-1][0]}.base" if seen else "arm",
-                    fix=f"use one of {', '.join({**ARMS, **own})}, or describe it under `arms`",
-                )
+                f"arms build on each other in a circle: {' -> '.join([*(n for n, _ in seen), current])}"
+                if circle
+                else f"unknown arm {current!r}",
+                where=f"arms.{seen[-1][0]}.base" if seen else "arm",
+                fix=f"use one of {', '.join({**ARMS, **own})}, or describe it under `arms`",
             )
         seen.append((current, mine))
         recipe = dict(own[current] if mine else ARMS[current])
@@ -122,12 +120,12 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def resolve_arm(config: RunConfig) -> RunConfig:
-    """The configuration with the keys of its arm filled in (unchanged without an arm).
+    """Fill in the keys of the configuration's arm; without an arm the configuration is unchanged.
 
-    Keys that were given on the command line (`config.overrides`) keep their value.
+    Keys that were given on the command line (`config.overrides`) keep their values.
 
     Raises:
-        ConfigError: An unknown arm, or a recipe whose keys do not fit.
+        ConfigError: The arm is unknown, or its keys are invalid.
     """
     if config.arm is None:
         return config

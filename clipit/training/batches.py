@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int64
 
 from clipit.config.run import RunConfig
 from clipit.distributed import stream_positions
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.training.terms.table import supervises_unlabelled, uses_unlabelled
 
 
@@ -62,12 +62,10 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
     size = config.training.tiles_per_step
     if not len(labelled) and not supervises_unlabelled(config):
         raise DataError(
-            explain(
-                "no training tile has a label, and no loss term supervises unlabelled tiles",
-                where="tiles.labels",
-                fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10; or train without any "
-                "from prompts: arm=zero_label",
-            )
+            "no training tile has a label, and no loss term supervises unlabelled tiles",
+            where="tiles.labels",
+            fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10; or train without any "
+            "from prompts: arm=zero_label",
         )
     if not len(labelled):
         return BatchPlan(labelled, unlabelled, 0, size, config.seed)
@@ -76,11 +74,9 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
     n_labelled = round(size * config.training.labelled_share)
     if not 0 < n_labelled < size:
         raise ConfigError(
-            explain(
-                f"{size} tiles per step with a labelled share of {config.training.labelled_share:g} leave no room "
-                "for both labelled and unlabelled tiles",
-                where="training.labelled_share",
-                fix="choose a share between 0 and 1 that gives at least one of each",
-            )
+            f"{size} tiles per step with a labelled share of {config.training.labelled_share:g} leave no room "
+            "for both labelled and unlabelled tiles",
+            where="training.labelled_share",
+            fix="choose a share between 0 and 1 that gives at least one of each",
         )
     return BatchPlan(labelled, unlabelled, n_labelled, size - n_labelled, config.seed)

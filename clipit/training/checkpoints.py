@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipit.artifacts import whole_file
-from clipit.errors import ArtifactError, disk_errors, explain
+from clipit.errors import ArtifactError, disk_errors
 
 
 @dataclass
@@ -52,11 +52,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
     parameters = trainable(model)
     if {name: value.shape for name, value in saved.items()} != {name: p.shape for name, p in parameters.items()}:
         raise ArtifactError(
-            explain(
-                "the checkpoint belongs to another student",
-                where=path,
-                fix="delete the run's folder, or restore its config",
-            )
+            "the checkpoint belongs to another student",
+            where=path,
+            fix="delete the run's folder, or restore its config",
         )
     with torch.no_grad():
         for name, value in parameters.items():
@@ -130,11 +128,9 @@ def _reading_checkpoint(path: Path) -> Iterator[Path]:
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         checkpoints = path.parent.parent if path.parent.name.startswith("step-") else path.parent
         raise ArtifactError(
-            explain(
-                f"the run's checkpoint is damaged: {error}",
-                where=path,
-                fix=f"delete the folder {checkpoints} and start again: the training starts from the first step",
-            )
+            f"the run's checkpoint is damaged: {error}",
+            where=path,
+            fix=f"delete the folder {checkpoints} and start again: the training starts from the first step",
         ) from error
 
 

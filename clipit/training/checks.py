@@ -2,7 +2,7 @@
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.training.terms.table import all_terms
 
 
@@ -19,4 +19,4 @@ def check(config: RunConfig) -> None:
             f"training.tiles_per_step={size} gives nothing to some of {processes} processes x {parts} micro-batches"
         )
     if problems:
-        raise ConfigError(explain("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys"))
+        raise ConfigError("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys")

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig, TrainingConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
@@ -218,11 +218,9 @@ def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, proce
         return
     steps = f"step {step}" if step - checked_step == 1 else f"steps {checked_step + 1} to {step}"
     raise ModelError(
-        explain(
-            f"the training diverged: the loss of {steps} is infinite or not a number",
-            where="training.learning_rate",
-            fix="lower training.learning_rate, or check the backbone's weights and training.precision",
-        )
+        f"the training diverged: the loss of {steps} is infinite or not a number",
+        where="training.learning_rate",
+        fix="lower training.learning_rate, or check the backbone's weights and training.precision",
     )
 
 

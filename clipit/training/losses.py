@@ -1,7 +1,7 @@
-"""The terms of the loss: pure functions on tensors, one formula each.
+"""Formulas of the loss terms: pure functions on tensors.
 
-Each returns a sum over its valid rows. The training loop divides by the number of valid rows of the whole batch,
-over all processes and micro-batches, so that a step does not depend on how its batch was divided.
+Each returns a sum over its valid rows. The training step divides by the number of valid rows in the whole batch, over
+all processes and micro-batches, so that the loss does not depend on how the batch is divided.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ def cross_entropy_sum(
     with the uniform distribution: q = (1 - s) onehot + s / C (label smoothing s, arXiv 1512.00567, section 7).
 
     Args:
-        logits: One row per tile; never soft-maxed ones.
-        labels: Class numbers; rows with `NO_LABEL` count nothing.
+        logits: Logits, one row per tile.
+        labels: Class numbers; rows with `NO_LABEL` are ignored.
         label_smoothing: s.
 
     Returns:
@@ -38,14 +38,14 @@ def cross_entropy_sum(
 def cosine_distillation_sum(
     predicted: Float[Tensor, "b d"], target: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Distance between the predicted and the paired text's embedding, summed over the valid rows.
+    """Cosine distance between predicted and target embeddings, summed over the valid rows.
 
     Formula: L_KD = sum over valid i of 1 - cos(t^_i, t_i) (CLIP-IT, arXiv 2504.16181, distillation step). Each row
     lies between 0 and 2; lengths do not matter, and a target of length 0 counts as orthogonal (1).
 
     Args:
         predicted: t^, the projector's output.
-        target: t, frozen and cached. Rows that are not valid may hold anything, also NaN.
+        target: t, frozen and cached. Invalid rows may hold anything, also NaN.
         valid: Rows that are distilled.
 
     Returns:
@@ -66,8 +66,8 @@ def soft_cross_entropy_sum(
     arXiv 1503.02531, section 2). It equals `cross_entropy_sum` for one-hot targets and weights of 1.
 
     Args:
-        logits: One row per tile.
-        target: q, rows that sum to 1. No gradient should reach the student through it.
+        logits: Logits, one row per tile.
+        target: q, rows that sum to 1, without gradient.
         weights: w, 0 or more. Rows of weight 0 may hold anything, also NaN.
 
     Returns:
@@ -81,7 +81,7 @@ def soft_cross_entropy_sum(
 def prototype_logits(
     projected: Float[Tensor, "b d"], prototypes: Float[Tensor, "c d"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "b c"]:
-    """How near each projection is to each class's prompts, as logits.
+    """Scaled cosines between projections and class prompts, as logits.
 
     Formula: cos(t^_i, p_c) / temperature (zero-shot classification of CLIP, arXiv 2103.00020, section 3.1.2).
 
@@ -95,7 +95,7 @@ def prototype_logits(
 
 
 def sharpen(probabilities: Float[Tensor, "b c"], temperature: float) -> Float[Tensor, "b c"]:
-    """Probabilities that are surer (temperature below 1) or less sure (above 1).
+    """Sharpen (temperature below 1) or soften (above 1) probabilities.
 
     Formula: p_c^(1/T) / sum over k of p_k^(1/T) (MixMatch, arXiv 1905.02249, equation 7).
     """
@@ -105,15 +105,14 @@ def sharpen(probabilities: Float[Tensor, "b c"], temperature: float) -> Float[Te
 def prior_corrected(
     probabilities: Float[Tensor, "b c"], prior: Float[Tensor, " c"], strength: float = 1.0
 ) -> Float[Tensor, "b c"]:
-    """Probabilities as they would be if the model preferred no class.
+    """Correct probabilities for the model's preference of some classes.
 
     Formula: (p_c / pi_c^s) / sum over k of (p_k / pi_k^s): Bayes' rule with the prior pi of the model exchanged for a
     flat one (Saerens et al. 2002, Neural Computation 14(1), equation 4); s = 0 leaves p as it is.
 
     Args:
-        probabilities: Of the model.
-        prior: pi, what the model gives each class on average over *training* tiles. A class that it never gives
-            counts as one in a million million.
+        probabilities: Class probabilities from the model.
+        prior: pi, mean class probabilities over *training* tiles; values below 1e-12 count as 1e-12.
         strength: s, between 0 and 1.
     """
     known = prior.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=1e-12)
@@ -124,14 +123,14 @@ def prior_corrected(
 def consistency_sum(
     logits_a: Float[Tensor, "b c"], logits_b: Float[Tensor, "b c"], mask: Bool[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """How differently two views of the same tiles are classified, summed over the masked-in rows.
+    """Squared distance between the class probabilities of two views, summed over the masked rows.
 
     Formula: sum over valid i of (1 / C) sum_c (softmax(a_i)_c - softmax(b_i)_c)^2 (the Pi-model, arXiv 1610.02242,
     section 2.1). It is bounded and symmetric, and the gradient reaches both views.
 
     Args:
-        logits_a: Of one view.
-        logits_b: Of the other one, same tiles in the same order.
+        logits_a: Logits of one view.
+        logits_b: Logits of the other view, same tiles in the same order.
         mask: Rows that count; others may hold anything.
 
     Returns:
@@ -153,7 +152,7 @@ def many_to_many_sum(
     same: Bool[Tensor, "b b"] | None = None,
     text_weights: Float[Tensor, "b n"] | None = None,
 ) -> tuple[Float[Tensor, ""], int]:
-    """Contrast of tile bags with text bags, both ways, summed over the bags that have both; and their number.
+    """Contrast tile bags with text bags in both directions; returns the sum over bags that have both, and their number.
 
     Formula: with unit vectors u_im of tile bag i (M_i members) and v_jn of text bag j (N_j members),
     S_ij = log( 1 / (M_i N_j) sum over m, n of exp(u_im . v_jn / temperature) ) and
@@ -166,9 +165,9 @@ def many_to_many_sum(
 
     Args:
         images: Members of the tile bags; lengths do not matter. Masked-out members may hold anything.
-        image_mask: Which members there are.
+        image_mask: Which members exist.
         texts: Members of the text bags, row i belonging to tile bag i.
-        text_mask: Which members there are.
+        text_mask: Which members exist.
         temperature: Above 0; a tensor when it is learnt.
         rows: Sum over these bags only, contrasted with all: with bags gathered from all processes (with gradient),
             each one takes its own rows, and the sums and numbers of all add up to those of the whole. Default: all.
@@ -185,18 +184,18 @@ def many_to_many_sum(
     usable = image_mask.any(dim=1) & text_mask.any(dim=1)
     wanted = torch.zeros_like(usable)
     wanted[rows if rows is not None else slice(None)] = True
-    own = torch.nonzero(wanted[usable])[:, 0]
+    summed = torch.nonzero(wanted[usable])[:, 0]
     u = _members(images[usable], image_mask[usable], None)
     v = _members(texts[usable], text_mask[usable], None if text_weights is None else text_weights[usable])
-    to_texts = _bag_scores(u.select(own), v, temperature)
-    to_images = _bag_scores(v.select(own), u, temperature)
+    to_texts = _bag_scores(u.select(summed), v, temperature)
+    to_images = _bag_scores(v.select(summed), u, temperature)
     if same is not None:
-        others = same[usable][:, usable].fill_diagonal_(False)[own]
+        others = same[usable][:, usable].fill_diagonal_(False)[summed]
         to_texts = to_texts.masked_fill(others, -torch.inf)
         to_images = to_images.masked_fill(others, -torch.inf)
-    loss = functional.cross_entropy(to_texts, own, reduction="sum")
-    loss = (loss + functional.cross_entropy(to_images, own, reduction="sum")) / 2
-    return loss, len(own)
+    loss = functional.cross_entropy(to_texts, summed, reduction="sum")
+    loss = (loss + functional.cross_entropy(to_images, summed, reduction="sum")) / 2
+    return loss, len(summed)
 
 
 @dataclass(frozen=True)
@@ -208,19 +207,18 @@ class _Members:
     weights: Float[Tensor, "b m"] | None
 
     def select(self, rows: Int64[Tensor, " c"]) -> "_Members":
-        """Some of the bags."""
         return _Members(self.vectors[rows], self.mask[rows], None if self.weights is None else self.weights[rows])
 
 
 def _members(
     vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
 ) -> _Members:
-    """Bags made ready; members that do not exist are zeros, so that what they hold reaches nothing."""
+    """Normalise members; those that do not exist become zeros, so that their values reach nothing."""
     clean = torch.where(mask[:, :, None], _at_least_float32(vectors), torch.zeros((), device=vectors.device))
     if weights is not None:
-        there = torch.where(mask, weights.to(clean.dtype), 0.0)
-        mean = there.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
-        weights = torch.where(mask, there / mean, 1.0).log()
+        existing = torch.where(mask, weights.to(clean.dtype), 0.0)
+        mean = existing.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+        weights = torch.where(mask, existing / mean, 1.0).log()
     return _Members(functional.normalize(clean, dim=2), mask, weights)
 
 
@@ -231,8 +229,8 @@ def _bag_scores(ours: _Members, theirs: _Members, temperature: float | Float[Ten
         scores = scores + ours.weights[:, None, :, None]
     if theirs.weights is not None:
         scores = scores + theirs.weights[None, :, None, :]
-    there = ours.mask[:, None, :, None] & theirs.mask[None, :, None, :]
-    total = scores.masked_fill(~there, -torch.inf).flatten(2).logsumexp(dim=2)
+    both_exist = ours.mask[:, None, :, None] & theirs.mask[None, :, None, :]
+    total = scores.masked_fill(~both_exist, -torch.inf).flatten(2).logsumexp(dim=2)
     return total - ours.mask.sum(dim=1).log()[:, None] - theirs.mask.sum(dim=1).log()[None, :]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, DataError, explain
+from clipit.errors import ConfigError, DataError
 from clipit.pairing.bags import nearest_prompts, text_bag
 from clipit.pairing.tile_bags import tile_bags
 from clipit.prompts.dictionary import load_dictionary
@@ -107,19 +107,15 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
     b = config.bags
     if b.weighted and config.pairing.score_temperature is None:
         raise ConfigError(
-            explain(
-                "bags.weighted needs pairs with weights, and these have none",
-                where="bags.weighted",
-                fix="set pairing.score_temperature (0.1), or bags.weighted=false",
-            )
+            "bags.weighted needs pairs with weights, and these have none",
+            where="bags.weighted",
+            fix="set pairing.score_temperature (0.1), or bags.weighted=false",
         )
     index = workspace.index
     texts = text_bag(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
     prompts = _prompts(config, workspace, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
-        raise DataError(
-            explain("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
-        )
+        raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
     empty = texts.empty if prompts is None else texts.empty & ~prompts.exists.any(axis=1)
     counts = {
         "empty_text_bags": int(empty.sum()),  # their tiles train without the term
@@ -159,7 +155,7 @@ def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptM
     if b.class_prompts:
         if workspace.prompts is None:
             raise ConfigError(
-                explain("class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE")
+                "class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE"
             )
         check_classes(workspace.prompts, workspace.all_tiles.classes)
         pools.append(

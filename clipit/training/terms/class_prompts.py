@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.prompts.prompt_set import PromptSet
 from clipit.stores.embed import centred
@@ -47,8 +47,6 @@ def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilitie
 def _required_prompts(workspace: Workspace, key: str) -> PromptSet:
     if workspace.prompts is None:
         raise ConfigError(
-            explain(
-                "class prompts are needed, and no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
-            )
+            "class prompts are needed, and no prompt set is configured", where=key, fix="set prompts: NAME or FILE"
         )
     return workspace.prompts

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipit.artifacts import fingerprint
 from clipit.config.run import DistillationConfig, RunConfig
-from clipit.errors import DataError, ModelError, explain
+from clipit.errors import DataError, ModelError
 from clipit.models.student import Student
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.losses import cosine_distillation_sum
@@ -149,11 +149,9 @@ class DistillationTerm(Term[DistillationConfig]):
         count = int((wanted & self.targets.valid).sum())
         if not count or (self.config.student.warm_start and not (labelled & self.targets.valid).any()):
             raise DataError(
-                explain(
-                    f"none of the {int(wanted.sum())} tiles to distil has a pair (for warm_start: no labelled one)",
-                    where="distillation.tiles and pairing",
-                    fix="loosen the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
-                )
+                f"none of the {int(wanted.sum())} tiles to distil has a pair (for warm_start: no labelled one)",
+                where="distillation.tiles and pairing",
+                fix="loosen the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
             )
         return {**facts, "distilled_tiles": f"{count} of {int(wanted.sum())}"}
 
@@ -218,7 +216,7 @@ class SecondDistillationTerm(DistillationTerm):
         """Cosine distance of the second projector's output to the targets."""
         if batch.second_projection is None:
             raise ModelError(
-                explain("a second VLM needs a second projector", where="second_vlm", fix="build the student with it")
+                "a second VLM needs a second projector", where="second_vlm", fix="build the student with it"
             )
         return self._distance(batch, batch.second_projection)
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from clipit.config.run import RunConfig
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.pairing.sources import row_of_each
 from clipit.stores.embed import Store
 from clipit.tiles.tileset import TileSet
@@ -100,11 +100,9 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
         counts &= np.isin(np.asarray(sections, dtype=np.str_), config.distillation.sections)
         if not counts.any():
             raise DataError(
-                explain(
-                    f"no snippet comes from a section called {shortlist(config.distillation.sections)}",
-                    where="distillation.sections",
-                    fix=f"name some of: {shortlist(sorted(set(sections)))}",
-                )
+                f"no snippet comes from a section called {shortlist(config.distillation.sections)}",
+                where="distillation.sections",
+                fix=f"name some of: {shortlist(sorted(set(sections)))}",
             )
     if config.pairing.organs:
         wanted = {organ.casefold() for organ in config.pairing.organs}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 from clipit.stores.embed import Store, unit
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
 
@@ -121,12 +121,10 @@ def report_label_vectors(
     names = np.unique(labels[known])
     if len(names) < 2 or len(np.unique(groups[known])) < 2:
         raise DataError(
-            explain(
-                f"the reports have {len(names)} different labels in {len(np.unique(groups[known]))} groups "
-                f"({shortlist(names.tolist())}); a classifier of them needs two of each",
-                where="reports.label_column",
-                fix="name a column with the reports' labels, or choose another distillation.target",
-            )
+            f"the reports have {len(names)} different labels in {len(np.unique(groups[known]))} groups "
+            f"({shortlist(names.tolist())}); a classifier of them needs two of each",
+            where="reports.label_column",
+            fix="name a column with the reports' labels, or choose another distillation.target",
         )
     stored = vectors_of(np.arange(len(store.ids)))
     positions = store.positions(snippet_ids)

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipit.artifacts import fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig, SoftLabelsConfig
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.probes import linear_probe
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
@@ -128,9 +128,7 @@ def make_soft_labels(
         DataError: A probability is not finite.
     """
     if not np.isfinite(probabilities).all():
-        raise DataError(
-            explain("soft labels that are not finite", where="soft_labels.source", fix="use vlm.precision=fp32")
-        )
+        raise DataError("soft labels that are not finite", where="soft_labels.source", fix="use vlm.precision=fp32")
     p = torch.from_numpy(probabilities.astype(np.float64))
     prior = p if training is None else torch.from_numpy(training.astype(np.float64))
     p = prior_corrected(p, prior.mean(dim=0), options.prior_correction)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, Float32, Int
 
 from clipit.artifacts import fingerprint
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.pairing.pairs import Pairs
 from clipit.stores.embed import Store, centred, unit
 from clipit.stores.index import Index
@@ -64,11 +64,9 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
     paired = PairedSnippets(positions, weights)
     if not paired.valid.any():
         raise DataError(
-            explain(
-                "no training tile has a pair",
-                where=pairs.artifact.folder,
-                fix="loosen the pairing, or pair these tiles",
-            )
+            "no training tile has a pair",
+            where=pairs.artifact.folder,
+            fix="loosen the pairing, or pair these tiles",
         )
     return paired
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipit.config.run import RunConfig, Section
 from clipit.distributed import Processes
-from clipit.errors import ModelError, explain
+from clipit.errors import ModelError
 from clipit.models.student import Student
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
@@ -82,9 +82,7 @@ class MicroBatch:
             ModelError: The student has no projector.
         """
         if self.projection is None:
-            raise ModelError(
-                explain("a loss term needs a projector", where="student", fix="set student.projector_layers=1")
-            )
+            raise ModelError("a loss term needs a projector", where="student", fix="set student.projector_layers=1")
         return self.projection
 
     def tensor(self, values: np.ndarray) -> Tensor:

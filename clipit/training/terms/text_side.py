@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipit.config.run import LoraConfig
-from clipit.errors import DataError, ModelError, explain
+from clipit.errors import DataError, ModelError
 from clipit.stores.embed import Store, centred, unit
 from clipit.training.terms.target_vectors import PairedSnippets, SnippetVectors
 
@@ -50,11 +50,9 @@ def labelled_snippets(
     positions, wanted = paired.positions[rows, ranks], labels[rows]
     if len(np.unique(wanted)) < 2:
         raise DataError(
-            explain(
-                "the text side is fitted on the labelled tiles' snippets, and these tiles have fewer than two classes",
-                where="distillation.text",
-                fix="keep more labels (tiles.labels), or distillation.text=frozen",
-            )
+            "the text side is fitted on the labelled tiles' snippets, and these tiles have fewer than two classes",
+            where="distillation.text",
+            fix="keep more labels (tiles.labels), or distillation.text=frozen",
         )
     return positions, wanted
 
@@ -179,7 +177,7 @@ def text_layers(module: nn.Module) -> list[str]:
     ]
     if not layers:
         raise ModelError(
-            explain("no linear layer of the text tower can be adapted", where="vlm", fix="distillation.text=adapter")
+            "no linear layer of the text tower can be adapted", where="vlm", fix="distillation.text=adapter"
         )
     return layers
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.models.student import Student
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
@@ -42,9 +42,7 @@ def warm_start(
     """
     if student.text_head is None:
         raise ConfigError(
-            explain(
-                "warm_start needs late fusion and paired text", where="student.warm_start", fix="use arm clip_it_paper"
-            )
+            "warm_start needs late fusion and paired text", where="student.warm_start", fix="use arm clip_it_paper"
         )
     device, decay = get_processes().device, config.training.weight_decay
     rows = np.flatnonzero((labels >= 0) & targets.valid)

@@ -10,6 +10,7 @@ from clipit.comparison.compare import compare
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
+from clipit.runs.predict import open_classifier
 from clipit.synthetic.world import WorldConfig, write_whole_world
 from clipit.workspace.workspace import Workspace
 
@@ -58,12 +59,10 @@ def write_demo_world(config: RunConfig) -> Path:
 
 def _try_classifier(config: RunConfig, run: Path) -> str:
     """Describe what the exported classifier predicts for a few test tiles, with its own prompts and with new ones."""
-    from clipit.models.inference import load_classifier
-
     tiles = Workspace(config).tiles(config.seed).of_split("test")
     rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
     images = [tiles.read(int(row)) for row in rows]
-    classifier = load_classifier(run / "classifier")
+    classifier = open_classifier(config, run)
     lines = [f"The exported classifier ({run.name}) on {len(images)} test tiles:"]
     lines += [
         f"  {tiles.ids[row]}: {predicted} (truth: {tiles.classes[int(tiles.truth[row])]})"

@@ -17,6 +17,7 @@ from clipit.distributed import get_processes
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import read_results
+from clipit.runs.predict import open_classifier
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -81,9 +82,6 @@ def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> lis
 
     The cost of a reference row is that of the VLM's image tower.
     """
-    from clipit.models.inference import load_classifier
-
-    device, trust = get_processes().device, plan.config.backbone.trust_remote_code
     costs: dict[str, tuple[int, float]] = {}
     for row in rows:
         if row.arm in costs:
@@ -92,7 +90,7 @@ def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> lis
             source = workspace.pixels("test", workspace.vlm.preprocess)
             costs[row.arm] = workspace.vlm.image_parameters, _tiles_per_second(source, workspace.vlm.encode_images)
         else:
-            classifier = load_classifier(row.run / "classifier", device, trust_remote_code=trust)
+            classifier = open_classifier(plan.config, row.run)
             source, normalise = (
                 workspace.pixels("test", classifier.spec.preprocess),
                 classifier.spec.preprocess.normalise,

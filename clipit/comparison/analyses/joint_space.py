@@ -9,9 +9,9 @@ from jaxtyping import Float, Float32, Int, Shaped
 
 from clipit.comparison.analyses.result import AnalysisResult, heading
 from clipit.comparison.plan import Plan
-from clipit.distributed import get_processes
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.tables import number
+from clipit.runs.predict import open_classifier
 from clipit.stores.embed import centred, unit
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -93,13 +93,10 @@ def _project_with_text_student(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], tiles: TileSet
 ) -> tuple[ScoreRow, Float32[np.ndarray, "n dim"]] | None:
     """The first run whose classifier predicts this VLM's text embeddings, and its projections of the tiles."""
-    from clipit.models.inference import load_classifier
-
-    device, trust = get_processes().device, plan.config.backbone.trust_remote_code
     for row in rows:
         if row.run is None or row.part != "test":
             continue
-        classifier = load_classifier(row.run / "classifier", device, trust_remote_code=trust)
+        classifier = open_classifier(plan.config, row.run)
         vlm = classifier.spec.vlm
         if vlm is not None and vlm["fingerprint"] == workspace.vlm.fingerprint:
             return row, unit(classifier.project([tiles.read(i) for i in range(len(tiles))]))

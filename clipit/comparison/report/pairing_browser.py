@@ -11,6 +11,7 @@ from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.progress import progress
 from clipit.reporting.pairing_page import choose_tiles
+from clipit.runs.predict import open_classifier
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_reports
 from clipit.workspace.pairs_page import Answers, write_pairs_page
@@ -46,14 +47,12 @@ def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[Answers, str] | None:
     """Predictions of the first text arm for these training tiles, with a note on them; None without such an arm."""
-    from clipit.models.inference import load_classifier
-
-    seed, trust = plan.comparison.seeds[0], plan.config.backbone.trust_remote_code
+    seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:
         return None
     run = next(row.run_folder() for row in rows if (row.arm, row.seed) == (arm, seed))
-    classifier = load_classifier(run / "classifier", get_processes().device, trust_remote_code=trust)
+    classifier = open_classifier(plan.config, run)
     train = workspace.all_tiles.of_split("train")
     tiles = train.select(np.isin(train.ids, np.asarray(shown, dtype=np.str_)))
     predictions: dict[str, tuple[int, float]] = {}

@@ -13,6 +13,7 @@ from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError
 from clipit.progress import progress
+from clipit.runs.predict import open_classifier
 from clipit.stores.embed import centred
 from clipit.studies.features import classifier_fingerprint, run_facts, vlm_facts
 from clipit.tiles.tileset import TileSet
@@ -93,9 +94,7 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         ModelError: There is no classifier, or it was trained without text or with another VLM than the configuration's.
         DataError: Its classes are not those of the tiles.
     """
-    from clipit.models.inference import load_classifier
-
-    classifier = load_classifier(run / "classifier", get_processes().device)
+    classifier = open_classifier(workspace.config, run)
     vlm, preprocess = classifier.spec.vlm, classifier.spec.preprocess
     if vlm is None:
         raise ModelError(

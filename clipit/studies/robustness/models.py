@@ -16,10 +16,11 @@ from clipit.errors import DataError
 from clipit.evaluation.predictions import read_predictions, softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.models.classifier_spec import WEIGHTS, ZERO_SHOT
-from clipit.models.inference import Classifier, load_classifier
+from clipit.models.inference import Classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.timm_backbones import open_timm
 from clipit.prompts.prompt_set import check_classes
+from clipit.runs.predict import open_classifier
 from clipit.studies.features import (
     cached_features,
     check_classes_match,
@@ -73,7 +74,7 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
         DataError: Its classes are not those of the tiles, or the run was evaluated on other test tiles.
     """
     folder, device = run / "classifier", get_processes().device
-    classifier = load_classifier(folder, device)
+    classifier = open_classifier(workspace.config, run)
     spec, tiles = classifier.spec, workspace.all_tiles
     check_classes_match(spec.classes, tiles, folder)
     _check_test_tiles(run, tiles)

@@ -90,14 +90,14 @@ def _plain(index: "Index", tiles: "Store") -> None:
 
 def _corrected(index: "Index", tiles: "Store", rules: "PairingConfig") -> Work:
     def work() -> None:
-        from clipit.pairing.selection import find, prepare
+        from clipit.pairing.selection import find_candidates, prepare
         from clipit.stores.embed import centred
 
         mean = tiles.mean()
         ready = prepare(index, tiles, rules, block=_BLOCK, shown=False)
         for start in range(0, len(tiles.ids), _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, len(tiles.ids)))
-            find(ready, centred(tiles.rows(rows), mean), ready.owners[rows], _K)
+            find_candidates(ready, centred(tiles.rows(rows), mean), ready.owners[rows], _K)
 
     return lambda: seconds(work)
 

@@ -9,7 +9,7 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import SECTIONS
 from clipit.config.load import dotted, merge, nested, validate, without
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, explain, shortlist
+from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
 
@@ -26,7 +26,7 @@ class Plan:
         data_set: Name of the data set; the configuration's name where it lists none.
         backbone: Name of the backbone in tables.
         config: Configuration of the runs, without arm and seed; its `arms` include those at equal steps.
-        comparison: What is compared, the same for all plans.
+        comparison: Section `comparison`, the same for all plans.
         arms: Names of the arms, in the order of the table.
     """
 
@@ -45,7 +45,7 @@ def plan_comparison(config: RunConfig, comparison: ComparisonConfig) -> list[Pla
     """Plan the runs of every data set with every backbone.
 
     Raises:
-        ConfigError: Keys of an arm or a data set are wrong (all are listed), or the arms were searched differently.
+        ConfigError: Keys of an arm or data set are invalid (all are listed), or the arms were tuned on different grids.
     """
     _check_command_line(config, comparison)
     data_sets: Mapping[str, dict[str, object]] = comparison.data_sets or {config.name: {}}
@@ -94,7 +94,7 @@ def _data_set_config(
 def _with_equal_steps(
     config: RunConfig, comparison: ComparisonConfig
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-    """The arms, and after each shorter one the same arm at the steps of the longest; with the recipes of these."""
+    """Follow each shorter arm by the same arm at the steps of the longest; also return the recipes of those added."""
     arms = comparison.arms
     if not comparison.equal_steps:
         return arms, {}
@@ -112,17 +112,15 @@ def _with_equal_steps(
 
 def _check_folders(plans: Sequence[Plan]) -> None:
     """Refuse plans whose runs would share a folder."""
-    plans_of: dict[str, list[str]] = {}
+    places_by_folder: dict[str, list[str]] = {}
     for plan in plans:
-        plans_of.setdefault(plan.config.name, []).append(f"{plan.data_set!r} on {plan.backbone!r}")
-    shared = [f"{', '.join(names)} (folder {folder})" for folder, names in plans_of.items() if len(names) > 1]
+        places_by_folder.setdefault(plan.config.name, []).append(f"{plan.data_set!r} on {plan.backbone!r}")
+    shared = [f"{', '.join(names)} (folder {folder})" for folder, names in places_by_folder.items() if len(names) > 1]
     if shared:
         raise ConfigError(
-            explain(
-                f"these would share one folder: {shortlist(shared)}",
-                where="comparison.data_sets and comparison.backbones",
-                fix="give names that differ in letters A-Z, digits, '.', '_' or '-'",
-            )
+            f"these data sets and backbones would share a folder: {shortlist(shared)}",
+            where="comparison.data_sets and comparison.backbones",
+            fix="choose names that differ in letters A-Z, digits, '.', '_' or '-'",
         )
 
 
@@ -130,19 +128,13 @@ def _check_data_set(name: str, keys: dict[str, object], where: str) -> None:
     shared = sorted(key for key in dotted(nested(keys)) if key.partition(".")[0] in _SHARED_KEYS)
     if shared:
         raise ConfigError(
-            explain(
-                f"a data set cannot have its own {', '.join(shared)}: the comparison sets these for every run",
-                where=where,
-                fix="set them for the whole comparison, or leave them out",
-            )
+            f"a data set cannot set {', '.join(shared)}: the comparison sets these for every run",
+            where=where,
+            fix="set them for the whole comparison, or remove them",
         )
     if not _slug(name):
         raise ConfigError(
-            explain(
-                f"the name {name!r} has no character that a folder's name may have",
-                where=where,
-                fix="use letters A-Z or digits in it",
-            )
+            f"the name {name!r} has no characters allowed in folder names", where=where, fix="use letters A-Z or digits"
         )
 
 
@@ -155,11 +147,9 @@ def _check_command_line(config: RunConfig, comparison: ComparisonConfig) -> None
     keys = {key for key in differing & set(config.overrides) if not key.startswith("training.")}
     if keys:
         raise ConfigError(
-            explain(
-                f"these keys would make arms or data sets alike: {', '.join(sorted(keys))}",
-                where="the command line",
-                fix="leave them out, or describe an arm of your own under `arms`",
-            )
+            f"these keys override what distinguishes the arms or data sets: {', '.join(sorted(keys))}",
+            where="the command line",
+            fix="remove them, or define a new arm under `arms`",
         )
 
 
@@ -171,5 +161,5 @@ def _recipe_keys(config: RunConfig, arm: str) -> list[str]:
 
 
 def _slug(name: str) -> str:
-    """The name in characters of folder names; "" where nothing is left."""
+    """Reduce a name to characters allowed in folder names; "" if none are left."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")

@@ -39,13 +39,13 @@ class ArmResult:
 
     Attributes:
         key: Data set, backbone, test set and arm.
-        scores: Seed -> score in 0..1; None where it is not defined.
-        differences: Seed -> score minus the baseline's; empty for the baseline, and where a score is not defined.
+        scores: Seed -> score in 0..1; None if undefined.
+        differences: Seed -> score minus the baseline's; empty for the baseline, or if a score is undefined.
         over_seeds: 95 % t-interval of the mean difference; None without differences.
         over_tiles: Paired bootstrap over test tiles (groups, where known) of the mean difference.
         p: Paired t-test over seeds, uncorrected.
         p_holm: The same, Holm-corrected over all arms, data sets and backbones of the test set.
-        rows: The rows of the seeds.
+        rows: Score rows, one per seed.
     """
 
     key: ArmKey
@@ -59,12 +59,12 @@ class ArmResult:
 
     @property
     def reference(self) -> bool:
-        """Whether it is the VLM itself, not a student."""
+        """Whether this is a reference classifier (the VLM itself) rather than a student."""
         return self.key.arm.startswith(REFERENCE)
 
     @property
     def mean(self) -> float | None:
-        """Mean score over seeds; None where one is not defined."""
+        """Mean score over seeds; None if any is undefined."""
         values = [value for value in self.scores.values() if value is not None]
         return mean(values) if values and len(values) == len(self.scores) else None
 
@@ -90,7 +90,7 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
     Args:
         comparison: Metric, baseline and controls.
         rows: All scores; their predictions are read for the bootstrap over test tiles.
-        resamples: Resamples of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     bootstrap = tile_bootstrap(comparison.metric, resamples)
     students = [row for row in rows if row.run]
@@ -100,11 +100,11 @@ def compute_statistics(comparison: ComparisonConfig, rows: Sequence[ScoreRow], r
 
 
 TileBootstrap = Callable[[Sequence[ScoreRow], Sequence[ScoreRow]], PairedDifference | None]
-"""Rows of the baseline and of an arm, the same seeds in the same order, to the mean difference with its interval."""
+"""Function from the rows of the baseline and of an arm, in the same order of seeds, to their mean difference."""
 
 
 def tile_bootstrap(metric: str, resamples: int) -> TileBootstrap:
-    """Return the paired bootstrap over the test tiles that the rows' predictions are of."""
+    """Return a paired bootstrap over the test tiles of the rows' predictions."""
     return partial(_bootstrap_predictions, metric=metric, resamples=resamples)
 
 

@@ -17,10 +17,10 @@ class Check:
     """The result of one check.
 
     Attributes:
-        status: `WARN` for what a run can do without.
+        status: Outcome; `WARN` for a problem that does not prevent a run.
         subject: What was checked, in a word or two.
-        message: What was found.
-        fix: What to do about it; "" when there is nothing to do.
+        message: Result of the check.
+        fix: How to fix the problem; "" if there is none.
     """
 
     status: Status
@@ -38,7 +38,7 @@ class CheckGroup:
 
 
 def failed_check(subject: str, error: Exception) -> Check:
-    """A failure from an error message of the package, whose `to do` becomes the fix."""
+    """Make a failed check from an error of the package, whose `to do` line becomes the fix."""
     text, _, fix = str(error).partition("\n  to do: ")
     what, _, where = text.partition("\n  where: ")
     message = f"{what} ({where})" if where else what
@@ -46,10 +46,10 @@ def failed_check(subject: str, error: Exception) -> Check:
 
 
 def format_checks(groups: Sequence[CheckGroup], *, colour: bool = False) -> str:
-    """Format groups of checks as aligned lines, worst first in each group, with a last line that counts.
+    """Format groups of checks as aligned lines, worst first in each group, followed by a line of counts.
 
     Args:
-        groups: In the order of printing.
+        groups: Groups of checks, in printing order.
         colour: Whether to colour the status for a terminal.
     """
     lines: list[str] = []

@@ -10,7 +10,7 @@ _HUB = "https://huggingface.co/"
 _BIOPTIMUS: dict[str, Triple] = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 _LUNIT: dict[str, Triple] = {"mean": (0.70322989, 0.53606487, 0.66096631), "std": (0.21716536, 0.26081574, 0.20723464)}
 _HIBOU: dict[str, Triple] = {"mean": (0.7068, 0.5755, 0.722), "std": (0.195, 0.2316, 0.1816)}
-_MANY_SCALES = "Trained on several magnifications, so it expects no particular mpp."
+_MANY_SCALES = "Trained at several magnifications, so it expects no particular mpp."
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _VIRCHOW = {
     "architecture": "vit_huge_patch14_224",
@@ -30,7 +30,7 @@ _H_OPTIMUS = {
 
 
 def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSpec:
-    """An entry with common defaults: 224 pixels, ImageNet's means and deviations, the hub's page."""
+    """Make an entry with common defaults: 224 pixels, ImageNet mean and standard deviation, page on the Hub."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": IMAGENET_MEAN,
@@ -41,11 +41,11 @@ def _spec(name: str, family: str, source: str, dim: int, **more: Any) -> ModelSp
 
 
 def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> ModelSpec:
-    """Entry of one of kaiko's models, converted for timm."""
+    """Make the entry of a kaiko model converted to timm."""
     return _spec(
         name, "timm", f"1aurent/{architecture}.kaiko_ai_towards_large_pathology_fms", dim,
         mean=HALF, std=HALF, interpolation="bilinear", note=_MANY_SCALES,
-        # 224 pixels, also for the model with position embeddings for 518
+        # 224 pixels even for the model whose position embeddings are for 518
         loader={
             "architecture": architecture, "img_size": img_size, "dynamic_img_size": True,
             "data": {"input_size": (3, 224, 224)},
@@ -54,7 +54,7 @@ def _kaiko(name: str, architecture: str, dim: int, img_size: int = 224) -> Model
 
 
 def _dinov2(size: str, letter: str, dim: int, registers: bool) -> ModelSpec:
-    """Entry of one of the DINOv2 models of natural images, at 224 pixels instead of their 518."""
+    """Make the entry of a DINOv2 model of natural images, at 224 pixels instead of 518."""
     return _spec(
         f"dinov2-{'reg-' if registers else ''}vit{letter}14", "timm",
         f"vit_{size}_patch14{'_reg4' if registers else ''}_dinov2.lvd142m", dim,
@@ -64,7 +64,7 @@ def _dinov2(size: str, letter: str, dim: int, registers: bool) -> ModelSpec:
 
 
 def _imagenet(size: str, letter: str, dim: int) -> ModelSpec:
-    """Entry of a ViT trained with labels on ImageNet."""
+    """Make the entry of a ViT trained on ImageNet labels."""
     return _spec(
         f"imagenet-vit{letter}16", "timm", f"vit_{size}_patch16_224.augreg_in21k_ft_in1k", dim,
         mean=HALF, std=HALF, licence="Apache-2.0", note="Natural images.",
@@ -132,16 +132,16 @@ _ENTRIES = (
         expected_mpp=_AT_20X, licence="Apache-2.0 with conditions", gated=True,
         loader={
             "architecture": "vit_giant_patch14_dinov2", "img_size": 224, "patch_size": 16, "mlp_ratio": 5.33334,
-            "data": {"crop_pct": 0.875, "interpolation": "bicubic"},  # resized to 256, cut to 224
+            "data": {"crop_pct": 0.875, "interpolation": "bicubic"},  # resized to 256, cropped to 224
         },
-        note="The tile encoder alone.",
+        note="Tile encoder only.",
     ),
     _spec(
         "hibou-l", "transformers", "histai/hibou-L", 1024,
         **_HIBOU, licence="Apache-2.0", gated=True, pooling="cls",
         loader={"remote_code": True, "facts": {"num_hidden_layers": 24, "patch_size": 14}},
         note="Needs backbone.trust_remote_code. The code on its page was written for transformers 4 "
-        "(it imports transformers.onnx, which 5 lacks).",
+        "(it imports transformers.onnx, which transformers 5 removed).",
     ),
     _spec(
         "midnight", "transformers", "kaiko-ai/midnight", 1536,
@@ -172,11 +172,11 @@ _ENTRIES = (
 BACKBONES: Mapping[str, ModelSpec] = {spec.name: spec for spec in _ENTRIES}
 """Name -> specification of the backbone.
 
-A new model is one more entry of `_ENTRIES`. `family` is `timm` or `transformers`; `source` a hub id (with `/`) or one
-of timm's names; `dim`, `pixels`, `mean` and `std` are compared with the loaded model. For timm, `loader` holds the
-arguments of `timm.create_model`, and further keys: `architecture` (timm's name of the model on the hub, so that a bare
-file of weights is enough), `data` (keys of timm's `pretrained_cfg` that replace the page's), and, in place of
-classes, the names that `timm_backbones.py` knows (`SwiGLUPacked`, `SiLU`). For transformers, `remote_code` says that
-code on its page defines the model, which runs with `backbone.trust_remote_code` only, and `facts` are keys of its
-config.json that must have these values. A timm model must have the weights, by name and shape, of its `architecture`.
+To add a model, add an entry to `_ENTRIES`. `family` is `timm` or `transformers`; `source` is a hub id (with `/`) or a
+timm model name; `dim`, `pixels`, `mean` and `std` are checked against the loaded model. For timm, `loader` holds
+arguments of `timm.create_model` and two further keys: `architecture` (timm's name of a model on the Hub, so that a
+weights file alone is enough) and `data` (keys that override timm's `pretrained_cfg`). Layer classes are given by name
+(`SwiGLUPacked`, `SiLU`), which `timm_backbones.py` resolves. For transformers, `remote_code` marks a model defined by
+code on its page, which requires `backbone.trust_remote_code`, and `facts` lists required values of keys in config.json.
+The weights of a timm model must match its `architecture` by name and shape.
 """

@@ -35,7 +35,7 @@ class ClassifierSpec:
     Attributes:
         classes: Class names, in the order of the logits.
         head: Head of the student in training.
-        projector_layers: Layers of the projector; 0 if trained without text, so without zero-shot answers.
+        projector_layers: Layers of the projector; 0 if trained without text, which rules out zero-shot classification.
         plain: Whether the head is part of timm's own files (one linear layer) instead of `heads.safetensors`.
         dim: Number of features of the backbone.
         preprocess: Preprocessing of images.
@@ -46,7 +46,7 @@ class ClassifierSpec:
         loader: Package whose format the backbone is in.
         pooling: Pooling of tokens by clipit; `default`: the package's own.
         remote_code: Whether Python code beside the weights defines the backbone.
-        export_note: What loads this folder besides clipit, and what that leaves out.
+        export_note: How to load this folder without clipit, and what is then unavailable.
     """
 
     classes: tuple[str, ...]
@@ -66,14 +66,14 @@ class ClassifierSpec:
 
 
 def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> str:
-    """State what loads an exported folder besides clipit, and what that leaves out."""
+    """State how to load an exported folder without clipit, and what is then unavailable."""
     if plain:
         return (
             'timm.create_model("local-dir:FOLDER", pretrained=True) and '
             'transformers.pipeline("image-classification", model=FOLDER) load this folder and give the same logits; '
-            "zero-shot questions need clipit."
+            "zero-shot classification needs clipit."
         )
-    opens = (
+    load_call = (
         'timm.create_model("local-dir:FOLDER", pretrained=True)'
         if loader == "timm"
         else "transformers.AutoModel.from_pretrained(FOLDER)"
@@ -83,8 +83,8 @@ def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> 
         "its features are the class token and the mean of the patches" if pooling == "cls_mean" else "",
         "transformers has no linear head over this model's class token alone" if loader == "transformers" else "",
     ]
-    why = "; ".join(reason for reason in reasons if reason) or "timm puts no single linear layer over its features"
-    return f"{opens} loads the adapted backbone only; the classes need clipit.load_classifier ({why})."
+    why = "; ".join(reason for reason in reasons if reason) or "timm has no single linear layer on its features"
+    return f"{load_call} loads the adapted backbone only; the classes need clipit.load_classifier ({why})."
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
@@ -100,14 +100,14 @@ def read_spec(folder: Path) -> ClassifierSpec:
     """
     if not (folder / DESCRIPTION).is_file():
         raise ModelError(
-            f"no classifier here: looked for {DESCRIPTION}",
+            f"no classifier in this folder: {DESCRIPTION} is missing",
             where=folder,
-            fix="give the folder classifier/ of a finished run",
+            fix="use the folder classifier/ of a finished run",
         )
     values: Mapping[str, Any] = read_json(folder / DESCRIPTION)
     if values.get("format") != FORMAT:
         raise ModelError(
-            f"classifier of format {values.get('format')}; this version reads {FORMAT}",
+            f"unsupported classifier format {values.get('format')}; this version reads format {FORMAT}",
             where=folder / DESCRIPTION,
             fix="update clipit, or export the classifier again",
         )

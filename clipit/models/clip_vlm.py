@@ -30,13 +30,13 @@ _PARTS = {
 
 
 def clip_towers(source: str) -> Towers:
-    """Load a CLIP model of transformers.
+    """Load a CLIP model with transformers.
 
     Args:
         source: Hub id (`vinid/plip`, optionally with `@revision`) or a local folder.
 
     Raises:
-        ModelError: It is missing, gated, incomplete, or not a CLIP model.
+        ModelError: The model is missing, gated, incomplete, or not a CLIP model.
     """
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
     from transformers.utils import logging
@@ -49,7 +49,7 @@ def clip_towers(source: str) -> Towers:
     options: dict[str, Any] = {"revision": revision} if revision else {}
     with foreign_errors(source if local else f"clip:{source}", None if local else hub_id):
         verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # weights that do not fit are reported below, in one error
+        logging.set_verbosity_error()  # mismatched weights are reported below, in one error
         try:
             loaded: Any = CLIPModel.from_pretrained(
                 hub_id, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
@@ -58,17 +58,17 @@ def clip_towers(source: str) -> Towers:
             logging.set_verbosity(verbosity)
         model, report = loaded
         tokenizer: Any = AutoTokenizer.from_pretrained(hub_id, trust_remote_code=False, **options)
-        if local:  # the file itself: the class would fill in defaults for missing keys
+        if local:  # read the file itself, because the class fills in defaults for missing keys
             processor = read_json(Path(source) / _PROCESSOR)
         else:
             processor = CLIPImageProcessor.from_pretrained(hub_id, **options).to_dict()
-    unfit = [f"{key} is missing" for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
-    unfit += mismatches(report.get("mismatched_keys", ()))
-    if unfit:  # transformers would keep random values
+    problems = [f"{key} is missing" for key in sorted(report["missing_keys"]) if not key.endswith("position_ids")]
+    problems += mismatches(report.get("mismatched_keys", ()))
+    if problems:  # transformers would keep random weights
         raise ModelError(
-            f"the weights do not fit a CLIP model: {shortlist(unfit)}",
+            f"the weights do not fit a CLIP model: {shortlist(problems)}",
             where=source,
-            fix="use a folder or hub id that CLIPModel.save_pretrained wrote",
+            fix="use a folder or hub id written by CLIPModel.save_pretrained",
         )
     context_length = int(model.config.text_config.max_position_embeddings)
     return Towers(

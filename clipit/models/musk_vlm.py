@@ -26,11 +26,11 @@ _START, _PAD, _END, _UNKNOWN, _OFFSET = 0, 1, 2, 3, 1
 def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """Load MUSK from `model.safetensors`.
 
-    The heads are applied in the joint space and left out in the raw one; one scale, no normalisation.
+    The joint space applies the projection heads, the raw space does not; single scale, without normalisation.
 
     Args:
-        spec: Its entry of the table; `loader["architecture"]` is its name in timm.
-        path: File of weights or the folder that holds it; None: download it from the gated repository.
+        spec: Entry in the table of VLMs; `loader["architecture"]` is the name in timm.
+        path: Weights file or the folder that holds it; None to download it from the gated repository.
 
     Raises:
         ModelError: Packages or weights are missing, or the weights do not fit.
@@ -44,7 +44,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
             f"pip install --no-deps fairscale einops sentencepiece; ask for access to the weights at {spec.page}",
         )
     file = checkpoint_file(spec, path, WEIGHTS)
-    with foreign_errors(spec.name, None if path else spec.source, f"The files must be those of {spec.page}.", file):
+    with foreign_errors(spec.name, None if path else spec.source, f"Use the files from {spec.page}.", file):
         import timm
         from safetensors.torch import load_file
 
@@ -58,19 +58,19 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         raise ModelError(
             f"the weights do not fit {spec.name}; missing: {shortlist(report.missing_keys)}",
             where=file,
-            fix=f"give {WEIGHTS} of {spec.page}",
+            fix=f"use {WEIGHTS} from {spec.page}",
         )
     budget = int(spec.context_length or 100)
 
-    def ids(texts: Sequence[str]) -> list[list[int]]:
+    def encode(texts: Sequence[str]) -> list[list[int]]:
         pieces: list[list[int]] = processor.encode(list(texts)) if texts else []
         return [[_START, *(piece + _OFFSET if piece else _UNKNOWN for piece in text), _END] for text in pieces]
 
     def tokenise(texts: Sequence[str]) -> Tokens:
-        """Ids and padding mask (1 where padded), padded to the context length."""
-        cut = [text if len(text) <= budget else [*text[: budget - 1], _END] for text in ids(texts)]
-        padded = torch.tensor([[*text, *[_PAD] * (budget - len(text))] for text in cut])
-        lengths = torch.tensor([len(text) for text in cut])[:, None]
+        """Pad ids to the context length; the mask is 1 where padded."""
+        truncated = [text if len(text) <= budget else [*text[: budget - 1], _END] for text in encode(texts)]
+        padded = torch.tensor([[*text, *[_PAD] * (budget - len(text))] for text in truncated])
+        lengths = torch.tensor([len(text) for text in truncated])[:, None]
         return {"text": padded, "padding": (torch.arange(budget)[None] >= lengths).long()}
 
     def image(pixels: Tensor, with_head: bool = True) -> Tensor:
@@ -89,7 +89,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
         context_length=budget,
         logit_scale=float(model.logit_scale.detach().exp()),
         source=str(file),
-        count_tokens=lambda texts: [len(text) for text in ids(texts)],
+        count_tokens=lambda texts: [len(text) for text in encode(texts)],
         tokenise=tokenise,
         vocabulary={processor.id_to_piece(i): i for i in range(processor.get_piece_size())},
         image=image,

@@ -22,7 +22,7 @@ def named_towers(spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
     """Load an entry of the table from open_clip's own weights or from the hub.
 
     Raises:
-        ModelError: Its weights have to be downloaded by hand, or as for the functions below.
+        ModelError: The weights must be downloaded manually, or cannot be loaded (see the functions below).
     """
     if spec.loader.get("checkpoint"):
         raise ModelError(
@@ -36,7 +36,7 @@ def named_towers(spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
 
 
 def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
-    """Load `ARCH/PRETRAINED`: a built-in architecture with a tag of weights, or with the path of a checkpoint.
+    """Load `ARCH/PRETRAINED`: a built-in architecture with a pretrained tag or the path of a checkpoint.
 
     Raises:
         ModelError: The architecture or tag is unknown (known ones are listed), or the download fails.
@@ -55,23 +55,25 @@ def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained.lower() not in tags and not Path(pretrained).is_file():
         raise ModelError(
-            f"open_clip has no weights {pretrained!r} for {architecture}" if pretrained else "no weights are named",
+            f"open_clip has no weights {pretrained!r} for {architecture}"
+            if pretrained
+            else "no pretrained weights given",
             where=f"open_clip:{spec}",
-            fix=f"write open_clip:{architecture}/TAG with one of: {', '.join(tags) or 'none published'}; "
-            f"or open_clip:{architecture}/PATH of a checkpoint file",
+            fix=f"use open_clip:{architecture}/TAG with one of: {', '.join(tags) or 'none published'}; "
+            f"or open_clip:{architecture}/PATH with the path of a checkpoint file",
         )
     hub_id = None
     published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
     if published:
         hub_id = (published.get("hf_hub") or "").rstrip("/") or None
-    # open_clip only warns when weights and architecture differ in their GELU; that of the weights is right.
+    # open_clip only warns if weights and architecture disagree on the GELU variant; the weights are right.
     quick = quick_gelu if quick_gelu is not None else True if published.get("quick_gelu") else None
     file = Path(pretrained) if not published else None
     return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, where=file, quick_gelu=quick)
 
 
 def hub_towers(hub_id: str, quick_gelu: bool | None = None) -> Towers:
-    """Load an open_clip repository of the Hugging Face hub."""
+    """Load an open_clip repository from the Hugging Face Hub."""
     return _load(f"hf-hub:{hub_id}", f"hf-hub:{hub_id}", None, hub_id, quick_gelu=quick_gelu)
 
 
@@ -79,7 +81,7 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
     """Load a folder in open_clip's format, with the options of an entry of the table if one is given.
 
     Raises:
-        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or ask the hub), or the
+        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the Hub), or the
             weights do not fit the configuration.
     """
     text = read_json(folder / CONFIG).get("model_cfg", {}).get("text_cfg", {})
@@ -92,19 +94,21 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
         missing.append(f"{TOKENIZER_RULES} of {text['hf_tokenizer_name']}")
     if missing:
         raise ModelError(
-            f"{CONFIG} exists, but not: {'; '.join(missing)}", where=folder, fix="copy these files into the same folder"
+            f"{CONFIG} is present, but files are missing: {'; '.join(missing)}",
+            where=folder,
+            fix="copy these files into the same folder",
         )
     options: dict[str, Any] = {}
     if quick_gelu is None and spec is not None and spec.loader.get("quick_gelu"):
         quick_gelu = True
     hint = ""
     if text.get("hf_model_name"):
-        beside = folder / "config.json"
-        if beside.is_file() and "model_type" in read_json(beside):  # the text tower's own, so that the hub is not asked
+        text_config = folder / "config.json"
+        if text_config.is_file() and "model_type" in read_json(text_config):  # saves a request to the Hub
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["asks_hub"] = True
-        hint = f"Its text tower is built from config.json of {text['hf_model_name']}: put that file into this folder."
+        hint = f"The text tower is built from config.json of {text['hf_model_name']}: copy that file into this folder."
     return _load(str(folder), f"local-dir:{folder}", None, None, hint, quick_gelu=quick_gelu, **options)
 
 
@@ -112,13 +116,13 @@ def checkpoint_towers(file: Path, spec: ModelSpec, quick_gelu: bool | None = Non
     """Load a checkpoint file of an entry whose architecture is built into open_clip.
 
     Raises:
-        ModelError: The architecture is defined by a folder's configuration instead.
+        ModelError: The architecture is not built into open_clip, so a folder with its configuration is needed.
     """
     if not (spec.loader.get("checkpoint") or spec.loader.get("quick_gelu")):
         raise ModelError(
-            f"a file of weights alone does not define {spec.name}",
+            f"a weights file alone does not define {spec.name}",
             where=file,
-            fix=f"give the folder with {CONFIG} and all files of {spec.page}",
+            fix=f"use the folder with {CONFIG} and all files from {spec.page}",
         )
     return builtin_towers(f"{spec.source.partition('/')[0]}/{file}", quick_gelu)
 
@@ -139,8 +143,8 @@ def _load(
 
     if hub_id and pretrained is None:
         hint = (
-            "A text tower from the hub (such as PubMedBERT) needs its own configuration and tokeniser files, too. "
-            "A repository in transformers' format is named clip:ID."
+            "A text tower from the Hub (such as PubMedBERT) also needs its own configuration and tokeniser files. "
+            "For a repository in transformers' format, use clip:ID."
         )
     if quick_gelu is not None:  # open_clip has one argument to force it on, and another to switch it off
         options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
@@ -149,10 +153,10 @@ def _load(
         tokenizer: Any = open_clip.get_tokenizer(model_name)
     if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:
         raise ModelError(
-            f"quick_gelu: {str(quick_gelu).lower()} has no effect on this model: its towers have activations "
-            "of their own",
+            f"quick_gelu: {str(quick_gelu).lower()} has no effect on this model: its towers define "
+            "their own activations",
             where=name,
-            fix="leave vlm.quick_gelu out",
+            fix="remove vlm.quick_gelu",
         )
     raw, raw_dim = _before_projection(model.visual)
 
@@ -173,12 +177,12 @@ def _load(
 
 
 def has_quick_gelu(model: nn.Module) -> bool:
-    """Return whether a model uses the quick GELU, which its weights do not show."""
+    """Return whether a model uses QuickGELU, which cannot be inferred from its weights."""
     return any(type(part).__name__ == "QuickGELU" for part in model.modules())
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """The function to pooled features before the projection, and their length; None if the model has none."""
+    """Function that computes pooled features before the projection, and their dimension; None if there are none."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -188,7 +192,7 @@ def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, 
         def pooled(pixels: Tensor) -> Tensor:
             identity = torch.eye(width, device=visual.proj.device, dtype=visual.proj.dtype)
             output = torch.func.functional_call(visual, {"proj": identity}, (pixels,))
-            features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa's returns its tokens, too
+            features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
             return features
 
         return pooled, width

@@ -33,16 +33,16 @@ class ModelSpec:
         name: Name in a configuration.
         kind: Table that it belongs to.
         family: Loader that opens it.
-        source: Hub id, or the built-in name of the loader's package.
+        source: Hub id, or a built-in name of the package that loads it.
         dim: Length of an embedding (VLM: in the joint space).
-        pixels: Edge of the square input, pixels.
-        mean: Mean of the normalisation per channel, of values in 0..1.
-        std: Standard deviation of the normalisation per channel, of values in 0..1.
-        interpolation: Filter of the resizing.
+        pixels: Side of the square input, in pixels.
+        mean: Per-channel mean for normalisation, for values in 0..1.
+        std: Per-channel standard deviation for normalisation, for values in 0..1.
+        interpolation: Interpolation filter for resizing.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         context_length: VLM: maximum number of tokens of a text, special tokens included; None without a text tower.
         raw_dim: VLM: length of an image embedding before projection; None if it has none, or if unknown.
-        licence: Licence as the registry names it; see `LICENCE_NOTE`.
+        licence: Licence as named by the registry; see `LICENCE_NOTE`.
         gated: Whether access must be requested at `page`.
         page: Page with its card and licence.
         note: Further information for users.
@@ -104,9 +104,9 @@ def spec_table(specs: Iterable[ModelSpec]) -> str:
 
 
 def similar_names(name: str, known: Mapping[str, ModelSpec], most: int = 5) -> list[str]:
-    """Names of the table that are similar to `name`.
+    """Find names in the table that are similar to `name`.
 
-    Case and the difference of `_` and `-` are ignored, hub ids count as names, and a prefix with a colon does not.
+    Case, the difference between `_` and `-`, and a prefix with a colon are ignored; hub ids match, too.
     """
     wanted = _plain(name.rpartition(":")[2])
     by_source = [key for key, spec in known.items() if _plain(spec.source) == wanted]
@@ -128,7 +128,7 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
         where: File, folder or hub id that was loaded.
 
     Raises:
-        ModelError: They differ; each difference is named with both values.
+        ModelError: The model differs; each difference is listed with both values.
     """
     known = {**spec.loader.get("facts", {}), **{entry.name: getattr(spec, entry.name) for entry in fields(spec)}}
     wrong = [
@@ -138,15 +138,14 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
     ]
     if wrong:
         raise ModelError(
-            f"what was loaded is not {spec.name} as clipit's table describes it: {'; '.join(wrong)}",
+            f"the loaded model does not match the table's entry for {spec.name}: {'; '.join(wrong)}",
             where=where,
-            fix=f"give the files of {spec.page or spec.source}; if yours are another model, "
-            "name its folder itself instead of this name",
+            fix=f"use the files from {spec.page or spec.source}; for a different model, give its folder as the name",
         )
 
 
 def _equal(loaded: Any, expected: Any) -> bool:
-    """Compare within 1e-4, because publishers round differently; an unknown value (None) equals any."""
+    """Compare within 1e-4, because publishers round differently; an unknown value (None) matches any."""
     if expected is None:
         return True
     if isinstance(expected, tuple):

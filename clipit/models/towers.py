@@ -19,7 +19,7 @@ def _starts_with_vis(name: str) -> bool:
 
 
 def transformers_token_counter(tokenizer: Any) -> TokenCounter:
-    """Return a function that counts tokens per text with a tokeniser of transformers, without truncation."""
+    """Return a function that counts tokens per text with a transformers tokeniser, without truncation."""
     return lambda texts: (
         [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
     )
@@ -43,7 +43,7 @@ class Towers:
         module: Module that holds all weights, float32, in evaluation mode.
         preprocess: Preprocessing of the image tower.
         context_length: Maximum number of tokens of a text, special tokens included.
-        logit_scale: Trained factor on cosines (inverse temperature).
+        logit_scale: Learned scale of cosine similarities (inverse temperature).
         source: Folder, hub id or built-in name that it was loaded from.
         count_tokens: Tokens per text, special tokens included, without truncation.
         tokenise: Texts to inputs of the text tower, truncated to the context length.
@@ -51,7 +51,7 @@ class Towers:
         image: Normalised pixels [b,3,h,w] to un-normalised embeddings [b,d] of the joint space.
         text: Tokens to un-normalised embeddings [b,d] of the joint space.
         raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None if the model has none.
-        raw_dim: Length of such a feature vector.
+        raw_dim: Dimension of the `raw` features; None if the model has none.
         is_image_weight: Whether a weight of `module`, given its name, belongs to the image tower.
     """
 

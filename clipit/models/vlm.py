@@ -1,4 +1,4 @@
-"""The frozen vision-language model: one interface to all packages that load one."""
+"""Frozen vision-language models, with one interface for all packages that load them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,13 +36,13 @@ class VLM:
         raw_dim: Length of an image embedding before projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
-        logit_scale: Trained factor on cosines.
-        fingerprint: Fingerprint of weights, preprocessing and tokeniser; the precision is not part of it.
+        logit_scale: Learned scale of cosine similarities.
+        fingerprint: Fingerprint of weights, preprocessing and tokeniser, independent of the precision.
         precision: `fp32`, or the type of autocast.
         device: Device of the model.
-        towers: The package's model, with its functions.
-        quick_gelu: Configured value; None: as the model's own configuration or the table says.
-        note: Note of the table for users.
+        towers: Image and text towers.
+        quick_gelu: Configured value; None to follow the model's own configuration or the table.
+        note: Note for users from the table of VLMs.
     """
 
     name: str
@@ -61,7 +61,7 @@ class VLM:
     note: str = ""
 
     def describe(self) -> dict[str, Any]:
-        """Description for manifests and classifiers (JSON-like)."""
+        """Describe the VLM for manifests and classifiers (JSON-serialisable)."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -81,7 +81,7 @@ class VLM:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count tokens per text, special tokens included, without truncation."""
-        return list(self.towers.count_tokens(_several(texts)))
+        return list(self.towers.count_tokens(_as_list(texts)))
 
     def cut_tokens(self, texts: Sequence[str]) -> tuple[int, int]:
         """Count the texts that `truncate=True` truncates, and the tokens that are dropped in total."""
@@ -98,9 +98,9 @@ class VLM:
             return self.joint_dim
         if self.raw_dim is None:
             raise ModelError(
-                "this VLM has no image embedding before its projection (its pooling is the projection)",
+                "this VLM has no image embedding before its projection (its pooling includes the projection)",
                 where=self.name,
-                fix="use its joint space, or another VLM",
+                fix="use the joint space, or another VLM",
             )
         return self.raw_dim
 
@@ -110,15 +110,15 @@ class VLM:
         """Encode pixels from `preprocess.pixels` as un-normalised float32 embeddings.
 
         Raises:
-            ModelError: The pixels do not have the size of its preprocessing, or it has no such space.
+            ModelError: The pixels do not have the size of the preprocessing, or the VLM has no such space.
         """
         self.dim(space)
         size = self.preprocess.size
         if tuple(pixels.shape[-2:]) != (size, size):
             raise ModelError(
-                f"expected pixels of {size} x {size}, got {tuple(pixels.shape[-2:])}",
+                f"expected images of {size} x {size} pixels, got {tuple(pixels.shape[-2:])}",
                 where=self.name,
-                fix="make them with this VLM's own preprocess.pixels",
+                fix="prepare them with this VLM's preprocess.pixels",
             )
         with torch.inference_mode(), self._autocast():
             encode = self.towers.raw if space == "raw" and self.towers.raw else self.towers.image
@@ -131,7 +131,7 @@ class VLM:
         Raises:
             ModelError: A text exceeds the context length and `truncate` is False.
         """
-        texts = _several(texts)
+        texts = _as_list(texts)
         if not texts:
             return torch.zeros(0, self.joint_dim, device=self.device)
         if not truncate:
@@ -171,7 +171,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     towers.module.eval().requires_grad_(False)
     with foreign_errors(
         config.name,
-        hint="Its tokeniser's files may be incomplete, or of another model.",
+        hint="The tokeniser files may be incomplete, or belong to another model.",
         where=towers.source,
     ):
         tokens = towers.tokenise([_PROBE])
@@ -217,9 +217,9 @@ def _facts(towers: Towers, joint_dim: int) -> dict[str, Any]:
     }
 
 
-def _several(texts: Sequence[str]) -> list[str]:
+def _as_list(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
         raise ModelError(
-            "expected a list of texts, got a single one", where=repr(texts[:60]), fix="put it into a list: [text]"
+            "expected a list of texts, got a single string", where=repr(texts[:60]), fix="pass a list: [text]"
         )
     return list(texts)

@@ -1,4 +1,4 @@
-"""Choice of the loader for the VLM that a configuration names."""
+"""Select the loader for the configured VLM."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     """Load an entry of the table from the hub, or from the folder or file `vlm.path`.
 
     Raises:
-        ModelError: It has no text tower, or a file, a package or access is missing.
+        ModelError: The VLM has no text tower, or a file, a package or access is missing.
     """
     from clipit.models import clip_vlm, conch_vlm, keep_vlm, musk_vlm, open_clip_vlm
 
@@ -42,7 +42,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
         if spec.family == "open_clip":
             return open_clip_vlm.named_towers(spec, config.quick_gelu)
         return clip_vlm.clip_towers(spec.source)
-    # Several of these are published in two formats, so the folder decides.
+    # Some of these are published in two formats, so the folder's content decides.
     if path.is_dir():
         return _from_folder(path, config, spec)
     return open_clip_vlm.checkpoint_towers(path, spec, config.quick_gelu)
@@ -60,9 +60,9 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     name = config.name
     if config.path is not None:
         raise ConfigError(
-            f"vlm.path needs a name of the table, and {name!r} is not one",
+            f"vlm.path requires a vlm.name from the table, and {name!r} is not one",
             where=f"vlm.path: {config.path}",
-            fix=f"set vlm.name: {config.path} alone, or use one of the names: {', '.join(VLMS)}",
+            fix=f"set vlm.name: {config.path} and remove vlm.path, or use one of: {', '.join(VLMS)}",
         )
     if name == "embedded":
         return _from_folder(EMBEDDED / "vlm", config)
@@ -82,10 +82,10 @@ def unnamed_towers(config: VLMConfig) -> Towers:
 def _check_quick_gelu(config: VLMConfig, is_open_clip: bool) -> None:
     if config.quick_gelu is not None and not is_open_clip:
         raise ConfigError(
-            f"vlm.quick_gelu is for models that open_clip loads, and {config.name} is not one: its own "
-            "configuration names its activation",
+            f"vlm.quick_gelu applies only to models that open_clip loads, and {config.name} is not one: its own "
+            "configuration sets the activation",
             where="vlm.quick_gelu",
-            fix="leave vlm.quick_gelu out",
+            fix="remove vlm.quick_gelu",
         )
 
 
@@ -103,7 +103,7 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
         if config.name in {VLMS[key].source for key in near if VLMS[key].family == "clip"}:
             near.append(f"clip:{config.name}")
         raise ModelError(
-            "unknown VLM: neither a known kind of name nor a folder",
+            "unknown VLM: neither a known name nor a folder",
             where=folder,
             fix=(f"similar names: {', '.join(near)}; or " if near else "")
             + f"use embedded, a name of the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
@@ -113,13 +113,13 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
         return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu)
     _check_quick_gelu(config, False)
     description = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    model_type = description.get("model_type") or description.get("architecture") or "something else"
+    model_type = description.get("model_type") or description.get("architecture") or "another model"
     if description.get("model_type") == "clip":
         return clip_vlm.clip_towers(str(folder))
-    other = f"; its config.json is that of {model_type}" if description else ""
+    other = f"; its config.json is for {model_type}" if description else ""
     raise ModelError(
         f"no {spec.name if spec else 'VLM'} in this folder: looked for {open_clip_vlm.CONFIG} (open_clip) "
         f"and for config.json with model_type clip (transformers){other}",
         where=folder,
-        fix="give the folder that holds the model's own files",
+        fix="use the folder that holds the model's files",
     )

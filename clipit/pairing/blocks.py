@@ -1,4 +1,4 @@
-"""Blocks of tiles, shared among processes and kept on disk, so that a killed attempt can go on from them."""
+"""Tables computed in blocks of tiles, shared among processes and kept on disk so that a killed run can resume."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from clipit.progress import progress
 def write_blocks(
     folder: Path, total: int, size: int, title: str, compute: Callable[[Int[np.ndarray, "_"]], pa.Table]
 ) -> list[Path]:
-    """Write one table per block of rows, in all processes together; blocks that exist are skipped.
+    """Write one table per block of rows, shared among all processes; existing blocks are skipped.
 
     Args:
         folder: Folder of the artefact.
@@ -26,7 +26,7 @@ def write_blocks(
         compute: Function from the row numbers of a block to its table.
 
     Returns:
-        Files of all blocks, in order; when it returns, all processes have written theirs.
+        Files of all blocks, in order, once all processes have written theirs.
     """
     processes = get_processes()
     files = {start: folder / f".part-{start:09d}-{size}.parquet" for start in range(0, total, size)}

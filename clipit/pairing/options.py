@@ -1,4 +1,4 @@
-"""A table that compares pairing rules, computed in memory: no pairs are written, and no rule is chosen."""
+"""Compare pairing rules in a table, computed in memory: no pairs are written, and no rule is selected."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from clipit.distributed import get_processes
 from clipit.errors import printable
 from clipit.pairing.nearest import check_finite
 from clipit.pairing.pairs import check_same_encoder
-from clipit.pairing.selection import Candidates, Selection, find, judged_table, kept_pairs, prepare
+from clipit.pairing.selection import Candidates, Selection, find_candidates, judged_table, kept_pairs, prepare
 from clipit.pairing.sources import sole_groups
 from clipit.pairing.summary import agreement, summarise
 from clipit.stores.embed import Store, centred
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 CORRECTIONS = ("none", "csls", "inverted_softmax", "sinkhorn")
 _MOST_ORGANS = 4
-_NAMED_ORGANS = 2  # more are counted
+_NAMED_ORGANS = 2  # longer lists are shown as a count
 _COLUMNS = {
     "without_pair": "no pair",
     "snippets_used": "snippets used",
@@ -53,7 +53,7 @@ class Option:
     summary: Mapping[str, Any]
 
     def figure(self, column: str) -> float | int | None:
-        """One figure of the row; None if undefined."""
+        """Return one statistic of the row; None if undefined."""
         key = "share_without_pair" if column == "without_pair" else column
         value: float | int | None = self.summary.get(key, self.summary.get("agreement", {}).get(key))
         return value
@@ -77,7 +77,7 @@ class _Inputs:
         variants: Sequence[PairingConfig],
         class_vectors: Float32[np.ndarray, "classes dim"] | None,
     ) -> list[Option]:
-        """One row per variant; they share correction, filters and k, and so one search."""
+        """Compute one row per variant; correction, filters and k are shared, so one search serves all."""
         index, options = prepared.index, list[Option]()
         for rules, judged in zip(variants, _tables(prepared, variants, self.tiles), strict=True):
             kept, dropped = kept_pairs(judged)
@@ -104,26 +104,26 @@ def compare_options(
 ) -> list[Option]:
     """Compare pairing rules: each correction alone, with thresholds and with mutual neighbours.
 
-    With the configured correction, one row each follows for margins, organs, own groups and centring.
+    The configured correction also gets one row each for margins, organs, excluding own groups, and centring.
 
     Args:
         index: Flat index over the snippets.
         tiles: Store of training tiles.
         rules: Configured rules; k, block and the keys of the correction apply to all rows, and so do organs and
             exclude_same_group except in the rows that vary them.
-        thresholds: Cosines to try; by default the configured one, or else the lower quartile and the median of the
-            cosines of the uncorrected nearest snippets.
-        margins: Margins to try; by default the configured one, or else the lower quartile and the median of the
-            leads of the tiles' best snippets over the (k+1)-th.
-        sources: Table snippet_sources; the four organs with most snippets get one row each.
-        groups: Tile id -> group; if both tiles and snippets have groups, excluding the own group gets a row.
-        labels: Tile id -> class, for tiles whose label training may see; negative or missing for others.
-        class_vectors: Unit vectors of class prompts, centred as the snippets are.
-        other: Index over the same snippets with the opposite centring, and the class prompts for it.
+        thresholds: Cosine thresholds to try; by default the configured one, otherwise the lower quartile and the
+            median of the cosines with the nearest snippets, uncorrected.
+        margins: Margins to try; by default the configured one, otherwise the lower quartile and the median of the
+            lead of each tile's best snippet over its (k+1)-th.
+        sources: Table snippet_sources; the four organs with the most snippets get one row each.
+        groups: Tile id -> group; if both tiles and snippets have groups, one row excludes each tile's own group.
+        labels: Tile id -> class index, for tiles with a visible label; negative or missing for others.
+        class_vectors: Unit-norm class prompt embeddings, centred like the snippets.
+        other: Index over the same snippets with the opposite centring, and its class prompt embeddings.
 
     Raises:
         ConfigError: The index is not Flat.
-        DataError: As for `pair_tiles`, but rules that leave no pair are shown.
+        DataError: As for `pair_tiles`, except that rules that leave no pair still get a row.
     """
     check_same_encoder(index, tiles)
     check_finite(tiles, "tiles")
@@ -143,8 +143,8 @@ def compare_options(
             thresholds = _quartiles(_best(prepared, tiles)[0])
         variants = [plain, *(plain.model_copy(update={"threshold": value}) for value in thresholds), mutual]
         if correction == rules.correction:
-            tried = _quartiles(_best(prepared, tiles)[1]) if margins is None else margins
-            variants += [plain.model_copy(update={"margin": value}) for value in tried]
+            tried_margins = _quartiles(_best(prepared, tiles)[1]) if margins is None else margins
+            variants += [plain.model_copy(update={"margin": value}) for value in tried_margins]
         options += inputs.rows(prepared, variants, class_vectors)
     for filtered in _other_filters(base, index, inputs):
         options += inputs.rows(inputs.prepared(index, filtered), [filtered], class_vectors)
@@ -179,12 +179,12 @@ def _tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store
 
 
 def _best(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
-    """Cosine of each tile's best snippet, and its lead over the (k+1)-th in the score that ranks."""
+    """Cosine of each tile's best snippet, and its lead over the (k+1)-th in the ranking score."""
 
     def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
-        some = np.isfinite(candidates.ranking[:, 0])
-        leads = candidates.ranking[some, 0] - candidates.ranking[some, -1]  # infinite without a (k+1)-th
-        return np.stack([candidates.cosines[some, 0].astype(np.float64), leads])
+        matched = np.isfinite(candidates.ranking[:, 0])
+        leads = candidates.ranking[matched, 0] - candidates.ranking[matched, -1]  # infinite without a (k+1)-th
+        return np.stack([candidates.cosines[matched, 0].astype(np.float64), leads])
 
     return np.concatenate([np.empty((2, 0)), *_map_candidates(prepared, tiles, compute)], axis=1)
 
@@ -196,7 +196,7 @@ def _map_candidates(
     rules, mean = prepared.rules, tiles.mean() if prepared.index.mean is not None else None
 
     def search_block(rows: Int[np.ndarray, "_"]) -> T:
-        return compute(rows, find(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k))
+        return compute(rows, find_candidates(prepared, centred(tiles.rows(rows), mean), prepared.owners[rows], rules.k))
 
     return get_processes().map_blocks(len(tiles.ids), rules.block, search_block)
 
@@ -210,7 +210,7 @@ def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
 
 
 def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[PairingConfig]:
-    """Rules with one filter changed: each organ alone (or all, if some are configured), the own group."""
+    """Rules with one filter changed: each organ alone (or all, if some are configured), or excluding own groups."""
     variants = []
     if base.organs:
         variants.append(base.model_copy(update={"organs": ()}))
@@ -223,7 +223,7 @@ def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[P
 
 
 def _frequent_organs(sources: pa.Table) -> list[str]:
-    """The four organs with most snippets, ties by name."""
+    """The four organs with the most snippets; ties are broken by name."""
     organs = ["" if organ is None else str(organ).strip().lower() for organ in sources.column("organ").to_pylist()]
     pairs = {pair for pair in zip(organs, sources.column("snippet_id").to_pylist(), strict=True) if pair[0]}
     counts = Counter(organ for organ, _ in pairs)
@@ -238,7 +238,7 @@ def _name(rules: PairingConfig) -> str:
         few = len(rules.organs) <= _NAMED_ORGANS
         parts.append(f"organs {' and '.join(map(printable, rules.organs))}" if few else f"{len(rules.organs)} organs")
     if rules.exclude_same_group:
-        parts.append("not of own group")
+        parts.append("excluding own group")
     if rules.threshold is not None:
         parts.append(f"threshold {rules.threshold:g}")
     if rules.margin is not None:

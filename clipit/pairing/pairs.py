@@ -17,7 +17,15 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.nearest import check_finite, search
-from clipit.pairing.selection import check_some_left, find, judged_table, kept_pairs, pair_table, prepare, rule_inputs
+from clipit.pairing.selection import (
+    check_some_left,
+    find_candidates,
+    judged_table,
+    kept_pairs,
+    pair_table,
+    prepare,
+    rule_inputs,
+)
 from clipit.pairing.summary import summarise
 from clipit.stores.embed import Store, centred
 from clipit.stores.index import Index
@@ -52,13 +60,13 @@ def check_same_encoder(index: Index, tiles: Store) -> None:
     """Check that an index and a tile store were made by the same VLM, in the joint space.
 
     Raises:
-        ArtifactError: They were not; both VLMs are named.
+        ArtifactError: The VLMs differ (both are named), or the tiles are not in the joint space.
     """
     if tiles.space != "joint":
         raise ArtifactError(
-            f"the tiles were embedded in the {tiles.space} space, which holds no texts",
+            f"the tiles were embedded in the {tiles.space} space, which has no text embeddings",
             where=tiles.artifact.folder,
-            fix="pair tiles of the joint space",
+            fix="embed the tiles in the joint space",
         )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
@@ -88,7 +96,7 @@ def pair_tiles(
         tiles: Tile store of the same VLM.
         k: Maximum number of snippets per tile.
         block: Tiles per search; memory depends on it, not on the number of tiles.
-        rules: Correction, threshold and the keys after these (its k, block and index are ignored); None: no rules.
+        rules: Pairing rules, of which k, block and index are ignored; None for no rules.
         sources: Table snippet_sources, for the rules `organs` and `exclude_same_group`.
         groups: Tile id -> group, for `exclude_same_group`.
 
@@ -100,11 +108,17 @@ def pair_tiles(
     check_same_encoder(index, tiles)
     if not len(tiles.ids):
         raise DataError(
-            "there is no training tile to pair", where="tiles", fix="give tiles of split train: tiles.splits"
+            "there are no training tiles to pair", where="tiles", fix="assign tiles to the train split: tiles.splits"
         )
     rules = rules or PairingConfig()
-    ruled = rule_inputs(rules)
-    inputs = {"index": index.artifact.fingerprint, "tiles": tiles.fingerprint, "k": k, "nprobe": index.nprobe, **ruled}
+    rule_keys = rule_inputs(rules)
+    inputs = {
+        "index": index.artifact.fingerprint,
+        "tiles": tiles.fingerprint,
+        "k": k,
+        "nprobe": index.nprobe,
+        **rule_keys,
+    }
     if rules.exclude_same_group:
         inputs["groups"] = fingerprint([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()])
 
@@ -117,14 +131,16 @@ def pair_tiles(
 
         def pair(rows: Int[np.ndarray, "_"]) -> pa.Table:
             queries = centred(tiles.rows(rows), mean)
-            if ruled:
-                return judged_table(tiles.ids[rows], selection, find(selection, queries, selection.owners[rows], k))
+            if rule_keys:
+                return judged_table(
+                    tiles.ids[rows], selection, find_candidates(selection, queries, selection.owners[rows], k)
+                )
             return pair_table(tiles.ids[rows], index.ids, *search(index, queries, k))
 
         files = write_blocks(folder, len(tiles.ids), block, "pairing tiles", pair)
         table = read_blocks(files)
         dropped: dict[str, int] = {}
-        if ruled:
+        if rule_keys:
             check_some_left(table, rules)
             table, dropped = kept_pairs(table)
         processes.barrier()
@@ -136,7 +152,7 @@ def pair_tiles(
             with whole_file(folder / "tile_mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
         write_json(folder / "summary.json", summarise(table, len(index.ids), n_tiles=len(tiles.ids), dropped=dropped))
-        for file in folder.glob(".part-*.parquet"):  # of other block sizes, too
+        for file in folder.glob(".part-*.parquet"):  # including those of other block sizes
             file.unlink()
         return {"tiles": len(tiles.ids), "pairs": table.num_rows, "k": k, "vlm": tiles.vlm}
 

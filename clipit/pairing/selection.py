@@ -1,4 +1,4 @@
-"""Candidate snippets of each tile, and the rules that keep or drop a pair; a tile may have none."""
+"""Candidate snippets of each tile, and the rules that keep or drop each pair."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ from clipit.stores.embed import Store
 from clipit.stores.index import Index
 
 REASONS = ("kept", "threshold", "margin", "mutual")
-"""Outcomes of a candidate pair by number; the first reason that applies."""
-_TIE = 1e-6  # cosines nearer than this are equal
+"""Outcomes of a candidate pair, by number: kept, or the first rule that drops it."""
+_TIE = 1e-6  # cosines closer than this count as equal
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Pairing rules with everything that depends on all tiles of a store computed.
+    """Pairing rules, with the statistics that they need over all tiles of a store.
 
     Attributes:
         rules: Pairing rules.
         index: Index of the snippets.
-        keys: Snippets to search exactly; None: the index is searched.
+        keys: Snippets for exact search; None to search the index.
         mutual: Cosine of each snippet's last mutual neighbour; None without that rule.
-        owners: Group number of each tile (-1: none); all -1 unless own groups are excluded.
+        owners: Group number of each tile, -1 for none; all -1 unless `exclude_same_group` is set.
     """
 
     rules: PairingConfig
@@ -49,11 +49,11 @@ class Candidates:
     rows: Int[np.ndarray, "q k1"]
     cosines: Float32[np.ndarray, "q k1"]
     ranking: Float64[np.ndarray, "q k1"]
-    """Score that orders them: cosine minus bias."""
+    """Ranking score: cosine minus bias."""
 
 
 def rule_inputs(rules: PairingConfig) -> dict[str, Any]:
-    """Inputs that the rules add to the fingerprint of pairs; empty without rules."""
+    """Return the inputs that the rules add to the fingerprint of pairs; empty without rules."""
     inputs: dict[str, Any] = {}
     if rules.correction != "none":
         inputs["correction"] = rules.correction
@@ -86,13 +86,13 @@ def prepare(
     groups: Mapping[str, str] | None = None,
     shown: bool = True,
 ) -> Selection:
-    """Compute what the rules need from all tiles and snippets, in all processes together.
+    """Compute the statistics that the rules need over all tiles and snippets; call it in all processes.
 
     Args:
         index: Index of the snippets.
         tiles: Store of training tiles.
         rules: Pairing rules; only the keys from `correction` on are used.
-        block: Tiles per block.
+        block: Number of tiles per block.
         sources: Table snippet_sources, for `organs` and `exclude_same_group`.
         groups: Tile id -> group, for `exclude_same_group`.
         shown: Whether to show a progress bar.
@@ -106,8 +106,8 @@ def prepare(
         return Selection(rules, index, None, None, no_owners)
     if index.artifact.manifest.facts["key"] != "Flat":
         raise ConfigError(
-            f"an index {index.artifact.manifest.facts['key']!r} does not compute all scores, which correction, mutual, "
-            "organs and exclude_same_group need",
+            f"index {index.artifact.manifest.facts['key']!r} does not compute all scores, which correction, mutual, "
+            "organs and exclude_same_group require",
             where="pairing.index",
             fix="use pairing.index=Flat, or remove these rules",
         )
@@ -132,14 +132,14 @@ def prepare(
     return Selection(rules, index, keys, mutual, tile_owners)
 
 
-def find(
+def find_candidates(
     selection: Selection, queries: Float32[np.ndarray, "q dim"], owners: Int[np.ndarray, "q"], k: int
 ) -> Candidates:
-    """Find the candidates of some tiles.
+    """Find the candidate snippets of a block of tiles.
 
     Args:
         selection: Rules from `prepare`.
-        queries: Unit vectors of the tiles, centred as the index is.
+        queries: Unit-norm tile embeddings, centred like the index.
         owners: Group numbers of the tiles (`selection.owners`).
         k: Snippets per tile.
     """
@@ -149,7 +149,7 @@ def find(
         ranking = scores.astype(np.float64)
     else:
         rows = nearest(queries, owners, keys, min(k + 1 + SPARE, len(index.ids)))
-        # The centred vectors in memory: reading and centring them again took a third of the time of a search.
+        # Use the centred vectors in memory: reading and centring them again takes a third of the search time.
         scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
         scores[rows < 0] = -np.inf
         ranking = np.where(rows >= 0, scores.astype(np.float64) - keys.bias[rows], -np.inf)
@@ -166,7 +166,7 @@ def find(
 def judge(
     candidates: Candidates, rules: PairingConfig, mutual: Float32[np.ndarray, "s"] | None
 ) -> Int8[np.ndarray, "q k"]:
-    """Decide about each candidate: its number in `REASONS`, or -1 for padding.
+    """Return the outcome of each candidate as its number in `REASONS`, or -1 for padding.
 
     Args:
         candidates: k + 1 candidates per tile.
@@ -178,7 +178,7 @@ def judge(
     if mutual is not None:
         reasons[scores < mutual[rows] - _TIE] = REASONS.index("mutual")
     if rules.margin is not None:
-        rival = candidates.ranking[:, -1:]  # -inf without a rival
+        rival = candidates.ranking[:, -1:]  # -inf if there is none
         reasons[ranking < rival + rules.margin - _TIE] = REASONS.index("margin")
     if rules.threshold is not None:
         reasons[scores < rules.threshold] = REASONS.index("threshold")
@@ -189,7 +189,7 @@ def judge(
 def weights(
     scores: Float32[np.ndarray, "q k"], kept: Bool[np.ndarray, "q k"], temperature: float
 ) -> Float32[np.ndarray, "q k"]:
-    """Compute weights of the kept snippets of each tile: softmax of cosine / temperature; 0 for others."""
+    """Weight the kept snippets of each tile by softmax of cosine / temperature; 0 for others."""
     logits = np.where(kept, scores.astype(np.float64) / temperature, -np.inf)
     highest = logits.max(axis=1, initial=-np.inf, keepdims=True)
     powers = np.exp(logits - np.where(np.isfinite(highest), highest, 0.0))
@@ -205,14 +205,14 @@ def check_some_left(judged: pa.Table, rules: PairingConfig) -> None:
         rules: Pairing rules.
 
     Raises:
-        DataError: They keep none; the error states quantiles of the cosines, and what to change.
+        DataError: The rules keep none; the message gives quantiles of the cosines and suggests changes.
     """
     reasons = np.asarray(judged.column("reason"))
     if (reasons == 0).any():
         return
     if not len(reasons):
         raise DataError(
-            "no snippet is allowed for any tile",
+            "the rules allow no snippet for any tile",
             where="pairing",
             fix="relax pairing.organs or remove pairing.exclude_same_group",
         )
@@ -237,7 +237,7 @@ def check_some_left(judged: pa.Table, rules: PairingConfig) -> None:
 def pair_table(
     tile_ids: np.ndarray, snippet_ids: np.ndarray, rows: Int[np.ndarray, "q k"], scores: Float32[np.ndarray, "q k"]
 ) -> pa.Table:
-    """Table of pairs by tile and rank, without those of score -inf."""
+    """Tabulate pairs by tile and rank, without those of score -inf."""
     valid = np.isfinite(scores)
     tile, rank = np.nonzero(valid)
     return pa.table(
@@ -251,7 +251,7 @@ def pair_table(
 
 
 def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candidates) -> pa.Table:
-    """Table of candidates with the column `reason` (number in `REASONS`), and `weight` if configured.
+    """Tabulate candidates with the column `reason` (number in `REASONS`), and `weight` if configured.
 
     The kept pairs of each tile are ranked from 0 without gaps; dropped ones have rank -1.
     """
@@ -268,7 +268,7 @@ def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candida
 
 
 def kept_pairs(judged: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """The kept pairs, and the number of dropped ones by reason."""
+    """Return the kept pairs, and the number of dropped ones by reason."""
     reasons = np.asarray(judged.column("reason"))
     dropped = {name: int((reasons == number).sum()) for number, name in enumerate(REASONS) if number}
     kept = judged.filter(pa.array(reasons == 0)).drop_columns(["reason"])

@@ -54,7 +54,7 @@ class TileBags:
         return int(self.artifact.manifest.facts["pruned"])
 
     def rows(self, tile_ids: np.ndarray, store: Store) -> Int[np.ndarray, "n members"]:
-        """Rows of the tile store of each tile's members, each member once, padded with -1.
+        """Return the tile-store rows of each tile's members, without duplicates, padded with -1.
 
         Args:
             tile_ids: Ids of tiles, in any order.
@@ -63,7 +63,7 @@ class TileBags:
         row_of = {tile: row for row, tile in enumerate(tile_ids.tolist())}
         rows = np.asarray([row_of.get(t, -1) for t in self.table.column("tile_id").to_pylist()], dtype=np.int64)
         members = store.positions(np.asarray(self.table.column("member_id").to_pylist(), dtype=np.str_))
-        # A member of both kinds counts once, at its first place.
+        # Keep a member of both kinds once, at its first position.
         _, once = np.unique(np.stack([rows, members], axis=1), axis=0, return_index=True)
         once = np.sort(once[rows[once] >= 0])
         return side_by_side(rows[once], members[once], len(tile_ids))
@@ -82,18 +82,18 @@ def tile_bags(
     block: int = 4096,
     bound_mib: float = BOUND_MIB,
 ) -> TileBags:
-    """Make the bags of all tiles of a store: the nearest other tiles, and the tiles nearest to the first snippet.
+    """Build the bags of all tiles of a store: the nearest other tiles, and the tiles nearest to the first snippet.
 
     Args:
         root: Output root.
         tiles: Store of training tiles.
-        k: Members per kind.
-        mean: Mean to subtract from the tiles, if pairing centres them.
-        pairs: Pairs with the first snippets; None: only the nearest other tiles.
-        index: Index that the pairs were made with.
-        groups: Tile id -> group, whose tiles are excluded from each other's bags; None: only the tile itself is.
-        margin: Maximum difference of a member's cosine from the best of its kind; more distant ones are dropped.
-        block: Tiles per search.
+        k: Number of members per kind.
+        mean: Mean to subtract from the tile embeddings, if pairing centres them.
+        pairs: Pairs that give each tile's first snippet; None to use only the nearest other tiles.
+        index: Snippet index of the pairs.
+        groups: Tile id -> group; bags exclude tiles of the same group. None to exclude only the tile itself.
+        margin: Maximum gap between a member's cosine and the best of its kind; more distant members are dropped.
+        block: Number of tiles per search.
         bound_mib: Maximum memory for the vectors of a block's bags, MiB.
 
     Raises:
@@ -101,7 +101,7 @@ def tile_bags(
         DataError: There is no tile, or an embedding is not finite.
     """
     if not len(tiles.ids):
-        raise DataError("there are no training tiles to make bags of", where=tiles.artifact.folder)
+        raise DataError("there are no training tiles to build bags from", where=tiles.artifact.folder)
     _check_bound(k, min(block, len(tiles.ids)), tiles.dim, bound_mib)
     inputs: dict[str, Any] = {
         "tiles": tiles.fingerprint,
@@ -149,7 +149,7 @@ def tile_bags(
 
 
 def first_snippets(tile_ids: np.ndarray, pairs: Pairs, index: Index) -> Int[np.ndarray, "n"]:
-    """Row in the index of each tile's first snippet; -1 for tiles without a pair."""
+    """Return the index row of each tile's first snippet; -1 for tiles without a pair."""
     table = pairs.table.filter(pa.array(np.asarray(pairs.table.column("rank")) == 0))
     snippets = np.asarray(table.column("snippet_id").to_pylist(), dtype=np.str_)
     row_of = dict(zip(table.column("tile_id").to_pylist(), np.searchsorted(index.ids, snippets).tolist(), strict=True))
@@ -161,10 +161,9 @@ def _check_bound(k: int, block: int, dim: int, bound_mib: float) -> None:
     if needed > bound_mib:
         raise ConfigError(
             f"bags of {k} tiles need {needed:,.0f} MiB for {block} tiles at once ({dim} numbers of 4 bytes per "
-            f"member); the bound is {bound_mib:,.0f} MiB",
+            f"member); the limit is {bound_mib:,.0f} MiB",
             where="tile bags",
-            fix=f"ask for fewer members, or for at most {int(block * bound_mib / needed)} tiles at once "
-            "(pairing.block)",
+            fix=f"use fewer members, or at most {int(block * bound_mib / needed)} tiles at once (pairing.block)",
         )
 
 

@@ -1,4 +1,4 @@
-"""Find, read and validate YAML files of prompts."""
+"""Find, read and validate YAML prompt files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 
 
 def packaged(kind: str) -> list[str]:
-    """Names of the packaged files of one kind (`sets` or `bags`)."""
+    """List the packaged files of one kind (`sets` or `bags`)."""
     return sorted(path.stem for path in (_HERE / kind).glob("*.yaml"))
 
 
@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
     except yaml.YAMLError as error:
-        raise DataError(f"not valid YAML: {error}", where=path, fix="correct the line that it names") from error
+        raise DataError(f"not valid YAML: {error}", where=path, fix="correct the line named in the message") from error
     if not isinstance(value, dict):
         raise DataError("not a YAML mapping", where=path, fix="start with `name:`, one key per line")
     return {str(key): entry for key, entry in value.items()}, [key for key, _ in repeated]
@@ -57,14 +57,14 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
 def key_problems(
     raw: Mapping[str, Any], repeated: Sequence[str], known: Sequence[str], required: Sequence[str]
 ) -> list[str]:
-    """Problems of a mapping's keys: repeated, unknown or missing."""
+    """List problems with the keys of a mapping: repeated, unknown or missing."""
     problems = [f"{key}: is given twice; only the last one would count" for key in repeated]
-    problems += [f"{key}: unknown key; known are {', '.join(known)}" for key in raw if key not in known]
+    problems += [f"{key}: unknown key; known keys are {', '.join(known)}" for key in raw if key not in known]
     return problems + [f"{key}: is missing" for key in required if raw.get(key) is None]
 
 
 def text_problems(key: str, value: object, what: str) -> list[str]:
-    """Problems of a list of texts: wrong type, empty, entries that are not texts, repetitions."""
+    """List problems with a list of texts: wrong type, empty, entries that are not texts, repetitions."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [f"{key}: must be a list of {what}"]
     if not value:
@@ -72,7 +72,7 @@ def text_problems(key: str, value: object, what: str) -> list[str]:
     problems = [
         f"{key}[{i}]: is empty; write a text, or remove it"
         if isinstance(entry, str)
-        else f"{key}[{i}]: {entry!r} is not a text; write it in quotes"
+        else f"{key}[{i}]: {entry!r} is not a string; write it in quotes"
         for i, entry in enumerate(value)
         if not isinstance(entry, str) or not entry.strip()
     ]

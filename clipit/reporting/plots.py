@@ -1,7 +1,7 @@
-"""Every plot of the package: matplotlib figures in one style, written as PNG or put into a page as SVG.
+"""Matplotlib figures in one style, written as PNG or embedded in a page as SVG.
 
-Use `in_style` on a function that draws, `save_plot` for a file and `inline_svg` for a page. Figures are made through
-matplotlib's object interface: no global state, no display.
+Use `in_style` on a function that draws, `save_plot` for a file and `inline_svg` for a page. Figures use
+matplotlib's object-oriented interface, so there is no global state and no display.
 """
 
 import io
@@ -36,12 +36,12 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",  # text in a page can be searched and read aloud
     "svg.hashsalt": "clipit",  # otherwise the ids in an SVG are random
-    "text.parse_math": False,  # a class name with two dollar signs is no formula
+    "text.parse_math": False,  # a class name with two dollar signs is not a formula
 }
 _MANY_CLASSES = 5
 _MANY_POINTS = 40  # lines with more points have no markers
 _MOST_POINTS = 500  # points drawn per line
-_MANY_DECADES = 1e4  # largest over smallest value from which a logarithmic axis names powers of ten alone
+_MANY_DECADES = 1e4  # from this ratio of values on, a logarithmic axis labels only powers of ten
 _LOSSES = ("loss", "cross_entropy", "distillation")
 
 P = ParamSpec("P")
@@ -62,7 +62,7 @@ def in_style(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
-    """An empty figure; width and height in inches. Margins fit what is drawn, unless they are `fixed` (faster)."""
+    """Make an empty figure, in inches; margins adapt to the content unless they are `fixed` (faster)."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=None if fixed else "constrained")
@@ -70,28 +70,28 @@ def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
 
 @in_style
 def save_plot(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all; the same figure gives the same bytes."""
+    """Write a figure as PNG, atomically; the same figure gives the same bytes."""
     with whole_file(path) as temporary, _missing_glyphs_allowed():
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
 @in_style
 def inline_svg(figure: "Figure", label: str) -> Markup:
-    """A figure as an SVG element for a page; the same figure gives the same text.
+    """Render a figure as an SVG element for a page; the same figure gives the same text.
 
     Black becomes the text colour of the page, so that the figure can be read in dark mode. Artists whose `gid` comes
-    from `tooltip` show their text under the pointer.
+    from `tooltip` show their text on hover.
 
     Args:
-        figure: Drawn in the style of the package.
+        figure: Figure drawn in the style of the package.
         label: Alternative text.
     """
     import matplotlib
 
     stream = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": label}), _missing_glyphs_allowed():  # ids must differ within a page
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
     text = stream.getvalue()
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
     text = re.sub(r'<g id="tooltip:([^"]*)">', lambda match: f"<g><title>{unescape(match[1])}</title>", text)
@@ -101,13 +101,13 @@ def inline_svg(figure: "Figure", label: str) -> Markup:
 
 
 def tooltip(text: str) -> str:
-    """Value for the `gid` of an artist that shows this text under the pointer."""
+    """Return a `gid` that makes an artist show this text on hover."""
     return f"tooltip:{escape(text)}"
 
 
 @contextmanager
 def _missing_glyphs_allowed() -> Iterator[None]:
-    """A name with characters that the font lacks (an emoji) shows boxes in a PNG, without a screen full of warnings."""
+    """Silence warnings about characters that the font lacks (such as emoji); a PNG shows boxes instead."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         yield
@@ -115,7 +115,7 @@ def _missing_glyphs_allowed() -> Iterator[None]:
 
 @in_style
 def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "") -> "Figure":
-    """Confusion matrix: cells hold numbers of tiles, shades the share of the true class (row)."""
+    """Plot a confusion matrix: cells show numbers of tiles, shading the share of the true class (row)."""
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.62 * len(classes)
@@ -135,10 +135,10 @@ def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *
 
 @in_style
 def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
-    """Training curves: one panel for losses, one for validation scores, one for the learning rate.
+    """Plot training curves: one panel for losses, one for validation scores, one for the learning rate.
 
     Args:
-        series: Of `read_curves`; speed and memory are not drawn.
+        series: Series from `read_curves`; speed and memory are not drawn.
         title: Heading.
     """
     panels = training_panels(series)
@@ -156,7 +156,7 @@ def plot_training_curves(series: Series, *, title: str = "") -> "Figure":
 
 
 def training_panels(series: Series) -> dict[str, Series]:
-    """The series that `plot_training_curves` draws, by panel; panels without a series are left out."""
+    """Group the series that `plot_training_curves` draws by panel; panels without a series are omitted."""
     losses = {name: points for name, points in series.items() if any(term in name for term in _LOSSES)}
     scores = {n: points for n, points in series.items() if n.startswith("validation") and n not in losses}
     rates = {name: points for name, points in series.items() if "learning_rate" in name}
@@ -168,13 +168,13 @@ def training_panels(series: Series) -> dict[str, Series]:
 def plot_lines(
     series: Series, *, y_label: str, logarithmic: bool = False, colours: Mapping[str, int] | None = None
 ) -> "Figure":
-    """Lines over steps.
+    """Plot lines over steps.
 
     Args:
         series: Name -> steps and values. Values that are not finite leave a gap.
         y_label: Title of the vertical axis.
-        logarithmic: Whether the vertical axis is logarithmic, where all values are positive and not all the same.
-        colours: Name -> index of its colour, so that it is the same in several plots; by default in order.
+        logarithmic: Whether to use a logarithmic axis, provided that all values are positive and not all equal.
+        colours: Name -> colour index, for consistent colours across plots; by default in order.
     """
     figure = new_figure(6.2 + 0.08 * max(map(len, series), default=0), 3.2)
     axes = figure.add_subplot()
@@ -200,8 +200,8 @@ def _draw_lines(
             label=name, gid=tooltip(name),
         )  # fmt: skip
         gaps = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
-        alone = gaps[:-2] & ~gaps[1:-1] & gaps[2:]  # a line through one point cannot be seen
-        axes.plot(x[alone], y[alone], "o", color=colour, markersize=3)
+        isolated = gaps[:-2] & ~gaps[1:-1] & gaps[2:]  # a line through one point cannot be seen
+        axes.plot(x[isolated], y[isolated], "o", color=colour, markersize=3)
     axes.set_ylabel(y_label)
     if logarithmic and finite and 0 < min(finite) < max(finite):
         from matplotlib.ticker import LogLocator
@@ -217,12 +217,12 @@ def _draw_lines(
 
 
 def _thin(n: int) -> Int64[np.ndarray, " k"]:
-    """At most `_MOST_POINTS` of n indices, evenly spaced, the last among them."""
+    """At most `_MOST_POINTS` of n indices, evenly spaced, including the last."""
     return np.linspace(0, n - 1, min(n, _MOST_POINTS)).round().astype(np.int64)
 
 
 def line_style(i: int) -> tuple[str, str]:
-    """Colour and line style of line number i: every colour with a solid line first."""
+    """Return colour and line style of the i-th line; solid lines come first."""
     return COLOURS[i % len(COLOURS)], LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)]
 
 
@@ -233,10 +233,10 @@ def legend_beside(axes: "Axes") -> None:
 
 @in_style
 def plot_reliability(bins: Sequence[Mapping[str, Any]], *, title: str = "") -> "Figure":
-    """Reliability diagram: accuracy over confidence per bin, and the number of tiles in each bin.
+    """Plot a reliability diagram: accuracy over confidence per bin, and the number of tiles in each bin.
 
     Args:
-        bins: Of `clipit.evaluation.metrics.reliability_bins`.
+        bins: Bins from `clipit.evaluation.metrics.reliability_bins`.
         title: Heading.
     """
     figure = new_figure(5.2, 5.6, fixed=True)  # the page of a comparison has one per arm

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOG_SPAN = 8.0  # largest over smallest value from which a swept key gets a logarithmic axis
+_LOG_SPAN = 8.0  # from this ratio of values on, a swept key gets a logarithmic axis
 
 SweepPoints = Sequence[tuple[object, float | None, float | None]]
 """Value of the key, validation score and test score of each trial; None where a score is not defined."""
@@ -26,12 +26,12 @@ LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
 def plot_seed_scores(
     scores: Mapping[str, Mapping[str, float | None]], *, x_label: str, baseline: str | None = None
 ) -> "Figure":
-    """One row per arm: a dot per seed and a stroke at their mean; undefined scores are counted as n/a.
+    """Plot scores by seed, one row per arm: a dot per seed and a bar at the mean; undefined scores are counted as n/a.
 
     Args:
         scores: Arm -> seed -> score.
         x_label: Title of the horizontal axis.
-        baseline: Arm whose mean is a dashed line through all rows.
+        baseline: Arm whose mean is drawn as a dashed line through all rows.
     """
     figure = new_figure(6.6 + 0.09 * max(map(len, scores), default=0), 0.9 + 0.3 * max(1, len(scores)))
     axes = figure.add_subplot()
@@ -57,17 +57,17 @@ def plot_seed_scores(
 
 @in_style
 def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") -> "Figure":
-    """A score over the share of the training labels: one line per name through the means over seeds.
+    """Plot a score over the share of training labels: one line per name through the means over seeds.
 
-    With up to 7 names there is a band from the lowest to the highest seed. An arm that reads no label is a horizontal
-    line. Shares at which a score is not defined for every seed have no point; the axis title says how many.
+    With up to 7 names, a band spans the lowest to the highest seed. An arm that uses no labels is a horizontal line.
+    Shares at which the score is undefined for any seed have no point; the axis title gives their number.
 
     Args:
         series: Scores by share, of probes of frozen features or of arms.
         metric: Name of the score.
         title: Heading.
     """
-    few = len(series) <= len(COLOURS)  # bands of more would hide the lines
+    few = len(series) <= len(COLOURS)  # more bands would hide the lines
     figure = new_figure(8.4, 4.6 if few else 6.0)
     axes = figure.add_subplot()
     undefined = 0
@@ -75,7 +75,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
         summary = summarise_shares(points)
         undefined += len({share for share, _ in points}) - len(summary)
         colour, style = line_style(i)
-        if any(share == 0 for share, *_ in summary):  # no label at any share, and 0 has no place on a logarithmic axis
+        if any(share == 0 for share, *_ in summary):  # uses no labels, and a logarithmic axis has no 0
             level = mean(average for share, average, _, _ in summary if share == 0)
             axes.axhline(level, color=colour, linestyle=style, linewidth=1, label=f"{name} (no label)")
             summary = [point for point in summary if point[0] > 0]
@@ -91,7 +91,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
     ticks = sorted({100 * share for points in series.values() for share, _ in points if share > 0})
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    note = f"\n{undefined} points are not defined (a class without a label)" if undefined else ""
+    note = f"\n{undefined} points are undefined (a class without labels)" if undefined else ""
     axes.set(xlabel=f"share of the training labels, %{note}", ylabel=LABELS.get(metric, metric), title=title)
     axes.grid(visible=True)
     legend_beside(axes)
@@ -99,7 +99,7 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
 
 
 def summarise_shares(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float, float, float]]:
-    """Share, mean, lowest and highest score over seeds, by share; without shares at which a seed has no score."""
+    """Return share, mean, lowest and highest score over seeds, by share; shares with undefined scores are omitted."""
     by_share: dict[float, list[float | None]] = {}
     for share, score in points:
         by_share.setdefault(share, []).append(score)
@@ -113,7 +113,7 @@ def summarise_shares(points: Sequence[tuple[float, float | None]]) -> list[tuple
 
 @in_style
 def plot_planes(planes: Mapping[str, Mapping[str, Float[np.ndarray, "_ 2"]]], *, title: str = "") -> "Figure":
-    """Points in a plane, such as embeddings along two principal directions: one panel per plane, one colour per kind.
+    """Plot points in a plane, such as two principal components: one panel per plane, one colour per kind.
 
     Args:
         planes: Title of a panel -> name of the points -> coordinates.
@@ -132,12 +132,12 @@ def plot_planes(planes: Mapping[str, Mapping[str, Float[np.ndarray, "_ 2"]]], *,
 
 @in_style
 def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: str, title: str = "") -> "Figure":
-    """Scores against swept values: one panel per key, a dot per trial, a line through the mean of each value.
+    """Plot scores against swept values: one panel per key, a dot per trial, a line through the mean of each value.
 
     Args:
-        panels: Key -> its trials; other keys may differ among them.
-        metric: The validation score, which decides.
-        test_metric: The test score, drawn hollow because it decides nothing; empty when there is none.
+        panels: Swept key -> its trials, which may differ in other keys.
+        metric: Validation score used for selection.
+        test_metric: Test score, drawn hollow because it is not used for selection; empty if there is none.
         title: Heading.
     """
     figure = new_figure(1.6 + 4.4 * len(panels), 4.2)
@@ -158,7 +158,7 @@ def plot_sweep(panels: Mapping[str, SweepPoints], *, metric: str, test_metric: s
 
 
 def mean_per_value(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean score at each position, from left to right."""
+    """Compute the mean score at each position, from left to right."""
     scores: dict[float, list[float]] = {}
     for x, score in points:
         scores.setdefault(x, []).append(score)
@@ -166,7 +166,7 @@ def mean_per_value(points: Sequence[tuple[float, float]]) -> list[tuple[float, f
 
 
 def _place_values(axes: "Axes", values: Sequence[object]) -> dict[str, float]:
-    """The position of each value: numbers to scale (logarithmic when they span much), words side by side."""
+    """Map each value to an axis position: numbers to scale (logarithmic over a wide range), words equally spaced."""
     distinct = {str(value): value for value in values}
     numbers = {
         text: float(value)

@@ -17,13 +17,13 @@ def run_summary(
     sections: Mapping[str, str] | None = None,
     plots: Sequence[str] = (),
 ) -> str:
-    """Markdown: note, scores, what is not defined and why, per-class tables, further sections, plots, provenance.
+    """Compose Markdown: note, scores, undefined scores, per-class tables, further sections, plots, provenance.
 
     Args:
         title: Heading.
         results: Results of `clipit.evaluation.evaluate.evaluate_predictions`.
         provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
-        note: A warning that belongs beside the scores; printed first.
+        note: Warning about the scores, printed first.
         sections: Heading -> Markdown, such as the description of the snippets or the pairing summary.
         plots: Names of plot files beside the summary.
     """
@@ -34,9 +34,9 @@ def run_summary(
     missing = list_undefined(results)
     if missing:
         parts.append("Not defined:\n" + "\n".join(f"- {line}" for line in missing))
-    for split, of_split in results["splits"].items():
-        parts += [f"## Classes ({split})", tables.per_class_table(of_split["per_class"])]
-        parts.append(tables.confusion_table(of_split["confusion"], results["classes"]))
+    for split, split_results in results["splits"].items():
+        parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
+        parts.append(tables.confusion_table(split_results["confusion"], results["classes"]))
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", text.strip()]
     if plots:
@@ -46,17 +46,17 @@ def run_summary(
 
 
 def write_summary(path: Path, text: str) -> None:
-    """Write a summary, whole or not at all."""
+    """Write a summary atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def describe_protocol(results: Mapping[str, Any]) -> str:
-    """How intervals are computed and how AUROC and ECE are defined, in a sentence each."""
+    """Describe how intervals are computed and how AUROC and ECE are defined, in one sentence each."""
     protocol = results["protocol"]
-    drawn = "; ".join(f"{split}: {of_split['resampled']}" for split, of_split in results["splits"].items())
+    units = "; ".join(f"{split}: {split_results['resampled']}" for split, split_results in results["splits"].items())
     intervals = (
-        f"{protocol['interval']}, {protocol['resamples']} resamples, seed {protocol['seed']} (resampled: {drawn})"
+        f"{protocol['interval']}, {protocol['resamples']} resamples, seed {protocol['seed']} (resampled: {units})"
         if protocol["resamples"]
         else "none"
     )
@@ -64,10 +64,10 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:
-    """Undefined scores and intervals as `split, score: reason`, and the scores that cover only some of the classes."""
+    """List undefined scores and intervals as `split, score: reason`, and scores that cover only some classes."""
     lines = []
-    for split, of_split in results["splits"].items():
-        for kind, scores in (("", of_split), (" zero-shot", of_split.get("zero_shot", {}))):
+    for split, split_results in results["splits"].items():
+        for kind, scores in (("", split_results), (" zero-shot", split_results.get("zero_shot", {}))):
             for name, score in scores.get("metrics", {}).items():
                 if "over" in score:
                     lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: {score['over']}")

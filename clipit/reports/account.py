@@ -36,23 +36,23 @@ class Account:
     split_sentences: int
     """Number of sentences over the budget, which were split into parts."""
     duplicates: int
-    """Number of pieces merged into an equal one."""
+    """Number of duplicate pieces that were merged."""
     dropped: dict[str, Dropped]
-    """Filter -> what it dropped, in the order of application."""
+    """Filter -> snippets that it dropped, in the order of application."""
     kept: int
     sections: dict[str, int]
     """Section -> number of pieces, before merging and filtering."""
     budget: int
     tokens: dict[str, int]
-    """Span of tokens (special tokens included) -> number of kept snippets."""
+    """Range of token counts (special tokens included) -> number of kept snippets."""
     problems: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return JSON-serialisable values."""
         return asdict(self)
 
     def text(self) -> str:
-        """Lines to print."""
+        """Format the account for printing."""
         lines = [
             f"reports    {self.reports:>9,}  with text, {self.empty_reports:,} empty; from {self.source}",
             f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
@@ -79,7 +79,7 @@ def _shorten(text: str, most: int = 90) -> str:
 
 
 def token_histogram(n_tokens: Sequence[int], budget: int) -> dict[str, int]:
-    """Number of snippets per span of tokens, from 1 to the budget in at most 8 spans."""
+    """Count snippets per range of tokens, in at most 8 ranges from 1 to the budget."""
     width = -(-budget // _BINS)
     spans = {f"{low}-{min(low + width - 1, budget)}": 0 for low in range(1, budget + 1, width)}
     names = list(spans)

@@ -7,7 +7,7 @@ UNKNOWN = "unknown"
 
 _DESCRIPTION = r"(?:descrip\w{1,6}|examina\w{1,6}|findings?|appearance|diagnosis|summary)"  # OCR: "descripkon"
 
-# Unambiguous: also a heading without a colon when in capitals or at the start of a sentence.
+# Unambiguous: a heading even without a colon, if in capitals or at the start of a sentence.
 _STRONG: dict[str, str] = {
     "clinical": r"clinical\s+(?:history|information|data|diagnos[ie]s(?:\s*[/&]?\s*history)?|notes?|impression|"
     r"summary|details|indications?)|(?:pre|post)-?\s?op(?:erative)?\s+diagnosis|operative\s+(?:diagnosis|findings)|"
@@ -67,17 +67,17 @@ _FIELD = (
 )
 
 
-def _any(patterns: dict[str, str]) -> str:
+def _alternatives(patterns: dict[str, str]) -> str:
     return "|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items())
 
 
 _START = r"(?<![A-Za-z0-9])(?=[A-Z]|pTNM)"
 
-STRONG = re.compile(rf"{_START}(?i:{_any(_STRONG)})(?![A-Za-z0-9])(?P<colon>\s*:)?")
-"""A heading anywhere; without a colon the caller checks its capitals and position."""
+STRONG = re.compile(rf"{_START}(?i:{_alternatives(_STRONG)})(?![A-Za-z0-9])(?P<colon>\s*:)?")
+"""A heading anywhere in the text; if it has no colon, the caller checks capitals and position."""
 
 WEAK = re.compile(
-    rf"{_START}(?i:{_any(_WEAK)})(?![A-Za-z0-9])(?P<colon>\s*:|(?=[\s.;,-]*$)|(?<=[A-Z]{{4}})(?=\s+[A-Z][a-z.]))"
+    rf"{_START}(?i:{_alternatives(_WEAK)})(?![A-Za-z0-9])(?P<colon>\s*:|(?=[\s.;,-]*$)|(?<=[A-Z]{{4}})(?=\s+[A-Z][a-z.]))"
 )
 """A one-word heading with a colon, alone at the end of its line, or in capitals before text that is not."""
 

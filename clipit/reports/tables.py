@@ -44,7 +44,7 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
 
 
 def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Read a parquet file in batches, and only the configured columns."""
+    """Read the configured columns of a parquet file, in batches."""
     try:
         with pq.ParquetFile(path) as file:
             check_column_names(file.schema_arrow.names, path)
@@ -96,7 +96,7 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
     """Make a report from the cells of one row.
 
     Raises:
-        DataError: The text column holds something else, or the id is missing.
+        DataError: The text column does not hold text, or the id is missing.
     """
     text = cells.get(config.text_column)
     if text is None or (isinstance(text, float) and math.isnan(text)):

@@ -1,4 +1,4 @@
-"""Render latents as RGB tiles: compose tissues, then stain and scan them as at one centre."""
+"""Render latents as RGB tiles: compose tissues, then simulate the stain and scanner of a centre."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Centre:
 
 
 def centre(number: int) -> Centre:
-    """Centre by number (0, 1, ...), the same in every world."""
+    """Return a centre by number (0, 1, ...); it is the same in every world."""
     rng = stream(0, "centre", number)
     colours = _COLOURS + rng.normal(0, 0.07, (2, 3))
     colours = np.clip(colours, 0.01, None)
@@ -59,19 +59,21 @@ def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n
     Beer-Lambert: intensity = brightness * exp(-concentrations @ colours).
     """
     count = len(centres)
-    known = {int(number): centre(int(number)) for number in np.unique(centres)}
-    each = [known[int(number)] for number in centres]
-    colours = np.stack([one.colours for one in each]) + rng.normal(0, 0.03, (count, 2, 3))
-    gains = np.stack([one.gains for one in each]) * np.exp(rng.normal(0, (0.12, 0.15), (count, 2)))
-    spread = np.array([one.blur for one in each]) * np.exp(rng.normal(0, 0.04, count))
-    brightness = np.array([one.brightness for one in each]) * (1 + rng.normal(0, 0.01, count))
-    tint = np.stack([one.tint for one in each])
+    centre_by_number = {int(number): centre(int(number)) for number in np.unique(centres)}
+    tile_centres = [centre_by_number[int(number)] for number in centres]
+    colours = np.stack([c.colours for c in tile_centres]) + rng.normal(0, 0.03, (count, 2, 3))
+    gains = np.stack([c.gains for c in tile_centres]) * np.exp(rng.normal(0, (0.12, 0.15), (count, 2)))
+    spread = np.array([c.blur for c in tile_centres]) * np.exp(rng.normal(0, 0.04, count))
+    brightness = np.array([c.brightness for c in tile_centres]) * (1 + rng.normal(0, 0.01, count))
+    tint = np.stack([c.tint for c in tile_centres])
     uneven = 1 + 0.06 * noise(rng, count, 2)
-    first = _blur(layer.haematoxylin * (1 + 0.10 * noise(rng, count, 24)), spread) * per_tile(gains[:, 0]) * uneven
-    second = _blur(layer.eosin, spread) * per_tile(gains[:, 1]) * uneven
+    haematoxylin = (
+        _blur(layer.haematoxylin * (1 + 0.10 * noise(rng, count, 24)), spread) * per_tile(gains[:, 0]) * uneven
+    )
+    eosin = _blur(layer.eosin, spread) * per_tile(gains[:, 1]) * uneven
     image = np.empty((count, SIZE, SIZE, 3), dtype=np.float32)
     for channel in range(3):
-        density = first * per_tile(colours[:, 0, channel]) + second * per_tile(colours[:, 1, channel])
+        density = haematoxylin * per_tile(colours[:, 0, channel]) + eosin * per_tile(colours[:, 1, channel])
         light = per_tile(brightness + tint[:, channel]) * np.exp(-np.maximum(density, 0))
         image[..., channel] = light + 0.012 * rng.standard_normal(light.shape, dtype=np.float32)
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
@@ -92,7 +94,7 @@ def render(
 
 
 def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Main tissue, with the second tissue on its share of the area."""
+    """Draw the main tissue, and the second tissue over its share of the area."""
     layer = draw_tissue(rng, latents)
     mixed = np.flatnonzero(latents.second >= 0)
     if not len(mixed):

@@ -24,6 +24,8 @@ from clipit.synthetic.corpora import CaseReport, SyntheticReport, draw_cases, dr
 from clipit.synthetic.draws import MPP, VLM_CENTRES, Draw, draw_tiles
 from clipit.synthetic.latents import CLASSES, stream
 
+logger = logging.getLogger(__name__)
+
 CASES = "case_reports.jsonl"
 GRADE_PROMPTS = "grade_prompts.yaml"
 ALL_NAMES = "grade_prompts_all_names.yaml"
@@ -54,7 +56,7 @@ class WorldConfig(Section):
         if set(self.centres) & set(self.shift_centres):
             raise ValueError("centres and shift_centres must not share a centre")
         if {*self.centres, *self.shift_centres} & set(VLM_CENTRES):
-            raise ValueError(f"centres {VLM_CENTRES} belong to the embedded VLM's training draw; use others, from 6")
+            raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use others, from 6")
         return self
 
 
@@ -106,21 +108,23 @@ def add_cases(folder: Path, config: WorldConfig) -> None:
     """Write the corpus of cases, `case_reports.jsonl`, and two prompt sets of the two tumour grades.
 
     `grade_prompts.yaml` uses only the word grade, `grade_prompts_all_names.yaml` the names of `prompts.yaml`. Existing
-    files are kept, so that they can be added to worlds of earlier versions.
+    files are kept, so that worlds of earlier versions can be completed.
 
     Raises:
         ArtifactError: The folder cannot be written.
     """
     if not (folder / CASES).is_file():
-        home = draw_cases(stream(config.seed, "world/cases"), config.reports)
-        other = draw_other_organ(stream(config.seed, "world/cases of another organ"), max(1, config.reports * 2 // 5))
-        _write_reports(folder / CASES, chain(home, other))
-    for file, name, asked in (
+        main_organ = draw_cases(stream(config.seed, "world/cases"), config.reports)
+        other_organ = draw_other_organ(
+            stream(config.seed, "world/cases of another organ"), max(1, config.reports * 2 // 5)
+        )
+        _write_reports(folder / CASES, chain(main_organ, other_organ))
+    for file, name, prompt_names in (
         (GRADE_PROMPTS, "synthetic-grades", words.GRADE_NAMES),
         (ALL_NAMES, "synthetic-grades-all-names", words.PROMPT_NAMES),
     ):
         if not (folder / file).is_file():
-            names = {called: asked[label] for label, called in GRADE_CLASSES.items()}
+            names = {grade: prompt_names[label] for label, grade in GRADE_CLASSES.items()}
             _write_yaml(folder / file, _prompt_set(name, names))
 
 
@@ -171,16 +175,13 @@ def _write_prompts(folder: Path) -> None:
 
 
 def _prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    classes = {label: list(of_class) for label, of_class in names.items()}
+    classes = {label: list(class_names) for label, class_names in names.items()}
     return {"name": name, "version": 1, "templates": list(words.PROMPT_TEMPLATES), "classes": classes}
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")
-
-
-logger = logging.getLogger(__name__)
 
 
 def write_whole_world(folder: Path, config: WorldConfig) -> Path:
@@ -198,8 +199,8 @@ def write_whole_world(folder: Path, config: WorldConfig) -> Path:
             partial = Path(f"{world}.partial")
             write_world(partial, config)
             with disk_errors(world):
-                for left in partial.glob(".*.tmp"):  # left by a killed attempt
-                    left.unlink()
+                for leftover in partial.glob(".*.tmp"):  # left by a killed attempt
+                    leftover.unlink()
                 if not world.is_dir():
                     partial.rename(world)
                     return world
@@ -222,9 +223,9 @@ def _is_written(world: Path, config: WorldConfig) -> bool:
     facts = world / "world.json"
     if not facts.is_file():
         raise ArtifactError(
-            "the folder for the demo's synthetic world (that of tiles.path) holds other files and is not changed",
+            "the folder for the demo's synthetic world (tiles.path) holds other files and was not changed",
             where=world,
-            fix="name a new folder in tiles.path and the other paths of the demo's configuration; for your own "
+            fix="choose a new folder in tiles.path and the other paths of the demo's configuration; for your own "
             "tiles use scripts/train.py or scripts/compare.py; a half-written world may be deleted",
         )
     try:
@@ -233,8 +234,8 @@ def _is_written(world: Path, config: WorldConfig) -> bool:
         same = False
     if not same:
         raise ArtifactError(
-            f"the synthetic world here differs from that of seed {config.seed} in this version",
+            f"this synthetic world differs from the one that this version writes for seed {config.seed}",
             where=facts,
-            fix="delete its folder and run the command again, which writes it anew",
+            fix="delete its folder and run the command again to rewrite it",
         )
     return True

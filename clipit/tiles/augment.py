@@ -1,4 +1,4 @@
-"""Augment a batch with dihedral moves and stain jitter, drawn per tile from (seed, step, tile id)."""
+"""Augment a batch with dihedral transforms and stain jitter, drawn per tile from (seed, step, tile id)."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from clipit.errors import DataError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _DRAWS = 7
-"""Random numbers per tile: one for the dihedral move, three gains, three offsets."""
+"""Random numbers per tile: one for the dihedral transform, three gains, three offsets."""
 _HE = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 """Optical densities of haematoxylin, eosin and a residual stain in R, G, B (Ruifrok and Johnston 2001).
 
@@ -32,16 +32,16 @@ def augment(
     """Augment a batch on its own device.
 
     The result for a tile depends on (seed, step, key) only, not on the other tiles of the batch, their order, or the
-    process. Dihedral moves are exact permutations of pixels (all eight for square tiles, otherwise flips and the half
-    turn). Stain jitter scales and shifts each stain's concentration c in optical density, c' = (1 + u) c + v
+    process. Dihedral transforms are exact permutations of pixels (all eight for square tiles, otherwise flips and the
+    half turn). Stain jitter scales and shifts each stain's concentration c in optical density, c' = (1 + u) c + v
     with u, v uniform in [-spread, spread] (Tellez et al. 2019, arXiv 1902.06543; stains of Ruifrok and Johnston 2001).
 
     Args:
         pixels: Tiles with values 0 to 255.
-        keys: `tile_keys` of the tiles.
+        keys: Hashed tile ids, from `tile_keys`.
         seed: Seed of the run.
         step: Optimiser step.
-        config: Whether to move, and the spread of the stain jitter.
+        config: Dihedral transforms on or off, and the spread of the stain jitter.
     """
     if not config.dihedral and config.stain == 0:
         return pixels
@@ -54,7 +54,7 @@ def augment(
 
 
 def uniform(keys: UInt64[np.ndarray, " b"], seed: int, step: int) -> Float[np.ndarray, "b d"]:
-    """Random numbers in [0, 1) per tile from splitmix64 (Steele et al. 2014) as a counter-based generator."""
+    """Draw random numbers in [0, 1) per tile from splitmix64 (Steele et al. 2014) as a counter-based generator."""
     if seed < 0 or step < 0:
         raise DataError(f"seed {seed} and step {step} must not be negative", where="augmentation")
     start = np.asarray([seed], dtype=np.uint64)
@@ -73,7 +73,7 @@ def _mix(value: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
 
 
 def move(pixels: UInt8[Tensor, "b 3 h w"], number: int) -> UInt8[Tensor, "b 3 h2 w2"]:
-    """Apply one of the eight moves: bit 2 transposes first, then bit 0 flips left-right and bit 1 top-bottom."""
+    """Apply a dihedral transform, 0 to 7: bit 2 transposes first, then bit 0 flips left-right and bit 1 top-bottom."""
     if number & 4:
         pixels = pixels.transpose(2, 3)
     axes = [axis for bit, axis in ((1, 3), (2, 2)) if number & bit]
@@ -112,7 +112,7 @@ def _stain(pixels: UInt8[Tensor, "b 3 h w"], jitter: Float[np.ndarray, "b 6"]) -
     log = flat.to(torch.float32).add_(1.0).div_(256.0).log_()  # -od
     result = torch.empty_like(flat)
     for channel in range(3):
-        # Not a matrix product, whose rounding may depend on the batch size.
+        # A matrix product's rounding may depend on the batch size.
         total = log[:, 0] * weights[:, channel, 0, None]
         for other in (1, 2):
             total = total.addcmul_(log[:, other], weights[:, channel, other, None])

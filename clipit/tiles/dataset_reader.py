@@ -1,4 +1,4 @@
-"""Read a published data set by its entry in `DATASETS`: from file names, or from a table beside the images."""
+"""Read a published data set listed in `DATASETS`, from file names or from a table beside the images."""
 
 import re
 from collections import Counter
@@ -68,14 +68,14 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
         folders = file.split("/")[:-1]
         parts.append(next((name for name in folders if name in mapping or name.lower() in mapping), ""))
     if not ids:
-        raise data_set.missing(f"none of the {len(files)} images here is a tile of {data_set.title}", root)
+        raise data_set.missing(f"none of the {len(files)} images in this folder is a tile of {data_set.title}", root)
     without_part = [name for name, part in zip(ids, parts, strict=True) if not part]
     if 0 < len(without_part) < len(ids):
         raise DataError(
-            f"{len(without_part)} tiles are in no folder of a part (train, validation, test), unlike the others: "
+            f"{len(without_part)} tiles are outside the part folders (train, validation, test), unlike the others: "
             f"{shortlist(without_part, 3)}",
             where=root,
-            fix="name their folder in tiles.splits (ours: theirs), or move them",
+            fix="map their folder to a split in tiles.splits, or move them",
         )
     note = f"{len(others)} files do not belong to the data set and were dropped: {shortlist(others)}"
     return SourceTiles(
@@ -95,7 +95,7 @@ def _check_counts(source: SourceTiles, config: TilesConfig, data_set: DataSet) -
     """Compare classes and numbers of tiles with the published ones.
 
     Raises:
-        DataError: They differ; with `tiles.check_counts: false` a note says so instead.
+        DataError: They differ; with `tiles.check_counts: false`, a note is added instead.
     """
     expected = data_set.counts_at.get(config.magnification, ()) if config.magnification else data_set.counts
     problems = [*_missing_classes(source, data_set), *_differing_counts(source, expected)]

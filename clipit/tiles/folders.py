@@ -26,15 +26,15 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
-        raise DataError("the folder with the tiles does not exist", where=root, fix="correct tiles.path")
-    top = subfolders(root)
+        raise DataError("the tile folder does not exist", where=root, fix="correct tiles.path")
+    top_folders = subfolders(root)
     mapping = part_map(config.splits, ALIASES)
-    with_splits = any(name in mapping or name.lower() in mapping for name in top)
+    with_splits = any(name in mapping or name.lower() in mapping for name in top_folders)
     ids: list[str] = []
     labels: list[str] = []
     parts: list[str] = []
     others: list[str] = []
-    for part in top if with_splits else [""]:
+    for part in top_folders if with_splits else [""]:
         base = root / part
         _no_loose_images(base, with_splits=with_splits)
         for name in subfolders(base):
@@ -63,12 +63,12 @@ def read_folders(config: TilesConfig) -> SourceTiles:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the folders inside, without hidden ones."""
+    """List the subfolders by name, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Images and other files below a folder, as sorted relative paths without hidden ones."""
+    """List images and other files below a folder, as sorted relative paths without hidden ones."""
     images: list[str] = []
     others: list[str] = []
     for base, folders, files in os.walk(folder, followlinks=True):

@@ -20,52 +20,50 @@ class DatasetReader:
     """Decodes an image column over several parts of a data set; rows are numbered across the parts."""
 
     def __init__(self, parts: dict[str, Any], column: str) -> None:
-        """Take the parts (name -> `datasets.Dataset` with undecoded images) and the image column."""
+        """Index the rows of the parts (name -> `datasets.Dataset` with undecoded images)."""
         self._parts = parts
         self._column = column
         self._places = [(name, row) for name, part in parts.items() for row in range(part.num_rows)]
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row."""
-        name, inner = self._places[row]
-        value = self._parts[name][inner][self._column]
+        name, part_row = self._places[row]
+        value = self._parts[name][part_row][self._column]
         if value is None:
             raise ValueError("the row has no image")
         return decode(io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]))
 
     def where(self, row: int) -> str:
         """Part and row, for messages."""
-        name, inner = self._places[row]
-        return f"part {name}, row {inner}"
+        name, part_row = self._places[row]
+        return f"part {name}, row {part_row}"
 
 
 def read_huggingface(config: TilesConfig) -> SourceTiles:
     """Read the tiles of a data set; the id is the `id` column if tiles.columns names one, else `<part>/<row>`.
 
     The image column is `image` and the label column `label` unless tiles.columns says otherwise (`path` names the image
-    column). When tiles.splits is given, parts that it does not map are dropped. A data set without parts is train.
+    column). Parts that tiles.splits, if given, does not map are dropped. A data set without parts is used as train.
 
     Raises:
         DataError: The data set cannot be loaded, or lacks parts or columns.
     """
     loaded = load_huggingface(config.path, "tiles.path")
     parts = _select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
-    names = {
-        ours: config.columns.get(ours, _DEFAULTS.get(ours, ours)) for ours in ("id", "path", "label", "group", "mpp")
-    }
+    names = {key: config.columns.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
     required = {"path"} | set(config.columns) - {"split"} | ({"label"} if config.labels.kind != "none" else set())
-    columns: dict[str, list[str]] = {ours: [] for ours in names}
+    columns: dict[str, list[str]] = {key: [] for key in names}
     part_of_row: list[str] = []
     stamps: list[str] = []
     classes: tuple[str, ...] | None = None
     undecoded: dict[str, Any] = {}
     for part, rows in parts.items():
-        missing = sorted(names[ours] for ours in required if names[ours] not in rows.column_names)
+        missing = sorted(names[key] for key in required if names[key] not in rows.column_names)
         if missing:
             raise DataError(
                 f"missing columns: {', '.join(missing)}; part {part} has: {', '.join(rows.column_names)}",
                 where=config.path,
-                fix="name the right ones in tiles.columns (path: the image column)",
+                fix="set the column names in tiles.columns (path: the image column)",
             )
         undecoded[part] = _undecoded(rows, names["path"], config.path)
         part_classes = tuple(getattr(rows.features.get(names["label"]), "names", None) or ()) or None
@@ -74,13 +72,13 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         classes = part_classes
         part_of_row += [part] * rows.num_rows
         stamps += [str(rows._fingerprint)] * rows.num_rows
-        for ours in ("id", "label", "group", "mpp"):
-            columns[ours] += _texts(rows, names[ours], part_classes if ours == "label" else None)
+        for key in ("id", "label", "group", "mpp"):
+            columns[key] += _texts(rows, names[key], part_classes if key == "label" else None)
     if not part_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another")
-    numbered = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
+    row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
     return SourceTiles(
-        ids=columns["id"] if "id" in config.columns else numbered,
+        ids=columns["id"] if "id" in config.columns else row_ids,
         labels=columns["label"],
         parts=part_of_row,
         groups=columns["group"],
@@ -107,7 +105,7 @@ def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
 
 
 def _undecoded(rows: Any, column: str, where: str) -> Any:
-    """The image column alone, as bytes or paths, because our own decoding detects truncated images."""
+    """Select the image column as bytes or paths, because clipit's own decoding detects truncated images."""
     import datasets
 
     if not isinstance(rows.features[column], datasets.Image):

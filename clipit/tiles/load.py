@@ -1,4 +1,4 @@
-"""Load the configured tiles: read the source, map classes and splits, cut parts, hide labels."""
+"""Load the configured tiles: read the source, map classes and splits, split off missing parts, hide labels."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +30,7 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "bach": read_bach,
     "huggingface": read_huggingface,
 }
-"""Sources with a reader of their own; `read_data_set` reads the other data sets of `DATASETS`."""
+"""Sources with their own reader; `read_data_set` reads the other data sets of `DATASETS`."""
 
 
 def load_tiles(config: TilesConfig, seed: int) -> TileSet:
@@ -52,9 +52,9 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
 def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
-    Steps: read the source, map and check classes, map splits, drop what maps to nothing, check groups, drop unreadable
-    images if configured, cut a test part from train for a published data set without one (with the fraction and seed
-    of its entry), and cut a validation part from train if there is none (with `split_seed`).
+    Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
+    images if configured, split a test part off train for a published data set without one (with the fraction and seed
+    of its entry), and split a validation part off train if there is none (with `split_seed`).
 
     Args:
         config: Section `tiles`.
@@ -66,7 +66,7 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     """
     _check_options(config)
     data_set = DATASETS.get(config.source)
-    # `tiles.classes` are our names, which the source does not use when there is a mapping.
+    # With `class_map`, `tiles.classes` holds the mapped names, which the source does not use.
     source_config = config.model_copy(update={"classes": None}) if config.class_map else config
     if config.source in SOURCES:
         source = SOURCES[config.source](source_config)
@@ -79,7 +79,7 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     if data_set is not None and data_set.test_fraction is not None and not (tiles.splits == "test").any():
         tiles = cut_test(tiles, data_set.test_fraction, data_set.test_seed)
     if data_set is not None and not (tiles.splits == "test").any():
-        note = f"no test part here, so no test score: {data_set.title} is expected as {data_set.layout}"
+        note = f"no test part, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         blind = config.labels.kind == "none"
@@ -100,7 +100,7 @@ def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)
     if not kept.any():
         raise DataError(
-            "no tile is left of the configured parts and labels",
+            "no tiles are left after mapping splits and labels",
             where=source.where,
             fix="correct tiles.splits or tiles.class_map",
         )
@@ -134,7 +134,9 @@ def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
     present = set(source.labels) - {"", DROPPED}
     classes = config.classes or source.classes or sorted_names(present)
     if len(set(classes)) < len(classes) or "" in classes:
-        raise ConfigError("a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="correct it")
+        raise ConfigError(
+            "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
+        )
     unknown = sorted(present - set(classes))
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
@@ -147,7 +149,7 @@ def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
 
 
 def _check_options(config: TilesConfig) -> None:
-    """Refuse options of other sources, which would be ignored."""
+    """Reject options that the source would ignore."""
     wrong = []
     if config.images is not None and config.source != "table":
         wrong.append("tiles.images (table only)")
@@ -162,16 +164,18 @@ def _check_options(config: TilesConfig) -> None:
         wrong.append("tiles.magnification (breakhis only)")
     if wrong:
         raise ConfigError(
-            f"not options of source {config.source}: {', '.join(wrong)}", where="tiles", fix="remove them"
+            f"options that do not apply to tile source {config.source}: {', '.join(wrong)}",
+            where="tiles",
+            fix="remove them",
         )
 
 
 def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: float = 1.0) -> str | None:
-    """Warning for tiles far from a model's training resolution; None if they are close.
+    """Return a warning if tiles are far from a model's training resolution, else None.
 
     Args:
-        tiles: Tiles; their `mpp` refers to the stored pixels.
-        expected: Micrometres per pixel that the model was trained at; None: unknown.
+        tiles: Tiles, with `mpp` of the stored pixels.
+        expected: Micrometres per pixel of the model's training tiles; None if unknown.
         model: Name of the model, for the message.
         resize: Pixels of the model's input per stored pixel (224 / 96 when 96 px tiles are enlarged to 224).
     """
@@ -182,6 +186,6 @@ def mpp_warning(tiles: TileSet, expected: float | None, model: str, *, resize: f
     if not far.any():
         return None
     return (
-        f"{model} expects {expected:g} micrometres per pixel; {int(far.sum())} of {len(tiles)} tiles reach it with "
-        f"{known[far].min():.3g} to {known[far].max():.3g}: its features may be poorer than published"
+        f"{model} expects {expected:g} micrometres per pixel; {int(far.sum())} of {len(tiles)} tiles are "
+        f"read at {known[far].min():.3g} to {known[far].max():.3g}: features may be worse than published"
     )

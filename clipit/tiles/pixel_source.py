@@ -1,4 +1,4 @@
-"""Batches of tile pixels, read ahead by threads while the model computes."""
+"""Batches of tile pixels, prefetched by threads while the model computes."""
 
 import os
 from collections import deque
@@ -30,7 +30,7 @@ class PixelSource:
         Args:
             tiles: Tiles, indexed by row from 0.
             geometry: Function from an image to uint8 pixels [3, h, w], of the same size for every tile.
-            cache: `memory`, `none`, or `auto` (memory when all tiles take less than 2 GiB).
+            cache: `memory`, `none`, or `auto` (memory if all tiles take less than 2 GiB).
             threads: Number of reading threads; 0: one per core, at most 8.
         """
         self.tiles = tiles
@@ -40,9 +40,9 @@ class PixelSource:
         self._pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), thread_name_prefix="tiles")
 
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
-        kept = self._cache.get(row)
-        if kept is not None:
-            return kept
+        cached = self._cache.get(row)
+        if cached is not None:
+            return cached
         pixels = self._geometry(self.tiles.read(row))
         if self._mode == "auto":
             self._mode = "memory" if pixels.nbytes * len(self.tiles.ids) < _CACHE_LIMIT else "none"

@@ -1,4 +1,4 @@
-"""Readers decode the image of a row from a folder or a zip; picklable, with files opened in the reading process."""
+"""Readers that decode the image of a row from a folder or a zip; picklable, opening files in the reading process."""
 
 import io
 import os
@@ -37,7 +37,7 @@ class LazyHandle(Generic[T]):
     def get(self) -> T:
         """The open handle of this process."""
         if self._pid != os.getpid():
-            # A lock that was held during the fork would stay held in the child for ever.
+            # A lock that was held during the fork would stay held in the child forever.
             self._forget()
             self._pid = os.getpid()
         with self._lock:
@@ -73,7 +73,7 @@ _NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 
 @runtime_checkable
 class Reader(Protocol):
-    """Reads images of a source by row; rows are numbered as the source was read."""
+    """Reads images of a source by row; rows are numbered in the order of the source."""
 
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row as RGB."""
@@ -88,7 +88,7 @@ class FileReader:
     """Reads one image file per row."""
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
-        """Take the folder and the paths relative to it."""
+        """Read `files`, given as paths relative to `root`."""
         self._root = root
         self._files = tuple(files)
 
@@ -105,7 +105,7 @@ class ZipReader:
     """Reads one member of a zip per row."""
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:
-        """Take the zip and the names of its members."""
+        """Read `members` of the zip at `path`."""
         self._path = path
         self._members = tuple(members)
         self._zip = LazyHandle(partial(zipfile.ZipFile, path))
@@ -120,7 +120,7 @@ class ZipReader:
 
 
 def file_stamp(path: Path) -> str:
-    """Size and modification time of a file, which differ once its content is replaced.
+    """Return size and modification time of a file, which change when its content is replaced.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -130,7 +130,7 @@ def file_stamp(path: Path) -> str:
 
 
 def zip_stamps(path: Path) -> dict[str, str]:
-    """Size and CRC-32 of each file in a zip, from its directory.
+    """Return size and CRC-32 of each file in a zip, from its central directory.
 
     Raises:
         DataError: The zip is invalid or truncated, or holds files that are encrypted or compressed by a method that
@@ -140,27 +140,27 @@ def zip_stamps(path: Path) -> dict[str, str]:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: a later version of the format
-        raise DataError(f"not a readable zip: {error}", where=path, fix="download or pack it again") from error
+        raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse unreadable members now, rather than in the middle of a run."""
+    """Reject unreadable members up front rather than in the middle of a run."""
     locked = [info for info in members if info.flag_bits & _LOCKED]
     if locked:
         raise DataError(
             f"{len(locked)} of {len(members)} files in the zip are encrypted",
             where=f"{path}!{locked[0].filename}",
-            fix="unpack it with its password and pack it again without one, or give the unpacked folder",
+            fix="unpack it with its password and repack it without one, or use the unpacked folder",
         )
-    strange = [info for info in members if info.flag_bits & _PATCH or info.compress_type not in _METHODS]
-    if strange:
+    unsupported = [info for info in members if info.flag_bits & _PATCH or info.compress_type not in _METHODS]
+    if unsupported:
         raise DataError(
-            f"{len(strange)} of {len(members)} files in the zip have a compression method unknown to Python: "
-            + shortlist(sorted({_method(info) for info in strange})),
-            where=f"{path}!{strange[0].filename}",
-            fix="pack it again with the ordinary method (Deflate), or give the unpacked folder",
+            f"{len(unsupported)} of {len(members)} files in the zip have a compression method unknown to Python: "
+            + shortlist(sorted({_method(info) for info in unsupported})),
+            where=f"{path}!{unsupported[0].filename}",
+            fix="repack it with the ordinary method (Deflate), or use the unpacked folder",
         )
 
 

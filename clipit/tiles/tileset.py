@@ -1,4 +1,4 @@
-"""`TileSet`: tiles with labels, splits and groups, whatever source they come from."""
+"""`TileSet`: tiles with labels, splits and groups, from any source."""
 
 import hashlib
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ class TileSet:
     quarantined: tuple[str, ...] = ()
     """Ids of tiles dropped because their image cannot be decoded."""
     notes: tuple[str, ...] = ()
-    """Remarks on these tiles that matter for results."""
+    """Remarks on these tiles that affect results."""
     where: str | None = None
-    """Table or folder that they come from, for messages."""
+    """Source table or folder, for messages."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""
@@ -98,7 +98,7 @@ class TileSet:
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 
     def of_split(self, name: str) -> "TileSet":
-        """The tiles of one split, possibly none.
+        """Select the tiles of one split; the result may be empty.
 
         Raises:
             DataError: The split is unknown.
@@ -117,7 +117,7 @@ class TileSet:
         return digest.hexdigest()[:16]
 
     def counts(self, *, truth: bool = False) -> dict[str, dict[str, int]]:
-        """Number of tiles per split and class, by visible labels or (`truth`) by labels before hiding."""
+        """Count tiles per split and class, by visible labels or (`truth`) by labels before hiding."""
         values = self.truth if truth else self.labels
         names = (*enumerate(self.classes), (-1, NO_LABEL))
         return {
@@ -127,7 +127,7 @@ class TileSet:
         }
 
     def describe(self) -> str:
-        """Summary to print: tiles, groups and labels per split, micrometres per pixel, notes."""
+        """Summarise for printing: tiles, groups and labels per split, micrometres per pixel, notes."""
         lines = [f"{len(self)} tiles, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
         kept, known = self.counts(), self.counts(truth=True)
         for split in kept:

@@ -93,5 +93,8 @@ def test_interrupted_write_leaves_no_world_and_is_repeated(
 def test_folder_with_another_world_is_an_error(config: RunConfig, tmp_path: Path, facts: str) -> None:
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "world.json").write_text(facts, encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"differs from that of seed(?s:.*)world\.json(?s:.*)delete its folder"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"differs from the one that this version writes(?s:.*)world\.json(?s:.*)delete its folder",
+    ):
         write_demo_world(config)

@@ -115,7 +115,7 @@ def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:
         plans = plan_comparison(file.run, file.comparison)
         return "\n".join(compose_notes(file.run, file.comparison, plans, [], ""))
 
-    assert "set in the configuration to other values than it chose for " in said(tuned)
+    assert "overridden in the configuration for " in said(tuned)
     record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")
     assert "Trials per" not in said(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(found | {"arms": other}), encoding="utf-8")

@@ -38,7 +38,7 @@ def test_a_tokeniser_that_fails_on_a_text(clip_folder: Path, tmp_path: Path) -> 
     rules = json.loads((folder / "tokenizer_config.json").read_text())
     del rules["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(rules))
-    with pytest.raises(ModelError, match=r"(?s)model .*tokeniser's files may be incomplete"):
+    with pytest.raises(ModelError, match=r"(?s)model .*tokeniser files may be incomplete"):
         load(str(folder))
 
 
@@ -76,7 +76,7 @@ def test_quick_gelu_as_asked(open_clip_folder: Path, tmp_path: Path) -> None:
 
 def test_quick_gelu_where_it_means_nothing(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (str(clip_folder), "plip", "conch", "clip:vinid/plip"):
-        with pytest.raises(ConfigError, match=r"vlm\.quick_gelu is for models that open_clip loads"):
+        with pytest.raises(ConfigError, match=r"vlm\.quick_gelu applies only to models that open_clip loads"):
             load(name, quick_gelu=False)
 
 

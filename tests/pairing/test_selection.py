@@ -164,7 +164,7 @@ def test_unknown_groups_are_an_error_not_a_silence(tmp_path: Path, index: Index,
 def test_rules_that_leave_no_pair_tell_the_scores(tmp_path: Path, index: Index, tiles: Store) -> None:
     with pytest.raises(DataError, match=r"(?s)none of 40 candidate pairs.*threshold: 40.*median 0\.\d+.*set pairing"):
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(threshold=1.0))
-    with pytest.raises(DataError, match="no snippet is allowed for any tile"):
+    with pytest.raises(DataError, match="the rules allow no snippet for any tile"):
         own = sources(group=["g"] * 61)
         groups = dict.fromkeys(tiles.ids.tolist(), "g")
         pair_tiles(tmp_path, index, tiles, rules=PairingConfig(exclude_same_group=True), sources=own, groups=groups)

@@ -55,7 +55,7 @@ def test_other_centres_are_an_error_unless_they_are_to_be_ignored(table: Path) -
         read_tiles(centres(table, splits={"train": "A", "test": "B"}))
     with pytest.raises(DataError, match=r"tiles.splits names D, which does not occur"):
         read_tiles(centres(table, splits={"train": "A", "test": "D"}, other_parts="ignore"))
-    with pytest.raises(DataError, match="no tile is left"):
+    with pytest.raises(DataError, match="no tiles are left"):
         read_tiles(centres(table, other_parts="ignore"))
 
 

@@ -14,7 +14,7 @@ from clipit.workspace.workspace import Workspace
 def analyse_class_gains(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compute each arm's difference in recall to the baseline, per class."""
+    """Compute each arm's difference in recall from the baseline, per class."""
     c, classes = plan.comparison, workspace.all_tiles.classes
     labels = compute_hits(rows, c.baseline, c.seeds[0])[0].labels
     counts = [int((labels == k).sum()) for k in range(len(classes))]
@@ -32,8 +32,8 @@ def analyse_class_gains(
     return [
         AnalysisResult(
             heading=heading(plan, "Gain by class"),
-            text=f"Recall minus that of {c.baseline} in points, mean over seeds, test split. Exploratory: no "
-            "intervals, and the largest of many differences is large by chance.",
+            text=f"Difference in recall from {c.baseline} on the test split, in points, mean over seeds. "
+            "Exploratory: there are no intervals, and the largest of many differences may be due to chance.",
             header=("arm", *(f"{name} ({count})" for name, count in zip(classes, counts, strict=True))),
             rows=tuple(table),
             source="predictions.parquet of the runs",

@@ -1,7 +1,8 @@
-"""Complementarity (R of CLIP-IT's figure 3) of every arm, and of two classifiers that need no student.
+"""Complementarity (R in CLIP-IT's figure 3) of every arm, and of two classifiers that need no student.
 
-The two are a head on the snippets that a tile retrieves, which sees text alone, and the VLM's image probe. They belong
-to the analysis: no pair of a test tile is written, and nothing reaches a student.
+The two classifiers are a linear head on the snippets that a tile retrieves (text only) and a linear probe of the VLM's
+image embeddings. They serve this analysis alone: pairs of test tiles are never written, and no student is trained on
+them.
 """
 
 import logging
@@ -41,7 +42,7 @@ _Classifier = tuple[Predictions, Path]
 
 @dataclass(frozen=True)
 class _SeedResult:
-    """A classifier beside the baseline of the same seed."""
+    """Complementarity of a classifier with the baseline of the same seed."""
 
     counts: Complementarity
     predictions: Path
@@ -55,7 +56,7 @@ class _SeedResult:
 def analyse_complementarity(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compute R of every arm and of the classifiers beside them, against the baseline of the same seed."""
+    """Compute R of every arm and reference classifier against the baseline of the same seed."""
     config, c = plan.config, plan.comparison
     first = c.seeds[0]
     compared: dict[str, dict[int, _SeedResult]] = {}
@@ -68,13 +69,13 @@ def analyse_complementarity(
     return [
         AnalysisResult(
             heading=heading(plan, "Complementarity: correct where vision is wrong"),
-            text=f"R counts test tiles that another classifier gets right and {c.baseline} of the same seed gets wrong "
-            "(CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the columns "
-            f"after these are of seed {first} alone, with a bootstrap interval over its test tiles. Any two "
-            "classifiers have R > 0: `expected` is R if both erred independently, and another seed of the same arm "
-            "shows what another initialisation (and, with few labels, other labelled tiles) gives without text. The "
-            "text-only head reads the snippets that the rules of `pairing` give to all tiles alike, whatever rules an "
-            "arm has of its own.",
+            text=f"R counts the test tiles that another classifier gets right and {c.baseline} of the same seed gets "
+            "wrong (CLIP-IT, figure 3). `over seeds`: mean, with the lowest and the highest seed in brackets; the "
+            f"remaining columns are for seed {first} alone, with a bootstrap interval over its test tiles. Any two "
+            "classifiers have R > 0: `expected` is R under independent errors, and another seed of the same arm "
+            "shows the effect of a different initialisation (and, with few labels, of different labelled tiles) "
+            "without text. The text-only head uses the `pairing` rules of the configuration for all tiles, even if an "
+            "arm sets its own.",
             header=(
                 "other classifier",
                 "R % over seeds",
@@ -104,24 +105,24 @@ def _run_classifier(rows: Sequence[ScoreRow], arm: str, seed: int) -> _Classifie
 def _other_classifiers(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path, seed: int
 ) -> dict[str, _Classifier]:
-    """Every classifier that is compared with the baseline of a seed."""
+    """Predictions of every classifier that is compared with the baseline of a seed."""
     c, others = plan.comparison, dict[str, _Classifier]()
 
-    def written(name: str, predictions: Predictions) -> _Classifier:
+    def save(name: str, predictions: Predictions) -> _Classifier:
         file = reference_file(folder, name, seed, "test")
         write_once(file, predictions)
         return predictions, file
 
     try:
         if plan.config.reports is not None:
-            others[TEXT_ONLY] = written("text-only", text_only_predictions(workspace, seed))
-        others[IMAGE_PROBE] = written("image-probe", image_probe_predictions(workspace, seed))
-    except DataError as error:  # too few labels for a head: the other rows stand
+            others[TEXT_ONLY] = save("text-only", text_only_predictions(workspace, seed))
+        others[IMAGE_PROBE] = save("image-probe", image_probe_predictions(workspace, seed))
+    except DataError as error:  # too few labels for a head; the other rows are kept
         reason = str(error).splitlines()[0]
-        logger.info(f"note: {reason}; seed {seed} is left out for the text-only classifier and the image probe")
+        logger.info(f"note: {reason}; skipping the text-only classifier and the image probe for seed {seed}")
     if len(c.seeds) > 1:
-        following = c.seeds[(c.seeds.index(seed) + 1) % len(c.seeds)]
-        others[f"{c.baseline}, the next seed"] = _run_classifier(rows, c.baseline, following)
+        next_seed = c.seeds[(c.seeds.index(seed) + 1) % len(c.seeds)]
+        others[f"{c.baseline}, the next seed"] = _run_classifier(rows, c.baseline, next_seed)
     return others | {arm: _run_classifier(rows, arm, seed) for arm in plan.arms if arm != c.baseline}
 
 
@@ -172,22 +173,22 @@ def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False
 def text_only_predictions(workspace: Workspace, seed: int) -> Predictions:
     """Predict the test tiles from text alone: a logistic regression on the snippets that tiles retrieve.
 
-    Each tile, of whatever split, is represented by the mean of its `pairing.k` nearest snippets under the rules of
-    `pairing` (its pairs, as training uses them), or by a zero vector where they leave it without a pair. What the rules
-    need to know of all tiles (a correction for hubs, mutual neighbours) comes from the training tiles alone, and
-    `exclude_same_group` applies to training tiles only: `leaks` treats the reports of other patients. The head is
-    fitted on the training labels that the runs of this seed see, and its strength chosen on their validation labels.
-    The paper's text classifier has two layers and a trained text tower; here the tower is frozen.
+    Each tile of every split is represented by the mean of its `pairing.k` nearest snippets under the `pairing` rules
+    (the same pairs that training uses), or by a zero vector if the rules leave it unpaired. Statistics over all tiles
+    (hubness correction, mutual neighbours) come from the training tiles alone. `exclude_same_group` applies to training
+    tiles only; `leaks` covers the reports of other patients. The head is fitted on the training labels visible to the
+    runs of this seed, and its regularisation is chosen on their validation labels. The paper's text classifier has two
+    layers and a fine-tuned text tower; here the tower is frozen.
 
     Raises:
-        ConfigError: There are no reports, or a rule needs an index that sees all scores.
+        ConfigError: There are no reports, or a rule needs all scores and the index is not Flat.
         DataError: Too few labels for a probe, or a rule names an organ that no report has.
     """
     return _probe_predictions(workspace, seed, retrieved_text(workspace))
 
 
 def image_probe_predictions(workspace: Workspace, seed: int) -> Predictions:
-    """Predict the test tiles by the same head on the VLM's image embeddings.
+    """Predict the test tiles with the same head on the VLM's image embeddings.
 
     Raises:
         DataError: Too few labels for a probe.
@@ -215,8 +216,8 @@ def mean_snippets(
     """Return the unit-norm mean of the snippets that each tile retrieves; 0 where it retrieves none.
 
     Args:
-        workspace: Workspace of the tiles.
-        rules: The prepared rules of the pairing.
+        workspace: Workspace with the snippet index.
+        rules: Prepared pairing rules.
         vectors: Unit-norm tile embeddings.
         groups: Group numbers of training tiles (see `search_snippets`).
     """

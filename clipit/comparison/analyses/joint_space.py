@@ -21,7 +21,7 @@ _SAMPLE = 1000  # tiles and snippets per plot
 
 @dataclass(frozen=True)
 class _Space:
-    """Embeddings of the same tiles and snippets in one form; the dictionaries hold one entry each."""
+    """Tile and snippet embeddings in one representation; each dictionary has one entry per modality."""
 
     name: str
     panel: str
@@ -29,7 +29,7 @@ class _Space:
     ids: dict[str, Shaped[np.ndarray, "_"]]
 
     def gap(self) -> tuple[float, float]:
-        """Distance of the two means, and mean cosine of a tile with its nearest snippet."""
+        """Distance between the two means, and mean cosine between a tile and its nearest snippet."""
         images, texts = self.vectors.values()
         gap = float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))
         return gap, float((images @ texts.T).max(axis=1).mean())
@@ -38,9 +38,9 @@ class _Space:
 def analyse_joint_space(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path
 ) -> list[AnalysisResult]:
-    """Compare test tiles and snippets as the VLM embeds them, centred, and as the first distilled student projects.
+    """Compare test tiles and snippets as embedded by the VLM, centred, and as projected by a distilled student.
 
-    Without reports there is no result.
+    The student is the first whose classifier predicts the VLM's text embeddings. Without reports, the list is empty.
     """
     if plan.config.reports is None:
         return []
@@ -73,9 +73,10 @@ def analyse_joint_space(
     return [
         AnalysisResult(
             heading=heading(plan, "Tiles and snippets in the joint space"),
-            text="Distance of the two modalities' means (the modality gap, arXiv 2203.02053) and mean cosine of a tile "
-            f"with its nearest snippet, on up to {_SAMPLE} of each: the same {len(tiles)} test tiles and "
-            f"{len(sampled)} snippets in all rows. The plots show the first two principal components.",
+            text="Distance between the means of the two modalities (the modality gap, arXiv 2203.02053), and mean "
+            f"cosine between a tile and its nearest snippet. Up to {_SAMPLE} of each are sampled; all rows use the "
+            f"same {len(tiles)} test tiles and {len(sampled)} snippets. The plots show the first two principal "
+            "components.",
             header=("test tiles and snippets", "gap", "cosine with the nearest"),
             rows=tuple((name, number(gap, 3), number(nearest, 3)) for name, gap, nearest in gaps),
             source="; ".join(sources),

@@ -1,4 +1,4 @@
-"""Quality of the pairs, and whether tiles with near snippets gain more."""
+"""Quality of the pairs, and whether tiles with closer snippets gain more."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
 from clipit.evaluation.score_row import ScoreRow
-from clipit.pairing.selection import Candidates, Selection, find, judge, prepare
+from clipit.pairing.selection import Candidates, Selection, find_candidates, judge, prepare
 from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
 from clipit.stores.embed import centred
@@ -22,19 +22,19 @@ from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
 _QUARTERS = 4
-_NO_PAIR = -1  # quarter of a tile without a pair
+_NO_PAIR = -1  # quartile of a tile without a pair
 _NO_GROUP = -1
 
 
 def analyse_pairing(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> list[AnalysisResult]:
-    """Measure the quality of the pairs, and the gain of tiles with near and far snippets; nothing without reports."""
+    """Measure the quality of the pairs, and the gain by pairing score; empty without reports."""
     if plan.config.reports is None:
         return []
     return [_pair_quality(plan, workspace), _gain_by_score(plan, workspace, rows, folder)]
 
 
 def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
-    """Hubness and label agreement of the training tiles' pairs, judged by all labels of the data set."""
+    """Hubness and label agreement of the training tiles' pairs, using every label of the data set."""
     summary, train = workspace.pairs.summary, workspace.all_tiles.of_split("train")
     labels = dict(zip(train.ids.tolist(), train.truth.tolist(), strict=True))
     agreed = agreement(workspace.pairs.table, labels, index=workspace.index, class_vectors=workspace.class_embeddings())
@@ -44,10 +44,10 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
 
     return AnalysisResult(
         heading=heading(plan, "Quality of the pairs"),
-        text="Training tiles. Label figures use every label of the data set, including those hidden from training; "
-        "nothing is chosen by them. `neighbours`: tiles with the label of most other tiles of the same snippet; "
-        "`text`: tiles with the label of the class that the snippet is nearest to; `AUROC`: how well the pairing "
-        "score separates these from the others.",
+        text="Computed on training tiles. Label agreement uses every label of the data set, including those hidden "
+        "from training; nothing is selected by it. `neighbours`: share of tiles with the majority label of the "
+        "other tiles paired with the same snippet; `text`: share of tiles whose label is the class nearest to their "
+        "snippet; `AUROC`: how well the pairing score separates the latter from the other tiles.",
         header=(
             "snippets used",
             "top 1 % hold %",
@@ -74,7 +74,7 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
 
 
 def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> AnalysisResult:
-    """Gain per quarter of the test tiles, by the cosine of their first snippet."""
+    """Gain per quartile of the test tiles, by cosine with their first snippet."""
     c = plan.comparison
     tiles, _ = compute_hits(rows, c.baseline, c.seeds[0])
     scores = first_cosines(workspace, tiles.ids)
@@ -111,11 +111,11 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
             values.append({"arm": arm, **part, "gain": float(mean), "scores": str(file), **files})
     return AnalysisResult(
         heading=heading(plan, "Gain by pairing score"),
-        text=f"Accuracy minus that of {c.baseline} in points, mean over seeds, in four equal parts of the test tiles "
-        "by the cosine of their first snippet under the rules of `pairing` (searched for in memory; test tiles are "
-        "never paired for training). If the retrieved text itself helps, tiles with near snippets gain more than they "
-        f"do by the control that distils the VLM's image embedding. {_arms_with_other_rules(plan)}Exploratory: no "
-        "intervals.",
+        text=f"Difference in accuracy from {c.baseline}, in points, mean over seeds, for each quartile "
+        "of the test tiles by cosine with their first snippet under the `pairing` rules (retrieved in memory; test "
+        "tiles are never paired for training). If the retrieved text itself helps, tiles with close snippets should "
+        "gain more than under the control that distils the VLM's image embedding. "
+        f"{_arms_with_other_rules(plan)}Exploratory: there are no intervals.",
         header=("arm", *header),
         rows=tuple(table),
         source=f"predictions.parquet of the runs; predictions/{folder.name}/{file.name}",
@@ -124,23 +124,21 @@ def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], f
 
 
 def _arms_with_other_rules(plan: Plan) -> str:
-    """A sentence that names the arms that pair by other rules than the configuration's."""
+    """Name the arms whose pairing rules differ from the configuration's in a sentence; empty if there are none."""
     config, seed = plan.config, plan.comparison.seeds[0]
     arms = [arm for arm in plan.arms if resolve_arm(plan.run_config(arm, seed)).pairing != config.pairing]
     if not arms:
         return ""
-    return (
-        f"Arms with `pairing` keys of their own ({', '.join(arms)}) are divided by the configuration's pairing, too. "
-    )
+    return f"Arms that set their own `pairing` keys ({', '.join(arms)}) are split by the same quartiles. "
 
 
 def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Compute the cosine of each test tile with its first snippet; NaN for a tile that the rules leave without a pair.
 
-    Call it in all processes.
+    Must be called in all processes.
 
     Args:
-        workspace: Its configuration holds the rules of `pairing`.
+        workspace: Workspace whose configuration sets the `pairing` rules.
         ids: Ids of test tiles.
     """
     store = workspace.tile_store("test")
@@ -152,7 +150,7 @@ def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[
 
 
 def prepare_rules(workspace: Workspace) -> Selection:
-    """Prepare the rules of `pairing`; what they need to know of all tiles comes from the training tiles."""
+    """Prepare the `pairing` rules, with statistics over the training tiles."""
     rules, train = workspace.config.pairing, workspace.tile_store("train")
     sources, groups = workspace.pairing_facts()
     return prepare(
@@ -172,17 +170,17 @@ def search_snippets(
     vectors: Float32[np.ndarray, "n dim"],
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> Iterator[tuple[Candidates, Bool[np.ndarray, "b k"]]]:
-    """Search the snippets of tiles in memory, in blocks, and tell which candidates the rules keep.
+    """Retrieve candidate snippets in memory, block by block, with a mask of those that the rules keep.
 
     Args:
-        workspace: Workspace of the tiles.
-        rules: The prepared rules.
+        workspace: Workspace with the mean of the training tiles, for centring.
+        rules: Prepared pairing rules.
         vectors: Unit-norm tile embeddings, not yet centred.
-        groups: Group numbers of training tiles as `rules.owners` counts them, for `exclude_same_group`; None for other
-            tiles.
+        groups: Group number of each training tile as in `rules.owners`, for `exclude_same_group`; None for tiles of
+            other splits.
     """
     groups = np.full(len(vectors), _NO_GROUP, dtype=np.int64) if groups is None else groups
     for start in range(0, len(vectors), rules.rules.block):
         block = slice(start, start + rules.rules.block)
-        candidates = find(rules, centred(vectors[block], workspace.tile_mean), groups[block], rules.rules.k)
+        candidates = find_candidates(rules, centred(vectors[block], workspace.tile_mean), groups[block], rules.rules.k)
         yield candidates, judge(candidates, rules.rules, rules.mutual) == 0

@@ -1,4 +1,4 @@
-"""Test tiles that an arm gains or loses against the baseline, decided by the majority of the seeds of each."""
+"""Test tiles gained or lost by an arm relative to the baseline, by majority vote over seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ _MANY_PLACES, _FEW_TILES = 4, 4  # with more data sets and backbones than this, 
 
 @dataclass(frozen=True)
 class ArmVotes:
-    """Predictions of one arm for the labelled tiles, over its seeds.
+    """Predictions of one arm for the labelled tiles, aggregated over its seeds.
 
     Attributes:
         right: Number of seeds in which each tile is classified correctly.
-        voted: Class that most seeds predict; of equals the one with the higher mean probability, then the first.
+        voted: Class predicted by most seeds; ties go to the higher mean probability, then to the first class.
         probabilities: Mean class probabilities over seeds.
     """
 
@@ -46,8 +46,8 @@ class ChangedTiles:
         base: Votes of the baseline.
         arm: Votes of the arm.
         gain: Mean probability of the true class, arm minus baseline.
-        gained: Rows that most seeds of the arm classify correctly and most of the baseline do not; highest gain first,
-            ties by id.
+        gained: Rows classified correctly by most seeds of the arm and wrongly by most seeds of the baseline; highest
+            gain first, ties by id.
         lost: The reverse, lowest gain first.
     """
 
@@ -60,7 +60,7 @@ class ChangedTiles:
 
 
 def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
-    """At most three arms whose tiles are shown: text, the image-embedding control, then the others in order."""
+    """Choose up to three arms to show: the text arm, the image-embedding control, then the others in order."""
     others = [arm for arm in arms if arm != baseline]
     return [arm for arm in (*MAIN_ARMS, *(a for a in others if a not in MAIN_ARMS)) if arm in others][:_MOST_ARMS]
 
@@ -68,13 +68,13 @@ def main_arms(arms: Sequence[str], baseline: str) -> list[str]:
 def tile_sections(
     results: Sequence[ArmResult], arms: Sequence[str], baseline: str, tiles: Mapping[Place, TileSet]
 ) -> list[PageSection]:
-    """One section per data set and backbone: test tiles gained and lost by each main arm.
+    """Compose one section per data set and backbone: test tiles gained and lost by each main arm.
 
     Args:
         results: Statistics of every arm.
-        arms: Names of its arms.
+        arms: Names of the arms.
         baseline: Arm that the others are compared with.
-        tiles: Tiles of each data set and backbone, for pictures; where they are missing, tiles have no picture.
+        tiles: Tiles of each data set and backbone, for pictures; without them, cards have no picture.
     """
     tested = {result.key: result for result in results if result.key.part == "test" and not result.reference}
     places = list(dict.fromkeys(key.place for key in tested))
@@ -92,10 +92,10 @@ def tile_sections(
         picture = _load_pictures(tiles.get(place))
         parts: list[Part] = [
             Text(
-                f"Test tiles whose predicted class changes from {baseline}. They are examples, selected by their "
-                "labels; some tiles change by chance between any two arms. Each card shows the true class with the "
-                "change of its mean probability, and for each arm the number of seeds that are right, the class that "
-                "most seeds predict (of equals the more probable), and the mean probability of that class over seeds."
+                f"Test tiles whose prediction changes relative to {baseline}. These are examples, selected by their "
+                "labels, and some tiles change by chance between any two arms. Each card shows the true class with "
+                "the change in its mean probability and, for each arm, the number of seeds that are correct, the class "
+                "predicted by most seeds (ties go to the more probable class), and the mean probability of that class."
             )
         ]
         for result in shown:
@@ -116,7 +116,7 @@ def find_changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) 
         arm: Predictions of the arm on the same test set.
 
     Raises:
-        DataError: The tables are of different tiles, labels or classes, or no tile has a label.
+        DataError: The tables differ in tiles, labels or classes, or no tile has a label.
     """
     tables = align_predictions([*base, *arm])
     tiles = tables[0]
@@ -159,15 +159,15 @@ def change_parts(
     source: str,
     most: int = _MOST_TILES,
 ) -> list[Part]:
-    """The gained and the lost tiles, as cards.
+    """Compose cards of the gained and the lost tiles.
 
     Args:
         changes: Changes from the baseline to the arm.
         names: Names of the baseline and of the arm.
-        seeds: Number of seeds of each.
+        seeds: Number of seeds of the baseline and of the arm.
         picture: Tile id -> data URI of its picture, or None.
-        source: Files that the predictions come from.
-        most: Tiles shown of each kind.
+        source: Prediction files, for the caption.
+        most: Maximum number of tiles of each kind.
     """
     base, arm = names
     parts: list[Part] = []
@@ -179,7 +179,9 @@ def change_parts(
         if not len(rows):
             parts.append(Text(f"{total}."))
             continue
-        caption = f"{total}; the first {min(most, len(rows))} by the change of the true class's mean probability."
+        caption = (
+            f"{total}; showing {min(most, len(rows))}, ordered by the change in the true class's mean probability."
+        )
         cards = [_tile_card(changes, int(row), names, seeds, picture) for row in rows[:most]]
         parts.append(Cards(cards, caption, source))
     return parts
@@ -207,7 +209,7 @@ def _read_seeds(result: ArmResult) -> list[Predictions]:
 
 
 def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
-    """Tile id -> data URI of its picture; None when there is no such tile or its image cannot be read any more."""
+    """Return a function from tile id to data URI of its picture; None if the tile or its image is missing."""
     rows = {} if tiles is None else {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
 
     @cache
@@ -216,7 +218,7 @@ def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:
             return None
         try:
             encoded = thumbnail(tiles, rows[tile_id], side=_SIDE, quality=_QUALITY)
-        except DataError:  # its file is gone: after hours of training, a page without it is better than none
+        except DataError:  # a missing image must not cost the page after hours of training
             return None
         return jpeg_uri(encoded) if encoded else None
 

@@ -24,47 +24,47 @@ def compose_notes(
     results: Sequence[ArmResult],
     published_source: str,
 ) -> list[str]:
-    """All notes, in order.
+    """Compose all notes, in order.
 
     Args:
         config: Configuration that all runs share.
-        c: Section of the comparison.
-        plans: Plans for its data sets and backbones.
+        c: Section `comparison`.
+        plans: Plans, one per data set and backbone.
         results: Statistics of every arm.
-        published_source: Source of published scores in the table; empty for none.
+        published_source: Source of published scores in the table; empty if there are none.
 
     Raises:
-        DataError: The record of the search that the configuration names is missing.
+        DataError: The search record named in the configuration is missing.
     """
     n = len(c.seeds)
     metric = LABELS[c.metric]
     notes = [
         f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {n} seed{'s' * (n > 1)} (none for a "
-        "reference row that depends on no seed). Differences are "
-        f"paired by seed, against {c.baseline}, with two 95 % intervals: Student's t over seeds ({_varies(config)}"
+        "reference row that does not depend on the seed). Differences "
+        f"from {c.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds ({_varies(config)}"
         "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
         f"over the independent units of the test sets ({_resampled(results)}; {config.evaluation.bootstrap} resamples, "
         "the same for all seeds).",
-        "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none under "
-        f"{MIN_SEEDS} seeds.",
+        "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none with "
+        f"fewer than {MIN_SEEDS} seeds.",
     ]
     if n == 1:
-        notes.append("One seed only: no interval over seeds, and no p.")
+        notes.append("Only one seed: there is no interval over seeds and no p.")
     if any("_at_" in arm for plan in plans for arm in plan.arms):
         notes.append(
-            "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that every arm is also "
-            "shown at equal training."
+            "..._at_N_steps: the same arm trained for as many steps as the longest arm, so that arms can "
+            "also be compared at equal training length."
         )
     notes += _describe_tuning(config, c, plans)
     notes += _below_reference(results)
     notes += [f"{' / '.join(result.key)}: {_reason(result)}" for result in results if result.mean is None]
-    over = {
+    restricted = {
         (_name(result, results), str(row.reason))
         for result in results
         for row in result.rows
         if str(row.reason).startswith("over ")
     }
-    notes += [f"{f'{name}: ' if name else ''}{metric} {text}." for name, text in sorted(over)]
+    notes += [f"{f'{name}: ' if name else ''}{metric} {text}." for name, text in sorted(restricted)]
     if published_source:
         notes += [f"Published: {published_source}. {CAUTION}"]
     return notes
@@ -93,43 +93,44 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
     first = plans[0].config
     axes = {arm: axes_of(first, c, arm) for arm in c.arms}
     if not is_tuned(first, c, c.arms):
-        every = {key: value for arm in c.arms for key, value in chosen(first, arm, list(axes[arm])).items()}
-        notes = [f"Not tuned: all arms at {', '.join(shown(key, value) for key, value in every.items())}."]
+        common = {key: value for arm in c.arms for key, value in chosen(first, arm, list(axes[arm])).items()}
+        notes = [f"Not tuned: all arms at {', '.join(shown(key, value) for key, value in common.items())}."]
     else:
-        how, other = _read_search(config, c, first)
-        searched = [arm for arm in c.arms if arm not in other]
+        source, set_by_hand = _read_search(config, c, first)
+        searched = [arm for arm in c.arms if arm not in set_by_hand]
         further = "".join(f" x {len(values)} of {key}" for key, values in c.grid.items())
         notes = [
-            f"Learning rates, steps and weights per arm: {how}, all within one grid of "
+            f"Learning rates, steps and weights per arm: {source}, all within one grid of "
             f"{len(c.learning_rates)} learning rates x {len(c.steps)} number{'s' * (len(c.steps) > 1)} of steps"
-            f"{further}" + (" (an arm without a term has learning rates between these instead)." if c.grid else "."),
+            f"{further}"
+            + (" (an arm without such a term searches intermediate learning rates instead)." if c.grid else "."),
         ]
         if searched:
-            counts = _counts({arm: len(trials_of(first, c, arm)) for arm in searched})
+            counts = _format_counts({arm: len(trials_of(first, c, arm)) for arm in searched})
             notes.append(
                 f"Trials per searched arm: {counts}, each on {len(c.tuning_seeds)} seed"
                 f"{'s' * (len(c.tuning_seeds) > 1)}."
             )
         edges = {key: [arm for arm in c.arms if _at_edge(axes[arm], key, first, arm)] for key in (RATE, *c.grid)}
         notes += [
-            f"At the edge of the grid of {key}, where a wider grid might do better: {', '.join(arms)}."
+            f"{key} at the edge of its grid, so a wider grid might do better: {', '.join(arms)}."
             for key, arms in edges.items()
             if arms
         ]
-    same = [{arm: chosen(s.config, arm, list(axes[arm])) for arm in c.arms} for s in plans]
-    if len(plans) > 1 and all(one == same[0] for one in same):
-        notes.append("All data sets and backbones use the same hyperparameters: none was tuned for one of them alone.")
-    single = {
+    per_plan = [{arm: chosen(s.config, arm, list(axes[arm])) for arm in c.arms} for s in plans]
+    if len(plans) > 1 and all(values == per_plan[0] for values in per_plan):
+        notes.append("All data sets and backbones use the same hyperparameters: none was tuned separately.")
+    per_arm = {
         arm: {k: v for k, v in config.arms.get(arm, {}).items() if k not in axes[arm] and k != "base"} for arm in c.arms
     }
-    overrides = [f"{arm}: {', '.join(f'{k} {v}' for k, v in keys.items())}" for arm, keys in single.items() if keys]
+    overrides = [f"{arm}: {', '.join(f'{k} {v}' for k, v in keys.items())}" for arm, keys in per_arm.items() if keys]
     if overrides:
-        notes.append(f"Keys outside the grid that the configuration sets for single arms: {'; '.join(overrides)}.")
+        notes.append(f"Keys outside the grid that the configuration sets for individual arms: {'; '.join(overrides)}.")
     return notes
 
 
-def _counts(trials: Mapping[str, int]) -> str:
-    """Number of trials per arm; one number where all arms had as many."""
+def _format_counts(trials: Mapping[str, int]) -> str:
+    """Format the trials per arm, as one number if it is the same for all arms."""
     groups: dict[int, list[str]] = {}
     for arm, count in trials.items():
         groups.setdefault(count, []).append(arm)
@@ -139,36 +140,32 @@ def _counts(trials: Mapping[str, int]) -> str:
 
 
 def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tuple[str, list[str]]:
-    """Source of the arms' hyperparameters, and the arms whose values are not those that the search chose."""
+    """Source of the arms' hyperparameters, and the arms whose values differ from the search's choice."""
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
     if not file.is_file():
         if c.searched:
             raise DataError(
                 "the record of the hyperparameter search is missing",
                 where=f"comparison.searched: {file}",
-                fix="tune again with scripts/tune.py, or leave the key out",
+                fix="tune again with scripts/tune.py, or remove the key",
             )
         return "set in the configuration", list(c.arms)
     record = read_json(file, "delete it and tune again")
     searched, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
     axes = {arm: list(axes_of(first, c, arm)) for arm in c.arms}
-    # A number of steps that no arm was searched at changes all arms alike: no arm counts as set by hand for it.
+    # A number of steps outside the search changes all arms alike, so it does not count as set by hand.
     steps = {keys.get(STEPS) for keys in searched.values()}
-    elsewhere = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()
-    other = [
+    ignored = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()
+    set_by_hand = [
         arm
         for arm in c.arms
-        if any(
-            searched.get(arm, {}).get(k) != v for k, v in chosen(first, arm, axes[arm]).items() if k not in elsewhere
-        )
+        if any(searched.get(arm, {}).get(k) != v for k, v in chosen(first, arm, axes[arm]).items() if k not in ignored)
     ]
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
     if changed:
-        how += f", where {', '.join(changed)} had other values: the search was not repeated for this configuration"
-    return how + (
-        f"; set in the configuration to other values than it chose for {', '.join(other)}" if other else ""
-    ), other
+        how += f", with other values of {', '.join(changed)}: the search was not repeated for this configuration"
+    return how + (f"; overridden in the configuration for {', '.join(set_by_hand)}" if set_by_hand else ""), set_by_hand
 
 
 def _differs(before: Any, now: Any) -> bool:

@@ -42,7 +42,7 @@ def write_report(
     c: ComparisonConfig,
     plans: Sequence[Plan],
     results: ComparisonResults,
-    why: Sequence[AnalysisResult],
+    analyses: Sequence[AnalysisResult],
     folder: Path,
     tiles: Sequence[TileSet] = (),
 ) -> list[str]:
@@ -50,25 +50,25 @@ def write_report(
 
     Args:
         config: Configuration that all runs share.
-        c: Section of the comparison.
-        plans: Plans for its data sets and backbones.
+        c: Section `comparison`.
+        plans: Plans, one per data set and backbone.
         results: Scores and statistics.
-        why: Results of the analyses.
-        folder: Folder of the comparison.
-        tiles: Tiles of each plan, for pictures; without them, tiles are shown by their ids alone.
+        analyses: Results of the analyses.
+        folder: Output folder of the comparison.
+        tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
 
     Returns:
         The notes under the main table.
     """
     arms, against = results.arms, results.against
-    published_scores, left_out = collect_published(plans, c.metric)
+    published_scores, published_notes = collect_published(plans, c.metric)
     published_source = SOURCE if any(published_scores.values()) else ""
-    notes = [*compose_notes(config, c, plans, arms, published_source), *left_out]
+    notes = [*compose_notes(config, c, plans, arms, published_source), *published_notes]
     with whole_file(folder / "comparison.md") as temporary:
-        temporary.write_text(_markdown(config, c, arms, against, published_scores, notes, why), encoding="utf-8")
+        temporary.write_text(_markdown(config, c, arms, against, published_scores, notes, analyses), encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
         temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
-    tiles_by_place = {(plan.data_set, plan.backbone): one for plan, one in zip(plans, tiles, strict=False)}
+    tiles_by_place = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     sections = [
         *score_sections(c, arms, against, published_scores, notes),
         *tile_sections(arms, c.arms, c.baseline, tiles_by_place),
@@ -76,7 +76,7 @@ def write_report(
         *curve_sections(arms, c.baseline),
         *label_sections(config, c, arms, folder),
         cost_section(arms),
-        *finding_sections(why, folder),
+        *finding_sections(analyses, folder),
         *link_sections(config, plans, arms, folder),
         row_section(results.rows),
     ]
@@ -91,7 +91,7 @@ def _markdown(
     against: Mapping[str, Sequence[ArmResult]],
     published_scores: PublishedScores,
     notes: Sequence[str],
-    why: Sequence[AnalysisResult],
+    analyses: Sequence[AnalysisResult],
 ) -> str:
     parts = [f"# {config.name}", main_table(results, published_scores), *notes]
     if config.note:
@@ -101,8 +101,8 @@ def _markdown(
     for title, header, rows in paper_tables(c, results):
         parts += [f"## {title}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*cost_table(results)), COST_NOTE]
-    for finding in why:
-        parts += [f"## {finding.heading}", finding.text, markdown_table(finding.header, finding.rows)]
+    for result in analyses:
+        parts += [f"## {result.heading}", result.text, markdown_table(result.header, result.rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -113,7 +113,7 @@ def _latex(
     published_scores: PublishedScores,
     published_source: str,
 ) -> str:
-    """The main table and that in the form of CLIP-IT's table 1, with captions that describe and attribute them."""
+    """The main table and one in the layout of CLIP-IT's table 1, with descriptive captions."""
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
     title = f"{config.name}: {c.metric.replace('_', ' ')} in %, mean and standard deviation over {seeds}."
     caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"

@@ -14,10 +14,10 @@ def main() -> None:
     from clipit.errors import user_errors
 
     with user_errors():
-        from clipit.synthetic.world import WorldConfig, add_cases, write_whole_world
+        from clipit.synthetic.world import WorldConfig, add_cases, ensure_world
 
         config = WorldConfig(seed=arguments.seed)
-        folder = write_whole_world(arguments.output, config)
+        folder = ensure_world(arguments.output, config)
         add_cases(folder, config)
         print(folder)
 

@@ -11,13 +11,13 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
 from clipit.runs.predict import open_classifier
-from clipit.synthetic.world import WorldConfig, write_whole_world
+from clipit.synthetic.world import WorldConfig, ensure_world
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
-"""The demo's world; comparisons over several worlds write others with `write_whole_world`."""
+"""The demo's world; comparisons over several worlds write others with `ensure_world`."""
 
 
 def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
@@ -54,7 +54,7 @@ def write_demo_world(config: RunConfig) -> Path:
     Raises:
         ArtifactError: The folder holds something else, or another world; nothing in it was changed.
     """
-    return write_whole_world(Path(config.tiles.path).parent, WORLD)
+    return ensure_world(Path(config.tiles.path).parent, WORLD)
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:

@@ -83,8 +83,8 @@ def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> 
         "its features are the class token and the mean of the patches" if pooling == "cls_mean" else "",
         "transformers has no linear head over this model's class token alone" if loader == "transformers" else "",
     ]
-    why = "; ".join(reason for reason in reasons if reason) or "timm has no single linear layer on its features"
-    return f"{load_call} loads the adapted backbone only; the classes need clipit.load_classifier ({why})."
+    reason = "; ".join(filter(None, reasons)) or "timm has no single linear layer on its features"
+    return f"{load_call} loads the adapted backbone only; the classes need clipit.load_classifier ({reason})."
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:

@@ -1,6 +1,6 @@
 """MUSK, loaded through its own package (`musk`) with its sentencepiece tokeniser.
 
-Tested with the public package and random weights; not tested with the released weights, which are gated.
+Tested with the public package and random weights, but not with the released weights, which are gated.
 """
 
 import importlib.util

@@ -103,7 +103,7 @@ def spec_table(specs: Iterable[ModelSpec]) -> str:
     return "\n".join([*lines, *(["Notes"] if notes else []), *notes, LICENCE_NOTE])
 
 
-def similar_names(name: str, known: Mapping[str, ModelSpec], most: int = 5) -> list[str]:
+def similar_names(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> list[str]:
     """Find names in the table that are similar to `name`.
 
     Case, the difference between `_` and `-`, and a prefix with a colon are ignored; hub ids match, too.
@@ -111,8 +111,8 @@ def similar_names(name: str, known: Mapping[str, ModelSpec], most: int = 5) -> l
     wanted = _plain(name.rpartition(":")[2])
     by_source = [key for key, spec in known.items() if _plain(spec.source) == wanted]
     plain = {_plain(key): key for key in known}
-    near = difflib.get_close_matches(wanted, plain, most, 0.6)
-    return list(dict.fromkeys([*by_source, *(plain[key] for key in near)]))[:most]
+    near = difflib.get_close_matches(wanted, plain, limit, 0.6)
+    return list(dict.fromkeys([*by_source, *(plain[key] for key in near)]))[:limit]
 
 
 def _plain(name: str) -> str:

@@ -216,8 +216,8 @@ def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[P
         variants.append(base.model_copy(update={"organs": ()}))
     elif inputs.sources is not None:
         variants += [base.model_copy(update={"organs": (organ,)}) for organ in _frequent_organs(inputs.sources)]
-    known = inputs.sources is not None and any((inputs.groups or {}).values())
-    if base.exclude_same_group or (known and bool((sole_groups(index, inputs.sources) != "").any())):
+    has_groups = inputs.sources is not None and any((inputs.groups or {}).values())
+    if base.exclude_same_group or (has_groups and bool((sole_groups(index, inputs.sources) != "").any())):
         variants.append(base.model_copy(update={"exclude_same_group": not base.exclude_same_group}))
     return variants
 

@@ -163,7 +163,7 @@ def find_candidates(
     return Candidates(rows, scores, ranking)
 
 
-def judge(
+def judge_candidates(
     candidates: Candidates, rules: PairingConfig, mutual: Float32[np.ndarray, "s"] | None
 ) -> Int8[np.ndarray, "q k"]:
     """Return the outcome of each candidate as its number in `REASONS`, or -1 for padding.
@@ -255,7 +255,7 @@ def judged_table(tile_ids: np.ndarray, selection: Selection, candidates: Candida
 
     The kept pairs of each tile are ranked from 0 without gaps; dropped ones have rank -1.
     """
-    reasons = judge(candidates, selection.rules, selection.mutual)
+    reasons = judge_candidates(candidates, selection.rules, selection.mutual)
     rows, scores = candidates.rows[:, :-1], candidates.cosines[:, :-1]
     exists, kept = reasons >= 0, reasons == 0
     table = pair_table(tile_ids, selection.index.ids, rows, scores)

@@ -190,8 +190,8 @@ def _draw_lines(
     if not finite:
         axes.text(0.5, 0.5, "no finite value was logged", ha="center", transform=axes.transAxes)
     for i, (name, (steps, values)) in enumerate(series.items()):
-        kept = _thin(len(steps))
-        x, y = np.asarray(steps, dtype=float)[kept], np.asarray(values, dtype=float)[kept]
+        indices = _thin(len(steps))
+        x, y = np.asarray(steps, dtype=float)[indices], np.asarray(values, dtype=float)[indices]
         y[~np.isfinite(y)] = np.nan
         colour, style = line_style(i if colours is None else colours[name])
         marker = "o" if len(steps) <= _MANY_POINTS else ""

@@ -62,9 +62,9 @@ class Account:
             lines.append(f"dropped    {dropped.count:>9,}  by {name}")
             lines += [f"{'':23}e.g. {_shorten(example)!r}" for example in dropped.examples]
         lines.append(f"snippets   {self.kept:>9,}  kept")
-        most = max(self.tokens.values(), default=0)
+        largest = max(self.tokens.values(), default=0)
         lines.append(f"tokens (special tokens included; budget {self.budget})")
-        lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(most, 1))}" for span, n in self.tokens.items()]
+        lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(largest, 1))}" for span, n in self.tokens.items()]
         if self.sections:
             lines.append("sections   " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))
         lines.append(f"problems   {len(self.problems):>9,}")
@@ -74,8 +74,8 @@ class Account:
         return "\n".join(lines)
 
 
-def _shorten(text: str, most: int = 90) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _shorten(text: str, limit: int = 90) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def token_histogram(n_tokens: Sequence[int], budget: int) -> dict[str, int]:

@@ -37,7 +37,7 @@ _STRONG: dict[str, str] = {
     r"date\s+of\s+(?:birth|procurement)|(?:(?:formatted\s+)?path|surgical\s+pathology)\s+report",
 }  # fmt: skip
 
-# Common words: a heading only with a colon or on a line of their own.
+# Common words: headings only with a colon or alone on a line.
 _WEAK: dict[str, str] = {
     "clinical": r"history|indications?|clinical|remarks",
     "gross": r"gross|macroscop(?:y|ic)",

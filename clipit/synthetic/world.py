@@ -184,7 +184,7 @@ def _write_yaml(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")
 
 
-def write_whole_world(folder: Path, config: WorldConfig) -> Path:
+def ensure_world(folder: Path, config: WorldConfig) -> Path:
     """Write a synthetic world to a folder unless it exists, completely or not at all.
 
     Raises:

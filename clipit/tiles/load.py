@@ -91,8 +91,8 @@ def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
     """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts."""
     source = map_labels(source, config.class_map)
     classes = _classes(source, config)
-    number = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
-    labels = np.asarray([number[name] for name in source.labels], dtype=np.int64)
+    code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
+    labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
     if config.mpp is not None:
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)

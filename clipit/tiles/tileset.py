@@ -63,7 +63,11 @@ class TileSet:
             raise DataError(f"unknown splits: {shortlist(unknown)}", where=self.where, fix=f"use {', '.join(SPLITS)}")
         for values in (self.labels, self.truth):
             if values.size and (values.min() < -1 or values.max() >= len(self.classes)):
-                raise DataError("a label is outside the classes", where=shortlist(self.classes))
+                raise DataError(
+                    "a label is outside the classes",
+                    where=shortlist(self.classes),
+                    fix="correct the label, or add its class to tiles.classes",
+                )
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -129,15 +133,15 @@ class TileSet:
     def describe(self) -> str:
         """Summarise for printing: tiles, groups and labels per split, micrometres per pixel, notes."""
         lines = [f"{len(self)} tiles, {len(self.classes)} classes, fingerprint {self.fingerprint}"]
-        kept, known = self.counts(), self.counts(truth=True)
-        for split in kept:
+        visible, all_labels = self.counts(), self.counts(truth=True)
+        for split in visible:
             inside = self.splits == split
             groups = self.groups[inside]
             group_text = f"{np.unique(groups[groups != '']).size} groups" if (groups != "").any() else "groups unknown"
-            total = sum(known[split].values())
-            visible = total - kept[split][NO_LABEL]
-            per_class = ", ".join(f"{name} {kept[split][name]}/{known[split][name]}" for name in self.classes)
-            lines.append(f"  {split}: {total} tiles, {group_text}, {visible} labels used ({per_class})")
+            total = sum(all_labels[split].values())
+            used = total - visible[split][NO_LABEL]
+            per_class = ", ".join(f"{name} {visible[split][name]}/{all_labels[split][name]}" for name in self.classes)
+            lines.append(f"  {split}: {total} tiles, {group_text}, {used} labels used ({per_class})")
         values = np.unique(self.mpp[~np.isnan(self.mpp)])
         lines.append(f"  mpp: {shortlist([f'{value:g}' for value in values]) if values.size else 'unknown'}")
         if self.quarantined:

@@ -61,7 +61,7 @@ def test_gained_and_lost_are_those_of_a_slow_search(n_seeds: int, ties: bool) ->
 def test_cards_say_label_predictions_and_probabilities() -> None:
     found = find_changed_tiles(seeds_of(3, 1), seeds_of(3, 2))
     asked: list[str] = []
-    parts = change_parts(found, ("image_only", "text"), (3, 3), lambda i: asked.append(i), "x.parquet", most=2)
+    parts = change_parts(found, ("image_only", "text"), (3, 3), lambda i: asked.append(i), "x.parquet", max_tiles=2)
     gained, lost = parts
     assert isinstance(gained, Cards) and isinstance(lost, Cards)
     assert len(gained.cards) == len(lost.cards) == 2 and gained.source == "x.parquet"

@@ -14,7 +14,7 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import PERCENT
 from clipit.distributed import get_processes
 from clipit.evaluation.score_row import ScoreRow
-from clipit.pairing.selection import Candidates, Selection, find_candidates, judge, prepare
+from clipit.pairing.selection import Candidates, Selection, find_candidates, judge_candidates, prepare
 from clipit.pairing.summary import agreement
 from clipit.reporting.tables import number
 from clipit.stores.embed import centred
@@ -183,4 +183,4 @@ def search_snippets(
     for start in range(0, len(vectors), rules.rules.block):
         block = slice(start, start + rules.rules.block)
         candidates = find_candidates(rules, centred(vectors[block], workspace.tile_mean), groups[block], rules.rules.k)
-        yield candidates, judge(candidates, rules.rules, rules.mutual) == 0
+        yield candidates, judge_candidates(candidates, rules.rules, rules.mutual) == 0

@@ -78,7 +78,7 @@ def tile_sections(
     """
     tested = {result.key: result for result in results if result.key.part == "test" and not result.reference}
     places = list(dict.fromkeys(key.place for key in tested))
-    most = _MOST_TILES if len(places) <= _MANY_PLACES else _FEW_TILES
+    max_tiles = _MOST_TILES if len(places) <= _MANY_PLACES else _FEW_TILES
     sections = []
     for place in places:
         base = tested.get(ArmKey(*place, "test", baseline))
@@ -103,7 +103,9 @@ def tile_sections(
             summary = f"{result.key.arm}: {len(changes.gained)} gained, {len(changes.lost)} lost"
             source = f"{predictions_source(base)}; {predictions_source(result)}"
             n = (len(base.rows), len(result.rows))
-            parts.append(Folded(summary, change_parts(changes, (baseline, result.key.arm), n, picture, source, most)))
+            parts.append(
+                Folded(summary, change_parts(changes, (baseline, result.key.arm), n, picture, source, max_tiles))
+            )
         sections.append(PageSection(f"Tiles gained and lost{place_label(place, places)}", parts))
     return sections
 
@@ -137,18 +139,18 @@ def find_changed_tiles(base: Sequence[Predictions], arm: Sequence[Predictions]) 
 
 
 def _count_votes(tables: Sequence[Predictions], tiles: Predictions) -> ArmVotes:
-    each = np.stack([table.probabilities.astype(np.float64) for table in tables])
-    predicted = each.argmax(axis=2)
-    mean = each.mean(axis=0)
+    probabilities = np.stack([table.probabilities.astype(np.float64) for table in tables])
+    predicted = probabilities.argmax(axis=2)
+    mean = probabilities.mean(axis=0)
     votes = (predicted[:, :, None] == np.arange(len(tiles.classes))).sum(axis=0)
     right = (predicted == tiles.labels).sum(axis=0)
     return ArmVotes(right, (votes + 0.5 * mean).argmax(axis=1), mean)  # half a probability never outweighs a vote
 
 
-def _select(kept: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:
-    """The kept rows in the order of the key, then of the id."""
+def _select(mask: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:
+    """Rows within the mask, sorted by key and then by id."""
     order: Int64[np.ndarray, " n"] = np.lexsort((tiles.ids, key)).astype(np.int64)
-    return np.asarray(order[kept[order]])
+    return np.asarray(order[mask[order]])
 
 
 def change_parts(
@@ -157,7 +159,7 @@ def change_parts(
     seeds: tuple[int, int],
     picture: Callable[[str], str | None],
     source: str,
-    most: int = _MOST_TILES,
+    max_tiles: int = _MOST_TILES,
 ) -> list[Part]:
     """Compose cards of the gained and the lost tiles.
 
@@ -167,22 +169,22 @@ def change_parts(
         seeds: Number of seeds of the baseline and of the arm.
         picture: Tile id -> data URI of its picture, or None.
         source: Prediction files, for the caption.
-        most: Maximum number of tiles of each kind.
+        max_tiles: Maximum number of tiles of each kind.
     """
     base, arm = names
     parts: list[Part] = []
-    for kind, rows, how in (
+    for kind, rows, definition in (
         ("gained", changes.gained, f"{arm} right, {base} wrong"),
         ("lost", changes.lost, f"{base} right, {arm} wrong"),
     ):
-        total = f"{len(rows)} of {len(changes.tiles.ids)} labelled tiles {kind} ({how}, each in most seeds)"
+        total = f"{len(rows)} of {len(changes.tiles.ids)} labelled tiles {kind} ({definition}, each in most seeds)"
         if not len(rows):
             parts.append(Text(f"{total}."))
             continue
         caption = (
-            f"{total}; showing {min(most, len(rows))}, ordered by the change in the true class's mean probability."
+            f"{total}; showing {min(max_tiles, len(rows))}, ordered by the change in the true class's mean probability."
         )
-        cards = [_tile_card(changes, int(row), names, seeds, picture) for row in rows[:most]]
+        cards = [_tile_card(changes, int(row), names, seeds, picture) for row in rows[:max_tiles]]
         parts.append(Cards(cards, caption, source))
     return parts
 

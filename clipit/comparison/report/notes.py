@@ -176,7 +176,7 @@ def _differs(before: Any, now: Any) -> bool:
 
 
 def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, arm: str) -> bool:
-    """Whether the chosen value of an arm is the lowest or the highest on its axis of the grid."""
+    """Whether an arm's chosen value is the lowest or the highest of its grid."""
     values = axes.get(key, ())
     if len(values) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False

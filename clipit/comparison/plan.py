@@ -15,7 +15,7 @@ from clipit.training.checks import check
 
 _SHARED_KEYS = ("name", "output", "seed", "arm", "arms", "overrides", *SECTIONS)
 """Keys that are the same for every run of a comparison, or set by it."""
-_OWN_BACKBONES = "each data set's own"
+_BACKBONE_PER_DATA_SET = "each data set's own"
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ def plan_comparison(config: RunConfig, comparison: ComparisonConfig) -> list[Pla
     plans, errors = [], []
     for data_set, keys in data_sets.items():
         for backbone in comparison.backbones or (str(keys.get("backbone.name", config.backbone.name)),):
-            shown = _OWN_BACKBONES if own_backbones else backbone
+            backbone_label = _BACKBONE_PER_DATA_SET if own_backbones else backbone
             try:
                 run_config = _data_set_config(config, comparison, data_set, keys, backbone)
                 arms, recipes = _with_equal_steps(run_config, comparison)
                 run_config = run_config.model_copy(update={"arms": {**run_config.arms, **recipes}})
-                plans.append(Plan(data_set, shown, run_config, comparison, arms))
+                plans.append(Plan(data_set, backbone_label, run_config, comparison, arms))
             except ConfigError as error:
                 errors.append(str(error))
     if errors:

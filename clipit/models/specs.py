@@ -108,14 +108,14 @@ def similar_names(name: str, known: Mapping[str, ModelSpec], limit: int = 5) -> 
 
     Case, the difference between `_` and `-`, and a prefix with a colon are ignored; hub ids match, too.
     """
-    wanted = _plain(name.rpartition(":")[2])
-    by_source = [key for key, spec in known.items() if _plain(spec.source) == wanted]
-    plain = {_plain(key): key for key in known}
+    wanted = _normalise_name(name.rpartition(":")[2])
+    by_source = [key for key, spec in known.items() if _normalise_name(spec.source) == wanted]
+    plain = {_normalise_name(key): key for key in known}
     near = difflib.get_close_matches(wanted, plain, limit, 0.6)
     return list(dict.fromkeys([*by_source, *(plain[key] for key in near)]))[:limit]
 
 
-def _plain(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return name.partition("@")[0].lower().replace("_", "-")
 
 

@@ -183,7 +183,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     ids = (*(value.tolist() for value in tokens.values()), *words)
     fingerprint = weights_fingerprint(towers.module, towers.preprocess.hash, towers.context_length, *ids, *quick)
     if spec is not None:
-        check_spec(spec, _facts(towers, joint_dim), towers.source)
+        check_spec(spec, _listed_properties(towers, joint_dim), towers.source)
     towers.module.to(device)
     return VLM(
         name=config.name,
@@ -203,7 +203,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     )
 
 
-def _facts(towers: Towers, joint_dim: int) -> dict[str, Any]:
+def _listed_properties(towers: Towers, joint_dim: int) -> dict[str, Any]:
     """Properties that the table also states."""
     preprocess = towers.preprocess
     return {

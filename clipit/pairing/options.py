@@ -79,7 +79,7 @@ class _Inputs:
     ) -> list[Option]:
         """Compute one row per variant; correction, filters and k are shared, so one search serves all."""
         index, options = prepared.index, list[Option]()
-        for rules, judged in zip(variants, _tables(prepared, variants, self.tiles), strict=True):
+        for rules, judged in zip(variants, _judged_tables(prepared, variants, self.tiles), strict=True):
             kept, dropped = kept_pairs(judged)
             figures = None
             if self.labels is not None:
@@ -140,10 +140,10 @@ def compare_options(
         mutual = plain.model_copy(update={"mutual": True})
         prepared = inputs.prepared(index, mutual)
         if thresholds is None:  # the first correction is "none"
-            thresholds = _quartiles(_best(prepared, tiles)[0])
+            thresholds = _quartiles(_best_and_lead(prepared, tiles)[0])
         variants = [plain, *(plain.model_copy(update={"threshold": value}) for value in thresholds), mutual]
         if correction == rules.correction:
-            tried_margins = _quartiles(_best(prepared, tiles)[1]) if margins is None else margins
+            tried_margins = _quartiles(_best_and_lead(prepared, tiles)[1]) if margins is None else margins
             variants += [plain.model_copy(update={"margin": value}) for value in tried_margins]
         options += inputs.rows(prepared, variants, class_vectors)
     for filtered in _other_filters(base, index, inputs):
@@ -161,13 +161,13 @@ def options_text(options: Sequence[Option]) -> str:
     rows = [["rules", *(_COLUMNS[column] for column in columns)]]
     for option in options:
         figures = [option.figure(column) for column in columns]
-        rows.append([option.name, *(_cell(figure) for figure in figures)])
+        rows.append([option.name, *(_format_figure(figure) for figure in figures)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 
 
-def _tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
+def _judged_tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
     """Judged candidates of all tiles under several rules that share correction and k, in all processes."""
     selections = [replace(prepared, rules=v, mutual=prepared.mutual if v.mutual else None) for v in variants]
 
@@ -178,7 +178,7 @@ def _tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store
     return [pa.concat_tables([tables[number] for tables in blocks]) for number in range(len(variants))]
 
 
-def _best(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
+def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
     """Cosine of each tile's best snippet, and its lead over the (k+1)-th in the ranking score."""
 
     def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
@@ -248,7 +248,7 @@ def _name(rules: PairingConfig) -> str:
     return ", ".join(parts)
 
 
-def _cell(figure: float | int | None) -> str:
+def _format_figure(figure: float | int | None) -> str:
     if figure is None:
         return "n/a"
     return f"{figure:.3f}" if isinstance(figure, float) else str(figure)

@@ -18,7 +18,7 @@ from clipit.errors import ArtifactError, DataError
 from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.pairing.nearest import check_finite, search
 from clipit.pairing.selection import (
-    check_some_left,
+    check_pairs_left,
     find_candidates,
     judged_table,
     kept_pairs,
@@ -141,7 +141,7 @@ def pair_tiles(
         table = read_blocks(files)
         dropped: dict[str, int] = {}
         if rule_keys:
-            check_some_left(table, rules)
+            check_pairs_left(table, rules)
             table, dropped = kept_pairs(table)
         processes.barrier()
         if not processes.main:

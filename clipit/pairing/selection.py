@@ -197,7 +197,7 @@ def weights(
     return np.asarray(powers / np.where(total > 0, total, 1.0), dtype=np.float32)
 
 
-def check_some_left(judged: pa.Table, rules: PairingConfig) -> None:
+def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
     """Check that the rules keep at least one pair.
 
     Args:

@@ -102,13 +102,13 @@ def _compose(rng: np.random.Generator, latents: Latents) -> Stains:
     tissue = latents.second[mixed]
     part = Latents(tissue, np.full_like(tissue, -1), np.zeros(len(mixed)), **attributes(rng, tissue))
     other = draw_tissue(rng, part)
-    area = _area(rng, latents.share[mixed].astype(np.float32))
+    area = _random_region(rng, latents.share[mixed].astype(np.float32))
     layer.haematoxylin[mixed] += area * (other.haematoxylin - layer.haematoxylin[mixed])
     layer.eosin[mixed] += area * (other.eosin - layer.eosin[mixed])
     return layer
 
 
-def _area(rng: np.random.Generator, share: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, "n 64 64"]:
+def _random_region(rng: np.random.Generator, share: Float32[np.ndarray, " n"]) -> Float32[np.ndarray, "n 64 64"]:
     """Smooth random region (0..1, soft edge) that covers the given share of each tile."""
     field = noise(rng, len(share), 2) + 0.3 * noise(rng, len(share), 6)
     ordered = np.sort(field.reshape(len(share), -1), axis=1)

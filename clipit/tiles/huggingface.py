@@ -65,7 +65,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
                 where=config.path,
                 fix="set the column names in tiles.columns (path: the image column)",
             )
-        undecoded[part] = _undecoded(rows, names["path"], config.path)
+        undecoded[part] = _undecoded_images(rows, names["path"], config.path)
         part_classes = tuple(getattr(rows.features.get(names["label"]), "names", None) or ()) or None
         if classes is not None and part_classes != classes:
             raise DataError("the parts have different class names", where=config.path, fix="repair the data set")
@@ -73,7 +73,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         part_of_row += [part] * rows.num_rows
         stamps += [str(rows._fingerprint)] * rows.num_rows
         for key in ("id", "label", "group", "mpp"):
-            columns[key] += _texts(rows, names[key], part_classes if key == "label" else None)
+            columns[key] += _column_as_text(rows, names[key], part_classes if key == "label" else None)
     if not part_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another")
     row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
@@ -104,7 +104,7 @@ def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
     return {name: rows for name, rows in parts.items() if name in mapping}
 
 
-def _undecoded(rows: Any, column: str, where: str) -> Any:
+def _undecoded_images(rows: Any, column: str, where: str) -> Any:
     """Select the image column as bytes or paths, because clipit's own decoding detects truncated images."""
     import datasets
 
@@ -117,7 +117,7 @@ def _undecoded(rows: Any, column: str, where: str) -> Any:
     return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _texts(rows: Any, column: str, classes: tuple[str, ...] | None) -> list[str]:
+def _column_as_text(rows: Any, column: str, classes: tuple[str, ...] | None) -> list[str]:
     """A column as text: "" where absent or null, class names in place of class numbers."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)

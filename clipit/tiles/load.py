@@ -90,7 +90,7 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
 def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
     """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts."""
     source = map_labels(source, config.class_map)
-    classes = _classes(source, config)
+    classes = _resolve_classes(source, config)
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
@@ -130,7 +130,7 @@ def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
     return (f"{sum(others.values())} tiles of other parts dropped ({listed})",)
 
 
-def _classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
+def _resolve_classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
     present = set(source.labels) - {"", DROPPED}
     classes = config.classes or source.classes or sorted_names(present)
     if len(set(classes)) < len(classes) or "" in classes:

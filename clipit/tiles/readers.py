@@ -54,11 +54,11 @@ class LazyHandle(Generic[T]):
         self.__init__(state["opener"])  # type: ignore[misc]
 
 
-_LOCKED = 0x1 | 0x40
+_ENCRYPTED = 0x1 | 0x40
 """Flag bits of a zip member: encrypted, strongly encrypted."""
-_PATCH = 0x20
+_PATCHED = 0x20
 """Flag bit of a zip member: a patch of another file."""
-_METHODS = frozenset(
+_KNOWN_METHODS = frozenset(
     {
         zipfile.ZIP_STORED,
         zipfile.ZIP_DEFLATED,
@@ -67,7 +67,7 @@ _METHODS = frozenset(
         getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_DEFLATED),  # from Python 3.14 on
     }
 )
-_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
+_METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 """Names of compression methods that zipfile does not support."""
 
 
@@ -147,25 +147,25 @@ def zip_stamps(path: Path) -> dict[str, str]:
 
 def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     """Reject unreadable members up front rather than in the middle of a run."""
-    locked = [info for info in members if info.flag_bits & _LOCKED]
-    if locked:
+    encrypted = [info for info in members if info.flag_bits & _ENCRYPTED]
+    if encrypted:
         raise DataError(
-            f"{len(locked)} of {len(members)} files in the zip are encrypted",
-            where=f"{path}!{locked[0].filename}",
+            f"{len(encrypted)} of {len(members)} files in the zip are encrypted",
+            where=f"{path}!{encrypted[0].filename}",
             fix="unpack it with its password and repack it without one, or use the unpacked folder",
         )
-    unsupported = [info for info in members if info.flag_bits & _PATCH or info.compress_type not in _METHODS]
+    unsupported = [info for info in members if info.flag_bits & _PATCHED or info.compress_type not in _KNOWN_METHODS]
     if unsupported:
         raise DataError(
             f"{len(unsupported)} of {len(members)} files in the zip have a compression method unknown to Python: "
-            + shortlist(sorted({_method(info) for info in unsupported})),
+            + shortlist(sorted({_method_name(info) for info in unsupported})),
             where=f"{path}!{unsupported[0].filename}",
             fix="repack it with the ordinary method (Deflate), or use the unpacked folder",
         )
 
 
-def _method(info: zipfile.ZipInfo) -> str:
-    if info.flag_bits & _PATCH:
+def _method_name(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & _PATCHED:
         return "patched data"
-    name = _NAMES.get(info.compress_type)
+    name = _METHOD_NAMES.get(info.compress_type)
     return f"method {info.compress_type}" + (f" ({name})" if name else "")

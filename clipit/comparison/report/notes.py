@@ -41,10 +41,10 @@ def compose_notes(
     notes = [
         f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {n} seed{'s' * (n > 1)} (none for a "
         "reference row that does not depend on the seed). Differences "
-        f"from {c.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds ({_varies(config)}"
-        "initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
-        f"over the independent units of the test sets ({_resampled(results)}; {config.evaluation.bootstrap} resamples, "
-        "the same for all seeds).",
+        f"from {c.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
+        f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
+        f"over the independent units of the test sets ({_resampled_units(results)}; "
+        f"{config.evaluation.bootstrap} resamples, the same for all seeds).",
         "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none with "
         f"fewer than {MIN_SEEDS} seeds.",
     ]
@@ -57,9 +57,9 @@ def compose_notes(
         )
     notes += _describe_tuning(config, c, plans)
     notes += _below_reference(results)
-    notes += [f"{' / '.join(result.key)}: {_reason(result)}" for result in results if result.mean is None]
+    notes += [f"{' / '.join(result.key)}: {_undefined_reason(result)}" for result in results if result.mean is None]
     restricted = {
-        (_name(result, results), str(row.reason))
+        (_place_name(result, results), str(row.reason))
         for result in results
         for row in result.rows
         if str(row.reason).startswith("over ")
@@ -70,20 +70,20 @@ def compose_notes(
     return notes
 
 
-def _varies(config: RunConfig) -> str:
+def _varying_labels(config: RunConfig) -> str:
     labels = config.tiles.labels
     return "labelled tiles, " if labels.kind in ("fraction", "per_class") and labels.seed is None else ""
 
 
-def _resampled(results: Sequence[ArmResult]) -> str:
+def _resampled_units(results: Sequence[ArmResult]) -> str:
     units: dict[str, None] = {}
     for result in results:
-        name = ", ".join(part for part in (_name(result, results), result.key.part) if part)
+        name = ", ".join(part for part in (_place_name(result, results), result.key.part) if part)
         units |= {f"{name}: {row.resampled}": None for row in result.rows if row.resampled}
     return "; ".join(units) or "tiles, or groups where known"
 
 
-def _name(result: ArmResult, results: Sequence[ArmResult]) -> str:
+def _place_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
     """Data set and backbone of a result, where there are several; empty for the only one."""
     return place_label(result.key.place, {other.key.place for other in results})[2:-1]
 
@@ -183,7 +183,7 @@ def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, a
     return chosen(config, arm, [key])[key] in (min(values), max(values))
 
 
-def _reason(result: ArmResult) -> str:
+def _undefined_reason(result: ArmResult) -> str:
     reasons = {row.reason for row in result.rows if row.reason}
     return "not defined" + (f" ({'; '.join(sorted(reasons))})" if reasons else "")
 
@@ -205,7 +205,7 @@ def _below_reference(results: Sequence[ArmResult]) -> list[str]:
             result.key.arm for result in tested if not result.reference and (result.mean or 0.0) < (best.mean or 0.0)
         ]
         if below:
-            shown = PERCENT * (best.mean or 0.0)
-            where = f"{name}: below" if (name := _name(best, results)) else "Below"
-            notes.append(f"{where} the best reference row ({best.key.arm}, {shown:.1f}): {', '.join(below)}.")
+            best_score = PERCENT * (best.mean or 0.0)
+            where = f"{name}: below" if (name := _place_name(best, results)) else "Below"
+            notes.append(f"{where} the best reference row ({best.key.arm}, {best_score:.1f}): {', '.join(below)}.")
     return list(dict.fromkeys(notes))

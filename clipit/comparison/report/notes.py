@@ -42,8 +42,8 @@ def compose_notes(
         f"{metric[0].upper()}{metric[1:]} in %, mean and standard deviation over {n} seed{'s' * (n > 1)} (none for a "
         "reference row that does not depend on the seed). Differences "
         f"from {c.baseline} are paired by seed and have two 95 % intervals: Student's t over seeds "
-        f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), and a paired bootstrap "
-        f"over the independent units of the test sets ({_resampled_units(results)}; "
+        f"({_varying_labels(config)}initialisation, batches and augmentation vary; tiles, VLM and backbone are fixed), "
+        f"and a paired bootstrap over the independent units of the test sets ({_resampled_units(results)}; "
         f"{config.evaluation.bootstrap} resamples, the same for all seeds).",
         "p: paired t-test over seeds, Holm-corrected over all arms, data sets and backbones of a test set; none with "
         f"fewer than {MIN_SEEDS} seeds.",

@@ -1,4 +1,4 @@
-"""Run a sweep file (wandb's format) without a server; several agents may share one output folder.
+"""Run a sweep file in wandb's format without wandb's server; several agents may share one output folder.
 
 Further options (--config=FILE, --section.key=value) change the configuration that all trials share.
 """
@@ -10,33 +10,37 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, check all trials, run what is missing, print the table."""
+    """Parse the command line, check all trials, run the unfinished ones and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s FILE [options] [--section.key=value ...]", allow_abbrev=False
     )
-    parser.add_argument("file", type=Path, help="such as configs/sweeps/lora_rank.yaml")
+    parser.add_argument("file", type=Path, help="sweep file, such as configs/sweeps/lora_rank.yaml")
     parser.add_argument(
-        "--launch", metavar="COMMAND", help='start each trial so, in processes of its own: "accelerate launch ..."'
+        "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
     )
-    parser.add_argument("--count", type=int, metavar="N", help="at most so many trials (run_cap of the file)")
-    parser.add_argument("--draws-seed", type=int, default=0, metavar="N", help="of the draws, with method random")
-    parser.add_argument("--trial", action="store_true", help="one trial, its values given as options (wandb's agent)")
-    options, rest = parser.parse_known_args()
+    parser.add_argument("--count", type=int, metavar="N", help="largest number of trials (default: run_cap of the file)")
+    parser.add_argument(
+        "--draws-seed", type=int, default=0, metavar="N", help="seed of the values (methods random and bayes)"
+    )
+    parser.add_argument(
+        "--trial", action="store_true", help="run one trial, with its values given as options (by wandb's agent)"
+    )
+    arguments, rest = parser.parse_known_args()
     with user_errors():
         from clipit.sweeps.file import parse_options, read_sweep
         from clipit.sweeps.trials import make_trial, plan_sweep
 
-        sweep, given = read_sweep(options.file), parse_options(rest)
-        if options.trial:
+        sweep, options = read_sweep(arguments.file), parse_options(rest)
+        if arguments.trial:
             from clipit.runs.train import train_run
 
-            train_run(make_trial(sweep, given).config)
+            train_run(make_trial(sweep, options).config)
             return
-        plan = plan_sweep(sweep, given, options.count, options.draws_seed)
+        plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
         from clipit.distributed import get_processes
         from clipit.sweeps.run import run_sweep
 
-        folder = run_sweep(plan, options.launch)
+        folder = run_sweep(plan, arguments.launch)
         if get_processes().main:
             print("\n" + (folder / "sweep.md").read_text(encoding="utf-8"))
             print(f"trials: {folder / 'trials.csv'}\nplot: {folder / 'sweep.png'}")

@@ -71,10 +71,10 @@ def all_trials(path: Path, options: dict[str, str] | None = None, **keywords: An
 
 
 def test_a_grid_is_every_combination_in_order(write_sweep: WriteSweep) -> None:
-    found = all_trials(write_sweep())
-    assert [(t.config.lora.rank, t.config.seed) for t in found] == [(2, 0), (2, 1), (4, 0), (4, 1)]
-    assert [t.config.name for t in found] == ["ranks-lora.rank_2"] * 2 + ["ranks-lora.rank_4"] * 2
-    assert len({run_folder(t.config) for t in found}) == 4
+    trials = all_trials(write_sweep())
+    assert [(t.config.lora.rank, t.config.seed) for t in trials] == [(2, 0), (2, 1), (4, 0), (4, 1)]
+    assert [t.config.name for t in trials] == ["ranks-lora.rank_2"] * 2 + ["ranks-lora.rank_4"] * 2
+    assert len({run_folder(t.config) for t in trials}) == 4
     assert len(all_trials(write_sweep({"run_cap": 3}))) == 3
     twice = write_sweep({"parameters": {"lora.rank": {"values": [2, "2", 4]}}})
     assert [t.config.lora.rank for t in all_trials(twice)] == [2, 4]
@@ -95,11 +95,11 @@ def test_a_swept_value_wins_over_the_arm(write_sweep: WriteSweep) -> None:
     from clipit.training.arms import resolve_arm
 
     swept = {"parameters": {"distillation.tiles": {"values": ["labelled", "all"]}}}
-    found = all_trials(write_sweep(swept, {"arm": "clip_it_all"}))
-    assert [resolve_arm(t.config).distillation.tiles for t in found] == ["labelled", "all"]
+    trials = all_trials(write_sweep(swept, {"arm": "clip_it_all"}))
+    assert [resolve_arm(t.config).distillation.tiles for t in trials] == ["labelled", "all"]
 
 
-def test_keys_that_the_configuration_has_not_are_all_listed(write_sweep: WriteSweep) -> None:
+def test_unknown_keys_are_all_listed(write_sweep: WriteSweep) -> None:
     parameters = {
         "lora.rnak": {"values": [1]}, "training.learning_rat": {"values": [1]}, "qqqq": {"value": 1},
         "lora": {"value": 1}, "seed": {"values": [0]}, "lora.alpha": {"parameters": {"x": {}}},
@@ -115,7 +115,7 @@ def test_keys_that_the_configuration_has_not_are_all_listed(write_sweep: WriteSw
         assert part in text
 
 
-def test_values_that_are_not_valid_are_all_listed_before_anything_runs(write_sweep: WriteSweep, tmp_path: Path) -> None:
+def test_invalid_values_are_all_listed_before_any_trial_runs(write_sweep: WriteSweep, tmp_path: Path) -> None:
     parameters = {"lora.rank": {"values": [2, 0, "many"]}, "training.precision": {"values": ["no", "bf61"]}}
     with pytest.raises(ConfigError) as error:
         all_trials(write_sweep({"parameters": parameters}))
@@ -124,7 +124,7 @@ def test_values_that_are_not_valid_are_all_listed_before_anything_runs(write_swe
     assert not (tmp_path / "out").exists()
 
 
-def test_values_that_contradict_the_arm(write_sweep: WriteSweep) -> None:
+def test_values_that_contradict_the_arm_are_refused(write_sweep: WriteSweep) -> None:
     parameters = {"bags.weight": {"values": [0.0, 0.5]}, "pairing.k": {"values": [1, 5]}}
     with pytest.raises(
         ConfigError, match=r"1 problem in the sweep(?s:.*)needs as many pairs per tile: pairing\.k is 1"
@@ -154,12 +154,12 @@ def test_values_that_contradict_the_arm(write_sweep: WriteSweep) -> None:
         ({"method": "random", "parameters": {"lora.rank": {"min": 9, "max": 1}}}, "min below max"),
     ],
 )  # fmt: skip
-def test_files_that_are_refused(write_sweep: WriteSweep, changes: dict[str, Any], match: str) -> None:
+def test_invalid_files_are_refused(write_sweep: WriteSweep, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         all_trials(write_sweep(changes))
 
 
-def test_draws_are_repeatable_and_the_first_stay_the_same(write_sweep: WriteSweep) -> None:
+def test_random_values_repeat_for_a_seed_and_do_not_depend_on_the_count(write_sweep: WriteSweep) -> None:
     parameters = {
         "lora.rank": {"min": 2, "max": 64},
         "training.learning_rate": {"min": 1e-4, "max": 1e-2, "distribution": "log_uniform_values"},
@@ -178,13 +178,13 @@ def test_draws_are_repeatable_and_the_first_stay_the_same(write_sweep: WriteSwee
     assert sorted(t.config.lora.rank for t in all_trials(two)) == [2, 4], "no combination twice"
 
 
-def test_options_of_a_command_line() -> None:
+def test_options_are_parsed_with_or_without_an_equals_sign() -> None:
     assert parse_options(["--a.b=1", "--c", "2", "--d={}"]) == {"a.b": "1", "c": "2", "d": "{}"}
     with pytest.raises(ConfigError, match="'stray' belongs to no option"):
         parse_options(["--a=1", "stray"])
 
 
-def test_a_trial_needs_its_values(write_sweep: WriteSweep) -> None:
+def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: WriteSweep) -> None:
     sweep = read_sweep(write_sweep())
     with pytest.raises(ConfigError, match=r"a value of seed(?s:.*)--seed=\.\.\."):
         make_trial(sweep, {"lora.rank": "2"})
@@ -196,11 +196,11 @@ def test_a_trial_needs_its_values(write_sweep: WriteSweep) -> None:
         plan_sweep(sweep, {"lora.rank": "2"})
 
 
-def test_names_with_odd_values_stay_apart(write_sweep: WriteSweep) -> None:
+def test_values_with_special_characters_give_distinct_names(write_sweep: WriteSweep) -> None:
     values = ['["qkv"]', '["mlp"]', '[ "mlp"]']
-    found = all_trials(write_sweep({"parameters": {"lora.targets": {"values": values}}}))
-    assert len({t.config.name for t in found}) == 3
-    assert [t.config.lora.targets for t in found] == [("qkv",), ("mlp",), ("mlp",)]
+    trials = all_trials(write_sweep({"parameters": {"lora.targets": {"values": values}}}))
+    assert len({t.config.name for t in trials}) == 3
+    assert [t.config.lora.targets for t in trials] == [("qkv",), ("mlp",), ("mlp",)]
 
 
 def test_a_key_that_changes_no_run_is_refused(write_sweep: WriteSweep) -> None:
@@ -292,19 +292,19 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
     assert (folder / "sweep.md").read_text() != before
 
 
-def test_trials_that_are_one_run_are_told(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_trials_that_are_the_same_run_are_logged(write_sweep: WriteSweep, pretended: list[str]) -> None:
     path = write_sweep(
         {"parameters": {"lora.rank": {"values": [2, 4]}, "backbone.tuning": {"values": ["lora", "frozen"]}}}
     )
-    said = capture_log()
+    lines = capture_log()
     run_sweep(plan_of(path))
-    (note,) = [line for line in said if line.startswith("note")]
+    (note,) = [line for line in lines if line.startswith("note")]
     assert note == (
         "note: one and the same run: backbone.tuning frozen, lora.rank 2; backbone.tuning frozen, lora.rank 4"
     )
 
 
-def test_best_group() -> None:
+def test_the_best_group_has_the_highest_mean_over_all_seeds() -> None:
     assert best_group({"a": [0.5, 0.6], "b": [0.7, None], "c": [0.6, 0.5]}) == "a", "undefined never wins, ties: first"
     assert best_group({"a": [None]}) is None
     assert (
@@ -419,7 +419,7 @@ def test_bayes_skips_values_that_contradict_each_other(write_sweep: WriteSweep, 
     assert any(line.startswith("note: skipped bags.weight 0.5, pairing.k 1") for line in lines)
 
 
-def test_one_program_has_one_precision(write_sweep: WriteSweep, pretended: list[str]) -> None:
+def test_one_process_trains_with_one_precision(write_sweep: WriteSweep, pretended: list[str]) -> None:
     path = write_sweep({"parameters": {"training.precision": {"values": ["no", "bf16"]}}})
     with pytest.raises(ConfigError, match="--launch"):
         run_sweep(plan_of(path))
@@ -428,7 +428,7 @@ def test_one_program_has_one_precision(write_sweep: WriteSweep, pretended: list[
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_plots")
-def test_a_sweep_started_trial_by_trial(
+def test_launched_trials_get_their_options_and_are_not_repeated(
     write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The very commands that --launch gives, run here instead of by a launcher; the second start skips all."""
@@ -460,7 +460,7 @@ def test_a_sweep_started_trial_by_trial(
     assert capsys.readouterr().err == ""
 
 
-def test_a_trial_that_fails_stops_the_sweep(write_sweep: WriteSweep) -> None:
+def test_a_failing_launch_stops_the_sweep(write_sweep: WriteSweep) -> None:
     path = write_sweep()
     with pytest.raises(LaunchError, match=r"exit status 1(?s:.*)--lora\.rank=2"):
         run_sweep(plan_of(path), "false")
@@ -470,7 +470,7 @@ def test_a_trial_that_fails_stops_the_sweep(write_sweep: WriteSweep) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_plots")
-def test_two_agents_at_once(write_sweep: WriteSweep) -> None:
+def test_two_agents_share_the_trials(write_sweep: WriteSweep) -> None:
     path = write_sweep({"parameters": {"lora.rank": {"values": [2, 4]}}}, {"arm": "image_only"})
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(path)]
@@ -484,7 +484,7 @@ def test_two_agents_at_once(write_sweep: WriteSweep) -> None:
         assert len(losses(run_folder(trial.config))) == 2, "trained once"
 
 
-def test_the_script_shows_a_user_s_mistake(
+def test_the_script_prints_errors_without_a_traceback(
     write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["sweep.py", str(write_sweep({"method": "gird"}))])

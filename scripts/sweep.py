@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument(
         "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
     )
-    parser.add_argument("--count", type=int, metavar="N", help="largest number of trials (default: run_cap of the file)")
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="largest number of trials (default: run_cap of the file)"
+    )
     parser.add_argument(
         "--draws-seed", type=int, default=0, metavar="N", help="seed of the values (methods random and bayes)"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipit.artifacts import file_sha256
-from clipit.comparison.grid import axes_of, chosen
+from clipit.comparison.grid import arm_values, grid_axes
 from clipit.comparison.plan import Plan
 from clipit.distributed import get_processes
 from clipit.evaluation.score_row import Provenance, ScoreRow
@@ -37,7 +37,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
         tiles = run_workspace.shifted_tiles(name, section)
         shifted = evaluate_shifted(resolved, run_workspace, folder, name, tiles)
         parts[name] = (shifted, shifted_predictions(folder, tiles))
-    searched = json.dumps(chosen(plan.config, arm, list(axes_of(plan.config, plan.comparison, arm))))
+    searched = json.dumps(arm_values(plan.config, arm, list(grid_axes(plan.config, plan.comparison, arm))))
     rows = []
     for part, (scores, predictions) in parts.items():
         value, zero_shot = scores["metrics"][metric], scores.get("zero_shot")

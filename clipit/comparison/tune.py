@@ -1,10 +1,11 @@
-"""The search that a comparison's learning rates, steps and weights come from: the same grid for every arm."""
+"""Tuning: the same grid search for every arm of a comparison, on seeds that are never reported."""
 
 import logging
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,96 +13,116 @@ from typing import Any
 import yaml
 
 from clipit.artifacts import git_commit, versions, write_json
-from clipit.comparison.grid import RATE, STEPS, Trial, described, made_with, trials_of
+from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, search_settings
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, explain
 from clipit.reporting.tables import markdown_table
-from clipit.runs.folder import read_training
+from clipit.runs.folder import read_training, run_folder
+from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-Found = list[tuple[Trial, list[float]]]
-"""Trials of an arm, each with its score per tuning seed."""
+
+@dataclass(frozen=True)
+class ScoredPoint:
+    """A point of the grid with its validation score for each tuning seed."""
+
+    values: GridPoint
+    scores: Sequence[float]
 
 
 def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
-    """Try every point of the grid (`comparison.learning_rates`, `.steps`, `.grid`) with every arm and tuning seed.
+    """Train every arm at each point of the grid with each tuning seed, and choose a point per arm on validation.
 
-    The trials are ordinary runs in `<output>/tuning`, evaluated on the validation part only: no test tile is
-    read. Those finished are skipped. An arm that lacks a term has no trials of that term's keys.
+    The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in `<output>/tuning`,
+    evaluated on the validation split only: no test tile is read. Several programs may share the trials; finished ones
+    are not trained again.
 
     Returns:
-        tuning.json: all scores, the choice per arm, and the `arms` block for the configuration.
+        JSON file with all scores, the choice per arm and the `arms` block for the configuration.
     """
-    c = comparison
-    searched = {RATE, STEPS, *c.grid}
+    searched = {RATE, STEPS, *comparison.grid}
     base = config.model_copy(
         update={
             "output": config.output / "tuning",
             # The grid sets these; a value from the command line would make all trials the same.
-            "overrides": tuple(k for k in config.overrides if k not in searched),
+            "overrides": tuple(key for key in config.overrides if key not in searched),
             "evaluation": config.evaluation.model_copy(update={"splits": ("validation",), "bootstrap": 0}),
         }
     )
     workspace = Workspace(base)
-    scores: dict[str, Found] = {}
-    for arm in c.arms:
-        for values in trials_of(config, comparison, arm):
-            own = dict(config.arms.get(arm, {"base": arm})) | dict(values)
-            trial = base.model_copy(
-                update={"name": _folder(config.name, values), "arm": arm, "arms": {**config.arms, arm: own}}
-            )
-            found = [
-                _validation_score(train_run(trial.model_copy(update={"seed": s}), workspace)) for s in c.tuning_seeds
-            ]
-            scores.setdefault(arm, []).append((values, found))
-            logger.info(f"{arm}, {described(values)}: {mean(found):.4f}")
-    path = config.output / "tuning" / f"{config.name}.json"
+    seeds = comparison.tuning_seeds
+    points = {arm: grid_points(config, comparison, arm) for arm in comparison.arms}
+    trials = [_trial(base, arm, point, seed) for arm in points for point in points[arm] for seed in seeds]
+
+    def run_trial(trial: Trial) -> float:
+        train_run(trial.config, workspace)
+        score = _validation_score(trial)
+        logger.info(f"{format_point(trial.values)}: {score:.4f}")
+        return score
+
+    SharedSearch(base.output / "searches" / config.name).run(trials, run_trial)
+    scored = {
+        arm: [
+            ScoredPoint(point, [_validation_score(_trial(base, arm, point, seed)) for seed in seeds])
+            for point in points[arm]
+        ]
+        for arm in points
+    }
+    path = base.output / f"{config.name}.json"
     if get_processes().main:
-        _write(config, comparison, workspace, scores, path)
-        logger.info(_text(scores))
+        _write(config, comparison, workspace, scored, path)
+        logger.info(_table(scored))
     return path
 
 
-def best_trial(found: Found) -> Trial:
-    """The trial with the best mean score; of equal ones fewer steps, then the lower learning rate, then the first."""
-    return min(found, key=lambda one: (-mean(one[1]), one[0][STEPS], one[0][RATE]))[0]
+def best_point(scored: Sequence[ScoredPoint]) -> GridPoint:
+    """The point with the best mean score; of equal ones fewer steps, then the lower learning rate, then the first."""
+    return min(scored, key=lambda point: (-mean(point.scores), point.values[STEPS], point.values[RATE])).values
 
 
-def _folder(name: str, values: Trial) -> str:
-    parts = [f"lr{values[RATE]:g}-steps{values[STEPS]}"]
-    parts += [f"{key.rpartition('.')[2]}{value}" for key, value in values.items() if key not in (RATE, STEPS)]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([name, *parts]))
+def _trial(base: RunConfig, arm: str, point: GridPoint, seed: int) -> Trial:
+    parts = [f"lr{point[RATE]:g}-steps{point[STEPS]}"]
+    parts += [f"{key.rpartition('.')[2]}{value}" for key, value in point.items() if key not in (RATE, STEPS)]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([base.name, *parts]))
+    arms = {**base.arms, arm: _arm_keys(base, arm, point)}
+    config = base.model_copy(update={"name": name, "arm": arm, "arms": arms, "seed": seed})
+    return Trial({"arm": arm, **point, "seed": seed}, config)
 
 
-def _validation_score(folder: Path) -> float:
+def _arm_keys(config: RunConfig, arm: str, point: GridPoint) -> dict[str, Any]:
+    """The arm's entry under `arms` with the values of a point."""
+    return {**config.arms.get(arm, {"base": arm}), **point}
+
+
+def _validation_score(trial: Trial) -> float:
     """The monitored metric at the step that the run chose."""
-    found = read_training(folder)["score"]
-    if found is None:
+    folder = run_folder(trial.config)
+    score = read_training(folder)["score"]
+    if score is None:
         raise DataError(
             explain(
                 "there is no validation score to choose by",
                 where=folder,
-                fix="keep labels in the validation part, in two classes at least: tiles.labels",
+                fix="keep labels of at least two classes in the validation split: tiles.labels",
             )
         )
-    return float(found)
+    return float(score)
 
 
 def _write(
-    config: RunConfig, comparison: ComparisonConfig, workspace: Workspace, scores: Mapping[str, Found], path: Path
+    config: RunConfig,
+    comparison: ComparisonConfig,
+    workspace: Workspace,
+    scored: Mapping[str, Sequence[ScoredPoint]],
+    path: Path,
 ) -> None:
-    block: dict[str, Any] = {
-        arm: dict(config.arms.get(arm, {"base": arm})) | dict(best_trial(found)) for arm, found in scores.items()
-    }
-    listed = {
-        arm: [{"keys": dict(values), "scores": of_seeds} for values, of_seeds in found] for arm, found in scores.items()
-    }
-    found = {
+    arms = {arm: _arm_keys(config, arm, best_point(points)) for arm, points in scored.items()}
+    record = {
         "commit": git_commit(),
         "command": shlex.join(sys.argv),
         "versions": versions(),
@@ -109,18 +130,21 @@ def _write(
         "monitor": config.training.monitor,
         "tiles": workspace.all_tiles.fingerprint,
         "vlm": workspace.vlm.fingerprint,
-        "made_with": made_with(config),
-        "trials": listed,
-        "arms": block,
+        "made_with": search_settings(config),
+        "trials": {
+            arm: [{"keys": dict(point.values), "scores": list(point.scores)} for point in points]
+            for arm, points in scored.items()
+        },
+        "arms": arms,
     }
-    write_json(path, found)
-    path.with_suffix(".yaml").write_text(yaml.safe_dump({"arms": block}, sort_keys=False), encoding="utf-8")
+    write_json(path, record)
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({"arms": arms}, sort_keys=False), encoding="utf-8")
 
 
-def _text(scores: Mapping[str, Found]) -> str:
+def _table(scored: Mapping[str, Sequence[ScoredPoint]]) -> str:
     rows = []
-    for arm, found in scores.items():
-        best = best_trial(found)
-        means = sorted((mean(of_seeds) for _, of_seeds in found), reverse=True)
-        rows.append([arm, str(len(found)), f"{100 * means[0]:.1f}", f"{100 * means[-1]:.1f}", described(best)])
+    for arm, points in scored.items():
+        means = [100 * mean(point.scores) for point in points]
+        chosen = format_point(best_point(points))
+        rows.append([arm, str(len(points)), f"{max(means):.1f}", f"{min(means):.1f}", chosen])
     return markdown_table(["arm", "trials", "best", "worst", "chosen"], rows)

@@ -3,9 +3,7 @@
 import logging
 import shlex
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from clipit.config.effects import select_keys
 from clipit.config.load import read_yaml, validate
@@ -13,12 +11,12 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors, explain, shortlist
 from clipit.runs.folder import read_training, run_folder
-from clipit.runs.search import Proposals, SharedSearch, Trial
+from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.sweeps.file import Sweep
 from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.report import format_score, format_values, write_tables
-from clipit.sweeps.trials import SweepPlan, distributions, make_trial, rounded
+from clipit.sweeps.trials import SweepPlan, propose_trials
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
@@ -67,20 +65,10 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             logger.info(f"{count} of {plan.count}: {values}: validation {format_score(score)}")
         return score
 
-    def build(values: Mapping[str, Any]) -> Trial | None:
-        try:
-            return make_trial(sweep, rounded(values))
-        except ConfigError as error:
-            logger.info(f"note: skipped {format_values(rounded(values))}: {str(error).splitlines()[0]}")
-            return None
-
-    trials = list(plan.trials)
-    if sweep.method == "bayes":
-        trials = search.run_proposals(Proposals(distributions(sweep), plan.count, plan.seed, build), run_trial)
-    else:
-        search.run(trials, run_trial)
+    proposes = sweep.method == "bayes"
+    trials = search.run(lambda study: propose_trials(plan, study) if proposes else plan.trials, run_trial)
     if processes.main:
-        write_tables(sweep, trials, folder)
+        write_tables(plan, trials, folder)
     processes.barrier()
     return folder
 
@@ -109,17 +97,16 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     """Refuse the folder of another sweep with the same name; a sweep that only adds values continues in its folder."""
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
-    fixed = {key: value for key, value in sweep.options.items() if key != "output" and not key.startswith("tracking.")}
-    definition: dict[str, Any] = {"method": sweep.method, "parameters": swept, "options": fixed}
+    shared = {k: value for k, value in sweep.options.items() if k != "output" and not k.startswith("tracking.")}
+    definition = {"method": sweep.method, **swept, **shared}
     recorded = search.study.user_attrs.get("sweep", definition)
-    differences = ["method"] if recorded["method"] != sweep.method else []
-    for part in ("parameters", "options"):
-        before, now = recorded[part], definition[part]
-        differences += [
-            key
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and not (part == "parameters" and _only_adds(sweep, before, key))
-        ]
+    extended = set()
+    if sweep.method != "bayes":
+        values = {p.key: recorded.get(p.key) for p in sweep.parameters if p.values}
+        extended = {key for key, before in values.items() if isinstance(before, list) and {*before} <= {*swept[key]}}
+    differences = [
+        key for key in sorted({*recorded, *definition} - extended) if recorded.get(key) != definition.get(key)
+    ]
     if differences:
         raise ConfigError(
             explain(
@@ -133,12 +120,6 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     if get_processes().main:
         with disk_errors(folder):
             search.study.set_user_attr("sweep", definition)
-
-
-def _only_adds(sweep: Sweep, before: Mapping[str, list[str]], key: str) -> bool:
-    """Whether the listed values of a key contain those that it had."""
-    values = next((p.values for p in sweep.parameters if p.key == key), ())
-    return sweep.method != "bayes" and key in before and set(before[key]) <= set(map(str, values))
 
 
 def _is_finished(config: RunConfig) -> bool:

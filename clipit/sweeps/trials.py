@@ -1,6 +1,7 @@
 """The trials of a sweep, all checked before any of them runs."""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import read_file_command
 from clipit.errors import ConfigError, explain
-from clipit.runs.search import Trial, quiet_optuna
+from clipit.runs.search import Trial
 from clipit.sweeps.file import Sweep, plain_name, refuse
 from clipit.sweeps.live_keys import idle_keys
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
 
 if TYPE_CHECKING:
+    import optuna
     from optuna.distributions import BaseDistribution
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,14 @@ class SweepPlan:
         trials: All trials. Method bayes: trials that cover every listed value and both ends of every range.
         count: Number of trials.
         seed: Seed of random and proposed values.
+        comparison_metric: Metric of a comparison of the runs (`comparison.metric`).
     """
 
     sweep: Sweep
     trials: tuple[Trial, ...]
     count: int
     seed: int
+    comparison_metric: str
 
 
 def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = None, seed: int = 0) -> SweepPlan:
@@ -65,7 +71,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             explain(f"{', '.join(swept)} cannot be given, it is swept", where=sweep.path, fix="leave it out")
         )
     sweep = replace(sweep, options={**sweep.options, **options})
-    _read_config(sweep, sweep.options)  # first what is wrong without any swept value
+    file = _read_config(sweep, sweep.options)  # first what is wrong without any swept value
     trials, problems = [], []
     for values in _combinations(sweep, count, seed):
         try:
@@ -77,7 +83,8 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     refuse(
         [f"{key} changes none of the runs: its part of the configuration is switched off" for key in idle], sweep.path
     )
-    return SweepPlan(sweep, tuple(trials), count if sweep.method == "bayes" and count else len(trials), seed)
+    number = count if sweep.method == "bayes" and count else len(trials)
+    return SweepPlan(sweep, tuple(trials), number, seed, file.comparison.metric)
 
 
 def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
@@ -106,9 +113,7 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
                 f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
             )
         )
-    return Trial(
-        {parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run, file.comparison.metric
-    )
+    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run)
 
 
 def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
@@ -122,8 +127,27 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
     return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in named.items()])[0]
 
 
-def distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":
-    """Optuna's search space of the swept keys."""
+def propose_trials(plan: SweepPlan, study: "optuna.Study") -> Iterator[Trial]:
+    """The trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator (TPE)."""
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    space = _search_space(plan.sweep)
+    for recorded in study.get_trials(deepcopy=False):
+        if recorded.state != TrialState.PRUNED and recorded.params.keys() == space.keys():
+            yield make_trial(plan.sweep, recorded.params)
+    while (number := len(study.get_trials(deepcopy=False))) < plan.count:
+        # Seeded by the trial, so that agents that start together do not propose the same values.
+        study.sampler = TPESampler(seed=plan.seed + number, constant_liar=True)
+        proposed = study.ask(space)
+        try:
+            yield make_trial(plan.sweep, proposed.params)
+        except ConfigError as error:
+            logger.info(f"note: skipped {proposed.params}: {str(error).splitlines()[0]}")
+            study.tell(proposed.number, state=TrialState.PRUNED)
+
+
+def _search_space(sweep: Sweep) -> "dict[str, BaseDistribution]":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     space: dict[str, BaseDistribution] = {}
@@ -138,20 +162,19 @@ def distributions(sweep: Sweep) -> "dict[str, BaseDistribution]":
     return space
 
 
-def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampled values with six significant digits."""
-    return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
-
-
 def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, Any]]:
-    """Distinct combinations of values, at most `count`; for method bayes those of `SweepPlan.trials`."""
-    distinct: dict[tuple[str, ...], dict[str, Any]] = {}
+    """Distinct combinations of values; for method bayes those of `SweepPlan.trials`."""
+    listed = {p.key: p.values for p in sweep.parameters}
     if sweep.method == "grid":
-        combinations = _grid(sweep)
+        combinations = (dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values()))
     elif sweep.method == "random":
-        combinations = _random(sweep, 100 * (count or 1), seed)
+        combinations = _random_values(sweep, 100 * (count or 1), seed)
     else:
-        combinations, count = _covering(sweep), None
+        whole = {p.key: (int(p.low), int(p.high)) for p in sweep.parameters if p.distribution == "int_uniform"}
+        ends = {p.key: p.values or whole.get(p.key, (p.low, p.high)) for p in sweep.parameters}
+        first = {key: values[0] for key, values in ends.items()}
+        combinations, count = (first | {key: value} for key in ends for value in ends[key]), None
+    distinct: dict[tuple[str, ...], dict[str, Any]] = {}
     for values in combinations:
         distinct.setdefault(tuple(map(str, values.values())), values)
         if len(distinct) == count:
@@ -159,30 +182,17 @@ def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, 
     return list(distinct.values())
 
 
-def _grid(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    keys = [parameter.key for parameter in sweep.parameters]
-    for values in itertools.product(*(parameter.values for parameter in sweep.parameters)):
-        yield dict(zip(keys, values, strict=True))
-
-
-def _random(sweep: Sweep, most: int, seed: int) -> Iterator[dict[str, Any]]:
+def _random_values(sweep: Sweep, most: int, seed: int) -> Iterator[dict[str, Any]]:
+    """At most `most` random combinations; real numbers have six significant digits."""
     import optuna
 
-    quiet_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    space = distributions(sweep)
+    space = _search_space(sweep)
     combinations = math.prod(len(parameter.values) or math.inf for parameter in sweep.parameters)
     for _ in range(int(min(most, 100 * combinations))):
-        yield rounded(study.ask(space).params)
-
-
-def _covering(sweep: Sweep) -> Iterator[dict[str, Any]]:
-    """Every listed value and both ends of every range, with the first value of the other keys."""
-    whole = {p.key: (int(p.low), int(p.high)) for p in sweep.parameters if p.distribution == "int_uniform"}
-    choices = {p.key: p.values or whole.get(p.key, (p.low, p.high)) for p in sweep.parameters}
-    for key, values in choices.items():
-        for value in values:
-            yield {other: value if other == key else first[0] for other, first in choices.items()}
+        values = study.ask(space).params
+        yield {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
 def _problems(error: ConfigError) -> list[str]:

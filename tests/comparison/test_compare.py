@@ -11,7 +11,7 @@ from tiny_models import MakeFile, with_comparison, with_run
 
 from clipit.comparison.compare import compare
 from clipit.comparison.export import export_csv
-from clipit.comparison.tune import best_trial, tune
+from clipit.comparison.tune import ScoredPoint, best_point, tune
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, validate, validate_file
 from clipit.errors import ArtifactError, ConfigError, DataError
@@ -149,10 +149,12 @@ def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: ConfigFi
     assert chosen.arms["clip_it_all"]["base"] == "clip_it_all"
 
 
-def test_best_trial_prefers_fewer_steps_then_the_lower_rate() -> None:
-    found = [(0.01, 200, 0.8), (0.02, 100, 0.8), (0.01, 100, 0.8), (0.5, 100, 0.7)]
-    trials = [({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in found]
-    assert best_trial(trials) == {"training.learning_rate": 0.01, "training.steps": 100}
+def test_the_best_point_has_fewer_steps_then_the_lower_rate_among_equals() -> None:
+    scores = [(0.01, 200, 0.8), (0.02, 100, 0.8), (0.01, 100, 0.8), (0.5, 100, 0.7)]
+    points = [
+        ScoredPoint({"training.learning_rate": rate, "training.steps": steps}, [score]) for rate, steps, score in scores
+    ]
+    assert best_point(points) == {"training.learning_rate": 0.01, "training.steps": 100}
 
 
 def test_tuning_without_validation_labels_says_so(small: ConfigFile) -> None:

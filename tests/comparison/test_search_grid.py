@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 from tiny_models import MakeFile, with_comparison, with_run
 
-from clipit.comparison.grid import between, check_grid, is_tuned, trials_of
+from clipit.comparison.grid import check_grid, grid_points, interpolate_rates, is_tuned
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.report.notes import compose_notes
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
-from clipit.errors import ConfigError, DataError
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError, DataError, LaunchError
+from clipit.runs.folder import run_folder
+from clipit.runs.search import SharedSearch
+from clipit.workspace.workspace import Workspace
 
 GRID = {"distillation.weight": (1.0, 4.0), "pairing.centring": (True, False)}
 
@@ -46,26 +50,36 @@ def checked(file: ConfigFile) -> None:
 
 
 def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: ConfigFile) -> None:
-    alone = trials_of(grid.run, grid.comparison, "image_only")
+    alone = grid_points(grid.run, grid.comparison, "image_only")
     assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in alone)
     rates = [trial["training.learning_rate"] for trial in alone]
     assert rates == [0.001, 0.0014, 0.0019, 0.0027, 0.0037, 0.0052, 0.0072, 0.01], "as many trials, between the others"
-    found = trials_of(grid.run, grid.comparison, "clip_it_all")
+    found = grid_points(grid.run, grid.comparison, "clip_it_all")
     assert len(found) == 8 and len({json.dumps(trial) for trial in found}) == 8
     assert all(set(trial) == {"training.learning_rate", "training.steps", *GRID} for trial in found)
-    soft = trials_of(grid.run, grid.comparison, "zero_shot_labels")
+    soft = grid_points(grid.run, grid.comparison, "zero_shot_labels")
     assert len(soft) == 8 and all(len(trial) == 2 for trial in soft), "soft labels have neither distillation nor pairs"
 
 
 def test_learning_rates_between() -> None:
-    assert between((0.001, 0.003, 0.01), 9) == (0.001, 0.0013, 0.0017, 0.0023, 0.003, 0.0041, 0.0055, 0.0074, 0.01)
-    assert between((0.01, 0.001), 2) == (0.01, 0.001) and between((0.01,), 5) == (0.01,)
+    assert interpolate_rates((0.001, 0.003, 0.01), 9) == (
+        0.001,
+        0.0013,
+        0.0017,
+        0.0023,
+        0.003,
+        0.0041,
+        0.0055,
+        0.0074,
+        0.01,
+    )
+    assert interpolate_rates((0.01, 0.001), 2) == (0.01, 0.001) and interpolate_rates((0.01,), 5) == (0.01,)
 
 
 def test_an_axis_does_not_touch_what_makes_an_arm(grid: ConfigFile) -> None:
     wide = with_comparison(grid, grid={"pairing.k": (1, 5)})
-    assert {trial.get("pairing.k") for trial in trials_of(wide.run, wide.comparison, "consensus")} == {None}
-    assert {trial.get("pairing.k") for trial in trials_of(wide.run, wide.comparison, "clip_it_all")} == {1, 5}
+    assert {trial.get("pairing.k") for trial in grid_points(wide.run, wide.comparison, "consensus")} == {None}
+    assert {trial.get("pairing.k") for trial in grid_points(wide.run, wide.comparison, "clip_it_all")} == {1, 5}
 
 
 def test_a_built_in_name_stands_for_the_built_in_recipe(grid: ConfigFile) -> None:
@@ -94,10 +108,37 @@ def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: ConfigF
 def test_a_wrong_axis_is_named(configure_file: MakeFile, grid: ConfigFile) -> None:
     wrong = with_comparison(grid, grid={"distillation.wieght": (1.0,)})
     with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
-        trials_of(wrong.run, wrong.comparison, "clip_it_all")
+        grid_points(wrong.run, wrong.comparison, "clip_it_all")
     for axis in ({"training.steps": [1]}, {"weight": [1]}, {"distillation.weight": []}, {"lora.rank": [4, 4]}):
         with pytest.raises(ConfigError, match=r"comparison\.grid"):
             configure_file({"comparison.grid": axis})
+
+
+def test_a_stopped_search_resumes_without_training_again(grid: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    def train(config: RunConfig, workspace: Workspace) -> Path:
+        if len(trained) == 3 and not resumed:
+            raise LaunchError("stopped")
+        trained.append(f"{config.arm} {config.name}")
+        folder = run_folder(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "training.json").write_text(json.dumps({"score": 0.5 + 0.01 * len(trained)}))
+        return folder
+
+    resumed = False
+    monkeypatch.setattr("clipit.comparison.tune.train_run", train)
+    with pytest.raises(LaunchError, match="stopped"):
+        tune(grid.run, grid.comparison)
+    first, resumed = trained[:], True
+    trained.clear()
+    tune(grid.run, grid.comparison)
+    assert trained[:3] == first and len(trained) == len(set(trained)) == 16, "finished trials are verified first"
+    study = SharedSearch(grid.run.output / "tuning" / "searches" / grid.run.name).study
+    assert len(study.trials) == 16 and all(trial.state.is_finished() for trial in study.trials)
+    assert study.trials[0].params == {
+        "arm": "image_only", "training.learning_rate": 0.001, "training.steps": 1, "seed": 3
+    }  # fmt: skip
 
 
 def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:

@@ -248,7 +248,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def hold(trial: Trial, search: SharedSearch) -> ExitStack:
     """Another agent's claim of a trial."""
     held = ExitStack()
-    assert search._claim(lambda: search._open_trials([trial]), held) is not None
+    assert search._claim(lambda study: [trial], set(), held) is not None
     return held
 
 
@@ -342,7 +342,7 @@ from clipit.sweeps.trials import plan_sweep
 plan = plan_sweep(read_sweep(Path(sys.argv[1])), {})
 search = SharedSearch(Path(sys.argv[2]))
 with ExitStack() as held:
-    search._claim(lambda: search._open_trials(plan.trials), held)
+    search._claim(lambda study: plan.trials, set(), held)
     print("held", flush=True)
     time.sleep(60)
 """
@@ -416,7 +416,7 @@ def test_bayes_skips_values_that_contradict_each_other(write_sweep: WriteSweep, 
     lines = capture_log()
     table = pd.read_parquet(run_sweep(plan_of(path)) / "trials.parquet")
     assert {*zip(table["bags.weight"], table["pairing.k"], strict=True)} == {(0.0, 5), (0.0, 1), (0.5, 5)}
-    assert any(line.startswith("note: skipped bags.weight 0.5, pairing.k 1") for line in lines)
+    assert any(line.startswith("note: skipped {'bags.weight': 0.5, 'pairing.k': 1}") for line in lines)
 
 
 def test_one_process_trains_with_one_precision(write_sweep: WriteSweep, pretended: list[str]) -> None:

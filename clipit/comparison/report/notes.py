@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import read_json
-from clipit.comparison.grid import RATE, STEPS, axes_of, chosen, is_tuned, made_with, shown, trials_of
+from clipit.comparison.grid import (
+    RATE,
+    STEPS,
+    arm_values,
+    format_value,
+    grid_axes,
+    grid_points,
+    is_tuned,
+    search_settings,
+)
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION
 from clipit.comparison.report.tables import place_label
@@ -91,10 +100,10 @@ def _place_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
 def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
     """How learning rates, steps and weights of the arms were chosen."""
     first = plans[0].config
-    axes = {arm: axes_of(first, c, arm) for arm in c.arms}
+    axes = {arm: grid_axes(first, c, arm) for arm in c.arms}
     if not is_tuned(first, c, c.arms):
-        common = {key: value for arm in c.arms for key, value in chosen(first, arm, list(axes[arm])).items()}
-        notes = [f"Not tuned: all arms at {', '.join(shown(key, value) for key, value in common.items())}."]
+        common = {key: value for arm in c.arms for key, value in arm_values(first, arm, list(axes[arm])).items()}
+        notes = [f"Not tuned: all arms at {', '.join(format_value(key, value) for key, value in common.items())}."]
     else:
         source, set_by_hand = _read_search(config, c, first)
         searched = [arm for arm in c.arms if arm not in set_by_hand]
@@ -106,7 +115,7 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
             + (" (an arm without such a term searches intermediate learning rates instead)." if c.grid else "."),
         ]
         if searched:
-            counts = _format_counts({arm: len(trials_of(first, c, arm)) for arm in searched})
+            counts = _format_counts({arm: len(grid_points(first, c, arm)) for arm in searched})
             notes.append(
                 f"Trials per searched arm: {counts}, each on {len(c.tuning_seeds)} seed"
                 f"{'s' * (len(c.tuning_seeds) > 1)}."
@@ -117,7 +126,7 @@ def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Pla
             for key, arms in edges.items()
             if arms
         ]
-    per_plan = [{arm: chosen(s.config, arm, list(axes[arm])) for arm in c.arms} for s in plans]
+    per_plan = [{arm: arm_values(s.config, arm, list(axes[arm])) for arm in c.arms} for s in plans]
     if len(plans) > 1 and all(values == per_plan[0] for values in per_plan):
         notes.append("All data sets and backbones use the same hyperparameters: none was tuned separately.")
     per_arm = {
@@ -151,15 +160,15 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
             )
         return "set in the configuration", list(c.arms)
     record = read_json(file, "delete it and tune again")
-    searched, before, now = record.get("arms", {}), record.get("made_with", {}), made_with(config)
-    axes = {arm: list(axes_of(first, c, arm)) for arm in c.arms}
+    searched, before, now = record.get("arms", {}), record.get("made_with", {}), search_settings(config)
+    axes = {arm: list(grid_axes(first, c, arm)) for arm in c.arms}
     # A number of steps outside the search changes all arms alike, so it does not count as set by hand.
     steps = {keys.get(STEPS) for keys in searched.values()}
     ignored = {STEPS} if len(c.steps) == 1 and c.steps[0] not in steps else set()
     set_by_hand = [
         arm
         for arm in c.arms
-        if any(searched.get(arm, {}).get(k) != v for k, v in chosen(first, arm, axes[arm]).items() if k not in ignored)
+        if any(searched.get(arm, {}).get(k) != v for k, v in arm_values(first, arm, axes[arm]).items() if k not in ignored)
     ]
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
@@ -180,7 +189,7 @@ def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, a
     values = axes.get(key, ())
     if len(values) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
-    return chosen(config, arm, [key])[key] in (min(values), max(values))
+    return arm_values(config, arm, [key])[key] in (min(values), max(values))
 
 
 def _undefined_reason(result: ArmResult) -> str:

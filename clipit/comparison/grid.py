@@ -32,9 +32,7 @@ def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict
     resolved = resolve_arm(config.model_copy(update={"arm": arm}))
     fixed = _recipe_keys(config, arm)
     applicable = {
-        key: values
-        for key, values in comparison.grid.items()
-        if key not in fixed and concerns(resolved, key)
+        key: values for key, values in comparison.grid.items() if key not in fixed and concerns(resolved, key)
     }
     missing = prod(len(values) for key, values in comparison.grid.items() if key not in applicable)
     for key, values in applicable.items():

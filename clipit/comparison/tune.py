@@ -65,7 +65,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
         logger.info(f"{format_point(trial.values)}: {score:.4f}")
         return score
 
-    SharedSearch(base.output / "searches" / config.name).run(trials, run_trial)
+    SharedSearch(base.output / "searches" / config.name).run(lambda study: trials, run_trial)
     scored = {
         arm: [
             ScoredPoint(point, [_validation_score(_trial(base, arm, point, seed)) for seed in seeds])

@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,7 @@ def _search_space(sweep: Sweep) -> "dict[str, BaseDistribution]":
 
 def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, Any]]:
     """Distinct combinations of values; for method bayes those of `SweepPlan.trials`."""
+    combinations: Iterable[dict[str, Any]]
     listed = {p.key: p.values for p in sweep.parameters}
     if sweep.method == "grid":
         combinations = (dict(zip(listed, values, strict=True)) for values in itertools.product(*listed.values()))

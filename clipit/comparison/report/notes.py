@@ -168,7 +168,11 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
     set_by_hand = [
         arm
         for arm in c.arms
-        if any(searched.get(arm, {}).get(k) != v for k, v in arm_values(first, arm, axes[arm]).items() if k not in ignored)
+        if any(
+            searched.get(arm, {}).get(key) != value
+            for key, value in arm_values(first, arm, axes[arm]).items()
+            if key not in ignored
+        )
     ]
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
     how = f"chosen by scripts/tune.py on validation tiles ({file.name})"

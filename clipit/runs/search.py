@@ -130,7 +130,7 @@ class SharedSearch:
                         return number, trial
             if not running:
                 return None
-            logger.info(f"waiting: other agents work on the last {len(running)} trials")
+            logger.info(f"waiting: other agents run the last {len(running)} trial{'s' * (len(running) > 1)}")
             with running[0]:  # its holder finishes the trial, or dies
                 pass
 

@@ -48,7 +48,7 @@ def train(kept: dict[str, Workspace]) -> Callable[[RunConfig], Path]:
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("confusion_plot", "reliability_plot", "curves_plot"):
+    for name in ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"):
         monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
 
 

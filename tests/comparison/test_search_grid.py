@@ -165,6 +165,6 @@ def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:
         tuned
     )
     longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
-    assert "where lora had other values: the search was not repeated for this configuration" in said(longer)
+    assert "with other values of lora: the search was not repeated for this configuration" in said(longer)
     with pytest.raises(DataError, match=r"comparison\.searched"):
         said(with_comparison(tuned, searched=str(record.parent / "none.json")))

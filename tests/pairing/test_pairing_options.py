@@ -83,7 +83,7 @@ def test_every_line_is_the_pairing_of_its_rules(
         "none", "none, mutual 3", *margins,
         *(name for c in corrections[1:] for name in (c, f"{c}, mutual 3")),
         "none, organs colon", "none, organs stomach", "none, organs liver", "none, organs lung",
-        "none, not of own group", "none, not centred",
+        "none, excluding own group", "none, not centred",
     ]  # fmt: skip
     for name, option in found.items():
         searched = index if option.rules.centring else plain_index
@@ -111,16 +111,16 @@ def test_what_is_configured_is_turned_round(index: Index, tiles: Store, sources:
     changes = {"organs": ("colon", "liver", "lung"), "exclude_same_group": True, "margin": 0.02, "threshold": 0.5}
     rules = RULES.model_copy(update=changes)
     found = by_name(compare_options(index, tiles, rules, sources=sources, groups=GROUPS))
-    start = "none, 3 organs, not of own group"
+    start = "none, 3 organs, excluding own group"
     assert {
         start,
         f"{start}, threshold 0.5",
         f"{start}, margin 0.02",
-        "none, not of own group",
+        "none, excluding own group",
         "none, 3 organs",
     } <= set(found)
     assert not [name for name in found if "threshold 0.5, margin" in name or "organs colon" in name]
-    assert found["none, not of own group"].rules.organs == ()
+    assert found["none, excluding own group"].rules.organs == ()
     assert not found["none, 3 organs"].rules.exclude_same_group
 
 
@@ -135,7 +135,7 @@ def test_what_is_not_known_has_no_line(index: Index, tiles: Store, sources: pa.T
         known = sources.set_column(1, "organ", pa.array([None] * SNIPPETS, pa.string()))
     given = None if missing == "sources" else known
     found = by_name(compare_options(index, tiles, RULES, thresholds=[], margins=[], sources=given, groups=groups))
-    assert ("none, not of own group" in found) == (missing == "organs")
+    assert ("none, excluding own group" in found) == (missing == "organs")
     assert ("none, organs colon" in found) == (missing in ("tiles' groups", "reports' groups"))
 
 
@@ -165,7 +165,7 @@ def test_the_tiny_world_s_table(configure: Callable[..., Any], known_reports: di
     wanted = {
         "none, organs colon",
         "none, organs lung",
-        "none, not of own group",
+        "none, excluding own group",
         "none, not centred",
         "csls, mutual 10",
     }

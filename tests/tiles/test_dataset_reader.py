@@ -66,7 +66,9 @@ def test_breakhis_magnification_and_types(tmp_path: Path) -> None:
     types = read("breakhis_types", tmp_path)
     assert types.classes == ("A", "F", "PT", "TA", "DC", "LC", "MC", "PC")
     assert set(label_of(types).values()) == {"A", "DC"}
-    with pytest.raises(ConfigError, match=r"not options of source kather2016: tiles.magnification \(breakhis only\)"):
+    with pytest.raises(
+        ConfigError, match=r"options that do not apply to tile source kather2016: tiles.magnification \(breakhis only\)"
+    ):
         read("kather2016", tmp_path, magnification="40X")
 
 
@@ -93,7 +95,9 @@ def test_wrong_folders_say_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)Kather 2016.* is missing.*zenodo.org/records/53169.*CC BY 4.0"):
         read("kather2016", tmp_path / "nowhere")
     paint(tmp_path / "a.png")
-    with pytest.raises(DataError, match="none of the 1 images here is a tile of Kather 2016, colorectal textures"):
+    with pytest.raises(
+        DataError, match="none of the 1 images in this folder is a tile of Kather 2016, colorectal textures"
+    ):
         read("kather2016", tmp_path)
 
 
@@ -183,7 +187,7 @@ def test_kimia_path24c_with_another_name_for_train_or_too_few_scans(tmp_path: Pa
     kimia(tmp_path, 3)
     assert any("3 classes of 24" in note for note in read("kimia_path24c", tmp_path).notes)
     (tmp_path / "train").rename(tmp_path / "Big-scans")
-    with pytest.raises(DataError, match=r"15 tiles are in no folder of a part.*"):
+    with pytest.raises(DataError, match=r"15 tiles are outside the part folders.*"):
         read("kimia_path24c", tmp_path)
     assert len(read("kimia_path24c", tmp_path, splits={"train": "Big-scans"}).of_split("train")) > 0
 

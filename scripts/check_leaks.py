@@ -15,7 +15,7 @@ def main() -> None:
     with user_errors():
         file, options = read_file_command(__doc__ or "", ["comparison"], extra={"--pixels": PIXELS})
         from clipit.distributed import get_processes
-        from clipit.workspace.leak_policy import check_leaks
+        from clipit.workspace.check_leaks import check_leaks
 
         path, leaking = check_leaks(file.run, options.pixels, list(file.comparison.shifted))
         if get_processes().main:

@@ -84,7 +84,7 @@ def evaluate_shifted(
     path = shifted_predictions(folder, tiles)
     if not processes.broadcast(path.is_file()):
         classifier = open_classifier(config, folder, tiles.classes)
-        source = workspace.other_pixels(tiles, classifier.spec.preprocess)
+        source = workspace.pixels_of(tiles, classifier.spec.preprocess)
         predictions = predict_tiles(config, workspace, classifier, source, name)
         if processes.main:
             write_predictions(path, predictions)

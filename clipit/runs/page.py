@@ -14,7 +14,7 @@ from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
-from clipit.workspace.pairs_page import write_pairs_page
+from clipit.workspace.pairing_report import write_pairs_page
 from clipit.workspace.workspace import Workspace
 
 _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the few tiles on a run's page

@@ -266,7 +266,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
     facts["teaches"] = describe_terms(config)
     if uses_reports(config):
         facts |= {"index": workspace.index.artifact.fingerprint, "pairs": workspace.pairs.artifact.fingerprint}
-        facts["sections"] = {"Snippets": workspace.account_text(), "Pairing": workspace.pairing_text()}
+        facts["sections"] = {"Snippets": workspace.snippet_summary(), "Pairing": workspace.pairing_summary()}
     if workspace.prompts is not None:
         facts |= {"prompts": workspace.prompts.name, "prompts_hash": workspace.prompts.hash}
     return facts

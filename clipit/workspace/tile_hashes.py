@@ -1,4 +1,4 @@
-"""What the images of a data set look like, as artefacts made once for all runs: hashes of pixels, fingerprints."""
+"""Hashes of the images of a data set, cached as artefacts that all runs share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +16,20 @@ from clipit.progress import progress
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
-_BLOCK = 4096  # tiles per part, which a killed attempt leaves to the next
-_AT_ONCE = 64  # images in one thread's memory
+_BLOCK = 4096  # tiles per part; a killed build is resumed at the next part
+_CHUNK = 64  # images in the memory of a thread
 _WIDTHS = {"digest": 16, "hashes": 64, "thumbnail": SIDE * SIDE}
 
 
 def tile_hashes(root: Path, tiles: TileSet) -> Fingerprints:
-    """Fingerprints of all tiles in their order: opened when they exist, else made by all processes together.
+    """Perceptual fingerprints of all tiles, in their order; built by all processes if they are not cached.
 
     Raises:
         DataError: An image cannot be read.
     """
     if not len(tiles):
         return fingerprints([])
-    columns = _columns(root, "tile_hashes", tiles, _print_table)
+    columns = _columns(root, "tile_hashes", tiles, _fingerprint_table)
     return Fingerprints(
         digests=columns["digest"],
         hashes=columns["hashes"].view("<u8").astype(np.uint64),
@@ -38,7 +38,7 @@ def tile_hashes(root: Path, tiles: TileSet) -> Fingerprints:
 
 
 def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
-    """Hashes of the decoded pixels of all tiles in their order (`pixel_digest`), made as `tile_hashes` are.
+    """Digests of the decoded pixels of all tiles, in their order; built by all processes if they are not cached.
 
     Raises:
         DataError: An image cannot be read.
@@ -52,21 +52,20 @@ def _columns(
     root: Path,
     kind: str,
     tiles: TileSet,
-    look: Callable[[TileSet, Sequence[int]], pa.Table],
+    hash_rows: Callable[[TileSet, Sequence[int]], pa.Table],
 ) -> dict[str, np.ndarray]:
-    """The artefact's columns as uint8 [n, width], in the order of the tiles; `look` makes the table of some rows."""
+    """Columns of the artefact as uint8 [n, width], in the order of the tiles; `hash_rows` hashes a block of rows."""
     inputs = {"tiles": tiles.fingerprint, "version": 1}
 
     def make(folder: Path) -> dict[str, Any]:
-        """Read every image once, each process its share of the blocks; the main one joins the parts."""
         processes = get_processes()
         starts = range(0, len(tiles), _BLOCK)
-        with progress("looking for equal images", len(tiles), shown=processes.main) as advance:
+        with progress("hashing images", len(tiles), shown=processes.main) as advance:
             for start in processes.share(starts):
                 part, rows = folder / f".part-{start:09d}.parquet", range(start, min(start + _BLOCK, len(tiles)))
                 if not part.is_file():
                     with whole_file(part) as temporary:
-                        pq.write_table(look(tiles, rows), temporary)
+                        pq.write_table(hash_rows(tiles, rows), temporary)
                 advance(len(rows) * processes.count)
         processes.barrier()
         if not processes.main:
@@ -84,15 +83,12 @@ def _columns(
     return {name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS}
 
 
-def _print_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
-    """Fingerprints of some tiles, their images read by threads."""
-
-    def some(start: int) -> Fingerprints:
-        """Those of a few."""
-        return fingerprints([tiles.read(row) for row in rows[start : start + _AT_ONCE]])
+def _fingerprint_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
+    def hash_chunk(start: int) -> Fingerprints:
+        return fingerprints([tiles.read(row) for row in rows[start : start + _CHUNK]])
 
     with ThreadPoolExecutor(thread_name_prefix="prints") as pool:
-        parts = list(pool.map(some, range(0, len(rows), _AT_ONCE)))
+        parts = list(pool.map(hash_chunk, range(0, len(rows), _CHUNK)))
     arrays = {
         "digest": np.concatenate([part.digests for part in parts]),
         "hashes": np.concatenate([part.hashes for part in parts]).astype("<u8"),
@@ -102,14 +98,12 @@ def _print_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
 
 
 def _digest_table(tiles: TileSet, rows: Sequence[int]) -> pa.Table:
-    """Hashes of the pixels of some tiles, their images read by threads."""
     with ThreadPoolExecutor(thread_name_prefix="digests") as pool:
         digests = list(pool.map(lambda row: pixel_digest(tiles.read(row)), rows))
     return _table(tiles, rows, {"digest": np.stack(digests)})
 
 
 def _table(tiles: TileSet, rows: Sequence[int], arrays: Mapping[str, np.ndarray]) -> pa.Table:
-    """Tile ids beside fixed-size binaries."""
     columns = {
         name: pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(_WIDTHS[name]), len(rows), [None, pa.py_buffer(np.ascontiguousarray(values).tobytes())]

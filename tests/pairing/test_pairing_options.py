@@ -17,7 +17,7 @@ from clipit.pairing.options import Option, compare_options, options_text
 from clipit.pairing.pairs import pair_tiles
 from clipit.stores.embed import Store, unit
 from clipit.stores.index import Index, build_index
-from clipit.workspace.pairing_options import pairing_options_text
+from clipit.workspace.pairing_report import compare_pairing_rules
 from clipit.workspace.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +159,7 @@ def known_reports(tmp_path: Path, world: dict[str, Any]) -> dict[str, Any]:
 def test_the_tiny_world_s_table(configure: Callable[..., Any], known_reports: dict[str, Any]) -> None:
     workspace = Workspace(configure(known_reports))
     before = {path.name for path in workspace.root.glob("pairs-*")}
-    text = pairing_options_text(workspace)
+    text = compare_pairing_rules(workspace)
     assert {path.name for path in workspace.root.glob("pairs-*")} == before
     names = [line.partition("  ")[0] for line in text.splitlines()]
     wanted = {

@@ -155,4 +155,4 @@ def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path
     said = capture_log()
     workspace = Workspace(configure(keys))
     assert len(workspace.tiles(0)) == len(workspace.tiles(1)) == 119
-    assert len(said) == 1 and "1 of 120 images cannot be decoded, left out: images/test-003.png" in said[0]
+    assert len(said) == 1 and "1 of 120 images cannot be decoded, dropped: images/test-003.png" in said[0]

@@ -20,7 +20,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.tiles.load import read_tiles
 from clipit.tiles.tileset import TileSet
-from clipit.workspace.leak_policy import check_leaks
+from clipit.workspace.check_leaks import check_leaks
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 from clipit.workspace.workspace import Workspace
 
@@ -89,7 +89,7 @@ def test_copies_stop_the_training_unless_nobody_shall_look(
     if not stopped:
         assert len(made.tiles(0)) == 120
         return
-    with pytest.raises(DataError, match=r"1 train tiles with the very pixels .*images/train-005\.png"):
+    with pytest.raises(DataError, match=r"1 train tiles with the same pixels .*images/train-005\.png"):
         made.tiles(0)
 
 
@@ -105,7 +105,7 @@ def test_a_planted_copy_stops_every_job(configure_file: MakeFile, leaky: Leaky, 
         "compare": lambda: compare(file.run, file.comparison),
         "tune": lambda: tune(file.run, file.comparison),
     }
-    with pytest.raises(DataError, match=r"with the very pixels of a tile in a later split"):
+    with pytest.raises(DataError, match=r"with the same pixels as a tile in a later split"):
         jobs[job]()
     assert not list((tmp_path / "out").rglob("classifier"))
 
@@ -157,10 +157,8 @@ def test_excluded_tiles_and_reports_are_counted_and_listed(configure: MakeConfig
     assert len(reports.reports) == 58 and not {"r3", "r4"} & {report.report_id for report in reports.reports}
     listed = json.loads((tmp_path / "out" / "leaks" / "small" / "tiles.json").read_text())
     assert {leak["id"] for leak in listed["leaks"]} == out
-    assert any("left out: 2 train tiles" in line for line in said) and any(
-        "left out: 2 reports" in line for line in said
-    )
-    assert any("left out" in note for note in tiles.notes) and any("left out" in line for line in reports.problems)
+    assert any("dropped: 2 train tiles" in line for line in said) and any("dropped: 2 reports" in line for line in said)
+    assert any("dropped" in note for note in tiles.notes) and any("dropped" in line for line in reports.problems)
     sources = pq.read_table(made.snippets.file("snippet_sources.parquet")).column("report_id").to_pylist()
     assert "r2" in sources and "r3" not in sources
 

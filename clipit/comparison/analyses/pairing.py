@@ -152,7 +152,7 @@ def first_cosines(workspace: Workspace, ids: Shaped[np.ndarray, " n"]) -> Float[
 def prepare_rules(workspace: Workspace) -> Selection:
     """Prepare the `pairing` rules, with statistics over the training tiles."""
     rules, train = workspace.config.pairing, workspace.tile_store("train")
-    sources, groups = workspace.pairing_facts()
+    sources, groups = workspace.rule_inputs()
     return prepare(
         workspace.index,
         train,

@@ -14,7 +14,7 @@ from clipit.reporting.pairing_page import choose_tiles
 from clipit.runs.predict import open_classifier
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.table import uses_reports
-from clipit.workspace.pairs_page import Answers, write_pairs_page
+from clipit.workspace.pairing_report import TilePredictions, write_pairs_page
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
 
 def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
-) -> tuple[Answers, str] | None:
+) -> tuple[TilePredictions, str] | None:
     """Predictions of the first text arm for these training tiles, with a note on them; None without such an arm."""
     seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)

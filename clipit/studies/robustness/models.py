@@ -143,7 +143,7 @@ def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, wor
         vectors = model.forward(pixels)
         return np.concatenate([vectors[reading] for reading in readings], axis=1)
 
-    source = workspace.other_pixels(tiles, model.preprocess)
+    source = workspace.pixels_of(tiles, model.preprocess)
     inputs = {"tiles": tiles.fingerprint, "model": model.fingerprint, "readings": dict(model.dims)}
     size = config.evaluation.batch_size
     features = cached_features(workspace.root, inputs, source, int(edges[-1]), forward, size)

@@ -1,0 +1,108 @@
+"""The list of all leaks between splits, for `scripts/check_leaks.py`."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import whole_file, write_json
+from clipit.config.run import RunConfig
+from clipit.distributed import get_processes
+from clipit.pairing.leaks import Leak, Prints, find_leaks, patient_of
+from clipit.reporting.tables import markdown_table
+from clipit.tiles.datasets import DATASETS
+from clipit.tiles.load import read_tiles
+from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import SPLITS, TileSet
+from clipit.workspace.leak_policy import hash_images, leak_folder
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("kind", "id", "split", "other_id", "other_split", "group")),
+        ("distance", pa.int16()),
+        ("similarity", pa.float32()),
+    ]
+)
+
+
+def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[str] = ()) -> tuple[Path, int]:
+    """Find leaks of every kind, and list them in leaks.json and leaks.parquet.
+
+    Args:
+        config: Configuration of a run; its `leaks.policy` has no effect, nothing is dropped.
+        pixels: Comparison of images (off, exact or near); None: `leaks.pixels`.
+        shifted: Names of the shifted test sets, which are listed as not checked.
+
+    Returns:
+        Path of leaks.json, and the number of tiles and reports that leak.
+    """
+    from clipit.reports.readers import read_reports
+
+    section = config.leaks.model_copy(update={"pixels": pixels or config.leaks.pixels})
+    tiles = read_tiles(config.tiles, check=False)
+    reports = read_reports(config.reports).reports if config.reports else ()
+    prints = hash_images(tiles, config, section.pixels)
+    leaks = find_leaks(tiles, section, prints, reports)
+    unchecked = _unchecked(tiles, config.tiles.source, section.pixels, reports, prints, section.spread)
+    unchecked += [f"comparison.shifted: {name}" for name in shifted]
+    path = leak_folder(config) / "leaks.json"
+    if get_processes().main:
+        records = [asdict(leak) for leak in leaks]
+        write_json(
+            path,
+            {
+                "tiles": tiles.fingerprint,
+                "where": tiles.where,
+                "counts": {split: int((tiles.splits == split).sum()) for split in SPLITS},
+                "leaks": dict(Counter(leak.kind for leak in leaks)),
+                "thresholds": {name: getattr(section, name) for name in ("pixels", "distance", "similarity", "spread")},
+                "not_checked": unchecked,
+                "found": records,
+            },
+        )
+        with whole_file(path.with_suffix(".parquet")) as temporary:
+            pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), temporary)
+        logger.info("\n".join([tiles.describe(), "", leaks_table(leaks), *(f"not checked: {x}" for x in unchecked)]))
+    return path, len({(leak.kind == "report", leak.id) for leak in leaks})
+
+
+def leaks_table(leaks: Sequence[Leak]) -> str:
+    """Number of tiles or reports on either side, with an example, per kind of leak and pair of splits."""
+    rows = []
+    for kind, split, other in sorted({(leak.kind, leak.split, leak.other_split) for leak in leaks}):
+        group = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
+        counts = [len({leak.id for leak in group}), len({leak.other_id for leak in group})]
+        rows.append([kind, split or "reports", other, *counts, f"{group[0].id} ~ {group[0].other_id}"])
+    if not rows:
+        return "no leak found"
+    return markdown_table(("kind", "leaking from", "into", "number from", "number into", "example"), rows, left=3)
+
+
+def _unchecked(
+    tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints | None, spread: float
+) -> list[str]:
+    """What could not be checked, and why."""
+    lines = []
+    card = DATASETS.get(source)
+    if card is not None and card.group_is:
+        lines.append(f"patients: {card.title} names only the {card.group_is} of a tile, which is its group here")
+    nameless = int((patients(tiles.groups, tiles.ids) == "").sum())
+    if nameless:
+        lines.append(f"patients of {nameless} of {len(tiles)} tiles: the data do not name them")
+    unknown = sum(not patient_of(report) for report in reports)
+    if unknown:
+        lines.append(f"patients of {unknown} of {len(reports)} reports: none named (reports.group_column)")
+    if pixels != "near":
+        lines.append(f"near-duplicates: leaks.pixels is {pixels}")
+    elif isinstance(prints, Fingerprints):
+        flat = int((prints.spread < spread).sum())
+        lines += [f"near-duplicates among {flat} nearly empty tiles (grey deviation below {spread:g})"] if flat else []
+    return lines

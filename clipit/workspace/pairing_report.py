@@ -1,0 +1,152 @@
+"""Reports on a pairing: the page of its pairs, and the comparison of pairing rules."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError, DataError
+from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.pairing.options import compare_options, options_text
+from clipit.progress import progress
+from clipit.reporting.html import write_page
+from clipit.reporting.pairing_page import MOST_TILES, choose_tiles, pairing_page
+from clipit.reporting.thumbnails import thumbnail
+from clipit.stores.index import Index, build_index
+from clipit.workspace.workspace import Workspace
+
+TilePredictions = Mapping[str, tuple[int, float]]
+"""Tile id -> index of the predicted class, and its probability."""
+
+
+def write_pairs_page(
+    config: RunConfig,
+    workspace: Workspace,
+    most: int = MOST_TILES,
+    run: Path | None = None,
+    given: tuple[TilePredictions, str] | None = None,
+) -> Path:
+    """Write the page of a pairing: `<output>/pairings/<name>/pairs.html`, or `pairs.html` in a run's folder.
+
+    Args:
+        config: Configuration with reports.
+        workspace: Inputs of this configuration.
+        most: Largest number of tiles on the page.
+        run: Folder of a run whose predictions of the tiles are shown.
+        given: Predictions to show instead of a run's, and a sentence about their origin.
+
+    Raises:
+        ConfigError: `most` is too small.
+        DataError: A tile's file cannot be opened, or the run's predictions cannot be read.
+    """
+    if most < 2:
+        raise ConfigError(f"a page of {most} tiles is too small", where="--most", fix="give 2 or more")
+    pairs = workspace.pairs
+    shown = choose_tiles(pairs.table, most)
+    tiles = workspace.all_tiles.of_split("train")
+    rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
+    pictures: dict[str, str | None] = {}
+    with progress("pictures of tiles", len(shown)) as advance:
+        for tile_id in shown:
+            pictures[tile_id] = thumbnail(tiles, rows[tile_id])
+            advance()
+    about = [
+        f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {workspace.vlm.name}). "
+        "Only training tiles are paired. Labels are those of the data set, including those that runs may not use.",
+    ]
+    predictions: TilePredictions | None = None
+    if given is not None:
+        predictions, origin = given
+        about.append(origin)
+    elif run is not None:
+        predictions = _predictions(run, tiles.classes)
+        count = sum(tile_id in predictions for tile_id in shown)
+        about.append(
+            f"Predictions: predictions.parquet of {run.parent.name}/{run.name}, which holds {count} of these tiles."
+        )
+        if not count:
+            predictions = None
+            about.append(
+                "To see predictions of training tiles, evaluate the run with evaluation.splits that include train, "
+                "then write this page again."
+            )
+    note = config.note.strip()
+    if config.vlm.name == "embedded":
+        note = f"The embedded VLM was trained on synthetic tiles only: its pairs of real tiles mean nothing. {note}"
+    text = pairing_page(
+        f"{config.name}: pairs" + (f", {run.name}" if run else ""),
+        note,
+        pairs.table,
+        workspace.snippet_texts(),
+        shown,
+        classes=tiles.classes,
+        labels=dict(zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)),
+        predictions=predictions,
+        pictures=pictures,
+        about=about,
+        summary=workspace.pairing_summary(),
+    )
+    path = (run or config.output / "pairings" / config.name) / "pairs.html"
+    write_page(path, text)
+    return path
+
+
+def _predictions(run: Path, classes: tuple[str, ...]) -> TilePredictions:
+    """Predictions of a run, with indices into `classes`.
+
+    Raises:
+        DataError: The table is damaged, or has other classes.
+    """
+    table = read_predictions(run / "predictions.parquet")
+    if table.classes != classes:
+        raise DataError(
+            f"the run predicts {', '.join(table.classes)}; the tiles have {', '.join(classes)}",
+            where=run / "predictions.parquet",
+            fix="give the run that belongs to these tiles",
+        )
+    predicted, confidence = table.probabilities.argmax(axis=1), table.probabilities.max(axis=1)
+    return dict(zip(table.ids.tolist(), zip(predicted.tolist(), confidence.tolist(), strict=True), strict=True))
+
+
+def compare_pairing_rules(workspace: Workspace) -> str:
+    """Compare pairing rules in a table, on the training tiles and the labels that the configuration keeps.
+
+    No pairs are written, and no validation tile, test tile or hidden label is read. Called by all processes.
+    """
+    config = workspace.config
+    tiles = workspace.tiles(config.seed).of_split("train")
+    has_labels = bool((tiles.labels >= 0).any())
+    options = compare_options(
+        workspace.index,
+        workspace.tile_store("train"),
+        config.pairing,
+        sources=pq.read_table(workspace.snippets.file("snippet_sources.parquet")),
+        groups=dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True)),
+        labels=dict(zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True)) if has_labels else None,
+        class_vectors=workspace.class_embeddings() if has_labels else None,
+        other=_with_other_centring(workspace, has_labels),
+    )
+    notes = (
+        "top 1 % hold: share of tiles whose snippet is among the most used 1 %; skewness: of the number of uses",
+        "label of neighbours, label of text: agreement with the labels that this configuration keeps (training tiles)",
+        "cosines of centred and of other embeddings cannot be compared; a margin is in the score that ranks",
+        "to choose a line, set pairing.correction, centring, organs, exclude_same_group, threshold, margin and mutual",
+    )
+    return "\n".join([options_text(options), "", *notes])
+
+
+def _with_other_centring(
+    workspace: Workspace, with_prompts: bool
+) -> tuple[Index, Float32[np.ndarray, "classes dim"] | None]:
+    """An index of the same snippets with the opposite centring, and the class embeddings for it, if wanted."""
+    p, prompts = workspace.config.pairing, workspace.prompts
+    index = build_index(
+        workspace.root, workspace.text_store(), key=p.index, centring=not p.centring, backend=p.backend, nprobe=p.nprobe
+    )
+    if prompts is None or not with_prompts:
+        return index, None
+    return index, prompt_embeddings(prompts, workspace.encode, index.mean, workspace.all_tiles.classes)

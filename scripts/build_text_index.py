@@ -5,9 +5,9 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, build, print the account."""
+    """Run the command."""
     with user_errors():
-        config, _ = read_command(__doc__ or "")
+        config, _ = read_command(__doc__)
         from clipit.distributed import get_processes
         from clipit.workspace.workspace import Workspace
 

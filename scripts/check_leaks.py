@@ -1,4 +1,4 @@
-"""Find tiles, patients and reports that stand on both sides of a split; exit status 1 when there are any."""
+"""Find tiles, patients and reports that occur on both sides of a split; the exit status is 1 if there are any."""
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
@@ -6,14 +6,14 @@ from clipit.errors import user_errors
 PIXELS = {
     "choices": ("off", "exact", "near"),
     "default": "near",
-    "help": "also compare images: equal pixels, or also those that look alike (default: near, whatever the file says)",
+    "help": "compare images: equal pixels (exact), or also similar images (near; default, regardless of leaks.pixels)",
 }
 
 
 def main() -> None:
-    """Parse, look, print the table and where the list lies."""
+    """Run the command."""
     with user_errors():
-        file, options = read_file_command(__doc__ or "", ["comparison"], extra={"--pixels": PIXELS})
+        file, options = read_file_command(__doc__, ["comparison"], extra={"--pixels": PIXELS})
         from clipit.distributed import get_processes
         from clipit.workspace.check_leaks import check_leaks
 

@@ -1,4 +1,4 @@
-"""Compare arms over seeds, data sets and backbones: does text help here, by how much, and why?"""
+"""Compare arms over seeds, data sets and backbones: whether text helps, by how much, and why."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, run what is missing, print the table, say where everything lies."""
+    """Run the command."""
     with user_errors():
-        option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}}
-        file, options = read_file_command(__doc__ or "", ["comparison"], extra=option)
+        option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also export all rows to this file"}}
+        file, options = read_file_command(__doc__, ["comparison"], extra=option)
         from clipit.comparison.compare import compare
         from clipit.comparison.export import export_csv
         from clipit.distributed import get_processes

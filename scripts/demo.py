@@ -1,14 +1,14 @@
-"""The demo: write the synthetic world, compare arms on it over seeds, show where everything lies."""
+"""Run the demo: write the synthetic world, compare arms on it over seeds, and try the exported classifier."""
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, run, print the table."""
+    """Run the command."""
     with user_errors():
         extra = {"--tune": {"action": "store_true", "help": "search the arms' learning rates and steps instead"}}
-        file, options = read_file_command(__doc__ or "", ["comparison"], extra=extra)
+        file, options = read_file_command(__doc__, ["comparison"], extra=extra)
         from clipit.comparison.demo import demo, write_demo_world
         from clipit.comparison.tune import tune
 

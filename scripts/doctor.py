@@ -12,7 +12,7 @@ from clipit.errors import ConfigError, explain, user_errors
 
 
 def main() -> None:
-    """Parse the command line, run the checks, print them."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
     )

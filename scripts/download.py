@@ -1,4 +1,4 @@
-"""Download a published data set: its licence is shown and asked for, its checksums are verified."""
+"""Download a published data set: shows its licence, asks for consent, and verifies checksums."""
 
 import argparse
 from pathlib import Path
@@ -7,15 +7,15 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, show the terms, ask, download."""
+    """Run the command."""
     with user_errors():
         from clipit.tiles.datasets import DATASETS
         from clipit.tiles.download import download
 
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("name", choices=sorted(DATASETS), metavar="NAME", help=", ".join(sorted(DATASETS)))
-        parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder to put it into")
-        parser.add_argument("--accept-licence", action="store_true", help="do not ask")
+        parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder of the data set")
+        parser.add_argument("--accept-licence", action="store_true", help="accept the licence without being asked")
         options = parser.parse_args()
         download(options.name, options.to, accept=lambda: options.accept_licence or _agreed())
 
@@ -23,7 +23,7 @@ def main() -> None:
 def _agreed() -> bool:
     try:
         return input("Do you accept this licence? Type yes to download: ").strip().lower() in ("y", "yes")
-    except EOFError:  # nobody is there to answer
+    except EOFError:  # no terminal
         return False
 
 

@@ -1,13 +1,13 @@
-"""Evaluate a finished run again: predictions.parquet first, then results.json, summary.md and plots from it."""
+"""Evaluate a finished run again: write predictions.parquet, and from it results.json, summary.md and plots."""
 
 from clipit.config.load import read_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, predict, score, say where everything lies."""
+    """Run the command."""
     with user_errors():
-        config, _ = read_command(__doc__ or "")
+        config, _ = read_command(__doc__)
         from clipit.reporting.tables import metrics_table
         from clipit.runs.evaluate import evaluate_again
         from clipit.training.arms import resolve_arm

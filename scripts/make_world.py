@@ -5,9 +5,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Parse, write, say where."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the world (the demo's is 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world; the demo uses 0")
     parser.add_argument("--output", type=Path, required=True, help="folder of the world")
     arguments = parser.parse_args()
 

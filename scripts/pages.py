@@ -1,4 +1,4 @@
-"""Make pages again, from what lies on disk: of a run (--arm, --seed) and its pairing, or --of comparison."""
+"""Write the pages of a finished run (--arm, --seed) and its pairing again, or those of a comparison."""
 
 from typing import Any
 
@@ -7,28 +7,32 @@ from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, write the pages, say where they lie and how large they are."""
+    """Run the command."""
     with user_errors():
         extra: dict[str, dict[str, Any]] = {
             "--of": {
                 "choices": ("run", "comparison"),
                 "default": "run",
-                "help": "run (with its pairing; default), or comparison: its tables and page, without training",
+                "help": "a run with its pairing (default), or a comparison: its tables and page, without training",
             },
-            "--most": {"type": int, "default": 3000, "help": "tiles on the page of the pairing (default: 3000)"},
+            "--most": {
+                "type": int,
+                "default": 3000,
+                "help": "largest number of tiles on the page of the pairing (default: 3000)",
+            },
         }
-        config, options = read_command(__doc__ or "", extra=extra)
+        config, options = read_command(__doc__, extra=extra)
         from clipit.comparison.rebuild import rebuild_comparison
         from clipit.runs.page import write_pages
         from clipit.training.arms import resolve_arm
         from clipit.workspace.workspace import Workspace
 
         if options.of == "comparison":
-            made = rebuild_comparison(config)
+            pages = rebuild_comparison(config)
         else:
             config = resolve_arm(config)
-            made = write_pages(config, Workspace(config), options.most)
-        for path in made:
+            pages = write_pages(config, Workspace(config), options.most)
+        for path in pages:
             print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -1,22 +1,22 @@
-"""Pair every training tile with its nearest snippets, and write a page to look at the pairs."""
+"""Pair every training tile with its nearest snippets, and write a page that shows the pairs."""
 
 from clipit.config.load import read_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, pair, print the summary, write the page."""
+    """Run the command."""
     with user_errors():
-        options = {"--options": {"action": "store_true", "help": "compare pairing rules side by side; write no pairs"}}
-        config, given = read_command(__doc__ or "", extra=options)
+        extra = {
+            "--options": {"action": "store_true", "help": "compare pairing rules in a table instead; writes no pairs"}
+        }
+        config, options = read_command(__doc__, extra=extra)
         from clipit.distributed import get_processes
-        from clipit.workspace.pairing_report import write_pairs_page
+        from clipit.workspace.pairing_report import compare_pairing_rules, write_pairs_page
         from clipit.workspace.workspace import Workspace
 
         workspace = Workspace(config)
-        if given.options:
-            from clipit.workspace.pairing_report import compare_pairing_rules
-
+        if options.options:
             if get_processes().main:
                 print(compare_pairing_rules(workspace))
             return

@@ -1,4 +1,4 @@
-"""Probes, few-shot episodes, label-efficiency curves and retrieval on frozen features (and on a run's classifier)."""
+"""Measure frozen features by probes, few-shot episodes, label-efficiency curves and retrieval."""
 
 from pathlib import Path
 
@@ -8,10 +8,15 @@ from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_stud
 
 
 def main() -> None:
-    """Parse, measure, say where the tables lie."""
+    """Run the command."""
     with user_errors():
-        run = {"type": Path, "default": None, "metavar": "FOLDER", "help": "a finished run, measured beside the others"}
-        file, options = read_file_command(__doc__ or "", ["probing"], extra={"--run": run, **RECORD_OPTION})
+        run = {
+            "type": Path,
+            "default": None,
+            "metavar": "FOLDER",
+            "help": "finished run whose classifier is measured as well",
+        }
+        file, options = read_file_command(__doc__, ["probing"], extra={"--run": run, **RECORD_OPTION})
         if options.record:
             check_export(options.record)
         from clipit.studies.probing.study import probe

@@ -1,4 +1,4 @@
-"""Prompt sets: `lint FILE...` looks them over; `study --config FILE` measures how much the way of asking matters."""
+"""Check prompt sets (`lint FILE...`), or measure how much their wording matters (`study --config FILE`)."""
 
 import argparse
 import sys
@@ -10,10 +10,10 @@ from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_stud
 
 
 def lint(arguments: list[str]) -> None:
-    """Print the findings of each file; exit status 1 when there is an error among them."""
-    parser = argparse.ArgumentParser(prog="prompts.py lint", description="Look prompt sets over.")
+    """Print the problems of each file; the exit status is 1 if one is an error."""
+    parser = argparse.ArgumentParser(prog="prompts.py lint", description="Check prompt sets.")
     parser.add_argument("files", nargs="+", help="YAML files, or names of packaged sets")
-    parser.add_argument("--config", help="compare with the tiles' classes and the VLM's token budget of this file")
+    parser.add_argument("--config", help="configuration whose classes and token limit the prompts are checked against")
     options = parser.parse_args(arguments)
     from clipit.prompts.lint import lint_file
 
@@ -28,16 +28,18 @@ def lint(arguments: list[str]) -> None:
     for file in options.files:
         findings = lint_file(file, classes, count_tokens, budget)
         errors += sum(finding.level == "error" for finding in findings)
-        print(f"{file}: {len(findings)} findings" if findings else f"{file}: nothing found")
+        print(f"{file}: {len(findings)} problems" if findings else f"{file}: no problems")
         for finding in findings:
             print(f"  {finding.text()}")
     raise SystemExit(1 if errors else 0)
 
 
 def study(arguments: list[str]) -> None:
-    """Run the study and say where it lies."""
-    extra = {"--run": {"type": Path, "help": "folder of a run: its classifier is asked, too"}, **RECORD_OPTION}
-    file, options = read_file_command("Measure how much the way of asking matters.", ["prompt_study"], arguments, extra)
+    """Run the study."""
+    extra = {"--run": {"type": Path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
+    file, options = read_file_command(
+        "Measure how much the wording of prompts matters.", ["prompt_study"], arguments, extra
+    )
     if options.record:
         check_export(options.record)
     from clipit.studies.prompts.study import prompt_study
@@ -47,7 +49,7 @@ def study(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Parse and call."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=("lint", "study"))
     command = parser.parse_args(sys.argv[1:2]).command

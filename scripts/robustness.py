@@ -1,4 +1,4 @@
-"""Robustness of finished runs: perturbation curves, shifted sets, calibration and test-time adaptation."""
+"""Measure robustness of finished runs: perturbations, shifted sets, calibration and test-time adaptation."""
 
 from pathlib import Path
 
@@ -8,15 +8,13 @@ from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_stud
 
 
 def main() -> None:
-    """Parse, measure, say where the tables lie."""
+    """Run the command."""
     with user_errors():
         run = {
             "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
-            "help": "a finished run of this configuration; give the option once per run",
+            "help": "finished run of this configuration; repeat the option for several runs",
         }  # fmt: skip
-        file, options = read_file_command(
-            __doc__ or "", ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION}
-        )
+        file, options = read_file_command(__doc__, ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION})
         if options.record:
             check_export(options.record)
         from clipit.studies.robustness.study import measure_robustness

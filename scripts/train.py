@@ -1,13 +1,13 @@
-"""Train one run: build what it lacks, train the student, export the classifier, evaluate."""
+"""Train one run: build missing inputs, train the student, export the classifier and evaluate it."""
 
 from clipit.config.load import read_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, run, say where everything lies."""
+    """Run the command."""
     with user_errors():
-        config, _ = read_command(__doc__ or "")
+        config, _ = read_command(__doc__)
         from clipit.distributed import get_processes
         from clipit.models.classifier_spec import read_spec
         from clipit.reporting.tables import metrics_table

@@ -7,7 +7,7 @@ from clipit.errors import user_errors
 def main() -> None:
     """Parse, search, print the table and the `arms` block to put into the configuration."""
     with user_errors():
-        file, _ = read_file_command(__doc__ or "", ["comparison"])
+        file, _ = read_file_command(__doc__, ["comparison"])
         from clipit.comparison.tune import tune
 
         path = tune(file.run, file.comparison)

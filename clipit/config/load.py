@@ -1,4 +1,4 @@
-"""Reading a configuration: YAML file, then the command line's overrides, then one validation of all."""
+"""Loading of a configuration: a YAML file and the overrides of the command line, validated together."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay `changes` over `base`; sections are merged, everything else is replaced."""
+    """Merge `changes` into a copy of `base`: sections are merged, other values replaced."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -29,7 +29,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"lora.rank": 8}` as `{"lora": {"rank": 8}}`."""
+    """Expand dotted keys: `{"lora.rank": 8}` becomes `{"lora": {"rank": 8}}`."""
     tree: dict[str, Any] = {}
     for key, value in dotted.items():
         head, _, rest = key.partition(".")
@@ -38,7 +38,7 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The keys of a tree: `{"lora": {"rank": 8}}` has `lora.rank`."""
+    """List the dotted keys of a tree: `lora.rank` for `{"lora": {"rank": 8}}`."""
     keys: list[str] = []
     for name, value in tree.items():
         inner = isinstance(value, Mapping) and value
@@ -47,7 +47,7 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """A tree less these dotted keys, and less whatever stands in the place of their sections."""
+    """Copy a tree without these dotted keys, and without values in the place of their sections."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
@@ -140,14 +140,14 @@ def _hint(key: str) -> str:
 
 
 def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+    """Read a YAML file that holds a mapping.
 
     Args:
-        path: The file.
-        example: Shipped file or folder that a message points to.
+        path: Path of the file.
+        example: Shipped file or folder that messages refer to.
 
     Raises:
-        ConfigError: It is missing, may not be read, is not UTF-8, not YAML or not a mapping, or gives a key twice.
+        ConfigError: The file is missing or unreadable, is not UTF-8, YAML or a mapping, or repeats a key.
     """
     try:
         values, repeated = load_yaml(path)
@@ -155,23 +155,21 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         shipped = "configs/" if example.endswith(".yaml") else example
         raise ConfigError("no such configuration file", where=path, fix=f"see {shipped} for those shipped") from None
     except PermissionError:
-        raise ConfigError("no permission to read this", where=path, fix="make the file readable") from None
+        raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(
             f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form"
         ) from None
     if repeated:
         given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
-        raise ConfigError(
-            f"keys given again, of which YAML keeps the last one: {given}", where=path, fix="keep one of each"
-        )
+        raise ConfigError(f"repeated keys, of which YAML keeps the last: {given}", where=path, fix="keep one of each")
     if not isinstance(values, dict):
         raise ConfigError("not a mapping of keys to values", where=path, fix=f"see {example}")
     return values
 
 
 def read_command(
-    description: str, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
+    description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
 ) -> tuple[RunConfig, argparse.Namespace]:
     """Parse the command line of a script that reads the keys of a run alone; see `read_file_command`."""
     file, options = read_file_command(description, (), argv, extra)
@@ -179,7 +177,7 @@ def read_command(
 
 
 def read_file_command(
-    description: str,
+    description: str | None,
     sections: Sequence[str],
     argv: Sequence[str] | None = None,
     extra: Mapping[str, dict[str, Any]] | None = None,
@@ -250,7 +248,7 @@ def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> Non
 
 
 def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> None:
-    """Of an option given twice, one value would be dropped, or two lists be joined; unless it is made for that."""
+    """Refuse repeated options: one value would be dropped, or two lists joined."""
     given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
     if twice:
@@ -262,7 +260,7 @@ def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> Non
 
 
 def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]:
-    """Options of the configuration as values; an error names the option that cannot be parsed."""
+    """Parse options of the configuration; an error names the option that cannot be parsed."""
     if not known:
         return {}
     try:
@@ -271,7 +269,7 @@ def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]
         starts = [place for place, argument in enumerate(known) if argument.startswith("--")]
         if len(starts) > 1:
             for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
-                _parse(known[start:end], settings)  # that which fails is named
+                _parse(known[start:end], settings)  # raises for the one that fails
         raise ConfigError(
             f"cannot be parsed: {' '.join(known)} ({error})",
             where="the command line",
@@ -281,7 +279,7 @@ def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]
 
 
 def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split into options of the configuration, for the parser, and unknown ones, for one common error list."""
+    """Split options into known keys, for the parser, and unknown ones, for the list of all errors."""
     keys = [f"--{key}" for key in keys]
     known: list[str] = []
     unknown: dict[str, str] = {}

@@ -121,7 +121,7 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts/prompts.py"), "lint", "crc_plip", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
-    assert "crc_plip: nothing found" in done.stdout
+    assert "crc_plip: no problems" in done.stdout
     assert "error: classes.b[0]: 'in-situ' is also classes.a[0]" in done.stdout
     missing = subprocess.run([*command[:3], "no_such"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert missing.returncode == 2

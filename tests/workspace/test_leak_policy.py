@@ -222,7 +222,7 @@ def test_fingerprints_are_made_once_and_go_on_after_a_kill(
 
     tiles = read_tiles(configure().tiles)
     whole = tile_hashes(tmp_path / "a", tiles)
-    original, left = module._print_table, 2
+    original, left = module._fingerprint_table, 2
 
     def dying(*arguments: Any) -> Any:
         nonlocal left
@@ -232,7 +232,7 @@ def test_fingerprints_are_made_once_and_go_on_after_a_kill(
         return original(*arguments)
 
     monkeypatch.setattr(module, "_BLOCK", 50)
-    monkeypatch.setattr(module, "_print_table", dying)
+    monkeypatch.setattr(module, "_fingerprint_table", dying)
     with pytest.raises(KeyboardInterrupt):
         tile_hashes(tmp_path / "b", tiles)
     left = 1  # of three blocks two are there

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from clipit.errors import ConfigError, explain, user_errors
+from clipit.errors import ConfigError, user_errors
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     options, keys = parser.parse_known_args()
     with user_errors():
         if keys and options.config is None:
-            raise ConfigError(explain(f"unknown options: {' '.join(keys)}", fix="keys go with --config; see --help"))
+            raise ConfigError(f"unknown options: {' '.join(keys)}", fix="keys go with --config; see --help")
         if options.models:
             from clipit.doctor.models import model_tables
 

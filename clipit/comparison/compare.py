@@ -16,7 +16,7 @@ from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.runs.folder import run_folder
@@ -90,11 +90,9 @@ def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
     tests = workspace.all_tiles.of_split("test")
     if not (tests.labels >= 0).any() or "test" not in plan.config.evaluation.splits:
         raise DataError(
-            explain(
-                "a comparison needs labelled test tiles",
-                where=f"tiles.splits and evaluation.splits ({plan.data_set})",
-                fix="give tiles of the split test, and keep test among evaluation.splits",
-            )
+            "a comparison needs labelled test tiles",
+            where=f"tiles.splits and evaluation.splits ({plan.data_set})",
+            fix="give tiles of the split test, and keep test among evaluation.splits",
         )
     for name, section in plan.comparison.shifted.items():
         workspace.shifted_tiles(name, section)

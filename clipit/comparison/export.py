@@ -14,7 +14,7 @@ from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.intervals import PairedDifference
 from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
@@ -58,7 +58,7 @@ def export_csv(folder: Path, path: Path) -> None:
     """
     source = folder / "comparison.json"
     if not source.is_file():
-        raise DataError(explain("no comparison here", where=folder, fix="run scripts/compare.py first"))
+        raise DataError("no comparison here", where=folder, fix="run scripts/compare.py first")
     write_csv(path, CSV_COLUMNS, read_json(source, f"delete it and {RERUN}")["rows"])
 
 

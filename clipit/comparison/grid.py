@@ -9,7 +9,7 @@ from typing import Any
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.load import merge, nested, validate
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, explain, shortlist
+from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import ARMS, arm_keys, resolve_arm
 from clipit.training.terms.table import concerns
 
@@ -115,12 +115,10 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
             outside.append(f"{arm} ({', '.join(strange)})")
     if outside:
         raise ConfigError(
-            explain(
-                f"values outside the common search grid: {shortlist(outside, 10)}; an arm with another search than the "
-                "others cannot be compared with them",
-                where="arms, against comparison.learning_rates, comparison.steps and comparison.grid",
-                fix="take what scripts/tune.py chose for all of them, or widen the grid for all and tune again",
-            )
+            f"values outside the common search grid: {shortlist(outside, 10)}; an arm with another search than the "
+            "others cannot be compared with them",
+            where="arms, against comparison.learning_rates, comparison.steps and comparison.grid",
+            fix="take what scripts/tune.py chose for all of them, or widen the grid for all and tune again",
         )
 
 
@@ -138,11 +136,9 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
             changed.append(f"{arm} ({', '.join(keys)})")
     if changed:
         raise ConfigError(
-            explain(
-                f"built-in arms with changed keys that are not searched for the others: {shortlist(changed, 10)}",
-                where="arms, against comparison.grid",
-                fix="give the arm another name, or make the key an axis of comparison.grid",
-            )
+            f"built-in arms with changed keys that are not searched for the others: {shortlist(changed, 10)}",
+            where="arms, against comparison.grid",
+            fix="give the arm another name, or make the key an axis of comparison.grid",
         )
 
 

@@ -16,7 +16,7 @@ from clipit.comparison.report.write import write_report
 from clipit.comparison.statistics import compute_statistics
 from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, DataError, explain, shortlist
+from clipit.errors import ArtifactError, DataError, shortlist
 from clipit.evaluation.score_row import ScoreRow
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -40,11 +40,11 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     folder = config.output / "comparisons" / config.name
     source = folder / "comparison.json"
     if not source.is_file():
-        raise DataError(explain("no finished comparison here", where=folder, fix="run scripts/compare.py first"))
+        raise DataError("no finished comparison here", where=folder, fix="run scripts/compare.py first")
     saved = read_json(source, RERUN)
     if not {"config", "rows", "findings"} <= saved.keys():
         missing = ", ".join(sorted({"config", "rows", "findings"} - saved.keys()))
-        raise ArtifactError(explain(f"it does not hold {missing}, which its page needs", where=source, fix=RERUN))
+        raise ArtifactError(f"it does not hold {missing}, which its page needs", where=source, fix=RERUN)
     file = validate_file(merge(saved["config"], {"output": str(config.output)}), source)
     plans = plan_comparison(file.run, file.comparison)
     rows = [
@@ -67,7 +67,7 @@ def _read_row(record: Mapping[str, Any], source: Path) -> ScoreRow:
     try:
         return ScoreRow.from_record(record)
     except TypeError as error:
-        raise ArtifactError(explain(f"a row is incomplete ({error})", where=source, fix=RERUN)) from error
+        raise ArtifactError(f"a row is incomplete ({error})", where=source, fix=RERUN) from error
 
 
 def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
@@ -85,7 +85,7 @@ def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
         )
     except (KeyError, TypeError, OSError, pa.ArrowException) as error:
         what = f"{record.get('heading', 'an analysis')}: incomplete ({type(error).__name__}: {error})"
-        raise ArtifactError(explain(what, where=folder / "comparison.json", fix=RERUN)) from error
+        raise ArtifactError(what, where=folder / "comparison.json", fix=RERUN) from error
 
 
 def _read_points(path: Path) -> dict[str, dict[str, Any]]:
@@ -118,7 +118,7 @@ def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
     ]
     if changed:
         raise ArtifactError(
-            explain(f"predictions have changed since the comparison: {shortlist(changed)}", where=source, fix=RERUN)
+            f"predictions have changed since the comparison: {shortlist(changed)}", where=source, fix=RERUN
         )
 
 
@@ -132,10 +132,8 @@ def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: P
     others = compared - {None, tiles.fingerprint}
     if others:
         raise ArtifactError(
-            explain(
-                f"the tiles of {plan.data_set} have changed since the comparison: it read "
-                f"{', '.join(sorted(map(str, others)))}, now there are {tiles.fingerprint}",
-                where=source,
-                fix="put the tiles back, or start scripts/compare.py with another --name",
-            )
+            f"the tiles of {plan.data_set} have changed since the comparison: it read "
+            f"{', '.join(sorted(map(str, others)))}, now there are {tiles.fingerprint}",
+            where=source,
+            fix="put the tiles back, or start scripts/compare.py with another --name",
         )

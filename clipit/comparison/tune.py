@@ -17,7 +17,7 @@ from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_po
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.reporting.tables import markdown_table
 from clipit.runs.folder import read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
@@ -105,11 +105,9 @@ def _validation_score(trial: Trial) -> float:
     score = read_training(folder)["score"]
     if score is None:
         raise DataError(
-            explain(
-                "there is no validation score to choose by",
-                where=folder,
-                fix="keep labels of at least two classes in the validation split: tiles.labels",
-            )
+            "there is no validation score to choose by",
+            where=folder,
+            fix="keep labels of at least two classes in the validation split: tiles.labels",
         )
     return float(score)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.intervals import LEVEL, bootstrap_intervals, group_numbers
 from clipit.evaluation.metrics import (
     ECE_BINS,
@@ -44,11 +44,9 @@ def evaluate_predictions(
     missing = [split for split in splits if split not in known]
     if missing:
         raise DataError(
-            explain(
-                f"no predictions for split {', '.join(missing)}",
-                where="evaluation.splits",
-                fix=f"the table has: {', '.join(known) or 'nothing'}; predict the split or leave it out",
-            )
+            f"no predictions for split {', '.join(missing)}",
+            where="evaluation.splits",
+            fix=f"the table has: {', '.join(known) or 'nothing'}; predict the split or leave it out",
         )
     return {
         "classes": list(predictions.classes),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64, Shaped
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.metrics import METRICS, weighted_scores
 from clipit.evaluation.predictions import Predictions, align_predictions
 
@@ -108,7 +108,7 @@ def paired_bootstrap(
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
-        raise DataError(explain(f"Unknown metric {', '.join(unknown)}", fix=f"use one of: {', '.join(METRICS)}"))
+        raise DataError(f"Unknown metric {', '.join(unknown)}", fix=f"use one of: {', '.join(METRICS)}")
     tables = align_predictions([table for pair in pairs for table in pair])
     labels, groups = tables[0].labels, tables[0].groups
 
@@ -136,7 +136,7 @@ def t_interval(values: Sequence[float | int]) -> Interval:
     """
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
-        raise DataError(explain("an undefined score cannot be averaged", where=list(values), fix="drop it first"))
+        raise DataError("an undefined score cannot be averaged", where=list(values), fix="drop it first")
     if len(array) < 2:
         return Interval(None, None, "one seed: none" if len(array) else "no seed: none")
     if not standard_deviation(array):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
 from clipit.artifacts import whole_file
-from clipit.errors import DataError, explain, shortlist
+from clipit.errors import DataError, shortlist
 
 NO_LABEL = -1
 _CLASSES_KEY = b"clipit_classes"
@@ -69,37 +69,31 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
             or classes; or no tile has a label.
     """
     if not tables:
-        raise DataError(explain("no predictions given", fix="give at least one table per side"))
+        raise DataError("no predictions given", fix="give at least one table per side")
     aligned = [table.by_id() for table in tables]
     first = aligned[0]
     splits = sorted({str(split) for table in aligned for split in np.unique(table.splits)})
     if len(splits) > 1:
         raise DataError(
-            explain(
-                f"predictions of several splits: {', '.join(splits)}",
-                fix="compare one split at a time, the same on both sides: predictions.select('test')",
-            )
+            f"predictions of several splits: {', '.join(splits)}",
+            fix="compare one split at a time, the same on both sides: predictions.select('test')",
         )
     for table in aligned[1:]:
         if not np.array_equal(table.ids, first.ids):
             odd = np.setxor1d(table.ids, first.ids).tolist()
             raise DataError(
-                explain(
-                    f"the predictions are not of the same tiles; {len(odd)} are in one table only: {shortlist(odd)}",
-                    fix="compare runs with equal tiles.* keys",
-                )
+                f"the predictions are not of the same tiles; {len(odd)} are in one table only: {shortlist(odd)}",
+                fix="compare runs with equal tiles.* keys",
             )
         for name in ("labels", "groups", "classes"):
             if not np.array_equal(getattr(table, name), getattr(first, name)):
                 raise DataError(
-                    explain(
-                        f"the predictions of the same tiles differ in their {name}",
-                        fix="compare runs with equal tiles.* keys",
-                    )
+                    f"the predictions of the same tiles differ in their {name}",
+                    fix="compare runs with equal tiles.* keys",
                 )
     known = first.labels >= 0
     if not known.any():
-        raise DataError(explain("no tile of the predictions has a label", fix="give predictions of labelled tiles"))
+        raise DataError("no tile of the predictions has a label", fix="give predictions of labelled tiles")
     return [table.take(known) for table in aligned]
 
 
@@ -142,21 +136,21 @@ def read_predictions(path: Path) -> Predictions:
     try:
         table = pq.read_table(path)
     except FileNotFoundError as error:
-        raise DataError(explain("no predictions here", where=path, fix="run scripts/evaluate.py first")) from error
+        raise DataError("no predictions here", where=path, fix="run scripts/evaluate.py first") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(explain(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it")) from error
+        raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
     try:
         classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
     except (KeyError, ValueError) as error:
         raise DataError(
-            explain("the table does not name its classes", where=path, fix="write it with write_predictions")
+            "the table does not name its classes", where=path, fix="write it with write_predictions"
         ) from error
     names = ["id", "split", "label", "group", *(f"p_{name}" for name in classes)]
     missing = [name for name in names if name not in table.column_names]
     if missing:
-        raise DataError(explain(f"missing columns: {', '.join(missing)}", where=path, fix="delete and rebuild it"))
+        raise DataError(f"missing columns: {', '.join(missing)}", where=path, fix="delete and rebuild it")
     if any(table[name].null_count for name in names):
-        raise DataError(explain("empty cells in the table", where=path, fix="delete and rebuild it"))
+        raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
     has_zero_shot = all(f"zs_{name}" in table.column_names for name in classes)
     predictions = Predictions(
         ids=_texts(table["id"]),
@@ -184,15 +178,13 @@ def _check(predictions: Predictions, where: Path) -> None:
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < n:
         repeated = shortlist(unique[counts > 1].tolist())
-        raise DataError(explain(f"duplicate tile ids: {repeated}", where=where, fix="predict each tile once"))
+        raise DataError(f"duplicate tile ids: {repeated}", where=where, fix="predict each tile once")
     outside = (predictions.labels < NO_LABEL) | (predictions.labels >= n_classes)
     if outside.any():
         raise DataError(
-            explain(
-                f"labels outside the {n_classes} classes: tiles {shortlist(ids[outside].tolist())}",
-                where=where,
-                fix="use 0 for the first class and -1 for an unknown label",
-            )
+            f"labels outside the {n_classes} classes: tiles {shortlist(ids[outside].tolist())}",
+            where=where,
+            fix="use 0 for the first class and -1 for an unknown label",
         )
     for what, values in (("probabilities", predictions.probabilities), ("zero-shot", predictions.zero_shot)):
         if values is None:
@@ -200,16 +192,14 @@ def _check(predictions: Predictions, where: Path) -> None:
         if values.shape != (n, n_classes):
             shape = " x ".join(map(str, values.shape))
             raise DataError(
-                explain(f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="give one column per class")
+                f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="give one column per class"
             )
         bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
         bad |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)
         if bad.any():
             raise DataError(
-                explain(
-                    f"{what}: not finite, negative or not summing to 1 for {int(bad.sum())} tiles: "
-                    f"{shortlist(ids[bad].tolist())}",
-                    where=where,
-                    fix="apply a softmax; NaN means that the training diverged",
-                )
+                f"{what}: not finite, negative or not summing to 1 for {int(bad.sum())} tiles: "
+                f"{shortlist(ids[bad].tolist())}",
+                where=where,
+                fix="apply a softmax; NaN means that the training diverged",
             )

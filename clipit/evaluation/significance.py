@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipit.errors import DataError, explain
+from clipit.errors import DataError
 from clipit.evaluation.intervals import NO_SPREAD, standard_deviation
 
 MIN_SEEDS = 5
@@ -34,7 +34,7 @@ def paired_t_test(differences: Sequence[float | int]) -> Significance:
     """
     array = np.asarray(differences, dtype=np.float64)
     if not np.isfinite(array).all():
-        raise DataError(explain("an undefined score cannot be tested", where=list(differences), fix="drop it first"))
+        raise DataError("an undefined score cannot be tested", where=list(differences), fix="drop it first")
     n = len(array)
     if n < MIN_SEEDS:
         return Significance(None, f"{n} seeds; a p-value needs {MIN_SEEDS}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipit.artifacts import fingerprint
 from clipit.config.load import all_keys, read_yaml
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 
 METHODS = ("grid", "random", "bayes")
 _SECTIONS = {
@@ -192,7 +192,7 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
             options[key], key = argument, ""
         else:
             raise ConfigError(
-                explain(f"{argument!r} belongs to no option", where="the command line", fix="write --section.key=value")
+                f"{argument!r} belongs to no option", where="the command line", fix="write --section.key=value"
             )
     return options
 
@@ -214,10 +214,7 @@ def refuse(problems: Sequence[str], path: Path) -> None:
         listed = "\n    ".join(distinct[:_MOST_SHOWN])
         more = f"\n    and {len(distinct) - _MOST_SHOWN} more" if len(distinct) > _MOST_SHOWN else ""
         raise ConfigError(
-            explain(
-                f"{len(distinct)} problem{'s' * (len(distinct) > 1)} in the sweep; no trial was run:\n"
-                f"    {listed}{more}",
-                where=path,
-                fix="correct the file; docs/configuration.md explains every key",
-            )
+            f"{len(distinct)} problem{'s' * (len(distinct) > 1)} in the sweep; no trial was run:\n    {listed}{more}",
+            where=path,
+            fix="correct the file; docs/configuration.md explains every key",
         )

@@ -9,7 +9,7 @@ from clipit.config.effects import select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, LaunchError, disk_errors, explain, shortlist
+from clipit.errors import ConfigError, LaunchError, disk_errors, shortlist
 from clipit.runs.folder import read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
@@ -77,19 +77,15 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
     precisions = {resolve_arm(trial.config).training.precision for trial in plan.trials}
     if launch is None and len(precisions) > 1:
         raise ConfigError(
-            explain(
-                f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
-                where="training.precision",
-                fix='start each trial on its own: --launch "accelerate launch"',
-            )
+            f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
+            where="training.precision",
+            fix='start each trial on its own: --launch "accelerate launch"',
         )
     if launch is not None and get_processes().count > 1:
         raise ConfigError(
-            explain(
-                "--launch starts processes for each trial, but this is already one of several processes",
-                where="--launch",
-                fix="start scripts/sweep.py with python alone, or leave --launch out",
-            )
+            "--launch starts processes for each trial, but this is already one of several processes",
+            where="--launch",
+            fix="start scripts/sweep.py with python alone, or leave --launch out",
         )
 
 
@@ -109,13 +105,11 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     ]
     if differences:
         raise ConfigError(
-            explain(
-                f"another sweep called {sweep.name!r} has its tables in this folder; it differs in: "
-                f"{shortlist(differences)}",
-                where=folder,
-                fix=f"give the sweep a name of its own in {sweep.path}, or another --output; "
-                "or delete the folder (the runs stay)",
-            )
+            f"another sweep called {sweep.name!r} has its tables in this folder; it differs in: "
+            f"{shortlist(differences)}",
+            where=folder,
+            fix=f"give the sweep a name of its own in {sweep.path}, or another --output; "
+            "or delete the folder (the runs stay)",
         )
     if get_processes().main:
         with disk_errors(folder):
@@ -148,13 +142,11 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         status = subprocess.run(command, check=False).returncode
     except OSError as error:
         raise LaunchError(
-            explain(f"a trial cannot be started: {error}", where=shlex.join(command), fix="correct --launch")
+            f"a trial cannot be started: {error}", where=shlex.join(command), fix="correct --launch"
         ) from error
     if status:
         raise LaunchError(
-            explain(
-                f"a trial failed (exit status {status})",
-                where=shlex.join(command),
-                fix="see its message above; start the sweep again to go on",
-            )
+            f"a trial failed (exit status {status})",
+            where=shlex.join(command),
+            fix="see its message above; start the sweep again to go on",
         )

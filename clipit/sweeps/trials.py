@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import read_file_command
-from clipit.errors import ConfigError, explain
+from clipit.errors import ConfigError
 from clipit.runs.search import Trial
 from clipit.sweeps.file import Sweep, plain_name, refuse
 from clipit.sweeps.live_keys import idle_keys
@@ -57,19 +57,15 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     """
     count = sweep.cap if count is None else count
     if count is not None and count < 1:
-        raise ConfigError(explain("a sweep needs at least one trial", where="--count", fix="give a number above 0"))
+        raise ConfigError("a sweep needs at least one trial", where="--count", fix="give a number above 0")
     if count is None and sweep.method != "grid":
         raise ConfigError(
-            explain(
-                f"method {sweep.method} needs a number of trials",
-                where=sweep.path,
-                fix="give --count=N, or run_cap in the file",
-            )
+            f"method {sweep.method} needs a number of trials",
+            where=sweep.path,
+            fix="give --count=N, or run_cap in the file",
         )
     if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
-        raise ConfigError(
-            explain(f"{', '.join(swept)} cannot be given, it is swept", where=sweep.path, fix="leave it out")
-        )
+        raise ConfigError(f"{', '.join(swept)} cannot be given, it is swept", where=sweep.path, fix="leave it out")
     sweep = replace(sweep, options={**sweep.options, **options})
     file = _read_config(sweep, sweep.options)  # first what is wrong without any swept value
     trials, problems = [], []
@@ -97,11 +93,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
     missing = [parameter.key for parameter in sweep.parameters if parameter.key not in values]
     if missing:
         raise ConfigError(
-            explain(
-                f"a trial needs a value of {', '.join(missing)}",
-                where="the command line",
-                fix=f"add {' '.join(f'--{key}=...' for key in missing)}, or leave --trial out to run the whole sweep",
-            )
+            f"a trial needs a value of {', '.join(missing)}",
+            where="the command line",
+            fix=f"add {' '.join(f'--{key}=...' for key in missing)}, or leave --trial out to run the whole sweep",
         )
     file = _read_config(sweep, {**sweep.options, **{key: str(value) for key, value in values.items()}})
     resolved = resolve_arm(file.run)
@@ -109,9 +103,7 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
     logged = f"validation_{resolved.training.monitor}"
     if sweep.metric not in (None, logged):
         raise ConfigError(
-            explain(
-                f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
-            )
+            f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
         )
     return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run)
 
@@ -119,9 +111,7 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
 def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
     """The configuration of a run, named by the sweep and the swept values."""
     if "name" in options:
-        raise ConfigError(
-            explain("runs of a sweep are named by their values", where="--name", fix="name the sweep in its file")
-        )
+        raise ConfigError("runs of a sweep are named by their values", where="--name", fix="name the sweep in its file")
     swept = [f"{p.key}_{options[p.key]}" for p in sweep.parameters if p.key != "seed" and p.key in options]
     named = {**options, "name": plain_name("-".join([sweep.name, *swept]))}
     return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in named.items()])[0]

@@ -49,19 +49,19 @@ def checked(file: ConfigFile) -> None:
     check_grid(file.run, file.comparison, file.comparison.arms)
 
 
-def test_an_arm_without_the_term_has_no_trials_of_its_keys(grid: ConfigFile) -> None:
+def test_an_arm_without_the_term_gets_learning_rates_instead_of_its_keys(grid: ConfigFile) -> None:
     alone = grid_points(grid.run, grid.comparison, "image_only")
     assert all(set(trial) == {"training.learning_rate", "training.steps"} for trial in alone)
     rates = [trial["training.learning_rate"] for trial in alone]
     assert rates == [0.001, 0.0014, 0.0019, 0.0027, 0.0037, 0.0052, 0.0072, 0.01], "as many trials, between the others"
-    found = grid_points(grid.run, grid.comparison, "clip_it_all")
-    assert len(found) == 8 and len({json.dumps(trial) for trial in found}) == 8
-    assert all(set(trial) == {"training.learning_rate", "training.steps", *GRID} for trial in found)
+    points = grid_points(grid.run, grid.comparison, "clip_it_all")
+    assert len(points) == 8 and len({json.dumps(trial) for trial in points}) == 8
+    assert all(set(trial) == {"training.learning_rate", "training.steps", *GRID} for trial in points)
     soft = grid_points(grid.run, grid.comparison, "zero_shot_labels")
     assert len(soft) == 8 and all(len(trial) == 2 for trial in soft), "soft labels have neither distillation nor pairs"
 
 
-def test_learning_rates_between() -> None:
+def test_learning_rates_are_interpolated_on_a_logarithmic_scale() -> None:
     assert interpolate_rates((0.001, 0.003, 0.01), 9) == (
         0.001,
         0.0013,
@@ -76,13 +76,13 @@ def test_learning_rates_between() -> None:
     assert interpolate_rates((0.01, 0.001), 2) == (0.01, 0.001) and interpolate_rates((0.01,), 5) == (0.01,)
 
 
-def test_an_axis_does_not_touch_what_makes_an_arm(grid: ConfigFile) -> None:
+def test_keys_that_define_an_arm_are_not_searched_for_it(grid: ConfigFile) -> None:
     wide = with_comparison(grid, grid={"pairing.k": (1, 5)})
     assert {trial.get("pairing.k") for trial in grid_points(wide.run, wide.comparison, "consensus")} == {None}
     assert {trial.get("pairing.k") for trial in grid_points(wide.run, wide.comparison, "clip_it_all")} == {1, 5}
 
 
-def test_a_built_in_name_stands_for_the_built_in_recipe(grid: ConfigFile) -> None:
+def test_a_built_in_arm_may_differ_in_searched_keys_only(grid: ConfigFile) -> None:
     with pytest.raises(ConfigError, match=r"(?s)clip_it_all \(lora\.rank\).*give the arm another name"):
         checked(with_arm(grid, lora__rank=32))
     renamed = with_run(grid, arms={"rank32": {"base": "clip_it_all", "lora.rank": 32}})
@@ -105,7 +105,7 @@ def test_arms_are_tuned_when_they_differ_in_an_axis_that_both_have(grid: ConfigF
     assert is_tuned(both.run, both.comparison, ("image_only", "clip_it_all", "image_embedding"))
 
 
-def test_a_wrong_axis_is_named(configure_file: MakeFile, grid: ConfigFile) -> None:
+def test_an_invalid_axis_is_refused_with_its_key(configure_file: MakeFile, grid: ConfigFile) -> None:
     wrong = with_comparison(grid, grid={"distillation.wieght": (1.0,)})
     with pytest.raises(ConfigError, match=r"comparison\.grid\.distillation\.wieght"):
         grid_points(wrong.run, wrong.comparison, "clip_it_all")
@@ -141,30 +141,29 @@ def test_a_stopped_search_resumes_without_training_again(grid: ConfigFile, monke
     }  # fmt: skip
 
 
-def test_the_notes_say_where_the_keys_came_from(grid: ConfigFile) -> None:
+def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> None:
     small = with_comparison(grid, grid={"distillation.weight": (1.0, 4.0)})
     record = tune(small.run, small.comparison)
-    found = json.loads(record.read_text(encoding="utf-8"))
-    assert {arm: len(trials) for arm, trials in found["trials"].items()} == {"image_only": 4, "clip_it_all": 4}
-    assert found["seeds"] == [3] and found["made_with"]["training"]["steps"] == 1 and found["vlm"]
-    other = {**found["arms"], "image_only": {"base": "image_only", "training.learning_rate": 0.001}}
+    content = json.loads(record.read_text(encoding="utf-8"))
+    assert {arm: len(trials) for arm, trials in content["trials"].items()} == {"image_only": 4, "clip_it_all": 4}
+    assert content["seeds"] == [3] and content["made_with"]["training"]["steps"] == 1 and content["vlm"]
+    other = {**content["arms"], "image_only": {"base": "image_only", "training.learning_rate": 0.001}}
     other["clip_it_all"] = {**other["clip_it_all"], "training.learning_rate": 0.01}
     tuned = with_run(small, arms=other)
 
-    def said(file: ConfigFile) -> str:
-        """All notes in one text."""
+    def notes(file: ConfigFile) -> str:
         plans = plan_comparison(file.run, file.comparison)
         return "\n".join(compose_notes(file.run, file.comparison, plans, [], ""))
 
-    assert "overridden in the configuration for " in said(tuned)
+    assert "overridden in the configuration for " in notes(tuned)
     record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")
-    assert "Trials per" not in said(record_lost), "where no search is known, none is counted"
-    record.write_text(json.dumps(found | {"arms": other}), encoding="utf-8")
-    assert "chosen by scripts/tune.py on validation tiles" in said(tuned)
-    assert "Trials per searched arm: 4, each on 1 seed" in said(tuned) and "the search was not repeated" not in said(
+    assert "Trials per" not in notes(record_lost), "where no search is known, none is counted"
+    record.write_text(json.dumps(content | {"arms": other}), encoding="utf-8")
+    assert "chosen by scripts/tune.py on validation tiles" in notes(tuned)
+    assert "Trials per searched arm: 4, each on 1 seed" in notes(tuned) and "the search was not repeated" not in notes(
         tuned
     )
     longer = with_run(tuned, lora=tuned.run.lora.model_copy(update={"rank": 2}))
-    assert "with other values of lora: the search was not repeated for this configuration" in said(longer)
+    assert "with other values of lora: the search was not repeated for this configuration" in notes(longer)
     with pytest.raises(DataError, match=r"comparison\.searched"):
-        said(with_comparison(tuned, searched=str(record.parent / "none.json")))
+        notes(with_comparison(tuned, searched=str(record.parent / "none.json")))

@@ -1,11 +1,11 @@
-"""Search learning rates and steps: the same grid for every arm of `comparison`, chosen on validation."""
+"""Search learning rates, steps and further keys on validation tiles: the same grid for every arm of a comparison."""
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
-    """Parse, search, print the table and the `arms` block to put into the configuration."""
+    """Parse the command line, search, and print where the scores and the chosen `arms` are."""
     with user_errors():
         file, _ = read_file_command(__doc__, ["comparison"])
         from clipit.comparison.tune import tune

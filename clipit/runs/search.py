@@ -30,7 +30,7 @@ class Trial:
 
     @property
     def key(self) -> TrialKey:
-        """The values as text, by which trials are told apart."""
+        """The values as text; trials with the same text are the same trial."""
         return _key(self.values)
 
 

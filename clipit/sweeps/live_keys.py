@@ -12,9 +12,10 @@ from clipit.training.terms.table import uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
-    """A configuration (its arm resolved) less the keys that cannot change its run.
+    """Keys of a configuration, its arm resolved, without those that cannot change its run.
 
-    Keys of a part that is switched off: LoRA of a frozen backbone, the target of a distillation of no tile, and so on.
+    These are keys that only name or report a run, and keys of parts that are switched off, such as LoRA of a frozen
+    backbone.
     """
     idle = [*select_keys(config, "recipe", "reporting"), *idle_term_keys(config)]
     if config.backbone.tuning != "lora":
@@ -27,14 +28,14 @@ def live_keys(config: RunConfig) -> dict[str, Any]:
 
 
 def idle_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
-    """Those of the swept keys that change none of these runs.
+    """Swept keys that change none of the runs.
 
     Args:
-        keys: Swept.
-        configs: Of all trials, their arms resolved.
+        keys: Swept keys.
+        configs: Configurations of all trials, their arms resolved.
     """
     live = {key for config in configs for key in dotted(live_keys(config))}
-    # A section given as a whole (None or a mapping) is as live as what is in it.
+    # A section that is swept as a whole (None or a mapping) matters if one of its keys does.
     return [key for key in keys if key not in ("arm", "seed") and not any(_within(key, other) for other in live)]
 
 
@@ -43,8 +44,8 @@ def _within(key: str, other: str) -> bool:
 
 
 def equal_trials(configs: Sequence[RunConfig]) -> list[list[int]]:
-    """Positions of the trials that are one and the same run, wherever there are several."""
-    found: dict[str, list[int]] = {}
+    """Positions of trials that are the same run, one list for each run with several."""
+    same: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
-        found.setdefault(fingerprint(live_keys(config)), []).append(position)
-    return [positions for positions in found.values() if len(positions) > 1]
+        same.setdefault(fingerprint(live_keys(config)), []).append(position)
+    return [positions for positions in same.values() if len(positions) > 1]

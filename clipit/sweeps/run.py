@@ -28,7 +28,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
 
     Args:
         plan: The sweep and its checked trials.
-        launch: Command that starts each trial in processes of its own, such as `accelerate launch --num_processes 2`;
+        launch: Command that starts each trial in separate processes, such as `accelerate launch --num_processes 2`;
             None to run all trials in this process, where they share tiles, VLM and stores.
 
     Returns:
@@ -48,7 +48,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
     for same in equal_trials([resolve_arm(trial.config) for trial in plan.trials]):
         if processes.main:
             described = "; ".join(format_values(plan.trials[position].values) for position in same)
-            logger.info(f"note: one and the same run: {described}")
+            logger.info(f"note: the same run: {described}")
     workspace = None if launch else Workspace(plan.trials[0].config)
     count = 0
 
@@ -79,7 +79,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
         raise ConfigError(
             f"one process trains with one training.precision, but the sweep has {', '.join(sorted(precisions))}",
             where="training.precision",
-            fix='start each trial on its own: --launch "accelerate launch"',
+            fix='start each trial in separate processes: --launch "accelerate launch"',
         )
     if launch is not None and get_processes().count > 1:
         raise ConfigError(
@@ -108,8 +108,7 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
             f"another sweep called {sweep.name!r} has its tables in this folder; it differs in: "
             f"{shortlist(differences)}",
             where=folder,
-            fix=f"give the sweep a name of its own in {sweep.path}, or another --output; "
-            "or delete the folder (the runs stay)",
+            fix=f"rename the sweep in {sweep.path}, or choose another --output; or delete the folder (the runs stay)",
         )
     if get_processes().main:
         with disk_errors(folder):
@@ -119,7 +118,7 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
 def _is_finished(config: RunConfig) -> bool:
     """Whether the run's folder holds the results of this configuration.
 
-    A trial that is started anyway (in this process: always) also compares tiles, labels, models and reports.
+    Only a trial that is started (without --launch every one) also compares tiles, labels, models and reports.
     """
     folder = run_folder(config)
     if not (folder / "results.json").is_file():
@@ -133,7 +132,7 @@ def _is_finished(config: RunConfig) -> bool:
 
 
 def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
-    """Run one trial in processes of its own; its output goes to this process's."""
+    """Run one trial in separate processes, which print to this process's console."""
     words = shlex.split(launch)
     prefix = ["env"] if words and "=" in words[0] else []  # NAME=value in front
     options = [f"--{key}={value}" for key, value in {**sweep.options, **trial.values}.items()]
@@ -148,5 +147,5 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
         raise LaunchError(
             f"a trial failed (exit status {status})",
             where=shlex.join(command),
-            fix="see its message above; start the sweep again to go on",
+            fix="see its message above; start the sweep again to resume",
         )

@@ -28,7 +28,7 @@ class SweepPlan:
     """A sweep whose trials were checked.
 
     Attributes:
-        sweep: The file, with the options of the command line in its own.
+        sweep: The file; its options include those of the command line.
         trials: All trials. Method bayes: trials that cover every listed value and both ends of every range.
         count: Number of trials.
         seed: Seed of random and proposed values.
@@ -65,7 +65,9 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             fix="give --count=N, or run_cap in the file",
         )
     if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
-        raise ConfigError(f"{', '.join(swept)} cannot be given, it is swept", where=sweep.path, fix="leave it out")
+        raise ConfigError(
+            f"{', '.join(swept)} cannot be given as an option: the sweep sets it", where=sweep.path, fix="leave it out"
+        )
     sweep = replace(sweep, options={**sweep.options, **options})
     file = _read_config(sweep, sweep.options)  # first what is wrong without any swept value
     trials, problems = [], []

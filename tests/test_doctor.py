@@ -83,7 +83,7 @@ def test_python(version: tuple[int, ...], status: str) -> None:
     [
         (0, "0.28.0", "", "PASS", "0.28.0"),
         (1, "", "Traceback\nRuntimeError: operator torchvision::nms does not exist", "FAIL", "tools.torchvision_hook"),
-        (1, "", "ModuleNotFoundError: No module named 'torchvision'", "FAIL", "belongs to this torch"),
+        (1, "", "ModuleNotFoundError: No module named 'torchvision'", "FAIL", "matches this torch"),
         (1, "", "", "FAIL", "no message"),
     ],
 )
@@ -138,7 +138,7 @@ def test_output_below_a_file(tmp_path: Path) -> None:
         ("NO", 1, False, 0, "PASS", "1 process, NO, on CPUs"),
         ("MULTI_CPU", 2, True, 0, "WARN", "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu"),
         ("NO", 2, True, 0, "WARN", "one process only"),
-        ("MULTI_GPU", 2, False, 0, "WARN", "do not know of each other"),
+        ("MULTI_GPU", 2, False, 0, "WARN", "do not communicate"),
         ("MULTI_GPU", 4, False, 2, "FAIL", "num_processes: 2"),
         ("NO", 1, False, 2, "WARN", "1 of 2 GPUs stay idle"),
         ("MULTI_GPU", 2, False, 2, "PASS", "2 processes, MULTI_GPU"),
@@ -228,10 +228,10 @@ def test_a_silent_hub_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     from clipit.models import loading
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(loading, "hub_answers", lambda: False)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
     assert check_hub()[0].status == "WARN" and "does not answer" in check_hub()[0].message
     assert models.ask_hub("a/b") == "unreachable"
-    monkeypatch.setattr(loading, "hub_answers", lambda: True)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: True)
     assert check_hub()[0].status == "PASS" and "answers" in check_hub()[0].message
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert check_hub()[0].status == "PASS" and models.ask_hub("c/d") == "offline"

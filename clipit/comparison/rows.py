@@ -1,4 +1,4 @@
-"""Collect the score rows of finished runs, and measure what the compared classifiers cost at inference."""
+"""Collect the score rows of finished runs, and measure the inference cost of the compared classifiers."""
 
 import json
 import time
@@ -70,7 +70,6 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
 
 
 def _provenance(recorded: dict[str, Any]) -> Provenance:
-    """The provenance that a run's results.json records."""
     values = {field.name: recorded.get(field.name) for field in fields(Provenance)}
     values["tiles_fingerprint"] = recorded.get("tiles")
     values["versions"] = json.dumps(recorded.get("versions", {}), sort_keys=True)
@@ -78,9 +77,9 @@ def _provenance(recorded: dict[str, Any]) -> Provenance:
 
 
 def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> list[ScoreRow]:
-    """Add the number of parameters and the tiles per second at inference, measured once per arm.
+    """Add parameter count and inference speed (tiles per second) to rows, measured once per arm.
 
-    The cost of a reference row is that of the VLM's image tower.
+    Reference rows get the cost of the VLM's image tower.
     """
     costs: dict[str, tuple[int, float]] = {}
     for row in rows:
@@ -101,7 +100,7 @@ def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> lis
 
 
 def _tiles_per_second(source: PixelSource, forward: "Callable[[Tensor], object]") -> float:
-    """Speed of a forward pass over a batch that is already in memory: the median of three."""
+    """Speed of a forward pass over one batch in memory: median of three, after one warm-up pass."""
     import torch
 
     device = get_processes().device

@@ -33,15 +33,16 @@ _FILES = {ZERO_SHOT: "vlm-zero-shot", CENTRED: "vlm-zero-shot-centred", PROBE: "
 def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
     """Score the VLM on the test sets of a plan.
 
-    Zero-shot as the VLM comes, and, when pairing is centred, with images and prompts centred in the same way (by the
-    means of the training tiles and of the snippets, never of test tiles). The probe is a logistic regression on the
-    VLM's image embeddings, fitted on the labels that the arms of the same seed see, its strength chosen on their
-    validation labels. The zero-shot rows do not depend on labels: all seeds share one file of predictions.
+    The VLM is evaluated zero-shot without centring and, if pairing is centred, also with images and prompts centred in
+    the same way (by the means of the training tiles and of the snippets, never of test tiles). The probe is a logistic
+    regression on the VLM's image embeddings, fitted on the labels that the arms of the same seed see; its
+    regularisation is chosen on their validation labels. Zero-shot rows do not depend on labels, so all seeds share one
+    predictions file.
 
     Args:
         plan: Data set and backbone.
         workspace: Workspace of the plan's configuration.
-        folder: Folder for the predictions; each row names its file.
+        folder: Output folder for the predictions files.
     """
     tests, zero_shot = _test_sets(plan, workspace), _zero_shot_classifiers(workspace)
     rows = []
@@ -73,7 +74,7 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
 
 
 def _fit_probe(workspace: Workspace, tiles: TileSet) -> tuple[LinearProbe | None, str | None]:
-    """The probe, or the reason why it cannot be fitted: too few labels make an empty row, after all runs are done."""
+    """Fit the probe, or return the reason why it cannot be fitted; too few labels then give a row without a score."""
     vectors, labels = {}, {}
     for split in ("train", "validation"):
         store, part = workspace.tile_store(split), tiles.of_split(split)
@@ -88,7 +89,7 @@ def _fit_probe(workspace: Workspace, tiles: TileSet) -> tuple[LinearProbe | None
 
 
 def _scored(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n c"], folder: Path) -> ScoreRow:
-    """Write the predictions, and add the score to the row."""
+    """Write the predictions and add the score to the row."""
     known = test.labels >= 0
     file = reference_file(folder, _FILES[row.arm], row.seed if row.arm == PROBE else None, row.part)
     write_once(file, Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities))
@@ -103,7 +104,6 @@ def _scored(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n 
 
 
 def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
-    """Test tiles and shifted sets with the VLM's embeddings of them."""
     tests = {"test": (workspace.all_tiles.of_split("test"), workspace.tile_store("test"))}
     for name, section in plan.comparison.shifted.items():
         shifted = workspace.shifted_tiles(name, section)
@@ -137,13 +137,13 @@ def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
 
 
 def reference_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
-    """Return the file for the predictions of a classifier that belongs to a comparison, not to a run.
+    """Return the path for the predictions of a classifier that belongs to a comparison rather than to a run.
 
     Args:
         folder: Folder of one data set and backbone.
-        name: Name of the classifier, valid in file names.
-        seed: Seed of the labels; None for a classifier that depends on none.
-        part: Name of the test set; one that is not valid in file names gets a hash, so that no two share a file.
+        name: Name of the classifier, valid as part of a file name.
+        seed: Seed of the labels; None for a classifier that does not depend on labels.
+        part: Name of the test set; a hash is appended if it is not valid in file names, so that names stay distinct.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", part)
     file = part if plain == part else f"{plain}-{fingerprint(part)[:6]}"
@@ -151,7 +151,7 @@ def reference_file(folder: Path, name: str, seed: int | None, part: str) -> Path
 
 
 def write_once(path: Path, predictions: Predictions) -> None:
-    """Write predictions that every process has, from the main process."""
+    """Write predictions from the main process only."""
     if get_processes().main:
         write_predictions(path, predictions)
 

@@ -1,4 +1,4 @@
-"""A configuration file: the keys of a run, and beside them the sections that only comparisons and studies read."""
+"""Configuration file: the keys of a run, plus the sections that only comparisons and studies read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from clipit.config.run import RunConfig
 from clipit.config.studies import ProbingConfig, PromptStudyConfig, RobustnessConfig
 
 SECTIONS = ("comparison", "probing", "robustness", "prompt_study")
-"""Sections of a configuration file that are no part of a run."""
+"""Sections of a configuration file that do not belong to a run."""
 
 
 class ConfigFile(Section):
-    """The content of a configuration file; in the file itself, the keys of `run` stand at the top level."""
+    """Content of a configuration file, in which the keys of `run` are at the top level."""
 
     run: RunConfig
     comparison: ComparisonConfig = ComparisonConfig()

@@ -14,7 +14,7 @@ _TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processe
 
 
 def check_machine(output: Path) -> list[Check]:
-    """Check the machine, and the disk of the folder to which runs would be written."""
+    """Check Python, torch, the disk of the output folder, and the launcher."""
     return [check_python(), *check_torch(), check_disk(output), check_default_launch()]
 
 
@@ -29,7 +29,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 
 
 def check_torch() -> list[Check]:
-    """Check torch, its torchvision, and the devices that it sees."""
+    """Check torch, torchvision, and the devices that torch sees."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -39,19 +39,19 @@ def check_torch() -> list[Check]:
 
 
 def check_torchvision() -> Check:
-    """Check that torchvision can be imported, in a process of its own: a failed import leaves half a module behind."""
+    """Check in a subprocess that torchvision can be imported, because a failed import leaves modules half loaded."""
     code = "import torchvision; print(torchvision.__version__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if not result.returncode:
         return Check("PASS", "torchvision", result.stdout.strip())
     error = (result.stderr.strip().splitlines() or ["no message"])[-1]
-    mixed = "torchvision::nms" in error  # builds of torch and torchvision that do not belong together
-    fix = "python -m tools.torchvision_hook" if mixed else "install the torchvision that belongs to this torch"
+    mixed = "torchvision::nms" in error  # incompatible builds of torch and torchvision
+    fix = "python -m tools.torchvision_hook" if mixed else "install the torchvision release that matches this torch"
     return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}", fix)
 
 
 def check_devices() -> list[Check]:
-    """Check GPUs with their memory and precision, or the CPU's cores and how its threads wait."""
+    """Check the GPUs (memory, bf16 support), and the CPU cores and wait policy of OpenMP threads."""
     import torch
 
     checks = []
@@ -64,7 +64,7 @@ def check_devices() -> list[Check]:
         fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this"
         checks.append(Check("WARN", "GPU", message, fix))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # `import clipit` sets it to passive unless the user has set it
+    # `import clipit` sets this to passive unless the user has set it
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
         message = "OMP_WAIT_POLICY=active: spinning threads slow small models down as soon as anything else runs"
         checks.append(Check("WARN", "CPU", f"{cores} cores; {message}", "unset OMP_WAIT_POLICY"))
@@ -74,7 +74,7 @@ def check_devices() -> list[Check]:
 
 
 def check_disk(output: Path) -> Check:
-    """Check permission and free space in the output folder, or in its nearest parent that exists."""
+    """Check write permission and free space of the output folder, or of its nearest existing parent."""
     subject, other_folder = f"disk at {output}", "choose another folder: --output=..."
     folder = output.expanduser().absolute()
     while not folder.exists():
@@ -91,14 +91,14 @@ def check_disk(output: Path) -> Check:
 
 
 def gpu_count() -> int:
-    """The number of GPUs that torch sees."""
+    """Return the number of GPUs that torch sees."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def check_default_launch() -> Check:
-    """Check what `accelerate launch` starts without further options."""
+    """Check the processes that `accelerate launch` starts without further options."""
     try:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
@@ -117,19 +117,19 @@ def check_default_launch() -> Check:
 
 
 def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus: int) -> Check:
-    """Check that a configuration of Accelerate starts the processes that it promises.
+    """Check that a configuration file of Accelerate starts the number of processes that it states.
 
     Args:
-        path: The configuration.
-        kind: Its `distributed_type`.
-        count: Its `num_processes`.
-        use_cpu: Its `use_cpu`.
+        path: Path of the configuration file.
+        kind: Value of `distributed_type`.
+        count: Value of `num_processes`.
+        use_cpu: Value of `use_cpu`.
         gpus: Number of GPUs that torch sees.
     """
     on_cpu = use_cpu or not gpus
     message = f"{path}: {count} process{'es' * (count > 1)}, {kind}{', on CPUs' if on_cpu else ''}"
     if count > 1 and on_cpu:
-        started = "processes that do not know of each other" if kind == "MULTI_GPU" else "one process only"
+        started = "independent processes that do not communicate" if kind == "MULTI_GPU" else "one process only"
         fix = f"start two processes on CPUs with {_TWO_ON_CPU}"
         return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}", fix)
     if count > gpus > 0:

@@ -28,11 +28,11 @@ def ask_hub(hub_id: str) -> Access:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    from clipit.models.loading import hub_answers
+    from clipit.models.loading import hub_is_reachable
 
     if constants.HF_HUB_OFFLINE:
         return "offline"
-    if not hub_answers():
+    if not hub_is_reachable():
         return "unreachable"
     try:
         HfApi().auth_check(hub_id)
@@ -49,11 +49,11 @@ def check_hub() -> list[Check]:
     """Check whether the hub can be reached and a token is present; the token itself is never shown."""
     from huggingface_hub import constants, get_token
 
-    from clipit.models.loading import hub_answers
+    from clipit.models.loading import hub_is_reachable
 
     if constants.HF_HUB_OFFLINE:
         mode = Check("PASS", "hub", "HF_HUB_OFFLINE is set: models must be cached or given as folders")
-    elif hub_answers():
+    elif hub_is_reachable():
         mode = Check("PASS", "hub", f"{constants.ENDPOINT} answers; cache: {constants.HF_HUB_CACHE}")
     else:
         fix = "without a network, give models as folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"

@@ -1,4 +1,4 @@
-"""Complementarity of two classifiers: R of CLIP-IT's figure 3 (arXiv 2504.16181)."""
+"""Complementarity of two classifiers: R in figure 3 of CLIP-IT (arXiv 2504.16181)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from clipit.evaluation.predictions import Predictions, align_predictions
 
 @dataclass(frozen=True)
 class Complementarity:
-    """Counts of labelled tiles by which of two classifiers is correct.
+    """Numbers of labelled tiles that both, one or neither of two classifiers classify correctly.
 
     Attributes:
         both: Tiles that both classify correctly.
@@ -45,9 +45,9 @@ class Complementarity:
 
     @property
     def expected(self) -> float:
-        """`share` if the two erred independently, given their accuracies: (1 - accuracy of vision) * accuracy of other.
+        """Expected `share` if errors were independent: (1 - accuracy of vision) * accuracy of other.
 
-        Any two classifiers have R > 0; correlated errors (tiles that are hard for both) bring R below this.
+        Any two classifiers have R > 0; correlated errors (tiles that are hard for both) lower R below this value.
         """
         vision = (self.both + self.only_vision) / self.tiles
         other = (self.both + self.only_other) / self.tiles
@@ -60,16 +60,16 @@ class Complementarity:
 
 
 def complementarity(vision: Predictions, other: Predictions, resamples: int = 1000, seed: int = 0) -> Complementarity:
-    """Count which of two classifiers is correct on the same labelled tiles of one split; rows are matched by id.
+    """Compare which labelled tiles of one split two classifiers classify correctly; rows are matched by id.
 
     Args:
-        vision: The image classifier.
-        other: Any other classifier, such as the text-only one, a second seed or the VLM's image probe.
+        vision: Predictions of the image classifier.
+        other: Predictions of any other classifier, such as the text-only one, a second seed or the VLM's image probe.
         resamples: Number of bootstrap resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
 
     Raises:
-        DataError: They differ in tiles, split, labels, groups or classes, or no tile has a label.
+        DataError: The predictions differ in tiles, split, labels, groups or classes, or no tile has a label.
     """
     vision, other = align_predictions([vision, other])
     first = (vision.probabilities.argmax(axis=1) == vision.labels).astype(np.float64)

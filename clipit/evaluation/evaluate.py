@@ -1,4 +1,4 @@
-"""Evaluate a predictions table: every score that is reported of a run."""
+"""Compute every reported score of a run from its predictions table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +27,12 @@ def evaluate_predictions(
 
     Per split: `n` (tiles), `labelled`, `groups` (known ones), `resampled` (the units of the bootstrap), `metrics` (name
     -> value, low, high, and `reason` where one of them is None), `per_class`, `confusion` (rows: true classes),
-    `reliability`, and `zero_shot` with the same by class prompts, where there are any. Tiles without a label are
-    counted and dropped.
+    `reliability`, and, if there are zero-shot predictions, `zero_shot` with their scores. Unlabelled tiles are counted
+    and dropped.
 
     Args:
-        predictions: The predictions table.
-        splits: Names of the splits, in the order of the results.
+        predictions: Predictions of all splits.
+        splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
 
@@ -46,7 +46,7 @@ def evaluate_predictions(
         raise DataError(
             f"no predictions for split {', '.join(missing)}",
             where="evaluation.splits",
-            fix=f"the table has: {', '.join(known) or 'nothing'}; predict the split or leave it out",
+            fix=f"predict this split or remove it; the predictions cover: {', '.join(known) or 'no split'}",
         )
     return {
         "classes": list(predictions.classes),

@@ -1,6 +1,6 @@
-"""Classification metrics, vectorised over weightings of the tiles: one weighting is one bootstrap resample.
+"""Classification metrics, vectorised over tile weights, of which each column is one bootstrap resample.
 
-An undefined score, such as the recall of a class without tiles, is NaN here, and None with a reason in the results.
+Undefined scores, such as the recall of a class without tiles, are NaN here and None, with a reason, in the results.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ def confusion_matrix(
 def confusion_scores(confusion: Float[np.ndarray, "r c c"]) -> dict[str, Float[np.ndarray, " r"]]:
     """Compute every score that a confusion matrix determines, for each of r matrices.
 
-    accuracy: share on the diagonal. balanced_accuracy: mean recall of the classes that have tiles. macro_f1: mean F1 of
-    the classes that have tiles or predictions. weighted_f1: mean F1 weighted by tiles. kappa: Cohen's, unweighted,
-    (p_observed - p_expected) / (1 - p_expected). All as scikit-learn defines them.
+    accuracy: share on the diagonal. balanced_accuracy: mean recall over classes that have tiles. macro_f1: mean F1
+    over classes that have tiles or predictions. weighted_f1: mean F1 weighted by tiles. kappa: Cohen's kappa,
+    unweighted, (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn.
     """
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     true, predicted, total = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
@@ -45,11 +45,11 @@ def confusion_scores(confusion: Float[np.ndarray, "r c c"]) -> dict[str, Float[n
 def auroc(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
 ) -> Float[np.ndarray, " r"]:
-    """Compute the area under the ROC curve of the second of two classes, else the macro mean of one class vs. the rest.
+    """Compute the area under the ROC curve: of the second class if there are two, otherwise the one-vs-rest macro mean.
 
     The area is the weighted share of pairs (tile of the class, other tile) in which the first has the higher
-    probability; ties count half (Mann-Whitney). NaN where a class, or its rest, has no weight. scikit-learn has the
-    same area for one weighting; this computes all resamples at once.
+    probability; ties count half (Mann-Whitney). NaN where a class, or its complement, has no weight. Equals
+    scikit-learn's `roc_auc_score`, but computes all resamples at once.
     """
     n_classes = probabilities.shape[1]
     positives = [1] if n_classes == 2 else range(n_classes)
@@ -81,24 +81,24 @@ def weighted_scores(
     """Compute scores for each of r weightings of n labelled tiles.
 
     Args:
-        labels: Class numbers.
+        labels: Class indices.
         probabilities: Class probabilities.
-        weights: How often each tile is drawn, one column per resample.
-        names: Metrics out of `METRICS`.
+        weights: Number of times each tile is drawn, one column per resample.
+        names: Names of the metrics, from `METRICS`.
 
     Returns:
-        Metric -> score per weighting; NaN where it is not defined.
+        Score per weighting by metric; NaN where undefined.
     """
     n_classes = probabilities.shape[1]
     cell = labels * n_classes + probabilities.argmax(axis=1)
     members = (cell[:, None] == np.arange(n_classes**2)).astype(np.float64)
     confusion = (weights.T @ members).reshape(-1, n_classes, n_classes)
     scores = confusion_scores(confusion)
-    # A resample without a class would be averaged over fewer classes, which is a different score.
+    # Without a class, a resample would be averaged over fewer classes, which is a different score.
     present = np.bincount(labels, minlength=n_classes) > 0
-    lost = ((confusion.sum(axis=2) == 0) & present).any(axis=1)
+    incomplete = ((confusion.sum(axis=2) == 0) & present).any(axis=1)
     for name in CLASS_AVERAGED:
-        scores[name] = np.where(lost, np.nan, scores[name])
+        scores[name] = np.where(incomplete, np.nan, scores[name])
     if "auroc" in names:
         scores["auroc"] = auroc(labels, probabilities, weights)
     if "ece" in names:
@@ -109,13 +109,13 @@ def weighted_scores(
 def compute_metrics(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
 ) -> dict[str, float | None]:
-    """Compute all `METRICS` of n labelled tiles; None where not defined (see `explain_undefined`)."""
+    """Compute all `METRICS` on n labelled tiles; None where undefined (see `explain_undefined`)."""
     scores = weighted_scores(labels, probabilities, np.ones((len(labels), 1)))
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
 
 
 def explain_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
-    """Explain why a score is not defined for tiles with these labels."""
+    """Return the reason why a score is undefined for tiles with these labels."""
     if not len(labels):
         return "no labelled tile"
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
@@ -125,7 +125,7 @@ def explain_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple
 
 
 def describe_averaging(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
-    """Tell how many classes a class-averaged score covers; "" where every class has a tile."""
+    """Describe how many classes a class-averaged score covers; "" if every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1") or not absent or not len(labels):
         return ""
@@ -135,7 +135,7 @@ def describe_averaging(name: str, labels: Int64[np.ndarray, " n"], classes: tupl
 def class_table(
     confusion: Int64[np.ndarray, "c c"], classes: tuple[str, ...]
 ) -> list[dict[str, str | int | float | None]]:
-    """Compute precision, recall, F1 and number of tiles (support) per class; None where not defined."""
+    """Compute precision, recall, F1 and number of tiles (support) per class; None where undefined."""
     hits, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     columns = {
         "precision": _divide(hits, predicted),
@@ -191,7 +191,7 @@ def _area(
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Quotient; NaN where the divisor is 0."""
+    """Divide; NaN where the divisor is 0."""
     quotient: np.ndarray = np.full(np.broadcast_shapes(np.shape(top), np.shape(bottom)), np.nan)
     np.divide(top, bottom, out=quotient, where=np.asarray(bottom) != 0)
     return quotient

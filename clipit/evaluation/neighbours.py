@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, k-NN classification, and SimpleShot's nearest class mean."""
+"""Nearest neighbours by cosine similarity, k-NN classification, and SimpleShot (nearest class mean)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from clipit.evaluation.features import Features
 from clipit.evaluation.predictions import softmax
 from clipit.stores.embed import unit
 
-_DECIMALS = 6  # cosines that agree to this many decimals are ties, so that float error does not decide
-_CELLS = 16_000_000  # cosines in memory at once: 64 MiB
+_DECIMALS = 6  # cosines equal to this many decimals are ties, so that rounding errors do not decide
+_CELLS = 16_000_000  # cosines held in memory at once: 64 MiB
 
 
 def nearest_rows(
     queries: Features, gallery: Features, k: int, *, exclude_groups: bool = False, cells: int = _CELLS
 ) -> Int64[np.ndarray, "q k"]:
-    """Rows of the gallery nearest to each query by cosine, nearest first; ties go to the lowest id.
+    """Find the rows of the gallery nearest to each query by cosine, nearest first; ties go to the lowest id.
 
     A query never retrieves the item with its own id. Rows with fewer than k permitted items are padded with -1.
 
     Args:
-        queries: Vectors of any length; they are normalised here.
-        gallery: Items to search.
-        k: Neighbours per query.
-        exclude_groups: Whether to skip items of the query's own group, where it is known.
-        cells: Cosines held in memory at once; has no effect on the result.
+        queries: Features to search for, of any norm; they are normalised here.
+        gallery: Features to search in.
+        k: Number of neighbours per query.
+        exclude_groups: Whether to exclude items of the query's group, if it is known.
+        cells: Number of cosines held in memory at once; does not change the result.
     """
     by_id = np.argsort(gallery.ids, kind="stable")
     query_names, item_names = _encode_names(queries.ids, gallery.ids[by_id])
@@ -47,13 +47,13 @@ def nearest_rows(
 def class_votes(
     rows: Int64[np.ndarray, "q k"], labels: Int64[np.ndarray, " m"], n_classes: int
 ) -> Float32[np.ndarray, "q c"]:
-    """Share of each class among the neighbours of each query; all 0 for a query without neighbours.
+    """Compute the share of each class among the neighbours of each query; all 0 for a query without neighbours.
 
-    Rows of -1 do not vote. `argmax` resolves ties in favour of the lowest class number.
+    Rows of -1 are ignored. `argmax` resolves ties in favour of the lowest class index.
     """
     votes = np.zeros((len(rows), n_classes), dtype=np.float32)
-    query, place = np.nonzero(rows >= 0)
-    np.add.at(votes, (query, labels[rows[query, place]]), 1)
+    query, rank = np.nonzero(rows >= 0)
+    np.add.at(votes, (query, labels[rows[query, rank]]), 1)
     shares: Float32[np.ndarray, "q c"] = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
     return shares
 
@@ -61,9 +61,9 @@ def class_votes(
 def knn_probabilities(
     train: Features, vectors: Float[np.ndarray, "n d"], n_classes: int, k: int = 20
 ) -> Float32[np.ndarray, "n c"]:
-    """Share of each class among the k labelled training tiles nearest by cosine, unweighted (UNI: k = 20).
+    """Classify by k-NN: share of each class among the k nearest labelled training tiles, unweighted (UNI: k = 20).
 
-    With fewer than k labelled tiles, all of them vote.
+    With fewer than k labelled tiles, all of them are used.
 
     Raises:
         DataError: No training tile has a label.
@@ -74,18 +74,18 @@ def knn_probabilities(
 
 @dataclass(frozen=True)
 class SimpleShot:
-    """Nearest class mean after centring and L2 normalisation (CL2N of arXiv 1911.04623); made by `simple_shot`.
+    """Nearest class mean after centring and L2 normalisation (CL2N, arXiv 1911.04623); fitted by `simple_shot`.
 
     Attributes:
-        mean: Mean that is subtracted from every vector.
-        prototypes: Mean of each class's centred unit vectors; NaN for a class without training tiles.
+        mean: Mean to subtract from every vector.
+        prototypes: Mean of the centred, normalised vectors of each class; NaN for a class without training tiles.
     """
 
     mean: Float64[np.ndarray, " d"]
     prototypes: Float64[np.ndarray, "c d"]
 
     def probabilities(self, vectors: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n c"]:
-        """Softmax of the negative squared distance to each class mean: ranks classes, but is not calibrated.
+        """Compute the softmax of the negative squared distances to the class means; not calibrated.
 
         A class without training tiles has probability 0. With x' = (x - m) / |x - m|, the squared distance to p is
         |x'|^2 - 2 x'p + |p|^2, so the centred vectors never have to be stored.
@@ -104,7 +104,7 @@ class SimpleShot:
 
 
 def simple_shot(train: Features, n_classes: int) -> SimpleShot:
-    """Fit class means of the labelled training tiles, centred by the mean of these tiles, then L2-normalised.
+    """Fit the class means of labelled training tiles, after centring by their mean and L2 normalisation.
 
     Raises:
         DataError: No training tile has a label.
@@ -125,7 +125,7 @@ def _search(
     forbid: Callable[[slice], Bool[np.ndarray, "b m"]] | None = None,
     cells: int = _CELLS,
 ) -> Int64[np.ndarray, "q k"]:
-    """The k nearest items by cosine, ties in the items' order; padded with -1."""
+    """Find the k nearest items by cosine, ties in the order of the items; padded with -1."""
     columns = unit(items).astype(np.float32).T
     nearest = np.full((len(vectors), k), -1, dtype=np.int64)
     block = max(1, cells // max(1, len(items)))
@@ -143,13 +143,13 @@ def _search(
 def _encode_names(
     first: Shaped[np.ndarray, " q"], second: Shaped[np.ndarray, " m"]
 ) -> tuple[Int64[np.ndarray, " q"], Int64[np.ndarray, " m"]]:
-    """Integer codes in place of names, because they compare faster."""
+    """Encode names as integers, which compare faster."""
     codes = np.unique(np.concatenate([first, second]), return_inverse=True)[1].astype(np.int64)
     return codes[: len(first)], codes[len(first) :]
 
 
 def _top_k(scores: Float32[np.ndarray, " m"], k: int) -> Int64[np.ndarray, " best"]:
-    """Indices of the k highest finite scores, highest first, ties in their order."""
+    """Return the indices of the k highest finite scores, highest first, ties by index."""
     k = min(k, int(np.isfinite(scores).sum()))
     if not k:
         return np.empty(0, dtype=np.int64)

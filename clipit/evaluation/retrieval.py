@@ -1,7 +1,7 @@
 """Retrieval by cosine: Recall@k of true pairs, class-match precision@k, majority vote, and fold over random.
 
-Recall@k is called p@k in PLIP's tables: the share of queries whose partner is among the k nearest. Fold over random is
-the score divided by the expected score of k items drawn at random from the same gallery.
+Recall@k, called p@k in PLIP's tables, is the share of queries whose true partner is among the k nearest items. Fold
+over random is the score divided by the expected score of k items drawn at random from the same gallery.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,13 +20,13 @@ class RetrievalScore:
     """A retrieval score.
 
     Attributes:
-        name: recall, precision or vote.
+        name: Name of the measure: `recall`, `precision` or `vote`.
         k: Number of items retrieved.
         value: Mean over the queries; None if undefined (see `reason`).
-        random: Expected value for items drawn at random.
+        random: Expected score of items drawn at random.
         queries: Number of queries scored.
         gallery: Number of items searched.
-        reason: Why there is no value.
+        reason: Reason why the value is undefined.
     """
 
     name: str
@@ -39,22 +39,22 @@ class RetrievalScore:
 
     @property
     def fold(self) -> float | None:
-        """Value divided by the expectation at random."""
+        """Value divided by the expected value of random retrieval; None if either is undefined."""
         return None if self.value is None or not self.random else self.value / self.random
 
 
 def recall_at(
     queries: Features, gallery: Features, pairs: Iterable[tuple[str, str]], at: Sequence[int]
 ) -> list[RetrievalScore]:
-    """Recall@k: mean over queries of the share of their true partners among the k nearest items.
+    """Compute Recall@k: mean over queries of the share of their true partners among the k nearest items.
 
-    With one partner each, this is the share of queries whose partner is retrieved. Queries without a partner are
+    With one partner per query, this is the share of queries whose partner is retrieved. Queries without a partner are
     dropped.
 
     Args:
         queries: Features of tiles or texts.
-        gallery: Features of the other modality, with ids disjoint from those of the queries.
-        pairs: True pairs (query id, gallery id).
+        gallery: Features of the other modality; their ids must differ from those of the queries.
+        pairs: True pairs as (query id, gallery id).
         at: Values of k.
 
     Raises:
@@ -98,12 +98,12 @@ def class_match(
     *,
     exclude_groups: bool = False,
 ) -> list[RetrievalScore]:
-    """Class-match precision@k and majority vote@k over labelled queries and a labelled gallery.
+    """Compute class-match precision@k and majority vote@k for labelled queries and a labelled gallery.
 
-    precision@k: mean over queries of the share of the k nearest items that have the query's class (of the permitted
-    items, where these are fewer than k). vote@k: share of queries whose class has the most votes among the k nearest
-    items; ties go to the lowest class number. A query never retrieves its own id, so using the queries as their own
-    gallery is leave-one-out.
+    precision@k: mean over queries of the share of the k nearest items (or of all permitted items, if fewer) that have
+    the query's class. vote@k: share of queries whose class is the most frequent among the k nearest items; ties go to
+    the lowest class index. A query never retrieves its own id, so passing the queries as the gallery evaluates
+    leave-one-out.
 
     Args:
         queries: Features of tiles, class prompts or texts with a known class.
@@ -111,7 +111,7 @@ def class_match(
         n_classes: Number of classes.
         at: Values of k for precision.
         votes_at: Values of k for the vote.
-        exclude_groups: Whether to skip items of the query's own group, where it is known.
+        exclude_groups: Whether to exclude items of the query's group, if it is known.
     """
     queries, gallery = queries.labelled(), gallery.labelled()
     measures = [("precision", k) for k in at] + [("vote", k) for k in votes_at]
@@ -119,7 +119,7 @@ def class_match(
     rows = nearest_rows(queries, gallery, widest, exclude_groups=exclude_groups)
     has_items = (rows >= 0).any(axis=1)
     if not has_items.any():
-        reason = "no labelled query" if not len(queries) else "no gallery item is permitted"
+        reason = "no labelled query" if not len(queries) else "every gallery item is excluded"
         return [RetrievalScore(name, k, None, None, 0, len(gallery), reason) for name, k in measures]
     chance = float(_random_precision(queries, gallery, n_classes, exclude_groups)[has_items].mean())
     rows, truth = rows[has_items], queries.labels[has_items]
@@ -138,7 +138,7 @@ def class_match(
 def _random_precision(
     queries: Features, gallery: Features, n_classes: int, exclude_groups: bool
 ) -> Float64[np.ndarray, " q"]:
-    """Share of each query's class among its permitted items; NaN where there are none."""
+    """Compute the share of each query's class among its permitted items; NaN if there are none."""
     counts = np.tile(class_counts(gallery, n_classes), (len(queries), 1))
     row_of = {str(name): row for row, name in enumerate(gallery.ids)}
     group_counts = _counts_by_group(gallery, n_classes) if exclude_groups else {}

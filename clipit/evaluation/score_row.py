@@ -1,4 +1,4 @@
-"""A score of one run on one test set, with the provenance written next to it: a row of comparison.parquet."""
+"""Score of one run on one test set with its provenance: a row of comparison.parquet."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -8,25 +8,25 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a score was computed from; None where it does not apply (a linear probe reads no prompts).
+    """Provenance of a score; None where a field does not apply (a linear probe uses no prompts).
 
     Attributes:
         classes: Number of classes.
-        pixels: Side of the model's input.
+        pixels: Edge of the model's input, in pixels.
         preprocess: Hash of the preprocessing.
         prompts: Name of the prompt set.
-        prompts_hash: Hash of its texts.
-        index: Fingerprint of the index of snippets.
+        prompts_hash: Hash of the prompt texts.
+        index: Fingerprint of the snippet index.
         pairs: Fingerprint of the pairs.
         vlm: Name of the VLM.
-        vlm_fingerprint: Fingerprint of its weights.
+        vlm_fingerprint: Fingerprint of the VLM's weights.
         backbone_fingerprint: Fingerprint of the backbone's weights.
-        second_vlm: Name of the VLM of the second view.
+        second_vlm: Name of the second VLM.
         training_labels: Number of labelled training tiles.
         validation_labels: Number of labelled validation tiles.
         training_tiles: Number of training tiles, labelled or not.
-        commit: Commit of the code.
-        tiles_fingerprint: Fingerprint of the tiles and their visible labels.
+        commit: Git commit of clipit.
+        tiles_fingerprint: Fingerprint of the tiles and of the labels that the run may use.
         command: Command line that computed the score.
         versions: Versions of the libraries, as JSON.
     """
@@ -52,7 +52,7 @@ class Provenance:
 
     @property
     def labelled_share(self) -> float | None:
-        """Share of the training tiles that are labelled; None where nothing was trained."""
+        """Share of training tiles that are labelled; None if nothing was trained."""
         if self.training_labels is None or not self.training_tiles:
             return None
         return self.training_labels / self.training_tiles
@@ -67,24 +67,24 @@ class ScoreRow:
         backbone: Name of the student's backbone.
         arm: Name of the arm, or of the reference classifier.
         seed: Seed of the run.
-        steps: Training steps.
+        steps: Number of training steps.
         chosen_step: Step whose checkpoint was kept.
-        tiles_seen: Tiles read during training, with repetitions.
-        seconds: Duration of the training.
+        tiles_seen: Number of tiles read during training, with repetitions.
+        seconds: Training time, in seconds.
         learning_rate: Learning rate of the run.
         run: Folder of the run; None for a reference classifier.
-        provenance: What the score was computed from.
-        part: Name of the test set: `test`, or a shifted set's.
+        provenance: Provenance of the score.
+        part: Name of the test set: `test` or the name of a shifted set.
         tiles: Number of labelled test tiles.
         metric: Name of the metric.
-        score: Value in 0..1; None where it is not defined.
-        reason: Why it is not defined, or over which classes it is averaged.
-        resampled: Number and kind of the units that the bootstrap draws, such as `12 groups`.
-        zero_shot: Score of the same student by class prompts.
-        predictions: File of the predictions.
-        predictions_sha256: Hash of that file.
-        searched: The hyperparameters of the search grid and their values, as JSON.
-        tiles_per_second: Speed of inference.
+        score: Value of the metric; None if undefined.
+        reason: Reason why the score is undefined, or the classes over which it is averaged.
+        resampled: Number and kind of the bootstrap's resampling units, such as `12 groups`.
+        zero_shot: Zero-shot score of the same student, using the class prompts.
+        predictions: Path of the predictions file.
+        predictions_sha256: SHA-256 of the predictions file.
+        searched: Searched hyperparameters and their values, as JSON.
+        tiles_per_second: Inference speed, in tiles per second.
         parameters: Number of parameters at inference.
     """
 
@@ -114,15 +114,15 @@ class ScoreRow:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ScoreRow":
-        """Read a row of comparison.parquet or comparison.json.
+        """Build a row from a record of comparison.parquet or comparison.json.
 
         Raises:
             TypeError: A required column is missing.
         """
-        own = {field.name: record[field.name] for field in fields(cls) if field.name in record}
-        own |= {name: Path(own[name]) for name in ("run", "predictions") if own.get(name)}
-        source = {field.name: record.get(field.name) for field in fields(Provenance)}
-        return cls(**{**own, "provenance": Provenance(**source)})
+        values = {field.name: record[field.name] for field in fields(cls) if field.name in record}
+        values |= {name: Path(values[name]) for name in ("run", "predictions") if values.get(name)}
+        provenance = {field.name: record.get(field.name) for field in fields(Provenance)}
+        return cls(**{**values, "provenance": Provenance(**provenance)})
 
     def to_record(self) -> dict[str, Any]:
         """Return the row as a flat record, in the order of the columns of comparison.parquet."""
@@ -135,20 +135,20 @@ class ScoreRow:
         return record
 
     def predictions_file(self) -> Path:
-        """Return the file of the predictions, which every scored row has.
+        """Return the path of the predictions file.
 
         Raises:
-            ValueError: The row has none: its score is not defined.
+            ValueError: The score is undefined, so there are no predictions.
         """
         if self.predictions is None:
-            raise ValueError(f"{self.arm}, seed {self.seed}, has no predictions of {self.part}")
+            raise ValueError(f"{self.arm}, seed {self.seed}, has no predictions for {self.part}")
         return self.predictions
 
     def run_folder(self) -> Path:
         """Return the folder of the run.
 
         Raises:
-            ValueError: The row is of a reference classifier.
+            ValueError: The row belongs to a reference classifier.
         """
         if self.run is None:
             raise ValueError(f"{self.arm} is not a run")
@@ -156,11 +156,11 @@ class ScoreRow:
 
 
 COSTS = ("learning_rate", "steps", "chosen_step", "tiles_seen", "seconds", "parameters", "tiles_per_second")
-"""Columns that say what a run costs."""
+"""Columns with the cost of a run."""
 CSV_COLUMNS = (
     "data_set", "backbone", "arm", "part", "seed", "metric", "score", "zero_shot", "tiles", *COSTS, "searched",
     "classes", "pixels", "preprocess", "prompts", "prompts_hash", "index", "pairs", "vlm", "vlm_fingerprint",
     "backbone_fingerprint", "second_vlm", "training_labels", "validation_labels", "training_tiles",
     "tiles_fingerprint", "resampled", "commit", "versions", "command",
 )  # fmt: skip
-"""Columns of results/*.csv: the scores with their provenance, without paths of one machine."""
+"""Columns of results/*.csv: scores with their provenance, without local paths."""

@@ -1,4 +1,4 @@
-"""Vision backbones from timm or transformers, by a name of the table, a hub id or a folder."""
+"""Load vision backbones from timm or transformers by their name in the table, hub id or folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,17 @@ class Backbone:
     """A vision model with its preprocessing.
 
     Attributes:
-        name: Configured name.
-        module: Normalised pixels [b,3,h,w], float, to pooled features [b,d].
-        preprocess: Its own preprocessing, at the size `backbone.pixels` if that is given.
+        name: Name given in the configuration.
+        module: Module that maps normalised float pixels [b,3,h,w] to pooled features [b,d].
+        preprocess: Preprocessing of the model, at the size `backbone.pixels` if that is set.
         dim: Number of features d.
-        expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
-        fingerprint: Fingerprint of weights (as loaded), preprocessing and pooling.
-        timm: Arguments with which timm rebuilds it; None for a transformers model.
-        plain_head: Whether timm's own head is one linear layer over these features, so that a linear head can be
-            exported as an ordinary timm model.
-        pooling: Pooling of tokens by clipit; `default`: the package's own.
-        remote_code: Whether Python code from its page defines it.
+        expected_mpp: Micrometres per pixel of the tiles it was pretrained on; None if unknown.
+        fingerprint: Fingerprint of the loaded weights, preprocessing and pooling.
+        timm: Arguments with which timm can rebuild the model; None for a transformers model.
+        plain_head: Whether timm's classifier is one linear layer over these features, so that a linear head can be
+            exported as a plain timm model.
+        pooling: Token pooling applied by clipit; `default`: pooling of the package.
+        remote_code: Whether the model is defined by Python code from its hub page.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Backbone:
 
     @property
     def loader(self) -> Loader:
-        """The package that loads it."""
+        """Package that loads the model."""
         return "transformers" if self.timm is None else "timm"
 
     @property
     def public_name(self) -> str:
-        """A name that is valid on other machines: the architecture instead of a path."""
+        """Name that is valid on other machines: the architecture instead of a local path."""
         if self.name in BACKBONES or self.name.startswith(("hf-hub:", PREFIX)) or "/" not in self.name:
             return self.name
         return self.timm.architecture if self.timm else Path(self.name).name
@@ -65,11 +65,11 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
-            vector per tile, the input size is not supported, or the model differs from its entry of the table.
+            vector per tile, the input size is not supported, or the model differs from its entry in the table.
     """
-    inner = config.name.removeprefix("hf-hub:")
-    if inner != config.name and Path(inner).expanduser().is_dir():  # a folder, despite the prefix
-        config = config.model_copy(update={"name": inner})
+    unprefixed = config.name.removeprefix("hf-hub:")
+    if unprefixed != config.name and Path(unprefixed).expanduser().is_dir():  # a folder, despite the prefix
+        config = config.model_copy(update={"name": unprefixed})
     spec = BACKBONES.get(config.name)
     if config.path is not None and spec is not None and not Path(config.path).expanduser().exists():
         raise ModelError(
@@ -79,9 +79,9 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         )
     if config.path is not None and spec is None:
         raise ModelError(
-            f"backbone.path needs a name of clipit's table, and {config.name} is not one",
+            f"backbone.path requires a backbone of clipit's table, and {config.name} is not one",
             where="backbone.path",
-            fix="write a name of the table, or the folder itself as backbone.name",
+            fix="set backbone.name to a name of the table, or to the folder itself",
         )
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
     if (spec.family if spec else _family(config.name)) == "transformers":
@@ -106,7 +106,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
 
 
 def _family(name: str) -> Loader:
-    """The package that loads a name outside the table; the config.json of a folder tells."""
+    """Determine the package that loads a name outside the table; for a folder, from its config.json."""
     if name.startswith(PREFIX):
         return "transformers"
     file = Path(name).expanduser() / "config.json"
@@ -117,8 +117,8 @@ def _family(name: str) -> Loader:
 
 
 def _check(spec: ModelSpec, trunk: Trunk, pooling: Pooling, config: BackboneConfig) -> None:
-    """Compare the loaded model with the table; the number of features only if the pooling is the same."""
-    loaded: dict[str, Any] = {"pixels": trunk.own_pixels, "mean": trunk.preprocess.mean, "std": trunk.preprocess.std}
+    """Check the loaded model against its table entry; the number of features only if the pooling is the same."""
+    loaded: dict[str, Any] = {"pixels": trunk.native_pixels, "mean": trunk.preprocess.mean, "std": trunk.preprocess.std}
     if pooling == spec.pooling:
         loaded["dim"] = trunk.dim
     for key in spec.loader.get("facts", {}):

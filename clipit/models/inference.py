@@ -1,4 +1,4 @@
-"""Inference with an exported classifier: classes, probabilities, zero-shot questions."""
+"""Inference with an exported classifier: classes, probabilities and zero-shot classification."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,15 +21,15 @@ from clipit.models.trunks import channels_last
 from clipit.models.vlm import VLM, load_vlm
 
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
-"""Class -> its texts, or its embeddings by the classifier's VLM, [D] or [n,D]."""
+"""Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
 
 
 class Classifier:
-    """An image-only classifier, as `load_classifier` returns it.
+    """Image-only classifier; load one with `load_classifier`.
 
     Attributes:
         classes: Class names, in the order of the probabilities.
-        spec: Its description.
+        spec: Description of the classifier.
         device: Device of the model.
     """
 
@@ -42,7 +42,7 @@ class Classifier:
         vlm: str | None,
         trust_remote_code: bool = False,
     ) -> None:
-        """Assemble the parts that `load_classifier` has read; `heads` is None if timm's own head is the only one."""
+        """Assemble the parts read by `load_classifier`; `heads` is None if the model has timm's classifier head."""
         self.spec = spec
         self.classes = spec.classes
         self.device = next(model.parameters()).device
@@ -72,7 +72,7 @@ class Classifier:
         return torch.cat(logits).double().softmax(dim=1).cpu().numpy()
 
     def project(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n D"]:
-        """Predict text embeddings of images in the VLM's joint space, un-normalised float32.
+        """Predict text embeddings of images in the VLM's joint space, as float32 without normalisation.
 
         Raises:
             ModelError: The classifier was trained without text.
@@ -80,9 +80,9 @@ class Classifier:
         """
         if self._projector is None or self.spec.vlm is None:
             raise ModelError(
-                "this classifier was trained without text and answers no zero-shot questions",
+                "this classifier was trained without text and does not support zero-shot classification",
                 where="zero_shot",
-                fix="use one that was trained with projector_layers: 1 or 2",
+                fix="use a classifier trained with student.projector_layers: 1 or 2",
             )
         parts = [self.forward(batch)[1] for batch in self._batches(images, batch_size)]
         if not parts:
@@ -92,17 +92,17 @@ class Classifier:
     def zero_shot(
         self, images: Sequence[Picture], prompts: Prompts | str | None = None, *, batch_size: int = 64
     ) -> Float[np.ndarray, "n K"]:
-        """Classify images by prompts: softmax of the scaled cosine with the predicted text embedding.
+        """Classify images zero-shot: softmax over the scaled cosines of predicted text embedding and class prompts.
 
         Args:
-            images: Images.
-            prompts: None for the prompt set in the classifier; a name if it holds several; or a mapping from class
-                to texts, or to embeddings by the classifier's VLM (un-centred; they are centred here).
+            images: Images as paths, arrays or PIL images.
+            prompts: None for the prompt set stored in the classifier; its name if there are several; or a mapping from
+                class to texts, or to embeddings by the classifier's VLM (without centring, which is applied here).
             batch_size: Images per batch.
 
         Raises:
-            ModelError: The classifier was trained without text, does not hold this prompt set, or the VLM for new
-                texts is missing or another one.
+            ModelError: The classifier was trained without text or does not contain this prompt set, or the VLM that is
+                needed for new texts is missing or differs from that of the training.
             DataError: An image cannot be read; it is named.
         """
         projected = torch.from_numpy(self.project(images, batch_size=batch_size))
@@ -114,20 +114,20 @@ class Classifier:
     def prompt_embeddings(self, prompts: Prompts | str | None = None) -> Float[np.ndarray, "K D"]:
         """Embed prompts as one unit vector per class, in the space that the projector was trained on.
 
-        Each text's unit vector is centred by the text mean of the training, if there was one, and normalised again;
-        a class's vector is the normalised mean over its texts.
+        Each text's unit vector is centred by the text mean used in training, if any, and normalised again; the vector
+        of a class is the normalised mean over its texts.
 
         Args:
             prompts: Prompts as for `zero_shot`.
         """
         if prompts is None or isinstance(prompts, str):
-            return _normalised(self._cached(prompts).double()).float().numpy()
+            return _normalised(self._read_cached(prompts).double()).float().numpy()
         if not prompts:
             raise DataError("no classes in the prompts", where="prompts", fix="map each class to its texts")
         mean = self._tensors.get("text_mean")
         rows = []
-        for name, given in prompts.items():
-            vectors = _normalised(self._embedded(name, given).double())
+        for name, texts in prompts.items():
+            vectors = _normalised(self._embed_class(name, texts).double())
             if mean is not None:
                 vectors = _normalised(vectors - mean.double())
             rows.append(_normalised(vectors.mean(dim=0, keepdim=True)))
@@ -135,7 +135,7 @@ class Classifier:
 
     @property
     def parameters(self) -> int:
-        """Number of weights between an image and its class."""
+        """Number of parameters used to classify an image."""
         parts = [self._model, *([] if self._heads is None else [self._heads])]
         return sum(weight.numel() for part in parts for weight in part.parameters())
 
@@ -166,7 +166,7 @@ class Classifier:
             ]
             yield preprocess.normalise(torch.from_numpy(np.stack(batch)).to(self.device))
 
-    def _cached(self, name: str | None) -> Tensor:
+    def _read_cached(self, name: str | None) -> Tensor:
         known = list(self.spec.prompts)
         if name is None and len(known) == 1:
             name = known[0]
@@ -181,23 +181,23 @@ class Classifier:
             )
         return self._tensors[f"prompts.{name}"]
 
-    def _embedded(self, name: str, given: Sequence[str] | str | np.ndarray) -> Float[Tensor, "n D"]:
-        if isinstance(given, np.ndarray):
-            vectors = torch.from_numpy(np.atleast_2d(np.asarray(given, dtype=np.float32)))
+    def _embed_class(self, name: str, prompts: Sequence[str] | str | np.ndarray) -> Float[Tensor, "n D"]:
+        if isinstance(prompts, np.ndarray):
+            vectors = torch.from_numpy(np.atleast_2d(np.asarray(prompts, dtype=np.float32)))
             if vectors.ndim != 2 or vectors.shape[1] != self.joint_dim or not len(vectors):
                 raise DataError(
-                    f"embeddings of shape {given.shape}, the joint space has {self.joint_dim} dimensions",
+                    f"embeddings of shape {prompts.shape} do not fit the joint space of {self.joint_dim} dimensions",
                     where=f"prompts[{name!r}]",
-                    fix="embed the texts with the VLM that the classifier names",
+                    fix="embed the texts with the VLM that the classifier was trained with",
                 )
             return vectors
-        texts = [given] if isinstance(given, str) else list(given)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
-            raise DataError("a class without texts", where=f"prompts[{name!r}]", fix="give at least one text")
+            raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="give at least one text")
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """A folder given for a VLM of the table is loaded as its entry says."""
+        """Configure the VLM; a folder given for a VLM of the table is loaded according to its table entry."""
         from clipit.models.vlm_specs import VLMS
 
         name, trust = self._vlm_name or trained_with, self._trust_remote_code
@@ -209,7 +209,9 @@ class Classifier:
     def _text_vlm(self) -> VLM:
         if self._vlm is None:
             if self._vlm_name is None or self.spec.vlm is None:
-                raise ModelError("the classifier names no VLM", where="vlm", fix="give embeddings instead of texts")
+                raise ModelError(
+                    "this classifier does not name a VLM", where="vlm", fix="give embeddings instead of texts"
+                )
             try:
                 vlm = load_vlm(self._vlm_config(self.spec.vlm["name"]), self.device)
             except ModelError as error:
@@ -221,7 +223,7 @@ class Classifier:
                 ) from error
             if vlm.fingerprint != self.spec.vlm["fingerprint"]:
                 raise ModelError(
-                    f"{self._vlm_name} is another VLM (fingerprint {vlm.fingerprint}) than the one of the training "
+                    f"{self._vlm_name} (fingerprint {vlm.fingerprint}) is not the VLM of the training "
                     f"({self.spec.vlm['name']}, {self.spec.vlm['fingerprint']})",
                     where="zero_shot",
                     fix="load_classifier(..., vlm=FOLDER) with the same weights and preprocessing",
@@ -241,13 +243,13 @@ def load_classifier(
 
     Args:
         path: Folder `classifier/` of a run.
-        device: Device of the model; by default the GPU, if there is one.
-        vlm: Name or folder of the VLM that it was trained with; needed for new prompt texts only.
-        trust_remote_code: Whether to run Python code that defines its backbone or its VLM.
+        device: Device of the model; by default the GPU, if available.
+        vlm: Name or folder of the VLM that it was trained with; needed only for new prompt texts.
+        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 
     Raises:
-        ModelError: The folder holds no classifier, files are missing, weights do not fit their description, or it
-            contains code that is not trusted.
+        ModelError: The folder does not contain a classifier, files are missing, weights do not match their
+            description, or it contains code that is not trusted.
     """
     from safetensors.torch import load_file
 
@@ -275,7 +277,7 @@ def load_classifier(
 
 
 def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:
-    """A student of heads alone, over features instead of images; a linear head is stored collapsed."""
+    """Build a student without backbone, whose input is features; a linear head is stored collapsed."""
     state = dict(tensors)
     config, joint_dim = StudentConfig(projector_layers=0), None
     if spec.head == "late_fusion":
@@ -303,7 +305,7 @@ def _projector(tensors: Mapping[str, Tensor], layers: int) -> nn.Linear | nn.Seq
 def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
     last = projector if isinstance(projector, nn.Linear) else projector[-1]
     if not isinstance(last, nn.Linear):
-        raise ModelError("a projector that does not end in a linear layer", where="zero_shot", fix="export again")
+        raise ModelError("the projector does not end in a linear layer", where="zero_shot", fix="export again")
     return last
 
 

@@ -1,4 +1,4 @@
-"""Functions that all model loaders share: readable errors, files, the hub, fingerprints of weights."""
+"""Utilities shared by all model loaders: error messages, files, hub access, fingerprints of weights."""
 
 import hashlib
 import importlib
@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from clipit.errors import ClipitError, ModelError, explain
+from clipit.errors import ClipitError, ModelError
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
 
 _HUB_TIMEOUT_S = 5.0
-"""Time for the hub to answer anything before this process goes on with what is cached."""
+"""Time to wait for any response of the hub before using only its cache."""
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -30,19 +30,19 @@ CLIP_WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
-"""Files of weights, of which transformers needs one; the first two hold all weights."""
+"""Weights files, of which transformers needs one; each of the first two contains all weights."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-"""Files of which a tokeniser of transformers needs one."""
+"""Files of which a transformers tokeniser needs one."""
 
 TOKENIZER_RULES = "tokenizer_config.json"
-"""File with the class of a tokeniser and its special tokens; without it transformers guesses."""
+"""File with a tokeniser's class and special tokens, without which transformers guesses them."""
 
 
 def expected_mpp(source: str) -> float | None:
-    """Micrometres per pixel of the tiles that a model was trained on; None if unknown.
+    """Look up the micrometres per pixel of the tiles that a model was trained on; None if unknown.
 
-    It comes from the tables for their hub ids, and from the key `expected_mpp` in the configuration file of a folder.
+    Hub ids are looked up in the tables; for a folder, the key `expected_mpp` of its configuration file is read.
     """
     folder = Path(source).expanduser()
     for name in ("open_clip_config.json", "config.json"):
@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a model's folder.
 
     Raises:
-        ModelError: The file cannot be read, or holds no object.
+        ModelError: The file cannot be read or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -69,20 +69,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def require_files(folder: Path, what: str, wanted: Mapping[str, Sequence[str]]) -> None:
+def require_files(folder: Path, what: str, alternatives: Mapping[str, Sequence[str]]) -> None:
     """Check that a model's folder is complete.
 
     Args:
         folder: Folder of the model.
-        what: Description of the model, for the error.
-        wanted: Part -> file names, of which one must exist.
+        what: Description of the model, for the error message.
+        alternatives: Mapping from each part to file names of which one must exist.
 
     Raises:
-        ModelError: Parts are missing; all are listed.
+        ModelError: Parts are missing; the message lists them.
     """
     missing = [
         f"the {part} ({' or '.join(names)})"
-        for part, names in wanted.items()
+        for part, names in alternatives.items()
         if not any((folder / name).is_file() for name in names)
     ]
     if missing:
@@ -94,9 +94,9 @@ def require_files(folder: Path, what: str, wanted: Mapping[str, Sequence[str]]) 
 
 
 def hub_file(hub_id: str, names: Sequence[str]) -> Path:
-    """Download the first of these files that a repository of the Hugging Face hub has, or find it in the cache.
+    """Download the first of these files that exists in a Hugging Face repository, or use the cached copy.
 
-    It raises the hub's own errors: use it inside `foreign_errors`.
+    Errors of the hub are not translated; call this inside `foreign_errors`.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -104,15 +104,15 @@ def hub_file(hub_id: str, names: Sequence[str]) -> Path:
     for name in names[:-1]:
         try:
             return Path(hf_hub_download(hub_id, name))
-        except EntryNotFoundError:  # also raised when it is not cached and there is no network
+        except EntryNotFoundError:  # also raised if the file is not cached and there is no network
             continue
     return Path(hf_hub_download(hub_id, names[-1]))
 
 
 def optional_module(name: str) -> Any:
-    """Import a module of a package that is no dependency of clipit.
+    """Import a module of an optional package.
 
-    Deprecation warnings about such packages' own imports are silenced, because users cannot act on them.
+    Deprecation warnings from the imports of such packages are silenced, because users cannot act on them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,9 +120,9 @@ def optional_module(name: str) -> Any:
 
 
 def weights_fingerprint(module: nn.Module, *more: object) -> str:
-    """Fingerprint of the names, types, shapes and bytes of all weights (and of `more`), 16 hexadecimal digits.
+    """Fingerprint the names, types, shapes and bytes of all weights, and `more` values, as 16 hexadecimal digits.
 
-    It does not depend on the file format or location of the weights.
+    The fingerprint does not depend on the file format or location of the weights.
     """
     import torch
 
@@ -137,9 +137,9 @@ def weights_fingerprint(module: nn.Module, *more: object) -> str:
 
 @contextmanager
 def hub_access() -> Iterator[None]:
-    """Download from the hub within this block, or read its cache alone when it does not answer.
+    """Allow downloads from the hub within this block, or use only its cache if the hub is unreachable.
 
-    The hub's client itself would try every file five times, with pauses, and print each attempt.
+    Otherwise, the hub's client retries every file five times, with pauses, and logs each attempt.
     """
     from huggingface_hub import constants
 
@@ -149,7 +149,7 @@ def hub_access() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        constants.HF_HUB_OFFLINE = before or not hub_answers()
+        constants.HF_HUB_OFFLINE = before or not hub_is_reachable()
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
@@ -158,47 +158,47 @@ def hub_access() -> Iterator[None]:
 
 
 @cache
-def hub_answers() -> bool:
-    """Return whether the hub gives any answer at all; asked once per process."""
-    answered = threading.Event()
+def hub_is_reachable() -> bool:
+    """Check whether the hub responds at all; the result is cached per process."""
+    responded = threading.Event()
 
-    def ask() -> None:
+    def send_request() -> None:
         from huggingface_hub import constants, get_session
 
-        with suppress(Exception):  # any status is an answer; whatever the network stack raises is none
+        with suppress(Exception):  # any HTTP status counts as a response, any exception as none
             get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
-            answered.set()
+            responded.set()
 
-    # A daemon thread: a name server that never answers must not keep the program from ending.
-    thread = threading.Thread(target=ask, daemon=True)
+    # A daemon thread, so that an unresponsive name server cannot keep the program from exiting.
+    thread = threading.Thread(target=send_request, daemon=True)
     thread.start()
     thread.join(_HUB_TIMEOUT_S)
-    return answered.is_set()
+    return responded.is_set()
 
 
 @contextmanager
 def foreign_errors(
-    name: str, hub_id: str | None = None, hint: str = "", where: object = None, *, asks_hub: bool = False
+    name: str, hub_id: str | None = None, hint: str = "", where: object = None, *, uses_hub: bool = False
 ) -> Iterator[None]:
-    """Turn any error that a model package raises in this block into a `ModelError`.
+    """Convert any error that a model package raises in this block into a `ModelError`.
 
     Args:
-        name: Name of the model as the user gave it.
-        hub_id: Its repository on the Hugging Face hub, if its files come from there.
-        hint: Another possible cause, for the error.
-        where: File or folder that is read, if there is no repository.
-        asks_hub: Whether files may come from the hub although `hub_id` is None.
+        name: Name of the model as given by the user.
+        hub_id: Hugging Face repository of the model, if its files come from there.
+        hint: Another possible cause, for the error message.
+        where: File or folder being read, if there is no repository.
+        uses_hub: Whether files may be downloaded from the hub even if `hub_id` is None.
     """
     try:
-        with hub_access() if hub_id or asks_hub else nullcontext():
+        with hub_access() if hub_id or uses_hub else nullcontext():
             yield
     except ClipitError:
         raise
-    except Exception as error:  # the packages raise some fifteen types, most of them undocumented
-        raise ModelError(_readable(error, name, hub_id, hint, where)) from error
+    except Exception as error:  # the packages raise about fifteen types, most of them undocumented
+        raise _translate(error, name, hub_id, hint, where) from error
 
 
-def _readable(error: Exception, name: str, hub_id: str | None, hint: str, where: object) -> str:
+def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where: object) -> ModelError:
     kinds = set()
     cause: BaseException | None = error
     while cause is not None:
@@ -210,37 +210,37 @@ def _readable(error: Exception, name: str, hub_id: str | None, hint: str, where:
         what = "this model is gated"
         fix = f"accept its licence at {page}, then log in with `hf auth login`; or give a local folder with its files"
     elif "RepositoryNotFoundError" in kinds:
-        what = "the hub has no such model, or it is private"
-        fix = f"check the spelling at {page}; log in with `hf auth login` for a private one"
+        what = "the model does not exist on the hub, or it is private"
+        fix = f"check the spelling at {page}; for a private model, log in with `hf auth login`"
     elif kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"} or (
         "couldn't connect" in text.lower() or "offline mode" in text.lower()
     ):
         what = "its files are not on this machine, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
         fix = (
-            f"download it where there is a network ({page or 'its page'}; `hf download ...`) "
+            f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
             "and give the local folder, or go online"
         )
     elif "UnpicklingError" in kinds:
         what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"
-        fix = "use a safetensors file or a checkpoint that holds a state dict alone, from its own page"
+        fix = "use a safetensors file, or a checkpoint that contains only a state dict, from the model's page"
     elif (
         "size mismatch" in text
         or "Missing key" in text
         or "Unexpected key" in text
         or "mismatched sizes" in text.lower()
     ):
-        what = f"its weights do not fit its configuration ({text})"
-        fix = f"use weights and configuration of one and the same model{f', from {page}' if page else ''}"
+        what = f"its weights do not match its configuration ({text})"
+        fix = f"use weights and configuration of the same model{f', from {page}' if page else ''}"
     else:
         what = f"it cannot be loaded ({text})"
         fix = f"check the name and the files{f' at {page}' if page else ''}"
-    return explain(
+    return ModelError(
         f"model {name}: {what}", where=where or hub_id or name, fix=f"{fix}. {hint}".strip() if hint else fix
     )
 
 
 def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
-    """The checkpoint of a named model: `path` itself, the file `name` in that folder, or the hub's.
+    """Locate the checkpoint of a named model: the file `path`, the file `name` in the folder `path`, or on the hub.
 
     Raises:
         ModelError: The file does not exist, or cannot be downloaded.
@@ -253,6 +253,6 @@ def checkpoint_file(spec: ModelSpec, path: Path | None, name: str) -> Path:
         raise ModelError(
             f"no file {name} of {spec.name}",
             where=path,
-            fix=f"set vlm.path to the file of {spec.page}, or to the folder that holds it",
+            fix=f"set vlm.path to the file from {spec.page}, or to the folder that contains it",
         )
     return file

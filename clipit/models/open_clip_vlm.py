@@ -107,7 +107,7 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
         if text_config.is_file() and "model_type" in read_json(text_config):  # saves a request to the Hub
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
-            options["asks_hub"] = True
+            options["uses_hub"] = True
         hint = f"The text tower is built from config.json of {text['hf_model_name']}: copy that file into this folder."
     return _load(str(folder), f"local-dir:{folder}", None, None, hint, quick_gelu=quick_gelu, **options)
 
@@ -135,7 +135,7 @@ def _load(
     hint: str = "",
     *,
     where: Path | None = None,
-    asks_hub: bool = False,
+    uses_hub: bool = False,
     quick_gelu: bool | None = None,
     **options: Any,
 ) -> Towers:
@@ -148,7 +148,7 @@ def _load(
         )
     if quick_gelu is not None:  # open_clip has one argument to force it on, and another to switch it off
         options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
-    with foreign_errors(name, hub_id, hint, where, asks_hub=asks_hub):
+    with foreign_errors(name, hub_id, hint, where, uses_hub=uses_hub):
         model: Any = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, **options)
         tokenizer: Any = open_clip.get_tokenizer(model_name)
     if quick_gelu is not None and has_quick_gelu(model) != quick_gelu:

@@ -1,4 +1,4 @@
-"""Backbones that timm loads: its own names, hub ids, folders in its format, bare files of weights."""
+"""Load backbones with timm: by model name, hub id, folder in timm's format, or weights file."""
 
 import difflib
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ from clipit.models.weights import (
 )
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-_OWN_KEYS = ("architecture", "data")  # keys of a spec's loader that are no arguments of timm.create_model
+_NOT_ARGUMENTS = ("architecture", "data")  # keys of a spec's loader that are not passed to timm.create_model
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A request to timm: name of the model, arguments, overrides of its `pretrained_cfg`, file of local weights."""
+    """Arguments of a call to timm: model name, model arguments, `pretrained_cfg` overrides, local weights file."""
 
     name: str
     hub_id: str | None = None
@@ -46,9 +46,9 @@ def load_timm(
 
     Args:
         config: Configuration of the backbone.
-        spec: Entry of the table, if the name is one of the table.
+        spec: Table entry of the backbone, if it has one.
         pooling: Pooling of tokens.
-        table: Table of backbones, for similar names in errors.
+        table: Table of backbones, used to suggest similar names in errors.
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
@@ -58,8 +58,8 @@ def load_timm(
     from timm.data import resolve_data_config
 
     request = _request_of_spec(config, spec) if spec else _request_of_name(config, table)
-    asks_hub = config.pretrained and request.file is None
-    with foreign_errors(config.name, request.hub_id, _hint(request, spec, table), request.file, asks_hub=asks_hub):
+    uses_hub = config.pretrained and request.file is None
+    with foreign_errors(config.name, request.hub_id, _hint(request, spec, table), request.file, uses_hub=uses_hub):
         shapes = tensor_shapes(request.file) if request.file and config.pretrained else None
         with load_reports() as reports:
             module: Any = timm.create_model(
@@ -75,43 +75,43 @@ def load_timm(
         _check_weights(module, [report for report in reports if report.module is module], request, spec, shapes)
     preprocess = preprocess_from_timm(resolve_data_config({}, pretrained_cfg=module.pretrained_cfg), config.name)
     arguments = {**page_arguments, **request.arguments}
-    own_pixels = preprocess.size
-    if config.pixels not in (None, own_pixels):
-        arguments |= _change_size(module, config.pixels, own_pixels, config.name)
+    native_pixels = preprocess.size
+    if config.pixels not in (None, native_pixels):
+        arguments |= _change_size(module, config.pixels, native_pixels, config.name)
         preprocess = preprocess_from_timm(resolve_data_config({}, pretrained_cfg=module.pretrained_cfg), config.name)
-    whole: nn.Module = module
+    pooled: nn.Module = module
     if pooling != "default":
         _check_class_token(module, config.name)
         if pooling == "cls" and module.global_pool in ("", "token"):
-            module.reset_classifier(0, "token")  # timm's own pooling, so that the export is a plain timm model
+            module.reset_classifier(0, "token")  # pooling by timm, so that the export is a plain timm model
             arguments["global_pool"] = "token"
         else:
-            whole = TokenPool(module, "timm", module.num_prefix_tokens, pooling)
-    features = _features(whole, preprocess.size, own_pixels, config.name)
+            pooled = TokenPool(module, "timm", module.num_prefix_tokens, pooling)
+    features = _features(pooled, preprocess.size, native_pixels, config.name)
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         raise ModelError(
-            "it does not return one feature vector per tile",
+            "the model does not return one feature vector per tile",
             where=config.name,
             fix="set backbone.pooling: cls or cls_mean, or choose another backbone",
         )
     rebuilt = TimmSpec(module.pretrained_cfg["architecture"], arguments, dict(module.pretrained_cfg))
     rebuilt = _portable(rebuilt, module) if "mlp_layer" in arguments else rebuilt
-    if preprocess.size != own_pixels:
-        _check_rebuilt(rebuilt, module, preprocess.size, own_pixels, config.name)
+    if preprocess.size != native_pixels:
+        _check_rebuilt(rebuilt, module, preprocess.size, native_pixels, config.name)
     return Trunk(
-        module=whole,
+        module=pooled,
         preprocess=preprocess,
         dim=features.shape[1],
-        pooling=pooling if isinstance(whole, TokenPool) else "default",
+        pooling=pooling if isinstance(pooled, TokenPool) else "default",
         source=_origin(config, request),
-        own_pixels=own_pixels,
+        native_pixels=native_pixels,
         timm=rebuilt,
-        plain_head=whole is module and _has_plain_head(module, features.shape[1]),
+        plain_head=pooled is module and _has_plain_head(module, features.shape[1]),
     )
 
 
 def build_timm(spec: TimmSpec, num_classes: int) -> Any:
-    """Build the architecture with random weights."""
+    """Build a timm model from its specification, with random weights."""
     import timm
 
     config = {**spec.pretrained_cfg, "num_classes": num_classes}
@@ -121,7 +121,7 @@ def build_timm(spec: TimmSpec, num_classes: int) -> Any:
 
 
 def build_named(spec: ModelSpec) -> Any:
-    """Build the timm architecture of an entry with its arguments and random weights, without the network."""
+    """Build the timm model of a table entry with random weights, without network access."""
     import timm
 
     request = _request_of_spec(BackboneConfig(name=spec.name, pretrained=False), spec)
@@ -132,7 +132,7 @@ def build_named(spec: ModelSpec) -> Any:
 
 
 def open_timm(folder: Path, pooling: Literal["default", "cls", "cls_mean"]) -> nn.Module:
-    """Load the model of an exported folder, with clipit's pooling unless it is timm's own."""
+    """Load the model of an exported folder; unless `pooling` is `default`, clipit pools its tokens."""
     import timm
 
     module: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
@@ -140,15 +140,15 @@ def open_timm(folder: Path, pooling: Literal["default", "cls", "cls_mean"]) -> n
 
 
 def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
-    """Request for an entry of the table: its hub page, a folder, a bare file of weights, or random weights."""
-    arguments = {key: value for key, value in spec.loader.items() if key not in _OWN_KEYS}
+    """Request for a table entry, with weights from the hub, a folder or a weights file, or random weights."""
+    arguments = {key: value for key, value in spec.loader.items() if key not in _NOT_ARGUMENTS}
     data = dict(spec.loader.get("data", {}))
     on_hub = "/" in spec.source
     architecture = spec.loader["architecture"] if on_hub else spec.source
-    if on_hub:  # for weights without the configuration of their page
+    if on_hub:  # for weights without the config.json of their page
         size = (3, spec.pixels, spec.pixels)
-        own = {"mean": spec.mean, "std": spec.std, "interpolation": spec.interpolation}
-        standalone: dict[str, Any] = {"input_size": size, "crop_pct": 1.0, **own, **data}
+        normalisation = {"mean": spec.mean, "std": spec.std, "interpolation": spec.interpolation}
+        standalone: dict[str, Any] = {"input_size": size, "crop_pct": 1.0, **normalisation, **data}
     else:
         standalone = data
     if not config.pretrained:
@@ -166,13 +166,12 @@ def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
         raise ModelError(
             f"no weights of {spec.name}: looked for {', '.join(_WEIGHTS)}",
             where=path,
-            fix=f"download them from {spec.page} and give their folder, or one file of weights",
+            fix=f"download them from {spec.page} and give their folder, or one weights file",
         )
     return _Request(architecture, None, arguments, {**standalone, "file": str(files[0])}, files[0])
 
 
 def _request_of_name(config: BackboneConfig, table: Mapping[str, ModelSpec]) -> _Request:
-    """Request for a name outside the table."""
     import timm
 
     name = config.name
@@ -185,19 +184,19 @@ def _request_of_name(config: BackboneConfig, table: Mapping[str, ModelSpec]) -> 
     architecture = name.partition(".")[0]
     known = timm.list_models()
     if name == "embedded" or architecture not in known:
-        near = [*similar_names(name, table), *difflib.get_close_matches(architecture, known, 5, 0.6)]
+        similar = [*similar_names(name, table), *difflib.get_close_matches(architecture, known, 5, 0.6)]
         raise ModelError(
-            "unknown backbone: neither a name of clipit's table, nor a timm model, nor a folder",
+            "unknown backbone: not a name of clipit's table, a timm model or a folder",
             where=folder if name == "embedded" else name,
-            fix=f"use embedded, a name of the table or of timm (similar: {', '.join(near) or 'none'}), "
-            "hf-hub:ID, transformers:ID or a folder in the format of timm or transformers",
+            fix=f"use embedded, a name of the table or of timm (similar: {', '.join(similar) or 'none'}), "
+            "hf-hub:ID, transformers:ID, or a folder in the format of timm or transformers",
         )
     tags = timm.list_pretrained(f"{architecture}*")
     return _Request(name, f"timm/{name}" if name in tags else None)
 
 
 def _weights(folder: Path) -> Path | None:
-    """The file of weights that timm loads from a folder."""
+    """Return the weights file that timm loads from a folder."""
     return next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
 
 
@@ -208,30 +207,30 @@ def _check_weights(
     spec: ModelSpec | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> None:
-    """Check that no weight is random or left over but a classifier's, and that a table's name has its architecture."""
+    """Check that only classifier weights are missing or unused, and that a table entry has its architecture."""
     where = request.file or request.hub_id or request.name
     page = spec.page if spec and spec.page else f"https://huggingface.co/{request.hub_id}" if request.hub_id else ""
-    fix = f"give the files of {page}" if page else "give weights and config.json of one and the same model"
+    fix = f"give the files of {page}" if page else "give weights and config.json of the same model"
     if spec is not None:
-        fix += "; if yours are another model, name its folder itself instead of this name"
+        fix += "; for a different model, set backbone.name to its folder"
     head = module.pretrained_cfg.get("classifier") or "head"
     heads = tuple(f"{name.partition('.')[0]}." for name in ([head] if isinstance(head, str) else head))
-    # Without classes, built-in models also drop layers before the classifier; their pages are timm's own.
+    # With num_classes=0, built-in models also drop layers before the classifier; their weights are published by timm.
     built_in = spec is None and request.file is None and not request.name.startswith("hf-hub:")
     for report in reports:
-        left = [] if built_in else [key for key in report.unexpected if not key.startswith(heads)]
+        unused = [] if built_in else [key for key in report.unexpected if not key.startswith(heads)]
         name = spec.name if spec else module.pretrained_cfg["architecture"]
-        check_all_loaded(report.missing, left, name=name, where=where, fix=fix)
+        check_all_loaded(report.missing, unused, name=name, where=where, fix=fix)
     if shapes is not None:
         check_patch_size(module, shapes, where=where, fix=fix)
     if spec is not None:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            wanted = build_named(spec)
-        check_same_structure(module, wanted, name=spec.name, where=where, fix=fix)
+            reference = build_named(spec)
+        check_same_structure(module, reference, name=spec.name, where=where, fix=fix)
 
 
 def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> str:
-    """Another possible cause of an error: wrong files, or a hub id that the table has a name for."""
+    """Suggest another possible cause of an error: wrong files, or a hub id that has a name in the table."""
     if spec is not None:
         return f"The files must be those of {spec.page}." if spec.page else ""
     for other in table.values():
@@ -241,7 +240,7 @@ def _hint(request: _Request, spec: ModelSpec | None, table: Mapping[str, ModelSp
 
 
 def _value(key: str, value: Any) -> Any:
-    """The layer class that an entry of the table names; only these, and never from a file."""
+    """Resolve the name of a layer class in a table entry; only these classes are allowed, and never from a file."""
     from timm.layers import SwiGLUPacked
 
     classes = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
@@ -259,27 +258,27 @@ def _check_class_token(module: Any, name: str) -> None:
     normalised_later = not isinstance(getattr(module, "fc_norm", None), nn.Identity | None)
     if not has_token or normalised_later or not hasattr(module, "global_pool"):
         raise ModelError(
-            "it has no class token, or normalises its tokens only after pooling",
+            "the model has no class token, or normalises its tokens only after pooling",
             where=name,
             fix="set backbone.pooling: default, or choose another backbone",
         )
 
 
 def _has_plain_head(module: Any, dim: int) -> bool:
-    with torch.random.fork_rng(devices=[]):  # must not change the initial weights of the heads
+    with torch.random.fork_rng(devices=[]):  # keeps the initial weights of the heads unchanged
         module.reset_classifier(2)
         head = module.get_classifier()
         module.reset_classifier(0)
     return isinstance(head, nn.Linear) and head.in_features == dim
 
 
-def _change_size(module: Any, pixels: int, own: int, name: str) -> dict[str, Any]:
-    """Change the input size of a model with timm's own method, and record it in its `pretrained_cfg`.
+def _change_size(module: Any, pixels: int, native_pixels: int, name: str) -> dict[str, Any]:
+    """Change the input size of a model with timm's `set_input_size`, and record it in its `pretrained_cfg`.
 
-    Position embeddings are resampled; a model without them (a convolutional network) is not changed.
+    Position embeddings are resampled; models without them (convolutional networks) are not changed.
 
     Returns:
-        The argument with which timm builds it at this size.
+        Arguments with which timm builds the model at this size.
     """
     resizable = hasattr(module, "set_input_size") and hasattr(module, "patch_embed")
     steps = [int(info["reduction"]) for info in getattr(module, "feature_info", None) or ()]
@@ -289,39 +288,38 @@ def _change_size(module: Any, pixels: int, own: int, name: str) -> dict[str, Any
         try:
             module.set_input_size(img_size=(pixels, pixels))
         except Exception as error:  # assertions and others, depending on the family
-            raise no_such_size(name, pixels, own, error) from error
+            raise no_such_size(name, pixels, native_pixels, error) from error
     changes = {"input_size": (3, pixels, pixels), "pool_size": None, "test_input_size": None}
     module.pretrained_cfg = module.default_cfg = {**module.pretrained_cfg, **changes}
     return {"img_size": pixels} if resizable else {}
 
 
-def _features(module: nn.Module, pixels: int, own: int, name: str) -> Any:
-    """Output for one tile of this size."""
+def _features(module: nn.Module, pixels: int, native_pixels: int, name: str) -> Any:
     try:
         with torch.inference_mode():
             return module(torch.zeros(1, 3, pixels, pixels))
     except Exception as error:
-        if pixels == own:
+        if pixels == native_pixels:
             raise
-        raise no_such_size(name, pixels, own, error) from error
+        raise no_such_size(name, pixels, native_pixels, error) from error
 
 
-def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, own: int, name: str) -> None:
-    """Check before training that timm rebuilds the model at this size as it resized it."""
+def _check_rebuilt(spec: TimmSpec, module: Any, pixels: int, native_pixels: int, name: str) -> None:
+    """Check before training that a model rebuilt by timm at this size matches the resized model."""
     example = torch.linspace(-1, 1, 3 * pixels * pixels).view(1, 3, pixels, pixels)
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
-            again = build_timm(spec, 0).eval()
-            again.load_state_dict(module.state_dict())
-            torch.testing.assert_close(again(example), module(example), rtol=1e-4, atol=1e-4)
+            rebuilt = build_timm(spec, 0).eval()
+            rebuilt.load_state_dict(module.state_dict())
+            torch.testing.assert_close(rebuilt(example), module(example), rtol=1e-4, atol=1e-4)
     except Exception as error:
-        raise no_such_size(name, pixels, own, f"timm builds another model for this size ({error})") from error
+        raise no_such_size(name, pixels, native_pixels, f"timm builds another model for this size ({error})") from error
 
 
 def _portable(spec: TimmSpec, module: Any) -> TimmSpec:
-    """Describe a SwiGLU model by numbers alone, on the timm architecture that has SwiGLU by default.
+    """Describe a SwiGLU model by numeric arguments of a timm architecture that uses SwiGLU by default.
 
-    `config.json` cannot hold a class, so timm could not load a model with `mlp_layer=SwiGLUPacked` from it.
+    `config.json` cannot contain a class, so timm could not load a model with `mlp_layer=SwiGLUPacked` from it.
     """
     block = module.blocks[0]
     numbers = {
@@ -330,7 +328,7 @@ def _portable(spec: TimmSpec, module: Any) -> TimmSpec:
         "embed_dim": module.embed_dim,
         "depth": len(module.blocks),
         "num_heads": block.attn.num_heads,
-        # half a unit more, because timm truncates the product with embed_dim
+        # plus half a unit, because timm truncates the product with embed_dim
         "mlp_ratio": (block.mlp.fc1.out_features + 0.5) / module.embed_dim,
         "init_values": spec.model_args.get("init_values", 1e-5),
         "reg_tokens": module.num_reg_tokens,
@@ -345,11 +343,11 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
     description = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "architecture" not in description:
         raise ModelError(
-            "no vision model in this folder: looked for config.json with the key architecture (timm) "
+            "no vision model in this folder: no config.json with the key architecture (timm) "
             "or model_type (transformers)",
             where=folder,
-            fix="give a folder that timm.models.save_for_hf or transformers' save_pretrained wrote, "
-            "or that was downloaded from such a model's page",
+            fix="give a folder written by timm.models.save_for_hf or by save_pretrained of transformers, "
+            "or downloaded from the page of such a model",
         )
     if pretrained and not any((folder / name).is_file() for name in _WEIGHTS):
         raise ModelError(
@@ -358,7 +356,7 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
 
 
 def _page_arguments(name: str) -> dict[str, Any]:
-    """Arguments that the model's page or folder adds to its architecture, without the number of classes."""
+    """Read the model arguments in the config.json of a hub page or folder, except the number of classes."""
     from timm.models import load_model_config_from_hf
 
     if name.startswith("local-dir:"):

@@ -63,9 +63,9 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
             fix="copy all files of the model's page into this folder",
         )
     kind: Literal["cls", "cls_mean"] = "cls_mean" if pooling == "cls_mean" else "cls"
-    own_pixels, origin = preprocess.size, f"its {_PROCESSOR}"
-    if config.pixels not in (None, own_pixels):
-        _change_size(model, config.pixels, own_pixels, config.name)
+    native_pixels, origin = preprocess.size, f"its {_PROCESSOR}"
+    if config.pixels not in (None, native_pixels):
+        _change_size(model, config.pixels, native_pixels, config.name)
         preprocess, origin = preprocess.at(config.pixels), "backbone.pixels"
     with foreign_errors(config.name, where=source, hint=f"Its input size is {preprocess.size}, by {origin}."):
         prefix = _prefix_tokens(model, preprocess.size, source)
@@ -74,7 +74,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
             dim = pooled(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape[1]
     return Trunk(
         module=pooled, preprocess=preprocess, dim=dim, pooling=kind, source=config.name if local else hub_id,
-        own_pixels=own_pixels, remote_code=remote,
+        native_pixels=native_pixels, remote_code=remote,
     )  # fmt: skip
 
 

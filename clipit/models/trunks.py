@@ -33,7 +33,7 @@ class Trunk:
         dim: Number of features d.
         pooling: Pooling of tokens in `module`; `default`: the package's own.
         source: Folder, hub id or built-in name that it was loaded from.
-        own_pixels: Edge of the input according to its files; that of `preprocess` may differ (`backbone.pixels`).
+        native_pixels: Edge of the input according to its files; that of `preprocess` may differ (`backbone.pixels`).
         timm: Arguments with which timm rebuilds it; None if it is no timm model.
         plain_head: Whether timm's own head is one linear layer over these features.
         remote_code: Whether Python code from its page defines it.
@@ -44,7 +44,7 @@ class Trunk:
     dim: int
     pooling: Pooling
     source: str
-    own_pixels: int
+    native_pixels: int
     timm: TimmSpec | None = None
     plain_head: bool = False
     remote_code: bool = False

@@ -1,10 +1,11 @@
 """Hubness correction: a bias per snippet, because some snippets (hubs) are close to every tile.
 
-All corrections rank a tile's snippets by `cosine - bias(snippet)`. Terms per tile (r_T of CSLS, a tile's own factor in
-Sinkhorn) cannot change the order of its snippets and are omitted. A correction therefore costs passes over all tiles
-for the biases, then one search.
+All corrections rank a tile's snippets by `cosine - bias(snippet)`. Terms that depend only on the tile (r_T of CSLS, the
+tile factors of Sinkhorn) cannot change the order of its snippets and are omitted. A correction therefore takes one or
+more passes over all tiles to compute the biases, then one search.
 
-Processes share the blocks of tiles; the biases are rounded, so that the pairs do not depend on the number of processes.
+Blocks of tiles are distributed over processes. Biases are rounded, so that pairs do not depend on the number of
+processes.
 """
 
 from collections.abc import Callable
@@ -24,17 +25,17 @@ from clipit.stores.embed import Store, centred
 if TYPE_CHECKING:
     from clipit.progress import Advance
 
-_WHOLE_ROWS = 2**25  # scores that Sinkhorn keeps in memory
+_SINKHORN_SCORES = 2**25  # maximum number of scores that Sinkhorn holds in memory
 
 
 @dataclass(frozen=True)
 class TileBlocks:
-    """Tiles of a store as queries, in blocks.
+    """Tile embeddings of a store as queries, in blocks.
 
     Attributes:
         store: Tile store.
-        mean: Mean to subtract, if any.
-        size: Tiles per block.
+        mean: Mean to subtract from the embeddings; None for no centring.
+        size: Number of tiles per block.
     """
 
     store: Store
@@ -42,7 +43,7 @@ class TileBlocks:
     size: int
 
     def vectors(self, start: int) -> Float32[np.ndarray, "_ dim"]:
-        """Unit vectors of the block that starts at a row."""
+        """Read the unit vectors of the block that starts at row `start`."""
         return centred(self.store.rows(np.arange(start, min(start + self.size, len(self.store.ids)))), self.mean)
 
 
@@ -56,11 +57,11 @@ def snippet_biases(
     """Compute the bias of each snippet for `rules.correction`; zeros for `none`.
 
     Args:
-        snippets: Unit vectors of all snippets.
-        tiles: All training tiles.
-        rules: Correction with its parameters.
-        near: Cosines of each snippet's nearest tiles (`nearest_tiles`), for csls.
-        advance: Progress callback, in tiles.
+        snippets: Unit vectors of all snippets, one row per snippet.
+        tiles: Embeddings of all training tiles.
+        rules: Pairing configuration with the correction and its parameters.
+        near: Cosines of each snippet with its nearest tiles (from `nearest_tiles`), for csls.
+        advance: Progress callback, called with a number of tiles.
     """
     if rules.correction == "csls" and near is not None:
         return csls_biases(near, rules.correction_neighbours)
@@ -72,9 +73,10 @@ def snippet_biases(
 
 
 def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np.ndarray, "s"]:
-    """Cross-domain similarity local scaling: 2 cos(x, y) - r_T(x) - r_S(y) (Conneau et al. 2018, arXiv 1710.04087).
+    """Compute biases of cross-domain similarity local scaling (CSLS; Conneau et al. 2018, arXiv 1710.04087).
 
-    r_S(y) is the mean cosine of snippet y with its nearest tiles; the bias is half of it.
+    CSLS is 2 cos(x, y) - r_T(x) - r_S(y), where r_S(y) is the mean cosine of snippet y with its nearest tiles. The bias
+    is r_S(y) / 2.
     """
     return np.asarray((near[:, :neighbours].mean(axis=1, dtype=np.float64) / 2).round(DECIMALS), dtype=np.float64)
 
@@ -82,10 +84,10 @@ def csls_biases(near: Float32[np.ndarray, "s m"], neighbours: int) -> Float64[np
 def inverted_softmax_biases(
     snippets: Float[Tensor, "s dim"], tiles: TileBlocks, temperature: float, advance: "Advance"
 ) -> Float64[np.ndarray, "s"]:
-    """Inverted softmax (Smith et al. 2017, arXiv 1702.03859): each snippet distributes a mass of 1 over the tiles.
+    """Compute biases of the inverted softmax (Smith et al. 2017, arXiv 1702.03859), normalised over tiles per snippet.
 
     P(tile x | snippet y) = exp(cos(x, y) / T) / sum over tiles x' of exp(cos(x', y) / T). Its logarithm times T is the
-    cosine minus T log sum exp(cos / T); the bias uses the mean instead of the sum, which gives the same order.
+    cosine minus T log sum exp(cos / T); the bias uses the mean instead of the sum, which does not change the order.
     """
     sums = torch.full((len(snippets),), -torch.inf, dtype=torch.float64, device=snippets.device)
 
@@ -100,13 +102,13 @@ def inverted_softmax_biases(
 def sinkhorn_biases(
     snippets: Float[Tensor, "s dim"], tiles: TileBlocks, temperature: float, iterations: int, advance: "Advance"
 ) -> Float64[np.ndarray, "s"]:
-    """Balanced assignment (Sinkhorn's algorithm; Cuturi 2013, arXiv 1306.0895): equal mass per tile and per snippet.
+    """Compute biases of a balanced assignment by Sinkhorn's algorithm (Cuturi 2013, arXiv 1306.0895).
 
     P_xy = a_x b_y exp(cos(x, y) / T) with row sums 1 / n and column sums 1 / s; the bias is -T log b_y. Each iteration
-    scales the tiles (rows), then the snippets (columns), and costs one product of all tiles with all snippets. Every
-    snippet receives mass, so it suits corpora in which every snippet describes some tile.
+    scales the tiles (rows), then the snippets (columns), and takes one product of all tiles with all snippets. All
+    snippets receive equal mass, which suits corpora in which every snippet describes some tile.
     """
-    size = max(1, min(tiles.size, _WHOLE_ROWS // max(len(snippets), 1)))
+    size = max(1, min(tiles.size, _SINKHORN_SCORES // max(len(snippets), 1)))
     blocks = TileBlocks(tiles.store, tiles.mean, size)
     processes, n = get_processes(), len(tiles.store.ids)
     biases: Float64[np.ndarray, "s"] = np.zeros(len(snippets))
@@ -128,7 +130,7 @@ def sinkhorn_biases(
 def nearest_tiles(
     snippets: Float[Tensor, "s dim"], tiles: TileBlocks, count: int, advance: "Advance"
 ) -> Float32[np.ndarray, "s m"]:
-    """Cosines of each snippet with its `count` nearest tiles (or all tiles, if fewer), highest first."""
+    """Compute the cosines of each snippet with its `count` nearest tiles (or all, if fewer), highest first."""
     count = min(count, len(tiles.store.ids))
     best = torch.full((len(snippets), count), -torch.inf, device=snippets.device)
 
@@ -145,7 +147,7 @@ def nearest_tiles(
 def _over_tiles(
     snippets: Float[Tensor, "s dim"], tiles: TileBlocks, fold: Callable[[slice, Tensor], None], advance: "Advance"
 ) -> None:
-    """Call `fold` with cosines of some snippets and a block of this process's tiles; it may overwrite them."""
+    """Call `fold` with the cosines of each chunk of snippets with each block of tiles; it may overwrite them."""
     processes = get_processes()
     buffer = torch.empty(min(tiles.size, len(tiles.store.ids)) * CHUNK, device=snippets.device)
     for start in processes.share(range(0, len(tiles.store.ids), tiles.size)):
@@ -157,5 +159,5 @@ def _over_tiles(
 
 
 def _log_total(logarithms: Float[Tensor, "s"]) -> Float64[np.ndarray, "s"]:
-    """Logarithm of the sum over processes, from the logarithm of each."""
+    """Log-sum-exp over processes."""
     return np.asarray(np.logaddexp.reduce(get_processes().gather(logarithms.cpu().numpy()), axis=0), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour search: candidates by matrix products, exact scores, ties by id."""
+"""Exact k-nearest-neighbour search: candidates from matrix products, rescored exactly, ties broken by id."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from clipit.stores.embed import SHARD, Store
 from clipit.stores.index import Index
 
 SPARE = 4
-"""Candidates beyond k, so that ties at rank k are found."""
+"""Number of candidates beyond k, so that ties at rank k are included."""
 DECIMALS = 6
-"""Decimals to which scores are rounded, so that float errors do not decide ties."""
+"""Decimals to which scores are rounded, so that rounding errors do not decide ties."""
 CHUNK = 4096
-"""Keys per matrix product; with the number of queries it bounds the memory."""
+"""Number of keys per matrix product; together with the number of queries, it limits memory."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Vectors to search exactly, in memory as in a Flat index."""
+    """Vectors for exact search, held in memory as in a flat index."""
 
     vectors: Float[Tensor, "s dim"]
     bias: Float64[np.ndarray, "s"]
-    """Bias that is subtracted from the cosines of each key before ranking; inf excludes it."""
+    """Bias to subtract from the cosines of each key before ranking; inf excludes the key."""
     owners: Int[np.ndarray, "s"]
-    """Owner of each key (a group, or the key itself); queries of the same owner exclude it; -1: none."""
+    """Owner of each key (a group, or the key itself), which is excluded for queries of the same owner; -1: no owner."""
 
 
 def search(
@@ -36,13 +36,13 @@ def search(
 ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
     """Find the rows and cosines of the k nearest snippets, nearest first, ties by lowest id.
 
-    The index proposes a few more than k; their cosines are computed again, exactly and in the same order of
-    operations for every batch size, and rounded before sorting.
+    The index returns slightly more than k candidates. Their cosines are recomputed exactly, in an order of operations
+    that does not depend on the batch size, and rounded before sorting.
 
     Args:
-        index: Index of snippets.
-        queries: Unit vectors, centred as the index is.
-        k: Snippets per query; fewer are returned if the index holds fewer.
+        index: Snippet index.
+        queries: Unit vectors of the queries, centred like the index.
+        k: Number of snippets per query; fewer are returned if the index is smaller.
     """
     wide = min(k + SPARE, len(index.ids))
     rows = index.candidates(queries, wide)
@@ -55,12 +55,12 @@ def search(
 def cosines(
     queries: Float32[np.ndarray, "q dim"], vectors: Float32[np.ndarray, "q k dim"]
 ) -> Float32[np.ndarray, "q k"]:
-    """Compute rounded cosines of unit vectors, in one order of operations for every batch size."""
+    """Compute rounded cosines of unit vectors, in an order of operations that does not depend on the batch size."""
     return np.asarray(np.einsum("qd,qkd->qk", queries, vectors).round(DECIMALS), dtype=np.float32)
 
 
 def best_first(rows: Int[np.ndarray, "q wide"], ranking: Float[np.ndarray, "q wide"], k: int) -> Int[np.ndarray, "q k"]:
-    """Positions of the k candidates with the highest ranking, ties by lowest row (rows ascend by id)."""
+    """Return the positions of the k candidates with the highest ranking, ties by lowest row (rows ascend by id)."""
     return np.asarray(np.lexsort((rows, -ranking), axis=1)[:, :k], dtype=np.int64)
 
 
@@ -70,10 +70,10 @@ def nearest(
     """Find the rows of the k keys with the highest cosine minus bias, in no particular order, padded with -1.
 
     Args:
-        queries: Unit vectors.
-        owners: Owner of each query, whose keys are excluded; -1: none.
+        queries: Unit vectors of the queries.
+        owners: Owner of each query, whose keys are excluded; -1: no owner.
         keys: Vectors to search.
-        k: Keys per query, at most the number of keys.
+        k: Number of keys per query, at most the total number of keys.
     """
     device = keys.vectors.device
     vectors, query_owners = torch.from_numpy(queries).to(device), torch.from_numpy(owners).to(device)
@@ -99,9 +99,9 @@ def nearest(
 def product(
     left: Float[Tensor, "a dim"], right: Float[Tensor, "b dim"], buffer: Float[Tensor, "_"]
 ) -> Float[Tensor, "a b"]:
-    """Compute inner products of all rows in a buffer, because allocating memory for each block costs a tenth of it.
+    """Compute inner products of all rows in a reused buffer, because allocating each block takes a tenth of the time.
 
-    On the CPU numpy multiplies: its BLAS took 0.58 s, that of torch 0.68 s (one thread, AMD EPYC).
+    On the CPU, NumPy computes the product: its BLAS took 0.58 s, that of torch 0.68 s (one thread, AMD EPYC).
     """
     out = buffer[: len(left) * len(right)].view(len(left), len(right))
     if left.device.type == "cpu":
@@ -112,7 +112,7 @@ def product(
 
 
 def index_matrix(index: Index) -> Float[Tensor, "s dim"]:
-    """All vectors of an index as they are searched, float32, on this process's device."""
+    """Return all vectors of an index (centred if the index is) as float32 on this process's device."""
     matrix = np.empty((len(index.ids), index.store.dim), dtype=np.float32)
     for start in range(0, len(matrix), CHUNK):
         matrix[start : start + CHUNK] = index.vectors(np.arange(start, min(start + CHUNK, len(matrix))))
@@ -120,18 +120,18 @@ def index_matrix(index: Index) -> Float[Tensor, "s dim"]:
 
 
 def check_finite(store: Store, what: str) -> None:
-    """Check that all embeddings of a store are finite: a single one would corrupt the mean, and so every score.
+    """Check that all embeddings of a store are finite; a single non-finite value would corrupt the mean and all scores.
 
     Raises:
-        DataError: Some are not; their ids are named.
+        DataError: Some are not finite; the message lists their ids.
     """
-    bad: list[str] = []
+    non_finite: list[str] = []
     for start, block in store.blocks(SHARD):
         if not np.isfinite(block.sum()):
-            bad += store.ids[start + np.flatnonzero(~np.isfinite(block).all(axis=1))].tolist()
-    if bad:
+            non_finite += store.ids[start + np.flatnonzero(~np.isfinite(block).all(axis=1))].tolist()
+    if non_finite:
         raise DataError(
-            f"{len(bad)} embeddings of {what} are not finite: {shortlist(bad)}",
+            f"{len(non_finite)} embeddings of {what} are not finite: {shortlist(non_finite)}",
             where=store.artifact.folder,
             fix="delete this folder and embed again with vlm.precision=fp32; if the error remains, check these inputs",
         )

@@ -1,4 +1,4 @@
-"""Prompt dictionary: histology terms with rephrasings, findings and causes, from which text bags are built."""
+"""Prompt dictionary: histology terms with rephrasings, findings and causes, used to build text bags."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parent / "dictionaries"
 _KEYS = ("name", "version", "chapter", "entries")
 _TEXTS = ("id", "term", "kind", "organ", "source")
 _LISTS = {"variants": (2, 5), "findings": (0, 3), "causes": (0, 3)}
-"""List -> smallest and largest number of texts; the upper bounds are those of CPLIP's bags."""
+"""Minimum and maximum number of texts in each list; the upper bounds are those of CPLIP's bags."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Entry:
     """One histology term.
 
     Attributes:
-        id: Identifier, which stays the same when the wording changes.
-        term: The term.
+        id: Identifier, which does not change with the wording.
+        term: Preferred wording of the term.
         variants: Rephrasings of the term.
         kind: One of `KINDS`.
-        organ: Organ, or `any`.
-        source: Vocabulary that the term comes from.
-        findings: Histological findings that go with it.
-        causes: Causes.
+        organ: Organ in which the term occurs, or `any`.
+        source: Vocabulary from which the term is taken.
+        findings: Histological findings associated with the term.
+        causes: Possible causes.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Entries by id, in the order of the files; load it with `load_dictionary`."""
+    """Dictionary entries by id, in the order of the files; load one with `load_dictionary`."""
 
     name: str
     version: str
@@ -60,12 +60,12 @@ class Dictionary:
         """
         if entry_id not in self.entries:
             near = difflib.get_close_matches(entry_id, self.entries, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]}?" if near else "look at the ids in its files"
+            fix = f"did you mean {near[0]}?" if near else "use an id from the dictionary's files"
             raise DataError(f"unknown entry {entry_id} in dictionary {self.name}", fix=fix)
         return self.entries[entry_id]
 
     def texts(self, entry_id: str) -> list[str]:
-        """The term and its rephrasings.
+        """Return the term and its rephrasings.
 
         Raises:
             DataError: The id is unknown.
@@ -80,16 +80,16 @@ class Dictionary:
 
 
 def bag_texts(dictionary: Dictionary, entry_id: str, most: int = 17) -> list[str]:
-    """CPLIP-style bag of an entry: term, rephrasings, findings and causes, without repetitions, at most `most` texts.
+    """Build the CPLIP-style bag of an entry: up to `most` unique texts (term, rephrasings, findings and causes).
 
     CPLIP (CVPR 2024) builds bags of up to 17 texts: the best-matching prompt, 5 rephrasings, 3 causes, 3 symptoms and
-    5 retrieved captions. The dictionary provides up to 12 of them; retrieved captions are added by the caller.
+    5 retrieved captions. The dictionary provides up to 12 of them; the caller adds retrieved captions.
 
     Raises:
         DataError: The id is unknown, or `most` is below 1.
     """
     if most < 1:
-        raise DataError(f"a bag of at most {most} texts", where="most", fix="give 1 or more")
+        raise DataError(f"a bag cannot have at most {most} texts", where="most", fix="use 1 or more")
     entry = dictionary.entry(entry_id)
     return list(dict.fromkeys([*dictionary.texts(entry_id), *entry.findings, *entry.causes]))[:most]
 
@@ -98,8 +98,8 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
     """Read a packaged dictionary by its name, a YAML file, or a folder of YAML files (chapters).
 
     Raises:
-        DataError: It does not exist, or its content is invalid (repeated ids or terms, a variant that is another
-            entry's term, unknown kinds, too many or too few texts, ...); all problems are listed at once.
+        DataError: The dictionary does not exist or is invalid (repeated ids or terms, a variant that is the term of
+            another entry, unknown kinds, too many or too few texts, ...); all problems are listed at once.
     """
     problems: list[str] = []
     entries: dict[str, Entry] = {}
@@ -136,7 +136,7 @@ def load_dictionary(name_or_path: str | Path = "histology") -> Dictionary:
 
 
 def _files(name_or_path: str | Path) -> list[Path]:
-    """The YAML files of a dictionary, sorted by name."""
+    """Find the YAML files of a dictionary, sorted by name."""
     path = Path(name_or_path)
     for folder in (path, _FOLDER / str(name_or_path)):
         if folder.is_dir() and (files := sorted(folder.glob("*.yaml"))):
@@ -149,15 +149,15 @@ def _files(name_or_path: str | Path) -> list[Path]:
 
 
 def _entry_problems(item: object) -> list[str]:
-    """Problems of one entry, each beginning with the rest of its key path."""
+    """List the problems of one entry, each starting with its key path within the entry."""
     if not isinstance(item, Mapping):
         return [": is not a mapping"]
     problems = [f".{key}: unknown key" for key in item if key not in (*_TEXTS, *_LISTS)]
     for name in _TEXTS:
         if not isinstance(item.get(name), str) or not item[name].strip():
-            problems.append(f".{name}: is missing or not a text")
+            problems.append(f".{name}: is missing or not a string")
     if isinstance(item.get("kind"), str) and item["kind"] not in KINDS:
-        problems.append(f".kind: {item['kind']!r} is none of {', '.join(KINDS)}")
+        problems.append(f".kind: {item['kind']!r} is not one of {', '.join(KINDS)}")
     for name, (least, most) in _LISTS.items():
         texts = item.get(name) or []
         if texts or least:
@@ -166,5 +166,5 @@ def _entry_problems(item: object) -> list[str]:
             problems.append(f".{name}: {len(texts)} texts; {least} to {most} are allowed")
     variants = item.get("variants")
     if isinstance(item.get("term"), str) and isinstance(variants, list) and item["term"] in variants:
-        problems.append(".variants: the term itself is among them")
+        problems.append(".variants: contains the term itself")
     return problems

@@ -1,4 +1,4 @@
-"""The page of one run (`report.html`): scores, classes, calibration, curves, tiles, provenance."""
+"""HTML page of one run (`report.html`): scores, classes, calibration, curves, tiles, provenance."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from clipit.reporting.summary import describe_protocol, list_undefined
 from clipit.reporting.tables import LABELS, interval, number
 
 MOST_TILES = 12
-"""Tiles shown of each kind (misclassified, correctly classified)."""
+"""Maximum number of tiles shown of each kind (misclassified, correctly classified)."""
 
 
 def run_page(
@@ -26,19 +26,19 @@ def run_page(
     picture: Callable[[str], str | None] = lambda tile_id: None,
     texts: Mapping[str, str] | None = None,
 ) -> str:
-    """HTML of a run's page, from the files in the run's folder.
+    """Render the page of a run from the files in its folder.
 
     Args:
-        title: Heading.
+        title: Title of the page.
         results: Content of results.json.
         predictions: Content of predictions.parquet.
         curves: Content of metrics.jsonl.
-        picture: Tile id -> data URI of its picture, or None.
-        texts: Heading -> preformatted lines (tiles, snippets, pairing).
+        picture: Function that returns the data URI of a tile's image by its id, or None.
+        texts: Preformatted text by heading (tiles, snippets, pairing).
     """
     sections = [PageSection("Scores", _scores(results))]
-    for split, of_split in results["splits"].items():
-        sections.append(PageSection(f"Classes: {split}", _classes(results["classes"], split, of_split)))
+    for split, split_results in results["splits"].items():
+        sections.append(PageSection(f"Classes: {split}", _classes(results["classes"], split, split_results)))
         sections.append(PageSection(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))
     if curves:
         sections.append(PageSection("Training", _curves(curves)))
@@ -53,7 +53,7 @@ def run_page(
 def extreme_tiles(
     predictions: Predictions, most: int = MOST_TILES
 ) -> tuple[Int64[np.ndarray, " w"], Int64[np.ndarray, " r"]]:
-    """Rows of the misclassified and of the correctly classified labelled tiles, most confident first, ties by id."""
+    """Find the rows of the most confident misclassified and correctly classified tiles, ties by id."""
     predicted, confidence = predictions.probabilities.argmax(axis=1), predictions.probabilities.max(axis=1)
     order = np.lexsort((predictions.ids, -confidence))
     order = order[predictions.labels[order] >= 0].astype(np.int64)
@@ -62,37 +62,39 @@ def extreme_tiles(
 
 
 def _scores(results: Mapping[str, Any]) -> list[Part]:
-    """One table per split and predictor (head, class prompts); every score has its key beside it."""
+    """One table of scores per split and predictor (head, class prompts), with the key of each score."""
     parts: list[Part] = []
-    for split, of_split in results["splits"].items():
-        kinds = {"": of_split} | ({"zero_shot.": of_split["zero_shot"]} if "zero_shot" in of_split else {})
-        for kind, scores in kinds.items():
+    for split, split_results in results["splits"].items():
+        predictors = {"": split_results}
+        if "zero_shot" in split_results:
+            predictors["zero_shot."] = split_results["zero_shot"]
+        for prefix, scores in predictors.items():
             metrics = scores["metrics"]
             rows = [
                 (LABELS.get(name, name), number(m["value"]), interval(m["low"], m["high"]))
                 for name, m in metrics.items()
             ]
-            groups = f" of {of_split['groups']} groups" if of_split["groups"] else ""
-            read = ", predicted through the class prompts (zero-shot)" if kind else ""
+            groups = f" from {split_results['groups']} groups" if split_results["groups"] else ""
+            predictor = ", zero-shot with the class prompts" if prefix else ""
             parts.append(
                 Table(
                     ("score", "value", "95 % interval"),
                     rows,
-                    traces=[f"results.json: splits.{split}.{kind}metrics.{name}" for name in metrics],
-                    caption=f"{split}: {of_split['labelled']} labelled tiles{groups}{read}",
+                    traces=[f"results.json: splits.{split}.{prefix}metrics.{name}" for name in metrics],
+                    caption=f"{split}: {split_results['labelled']} labelled tiles{groups}{predictor}",
                 )
             )
     parts.append(Text(describe_protocol(results)))
-    parts += [Text(f"Not defined: {line}.") for line in list_undefined(results)]
+    parts += [Text(f"Undefined: {line}.") for line in list_undefined(results)]
     return parts
 
 
-def _classes(names: Sequence[str], split: str, of_split: Mapping[str, Any]) -> list[Part]:
+def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any]) -> list[Part]:
     per_class = [
         (row["class"], *(number(row[key]) for key in ("precision", "recall", "f1")), row["support"])
-        for row in of_split["per_class"]
+        for row in split_results["per_class"]
     ]
-    counts = of_split["confusion"]
+    counts = split_results["confusion"]
     shades = [[count / max(1, sum(row)) for count in row] for row in counts]
     return [
         Table(
@@ -103,14 +105,14 @@ def _classes(names: Sequence[str], split: str, of_split: Mapping[str, Any]) -> l
         Table(
             ("true \\ predicted", *names),
             [(name, *row) for name, row in zip(names, counts, strict=True)],
-            caption="Confusion matrix: number of tiles; shade: share of the true class (row)",
+            caption="Confusion matrix: number of tiles, shaded by the share of the true class (row)",
             source=f"results.json: splits.{split}.confusion",
             shades=shades,
         ),
         Figure(
-            inline_svg(plot_reliability(of_split["reliability"]), f"Reliability diagram of the {split} tiles"),
-            "Reliability: bars show the accuracy of the tiles in each bin of confidence, dots the mean confidence of "
-            "the bin. A perfectly calibrated classifier lies on the dashed line. Below: tiles per bin.",
+            inline_svg(plot_reliability(split_results["reliability"]), f"Reliability diagram of the {split} tiles"),
+            "Reliability: bars show the accuracy of the tiles in each confidence bin, dots the mean confidence. A "
+            "perfectly calibrated classifier lies on the dashed line. Below: number of tiles per bin.",
             source=f"results.json: splits.{split}.reliability",
         ),
     ]
@@ -126,9 +128,9 @@ def _tiles(predictions: Predictions, picture: Callable[[str], str | None]) -> li
         if not len(rows):
             parts.append(Text(f"No labelled tile is {kind}."))
             continue
-        caption = f"The most confident of the {total} {kind} tiles, in order of confidence."
+        caption = f"The most confident of the {total} {kind} tiles, in descending order of confidence."
         cards = [_card(predictions, int(row), picture) for row in rows]
-        parts.append(Cards(cards, caption, "predictions.parquet: the row of each id"))
+        parts.append(Cards(cards, caption, "predictions.parquet: row with the id of each tile"))
     return parts
 
 

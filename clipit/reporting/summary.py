@@ -33,7 +33,7 @@ def run_summary(
     parts += ["## Scores", tables.metrics_table(results), describe_protocol(results)]
     missing = list_undefined(results)
     if missing:
-        parts.append("Not defined:\n" + "\n".join(f"- {line}" for line in missing))
+        parts.append("Undefined:\n" + "\n".join(f"- {line}" for line in missing))
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
         parts.append(tables.confusion_table(split_results["confusion"], results["classes"]))

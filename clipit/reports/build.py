@@ -1,4 +1,4 @@
-"""From reports to the table of snippets and the table of their sources."""
+"""Build the table of snippets and the table of their sources from reports."""
 
 import hashlib
 from collections import Counter
@@ -14,7 +14,7 @@ from clipit.reports.readers import Report, Reports
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
-_BLOCK = 256  # reports whose tokens are counted at once
+_BLOCK = 256  # reports tokenised at once
 
 _SNIPPETS = pa.schema([("snippet_id", pa.string()), ("text", pa.string()), ("n_tokens", pa.int32())])
 _SOURCES = pa.schema(
@@ -28,17 +28,18 @@ _SOURCES = pa.schema(
     ]
 )
 
-_Occurrences = dict[str, list[tuple[Report, Piece]]]  # text of a snippet -> where it occurs
+_Occurrences = dict[str, list[tuple[Report, Piece]]]  # snippet text -> reports and pieces in which it occurs
 
 
 @dataclass(frozen=True)
 class Snippets:
-    """Snippets, their sources, and an account of what was dropped."""
+    """Snippets, their sources, and counts of what was dropped."""
 
     snippets: pa.Table
-    """snippet_id, text, n_tokens; sorted by snippet_id."""
+    """Table with the columns snippet_id, text and n_tokens, sorted by snippet_id."""
     sources: pa.Table
-    """snippet_id, report_id, group, organ, section, position; sorted by snippet_id, then in reading order."""
+    """Table with the columns snippet_id, report_id, group, organ, section and position, sorted by snippet_id, then in
+    reading order."""
     account: Account
 
 
@@ -49,20 +50,21 @@ def build_snippets(
     budget: int,
     similarity: Similarity | None = None,
 ) -> Snippets:
-    """Clean and split reports, merge equal snippets and filter them (`filter_snippets`).
+    """Clean reports, split them into snippets, merge duplicates and filter them (`filter_snippets`).
 
-    A snippet that occurs in several sections is kept when one of them is kept.
+    A snippet that occurs in several sections is kept if any of them is kept.
 
     Args:
         reports: Reports from `read_reports`.
-        config: Filters.
-        count_tokens: Counts the tokens of each text, special tokens included, without truncation.
-        budget: Largest number of tokens of a snippet, special tokens included.
-        similarity: Similarity of each text to the morphology bag minus that to the boilerplate bag; a snippet is kept
-            when it is at least `config.morphology_margin`.
+        config: Configuration with the filters.
+        count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
+        budget: Maximum number of tokens per snippet, including special tokens.
+        similarity: Function that computes the similarity of each text to the morphology prompts minus that to the
+            boilerplate prompts; snippets with at least `config.morphology_margin` are kept.
 
     Raises:
-        ConfigError: Unknown sections, a budget below one character, or prompt bags without `similarity`.
+        ConfigError: A section is unknown, the budget does not fit one character, or the similarity filter is configured
+            without `similarity`.
         DataError: No snippet is left.
     """
     check_sections(config)
@@ -95,13 +97,12 @@ def build_snippets(
         raise DataError(
             f"no snippet is left:\n{account.text()}",
             where=reports.source,
-            fix="loosen the filters under reports, or give another corpus",
+            fix="relax the filters under `reports`, or use another corpus",
         )
     return Snippets(snippets, sources, account)
 
 
 def _snippet_id(text: str) -> str:
-    """16 hexadecimal digits of the SHA-256 of a snippet's text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Read a corpus of reports: text files, folders, zips, tables, TCGA reports and Hugging Face data sets."""
+"""Read a corpus of reports from text files, folders, zips, tables, TCGA or Hugging Face data sets."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _FORMAT_OF_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet",
 }  # fmt: skip
-_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?")  # a missing path of any other form is a missing file
+_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?")  # a path that does not exist and has another form is a missing file
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class Report:
     organ: str | None = None
     group: str | None = None
     label: str | None = None
-    """Label of the whole report; no snippet depends on it."""
+    """Report-level label; snippets do not depend on it."""
 
 
 @dataclass(frozen=True)
 class Reports:
-    """All reports of a corpus that have text, in the order of the source."""
+    """All non-empty reports of a corpus, in the order of the source."""
 
     reports: tuple[Report, ...]
     problems: tuple[str, ...]
-    """What was skipped, one line each."""
+    """Descriptions of skipped files and reports, one line each."""
     source: str
-    """Path or id that they were read from."""
+    """Path or Hugging Face id from which the reports were read."""
     empty: int = 0
-    """Number of reports without a letter or digit; they are listed in `problems`."""
+    """Number of empty reports (without letters or digits), which are listed in `problems`."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over all ids, texts, organs and groups."""
+        """Fingerprint of all ids, texts, organs and groups: 16 hexadecimal digits of their SHA-256."""
         digest = hashlib.sha256()
         for report in self.reports:
             line = json.dumps([report.report_id, report.text, report.organ, report.group], ensure_ascii=True)
@@ -60,12 +60,13 @@ class Reports:
 def read_reports(config: ReportsConfig) -> Reports:
     """Read all reports of the configured source.
 
-    The id of a report is its id column, its file's path in a folder or zip (without .txt), or else the first 12
-    hexadecimal digits of its text's SHA-256, with "-2", "-3", ... for repeated texts.
+    The id of a report is taken from the id column or, in a folder or zip, from the file path without .txt. Otherwise it
+    is the first 12 hexadecimal digits of the text's SHA-256, with "-2", "-3", ... appended for repeated texts.
 
     Raises:
-        DataError: A missing source, a wrong column, undecodable text, a broken row, a repeated id, or no report.
-        ConfigError: An unknown encoding.
+        DataError: The source or a column is missing, text cannot be decoded, a row is malformed, an id is repeated, or
+            there is no report.
+        ConfigError: The encoding is unknown.
     """
     path = Path(config.path).expanduser()
     format_name = _detect_format(config, path)
@@ -74,7 +75,7 @@ def read_reports(config: ReportsConfig) -> Reports:
     reports = _select_organs(reports, config, problems)
     if not reports:
         raise DataError(
-            f"empty corpus: no report with text ({empty} empty ones), read as {format_name}",
+            f"empty corpus: no report with text ({empty} empty reports), read as format {format_name}",
             where=config.path,
             fix="check reports.path, reports.format and reports.text_column",
         )
@@ -92,7 +93,7 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
         return _FORMAT_OF_SUFFIX[path.suffix.lower()]
     if path.is_file():
         raise DataError(
-            f"cannot tell the format of this report file from its suffix {path.suffix!r}",
+            f"cannot infer the format of this report file from its suffix {path.suffix!r}",
             where=path,
             fix="set reports.format to lines, texts, csv, tsv, jsonl or parquet",
         )
@@ -108,7 +109,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         )
     if format_name not in ("texts", "tcga") and path.is_dir():
         raise DataError(
-            f"a folder was given, but reports.format {format_name} reads one file", where=path, fix="give the file"
+            f"reports.format {format_name} reads a file, but the path is a folder", where=path, fix="give the file"
         )
     match format_name:
         case "lines":
@@ -126,13 +127,13 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
 
 
 def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[list[Report], int]:
-    """Give every report its id and drop empty ones; also returns how many were empty.
+    """Assign ids and drop empty reports; returns the reports and the number of empty ones.
 
     Raises:
         DataError: Two reports have the same id.
     """
     reports: list[Report] = []
-    where_of: dict[str, str] = {}
+    locations: dict[str, str] = {}
     repeats: Counter[str] = Counter()
     empty = 0
     for raw in raw_reports:
@@ -145,22 +146,22 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
             content = hashlib.sha256(raw.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
             repeats[content] += 1
             name = content if repeats[content] == 1 else f"{content}-{repeats[content]}"
-        if name in where_of:
+        if name in locations:
             raise DataError(
                 f"two reports have the id {name!r}",
-                where=f"{where_of[name]} and {raw.where}",
+                where=f"{locations[name]} and {raw.where}",
                 fix="make the ids unique, or set reports.group_column to this column and remove reports.id_column",
             )
-        where_of[name] = raw.where
+        locations[name] = raw.where
         reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label))
     return reports, empty
 
 
 def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Keep the reports of the configured organs.
+    """Keep only reports of the configured organs.
 
     Raises:
-        DataError: One of them does not occur; lists those that do.
+        DataError: An organ does not occur; the message lists the organs of the corpus.
     """
     if not config.organs:
         return reports
@@ -169,9 +170,9 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
     if absent:
         known = sorted(organ for organ in organs if organ is not None)
         raise DataError(
-            f"no report of {shortlist(absent)}; the organs are: {shortlist(known, 40) or 'not known'}",
+            f"no report of {shortlist(absent)}; organs in the corpus: {shortlist(known, 40) or 'unknown'}",
             where=config.path,
-            fix="correct reports.organs, or give the organs: reports.organ_column (tables) or "
+            fix="correct reports.organs, or provide the organs with reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",
         )
     kept = [report for report in reports if report.organ in config.organs]

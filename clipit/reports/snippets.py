@@ -1,4 +1,4 @@
-"""Split reports into pieces that fit the text tower's token budget."""
+"""Split reports into pieces within the token budget of the text tower."""
 
 import re
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from clipit.types import TokenCounter
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a report that fits the budget."""
+    """Part of a report within the token budget."""
 
     section: str
     position: int
-    """Running number within the report."""
+    """Index of the piece within the report."""
     text: str
     n_tokens: int
-    """Number of tokens, special tokens included."""
+    """Number of tokens, including special tokens."""
     first_part: bool = False
-    """Whether it is the first part of a sentence that was over the budget."""
+    """Whether this is the first part of a sentence that exceeded the budget."""
 
 
-# Where to split a sentence that is too long, best first. The split is at the end of the match.
+# Patterns after which to split an over-long sentence, in order of preference.
 _CLAUSES = (
     re.compile(r";\s+"),
     re.compile(r":\s+|\s+(?=-\s)"),
@@ -32,20 +32,20 @@ _CLAUSES = (
     re.compile(r"\s+(?=(?:and|with|or|which|but|where|while)\s)"),
     re.compile(r"\)\s+|\s+(?=\()"),
 )
-_SHORTER_PART = 0.2  # least share of the characters in the shorter part when splitting at a clause
+_SHORTER_PART = 0.2  # minimum share of characters in the shorter part when splitting at a clause
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:
-    """Clean reports and split each into sentences, none over the budget.
+    """Clean reports and split each into sentences within the token budget.
 
-    A sentence over the budget is split at its clauses, then between words, and within a word only if that word alone
-    is over the budget. The pieces hold all letters and digits of the report, in order. Tokens of all reports are
+    A sentence over the budget is split at clauses, then between words, and within a word only if the word itself is
+    over the budget. The pieces contain all letters and digits of the report, in order. Tokens of all reports are
     counted together.
 
     Args:
-        texts: Reports as read.
-        count_tokens: Counts the tokens of each text, special tokens included, without truncation.
-        budget: Largest number of tokens of a piece, special tokens included.
+        texts: Texts of the reports.
+        count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
+        budget: Maximum number of tokens per piece, including special tokens.
 
     Raises:
         ConfigError: A single character is over the budget.
@@ -64,7 +64,7 @@ def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int)
 
 
 def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[tuple[str, int]]]:
-    """Parts of each text with their token counts, none over the budget; one count per round of halving."""
+    """Halve texts until no part is over the budget; returns parts with token counts, counted once per round."""
     counts: dict[str, int] = {}
     parts: list[list[str]] = [[text] for text in texts]
     pending = list(range(len(texts)))
@@ -82,7 +82,7 @@ def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int
                     halved.append(part)
                 elif len(part) < 2:
                     raise ConfigError(
-                        f"a budget of {budget} tokens does not hold one character ({part!r}: {counts[part]})",
+                        f"a budget of {budget} tokens does not fit one character ({part!r}: {counts[part]})",
                         where="vlm (context length of its text tower)",
                         fix="choose a VLM with a longer context",
                     )
@@ -92,7 +92,7 @@ def _fit_to_budget(texts: Sequence[str], count_tokens: TokenCounter, budget: int
 
 
 def _halve(text: str) -> tuple[str, str]:
-    """Split a text in two at its best clause near the middle, else between words, else within the word."""
+    """Split a text near the middle: at a clause if possible, otherwise between words or within a word."""
     middle = len(text) / 2
     for pattern in _CLAUSES:
         ends = [m.end() for m in pattern.finditer(text) if _SHORTER_PART <= m.end() / len(text) <= 1 - _SHORTER_PART]

@@ -1,4 +1,4 @@
-"""Reports in plain text: one per line, or one per file of a folder or zip."""
+"""Read plain-text reports: one per line, or one per file of a folder or zip."""
 
 import codecs
 import zipfile
@@ -11,10 +11,10 @@ from clipit.errors import ConfigError, DataError
 
 
 class RawReport(NamedTuple):
-    """A report as its source gives it, before it has an id."""
+    """Report as read from its source, before an id is assigned."""
 
     where: str
-    """File and row, for messages."""
+    """File and row, for error messages."""
     text: str
     report_id: str | None = None
     organ: str | None = None
@@ -23,7 +23,7 @@ class RawReport(NamedTuple):
 
 
 def codec(encoding: str) -> str:
-    """Python's name of an encoding; UTF-8 also skips a byte order mark.
+    """Return the Python codec of an encoding; UTF-8 also skips a byte order mark.
 
     Raises:
         ConfigError: The encoding is unknown.
@@ -39,7 +39,7 @@ def codec(encoding: str) -> str:
 
 @contextmanager
 def decoding(path: Path, encoding: str) -> Iterator[None]:
-    """Turn a decoding error within the block into one that names file, line and byte."""
+    """Convert a decoding error within the block into a `DataError` that names file, line and byte."""
     try:
         yield
     except UnicodeError as error:
@@ -49,17 +49,19 @@ def decoding(path: Path, encoding: str) -> Iterator[None]:
 def _undecodable(data: bytes, where: object, encoding: str) -> DataError:
     try:
         data.decode(codec(encoding))
-        place = "somewhere"
+        position = "unknown position"
     except UnicodeDecodeError as error:
         start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
         line_start = data.rfind(b"\n", 0, start) + 1
         line = data.count(b"\n", 0, start) + 1
-        place = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})" if start < len(data) else "the end"
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    actual, example = ("utf-16, by its first bytes", "utf-16") if wide else ("the file's own", "latin-1")
+        position = "end of file"
+        if start < len(data):
+            position = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})"
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    actual, example = ("utf-16 (from its byte order mark)", "utf-16") if utf16 else ("that of the file", "latin-1")
     return DataError(
-        f"the text is not {encoding}",
-        where=f"{where}, {place}",
+        f"the text is not valid {encoding}",
+        where=f"{where}, {position}",
         fix=f"set reports.encoding to {actual} (--reports.encoding={example}), or convert the file to UTF-8",
     )
 
@@ -72,9 +74,9 @@ def read_lines(path: Path, encoding: str) -> Iterator[RawReport]:
 
 
 def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawReport]:
-    """Read one report per .txt file of a folder (with its subfolders) or of a zip.
+    """Read one report per .txt file of a folder (including subfolders) or zip.
 
-    The id is the file's path without .txt; other files are counted in `problems`.
+    The id is the file path without .txt; the number of other files is added to `problems`.
     """
     for name, data in _text_files(path, problems):
         where = f"{path}, {name}"
@@ -86,7 +88,7 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
 
 
 def _text_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every .txt file, sorted by name."""
+    """Yield name and content of every .txt file, sorted by name."""
     if path.is_dir():
         for name in _text_names(
             path, [f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()], problems
@@ -104,7 +106,7 @@ def _text_files(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _text_names(path: Path, names: list[str], problems: list[str]) -> list[str]:
-    """Sorted names of the .txt files, without hidden ones; notes how many files are skipped."""
+    """Select the names of .txt files that are not hidden, sorted; adds the number of skipped files to `problems`."""
     texts: list[str] = []
     others: list[str] = []
     for name in sorted(names):

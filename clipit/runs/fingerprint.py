@@ -13,11 +13,11 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What determines a run's results.
+    """Configuration keys and input fingerprints that determine a run's results.
 
     Attributes:
-        keys: Keys of the configuration that change results, dotted, with their values.
-        inputs: Fingerprints of the data and models that the run reads; None where it reads none.
+        keys: Values of the configuration keys that change results, by dotted key.
+        inputs: Fingerprints of the data and models that the run reads; None for those that it does not use.
     """
 
     keys: Mapping[str, Any]
@@ -25,25 +25,25 @@ class RunFingerprint:
 
     @property
     def value(self) -> str:
-        """16 hexadecimal digits over all of it."""
+        """Fingerprint of all keys and inputs, as 16 hexadecimal digits."""
         return fingerprint([self.keys, self.inputs])
 
     def differences(self, record: Mapping[str, Any]) -> list[str]:
-        """Keys and inputs in which the record of another run (its `run.json`) differs."""
+        """List the keys and inputs that differ from the `run.json` record of another run."""
         parts = ((self.keys, record.get("keys", {})), (self.inputs, record.get("inputs", {})))
         names: list[str] = []
-        for now, before in parts:
-            names += [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
+        for current, recorded in parts:
+            names += [name for name in sorted({*current, *recorded}) if current.get(name) != recorded.get(name)]
         return names
 
 
 def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprint: str) -> RunFingerprint:
-    """Collect what determines a run's results.
+    """Compute the fingerprint of a run.
 
     Args:
-        config: Configuration of the run, its arm resolved.
-        workspace: Inputs of this configuration.
-        backbone_fingerprint: Fingerprint of the backbone as loaded.
+        config: Configuration of the run, with its arm resolved.
+        workspace: Workspace of this configuration.
+        backbone_fingerprint: Fingerprint of the loaded backbone.
     """
     tiles = workspace.tiles(config.seed)
     return RunFingerprint(

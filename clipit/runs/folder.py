@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, which run it belongs to, and what it holds."""
+"""Folder of a run: its path, its owner's fingerprint, and its files."""
 
 import os
 import re
@@ -23,43 +23,43 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Path of a run's folder."""
+    """Return the path of a run's folder."""
     return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read `results.json` of a run: scores and provenance.
+    """Read the scores and provenance of a run from `results.json`.
 
     Raises:
-        ArtifactError: It is missing or damaged.
+        ArtifactError: The file is missing or damaged.
     """
-    fix = "delete this file and start scripts/train.py again: the run is evaluated again, not trained"
+    fix = "delete this file and run scripts/train.py again; the run is evaluated again without training"
     results = read_json(folder / "results.json", fix)
     if not {"splits", "provenance"} <= results.keys():
-        raise ArtifactError("not the results of a run", where=folder / "results.json", fix=fix)
+        raise ArtifactError("this file does not contain the results of a run", where=folder / "results.json", fix=fix)
     return results
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """Read `training.json` of a run: its chosen step, score, steps and duration.
+    """Read the chosen step, its score, the number of steps and the duration of a run from `training.json`.
 
     Raises:
-        ArtifactError: It is missing or damaged.
+        ArtifactError: The file is missing or damaged.
     """
     fix = (
-        f"delete it and the folder {folder / 'classifier'}, and start scripts/train.py again: both are written again "
-        "from the run's last checkpoint"
+        f"delete it and the folder {folder / 'classifier'}, and run scripts/train.py again; both are restored from the "
+        "last checkpoint"
     )
     return read_json(folder / "training.json", fix)
 
 
 def evaluation_keys(config: RunConfig) -> dict[str, Any]:
-    """Keys of `evaluation` that change scores; they are recorded beside the scores."""
+    """Return the keys of `evaluation` that change scores, which are recorded with the scores."""
     return select_keys(config.evaluation, "evaluation")
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether the folder holds the classifier of a run.
+    """Check whether the folder contains the exported classifier of a run.
 
     Raises:
         ArtifactError: The classifier is incomplete.
@@ -73,17 +73,17 @@ def is_trained(folder: Path) -> bool:
         raise ArtifactError(
             f"the run's classifier is incomplete: {str(error).splitlines()[0]}",
             where=classifier,
-            fix="delete this folder and start scripts/train.py again: it is exported again from the run's last "
+            fix="delete this folder and run scripts/train.py again; the classifier is exported again from the last "
             "checkpoint",
         ) from error
     return True
 
 
-def lacking(folder: Path, config: RunConfig) -> str:
-    """What a trained run lacks of what its configuration asks for; "" when it is finished.
+def find_missing_output(folder: Path, config: RunConfig) -> str:
+    """Return the first output that is missing from a trained run, or "" if the run is finished.
 
     Raises:
-        ArtifactError: Its results are damaged.
+        ArtifactError: The results are damaged.
     """
     if not (folder / "results.json").is_file():
         return "results.json"
@@ -97,13 +97,13 @@ def lacking(folder: Path, config: RunConfig) -> str:
     return ""
 
 
-def claim_folder(folder: Path, config: RunConfig, own: RunFingerprint) -> None:
-    """Claim the folder for this run; a folder in which no run has got anywhere is taken over.
+def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -> None:
+    """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
 
     Args:
-        folder: Folder of the run; its lock is held.
-        config: Configuration of the run, its arm resolved.
-        own: Fingerprint of the run.
+        folder: Folder of the run, whose lock the caller holds.
+        config: Configuration of the run, with its arm resolved.
+        fingerprint: Fingerprint of the run.
 
     Raises:
         ArtifactError: The folder belongs to another run, or run.json is missing.
@@ -113,42 +113,49 @@ def claim_folder(folder: Path, config: RunConfig, own: RunFingerprint) -> None:
     if started or latest_checkpoint(folder / "checkpoints") is not None:
         if not (folder / "run.json").is_file():
             raise ArtifactError(
-                "a run without run.json, which records what it was made from",
+                "run.json is missing, so the configuration and inputs of this run are unknown",
                 where=folder,
-                fix="choose another --name, put run.json back, or delete the folder",
+                fix="choose another --name, restore run.json, or delete the folder",
             )
-        check_fingerprint(folder, own)
+        check_fingerprint(folder, fingerprint)
         return
     make_folder(folder)
     with whole_file(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    record = {"fingerprint": own.value, "commit": git_commit(), "versions": versions(), "command": shlex.join(sys.argv)}
-    write_json(folder / "run.json", record | {"keys": own.keys, "inputs": own.inputs})
+    record = {
+        "fingerprint": fingerprint.value,
+        "commit": git_commit(),
+        "versions": versions(),
+        "command": shlex.join(sys.argv),
+    }
+    write_json(folder / "run.json", record | {"keys": fingerprint.keys, "inputs": fingerprint.inputs})
 
 
-def check_fingerprint(folder: Path, own: RunFingerprint) -> None:
-    """Refuse a folder that belongs to another run.
+def check_fingerprint(folder: Path, fingerprint: RunFingerprint) -> None:
+    """Check that a folder belongs to the run with this fingerprint.
 
     Raises:
-        ArtifactError: It does, or it holds no run.
+        ArtifactError: The folder belongs to another run or does not contain a run.
     """
     file = folder / "run.json"
     if not file.is_file():
-        raise ArtifactError("no run here", where=folder, fix="train it first: scripts/train.py --config ...")
+        raise ArtifactError(
+            "this folder does not contain a run", where=folder, fix="train it first: scripts/train.py --config ..."
+        )
     fix = "choose another --name, or delete the run's folder"
     record = read_json(file, fix)
-    if record.get("fingerprint") != own.value:
-        differences = shortlist(own.differences(record), 8)
+    if record.get("fingerprint") != fingerprint.value:
+        differences = shortlist(fingerprint.differences(record), 8)
         if not {"keys", "inputs"} <= record.keys():
-            differences = "unknown, since an earlier version of clipit wrote it"
-        message = f"this run's folder belongs to another configuration; differences: {differences}"
+            differences = "unknown, because it was written by an earlier version of clipit"
+        message = f"this folder belongs to a run with another configuration; differences: {differences}"
         raise ArtifactError(message, where=folder, fix=fix)
 
 
 def _delete_temporary_files(folder: Path) -> None:
-    """Delete what a killed process was writing. The run's lock is held, so its writer is gone.
+    """Delete temporary files of killed processes. The caller holds the run's lock, so no writer is active.
 
-    Predictions on shifted sets are written outside of the lock; theirs stay while the process lives.
+    Predictions on shifted sets are written without the lock, so their files are kept while the process is alive.
     """
     for path in folder.rglob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)

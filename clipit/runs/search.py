@@ -1,4 +1,4 @@
-"""Hyperparameter search: trials in an Optuna study that several agents share through a folder."""
+"""Hyperparameter search: an Optuna study that several agents share through a folder."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping

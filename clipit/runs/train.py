@@ -18,7 +18,7 @@ from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
-from clipit.runs.folder import claim_folder, is_trained, lacking, run_folder
+from clipit.runs.folder import claim_folder, find_missing_output, is_trained, run_folder
 from clipit.runs.predict import open_classifier, predict_logits
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
@@ -113,7 +113,7 @@ def _train_and_evaluate(
             write_json(folder / "training.json", asdict(outcome) | facts)
             _export(student, backbone, tiles, text, folder, config.seed)
     else:
-        missing = processes.broadcast(lacking(folder, config))
+        missing = processes.broadcast(find_missing_output(folder, config))
         if not missing:
             return
         if evaluated:

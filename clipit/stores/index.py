@@ -1,7 +1,7 @@
-"""The index over a text store, in which the nearest snippets of a tile are searched.
+"""Index over a text store for nearest-neighbour search of snippets.
 
-Snippets with identical embeddings (as a tokeniser that ignores case produces) are one row of the index, represented
-by their lowest id. With exact scores and ties broken by id, pairs are a function of the data alone.
+Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented
+by their lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from clipit.errors import ConfigError, DataError
 from clipit.stores.embed import Store, centred
 
 Backend = Literal["auto", "faiss", "torch"]
-_TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits one machine
-_NO_SPREAD = 1e-3  # norm of the difference of equal unit vectors in half precision
-_FEW = 4096
+_TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits on one machine
+_NO_SPREAD = 1e-3  # largest distance between unit vectors that are equal up to half precision
+_MAX_SPREAD_CHECK = 4096
 
 
 def has_faiss() -> bool:
@@ -47,10 +47,11 @@ def build_index(
     Args:
         root: Output root.
         store: Text store.
-        key: Key of `faiss.index_factory`, for inner products; `Flat` is exact.
+        key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
         centring: Whether to subtract the store's mean and normalise again before indexing.
-        backend: `torch` searches exactly without faiss; `auto` uses faiss if it is installed.
-        nprobe: Lists that an IVF index searches; None: the default of faiss, 1. It does not change the index.
+        backend: Search backend; `torch` is exact and does not need faiss, `auto` uses faiss if it is installed.
+        nprobe: Number of lists that an IVF index searches; None uses the default of faiss (1). Does not change the
+            index itself.
 
     Raises:
         ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or `nprobe` is given
@@ -68,7 +69,7 @@ def build_index(
         )
     if nprobe is not None and not has_lists(key):
         raise ConfigError(
-            f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF key, or remove nprobe"
+            f"index key {key!r} has no lists", where="pairing.nprobe", fix="use an IVF index, or remove nprobe"
         )
     inputs = {"store": store.fingerprint, "key": key, "centring": centring, "backend": chosen}
 
@@ -77,7 +78,7 @@ def build_index(
             return {}
         if not len(store.ids):
             raise DataError(
-                "the text store is empty, so there is nothing to pair with",
+                "the text store is empty, so tiles cannot be paired",
                 where=store.artifact.folder,
                 fix="relax the filters of `reports`",
             )
@@ -107,12 +108,12 @@ def build_index(
 
 @dataclass(frozen=True)
 class Index:
-    """An index and the store that it was built from."""
+    """Index of a text store."""
 
     artifact: Artifact
     store: Store
     nprobe: int | None = None
-    """Lists that an IVF index searches; None: the default of faiss."""
+    """Number of lists that an IVF index searches; None uses the default of faiss."""
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -122,7 +123,7 @@ class Index:
 
     @cached_property
     def mean(self) -> Float32[np.ndarray, "dim"] | None:
-        """Mean that was subtracted from the texts, if any."""
+        """Mean that was subtracted from the text embeddings; None without centring."""
         if not self.artifact.manifest.facts["centring"]:
             return None
         mean: Float32[np.ndarray, dim] = np.load(self.artifact.file("mean.npy"))
@@ -130,7 +131,7 @@ class Index:
 
     @cached_property
     def rows_in_store(self) -> Int[np.ndarray, "_"]:
-        """Row of the store for each row of the index."""
+        """Row in the store of each row of the index."""
         return self.store.positions(self.ids)
 
     @cached_property
@@ -153,7 +154,7 @@ class Index:
         return torch.from_numpy(matrix).to(get_processes().device)
 
     def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
-        """Search the k nearest rows of each query; -1 where an approximate index returns fewer."""
+        """Find the k nearest rows of each query; -1 where an approximate index returns fewer."""
         if self.artifact.manifest.facts["backend"] == "faiss":
             return np.asarray(self._faiss.search(np.ascontiguousarray(queries), k)[1], dtype=np.int64)
         import torch
@@ -165,24 +166,24 @@ class Index:
         return np.concatenate(rows).astype(np.int64)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Read the vectors of these rows as they are searched (centred if the index is)."""
+        """Read the vectors of these rows, centred if the index is."""
         return centred(self.store.rows(self.rows_in_store[rows]), self.mean)
 
 
 def _check_spread(store: Store, rows: Int[np.ndarray, "_"], mean: Float32[np.ndarray, "dim"]) -> None:
-    """Check that centred vectors are not zero, as they are if all snippets are alike."""
-    if len(rows) > _FEW:  # so many distinct vectors cannot be alike
+    """Check that not all snippet embeddings are nearly equal, so that centring does not reduce them to noise."""
+    if len(rows) > _MAX_SPREAD_CHECK:  # this many distinct vectors cannot all be nearly equal
         return
     if float(np.linalg.norm(store.rows(rows) - mean, axis=1).max()) < _NO_SPREAD:
         raise DataError(
-            f"centring leaves nothing: there is one distinct snippet ({len(rows)} distinct embeddings, all alike)",
+            f"centring needs more than one distinct snippet ({len(rows)} distinct embeddings, all nearly equal)",
             where="pairing.centring",
-            fix="give more reports or relax the filters of `reports`; or pairing.centring=false",
+            fix="add reports, relax the filters of `reports`, or set pairing.centring=false",
         )
 
 
 def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
-    """Rows of the store by id, without duplicate embeddings except the lowest id."""
+    """Return rows of the store in order of their ids; of duplicate embeddings, keep the lowest id."""
     import hashlib
 
     digests = np.empty(len(store.ids), dtype="S16")
@@ -197,7 +198,7 @@ def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
 
 
 def _on_device(index: Any) -> Any:
-    """Move an index to this process's GPU, if there is one and faiss supports this kind of index there."""
+    """Move an index to this process's GPU if available and supported by faiss for this index type."""
     import faiss
 
     device = get_processes().device

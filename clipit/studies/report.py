@@ -22,26 +22,26 @@ PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
     "seed", "prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit", "versions", "command",
 )  # fmt: skip
-"""Columns that every row of every study has. The prompt, VLM and index columns are empty where these were not used, and
-`commit` is empty outside a checkout."""
+"""Columns of every row of every study. The prompt, VLM and index columns are empty if these were not used; `commit` is
+empty outside a Git checkout."""
 MAX_TABLE_ROWS = 40
-"""Longer tables are collapsed on the page and get a filter box."""
+"""Maximum number of rows of a plain table; longer ones are collapsed on the page and get a filter box."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRow:
-    """A row of a study's table; a field that holds a mapping stands for one column per key.
+    """Row of a study's table; a field that contains a mapping is expanded to one column per key.
 
-    Fields that are None here are filled from the provenance of the model and the study.
+    Fields that are None are filled from the provenance of the model and the study.
 
     Attributes:
         subject: Name of the model.
         metric: Name of the score.
-        seed: Seed of the row, where it is not that of the study.
+        seed: Seed of the row, if it differs from that of the study.
         prompts: Name of the prompt set.
         prompts_hash: Hash of the prompt set.
         index: Fingerprint of the index whose mean centred the texts.
-        tiles_fingerprint: Fingerprint of the tiles, where they are not those of the study.
+        tiles_fingerprint: Fingerprint of the tiles, if they differ from those of the study.
     """
 
     subject: str
@@ -55,7 +55,7 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class Plot:
-    """A PNG in the study's folder: linked from the Markdown and embedded in the page."""
+    """PNG file in the study's folder, linked from the Markdown and embedded in the page."""
 
     file: str
     caption: str
@@ -64,14 +64,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A heading with its content, rendered both as Markdown and on the page."""
+    """Heading with its content, rendered both in the Markdown and on the page."""
 
     heading: str
     parts: Sequence[Text | Table | Rows | Plot]
 
 
 def collect_provenance() -> dict[str, str]:
-    """Commit, command line and package versions of this process."""
+    """Return the Git commit, command line and package versions of this process."""
     packages = json.dumps(versions(), sort_keys=True)
     return {"commit": git_commit(), "command": shlex.join(sys.argv), "versions": packages}
 
@@ -84,35 +84,36 @@ class PromptColumns(TypedDict):
 
 
 def prompt_columns(prompts: PromptSet | None) -> PromptColumns:
-    """Name and hash of a prompt set as the columns `prompts` and `prompts_hash`; None without one."""
+    """Return the name and hash of a prompt set as columns; both are None without prompts."""
     return {"prompts": prompts.name if prompts else None, "prompts_hash": prompts.hash if prompts else None}
 
 
 def describe_model(facts: Mapping[str, object]) -> str:
-    """Provenance of a model in one line."""
-    described = f"{facts['model']}, fingerprint {facts['fingerprint']}"
-    return f"{described}, {facts['pixels']} pixels, preprocessing {facts['preprocess']}"
+    """Describe the provenance of a model in one line."""
+    identity = f"{facts['model']}, fingerprint {facts['fingerprint']}"
+    return f"{identity}, {facts['pixels']} pixels, preprocessing {facts['preprocess']}"
 
 
 def add_provenance(
     rows: Sequence[StudyRow], study: Mapping[str, object], models: Mapping[str, Mapping[str, object]]
 ) -> pd.DataFrame:
-    """Table of the rows in which every row carries its full provenance.
+    """Build a table in which every row has its full provenance.
 
-    Values of a row take precedence over those of its model, and these over those of the study. Missing values are None.
+    Values of the row take precedence over those of its model, and those of the model over those of the study. Missing
+    values are None.
 
     Args:
         rows: Rows of one type.
-        study: Columns that are the same for the whole study.
-        models: Name of a model (`subject`) -> its provenance.
+        study: Values that are the same for the whole study, by column.
+        models: Provenance of each model, by its name (`subject`).
     """
     flat = [_flatten(row) for row in rows]
     names = (*PROVENANCE, *study, *(name for facts in (*models.values(), *flat) for name in facts))
     columns = list(dict.fromkeys(names))
     records = []
     for row in flat:
-        given = {name: value for name, value in row.items() if value is not None}
-        values = {**study, **models[str(row["subject"])], **given}
+        defined = {name: value for name, value in row.items() if value is not None}
+        values = {**study, **models[str(row["subject"])], **defined}
         records.append([values.get(name) for name in columns])
     return pd.DataFrame(records, columns=columns, dtype=object)
 
@@ -125,12 +126,12 @@ def _flatten(row: StudyRow) -> dict[str, object]:
 
 
 def iter_rows(frame: pd.DataFrame) -> Iterator[Any]:
-    """Rows as named tuples, with fields of type `Any` (the stubs of pandas know only their union)."""
+    """Iterate over rows as named tuples with fields of type `Any` (pandas-stubs types them as a union)."""
     yield from frame.itertuples()
 
 
 def iter_groups(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
-    """Groups with equal values in the columns `by`, in order of first appearance."""
+    """Iterate over groups with equal values in the columns `by`, in order of first appearance."""
     yield from frame.groupby(list(by), sort=False, dropna=False)
 
 
@@ -140,13 +141,13 @@ def pivot_cells(
     """Arrange formatted rows as a table, in order of first appearance.
 
     Args:
-        frame: Table with at most one row per index and column.
-        index: Columns whose values start each line.
-        column: Column whose distinct values become the headings.
-        format_cell: Text of a row, given as a named tuple; a missing row gives an empty cell.
+        frame: Table with at most one row per combination of `index` and `column`.
+        index: Columns whose values are the first cells of each line.
+        column: Column whose distinct values become headings.
+        format_cell: Function that formats a row (a named tuple) as a cell; cells of missing rows are empty.
 
     Returns:
-        The headings and the lines.
+        Headings and lines of the table.
     """
     headings = list(dict.fromkeys(frame[column]))
     lines: list[list[object]] = []
@@ -157,7 +158,7 @@ def pivot_cells(
 
 
 def study_note(config: RunConfig) -> str:
-    """Caution to show above the results: limits of the embedded models, and the configuration's note."""
+    """Compose the note shown above the results: limits of the embedded models, and the configuration's `note`."""
     models = {"backbone": config.backbone.name, "VLM": config.vlm.name}
     embedded = " and ".join(role for role, name in models.items() if name == "embedded")
     caution = f"The embedded {embedded} saw only synthetic tiles: on real tiles these figures only show that it runs."
@@ -168,16 +169,16 @@ def write_study(
     folder: Path, name: str, title: str, note: str, chapters: Sequence[Chapter], frame: pd.DataFrame,
     schema: pa.Schema | None = None,
 ) -> None:  # fmt: skip
-    """Write <name>.parquet, <name>.md and <name>.html.
+    """Write the study as <name>.parquet, <name>.md and <name>.html.
 
     Args:
-        folder: Output folder, which already holds the plots.
+        folder: Output folder, which already contains the plots.
         name: Base name of the files.
-        title: Title of the page.
-        note: Caution to show at the top; "" for none.
+        title: Title of the study.
+        note: Note to show at the top; "" for none.
         chapters: Content of the Markdown and the page; the page also lists every row.
-        frame: Table of `add_provenance`.
-        schema: Schema of the Parquet table; None infers it.
+        frame: Table from `add_provenance`.
+        schema: Schema of the Parquet table; inferred if None.
     """
     columns = schema.names if schema else [str(name) for name in frame.columns]
     records = frame[columns].to_dict("records")
@@ -195,7 +196,7 @@ def write_study(
 
 
 def render_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:
-    """Render the chapters as Markdown; plots link to the files beside it."""
+    """Render the chapters as Markdown; plots are links to files in the same folder."""
     parts = [f"# {title}", *([f"> **Note.** {note}"] if note else [])]
     for chapter in chapters:
         parts += [f"## {chapter.heading}", *map(_render_part, chapter.parts)]
@@ -203,14 +204,14 @@ def render_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:
 
 
 def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
-    """Every row of a study: constant columns once, the others as a filterable table.
+    """Build the chapter with all rows: constant columns once, the others as a filterable table.
 
     Args:
-        frame: Table of `add_provenance`; columns of lists are only in the file.
-        source: Name of the file.
+        frame: Table from `add_provenance`; columns that contain lists are left to the Parquet file.
+        source: Name of the Parquet file.
     """
     if frame.empty:
-        return Chapter("All rows", [Text("There is no row.")])
+        return Chapter("All rows", [Text("There are no rows.")])
     columns = [key for key in frame.columns if not any(isinstance(value, list | dict) for value in frame[key])]
     constant = {key: frame[key].iloc[0] for key in columns if frame[key].nunique(dropna=False) == 1}
     # Provenance is long, so it comes after the scores.
@@ -220,19 +221,19 @@ def all_rows_chapter(frame: pd.DataFrame, source: str) -> Chapter:
     shown = {key: value for key, value in constant.items() if value not in (None, "")}
     table = facts_table(shown, f"{source}: columns that are the same in every row")
     rows = frame[varying].to_numpy().tolist()
-    return Chapter("All rows", [table, Rows(varying, rows, "Every row, with the columns that differ", source)])
+    return Chapter("All rows", [table, Rows(varying, rows, "All rows, without constant columns", source)])
 
 
 def long_table(
     header: Sequence[str], rows: Sequence[Sequence[object]], caption: str, source: str, left: int
 ) -> Table | Rows:
-    """A table, or filterable rows if there are more than `MAX_TABLE_ROWS`.
+    """Build a table, or filterable rows if there are more than `MAX_TABLE_ROWS`.
 
     Args:
         header: Column headings.
-        rows: Cells per row.
-        caption: Caption.
-        source: File and columns of the values.
+        rows: Cells of each row.
+        caption: Caption of the table.
+        source: File and columns with the values.
         left: Number of left-aligned text columns.
     """
     if len(rows) > MAX_TABLE_ROWS:
@@ -241,15 +242,15 @@ def long_table(
 
 
 def undefined_chapter(reasons: Sequence[tuple[str, str]], source: str) -> list[Chapter]:
-    """Chapter of undefined values with their reasons, without duplicates; empty if everything is defined.
+    """Build the chapter of undefined values with their reasons, without duplicates; empty if there are none.
 
     Args:
-        reasons: Pairs of value and reason.
-        source: File and column of the reasons.
+        reasons: Pairs of the undefined value and the reason.
+        source: File and column with the reasons.
     """
     if not reasons:
         return []
-    table = long_table(("figure", "why"), sorted(set(reasons)), "Undefined values", source, left=2)
+    table = long_table(("value", "reason"), sorted(set(reasons)), "Undefined values", source, left=2)
     return [Chapter("Undefined values", [table])]
 
 

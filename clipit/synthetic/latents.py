@@ -1,4 +1,4 @@
-"""Named random streams, and the latent variables (tissue class and attributes) of synthetic tiles and sentences."""
+"""Named random streams, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float, Int64
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
-    """Random generator for a seed and a name.
+    """Create a random generator for a seed and a name, such as `stream(seed, "vlm", "tiles")`.
 
-    Different names give independent generators; the same seed and name give the same numbers in every
-    process. Example: `stream(seed, "vlm", "tiles")`.
+    Generators with different names are independent; the same seed and name give the same numbers in every process.
     """
     label = "/".join(str(part) for part in name)
     key = tuple(int(word) for word in np.frombuffer(hashlib.sha256(label.encode()).digest(), dtype="<u4"))
@@ -32,7 +31,7 @@ CLASSES = (
 ADIPOSE, LYMPHOID, MUCIN, STROMA, NORMAL, LOW, HIGH, NECROSIS = range(8)
 ATTRIBUTES = ("infl", "mucin", "pleo", "gland", "nec", "dens")
 
-# Probability of the values 0, 1, 2 by class; the two grades share pleo 1 and gland 1 on purpose.
+# Probabilities of the values 0, 1, 2 by class; the two grades overlap at pleo 1 and gland 1 on purpose.
 _ANY = (0.5, 0.3, 0.2)
 _NONE = (1.0, 0.0, 0.0)
 _MUCIN = {
@@ -52,8 +51,8 @@ _DENS = (0.3, 0.4, 0.3)
 class Latents:
     """Latent variables of n tiles, one array entry per tile.
 
-    `tissue` and `second` index `CLASSES` (`second` is -1 where there is none), `share` is the area
-    of the second tissue (0 to 0.45), the attributes take the values 0, 1, 2 (`nec`: 0, 1).
+    `tissue` and `second` are indices into `CLASSES` (`second` is -1 without a second tissue), `share` is the area
+    fraction of the second tissue (0 to 0.45), and attributes take the values 0, 1, 2 (`nec`: 0, 1).
     """
 
     tissue: Int64[np.ndarray, " n"]
@@ -71,7 +70,7 @@ class Latents:
         return len(self.tissue)
 
     def select(self, keep: Bool[np.ndarray, " n"] | Int64[np.ndarray, " m"] | slice) -> "Latents":
-        """Select the latents of some tiles."""
+        """Select the latents of a subset of tiles."""
         return Latents(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
 
 
@@ -83,23 +82,23 @@ def _values(
 
 
 def attributes(rng: np.random.Generator, tissue: Int64[np.ndarray, " n"]) -> dict[str, Any]:
-    """Draw attribute values (each int64 `[n]`) for tissues of these classes."""
-    everywhere = range(len(CLASSES))
+    """Draw values of each attribute (int64 `[n]`) for n tiles of these tissue classes."""
+    all_classes = range(len(CLASSES))
     return {
-        "infl": _values(rng, tissue, dict.fromkeys(everywhere, _ANY)),
+        "infl": _values(rng, tissue, dict.fromkeys(all_classes, _ANY)),
         "mucin": _values(rng, tissue, _MUCIN),
         "pleo": _values(rng, tissue, _PLEO),
         "gland": _values(rng, tissue, _GLAND),
         "nec": _values(rng, tissue, _NEC),
-        "dens": _values(rng, tissue, dict.fromkeys(everywhere, _DENS)),
+        "dens": _values(rng, tissue, dict.fromkeys(all_classes, _DENS)),
     }
 
 
 def draw_latents(rng: np.random.Generator, count: int) -> Latents:
-    """Draw the latents of `count` tiles, with balanced classes in random order.
+    """Draw the latents of `count` tiles with balanced classes in random order.
 
-    60 % of the draws have a second tissue (70 % of those: stroma) on up to 45 % of the area; where
-    it falls on the tile's own class there is none.
+    60 % of the draws have a second tissue (70 % of these: stroma, otherwise any class) on up to 45 % of the area; if it
+    equals the tile's class, it is dropped.
     """
     tissue = rng.permutation(np.arange(count, dtype=np.int64) % len(CLASSES))
     other = np.where(rng.random(count) < 0.7, STROMA, rng.integers(0, len(CLASSES), count))

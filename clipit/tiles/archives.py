@@ -1,4 +1,4 @@
-"""Download an archive (resumable, verified by checksum) and unpack it."""
+"""Download archives (resumable, verified by checksum) and unpack them."""
 
 import gzip
 import hashlib
@@ -30,10 +30,10 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
     A file with a wrong checksum is renamed to `<target>.bad` and not used.
 
     Args:
-        url: Direct address.
-        target: Path to write; an existing file is only verified.
-        md5: Published checksum in hexadecimal digits.
-        page: Page of the data set, for messages.
+        url: URL of the file.
+        target: Output path; an existing file is only verified.
+        md5: Published MD5 checksum, in hexadecimal digits.
+        page: Web page of the data set, for error messages.
 
     Raises:
         DataError: The network or the server fails, or the checksum is wrong.
@@ -51,7 +51,7 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
             raise DataError(
                 f"the download failed: {error}",
                 where=url,
-                fix=f"check the network and {_RETRY}; or get the file by hand from {page} and put it at {target}",
+                fix=f"check the network and {_RETRY}; or download the file by hand from {page} to {target}",
             ) from error
         _verify(partial, target, md5, page)
         partial.replace(target)
@@ -59,14 +59,14 @@ def fetch(url: str, target: Path, md5: str, *, page: str) -> Path:
 
 
 def _load(url: str, partial: Path) -> None:
-    """Download the missing bytes to the partial file."""
+    """Download the missing bytes into the partial file."""
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"User-Agent": "clipit"} | ({"Range": f"bytes={start}-"} if start else {})
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and start:  # complete already, or the file on the server has changed
+        if error.code == 416 and start:  # already complete, or the file on the server has changed
             if error.headers.get("Content-Range", "") != f"bytes */{start}":
                 partial.unlink()
                 _load(url, partial)
@@ -84,7 +84,7 @@ def _load(url: str, partial: Path) -> None:
         with partial.open("ab" if start else "wb") as stream:
             received = start + _copy(response, stream, start, total)
     if total is not None and received < total:
-        raise ConnectionError(f"the connection broke off after {received} of {total} bytes")
+        raise ConnectionError(f"the connection was lost after {received} of {total} bytes")
 
 
 def _copy(response: http.client.HTTPResponse, stream: IO[bytes], start: int, total: int | None) -> int:
@@ -109,23 +109,23 @@ def _verify(file: Path, target: Path, md5: str, page: str) -> None:
     bad = target.with_name(target.name + ".bad")
     file.replace(bad)
     raise DataError(
-        f"wrong checksum: md5 {actual}, published is {md5}; the file was renamed and is not used",
+        f"wrong checksum: MD5 is {actual}, expected {md5}; the file was renamed and is not used",
         where=bad,
-        fix=f"delete it and run the same command again; if the checksum is the same, compare with {page}",
+        fix=f"delete it and run the same command again; if the checksum is still wrong, compare with {page}",
     )
 
 
-def unpack(archive: Path, makes: str) -> Path:
-    """Unpack a zip or a gzipped file next to itself, completely or not at all; returns the path of its content.
+def unpack(archive: Path, content: str) -> Path:
+    """Unpack a zip or gzip file into its folder, completely or not at all; returns the path of the content.
 
     Args:
-        archive: `*.zip` with one top-level folder, or `*.gz` with one file.
-        makes: Name of that folder or file.
+        archive: Path of a zip file with one top-level folder, or of a gzip file.
+        content: Name of that folder or of the decompressed file.
 
     Raises:
-        DataError: The archive is damaged, holds something else, or a name in it leads out of the folder.
+        DataError: The archive is damaged, has other content, or contains a path outside its folder.
     """
-    target = archive.parent / makes
+    target = archive.parent / content
     if archive.suffix == ".gz":
         _gunzip(archive, target)
     else:
@@ -154,24 +154,24 @@ def _unzip(archive: Path, target: Path) -> None:
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise _damaged(archive, error) from error
         if not (temporary / target.name).is_dir():
-            content = ", ".join(sorted(entry.name for entry in temporary.glob("*"))) or "nothing"
+            names = ", ".join(sorted(entry.name for entry in temporary.glob("*"))) or "nothing"
             raise DataError(
-                f"the zip holds {content}, not the folder {target.name}", where=archive, fix="unpack it by hand"
+                f"the zip contains {names}, not the folder {target.name}", where=archive, fix="unpack it by hand"
             )
         (temporary / target.name).rename(target)
         shutil.rmtree(temporary)
 
 
 def _check_name(archive: Path, member: zipfile.ZipInfo) -> None:
-    """Refuse names that lead out of the folder, and links."""
+    """Reject links and paths outside the folder."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     drive = bool(path.parts) and path.parts[0].endswith(":")
     link = stat.S_ISLNK(member.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or drive or link:
         raise DataError(
-            f"a name in the zip leads out of its folder: {member.filename!r}",
+            f"the zip contains a link or a path outside its folder: {member.filename!r}",
             where=archive,
-            fix="do not use this file; get it from the page of the data set",
+            fix="do not use this file; download it from the page of the data set",
         )
 
 

@@ -1,4 +1,4 @@
-"""NCT-CRC-HE-100K (train) and CRC-VAL-HE-7K (test) in their published layout."""
+"""Read NCT-CRC-HE-100K (train) and CRC-VAL-HE-7K (test) in their published layout."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from clipit.tiles.source import SourceTiles
 
 NCT_CRC = DATASETS["nct_crc"]
 COUNTS = {(folder, name): count for folder, name, count in NCT_CRC.counts}
-"""(folder, class) -> published number of tiles."""
+"""Published number of tiles by folder and class."""
 _PART_NAMES = {"NCT-CRC-HE-100K": "train", "CRC-VAL-HE-7K": "test"}
 
 
 def read_nct_crc(config: TilesConfig) -> SourceTiles:
-    """Read both folders: the 100K is train and validation, the 7K is test.
+    """Read both folders: the 100K set is split into train and validation, the 7K set is the test split.
 
-    No patient ids are published for the 100K, so its validation part may share patients with train.
+    No patient ids are published for the 100K set, so its train and validation splits may share patients.
 
     Raises:
-        DataError: A folder is missing, or classes or counts differ from the published ones.
+        DataError: A folder is missing, or classes or numbers of tiles differ from the published ones.
     """
     root = Path(config.path).expanduser()
     ids: list[str] = []
@@ -35,7 +35,7 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
                 raise NCT_CRC.missing(
                     f"expected {expected} .tif files, found {len(files)}",
                     root / folder / name,
-                    "complete the copy, or set tiles.check_counts: false if it is smaller on purpose",
+                    "complete the copy, or set tiles.check_counts: false if it is incomplete on purpose",
                 )
             if len(files) != expected:
                 differing.append(f"{folder}/{name} {len(files)} instead of {expected}")
@@ -59,8 +59,8 @@ def _check_folder(root: Path, folder: str) -> None:
     if not (root / folder).is_dir():
         unnormalised = f"{folder}-NONORM"
         hint = (
-            f"{unnormalised} exists, but holds the tiles without colour normalisation, which published figures do not "
-            "use; to use them on purpose, read them with source: folders"
+            f"{unnormalised} exists, but contains the tiles without colour normalisation, which published results do "
+            "not use; to use them anyway, set tiles.source: folders"
         )
         raise NCT_CRC.missing(f"{folder} is missing", root, hint if (root / unnormalised).is_dir() else "")
     names = subfolders(root / folder)

@@ -1,4 +1,4 @@
-"""Image hashes for finding duplicates: pixel digests, perceptual hashes in eight orientations, thumbnails."""
+"""Image hashes for duplicate detection: pixel digests, perceptual hashes in eight orientations, thumbnails."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from PIL import Image
 
 SIDE = 16
 """Edge of the thumbnails in pixels."""
-_FINE = 32  # edge in pixels of the grey image that is hashed
-_KEPT = 8  # number of lowest frequencies per axis
+_FINE = 32  # edge of the grey image to hash, in pixels
+_KEPT = 8  # number of lowest frequencies to keep per axis
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Hashes of n images; row i of each array belongs to image i."""
+    """Hashes and thumbnails of n images, one row per image."""
 
     digests: UInt8[np.ndarray, "n 16"]
-    """Digests of size and pixels; zero for images of a single colour, which say nothing about duplicates."""
+    """Digests of size and pixels; zero for images of a single colour, which are not informative."""
     hashes: UInt64[np.ndarray, "n 8"]
     """Perceptual hash of each orientation; column 0 is the image as stored."""
     thumbnails: UInt8[np.ndarray, "n 16 16"]
-    """Grey pixels."""
+    """Grey images of 16 x 16 pixels."""
 
     @property
     def spread(self) -> Float64[np.ndarray, " n"]:
-        """Standard deviation of each thumbnail's grey pixels (0 to 127.5); near 0 for empty background."""
+        """Standard deviation of the pixels of each thumbnail (0 to 127.5); near 0 for empty background."""
         return np.asarray(self.thumbnails.reshape(len(self.thumbnails), SIDE * SIDE).std(axis=1), dtype=np.float64)
 
 
@@ -44,7 +44,7 @@ def fingerprints(images: list[Image.Image]) -> Fingerprints:
 
 
 def pixel_digest(image: Image.Image) -> UInt8[np.ndarray, "16"]:
-    """16-byte digest of an image's size and pixels; zeros if all pixels are equal."""
+    """Compute the 16-byte digest of an image's size and pixels; zeros if all pixels are equal."""
     pixels = np.asarray(image)
     if (pixels == pixels[0, 0]).all():
         return np.zeros(16, dtype=np.uint8)
@@ -53,12 +53,12 @@ def pixel_digest(image: Image.Image) -> UInt8[np.ndarray, "16"]:
 
 
 def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, "n 8"]:
-    """64-bit hashes of grey images in all eight orientations (quarter turns, with and without a flip).
+    """Compute 64-bit hashes of grey images in all eight orientations (quarter turns, with and without a flip).
 
-    Each bit is the sign of a coefficient of the two-dimensional discrete cosine transform at the 8 x 8 lowest
-    frequencies (the constant replaced by the next on the diagonal), which brightness and contrast do not change. A
-    flip changes the signs of the odd frequencies and a transposition transposes them, so one transform serves all
-    orientations. Column o is the hash of `oriented(image, o)`.
+    Each bit is the sign of one coefficient of the two-dimensional discrete cosine transform at the 8 x 8 lowest
+    frequencies (the constant is replaced by the next on the diagonal), which is invariant to brightness and contrast.
+    A flip changes the signs of odd frequencies, and transposing the image transposes them, so one transform is enough
+    for all orientations. Column o is the hash of `oriented(image, o)`.
     """
     basis = _cosines()
     spectrum = np.einsum("ui,nij,vj->nuv", basis, grey, basis, optimize=True)
@@ -70,12 +70,12 @@ def dihedral_hashes(grey: Float32[np.ndarray, "n 32 32"]) -> UInt64[np.ndarray, 
             turned = turned * odd[:, None]
         if orientation & 2:
             turned = turned * odd
-        hashes[:, orientation] = _packed(turned)
+        hashes[:, orientation] = _pack_signs(turned)
     return hashes
 
 
 def oriented(images: Shaped[np.ndarray, "*n side side"], orientation: int) -> Shaped[np.ndarray, "*n side side"]:
-    """Images in one of eight orientations: bit 4 transposes, then bit 1 reverses the rows and bit 2 the columns."""
+    """Reorient images: bit 4 of `orientation` transposes, then bit 1 reverses the rows and bit 2 the columns."""
     if orientation & 4:
         images = np.swapaxes(images, -1, -2)
     if orientation & 1:
@@ -87,13 +87,13 @@ def oriented(images: Shaped[np.ndarray, "*n side side"], orientation: int) -> Sh
 
 @cache
 def _cosines() -> Float32[np.ndarray, "9 32"]:
-    """Rows of the DCT-II, lowest frequencies first, unscaled because only signs matter."""
+    """DCT-II basis, lowest frequencies first, unscaled because only signs matter."""
     places = (np.arange(_FINE) + 0.5) * np.pi / _FINE
     return np.asarray(np.cos(np.outer(np.arange(_KEPT + 1), places)), dtype=np.float32)
 
 
-def _packed(spectrum: Float32[np.ndarray, "n 9 9"]) -> UInt64[np.ndarray, " n"]:
-    """Pack the signs of 64 coefficients; the bits of each 16-bit band are far apart in frequency."""
+def _pack_signs(spectrum: Float32[np.ndarray, "n 9 9"]) -> UInt64[np.ndarray, " n"]:
+    """Pack the signs of 64 coefficients so that the bits of each 16-bit band are far apart in frequency."""
     bits = spectrum[:, :_KEPT, :_KEPT].reshape(len(spectrum), _KEPT * _KEPT) > 0
     bits[:, 0] = spectrum[:, _KEPT, _KEPT] > 0
     spread = bits.reshape(len(bits), 16, 4).transpose(0, 2, 1).reshape(len(bits), 64)

@@ -98,5 +98,5 @@ def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path
     with pytest.raises(ArtifactError, match=r"(?s)another configuration; differences: lora\.rank, VLM\n.*--name"):
         check_fingerprint(tmp_path, RunFingerprint({"seed": 0, "lora.rank": 16}, {"VLM": "b"}))
     write_json(tmp_path / "run.json", {"fingerprint": "x"})
-    with pytest.raises(ArtifactError, match=r"(?s)an earlier version of clipit wrote it\n.*delete the run's folder"):
+    with pytest.raises(ArtifactError, match=r"(?s)written by an earlier version of clipit\n.*delete the run's folder"):
         check_fingerprint(tmp_path, RunFingerprint({}, {}))

@@ -128,7 +128,7 @@ def test_a_split_without_labels_has_no_scores_and_says_so() -> None:
 
 
 def test_a_split_that_is_not_there() -> None:
-    with pytest.raises(DataError, match="the table has: test, validation"):
+    with pytest.raises(DataError, match="the predictions cover: test, validation"):
         evaluate_predictions(example(), ["train"])
 
 

@@ -100,7 +100,7 @@ def test_unlabelled_items_are_dropped_and_an_empty_gallery_is_reported() -> None
     assert class_match(partly, partly, 2, (3,))[0] == class_match(partly.take(labels >= 0), partly, 2, (3,))[0]
     one_group = Features(tiles.ids, tiles.vectors, tiles.labels, np.full(20, "g"))
     found = class_match(one_group, one_group, 2, (3,), exclude_groups=True)[0]
-    assert (found.value, found.reason) == (None, "no gallery item is permitted")
+    assert (found.value, found.reason) == (None, "every gallery item is excluded")
     blind = Features(tiles.ids, tiles.vectors, np.full(20, -1, dtype=np.int64), tiles.groups)
     assert class_match(blind, tiles, 2, (3,))[0].reason == "no labelled query"
 

@@ -22,9 +22,9 @@ def online(offline: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing keeps the client from asking but the address, on this machine, where nobody answers."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    loading.hub_answers.cache_clear()
+    loading.hub_is_reachable.cache_clear()
     yield
-    loading.hub_answers.cache_clear()
+    loading.hub_is_reachable.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["phikon", "h-optimus-0", "test_vit"])

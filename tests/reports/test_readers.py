@@ -138,7 +138,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
     ("name", "content", "keys", "message"),
     [
         ("empty.txt", "", {}, "empty corpus"),
-        ("blank.txt", "\n \n--\n", {}, r"empty corpus: no report with text \(3 empty ones\)"),
+        ("blank.txt", "\n \n--\n", {}, r"empty corpus: no report with text \(3 empty reports\)"),
         ("head.csv", "text\n", {}, "empty corpus"),
         ("nothing.csv", "", {}, "the columns are: none"),
         ("cells.csv", "id,text\n1,colon, liver\n", {}, r"record 1 \(line 2\) has 3 fields, the header 2"),
@@ -155,7 +155,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("number.jsonl", '{"text": 3}\n', {}, "holds int, not text"),
         ("bad.parquet", "PAR1", {}, "cannot read this parquet file"),
         ("bad.zip", "PK", {}, "cannot read this zip file"),
-        ("reports.docx", "x", {}, "cannot tell the format"),
+        ("reports.docx", "x", {}, "cannot infer the format"),
     ],
 )
 def test_bad_input(tmp_path: Path, name: str, content: str, keys: dict[str, Any], message: str) -> None:
@@ -174,7 +174,7 @@ def test_missing_source(tmp_path: Path, name: str) -> None:
 def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="empty corpus"):
         read(tmp_path)
-    with pytest.raises(DataError, match="a folder was given"):
+    with pytest.raises(DataError, match="the path is a folder"):
         read(tmp_path, format="csv")
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown encoding 'utf-9'"):
@@ -218,7 +218,7 @@ def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
 def test_utf_16_is_recognised(tmp_path: Path, codec: str, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(("\ufeff" + "text\nColon.\n").encode(codec))
-    with pytest.raises(DataError, match=r"utf-16, by its first bytes \(--reports\.encoding=utf-16\)"):
+    with pytest.raises(DataError, match=r"utf-16 \(from its byte order mark\) \(--reports\.encoding=utf-16\)"):
         read(path)
     if name != "reports.jsonl":
         assert read(path, encoding="utf-16").reports[-1].text == "Colon."

@@ -61,7 +61,9 @@ def test_without_cancer_types_there_are_groups_but_no_organs(published: Path) ->
     reports = read_reports(config(published))
     assert {report.organ for report in reports.reports} == {None}
     assert len({report.group for report in reports.reports}) == 3
-    with pytest.raises(DataError, match=r"(?s)no report of stomach; the organs are: not known.*reports.cancer_types"):
+    with pytest.raises(
+        DataError, match=r"(?s)no report of stomach; organs in the corpus: unknown.*reports.cancer_types"
+    ):
         read_reports(config(published, organs=("stomach",)))
 
 
@@ -69,7 +71,7 @@ def test_only_some_organs(published: Path, types: Path) -> None:
     reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
     assert any("2 reports of other or unknown organs dropped" in problem for problem in reports.problems)
-    with pytest.raises(DataError, match="no report of lung; the organs are: kidney, stomach"):
+    with pytest.raises(DataError, match="no report of lung; organs in the corpus: kidney, stomach"):
         read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))
 
 
@@ -103,7 +105,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     (tmp_path / "a.txt").write_text("one report")
     with pytest.raises(DataError, match=r"neither a \.csv nor a zip"):
         read_reports(config(tmp_path / "a.txt"))
-    with pytest.raises(ValidationError, match="cancer_types belongs to format: tcga"):
+    with pytest.raises(ValidationError, match="cancer_types requires format: tcga"):
         ReportsConfig(path="x.csv", cancer_types=str(types))
 
 

@@ -52,7 +52,7 @@ def test_constant_columns_are_shown_once() -> None:
     assert ("split", "test") in [tuple(row) for row in constant.rows] and "metric" not in str(constant.rows)
     assert list(rows.header) == ["subject", "value", "model", "seed"], "columns of lists stay in the file"
     assert rows.rows == [["a", 0.5, "m", 1], ["b", None, "n", 7]]
-    assert all_rows_chapter(table().iloc[:0], "x.parquet").parts == [Text("There is no row.")]
+    assert all_rows_chapter(table().iloc[:0], "x.parquet").parts == [Text("There are no rows.")]
 
 
 def test_cells_are_pivoted_in_order_of_appearance_and_missing_ones_are_empty() -> None:

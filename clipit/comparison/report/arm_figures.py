@@ -14,17 +14,17 @@ from clipit.reporting.curves import Series, read_curves
 from clipit.reporting.html import Figure, Folded, PageSection, Part, Table, Text
 from clipit.reporting.plots import COLOURS, inline_svg, plot_lines, plot_reliability
 
-_MOST_CLASSES = 20  # larger matrices are left to the runs' own pages
-_OPEN = 2  # plots of curves that are shown at once; more are folded
+_MAX_CLASSES = 20  # larger matrices appear only on the pages of the runs
+_UNFOLDED = 2  # further plots of curves are collapsed
 
 
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:
-    """One section per data set and backbone: confusion matrix and reliability of each arm on the test split."""
+    """Confusion matrices and reliability diagrams on the test split, one section per data set and backbone."""
     sections = []
     places = list(dict.fromkeys(result.key.place for result in results))
     for place in places:
         parts: list[Part] = [
-            Text("Test split, tiles of all seeds together (each tile counts once per seed). Rows: true classes."),
+            Text("Test split, pooled over seeds (each tile counts once per seed). Rows: true classes."),
         ]
         for result in results:
             if result.key.place == place and result.key.part == "test" and not result.reference:
@@ -41,7 +41,7 @@ def _pooled_parts(result: ArmResult) -> list[Part]:
     labels = labels[labels >= 0]
     source = predictions_source(result)
     arm, parts = result.key.arm, list[Part]()
-    if len(classes) <= _MOST_CLASSES:
+    if len(classes) <= _MAX_CLASSES:
         counts = confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
         shades = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         rows = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
@@ -54,11 +54,11 @@ def _pooled_parts(result: ArmResult) -> list[Part]:
 
 
 def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSection]:
-    """One section of training curves per data set and backbone; arms without training logs are named.
+    """Training curves, one section per data set and backbone; arms without a training log are listed.
 
     Args:
         results: Statistics of every arm.
-        baseline: Arm that is drawn in every plot.
+        baseline: Name of the arm drawn in every plot.
     """
     tested = [result for result in results if result.key.part == "test" and not result.reference]
     places = list(dict.fromkeys(result.key.place for result in tested))
@@ -68,16 +68,16 @@ def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSect
         missing = [arm for arm, curves in arm_curves.items() if not curves]
         parts: list[Part] = [
             Text(
-                "Means over seeds, at the steps that every seed has logged. Arms with other terms in their loss sum "
-                "other quantities: a lower curve does not mean a better student. The step with the best validation "
-                "score is kept."
+                "Means over seeds, at the steps logged by every seed. Losses are not comparable between arms with "
+                "different loss terms: a lower curve does not mean a better student. The checkpoint with the best "
+                "validation score is kept."
             )
         ]
         figures = _curve_figures(arm_curves, baseline)
-        parts += figures[:_OPEN]
-        if figures[_OPEN:]:
-            more = len(figures) - _OPEN
-            parts.append(Folded(f"{more} more plot{'s' * (more > 1)}", figures[_OPEN:]))
+        parts += figures[:_UNFOLDED]
+        if figures[_UNFOLDED:]:
+            more = len(figures) - _UNFOLDED
+            parts.append(Folded(f"{more} more plot{'s' * (more > 1)}", figures[_UNFOLDED:]))
         if missing:
             parts.append(Text(f"No training log (metrics.jsonl): {', '.join(missing)}."))
         if figures:
@@ -91,10 +91,10 @@ def _read_logs(result: ArmResult) -> list[Series]:
 
 
 def mean_curves(curves: Sequence[Series]) -> dict[str, tuple[list[int], list[float]]]:
-    """Mean over several trainings, for the names and steps that all of them logged with a finite value.
+    """Average curves over several trainings, at the steps where all of them logged a finite value.
 
     Args:
-        curves: Name -> steps and values, one mapping per training.
+        curves: One mapping per training, from the name of a curve to its steps and values.
     """
     names = [name for name in (curves[0] if curves else {}) if all(name in one for one in curves)]
     means = {}
@@ -107,7 +107,7 @@ def mean_curves(curves: Sequence[Series]) -> dict[str, tuple[list[int], list[flo
 
 
 def _curve_figures(arm_curves: dict[str, dict[str, tuple[list[int], list[float]]]], baseline: str) -> list[Figure]:
-    """Loss and validation scores, a plot per as many arms as there are colours, the baseline always among them."""
+    """Plots of loss and validation scores, each with as many arms as there are colours, baseline included."""
     others, size = [arm for arm in arm_curves if arm != baseline], len(COLOURS) - 1
     groups = [others[i : i + size] for i in range(0, len(others), size)] or [[]]
     scores = dict.fromkeys(name for curves in arm_curves.values() for name in curves if name.startswith("validation"))

@@ -1,4 +1,4 @@
-"""Rows of test-time adaptation: whole sets of tiles, and batches of them with other class proportions."""
+"""Rows of test-time adaptation, on whole sets of tiles and on batches with shifted class proportions."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,18 +17,18 @@ from clipit.studies.robustness.scores import PartVectors, RobustnessRow, compute
 from clipit.tiles.tileset import TileSet
 
 METHODS = {"statistics": "feature statistics (transductive)", "transductive": "transductive, text prior"}
-"""Value of `robustness.adaptation` -> value of the column `method`."""
+"""Mapping from values of `robustness.adaptation` to values of the column `method`."""
 BATCHES = ((0.3, 30), (0.3, 100), (0.3, 200), (1.0, 30), (1.0, 100), (1.0, 200))
-"""Dirichlet concentration of the class proportions, and number of tiles, of the batches drawn from each set."""
+"""Dirichlet concentration of the class proportions, and number of tiles, of each batch drawn from a set."""
 
 
 @dataclass(frozen=True)
 class TrainingReference:
-    """Training tiles as one model sees them, for the adaptation and its guard.
+    """One model's vectors of training tiles, as reference for adaptation and its guard.
 
     Attributes:
-        vectors: Reading -> vectors of training tiles.
-        mixtures: Reading -> the guard's model of these tiles; a text says why there is none.
+        vectors: Vectors of training tiles by reading.
+        mixtures: Mixture model of the guard by reading, or the reason why it could not be fitted.
     """
 
     vectors: Vectors
@@ -36,11 +36,11 @@ class TrainingReference:
 
 
 def fit_reference(model: MeasuredModel, vectors: Vectors) -> TrainingReference:
-    """Fit the guard's model for every reading.
+    """Fit the guard's mixture model for every reading.
 
     Args:
-        model: Model that made the vectors.
-        vectors: Reading -> vectors of training tiles.
+        model: Model that computed the vectors.
+        vectors: Vectors of training tiles by reading.
     """
     mixtures: dict[str, TrainingMixture | str] = {}
     for reading, readout in model.readouts.items():
@@ -59,7 +59,7 @@ def adaptation_rows(
     part_vectors: PartVectors,
     references: Mapping[str, TrainingReference],
 ) -> Iterator[RobustnessRow]:
-    """Every adaptation of every model on every set of tiles, with the guard's verdict and the true change in score."""
+    """Measure every adaptation of every model on every set: the guard's verdict and the true change in score."""
     for model in models:
         for part, tiles in parts.items():
             vectors, reference = part_vectors[model.name, part], references[model.name]
@@ -76,22 +76,22 @@ def adapt_tiles(
     reference: TrainingReference,
     name: str,
 ) -> Iterator[RobustnessRow]:
-    """One row per reading and adaptation of a model on a set of tiles, and one per batch drawn from the set.
+    """Measure the adaptations of one model on a set of tiles and on batches drawn from it, one row per reading.
 
     Args:
         config: Run configuration.
-        robustness: Configuration of the study: adaptations and number of batches.
+        robustness: Configuration of the study, with adaptations and number of batches.
         tiles: Labelled tiles.
         model: Model to adapt.
-        vectors: Reading -> vectors of these tiles.
-        reference: Training tiles of the model.
-        name: Name of the set, part of the seed of its batches.
+        vectors: Vectors of these tiles by reading.
+        reference: Reference of training tiles for this model.
+        name: Name of the set, from which the batches are seeded.
     """
     batches = list(draw_batches(tiles, robustness.batches, name, robustness.seed))
     for reading, readout in model.readouts.items():
         for method in robustness.adaptation:
             if method == "transductive" and reading != ZERO_SHOT_READING:
-                continue  # it needs a text prior
+                continue  # needs a text prior
             task = _Adaptation(
                 config, readout, reference.vectors[reading], reference.mixtures[reading], method,
                 model.not_adaptable.get(reading, "") if method == "statistics" else "",
@@ -106,7 +106,7 @@ def adapt_tiles(
 
 @dataclass(frozen=True)
 class _Adaptation:
-    """An adaptation method applied to one reading of one model."""
+    """Adaptation method applied to one reading of one model."""
 
     config: RunConfig
     readout: Readout
@@ -118,7 +118,7 @@ class _Adaptation:
     def measure(
         self, row: RobustnessRow, metric: str, tiles: TileSet, vectors: Float32[np.ndarray, "n d"]
     ) -> RobustnessRow:
-        """The row with the scores without and with adaptation, and the guard's verdict."""
+        """Complete the row with the scores without and with adaptation, and the guard's verdict."""
         before = self.readout(vectors)
         row = replace(row, metric=metric, n=len(tiles), unadapted=compute_score(metric, tiles, before))
         if self.not_adaptable:
@@ -138,7 +138,7 @@ class _Adaptation:
     def predict(
         self, tiles: TileSet, vectors: Float32[np.ndarray, "n d"], before: Float32[np.ndarray, "n c"]
     ) -> Float32[np.ndarray, "n c"]:
-        """Class probabilities with adaptation."""
+        """Predict class probabilities with adaptation."""
         if self.method == "transductive":
             return transductive(tiles.ids, vectors, before)
         target, training = compute_feature_statistics(vectors), compute_feature_statistics(self.training, "training")
@@ -146,12 +146,12 @@ class _Adaptation:
 
 
 def draw_batches(tiles: TileSet, times: int, name: str, seed: int) -> Iterator[tuple[float, Int64[np.ndarray, " n"]]]:
-    """Draw batches with Dirichlet class proportions without replacement; yields the concentration and the rows.
+    """Draw batches with Dirichlet class proportions, without replacement; yields concentration and rows of each.
 
-    The tiles that a hospital sees in a week are seldom balanced, and such batches are where adaptation harms. Labels
-    are used to draw the batches and to measure the guard, which never sees them. A batch is as large as possible
-    without exhausting a class, so that it has the drawn proportions. Sets of one class, and batches that would have
-    fewer than 20 tiles, are skipped.
+    In practice, batches of tiles are rarely balanced, and adaptation is most likely to harm on unbalanced ones. Labels
+    are used to draw the batches and to measure the guard, but not by the guard itself. Each batch is as large as
+    possible, up to its nominal size, without exhausting a class, so that it has the drawn proportions. Sets with a
+    single class, and batches of fewer than `MIN_TILES` tiles, are skipped.
     """
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     classes, counts = np.unique(tiles.labels, return_counts=True)

@@ -1,4 +1,4 @@
-"""Robustness curves and adaptation along them: every model sees the same perturbed tiles."""
+"""Robustness curves, with adaptation at each level; all models see the same perturbed tiles."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ from clipit.tiles.tileset import TileSet
 
 UNPERTURBED = "none"
 _CHUNK = 16
-"""Tiles perturbed at a time."""
+"""Number of tiles perturbed at once."""
 
 
 def curve_rows(
@@ -29,17 +29,17 @@ def curve_rows(
     models: list[MeasuredModel],
     references: Mapping[str, TrainingReference],
 ) -> list[RobustnessRow]:
-    """Scores of every model at every level, with and without adaptation; empty except in the main process.
+    """Score every model at every level, with and without adaptation; returns rows only in the main process.
 
     The stored tile is perturbed before a model resizes it, so that models with different input sizes see the same
-    change. Only one level is in memory at a time; the tiles are read again for each.
+    change. Only one level is held in memory at a time, so tiles are read again for each level.
 
     Args:
         config: Run configuration.
         robustness: Configuration of the study.
         tiles: Labelled test tiles.
         models: Models to measure.
-        references: Model -> training tiles, needed for adaptation.
+        references: Training references for adaptation, by model name.
     """
     levels: list[tuple[str, float | None]] = [(UNPERTURBED, None)]
     levels += [(name, float(level)) for name, values in robustness.perturbations.items() for level in values]
@@ -81,7 +81,7 @@ def _embed_perturbed(
     level: float | None,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, Vectors], int]:
-    """Model -> vectors of all tiles at one level, and the number of untouched tiles; shared among the processes."""
+    """Compute each model's vectors of all tiles at one level, and the number of untouched tiles, over all processes."""
     processes, keys = get_processes(), tile_keys(tiles.ids.tolist())
 
     def embed_chunk(rows: Int64[np.ndarray, "_"]) -> tuple[dict[str, Vectors], int]:
@@ -118,7 +118,7 @@ def _perturb_images(
 
 
 def _embed_images(models: list[MeasuredModel], images: list[np.ndarray]) -> dict[str, Vectors]:
-    """Model -> reading -> vectors; models with the same preprocessing share it."""
+    """Compute vectors by model and reading; images are preprocessed once for models with the same preprocessing."""
     from PIL import Image
 
     inputs: dict[str, np.ndarray] = {}

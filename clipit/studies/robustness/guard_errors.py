@@ -1,4 +1,4 @@
-"""How often the adaptation guard is wrong, measured against the true change in score."""
+"""Error rates of the adaptation guard, measured against the true change in score."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,20 +14,20 @@ WHOLE_SETS, BATCHES = "all whole sets", "batches, other shares of classes"
 
 @dataclass(frozen=True)
 class GuardErrors:
-    """How often a guard was wrong over adaptations whose true change is known.
+    """Errors of a guard over adaptations whose true change in score is known.
 
     Attributes:
         cases: Number of adaptations.
-        accepted: Number that the guard accepted.
-        without_interval: Number without an interval of the change.
-        harmful: Number whose change has a 95 % interval below 0.
-        let_through: Number of harmful ones that the guard accepted.
-        helpful: Number whose change has a 95 % interval above 0.
-        refused: Number of helpful ones that the guard refused.
-        share_let_through: let_through / harmful; None without harmful ones.
-        share_refused: refused / helpful; None without helpful ones.
-        change_always: Mean change if every adaptation is used; None without cases.
-        change_guarded: Mean change if only accepted ones are used, over all cases; None without cases.
+        accepted: Number of adaptations accepted by the guard.
+        without_interval: Number of adaptations whose change has no interval.
+        harmful: Number of adaptations whose change has a 95 % interval below 0.
+        let_through: Number of harmful adaptations accepted by the guard.
+        helpful: Number of adaptations whose change has a 95 % interval above 0.
+        refused: Number of helpful adaptations refused by the guard.
+        share_let_through: Share of harmful adaptations that were accepted; None if none is harmful.
+        share_refused: Share of helpful adaptations that were refused; None if none is helpful.
+        change_always: Mean change if every adaptation is applied; None without cases.
+        change_guarded: Mean change over all cases if only accepted adaptations are applied; None without cases.
     """
 
     cases: int
@@ -45,7 +45,7 @@ class GuardErrors:
 
 @dataclass(frozen=True)
 class GuardSummary:
-    """Errors of the guard for one adaptation method and kind of setting."""
+    """Errors of the guard for one adaptation method and one kind of setting."""
 
     method: str
     settings: str
@@ -53,14 +53,14 @@ class GuardSummary:
     errors: GuardErrors
 
     def flatten(self) -> dict[str, object]:
-        """Fields of the summary and of its errors in one dictionary, for robustness.json."""
+        """Return the fields of the summary and its errors as one dictionary, for robustness.json."""
         return {"method": self.method, "settings": self.settings, "metric": self.metric, **asdict(self.errors)}
 
 
 def count_guard_errors(outcomes: pd.DataFrame) -> GuardErrors:
     """Count harmful adaptations that were accepted and helpful ones that were refused.
 
-    Adaptations whose interval contains 0, or that have none, are neither harmful nor helpful.
+    Adaptations whose interval contains 0 or is missing count as neither harmful nor helpful.
 
     Args:
         outcomes: One row per adaptation, with the columns guard (`accepted` or `refused`), change, change_low and
@@ -87,24 +87,24 @@ def count_guard_errors(outcomes: pd.DataFrame) -> GuardErrors:
 
 
 def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
-    """Errors of the guard per adaptation method and kind of setting.
+    """Summarise the errors of the guard per adaptation method and kind of setting.
 
     A setting is a model (with its seed), a reading, and a set of tiles: a whole set (the test tiles, a shifted set, or
-    the test tiles at one level of a perturbation), or a batch of one with other class proportions. Settings whose true
-    change is unknown are dropped.
+    the test tiles at one level of a perturbation), or a batch drawn from such a set with other class proportions.
+    Settings whose true change is unknown are dropped.
 
     Args:
         rows: Rows of the study with the columns of `RobustnessRow`.
 
     Returns:
-        Per method: `test and shifted sets`, each perturbation, `all whole sets`, and the batches.
+        Summaries per method: `test and shifted sets`, each perturbation, `all whole sets`, and batches.
     """
     known = rows[rows.guard.notna() & rows.change.notna()]
     summaries = []
     for (method,), part in iter_groups(known, ["method"]):
-        whole, batches = part[part.what != "batch"], part[part.what == "batch"]
-        whole = whole.assign(kind=whole.perturbation.fillna(UNPERTURBED))
-        groups = [*whole.groupby("kind"), (WHOLE_SETS, whole), (BATCHES, batches)]
+        whole_sets, batches = part[part.what != "batch"], part[part.what == "batch"]
+        whole_sets = whole_sets.assign(kind=whole_sets.perturbation.fillna(UNPERTURBED))
+        groups = [*whole_sets.groupby("kind"), (WHOLE_SETS, whole_sets), (BATCHES, batches)]
         summaries += [
             GuardSummary(method, str(kind), group.metric.iloc[-1], count_guard_errors(group))
             for kind, group in groups
@@ -114,7 +114,7 @@ def summarise_guard(rows: pd.DataFrame) -> list[GuardSummary]:
 
 
 def guard_rows(rows: Sequence[RobustnessRow]) -> Iterator[RobustnessRow]:
-    """The guard's errors for each model and reading; their sums are those of `summarise_guard`."""
+    """Build rows with the guard's errors for each model and reading; they add up to those of `summarise_guard`."""
     frame = to_frame(rows)
     for (subject, reading), part in iter_groups(frame[frame.guard.notna()], ["subject", "reading"]):
         for summary in summarise_guard(part):
@@ -125,6 +125,6 @@ def guard_rows(rows: Sequence[RobustnessRow]) -> Iterator[RobustnessRow]:
 
 
 def to_frame(rows: Sequence[RobustnessRow]) -> pd.DataFrame:
-    """The rows as a table without provenance."""
+    """Convert rows to a table without provenance."""
     columns = list(RobustnessRow.__dataclass_fields__)
     return pd.DataFrame([vars(row) for row in rows], columns=columns, dtype=object)

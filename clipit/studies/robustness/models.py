@@ -1,4 +1,4 @@
-"""Models of the robustness study: classifiers of finished runs and the VLM, each as vectors and their readouts."""
+"""Models of the robustness study (classifiers of finished runs and the VLM): their vectors and readouts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,11 +32,11 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 HEAD, ZERO_SHOT_READING = "head", "zero-shot"
-"""The two ways to read class probabilities from a model (column `reading`)."""
+"""The two readings of a model, that is, ways to obtain class probabilities from it (column `reading`)."""
 Vectors = dict[str, Float32[np.ndarray, "_ _"]]
-"""Reading -> one vector per tile."""
+"""Vectors by reading, one row per tile."""
 Readout = Callable[[Float[np.ndarray, "n d"]], Float32[np.ndarray, "n c"]]
-"""Vectors of a reading -> class probabilities."""
+"""Function from the vectors of a reading to class probabilities."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class MeasuredModel:
 
     Attributes:
         name: Name of the model in tables.
-        preprocess: Preprocessing from an image to the model's input.
-        forward: Input pixels (uint8 [b, 3, h, w]) to one vector per tile for each reading.
-        dims: Reading -> dimension of its vectors.
-        readouts: Reading -> function from vectors to class probabilities.
+        preprocess: Preprocessing of the model's input.
+        forward: Function from input pixels (uint8 [b, 3, h, w]) to the vectors of each reading.
+        dims: Dimension of the vectors by reading.
+        readouts: Function from vectors to class probabilities by reading.
         fingerprint: Fingerprint of the weights.
         facts: Provenance written next to every score.
-        not_adaptable: Reading -> why its vectors cannot be adapted.
+        not_adaptable: Reason why the vectors cannot be adapted, by reading.
         run: Folder of the run; None for the VLM.
     """
 
@@ -67,11 +67,11 @@ class MeasuredModel:
 
 
 def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
-    """The classifier of a finished run: its head and, if it was trained with text, its zero-shot predictions.
+    """Load the classifier of a finished run, read from its head and, if trained with text, zero-shot.
 
     Raises:
-        ModelError: There is no classifier.
-        DataError: Its classes are not those of the tiles, or the run was evaluated on other test tiles.
+        ModelError: The run has no classifier.
+        DataError: The classes differ from those of the tiles, or the run was evaluated on other test tiles.
     """
     folder, device = run / "classifier", get_processes().device
     classifier = open_classifier(workspace.config, run)
@@ -96,7 +96,7 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
     project = _load_projection(folder, device) if plain is not None and ZERO_SHOT_READING in dims else None
 
     def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Vectors:
-        """Pooled features before the head (its logits if it is not linear), and predicted text embeddings."""
+        """Return pooled features before the head (logits if the head is not linear) and predicted text embeddings."""
         with torch.inference_mode():
             inputs = spec.preprocess.normalise(torch.from_numpy(pixels).to(device))
             if plain is None:
@@ -117,7 +117,7 @@ def load_run_model(workspace: Workspace, run: Path, name: str) -> MeasuredModel:
 
 
 def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | None:
-    """The VLM's zero-shot predictions without centring; None without prompts."""
+    """Load the VLM for zero-shot predictions without centring; None without prompts."""
     if workspace.prompts is None:
         return None
     vlm = workspace.vlm
@@ -135,7 +135,7 @@ def load_vlm_model(config: RunConfig, workspace: Workspace) -> MeasuredModel | N
 
 
 def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, workspace: Workspace) -> Vectors:
-    """The model's vectors of tiles, cached on disk and shared among the processes."""
+    """Compute the model's vectors of tiles over all processes, cached on disk."""
     readings = list(model.dims)
     edges = np.cumsum([model.dims[reading] for reading in readings])
 
@@ -151,12 +151,12 @@ def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, wor
 
 
 def sample_tiles(tiles: TileSet, limit: int | None, *, labelled: bool) -> TileSet:
-    """At most `limit` tiles, spread evenly over their ids.
+    """Sample at most `limit` tiles, evenly spaced in the order of their ids.
 
     Args:
-        tiles: Tiles to sample.
+        tiles: Tiles to sample from.
         limit: Maximum number of tiles; None keeps all.
-        labelled: Whether to keep only labelled tiles and spread the sample over the classes, too.
+        labelled: Whether to keep only labelled tiles and to sample evenly over classes, too.
     """
     order = np.lexsort((tiles.ids, tiles.labels) if labelled else (tiles.ids,))
     if labelled:
@@ -185,7 +185,7 @@ def _load_projection(folder: Path, device: torch.device) -> Callable[[torch.Tens
 
 
 def _class_embeddings(workspace: Workspace, classifier: Classifier) -> Float32[np.ndarray, "c D"] | None:
-    """Class embeddings for the classifier's zero-shot predictions; None if it has none, or there are no prompts."""
+    """Embed the classes for zero-shot predictions; None for classifiers without text, or without prompts."""
     prompts, spec = workspace.prompts, classifier.spec
     if prompts is None or spec.vlm is None or not spec.projector_layers:
         return None
@@ -199,7 +199,7 @@ def _check_test_tiles(run: Path, tiles: TileSet) -> None:
     predictions = read_predictions(run / "predictions.parquet").select("test")
     if set(predictions.ids.tolist()) != set(tiles.of_split("test").ids.tolist()):
         raise DataError(
-            "the run's predictions are of other test tiles",
+            "the predictions of this run are for other test tiles",
             where=run / "predictions.parquet",
-            fix="give the run of this configuration, with test among its evaluation.splits",
+            fix="give a run of this configuration, evaluated with test in evaluation.splits",
         )

@@ -20,42 +20,42 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 PartVectors = dict[tuple[str, str], Vectors]
-"""(model, set of tiles) -> vectors."""
+"""Vectors by model and set of tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessRow(StudyRow):
-    """A score of one model and reading.
+    """Score of one model and reading.
 
     Attributes:
-        what: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
-        reading: `head` or `zero-shot`.
+        what: Kind of row: `curve`, `shifted`, `calibration`, `adaptation`, `batch` or `guard`.
+        reading: Reading of the model: `head` or `zero-shot`.
         part: Set of tiles: `test` or the name of a shifted set.
         perturbation: Name of the perturbation; `none` for unperturbed tiles of a curve.
         level: Level of the perturbation, or the temperature of a calibration.
-        unit: Meaning of the level.
+        unit: Meaning or unit of the level.
         untouched: Number of tiles that the perturbation left unchanged.
         n: Number of tiles.
         value: Score; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
-        reason: Why the score or its interval is undefined.
-        change: Paired change against the unperturbed, uncalibrated or unadapted score.
+        reason: Reason why the score or its interval is undefined.
+        change: Paired change from the unperturbed, uncalibrated or unadapted score.
         change_low: Lower bound of the change's 95 % interval.
         change_high: Upper bound of the change's 95 % interval.
         method: Adaptation method.
         unadapted: Score without adaptation.
         guard: Verdict of the guard, `accepted` or `refused`.
-        misfit: Misfit that the guard computed.
-        guard_reasons: Why the guard refused.
+        misfit: Misfit computed by the guard.
+        guard_reasons: Reason why the guard refused.
         concentration: Dirichlet concentration of the class proportions of a batch.
         largest_share: Share of the most frequent class of a batch.
         tiles: Fingerprint of the tiles of a calibration.
-        state: `before` or `after` temperature scaling.
+        state: State of calibration: `before` or `after` temperature scaling.
         labels: Number of validation labels used.
         reliability: Bins of the reliability diagram.
-        settings: Settings over which the guard's errors are counted.
-        errors: Fields of `GuardErrors`.
+        settings: Kind of settings over which the guard's errors are counted.
+        errors: Fields of `GuardErrors`, by name.
     """
 
     what: str
@@ -96,15 +96,15 @@ def score_row(
     probabilities: Float[np.ndarray, "n c"],
     before: Float[np.ndarray, "n c"] | None = None,
 ) -> RobustnessRow:
-    """The row with its score, the 95 % interval and, given a reference, the paired change.
+    """Complete a row with its score, 95 % interval and, given `before`, the paired change.
 
     Args:
         row: Row without a score.
-        config: Run configuration (number of resamples, seed).
+        config: Run configuration, with the seed and number of bootstrap resamples.
         metric: Name of the score.
         tiles: Labelled tiles.
         probabilities: Class probabilities of the tiles.
-        before: Class probabilities that the change refers to.
+        before: Reference class probabilities for the change.
     """
     order = np.argsort(tiles.ids, kind="stable")
     labels, groups = tiles.labels[order], tiles.groups[order]
@@ -135,7 +135,7 @@ def score_row(
 
 
 def compute_score(metric: str, tiles: TileSet, probabilities: Float[np.ndarray, "n c"]) -> float | None:
-    """Score of labelled tiles without an interval; None if undefined."""
+    """Compute the score of labelled tiles without an interval; None if undefined."""
     order = np.argsort(tiles.ids, kind="stable")
     ones = np.ones((len(order), 1))
     return _defined(weighted_scores(tiles.labels[order], probabilities[order], ones, (metric,))[metric][0])
@@ -148,7 +148,7 @@ def shifted_rows(
     parts: Mapping[str, TileSet],
     part_vectors: PartVectors,
 ) -> Iterator[RobustnessRow]:
-    """Scores on the test tiles and on each shifted set, without adaptation."""
+    """Score every model on the test tiles and on each shifted set, without adaptation."""
     for model in models:
         for part, tiles in parts.items():
             for reading, readout in model.readouts.items():
@@ -158,7 +158,7 @@ def shifted_rows(
 
 
 def embed_for_calibration(config: RunConfig, workspace: Workspace, model: MeasuredModel) -> Vectors:
-    """The model's vectors of all validation tiles followed by all test tiles; every process takes part."""
+    """Compute the model's vectors of all validation tiles, then all test tiles; call this in all processes."""
     tiles = workspace.all_tiles
     parts = [compute_vectors(model, tiles.of_split(split), config, workspace) for split in ("validation", "test")]
     return {reading: np.concatenate([part[reading] for part in parts]) for reading in model.readouts}
@@ -167,13 +167,13 @@ def embed_for_calibration(config: RunConfig, workspace: Workspace, model: Measur
 def calibration_rows(
     config: RunConfig, workspace: Workspace, model: MeasuredModel, vlm_vectors: Vectors | None
 ) -> Iterator[RobustnessRow]:
-    """ECE, NLL and Brier score on all test tiles before and after temperature scaling on the validation labels.
+    """Compute ECE, NLL and Brier score on all test tiles before and after temperature scaling on validation labels.
 
     Args:
         config: Run configuration.
         workspace: Workspace of this configuration.
-        model: A run, whose stored predictions are read, or the VLM.
-        vlm_vectors: Vectors of the VLM from `embed_for_calibration`; None for a run.
+        model: Model of a run, whose stored predictions are read, or of the VLM.
+        vlm_vectors: Vectors from `embed_for_calibration` for the VLM; None for a run.
     """
     if model.run is not None:
         predictions = _read_run_predictions(model.run, model)
@@ -212,7 +212,7 @@ def _read_run_predictions(run: Path, model: MeasuredModel) -> dict[str, Predicti
 def _predict_vlm(
     config: RunConfig, workspace: Workspace, model: MeasuredModel, vectors: Vectors
 ) -> dict[str, Predictions]:
-    """Predictions of the VLM with the labels that a run of this seed sees."""
+    """Predict with the VLM, keeping only the labels that a run with this seed may use."""
     tiles = workspace.tiles(config.seed)
     parts = [tiles.of_split(split) for split in ("validation", "test")]
     ids, splits, labels, groups = (
@@ -231,7 +231,7 @@ def _measure_calibration(
     probabilities: Float32[np.ndarray, "n c"],
     before: Float32[np.ndarray, "n c"] | None,
 ) -> Iterator[RobustnessRow]:
-    """The row once per measure, with its 95 % interval and, given a reference, the paired change."""
+    """Yield one row per measure with its 95 % interval and, given `before`, the paired change."""
 
     def compute(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
         measures = weighted_calibration(test.labels, probabilities, weights)

@@ -52,16 +52,16 @@ def measure_robustness(
     runs: Sequence[Path],
     shifted: Mapping[str, TilesConfig] | None = None,
 ) -> Path:
-    """Measure finished runs and, with prompts, the VLM; write robustness.parquet, .md, .html, .json and plots.
+    """Measure the robustness of finished runs and, with prompts, of the VLM; writes tables, a report and plots.
 
     Args:
         config: Configuration of these runs.
-        robustness: Perturbations and adaptations to measure.
+        robustness: Configuration of the study, with perturbations and adaptations.
         runs: Folders of finished runs.
         shifted: Shifted test sets by name (`comparison.shifted`).
 
     Returns:
-        The output folder.
+        Output folder with robustness.parquet, .md, .html, .json and the plots.
 
     Raises:
         DataError: There is nothing to measure, no test tile has a label, or a run or shifted set has other classes.
@@ -108,7 +108,7 @@ def _load_models(
     if vlm is not None:
         models.append(vlm)
     elif robustness.vlm:
-        logger.info("note: the VLM is not measured, because it has no zero-shot predictions without `prompts`")
+        logger.info("note: the VLM is not measured, because zero-shot prediction needs `prompts`")
     if not models:
         raise DataError(
             "nothing to measure",
@@ -119,12 +119,12 @@ def _load_models(
 
 
 def _select_parts(robustness: RobustnessConfig, sets: Mapping[str, TileSet]) -> dict[str, TileSet]:
-    """At most `robustness.tiles` labelled tiles of each set."""
+    """Sample at most `robustness.tiles` labelled tiles of each set."""
     samples = {name: sample_tiles(tiles, robustness.tiles, labelled=True) for name, tiles in sets.items()}
     for name, tiles in samples.items():
         if not len(tiles):
             where = "tiles.splits" if name == "test" else f"comparison.shifted.{name}"
-            raise DataError("no test tile has a label", where=where, fix="give labelled tiles of split test")
+            raise DataError("no test tile has a label", where=where, fix="add labelled tiles of the test split")
     return samples
 
 
@@ -173,7 +173,7 @@ def _write(
 
 
 def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> RobustnessRow:
-    """Add the prompt set of a zero-shot row: the run's own if its stored predictions were read."""
+    """Add the prompt set of a zero-shot row, which is that of the run if its stored predictions were read."""
     if row.reading != ZERO_SHOT_READING:
         return row
     if run is not None and row.what == "calibration":
@@ -182,7 +182,7 @@ def _add_prompts(row: RobustnessRow, workspace: Workspace, run: Path | None) -> 
 
 
 def _write_plots(robustness: RobustnessConfig, frame: pd.DataFrame, folder: Path) -> list[str]:
-    """Plot every curve that has a score, and the calibration; returns the file names."""
+    """Plot all curves with scores, and the calibration; returns the file names."""
     plots = []
     curves = frame[frame.what == "curve"]
     for name in robustness.perturbations:

@@ -15,8 +15,9 @@ from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardSum
 FILE = "robustness.parquet"
 _MEASURES = {"ece": "ECE", "nll": "NLL", "brier": "Brier score"}
 _TEST = (
-    "All scores are on the test split (or a shifted set's own test split). Nothing is selected on test tiles. In "
-    "brackets: 95 % percentile bootstrap over test tiles, clustered by group where known; changes are paired."
+    "All scores are computed on the test split (or the test split of a shifted set). Nothing is selected on test "
+    "tiles. In brackets: 95 % percentile bootstrap over test tiles, clustered by group where known; changes are "
+    "paired."
 )
 _PERTURBED = (
     "The stored tile is perturbed and then resized for each model, so all models see the same change. Each cell shows "
@@ -27,28 +28,29 @@ _CALIBRATED = (
     "allowed to use. Training may have selected its weights with the same labels. The predicted class never changes."
 )
 _ADAPTED = (
-    "Transductive: every result here depends on all test tiles together and is undefined for a single tile. Gains and "
-    "losses are shown regardless of the guard. Feature statistics assume the class proportions of training. The guard "
-    "reads no label: it estimates the mixture of training classes that explains the tiles best, and compares its mean "
-    f"with that of the tiles. It accepts the adaptation if their misfit is at least {MIN_MISFIT:g} (about 1 is "
-    "expected if only the class proportions differ). Its verdict depends on the tiles and the feature space, not on "
-    "the adaptation. It misses changes in the spread alone, and mistakes a class that training lacks, or one unusual "
-    "patient, for a change in appearance. The next chapter reports its errors."
+    "Transductive: every result here depends on all test tiles together and is undefined for a single tile. Gains "
+    "and losses are shown regardless of the guard. Feature statistics assume the class proportions of training. The"
+    " guard reads no label: it estimates the mixture of training classes that explains the tiles best, and compares"
+    " its mean with that of the tiles. It accepts the adaptation if the misfit of the two means is at least "
+    f"{MIN_MISFIT:g} (about 1 is expected if only the class proportions differ). Its verdict depends on the tiles "
+    "and the feature space, not on the adaptation. It misses changes that affect only the spread, and mistakes a "
+    "class that is absent from training, or one unusual patient, for a change in appearance. The next chapter "
+    "reports its errors."
 )
 _GUARD = (
-    "A setting is one model (with its seed), one reading, and a set of tiles: a whole set (the test tiles, a shifted "
-    "set, or the test tiles at one level of a perturbation), or a batch of one: up to 30, 100 or 200 tiles (fewer "
-    "where a class would be exhausted) with class proportions from a Dirichlet distribution (concentration 0.3 or 1), "
-    "scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval of its change (over tiles, "
-    "clustered by group where known) lies below or above 0; by chance alone, this happens in about 1 of 40 settings "
-    "each. The guard makes two kinds of errors: it accepts a harmful adaptation, or refuses a helpful one (n/a: there "
-    "is none). Labels are used here to draw the batches and to measure the guard. Its threshold was chosen on another "
-    "synthetic world than the demo's (see docs/method.md). Settings share tiles and models and are not independent, "
-    "so there is no interval of these shares."
+    "A setting is one model (with its seed), one reading, and a set of tiles: a whole set (the test tiles, a "
+    "shifted set, or the test tiles at one level of a perturbation), or a batch drawn from one: up to 30, 100 or "
+    "200 tiles (fewer if a class would be exhausted) with class proportions from a Dirichlet distribution "
+    "(concentration 0.3 or 1), scored by accuracy. An adaptation is harmful or helpful if the paired 95 % interval "
+    "of its change (over tiles, clustered by group where known) lies below or above 0; by chance alone, this "
+    "happens in about 1 of 40 settings each. The guard can make two kinds of error: accepting a harmful adaptation,"
+    " or refusing a helpful one (n/a if there is none). Labels are used here to draw the batches and to measure the"
+    " guard. Its threshold was chosen on another synthetic world than the demo's (see docs/method.md). Settings "
+    "share tiles and models and are not independent, so no intervals are given for these shares."
 )
 _NO_INTERVALS = (
     "Some changes have no interval (all of them with evaluation.bootstrap: 0) and count as neither harmful nor "
-    "helpful, because they cannot be told from chance."
+    "helpful, because they cannot be distinguished from chance."
 )
 _ROUNDED = 0.0005
 """Mean changes below this are shown as 0."""
@@ -61,13 +63,13 @@ def robustness_chapters(
     provenance: Mapping[str, Any],
     plots: Sequence[str],
 ) -> list[Chapter]:
-    """Perturbation curves, shifted sets, calibration, adaptation, errors of the guard, and provenance.
+    """Build the chapters: perturbation curves, shifted sets, calibration, adaptation, guard errors, provenance.
 
     Args:
         robustness: Configuration of the study.
         frame: Table of robustness.parquet.
-        guard: Errors of the guard.
-        provenance: Contents of robustness.json.
+        guard: Summaries of the guard's errors.
+        provenance: Content of robustness.json.
         plots: File names of the plots.
     """
     metric = LABELS[robustness.metric]
@@ -97,7 +99,7 @@ def robustness_chapters(
     if guard:
         parts: list[Text | Table] = [Text(_GUARD), _guard_table(guard), *_guard_benefit(guard)]
         chapters.append(Chapter("How often the guard is wrong", parts))
-    chapters.append(Chapter("How it was measured", [facts_table(_facts(provenance), "robustness.json")]))
+    chapters.append(Chapter("Provenance", [facts_table(_facts(provenance), "robustness.json")]))
     notes = [Text(f"{name}: {note}") for name, lines in provenance["notes"].items() for note in lines]
     chapters += [Chapter("Notes on the tiles", notes)] if notes else []
     undefined = frame[(frame.what != "batch") & frame.reason.astype(bool)]
@@ -135,7 +137,7 @@ def _shifted_table(shifted: pd.DataFrame) -> Table:
 
 
 def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
-    """One table per measure, since more intervals would not fit on a page."""
+    """One table per measure, because the intervals of all measures would not fit side by side."""
     tables = []
     for name, title in _MEASURES.items():
         lines = []
@@ -180,8 +182,8 @@ def _guard_table(guard: Sequence[GuardSummary]) -> Table:
                 number(errors.change_guarded, signed=True),
             ]
         )
-    header = ["adaptation", "tiles", "settings", "accepted", "accepted, of the harmful", "refused, of the helpful"]
-    header += ["mean change, always used", "mean change, guarded"]
+    header = ["adaptation", "tiles", "settings", "accepted", "harmful, accepted", "helpful, refused"]
+    header += ["mean change, always applied", "mean change, guarded"]
     source = (
         f"robustness.json: guard; {FILE}: columns change, change_low, change_high, guard, what = adaptation or batch"
     )
@@ -189,7 +191,7 @@ def _guard_table(guard: Sequence[GuardSummary]) -> Table:
 
 
 def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
-    """Per adaptation, whether the guard beats adapting always and adapting never (a change of 0)."""
+    """Compare the guard with always adapting and never adapting (a change of 0), per adaptation method."""
     texts = [Text(_NO_INTERVALS)] if any(summary.errors.without_interval for summary in guard) else []
     for summary in guard:
         errors = summary.errors
@@ -199,15 +201,15 @@ def _guard_benefit(guard: Sequence[GuardSummary]) -> list[Text]:
         benefit = guarded - always
         effect = "changed" if abs(benefit) < _ROUNDED else "gained" if benefit > 0 else "lost"
         if abs(benefit) < _ROUNDED and guarded > _ROUNDED:
-            verdict = "Adapting always would have been as good here."
+            verdict = "Always adapting would have been as good here."
         elif guarded < _ROUNDED:
             verdict = "Never adapting would have been as good or better here."
         else:
-            verdict = "The guard was useful here." if benefit > 0 else "Adapting always would have been better here."
+            verdict = "The guard was useful here." if benefit > 0 else "Always adapting would have been better here."
         texts.append(
             Text(
                 f"{summary.method}, {summary.settings} ({LABELS[summary.metric]}): over {errors.cases} settings the "
-                f"guard {effect} {number(abs(benefit))} of the score on average, compared with adapting always "
+                f"guard {effect} {number(abs(benefit))} of the score on average, compared with always adapting "
                 f"({number(always, signed=True)}; never: 0; guarded: {number(guarded, signed=True)}); it refused "
                 f"{errors.harmful - errors.let_through} of {errors.harmful} harmful and {errors.refused} of "
                 f"{errors.helpful} helpful adaptations. {verdict}"

@@ -16,9 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
     )
-    parser.add_argument(
-        "--config", type=Path, help="YAML file of a run (its keys can be overridden), of a sweep or of Accelerate"
-    )
+    parser.add_argument("--config", type=Path, help="YAML file of a run; its keys can be overridden")
     parser.add_argument("--models", action="store_true", help="print the tables of known models and exit")
     options, keys = parser.parse_known_args()
     with user_errors():

@@ -4,16 +4,18 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError, create_model
+from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 """Former keys of the configuration, dotted, and the keys that replace them."""
@@ -68,24 +70,20 @@ def validate(values: Mapping[str, Any], where: object) -> RunConfig:
     Raises:
         ConfigError: Lists every error, each with its key path.
     """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _config_error(error, where) from None
+    return _validate(RunConfig, values, where)
 
 
 def validate_file(values: Mapping[str, Any], where: object) -> ConfigFile:
     """Validate the content of a configuration file: the keys of a run and the sections beside them.
 
-    Args:
-        values: Keys and values, sections nested.
-        where: Origin of the values, for messages.
-
-    Raises:
-        ConfigError: Lists every error, each with its key path.
+    Arguments and errors are those of `validate`.
     """
+    return _validate(ConfigFile, values, where)
+
+
+def _validate(model: type[_Model], values: Mapping[str, Any], where: object) -> _Model:
     try:
-        return ConfigFile.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, where) from None
 

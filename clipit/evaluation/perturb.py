@@ -186,7 +186,7 @@ PERTURBATIONS = {
     "contrast": Perturbation(contrast, "contrast factor", 1.0),
     "magnification": Perturbation(magnification, "magnification factor", 1.0),
 }
-"""Values of `robustness.perturbations`; to add one, write a function and an entry here."""
+"""Perturbation by name. A further one also needs its name and levels in clipit/config/studies.py."""
 
 
 def to_density(tile: UInt8[np.ndarray, "3 h w"]) -> Float64[np.ndarray, "p 3"]:

@@ -19,7 +19,7 @@ from clipit.evaluation.features import Features, Probe
 from clipit.evaluation.few_shot import few_shot
 from clipit.evaluation.intervals import bootstrap_intervals
 from clipit.evaluation.label_efficiency import label_efficiency
-from clipit.evaluation.metrics import compute_metrics, explain_undefined
+from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
 from clipit.evaluation.neighbours import knn_probabilities, simple_shot
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
@@ -52,7 +52,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc", "kappa")
+_METRICS = tuple(name for name in METRICS if name != "ece")  # calibration belongs to the robustness study
 CURVE_PLOT = "label_efficiency.png"
 
 

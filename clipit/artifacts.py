@@ -45,7 +45,7 @@ class Manifest:
     files: dict[str, str]
     """Name -> SHA-256."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Name -> size in bytes; earlier manifests have none."""
+    """Name -> size in bytes; empty in earlier manifests."""
     schema: int = SCHEMA
     created: str = ""
     commit: str = ""
@@ -61,16 +61,16 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of its inputs."""
+        """Return the fingerprint of the artefact's inputs."""
         return self.manifest.fingerprint
 
     def file(self, name: str) -> Path:
-        """Path of a file of the artefact."""
+        """Return the path of one of the artefact's files."""
         return self.folder / name
 
 
 def fingerprint(value: Any) -> str:
-    """Fingerprint of a JSON-like value, 16 hexadecimal digits; the order of keys does not matter."""
+    """Compute a fingerprint of a JSON-like value: 16 hexadecimal digits, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -83,12 +83,12 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that can affect results."""
+    """Return the versions of the packages that can affect results."""
     return installed(_RECORDED_PACKAGES)
 
 
 def installed(names: Collection[str]) -> dict[str, str]:
-    """Versions of the installed ones of these distributions."""
+    """Return the versions of these distributions, without those that are not installed."""
     versions = {}
     for name in names:
         try:
@@ -100,7 +100,7 @@ def installed(names: Collection[str]) -> dict[str, str]:
 
 @cache
 def git_commit() -> str:
-    """Commit of the checkout that this package runs from, with `+` for local changes; "" without a checkout."""
+    """Return the commit of this package's checkout, with `+` for local changes; "" outside a checkout."""
     package = Path(__file__).resolve().parent
     command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
@@ -150,10 +150,10 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     Args:
         folder: Folder of the artefact.
         kind: Expected kind.
-        verify: Whether to verify the SHA-256 of every file; otherwise that of small files, and the size of all.
+        verify: Whether to verify the SHA-256 of every file. Otherwise, verify it for small files, and the size of all.
 
     Raises:
-        ArtifactError: It is missing, incomplete, damaged, or of another kind or schema.
+        ArtifactError: The artefact is missing, incomplete, damaged, or of another kind or schema.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -197,7 +197,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
         fix: What to do if it is damaged, for the error.
 
     Raises:
-        ArtifactError: It is missing, or holds no JSON object.
+        ArtifactError: The file is missing, or does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -211,7 +211,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 
 def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
-    """Folder of the artefact of this kind and these inputs, whether it exists or not."""
+    """Return the folder of the artefact with this kind and these inputs, whether or not it exists."""
     return root / f"{kind}-{fingerprint(dict(inputs))}"
 
 
@@ -233,7 +233,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def start_partial(folder: Path) -> Path:
-    """Create the folder in which `folder` is built, or reuse that of a killed attempt with the same inputs."""
+    """Create the folder in which `folder` is built, or reuse the one left by a killed attempt with the same inputs."""
     partial = folder.with_name(folder.name + ".partial")
     make_folder(partial)
     return partial
@@ -242,7 +242,7 @@ def start_partial(folder: Path) -> Path:
 def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> Artifact:
     """Write the manifest of `<folder>.partial`, and rename it to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
-    for leftover in partial.rglob(".*.tmp"):  # of a killed attempt; all processes have finished writing
+    for leftover in partial.rglob(".*.tmp"):  # left by a killed attempt; all processes have finished writing
         leftover.unlink()
     files = {
         str(path.relative_to(partial)): path

@@ -23,7 +23,7 @@ class CsvTable:
 
 
 def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> CsvTable:
-    """Read a csv file with a header; quoted fields may hold line breaks, and empty lines are skipped.
+    """Read a csv file with a header; quoted fields may contain line breaks, and empty lines are skipped.
 
     Raises:
         DataError: Broken quotes, a repeated column name, or a row of the wrong length.
@@ -62,7 +62,7 @@ def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> C
 
 
 def check_column_names(names: Sequence[str], where: object) -> None:
-    """Refuse repeated column names, ignoring surrounding spaces; columns without a name do not count.
+    """Check that column names are unique, ignoring surrounding spaces and unnamed columns.
 
     Raises:
         DataError: A name is repeated.
@@ -74,13 +74,13 @@ def check_column_names(names: Sequence[str], where: object) -> None:
 
 
 def delimiter_hint(names: Sequence[str]) -> str:
-    """Advice for a header that was read as one column because it uses another delimiter; "" otherwise."""
+    """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise."""
     used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
     return f"the header is one column that holds {used[0]}: save the table with commas, or as .tsv" if used else ""
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether `save_to_disk` of the datasets package wrote this folder."""
+    """Return whether this folder was written by `save_to_disk` of the datasets package."""
     return any((folder / name).is_file() for name in _SAVED_BY_DATASETS)
 
 
@@ -88,14 +88,14 @@ def load_huggingface(path: str, key: str) -> Any:
     """Load a Hugging Face data set: an id on the hub, a local folder, or one written by `save_to_disk`.
 
     Args:
-        path: Folder or id.
-        key: Configuration key that holds it, for the message.
+        path: Local folder or hub id.
+        key: Configuration key with this path, for the error message.
 
     Returns:
         A `datasets.Dataset`, or a dictionary of them by split.
 
     Raises:
-        DataError: It cannot be loaded.
+        DataError: The data set cannot be loaded.
     """
     import datasets
 
@@ -104,7 +104,7 @@ def load_huggingface(path: str, key: str) -> Any:
         if is_saved_dataset(folder):
             return datasets.load_from_disk(str(folder))
         return datasets.load_dataset(str(folder) if folder.is_dir() else path)
-    except Exception as error:  # the library raises its own, its dependencies' and the network's errors
+    except Exception as error:  # its own errors, those of its dependencies and of the network
         raise DataError(
             f"cannot load this data set: {type(error).__name__}: {error}",
             where=path,

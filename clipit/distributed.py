@@ -1,6 +1,6 @@
-"""Distributed processes: ranks, shared work and synchronisation.
+"""Distributed processes: ranks, work sharing and synchronisation.
 
-Global batches are a pure function of (seed, step), and each process takes its slice. So the batches do not depend on
+Global batches are a pure function of (seed, step), and each process takes its slice, so the batches do not depend on
 the number of processes.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-_TIMEOUT = timedelta(hours=12)  # time that a process waits for the one that builds an artefact
+_TIMEOUT = timedelta(hours=12)  # while another process builds an artefact
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Items of this process: every `count`-th, starting at its rank."""
+        """Return this process's share of the items: every `count`-th, starting at its rank."""
         return items[self.rank :: self.count]
 
     def barrier(self) -> None:
@@ -98,10 +98,10 @@ def check_launch(count: int) -> None:
     """Check that the launcher started the requested number of processes.
 
     `accelerate launch --cpu --num_processes 2` starts one process, and `--multi_gpu` without a GPU starts processes
-    without a common process group, which would write the same run.
+    without a common process group, all of which would write the same run.
 
     Raises:
-        LaunchError: It did not; the error states the command that works.
+        LaunchError: The number differs; the message gives the correct command.
     """
     requested = int(os.environ.get("WORLD_SIZE", "1"))
     single = requested == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
@@ -121,7 +121,7 @@ def check_launch(count: int) -> None:
 
 @cache
 def get_processes() -> Processes:
-    """Join the process group that Accelerate or torchrun started; without one, a single process.
+    """Join the process group that Accelerate or torchrun started; without one, run as a single process.
 
     Raises:
         LaunchError: See `check_launch`.
@@ -159,14 +159,14 @@ def _leave() -> None:
 
 
 def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Artifact:
-    """Open the artefact of this kind and these inputs, or build it in all processes together.
+    """Open the artefact with this kind and these inputs, or build it in all processes together.
 
     Args:
         root: Output root.
-        kind: Kind of the artefact, the first part of the folder's name.
-        inputs: Everything that its content depends on, JSON-like; the fingerprint is the second part of the name.
-        make: Function that is called in every process with the folder to write to, which may hold files of a killed
-            attempt; it returns facts (such as row counts) for the manifest.
+        kind: Kind of the artefact, which is the first part of the folder's name.
+        inputs: JSON-like inputs that determine its content; their fingerprint is the second part of the name.
+        make: Function called in every process with the folder to write to, which may contain files of a killed attempt;
+            it returns facts (such as row counts) for the manifest.
     """
     processes = get_processes()
     folder = artifact_folder(root, kind, inputs)
@@ -190,7 +190,7 @@ def build_once(root: Path, kind: str, inputs: dict[str, Any], make: Callable[[Pa
 
 
 def stream_positions(seed: int, stream: str, start: int, count: int, size: int) -> Int64[np.ndarray, "count"]:
-    """Items `start` to `start + count` of an endless shuffled stream over `size` items.
+    """Return items `start` to `start + count` of an endless shuffled stream over `size` items.
 
     The stream is a sequence of permutations of all items; each depends on (seed, stream, epoch) alone.
     """

@@ -13,7 +13,7 @@ from pathlib import Path
 from clipit.progress import log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
-"""Disk full, over quota or read-only; a file in place of a folder; or a name that is too long."""
+"""Disk full, over quota or read-only; a file in place of a folder; name too long."""
 
 
 class ClipitError(Exception):
@@ -101,12 +101,12 @@ def disk_errors(where: object) -> Iterator[None]:
 
 
 def _unreadable(filename: object) -> bool:
-    """Whether a file exists and may not be read."""
+    """Return whether a file exists but may not be read."""
     return isinstance(filename, str) and Path(filename).is_file() and not os.access(filename, os.R_OK)
 
 
 def _why_not_written(error: Exception) -> str | None:
-    """The problem of the disk; None for other errors."""
+    """Return the disk's error message; None for other errors."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
     if os.strerror(errno.ENOSPC) in str(error):  # safetensors and faiss raise their own exceptions

@@ -38,8 +38,8 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         The folder with comparison.md, .tex, .html, .parquet and .json.
 
     Raises:
-        ConfigError: An arm's keys do not fit, or the arms were searched differently.
-        DataError: A data set has no test tile, or a prompt set has other classes than the tiles.
+        ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
+        DataError: A data set has no test tile, or a prompt set's classes differ from those of the tiles.
     """
     plans = plan_comparison(config, comparison)
     shared: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def _percent(score: float | None) -> str:
 
 
 def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
-    """Find missing test tiles and prompts of other classes before anything is trained."""
+    """Check, before training, that every data set has test tiles and that prompts match their classes."""
     tests = workspace.all_tiles.of_split("test")
     if not (tests.labels >= 0).any() or "test" not in plan.config.evaluation.splits:
         raise DataError(

@@ -17,18 +17,18 @@ from clipit.workspace.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
-"""The demo's world; comparisons over several worlds write others with `ensure_world`."""
+"""World of the demo; comparisons over several worlds write the others with `ensure_world`."""
 
 
 def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
     """Write the synthetic world, compare the arms on it, and try the exported classifier.
 
     Args:
-        config: Configuration such as configs/demo.yaml: tiles and reports in one folder, which is written if missing.
+        config: Configuration such as configs/demo.yaml, with tiles and reports in one folder; it is written if missing.
         comparison: Arms and seeds to compare.
 
     Returns:
-        The folder of the comparison.
+        Folder of the comparison.
     """
     start = time.perf_counter()
     world = write_demo_world(config)
@@ -49,16 +49,16 @@ def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
 def write_demo_world(config: RunConfig) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
 
-    The folder is written whole or not at all, so a folder with any other content belongs to the user.
+    The folder is written atomically, so a folder with any other content belongs to the user.
 
     Raises:
-        ArtifactError: The folder holds something else, or another world; nothing in it was changed.
+        ArtifactError: The folder contains something else, or another world; it is left unchanged.
     """
     return ensure_world(Path(config.tiles.path).parent, WORLD)
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:
-    """Describe what the exported classifier predicts for a few test tiles, with its own prompts and with new ones."""
+    """Describe the exported classifier's predictions for a few test tiles, with its own prompts and with new ones."""
     tiles = Workspace(config).tiles(config.seed).of_split("test")
     rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
     images = [tiles.read(int(row)) for row in rows]
@@ -68,7 +68,7 @@ def _try_classifier(config: RunConfig, run: Path) -> str:
         f"  {tiles.ids[row]}: {predicted} (truth: {tiles.classes[int(tiles.truth[row])]})"
         for row, predicted in zip(rows, classifier.predict(images), strict=True)
     ]
-    if classifier.spec.vlm is not None:  # trained with text, so it also answers new questions
+    if classifier.spec.vlm is not None:  # trained with text, so it also supports new prompts
         question = {
             "tumour": ["a tumour with atypical glands", "carcinoma with marked nuclear pleomorphism"],
             "no tumour": ["benign tissue without tumour", "normal glands", "fat", "connective tissue", "lymphocytes"],

@@ -1,4 +1,4 @@
-"""Export a comparison: the rows as Parquet and CSV, and every number that its tables show as JSON."""
+"""Export a comparison: its rows as Parquet and CSV, and every number in its tables as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -31,14 +31,14 @@ def export_comparison(
     notes: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write comparison.parquet, the rows, and comparison.json, the rows with all numbers behind the tables.
+    """Write comparison.parquet (the rows) and comparison.json (the rows and all numbers in the tables).
 
     Args:
         config: Configuration that all runs share.
-        comparison: Section of the comparison.
+        comparison: Configuration of the comparison.
         results: Scores and statistics.
         analyses: Results of the analyses, their points written (`write_points`).
-        notes: Sentences under the main table.
+        notes: Notes below the main table.
         folder: Folder of the comparison.
     """
     records = [row.to_record() for row in results.rows]
@@ -50,10 +50,10 @@ def export_comparison(
 
 
 def export_csv(folder: Path, path: Path) -> None:
-    """Write the rows of a finished comparison as CSV, for keeping beside the code (`results/*.csv`).
+    """Write the rows of a finished comparison as CSV, to keep under version control (`results/*.csv`).
 
     Raises:
-        DataError: There is no comparison in the folder.
+        DataError: The folder does not contain a comparison.
         ArtifactError: The file cannot be written.
     """
     source = folder / "comparison.json"
@@ -136,7 +136,7 @@ def _test(test: Significance) -> dict[str, Any]:
 
 
 def _mean_of(rows: Sequence[ScoreRow], column: str) -> float | None:
-    """Mean over seeds; None where no row has a value."""
+    """Compute the mean over seeds; None if no row has a value."""
     values = [value for row in rows if (value := getattr(row, column)) is not None]
     return fmean(values) if values else None
 

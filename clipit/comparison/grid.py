@@ -1,4 +1,4 @@
-"""The search grid of a comparison: the points that each arm is tried at, and whether all arms had the same search."""
+"""Search grid of a comparison: the points to try for each arm, and a check that all arms had the same search."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -14,16 +14,16 @@ from clipit.training.arms import ARMS, arm_keys, resolve_arm
 from clipit.training.terms.table import concerns
 
 GridPoint = Mapping[str, Any]
-"""Dotted keys with their values: the learning rate, the steps, then the other axes that the arm has."""
+"""Dotted keys with their values: the learning rate, the steps, then the arm's other axes."""
 RATE, STEPS = "training.learning_rate", "training.steps"
 
 _NONE = object()
 
 
 def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict[str, tuple[Any, ...]]:
-    """Axes of an arm's grid: learning rates, steps and the keys of `comparison.grid` that apply to the arm.
+    """Return the axes of an arm's grid: learning rates, steps and the keys of `comparison.grid` that apply to it.
 
-    A key does not apply to an arm that lacks its term, or whose built-in recipe sets the key. Such an arm gets
+    A key does not apply to an arm that lacks its loss term, or whose built-in recipe sets the key. Such an arm gets
     additional learning rates between the common ones instead, so that every arm has as many points.
 
     Raises:
@@ -43,15 +43,15 @@ def grid_axes(config: RunConfig, comparison: ComparisonConfig, arm: str) -> dict
 
 
 def grid_points(config: RunConfig, comparison: ComparisonConfig, arm: str) -> list[GridPoint]:
-    """All points of an arm's grid, in order."""
+    """Return all points of an arm's grid, in order."""
     axes = grid_axes(config, comparison, arm)
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def interpolate_rates(rates: Sequence[float], count: int) -> tuple[float, ...]:
-    """`count` learning rates: the given ones and others between them, evenly spaced on a logarithmic scale.
+    """Return `count` learning rates: the given ones and others between them, evenly spaced on a logarithmic scale.
 
-    The added ones have two digits. A single rate has no neighbour and stays alone.
+    The added rates are rounded to two significant digits. A single rate is returned unchanged.
     """
     known = sorted(rates)
     missing, gaps = count - len(known), len(known) - 1
@@ -65,7 +65,7 @@ def interpolate_rates(rates: Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def _recipe_keys(config: RunConfig, arm: str) -> set[str]:
-    """Keys that the built-in recipe behind an arm sets."""
+    """Return the keys that are set by the built-in recipe on which an arm is based."""
     while arm not in ARMS or arm in config.arms:
         base = config.arms.get(arm, {}).get("base")
         if base is None or base == arm:
@@ -75,7 +75,7 @@ def _recipe_keys(config: RunConfig, arm: str) -> set[str]:
 
 
 def arm_values(config: RunConfig, arm: str, keys: Sequence[str]) -> dict[str, Any]:
-    """The values of these keys with which an arm is run."""
+    """Return the values of these keys in an arm's configuration."""
     return _values(resolve_arm(config.model_copy(update={"arm": arm})), keys)
 
 
@@ -84,7 +84,7 @@ def _values(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def is_tuned(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> bool:
-    """Whether the arms differ from each other, or from the file itself, in a key of the grid."""
+    """Return whether the arms differ from each other, or from the configuration file, in a key of the grid."""
     distinct = {key: {value} for key, value in _values(config, list(comparison.grid)).items()}
     for arm in arms:
         for key, value in arm_values(config, arm, list(grid_axes(config, comparison, arm))).items():
@@ -93,9 +93,9 @@ def is_tuned(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str
 
 
 def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
-    """Refuse arms that had another search than the others.
+    """Check that all arms had the same search.
 
-    Either all arms have the same values of all keys of the grid (none was tuned), or each has those of a grid point.
+    Either all arms have the same value of every key of the grid (none was tuned), or each has those of a grid point.
 
     Raises:
         ConfigError: Values lie outside the grid, or a built-in arm differs in keys that were not searched.
@@ -123,7 +123,7 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
 
 
 def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
-    """An arm with the name of a built-in recipe may differ from it in searched keys only."""
+    """Check that arms named after a built-in recipe differ from it only in searched keys."""
     searched = {RATE, STEPS, "base", *comparison.grid}
     changed = []
     for arm in arms:
@@ -143,14 +143,14 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
 
 
 def search_settings(config: RunConfig) -> dict[str, Any]:
-    """The sections that a search depends on besides the arms; its choice holds for the same values of all of them."""
+    """Return the sections, besides the arms, on which a search depends; its result is valid for these values only."""
     sections = ("tiles", "reports", "prompts", "vlm", "backbone", "lora", "pairing", "distillation", "training")
     values: dict[str, Any] = config.model_dump(mode="json", include=set(sections))
     return {section: values[section] for section in sections}
 
 
 def format_value(key: str, value: object) -> str:
-    """A key of the grid with its value, in words."""
+    """Format a key of the grid and its value as text."""
     if key == RATE:
         return f"learning rate {value:g}"
     if key == STEPS:
@@ -159,5 +159,5 @@ def format_value(key: str, value: object) -> str:
 
 
 def format_point(point: GridPoint) -> str:
-    """A point of the grid in one line."""
+    """Format a point of the grid as one line."""
     return ", ".join(format_value(key, value) for key, value in point.items())

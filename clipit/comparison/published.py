@@ -1,4 +1,4 @@
-"""Published scores of CLIP-IT, shown for orientation: they come from another protocol and other seeds."""
+"""Published scores of CLIP-IT, shown for reference only: they were obtained with another protocol and other seeds."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +24,7 @@ _ABLATIONS: Mapping[str, float] = {  # UNI on PCam
     "word_drop": 95.39,
 }
 _METRICS: Mapping[str, tuple[str, ...]] = {
-    # PCam's official test split is balanced (but for a few of 32,768 tiles), so both metrics agree there.
+    # PCam's official test split is balanced (up to a few of 32,768 tiles), so both metrics agree there.
     "pcam": ("accuracy", "balanced_accuracy"),
     "bach": ("balanced_accuracy",),
     "nct_crc": ("balanced_accuracy",),
@@ -35,7 +35,7 @@ PublishedScores = Mapping[tuple[str, str, str], str]
 
 
 def published_score(source: str, backbone: str, arm: str) -> str:
-    """Return the published score of an arm in %; "" where there is none.
+    """Return the published score of an arm in %; "" if none is known.
 
     Args:
         source: Tile source of the data set (`tiles.source`).

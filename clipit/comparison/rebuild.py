@@ -23,17 +23,17 @@ from clipit.workspace.workspace import Workspace
 
 
 def rebuild_comparison(config: RunConfig) -> list[Path]:
-    """Write comparison.md, .tex and .html again, without training and without any model.
+    """Rewrite comparison.md, .tex and .html without training or loading a model.
 
     Args:
-        config: Its `output` and `name` locate the comparison; everything else is read from comparison.json. The output
-            folder may have been moved.
+        config: Configuration whose `output` and `name` locate the comparison; everything else is read from
+            comparison.json. The output folder may have been moved.
 
     Returns:
-        The three files.
+        Paths of the three files.
 
     Raises:
-        DataError: There is no finished comparison, or predictions of it are missing.
+        DataError: The comparison is missing or unfinished, or some of its predictions are missing.
         ArtifactError: comparison.json is damaged or of an earlier version, or the tiles or predictions have changed.
         ConfigError: The recorded configuration is no longer valid.
     """
@@ -58,7 +58,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     _check_predictions(rows, source)
     results = compute_statistics(file.comparison, rows, file.run.evaluation.bootstrap)
     notes = write_report(file.run, file.comparison, plans, results, analyses, folder, tiles)
-    if notes != saved.get("notes"):  # the record of the search may be gone by now, or sentences have changed
+    if notes != saved.get("notes"):  # the record of the search may be gone, or the wording may have changed
         write_json(source, saved | {"notes": notes})
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
@@ -71,7 +71,7 @@ def _read_row(record: Mapping[str, Any], source: Path) -> ScoreRow:
 
 
 def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
-    """The result of an analysis, with the points of its scatter plot from their own file."""
+    """Restore the result of an analysis, with the points of its scatter plot from their own file."""
     try:
         return AnalysisResult(
             heading=record["heading"],
@@ -89,7 +89,7 @@ def _read_analysis(record: Mapping[str, Any], folder: Path) -> AnalysisResult:
 
 
 def _read_points(path: Path) -> dict[str, dict[str, Any]]:
-    """Panel title -> name of the points -> coordinates, in the order of the file."""
+    """Read coordinates by panel title and name of the points, in the order of the file."""
     planes: dict[str, dict[str, Any]] = {}
     for (plane, kind), points in pd.read_parquet(path).groupby(["plane", "kind"], sort=False):
         planes.setdefault(str(plane), {})[str(kind)] = points[["x", "y"]].to_numpy()
@@ -106,9 +106,9 @@ def _move(row: ScoreRow, old: Path, new: Path) -> ScoreRow:
 
 
 def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
-    """Refuse predictions that have changed since they were scored; a missing file is an error when it is read.
+    """Check that predictions have not changed since they were scored; a missing file raises later, when it is read.
 
-    A comparison.json of an earlier version has no hashes, and passes.
+    A comparison.json of an earlier version has no hashes and is accepted.
     """
     hashes = {row.predictions: row.predictions_sha256 for row in rows if row.predictions_sha256}
     changed = [
@@ -123,7 +123,7 @@ def _check_predictions(rows: Sequence[ScoreRow], source: Path) -> None:
 
 
 def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: Path) -> None:
-    """Refuse pictures of other tiles than those that were compared."""
+    """Check that the tiles are those that were compared."""
     compared = {
         row.provenance.tiles_fingerprint
         for row in rows

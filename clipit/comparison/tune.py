@@ -1,4 +1,4 @@
-"""Tuning: the same grid search for every arm of a comparison, on seeds that are never reported."""
+"""Hyperparameter tuning: the same grid search for every arm of a comparison, on seeds that are never reported."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoredPoint:
-    """A point of the grid with its validation score for each tuning seed."""
+    """Point of the grid with its validation score for each tuning seed."""
 
     values: GridPoint
     scores: Sequence[float]
@@ -39,17 +39,17 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
     """Train every arm at each point of the grid with each tuning seed, and choose a point per arm on validation.
 
     The grid is `comparison.learning_rates` x `.steps` x `.grid`. Trials are ordinary runs in `<output>/tuning`,
-    evaluated on the validation split only: no test tile is read. Several programs may share the trials; finished ones
-    are not trained again.
+    evaluated on the validation split only: no test tile is read. Several processes may share the trials; finished
+    trials are skipped.
 
     Returns:
-        JSON file with all scores, the choice per arm and the `arms` block for the configuration.
+        Path of the JSON file with all scores, each arm's best point and the `arms` block for the configuration.
     """
     searched = {RATE, STEPS, *comparison.grid}
     base = config.model_copy(
         update={
             "output": config.output / "tuning",
-            # The grid sets these; a value from the command line would make all trials the same.
+            # The grid sets these; a value from the command line would make all trials identical.
             "overrides": tuple(key for key in config.overrides if key not in searched),
             "evaluation": config.evaluation.model_copy(update={"splits": ("validation",), "bootstrap": 0}),
         }
@@ -81,7 +81,7 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
 
 
 def best_point(scored: Sequence[ScoredPoint]) -> GridPoint:
-    """The point with the best mean score; of equal ones fewer steps, then the lower learning rate, then the first."""
+    """Return the point with the best mean score; ties go to fewer steps, the lower learning rate, then the first."""
     return min(scored, key=lambda point: (-mean(point.scores), point.values[STEPS], point.values[RATE])).values
 
 
@@ -95,12 +95,12 @@ def _trial(base: RunConfig, arm: str, point: GridPoint, seed: int) -> Trial:
 
 
 def _arm_keys(config: RunConfig, arm: str, point: GridPoint) -> dict[str, Any]:
-    """The arm's entry under `arms` with the values of a point."""
+    """Return the arm's entry under `arms` with the values of a point."""
     return {**config.arms.get(arm, {"base": arm}), **point}
 
 
 def _validation_score(trial: Trial) -> float:
-    """The monitored metric at the step that the run chose."""
+    """Return the monitored validation metric at the run's selected step."""
     folder = run_folder(trial.config)
     score = read_training(folder)["score"]
     if score is None:

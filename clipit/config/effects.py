@@ -18,7 +18,7 @@ EFFECTS: dict[Effect, str] = {
 
 @dataclass(frozen=True)
 class KeyEffect:
-    """Marker of a field's effect; a field without one has the effect of its section, `results` at the top."""
+    """Marker of a field's effect; an unmarked field inherits the effect of its section, `results` at the top level."""
 
     effect: Effect
 
@@ -32,16 +32,16 @@ Reporting = Annotated[_Value, KeyEffect("reporting")]
 
 
 def select_keys(config: BaseModel, *effects: Effect) -> dict[str, Any]:
-    """The keys of a configuration, or of a section, that have one of these effects.
+    """Select the keys of a configuration, or of a section, that have one of these effects.
 
     Returns:
-        Dotted key -> value as JSON has it.
+        JSON-like value of each dotted key.
     """
     return _select(config, config.model_dump(mode="json"), "results", effects, "")
 
 
 def field_effect(model: type[BaseModel], name: str, section: Effect = "results") -> Effect:
-    """Effect of a field; of `section` where the field declares none."""
+    """Return the effect of a field; that of `section` if the field declares none."""
     markers = [marker for marker in model.model_fields[name].metadata if isinstance(marker, KeyEffect)]
     return markers[-1].effect if markers else section
 

@@ -1,4 +1,4 @@
-"""Loading of a configuration: a YAML file and the overrides of the command line, validated together."""
+"""Load a configuration: a YAML file and command-line overrides, validated together."""
 
 import argparse
 import sys
@@ -49,7 +49,7 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Copy a tree without these dotted keys, and without values in the place of their sections."""
+    """Copy a tree without these dotted keys, and without values that stand in place of their sections."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
@@ -89,7 +89,7 @@ def _validate(model: type[_Model], values: Mapping[str, Any], where: object) -> 
 
 
 def _config_error(error: ValidationError, where: object) -> ConfigError:
-    """All errors of a validation in one message."""
+    """Combine all errors of a validation into one message."""
     lines = []
     for item in error.errors():
         key = key_of(item["loc"])
@@ -107,18 +107,18 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
 
 
 def key_of(location: Sequence[int | str]) -> str:
-    """The dotted key at a location of a validation error; in a file, the keys of a run stand at the top level."""
+    """Return the dotted key of a validation error's location; in a file, the keys of a run are at the top level."""
     parts = [str(part) for part in location]
     return ".".join(parts[1:] if parts[:1] == ["run"] else parts) or "(whole file)"
 
 
 def all_keys() -> list[str]:
-    """Every key of a configuration file, dotted; names that the user chooses, as in `comparison.shifted`, are none."""
+    """List every dotted key of a configuration file, without names chosen by the user (as in `comparison.shifted`)."""
     return keys_of(RunConfig) + [key for key in keys_of(ConfigFile) if key.partition(".")[0] in SECTIONS]
 
 
 def keys_of(model: type[Any], prefix: str = "") -> list[str]:
-    """Every key of a model and of its sections, dotted."""
+    """List every dotted key of a model and of its sections."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         kinds = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
@@ -138,7 +138,7 @@ def _hint(key: str) -> str:
 
 
 def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
+    """Read a YAML file that contains a mapping.
 
     Args:
         path: Path of the file.
@@ -214,7 +214,7 @@ def read_file_command(
     _refuse_sections(unknown, sections)
     overrides = _parse(known, settings)
     values = merge(merge(read_yaml(options.config), overrides), nested(unknown))
-    earlier = values.get("overrides", [])  # of the command that wrote this file, if a run did
+    earlier = values.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
         given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
         given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
@@ -223,7 +223,7 @@ def read_file_command(
 
 
 def _settings(sections: Sequence[str]) -> type[BaseSettings]:
-    """A settings model of the run's keys and these sections, of which pydantic-settings makes a parser."""
+    """Build a settings model of the run's keys and these sections, from which pydantic-settings derives a parser."""
     fields: dict[str, Any] = {
         name: (ConfigFile.model_fields[name].annotation, ConfigFile.model_fields[name]) for name in sections
     }
@@ -235,7 +235,7 @@ def _settings(sections: Sequence[str]) -> type[BaseSettings]:
 
 
 def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
-    """Refuse options of a section that the command does not read: they would be accepted without any effect."""
+    """Refuse options of a section that the command does not read, which would otherwise have no effect."""
     idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
     if idle:
         raise ConfigError(
@@ -258,7 +258,7 @@ def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> Non
 
 
 def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]:
-    """Parse options of the configuration; an error names the option that cannot be parsed."""
+    """Parse configuration options; the error names the option that cannot be parsed."""
     if not known:
         return {}
     try:
@@ -267,7 +267,7 @@ def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]
         starts = [place for place, argument in enumerate(known) if argument.startswith("--")]
         if len(starts) > 1:
             for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
-                _parse(known[start:end], settings)  # raises for the one that fails
+                _parse(known[start:end], settings)  # raises for the option that fails
         raise ConfigError(
             f"cannot be parsed: {' '.join(known)} ({error})",
             where="the command line",

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-_LONGEST_NAME = 200  # a file system takes 255; an arm's steps and seed come behind
+_LONGEST_NAME = 200  # file systems allow 255; an arm's steps and seed are appended
 
 
 def has_lists(index: str) -> bool:

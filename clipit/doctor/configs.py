@@ -1,4 +1,4 @@
-"""Checks of a configuration: its keys, data, models and GPU, for all data sets and backbones of a comparison."""
+"""Check a configuration: its keys, data, models and GPU, for all data sets and backbones of a comparison."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +25,12 @@ _CONTINUATION = re.compile(r"#\s{3,}(?P<text>\S.*)")
 
 
 def shipped_configs(folder: Path = SHIPPED) -> list[Path]:
-    """Run configurations in a folder: files with a section `tiles`, which sweeps and Accelerate's files lack."""
+    """List the run configurations in a folder: files with a section `tiles`, unlike those of sweeps and Accelerate."""
     return [path for path in sorted(folder.rglob("*.yaml")) if re.search(r"^tiles:", path.read_text("utf-8"), re.M)]
 
 
 def check_shipped_configs(paths: Sequence[Path], ask: AskHub) -> CheckGroup:
-    """Check configurations that are not about to be used; each problem once, with the files that it concerns."""
+    """Check configurations that are not about to be used; each problem is reported once, with the files affected."""
     files: dict[Check, list[str]] = {}
     for path in paths:
         for check in check_shipped_config(path, ask):
@@ -52,13 +52,13 @@ def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
 
 
 def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, list[str]]:
-    """Read a configuration with its command line; required keys that neither gives hold a placeholder.
+    """Read a configuration with its command line; required keys that are set in neither get a placeholder.
 
     Returns:
         The configuration and its missing keys.
 
     Raises:
-        ConfigError: Something else is wrong with it.
+        ConfigError: The configuration has any other error.
     """
     given = {option.removeprefix("--").partition("=")[0] for option in options}
     missing = [key for key in missing_keys(read_yaml(path)) if key not in given]
@@ -67,7 +67,7 @@ def read_incomplete(path: Path, options: Sequence[str]) -> tuple[ConfigFile, lis
 
 
 def missing_keys(values: Any) -> list[str]:
-    """Required keys that a configuration leaves to the command line, dotted."""
+    """List the dotted keys that are required but left to the command line."""
     try:
         ConfigFile.model_validate(values)
     except ValidationError as error:
@@ -76,16 +76,16 @@ def missing_keys(values: Any) -> list[str]:
 
 
 def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskHub) -> list[Check]:
-    """Check a configuration, and each data set and backbone that its comparison lists; each finding once.
+    """Check a configuration, and each data set and backbone of its comparison; duplicate findings are dropped.
 
     Args:
         file: Configuration of a run or comparison.
-        missing: Required keys that hold placeholders; with any, the data are not checked.
-        path: Its file, whose head says the command and what it needs.
-        ask: Returns whether a repository of the hub may be downloaded.
+        missing: Required keys with placeholders; if there are any, the data are not checked.
+        path: File of the configuration, whose head comment gives the command and its requirements.
+        ask: Function that returns whether a hub repository may be downloaded.
 
     Raises:
-        ConfigError: The comparison's data sets and backbones do not fit their arms.
+        ConfigError: The comparison's data sets and backbones are incompatible with its arms.
     """
     config, comparison = file.run, file.comparison
     plans = [config]
@@ -110,13 +110,13 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
 def _pending_checks(
     config: RunConfig, ask: AskHub, shifted: Mapping[str, TilesConfig] | None
 ) -> Iterator[tuple[str, Callable[[], list[Check]]]]:
-    """Checks of models and data that are not yet to be written, with a key that is equal for the same model or data."""
+    """Yield the checks of models and existing data, each with a key that identifies the model or data."""
     for subject, vlm in (("VLM", config.vlm), ("second VLM", config.second_vlm)):
         if vlm is not None and not is_unwritten(vlm.name):
             yield f"{subject} {vlm!r}", partial(check_vlm, subject, vlm, ask)
     if not is_unwritten(config.backbone.name):
         yield f"backbone {config.backbone!r}", partial(check_backbone, config.backbone, ask)
-    if shifted is None:  # keys are missing: the data are not checked
+    if shifted is None:  # required keys are missing, so the data cannot be checked
         return
     sets = {f"shifted tiles {name}": tiles for name, tiles in shifted.items()}
     for subject, tiles in {"tiles": config.tiles, **sets}.items():
@@ -129,7 +129,7 @@ def _pending_checks(
 
 
 def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesConfig], command: str) -> list[Check]:
-    """Check for data and models below outputs/ that `command`, at the head of the file, or an earlier one writes."""
+    """Check for missing inputs below outputs/ that `command` (from the head comment) or an earlier one writes."""
     paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
@@ -140,7 +140,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
 
 
 def check_gpu(config: RunConfig, needs: str) -> list[Check]:
-    """Warn when the precision, or the entry `needs` at the head of the file, asks for a GPU that is not there."""
+    """Warn if the precision, or the entry `needs` in the head comment, requires a GPU and none is available."""
     import torch
 
     precision = config.training.precision
@@ -159,12 +159,12 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
 
 
 def head_entry(path: Path, word: str) -> str:
-    """The text of an entry in the comment at the head of a file (`# needs     2 cores ...`); "" without one."""
+    """Return the text of an entry in a file's head comment (`# needs     2 cores ...`); "" without one."""
     return " ".join(_head_lines(path, word))
 
 
 def command_of(path: Path) -> str:
-    """The command at the head of a file, on one line; "" without one."""
+    """Return the command in a file's head comment, on one line; "" without one."""
     parts: list[str] = []
     for line in _head_lines(path, "command"):
         parts.append(line.removesuffix("\\").strip())

@@ -1,4 +1,4 @@
-"""Checks of the tiles, reports and prompts of a configuration."""
+"""Check the tiles, reports and prompts of a configuration."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ def is_unwritten(path: str) -> bool:
 
 
 def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> list[str]:
-    """Paths of a configuration that an earlier command has yet to write."""
+    """Return the paths of a configuration that an earlier command has yet to write."""
     reports = config.reports
     paths = [
         config.tiles.path, config.tiles.images, config.prompts, config.vlm.name, config.backbone.name,
@@ -27,7 +27,7 @@ def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> li
 
 
 def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
-    """Check a data set of tiles: its source reads everything but the images."""
+    """Check a data set of tiles by reading everything except the images."""
     from clipit.tiles.load import read_tiles
 
     if config.source == "huggingface" and not Path(config.path).expanduser().exists():

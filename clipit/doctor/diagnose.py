@@ -1,4 +1,4 @@
-"""All checks: this machine, its packages, the hub, and one configuration or every shipped one."""
+"""Run all checks: the machine, its packages, the hub, and one configuration or every shipped one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[Chec
     """Run all checks.
 
     Args:
-        path: Configuration of a run or comparison; None: every shipped configuration.
-        options: Keys that go with it, as on a command line (`--lora.rank=8`).
+        path: Configuration file of a run or comparison; None: every shipped configuration.
+        options: Overrides, as on a command line (`--lora.rank=8`).
 
     Raises:
-        ConfigError: The file cannot be read, is not the configuration of a run, or its keys are wrong.
+        ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
     """
     if path is None:
         output, group = Path("outputs"), check_shipped_configs(shipped_configs(), ask_hub)

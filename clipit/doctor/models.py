@@ -1,4 +1,4 @@
-"""Checks of the models of a configuration: whether they load, are cached, or may be downloaded."""
+"""Check the models of a configuration: whether they load, are cached, or may be downloaded."""
 
 import importlib.util
 from collections.abc import Callable
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 Access = Literal["granted", "gated", "absent", "offline", "unreachable"]
 AskHub = Callable[[str], Access]
-"""Returns whether this user may download a repository of the Hugging Face hub."""
+"""Function that returns whether this user may download a repository of the Hugging Face hub."""
 
 _PACKAGES = {"conch": ("conch",), "musk": ("musk", "fairscale", "einops", "sentencepiece")}
-"""Family -> packages that load its models and are no dependencies of clipit."""
+"""Packages, by model family, that load its models and are not dependencies of clipit."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -40,7 +40,7 @@ def ask_hub(hub_id: str) -> Access:
         return "gated"
     except RepositoryNotFoundError:
         return "absent"
-    except Exception:  # whatever the network stack raises: there was no answer
+    except Exception:  # any error of the network stack counts as no answer
         return "unreachable"
     return "granted"
 
@@ -65,7 +65,7 @@ def check_hub() -> list[Check]:
 
 
 def is_cached(hub_id: str) -> bool:
-    """Return whether the local cache holds a snapshot with weights of this repository."""
+    """Return whether the local cache contains a snapshot with weights of this repository."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -75,7 +75,7 @@ def is_cached(hub_id: str) -> bool:
 
 
 def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
-    """Check whether a VLM loads, or can be downloaded; its package and its weights separately."""
+    """Check whether a VLM loads or can be downloaded, its package and its weights separately."""
     from clipit.models.vlm import load_vlm
     from clipit.models.vlm_specs import VLMS
 
@@ -84,7 +84,7 @@ def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
         return [Check("PASS", subject, "embedded in the package")]
     checks = []
     if spec is not None and not all(importlib.util.find_spec(name) for name in _PACKAGES.get(spec.family, ())):
-        # by its name alone, because with a path the loader could stop at that
+        # by name alone, because with a path the loader could fail there first
         checks.append(_check_load(subject, config.name, lambda: load_vlm(VLMConfig(name=config.name))))
         if config.path is not None:
             if not Path(config.path).expanduser().exists():
@@ -115,10 +115,10 @@ def check_backbone(config: BackboneConfig, ask: AskHub) -> list[Check]:
 
 
 def vlm_hub_id(config: VLMConfig, spec: "ModelSpec | None") -> str | None:
-    """The repository that a VLM is downloaded from; None where its loader needs no download, or refuses it at once.
+    """Return the repository of a VLM; None if nothing is downloaded, or the loader refuses the model.
 
     Args:
-        config: Section of the VLM.
+        config: Configuration of the VLM.
         spec: Entry of the table, if the name is one of the table.
     """
     if config.path is not None:
@@ -144,7 +144,7 @@ def _open_clip_hub_id(source: str) -> str | None:
 
 
 def backbone_hub_id(config: BackboneConfig, spec: "ModelSpec | None") -> str | None:
-    """The repository that a backbone is downloaded from; None as for `vlm_hub_id`."""
+    """Return the repository of a backbone; None as for `vlm_hub_id`."""
     if config.path is not None or (
         spec is not None and spec.loader.get("remote_code") and not config.trust_remote_code
     ):
@@ -165,7 +165,7 @@ def backbone_hub_id(config: BackboneConfig, spec: "ModelSpec | None") -> str | N
 
 
 def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
-    """Load the model as a run would: the loader's own message says what is wrong."""
+    """Load the model as a run would, and report the loader's error."""
     try:
         load()
     except ClipitError as error:
@@ -181,12 +181,12 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     """Check whether a model is cached or can be downloaded from its repository on the hub.
 
     Args:
-        subject: What the model is for.
-        name: Its configured name.
-        hub_id: Its repository.
+        subject: Purpose of the model, as the subject of the check.
+        name: Configured name of the model.
+        hub_id: Repository on the hub.
         spec: Entry of the table, if the name is one of the table.
-        ask: Returns whether the repository may be downloaded.
-        section: Section of the configuration that names it.
+        ask: Function that returns whether the repository may be downloaded.
+        section: Configuration section of the model.
     """
     model = name if hub_id in name else f"{name} ({hub_id})"
     if is_cached(hub_id):
@@ -211,7 +211,7 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
 
 
 def model_tables() -> str:
-    """Both tables of known models as text."""
+    """Format both tables of known models as text."""
     from clipit.models.backbone_specs import BACKBONES
     from clipit.models.specs import spec_table
     from clipit.models.vlm_specs import VLMS

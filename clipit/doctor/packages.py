@@ -1,4 +1,4 @@
-"""Checks of installed packages: the required ones, and faiss in particular."""
+"""Check the installed packages: the required ones, and faiss in particular."""
 
 import importlib.metadata
 import re
@@ -12,7 +12,7 @@ from clipit.doctor.checks import Check
 _DISTRIBUTION = "clipit-pathology"
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
 _MODERN_KERNELS = frozenset({"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids", "excavator"})
-"""OpenBLAS kernels that use AVX2 at least."""
+"""OpenBLAS kernels that use at least AVX2."""
 
 
 def check_packages() -> list[Check]:
@@ -45,7 +45,7 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
     """Check that exactly one faiss is installed, can be imported and fits the device.
 
     Args:
-        versions: Installed distributions of faiss and their versions.
+        versions: Versions of the installed faiss distributions.
     """
     listed = " and ".join(f"{name} {version}" for name, version in versions.items())
     has_gpu = _has_gpu()
@@ -81,7 +81,7 @@ def _has_gpu() -> bool:
 
 
 def check_openblas() -> list[Check]:
-    """Check which kernel faiss' OpenBLAS has chosen for this CPU, where that can be asked."""
+    """Check which kernel faiss' OpenBLAS selected for this CPU, if that can be determined."""
     cpu = Path("/proc/cpuinfo")
     try:
         import faiss  # noqa: F401  # loads its OpenBLAS
@@ -99,7 +99,7 @@ def check_openblas() -> list[Check]:
 
 
 def check_kernel(kernel: str, cpu_flags: Collection[str]) -> Check:
-    """Check that an OpenBLAS kernel uses what the CPU can do, given the CPU's flags as Linux lists them.
+    """Check that an OpenBLAS kernel uses the CPU's instruction sets, given the CPU flags as listed by Linux.
 
     An OpenBLAS older than the CPU falls back to kernels for a much older one: exact search is then 3 to 5
     times slower (`python -m benchmarks faiss_threads` measures it).

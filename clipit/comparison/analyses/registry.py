@@ -1,4 +1,4 @@
-"""All analyses of a comparison, by the name that the configuration gives them."""
+"""Registry of a comparison's analyses, by their name in the configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from clipit.evaluation.score_row import ScoreRow
 from clipit.workspace.workspace import Workspace
 
 Analysis = Callable[[Plan, Workspace, Sequence[ScoreRow], Path], list[AnalysisResult]]
-"""Takes a plan, its workspace, the rows of its finished runs, and a folder for files that only the analysis needs."""
+"""Function of a plan, its workspace, the rows of its finished runs, and a folder for intermediate files."""
 ANALYSES: Mapping[str, Analysis] = {
     "complementarity": analyse_complementarity,
     "pairing": analyse_pairing,
@@ -27,9 +27,9 @@ def run_analyses(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], fol
 
     Args:
         plan: Data set and backbone.
-        workspace: Workspace of the plan's configuration.
-        rows: Rows of its runs and reference classifiers.
-        folder: Folder for predictions and scores that only an analysis needs.
+        workspace: Cached inputs of the plan's configuration.
+        rows: Rows of the plan's runs and reference classifiers.
+        folder: Folder for predictions and scores that an analysis computes for itself.
     """
     results = []
     for name in plan.comparison.analyses:

@@ -15,18 +15,18 @@ from clipit.evaluation.score_row import ScoreRow
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisResult:
-    """One analysis of one data set and backbone: a table, and points for a scatter plot where there are any.
+    """Result of one analysis of one data set and backbone: a table and, optionally, points for a scatter plot.
 
     Attributes:
         heading: Heading of its section.
         text: How to read the table.
         header: Column names.
         rows: Cells as text.
-        source: Files and columns that the figures are computed from.
-        planes: Panel title -> name of the points -> coordinates.
+        source: Files and columns from which the figures are computed.
+        planes: Coordinates by panel title and name of the points.
         values: Unrounded values behind the cells, one record per cell or row; scores and shares in 0..1.
-        ids: Panel title -> name of the points -> tile or snippet id of each point of `planes`.
-        points: Name of the file that holds the points; "" while they are in memory only.
+        ids: Tile or snippet id of each point of `planes`, by panel title and name of the points.
+        points: Name of the file with the points; "" while they are only in memory.
     """
 
     heading: str
@@ -64,10 +64,10 @@ def compute_hits(rows: Sequence[ScoreRow], arm: str, seed: int) -> tuple[Predict
 
 
 def compute_gain(plan: Plan, rows: Sequence[ScoreRow], arm: str) -> tuple[Float[np.ndarray, " n"], dict[str, Any]]:
-    """Compute an arm's hits minus the baseline's for each labelled test tile, mean over seeds.
+    """Compute an arm's hits minus the baseline's for each labelled test tile, averaged over seeds.
 
     Returns:
-        The gains, sorted by tile id, and the seeds and files that they come from.
+        The gains, sorted by tile id, and the seeds and files from which they were computed.
     """
     seeds, baseline = plan.comparison.seeds, plan.comparison.baseline
     gains = [compute_hits(rows, arm, seed)[1] - compute_hits(rows, baseline, seed)[1] for seed in seeds]

@@ -16,11 +16,11 @@ _Row = tuple[str, list[tuple[str, str]]]
 def link_sections(
     config: RunConfig, plans: Sequence[Plan], results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """One section with links to every page that exists, relative to the comparison's folder; none if there is none.
+    """Build a section with links to every existing page, relative to the comparison's folder; empty without pages.
 
     Args:
-        config: Configuration of the comparison; its output root is searched.
-        plans: Plans for its data sets and backbones.
+        config: Configuration of the comparison, whose output folder is searched.
+        plans: Plans of the comparison, one per data set and backbone.
         results: Statistics of every arm.
         folder: Folder of the page.
     """
@@ -41,7 +41,7 @@ def link_sections(
 
 
 def _run_rows(results: Sequence[ArmResult], folder: Path) -> list[_Row]:
-    """A row per data set, backbone and arm: report.html of each seed, and pairs.html where a run has one."""
+    """Build a row per data set, backbone and arm: report.html of each seed, and pairs.html if the run has one."""
     tested = [result for result in results if result.key.part == "test" and not result.reference]
     alone = len({result.key.place for result in tested}) == 1
     rows: list[_Row] = []
@@ -64,7 +64,7 @@ def _pairing_rows(output: Path, names: Sequence[str], folder: Path) -> list[_Row
 
 
 def _study_rows(output: Path, names: Sequence[str], ran: Sequence[str], folder: Path) -> list[_Row]:
-    """Studies are in `<output>/<kind>/<name>`, those of the prompts of one run in `<name>-<run>`."""
+    """Build a row per study: `<output>/<kind>/<name>`, or `<name>-<run>` for the prompts of one run."""
     rows: list[_Row] = []
     for kind in _STUDIES:
         for name in (*names, *(f"{name}-{run}" for name in names for run in ran)):

@@ -1,4 +1,4 @@
-"""The pairing browser of each data set of a comparison, with the predictions of its first text arm."""
+"""Pairing browser of each data set of a comparison, with the predictions of its first text arm."""
 
 import logging
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ _AT_ONCE = 64  # pictures in memory
 
 
 def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> None:
-    """Write `<output>/pairings/<name>/pairs.html`, if there are reports; call it in all processes.
+    """Write `<output>/pairings/<name>/pairs.html` if reports are configured; call it in all processes.
 
-    A page that cannot be results (the rules leave no pair, a tile's file is gone) is logged; the comparison goes on.
+    If the page cannot be built (no pair passes the rules, or a tile's file is gone), log it and go on.
 
     Args:
-        plan: Plan for a data set and backbone; its `comparison.pairing_page` is the number of tiles.
-        workspace: Workspace of its configuration.
-        rows: Rows of its finished runs.
+        plan: Plan for a data set and backbone, whose `comparison.pairing_page` sets the number of tiles.
+        workspace: Cached inputs of the plan's configuration.
+        rows: Rows of the plan's finished runs.
     """
     config, most = plan.config, plan.comparison.pairing_page
     if not most or config.reports is None:
         return
     try:
         shown = choose_tiles(workspace.pairs.table, most)
-        if get_processes().main:  # seconds of work that no other process waits for
+        if get_processes().main:  # a few seconds; the other processes do not wait for it
             write_pairs_page(config, workspace, most, given=_predict(plan, workspace, rows, shown))
     except DataError as error:
         logger.info(f"note: no pairing browser for {plan.data_set}: {str(error).splitlines()[0]}")
@@ -46,7 +46,7 @@ def write_pairing_page(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow
 def _predict(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], shown: Sequence[str]
 ) -> tuple[TilePredictions, str] | None:
-    """Predictions of the first text arm for these training tiles, with a note on them; None without such an arm."""
+    """Predict these training tiles with the first text arm, and describe the run; None without such an arm."""
     seed = plan.comparison.seeds[0]
     arm = next((name for name in plan.arms if uses_reports(resolve_arm(plan.run_config(name, seed)))), None)
     if arm is None:

@@ -22,7 +22,7 @@ from clipit.reporting.html import Figure, Folded, PageSection, Part, Rows, Table
 from clipit.reporting.plots import inline_svg, save_plot
 from clipit.reporting.score_plots import plot_label_efficiency, plot_planes, plot_seed_scores
 
-_LONG = 12  # rows of a table; sections with a longer one, other than the main section, are folded
+_LONG = 12  # rows; sections with a longer table, other than the main section, are folded
 
 
 def score_sections(
@@ -32,7 +32,7 @@ def score_sections(
     published: PublishedScores,
     notes: Sequence[str],
 ) -> list[PageSection]:
-    """Scores against the baseline and each control, in the form of CLIP-IT's table 1, and by seed."""
+    """Build the sections of scores: against the baseline and each control, as CLIP-IT's table 1, and by seed."""
     sections = [PageSection("Scores", [_score_table(results, published, "lines"), *(Text(note) for note in notes)])]
     for control, arms in against.items():
         parts: list[Part] = [_score_table(arms, {}, f"against.{control}"), Text(CONTROL_NOTE)]
@@ -58,13 +58,13 @@ def score_sections(
 def seed_figure(
     scores: Mapping[str, Mapping[str, float | None]], *, label: str, baseline: str | None = None, source: str = ""
 ) -> Figure:
-    """Scores of each arm, one dot per seed.
+    """Plot the scores of each arm, one dot per seed.
 
     Args:
-        scores: Arm -> seed (as text) -> score; None where it is not defined.
-        label: The score with its test set and unit, such as `test: accuracy %`.
-        baseline: Arm whose mean is drawn as a dashed result.
-        source: File and column that the scores come from.
+        scores: Score by arm and seed (as text); None where undefined.
+        label: Axis label with test set, metric and unit, such as `test: accuracy %`.
+        baseline: Arm whose mean is drawn as a dashed line.
+        source: File and column of the scores.
     """
     line = f" The dashed line is the mean of {baseline}." if baseline in scores else ""
     svg = inline_svg(plot_seed_scores(scores, x_label=label, baseline=baseline), f"{label}, per arm and seed")
@@ -72,7 +72,7 @@ def seed_figure(
 
 
 def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: str) -> Table:
-    """The main table; its source is the key of comparison.json that holds the figures unrounded."""
+    """Build the main table; its source is the key of comparison.json with the unrounded figures."""
     header, cells = shown_columns(results, published)
     constant = [
         f"{column} = {results[0].key[i]!r}"
@@ -89,9 +89,9 @@ def _score_table(results: Sequence[ArmResult], published: PublishedScores, key: 
 def label_sections(
     config: RunConfig, c: ComparisonConfig, results: Sequence[ArmResult], folder: Path
 ) -> list[PageSection]:
-    """Score over the share of labelled training tiles, where several shares of the same tiles were trained on.
+    """Plot scores over the share of labelled training tiles, if several shares of the same tiles were trained on.
 
-    Data sets with other tiles are never connected by a result.
+    Data sets with different tiles are never connected by a line.
     """
     figures: list[Figure] = []
     tested = [result for result in results if result.key.part == "test" and not result.reference]
@@ -115,17 +115,17 @@ def label_sections(
 
 
 def cost_section(results: Sequence[ArmResult]) -> PageSection:
-    """Costs of each arm."""
+    """Build the section of each arm's costs."""
     source = "comparison.json: lines, costs, made from comparison.parquet"
     return PageSection("Costs", [Table(*cost_table(results), source=source), Text(COST_NOTE)])
 
 
 def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[PageSection]:
-    """One section per analysis.
+    """Build one section per analysis.
 
     Args:
         why: Results of the analyses.
-        folder: Folder of the comparison, where the plots are written as well.
+        folder: Folder of the comparison, to which the plots are also written.
     """
     sections = []
     for i, finding in enumerate(why):
@@ -140,7 +140,7 @@ def finding_sections(why: Sequence[AnalysisResult], folder: Path) -> list[PageSe
 
 
 def row_section(rows: Sequence[ScoreRow]) -> PageSection:
-    """Every row of `comparison.parquet`; columns with one value in all rows are listed once, above."""
+    """Build the section of all rows of `comparison.parquet`; constant columns are listed once, above the table."""
     columns = (*CSV_COLUMNS, "run", "predictions")
     caption, source = "One row per run and test set", "comparison.parquet"
     records = [row.to_record() for row in rows]

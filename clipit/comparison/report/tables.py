@@ -1,4 +1,4 @@
-"""Tables of a comparison's results: shared by its Markdown, LaTeX and page."""
+"""Tables of a comparison's results, shared by its Markdown, LaTeX and HTML output."""
 
 from collections.abc import Iterable, Sequence
 from statistics import mean
@@ -41,19 +41,19 @@ _COST_HEADER = (
 
 
 def predictions_source(result: ArmResult) -> str:
-    """Prediction files of an arm's runs, by their folders below runs/."""
+    """Describe the prediction files of an arm's runs by their folders below runs/."""
     return "predictions.parquet (test) of " + ", ".join("/".join(row.run_folder().parts[-2:]) for row in result.rows)
 
 
 def place_label(place: tuple[str, ...], places: Iterable[tuple[str, ...]]) -> str:
-    """Data set and backbone in brackets behind a heading, where there are several; empty for the only one."""
+    """Format data set and backbone in brackets, to append to a heading; empty if there is only one."""
     differs = [len(set(column)) > 1 for column in zip(*places, strict=True)]
     names = " / ".join(name for name, several in zip(place, differs, strict=True) if several)
     return f" ({names})" if names else ""
 
 
 def cells(result: ArmResult) -> list[str]:
-    """Cells of an arm in the columns of `HEADER`; scores in %."""
+    """Format an arm's cells in the columns of `HEADER`; scores in %."""
     percent = [None if value is None else PERCENT * value for value in result.scores.values()]
     same = result.reference and len(set(percent)) == 1  # a reference row that does not depend on the seed
     shown = [*result.key, number(percent[0], 1) if same else mean_sd(percent, 1)]
@@ -69,20 +69,20 @@ def cells(result: ArmResult) -> list[str]:
 
 
 def main_table(results: Sequence[ArmResult], published: PublishedScores | None = None) -> str:
-    """The main table as Markdown; columns with the same content in every row are left out."""
+    """Format the main table as Markdown, without columns that are constant."""
     header, rows = shown_columns(results, published)
     return markdown_table(header, rows, left=count_left(header))
 
 
 def count_left(header: Sequence[str]) -> int:
-    """The number of left-aligned columns of the main table: those that name data set, backbone, test set and arm."""
+    """Count the left-aligned columns of the main table: those of data set, backbone, test set and arm."""
     return sum(name in HEADER[:4] for name in header)
 
 
 def shown_columns(
     results: Sequence[ArmResult], published: PublishedScores | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the main table, with a column of published scores where there are any."""
+    """Return header and rows of the main table, with a column of published scores if any are known."""
     rows = [cells(result) for result in results]
     header = list(HEADER)
     by_arm = published or {}
@@ -96,14 +96,14 @@ def shown_columns(
 
 
 def paper_tables(c: ComparisonConfig, results: Sequence[ArmResult]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of the table in the form of CLIP-IT's table 1; none where there is one arm only."""
+    """Return title, header and rows of the tables in the form of CLIP-IT's table 1; none for a single arm."""
     others = [arm for arm in c.arms if arm != c.baseline]
     arms = [arm for arm in ("clip_it_paper", "clip_it_all", *others) if arm in others][:1]
     return [(f"{c.baseline} -> {arm}", *paper_table(results, c.baseline, arm)) for arm in arms]
 
 
 def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
+    """Return header and rows as in CLIP-IT's table 1: backbones by data sets, `baseline -> arm`, on the test split."""
     by_key = {result.key: result for result in results if result.key.part == "test"}
     data_sets = list(dict.fromkeys(key.data_set for key in by_key))
     rows = []
@@ -122,7 +122,7 @@ def paper_table(results: Sequence[ArmResult], baseline: str, arm: str) -> tuple[
 
 
 def cost_table(results: Sequence[ArmResult]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the costs of each arm, on the test split."""
+    """Return header and rows of each arm's costs, on the test split."""
     tested = [result for result in results if result.key.part == "test"]
     several = len({result.key.place for result in results}) > 1
     rows = []
@@ -142,7 +142,7 @@ def _mean_cost(rows: Sequence[ScoreRow], key: str) -> str:
 
 
 def describe_holm_family(results: Sequence[ArmResult]) -> str:
-    """Which tests the p-values are corrected over, with their number; or why there is none."""
+    """Describe the family of tests over which p-values are corrected, or why there are no p-values."""
     families: dict[str, int] = {}
     for result in results:
         if result.p.p is not None:
@@ -157,7 +157,7 @@ def describe_holm_family(results: Sequence[ArmResult]) -> str:
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, *, left: int = 1) -> str:
-    """A booktabs table with the first `left` columns left-aligned; needs `\\usepackage{booktabs}`."""
+    """Format a booktabs table with the first `left` columns left-aligned; needs `\\usepackage{booktabs}`."""
     body = "\n".join(" & ".join(_escape_latex(cell) for cell in row) + r" \\" for row in rows)
     alignment = "l" * left + "r" * (len(header) - left)
     return (
@@ -187,7 +187,7 @@ def _percent(bounds: Interval | None) -> tuple[float, float] | None:
 
 
 def _interval(bounds: Interval | None) -> str:
-    """The interval in %, or why there is none."""
+    """Format the interval in %, or the reason why it is undefined."""
     low, high = _percent(bounds) or (None, None)
     return interval(low, high, 1, signed=True) or (bounds.reason if bounds else "none")
 

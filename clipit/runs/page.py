@@ -1,4 +1,4 @@
-"""Pages from files on disk: a run's `report.html`, and the pairing browser `pairs.html`."""
+"""Write pages from files on disk: a run's `report.html`, and the pairing browser `pairs.html`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,8 +35,8 @@ def write_run_page(
         folder: The run's folder.
         results: Content of results.json.
         predictions: Content of predictions.parquet.
-        tiles: All tiles, for the pictures.
-        texts: Heading -> lines of text (tiles, snippets, pairing).
+        tiles: All tiles, from which the thumbnails are rendered.
+        texts: Lines of text by heading (tiles, snippets, pairing).
 
     Raises:
         DataError: A tile's file cannot be opened.
@@ -55,15 +55,15 @@ def write_run_page(
 
 
 def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
-    """Rewrite the page of a finished run from its files.
+    """Rewrite the page of a finished run from its saved files.
 
     Args:
-        config: Run configuration, its arm resolved.
-        workspace: Tiles, for the pictures.
+        config: Run configuration, with its arm resolved.
+        workspace: Workspace with the tiles, from which the thumbnails are rendered.
 
     Raises:
-        ArtifactError: The run was trained on other tiles.
-        DataError: There is no finished run.
+        ArtifactError: The run was trained on different tiles.
+        DataError: The run is not finished.
     """
     folder = run_folder(config)
     results = _results(folder)
@@ -81,15 +81,15 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
 
 
 def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
-    """Write the page of the run, if it is finished, and the pairing browser, if there are reports.
+    """Write the page of a finished run, and the pairing browser of a configuration with reports.
 
     Args:
-        config: Run configuration, its arm resolved.
-        workspace: Cached inputs of this configuration.
-        most: Largest number of tiles in the pairing browser.
+        config: Run configuration, with its arm resolved.
+        workspace: Workspace of this configuration.
+        most: Maximum number of tiles in the pairing browser.
 
     Raises:
-        DataError: There is neither a finished run nor a pairing.
+        DataError: The run is not finished and there is no pairing.
     """
     folder = run_folder(config)
     finished = (folder / "results.json").is_file()

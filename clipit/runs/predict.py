@@ -1,4 +1,4 @@
-"""Prediction of a run's classifier over tiles, shared by all processes."""
+"""Predict tiles with a run's classifier, distributed over all processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +26,12 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     """Open the classifier of a run's folder on this process's device.
 
     Args:
-        config: Run configuration; `backbone.trust_remote_code` says whether code in the classifier may run.
+        config: Run configuration; `backbone.trust_remote_code` allows code in the classifier's folder to run.
         folder: The run's folder.
-        classes: Classes of the tiles to predict, if any.
+        classes: Expected class names, in order; None to skip the check.
 
     Raises:
-        DataError: The classifier has other classes.
+        DataError: The classifier's classes differ from `classes`.
     """
     from clipit.models.inference import load_classifier
 
@@ -49,14 +49,14 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
 def predict_tiles(
     config: RunConfig, workspace: Workspace, classifier: "Classifier", source: PixelSource, title: str
 ) -> Predictions:
-    """Class probabilities of all tiles of a source, with zero-shot probabilities where the classifier has them.
+    """Predict the class probabilities of all tiles of a source, and zero-shot probabilities if available.
 
     Args:
         config: Run configuration.
-        workspace: Prompt set.
+        workspace: Workspace with the prompt set.
         classifier: The run's classifier.
-        source: Tiles to predict, of the classifier's classes.
-        title: What is predicted, for the progress bar.
+        source: Tiles to predict; their classes must be those of the classifier.
+        title: Title of the progress bar.
     """
     tiles, prompts, vlm = source.tiles, workspace.prompts, classifier.spec.vlm
     logits, projected = predict_logits(config, classifier, source, title)
@@ -73,7 +73,7 @@ def predict_tiles(
 def predict_logits(
     config: RunConfig, classifier: "Classifier", source: PixelSource, title: str
 ) -> tuple[Float32[np.ndarray, "n classes"], Float32[np.ndarray, "n dim"] | None]:
-    """Logits and predicted text embeddings (None without a projector) of all tiles of a source, in order."""
+    """Predict logits and text embeddings (None without a projector) of all tiles of a source, in order."""
 
     def compute(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         logits, projected = classifier.forward(classifier.spec.preprocess.normalise(pixels))
@@ -86,10 +86,10 @@ def predict_logits(
 
 
 def join_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of several splits as one table.
+    """Concatenate the predictions of several splits.
 
     Raises:
-        DataError: There are none.
+        DataError: `parts` is empty.
     """
     if not parts:
         raise DataError(

@@ -1,4 +1,4 @@
-"""One run: from a configuration to an exported classifier, its predictions, results and summary."""
+"""Train and evaluate a run: from a configuration to an exported classifier, predictions, results and a summary."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -47,13 +47,13 @@ logger = logging.getLogger(__name__)
 
 
 def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
-    """Train and evaluate a run, or resume it; a finished run is left as it is.
+    """Train and evaluate a run, or resume it; a finished run is not repeated.
 
-    A finished run whose predictions are missing, or whose keys of `evaluation` have changed, is evaluated again.
+    A finished run is evaluated again if its predictions are missing or the keys of `evaluation` have changed.
 
     Args:
         config: Run configuration, with or without an arm.
-        workspace: Cached inputs shared with other runs of the same data; made from `config` by default.
+        workspace: Workspace shared with other runs on the same data; created from `config` by default.
 
     Returns:
         The run's folder: config.yaml, metrics.jsonl, checkpoints/, classifier/, predictions.parquet, results.json,
@@ -61,18 +61,18 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
 
     Raises:
         ConfigError: The arm's keys contradict each other.
-        ArtifactError: The folder holds a run of another configuration, or its classifier or results are damaged.
+        ArtifactError: The folder contains a run of another configuration, or its classifier or results are damaged.
     """
     given, config = config, resolve_arm(config)
     check(config)
     processes = get_processes()
     folder = run_folder(config)
-    # An arm may pair or embed in its own way; what it shares with other arms stays in memory.
+    # An arm may change pairing or embedding; inputs that it shares with other arms stay in memory.
     workspace = Workspace(config) if workspace is None else workspace.for_config(config)
 
     @cache
     def image_only_run() -> Path:
-        # It has its own name: a comparison or a search may have an image-only run with other keys.
+        # A separate name: a comparison or a sweep may contain an image-only run with other keys.
         keys = {"arm": "image_only", "name": f"{given.name}-teacher"}
         return train_run(given.model_copy(update=keys), workspace)
 
@@ -94,7 +94,7 @@ def _train_and_evaluate(
     image_only: Callable[[str], Probabilities],
 ) -> None:
     tiles = workspace.tiles(config.seed)
-    plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first: it finds missing labels at once
+    plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first, to report missing labels early
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
     if processes.main:
@@ -106,7 +106,7 @@ def _train_and_evaluate(
             logger.info(f"note: {folder} has results but no classifier: it is trained again")
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
         outcome = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
-        # Every process takes part in building what is exported; one writes it.
+        # All processes help to compute the exported parts; only one writes them.
         facts = _facts(config, workspace, tiles, backbone) | term_facts
         text = _text_side(config, workspace)
         if processes.main:
@@ -135,7 +135,7 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
     joint_dim = workspace.vlm.joint_dim if config.student.projector_layers else None
     second_dim = second_workspace(config, workspace).vlm.joint_dim if config.second_vlm is not None else None
     parameters = {name: value for term in active_terms(config) for name, value in term.initial_parameters().items()}
-    torch.manual_seed(config.seed)  # directly before: loading a VLM may draw numbers, too
+    torch.manual_seed(config.seed)  # immediately before: loading a VLM may consume random numbers
     student = build_student(
         backbone,
         config.student,
@@ -166,7 +166,7 @@ def _fit(
     from clipit.training.step import TrainingData
 
     train_tiles, validation = tiles.of_split("train"), tiles.of_split("validation")
-    # Validation tiles with a hidden label choose nothing, so they are not read, unless no label is needed.
+    # Validation tiles with hidden labels are not scored, so they are not read, unless the metric needs no labels.
     label_free = config.training.monitor in LABEL_FREE
     rows = np.arange(len(validation)) if label_free else np.flatnonzero(validation.labels >= 0)
     data = TrainingData(
@@ -197,14 +197,14 @@ def _fit(
         )
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
     outcome = train(config, student, normalise, data, scored, folder, accelerator)
-    for open_tracker in accelerator.trackers:  # end_training would also end the process group, which evaluates next
+    for open_tracker in accelerator.trackers:  # not end_training, which also ends the process group
         open_tracker.finish()
     return outcome
 
 
 @dataclass(frozen=True)
 class _TextSide:
-    """What the classifier keeps for zero-shot questions: no report text, no snippet."""
+    """Text part of an exported classifier for zero-shot prediction; contains no report text or snippet."""
 
     vlm: dict[str, Any]
     mean: Float32[np.ndarray, "dim"] | None
@@ -213,7 +213,7 @@ class _TextSide:
 
 
 def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
-    """None when the projector did not learn the VLM's text space."""
+    """Return None if the projector was not trained towards the VLM's text space."""
     if not teaches_text(config):
         return None
     prompts, classes = workspace.prompts, workspace.class_embeddings()
@@ -247,7 +247,7 @@ def _export(
 
 
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
-    """Provenance written next to every score."""
+    """Collect the provenance written next to every score."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
     facts: dict[str, Any] = {
         "backbone": backbone.name,

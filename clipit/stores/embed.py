@@ -1,10 +1,10 @@
-"""Embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
+"""Store embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
 
-Vectors of the joint space are normalised when they are written (`_write_embeddings`); those of the raw space are not.
+Vectors of the joint space are normalised before they are written (`_write_embeddings`); raw features are not.
 
-A shard is the unit of work: it is written atomically, so that a killed job resumes with the next one, and processes
-share the shards. The content of a batch depends on the shard alone, so the bytes do not depend on the number of
-processes.
+A shard is the unit of work: it is written atomically, so that an interrupted job resumes at the next shard, and shards
+are distributed over the processes. The content of a batch depends only on its shard, so the bytes do not depend on the
+number of processes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,13 +33,13 @@ SHARD = 4096
 
 @dataclass(frozen=True)
 class Store:
-    """Embeddings on disk, one row per id."""
+    """Embeddings stored on disk, one row per id."""
 
     artifact: Artifact
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of its inputs."""
+        """Fingerprint of the store's inputs."""
         return self.artifact.fingerprint
 
     @property
@@ -54,12 +54,12 @@ class Store:
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
+        """Dimension of the vectors."""
         return int(self.artifact.manifest.facts["dim"])
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Ids, one per row."""
+        """Ids, in the order of the rows."""
         names = sorted(name for name in self.artifact.manifest.files if name.startswith("ids-"))
         if not names:
             return np.empty(0, dtype=np.str_)
@@ -73,13 +73,13 @@ class Store:
         return [np.load(self.artifact.file(name), mmap_mode="r") for name in names]
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
-        """Iterate over blocks of at most `size` rows: first row and vectors."""
+        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors."""
         for number, shard in enumerate(self._shards):
             for start in range(0, len(shard), size):
                 yield number * SHARD + start, np.asarray(shard[start : start + size], dtype=np.float32)
 
     def rows(self, positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
-        """Read the vectors of these rows."""
+        """Read the vectors at the given rows."""
         flat = positions.reshape(-1)
         vectors = np.empty((len(flat), self.dim), dtype=np.float32)
         for number in np.unique(flat // SHARD):
@@ -88,7 +88,7 @@ class Store:
         return vectors.reshape(*positions.shape, self.dim)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
-        """Find the rows of these ids.
+        """Find the rows of the given ids.
 
         Raises:
             ArtifactError: An id is not in the store.
@@ -121,7 +121,7 @@ class Store:
 def unit(
     vectors: Float32[np.ndarray, "*shape dim"] | Float64[np.ndarray, "*shape dim"],
 ) -> Float[np.ndarray, "*shape dim"]:
-    """Vectors divided by their L2 norm, in the same precision; a zero vector stays zero."""
+    """Divide vectors by their L2 norm, in the same precision; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=vectors.dtype)
 
@@ -129,7 +129,7 @@ def unit(
 def centred(
     vectors: Float32[np.ndarray, "*shape dim"], mean: Float32[np.ndarray, "dim"] | None
 ) -> Float32[np.ndarray, "*shape dim"]:
-    """Subtract the mean of the modality and normalise again; without a mean, return the vectors unchanged."""
+    """Subtract the modality's mean and normalise again; without a mean, return the vectors unchanged."""
     return vectors if mean is None else unit(vectors - mean)
 
 
@@ -143,7 +143,7 @@ def embed_texts(
         vlm: VLM that encodes the texts.
         snippets: Artefact with `snippets.parquet`.
         batch_size: Texts per forward pass.
-        word_drop: Share of each text's words to drop, chosen by seed and snippet id; at least one stays.
+        word_drop: Fraction of words to drop from each text, drawn by seed and snippet id; at least one word is kept.
         seed: Seed of `word_drop`.
     """
     inputs: dict[str, Any] = {"snippets": snippets.fingerprint, **_encoder(vlm)}
@@ -158,7 +158,7 @@ def embed_texts(
             texts = [drop_words(text, word_drop, seed, snippet) for text, snippet in zip(texts, ids, strict=True)]
 
         def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
-            # Texts of similar length share a batch, to reduce padding.
+            # Group texts of similar length into batches to reduce padding.
             order = sorted(range(start, stop), key=lambda row: (len(texts[row]), row))
             vectors = np.empty((stop - start, vlm.joint_dim), dtype=np.float32)
             for first in range(0, len(order), batch_size):
@@ -172,7 +172,7 @@ def embed_texts(
 
 
 def drop_words(text: str, share: float, seed: int, key: str) -> str:
-    """Drop a share of the words of a text, chosen by (seed, key); at least one word stays."""
+    """Drop a fraction of the words of a text, drawn by (seed, key); at least one word is kept."""
     words = text.split()
     number = int.from_bytes(bytes.fromhex(fingerprint([seed, key])), "big")
     keep = np.random.default_rng(number).random(len(words)) >= share
@@ -181,14 +181,14 @@ def drop_words(text: str, share: float, seed: int, key: str) -> str:
 
 
 def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 64, space: "Space" = "joint") -> Store:
-    """Embed a set of tiles, without regard to labels.
+    """Embed a set of tiles; labels are not used.
 
     Args:
         root: Output root.
         vlm: VLM that encodes the tiles.
         tiles: Tiles to embed.
         batch_size: Tiles per forward pass.
-        space: `joint` for matching with texts, `raw` for probes; each has its own store.
+        space: `joint` for matching with texts, `raw` for probes; each space has its own store.
 
     Raises:
         ModelError: The VLM has no raw space.
@@ -223,12 +223,12 @@ def _encoder(vlm: "VLM", space: "Space" = "joint") -> dict[str, Any]:
 def write_shards(
     folder: Path, ids: Sequence[str], encode: Callable[[int, int], Float[np.ndarray, "_ dim"]], title: str
 ) -> None:
-    """Write the shards of a store that are missing, shared among the processes.
+    """Write the missing shards of a store, distributed over the processes.
 
     Args:
         folder: Folder of the artefact.
         ids: Ids of all rows.
-        encode: First and last (exclusive) row of a shard to its vectors, in the precision to store.
+        encode: Function from the first and last (exclusive) row of a shard to its vectors, in the stored precision.
         title: Title of the progress bar.
     """
     processes = get_processes()
@@ -256,7 +256,7 @@ def _write_embeddings(
 ) -> dict[str, Any]:
     def encode_half(start: int, stop: int) -> Float16[np.ndarray, "_ dim"]:
         vectors = encode(start, stop)
-        with np.errstate(over="ignore"):  # overflow of half precision is caught by the next line
+        with np.errstate(over="ignore"):  # half-precision overflow is reported by _check_finite
             half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
         _check_finite(half, ids[start:stop], vlm.name)
         return half

@@ -36,7 +36,7 @@ class FrozenFeatures:
     Attributes:
         name: Name of the model in tables.
         facts: Provenance written next to every score: model, fingerprint, preprocessing, pixels, features_saw_labels.
-        vectors: Split -> features, one row per tile of the split.
+        vectors: Features by split, one row per tile.
     """
 
     name: str
@@ -44,13 +44,13 @@ class FrozenFeatures:
     vectors: dict[str, Float32[np.ndarray, "_ d"]]
 
     def split(self, tiles: TileSet, split: str) -> Features:
-        """Features of one split, with the labels and groups of `tiles`."""
+        """Return the features of one split, with the labels and groups of `tiles`."""
         part = tiles.of_split(split)
         return Features(part.ids, self.vectors[split], part.labels, part.groups)
 
 
 def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures]:
-    """Features of the VLM in its joint space and, where it has one, in its raw space (before the projection)."""
+    """Compute features of the VLM in its joint space and, if available, in its raw space (before the projection)."""
     vlm, parts = workspace.vlm, {split: workspace.all_tiles.of_split(split) for split in SPLITS}
     facts = vlm_facts(workspace) | {"features_saw_labels": SAW_NO_LABELS}
     stores = {split: workspace.tile_store(split) for split in SPLITS}
@@ -69,7 +69,7 @@ def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures
 
 
 def backbone_features(config: RunConfig, workspace: Workspace) -> FrozenFeatures:
-    """Features of the configured backbone without LoRA or training."""
+    """Compute features of the configured backbone without LoRA or training."""
     from clipit.models.backbones import load_backbone
 
     backbone = load_backbone(config.backbone, get_processes().device)
@@ -77,11 +77,11 @@ def backbone_features(config: RunConfig, workspace: Workspace) -> FrozenFeatures
 
 
 def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> FrozenFeatures:
-    """Pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
+    """Compute pooled features of a finished run's classifier: the backbone with the adapter merged, before any head.
 
     Raises:
-        ModelError: There is no classifier, or its folder cannot be opened as a backbone.
-        DataError: Its classes are not those of the tiles.
+        ModelError: The classifier is missing, or its folder cannot be opened as a backbone.
+        DataError: The classifier's classes differ from those of the tiles.
     """
     from clipit.models.backbones import load_backbone
     from clipit.models.classifier_spec import read_spec
@@ -103,10 +103,10 @@ def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> F
 
 
 def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) -> None:
-    """Check that a classifier has the classes of the tiles, in the same order.
+    """Check that a classifier has the same classes as the tiles, in the same order.
 
     Raises:
-        DataError: It has other classes.
+        DataError: The classes differ.
     """
     if classes != tiles.classes:
         raise DataError(
@@ -117,14 +117,14 @@ def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) 
 
 
 def vlm_facts(workspace: Workspace) -> dict[str, Any]:
-    """Provenance of scores of the VLM."""
+    """Return the provenance of scores of the VLM."""
     vlm = workspace.vlm
     facts = {"model": vlm.name, "fingerprint": vlm.fingerprint, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
     return facts | {"preprocess": vlm.preprocess.hash, "pixels": vlm.preprocess.size}
 
 
 def run_facts(run: Path) -> dict[str, Any]:
-    """Provenance of a finished run: arm, seed, and the artefacts it was trained from."""
+    """Return the provenance of a finished run: arm, seed, and the artefacts that it was trained from."""
     config, training = _read_run(run)
     facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "run_seed": config.get("seed")}
     inputs = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
@@ -132,21 +132,21 @@ def run_facts(run: Path) -> dict[str, Any]:
 
 
 def classifier_fingerprint(folder: Path) -> str:
-    """Fingerprint of all weights in a classifier's folder."""
+    """Compute the fingerprint of all weights in a classifier's folder."""
     return fingerprint([file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
 
 
 def run_prompts(run: Path) -> PromptColumns:
-    """Name and hash of the prompt set that a finished run was evaluated with, as columns."""
+    """Return the name and hash of the prompt set that a finished run was evaluated with, as columns."""
     training = _read_run(run)[1]
     return {"prompts": training.get("prompts"), "prompts_hash": training.get("prompts_hash")}
 
 
 def saw_labels(run: Path) -> str:
-    """Whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
+    """Report whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
 
     They did if the backbone was tuned and the run used any label, even if only to select its step on validation tiles.
-    The answer is unknown if the run's folder lacks this information.
+    The result is `unknown` if the run's folder does not record this.
     """
     config, training = _read_run(run)
     tuning = (config.get("backbone") or {}).get("tuning")
@@ -157,7 +157,7 @@ def saw_labels(run: Path) -> str:
 
 
 def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Contents of config.yaml and training.json; empty where the file is missing."""
+    """Read config.yaml and training.json; a missing file gives an empty mapping."""
     config_file, training_file = run / "config.yaml", run / "training.json"
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
@@ -206,16 +206,16 @@ def cached_features(
     forward: Callable[[np.ndarray], Float32[np.ndarray, "b d"]],
     batch_size: int,
 ) -> Float32[np.ndarray, "n d"]:
-    """Features of all tiles of a source, in its order, cached as the artefact `features` (float32 shards and ids).
+    """Compute features of all tiles of a source, in order, cached as the artefact `features` (float32 shards and ids).
 
     Args:
         root: Output root.
-        inputs: Everything the features depend on, including the tiles and the model.
+        inputs: Everything that the features depend on, including the tiles and the model.
         source: Preprocessed tiles.
         dim: Dimension of the features.
-        forward: Pixels [b, 3, h, w] to features.
-        batch_size: Tiles per forward pass. Batches do not cross shards, so that one process and several write the same
-            bytes.
+        forward: Function from pixels [b, 3, h, w] to features.
+        batch_size: Tiles per forward pass. Batches do not cross shards, so that the bytes do not depend on the number
+            of processes.
     """
     ids = [str(name) for name in source.tiles.ids]
 

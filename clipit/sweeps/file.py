@@ -1,4 +1,4 @@
-"""Sweep files in wandb's format."""
+"""Read sweep files in wandb's format."""
 
 import difflib
 import re
@@ -24,7 +24,7 @@ _MOST_SHOWN = 30
 
 @dataclass(frozen=True)
 class Parameter:
-    """A swept key: listed values, or a range with its distribution (wandb's names)."""
+    """A swept key: a list of values, or a range with its distribution (as named by wandb)."""
 
     key: str
     values: tuple[Any, ...] = ()
@@ -38,15 +38,15 @@ class Sweep:
     """A sweep file.
 
     Attributes:
-        path: The file.
-        name: Name of the sweep, from which and from their values its runs are named.
+        path: Path of the file.
+        name: Name of the sweep, used as the prefix of its runs' names.
         program: Script that starts one trial.
         method: "grid", "random" or "bayes".
-        metric: Name of the logged metric; None for the one that `training.monitor` selects.
-        options: Command-line options that all trials share, without leading dashes.
+        metric: Name of the logged metric; None for the metric that `training.monitor` selects.
+        options: Command-line options shared by all trials, without leading dashes.
         parameters: Swept keys, in the order of the file.
-        cap: Largest number of trials.
-        notes: Parts of the file that have no effect without wandb's server.
+        cap: Maximum number of trials.
+        notes: Warnings about parts of the file that have no effect without wandb's server.
     """
 
     path: Path
@@ -64,8 +64,8 @@ def read_sweep(path: Path) -> Sweep:
     """Read a sweep file; `plan_sweep` checks the values against the configuration.
 
     Raises:
-        ConfigError: The file is not a sweep file, or sweeps keys that the configuration does not have (all problems
-            are listed).
+        ConfigError: The file is not a sweep file, or sweeps keys that the configuration does not have; the message
+            lists all problems.
     """
     content = read_yaml(path, example="configs/sweeps/")
     method, metric, entries = content.get("method"), content.get("metric") or {}, content.get("parameters") or {}
@@ -111,7 +111,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _key_problem(key: str, entry: Any) -> str:
-    """Why this entry of `parameters` cannot be swept, or ""."""
+    """Return why this entry of `parameters` cannot be swept, or ""."""
     keys = all_keys()
     if key not in keys:
         near = difflib.get_close_matches(key, keys, n=3)
@@ -126,7 +126,7 @@ def _key_problem(key: str, entry: Any) -> str:
 
 
 def _value_problems(key: str, values: Sequence[Any]) -> list[str]:
-    """Values that wandb cannot write on a command line."""
+    """List the values that wandb cannot write on a command line."""
     return [
         f"{key}: write {value!r} as a quoted JSON string; only that reaches the command line unchanged"
         for value in values
@@ -157,7 +157,7 @@ def _read_parameter(key: str, entry: Mapping[str, Any], problems: list[str]) -> 
 
 
 def _command_options(content: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
-    """Options after ${program} in `command`, without those of experiment trackers, which need wandb's server."""
+    """Parse the options after ${program} in `command`, without those of experiment trackers."""
     command = content.get("command")
     if not isinstance(command, list) or "${program}" not in command:
         problems.append("command must be a list with ${program}, then --config=FILE and ${args}")
@@ -176,10 +176,10 @@ def _command_options(content: Mapping[str, Any], problems: list[str]) -> dict[st
 
 
 def parse_options(arguments: Sequence[str]) -> dict[str, str]:
-    """Options written as `--key=value` or `--key value`, by key.
+    """Parse options written as `--key=value` or `--key value` into a mapping.
 
     Raises:
-        ConfigError: An argument belongs to no option.
+        ConfigError: An argument does not belong to any option.
     """
     options: dict[str, str] = {}
     key = ""
@@ -198,16 +198,16 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def plain_name(name: str) -> str:
-    """A name that is safe as a folder; a changed or shortened one gets a fingerprint, so that names stay distinct."""
+    """Return a name that is safe as a folder; changed or shortened names get a fingerprint to remain distinct."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")
     return plain if plain == name and len(plain) <= _LONGEST_NAME else f"{plain[:_LONGEST_NAME]}-{fingerprint(name)}"
 
 
 def refuse(problems: Sequence[str], path: Path) -> None:
-    """Raise one error that lists all problems, if there are any.
+    """Raise one error that lists all problems, if any.
 
     Raises:
-        ConfigError: There are problems.
+        ConfigError: `problems` is not empty.
     """
     distinct = list(dict.fromkeys(problems))
     if distinct:

@@ -1,4 +1,4 @@
-"""Which keys of a configuration change its run."""
+"""Find the configuration keys that affect a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from clipit.training.terms.table import uses_vlm
 
 
 def live_keys(config: RunConfig) -> dict[str, Any]:
-    """Keys of a configuration, its arm resolved, without those that cannot change its run.
+    """Return the keys of a configuration, with its arm resolved, that can affect its run.
 
-    These are keys that only name or report a run, and keys of parts that are switched off, such as LoRA of a frozen
+    Keys that only name or report a run are dropped, and so are keys of disabled parts, such as LoRA for a frozen
     backbone.
     """
     idle = [*select_keys(config, "recipe", "reporting"), *idle_term_keys(config)]
@@ -28,14 +28,14 @@ def live_keys(config: RunConfig) -> dict[str, Any]:
 
 
 def idle_keys(keys: Sequence[str], configs: Sequence[RunConfig]) -> list[str]:
-    """Swept keys that change none of the runs.
+    """List the swept keys that affect none of the runs.
 
     Args:
         keys: Swept keys.
-        configs: Configurations of all trials, their arms resolved.
+        configs: Configurations of all trials, with their arms resolved.
     """
     live = {key for config in configs for key in dotted(live_keys(config))}
-    # A section that is swept as a whole (None or a mapping) matters if one of its keys does.
+    # A section that is swept as one value (None or a mapping) matters if one of its keys does.
     return [key for key in keys if key not in ("arm", "seed") and not any(_within(key, other) for other in live)]
 
 
@@ -44,7 +44,7 @@ def _within(key: str, other: str) -> bool:
 
 
 def equal_trials(configs: Sequence[RunConfig]) -> list[list[int]]:
-    """Positions of trials that are the same run, one list for each run with several."""
+    """Group the positions of trials that are the same run; one list for each run that occurs more than once."""
     same: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         same.setdefault(fingerprint(live_keys(config)), []).append(position)

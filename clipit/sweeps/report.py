@@ -1,4 +1,4 @@
-"""Results of a sweep: one row per trial, means over seeds, a choice on validation, and a plot."""
+"""Report the results of a sweep: one row per trial, means over seeds, selection on validation, and a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _PERCENT = 100.0
 
 
 def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None:
-    """Write sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json about finished trials."""
+    """Write sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials."""
     sweep = plan.sweep
     rows = [_result(trial, plan.comparison_metric) for trial in trials]
     table = pd.DataFrame(rows, dtype=object)
@@ -35,7 +35,7 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
     groups = {str(name): group for name, group in table.groupby(names, sort=False)}
     chosen = best_group({name: [*group.validation] for name, group in groups.items()})
     for key in keys:
-        if pd.api.types.infer_dtype(table[key]) in ("mixed", "mixed-integer"):  # words beside numbers
+        if pd.api.types.infer_dtype(table[key]) in ("mixed", "mixed-integer"):  # text mixed with numbers
             table[key] = table[key].map(str)
     with whole_file(folder / "trials.parquet") as temporary:
         table.to_parquet(temporary, index=False)
@@ -50,11 +50,11 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
 
 
 def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
-    """A row of the table; scores lie in 0..1 and are None where they are not defined."""
+    """Build a row of the table; scores are fractions between 0 and 1, None if undefined."""
     folder, config = run_folder(trial.config), resolve_arm(trial.config)
     training, results = read_training(folder), read_results(folder)
     monitor = config.training.monitor
-    test_metric = comparison_metric if monitor in ("agreement", "information") else monitor  # those need no labels
+    test_metric = comparison_metric if monitor in ("agreement", "information") else monitor  # these monitors use no labels
     return {
         "run": str(folder.relative_to(config.output)),
         "arm": config.arm or "custom",
@@ -70,7 +70,7 @@ def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
 
 
 def best_group(scores: Mapping[str, Sequence[float | None]]) -> str | None:
-    """The name with the best mean score, the first of equal ones; None when no name has a score for every seed."""
+    """Return the name with the best mean score (the first if tied); None if no name has a score for every seed."""
     means = {name: mean(s for s in group if s is not None) for name, group in scores.items() if None not in group}
     return max(means, key=lambda name: means[name]) if means else None
 
@@ -108,10 +108,10 @@ def _mean_percent(scores: "pd.Series[Any]") -> str:
 
 
 def format_score(score: float | None) -> str:
-    """A score in percent."""
+    """Format a score in percent."""
     return "not defined" if score is None else f"{_PERCENT * score:.1f} %"
 
 
 def format_values(values: Mapping[str, Any], *, without: str = "") -> str:
-    """Swept values in one line, except those of the key `without`."""
+    """Format swept values on one line, except those of the key `without`."""
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != without) or "all seeds"

@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
-    """Run all trials that are not finished, together with other agents on the same output folder, and write the tables.
+    """Run all unfinished trials, together with other agents on the same output folder, and write the tables.
 
     Args:
-        plan: The sweep and its checked trials.
+        plan: Sweep and its validated trials.
         launch: Command that starts each trial in separate processes, such as `accelerate launch --num_processes 2`;
-            None to run all trials in this process, where they share tiles, VLM and stores.
+            None runs all trials in this process, where they share tiles, VLM and stores.
 
     Returns:
         The folder with sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json.
 
     Raises:
-        ConfigError: The trials cannot share one process, or cannot be launched from this one; the folder belongs to
+        ConfigError: The trials cannot share one process or cannot be launched from this one, or the folder belongs to
             another sweep.
         LaunchError: A launched trial failed.
         ArtifactError: The record of the trials is damaged.
@@ -90,7 +90,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
 
 
 def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
-    """Refuse the folder of another sweep with the same name; a sweep that only adds values continues in its folder."""
+    """Reject the folder of another sweep with the same name; a sweep that only adds values resumes in its folder."""
     sweep = plan.sweep
     swept = {p.key: [*map(str, p.values)] or [str(p.low), str(p.high), p.distribution] for p in sweep.parameters}
     shared = {k: value for k, value in sweep.options.items() if k != "output" and not k.startswith("tracking.")}
@@ -116,16 +116,16 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
 
 
 def _is_finished(config: RunConfig) -> bool:
-    """Whether the run's folder holds the results of this configuration.
+    """Check whether the run's folder contains the results of this configuration.
 
-    Only a trial that is started (without --launch every one) also compares tiles, labels, models and reports.
+    Tiles, labels, models and reports are only compared when a trial is started, which is always so without --launch.
     """
     folder = run_folder(config)
     if not (folder / "results.json").is_file():
         return False
     try:
         recorded = validate(read_yaml(folder / "config.yaml"), folder)
-    except ConfigError:  # of an earlier version
+    except ConfigError:  # written by an earlier version
         return False
     compared = [select_keys(each, "results", "data", "evaluation") for each in (recorded, resolve_arm(config))]
     return compared[0] == compared[1]
@@ -134,7 +134,7 @@ def _is_finished(config: RunConfig) -> bool:
 def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
     """Run one trial in separate processes, which print to this process's console."""
     words = shlex.split(launch)
-    prefix = ["env"] if words and "=" in words[0] else []  # NAME=value in front
+    prefix = ["env"] if words and "=" in words[0] else []  # NAME=value before the command
     options = [f"--{key}={value}" for key, value in {**sweep.options, **trial.values}.items()]
     command = [*prefix, *words, sweep.program, str(sweep.path), "--trial", *options]
     try:

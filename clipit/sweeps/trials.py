@@ -1,4 +1,4 @@
-"""The trials of a sweep, all checked before any of them runs."""
+"""Build the trials of a sweep, and validate all of them before any of them runs."""
 
 import itertools
 import logging
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep whose trials were checked.
+    """A sweep with validated trials.
 
     Attributes:
-        sweep: The file; its options include those of the command line.
-        trials: All trials. Method bayes: trials that cover every listed value and both ends of every range.
+        sweep: The sweep file; its options include those of the command line.
+        trials: All trials. For method bayes: trials that cover every listed value and both ends of every range.
         count: Number of trials.
         seed: Seed of random and proposed values.
-        comparison_metric: Metric of a comparison of the runs (`comparison.metric`).
+        comparison_metric: Metric by which the runs are compared (`comparison.metric`).
     """
 
     sweep: Sweep
@@ -43,17 +43,17 @@ class SweepPlan:
 
 
 def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = None, seed: int = 0) -> SweepPlan:
-    """Combine the swept values and check the configuration of every trial.
+    """Combine the swept values and validate the configuration of every trial.
 
     Args:
-        sweep: The file.
-        options: Options of the command line; they take precedence over the file's.
-        count: Number of trials, or largest number for a grid; `run_cap` of the file by default.
+        sweep: The sweep file.
+        options: Command-line options, which take precedence over those of the file.
+        count: Number of trials, or maximum number for a grid; `run_cap` of the file by default.
         seed: Seed of random and proposed values. The first values do not depend on `count`.
 
     Raises:
-        ConfigError: A value is not valid, keys of an arm contradict each other, or the runs do not log the metric (all
-            problems are listed); a swept key changes nothing.
+        ConfigError: A value is invalid, keys of an arm contradict each other, the runs do not log the metric (all such
+            problems are listed), or a swept key has no effect.
     """
     count = sweep.cap if count is None else count
     if count is not None and count < 1:
@@ -69,7 +69,7 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
             f"{', '.join(swept)} cannot be given as an option: the sweep sets it", where=sweep.path, fix="leave it out"
         )
     sweep = replace(sweep, options={**sweep.options, **options})
-    file = _read_config(sweep, sweep.options)  # first what is wrong without any swept value
+    file = _read_config(sweep, sweep.options)  # first, to report errors that do not depend on the swept values
     trials, problems = [], []
     for values in _combinations(sweep, count, seed):
         try:
@@ -86,10 +86,10 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
 
 
 def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
-    """The trial with these values.
+    """Build the trial with these values.
 
     Raises:
-        ConfigError: A swept key has no value, a value is not valid, keys contradict each other, or the run does not log
+        ConfigError: A swept key has no value, a value is invalid, keys contradict each other, or the run does not log
             the sweep's metric.
     """
     missing = [parameter.key for parameter in sweep.parameters if parameter.key not in values]
@@ -111,7 +111,7 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
 
 
 def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
-    """The configuration of a run, named by the sweep and the swept values."""
+    """Read the configuration of a run, with the sweep and the swept values in its name."""
     if "name" in options:
         raise ConfigError("runs of a sweep are named by their values", where="--name", fix="name the sweep in its file")
     swept = [f"{p.key}_{options[p.key]}" for p in sweep.parameters if p.key != "seed" and p.key in options]
@@ -120,7 +120,7 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
 
 
 def propose_trials(plan: SweepPlan, study: "optuna.Study") -> Iterator[Trial]:
-    """The trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator (TPE)."""
+    """Yield the trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -129,7 +129,7 @@ def propose_trials(plan: SweepPlan, study: "optuna.Study") -> Iterator[Trial]:
         if recorded.state != TrialState.PRUNED and recorded.params.keys() == space.keys():
             yield make_trial(plan.sweep, recorded.params)
     while (number := len(study.get_trials(deepcopy=False))) < plan.count:
-        # Seeded by the trial, so that agents that start together do not propose the same values.
+        # Seeded by the trial number, so that agents that start together do not propose the same values.
         study.sampler = TPESampler(seed=plan.seed + number, constant_liar=True)
         proposed = study.ask(space)
         try:
@@ -155,7 +155,7 @@ def _search_space(sweep: Sweep) -> "dict[str, BaseDistribution]":
 
 
 def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, Any]]:
-    """Distinct combinations of values; for method bayes those of `SweepPlan.trials`."""
+    """Build distinct combinations of values; for method bayes, those of `SweepPlan.trials`."""
     combinations: Iterable[dict[str, Any]]
     listed = {p.key: p.values for p in sweep.parameters}
     if sweep.method == "grid":
@@ -176,7 +176,7 @@ def _combinations(sweep: Sweep, count: int | None, seed: int) -> list[dict[str, 
 
 
 def _random_values(sweep: Sweep, most: int, seed: int) -> Iterator[dict[str, Any]]:
-    """At most `most` random combinations; real numbers have six significant digits."""
+    """Draw at most `most` random combinations; real numbers have six significant digits."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -189,6 +189,6 @@ def _random_values(sweep: Sweep, most: int, seed: int) -> Iterator[dict[str, Any
 
 
 def _problems(error: ConfigError) -> list[str]:
-    """The problems that a message about a configuration lists."""
+    """Extract the problems listed in the message of a configuration error."""
     lines = str(error).splitlines()
     return [line.strip() for line in lines if line.startswith("    ")] or lines[:1]

@@ -1,4 +1,4 @@
-"""The two synthetic report corpora: reports of mixed tissues, and reports of cases with a graded diagnosis."""
+"""Draw the two synthetic report corpora: reports on mixed tissues, and case reports with a graded diagnosis."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,11 +32,11 @@ class SyntheticReport:
     organ: str
     group: str
     diagnosis: str
-    """Label of the report: class of the tissue that the diagnosis names."""
+    """Label of the report: class of the tissue named in the diagnosis."""
 
 
 def draw_reports(rng: np.random.Generator, count: int, noise: float = 0.01) -> list[SyntheticReport]:
-    """Draw reports of three to five tissues each; `noise` is the fraction of misread characters."""
+    """Draw reports on three to five tissues each; `noise` is the fraction of misread characters."""
     reports = []
     for number in range(count):
         latents = draw_latents(rng, 8).select(slice(0, int(rng.integers(3, 6))))
@@ -68,14 +68,14 @@ def _mixed_report(rng: np.random.Generator, latents: Latents, organ: str) -> str
 
 
 GRADES = ("low", "high", "none")
-"""Labels of a report: grade of the tumour, or none without a tumour."""
+"""Labels of a report: grade of the tumour, or `none` without a tumour."""
 _MENTIONED = {"infl": 0.3, "mucin": 0.4, "pleo": 0.8, "gland": 0.8, "nec": 0.5, "dens": 0.2}
 """Probability that each attribute of a tumour is mentioned; 0.4 for all attributes of other tissues."""
 
 
 @dataclass(frozen=True)
 class CaseReport:
-    """One report of a case; `group` is the synthetic patient, who has no tiles."""
+    """One case report; `group` is the synthetic patient, who has no tiles."""
 
     id: str
     text: str
@@ -93,9 +93,9 @@ class Diagnosis:
 
     share: float
     low: float | None
-    """Probability that the tumour is of low grade; None: there is no tumour."""
+    """Probability that the tumour is of low grade; None without a tumour."""
     beside: Mapping[int, float]
-    """Probabilities of the tissues next to the tumour, or in place of one."""
+    """Probabilities of the tissues next to the tumour, or instead of a tumour."""
 
 
 DIAGNOSES: Mapping[str, Diagnosis] = {
@@ -114,11 +114,11 @@ DIAGNOSES: Mapping[str, Diagnosis] = {
 
 
 def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
-    """Draw reports of cases in the tiles' organs; `noise` is the fraction of misread characters.
+    """Draw case reports on the tiles' organs; `noise` is the fraction of misread characters.
 
-    A diagnosis is drawn, then its grade, then three to five findings: half of them (rounded up) areas of the tumour,
-    if there is one, the others different tissues in the diagnosis's own chances. The attributes of an area are drawn
-    as those of a tile of this grade, each area for itself; the mucin of a mucinous tumour is abundant throughout.
+    Draws a diagnosis, its grade, and three to five findings. If there is a tumour, half of the findings (rounded up)
+    are areas of it; the others are distinct tissues, drawn with the diagnosis's probabilities. Each tumour area has its
+    own attributes, drawn as for a tile of this grade; the mucin of a mucinous tumour is always abundant.
     """
     names, shares = list(DIAGNOSES), [diagnosis.share for diagnosis in DIAGNOSES.values()]
     for number in range(count):
@@ -134,7 +134,7 @@ def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Ite
 
 
 def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) -> Iterator[CaseReport]:
-    """Draw reports of an organ that no tile shows, with a vocabulary of its own."""
+    """Draw reports on an organ that no tile shows, with a separate vocabulary."""
     organ = words.OTHER_ORGAN
     for number in range(count):
         name = choose(rng, list(words.OTHER_DIAGNOSES))
@@ -169,7 +169,7 @@ def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
 
 
 def _microscopic(rng: np.random.Generator, latents: Latents, row: int) -> str:
-    """Sentence about one finding; tumour names do not reveal the grade."""
+    """Draw a sentence about one finding; tumour names do not reveal the grade."""
     if CLASSES[latents.tissue[row]] not in ("tumour_low_grade", "tumour_high_grade"):
         return sentence(rng, latents, row)
     return about(rng, words.TUMOUR_NAMES + words.HELD_OUT_TUMOUR_NAMES, latents, row, _MENTIONED)
@@ -182,7 +182,7 @@ def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
 
 
 def _named(rng: np.random.Generator, name: str, grade: str) -> str:
-    """Name in the diagnosis line, with the grade if there is a tumour."""
+    """Draw the name for the diagnosis line, with the grade if there is a tumour."""
     if grade == "none":
         named = words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else words.NO_TUMOUR_NAMES
         return choose(rng, named)

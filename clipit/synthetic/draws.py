@@ -16,7 +16,7 @@ MPP = 1.0
 """Micrometres per pixel of every synthetic tile; a lymphocyte is about 6 px wide."""
 
 VLM_CENTRES = (0, 1, 2, 3, 4, 5)
-"""Centres of the embedded VLM's training tiles; worlds use others."""
+"""Centres of the embedded VLM's training tiles; synthetic worlds use other centres."""
 
 
 Wording = Literal["graded", "coarse"]
@@ -35,7 +35,7 @@ class Draw:
 
 
 def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10) -> Draw:
-    """Draw `count` tiles of the centres from the random stream of this seed and name."""
+    """Draw `count` tiles of the given centres from the random stream of this seed and name."""
     patients = np.arange(count, dtype=np.int64) // tiles_per_patient
     latents = tile_latents(seed, name, count)
     homes = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), count // tiles_per_patient + 1)
@@ -43,7 +43,7 @@ def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_p
 
 
 def tile_latents(seed: int, name: str, count: int) -> Latents:
-    """Latents of `draw_tiles` with this seed, name and count, without rendering."""
+    """Draw the latents of `draw_tiles` with this seed, name and count, without rendering images."""
     return draw_latents(stream(seed, name, "latents"), count)
 
 

@@ -17,9 +17,9 @@ COLUMNS: Float32[np.ndarray, "1 1 64"] = _EDGE[None, None, :]
 
 
 def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
-    """Value noise with unit standard deviation at the knots, `cells` knots along an edge.
+    """Draw value noise with unit standard deviation at the knots, with `cells` knots along an edge.
 
-    Interpolated without a matrix product, so that the bytes do not depend on threads.
+    Interpolates without a matrix product, so that the bytes do not depend on the number of threads.
     """
     knots = rng.standard_normal((count, cells + 1, cells + 1), dtype=np.float32)
     where = np.linspace(0, cells, SIZE, endpoint=False, dtype=np.float32)
@@ -32,12 +32,12 @@ def noise(rng: np.random.Generator, count: int, cells: int) -> Maps:
 
 
 def per_tile(values: object) -> Float32[np.ndarray, "n 1 1"]:
-    """One value per tile, in a shape that broadcasts with maps."""
+    """Reshape one value per tile so that it broadcasts with maps."""
     return np.asarray(values, dtype=np.float32)[:, None, None]
 
 
 def ramp(values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """Clip to 0..1, which gives an edge about one pixel wide if `values` is a distance in pixels."""
+    """Clip to 0..1; if `values` is a distance in pixels, this gives an edge about one pixel wide."""
     return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
 
@@ -72,8 +72,8 @@ def make_spots(
 
 
 def splat(canvas: Maps, spots: Spots) -> None:
-    """Draw the spots on the canvas in place; where they overlap, the deeper one is visible."""
-    if not canvas.flags.c_contiguous:  # reshape would copy, and the spots would be lost
+    """Draw spots on the canvas in place; where spots overlap, the deeper one is visible."""
+    if not canvas.flags.c_contiguous:  # reshape would copy the canvas and lose the spots
         raise DataError("splat needs a C-contiguous canvas", fix="pass np.ascontiguousarray(canvas)")
     reach = spots.radius * spots.stretch
     for least, most in ((0.0, 3.5), (3.5, 6.5), (6.5, 13.0)):

@@ -1,4 +1,4 @@
-"""Text from latents: captions for the VLM, sentences of reports, and OCR noise."""
+"""Generate text from latents: captions for the VLM, report sentences, and OCR noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
 _SAME = str.maketrans("il0c5qhv", "11oesgbu")
-"""Maps characters that `_CONFUSED` confuses to the same character."""
+"""Translation table that maps confusable characters (`_CONFUSED`) to one representative."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -29,7 +29,7 @@ def fill_numbers(rng: np.random.Generator, sentence: str) -> str:
 
 
 def ocr_noise(rng: np.random.Generator, text: str, rate: float) -> str:
-    """Replace a fraction of about `rate` of the characters by typical OCR confusions."""
+    """Replace a fraction of about `rate` of the characters with typical OCR confusions."""
     hit = rng.random(len(text)) < rate
     return "".join(c.translate(_CONFUSED) if h else c for c, h in zip(text, hit, strict=True)) if hit.any() else text
 
@@ -44,7 +44,7 @@ def describe(
 ) -> str:
     """Draw up to `most` attribute phrases of a tile, joined by "and".
 
-    `chance` is the probability that an attribute is mentioned, for all attributes or for each.
+    `chance` is the probability that an attribute is mentioned, as one number or by attribute.
     """
     chances = dict.fromkeys(ATTRIBUTES, chance) if isinstance(chance, float) else chance
     mentioned = []
@@ -60,7 +60,7 @@ def describe(
 
 
 def _applies(attribute: str, tissue: int) -> bool:
-    """Whether an attribute is mentioned: nuclei and glands for epithelium only, never a tissue's own substance."""
+    """Check whether an attribute applies: nuclei and glands for epithelium only, never a tissue's own substance."""
     name = CLASSES[tissue]
     if attribute in ("pleo", "gland"):
         return name in ("tumour_low_grade", "tumour_high_grade") or (attribute == "gland" and name == "normal_mucosa")
@@ -76,8 +76,8 @@ def caption(
 ) -> str:
     """Draw a caption of a tile from the VLM's vocabulary, with class names from `names`.
 
-    15 % are boilerplate only; otherwise the class is named with chance .85, each attribute with .5,
-    and boilerplate follows with .15; 1 % of the characters are misread.
+    15 % of captions are boilerplate only. Otherwise the class is named with probability 0.85, each attribute with 0.5,
+    and boilerplate follows with 0.15. 1 % of the characters are misread.
     """
     filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
     if rng.random() < 0.15:
@@ -111,13 +111,13 @@ def about(
 
 
 def boilerplate(rng: np.random.Generator, pool: Sequence[str], count: int, site: str) -> str:
-    """Draw `count` different boilerplate sentences from a pool."""
+    """Draw `count` distinct boilerplate sentences from a pool."""
     chosen = rng.permutation(len(pool))[:count]
     return " ".join(fill_numbers(rng, pool[i]).replace("{site}", site) for i in chosen)
 
 
 def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comment: str) -> str:
-    """Text of a report: five sections under their headings."""
+    """Lay out the text of a report: five sections under their headings."""
     sections = (
         ("CLINICAL HISTORY", clinical),
         ("GROSS DESCRIPTION", gross),
@@ -129,10 +129,10 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
 
 
 def named_class(text: str) -> int:
-    """Class that a sentence of a synthetic report names (index of `CLASSES`); -1: none.
+    """Find the class named in a sentence of a synthetic report (index of `CLASSES`), or -1.
 
-    The first name counts, because attributes such as "a little extracellular mucin" follow it; of two names at one
-    position, the longer.
+    The first name counts, because attributes such as "a little extracellular mucin" follow it. If two names start at
+    the same position, the longer one counts.
     """
     plain = text.lower().translate(_SAME)
     matches = [

@@ -1,4 +1,4 @@
-"""Haematoxylin and eosin concentration maps of the eight tissues."""
+"""Draw haematoxylin and eosin concentration maps of the eight tissues."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Stains:
 
 
 def scatter(rng: np.random.Generator, counts: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " m"], int]:
-    """Tile of each spot if tile i gets `counts[i]` spots, and the total number of spots."""
+    """Return the tile index of each spot if tile i gets `counts[i]` spots, and the total number of spots."""
     tile = np.repeat(np.arange(len(counts)), counts)
     return tile, len(tile)
 
@@ -44,7 +44,7 @@ def nuclei(
     angle: object | None = None,
     depth: tuple[float, float] = (0.9, 1.2),
 ) -> None:
-    """Draw random nuclei with `radius` (px) and log-normal `spread` per tile, and `angle` per tile or random."""
+    """Draw random nuclei with `radius` (px) and log-normal `spread` per tile; `angle` is per tile or random."""
     tile, count = scatter(rng, counts)
     size = np.broadcast_to(np.asarray(radius, dtype=np.float32), counts.shape)[tile]
     scale = np.broadcast_to(np.asarray(spread, dtype=np.float32), counts.shape)[tile]
@@ -70,7 +70,7 @@ def _flat(count: int, haematoxylin: float, eosin: float) -> Stains:
 
 
 def _fibres(rng: np.random.Generator, count: int) -> tuple[Float32[np.ndarray, "n 64 64"], Float32[np.ndarray, " n"]]:
-    """Wavy parallel fibres (0..1) and their direction (radians)."""
+    """Draw wavy parallel fibres (0..1), and return them with their direction (radians)."""
     angle = rng.uniform(0, np.pi, count).astype(np.float32)
     across = ROWS * per_tile(np.cos(angle)) - COLUMNS * per_tile(np.sin(angle))
     wave = across * per_tile(rng.uniform(0.6, 1.2, count)) + 1.6 * noise(rng, count, 4) + 0.5 * noise(rng, count, 10)
@@ -186,7 +186,7 @@ def _normal(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
-    """Tumour of either grade; the grades differ in attributes (nuclei, glands), which overlap."""
+    """Draw tumour of either grade; the grades differ in attributes (nuclei, glands), whose distributions overlap."""
     count = len(latents)
     high = latents.tissue == HIGH
     base = noise(rng, count, 6)
@@ -208,7 +208,7 @@ def _necrosis(rng: np.random.Generator, latents: Latents) -> Stains:
 
 
 def granules(rng: np.random.Generator, count: int) -> tuple[Maps, Maps]:
-    """Granular debris: haematoxylin and eosin maps of necrosis."""
+    """Draw granular debris: haematoxylin and eosin maps of necrosis."""
     fine = noise(rng, count, 32) + 0.8 * noise(rng, count, 16)
     return np.asarray(0.09 + 0.03 * fine, np.float32), np.asarray(0.45 + 0.12 * fine, np.float32)
 

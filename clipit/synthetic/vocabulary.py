@@ -2,7 +2,7 @@
 
 from clipit.synthetic.latents import CLASSES
 
-# Names of each class. SHARED ones occur in the VLM's captions and in the reports, HELD_OUT ones in the reports only.
+# Names of each class. SHARED names occur in the VLM's captions and in reports, HELD_OUT names in reports only.
 SHARED_NAMES: dict[str, tuple[str, ...]] = dict(
     zip(
         CLASSES,
@@ -70,9 +70,9 @@ HELD_OUT_NAMES: dict[str, tuple[str, ...]] = dict(
 )
 
 TUMOUR_NAMES = ("tumour", "carcinoma", "adenocarcinoma", "malignant epithelium", "a neoplasm")
-"""Names of a tumour that do not reveal its grade, for coarse captions and reports of cases."""
+"""Tumour names that do not reveal the grade, for coarse captions and case reports."""
 HELD_OUT_TUMOUR_NAMES = ("an epithelial malignancy", "neoplastic epithelium")
-"""Further such names, for reports only."""
+"""Additional tumour names without a grade, for reports only."""
 COARSE_NAMES = {**SHARED_NAMES, "tumour_low_grade": TUMOUR_NAMES, "tumour_high_grade": TUMOUR_NAMES}
 """Class names in captions that do not distinguish the grades."""
 
@@ -82,7 +82,7 @@ GRADE_NAMES = {
 }
 """Prompt names that give only the grade of a tumour, without glands or differentiation."""
 
-# Phrases of each attribute by value; an empty tuple where nothing is said.
+# Phrases of each attribute by value; an empty tuple if the value is not mentioned.
 SHARED_PHRASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "infl": (
         ("absent inflammation", "no inflammatory cells"),
@@ -153,7 +153,7 @@ REPORT_MORE = ("Elsewhere we note {more}.", "Additional findings include {more}.
 DIAGNOSES = ("{site}, {procedure}: {name}.", "{site}: {name}, see comment.", "{site}, {procedure}: {name} and {more}.")
 """Templates of the final diagnosis."""
 
-# Sentences that say nothing about the tissue, again in two disjoint pools.
+# Sentences without information about the tissue, again in two disjoint pools.
 CAPTION_BOILERPLATE = (
     # the request
     "the request form states change of bowel habit",
@@ -228,11 +228,11 @@ DOCTORS = ("Adams", "Brook", "Carver", "Dunn", "Ellis")
 ORGANS = ("colon", "rectum", "caecum", "stomach")
 PROCEDURES = ("biopsy", "resection", "polypectomy", "excision")
 
-# Names and templates of the prompt set, taken from the names that the VLM was trained on.
+# Names and templates of the prompt set, chosen from the names that the VLM was trained on.
 PROMPT_NAMES = {label: names[:3] for label, names in SHARED_NAMES.items()}
 PROMPT_TEMPLATES = ("an image of {}.", "a histology picture showing {}.", "{}.")
 
-# Bags for the snippet filter, in general words rather than the sentences above.
+# Prompts of the snippet filter, in general words rather than the sentences above.
 MORPHOLOGY_BAG = (
     "fat cells",
     "lymphocytes and inflammation",
@@ -261,9 +261,9 @@ BOILERPLATE_BAG = (
 )
 
 
-# Words of the corpus of cases: diagnosis names with the grade, and the vocabulary of another organ.
+# Vocabulary of the case corpus: diagnosis names with the grade, and another organ.
 
-# Diagnosis lines of the tiles' organs. Only here is a grade ever named.
+# Diagnosis lines for the tiles' organs. The grade is named here only.
 GRADED_NAMES: dict[str, tuple[str, ...]] = {
     "low": (
         "low grade adenocarcinoma",
@@ -288,7 +288,7 @@ INFLAMMATORY_NAMES = (
 )
 NO_TUMOUR_NAMES = ("no evidence of malignancy", "negative for neoplasia", "within the limits of health")
 
-# Another organ: tissues and findings that no tile shows, in words that no caption and no prompt has.
+# Another organ: tissues and findings that no tile shows, in words that no caption or prompt contains.
 OTHER_ORGAN = "brain"
 OTHER_TISSUES: dict[str, tuple[str, ...]] = {
     "astrocytes": ("fibrillary astrocytes", "star shaped astrocytes", "astroglia"),
@@ -315,7 +315,7 @@ OTHER_DIAGNOSES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "gliosis": ("cortex", "reactive gliosis", ("astrocytes", "tracts")),
     "papilloma": ("plexus", "papilloma of the plexus", ("astrocytes", "meninges")),
 }
-"""Label -> main tissue, name in the diagnosis line, other tissues."""
+"""Main tissue, name in the diagnosis line, and other tissues, by label."""
 OTHER_CLINICAL = (
     "Seizures for {b} months, a lesion on magnetic resonance.",
     "Headache and double vision in a person of {n} years.",

@@ -1,4 +1,4 @@
-"""BACH (ICIAR 2018) in its published layout: 400 breast photos, split as by thunder and eva."""
+"""Read BACH (ICIAR 2018) in its published layout: 400 breast photos, split as in thunder and eva."""
 
 import csv
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ CROP = 512
 SPLITS_FILE = Path(__file__).parent / "data" / "bach_splits.csv"
 """Columns file, class, split.
 
-Test: the part that eva (kaiko-ai/eva, bach.py) reports on. Validation: the part that thunder cuts from the rest, by
-patient. Train: all others.
+Test: the part that eva (kaiko-ai/eva, bach.py) reports. Validation: the part that thunder separates from the rest, by
+patient. Train: all other photos.
 """
 _FOLDERS = ("Photos", "ICIAR2018_BACH_Challenge/Photos", "")
 _Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 class CropReader:
-    """Reads crops of photos; keeps the last photo in memory, since its crops are usually read in a row."""
+    """Read crops of photos; the last photo stays in memory, since its crops are usually read consecutively."""
 
     def __init__(self, root: Path, files: Sequence[str], boxes: Sequence[_Box]) -> None:
-        """Take the folder and, for each row, the photo's path and the box in pixels."""
+        """Set the folder and, for each row, the photo's path and the box in pixels."""
         self._root = root
         self._files = tuple(files)
         self._boxes = tuple(boxes)
@@ -41,7 +41,7 @@ class CropReader:
 
     def read(self, row: int) -> Image.Image:
         """Decode the crop of a row."""
-        last = self._last  # read once, because another thread may replace it
+        last = self._last  # read the attribute once, because another thread may replace it
         if last is None or last[0] != self._files[row]:
             last = (self._files[row], decode(self._root / self._files[row]))
             self._last = last
@@ -53,24 +53,24 @@ class CropReader:
         return photo.crop((left, upper, right, lower))
 
     def where(self, row: int) -> str:
-        """Photo and box, for messages."""
+        """Return the photo and box of a row, for error messages."""
         return f"{self._root / self._files[row]}, pixels {self._boxes[row]}"
 
     def __getstate__(self) -> dict[str, object]:
-        """Pickle without the photo."""
+        """Drop the cached photo before pickling."""
         return self.__dict__ | {"_last": None}
 
 
 def bach_splits() -> list[dict[str, str]]:
-    """Rows (file, class, split) of the split that ships with the package."""
+    """Read the rows (file, class, split) of the split that ships with the package."""
     with SPLITS_FILE.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
 def read_bach(config: TilesConfig) -> SourceTiles:
-    """Read BACH's photos, whole (`photos: resize`) or as a grid of 3 x 4 crops of 512 px (`photos: crops`).
+    """Read BACH's photos, resized (`photos: resize`) or as a grid of 3 x 4 crops of 512 px (`photos: crops`).
 
-    The id is the photo's file name, for a crop `<file>#<row>,<column>`; the group is the photo (the split keeps
+    The id is the photo's file name, or `<file>#<row>,<column>` for a crop; the group is the photo (the split keeps
     patients apart, but they are not published for every photo).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Map a function over batches of tiles, shared by all processes."""
+"""Apply a function to batches of tiles, distributed over all processes."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,11 +25,11 @@ def map_batches(
     """Apply a function to the pixels of every batch, without gradients; every process gets all results, in order.
 
     Args:
-        source: Tiles.
+        source: Source of the tiles.
         rows: Rows of the tiles to read.
-        compute: uint8 pixels [b, 3, h, w] on this process's device to something that can be pickled.
+        compute: Function from uint8 pixels [b, 3, h, w] on this process's device to a picklable result.
         batch_size: Tiles per batch.
-        title: Title of the progress bar; None: no bar.
+        title: Title of the progress bar; None for no bar.
     """
     processes = get_processes()
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]

@@ -58,10 +58,10 @@ CURVE_PLOT = "label_efficiency.png"
 
 @dataclass(frozen=True, kw_only=True)
 class ProbingRow(StudyRow):
-    """A score of one model's features.
+    """One score of one model's features.
 
     Attributes:
-        what: Probe, curve or retrieval task.
+        what: Kind of score: probe, curve or retrieval task.
         value: Score; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
@@ -99,13 +99,13 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
     Args:
         config: Run configuration.
         probing: Probes, few-shot episodes and retrieval tasks to measure.
-        run: Folder of a finished run of this configuration, measured beside the untrained models.
+        run: Folder of a finished run of this configuration, to measure in addition to the untrained models.
 
     Returns:
         The output folder.
 
     Raises:
-        DataError: No test tile has a label, or the run has other classes.
+        DataError: No test tile has a label, or the run has different classes.
     """
     workspace = Workspace(config)
     _require_test_labels(config, workspace.all_tiles)
@@ -130,10 +130,10 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
 
 
 def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[ProbingRow]:
-    """Scores of the run's stored test predictions: its head, and its zero-shot predictions where it has them.
+    """Compute scores of the run's saved test predictions: its head and, if available, its zero-shot predictions.
 
     Raises:
-        DataError: It was evaluated on other test tiles or classes, or not at all.
+        DataError: The run was evaluated on different test tiles or classes, or not at all.
     """
     predictions = read_predictions(run / "predictions.parquet").select("test").by_id()
     test = workspace.all_tiles.of_split("test")
@@ -152,7 +152,7 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
 
 
 def _zero_shot_rows(config: RunConfig, workspace: Workspace, joint: FrozenFeatures) -> Iterator[ProbingRow]:
-    """Zero-shot scores of the VLM without and, if pairing is centred, with centring; none without prompts."""
+    """Compute zero-shot scores of the VLM, also with centring if pairing is centred; yields nothing without prompts."""
     prompts, tiles = workspace.prompts, workspace.all_tiles
     if prompts is None:
         return
@@ -174,7 +174,7 @@ def _zero_shot_rows(config: RunConfig, workspace: Workspace, joint: FrozenFeatur
 def _probe_rows(
     config: RunConfig, probing: ProbingConfig, workspace: Workspace, model: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Scores of every probe, with the labels that a run of this seed sees."""
+    """Compute the scores of every probe, with the labels that a run of this seed sees."""
     visible, tiles = workspace.tiles(config.seed), workspace.all_tiles
     train, validation = model.split(visible, "train"), model.split(visible, "validation")
     test = model.split(tiles, "test").labelled()
@@ -194,7 +194,7 @@ def _probe_rows(
 def _few_label_rows(
     config: RunConfig, probing: ProbingConfig, tiles: TileSet, model: FrozenFeatures
 ) -> Iterator[ProbingRow]:
-    """Few-shot episodes and label-efficiency curves, which draw their own labels from all training labels."""
+    """Compute few-shot episodes and label-efficiency curves, which draw their labels from all training labels."""
     n_classes, metric = len(tiles.classes), probing.metric
     train, validation = model.split(tiles, "train"), model.split(tiles, "validation")
     test = model.split(tiles, "test").labelled()
@@ -226,7 +226,7 @@ def _image_retrieval_rows(probing: ProbingConfig, tiles: TileSet, model: FrozenF
 
 
 def build_probes(probing: ProbingConfig, seed: int = 0) -> dict[str, Probe]:
-    """The configured probes by name; each is fitted on training features with its settings selected on validation."""
+    """Build the configured probes; each is fitted on training features, with settings selected on validation."""
 
     def linear(
         train: Features, validation: Features, vectors: Float[np.ndarray, "n d"], n_classes: int
@@ -266,7 +266,7 @@ def _score_rows(
     groups: np.ndarray,
     classes: tuple[str, ...],
 ) -> Iterator[ProbingRow]:
-    """The row once per metric, with its score and 95 % interval."""
+    """Yield the row once per metric, with its score and 95 % interval."""
     scores = compute_metrics(labels, probabilities)
     intervals = bootstrap_intervals(labels, probabilities, groups, config.evaluation.bootstrap, config.seed)
     for name in _METRICS:
@@ -322,7 +322,7 @@ def _write(
 
 
 def _curve_series(curves: pd.DataFrame) -> dict[str, list[tuple[float, float | None]]]:
-    """Model and probe -> points (share, score) over all seeds."""
+    """Collect the points (share, score) of all seeds by model and probe."""
     return {
         f"{subject}: {what.removeprefix('curve ').replace('_', ' ')}": list(zip(part.share, part.value, strict=True))
         for (subject, what), part in iter_groups(curves, ["subject", "what"])

@@ -1,4 +1,4 @@
-"""Chapters of the probing report."""
+"""Build the chapters of the probing report."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from clipit.studies.report import Chapter, Plot, describe_model, iter_groups, it
 
 FILE = "probing.parquet"
 _RETRIEVAL = ("precision", "vote", "recall")
-_METRICS_PER_TABLE = 3  # with intervals, more would not fit on a page
+_METRICS_PER_TABLE = 3  # more columns with intervals would not fit on a page
 _SAW_LABELS = (
     "Saw labels: whether a training run of this project used labels of these tiles. Where it says true, the features "
     "have seen more labels than the column heading says, and the row does not measure label efficiency. It is false "
@@ -23,7 +23,7 @@ _SAW_LABELS = (
 def probing_chapters(
     probing: ProbingConfig, seed: int, frame: pd.DataFrame, provenance: Mapping[str, Any], plot: str | None
 ) -> list[Chapter]:
-    """Probes, few-shot episodes, label efficiency, retrieval, and provenance.
+    """Build the chapters on probes, few-shot episodes, label efficiency, retrieval, and provenance.
 
     Args:
         probing: Configuration of the study.

@@ -21,7 +21,7 @@ _COLUMNS = ("tile_id", "text")
 def text_retrieval(
     probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures
 ) -> list[tuple[str, RetrievalScore]]:
-    """Class-match precision between test tiles and prompts, and Recall@k of true captions where these are given.
+    """Measure class-match precision between test tiles and prompts, and Recall@k of the true captions if configured.
 
     The list is empty without prompts and captions. Embeddings are not centred.
 
@@ -29,7 +29,7 @@ def text_retrieval(
         Pairs of task and score.
 
     Raises:
-        DataError: The caption file is missing, lacks a column, or names tiles that are not test tiles.
+        DataError: The caption file is missing, lacks a column, or names tiles that are not in the test split.
     """
     tiles = workspace.all_tiles
     n_classes = len(tiles.classes)
@@ -97,7 +97,7 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
 def _text_features(
     names: Shaped[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"]
 ) -> Features:
-    """Texts as unlabelled or labelled features; the prefix keeps their ids apart from those of tiles."""
+    """Represent texts as features, labelled or not; a prefix keeps their ids distinct from tile ids."""
     ids = np.array([f"text:{name}" for name in names.tolist()], dtype=np.str_)
     return Features(ids, vectors, labels, np.full(len(ids), "", dtype=np.str_))
 

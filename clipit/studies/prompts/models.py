@@ -35,8 +35,8 @@ class ZeroShotModel:
         test: Embeddings of the labelled test tiles.
         screening: Embeddings of training tiles, for the mode `screened`.
         screening_splits: Split of each screening tile (all `train`).
-        encode: Texts to unit vectors in the same space.
-        logit_scale: Factor on cosines before the softmax.
+        encode: Function from texts to unit vectors in the same space.
+        logit_scale: Factor applied to cosines before the softmax.
         facts: Provenance written next to every score.
     """
 
@@ -50,10 +50,10 @@ class ZeroShotModel:
 
 
 def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Workspace) -> tuple[TileSet, TileSet]:
-    """The labelled test tiles, and a random sample of training tiles for screening prompts, each sorted by id.
+    """Return the labelled test tiles, and a random sample of training tiles for screening prompts, each sorted by id.
 
     Raises:
-        DataError: No test tile has a label, or there is no training tile.
+        DataError: No test tile has a label, or there are no training tiles.
     """
     tiles = workspace.all_tiles
     test, train = tiles.of_split("test"), tiles.of_split("train")
@@ -67,7 +67,7 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
 
 
 def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet) -> list[ZeroShotModel]:
-    """The VLM and, if pairing is centred, the VLM with tiles and texts centred in the same way."""
+    """Load the VLM and, if pairing is centred, a second model with centred tiles and texts."""
     encode = memoise(workspace.encode)
     test_store, train_store = workspace.tile_store("test"), workspace.tile_store("train")
     test_vectors = test_store.rows(test_store.positions(test.ids))
@@ -80,7 +80,7 @@ def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet) -> 
         def encode_centred(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
             return centred(encode(texts), text_mean)
 
-        facts = facts | {"index": workspace.index.artifact.fingerprint}  # text_mean is the mean of its snippets
+        facts = facts | {"index": workspace.index.artifact.fingerprint}  # text_mean belongs to this index
         test_vectors, train_vectors = centred(test_vectors, tile_mean), centred(train_vectors, tile_mean)
         splits = screening.splits
         models.append(ZeroShotModel("VLM, centred", test_vectors, train_vectors, splits, encode_centred, scale, facts))
@@ -88,11 +88,11 @@ def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet) -> 
 
 
 def load_student(run: Path, workspace: Workspace, test: TileSet, screening: TileSet) -> ZeroShotModel:
-    """The classifier of a run: its predicted text embeddings, and texts in the space it was trained to predict.
+    """Load the classifier of a run: its predicted text embeddings, and an encoder for its target text space.
 
     Raises:
-        ModelError: There is no classifier, or it was trained without text or with another VLM than the configuration's.
-        DataError: Its classes are not those of the tiles.
+        ModelError: The classifier is missing, or was trained without text or with another VLM than the configuration's.
+        DataError: The classifier's classes differ from those of the tiles.
     """
     classifier = open_classifier(workspace.config, run)
     vlm, preprocess = classifier.spec.vlm, classifier.spec.preprocess
@@ -117,7 +117,6 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
     encode = memoise(workspace.encode)
 
     def encode_for_student(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
-        """Unit vectors, centred as in the student's training."""
         distinct = list(dict.fromkeys(texts))
         prompts = dict(zip(distinct, encode(distinct), strict=True))
         embeddings = dict(zip(distinct, classifier.prompt_embeddings(prompts), strict=True))
@@ -141,7 +140,7 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
 
 
 def memoise(encode: TextEncoder) -> TextEncoder:
-    """Wrap an encoder so that no text is embedded twice."""
+    """Wrap an encoder so that each text is encoded only once."""
     cache: dict[str, Float32[np.ndarray, " D"]] = {}
 
     def lookup(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:
@@ -156,12 +155,12 @@ def memoise(encode: TextEncoder) -> TextEncoder:
 def count_cut_tokens(
     count_tokens: Callable[[Sequence[str]], list[int]], context_length: int, texts: Sequence[str]
 ) -> list[int]:
-    """Number of tokens per text beyond the context length of the text tower."""
+    """Count the tokens of each text beyond the context length of the text tower."""
     return [max(0, count - context_length) for count in count_tokens(texts)]
 
 
 def _project(classifier: "Classifier", tiles: TileSet, title: str) -> Float32[np.ndarray, "n D"]:
-    """Predicted text embeddings of tiles; batches are shared among the processes."""
+    """Predict text embeddings of tiles; batches are distributed over the processes."""
     processes = get_processes()
     with progress(title, -(-len(tiles) // _BATCH), shown=processes.main) as advance:
 

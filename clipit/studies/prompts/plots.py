@@ -17,9 +17,9 @@ _MARKERS = {"single": ("o", COLOURS[0]), "ensemble": ("D", COLOURS[1]), "screene
 
 @in_style
 def plot_spread(frame: pd.DataFrame, metric: str, path: Path) -> None:
-    """Plot, per model and prompt set, boxes over random draws and grid cells, and markers for the other modes.
+    """Plot, for each model and prompt set, boxes over random draws and grid cells, and markers for the other modes.
 
-    A box spans the quartiles with the median; its whiskers reach to the extremes.
+    A box spans the quartiles and shows the median; its whiskers reach to the extremes.
 
     Args:
         frame: Table of prompts.parquet; undefined scores are dropped.

@@ -1,4 +1,4 @@
-"""Prompt study: how a zero-shot score depends on the wording of prompts. Scores are reported, nothing is selected."""
+"""Study how zero-shot scores depend on the wording of prompts; scores are only reported, nothing is selected."""
 
 import json
 import logging
@@ -67,12 +67,12 @@ class PromptRow(StudyRow):
 
     Attributes:
         kind: `mode` (one classifier), `draw` (one of the random draws) or `cell` (one cell of the grid).
-        mode: How the classifier was made: single, ensemble, sampled or screened.
-        scores: All `METRICS` on the test tiles.
+        mode: How the classifier was built: single, ensemble, sampled or screened.
+        scores: All `METRICS`, on the test tiles.
         texts: Number of prompts.
         cut_texts: Number of prompts longer than the context length.
         cut_tokens: Number of tokens beyond the context length.
-        draw: Number of the random draw.
+        draw: Index of the random draw.
         template: Template of the grid cell.
         organ: Organ word of the grid cell.
         magnification: Magnification word of the grid cell.
@@ -94,7 +94,7 @@ class PromptRow(StudyRow):
 
 @dataclass(frozen=True)
 class _Task:
-    """A model and a prompt set to classify the test tiles with."""
+    """Pair of model and prompt set with which the test tiles are classified."""
 
     model: ZeroShotModel
     prompts: PromptSet
@@ -121,25 +121,25 @@ class _Task:
 
 
 def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Workspace, run: Path | None = None) -> Path:
-    """Score the VLM (and a student) on the test tiles with many wordings of the prompts.
+    """Score the VLM, and optionally a student, on the test tiles with many wordings of the prompts.
 
-    Covers the modes of `prompt_study.modes` for `prompts` and, where given, `prompt_study.simple`; the sensitivity grid
-    of both; and the difference between both with its interval. Prompts are screened on training tiles; nothing is
+    Covers the modes of `prompt_study.modes` for `prompts` and, if set, `prompt_study.simple`; the sensitivity grid of
+    both; and the difference between the two with its interval. Prompts are screened on training tiles; nothing is
     selected on test tiles.
 
     Args:
         config: Run configuration.
         options: Modes, random draws and sensitivity grid to measure.
         workspace: Workspace of this configuration.
-        run: Folder of a run whose student is scored, too.
+        run: Folder of a run whose student is also scored.
 
     Returns:
         <output>/prompts/<name>[-<run>]: prompts.parquet, prompts.json (the differences), .md, .html and plots.
 
     Raises:
-        ConfigError: There is no prompt set, or a grid template lacks its slots.
-        DataError: The prompts' classes are not the tiles', or there is no labelled test tile.
-        ModelError: The run's classifier has no zero-shot predictions.
+        ConfigError: No prompt set is configured, or a grid template lacks its slots.
+        DataError: The prompts' classes differ from the tiles', or no test tile has a label.
+        ModelError: The run's classifier cannot predict zero-shot.
     """
     prompt_sets = _load_prompt_sets(options, workspace)
     test, screening = select_tiles(config, options, workspace)
@@ -159,7 +159,7 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
 
 
 def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[PromptSet]:
-    """The simple set, where there is one, and the set of the configuration."""
+    """Load the simple prompt set, if any, and the configured prompt set."""
     if workspace.prompts is None:
         raise ConfigError("no prompt set to study", where="prompts", fix="set prompts to a file or a name")
     if not options.simple:
@@ -207,7 +207,7 @@ def _grid_rows(task: _Task, options: PromptStudyConfig) -> Iterator[PromptRow]:
 
 
 def _compute_differences(tasks: Sequence[_Task], config: RunConfig) -> list[PromptDifference]:
-    """Rich minus simple prompts, both as ensembles, per model and score, with a paired bootstrap over test tiles."""
+    """Compute rich minus simple prompts (as ensembles) per model and score, with a paired bootstrap over test tiles."""
     resamples, seed = config.evaluation.bootstrap, config.seed
     differences = []
     for simple, rich in pairwise(tasks):

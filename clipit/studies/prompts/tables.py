@@ -1,4 +1,4 @@
-"""Chapters of the prompt study's report."""
+"""Build the chapters of the prompt study's report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class PromptDifference:
         rich: Name of the rich prompt set.
         rich_hash: Hash of the rich prompt set.
         metric: Name of the score.
-        value: PromptDifference; None if undefined.
+        value: Difference; None if undefined.
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
         reason: Why the difference or its interval is undefined.
@@ -62,7 +62,7 @@ def prompt_chapters(
     differences: Sequence[PromptDifference],
     provenance: Mapping[str, object],
 ) -> list[Chapter]:
-    """Prompt modes, simple against rich prompts, the grid of wordings, truncated texts, and provenance.
+    """Build the chapters on prompt modes, simple and rich prompts, the grid of wordings, truncation, and provenance.
 
     Args:
         frame: Table of prompts.parquet.
@@ -140,7 +140,7 @@ def _grid_summary(cells: pd.DataFrame, column: str) -> Table:
 
 
 def _summary_cells(scores: Sequence[float | None]) -> list[str]:
-    """Median, quartiles, range, and width of the range."""
+    """Format the median, quartiles, range, and width of the range."""
     summary = summarise_scores(scores)
     if summary is None:
         return [UNDEFINED, "", "", ""]
@@ -166,7 +166,7 @@ def _cell_rows(cells: pd.DataFrame, column: str) -> Rows:
 
 
 def _truncation_table(frame: pd.DataFrame) -> Table:
-    """Truncation of the ensemble's and the grid's texts per prompt set, which is the same for all models."""
+    """Tabulate the truncation of ensemble and grid texts per prompt set, which is the same for all models."""
     first = frame[frame.subject == frame.subject.iloc[0]]
     lines: list[list[object]] = []
     for (prompts,), part in iter_groups(first, ["prompts"]):

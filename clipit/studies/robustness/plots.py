@@ -1,4 +1,4 @@
-"""Plots of the robustness study: score over perturbation level, and reliability before and after calibration."""
+"""Plots of the robustness study: score by perturbation level, and reliability before and after calibration."""
 
 from pathlib import Path
 
@@ -8,21 +8,22 @@ from clipit.reporting.plots import COLOURS, in_style, legend_beside, line_style,
 from clipit.reporting.tables import LABELS
 from clipit.studies.report import iter_groups, iter_rows
 
-_MAX_BANDS = 6  # more would hide each other; the table has all intervals
+_MAX_BANDS = 6  # more would overlap; the table has all intervals
 
 
 @in_style
 def plot_curve(
     curves: pd.DataFrame, perturbation: str, path: Path, *, metric: str, neutral: float | None = None
 ) -> None:
-    """Plot one line per model and reading, with its 95 % band if there are few; dotted: unperturbed tiles.
+    """Plot one line per model and reading, with 95 % bands if there are few; unperturbed tiles are dotted.
 
     Args:
-        curves: Rows with what = `curve`, of this perturbation and of `none`.
+        curves: Rows with what = `curve`, for this perturbation and for `none`.
         perturbation: Name of the perturbation.
         path: PNG file to write.
         metric: Name of the score.
-        neutral: Level that changes nothing, where the curves meet the unperturbed score; None: there is none.
+        neutral: Level at which the perturbation has no effect, where the curves meet the unperturbed score; None if there is
+            no such level.
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()
@@ -43,7 +44,7 @@ def plot_curve(
     units = [unit for unit in curves.unit if unit]
     axes.set(xlabel=units[0] if units else perturbation, ylabel=LABELS[metric], title=perturbation)
     if perturbation == "jpeg":
-        axes.invert_xaxis()  # worse to the right, as in the other plots
+        axes.invert_xaxis()  # so that severity increases to the right, as in the other plots
     axes.grid(visible=True)
     legend_beside(axes)
     save_plot(figure, path)
@@ -51,10 +52,10 @@ def plot_curve(
 
 @in_style
 def plot_calibration(calibrations: pd.DataFrame, path: Path) -> None:
-    """Plot, per model and reading, accuracy over mean confidence of each bin before and after temperature scaling.
+    """Plot, per model and reading, accuracy by mean confidence of each bin before and after temperature scaling.
 
     Args:
-        calibrations: Rows with what = `calibration` and bins of `clipit.evaluation.metrics.reliability_bins`.
+        calibrations: Rows with what = `calibration`, with bins from `clipit.evaluation.metrics.reliability_bins`.
         path: PNG file to write.
     """
     groups = list(iter_groups(calibrations, ["subject", "reading"]))

@@ -131,7 +131,7 @@ def get_processes() -> Processes:
 
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # PartialState, unlike Accelerator, does not read it itself
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Imported later (open_clip does), its functions' default arguments hold the group until the very end: `_leave`.
+        # If imported later (by open_clip), its default arguments would keep the group alive until exit; see `_leave`.
         import torch.distributed.nn.functional  # noqa: F401
 
         state = PartialState(cpu=on_cpu, **InitProcessGroupKwargs(timeout=_TIMEOUT).to_kwargs())
@@ -146,14 +146,14 @@ def get_processes() -> Processes:
 def _leave() -> None:
     """Leave the process group before the interpreter shuts down.
 
-    Gloo's threads may still hold tensors of the last exchange. Freeing them during shutdown would abort a finished
+    Gloo's threads may still reference tensors of the last exchange. Freeing them during shutdown would abort a finished
     program with SIGABRT; leaving the group waits for the threads first.
     """
     import gc
 
     import torch.distributed as dist
 
-    gc.collect()  # wrappers of models in reference cycles hold the group
+    gc.collect()  # model wrappers in reference cycles keep the group alive
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Log lines and progress bars, in the main process only."""
+"""Log messages and progress bars, in the main process only."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class _Console(logging.Handler):
-    """Handler that prints messages to the current standard output, with the level before warnings."""
+    """Handler that prints messages to the current standard output; warnings are prefixed with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -41,8 +41,8 @@ def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> It
     Args:
         title: Title of the bar.
         total: Total number of units.
-        shown: Whether this process prints.
-        done: Units that were done before, after a resume.
+        shown: Whether this process shows the bar.
+        done: Number of units done before a resume.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

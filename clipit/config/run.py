@@ -41,7 +41,7 @@ _LONGEST_NAME = 200  # file systems allow 255; an arm's steps and seed are appen
 
 
 def has_lists(index: str) -> bool:
-    """Whether a key of faiss.index_factory describes an inverted file (IVF), of which `nprobe` lists are searched."""
+    """Return whether a faiss.index_factory key describes an inverted file (IVF), searched in `nprobe` lists."""
     return re.search(r"(^|,)IVF\d", index) is not None
 
 

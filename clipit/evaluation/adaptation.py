@@ -17,7 +17,7 @@ _ASSIGNMENT_STEPS = 5
 """Fixed-point steps of the assignments per iteration."""
 _LIKELIHOOD_WEIGHT = 10.0
 """Weight of the log-likelihood, divided by the dimension: 1/51 at 512 dimensions. Without it, hundreds of dimensions
-would outweigh the text prior. It was fixed before anything was measured."""
+would outweigh the text prior. The value was fixed before any measurement."""
 _MIN_VARIANCE = 1e-3
 """Minimum variance relative to its initial value of 1 / dimension, so that a constant dimension does not dominate."""
 _MIN_PRIOR = 1e-6
@@ -25,14 +25,14 @@ _MIN_PRIOR = 1e-6
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and standard deviation of each feature; made by `compute_feature_statistics`."""
+    """Mean and standard deviation of each feature, from `compute_feature_statistics`."""
 
     mean: Float64[np.ndarray, " d"]
     std: Float64[np.ndarray, " d"]
 
 
 def compute_feature_statistics(vectors: Float[np.ndarray, "n d"], role: str = "target") -> FeatureStatistics:
-    """Mean and standard deviation of each feature.
+    """Compute the mean and standard deviation of each feature.
 
     Args:
         vectors: Features, one row per tile.
@@ -48,7 +48,7 @@ def compute_feature_statistics(vectors: Float[np.ndarray, "n d"], role: str = "t
 
 
 def check_finite(vectors: Float[np.ndarray, "n d"], where: str) -> None:
-    """Check that all features are finite, since a single NaN would spoil every mean.
+    """Check that all features are finite, since a single NaN would propagate to every mean.
 
     Args:
         vectors: Features, one row per tile.
@@ -75,7 +75,7 @@ def align_statistics(
 
     Args:
         vectors: Features of the target tiles.
-        target: Statistics of the target tiles (or of more tiles of the same origin).
+        target: Statistics of the target tiles (or of a larger set of the same origin).
         training: Statistics of the training tiles.
     """
     scaled = (target.std > 1e-8) & (training.std > 1e-8)
@@ -90,11 +90,11 @@ def transductive(
     iterations: int = ITERATIONS,
     neighbours: int = NEIGHBOURS,
 ) -> Float32[np.ndarray, "n c"]:
-    """Class probabilities of all tiles jointly, from a text prior and the tiles' positions relative to one another.
+    """Predict class probabilities of all tiles jointly, from a text prior and the tiles' similarities.
 
-    After the description of TransCLIP (Zanella, Gerin and Ben Ayed, NeurIPS 2024, arXiv 2406.01837) and Histo-TransCLIP
-    (arXiv 2409.01883). Over assignments z [n, c] (rows sum to 1), class means m_k and one diagonal variance s shared by
-    all classes, it minimises
+    Implements TransCLIP (Zanella, Gerin and Ben Ayed, NeurIPS 2024, arXiv 2406.01837) and Histo-TransCLIP (arXiv
+    2409.01883), as described in the papers. Over assignments z [n, c] (rows sum to 1), class means m_k and one diagonal
+    variance s shared by all classes, it minimises
 
         - a sum_i sum_k z_ik log N(f_i; m_k, s) - 1/2 sum_ij w_ij z_i . z_j + sum_i KL(z_i || p_i)
 
@@ -105,13 +105,13 @@ def transductive(
         m_k   <- sum_i z_ik f_i / sum_i z_ik
         s     <- sum_ik z_ik (f_i - m_k)^2 / n
 
-    starting at z = p, the means under p, and s = 1/d. A class without any assigned tile keeps its mean. The result does
-    not depend on the order of the tiles, but on which tiles there are: it is undefined for a single tile.
+    starting at z = p, the means under p, and s = 1/d. A class without any assigned tile keeps its mean. The result
+    does not depend on the order of the tiles, but on the set of tiles: it is undefined for a single tile.
 
     Args:
-        ids: Unique ids; ties between neighbours break by them.
-        vectors: Features in the joint space of the text prior.
-        prior: Zero-shot probabilities of the tiles.
+        ids: Unique ids, which break ties between neighbours.
+        vectors: Features in the joint space of the text prior, one row per tile.
+        prior: Zero-shot class probabilities, one row per tile.
         iterations: Number of alternations.
         neighbours: Number of neighbours per tile.
 
@@ -144,7 +144,7 @@ def transductive(
 def _neighbour_weights(
     ids: Shaped[np.ndarray, " n"], f: Float64[np.ndarray, "n d"], k: int
 ) -> tuple[Int64[np.ndarray, "n k"], Float64[np.ndarray, "n k"]]:
-    """Nearest neighbours of each tile, and half their cosine (0 where it is negative)."""
+    """Find the nearest neighbours of each tile, with half their cosine (0 where it is negative)."""
     features = Features(ids, f, np.full(len(ids), -1, dtype=np.int64), np.full(len(ids), ""))
     rows = nearest_rows(features, features, k)
     return rows, np.maximum(np.einsum("nd,nkd->nk", f, f[rows]), 0.0) / 2
@@ -153,7 +153,7 @@ def _neighbour_weights(
 def _smooth(
     z: Float64[np.ndarray, "n c"], nearest: Int64[np.ndarray, "n k"], weights: Float64[np.ndarray, "n k"]
 ) -> Float64[np.ndarray, "n c"]:
-    """W z for the symmetric sparse W with these weights in its rows and its columns."""
+    """Compute W z for the symmetric sparse W with these weights in its rows and its columns."""
     smoothed: Float64[np.ndarray, "n c"] = np.einsum("nk,nkc->nc", weights, z[nearest])
     np.add.at(smoothed, nearest.ravel(), (weights[:, :, None] * z[:, None, :]).reshape(-1, z.shape[1]))
     return smoothed
@@ -162,7 +162,7 @@ def _smooth(
 def _class_means(
     f: Float64[np.ndarray, "n d"], z: Float64[np.ndarray, "n c"], previous: Float64[np.ndarray, "c d"]
 ) -> Float64[np.ndarray, "c d"]:
-    """Means weighted by the assignments; a class without weight keeps its previous mean."""
+    """Compute the means weighted by the assignments; a class without weight keeps its previous mean."""
     total = z.sum(axis=0)[:, None]
     means: Float64[np.ndarray, "c d"] = np.where(total > 1e-9, z.T @ f / np.maximum(total, 1e-9), previous)
     return means
@@ -171,7 +171,7 @@ def _class_means(
 def _squared_distances(
     f: Float64[np.ndarray, "n d"], means: Float64[np.ndarray, "c d"], variance: Float64[np.ndarray, " d"]
 ) -> Float64[np.ndarray, "n c"]:
-    """sum_d (f_d - m_kd)^2 / s_d."""
+    """Compute sum_d (f_d - m_kd)^2 / s_d."""
     distances: Float64[np.ndarray, "n c"] = (
         (f**2 / variance).sum(axis=1)[:, None]
         - 2 * (f / variance) @ means.T
@@ -181,7 +181,7 @@ def _squared_distances(
 
 
 def _softmax(logits: Float64[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-    """Softmax in double precision."""
+    """Compute the softmax in double precision."""
     from scipy.special import softmax
 
     return np.asarray(softmax(logits, axis=1))

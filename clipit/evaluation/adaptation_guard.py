@@ -1,4 +1,4 @@
-"""Guard for test-time adaptation: decides without labels whether adapting to a set of tiles is safe.
+"""Guard for test-time adaptation: decide without labels whether adapting to a set of tiles is safe.
 
 Adaptation helps where images look different from the training tiles (stain, blur, scanner), and harms where only the
 class proportions differ. The guard tells these cases apart in four steps.
@@ -9,9 +9,9 @@ class proportions differ. The guard tells these cases apart in four steps.
    in units of its sampling variance: about 1 if only the proportions differ.
 4. Accept the adaptation if the misfit is at least `MIN_MISFIT`, and refuse it otherwise.
 
-It cannot see a change in the spread of features without a change of their mean (it refuses, though adapting may help).
-It mistakes a class that training lacks, or one unusual patient, for a change in appearance (it accepts). It also
-accepts where appearance and proportions change together, although adapting may then harm.
+Limitations: the guard does not detect a change in the spread of features without a change of their mean (it refuses,
+although adapting may help). It mistakes a class that training lacks, or one unusual patient, for a change in appearance
+(it accepts). It also accepts if appearance and proportions change together, although adapting may then harm.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,11 @@ from clipit.evaluation.adaptation import check_finite
 
 MIN_MISFIT = 8.0
 """Chosen on the second synthetic world: of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, the value with the highest
+<<<<<<< HEAD
 mean change in score over whole sets and batches, weighted equally. docs/results.md reports its errors on the first."""
+=======
+mean change in score over full sets and batches, weighted equally. docs/method.md reports its errors on the first."""
+>>>>>>> read1
 MAX_TILES = 400
 """Upper limit of n in the sampling variance, the most tiles that `MIN_MISFIT` was chosen on. Without it, any difference
 would become significant with enough tiles, while the cost of adapting stays the same."""
@@ -34,7 +38,7 @@ _EM_ITERATIONS = 50
 
 @dataclass(frozen=True)
 class TrainingMixture:
-    """Training tiles as a mixture of Gaussian classes with a shared covariance; made by `fit_mixture`.
+    """Training tiles as a mixture of Gaussian classes with a shared covariance, from `fit_mixture`.
 
     Attributes:
         whitening: Matrix that whitens the within-class covariance.
@@ -66,7 +70,7 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
     """Fit the guard's model of the training tiles, with predicted classes in place of labels.
 
     Args:
-        training: Features of training tiles.
+        training: Features of training tiles, one row per tile.
         predicted: Class probabilities of these tiles without adaptation. Classes with fewer than 5 tiles are dropped.
 
     Raises:
@@ -105,10 +109,10 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
 
     Args:
         mixture: Training mixture of the model and feature space that are adapted.
-        vectors: Features of the target tiles.
+        vectors: Features of the target tiles, one row per tile.
 
     Raises:
-        DataError: There is no tile, or a feature is not finite.
+        DataError: There are no tiles, or a feature is not finite.
     """
     if not len(vectors):
         raise DataError("no tile to judge an adaptation by", where="the target tiles", fix="give some tiles")
@@ -125,7 +129,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
 
 
 def _estimate_proportions(mixture: TrainingMixture, x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " c"]:
-    """Class proportions with the highest likelihood of these whitened tiles."""
+    """Estimate the class proportions with the highest likelihood of these whitened tiles."""
     from scipy.special import softmax
 
     log_densities = x @ mixture.means.T - (mixture.means**2).sum(axis=1) / 2  # up to a constant per tile

@@ -10,7 +10,7 @@ from clipit.evaluation.metrics import expected_calibration_error
 from clipit.evaluation.predictions import softmax
 
 MIN_LABELS = 20
-"""With fewer validation labels, a temperature describes these tiles more than the classifier."""
+"""Minimum number of validation labels; with fewer, a temperature would describe the tiles more than the classifier."""
 MEASURES = ("ece", "nll", "brier")
 _RANGE = (0.02, 50.0)
 _MIN_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -41,7 +41,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
 
     Args:
         labels: Class numbers of the validation tiles; tiles with -1 are dropped.
-        probabilities: Class probabilities of these tiles.
+        probabilities: Class probabilities of these tiles, one row per tile.
 
     Raises:
         DataError: Fewer than 20 labels, or the loss has no minimum between T = 0.02 and 50 (as when every validation
@@ -77,14 +77,14 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
 
 
 def with_temperature(probabilities: Float[np.ndarray, "n c"], temperature: float) -> Float32[np.ndarray, "n c"]:
-    """Scaled probabilities, softmax(log p / T)."""
+    """Scale probabilities by a temperature: softmax(log p / T)."""
     return softmax(_to_logits(probabilities) / temperature)
 
 
 def weighted_calibration(
     labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
 ) -> dict[str, Float[np.ndarray, " r"]]:
-    """`MEASURES` of n labelled tiles, for each of r weightings (one weighting = one bootstrap resample).
+    """Compute `MEASURES` of n labelled tiles for each of r weightings (one per bootstrap resample).
 
     ece: see `metrics.expected_calibration_error`. nll: mean of -log p[y]. brier: mean over tiles of the sum over
     classes of (p - y)^2, from 0 to 2 (Brier 1950).
@@ -101,5 +101,5 @@ def weighted_calibration(
 
 
 def _to_logits(probabilities: Float[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
-    """Logarithms; a probability that underflowed to 0 in float32 counts as the smallest positive float32."""
+    """Take logarithms; probabilities that underflowed to 0 in float32 count as the smallest positive float32."""
     return np.asarray(np.log(np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY)))

@@ -11,7 +11,7 @@ from clipit.errors import DataError, shortlist
 
 @dataclass(frozen=True)
 class Features:
-    """One vector per tile or text.
+    """Feature vectors of tiles or texts, one row each.
 
     Attributes:
         ids: Unique ids.
@@ -46,15 +46,16 @@ class Features:
         return Features(self.ids[rows], self.vectors[rows], self.labels[rows], self.groups[rows])
 
     def labelled(self) -> "Features":
-        """The labelled rows, sorted by id, so that no result depends on the order of rows."""
+        """Return the labelled rows, sorted by id, so that no result depends on the order of rows."""
         rows = np.flatnonzero(self.labels >= 0)
         return self.take(rows[np.argsort(self.ids[rows], kind="stable")])
 
 
 Probe = Callable[[Features, Features, Float[np.ndarray, "n d"], int], Float32[np.ndarray, "n c"]]
-"""(training features, validation features, vectors to classify, number of classes) -> class probabilities."""
+"""Function of training features, validation features, vectors to classify and number of classes; returns class
+probabilities."""
 
 
 def class_counts(features: Features, n_classes: int) -> Int64[np.ndarray, " c"]:
-    """Number of labelled rows per class."""
+    """Count the labelled rows per class."""
     return np.bincount(features.labels[features.labels >= 0], minlength=n_classes).astype(np.int64)

@@ -17,13 +17,13 @@ class FewShot:
     """Scores over episodes.
 
     Attributes:
-        shots: Training tiles per class.
+        shots: Number of training tiles per class.
         scores: One score per episode.
         mean: Mean over the episodes; None if undefined (see `reason`).
         interval: 95 % t-interval of the mean. It narrows with more episodes and does not cover the sampling error of
             the test tiles, which are the same in all episodes.
         spread: 2.5 % and 97.5 % quantiles of single episodes.
-        reason: Why there is no score.
+        reason: Reason for a missing score.
     """
 
     shots: int
@@ -43,7 +43,7 @@ def few_shot(
     seed: int = 0,
     metric: str = "balanced_accuracy",
 ) -> FewShot:
-    """Mean score of SimpleShot classifiers, each fitted on `shots` labelled training tiles per class.
+    """Compute the mean score of SimpleShot classifiers, each fitted on `shots` labelled training tiles per class.
 
     The tiles of an episode depend on (seed, shots, episode) and on the set of ids, not on their order. Features are
     centred by the mean of the episode's own tiles. Nothing is selected, so no validation tile is needed.
@@ -51,8 +51,8 @@ def few_shot(
     Args:
         train: Training features; episodes are drawn from the labelled ones.
         test: Test features; the labelled ones are scored.
-        n_classes: Number of classes; all take part.
-        shots: Training tiles per class.
+        n_classes: Number of classes, all of which are used.
+        shots: Number of training tiles per class.
         episodes: Number of episodes.
         seed: Seed of the draws.
         metric: One of `metrics.METRICS`.
@@ -79,7 +79,7 @@ def few_shot(
 def _draw_episodes(
     labels: Int64[np.ndarray, " n"], n_classes: int, shots: int, episodes: int, seed: int
 ) -> Iterator[Int64[np.ndarray, " k"]]:
-    """Rows of each episode, class by class."""
+    """Yield the rows of each episode, class by class."""
     members = [np.flatnonzero(labels == c) for c in range(n_classes)]
     for episode in range(episodes):
         generator = np.random.default_rng([seed, shots, episode])

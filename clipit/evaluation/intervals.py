@@ -1,4 +1,4 @@
-"""95 % intervals: percentile bootstrap over tiles or whole groups, single and paired, and Student's t over seeds."""
+"""95 % intervals: percentile bootstrap over tiles or groups, single and paired, and Student's t over seeds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ _BLOCK = 50
 _MAX_UNDEFINED = 0.05
 _ROUNDING = 1e-12
 NO_SPREAD = "no spread over seeds"
-"""Reason for a missing t-interval or p-value where all seeds agree."""
+"""Reason for a missing t-interval or p-value if all seeds agree."""
 
 Statistics = Callable[[Float[np.ndarray, "n r"]], dict[str, Float[np.ndarray, " r"]]]
-"""Maps weights of n tiles in r resamples to the values of named scores; NaN where a score is not defined."""
+"""Function that maps weights of n tiles in r resamples to the values of named scores; NaN where undefined."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A 95 % interval, or the reason why there is none."""
+    """A 95 % interval, or the reason why it is undefined."""
 
     low: float | None
     high: float | None
@@ -52,13 +52,13 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Compute percentile bootstrap intervals of scores that are functions of weighted tiles.
 
-    As many units as there are (whole groups; single tiles where the group is unknown) are drawn with replacement; the
-    weight of a tile is how often its unit was drawn. Resamples in which a score is not defined are dropped; if more
-    than 5 % are, there is no interval. Memory is bounded: resamples are drawn 50 at a time. A score with a resampling
-    bias (the calibration error rises) can lie near the edge of its interval, or outside.
+    Units (groups; single tiles if the group is unknown) are drawn with replacement, as many as there are; the weight of
+    a tile is the number of times its unit was drawn. Resamples in which a score is undefined are dropped; if more than
+    5 % are dropped, the interval is undefined. To bound memory, resamples are drawn 50 at a time. A score with a
+    resampling bias (such as the calibration error, which rises) can lie near the edge of its interval, or outside.
 
     Args:
-        statistics: Computes the scores.
+        statistics: Function that computes the scores.
         groups: Group of each tile; "" where unknown.
         resamples: Number of resamples.
         seed: Seed of the resampling.
@@ -91,20 +91,20 @@ def paired_bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, PairedDifference]:
-    """Compute second minus first score on the same tiles, mean over the pairs, with percentile bootstrap intervals.
+    """Compute second minus first score on the same tiles, averaged over the pairs, with percentile bootstrap intervals.
 
-    In each resample the same tiles (whole groups, where known) are drawn for all pairs and both sides. The interval
+    In each resample the same tiles (entire groups, if known) are drawn for all pairs and both sides. The interval
     covers the sampling of test tiles only; the variation of training is covered by the t-interval over seeds.
 
     Args:
         pairs: Predictions of the baseline and of the other classifier on one split, one pair per seed; rows are matched
             by id.
-        metrics: Names out of `metrics.METRICS`.
+        metrics: Names of metrics in `metrics.METRICS`.
         resamples: Number of resamples; 0 for no interval.
         seed: Seed of the resampling.
 
     Raises:
-        DataError: The predictions are not of the same tiles, or a metric is unknown.
+        DataError: The predictions are for different tiles, or a metric is unknown.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
@@ -128,8 +128,8 @@ def paired_bootstrap(
 def t_interval(values: Sequence[float | int]) -> Interval:
     """Compute the 95 % interval of a mean over seeds: mean +- t(0.975, n - 1) * sd / sqrt(n).
 
-    There is none below 2 values, nor where all values are equal: t divides by their spread, and an interval of width 0
-    would claim a certainty that a handful of equal values does not give.
+    The interval is undefined for fewer than 2 values, and if all values are equal: t divides by their spread, and an
+    interval of width 0 would claim a certainty that a handful of equal values does not justify.
 
     Raises:
         DataError: A value is not finite.
@@ -148,7 +148,7 @@ def t_interval(values: Sequence[float | int]) -> Interval:
 
 
 def standard_deviation(values: Float[np.ndarray, " n"]) -> float:
-    """Return the sample standard deviation of two or more values; 0 where it is rounding error."""
+    """Return the sample standard deviation of two or more values; 0 if it is only rounding error."""
     deviation = float(values.std(ddof=1))
     return deviation if deviation > _ROUNDING * float(np.abs(values).max()) else 0.0
 

@@ -1,4 +1,4 @@
-"""Label-efficiency curves: score as a function of the share of training labels that a probe sees."""
+"""Label-efficiency curves: score as a function of the share of training labels that a probe is fitted on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from clipit.tiles.splits import shuffled
 
 @dataclass(frozen=True)
 class LabelPoint:
-    """Score of a probe fitted on one share of the labels, drawn by one seed.
+    """Score of a probe fitted on one share of the labels, drawn with one seed.
 
     Attributes:
         share: Share of the training labels.
-        seed: Seed that drew them.
+        seed: Seed of the draw.
         labels: Number of training labels used.
         validation_labels: Number of validation labels used (at most `labels`).
         score: Test score; None if undefined (see `reason`).
-        reason: Why there is no score.
+        reason: Reason for a missing score.
     """
 
     share: float
@@ -37,11 +37,11 @@ def label_subset(
 ) -> tuple[Features, Features] | str:
     """Draw the labelled tiles of a share; returns the reason as text if the share is undefined.
 
-    Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed sees the
+    Follows `tiles.labels.hide_labels` with kind `fraction`, so a training run with the same share and seed uses the
     same tiles: of each class, the rounded share of its labelled training tiles, in an order drawn from (seed, id), so
     that a larger share contains the smaller ones; of validation, at most as many labels in total, in the proportions
-    of its classes. One difference: where a class would get no tile, the share is undefined here, whereas training uses
-    one tile of it.
+    of its classes. One difference: if a class would get no tile, the share is undefined here, whereas training uses
+    one tile of the class.
     """
     train, validation = train.labelled(), validation.labelled()
     quota = np.rint(class_counts(train, n_classes) * share).astype(np.int64)
@@ -62,7 +62,7 @@ def label_efficiency(
     seeds: Sequence[int],
     metric: str = "balanced_accuracy",
 ) -> list[LabelPoint]:
-    """Test score of a probe for every share and seed; test labels are only used for scoring.
+    """Compute the test score of a probe for every share and seed; test labels are only used for scoring.
 
     Seeds that draw the same tiles (as at a share of 1) share one fit.
     """
@@ -86,7 +86,7 @@ def label_efficiency(
 def _score(
     test: Features, train: Features, validation: Features, n_classes: int, probe: Probe, metric: str
 ) -> tuple[float | None, str]:
-    """Test score, or None and the reason."""
+    """Compute the test score; None with a reason if it is undefined."""
     probabilities = probe(train, validation, test.vectors, n_classes)
     if not len(test):
         return None, "no labelled test tile"
@@ -95,7 +95,7 @@ def _score(
 
 
 def _take_quota(features: Features, quota: Sequence[int], seed: int) -> Features:
-    """The given number of labelled rows per class, in the order that `hide_labels` draws."""
+    """Select the given number of labelled rows per class, in the order that `hide_labels` draws."""
     rows = []
     for label, count in enumerate(quota):
         members = np.flatnonzero(features.labels == label)

@@ -18,7 +18,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of R, G, B in grey (ITU-R BT.601), as in Pillow."""
 _RUIFROK = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 HED: Float64[np.ndarray, "3 3"] = _RUIFROK / np.linalg.norm(_RUIFROK, axis=1, keepdims=True)
-"""Haematoxylin, eosin and a residual stain in R, G, B (Ruifrok and Johnston 2001), unit-norm rows."""
+"""Unit-norm rows of haematoxylin, eosin and a residual stain in R, G, B (Ruifrok and Johnston 2001)."""
 
 _BETA = 0.15 * np.log(10)
 """Pixels below this density in any channel are background: 0.15 in decadic logarithms (Macenko et al. 2009)."""
@@ -58,8 +58,8 @@ def perturb(
         name: Key of `PERTURBATIONS`.
         level: Strength, in the perturbation's unit.
         keys: `clipit.tiles.augment.tile_keys` of the tiles.
-        seed: Seed of the stain jitter. A tile's draws are the same at all levels, so that a curve shows one and the
-            same change at growing strength.
+        seed: Seed of the stain jitter. A tile's draws are the same at all levels, so that a curve shows the same change
+            at increasing strength.
 
     Raises:
         ConfigError: Unknown perturbation.
@@ -74,7 +74,7 @@ def perturb(
 
 
 def macenko(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Stain jitter along each tile's own stains (`macenko_stains`; Macenko et al., ISBI 2009).
+    """Jitter each tile's own stains (`macenko_stains`; Macenko et al., ISBI 2009).
 
     With the tile's unit stain vectors S [2, 3] and concentrations c = od S^+ (least squares), od' = od + (c' - c) S,
     c' = (1 + u) c + v; u and v are uniform in [-level, level], one per stain (the form of Tellez et al. 2019, arXiv
@@ -94,7 +94,7 @@ def macenko(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.
 
 
 def hed(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Stain jitter along fixed stains: haematoxylin, eosin and a residual (Ruifrok and Johnston 2001).
+    """Jitter fixed stains: haematoxylin, eosin and a residual (Ruifrok and Johnston 2001).
 
     od' = od + (c' - c) S with c = od S^-1 and c' = (1 + u) c + v, u and v uniform in [-level, level], one per stain.
     This is the augmentation used in training (`clipit.tiles.augment`), here at strengths that training did not use.
@@ -107,7 +107,7 @@ def hed(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndar
 
 
 def blur(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Gaussian blur of each channel with a standard deviation of `level` pixels (reflected at the edges)."""
+    """Blur each channel with a Gaussian of standard deviation `level` pixels (reflected at the edges)."""
     if level == 0:
         return _all_changed(pixels.copy())
     from scipy.ndimage import gaussian_filter
@@ -116,7 +116,7 @@ def blur(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.nda
 
 
 def jpeg(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """JPEG compression at quality `level` (1 to 100; 4:2:0 chroma subsampling, libjpeg through Pillow)."""
+    """Compress as JPEG at quality `level` (1 to 100; 4:2:0 chroma subsampling, libjpeg through Pillow)."""
     from PIL import Image
 
     compressed = np.empty_like(pixels)
@@ -128,18 +128,18 @@ def jpeg(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.nda
 
 
 def brightness(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """x' = level x, clipped at 255."""
+    """Scale brightness: x' = level x, clipped at 255."""
     return _all_changed(_to_uint8(level * pixels.astype(np.float32)))
 
 
 def contrast(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """x' = m + level (x - m), clipped to 0 to 255, with m the tile's mean grey (0.299 R + 0.587 G + 0.114 B)."""
+    """Scale contrast: x' = m + level (x - m), clipped to 0..255, with m the mean grey (0.299 R + 0.587 G + 0.114 B)."""
     grey = (pixels.mean(axis=(2, 3)) @ _LUMA)[:, None, None, None].astype(np.float32)
     return _all_changed(_to_uint8(grey + level * (pixels.astype(np.float32) - grey)))
 
 
 def magnification(pixels: UInt8[np.ndarray, "b 3 h w"], level: float, draws: Float[np.ndarray, "b 6"]) -> Perturbed:
-    """Zoom about the centre at constant size: a window of 1/level of each edge is resized (bicubic) to the whole tile.
+    """Zoom about the centre at constant size: a window of 1/level of each edge is resized (bicubic) to the tile.
 
     Above 1 the window lies inside the tile; below 1 the tile is reflected at its edges to fill it. The resolution in
     micrometres per pixel becomes 1/level of the original.
@@ -190,19 +190,19 @@ PERTURBATIONS = {
 
 
 def to_density(tile: UInt8[np.ndarray, "3 h w"]) -> Float64[np.ndarray, "p 3"]:
-    """Optical density per pixel, od = -ln((x + 1) / 256): white (255) is 0 and black stays finite."""
+    """Compute the optical density per pixel, od = -ln((x + 1) / 256): 0 for white (255), and finite for black."""
     density: Float64[np.ndarray, "p 3"] = -np.log((tile.reshape(3, -1).T.astype(np.float64) + 1) / 256)
     return density
 
 
 def to_pixels(density: Float64[np.ndarray, "p 3"], shape: tuple[int, ...]) -> UInt8[np.ndarray, "3 h w"]:
-    """Inverse of `to_density`, rounded and clipped to 0 to 255."""
+    """Invert `to_density`, rounded and clipped to 0..255."""
     values = np.clip(np.rint(256 * np.exp(-density) - 1), 0, 255)
     return np.asarray(values.astype(np.uint8).T.reshape(shape))
 
 
 def macenko_stains(density: Float64[np.ndarray, "p 3"]) -> Float64[np.ndarray, "2 3"] | None:
-    """Unit vectors of the tile's two stains, haematoxylin (stronger in red) first; None where there are not two.
+    """Estimate unit vectors of a tile's two stains, haematoxylin (stronger in red) first; None if there are not two.
 
     Macenko et al., ISBI 2009: drop pixels below `_BETA` density in any channel; project the rest on the plane of the
     two largest singular vectors of the densities; take the directions at the 1st and 99th percentile of the angle in
@@ -237,7 +237,7 @@ def _jitter_stains(
     gains: Float[np.ndarray, " k"],
     offsets: Float[np.ndarray, " k"],
 ) -> Float64[np.ndarray, "p 3"]:
-    """od + (c' - c) S with c' - c = u c + v."""
+    """Compute od + (c' - c) S with c' - c = u c + v."""
     concentrations = density @ np.linalg.pinv(stains)
     jittered: Float64[np.ndarray, "p 3"] = density + (gains * concentrations + offsets) @ stains
     return jittered

@@ -1,4 +1,4 @@
-"""The predictions table: one row per tile. All scores are computed from it."""
+"""Predictions table, one row per tile, from which all scores are computed."""
 
 import json
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ class Predictions:
 
     Attributes:
         ids: Unique tile ids.
-        splits: train, validation or test.
+        splits: Split of each tile: train, validation or test.
         labels: True class numbers; -1 where unknown.
-        groups: Patients or slides; "" where unknown.
+        groups: Patient or slide of each tile; "" where unknown.
         classes: Class names, in the order of the class numbers.
         probabilities: One column per class; rows sum to 1.
         zero_shot: Probabilities by class prompts; None for a classifier without prompts.
@@ -49,7 +49,7 @@ class Predictions:
         return self.take(np.argsort(self.ids, kind="stable"))
 
     def take(self, rows: Shaped[np.ndarray, " k"]) -> "Predictions":
-        """Return rows by a mask or by their positions."""
+        """Select rows by a mask or by their positions."""
         return Predictions(
             self.ids[rows],
             self.splits[rows],
@@ -65,8 +65,8 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
     """Sort tables of the same tiles by id and drop unlabelled tiles, so that rows match across tables.
 
     Raises:
-        DataError: There is no table, or they hold more than one split, or they differ in tiles, splits, labels, groups
-            or classes; or no tile has a label.
+        DataError: There is no table, a table has more than one split, the tables differ in tiles, splits, labels,
+            groups or classes, or no tile has a label.
     """
     if not tables:
         raise DataError("no predictions given", fix="give at least one table per side")
@@ -105,7 +105,7 @@ def softmax(logits: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the table as Parquet, sorted by id, whole or not at all.
+    """Write the table as Parquet, sorted by id, atomically.
 
     Raises:
         DataError: The predictions are invalid (see `read_predictions`).
@@ -130,8 +130,8 @@ def read_predictions(path: Path) -> Predictions:
     """Read and check a predictions table.
 
     Raises:
-        DataError: It is missing or damaged, lacks a column, repeats an id, has a label outside the classes, or has
-            probabilities that are not finite, negative or do not sum to 1.
+        DataError: The file is missing or damaged, lacks a column, repeats an id, has a label outside the classes, or
+            has probabilities that are not finite, negative or do not sum to 1.
     """
     try:
         table = pq.read_table(path)

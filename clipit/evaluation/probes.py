@@ -21,7 +21,7 @@ class LinearHead:
     """A fitted linear layer: probabilities = softmax(features @ weight.T + bias).
 
     Attributes:
-        weight: Weights for raw features (standardisation is folded in).
+        weight: Weights for raw features (standardisation is folded in), one row per class.
         bias: Bias per class; minus infinity for a class without training tiles.
     """
 
@@ -29,7 +29,7 @@ class LinearHead:
     bias: Float[np.ndarray, " c"]
 
     def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n c"]:
-        """Class probabilities of new features."""
+        """Return the class probabilities of new features."""
         return softmax(features @ self.weight.T + self.bias)
 
 
@@ -53,7 +53,7 @@ class AdamWProbe(LinearHead):
     """A linear layer trained with AdamW.
 
     Attributes:
-        step: Step of the kept weights.
+        step: Step of the selected weights.
         steps: Number of steps taken.
         validation_score: Balanced accuracy on validation at `step`.
     """

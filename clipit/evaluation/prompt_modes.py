@@ -13,7 +13,7 @@ from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import TextVectors, unit_rows, zero_shot_probabilities
 
 _BLOCK = 4096
-"""Tiles whose cosines are in memory at once."""
+"""Number of tiles whose cosines are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class ScoreSummary:
 
 
 def single(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
-    """The embedding of each class's first name in the first template.
+    """Return the embedding of each class's first name in the first template.
 
-    This is PLIP's protocol (one name, one template); the order in the prompt set decides which text is used.
+    This is PLIP's protocol (one name, one template); the order in the prompt set determines the text.
     """
     return np.asarray(texts.vectors[_first_rows(texts)])
 
@@ -39,13 +39,13 @@ def sampled(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "dra
     """Draw random classifiers, as rows of `texts`: per draw one name of each class and one template for all classes.
 
     The template is drawn first, then a name per class, uniformly and independently (draws can repeat); the classifier
-    consists of the texts' unit vectors. After KEP, whose published sets are 100 such draws; MI-Zero draws one name per
+    consists of the texts' unit vectors. KEP's published sets are 100 such draws; MI-Zero draws one name per
     class and a random subset of the templates, 50 times. Both report medians.
 
     Args:
         texts: Embedded prompts from `embed_prompts`.
         draws: Number of classifiers.
-        seed: Seed; the draws depend only on it and on the numbers of names and templates.
+        seed: Seed of the draws, which otherwise depend only on the numbers of names and templates.
     """
     rng = np.random.default_rng(seed)
     n_names = _name_counts(texts)
@@ -57,7 +57,7 @@ def sampled(texts: TextVectors, draws: int, seed: int) -> Int64[np.ndarray, "dra
 
 
 def candidates(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "N C"]:
-    """All classifiers of one name per class and one shared template, or `limit` random draws if there are more.
+    """Return all classifiers of one name per class and one shared template, or `limit` random draws if there are more.
 
     KEEP enumerates all of them (its CAMELYON screening has 6 x 5 names x 22 templates = 660).
     """
@@ -73,13 +73,13 @@ def candidates(texts: TextVectors, limit: int, seed: int) -> Int64[np.ndarray, "
 def screening_scores(
     texts: TextVectors, rows: Int64[np.ndarray, "N C"], tiles: Float32[np.ndarray, "n D"], logit_scale: float
 ) -> Float[np.ndarray, " N"]:
-    """Confidence of each classifier on unlabelled tiles: mean of (max - second) - |max + second - 1|.
+    """Compute the confidence of each classifier on unlabelled tiles: mean of (max - second) - |max + second - 1|.
 
-    Max and second are a tile's two largest probabilities (softmax of `logit_scale` times cosine). After KEEP's prompt
-    screening. With two classes the second term is 0.
+    Max and second are a tile's two largest probabilities (softmax of `logit_scale` times cosine). This follows KEEP's
+    prompt screening. With two classes the second term is 0.
 
     Raises:
-        DataError: There is no tile, or an embedding is zero or not finite.
+        DataError: There are no tiles, or an embedding is zero or not finite.
     """
     if not len(tiles):
         raise DataError("no tiles to screen prompts with", where="prompt_study", fix="give some training tiles")
@@ -105,11 +105,11 @@ def screened(
     seed: int,
     logit_scale: float,
 ) -> Float32[np.ndarray, "C D"]:
-    """The mean of the classifiers that are most confident on unlabelled training tiles.
+    """Average the classifiers that are most confident on unlabelled training tiles.
 
     Score all `candidates` with `screening_scores`, keep the top share (at least one; ties go to the earlier candidate),
-    sum the unit vectors of the kept texts per class, and normalise. KEEP's protocol, which keeps 50 of 660 to 1782 and
-    screens on the tiles of the slide that it classifies; here only training tiles are allowed.
+    sum the unit vectors of the kept texts per class, and normalise. KEEP's protocol keeps 50 of 660 to 1782 classifiers
+    and screens on the tiles of the slide to be classified; here only training tiles are allowed.
 
     Args:
         texts: Embedded prompts from `embed_prompts`.
@@ -121,7 +121,7 @@ def screened(
         logit_scale: Logit scale of `zero_shot_probabilities`; it affects the selection.
 
     Raises:
-        DataError: There is no tile, a tile is not a training tile, or the kept texts of a class cancel out.
+        DataError: There are no tiles, a tile is not a training tile, or the kept texts of a class cancel out.
     """
     outside = np.unique(splits[splits != "train"]).tolist()
     if outside:
@@ -132,7 +132,7 @@ def screened(
         )
     rows = candidates(texts, limit, seed)
     scores = screening_scores(texts, rows, tiles, logit_scale)
-    # Rounded so that float error does not decide between equal candidates.
+    # Rounded so that floating-point error does not break ties.
     kept = np.argsort(-scores.round(9), kind="stable")[: max(1, round(share * len(rows)))]
     return unit_rows(texts.vectors[rows[kept]].astype(np.float64).sum(axis=0), texts.classes).astype(np.float32)
 
@@ -144,12 +144,12 @@ def sampled_scores(
     labels: Int64[np.ndarray, " n"],
     logit_scale: float,
 ) -> list[dict[str, float | None]]:
-    """`compute_metrics` of every classifier of `rows` on n labelled tiles; the protocol reports their median."""
+    """Compute the metrics of every classifier in `rows` on n labelled tiles; the protocol reports their median."""
     return [compute_metrics(labels, zero_shot_probabilities(tiles, texts.vectors[row], logit_scale)) for row in rows]
 
 
 def summarise_scores(values: Sequence[float | None]) -> ScoreSummary | None:
-    """Median, quartiles and extremes of scores; None if there are none or one of them is undefined."""
+    """Summarise scores by median, quartiles and extremes; None if there are no scores or one is undefined."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return None

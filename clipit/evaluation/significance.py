@@ -10,14 +10,14 @@ from clipit.errors import DataError
 from clipit.evaluation.intervals import NO_SPREAD, standard_deviation
 
 MIN_SEEDS = 5
-"""A p-value over fewer seeds describes the tails of the t distribution more than the arms."""
+"""Minimum number of seeds; with fewer, a p-value would describe the tails of the t distribution more than the arms."""
 
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class Significance:
-    """A two-sided p-value, or the reason why there is none."""
+    """A two-sided p-value, or the reason why it is undefined."""
 
     p: float | None
     reason: str = ""
@@ -26,8 +26,8 @@ class Significance:
 def paired_t_test(differences: Sequence[float | int]) -> Significance:
     """Test whether the mean paired difference over seeds is 0: Student's t with n - 1 degrees of freedom, two-sided.
 
-    t = mean / (sd / sqrt(n)). There is no p-value under `MIN_SEEDS` seeds, nor where all differences are equal, because
-    their standard deviation, which t divides by, is then 0.
+    t = mean / (sd / sqrt(n)). The p-value is undefined for fewer than `MIN_SEEDS` seeds, and if all differences are
+    equal, because their standard deviation, by which t is divided, is then 0.
 
     Raises:
         DataError: A difference is not finite.
@@ -50,7 +50,7 @@ def paired_t_test(differences: Sequence[float | int]) -> Significance:
 def holm(family: Mapping[Key, Significance]) -> dict[Key, Significance]:
     """Apply Holm's step-down correction (Holm 1979) to a family of tests, such as all arms x data sets of a table.
 
-    The i-th smallest of m p-values is multiplied by m - i + 1; the results are made monotone and at most 1. Tests
+    The i-th smallest of m p-values is multiplied by m - i + 1; the results are made monotone and clipped at 1. Tests
     without a p-value keep their reason and do not count towards m.
     """
     tested = {key: test.p for key, test in family.items() if test.p is not None}

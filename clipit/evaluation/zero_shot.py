@@ -1,4 +1,4 @@
-"""Zero-shot classification: prompts as vectors, class embeddings as their means, probabilities by cosine."""
+"""Zero-shot classification: text vectors of prompts, class embeddings as their means, probabilities by cosine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class TextVectors:
 
     Attributes:
         vectors: Unit-norm embeddings, centred if centring was requested.
-        class_of: Per text, the index of its class in `classes`.
-        name_of: Per text, the index of its name among the names of its class.
-        template_of: Per text, the index of its template.
-        classes: Class names, in the order of results.
-        texts: The texts.
+        class_of: Index in `classes` of each text's class.
+        name_of: Index of each text's name among the names of its class.
+        template_of: Index of each text's template.
+        classes: Class names, in the order of the results.
+        texts: Texts, one per row of `vectors`.
     """
 
     vectors: Float32[np.ndarray, "t D"]
@@ -81,7 +81,7 @@ def prompt_embeddings(
     mean: Float[np.ndarray, " D"] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Float32[np.ndarray, "C D"]:
-    """One unit vector per class: the mean-embedding ensemble over all (name, template) texts.
+    """Compute one unit vector per class: the mean-embedding ensemble over all (name, template) texts.
 
     Each text is L2-normalised; with centring, `mean` is subtracted and the result normalised again; then the class mean
     is taken and normalised. CONCH and CLIP_benchmark ensemble prompts in this way (without centring).
@@ -100,7 +100,7 @@ def prompt_embeddings(
 
 
 def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
-    """Normalised mean of the text vectors of each class: the prompt ensemble of CONCH and CLIP_benchmark.
+    """Compute the normalised mean of each class's text vectors: the prompt ensemble of CONCH and CLIP_benchmark.
 
     Raises:
         DataError: The texts of a class cancel out.
@@ -113,7 +113,7 @@ def class_means(texts: TextVectors) -> Float32[np.ndarray, "C D"]:
 def zero_shot_probabilities(
     image_embeddings: Float[np.ndarray, "n D"], class_embeddings: Float[np.ndarray, "C D"], logit_scale: float
 ) -> Float32[np.ndarray, "n C"]:
-    """Softmax over classes of `logit_scale` times the cosine between image and class.
+    """Compute class probabilities: the softmax over classes of `logit_scale` times the cosine of image and class.
 
     Args:
         image_embeddings: Image embeddings in the joint space, of any length (centred if the classes are).
@@ -129,7 +129,7 @@ def zero_shot_probabilities(
 
 
 def unit_rows(rows: Float[np.ndarray, "n D"], names: Sequence[object]) -> Float[np.ndarray, "n D"]:
-    """`unit` that refuses vectors without a direction.
+    """Normalise rows like `unit`, refusing vectors without a direction.
 
     Args:
         rows: Vectors, one per row.

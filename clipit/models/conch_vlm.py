@@ -1,4 +1,4 @@
-"""CONCH, loaded through its own package (`conch`) with its tokeniser.
+"""CONCH, loaded with its own package (`conch`) and tokeniser.
 
 Tested with the public package and random weights in the layout of its checkpoint; not tested with the released
 weights, which are gated.
@@ -21,17 +21,18 @@ from clipit.models.towers import Towers, transformers_token_counter
 from clipit.models.weights import read_tensors
 
 WEIGHTS = "pytorch_model.bin"
-_NOT_RELEASED = "text_decoder."  # the weights of the caption decoder are not published, and it is not used here
+_NOT_RELEASED = "text_decoder."  # unused; the weights of the caption decoder are not published
 
 
 def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
     """Load CONCH from its checkpoint.
 
-    The image projection is applied in the joint space and left out in the raw one; neither is normalised here.
+    The image projection is applied in the joint space and omitted in the raw one; neither is normalised here.
 
     Args:
-        spec: Its entry of the table; `loader["config"]` is the name of a configuration of the package, or a mapping.
-        path: Its checkpoint or the folder that holds it; None: download it from the gated repository.
+        spec: Entry of CONCH in the table; `loader["config"]` is the name of one of the package's configurations, or a
+            mapping.
+        path: Checkpoint or the folder that contains it; None: download it from the gated repository.
 
     Raises:
         ModelError: The package or the checkpoint is missing, or the weights do not fit.
@@ -78,7 +79,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         tokenise=lambda texts: {"text": tokens_of(tokenizer, texts, length)},
         vocabulary=tokenizer.get_vocab(),
         image=lambda pixels: model.encode_image(pixels, normalize=False, proj_contrast=True),
-        # the package itself removes the last place for its class token
+        # the package itself drops the last position for its class token
         text=lambda tokens: model.encode_text(tokens["text"], normalize=False),
         raw=lambda pixels: model.encode_image(pixels, normalize=False, proj_contrast=False),
         raw_dim=int(model.visual.ln_contrast.normalized_shape[0]),
@@ -100,7 +101,7 @@ def tokens_of(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
 
 
 def _config(config: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the model, without the caption decoder."""
+    """Return the arguments of the model, without the caption decoder."""
     if isinstance(config, str):
         folder = Path(str(optional_module("conch.open_clip_custom").__file__)).parent / "model_configs"
         values: dict[str, Any] = json.loads((folder / f"{config}.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Export of a student as a classifier folder that needs images only; a linear head also loads in timm."""
+"""Export a student as a classifier folder that needs only images; with a linear head, timm can also load it."""
 
 import copy
 import shutil
@@ -63,17 +63,17 @@ def export_classifier(
         classes: Class names, in the order of the logits.
         vlm_info: `VLM.describe()` of the VLM whose joint space the projector predicts.
         text_mean: Mean that was subtracted from the unit text embeddings, if they were centred.
-        prompts: Prompt sets: name -> class names and one embedding per class, in the space that the projector was
-            trained on (centred with `text_mean` if that is given).
+        prompts: Prompt sets by name: class names and one embedding per class, in the space that the projector was
+            trained on (centred with `text_mean` if given).
         mpp: Micrometres per pixel of the training tiles; None: the backbone's.
         provenance: Provenance to record.
 
     Returns:
-        The folder.
+        Path of the folder.
 
     Raises:
-        ModelError: Classes, prompts or mean do not fit the student, or the exported logits differ.
-        ArtifactError: The folder holds something else, or cannot be written.
+        ModelError: Classes, prompts or mean do not match the student, or the exported logits differ.
+        ArtifactError: The folder contains something else, or cannot be written.
     """
     _check(student, classes, vlm_info, text_mean, prompts)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -100,7 +100,7 @@ def _check_place(folder: Path) -> None:
 
 
 def _replace(folder: Path, new: Path) -> None:
-    """Replace a folder; the old one is kept under another name until the new one is in place."""
+    """Replace a folder, keeping the old one under another name until the new one is in place."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -191,7 +191,7 @@ def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) ->
 
 
 def _timm_config(model: Any, spec: TimmSpec, classes: Sequence[str]) -> dict[str, Any]:
-    """Configuration in timm's hub format; `model_args` must not hold num_classes, which transformers passes itself."""
+    """Build the configuration in timm's hub format; transformers passes num_classes, so `model_args` must not."""
     config: dict[str, Any] = {
         "architecture": spec.architecture,
         "num_classes": len(classes),
@@ -225,7 +225,7 @@ def _compare(folder: Path, student: Student, backbone: Backbone) -> None:
     for expected, exported in pairs:
         allowed = _TOLERANCE * max(1.0, float(expected.abs().max()))
         difference = float((expected - exported).abs().max())
-        if not difference <= allowed:  # also if it is NaN
+        if not difference <= allowed:  # also true for NaN
             raise ModelError(
                 f"the exported classifier differs from the student by {difference:.2g} (allowed {allowed:.2g})",
                 where=folder,

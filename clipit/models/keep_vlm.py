@@ -1,6 +1,6 @@
-"""KEEP, loaded by transformers with the Python code of its repository, if the user trusts it.
+"""KEEP, loaded by transformers with the Python code of its repository if the user trusts it.
 
-Tested with code and files of its layout and random weights; not tested with the released weights.
+Tested with code and files in the layout of the release and random weights; not tested with the released weights.
 """
 
 from pathlib import Path
@@ -15,17 +15,17 @@ from clipit.models.weights import read_tensors
 
 _WEIGHTS = CLIP_WEIGHTS[:2]
 _PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
-"""Attributes of its model that are used."""
+"""Attributes of the model that are used."""
 
 
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
     """Load KEEP from its hub id or a local folder.
 
-    Its code normalises the joint space itself. It predates transformers 5 and does not work with its
-    `from_pretrained`, so the model is built from its configuration and its weights are loaded here.
+    KEEP's code normalises the joint space itself. It predates transformers 5 and does not work with its
+    `from_pretrained`, so the model is built from its configuration and the weights are loaded here.
 
     Raises:
-        ModelError: Remote code is not trusted, files are missing, or weights do not fit.
+        ModelError: Remote code is not trusted, files are missing, or weights do not match.
     """
     source = spec.source if path is None else str(path)
     if not trust_remote_code:

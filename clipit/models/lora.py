@@ -22,7 +22,7 @@ _KINDS = ("qkv", "projection", "mlp", "patch_embed")
 
 
 def target_modules(backbone: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the linear and convolution layers that `targets` (kinds or module names) select.
+    """Return the full names of the linear and convolution layers that `targets` (kinds or module names) select.
 
     Raises:
         ModelError: A target matches no layer that can be adapted; the existing ones are listed.
@@ -35,7 +35,7 @@ def target_modules(backbone: nn.Module, targets: tuple[str, ...]) -> list[str]:
             by_kind[kind].append(name)
     chosen: list[str] = []
     for target in targets:
-        # a kind, or else the name of a module or its last parts
+        # a kind, or the name of a module or its last parts
         matches = (
             by_kind[target] if target in by_kind else [n for n in layers if n == target or n.endswith(f".{target}")]
         )
@@ -85,7 +85,7 @@ def check_gradients(module: nn.Module) -> None:
     The gradient of factor A is zero while factor B is zero, as at the start, so only that of B must be non-zero.
 
     Raises:
-        ModelError: Some layers received none; a layer whose weight is read without calling it cannot be adapted.
+        ModelError: Some layers received no gradient; a layer whose weight is read without calling it cannot be adapted.
     """
     factors = {name: weight for name, weight in module.named_parameters() if "lora_" in name}
     if not factors:
@@ -104,7 +104,7 @@ def check_gradients(module: nn.Module) -> None:
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """Add the updates to the weights and return the plain backbone; the given module is consumed.
+    """Merge the updates into the weights and return the plain backbone; the given module is consumed.
 
     Raises:
         ModelError: The updates are not finite.
@@ -124,7 +124,7 @@ def merge_lora(module: nn.Module) -> nn.Module:
 
 
 def lora_state_dict(module: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Tensors of the adapter by their names in `adapter_model.safetensors`."""
+    """Return the adapter's tensors by their names in `adapter_model.safetensors`."""
     import peft
 
     tensors: dict[str, torch.Tensor] = peft.get_peft_model_state_dict(module, save_embedding_layers=False)
@@ -140,7 +140,7 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     save = getattr(module, "save_pretrained", None)
     if save is None or not hasattr(module, "peft_config"):
         raise ModelError("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first")
-    save(str(folder), save_embedding_layers=False)  # otherwise peft looks for the base model's files, on the hub, too
+    save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the hub
 
 
 def _kind(name: str, module: nn.Module) -> str | None:

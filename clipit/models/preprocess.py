@@ -36,7 +36,7 @@ class Preprocess:
         resize_to: Length to which the shorter edge (`shortest`) or both edges (`squash`) are resized before
             the centre crop, pixels; at least `size`.
         mode: `shortest` keeps the aspect ratio, `squash` does not.
-        interpolation: PIL's filter.
+        interpolation: Name of PIL's filter.
         mean: Mean per channel, of values in 0..1.
         std: Standard deviation per channel, of values in 0..1.
     """
@@ -50,15 +50,15 @@ class Preprocess:
 
     @property
     def hash(self) -> str:
-        """Hash of all fields, for cache keys and manifests."""
+        """Return a hash of all fields, for cache keys and manifests."""
         return fingerprint(asdict(self))
 
     def at(self, size: int) -> "Preprocess":
-        """The same preprocessing at another input size, with the same share cropped."""
+        """Return the same preprocessing at another input size, with the same crop ratio."""
         return replace(self, size=size, resize_to=max(size, size * self.resize_to // self.size))
 
     def describe(self) -> str:
-        """One line of text that describes it."""
+        """Describe the preprocessing in one line."""
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return (
             f"{self.size} px ({self.mode} edge resized to {self.resize_to}, {self.interpolation}, centre crop), "
@@ -66,7 +66,7 @@ class Preprocess:
         )
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 size size"]:
-        """Resize and crop an image; its values change by the filter alone."""
+        """Resize and crop an image; its values are not otherwise changed."""
         image = image if image.mode == "RGB" else image.convert("RGB")
         width, height = image.size
         if self.mode == "squash":
@@ -94,12 +94,12 @@ class Preprocess:
 
 
 def preprocess_from_dict(fields: Mapping[str, Any]) -> Preprocess:
-    """Preprocessing from JSON fields, the inverse of `dataclasses.asdict`."""
+    """Build the preprocessing from JSON fields, the inverse of `dataclasses.asdict`."""
     return Preprocess(**{**fields, "mean": _triple(fields["mean"]), "std": _triple(fields["std"])})
 
 
 def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
-    """Preprocessing of a model without a file that states it, from its entry of the table."""
+    """Build the preprocessing from a model's entry of the table, for models without a preprocessing file."""
     return Preprocess(
         size=spec.pixels,
         resize_to=spec.pixels,
@@ -111,7 +111,7 @@ def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
 
 
 def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preprocess:
-    """Preprocessing from timm's `resolve_data_config`; equals `create_transform(is_training=False)`."""
+    """Build the preprocessing from timm's `resolve_data_config`; equals `create_transform(is_training=False)`."""
     size = _square(data_config["input_size"][-2:], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"center": "shortest", "squash": "squash"}
     return Preprocess(
@@ -125,7 +125,7 @@ def preprocess_from_timm(data_config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preprocess:
-    """Preprocessing from open_clip's `model.visual.preprocess_cfg`; equals its evaluation transform."""
+    """Build the preprocessing from open_clip's `model.visual.preprocess_cfg`; equals its evaluation transform."""
     size = _square(config["size"], name)
     modes: dict[str, Literal["shortest", "squash"]] = {"shortest": "shortest", "squash": "squash"}
     # outside of training, open_clip uses bicubic for "random"
@@ -141,9 +141,9 @@ def preprocess_from_open_clip(config: Mapping[str, Any], name: str) -> Preproces
 
 
 def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Preprocess:
-    """Preprocessing from the contents of a CLIP `preprocessor_config.json`.
+    """Build the preprocessing from the contents of a CLIP `preprocessor_config.json`.
 
-    transformers resizes tensors and this resizes PIL images, so values differ by a few of 255 levels.
+    transformers resizes tensors, whereas this resizes PIL images, so values differ by a few of 255 levels.
     """
     if not (config.get("do_resize", True) and config.get("do_normalize", True) and config.get("do_rescale", True)):
         raise _unsupported("a step (resize, rescale, normalise) is switched off", name)
@@ -213,7 +213,7 @@ def check_several(images: object) -> None:
     """Check that a list of images was given.
 
     Raises:
-        DataError: It is a single image.
+        DataError: A single image was given.
     """
     if isinstance(images, str | Path | Image.Image):
         raise DataError("expected a list of images, got one", where=repr(images), fix="put it into a list: [image]")
@@ -224,10 +224,10 @@ def open_picture(image: Picture, position: int) -> Image.Image:
 
     Args:
         image: Image in any of the three forms.
-        position: Its position in the caller's list, for the error.
+        position: Position in the caller's list, for the error message.
 
     Raises:
-        DataError: It cannot be read completely; its path or position is named.
+        DataError: The image cannot be read completely; the message names its path or position.
     """
     if isinstance(image, Image.Image):
         where: object = getattr(image, "filename", "") or f"images[{position}]"

@@ -25,7 +25,7 @@ class StudentOutput:
         logits: Class logits [b,C].
         projected: Predicted text embeddings [b,D]; None without a projector.
         features: Features of the backbone [b,d].
-        second: Predicted embeddings of a second VLM, if there is one.
+        second: Predicted embeddings of a second VLM [b,D2]; None without one.
     """
 
     logits: torch.Tensor
@@ -62,7 +62,7 @@ class Student(nn.Module):
         second_dim: int | None = None,
         loss_parameters: Mapping[str, float] | None = None,
     ) -> None:
-        """Initialise heads from torch's generator, the image head first, so that all arms of a seed share its start.
+        """Initialise the heads from torch's generator, the image head first, so that all arms share it per seed.
 
         Raises:
             ModelError: There are fewer than two classes, or a projector without a dimension of the joint space.
@@ -104,7 +104,7 @@ class Student(nn.Module):
         return self.heads(self.backbone(pixels))
 
     def heads(self, features: Float[torch.Tensor, "b d"]) -> StudentOutput:
-        """Map features of the backbone to the same output."""
+        """Map features of the backbone to the output of `forward`."""
         logits = self.image_head(features)
         if self.projector is None or self.text_head is None:
             return StudentOutput(logits, None, features)
@@ -133,7 +133,7 @@ class Student(nn.Module):
         return self
 
     def head_state(self) -> dict[str, torch.Tensor]:
-        """Weights of the heads that are exported: without the backbone and the loss parameters."""
+        """Return the exported weights of the heads, without the backbone and the loss parameters."""
         excluded = ("backbone.", "loss_parameters.")
         return {name: value for name, value in self.state_dict().items() if not name.startswith(excluded)}
 
@@ -149,7 +149,7 @@ def build_student(
     second_dim: int | None = None,
     loss_parameters: Mapping[str, float] | None = None,
 ) -> Student:
-    """Build a student on a backbone, whose module it takes over, with only the tuned weights trainable.
+    """Build a student on a backbone, whose module is modified in place, with only the tuned weights trainable.
 
     Args:
         backbone: Loaded backbone.
@@ -159,7 +159,7 @@ def build_student(
         n_classes: Number of classes C.
         joint_dim: Dimension D of the VLM's joint space; may be None without a projector.
         second_dim: Dimension of a second VLM's joint space, if there is one.
-        loss_parameters: Name -> initial value of the trainable scalars of loss terms.
+        loss_parameters: Initial values of the trainable scalars of loss terms, by name.
 
     Raises:
         ModelError: LoRA targets match nothing, or the heads cannot be built.

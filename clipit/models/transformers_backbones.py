@@ -32,8 +32,8 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         pooling: `default` and `cls`: class token; `cls_mean`: class token and mean of the patches.
 
     Raises:
-        ModelError: Files are missing, gated or incomplete, it is no vision model, the input size (`config.pixels`) is
-            not supported, or its own code is not trusted.
+        ModelError: Files are missing, gated or incomplete, the model is not a vision model, the input size
+            (`config.pixels`) is not supported, or remote code is not trusted.
     """
     source = config.path or (spec.source if spec else config.name.removeprefix(PREFIX))
     folder = Path(source).expanduser()
@@ -112,7 +112,7 @@ def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence progress bars and reports of weights; `_open` reports the weights that matter."""
+    """Silence progress bars and weight reports; `_open` reports the relevant weights."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -125,7 +125,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _description(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Contents of its config.json, without running any of its code."""
+    """Read the model's config.json, without running any of its code."""
     from transformers import PreTrainedConfig
 
     if Path(source).is_dir():
@@ -201,10 +201,10 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
 def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
     """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
 
-    The new size is also written to its configuration, so that an export loads without further arguments.
+    The new size is also written to the model's configuration, so that an export loads without further arguments.
 
     Raises:
-        ModelError: The size does not fit its patches, or its position embeddings cannot be resampled.
+        ModelError: The size does not match the patches, or the position embeddings cannot be resampled.
     """
     patch: Any = getattr(model.config, "patch_size", None)
     layer: Any = getattr(model, "embeddings", None)
@@ -236,7 +236,7 @@ def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
 
 
 def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Contents of preprocessor_config.json; None if the model has none."""
+    """Read preprocessor_config.json; None if the model has no such file."""
     from transformers.utils import cached_file
 
     if local:
@@ -250,7 +250,7 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
 
 
 def _prefix_tokens(model: Any, size: int, source: str) -> int:
-    """Number of tokens before the patches: those that the model returns for this input size, less its patches."""
+    """Count the tokens before the patches: all tokens that the model returns for this input size, minus the patches."""
     with torch.inference_mode():
         tokens = getattr(model(pixel_values=torch.zeros(1, 3, size, size)), "last_hidden_state", None)
     patch = getattr(model.config, "patch_size", None)

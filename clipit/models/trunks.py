@@ -1,4 +1,4 @@
-"""A vision model as its loader returns it, and the pooling of its tokens."""
+"""Vision models as returned by their loaders, and pooling of tokens."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +16,7 @@ Pooling = Literal["default", "cls", "cls_mean"]
 
 @dataclass(frozen=True)
 class TimmSpec:
-    """Arguments with which timm rebuilds an architecture, with any number of classes."""
+    """Arguments with which timm rebuilds an architecture for any number of classes."""
 
     architecture: str
     model_args: dict[str, Any]
@@ -28,15 +28,16 @@ class Trunk:
     """A vision model that returns one feature vector per tile.
 
     Attributes:
-        module: Normalised pixels [b,3,h,w], float, to features [b,d]; a `TokenPool` if the package does not pool.
-        preprocess: Its preprocessing.
+        module: Maps normalised float pixels [b,3,h,w] to features [b,d]; a `TokenPool` if the package does not pool.
+        preprocess: Preprocessing of images.
         dim: Number of features d.
-        pooling: Pooling of tokens in `module`; `default`: the package's own.
-        source: Folder, hub id or built-in name that it was loaded from.
-        native_pixels: Edge of the input according to its files; that of `preprocess` may differ (`backbone.pixels`).
-        timm: Arguments with which timm rebuilds it; None if it is no timm model.
+        pooling: Token pooling of `module`; `default`: the package's own.
+        source: Folder, hub id or built-in name from which the model was loaded.
+        native_pixels: Edge of the input in pixels, according to the model's files; that of `preprocess` may differ
+            (`backbone.pixels`).
+        timm: Arguments with which timm rebuilds the model; None for other packages.
         plain_head: Whether timm's own head is one linear layer over these features.
-        remote_code: Whether Python code from its page defines it.
+        remote_code: Whether the model is defined by Python code from its repository.
     """
 
     module: nn.Module
@@ -91,16 +92,16 @@ class TokenPool(nn.Module):
 
 
 def check_pixels(pixels: int, step: int, name: str, *, multiple: bool) -> None:
-    """Check that an input size leaves a model at least one token or feature, and that its patches cover the input.
+    """Check that an input size gives at least one token or feature, and that the patches cover the input.
 
     Args:
-        pixels: Requested edge.
+        pixels: Requested edge in pixels.
         step: Pixels per token, or per cell of the last feature map, along one edge.
         name: Name of the backbone, for the error.
         multiple: Whether the edge must be a multiple of the step.
 
     Raises:
-        ModelError: The edge is too small, or no multiple.
+        ModelError: The edge is too small, or not a multiple of the step.
     """
     if pixels < step:
         what = f"{pixels} pixels are too few: it needs {step} or more"
@@ -117,9 +118,9 @@ def no_such_size(name: str, pixels: int, own: int, why: object) -> ModelError:
 
     Args:
         name: Name of the backbone.
-        pixels: Requested edge.
-        own: Its own edge.
-        why: Reason, or the error of its package.
+        pixels: Requested edge in pixels.
+        own: Native edge in pixels.
+        why: Reason, or the package's error.
     """
     return ModelError(
         f"tiles of {pixels} pixels are not supported: {' '.join(str(why).split())[:200] or type(why).__name__}",
@@ -129,7 +130,7 @@ def no_such_size(name: str, pixels: int, own: int, why: object) -> ModelError:
 
 
 def inner_model(module: nn.Module) -> Any:
-    """The package's own model, without clipit's pooling."""
+    """Return the package's own model, without clipit's pooling."""
     return module.trunk if isinstance(module, TokenPool) else module
 
 

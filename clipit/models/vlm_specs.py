@@ -1,4 +1,4 @@
-"""Table of known VLMs; another model of a known family is one more entry."""
+"""Table of known VLMs; to add a model of a known family, add an entry."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _HUB = "https://huggingface.co/"
 def _vlm(
     name: str, family: str, source: str, dim: int, context_length: int | None, raw_dim: int, **more: Any
 ) -> ModelSpec:
-    """An entry with common defaults: OpenAI's means and deviations, 224 pixels, the hub's page."""
+    """Build an entry with common defaults: OpenAI's means and standard deviations, 224 pixels, and the hub page."""
     shared: dict[str, Any] = {
         "pixels": 224,
         "mean": OPENAI_MEAN,
@@ -96,4 +96,4 @@ _ENTRIES = (
 )  # fmt: skip
 
 VLMS: dict[str, ModelSpec] = {entry.name: entry for entry in _ENTRIES}
-"""Name -> entry."""
+"""Entries by name."""

@@ -1,4 +1,4 @@
-"""Checks that all weights of a model came from its file; packages keep random values for missing ones."""
+"""Check that all weights of a model came from its file; packages keep random values for missing ones."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class LoadReport:
     """Result of one call of `load_state_dict`.
 
     Attributes:
-        module: Module that was filled.
+        module: Module that was loaded into.
         missing: Weights of the module that are not in the file; they stay random.
         unexpected: Weights of the file that are not in the module.
     """
@@ -34,10 +34,10 @@ class LoadReport:
 
 @contextmanager
 def load_reports() -> Iterator[list[LoadReport]]:
-    """Record missing and unexpected weights of every call of `load_state_dict` in the block, and make none strict.
+    """Record missing and unexpected weights of every call to `load_state_dict` in the block, all of them not strict.
 
-    timm builds and fills a model in one call, is not strict if the numbers of classes differ, and does not return the
-    result; there is no hook for a module that does not exist yet.
+    timm builds and loads a model in one call, is not strict if the numbers of classes differ, and does not return the
+    result; a hook cannot be registered on a module that does not exist yet.
     """
     reports: list[LoadReport] = []
     original = nn.Module.load_state_dict
@@ -55,7 +55,7 @@ def load_reports() -> Iterator[list[LoadReport]]:
 
 
 def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name: str, where: object, fix: str) -> None:
-    """Check that no weight stayed random and none was left over.
+    """Check that no weight is missing and none is unexpected.
 
     Args:
         missing: Weights of the model that are not in the file.
@@ -65,7 +65,7 @@ def check_all_loaded(missing: Sequence[str], unexpected: Sequence[str], *, name:
         fix: What to do about it.
 
     Raises:
-        ModelError: There are some of either; both are listed.
+        ModelError: Weights are missing or unexpected; both are listed.
     """
     parts = [
         f"{len(keys)} {kind}: {shortlist(sorted(keys))}"
@@ -89,8 +89,8 @@ def mismatches(keys: Iterable[Any]) -> list[str]:
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file or a checkpoint: a bare state dict, or one under the key `state_dict`.
 
-    The prefix `module.` of names, which a parallel wrapper adds, is removed. It raises the readers' own errors: use it
-    inside `foreign_errors`.
+    The prefix `module.`, which a parallel wrapper adds to names, is removed. The readers' own errors are raised: call
+    this inside `foreign_errors`.
     """
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -103,12 +103,12 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def tensor_shapes(file: Path) -> dict[str, Shape]:
-    """Name -> shape of the tensors of a file, without reading their values if the format allows it.
+    """Return the shapes of a file's tensors by name, without reading their values if the format allows it.
 
-    It raises the readers' own errors: use it inside `foreign_errors`.
+    The readers' own errors are raised: call this inside `foreign_errors`.
 
     Raises:
-        ModelError: The file does not hold tensors alone, but for instance a state dict within a checkpoint.
+        ModelError: The file contains more than tensors, for instance a state dict within a checkpoint.
     """
     if file.suffix == ".safetensors":
         from safetensors import safe_open
@@ -130,12 +130,12 @@ def tensor_shapes(file: Path) -> dict[str, Shape]:
 
 
 def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: object, fix: str) -> None:
-    """Check that the patches of a file have the model's size, because timm silently resizes others.
+    """Check that the patch size of a file is that of the model, because timm silently resizes patches.
 
     Args:
         module: Loaded model.
-        shapes: `tensor_shapes` of its file.
-        where: File of weights.
+        shapes: Tensor shapes of its file, from `tensor_shapes`.
+        where: File with the weights.
         fix: What to do about it.
 
     Raises:
@@ -152,17 +152,17 @@ def check_patch_size(module: nn.Module, shapes: Mapping[str, Shape], *, where: o
 
 
 def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, where: object, fix: str) -> None:
-    """Check that two models have the same names and shapes of weights, and numbers of attention heads.
+    """Check that two models have the same weight names, weight shapes and numbers of attention heads.
 
     Args:
         loaded: Loaded model.
-        expected: Model that the table describes, with any weights.
-        name: Name of the table.
+        expected: Model described by the table, with any weights.
+        name: Name in the table.
         where: File, folder or hub id.
         fix: What to do about it.
 
     Raises:
-        ModelError: They differ; the first differences are named.
+        ModelError: The models differ; the first differences are listed.
     """
     has, due = _shapes(loaded), _shapes(expected)
     wrong = [
@@ -177,7 +177,7 @@ def check_same_structure(loaded: nn.Module, expected: nn.Module, *, name: str, w
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape]:
-    """Shapes of weights, and numbers of attention heads, which no weight shows."""
+    """Return the shapes of weights, and the numbers of attention heads, which shapes do not reveal."""
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     heads = {
         f"{key}.num_heads": (int(part.num_heads),)

@@ -1,6 +1,6 @@
 """Text bags: the snippets and prompts of each training tile.
 
-After CPLIP (CVPR 2024), with differences: members are found by embedding, distant ones are dropped, and a bag may be
+Bags follow CPLIP (CVPR 2024), except that members are found by embedding, distant ones are dropped, and a bag may be
 empty.
 """
 
@@ -18,10 +18,10 @@ from clipit.stores.embed import Store
 
 @dataclass(frozen=True)
 class TextBag:
-    """The snippets of each tile, best first.
+    """Snippets of each tile, best first.
 
     Attributes:
-        rows: Rows of the text store, padded with -1.
+        rows: Rows of the text store, one row per tile, padded with -1.
         weights: Weights that sum to 1 in each non-empty bag; 0 for padding.
         pruned: Number of pairs that the margin dropped.
     """
@@ -32,7 +32,7 @@ class TextBag:
 
     @property
     def empty(self) -> Bool[np.ndarray, "n"]:
-        """Tiles without snippets, which train without the loss term of bags."""
+        """Mask of tiles without snippets, for which the loss term of bags is skipped."""
         return np.asarray((self.rows < 0).all(axis=1), dtype=np.bool_)
 
 
@@ -74,8 +74,8 @@ def nearest_prompts(
     Args:
         tiles: Unit vectors of tiles, centred as for pairing.
         prompts: Unit vectors of prompts, centred as the snippets are.
-        k: Prompts per tile.
-        block: Tiles per block.
+        k: Number of prompts per tile.
+        block: Number of tiles per block, which bounds the memory.
 
     Raises:
         ConfigError: There are fewer prompts than k.
@@ -92,7 +92,7 @@ def nearest_prompts(
 
 
 def side_by_side(rows: Int[np.ndarray, "m"], values: Int[np.ndarray, "m"], n: int) -> Int[np.ndarray, "n most"]:
-    """Arrange values in the row that each belongs to, in their order, padded with -1."""
+    """Gather values by row, in their order, padded with -1."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     place = np.arange(len(rows)) - np.searchsorted(ordered, ordered, side="left")

@@ -19,7 +19,7 @@ from clipit.tiles.splits import patient, patient_in, patients
 from clipit.tiles.tileset import SPLITS, TileSet
 
 _BANDS, _WIDTH = 4, 16
-_CANDIDATES = 2**22  # in memory
+_CANDIDATES = 2**22  # number of pairs in memory
 
 Hits = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"], UInt8[np.ndarray, " hits"]]
 
@@ -30,11 +30,11 @@ Prints = Fingerprints | UInt8[np.ndarray, "_ 16"]
 
 @dataclass(frozen=True)
 class Leak:
-    """A tile or report that should not be trained on, and the tile of a later split that it leaks to."""
+    """A tile or report that should not be trained on, and the tile of a later split to which it leaks."""
 
     kind: Kind
     id: str
-    """Id of the tile, or (kind report) of the report."""
+    """Id of the tile, or of the report (kind report)."""
     split: str
     """Split of the tile; "" for a report."""
     other_id: str
@@ -42,7 +42,7 @@ class Leak:
     group: str = ""
     """Patient or slide of both (kinds group and report)."""
     distance: int | None = None
-    """Differing bits of the two hashes (kinds exact and near)."""
+    """Number of differing bits of the two hashes (kinds exact and near)."""
     similarity: float | None = None
     """Correlation of the two thumbnails (kind near)."""
 
@@ -50,14 +50,14 @@ class Leak:
 def find_leaks(
     tiles: TileSet, config: LeaksConfig, prints: Prints | None = None, reports: Sequence[Report] = ()
 ) -> list[Leak]:
-    """Find all leaks, by kind, then by ids.
+    """Find all leaks, sorted by kind, then by id.
 
     Args:
         tiles: Tiles of all splits.
         config: Thresholds, and whether to search for exact and near copies.
-        prints: Fingerprints of the tiles in their order (digests suffice for exact copies); None: pixels are not
-            compared.
-        reports: Reports from which snippets are made.
+        prints: Fingerprints of the tiles, in their order (digests suffice for exact copies); None: do not compare
+            pixels.
+        reports: Reports from which snippets are extracted.
     """
     leaks = group_leaks(tiles)
     if prints is not None and config.pixels != "off":
@@ -70,7 +70,7 @@ def find_leaks(
 def group_leaks(tiles: TileSet) -> list[Leak]:
     """Find tiles whose patient or slide also has tiles in a later split, with the first tile of the latest split."""
     groups = patients(tiles.groups, tiles.ids)
-    last: dict[str, tuple[int, str]] = {}  # patient -> its latest split and the lowest id in it
+    last: dict[str, tuple[int, str]] = {}  # latest split of each patient, and the lowest id in it
     ranks = _split_ranks(tiles)
     for row in np.flatnonzero(groups != "").tolist():
         name, rank = str(groups[row]), (-int(ranks[row]), str(tiles.ids[row]))
@@ -105,7 +105,7 @@ def report_leaks(reports: Sequence[Report], tiles: TileSet) -> list[Leak]:
 
 
 def patient_of(report: Report) -> str:
-    """The patient of a report; "" if unknown."""
+    """Return the patient of a report; "" if unknown."""
     return patient(report.group) if report.group else patient_in(report.report_id)
 
 
@@ -123,7 +123,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
     for members in np.split(order, np.flatnonzero(np.diff(content[order])) + 1):
         if not members.size:
             continue
-        # The lowest id of a split represents its others, so that every tile is named at least once.
+        # The lowest id of a split represents the others, so that every tile is reported at least once.
         first, last = int(members[0]), int(members[ranks[members] == ranks[members[-1]]][0])
         for row in members.tolist():
             if ranks[row] < ranks[last]:
@@ -134,7 +134,7 @@ def exact_leaks(tiles: TileSet, digests: UInt8[np.ndarray, "n 16"]) -> list[Leak
 
 
 def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> list[Leak]:
-    """Find tiles that resemble one of a later split in one of eight orientations, but with other pixels.
+    """Find tiles that resemble one of a later split, in any of eight orientations, without equal pixels.
 
     Candidates are hashes within `config.distance` bits whose thumbnails have a correlation of at least
     `config.similarity`. Nearly empty tiles (`config.spread`) are not compared. Only the nearest counterpart of each
@@ -155,16 +155,16 @@ def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> lis
 def find_copies(
     tests: TileSet, of_tests: Prints, learnt: TileSet, of_learnt: Prints, config: LeaksConfig
 ) -> dict[str, Leak]:
-    """Find tiles of another data set that are copies of training tiles: test id -> leak of the training tile.
+    """Find tiles of another data set that are copies of training tiles; returns leaks by test id.
 
     Equal pixels take precedence over similar images (found with fingerprints, as in `near_leaks`); of several equal
-    ones the lowest id is named.
+    ones, the lowest id is returned.
 
     Args:
         tests: Tiles of the other data set.
-        of_tests: Their fingerprints or digests, in their order.
+        of_tests: Fingerprints or digests of `tests`, in their order.
         learnt: Tiles of training and validation.
-        of_learnt: Their fingerprints or digests, in their order, of the same kind.
+        of_learnt: Fingerprints or digests of `learnt`, in their order, of the same kind.
         config: Thresholds.
     """
     copies: dict[str, Leak] = {}
@@ -207,7 +207,7 @@ def _near_hits(
     by_id: Int64[np.ndarray, " n"],
     config: LeaksConfig,
 ) -> Shaped[np.ndarray, " m"]:
-    """Rows a (of `base`) and b (of `queries`) of similar tiles: the nearest of each on either side."""
+    """Find rows a (of `base`) and b (of `queries`) of similar tiles: the nearest of each on either side."""
     best = np.empty(0, dtype=_NEAR)
     if not base.size or not queries.size:
         return best
@@ -226,7 +226,7 @@ def _near_hits(
 
 
 def _nearest(hits: Shaped[np.ndarray, " n"], by_id: Int64[np.ndarray, " tiles"]) -> Shaped[np.ndarray, " m"]:
-    """For each tile on either side, the hit with the fewest bits, then the highest similarity, then the lowest id."""
+    """Select, per tile on either side, the hit with the fewest bits, then highest similarity, then lowest id."""
     kept: Bool[np.ndarray, " n"] = np.zeros(len(hits), dtype=np.bool_)
     for side, other in (("a", "b"), ("b", "a")):
         order = np.lexsort((by_id[hits[other]], -hits["similarity"], hits["distance"], hits[side]))
@@ -236,7 +236,7 @@ def _nearest(hits: Shaped[np.ndarray, " n"], by_id: Int64[np.ndarray, " tiles"])
 
 
 def _standardise(thumbnails: UInt8[np.ndarray, "n 16 16"]) -> Float32[np.ndarray, "n 16 16"]:
-    """Thumbnails with mean 0 and norm 1 (zero for uniform ones)."""
+    """Standardise thumbnails to mean 0 and norm 1 (uniform ones become zero)."""
     grey = thumbnails.astype(np.float32)
     grey -= grey.mean(axis=(1, 2), keepdims=True)
     grey /= np.maximum(np.sqrt((grey**2).sum(axis=(1, 2), keepdims=True)), 1e-6)
@@ -249,7 +249,7 @@ def _correlations(
     b: Int64[np.ndarray, " hits"],
     orientation: Int64[np.ndarray, " hits"],
 ) -> Float64[np.ndarray, " hits"]:
-    """Correlation of standardised thumbnails a with thumbnails b in the given orientation."""
+    """Correlate standardised thumbnails a with thumbnails b in the given orientation."""
     correlations = np.empty(len(a))
     for turn in range(8):
         for part in np.array_split(np.flatnonzero(orientation == turn), 1 + len(a) // 65536):
@@ -258,7 +258,7 @@ def _correlations(
 
 
 def _split_ranks(tiles: TileSet) -> Int64[np.ndarray, " n"]:
-    """0 for train, 1 for validation, 2 for test."""
+    """Rank each tile's split: 0 for train, 1 for validation, 2 for test."""
     return np.asarray([SPLITS.index(split) for split in tiles.splits.tolist()], dtype=np.int64)
 
 
@@ -278,7 +278,7 @@ def near_hashes(base: UInt64[np.ndarray, " n"], queries: UInt64[np.ndarray, " m"
     """Find all pairs of 64-bit hashes within a Hamming distance, each once, by multi-index hashing.
 
     The 64 bits are split into four bands of 16. If two hashes differ in at most d bits, one band differs in at most
-    d // 4 (pigeonhole principle). So it is enough to look up, per band, every value within d // 4 bits of the query's
+    d // 4 (pigeonhole principle). So it suffices to look up, per band, every value within d // 4 bits of the query's
     (arXiv 1307.2982), and to count the differing bits of the candidates. Memory does not depend on the number of pairs.
 
     Args:
@@ -315,7 +315,7 @@ def _band(hashes: UInt64[np.ndarray, " n"], band: int) -> Int64[np.ndarray, " n"
 def _candidates(
     first: Int64[np.ndarray, " m"], end: Int64[np.ndarray, " m"]
 ) -> Iterator[tuple[Int64[np.ndarray, " c"], Int64[np.ndarray, " c"]]]:
-    """Expand the ranges `first[q]:end[q]`, with the q of each place, in portions."""
+    """Expand the ranges `first[q]:end[q]`, with the q of each position, in blocks."""
     nonempty = np.flatnonzero(end > first)
     counts = (end - first)[nonempty]
     totals = np.concatenate([[0], np.cumsum(counts)])
@@ -330,7 +330,7 @@ def _candidates(
 
 
 def _first_in(different: UInt64[np.ndarray, " hits"], band: int, radius: int) -> np.ndarray:
-    """Whether this band is the first that finds each pair, so that each is returned once."""
+    """Return whether this band is the first that finds each pair, so that each is returned once."""
     new = np.ones(len(different), dtype=np.bool_)
     for earlier in range(band):
         new &= np.bitwise_count(_band(different, earlier)) > radius

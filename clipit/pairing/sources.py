@@ -1,4 +1,4 @@
-"""Sources of snippets: the organs and groups of the reports that contain each row of the index."""
+"""Sources of snippets: organs and groups of the reports that contain each snippet of the index."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from clipit.stores.index import Index
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
-    """Select rows of the index with a source among these organs (any case); all rows without organs.
+    """Select rows of the index with a source among these organs (ignoring case); all rows if no organs are given.
 
     Raises:
         DataError: No report has one of the organs, or no organ is known.
@@ -38,11 +38,11 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """The only group that contains each row of the index; "" if there are several, or if it is unknown."""
+    """Return the only group that contains each row of the index; "" if there are several or it is unknown."""
     rows, values = _sources(index, sources, "group")
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)
-    sole[rows] = values  # the last source of each row
+    sole[rows] = values  # keeps the last source of each row
     several[rows[sole[rows] != values]] = True
     sole[several] = ""
     return sole
@@ -73,7 +73,7 @@ def owners(
 
 
 def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[np.ndarray, "_"], np.ndarray]:
-    """Row of the index and value of a column, for each source of each snippet.
+    """Return the row of the index and the value of a column for each source of each snippet.
 
     A row that represents several snippets with equal embeddings has the sources of all of them.
     """
@@ -86,7 +86,7 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
 
 
 def row_of_each(index: Index) -> Int[np.ndarray, "_"]:
-    """Row of the index that represents each snippet of the store."""
+    """Return the row of the index that represents each snippet of the store."""
     import hashlib
 
     row_of = np.full(len(index.store.ids), -1, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Statistics of a pairing: scores, hubness, agreement with labels, examples."""
+"""Statistics of a pairing: scores, hubness, agreement with labels, and examples."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,10 +28,10 @@ def summarise(
         n_snippets: Number of snippets in the index.
         n_tiles: Number of tiles that were searched; by default those of the table.
         dropped: Number of dropped candidate pairs by reason.
-        agreement: Figures from `agreement`, to include.
+        agreement: Figures from `agreement`; None to omit them.
 
     Returns:
-        Score quantiles; distinct snippets used; share of tiles that the most used 1 % of all snippets hold (hubness);
+        Score quantiles; distinct snippets used; share of tiles paired with the most used 1 % of all snippets (hubness);
         skewness of the k-occurrences of snippets; tiles without a pair; the ten most used snippets; ten examples
         spread over the scores.
     """
@@ -72,7 +72,7 @@ def summarise(
 
 
 def skewness(uses: Int[np.ndarray, "used"], n_snippets: int) -> float | None:
-    """Skewness of the k-occurrences: the number of tiles that each snippet is paired with, unused ones included.
+    """Compute the skewness of the k-occurrences, the numbers of tiles paired with each snippet, unused ones included.
 
     Formula: E[(N - mean)^3] / sd^3 (Radovanovic et al. 2010, JMLR 11, section 2.2). 0: even use; large: hubs.
     None if all snippets are used equally often.
@@ -89,7 +89,7 @@ def summary_text(summary: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
     Args:
         summary: Statistics from `summarise`.
-        texts: Snippet id -> text.
+        texts: Text of each snippet by id.
     """
     if not summary["tiles"]:
         return "no tile was paired"
@@ -144,20 +144,20 @@ def agreement(
     index: Index | None = None,
     class_vectors: Float32[np.ndarray, "classes dim"] | None = None,
 ) -> dict[str, Any]:
-    """Measure the agreement of each labelled tile's first snippet with its label; nothing is chosen by it.
+    """Measure the agreement of each labelled tile's first snippet with its label; it is never used for selection.
 
     Args:
         pairs: Table of tile_id, rank, snippet_id, score.
-        labels: Tile id -> class, negative for unlabelled tiles; only labels that training may see.
+        labels: Class number by tile id, negative for unlabelled tiles; only labels that training may use.
         index: Index of the snippets, for `class_vectors`.
         class_vectors: Unit vectors of class prompts, centred as the snippets are.
 
     Returns:
         `labelled`: number of labelled tiles. `neighbours`: share of tiles whose label is the majority label of the
-        *other* labelled tiles with the same snippet (ties share the point). `neighbours_tiles`: number of tiles with
+        *other* labelled tiles with the same snippet (ties count as fractions). `neighbours_tiles`: number of tiles with
         such others. `chance`: accuracy of always predicting the most frequent label. With class prompts, `zero_shot`:
         share of tiles whose label is the class nearest to the snippet's text, and `score_auroc`: AUROC of the score
-        for those tiles. Undefined figures are None; `undefined` holds the reasons.
+        for those tiles. Undefined figures are None; `undefined` contains the reasons.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -196,11 +196,11 @@ def agreement(
 
 
 def majority_points(bags: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """1 if a tile's label is the most frequent one of the others in its bag, 1/m if m labels tie, nan if it is alone.
+    """Score each tile: 1 if its label is the most frequent of the others in its bag, 1/m if m tie, NaN if it is alone.
 
     Args:
-        bags: Bag of each tile, from 0.
-        labels: Class of each tile, from 0.
+        bags: Bag number of each tile, from 0.
+        labels: Class number of each tile, from 0.
     """
     counts = np.zeros((int(bags.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
     np.add.at(counts, (bags, labels), 1)

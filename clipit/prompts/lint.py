@@ -24,7 +24,7 @@ class LintMessage:
     fix: str
 
     def text(self) -> str:
-        """One line to print."""
+        """Format the message as one line."""
         return f"{self.level}: {self.key}: {self.what}; to do: {self.fix}"
 
 
@@ -57,9 +57,9 @@ def lint_prompts(
 
     Args:
         prompts: Prompt set, which need not have passed `load_prompts`.
-        classes: Class names of the tiles, if known.
-        count_tokens: Token counter of the text tower; lengths are checked if `budget` is given, too.
-        budget: Largest number of tokens of a text.
+        classes: Class names of the tiles; None if unknown.
+        count_tokens: Token counter of the text tower; lengths are checked only if `budget` is given as well.
+        budget: Maximum number of tokens per text.
     """
     names = [
         _Name(owner, f"classes.{owner}[{i}]", text, fold(text))
@@ -134,7 +134,7 @@ def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:
 
 
 def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
-    """Names that are equal after `fold`, within a class or across classes."""
+    """Report names that are equal after `fold`, within a class or across classes."""
     first: dict[tuple[str, str], _Name] = {}
     for name in (name for name in names if name.folded):
         for other in [known for (folded, _), known in first.items() if folded == name.folded]:
@@ -150,7 +150,7 @@ def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
 
 
 def _alike(names: Sequence[_Name]) -> Iterator[LintMessage]:
-    """Names of different classes with the same words, or where one contains the other."""
+    """Report names of different classes that have the same words, or of which one contains the other."""
     for i, name in enumerate(names):
         for other in names[:i]:
             if other.owner == name.owner or not name.folded or not other.folded or name.folded == other.folded:

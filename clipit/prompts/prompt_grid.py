@@ -12,12 +12,12 @@ SLOTS = ("organ", "magnification", "stain")
 """Slots of a grid template, in addition to the `{}` for the class name."""
 _WORDS = re.compile(r"\{(\w*)\}")
 _ARTICLE = re.compile(r"\b([Aa])n? (?=(\S))")
-_VOWEL_SOUNDS = "aeiouAEIOUH"  # H: as in H&E, the only stain word that begins with it
+_VOWEL_SOUNDS = "aeiouAEIOUH"  # H as in H&E, the only stain word that begins with it
 
 
 @dataclass(frozen=True)
 class PromptCell:
-    """One combination of the grid, and its prompt set."""
+    """Combination of the grid, and its prompt set."""
 
     template: str
     organ: str
@@ -39,7 +39,7 @@ def prompt_grid(
     empty word removes its slot; spaces and `a` or `an` are adjusted.
 
     Args:
-        prompts: Prompt set whose class names are used; its templates are not.
+        prompts: Prompt set that provides the class names; its templates are ignored.
         templates: Sentences with `{}`, `{organ}`, `{magnification}` and `{stain}` once each.
         organs: Words such as `colorectal`.
         magnifications: Words such as `at 10x`.
@@ -61,7 +61,7 @@ def prompt_grid(
 
 
 def template_problem(template: str) -> str:
-    """Problem of a grid template; "" if it is valid."""
+    """Describe the problem of a grid template; "" if it is valid."""
     if sorted(_WORDS.findall(template)) == sorted(("", *SLOTS)):
         return ""
     wanted = ", ".join((PLACEHOLDER, *("{" + slot + "}" for slot in SLOTS)))

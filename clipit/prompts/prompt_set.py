@@ -14,7 +14,7 @@ _BAG_KEYS = ("name", "version", "source", "texts")
 
 @dataclass(frozen=True)
 class PromptBag:
-    """Several texts that stand for one concept, such as what a snippet filter keeps."""
+    """Texts that stand for one concept, such as the snippets that a filter keeps."""
 
     name: str
     version: str
@@ -23,7 +23,7 @@ class PromptBag:
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the texts."""
+        """Return a fingerprint of the texts."""
         return fingerprint(self.texts)
 
 
@@ -53,7 +53,7 @@ class PromptSet:
         name: Name of the set in results.
         version: Version, which changes with the texts.
         templates: Sentences with one `{}` each.
-        classes: Class -> its names, in the order of the file.
+        classes: Names of each class, in the order of the file.
         source: Origin of names and templates.
     """
 
@@ -64,7 +64,7 @@ class PromptSet:
     source: str = ""
 
     def texts(self, class_name: str) -> list[str]:
-        """Every name of a class in every template: `len(names) * len(templates)` texts.
+        """Return every name of a class in every template: `len(names) * len(templates)` texts.
 
         Raises:
             DataError: The class is unknown.
@@ -78,7 +78,7 @@ class PromptSet:
 
     @property
     def hash(self) -> str:
-        """Fingerprint of classes, names and templates, independent of the name of the set."""
+        """Return a fingerprint of classes, names and templates, independent of the name of the set."""
         return fingerprint({"templates": self.templates, "classes": dict(self.classes)})
 
 
@@ -116,7 +116,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
 
 
 def set_problems(raw: Mapping[str, Any], repeated: Sequence[str] = ()) -> list[str]:
-    """Problems that make a mapping invalid as a prompt set, each as `key: problem`."""
+    """List the problems that make a mapping invalid as a prompt set, each as `key: problem`."""
     problems = files.key_problems(raw, repeated, _SET_KEYS, required=("name", "version", "templates", "classes"))
     problems += _template_problems(raw["templates"]) if raw.get("templates") is not None else []
     problems += _class_problems(raw["classes"]) if raw.get("classes") is not None else []
@@ -127,7 +127,7 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
     """Check that a prompt set has the classes of the tiles, in any order.
 
     Raises:
-        DataError: The classes differ; lists both.
+        DataError: The classes differ; the message lists both.
     """
     if set(prompts.classes) == set(classes):
         return

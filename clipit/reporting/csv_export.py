@@ -1,4 +1,4 @@
-"""CSV export of the rows of comparisons and studies, for version control (`results/*.csv`): no path of one machine."""
+"""CSV export of the rows of comparisons and studies for version control (`results/*.csv`), without local paths."""
 
 import csv
 import json
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 RECORD_OPTION: dict[str, dict[str, Any]] = {
     "--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}
 }
-"""The command-line option `--record`, as `clipit.config.load.read_command` takes it."""
-_LEFT_OUT = ("batch",)  # rows with this `what`: thousands, summarised in the rows of `guard`
+"""Command-line option `--record`, in the form that `clipit.config.load.read_command` expects."""
+_LEFT_OUT = ("batch",)  # values of `what`; thousands of rows, summarised in those of `guard`
 
 
 def check_export(path: Path) -> None:
-    """Check that a CSV file can be written, before hours of work.
+    """Check that a CSV file can be written, before a long computation.
 
     Raises:
         ArtifactError: The path is a folder or device, or its folder cannot be created or written.
@@ -36,7 +36,7 @@ def check_export(path: Path) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write columns of the rows as CSV, whole or not at all; missing values stay empty.
+    """Write columns of the rows as CSV, atomically; missing values stay empty.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -51,10 +51,10 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
 def export_study(folder: Path, name: str, path: Path) -> None:
     """Export <name>.parquet of a study: all columns, numbers with 6 significant digits, lists as JSON.
 
-    Rows of single batches stay in the parquet.
+    Rows of single batches are omitted.
 
     Raises:
-        DataError: The folder has no such table.
+        DataError: The folder does not contain this table.
         ArtifactError: The file cannot be written.
     """
     import pyarrow.parquet as pq
@@ -72,7 +72,7 @@ def export_study(folder: Path, name: str, path: Path) -> None:
 
 
 def finish_study(folder: Path, name: str, record: Path | None) -> None:
-    """Log the files of a study, and export its rows if asked; does nothing outside the main process.
+    """Log the files of a study, and export its rows if requested; does nothing outside the main process.
 
     Args:
         folder: Folder of the study.
@@ -94,7 +94,7 @@ def _format_cell(value: object) -> object:
 
 
 def _round(value: Any) -> Any:
-    """The same lists and dictionaries, with floats of 6 significant digits."""
+    """Round floats in nested lists and dictionaries to 6 significant digits."""
     if isinstance(value, dict):
         return {key: _round(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -103,5 +103,5 @@ def _round(value: Any) -> Any:
 
 
 def _strip_folders(value: object) -> object:
-    """A text without the folders of this machine: only the last part of an absolute path stays."""
+    """Reduce absolute paths in a text to their last part, which removes the folders of this machine."""
     return re.sub(r"(?<![\w.~-])/(?:[^\s/'\"=]+/)+", "", value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Training curves from metrics.jsonl, the log of a training."""
+"""Training curves from metrics.jsonl, the training log."""
 
 import json
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from pathlib import Path
 from clipit.errors import DataError
 
 Series = Mapping[str, tuple[list[int], list[float]]]
-"""Name -> steps and values, in the order of the steps."""
+"""Steps and values by name, in the order of the steps."""
 
 
 def read_curves(path: Path) -> Series:
     """Read every numeric entry of a metrics.jsonl (one JSON object per line, with its `step`) as a series over steps.
 
-    Where a step was logged twice (training resumed from an earlier checkpoint), the last value counts. A truncated
-    last line (the process was killed) is ignored.
+    If a step was logged twice (training resumed from an earlier checkpoint), the last value is used. A truncated last
+    line (the process was killed) is ignored.
 
     Raises:
         DataError: The file is missing, or a line before the last is damaged.

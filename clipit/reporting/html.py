@@ -1,7 +1,7 @@
 """Self-contained HTML pages from typed parts, through the Jinja2 templates of `templates/`.
 
-Jinja2 escapes every text; the SVG of `plots.inline_svg` is the only markup that code hands over. A page's content
-security policy allows its own script by its hash, pictures as data, and nothing else: a page cannot load or send
+Jinja2 escapes every text; the SVG of `plots.inline_svg` is the only markup that is passed in. A page's content
+security policy allows its own script, by hash, and images as data URIs, and nothing else: a page cannot load or send
 anything.
 """
 
@@ -38,11 +38,11 @@ class Table:
     Attributes:
         header: One name per column.
         rows: Cells, one per column of the header.
-        traces: Per row, where its figures come from, in a last column of small print; empty for no such column.
-        caption: What the table shows.
-        source: File and key that the whole table comes from, in small print below.
-        left: Number of left-aligned columns; the others hold figures, aligned right.
-        shades: Per row and cell after the first, a share in 0..1 that colours it (a confusion matrix).
+        traces: Source of each row's figures, in a last column of small print; empty for no such column.
+        caption: Caption of the table.
+        source: File and key of the table's data, in small print below.
+        left: Number of left-aligned columns; the others contain figures, aligned right.
+        shades: Share in 0..1 that colours each cell after the first of each row (as in a confusion matrix).
     """
 
     header: Sequence[str]
@@ -67,12 +67,12 @@ class Rows:
 
     @property
     def id(self) -> str:
-        """Name of the table within its page, which the search box refers to."""
+        """Name of the table within its page, to which the search box refers."""
         return "rows-" + hashlib.sha256(repr((self.caption, self.header)).encode()).hexdigest()[:8]
 
     @property
     def numeric(self) -> list[bool]:
-        """Per column, whether it holds numbers alone."""
+        """Whether each column contains only numbers."""
         columns = ([row[i] for row in self.rows if row[i] is not None] for i in range(len(self.header)))
         return [
             all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
@@ -86,9 +86,9 @@ class Figure:
 
     Attributes:
         picture: SVG of `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
-        caption: What it shows.
+        caption: Caption of the figure.
         alt: Alternative text of a PNG; the caption where it is empty.
-        source: File and key that its figures come from, in small print.
+        source: File and key of the data shown, in small print.
     """
 
     picture: Markup | bytes
@@ -99,7 +99,7 @@ class Figure:
 
     @property
     def png(self) -> str:
-        """The PNG as base64; empty for an SVG."""
+        """Base64 text of the PNG; empty for an SVG."""
         return base64.b64encode(self.picture).decode() if isinstance(self.picture, bytes) else ""
 
 
@@ -133,11 +133,11 @@ class Include:
 
 @dataclass(frozen=True)
 class Links:
-    """Links to other files on this disk, as a table.
+    """Links to other local files, as a table.
 
     Attributes:
         rows: A name and its links, each a label and a path relative to the page's folder.
-        caption: What they lead to.
+        caption: Description of the linked files.
     """
 
     rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
@@ -147,7 +147,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Folded:
-    """Parts that are shown after a click on their summary."""
+    """Parts that are hidden until their summary is clicked."""
 
     summary: str
     parts: Sequence["Part"]
@@ -169,17 +169,17 @@ class PageSection:
 def page(
     title: str, note: str, sections: Sequence[PageSection], *, script: str = "filter_script.html", data: Any = None
 ) -> str:
-    """A whole page.
+    """Render a complete page.
 
     Args:
         title: Heading of the page and title of the window.
-        note: A warning that belongs beside everything; empty for none.
+        note: Warning shown at the top of the page; empty for none.
         sections: Sections in order; each gets a link at the top.
         script: Template with the page's script.
         data: JSON-like value that the script reads from the element `data`; None for none.
 
     Raises:
-        ValueError: The data hold NaN or infinity, which JSON does not have.
+        ValueError: The data contain NaN or infinity, which JSON does not support.
     """
     environment = _environment()
     code = environment.get_template(script).render()
@@ -190,13 +190,13 @@ def page(
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
+    """Write a page atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def facts_table(values: Mapping[str, object], source: str = "") -> Table:
-    """A two-column table of facts."""
+    """Build a two-column table of facts."""
     return Table(("what", "value"), list(values.items()), source=source, left=2)
 
 
@@ -222,5 +222,5 @@ def _show_cell(value: object) -> str:
 
 
 def _mark_code(text: str) -> Markup:
-    """What stands between backticks as code, as Markdown shows it."""
+    """Mark text between backticks as code, as in Markdown."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -1,4 +1,4 @@
-"""The pairing browser (`pairs.html`): tiles, their snippets and scores, with filters."""
+"""Pairing browser (`pairs.html`): tiles, their snippets and scores, with filters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ from jaxtyping import Shaped
 from clipit.reporting.html import Include, PageSection, Text, page
 
 MOST_TILES = 3000
-"""Default number of tiles on a page: about 7 MB of pictures."""
+"""Default maximum number of tiles on a page: about 7 MB of pictures."""
 ROWS = 100
 """Tiles shown at a time."""
 
 
 def choose_tiles(pairs: pa.Table, most: int = MOST_TILES) -> list[str]:
-    """Sorted ids of the tiles that a page shows: all, or `most` of them.
+    """Return the sorted ids of the tiles to show on a page: all, or `most` of them.
 
     A selection is spread evenly over the scores of the tiles' first snippets, from the highest to the lowest.
 
     Args:
         pairs: Table with the columns tile_id, rank, snippet_id, score.
-        most: Largest number of tiles, at least 2.
+        most: Maximum number of tiles, at least 2.
     """
     first = pairs.filter(pc.equal(pairs["rank"], 0))
     ids = np.array(first["tile_id"].to_pylist(), dtype=np.str_)
@@ -47,19 +47,19 @@ def pairing_page(
     about: Sequence[str] = (),
     summary: str = "",
 ) -> str:
-    """HTML of the pairing browser.
+    """Render the pairing browser as HTML.
 
     Args:
-        title: Heading.
-        note: A warning that belongs beside everything; empty for none.
+        title: Heading of the page.
+        note: Warning shown at the top of the page; empty for none.
         pairs: Pairs of all tiles, with the columns tile_id, rank, snippet_id, score.
-        texts: Snippet id -> text.
-        shown: Ids of the tiles to show, of `choose_tiles`.
-        classes: Class names.
-        labels: Tile id -> class index; -1 or absent where it is unknown.
-        predictions: Tile id -> index of the predicted class and its probability; None without a run.
-        pictures: Tile id -> base64 text of a JPEG; None or absent for no picture.
-        about: Paragraphs that say where pairs, labels and predictions come from.
+        texts: Text of each snippet by id.
+        shown: Ids of the tiles to show, from `choose_tiles`.
+        classes: Class names, in the order of the class indices.
+        labels: Class index by tile id; -1 or absent if unknown.
+        predictions: Index of the predicted class and its probability, by tile id; None without a run.
+        pictures: Base64 text of a JPEG by tile id; None or absent for no picture.
+        about: Paragraphs on the origin of pairs, labels and predictions.
         summary: Summary of the pairing, as preformatted lines.
     """
     data = _data(pairs, texts, shown, classes, labels, predictions, pictures)
@@ -94,7 +94,7 @@ def _data(
     predictions: Mapping[str, tuple[int, float]] | None,
     pictures: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """The data that the script reads, by column so that field names are not repeated."""
+    """Build the data that the script reads, by column so that field names are not repeated."""
     table = pairs.filter(pc.is_in(pairs["tile_id"], pa.array(list(shown), pa.string())))
     tile_ids, snippet_ids = _strings(table["tile_id"]), _strings(table["snippet_id"])
     ranks, scores = table["rank"].to_numpy(), table["score"].to_numpy()

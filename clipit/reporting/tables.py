@@ -18,26 +18,26 @@ LABELS = {
 
 
 def number(value: float | int | None, digits: int = 3, *, signed: bool = False) -> str:
-    """A score with a fixed number of digits; `n/a` where there is none."""
+    """Format a score with a fixed number of digits; `n/a` for None."""
     if value is None:
         return UNDEFINED
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
 def interval(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
-    """`[low, high]`, or an empty text where there is no interval."""
+    """Format an interval as `[low, high]`; empty if it is undefined."""
     if low is None or high is None:
         return ""
     return f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
-    """`value [low, high]`."""
+    """Format a score and its interval as `value [low, high]`."""
     return f"{number(value, digits)} {interval(low, high, digits)}".rstrip()
 
 
 def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
-    """`mean +- sd` over seeds (sample standard deviation); for one value without sd; `n/a` if a value is undefined."""
+    """Format `mean +- sd` over seeds (sample standard deviation); only the mean for one value; `n/a` if any is None."""
     defined = [value for value in values if value is not None]
     if not defined or len(defined) < len(values):
         return UNDEFINED
@@ -47,13 +47,13 @@ def mean_sd(values: Sequence[float | int | None], digits: int = 3) -> str:
 
 
 def difference(value: float | None, bounds: tuple[float, float] | None, digits: int = 3) -> str:
-    """A paired difference with its interval: `+0.021 [+0.003, +0.039]`."""
+    """Format a paired difference with its interval: `+0.021 [+0.003, +0.039]`."""
     low, high = bounds or (None, None)
     return f"{number(value, digits, signed=True)} {interval(low, high, digits, signed=True)}".rstrip()
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:
-    """A Markdown table that is also readable as plain text; the first `left` columns are left-aligned."""
+    """Format a Markdown table that is also readable as plain text; the first `left` columns are left-aligned."""
     cells = [[_cell(value) for value in row] for row in [header, *rows]]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
 
@@ -68,12 +68,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, l
 
 
 def key_value_table(values: Mapping[str, object]) -> str:
-    """A two-column Markdown table of names and values."""
+    """Format a two-column Markdown table of names and values."""
     return markdown_table(("what", "value"), list(values.items()), left=2)
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
-    """Scores of `evaluate_predictions` by split; zero-shot scores have columns of their own."""
+    """Format the scores of `evaluate_predictions` by split; zero-shot scores have separate columns."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, of_split in results["splits"].items():
         columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
@@ -91,7 +91,7 @@ def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
 
 
 def per_class_table(per_class: Sequence[Mapping[str, Any]], digits: int = 3) -> str:
-    """Precision, recall, F1 and support of each class."""
+    """Format precision, recall, F1 and support of each class."""
     rows = [
         [row["class"], *(number(row[key], digits) for key in ("precision", "recall", "f1")), row["support"]]
         for row in per_class
@@ -100,7 +100,7 @@ def per_class_table(per_class: Sequence[Mapping[str, Any]], digits: int = 3) -> 
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """Confusion matrix as a Markdown table: rows are true classes, columns predicted classes."""
+    """Format a confusion matrix as a Markdown table: rows are true classes, columns predicted classes."""
     return markdown_table(
         ("true \\ predicted", *classes), [[name, *row] for name, row in zip(classes, confusion, strict=True)]
     )

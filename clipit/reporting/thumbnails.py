@@ -10,7 +10,7 @@ from clipit.tiles.tileset import TileSet
 
 
 def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
-    """The image as JPEG, shrunk to fit a square of `side` pixels (never enlarged)."""
+    """Encode an image as JPEG, shrunk to fit a square of `side` pixels (never enlarged)."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     stream = io.BytesIO()
@@ -19,7 +19,7 @@ def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 
 
 def thumbnail(tiles: TileSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
-    """Thumbnail of a tile as the base64 text of a JPEG; None when its image cannot be decoded.
+    """Return a tile's thumbnail as the base64 text of a JPEG; None if the image cannot be decoded.
 
     Raises:
         DataError: The file cannot be opened.
@@ -29,5 +29,5 @@ def thumbnail(tiles: TileSet, row: int, *, side: int = 64, quality: int = 70) ->
 
 
 def jpeg_uri(encoded: str) -> str:
-    """Data URI of a base64-encoded JPEG."""
+    """Return the data URI of a base64-encoded JPEG."""
     return f"data:image/jpeg;base64,{encoded}"

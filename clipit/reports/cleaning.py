@@ -10,7 +10,7 @@ _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quo
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
 _SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 
-_FULL_LINE = 60  # characters; a shorter line without a full stop was probably broken on purpose
+_FULL_LINE = 60  # characters; a shorter line without a full stop probably ends on purpose
 _OPEN_ENDED = re.compile(
     r"(?:,|\b(?:a|an|and|as|at|by|for|from|in|into|is|of|on|or|the|to|was|were|which|with|and/or))$", re.I
 )
@@ -33,7 +33,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         re.compile(r"[ \t]+"),
         " ",
-    ),  # first, or patterns that begin with blanks take quadratic time
+    ),  # first; otherwise patterns that begin with blanks take quadratic time
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
     (re.compile(r"([.,;:!?])(?:[ \t]*\1)+"), r"\1"),
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
@@ -68,7 +68,7 @@ def _join_words(text: str) -> str:
 
 
 def _continues(line: str, following: str) -> bool:
-    """Whether the sentence continues on the following line, so that the line end is only a wrap."""
+    """Return whether the sentence continues on the following line, so that the line end is only a wrap."""
     if _OPEN_ENDED.search(line) or (_OPEN_NUMBER.search(line) and _REST_OF_NUMBER.match(following)):
         return True
     if line[-1] in ".:;?!" or _NEW_ITEM.match(following):

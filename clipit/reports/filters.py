@@ -12,7 +12,7 @@ from clipit.reports.account import Dropped
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
-"""For each text, similarity to the morphology bag minus similarity to the boilerplate bag."""
+"""Function that returns each text's similarity to the morphology bag minus that to the boilerplate bag."""
 
 
 def filter_snippets(
@@ -21,12 +21,12 @@ def filter_snippets(
     """Apply the configured filters in order: length, sections, include terms, exclude terms, similarity.
 
     Args:
-        sections_of: Text of each snippet -> sections in which it occurs.
-        config: Configured filters.
-        similarity: Needed for `config.morphology_prompts`.
+        sections_of: Sections in which each snippet occurs, by its text.
+        config: Configuration of the filters.
+        similarity: Similarity function; required with `config.morphology_prompts`.
 
     Returns:
-        The texts that pass all filters, and what each filter dropped.
+        Texts that pass all filters, and a record of those dropped by each filter.
     """
     texts = list(sections_of)
     dropped: dict[str, Dropped] = {}
@@ -66,7 +66,7 @@ def _readable_words(text: str) -> int:
 
 
 def _term_pattern(terms: Sequence[str]) -> re.Pattern[str] | None:
-    """Pattern that matches any of the terms as whole words, ignoring case; None without terms."""
+    """Compile a pattern that matches any of the terms as whole words, ignoring case; None without terms."""
     words = [r"\s+".join(re.escape(word) for word in term.split()) for term in terms if term.strip()]
     return re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", re.IGNORECASE) if words else None
 
@@ -92,7 +92,7 @@ def _in_kept_section(sections: Collection[str], config: ReportsConfig) -> bool:
 
 
 def _pass_similarity(texts: Sequence[str], similarity: Similarity, margin: float) -> list[bool]:
-    """Whether each text is nearer to morphology than to boilerplate by at least the margin."""
+    """Return whether each text is nearer to morphology than to boilerplate by at least the margin."""
     scores = np.asarray(similarity(texts)) if texts else np.zeros(0)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(

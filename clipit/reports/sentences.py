@@ -24,7 +24,7 @@ _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
 )
 _SHORT_SENTENCE = 3  # words; a shorter one keeps its heading: "Diagnosis: Adenocarcinoma."
-_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # an item's mark alone
+_MARK = re.compile(r"\W*(?:[A-Z0-9]{1,2}[.):]*)?\W*")  # only the mark of a list item
 
 
 def split_sentences(text: str) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def split_sentences(text: str) -> list[tuple[str, str]]:
 
 
 class _Splitter:
-    """Collects the sentences of one report; keeps the current section and a heading that awaits its sentence."""
+    """Collect the sentences of one report, tracking the current section and a pending heading."""
 
     def __init__(self) -> None:
         self.out: list[tuple[str, str]] = []
@@ -91,7 +91,7 @@ class _Splitter:
 
 
 def _find_headings(line: str) -> list[tuple[int, int, str]]:
-    """Headings of a line as (start, end including the colon, section), in order and without overlap."""
+    """Find the headings of a line as (start, end including the colon, section), in order and without overlap."""
     matches = [match for match in STRONG.finditer(line) if _is_heading(line, match, strong=True)]
     matches += [match for match in WEAK.finditer(line) if _is_heading(line, match, strong=False)]
     headings: list[tuple[int, int, str]] = []
@@ -103,7 +103,7 @@ def _find_headings(line: str) -> list[tuple[int, int, str]]:
 
 
 def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
-    """Whether a match has the form of a heading: with a colon, in capitals, in title case or first in its line."""
+    """Return whether a match looks like a heading: with a colon, in capitals, in title case or first in its line."""
     if ":" in (match["colon"] or ""):
         return True
     if MENTION.search(line[max(0, match.start() - 20) : match.start()]):
@@ -117,7 +117,7 @@ def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
 
 
 def _sentence_starts(text: str) -> list[int]:
-    """Offsets at which a sentence, list item or labelled field of a line begins (0 not included).
+    """Find the offsets at which a sentence, list item or labelled field of a line begins (0 not included).
 
     Abbreviations ("approx. 3 cm"), decimals, numbered items, initials and TNM stages do not end a sentence.
     """
@@ -139,7 +139,7 @@ def _sentence_starts(text: str) -> list[int]:
 
 
 def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
-    """Whether the full stop at `dot` ends the sentence that began at `begin`; the next would start at `after`."""
+    """Return whether the full stop at `dot` ends the sentence from `begin`; the next would start at `after`."""
     if text[dot] != ".":
         return True
     last_word = _LAST_WORD.search(text, begin, dot)
@@ -163,7 +163,7 @@ def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
 
 
 def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
-    """Whether a list item begins here, rather than a hyphenated word or a lettered block."""
+    """Return whether a list item begins here, rather than a hyphenated word or a lettered block."""
     before = text[begin : match.start()]
     mark = match.group().strip()
     if mark[0] in "-*":
@@ -175,6 +175,6 @@ def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
 
 
 def _in_capitals(text: str, match: re.Match[str]) -> bool:
-    """Whether a field label in capitals only continues a line in capitals: "LEFT PELVIC LYMPH NODES:"."""
+    """Return whether a field label in capitals merely continues a line in capitals: "LEFT PELVIC LYMPH NODES:"."""
     before = text[: match.start()].rsplit(None, 1)[-1]
     return match.group().isupper() and before.isalpha() and before.isupper()

@@ -51,7 +51,7 @@ ORGANS: Mapping[str, str] = {
     "UCS": "uterus",
     "UVM": "eye",
 }
-"""TCGA project code without `TCGA-` -> organ of the primary tumour.
+"""Organ of the primary tumour by TCGA project code, without `TCGA-`.
 
 Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC (soft tissue of any site).
 """
@@ -62,11 +62,11 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     """Read the csv of TCGA-Reports, or a folder or zip of .txt files named by barcode.
 
     The id is `patient_filename`, or the file's path without .txt; the group is the patient. With
-    `reports.cancer_types` the organ is that of the patient's cancer type; patients that the table lacks have no organ.
+    `reports.cancer_types` the organ is that of the patient's cancer type; patients not in the table have no organ.
 
     Raises:
-        DataError: A csv row without a barcode or with a repeated id, a folder or zip that holds a csv, or an invalid
-            table of cancer types.
+        DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv, or the table of cancer
+            types is invalid.
     """
     organ_of = _read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()
@@ -92,7 +92,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
 
 
 def patient_of(name: str) -> str | None:
-    """Patient barcode (`TCGA-BP-5195`) at the beginning of a name, if there is one."""
+    """Return the patient barcode (`TCGA-BP-5195`) at the beginning of a name; None without one."""
     match = _BARCODE.match(name)
     return match[1].upper() if match else None
 
@@ -151,7 +151,7 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
 
 
 def _read_organs(path: Path) -> dict[str, str]:
-    """Organ of each patient, from a csv with the columns patient_id and cancer_type.
+    """Read the organ of each patient from a csv with the columns patient_id and cancer_type.
 
     Raises:
         DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.

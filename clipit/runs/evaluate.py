@@ -1,4 +1,4 @@
-"""Evaluation of a trained run: predictions first, everything else computed from them."""
+"""Evaluation of a trained run: predict once, and compute everything else from the predictions."""
 
 import shlex
 import sys
@@ -30,9 +30,10 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     """Predict, score and summarise with the classifier of a run's folder.
 
     Args:
-        config: Run configuration, its arm resolved.
-        workspace: Tiles and prompts.
-        folder: The run's folder; receives predictions.parquet, results.json, summary.md, report.html and plots.
+        config: Run configuration with its arm resolved.
+        workspace: Cached tiles and prompts of this configuration.
+        folder: Folder of the run, to which predictions.parquet, results.json, summary.md, report.html and plots are
+            written.
 
     Returns:
         Content of results.json in the main process; an empty dictionary in the others.
@@ -44,7 +45,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
         source = workspace.pixels(split, classifier.spec.preprocess)
         if len(source.tiles):
             predictions = predict_tiles(config, workspace, classifier, source, split)
-            # The source's tiles may carry another seed's labels.
+            # The tiles may have been loaded with the labels of another seed.
             parts.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
@@ -56,7 +57,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[
     """Evaluate a finished run again (`scripts/evaluate.py`); returns its folder and the content of results.json.
 
     Raises:
-        ArtifactError: There is no such run, or the folder belongs to another configuration.
+        ArtifactError: The run does not exist, or its folder belongs to another configuration.
     """
     from clipit.models.backbones import load_backbone
 
@@ -69,16 +70,16 @@ def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[
 def evaluate_shifted(
     config: RunConfig, workspace: Workspace, folder: Path, name: str, tiles: TileSet
 ) -> dict[str, Any]:
-    """Score a run's classifier on a set of `comparison.shifted`, which must have the same classes.
+    """Score a run's classifier on a test set of `comparison.shifted`, which must have the same classes.
 
     The predictions are cached in the run's folder, under a fingerprint of the training and the tiles.
 
     Args:
-        config: Run configuration, its arm resolved.
+        config: Run configuration with its arm resolved.
         workspace: Cached inputs of this configuration.
-        folder: The run's folder.
-        name: Name of the set.
-        tiles: Its test tiles.
+        folder: Folder of the run.
+        name: Name of the set in `comparison.shifted`.
+        tiles: Test tiles of the set.
     """
     processes = get_processes()
     path = shifted_predictions(folder, tiles)
@@ -95,9 +96,9 @@ def evaluate_shifted(
 
 
 def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
-    """File of a run's predictions on a shifted set, named by a fingerprint of the training and the tiles.
+    """Return the file of a run's predictions on a shifted set, named by a fingerprint of the training and the tiles.
 
-    The run's fingerprint is not enough: a run that is trained again keeps it, with other weights if versions differ.
+    The run's fingerprint does not suffice: retraining keeps it, but may give other weights if package versions differ.
 
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
@@ -147,12 +148,12 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     text = run_summary(title, scores, shown, note=note, sections=sections, plots=plots)
     write_summary(folder / "summary.md", text)
     write_run_page(title, folder, results, predictions, tiles, texts)
-    write_json(folder / "results.json", results)  # last: a run with results is a finished run
+    write_json(folder / "results.json", results)  # written last, since it marks the run as finished
     return results
 
 
 def _embedded_note(config: RunConfig) -> str:
-    """Caveat of scores with the embedded models."""
+    """Return the caveat for scores of the embedded models."""
     parts = {"backbone": config.backbone.name, "VLM": config.vlm.name}
     used = [what for what, name in parts.items() if name == "embedded"]
     if config.distillation.tiles == "none" and "VLM" in used:

@@ -27,7 +27,7 @@ MIN_MISFIT = 8.0
 <<<<<<< HEAD
 mean change in score over whole sets and batches, weighted equally. docs/results.md reports its errors on the first."""
 =======
-mean change in score over full sets and batches, weighted equally. docs/method.md reports its errors on the first."""
+mean change in score over full sets and batches, weighted equally. docs/results.md reports its errors on the first."""
 >>>>>>> read1
 MAX_TILES = 400
 """Upper limit of n in the sampling variance, the most tiles that `MIN_MISFIT` was chosen on. Without it, any difference

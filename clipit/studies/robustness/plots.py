@@ -22,8 +22,7 @@ def plot_curve(
         perturbation: Name of the perturbation.
         path: PNG file to write.
         metric: Name of the score.
-        neutral: Level at which the perturbation has no effect, where the curves meet the unperturbed score; None if there is
-            no such level.
+        neutral: Level at which the perturbation has no effect, where curves meet the unperturbed score; None if absent.
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()

@@ -26,7 +26,7 @@ _CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring 
 
 
 class H5Reader:
-    """Read rows of the `x` data sets of several h5 files; rows are numbered across the files."""
+    """Reader for rows of the `x` data sets of several h5 files; rows are numbered across the files."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
         """Set the files in order and the number of rows of each."""

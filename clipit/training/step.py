@@ -67,7 +67,7 @@ class Clock:
 
 
 def slices(data: TrainingData, steps: range, processes: Processes, accumulation: int) -> Iterator[Slice]:
-    """Yield this process's micro-batches, step by step, with prefetching."""
+    """Iterate over this process's micro-batches, step by step, with prefetching."""
     return data.source.ahead(
         rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation)
     )

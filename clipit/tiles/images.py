@@ -16,7 +16,7 @@ from clipit.errors import DataError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 # Exceptions that Pillow and zipfile raise for corrupt bytes (found by damaging files at random). TypeError and
-# LookupError are deliberately missing: they would be bugs in this package, not broken images.
+# LookupError are deliberately excluded: they would be bugs in this package, not broken images.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,

@@ -50,7 +50,7 @@ class BagsTerm(Term[BagsConfig]):
         return True
 
     def problems(self) -> list[str]:
-        """Check that there is a projector, reports, enough pairs, complete batches and enough memory."""
+        """Check that there are a projector, reports, enough pairs, complete batches and enough memory."""
         b, config, problems = self.options, self.config, []
         if not self.active:
             return []

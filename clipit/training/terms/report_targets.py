@@ -1,7 +1,7 @@
 """Targets that add information from the corpus to a retrieved snippet: the rest of its reports, or their labels.
 
 A retrieved snippet is a function of the VLM's image embedding and a fixed corpus. These targets add information from
-outside the embedding: which findings occur together in a report, and how complete reports were labelled.
+outside the embedding: which findings occur together in a report, and the labels of the reports.
 """
 
 from dataclasses import dataclass

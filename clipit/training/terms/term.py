@@ -174,7 +174,7 @@ class Term(Generic[Options]):
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """Return fingerprints of inputs other than keys, tiles, VLM, snippets and prompts, for the run's own."""
+        """Return fingerprints of inputs other than keys, tiles, VLM, snippets and prompts, by name."""
         return {}
 
     def initial_parameters(self) -> dict[str, float]:

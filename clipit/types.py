@@ -1,4 +1,4 @@
-"""Types that independent packages share."""
+"""Types shared by independent packages."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 TokenCounter = Callable[[Sequence[str]], list[int]]
-"""Function that counts tokens per text, special tokens included, without truncation."""
+"""Function that counts tokens per text, including special tokens and without truncation."""
 
 TextEncoder = Callable[[Sequence[str]], Float[np.ndarray, "n dim"]]
-"""Function from texts to unit vectors of a VLM's joint space, float32."""
+"""Function from texts to float32 unit vectors in a VLM's joint space."""

@@ -1,15 +1,15 @@
-"""Reading of YAML files with detection of duplicate keys, of which YAML silently keeps the last."""
+"""Read YAML files and detect duplicate keys, of which YAML silently keeps the last."""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-_MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`
+_MERGE = "tag:yaml.org,2002:merge"  # tag of the key `<<`
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that records duplicate mapping keys."""
+    """Safe loader that records duplicate mapping keys."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)

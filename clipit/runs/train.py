@@ -213,7 +213,7 @@ class _TextSide:
 
 
 def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
-    """Return None if the projector was not trained towards the VLM's text space."""
+    """Build the text part of the classifier; None if the projector does not predict the VLM's text embeddings."""
     if not teaches_text(config):
         return None
     prompts, classes = workspace.prompts, workspace.class_embeddings()

@@ -30,7 +30,7 @@ _Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 class CropReader:
-    """Read crops of photos; the last photo stays in memory, since its crops are usually read consecutively."""
+    """Reader for crops of photos; the last photo stays in memory, since its crops are usually read consecutively."""
 
     def __init__(self, root: Path, files: Sequence[str], boxes: Sequence[_Box]) -> None:
         """Set the folder and, for each row, the photo's path and the box in pixels."""

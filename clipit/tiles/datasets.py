@@ -1,4 +1,4 @@
-"""Published data sets by name: one entry each, read by a generic source or by a module of its own.
+"""Published data sets by name: one entry per data set, read by a generic or a dedicated reader.
 
 The data card of a set (`data_cards/<card>.md`) gives the source of each fact.
 """
@@ -10,19 +10,19 @@ from typing import Literal
 from clipit.errors import DataError
 
 Count = tuple[str, str, int]
-"""Published part ("": all), class ("": all), number of tiles."""
+"""Published part ("" for all), class ("" for all), number of tiles."""
 
 _ZENODO = "https://zenodo.org/records"
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file with a public address and a published checksum."""
+    """A file with a public address and, if published, a checksum."""
 
     url: str
     md5: str
     makes: str
-    """File or folder that unpacking it creates."""
+    """File or folder created by unpacking it."""
     unpacked_md5: str = ""
     """Published checksum of the unpacked file; "" if there is none."""
 
@@ -34,15 +34,15 @@ class Remote:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A published data set: what is known about it, and how it is read."""
+    """A published data set: its published facts, and how to read it."""
 
     title: str
     reader: Literal["own", "names", "table"]
-    """`own`: a module of its own; `names`: from each file's path; `table`: from a csv beside the images."""
+    """Reader: `own` (a dedicated module), `names` (from each file's path) or `table` (from a csv beside the images)."""
     layout: str
-    """Contents that tiles.path must have."""
+    """Names that the folder tiles.path must contain."""
     classes: tuple[str, ...]
-    """Class names in order; empty: the names that are found."""
+    """Class names in order; empty to use the names in the data."""
     licence: str
     page: str
     citation: str
@@ -53,41 +53,41 @@ class DataSet:
     scale: str
     """Magnification or micrometres per pixel, as published."""
     mpp: float = float("nan")
-    """Micrometres per pixel; nan: not published, or not the same for all tiles."""
+    """Micrometres per pixel; nan if unpublished or not the same for all tiles."""
     pattern: str = ""
     """Reader `names`: regular expression for a file's path, with the groups label, group and magnification."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Text that `label` matched -> class, where they differ."""
+    """Class by text that `label` matched, where they differ."""
     table: str = ""
-    """Reader `table`: the csv in tiles.path; its images lie in `images`."""
+    """Reader `table`: the csv in tiles.path; its images are in `images`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Reader `table`: our name of a column -> the published one."""
+    """Reader `table`: published column names by our names."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Published name of a part -> our split, in addition to the usual names."""
+    """Our split by published part name, in addition to the usual names."""
     counts: tuple[Count, ...] = ()
-    """Published numbers of tiles; empty: not known."""
+    """Published numbers of tiles; empty if unknown."""
     counts_at: Mapping[str, tuple[Count, ...]] = field(default_factory=dict)
-    """Magnification -> published numbers of its tiles."""
+    """Published numbers of tiles by magnification."""
     class_count: int | None = None
-    """Number of classes, where their names are not known."""
+    """Number of classes, if their names are unknown."""
     test_fraction: float | None = None
-    """Share of the groups that becomes the test part; None: the test part is published.
+    """Fraction of the groups that becomes the test part; None if the test part is published.
 
-    0.3 with seed 1 is PLIP's protocol; it also serves sets without a protocol, and keeps groups together."""
+    0.3 with seed 1 is PLIP's protocol; it is also used for sets without a protocol, and keeps groups together."""
     test_seed: int = 1
     faults: str = ""
     """Known faults that affect results; added to the notes of the tiles."""
     group_is: str = ""
-    """What a group is if not a patient (photo, slide); "": a patient, or groups are unknown."""
+    """What a group is if not a patient (photo, slide); "" for a patient, or if groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""
-    """How to get it without a direct download."""
+    """How to obtain the data set if there is no direct download."""
     name: str = ""
-    """Its key in `DATASETS`."""
+    """Key of the data set in `DATASETS`."""
 
     def missing(self, what: str, where: object, hint: str = "") -> DataError:
-        """Error for missing or unexpected files, with how to get the data set."""
+        """Build the error for missing or unexpected files, with instructions for obtaining the data set."""
         fix = f"get {self.title} from {self.page} (licence: {self.licence})"
         if self.files:
             command = f"python scripts/download.py {self.name} --to data/{self.name}"
@@ -389,4 +389,4 @@ _ENTRIES: dict[str, DataSet] = {
     ),
 }
 DATASETS = {name: replace(entry, name=name) for name, entry in _ENTRIES.items()}
-"""Value of `tiles.source` -> data set. To add one: an entry here, its name in `TileSource`, and a data card."""
+"""Data set by value of `tiles.source`. To add one: an entry here, its name in `TileSource`, and a data card."""

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def terms(name: str) -> str:
-    """Text to show before a download: title, licence, page, citation, known faults."""
+    """Return the text to show before a download: title, licence, page, citation, known faults."""
     data_set = DATASETS[name]
     lines = [
         data_set.title,
@@ -34,10 +34,10 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
     Args:
         name: Key of `DATASETS`.
         folder: Folder to write, created if needed.
-        accept: Function that asks whether the licence is accepted, called after the terms are logged.
+        accept: Function that returns whether the user accepts the licence, called after the terms are logged.
 
     Returns:
-        The folder, for `tiles.path`.
+        The folder, to use as `tiles.path`.
 
     Raises:
         DataError: There is no direct download, the licence is not accepted, or a file is unavailable or damaged.
@@ -79,10 +79,10 @@ def _get(data_set: DataSet, folder: Path) -> None:
 
 
 def _verify_existing(place: Path, remote: Remote, page: str) -> str:
-    """Verify an existing file or folder; returns what could be verified.
+    """Verify an existing file or folder, and return what was verified.
 
     Raises:
-        DataError: The content differs from what was published or unpacked.
+        DataError: The content differs from the published or unpacked content.
     """
     if place.is_file():
         return "exists" + (", checksum verified" if _check_file(place, remote, page) else ", not verified")
@@ -105,7 +105,7 @@ def _verify_existing(place: Path, remote: Remote, page: str) -> str:
 
 
 def _check_file(file: Path, remote: Remote, page: str) -> bool:
-    """Compare a file with its published checksum; False if none is published.
+    """Compare a file with its published checksum; return False if none is published.
 
     Raises:
         DataError: The checksums differ.
@@ -124,11 +124,11 @@ def _check_file(file: Path, remote: Remote, page: str) -> bool:
 
 
 def _stamp(folder: Path) -> Path:
-    """Record of what was unpacked, next to the folder so that the folder stays as published."""
+    """Return the path of the record of an unpacked folder, beside the folder so that its content stays as published."""
     return folder.with_name(f".{folder.name}.unpacked.json")
 
 
 def _content(folder: Path) -> dict[str, int]:
-    """Number of files and their total size in bytes."""
+    """Count the files and their total size in bytes."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {"files": len(sizes), "bytes": sum(sizes)}

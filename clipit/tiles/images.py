@@ -15,8 +15,8 @@ from clipit.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
-# Raised by Pillow and zipfile for corrupt bytes (found by damaging files at random). TypeError and LookupError are
-# left out on purpose: they would be bugs of our own, not broken images.
+# Exceptions that Pillow and zipfile raise for corrupt bytes (found by damaging files at random). TypeError and
+# LookupError are deliberately excluded: they would be bugs in this package, not broken images.
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -38,18 +38,18 @@ class Unreadable:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file name has an image suffix and is not hidden."""
+    """Check whether a file name has an image suffix and is not hidden."""
     path = Path(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def decode(source: Path | io.BytesIO) -> Image.Image:
-    """Decode all of an image and convert it to RGB.
+    """Decode an image completely and convert it to RGB.
 
     Raises:
         OSError, ValueError, ...: The image is truncated, of an unknown format, or has more than 8 bits per channel.
     """
-    # Other packages set this for the whole process; a truncated image would then be returned half grey.
+    # Other packages set this flag globally; truncated images would then be returned half grey.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with Image.open(source) as image:
         image.load()
@@ -62,8 +62,7 @@ def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Ima
     """Read one image; return an `Unreadable` if its bytes cannot be decoded.
 
     Raises:
-        DataError: The file cannot be opened (missing, no permission, too many open files), which says nothing about
-            the image.
+        DataError: The file cannot be opened (missing, no permission, too many open files), regardless of its content.
     """
     try:
         return read()

@@ -12,19 +12,19 @@ from clipit.tiles.tileset import TileSet
 
 
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
-    """Hide labels of train and validation; test labels are never hidden.
+    """Hide labels of the training and validation splits; test labels are never hidden.
 
-    Labelled tiles are drawn by (seed, id), so with one seed a larger set of labels contains every smaller one. A
-    fraction is taken of each class, at least one tile of each.
+    Labelled tiles are drawn by (seed, id), so for a given seed a larger labelled set contains every smaller one. A
+    fraction is applied per class and keeps at least one tile of each class.
 
     Args:
         tiles: Tiles of all splits; `truth` keeps the labels that are hidden in `labels`.
-        config: Labels to keep. With validation "same" the validation part keeps at most as many labels as train (and
-            at most as many per class, when labels are given per class).
-        seed: Seed of the draw if the configuration has none of its own.
+        config: Labels to keep. With validation "same", the validation split keeps at most as many labels as train (and
+            at most as many per class, if labels are given per class).
+        seed: Seed of the draw, unless the configuration sets its own.
 
     Raises:
-        ConfigError: A fraction above 1, or a number per class that is not whole.
+        ConfigError: A fraction is above 1, or a number per class is not an integer.
         DataError: A class has too few labelled tiles.
     """
     _check(config)
@@ -49,7 +49,7 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:
-    """Divide `total` among classes in proportion to their counts (largest remainders; never above a count)."""
+    """Divide `total` among classes in proportion to their counts (largest remainders; at most the count)."""
     if total >= counts.sum():
         return counts.copy()
     exact = counts * (total / max(int(counts.sum()), 1))
@@ -106,7 +106,7 @@ def _keep(
     quota: Int64[np.ndarray, " c"],
     seed: int,
 ) -> None:
-    """Hide, in place, all labels of `inside` above each class's quota."""
+    """Hide, in place, all labels of `inside` beyond each class's quota."""
     for code, kept in enumerate(quota.tolist()):
         members = inside[tiles.truth[inside] == code]
         if kept < members.size:

@@ -1,4 +1,4 @@
-"""PatchCamelyon in its published layout: six h5 files, three official parts."""
+"""Read PatchCamelyon in its published layout: six h5 files, three official parts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 PCAM = DATASETS["pcam"]
 COUNTS = {part: count for part, _, count in PCAM.counts}
-"""Part -> published number of tiles."""
+"""Published number of tiles by part."""
 SIDE = 96
 _PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
-_CHUNK_CACHE = 64 * 2**20  # bytes; holds a whole chunk, so that neighbouring rows cost one decompression
+_CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring rows are decompressed once
 
 
 class H5Reader:
-    """Reads rows of the `x` data sets of several h5 files; rows are numbered across the files."""
+    """Reader for rows of the `x` data sets of several h5 files; rows are numbered across the files."""
 
     def __init__(self, files: Sequence[Path], counts: Sequence[int]) -> None:
-        """Take the files in order and the number of rows of each."""
+        """Set the files in order and the number of rows of each."""
         self._files = tuple(files)
         self._starts = [sum(counts[:place]) for place in range(len(counts))]
         self._handles = [LazyHandle(partial(_open, file)) for file in files]
@@ -44,7 +44,7 @@ class H5Reader:
         return Image.fromarray(self._handles[place].get()["x"][inner])
 
     def where(self, row: int) -> str:
-        """File and row in it, for messages."""
+        """Return the file and the row in it, for error messages."""
         place, inner = self._place(row)
         return f"{self._files[place]}, x[{inner}]"
 
@@ -52,10 +52,10 @@ class H5Reader:
 def read_pcam(config: TilesConfig) -> SourceTiles:
     """Read PatchCamelyon's official parts; the id of a tile is `<part>/<row>`, numbered as in the files.
 
-    The files may lie in the folder or anywhere below it. Parts that tiles.splits drops are not read.
+    The files may be in the folder or anywhere below it. Parts that tiles.splits drops are not read.
 
     Raises:
-        DataError: A file is missing, still packed, or not as published.
+        DataError: A file is missing, still compressed, or differs from the published one.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():

@@ -21,7 +21,8 @@ _BAR_AFTER_S = 2.0
 def check_images(tiles: TileSet, policy: Literal["error", "quarantine"]) -> TileSet:
     """Drop, count and list the tiles whose image cannot be decoded.
 
-    `error` decodes nothing, and `TileSet.read` raises when such a tile is read; `quarantine` decodes every image once.
+    With `error`, no image is decoded here, and `TileSet.read` raises when a damaged tile is read; with `quarantine`,
+    every image is decoded once.
 
     Raises:
         DataError: A file cannot be opened at all, or no image of a split can be decoded.
@@ -57,7 +58,7 @@ def _refuse_empty_splits(tiles: TileSet, bad: Bool[np.ndarray, "n"]) -> None:
 
 
 def _decode_all(tiles: TileSet) -> Iterator[object]:
-    """Results of `try_read` in order, with None for images; shows a progress bar after two seconds."""
+    """Yield the results of `try_read` in order, with None for images; shows a progress bar after two seconds."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -16,10 +16,10 @@ ALIASES: Mapping[str, str] = {
     "test": "test",
     "testing": "test",
 }
-"""Part names that need no mapping: the source's name in lower case -> our split."""
+"""Our split by the source's part name in lower case, for names that need no mapping."""
 
 DROPPED = "\0dropped"
-"""Stands for a label that maps to no class; no file or folder can have this name."""
+"""Marker for a label that maps to no class; no file or folder can have this name."""
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,36 @@ class SourceTiles:
 
     ids: Sequence[str]
     labels: Sequence[str]
-    """Class names; "" where there is none."""
+    """Class names; "" for unlabelled tiles."""
     parts: Sequence[str]
-    """The source's name of the part; "" where the source has no parts (all train)."""
+    """Part names of the source; "" if the source has no parts (all train)."""
     groups: Sequence[str]
-    """Patient or slide; "" where unknown."""
+    """Patients or slides; "" if unknown."""
     mpp: Sequence[float]
-    """Micrometres per pixel; nan where unknown."""
+    """Micrometres per pixel; nan if unknown."""
     stamps: Sequence[str]
-    """Stamp of each image's content; changes when the file is replaced."""
+    """Stamp of each image's content, which changes when the file is replaced."""
     reader: Reader
     where: str
-    """Path or id of the source, for messages."""
+    """Path or id of the source, for error messages."""
     classes: tuple[str, ...] | None = None
-    """The data set's own classes in order; None: the names found, sorted."""
+    """Classes of the data set in its own order; None to sort the names in the data."""
     part_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
-    """The source's parts -> our splits, unless the configuration maps them."""
+    """Our split by the source's part name, unless the configuration maps the parts."""
     notes: tuple[str, ...] = ()
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:
-    """Names in order; in numerical order when all are whole numbers."""
+    """Sort names; numerically if all of them are integers."""
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:
-    """Replace the source's labels by our classes, and labels that map to nothing by `DROPPED`.
+    """Replace the source's labels with our classes, and labels without a class with `DROPPED`.
 
-    Unlabelled tiles stay unlabelled. The data set's own order of classes, if it has one, is kept.
+    Unlabelled tiles stay unlabelled. The data set's own class order, if any, is kept.
 
     Raises:
         DataError: The mapping names a label that no tile has.

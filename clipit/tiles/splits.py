@@ -1,4 +1,4 @@
-"""Splits: mapping published parts, cutting validation and test parts, and groups that must not cross splits."""
+"""Splits: map published parts, split off validation and test parts, and check that no group crosses splits."""
 
 import hashlib
 import re
@@ -15,9 +15,9 @@ from clipit.tiles.tileset import TileSet
 
 
 def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose: str) -> Int64[np.ndarray, " n"]:
-    """Indices of the names in a random order that depends on (seed, purpose, name) only.
+    """Return the indices of the names in a random order that depends only on (seed, purpose, name).
 
-    The order of the others stays the same when names are reordered, added or removed.
+    The relative order of the other names is unchanged when names are reordered, added or removed.
     """
     prefix = f"{purpose}:{seed}:".encode()
     values = [str(name) for name in names]
@@ -30,7 +30,7 @@ _TCGA = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.
 
 
 def patient(group: str) -> str:
-    """Patient of a group: the first 12 characters of a TCGA barcode, or any other name without surrounding spaces.
+    """Return the patient of a group: the first 12 characters of a TCGA barcode, or any other name, stripped.
 
     `TCGA-A6-2671-01Z-00-DX1`, `TCGA-A6-2671-11A` and `slides/TCGA-A6-2671-01Z.svs` are slides and a sample of one
     patient, `TCGA-A6-2671`.
@@ -41,13 +41,13 @@ def patient(group: str) -> str:
 
 
 def patient_in(name: str) -> str:
-    """TCGA patient named in the id of a tile or report, the last one in a path; "" if there is none."""
+    """Find the TCGA patient in the id of a tile or report (the last one in a path); "" if there is none."""
     barcodes = _TCGA.findall(name)
     return barcodes[-1].upper() if barcodes else ""
 
 
 def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
-    """Patient (or slide) of each tile: `patient` of its group, else `patient_in` of its id, else ""."""
+    """Return the patient (or slide) of each tile: `patient` of its group, else `patient_in` of its id, else ""."""
     names, rows = np.unique(groups, return_inverse=True)
     result = np.asarray([patient(name) for name in names.tolist()], dtype=np.str_)[rows]
     nameless = np.flatnonzero(result == "")
@@ -65,8 +65,8 @@ def part_map(configured: Mapping[SplitName, str], known: Mapping[str, str]) -> d
     """Map the source's parts to our splits.
 
     Args:
-        configured: Our split -> the source's part (`tiles.splits`).
-        known: The source's part -> our split, for the splits that are not configured.
+        configured: The source's part by our split (`tiles.splits`).
+        known: Our split by the source's part, for the splits that are not configured.
 
     Raises:
         ConfigError: Two splits have the same part.
@@ -88,9 +88,9 @@ def resolve_parts(
     where: str,
     others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
-    """Our split for each row; all rows are train when the source has no parts.
+    """Return our split for each row; all rows are train if the source has no parts.
 
-    With `others` "ignore", rows of unknown parts, and rows without a part where others have one, get "".
+    With `others` "ignore", rows with an unknown part, or without a part while others have one, get "".
 
     Raises:
         DataError: A part is unknown, only some rows have a part, or a configured part does not occur.
@@ -123,7 +123,7 @@ def check_groups(tiles: TileSet) -> None:
     """Check that no patient or slide is in more than one split.
 
     Raises:
-        DataError: A group crosses splits; lists such groups with their splits.
+        DataError: A group crosses splits; the message lists such groups with their splits.
     """
     seen: dict[str, set[str]] = {}
     for group, split in zip(patients(tiles.groups, tiles.ids).tolist(), tiles.splits.tolist(), strict=True):
@@ -139,7 +139,7 @@ def check_groups(tiles: TileSet) -> None:
 
 
 def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
-    """Move about `fraction` of train to validation (see `_cut`), with `blind` without using labels.
+    """Move about `fraction` of train to validation (see `_cut`); with `blind`, without using labels.
 
     Raises:
         DataError: No group could be moved.
@@ -160,11 +160,11 @@ def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
 
 
 def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to another part, in whole groups and stratified by class where possible.
+    """Move about `fraction` of train to another part, by complete groups and stratified by class where possible.
 
-    A tile without a group is a group of its own, unless its id holds a TCGA barcode; the slides of one TCGA patient are
-    one group. If there are labelled tiles, only their groups move, because validation needs labels. The cut depends on
-    the names of the groups and the seed, not on the order of the rows.
+    A tile without a group is its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient form
+    one group. If there are labelled tiles, only their groups move, because validation needs labels. The result depends
+    on the names of the groups and the seed, not on the order of the rows.
 
     Raises:
         DataError: No group could be moved.
@@ -180,7 +180,7 @@ def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, s
     truth = tiles.truth.tolist()
     strata: dict[int, list[str]] = {}
     for name, indices in members.items():
-        # The stratum of a group is its most frequent class, the first of equals.
+        # The stratum of a group is its most frequent class (the first if tied).
         counts = sorted(Counter(truth[index] for index in indices).items())
         strata.setdefault(max(counts, key=lambda item: item[1])[0], []).append(name)
 

@@ -1,4 +1,4 @@
-"""Tiles from a table (path, label, split, group, mpp, id) beside a folder or zip of images."""
+"""Read tiles from a table (path, label, split, group, mpp, id) beside a folder or zip of images."""
 
 import posixpath
 from collections import Counter
@@ -22,7 +22,7 @@ class _Table:
     lines: list[int] | None = None
 
     def place(self, row: int) -> str:
-        """Name of a row in a message, counted from 1."""
+        """Return the name of a row for error messages, counted from 1."""
         return f"row {row + 1}" if self.lines is None else f"record {row + 1} (line {self.lines[row]})"
 
 
@@ -30,7 +30,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
     """Read tiles from a table; the id of a tile is its `id` column, or else its path.
 
     Raises:
-        DataError: The table cannot be read or is contradictory, or files that it names are missing.
+        DataError: The table cannot be read or is inconsistent, or files that it names are missing.
     """
     path = Path(config.path).expanduser()
     table = _read_columns(path, config)
@@ -57,7 +57,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
 
 
 def _read_columns(path: Path, config: TilesConfig) -> _Table:
-    """The columns that tiles have, under our names.
+    """Read the columns that describe tiles, under our names.
 
     `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
     optional unless tiles.columns names them.
@@ -137,7 +137,7 @@ def _check_files(path: Path, files: list[str], table: _Table) -> None:
 
 
 def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, list[str]]:
-    """The reader of the files, and a stamp for each."""
+    """Open a reader of the files, and compute a stamp for each file."""
     if images.is_file():
         stamp_of = zip_stamps(images)
         _raise_missing([name for name in files if name not in stamp_of], len(files), images, table)
@@ -151,7 +151,7 @@ def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, l
             stamps.append(file_stamp(images / name))
         except PermissionError:
             raise
-        except (OSError, ValueError):  # missing, or a name that no file can have: too long, or with a NUL
+        except (OSError, ValueError):  # missing, or an invalid file name: too long, or with a NUL
             missing.append(name)
     _raise_missing(missing, len(files), images, table)
     return FileReader(images, files), stamps

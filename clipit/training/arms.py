@@ -20,10 +20,10 @@ _IMAGE_ONLY = {
 }
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    # Baseline: the same student, the same LoRA, no text.
+    # Baseline: the same student and LoRA, without text.
     "image_only": {**_IMAGE_ONLY, "backbone.tuning": "lora"},
     "image_only_frozen": {**_IMAGE_ONLY, "backbone.tuning": "frozen"},
-    # Control: the extra layers without text.
+    # Control: the additional layers without text.
     "heads_without_text": {"distillation.tiles": "none", "student.warm_start": False},
     "late_fusion_without_text": {"base": "heads_without_text", "student.head": "late_fusion"},
     # arXiv 2504.16181: stage 1 fits both heads, stage 2 distils and fuses.
@@ -43,24 +43,24 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "shuffled_pairs": {"base": "clip_it_all", "distillation.target": "shuffled_text"},
     # Control: random texts of the corpus.
     "random_text": {"base": "clip_it_all", "distillation.target": "random_text"},
-    # Control: right pairs, meaningless vectors.
+    # Control: correct pairs, meaningless vectors.
     "random_codes": {"base": "clip_it_all", "distillation.target": "random_codes"},
     # Control: the VLM's own embedding of the tile instead of text.
     "image_embedding": {"base": "clip_it_all", "distillation.target": "image"},
     "text_and_image": {"base": "clip_it_all", "distillation.target": "text_and_image"},
-    # Control: text, but none of a report: the prompts of the VLM's zero-shot class.
+    # Control: text, but not from reports: the prompts of the VLM's zero-shot class.
     "class_prompts": {"base": "clip_it_all", "distillation.target": "class_prompts"},
     # Denoising: the mean of many retrieved snippets.
     "consensus": {"base": "clip_it_all", "pairing.k": 20},
-    # Associations inside the corpus: the other snippets of the reports that hold the retrieved one.
+    # Associations within the corpus: the other snippets of the reports that contain the retrieved one.
     "report_context": {"base": "clip_it_all", "distillation.target": "report_context"},
-    # The same, from the diagnosis section alone.
+    # Report context from the diagnosis section alone.
     "report_diagnosis": {"base": "report_context", "distillation.sections": ("diagnosis",)},
     # Information beyond the embedding: the reports' own labels.
     "report_labels": {"base": "clip_it_all", "distillation.target": "report_labels"},
-    # The same added to the VLM's own embedding of the tile.
+    # Report labels added to the VLM's own embedding of the tile.
     "report_labels_and_image": {"base": "clip_it_all", "distillation.target": "report_labels_and_image"},
-    # Control for `bags`: as many snippets per tile, without the term.
+    # Control for `bags`: the same number of snippets per tile, without the term.
     "top5": {"base": "clip_it_all", "pairing.k": 5},
     # CPLIP-style: bags of snippets against bags of tiles, many to many.
     "bags": {"base": "clip_it_all", "pairing.k": 5, "bags.weight": 0.5},
@@ -75,7 +75,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     # Control: soft labels from an image-only student of the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
-    # No label at all: prompts and reports train the classifier and choose its step.
+    # No labels: prompts and reports supervise training, and the step is selected without labels.
     "zero_label": {
         "base": "prompt_bags",
         "tiles.labels.kind": "none",
@@ -88,20 +88,20 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 
 def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Dotted configuration keys that an arm sets.
+    """Return the dotted configuration keys that an arm sets.
 
     Args:
         name: Name of the arm.
-        own: Arms of the configuration, which take precedence over the built-in ones.
+        own: Arms defined in the configuration, which take precedence over the built-in ones.
 
     Raises:
-        ConfigError: The arm is unknown, or its `base` leads back to itself.
+        ConfigError: The arm is unknown, or its `base` refers back to itself.
     """
     keys: dict[str, Any] = {}
     seen: list[tuple[str, bool]] = []
     current: str | None = name
     while current is not None:
-        # An own arm may build on the built-in one of the same name.
+        # A configured arm may build on the built-in arm of the same name.
         mine = current in own and (current, True) not in seen
         if (not mine and current not in ARMS) or (current, mine) in seen:
             circle = any(current == earlier for earlier, _ in seen)
@@ -120,9 +120,9 @@ def arm_keys(name: str, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def resolve_arm(config: RunConfig) -> RunConfig:
-    """Fill in the keys of the configuration's arm; without an arm the configuration is unchanged.
+    """Fill in the keys of the configuration's arm; without an arm, the configuration is returned unchanged.
 
-    Keys that were given on the command line (`config.overrides`) keep their values.
+    Keys given on the command line (`config.overrides`) keep their values.
 
     Raises:
         ConfigError: The arm is unknown, or its keys are invalid.

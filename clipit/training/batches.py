@@ -1,4 +1,4 @@
-"""Which tiles are in which step: a pure function of (seed, step), the same for any number of processes."""
+"""Plan which tiles are in which step: a pure function of (seed, step), independent of the number of processes."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class BatchPlan:
     """Global batches over the rows of the training tiles.
 
     Attributes:
-        labelled: Rows with a label.
-        unlabelled: Rows without one; empty when no loss term uses them.
-        n_labelled: Labelled tiles per batch.
-        n_unlabelled: Unlabelled tiles per batch.
+        labelled: Rows of labelled tiles.
+        unlabelled: Rows of unlabelled tiles; empty if no loss term uses them.
+        n_labelled: Number of labelled tiles per batch.
+        n_unlabelled: Number of unlabelled tiles per batch.
         seed: Seed of the order.
     """
 
@@ -30,9 +30,9 @@ class BatchPlan:
     seed: int
 
     def rows(self, step: int) -> Int64[np.ndarray, "b"]:
-        """Rows of the global batch of a step (counted from 0), labelled tiles first.
+        """Return the rows of the global batch of a step (counted from 0), labelled tiles first.
 
-        Both kinds are endless shuffled streams: each tile comes once before any comes again.
+        Labelled and unlabelled tiles are endless shuffled streams: no tile repeats before all others have been drawn.
         """
         parts = []
         for stream, rows, count in (
@@ -47,16 +47,17 @@ class BatchPlan:
 def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPlan:
     """Plan the batches of a run.
 
-    Unlabelled tiles take part when a loss term uses them; a batch then holds `training.labelled_share` labelled tiles.
-    Otherwise a batch of the same size holds labelled tiles only. Without any label all batches are unlabelled tiles.
+    Unlabelled tiles are used if a loss term needs them; `training.labelled_share` is then the fraction of labelled
+    tiles in a batch. Otherwise, batches of the same size contain labelled tiles only. Without any label, all batches
+    contain unlabelled tiles.
 
     Args:
-        config: Run configuration, its arm resolved.
-        has_label: Whether each training tile has a label.
+        config: Run configuration, with its arm resolved.
+        has_label: Mask of the labelled training tiles.
 
     Raises:
         DataError: No tile has a label, and no loss term supervises unlabelled tiles.
-        ConfigError: A batch has no room for both kinds.
+        ConfigError: The batch is too small for both labelled and unlabelled tiles.
     """
     labelled, unlabelled = np.flatnonzero(has_label), np.flatnonzero(~has_label)
     size = config.training.tiles_per_step

@@ -1,4 +1,4 @@
-"""Resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON."""
+"""Save and load resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from clipit.errors import ArtifactError, disk_errors
 
 @dataclass
 class Progress:
-    """State of a training beside weights and optimiser."""
+    """Training state other than weights and optimiser."""
 
     step: int = 0
     best_step: int = 0
@@ -31,7 +31,7 @@ class Progress:
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters by name."""
+    """Return the trainable parameters by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
@@ -62,7 +62,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def best_file(folder: Path, step: int) -> Path:
-    """File of the best step's weights."""
+    """Return the path of the best step's weights."""
     return folder / f"best-{step:08d}.safetensors"
 
 
@@ -87,15 +87,15 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint."""
+    """Find the last complete checkpoint."""
     return max((path for path in folder.glob("step-*") if path.suffix != ".partial"), default=None)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore the latest checkpoint; a fresh `Progress` when there is none.
+    """Restore the latest checkpoint; return a fresh `Progress` if there is none.
 
     Raises:
-        ArtifactError: One of its files is damaged or missing, or it belongs to another student.
+        ArtifactError: A file of the checkpoint is damaged or missing, or belongs to another student.
     """
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
@@ -104,7 +104,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
         if checkpoint.name != f"step-{progress.step:08d}":
             raise ValueError("its step is not that of its folder")
-    if progress.best_step:  # needed at the end only: better missed now
+    if progress.best_step:  # only needed at the end, but report a missing file now
         with _reading_checkpoint(best_file(folder, progress.best_step)) as path, safe_open(path, framework="pt"):
             pass
     load_weights(checkpoint / "weights.safetensors", model)
@@ -120,7 +120,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 @contextmanager
 def _reading_checkpoint(path: Path) -> Iterator[Path]:
-    """Turn errors from a damaged or missing file of a checkpoint into an `ArtifactError`."""
+    """Convert errors from a damaged or missing checkpoint file to an `ArtifactError`."""
     try:
         yield path
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Keys of a resolved configuration that contradict each other."""
+"""Check a resolved configuration for keys that contradict each other."""
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -7,7 +7,7 @@ from clipit.training.terms.table import all_terms
 
 
 def check(config: RunConfig) -> None:
-    """Refuse contradicting keys of a resolved configuration, all at once.
+    """Raise one error for all contradicting keys of a resolved configuration.
 
     Raises:
         ConfigError: Some keys contradict each other.

@@ -1,4 +1,4 @@
-"""The training loop: one optimiser, one list of batches, every loss a global sum over a global count."""
+"""The training loop: one optimiser, one sequence of batches, every loss a global sum over a global count."""
 
 import json
 import math
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Validation:
-    """Tiles that choose the step.
+    """Tiles by which the step is selected.
 
     Attributes:
         source: Pixels of the validation tiles.
-        rows: Rows of the tiles that are scored.
-        monitor: The monitored metric; None: the last step is kept.
+        rows: Rows of the scored tiles.
+        monitor: Monitored metric; None to keep the last step.
     """
 
     source: PixelSource
@@ -54,7 +54,7 @@ class Validation:
 
 @dataclass
 class Outcome:
-    """How a training ended; see training.json."""
+    """Outcome of a training; see training.json."""
 
     steps: int
     chosen_step: int
@@ -76,21 +76,21 @@ def train(
     folder: Path,
     accelerator: "Accelerator",
 ) -> Outcome:
-    """Train the student, which holds the chosen weights afterwards.
+    """Train the student in place; it ends with the selected weights.
 
-    A killed run resumes from its last checkpoint: batches and augmentation depend on (seed, step, tile id) only.
+    An interrupted run resumes from its last checkpoint: batches and augmentation depend only on (seed, step, tile id).
 
     Args:
-        config: Run configuration, its arm resolved.
+        config: Run configuration, with its arm resolved.
         student: Student on this process's device.
-        normalise: Pixels 0..255 to the backbone's input.
+        normalise: Function from pixels 0..255 to the backbone's input.
         data: Training tiles and loss terms.
         validation: Validation tiles and the monitored metric.
         folder: The run's folder.
-        accelerator: Mixed precision and gradient exchange.
+        accelerator: Accelerator for mixed precision and gradient exchange.
 
     Raises:
-        ModelError: The loss became infinite or not a number.
+        ModelError: The loss became infinite or NaN.
     """
     t, processes = config.training, get_processes()
     optimizer = _optimizer(student, t)
@@ -111,7 +111,7 @@ def train(
         while progress.step < t.steps and not progress.stopped:
             step = progress.step
             model.train()
-            torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # dropout, if any
+            torch.manual_seed(config.seed * 1_000_003 + step * 1009 + processes.rank)  # for dropout, if any
             losses = one_step(config, model, normalise, data, batches, step, processes, accelerator, clock)
             if step == first and config.backbone.tuning == "lora":
                 check_gradients(student)
@@ -130,7 +130,7 @@ def train(
             logs = progress.step % t.log_every == 0 or last or step == 0
             validates = validation.monitor is not None and (progress.step % t.evaluate_every == 0 or last)
             saves = progress.step % t.checkpoint_every == 0 or last
-            if logs or validates or saves:  # these wait for the device anyway
+            if logs or validates or saves:  # these synchronise with the device anyway
                 _check_finite(unchecked_loss, checked_step, progress.step, processes)
                 checked_step, unchecked_loss = progress.step, torch.zeros_like(unchecked_loss)
             if logs:
@@ -151,7 +151,7 @@ def train(
                     save_checkpoint(checkpoints, progress, student, optimizer.optimizer)
                 processes.barrier()
             advance(1, f"{clock.speed():.0f} tiles/s, data wait {clock.data_wait():.0%}")
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the student computes in float32 again
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step
     if progress.best_step:
         load_weights(best_file(checkpoints, progress.best_step), student)
@@ -169,7 +169,7 @@ def train(
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """Share of the learning rate at a step: a linear rise over `warmup * steps`, then half a cosine to 0."""
+    """Return the learning-rate factor at a step: a linear rise over `warmup * steps`, then half a cosine to 0."""
     rise = round(warmup * steps)
     if step < rise:
         return (step + 1) / rise
@@ -179,7 +179,7 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 def predict_logits(
     student: Student, normalise: Normalise, source: PixelSource, rows: Int[np.ndarray, "n"], batch_size: int
 ) -> Float32[np.ndarray, "n classes"]:
-    """Logits of these tiles, in their order; the processes share the batches."""
+    """Predict the logits of these tiles, in order; batches are distributed over the processes."""
     student.eval()
     logits: list[Float32[np.ndarray, "_ classes"]] = map_batches(
         source, rows, lambda pixels: student(normalise(pixels)).logits.float().cpu().numpy(), batch_size
@@ -203,16 +203,16 @@ def _clip_gradients(accelerator: "Accelerator", student: Student, largest_norm: 
 
 
 def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, processes: Processes) -> None:
-    """Stop all processes together when a loss is infinite or not a number.
+    """Stop all processes together if a loss is infinite or NaN.
 
     Args:
         losses: Sum of this process's losses since the last check.
         checked_step: Step of the last check.
         step: Step of this check.
-        processes: The processes that share the batches.
+        processes: Processes that share the batches.
 
     Raises:
-        ModelError: A loss was infinite or not a number.
+        ModelError: A loss was infinite or NaN.
     """
     if all(processes.gather(math.isfinite(float(losses)))):
         return
@@ -225,7 +225,7 @@ def _check_finite(losses: Float[Tensor, ""], checked_step: int, step: int, proce
 
 
 def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
-    """Losses summed over the processes (each holds its share of a global mean)."""
+    """Sum losses over the processes (each has its share of a global mean)."""
     parts = processes.gather({name: float(value) for name, value in losses.items()})
     return {name: sum(part[name] for part in parts) for name in losses}
 
@@ -233,8 +233,8 @@ def _global_losses(losses: Mapping[str, Tensor], processes: Processes) -> dict[s
 def _note_score(
     progress: Progress, score: float | None, patience: int | None, folder: Path, student: Student, processes: Processes
 ) -> None:
-    """Record a validation score, and save the weights when it is the best so far."""
-    if score is None:  # undefined for these tiles: neither a gain nor a failure
+    """Record a validation score, and save the weights if it is the best so far."""
+    if score is None:  # undefined for these tiles: neither an improvement nor a failure
         return
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
@@ -247,7 +247,7 @@ def _note_score(
 
 
 class _Log:
-    """metrics.jsonl, and the tracker if there is one; rows after the step of the checkpoint are dropped."""
+    """Writer of metrics.jsonl and the tracker, if any; rows after the checkpoint's step are dropped."""
 
     def __init__(self, path: Path, step: int, processes: Processes, accelerator: "Accelerator") -> None:
         self._path, self._main, self._accelerator = path, processes.main, accelerator

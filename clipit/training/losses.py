@@ -1,4 +1,4 @@
-"""Formulas of the loss terms: pure functions on tensors.
+"""Loss functions: pure functions on tensors.
 
 Each returns a sum over its valid rows. The training step divides by the number of valid rows in the whole batch, over
 all processes and micro-batches, so that the loss does not depend on how the batch is divided.
@@ -17,18 +17,18 @@ NO_LABEL = -1
 def cross_entropy_sum(
     logits: Float[Tensor, "b c"], labels: Int64[Tensor, " b"], label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the labelled rows, summed.
+    """Compute the sum of cross-entropies over the labelled rows.
 
     Formula: L_CE = sum over labelled i of -sum_c q_ic log softmax(logits_i)_c, where q_i is the one-hot label mixed
     with the uniform distribution: q = (1 - s) onehot + s / C (label smoothing s, arXiv 1512.00567, section 7).
 
     Args:
         logits: Logits, one row per tile.
-        labels: Class numbers; rows with `NO_LABEL` are ignored.
-        label_smoothing: s.
+        labels: Class indices; rows with `NO_LABEL` are ignored.
+        label_smoothing: Label smoothing s.
 
     Returns:
-        The sum in float32 (float64 for float64 logits); 0 with a gradient of 0 when no row is labelled.
+        The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row is labelled.
     """
     return functional.cross_entropy(
         _at_least_float32(logits), labels, ignore_index=NO_LABEL, reduction="sum", label_smoothing=label_smoothing
@@ -38,18 +38,18 @@ def cross_entropy_sum(
 def cosine_distillation_sum(
     predicted: Float[Tensor, "b d"], target: Float[Tensor, "b d"], valid: Bool[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Cosine distance between predicted and target embeddings, summed over the valid rows.
+    """Compute the sum of cosine distances between predicted and target embeddings over the valid rows.
 
-    Formula: L_KD = sum over valid i of 1 - cos(t^_i, t_i) (CLIP-IT, arXiv 2504.16181, distillation step). Each row
-    lies between 0 and 2; lengths do not matter, and a target of length 0 counts as orthogonal (1).
+    Formula: L_KD = sum over valid i of 1 - cos(t^_i, t_i) (CLIP-IT, arXiv 2504.16181, distillation step). Each summand
+    is between 0 and 2; lengths do not matter, and a target of length 0 counts as orthogonal (1).
 
     Args:
-        predicted: t^, the projector's output.
-        target: t, frozen and cached. Invalid rows may hold anything, also NaN.
-        valid: Rows that are distilled.
+        predicted: Projector outputs t^.
+        target: Targets t, frozen and cached. Invalid rows may contain any value, including NaN.
+        valid: Mask of the rows to distil.
 
     Returns:
-        The sum in float32 (float64 for float64 input); 0 with a gradient of 0 when no row is valid.
+        The sum in float32 (float64 for float64 input); 0 with a zero gradient if no row is valid.
     """
     similarity = functional.cosine_similarity(
         _at_least_float32(predicted[valid]), _at_least_float32(target[valid]), dim=1
@@ -60,18 +60,18 @@ def cosine_distillation_sum(
 def soft_cross_entropy_sum(
     logits: Float[Tensor, "b c"], target: Float[Tensor, "b c"], weights: Float[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy against a distribution over the classes, weighted and summed.
+    """Compute the weighted sum of cross-entropies against distributions over the classes.
 
     Formula: sum over i of -w_i sum_c q_ic log softmax(logits_i)_c (soft targets: Hinton et al. 2015,
     arXiv 1503.02531, section 2). It equals `cross_entropy_sum` for one-hot targets and weights of 1.
 
     Args:
         logits: Logits, one row per tile.
-        target: q, rows that sum to 1, without gradient.
-        weights: w, 0 or more. Rows of weight 0 may hold anything, also NaN.
+        target: Target distributions q, rows that sum to 1, without gradient.
+        weights: Non-negative weights w. Rows of weight 0 may contain any value, including NaN.
 
     Returns:
-        The sum in float32 (float64 for float64 logits); 0 with a gradient of 0 when every weight is 0.
+        The sum in float32 (float64 for float64 logits); 0 with a zero gradient if every weight is 0.
     """
     counted = weights > 0
     log_p = functional.log_softmax(_at_least_float32(logits[counted]), dim=1)
@@ -81,14 +81,14 @@ def soft_cross_entropy_sum(
 def prototype_logits(
     projected: Float[Tensor, "b d"], prototypes: Float[Tensor, "c d"], temperature: float | Float[Tensor, ""]
 ) -> Float[Tensor, "b c"]:
-    """Scaled cosines between projections and class prompts, as logits.
+    """Compute scaled cosines between projections and class prompts, as logits.
 
     Formula: cos(t^_i, p_c) / temperature (zero-shot classification of CLIP, arXiv 2103.00020, section 3.1.2).
 
     Args:
-        projected: t^, the projector's output; lengths do not matter.
-        prototypes: p, one per class: the mean of its prompts' embeddings.
-        temperature: Above 0.
+        projected: Projector outputs t^; lengths do not matter.
+        prototypes: Class prototypes p, each the mean of the class's prompt embeddings.
+        temperature: Positive temperature.
     """
     directions = functional.normalize(_at_least_float32(projected), dim=1)
     return directions @ functional.normalize(prototypes.to(directions.dtype), dim=1).T / temperature
@@ -105,15 +105,15 @@ def sharpen(probabilities: Float[Tensor, "b c"], temperature: float) -> Float[Te
 def prior_corrected(
     probabilities: Float[Tensor, "b c"], prior: Float[Tensor, " c"], strength: float = 1.0
 ) -> Float[Tensor, "b c"]:
-    """Correct probabilities for the model's preference of some classes.
+    """Correct probabilities for the model's bias towards some classes.
 
-    Formula: (p_c / pi_c^s) / sum over k of (p_k / pi_k^s): Bayes' rule with the prior pi of the model exchanged for a
-    flat one (Saerens et al. 2002, Neural Computation 14(1), equation 4); s = 0 leaves p as it is.
+    Formula: (p_c / pi_c^s) / sum over k of (p_k / pi_k^s): Bayes' rule with the model's prior pi replaced by a uniform
+    one (Saerens et al. 2002, Neural Computation 14(1), equation 4); s = 0 leaves p unchanged.
 
     Args:
         probabilities: Class probabilities from the model.
-        prior: pi, mean class probabilities over *training* tiles; values below 1e-12 count as 1e-12.
-        strength: s, between 0 and 1.
+        prior: Prior pi: mean class probabilities over *training* tiles; values below 1e-12 count as 1e-12.
+        strength: Strength s, between 0 and 1.
     """
     known = prior.to(torch.promote_types(probabilities.dtype, torch.float32)).clamp(min=1e-12)
     divided = _at_least_float32(probabilities) / known**strength
@@ -123,18 +123,18 @@ def prior_corrected(
 def consistency_sum(
     logits_a: Float[Tensor, "b c"], logits_b: Float[Tensor, "b c"], mask: Bool[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Squared distance between the class probabilities of two views, summed over the masked rows.
+    """Compute the sum of squared distances between the class probabilities of two views over the masked rows.
 
     Formula: sum over valid i of (1 / C) sum_c (softmax(a_i)_c - softmax(b_i)_c)^2 (the Pi-model, arXiv 1610.02242,
     section 2.1). It is bounded and symmetric, and the gradient reaches both views.
 
     Args:
         logits_a: Logits of one view.
-        logits_b: Logits of the other view, same tiles in the same order.
-        mask: Rows that count; others may hold anything.
+        logits_b: Logits of the other view, with the tiles in the same order.
+        mask: Rows that count; other rows may contain any value.
 
     Returns:
-        The sum in float32 (float64 for float64 logits); 0 with a gradient of 0 when no row counts.
+        The sum in float32 (float64 for float64 logits); 0 with a zero gradient if no row counts.
     """
     first = torch.softmax(_at_least_float32(logits_a[mask]), dim=1)
     second = torch.softmax(_at_least_float32(logits_b[mask]), dim=1)
@@ -152,32 +152,33 @@ def many_to_many_sum(
     same: Bool[Tensor, "b b"] | None = None,
     text_weights: Float[Tensor, "b n"] | None = None,
 ) -> tuple[Float[Tensor, ""], int]:
-    """Contrast tile bags with text bags in both directions; returns the sum over bags that have both, and their number.
+    """Contrast tile bags with text bags in both directions.
 
     Formula: with unit vectors u_im of tile bag i (M_i members) and v_jn of text bag j (N_j members),
     S_ij = log( 1 / (M_i N_j) sum over m, n of exp(u_im . v_jn / temperature) ) and
     L = sum over i of -1/2 (log softmax over j of S_ij, at j = i, plus log softmax over k of S_ki, at k = i).
     After CPLIP (CVPR 2024), which sums over members instead of taking their mean, and so favours large bags, and which
     contrasts in one direction only. With one member per bag it is CLIP's loss (arXiv 2103.00020, figure 3) times b.
-    Two tiles of a batch with the same snippets count as each other's negatives, as in CLIP, unless `same` says
-    otherwise: both softmaxes of bag i then leave out the j for which same_ij holds. With `text_weights` w, which are
-    divided by their sum in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
+    Two tiles of a batch with the same snippets are each other's negatives, as in CLIP, unless `same` is given: both
+    softmaxes of bag i then exclude every j for which same_ij is true. With `text_weights` w, which are normalised to
+    sum to 1 in each bag, S_ij = log( 1 / M_i sum over m, n of w_jn exp(u_im . v_jn / temperature) ).
 
     Args:
-        images: Members of the tile bags; lengths do not matter. Masked-out members may hold anything.
-        image_mask: Which members exist.
-        texts: Members of the text bags, row i belonging to tile bag i.
-        text_mask: Which members exist.
-        temperature: Above 0; a tensor when it is learnt.
-        rows: Sum over these bags only, contrasted with all: with bags gathered from all processes (with gradient),
-            each one takes its own rows, and the sums and numbers of all add up to those of the whole. Default: all.
-        same: True where bag j is no negative of bag i; the diagonal does not matter. Default: all others are negatives.
-        text_weights: 0 or more; a member of weight 0 is left out. Default: equal weights.
+        images: Members of the tile bags; lengths do not matter. Masked members may contain any value.
+        image_mask: Mask of the existing members of the tile bags.
+        texts: Members of the text bags; row i belongs to tile bag i.
+        text_mask: Mask of the existing members of the text bags.
+        temperature: Positive temperature; a tensor if it is learnt.
+        rows: Bags to sum over, contrasted with all bags: with bags gathered from all processes (with gradient), each
+            process sums over its own rows, and the sums and counts of all processes add up to the total. Default: all.
+        same: True where bag j is not a negative of bag i; the diagonal does not matter. Default: all other bags are
+            negatives.
+        text_weights: Non-negative weights; members of weight 0 are ignored. Default: equal weights.
 
     Returns:
-        The sum (float32, or float64 for float64 input; 0 with a gradient of 0 when no bag counts), and how many bags
-        it is over. Bags without a member on either side neither count nor serve as negatives; a bag that has no
-        negative left adds 0.
+        The sum (float32, or float64 for float64 input; 0 with a zero gradient if no bag counts), and the number of bags
+        summed over. Bags without a member on either side neither count nor serve as negatives; a bag without any
+        negative adds 0.
     """
     if text_weights is not None:
         text_mask = text_mask & (text_weights > 0)
@@ -200,7 +201,7 @@ def many_to_many_sum(
 
 @dataclass(frozen=True)
 class _Members:
-    """Unit vectors of the members of bags, which of them exist, and log(weight / mean weight) unless all are equal."""
+    """Unit vectors of bag members, their mask, and log(weight / mean weight) unless all weights are equal."""
 
     vectors: Float[Tensor, "b m d"]
     mask: Bool[Tensor, "b m"]
@@ -213,7 +214,7 @@ class _Members:
 def _members(
     vectors: Float[Tensor, "b m d"], mask: Bool[Tensor, "b m"], weights: Float[Tensor, "b m"] | None
 ) -> _Members:
-    """Normalise members; those that do not exist become zeros, so that their values reach nothing."""
+    """Normalise members; missing members become zeros, so that their values have no effect."""
     clean = torch.where(mask[:, :, None], _at_least_float32(vectors), torch.zeros((), device=vectors.device))
     if weights is not None:
         existing = torch.where(mask, weights.to(clean.dtype), 0.0)
@@ -223,7 +224,7 @@ def _members(
 
 
 def _bag_scores(ours: _Members, theirs: _Members, temperature: float | Float[Tensor, ""]) -> Float[Tensor, "b c"]:
-    """S of `many_to_many_sum`: log-mean-exp over all pairs of members of two bags."""
+    """Compute S of `many_to_many_sum`: log-mean-exp over all pairs of members of two bags."""
     scores = torch.einsum("bmd,cnd->bcmn", ours.vectors, theirs.vectors) / temperature
     if ours.weights is not None:
         scores = scores + ours.weights[:, None, :, None]

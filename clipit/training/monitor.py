@@ -1,4 +1,4 @@
-"""The monitored metric: the score on validation tiles that chooses the step."""
+"""The monitored metric: the score on validation tiles that selects the step."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,18 +16,18 @@ from clipit.training.terms.term import Probabilities, Term
 logger = logging.getLogger(__name__)
 
 LABEL_FREE = ("agreement", "information")
-"""Values of `training.monitor` that need no validation label."""
+"""Values of `training.monitor` that need no validation labels."""
 Monitor = Callable[[Float32[np.ndarray, "n classes"]], float | None]
-"""Logits of the validation tiles to the monitored metric; larger is better, None when undefined."""
+"""Function from logits of the validation tiles to the monitored metric; larger is better, None if undefined."""
 
 
 def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[Any]]) -> Monitor | None:
-    """The monitored metric on the validation tiles; None when there is nothing to compute it from.
+    """Build the monitored metric on the validation tiles; None if there is nothing to compute it from.
 
     Args:
-        config: Run configuration, its arm resolved.
-        validation: Validation tiles that are scored.
-        terms: The run's loss terms; one of them has the class targets for `agreement`.
+        config: Run configuration, with its arm resolved.
+        validation: Validation tiles to score.
+        terms: Loss terms of the run; `agreement` needs one with class targets.
     """
     metric = config.training.monitor
     if metric == "information" and len(validation):
@@ -49,12 +49,12 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
 
 
 def agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
-    """Share of tiles whose most probable class is that of the soft labels."""
+    """Compute the fraction of tiles whose predicted class is that of the soft labels."""
     return float((logits.argmax(axis=1) == soft_labels.argmax(axis=1)).mean())
 
 
 def information(probabilities: Float32[np.ndarray, "n classes"]) -> float:
-    """H(mean p) - mean H(p): large when predictions are confident and use all classes (Krause et al., NIPS 2010)."""
+    """Compute H(mean p) - mean H(p): large if p is confident and covers all classes (Krause et al., NIPS 2010)."""
     mean = probabilities.mean(axis=0)
     return _entropy(mean[None])[0] - float(np.mean(_entropy(probabilities)))
 

@@ -1,4 +1,4 @@
-"""One step: forward and backward of a global batch, each loss term a global sum over a global count."""
+"""One training step: forward and backward of a global batch, each loss term a global sum over a global count."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,20 +21,20 @@ from clipit.training.terms.term import MicroBatch, Normalise, Term
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_COPY = np.uint64(0x9E3779B97F4A7C15)  # makes the augmentation of a tile's copies in one batch differ
-_VIEW = 0xC2B2AE3D27D4EB4F  # and that of the views of one copy
+_COPY = np.uint64(0x9E3779B97F4A7C15)  # augments copies of a tile in one batch differently
+_VIEW = 0xC2B2AE3D27D4EB4F  # augments the views of one copy differently
 Slice = tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Training tiles, and what is learnt from them.
+    """Training tiles, their labels and the loss terms.
 
     Attributes:
-        plan: Which tiles are in which step.
+        plan: Plan of the batches.
         source: Pixels of the training tiles.
-        labels: Their class numbers; -1 where unknown.
-        keys: Their augmentation keys.
+        labels: Class indices of the training tiles; -1 if unknown.
+        keys: Augmentation keys of the training tiles.
         terms: Prepared loss terms, in the order of summation.
     """
 
@@ -47,27 +47,27 @@ class TrainingData:
 
 @dataclass
 class Clock:
-    """How long a training takes, and which share of it is spent waiting for tiles."""
+    """Timer of a training: throughput, and the fraction of time spent waiting for tiles."""
 
     start: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     tiles: int = 0
 
     def seconds(self) -> float:
-        """Seconds since the start of the training."""
+        """Return the seconds since the start of the training."""
         return max(time.perf_counter() - self.start, 1e-9)
 
     def speed(self) -> float:
-        """Tiles per second, over all processes."""
+        """Return the tiles per second, over all processes."""
         return self.tiles / self.seconds()
 
     def data_wait(self) -> float:
-        """Share of the time spent waiting for tiles."""
+        """Return the fraction of the time spent waiting for tiles."""
         return self.waited / self.seconds()
 
 
 def slices(data: TrainingData, steps: range, processes: Processes, accumulation: int) -> Iterator[Slice]:
-    """This process's micro-batches, step after step, read ahead."""
+    """Iterate over this process's micro-batches, step by step, with prefetching."""
     return data.source.ahead(
         rows for step in steps for rows in local_parts(data.plan.rows(step), processes, accumulation)
     )
@@ -76,7 +76,7 @@ def slices(data: TrainingData, steps: range, processes: Processes, accumulation:
 def local_parts(
     values: Integer[np.ndarray, "b"], processes: Processes, accumulation: int
 ) -> list[Integer[np.ndarray, "_"]]:
-    """This process's share of values with one entry per tile of the global batch, cut into micro-batches."""
+    """Take this process's share of one value per tile of the global batch, split into micro-batches."""
     return np.array_split(values[processes.rank :: processes.count], accumulation)
 
 
@@ -91,18 +91,18 @@ def one_step(
     accelerator: "Accelerator",
     clock: Clock,
 ) -> dict[str, Tensor]:
-    """Forward and backward of one global batch; returns this process's share of each loss term, and of the loss.
+    """Run forward and backward for one global batch; return this process's share of each loss term and of the loss.
 
     Args:
-        config: Run configuration, its arm resolved.
-        model: The student, possibly inside the wrapper that exchanges gradients.
-        normalise: Pixels 0..255 to the backbone's input.
+        config: Run configuration, with its arm resolved.
+        model: Student, possibly inside the wrapper that exchanges gradients.
+        normalise: Function from pixels 0..255 to the backbone's input.
         data: Training tiles and loss terms.
-        batches: This process's micro-batches, from this step on.
-        step: Number of the step, from 0.
-        processes: The processes that share the batch.
-        accelerator: Mixed precision and gradient exchange.
-        clock: Counts tiles and the time spent waiting for them.
+        batches: This process's micro-batches, starting with this step.
+        step: Index of the step, from 0.
+        processes: Processes that share the batch.
+        accelerator: Accelerator for mixed precision and gradient exchange.
+        clock: Timer that counts tiles and the time spent waiting for them.
     """
     t = config.training
     batch_rows = data.plan.rows(step)
@@ -123,7 +123,7 @@ def one_step(
         exchange = accelerator.no_sync(model) if micro < t.accumulation - 1 else nullcontext()
         with exchange:
             with accelerator.autocast():
-                output = model(normalise(torch.cat(views)))  # one pass: two would confuse the gradient exchange
+                output = model(normalise(torch.cat(views)))  # two passes would break the gradient exchange
             n, logits = len(rows), output.logits.float()
             labels = torch.from_numpy(np.ascontiguousarray(data.labels[rows])).to(processes.device)
             batch = MicroBatch(
@@ -146,7 +146,7 @@ def one_step(
 
 
 def occurrences(rows: Int[np.ndarray, "b"]) -> UInt64[np.ndarray, "b"]:
-    """How often each row came before in the same batch: few labels repeat, and each copy is augmented anew."""
+    """Count earlier occurrences of each row in the batch, so that repeated tiles are augmented differently."""
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     first = np.searchsorted(ordered, ordered, side="left")

@@ -1,4 +1,4 @@
-"""The list of all leaks between splits, for `scripts/check_leaks.py`."""
+"""List all leaks between splits, for `scripts/check_leaks.py`."""
 
 import logging
 from collections import Counter
@@ -34,15 +34,15 @@ _SCHEMA = pa.schema(
 
 
 def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[str] = ()) -> tuple[Path, int]:
-    """Find leaks of every kind, and list them in leaks.json and leaks.parquet.
+    """Find leaks of every kind, and write them to leaks.json and leaks.parquet.
 
     Args:
-        config: Configuration of a run; its `leaks.policy` has no effect, nothing is dropped.
-        pixels: Comparison of images (off, exact or near); None: `leaks.pixels`.
-        shifted: Names of the shifted test sets, which are listed as not checked.
+        config: Run configuration; its `leaks.policy` is ignored, and nothing is dropped.
+        pixels: Comparison of images (off, exact or near); `leaks.pixels` by default.
+        shifted: Names of the shifted test sets, to be listed as not checked.
 
     Returns:
-        Path of leaks.json, and the number of tiles and reports that leak.
+        Path of leaks.json, and the number of leaking tiles and reports.
     """
     from clipit.reports.readers import read_reports
 
@@ -75,7 +75,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
 
 
 def leaks_table(leaks: Sequence[Leak]) -> str:
-    """Number of tiles or reports on either side, with an example, per kind of leak and pair of splits."""
+    """Tabulate the leaks by kind and pair of splits: numbers of tiles or reports on either side, with an example."""
     rows = []
     for kind, split, other in sorted({(leak.kind, leak.split, leak.other_split) for leak in leaks}):
         group = [leak for leak in leaks if (leak.kind, leak.split, leak.other_split) == (kind, split, other)]
@@ -89,7 +89,7 @@ def leaks_table(leaks: Sequence[Leak]) -> str:
 def _unchecked(
     tiles: TileSet, source: str, pixels: str, reports: Sequence[Any], prints: Prints | None, spread: float
 ) -> list[str]:
-    """What could not be checked, and why."""
+    """List what could not be checked, and why."""
     lines = []
     card = DATASETS.get(source)
     if card is not None and card.group_is:

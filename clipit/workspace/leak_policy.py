@@ -1,4 +1,4 @@
-"""What is done about leaks between splits: `leaks.policy` applied to tiles, shifted test sets and reports."""
+"""Apply `leaks.policy` to leaks between splits, in tiles, shifted test sets and reports."""
 
 import logging
 from collections import Counter
@@ -38,10 +38,10 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
 
     Args:
         tiles: Tiles of all splits, as read.
-        config: Its section `leaks` holds the policy.
+        config: Run configuration with the section `leaks`.
 
     Raises:
-        DataError: There are leaks and the policy is `error`, or a split would lose all its tiles.
+        DataError: There are leaks and the policy is `error`, or a split would become empty.
     """
     if config.leaks.policy == "off":
         return tiles
@@ -65,19 +65,19 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
 def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str, config: RunConfig) -> TileSet:
     """Return a shifted test set without images and patients of training or validation; called by all processes.
 
-    With the policy `exclude` the shifted tiles are dropped, not those of training: what a student learns from must not
-    depend on the further test sets of a comparison.
+    With the policy `exclude`, tiles are dropped from the shifted set, not from training: what a student learns from
+    must not depend on the additional test sets of a comparison.
 
     Args:
         tests: Tiles of the shifted set.
-        own: All tiles of the configuration, as read.
-        learnt: Those of them that are used for training or validation.
+        own: All tiles of the configuration, before leaks are dropped.
+        learnt: Tiles of `own` that are used for training or validation.
         name: Name of the shifted set.
-        config: Its section `leaks` holds the policy.
+        config: Run configuration with the section `leaks`.
 
     Raises:
-        DataError: Patients are shared (unless the policy is `note` or `off`), there are such images and the policy is
-            `error`, or no tile would be left.
+        DataError: Patients are shared (unless the policy is `note` or `off`), images are shared and the policy is
+            `error`, or the set would become empty.
     """
     policy, where = config.leaks.policy, f"comparison.shifted.{name}"
     if policy == "off" or not len(tests):
@@ -110,15 +110,15 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
 
 
 def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
-    """Return the reports that snippets may be cut from.
+    """Return the reports from which snippets may be extracted.
 
     Args:
-        reports: Reports as read.
-        read_tiles: Returns the tiles of all splits; called only if a report names its patient.
-        config: Its section `leaks` holds the policy.
+        reports: Reports before leaks are dropped.
+        read_tiles: Function that returns the tiles of all splits; called only if a report names its patient.
+        config: Run configuration with the section `leaks`.
 
     Raises:
-        DataError: There are reports of validation or test patients and the policy is `error`, or no report is left.
+        DataError: Reports of validation or test patients exist and the policy is `error`, or no report would remain.
     """
     if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
         return reports
@@ -136,19 +136,19 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
 
 
 def hash_images(tiles: TileSet, config: RunConfig, pixels: str) -> Prints | None:
-    """Hash the images for this comparison of pixels (off, exact or near); called by all processes."""
+    """Hash the images for the given comparison (off, exact or near); called by all processes."""
     if pixels == "off":
         return None
     return (tile_hashes if pixels == "near" else tile_digests)(config.output / "artefacts", tiles)
 
 
 def leak_folder(config: RunConfig) -> Path:
-    """Folder of the lists of leaks."""
+    """Return the folder of the lists of leaks."""
     return config.output / "leaks" / config.name
 
 
 def _check_patients(tests: TileSet, learnt: TileSet, policy: str, where: str) -> None:
-    """Refuse, or log, patients of a shifted test set that are used for training or validation."""
+    """Reject or log patients of a shifted test set that are used for training or validation."""
     shared = set(patients(tests.groups, tests.ids).tolist()) & set(patients(learnt.groups, learnt.ids).tolist())
     shared -= {""}
     if not shared:
@@ -166,7 +166,7 @@ def _select(prints: Prints, rows: Int64[np.ndarray, " m"]) -> Prints:
 
 
 def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str) -> str:
-    """Raise, or log and list the leaks; the note that was logged."""
+    """Raise an error, or log and list the leaks and return the logged note."""
     counts = "; ".join(_count(leaks))
     if config.leaks.policy == "error":
         raise DataError(
@@ -188,7 +188,7 @@ def _outcome(policy: str) -> str:
 
 
 def _count(leaks: Sequence[Leak]) -> list[str]:
-    """One phrase per kind of leak: the number of tiles or reports of each split, and the first ids."""
+    """Format one phrase per kind of leak: the number of tiles or reports of each split, and the first ids."""
     phrases = []
     for kind, description in _DESCRIPTIONS.items():
         ids = sorted({(leak.id, leak.split) for leak in leaks if leak.kind == kind})

@@ -20,7 +20,7 @@ from clipit.stores.index import Index, build_index
 from clipit.workspace.workspace import Workspace
 
 TilePredictions = Mapping[str, tuple[int, float]]
-"""Tile id -> index of the predicted class, and its probability."""
+"""Index of the predicted class and its probability, by tile id."""
 
 
 def write_pairs_page(
@@ -34,10 +34,10 @@ def write_pairs_page(
 
     Args:
         config: Configuration with reports.
-        workspace: Inputs of this configuration.
-        most: Largest number of tiles on the page.
-        run: Folder of a run whose predictions of the tiles are shown.
-        given: Predictions to show instead of a run's, and a sentence about their origin.
+        workspace: Workspace of this configuration.
+        most: Maximum number of tiles on the page.
+        run: Folder of a run whose predictions are shown.
+        given: Predictions to show instead of a run's, and a sentence on their origin.
 
     Raises:
         ConfigError: `most` is too small.
@@ -96,10 +96,10 @@ def write_pairs_page(
 
 
 def _predictions(run: Path, classes: tuple[str, ...]) -> TilePredictions:
-    """Predictions of a run, with indices into `classes`.
+    """Read the predictions of a run, with indices into `classes`.
 
     Raises:
-        DataError: The table is damaged, or has other classes.
+        DataError: The table is damaged, or has different classes.
     """
     table = read_predictions(run / "predictions.parquet")
     if table.classes != classes:
@@ -115,7 +115,7 @@ def _predictions(run: Path, classes: tuple[str, ...]) -> TilePredictions:
 def compare_pairing_rules(workspace: Workspace) -> str:
     """Compare pairing rules in a table, on the training tiles and the labels that the configuration keeps.
 
-    No pairs are written, and no validation tile, test tile or hidden label is read. Called by all processes.
+    Writes no pairs, and reads no validation tiles, test tiles or hidden labels. Called by all processes.
     """
     config = workspace.config
     tiles = workspace.tiles(config.seed).of_split("train")
@@ -142,7 +142,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
 def _with_other_centring(
     workspace: Workspace, with_prompts: bool
 ) -> tuple[Index, Float32[np.ndarray, "classes dim"] | None]:
-    """An index of the same snippets with the opposite centring, and the class embeddings for it, if wanted."""
+    """Build an index of the same snippets with the opposite centring, and its class embeddings if requested."""
     p, prompts = workspace.config.pairing, workspace.prompts
     index = build_index(
         workspace.root, workspace.text_store(), key=p.index, centring=not p.centring, backend=p.backend, nprobe=p.nprobe

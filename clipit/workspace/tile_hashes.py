@@ -1,4 +1,4 @@
-"""Hashes of the images of a data set, cached as artefacts that all runs share."""
+"""Hash the images of a data set, cached as artefacts that all runs share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,13 +16,13 @@ from clipit.progress import progress
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
-_BLOCK = 4096  # tiles per part; a killed build is resumed at the next part
-_CHUNK = 64  # images in the memory of a thread
+_BLOCK = 4096  # tiles per part; an interrupted build resumes at the next part
+_CHUNK = 64  # images in memory per thread
 _WIDTHS = {"digest": 16, "hashes": 64, "thumbnail": SIDE * SIDE}
 
 
 def tile_hashes(root: Path, tiles: TileSet) -> Fingerprints:
-    """Perceptual fingerprints of all tiles, in their order; built by all processes if they are not cached.
+    """Return perceptual fingerprints of all tiles, in order; computed by all processes if not cached.
 
     Raises:
         DataError: An image cannot be read.
@@ -38,7 +38,7 @@ def tile_hashes(root: Path, tiles: TileSet) -> Fingerprints:
 
 
 def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
-    """Digests of the decoded pixels of all tiles, in their order; built by all processes if they are not cached.
+    """Return digests of the decoded pixels of all tiles, in order; computed by all processes if not cached.
 
     Raises:
         DataError: An image cannot be read.
@@ -54,7 +54,7 @@ def _columns(
     tiles: TileSet,
     hash_rows: Callable[[TileSet, Sequence[int]], pa.Table],
 ) -> dict[str, np.ndarray]:
-    """Columns of the artefact as uint8 [n, width], in the order of the tiles; `hash_rows` hashes a block of rows."""
+    """Return the artefact's columns as uint8 [n, width], in tile order; `hash_rows` hashes a block of rows."""
     inputs = {"tiles": tiles.fingerprint, "version": 1}
 
     def make(folder: Path) -> dict[str, Any]:
@@ -114,5 +114,5 @@ def _table(tiles: TileSet, rows: Sequence[int], arrays: Mapping[str, np.ndarray]
 
 
 def _bytes(column: pa.ChunkedArray, width: int) -> np.ndarray:
-    """A column of fixed-size binaries as uint8 [n, width]."""
+    """Convert a column of fixed-size binaries to uint8 [n, width]."""
     return np.frombuffer(b"".join(column.to_pylist()), dtype=np.uint8).reshape(len(column), width)

@@ -1,4 +1,4 @@
-"""The cached inputs of a configuration: tiles, reports, VLM, stores, index and pairs."""
+"""Cached inputs of a configuration: tiles, reports, VLM, stores, index and pairs."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -43,16 +43,16 @@ _SECTIONS = ("output", "tiles", "reports", "leaks", "prompts", "vlm", "pairing")
 class Workspace:
     """Tiles, reports, VLM, stores, index and pairs of a configuration.
 
-    Everything is read or built when first used, and kept: artefacts on disk, the rest in memory. Runs that differ only
-    in arm, seed or optimisation can share a workspace, since nothing but the labels depends on the seed.
+    Everything is read or built on first use and then cached: artefacts on disk, the rest in memory. Runs that differ
+    only in arm, seed or optimisation can share a workspace, since only the labels depend on the seed.
     """
 
     def __init__(self, config: RunConfig, shared: dict[str, Any] | None = None) -> None:
-        """Read and build nothing yet.
+        """Create the workspace without reading or building anything.
 
         Args:
-            config: Configuration of a run.
-            shared: Objects that workspaces of several configurations have in memory; see `for_config`.
+            config: Run configuration.
+            shared: In-memory objects shared by the workspaces of several configurations; see `for_config`.
         """
         self.config = config
         self.root = config.output / "artefacts"
@@ -60,12 +60,12 @@ class Workspace:
         self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
 
     def for_config(self, config: RunConfig) -> "Workspace":
-        """The workspace of another configuration; what both have in common is read and loaded once."""
+        """Return the workspace of another configuration; inputs that both have in common are loaded only once."""
         workspace: Workspace | None = self._shared.get(_key("workspace", config, *_SECTIONS))
         return Workspace(config, self._shared) if workspace is None else workspace
 
     def _cached(self, key: str, make: Callable[[], Any]) -> Any:
-        """The value of `make`, kept in the memory that workspaces share."""
+        """Return the value of `make`, cached in the memory that workspaces share."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
@@ -73,14 +73,14 @@ class Workspace:
     # Tiles and prompts
 
     def tiles(self, seed: int) -> TileSet:
-        """All tiles, with the labels that this seed keeps."""
+        """Return all tiles, with the labels that this seed keeps."""
         key = f"{seed} {_key('labelled', self.config, 'tiles', 'leaks')}"
         tiles: TileSet = self._cached(key, lambda: hide_labels(self.all_tiles, self.config.tiles.labels, seed))
         return tiles
 
     @cached_property
     def all_tiles(self) -> TileSet:
-        """All tiles with all their labels, less those that `leaks` drops; not for training on labels."""
+        """All tiles with all labels, without those that `leaks` drops; not for training on labels."""
         key = _key("checked", self.config, "tiles", "leaks")
         tiles: TileSet = self._cached(key, lambda: enforce_on_tiles(self._tiles_as_read, self.config))
         return tiles
@@ -88,7 +88,7 @@ class Workspace:
     @cached_property
     def _tiles_as_read(self) -> TileSet:
         """All tiles of the data set, including leaks."""
-        # The labels that are kept make no difference yet, unless none may be read.
+        # Which labels are kept is irrelevant here, unless the configuration forbids reading any.
         unlabelled = self.config.tiles.labels.kind == "none"
         labels = LabelsConfig(kind="none" if unlabelled else "all")
         tiles = self._read_tiles(self.config.tiles.model_copy(update={"labels": labels}), check=False)
@@ -110,14 +110,14 @@ class Workspace:
         return tiles
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
-        """The test tiles of a further test set, less those that `leaks` drops; called by all processes.
+        """Read a shifted test set without the tiles that `leaks` drops; called by all processes.
 
         Args:
-            name: Name of the set under `comparison.shifted`, for messages.
-            section: Its tiles.
+            name: Name of the set under `comparison.shifted`, for error messages.
+            section: Tile configuration of the set.
 
         Raises:
-            DataError: It has no test tile or other classes, or shares patients or images with training.
+            DataError: The set has no test tiles or different classes, or shares patients or images with training.
         """
 
         def check() -> TileSet:
@@ -141,11 +141,11 @@ class Workspace:
         return tiles
 
     def pixels(self, split: str, preprocess: "Preprocess") -> PixelSource:
-        """The images of a split as a model reads them."""
+        """Return the preprocessed images of a split."""
         return self.pixels_of(self.all_tiles.of_split(split), preprocess)
 
     def pixels_of(self, tiles: TileSet, preprocess: "Preprocess") -> PixelSource:
-        """The images of tiles as a model reads them; kept, so that several runs in one program read them once."""
+        """Return the preprocessed images of tiles, cached so that several runs in one program read them once."""
         t = self.config.training
         source: PixelSource = self._cached(
             f"pixels {tiles.fingerprint} {preprocess.hash}",
@@ -154,7 +154,7 @@ class Workspace:
         return source
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
-        """Warn if tiles reach a model at another resolution than it was trained at."""
+        """Warn if a model receives tiles at a resolution other than that of its training."""
         if expected is not None and len(self.all_tiles):
             resize = preprocess.resize_to / min(self.all_tiles.read(0).size)
             if warning := mpp_warning(self.all_tiles, expected, model, resize=resize):
@@ -162,14 +162,14 @@ class Workspace:
 
     @cached_property
     def prompts(self) -> PromptSet | None:
-        """The prompt set for zero-shot; None without one."""
+        """The prompt set for zero-shot prediction; None if not configured."""
         return load_prompts(self.config.prompts) if self.config.prompts else None
 
     # Reports and snippets
 
     @cached_property
     def reports(self) -> "Reports":
-        """The reports, less those that `leaks` drops."""
+        """The reports, without those that `leaks` drops."""
         from clipit.reports.readers import read_reports
 
         return enforce_on_reports(read_reports(self._reports_config), lambda: self._tiles_as_read, self.config)
@@ -181,13 +181,13 @@ class Workspace:
         return self.config.reports
 
     def report_labels(self, report_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and groups of reports.
+        """Look up the labels and groups of reports.
 
         Args:
             report_ids: Ids of reports [n].
 
         Returns:
-            Labels [n], "" without one, and groups [n], the report itself without one.
+            Labels [n], "" if unlabelled, and groups [n], the report itself if it has no group.
         """
         known = {r.report_id: (r.label or "", r.group or r.report_id) for r in self.reports.reports}
         rows = [known[report_id] for report_id in report_ids.tolist()]
@@ -196,7 +196,7 @@ class Workspace:
 
     @cached_property
     def snippets(self) -> Artifact:
-        """The snippets of the reports, cut to the length of the VLM's text tower."""
+        """The snippets of the reports, truncated to the context length of the VLM's text tower."""
         reports, section = self.reports, self._reports_config
 
         def make(folder: Path) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class Workspace:
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:
-        """Everything that determines the snippets."""
+        """Return everything that determines the snippets."""
         section = self._reports_config
         return {
             "reports": self.reports.fingerprint,
@@ -230,16 +230,16 @@ class Workspace:
         }
 
     def snippet_summary(self) -> str:
-        """Text that accounts for all reports: how many snippets were cut, merged and dropped."""
+        """Summarise how many snippets of the reports were truncated, merged and dropped."""
         return self.snippets.file("account.txt").read_text(encoding="utf-8").rstrip()
 
     def snippet_texts(self) -> dict[str, str]:
-        """Snippet id -> text."""
+        """Return the text of each snippet by id."""
         table = pq.read_table(self.snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
         return dict(zip(table.column("snippet_id").to_pylist(), table.column("text").to_pylist(), strict=True))
 
     def _score_morphology(self, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
-        """Similarity to the morphology prompts less that to the boilerplate prompts, around the mean of the texts.
+        """Score the similarity to the morphology prompts minus that to the boilerplate prompts, with centred texts.
 
         Text embeddings lie in a narrow cone; without centring, any two of them are similar.
         """
@@ -284,7 +284,7 @@ class Workspace:
         return unit(np.concatenate(batches))
 
     def class_embeddings(self) -> Float32[np.ndarray, "classes dim"] | None:
-        """Unit vectors of the classes from the prompts, in the order of the tiles' classes, centred as the snippets."""
+        """Unit-norm class embeddings from the prompts, in the tiles' class order, centred like the snippets."""
         if self.prompts is None:
             return None
         return prompt_embeddings(self.prompts, self.encode, self.text_mean, self.all_tiles.classes)
@@ -292,12 +292,12 @@ class Workspace:
     # Stores, index and pairs
 
     def text_store(self, word_drop: float = 0.0, seed: int = 0) -> Store:
-        """Embeddings of the snippets, or of the snippets with dropped words."""
+        """Return the embeddings of the snippets, optionally with dropped words."""
         size = self.config.vlm.batch_size
         return embed_texts(self.root, self.vlm, self.snippets, batch_size=size, word_drop=word_drop, seed=seed)
 
     def tile_store(self, split: str) -> Store:
-        """Embeddings of the tiles of a split."""
+        """Return the embeddings of the tiles of a split."""
         return embed_tiles(self.root, self.vlm, self.all_tiles.of_split(split), batch_size=self.config.vlm.batch_size)
 
     @cached_property
@@ -313,7 +313,7 @@ class Workspace:
 
     @cached_property
     def index(self) -> Index:
-        """The index over the snippets."""
+        """The index of the snippets."""
         p = self.config.pairing
         return build_index(
             self.root, self.text_store(), key=p.index, centring=p.centring, backend=p.backend, nprobe=p.nprobe
@@ -328,7 +328,7 @@ class Workspace:
         return pair_tiles(self.root, self.index, store, k=p.k, block=p.block, rules=p, sources=sources, groups=groups)
 
     def rule_inputs(self) -> tuple[pa.Table | None, dict[str, str] | None]:
-        """Sources of the snippets, and groups of the training tiles, if a pairing rule needs them."""
+        """Return the sources of the snippets and the groups of the training tiles, each None unless a rule needs it."""
         p = self.config.pairing
         needs_sources = bool(p.organs) or p.exclude_same_group
         sources = pq.read_table(self.snippets.file("snippet_sources.parquet")) if needs_sources else None
@@ -338,17 +338,17 @@ class Workspace:
         return sources, dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True))
 
     def pairing_summary(self) -> str:
-        """Text that summarises the pairs."""
+        """Summarise the pairs as text."""
         return summary_text(self.pairs.summary, self.snippet_texts())
 
 
 def _key(name: str, config: RunConfig, *sections: str) -> str:
-    """Key of sections of a configuration in the memory that workspaces share."""
+    """Return the key of configuration sections in the memory that workspaces share."""
     return name + fingerprint([config.model_dump(mode="json", include={section}) for section in sections])
 
 
 def _filter_bags(config: ReportsConfig) -> dict[str, str]:
-    """Prompts of the snippet filter, those to keep first; empty without a filter."""
+    """Return the prompts of the snippet filter, those to keep first; empty without a filter."""
     if config.morphology_prompts is None or config.boilerplate_prompts is None:
         return {}
     return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}

@@ -1,4 +1,4 @@
-"""Members of the text bags and tile bags: from pairs, the prompt dictionary, class prompts and neighbour tiles."""
+"""Members of text bags and tile bags: paired snippets, dictionary prompts, class prompts and neighbouring tiles."""
 
 from dataclasses import dataclass, field
 
@@ -18,27 +18,27 @@ from clipit.workspace.workspace import Workspace
 
 @dataclass(frozen=True)
 class BagMembers:
-    """Members of each tile's bag as rows of a store (-1: none); their vectors are read on demand."""
+    """Members of each tile's bag as rows of a store (-1: no member); their vectors are read on demand."""
 
     store: Store
     mean: Float32[np.ndarray, "dim"] | None
     members: Int[np.ndarray, "n k"]
 
     def vectors(self, rows: Int[np.ndarray, "b"]) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
-        """Unit vectors of the members of these tiles' bags, and which of them exist."""
+        """Read the unit vectors of the members of these tiles' bags, and the mask of existing members."""
         members = self.members[rows]
         return centred(self.store.rows(np.maximum(members, 0)), self.mean), members >= 0
 
 
 @dataclass(frozen=True)
 class PromptMembers:
-    """Prompts in the text bags.
+    """Prompts used as members of the text bags.
 
     Attributes:
         vectors: Unit-norm prompt embeddings.
-        codes: One number per distinct text: dictionary and class prompts may have texts in common.
-        rows: Rows of `vectors` per tile.
-        exists: Which of them are members.
+        codes: One number per distinct text, since dictionary and class prompts may have texts in common.
+        rows: Rows of `vectors` for each tile.
+        exists: Mask of the rows that are members.
     """
 
     vectors: Float32[np.ndarray, "entries dim"]
@@ -53,10 +53,10 @@ class Bags:
 
     Attributes:
         texts: Paired snippets.
-        prompts: Nearest texts of the prompt dictionary and of the class prompts; None without any.
-        tiles: Neighbour tiles; None when the tile bag is the student's own view alone.
-        counts: Pruned members and empty bags, for training.json.
-        weights: Weights of the paired snippets, summing to 1 in each bag that is not empty; None: equal weights.
+        prompts: Nearest texts of the prompt dictionary and of the class prompts; None if neither is used.
+        tiles: Neighbouring tiles; None if the tile bag contains only the student's own view.
+        counts: Numbers of pruned members and empty bags, for training.json.
+        weights: Weights of the paired snippets, summing to 1 in each non-empty bag; None for equal weights.
     """
 
     texts: BagMembers
@@ -68,7 +68,7 @@ class Bags:
     def text_members(
         self, rows: Int[np.ndarray, "b"]
     ) -> tuple[Float32[np.ndarray, "b k dim"], Bool[np.ndarray, "b k"]]:
-        """Vectors and mask of the text bags of these tiles."""
+        """Return the vectors and mask of the text bags of these tiles."""
         vectors, mask = self.texts.vectors(rows)
         if self.prompts is None:
             return vectors, mask
@@ -76,7 +76,7 @@ class Bags:
         return np.concatenate([vectors, more], axis=1), np.concatenate([mask, self.prompts.exists[rows]], axis=1)
 
     def text_ids(self, rows: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b k"]:
-        """Text number of each member of these tiles' text bags; -1: none.
+        """Return the text number of each member of these tiles' text bags; -1 for no member.
 
         A snippet's number is its row in the text store; distinct prompts are numbered after all snippets.
         """
@@ -87,7 +87,7 @@ class Bags:
         return np.concatenate([snippets, np.where(self.prompts.exists[rows], prompts, -1)], axis=1)
 
     def text_weights(self, rows: Int[np.ndarray, "b"]) -> Float32[np.ndarray, "b k"] | None:
-        """Weights of the members of these tiles' text bags: 1 for each prompt and, on average, for each snippet."""
+        """Return the weights of the members of these tiles' text bags: 1 per prompt and, on average, per snippet."""
         if self.weights is None:
             return None
         exists = self.texts.members[rows] >= 0
@@ -101,7 +101,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
     """Collect the bags of all training tiles.
 
     Raises:
-        ConfigError: `bags.weighted` without weights of the pairs, or class prompts without a prompt set.
+        ConfigError: `bags.weighted` without weighted pairs, or class prompts without a prompt set.
         DataError: Every text bag is empty.
     """
     b = config.bags
@@ -118,7 +118,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
         raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
     empty = texts.empty if prompts is None else texts.empty & ~prompts.exists.any(axis=1)
     counts = {
-        "empty_text_bags": int(empty.sum()),  # their tiles train without the term
+        "empty_text_bags": int(empty.sum()),  # these tiles are trained without the term
         "without_snippets": int(texts.empty.sum()),
         "pruned_snippets": texts.pruned,
     }
@@ -145,7 +145,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
 
 
 def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptMembers:
-    """Nearest texts of the dictionary and of the class prompts, less those beyond `bags.margin`."""
+    """Find the nearest texts of the dictionary and of the class prompts, without those beyond `bags.margin`."""
     b, store = config.bags, workspace.tile_store("train")
     tiles = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
     pools: list[tuple[list[str], int]] = []

@@ -17,13 +17,13 @@ from clipit.training.terms.bag_members import Bags, make_bags
 from clipit.training.terms.term import MicroBatch, Term, TermInputs
 
 COLDEST = 0.01
-"""Lower bound of a learnt temperature: CLIP's logit scale of 100 (arXiv 2103.00020, section 2.5)."""
+"""Lower bound of a learnt temperature: CLIP's maximum logit scale of 100 (arXiv 2103.00020, section 2.5)."""
 _MOST_BYTES = 4 * 2**30
-"""Upper bound of the term's memory in one process."""
+"""Upper bound on the term's memory per process."""
 _COPIES, _COPIES_LEARNT = 6, 9
-"""Copies of all members' similarities (4 bytes each) that a step holds at most, with a fixed and a learnt temperature:
-both directions with their masks, what is kept for the gradient, and the gradient's own temporaries. Measured on a
-CPU."""
+"""Maximum number of copies of all members' similarities (4 bytes each) in memory during a step, with a fixed and a
+learnt temperature: both directions with their masks, values saved for the gradient, and the gradient's own temporaries.
+Measured on a CPU."""
 _TEMPERATURE = "bags_log_temperature"
 
 
@@ -36,21 +36,21 @@ class BagsTerm(Term[BagsConfig]):
 
     @property
     def uses_reports(self) -> bool:
-        """Text bags hold paired snippets."""
+        """Always True: text bags contain paired snippets."""
         return True
 
     @property
     def uses_unlabelled(self) -> bool:
-        """The term needs no label."""
+        """Always True: the term needs no labels."""
         return True
 
     @property
     def teaches_text(self) -> bool | None:
-        """The projection is drawn to text embeddings."""
+        """Always True: the projection is aligned with text embeddings."""
         return True
 
     def problems(self) -> list[str]:
-        """Needs a projector, reports, enough pairs, whole batches and memory."""
+        """Check that there are a projector, reports, enough pairs, complete batches and enough memory."""
         b, config, problems = self.options, self.config, []
         if not self.active:
             return []
@@ -74,7 +74,7 @@ class BagsTerm(Term[BagsConfig]):
     def _memory_problems(self) -> list[str]:
         b, size = self.options, self.config.training.tiles_per_step
         texts, tiles = b.snippets + b.prompts + b.class_prompts, 1 + b.tiles * (1 + b.text_neighbours)
-        tiles_per_process = -(-size // get_processes().count)  # each process contrasts its own tiles with all
+        tiles_per_process = -(-size // get_processes().count)  # each process contrasts its own tiles with all tiles
         copies = _COPIES_LEARNT if b.learn_temperature else _COPIES
         needed = 4 * copies * tiles_per_process * size * tiles * texts
         if needed <= _MOST_BYTES:
@@ -86,11 +86,11 @@ class BagsTerm(Term[BagsConfig]):
         ]
 
     def describe(self) -> str:
-        """With its weight."""
+        """Describe the term with its weight."""
         return f"bags of snippets and tiles (weight {self.weight:g})"
 
     def initial_parameters(self) -> dict[str, float]:
-        """Logarithm of the temperature, if it is learnt."""
+        """Return the logarithm of the initial temperature, if it is learnt."""
         return {_TEMPERATURE: math.log(self.options.temperature)} if self.options.learn_temperature else {}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
@@ -99,13 +99,13 @@ class BagsTerm(Term[BagsConfig]):
         return {"bags": self.bags.counts}
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Always 1: the sum is this process's share of a mean."""
+        """Return 1, since the sum is already this process's share of a mean."""
         return 1.0
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """This process's share of the mean over all bags of the batch, each contrasted with all of them.
+        """Compute this process's share of the mean over all bags of the batch, each contrasted with all of them.
 
-        Every process looks up the cached vectors of the whole batch; only the student's own views are gathered.
+        Every process looks up the cached vectors of the complete batch; only the student's own views are gathered.
         """
         processes, device = batch.processes, batch.processes.device
         parts = [batch.batch_rows[rank :: processes.count] for rank in range(processes.count)]
@@ -141,31 +141,32 @@ class BagsTerm(Term[BagsConfig]):
 
     @torch.no_grad()
     def after_update(self, student: Student) -> None:
-        """Set a learnt temperature below `COLDEST` back to it, as CLIP does with its logit scale.
+        """Clamp a learnt temperature to at least `COLDEST`, as CLIP does with its logit scale.
 
-        Not in the forward pass: the gradient of a clamped value is 0, and the temperature could never rise again.
+        This is not done in the forward pass: a clamped value has zero gradient, so the temperature could never rise
+        again.
         """
         if _TEMPERATURE in student.loss_parameters:
             student.loss_parameters[_TEMPERATURE].clamp_(min=math.log(COLDEST))
 
 
 def share_text(members: Int[np.ndarray, "b k"]) -> Bool[np.ndarray, "b b"]:
-    """Which text bags of a batch share a member.
+    """Find the pairs of text bags in a batch that share a member.
 
     Args:
-        members: Text number of each member; -1: none.
+        members: Text number of each member; -1 for no member.
     """
     from scipy.sparse import csr_matrix
 
     bag, place = np.nonzero(members >= 0)
     texts, column = np.unique(members[bag, place], return_inverse=True)
-    # 32 bits count as many members as a bag may have; 8 would overflow to "none in common".
+    # Counts in int8 could overflow to 0, which would mean "no common member".
     holds = csr_matrix((np.ones(len(bag), dtype=np.int32), (bag, column)), shape=(len(members), len(texts)))
     return np.asarray((holds @ holds.T).toarray() > 0, dtype=np.bool_)
 
 
 def gathered(values: Float[Tensor, "b dim"], sizes: list[int], processes: Processes) -> Float[Tensor, "all dim"]:
-    """All processes' rows in the order of the ranks; gradients from every process flow back to the rows' owner."""
+    """Gather the rows of all processes in the order of the ranks; gradients flow back to the process of each row."""
     if processes.count == 1:
         return values
     most = max(sizes)
@@ -175,10 +176,10 @@ def gathered(values: Float[Tensor, "b dim"], sizes: list[int], processes: Proces
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather with gradient: backward sums all processes' gradients of this process's rows.
+    """All-gather with gradient: backward sums the gradients of all processes for this process's rows.
 
     torch.distributed.nn.functional has a deprecated version that keeps the process group alive until the interpreter
-    shuts down, where threads that still hold tensors of the last exchange abort the program (SIGABRT).
+    shuts down; threads that still reference tensors of the last exchange then abort the program (SIGABRT).
     """
 
     @staticmethod

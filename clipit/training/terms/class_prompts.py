@@ -1,4 +1,4 @@
-"""Class prompts as terms use them: their embeddings, and the VLM's zero-shot probabilities."""
+"""Class prompts for loss terms: their embeddings, and the VLM's zero-shot probabilities."""
 
 import numpy as np
 from jaxtyping import Float32
@@ -12,11 +12,11 @@ from clipit.workspace.workspace import Workspace
 
 
 def class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "classes dim"]:
-    """Unit-norm embedding of each class's prompts, in the tiles' class order, centred as the snippets are.
+    """Compute the unit-norm prompt embedding of each class, in the tiles' class order, centred like the snippets.
 
     Args:
-        workspace: Cached inputs.
-        key: The key that needs them, for the error.
+        workspace: Workspace of the run.
+        key: Configuration key that needs the embeddings, for the error message.
 
     Raises:
         ConfigError: No prompt set is configured.
@@ -26,12 +26,12 @@ def class_embeddings(workspace: Workspace, key: str) -> Float32[np.ndarray, "cla
 
 
 def zero_shot(workspace: Workspace, split: str, *, centre: bool) -> Probabilities:
-    """The VLM's zero-shot class probabilities of all tiles of a split.
+    """Compute the VLM's zero-shot class probabilities of all tiles of a split.
 
     Args:
-        workspace: Cached inputs.
+        workspace: Workspace of the run.
         split: Name of the split.
-        centre: Subtract each modality's mean, as pairing does.
+        centre: Whether to subtract each modality's mean, as pairing does.
 
     Raises:
         ConfigError: No prompt set is configured.

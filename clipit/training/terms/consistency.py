@@ -1,4 +1,4 @@
-"""Consistency: two augmented views of a tile should get the same probabilities."""
+"""Consistency: two augmented views of a tile should get the same class probabilities."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,24 +17,24 @@ class ConsistencyTerm(Term[ConsistencyConfig]):
 
     @property
     def uses_unlabelled(self) -> bool:
-        """The term needs no label."""
+        """Always True: the term needs no labels."""
         return True
 
     def describe(self) -> str:
-        """With its weight."""
+        """Describe the term with its weight."""
         return f"consistency of two views (weight {self.weight:g})"
 
     def _mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
-        """Tiles without a label; all of them when every training tile has one."""
+        """Mask the unlabelled tiles, or all tiles if every training tile is labelled."""
         if (self.labels >= 0).all():
             return np.ones(len(rows), dtype=np.bool_)
         return np.asarray(self.labels[rows] < 0, dtype=np.bool_)
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Tiles whose views are compared."""
+        """Count the tiles whose views are compared."""
         return float(self._mask(rows).sum())
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Squared distance between the two views' probabilities."""
+        """Sum the squared distances between the two views' probabilities."""
         first, second = batch.views[:2]
         return consistency_sum(first, second, batch.tensor(self._mask(batch.rows)))

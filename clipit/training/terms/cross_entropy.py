@@ -1,4 +1,4 @@
-"""Cross-entropy of the labelled tiles: the term that every run has."""
+"""Cross-entropy of the labelled tiles, a term of every run."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,13 +16,13 @@ class CrossEntropyTerm(Term[TrainingConfig]):
     section = "training"
 
     def describe(self) -> str:
-        """Labels, unless the run reads none."""
+        """Describe the term, unless the run uses no labels."""
         return "" if self.config.tiles.labels.kind == "none" else "labels (cross-entropy, weight 1)"
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Labelled tiles."""
+        """Count the labelled tiles."""
         return float((self.labels[rows] >= 0).sum())
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Cross-entropy of the labelled tiles."""
+        """Sum the cross-entropies of the labelled tiles."""
         return cross_entropy_sum(batch.logits, batch.labels, self.options.label_smoothing)

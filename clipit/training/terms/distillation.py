@@ -1,4 +1,4 @@
-"""Distillation: the projector predicts one frozen vector per tile, for one VLM or for two."""
+"""Distillation: the projector predicts one frozen vector per tile, for one VLM or two."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class DistillationTerm(Term[DistillationConfig]):
     name = section = "distillation"
     switch = "tiles"
     targets: Targets
-    """One vector per training tile; set by `prepare`."""
+    """One target vector per training tile; set by `prepare`."""
 
     @property
     def active(self) -> bool:
@@ -39,31 +39,31 @@ class DistillationTerm(Term[DistillationConfig]):
 
     @property
     def weight(self) -> float:
-        """`distillation.weight`, half of it for each of two VLMs."""
+        """`distillation.weight`, divided equally between two VLMs."""
         return self.options.weight / (1 if self.config.second_vlm is None else 2)
 
     @property
     def uses_reports(self) -> bool:
-        """Every target except those of the VLM alone."""
+        """True for every target except those from the VLM alone."""
         return self.options.target not in _NO_SNIPPET
 
     @property
     def uses_pairing(self) -> bool:
-        """`pairing.centring` moves every target."""
+        """Always True: `pairing.centring` shifts every target."""
         return True
 
     @property
     def uses_unlabelled(self) -> bool:
-        """`distillation.tiles=all`."""
+        """Whether `distillation.tiles` is `all`."""
         return self.options.tiles == "all"
 
     @property
     def teaches_text(self) -> bool | None:
-        """False for the controls, and for a text side in a space of its own."""
+        """False for the controls, and for a text side in a separate space."""
         return self.options.target not in _MEANINGLESS and self.options.text == "frozen"
 
     def problems(self) -> list[str]:
-        """Targets and text sides need their inputs, and exclude some other keys."""
+        """Check that targets and text sides have their inputs and do not conflict with other keys."""
         d, student, reports = self.options, self.config.student, self.config.reports
         off, adapted, second = not self.active, d.text != "frozen", self.config.second_vlm is not None
         own_space = f"distillation.text={d.text} makes a text space of its own, which"
@@ -120,7 +120,7 @@ class DistillationTerm(Term[DistillationConfig]):
         return [problem for applies, problem in checks if applies]
 
     def describe(self) -> str:
-        """Target, tiles, weight, both VLMs if there are two, and what else the target is made from."""
+        """Describe the target, the tiles, the weight, both VLMs if there are two, and further inputs of the target."""
         d, how = self.options, [f"weight {self.options.weight:g}"]
         if self.config.second_vlm is not None:
             how.append(f"half of it for each of two VLMs, {self.config.vlm.name} and {self.config.second_vlm.name}")
@@ -131,7 +131,7 @@ class DistillationTerm(Term[DistillationConfig]):
         return f"{d.target.replace('_', ' ')} for {d.tiles} tiles (distillation, {', '.join(how)})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """The reports' own labels, where the target is made from them."""
+        """Return the fingerprint of the reports' own labels, if the target uses them."""
         if self.options.target not in REPORT_LABELS:
             return {}
         labels = [[report.report_id, report.label] for report in workspace.reports.reports]
@@ -141,7 +141,7 @@ class DistillationTerm(Term[DistillationConfig]):
         """Look up one target per training tile.
 
         Raises:
-            DataError: No tile that should be distilled has a target.
+            DataError: None of the tiles to distil has a target.
         """
         self.targets, facts = make_targets(self.config, inputs.workspace, inputs.tiles)
         labelled = self.labels >= 0
@@ -156,21 +156,21 @@ class DistillationTerm(Term[DistillationConfig]):
         return {**facts, "distilled_tiles": f"{count} of {int(wanted.sum())}"}
 
     def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
-        """Stage 1 of CLIP-IT, with `student.warm_start`."""
+        """Run stage 1 of CLIP-IT, if `student.warm_start` is set."""
         if self.config.student.warm_start:
             warm_start(self.config, student, normalise, source, self.labels, self.targets)
 
     def mask(self, rows: Int[np.ndarray, "b"]) -> Bool[np.ndarray, "b"]:
-        """Which of these training tiles are distilled."""
+        """Mask the training tiles that are distilled."""
         valid = np.asarray(self.targets.valid[rows], dtype=np.bool_)
         return valid & (self.labels[rows] >= 0) if self.options.tiles == "labelled" else valid
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Distilled tiles."""
+        """Count the distilled tiles."""
         return float(self.mask(rows).sum())
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Cosine distance to the targets."""
+        """Sum the cosine distances to the targets."""
         return self._distance(batch, batch.projected)
 
     def _distance(self, batch: MicroBatch, projected: Float[Tensor, "b dim"]) -> Float[Tensor, ""]:
@@ -179,29 +179,29 @@ class DistillationTerm(Term[DistillationConfig]):
 
 
 class SecondDistillationTerm(DistillationTerm):
-    """The same for `second_vlm`, which has stores, pairs and a projector of its own."""
+    """Distillation to `second_vlm`, which has its own stores, pairs and projector."""
 
     name = "second_distillation"
 
     @property
     def active(self) -> bool:
-        """Whether there is a second VLM, and distillation is on."""
+        """Whether there is a second VLM and distillation is enabled."""
         return self.config.second_vlm is not None and super().active
 
     def problems(self) -> list[str]:
-        """None beyond those of the first term."""
+        """Return no problems: the first term checks the keys for both."""
         return []
 
     def describe(self) -> str:
-        """The first term describes both."""
+        """Return "", since the first term describes both."""
         return ""
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """The second VLM's."""
+        """Return the fingerprint of the second VLM."""
         return {"second VLM": second_workspace(self.config, workspace).vlm.fingerprint}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Look up targets in the second VLM's stores; tiles without a target of the first VLM are left out."""
+        """Look up targets in the second VLM's stores; tiles without a target of the first VLM are dropped."""
         workspace = second_workspace(self.config, inputs.workspace)
         targets, facts = make_targets(self.config, workspace, inputs.tiles)
         first = inputs.term(DistillationTerm)
@@ -210,10 +210,10 @@ class SecondDistillationTerm(DistillationTerm):
         return {f"second_{name}": value for name, value in facts.items()}
 
     def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
-        """Nothing: stage 1 knows one VLM."""
+        """Do nothing: stage 1 uses only the first VLM."""
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Cosine distance of the second projector's output to the targets."""
+        """Sum the cosine distances of the second projector's output to the targets."""
         if batch.second_projection is None:
             raise ModelError(
                 "a second VLM needs a second projector", where="second_vlm", fix="build the student with it"
@@ -222,5 +222,5 @@ class SecondDistillationTerm(DistillationTerm):
 
 
 def second_workspace(config: RunConfig, workspace: Workspace) -> Workspace:
-    """Workspace with the second VLM in the place of the first."""
+    """Return a workspace with the second VLM in place of the first."""
     return workspace.for_config(config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None}))

@@ -1,4 +1,4 @@
-"""Target of each training tile, as `distillation.target` and `distillation.text` say."""
+"""Build the target of each training tile from `distillation.target` and `distillation.text`."""
 
 from typing import Any
 
@@ -33,11 +33,11 @@ from clipit.workspace.workspace import Workspace
 
 
 def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tuple[Targets, dict[str, Any]]:
-    """One target per training tile, and facts about them for training.json.
+    """Build one target per training tile, and facts about the targets for training.json.
 
     Args:
-        config: Run configuration, its arm resolved.
-        workspace: Stores, pairs and VLM.
+        config: Run configuration, with its arm resolved.
+        workspace: Workspace with stores, pairs and VLM.
         tiles: All tiles, with the labels that the run may use.
     """
     d, train = config.distillation, tiles.of_split("train")
@@ -62,14 +62,14 @@ def make_targets(config: RunConfig, workspace: Workspace, tiles: TileSet) -> tup
 def _snippet_vectors(
     config: RunConfig, workspace: Workspace, store: Store, paired: PairedSnippets, train: TileSet
 ) -> tuple[SnippetVectors, dict[str, Any]]:
-    """What stands for a snippet: its embedding, or a vector computed from it."""
+    """Return the vectors that represent snippets: their embeddings, or vectors computed from them."""
     d, stored = config.distillation, stored_vectors(store, workspace.index)
     if d.target == "random_codes":
         return random_codes(store, config.seed), {}
     if d.target in ("report_context", "report_labels", "report_labels_and_image"):
         sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet"))
         ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
-        index = workspace.index  # one of several snippets with equal embeddings stands for all, with all their reports
+        index = workspace.index  # one of several snippets with equal embeddings represents all, with all their reports
         snippet_ids = index.ids[row_of_each(index)[index.store.positions(ids)]]
         report_ids = np.asarray(sources.column("report_id").to_pylist(), dtype=np.str_)
         if d.target == "report_context":
@@ -89,10 +89,10 @@ def _snippet_vectors(
 
 
 def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
-    """Which sources of snippets may be context: those of the sections asked for, and of the organs of the pairing.
+    """Mask the sources of snippets that may serve as context, by the configured sections and the pairing's organs.
 
     Raises:
-        DataError: No report has such a section.
+        DataError: No report has any of the configured sections.
     """
     counts = np.ones(len(sources), dtype=np.bool_)
     if config.distillation.sections:

@@ -14,22 +14,22 @@ from clipit.training.terms.term import MicroBatch, Term, TermInputs
 
 
 class PromptBagsTerm(Term[PromptBagsConfig]):
-    """Cross-entropy of the cosines with the prompts: against labels where known, else against soft labels if on."""
+    """Cross-entropy of the cosines with class prompts, against labels if known, else against soft labels if enabled."""
 
     name = section = "prompt_bags"
 
     @property
     def uses_pairing(self) -> bool:
-        """`pairing.centring` moves the prompts, too."""
+        """Always True: `pairing.centring` also shifts the prompts."""
         return True
 
     @property
     def teaches_text(self) -> bool | None:
-        """The projection is drawn to text embeddings."""
+        """Always True: the projection is aligned with text embeddings."""
         return True
 
     def problems(self) -> list[str]:
-        """Needs a projector and prompts."""
+        """Check that there are a projector and class prompts."""
         problems = []
         if self.active and self.config.student.projector_layers == 0:
             problems.append("prompt_bags.weight needs a projector: student.projector_layers=1, or prompt_bags.weight=0")
@@ -38,7 +38,7 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         return problems
 
     def describe(self) -> str:
-        """With its weight."""
+        """Describe the term with its weight."""
         return f"class prompts (weight {self.weight:g})"
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
@@ -48,12 +48,12 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
         return {}
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Labelled tiles, plus the weights of the soft labels."""
+        """Count the labelled tiles, and add the weights of the soft labels."""
         labelled = float((self.labels[rows] >= 0).sum())
         return labelled if self._soft is None else labelled + self._soft.count(rows)
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Cross-entropy over the cosines with the prompts."""
+        """Sum the cross-entropies over the cosines with the prompts."""
         logits = prototype_logits(batch.projected, batch.tensor(self._prototypes), self.options.temperature)
         total = cross_entropy_sum(logits, batch.labels)
         if self._soft is None:

@@ -1,7 +1,7 @@
-"""Targets that add what the corpus knows of a retrieved snippet: the rest of its reports, or the reports' labels.
+"""Targets that add information from the corpus to a retrieved snippet: the rest of its reports, or their labels.
 
 A retrieved snippet is a function of the VLM's image embedding and a fixed corpus. These targets add information from
-outside: which findings occur in one report, and how whole reports were labelled.
+outside the embedding: which findings occur together in a report, and the labels of the reports.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _FOLDS = 5
 
 
 REPORT_LABELS = ("report_labels", "report_labels_and_image")
-"""Values of `distillation.target` that read the reports' own labels."""
+"""Values of `distillation.target` that use the reports' own labels."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class ReportVectors:
     """Snippet vectors computed from the reports.
 
     Attributes:
-        vectors: Positions in the text store to vectors.
-        fell_back: Snippets about which the reports add nothing: their vector is their own embedding.
-        reason: What these lack, for `describe_fallbacks`.
-        unlabelled: Snippets of reports without a label; the classifier's prediction for them is used all the same.
+        vectors: Function from positions in the text store to vectors.
+        fell_back: Mask of the snippets whose vector is their own embedding, because the reports add no information.
+        reason: Missing information in these cases, for `describe_fallbacks`.
+        unlabelled: Mask of snippets from unlabelled reports; the classifier's prediction is still used for them.
     """
 
     vectors: SnippetVectors
@@ -40,7 +40,7 @@ class ReportVectors:
         """Count the tiles whose target is their snippets' own embedding.
 
         Args:
-            paired: Snippets of each tile; a tile counts when this holds for all of its snippets.
+            paired: Snippets of each tile; a tile is counted if all of its snippets fell back.
         """
         text = (
             f"{_count_tiles(paired, self.fell_back)} tiles fell back to their snippets' own embeddings: {self.reason}"
@@ -54,7 +54,7 @@ class ReportVectors:
 
 
 def _count_tiles(paired: PairedSnippets, snippets: Bool[np.ndarray, "s"]) -> str:
-    """`N of M`: tiles all of whose snippets are among `snippets`, of the tiles that have any."""
+    """Format `N of M`: tiles whose snippets are all among `snippets`, out of the tiles with any snippet."""
     exists = paired.positions >= 0
     all_of_them = (snippets[np.maximum(paired.positions, 0)] | ~exists).all(axis=1) & paired.valid
     return f"{int(all_of_them.sum())} of {int(paired.valid.sum())}"
@@ -67,27 +67,27 @@ def report_context(
     vectors_of: SnippetVectors,
     in_context: Bool[np.ndarray, "_"] | None = None,
 ) -> ReportVectors:
-    """Per snippet, the mean of the other snippets of its reports; its own vector where there are none.
+    """Compute, per snippet, the mean of the other snippets of its reports, or its own vector if there are none.
 
     Args:
         store: Text store.
-        snippet_ids: Snippet id of each (snippet, report) entry. Of snippets with equal embeddings it is the one that
-            pairs name, so that their reports are joined and none is the context of another.
+        snippet_ids: Snippet id of each (snippet, report) entry. Snippets with equal embeddings share the id used in
+            pairs, so that their reports are merged and none of them is context for another.
         report_ids: Report id of each entry.
-        vectors_of: The snippets' own vectors.
-        in_context: Entries that may be context (of some sections, of some organs); None: all.
+        vectors_of: Function from positions to the snippets' own vectors.
+        in_context: Mask of the entries that may be context (by section or organ); None for all.
     """
     positions = store.positions(snippet_ids)
     stored = vectors_of(np.arange(len(store.ids)))
     names, reports = np.unique(report_ids, return_inverse=True)
     entries = np.stack([positions, reports], axis=1)
-    pairs = np.unique(entries, axis=0)  # a sentence may stand twice in one report
+    pairs = np.unique(entries, axis=0)  # a sentence may occur twice in one report
     context_pairs = pairs if in_context is None else np.unique(entries[in_context], axis=0)
     totals = np.zeros((len(names), store.dim), dtype=np.float32)
     np.add.at(totals, context_pairs[:, 1], stored[context_pairs[:, 0]])
     context = np.zeros_like(stored)
     np.add.at(context, pairs[:, 0], totals[pairs[:, 1]])
-    np.subtract.at(context, context_pairs[:, 0], stored[context_pairs[:, 0]])  # a snippet is no context of itself
+    np.subtract.at(context, context_pairs[:, 0], stored[context_pairs[:, 0]])  # a snippet is not its own context
     alone = np.linalg.norm(context, axis=1) < 1e-6
     context = np.where(alone[:, None], stored, unit(context))
 
@@ -97,20 +97,20 @@ def report_context(
 def report_label_vectors(
     store: Store, snippet_ids: np.ndarray, labels: np.ndarray, groups: np.ndarray, vectors_of: SnippetVectors
 ) -> ReportVectors:
-    """Per snippet, the prediction of a text-only classifier of the reports' labels, as a point of the joint space.
+    """Compute, per snippet, a text classifier's prediction of the report label, as a vector in the joint space.
 
     A logistic regression from a snippet to its report's label is fitted in five folds over groups, so that a report's
-    label never enters the prediction for snippets of that report or of its group. A snippet of several groups is
-    predicted once without each of their folds, and the predictions are averaged. The vector is the sum over labels of
-    p(label | snippet) times the mean vector of that label's snippets, normalised; the snippet's own vector where no
-    classifier could be fitted, because the other folds have fewer than two labels.
+    label never affects the prediction for snippets of that report or its group. For a snippet of several groups, the
+    predictions that exclude each group's fold are averaged. The vector is the sum over labels of p(label | snippet)
+    times the mean vector of that label's snippets, normalised; it is the snippet's own vector if no classifier could be
+    fitted, because the other folds contain fewer than two labels.
 
     Args:
         store: Text store.
         snippet_ids: Snippet id of each (snippet, report) entry, as for `report_context`.
-        labels: Label of each entry's report; "" where unknown, left out of the fit.
+        labels: Label of each entry's report; "" if unknown, which excludes the entry from the fit.
         groups: Group of each entry's report.
-        vectors_of: The snippets' own vectors.
+        vectors_of: Function from positions to the snippets' own vectors.
 
     Raises:
         DataError: The reports have fewer than two labels, or fewer than two groups.

@@ -1,4 +1,4 @@
-"""Soft labels: cross-entropy of unlabelled tiles against class probabilities that stand for their labels."""
+"""Soft labels: cross-entropy of unlabelled tiles against class probabilities used in place of labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,40 +30,40 @@ _SOURCES = {
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Class probabilities in place of a label, with the weight of each tile (between 0 and 1)."""
+    """Class probabilities used in place of labels, with a weight between 0 and 1 per tile."""
 
     probabilities: Float32[np.ndarray, "n classes"]
     weights: Float32[np.ndarray, "n"]
 
 
 class SoftLabelsTerm(Term[SoftLabelsConfig]):
-    """Cross-entropy of the logits against soft labels, for tiles without a label."""
+    """Cross-entropy of the logits of unlabelled tiles against soft labels."""
 
     name = section = "soft_labels"
     switch = "source"
 
     @property
     def active(self) -> bool:
-        """Whether a source is set; a weight of 0 still serves `prompt_bags` and `training.monitor=agreement`."""
+        """Whether a source is set; with weight 0 it still serves `prompt_bags` and `training.monitor=agreement`."""
         return self.options.source != "none"
 
     @property
     def uses_vlm(self) -> bool:
-        """Every source except the image-only student."""
+        """True for every source except the image-only student."""
         return self.options.source in ("zero_shot", "vlm_probe")
 
     @property
     def uses_unlabelled(self) -> bool:
-        """The term is made for them."""
+        """Always True: the term applies to unlabelled tiles."""
         return True
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """A run with soft labels needs no label."""
+        """Always True: a run with soft labels needs no labels."""
         return True
 
     def problems(self) -> list[str]:
-        """A source needs what it is computed from, and `monitor: agreement` needs a source."""
+        """Check that the source has its inputs, and that `monitor: agreement` has a source."""
         problems = []
         if self.options.source == "zero_shot" and self.config.prompts is None:
             problems.append("soft_labels.source=zero_shot needs a prompt set: prompts")
@@ -76,11 +76,11 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return problems
 
     def describe(self) -> str:
-        """With source and weight."""
+        """Describe the term with its source and weight."""
         return f"{_SOURCES[self.options.source]} (soft labels, weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """Training keys of the image-only run, where the soft labels come from one."""
+        """Return the training keys of the image-only run, if it is the source of the soft labels."""
         if self.options.source != "image_only":
             return {}
         image_only = resolve_arm(self.config.model_copy(update={"arm": "image_only"}))
@@ -94,20 +94,20 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         return {}
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Probabilities of the tiles of a split, corrected as those of the training tiles are."""
+        """Return the probabilities of the tiles of a split, corrected like those of the training tiles."""
         return make_soft_labels(self._predict(split), self.options, self._training).probabilities
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Total weight of the tiles without a label."""
+        """Sum the weights of the unlabelled tiles."""
         return float((self._soft.weights[rows] * (self.labels[rows] < 0)).sum())
 
     def targets(self, batch: MicroBatch) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b"]]:
-        """Soft labels of a micro-batch and their weights, which are 0 for labelled tiles."""
+        """Return the soft labels of a micro-batch and their weights, which are 0 for labelled tiles."""
         weights = batch.tensor(self._soft.weights[batch.rows]) * (batch.labels < 0)
         return batch.tensor(self._soft.probabilities[batch.rows]), weights
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Weighted cross-entropy against the soft labels."""
+        """Sum the weighted cross-entropies against the soft labels."""
         return soft_cross_entropy_sum(batch.logits, *self.targets(batch))
 
 
@@ -116,12 +116,12 @@ def make_soft_labels(
 ) -> SoftLabels:
     """Correct probabilities for the prior, sharpen them, and weight them by confidence, in this order.
 
-    The prior is the mean probability of each class over the training tiles, so that a class which the source prefers
-    everywhere is held back. The weight is 1, or with `confidence` 1 - H(p) / log C.
+    The prior is the mean probability of each class over the training tiles, so that classes that the source favours
+    everywhere are scaled down. The weight is 1 or, with `confidence`, 1 - H(p) / log C.
 
     Args:
         probabilities: Class probabilities from the source.
-        options: Section `soft_labels`.
+        options: Configuration section `soft_labels`.
         training: Probabilities of the training tiles; `probabilities` by default.
 
     Raises:
@@ -141,7 +141,7 @@ def make_soft_labels(
 
 
 def _source(config: RunConfig, inputs: TermInputs) -> Callable[[str], Probabilities]:
-    """Split -> class probabilities of its tiles."""
+    """Return a function from a split to the class probabilities of its tiles."""
     options = config.soft_labels
     if options.source == "zero_shot":
         return lambda split: zero_shot(inputs.workspace, split, centre=options.centred)
@@ -151,7 +151,7 @@ def _source(config: RunConfig, inputs: TermInputs) -> Callable[[str], Probabilit
 
 
 def _vlm_probe(workspace: Workspace, tiles: TileSet) -> Callable[[str], Probabilities]:
-    """Logistic regression on the VLM's image embeddings and the labels that the run sees: no text, no prompts."""
+    """Fit a logistic regression on the VLM's image embeddings and the run's labels, without text or prompts."""
 
     def embeddings(split: str) -> Float32[np.ndarray, "n dim"]:
         store = workspace.tile_store(split)

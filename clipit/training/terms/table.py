@@ -1,8 +1,8 @@
-"""The loss terms, in the order in which they are prepared and summed; and what a configuration's terms need.
+"""The list of loss terms, in the order in which they are prepared and summed, and the inputs that they need.
 
-A term with a section of `RunConfig` is one file beside this one and one entry of `TERMS`. The section classes stand in
+A term with a section in `RunConfig` is one file beside this one and one entry of `TERMS`. The section classes are in
 `clipit.config`, because a configuration is read without torch and by layers below this one. Any other term, in this
-package or outside, brings its keys with it and is named in the configuration: `terms.<name>.class`.
+package or outside, defines its own keys and is named in the configuration: `terms.<name>.class`.
 """
 
 import importlib
@@ -37,16 +37,16 @@ TERMS: tuple[type[Term[Any]], ...] = (
 
 
 def all_terms(config: RunConfig) -> list[Term[Any]]:
-    """Every term of a resolved configuration, active or not.
+    """Create every term of a resolved configuration, active or not.
 
     Raises:
-        ConfigError: A term named under `terms` cannot be loaded, or its keys are wrong.
+        ConfigError: A term under `terms` cannot be loaded, or its keys are invalid.
     """
     return [*(term(config) for term in TERMS), *(_load_term(config, name) for name in config.terms)]
 
 
 def _load_term(config: RunConfig, name: str) -> Term[Any]:
-    """The term under `terms.<name>`."""
+    """Load the term under `terms.<name>`."""
     where, keys = f"terms.{name}", dict(config.terms[name])
     path = str(keys.pop("class", ""))
     module, _, attribute = path.partition(":")
@@ -76,38 +76,38 @@ def _load_term(config: RunConfig, name: str) -> Term[Any]:
 
 
 def active_terms(config: RunConfig) -> list[Term[Any]]:
-    """The summands of a configuration's loss."""
+    """Return the active terms of a configuration's loss."""
     return [term for term in all_terms(config) if term.active]
 
 
 def teaches_text(config: RunConfig) -> bool:
-    """Whether the projector learns the VLM's text space, so that the classifier answers zero-shot (controls do not)."""
+    """Check whether the projector learns the VLM's text space, so that the classifier can predict zero-shot."""
     answers = {term.teaches_text for term in active_terms(config)}
     return True in answers and False not in answers
 
 
 def uses_reports(config: RunConfig) -> bool:
-    """Whether a term uses the reports."""
+    """Check whether a term uses the reports."""
     return any(term.uses_reports for term in active_terms(config))
 
 
 def uses_vlm(config: RunConfig) -> bool:
-    """Whether the VLM takes part in the training."""
+    """Check whether training uses the VLM."""
     return config.student.projector_layers > 0 or any(term.uses_vlm for term in active_terms(config))
 
 
 def uses_unlabelled(config: RunConfig) -> bool:
-    """Whether tiles without a label take part."""
+    """Check whether training uses unlabelled tiles."""
     return any(term.uses_unlabelled for term in active_terms(config))
 
 
 def supervises_unlabelled(config: RunConfig) -> bool:
-    """Whether tiles without a label get class targets, so that a run needs no label."""
+    """Check whether unlabelled tiles get class targets, so that a run needs no labels."""
     return any(term.supervises_unlabelled for term in active_terms(config))
 
 
 def concerns(config: RunConfig, key: str) -> bool:
-    """Whether a key can change the run, as far as loss terms decide: False for keys of a term that is off."""
+    """Check whether a key can affect the run as far as loss terms decide: False for keys of a disabled term."""
     terms = all_terms(config)
     if key.startswith("pairing."):
         return any(term.active and term.uses_pairing for term in terms)
@@ -116,7 +116,7 @@ def concerns(config: RunConfig, key: str) -> bool:
 
 
 def idle_keys(config: RunConfig) -> list[str]:
-    """Keys of the terms that are off, other than those which turn them on."""
+    """List the keys of disabled terms, other than those that enable them."""
     return [
         key
         for term in all_terms(config)
@@ -126,7 +126,7 @@ def idle_keys(config: RunConfig) -> list[str]:
 
 
 def describe_terms(config: RunConfig) -> str:
-    """What the student learns from, with the weight of each term, for the run's summary."""
+    """Describe what the student learns from, with the weight of each term, for the run's summary."""
     parts = [part for term in active_terms(config) if (part := term.describe())]
     return "; ".join(parts) + f". Step chosen by {config.training.monitor.replace('_', ' ')} on validation tiles"
 
@@ -134,19 +134,20 @@ def describe_terms(config: RunConfig) -> str:
 def prepare_terms(
     config: RunConfig, workspace: Workspace, tiles: TileSet, image_only: Callable[[str], Probabilities]
 ) -> tuple[list[Term[Any]], dict[str, Any]]:
-    """Prepare the active terms of a run; also returns their facts for training.json.
+    """Prepare the active terms of a run, and return them with their facts for training.json.
 
     Args:
-        config: Run configuration, its arm resolved.
-        workspace: Cached inputs of this configuration.
+        config: Run configuration, with its arm resolved.
+        workspace: Workspace of this configuration.
         tiles: All tiles, with the labels that the run may use.
-        image_only: Split -> class probabilities by the image-only run of the same seed, which is trained when missing.
+        image_only: Function from a split to the class probabilities by the image-only run of the same seed, which is
+            trained if missing.
 
     Raises:
-        DataError: The classes of the prompt set are not those of the tiles, or a term has nothing to learn from.
+        DataError: The classes of the prompt set differ from those of the tiles, or a term has nothing to learn from.
     """
     if workspace.prompts is not None and teaches_text(config):
-        check_classes(workspace.prompts, tiles.classes)  # the export needs them: find out before the training
+        check_classes(workspace.prompts, tiles.classes)  # needed for the export: fail before training
     facts: dict[str, Any] = {}
     terms = active_terms(config)
     for term in terms:

@@ -1,4 +1,4 @@
-"""Vectors that a projection can be distilled to: means of snippets, image embeddings, prompts, and controls."""
+"""Target vectors for distillation: means of snippets, image embeddings, prompts, and controls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from clipit.stores.index import Index
 _BLOCK = 65536
 
 SnippetVectors = Callable[[Int[np.ndarray, "*shape"]], Float32[np.ndarray, "*shape dim"]]
-"""Positions in the text store to the vectors that stand for these snippets."""
+"""Function from positions in the text store to the vectors that represent these snippets."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class PairedSnippets:
-    """Snippets of each tile: positions in the text store (-1: fewer than k), and their weights in the mean."""
+    """Snippets of each tile: positions in the text store (padded with -1), and their weights in the mean."""
 
     positions: Int[np.ndarray, "n k"]
     weights: Float32[np.ndarray, "n k"]
 
     @property
     def valid(self) -> Bool[np.ndarray, "n"]:
-        """Tiles that have a snippet."""
+        """Mask of the tiles that have a snippet."""
         return np.asarray((self.positions >= 0).any(axis=1), dtype=np.bool_)
 
 
@@ -44,7 +44,7 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
 
     Args:
         tile_ids: Ids of the training tiles.
-        pairs: Their pairs; weights are equal unless `pairing.score_temperature` is set.
+        pairs: Pairs of the training tiles; weights are equal unless `pairing.score_temperature` is set.
         store: Text store that the positions refer to.
 
     Raises:
@@ -72,12 +72,12 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
 
 
 def stored_vectors(store: Store, index: Index) -> SnippetVectors:
-    """The snippets' embeddings, centred as the index is."""
+    """Return the snippets' embeddings, centred like the index."""
     return lambda positions: centred(store.rows(positions), index.mean)
 
 
 def mean_targets(paired: PairedSnippets, vectors_of: SnippetVectors, dim: int) -> Targets:
-    """Normalised weighted mean of each tile's snippets."""
+    """Compute the normalised weighted mean of each tile's snippets."""
     n = len(paired.positions)
     vectors = np.zeros((n, dim), dtype=np.float16)
     for start in range(0, n, _BLOCK):
@@ -89,7 +89,7 @@ def mean_targets(paired: PairedSnippets, vectors_of: SnippetVectors, dim: int) -
 
 
 def image_targets(tile_ids: np.ndarray, store: Store, mean: Float32[np.ndarray, "dim"] | None) -> Targets:
-    """The VLM's own embedding of each tile, centred as for pairing (control: no text)."""
+    """Return the VLM's own embedding of each tile, centred as for pairing (control without text)."""
     rows = store.positions(tile_ids)
     vectors = np.concatenate(
         [centred(store.rows(rows[s : s + _BLOCK]), mean).astype(np.float16) for s in range(0, len(rows), _BLOCK)]
@@ -98,7 +98,7 @@ def image_targets(tile_ids: np.ndarray, store: Store, mean: Float32[np.ndarray, 
 
 
 def sum_targets(first: Targets, second: Targets) -> Targets:
-    """Normalised sum of two targets; a tile that lacks one of them gets the other."""
+    """Compute the normalised sum of two targets; a tile that lacks one of them gets the other."""
     total = first.vectors.astype(np.float32) * first.valid[:, None]
     total += second.vectors.astype(np.float32) * second.valid[:, None]
     return Targets(unit(total).astype(np.float16), first.valid | second.valid)
@@ -107,13 +107,13 @@ def sum_targets(first: Targets, second: Targets) -> Targets:
 def class_targets(
     probabilities: Float[np.ndarray, "n classes"], class_embeddings: Float32[np.ndarray, "classes dim"]
 ) -> Targets:
-    """Prompt embedding of each tile's most probable class (control: text, but none of a report)."""
+    """Return the prompt embedding of each tile's most probable class (control with text that is not from reports)."""
     vectors = class_embeddings[probabilities.argmax(axis=1)].astype(np.float16)
     return Targets(vectors, np.ones(len(probabilities), dtype=bool))
 
 
 def shuffle_snippets(paired: PairedSnippets, seed: int) -> PairedSnippets:
-    """Give every tile the snippets of another tile (control)."""
+    """Assign to each tile the snippets of another tile (control)."""
     valid = paired.valid
     order = np.arange(len(valid))
     order[valid] = np.flatnonzero(valid)[derangement(int(valid.sum()), seed)]
@@ -121,13 +121,13 @@ def shuffle_snippets(paired: PairedSnippets, seed: int) -> PairedSnippets:
 
 
 def draw_random_snippets(paired: PairedSnippets, n_snippets: int, seed: int) -> PairedSnippets:
-    """Draw as many snippets per tile uniformly from the whole store (control)."""
+    """Draw as many snippets per tile uniformly from the complete store (control)."""
     drawn = np.random.default_rng([seed, 0x7C]).integers(0, n_snippets, size=paired.positions.shape)
     return PairedSnippets(np.where(paired.positions >= 0, drawn, -1), paired.weights)
 
 
 def random_codes(store: Store, seed: int) -> SnippetVectors:
-    """A random direction for each snippet id (control: right pairs, meaningless vectors)."""
+    """Assign a random direction to each snippet id (control with correct pairs and meaningless vectors)."""
 
     def vectors(positions: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         distinct, inverse = np.unique(positions, return_inverse=True)
@@ -143,8 +143,8 @@ def random_codes(store: Store, seed: int) -> SnippetVectors:
 
 
 def derangement(n: int, seed: int) -> Int[np.ndarray, "n"]:
-    """Random permutation of n > 1 items without a fixed point."""
+    """Draw a random permutation of n > 1 items without a fixed point."""
     order = np.random.default_rng([seed, 0x5F]).permutation(n)
     cycle = np.empty(n, dtype=np.int64)
-    cycle[order] = np.roll(order, 1)  # each item takes the place of the one before it: one cycle through all
+    cycle[order] = np.roll(order, 1)  # each item takes the place of its predecessor: one cycle through all items
     return cycle

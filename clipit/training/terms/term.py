@@ -1,4 +1,4 @@
-"""Base class of the loss terms, and what they are given before and during training."""
+"""Base class of the loss terms, and their inputs before and during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 Normalise = Callable[[Tensor], Tensor]
-"""Pixels 0..255 to the input of a backbone."""
+"""Function from pixels 0..255 to the input of a backbone."""
 Probabilities = Float32[np.ndarray, "n classes"]
 Options = TypeVar("Options", bound=Section)
 AnyTerm = TypeVar("AnyTerm", bound="Term[Any]")
@@ -26,13 +26,14 @@ AnyTerm = TypeVar("AnyTerm", bound="Term[Any]")
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What a term may prepare its targets from.
+    """Inputs from which a term prepares its targets.
 
     Attributes:
-        workspace: Cached inputs of the run's configuration.
+        workspace: Workspace of the run's configuration.
         tiles: All tiles, with the labels that the run may use.
-        image_only: Split -> class probabilities by the image-only run of the same seed, which is trained when missing.
-        terms: Active terms of the run; those listed earlier are prepared.
+        image_only: Function from a split to the class probabilities by the image-only run of the same seed, which is
+            trained if missing.
+        terms: Active terms of the run, in the order in which they are prepared.
     """
 
     workspace: Workspace
@@ -41,7 +42,7 @@ class TermInputs:
     terms: "Sequence[Term[Any]]"
 
     def term(self, kind: type[AnyTerm]) -> AnyTerm | None:
-        """The active term of this class; None when it is off."""
+        """Return the active term of this class, or None if it is disabled."""
         return next((term for term in self.terms if type(term) is kind), None)
 
 
@@ -51,13 +52,13 @@ class MicroBatch:
 
     Attributes:
         rows: Rows of the training tiles in this pass.
-        batch_rows: Rows of the whole batch, over all processes; process r holds every n-th of them, from r.
-        labels: Class numbers; -1 where unknown.
+        batch_rows: Rows of the complete batch, over all processes; of n processes, process r has every n-th row from r.
+        labels: Class indices; -1 if unknown.
         views: Logits of each augmented view of the tiles; most terms use `logits`, the first view.
-        projection: The student's predicted text embeddings of the first view; None without a projector.
-        second_projection: The same in the space of the second VLM.
-        student: The trained module, possibly inside the wrapper that exchanges gradients.
-        processes: The processes that share the batch.
+        projection: Predicted text embeddings of the first view; None without a projector.
+        second_projection: Predicted text embeddings of the first view in the space of the second VLM.
+        student: Trained module, possibly inside the wrapper that exchanges gradients.
+        processes: Processes that share the batch.
     """
 
     rows: Int[np.ndarray, "b"]
@@ -86,37 +87,37 @@ class MicroBatch:
         return self.projection
 
     def tensor(self, values: np.ndarray) -> Tensor:
-        """An array on the student's device."""
+        """Convert an array to a tensor on the student's device."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.processes.device)
 
 
 class Term(Generic[Options]):
-    """One summand of the training loss of one run: weight x sum over tiles / count over the whole batch.
+    """One summand of a run's training loss: weight x sum over tiles / count over the complete batch.
 
-    Until `prepare` a term knows its configuration only, and says whether it is active, what it needs and which keys
-    contradict it. After `prepare` it counts and sums.
+    Before `prepare`, a term only has its configuration: it reports whether it is active, what it needs and which keys
+    conflict with it. After `prepare`, it counts and sums.
     """
 
     name: str
-    """Column of metrics.jsonl; the configuration names a term from outside."""
+    """Column of metrics.jsonl; for an external term, its name in the configuration."""
     section: str
-    """Section of the configuration that holds its keys; `terms.<name>` for a term from outside."""
+    """Section of the configuration that contains its keys; `terms.<name>` for an external term."""
     switch: ClassVar[str] = "weight"
-    """Key of that section which turns the term on."""
+    """Key of that section that enables the term."""
     options_class: ClassVar[type[Section] | None] = None
-    """Class of the keys of a term from outside; None for a term with a section of `RunConfig`."""
+    """Class of the keys of an external term; None for a term with a section in `RunConfig`."""
     views: ClassVar[int] = 1
-    """Augmented views of each tile that the term compares."""
+    """Number of augmented views of each tile that the term compares."""
     labels: Int[np.ndarray, "n"]
-    """Class numbers of the training tiles, -1 where unknown; set before `prepare`."""
+    """Class indices of the training tiles, -1 if unknown; set before `prepare`."""
 
     def __init__(self, config: RunConfig, name: str | None = None, options: Options | None = None) -> None:
-        """Read the keys.
+        """Read the keys of the term.
 
         Args:
-            config: Run configuration, its arm resolved.
-            name: Name of a term from outside.
-            options: Keys of a term from outside.
+            config: Run configuration, with its arm resolved.
+            name: Name of an external term.
+            options: Keys of an external term.
         """
         self.config = config
         if name is not None:
@@ -141,47 +142,47 @@ class Term(Generic[Options]):
 
     @property
     def uses_pairing(self) -> bool:
-        """Whether keys of `pairing` change the term."""
+        """Whether keys of `pairing` affect the term."""
         return self.uses_reports
 
     @property
     def uses_vlm(self) -> bool:
-        """Whether the VLM takes part, other than through the projector's dimension."""
+        """Whether the term uses the VLM other than through the projector's dimension."""
         return self.uses_reports
 
     @property
     def uses_unlabelled(self) -> bool:
-        """Whether tiles without a label contribute."""
+        """Whether unlabelled tiles contribute."""
         return False
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """Whether tiles without a label get class targets, so that a run needs no label at all."""
+        """Whether unlabelled tiles get class targets, so that a run needs no labels at all."""
         return False
 
     @property
     def teaches_text(self) -> bool | None:
-        """Whether the projector learns the VLM's text space; False: it learns another one; None: neither."""
+        """Whether the projector learns the VLM's text space; False for another space, None if it learns neither."""
         return None
 
     def problems(self) -> list[str]:
-        """Contradicting keys, each with what to change; also called while the term is off."""
+        """List conflicting keys, each with what to change; also called while the term is disabled."""
         return []
 
     def describe(self) -> str:
-        """Part of the summary's line "teaches"; "" to leave the term out."""
+        """Return the term's part of the summary's line "teaches", or "" for none."""
         return f"{self.name.replace('_', ' ')} (weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """Fingerprints of inputs beyond keys, tiles, VLM, snippets and prompts, by name; part of the run's."""
+        """Return fingerprints of inputs other than keys, tiles, VLM, snippets and prompts, by name."""
         return {}
 
     def initial_parameters(self) -> dict[str, float]:
-        """Trainable scalars of the term with their first values; they lie in `student.loss_parameters`."""
+        """Return initial values of the term's trainable scalars, which are stored in `student.loss_parameters`."""
         return {}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
-        """Make the targets of all training tiles.
+        """Build the targets of all training tiles.
 
         Returns:
             Facts for training.json.
@@ -189,14 +190,14 @@ class Term(Generic[Options]):
         return {}
 
     def initialise(self, student: Student, normalise: Normalise, source: PixelSource) -> None:
-        """Change the student before its first step (not when a run resumes)."""
+        """Change the student before its first step; not called when a run resumes."""
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Class targets of all tiles of a split, for a choice of step without labels; None without such targets."""
+        """Return class targets of all tiles of a split, to select the step without labels; None if there are none."""
         return None
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Number (or total weight) of the tiles of the whole batch that contribute; the sum is divided by it.
+        """Count the contributing tiles of the complete batch (or sum their weights); the term's sum is divided by this.
 
         Args:
             rows: Rows of the training tiles in the batch, over all processes.
@@ -204,8 +205,8 @@ class Term(Generic[Options]):
         raise NotImplementedError
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
-        """Loss of this micro-batch, summed over its contributing tiles."""
+        """Compute the loss of this micro-batch, summed over its contributing tiles."""
         raise NotImplementedError
 
     def after_update(self, student: Student) -> None:
-        """Called after every optimiser step, for example to bound a learnt parameter."""
+        """Update the student after every optimiser step, for example to bound a learnt parameter."""

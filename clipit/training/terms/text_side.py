@@ -1,8 +1,8 @@
-"""Adapting the text side before distillation: a light adapter on cached embeddings, or LoRA on the text tower.
+"""Adapt the text side before distillation: a light adapter on cached embeddings, or LoRA on the text tower.
 
-CLIP-IT (arXiv 2504.16181) trains a head on the paired text and puts LoRA on both towers. Here the text side is fitted
-first, to predict the labels of the labelled tiles from their paired snippets; then all targets are recomputed and
-frozen. A training step costs no more than before, and the text cannot drift towards the student.
+CLIP-IT (arXiv 2504.16181) trains a head on the paired text and applies LoRA to both towers. Here, the text side is
+first fitted to predict the labels of the labelled tiles from their paired snippets; then all targets are recomputed and
+frozen. A training step costs no more than before, and the text embeddings cannot drift towards the student.
 """
 
 import time
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ADAPTER_STEPS, _ADAPTER_RATE = 300, 1e-3
 _LORA_STEPS, _LORA_RATE, _LORA_BATCH = 200, 5e-4, 32
-_HIDDEN = 4  # the adapter's hidden layer is this much narrower than the joint space
+_HIDDEN = 4  # the adapter's hidden layer is narrower than the joint space by this factor
 _LEAST_HIDDEN = 16
 
 
@@ -41,10 +41,10 @@ class AdaptedText:
 def labelled_snippets(
     paired: PairedSnippets, labels: Int[np.ndarray, "n"]
 ) -> tuple[Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
-    """Text-store positions of the labelled tiles' snippets, and these tiles' labels.
+    """Return the text-store positions of the labelled tiles' snippets, and these tiles' labels.
 
     Raises:
-        DataError: Fewer than two classes among them.
+        DataError: The labelled tiles with snippets have fewer than two classes.
     """
     rows, ranks = np.nonzero((paired.positions >= 0) & (labels >= 0)[:, None])
     positions, wanted = paired.positions[rows, ranks], labels[rows]
@@ -62,7 +62,7 @@ def fit_adapter(
 ) -> AdaptedText:
     """Fit a residual bottleneck t' = t + W2 relu(W1 t) and a linear head to the labels, as CLIP-Adapter does.
 
-    Source: Gao et al., arXiv 2110.04544. W2 starts at zero, so that the adapter starts as the identity.
+    Source: Gao et al., arXiv 2110.04544. W2 is initialised to zero, so that the adapter starts as the identity.
     """
     begin = time.perf_counter()
     torch.manual_seed(seed)
@@ -83,7 +83,7 @@ def fit_adapter(
     return AdaptedText(vectors, {"text_adapter_seconds": round(time.perf_counter() - begin, 2)})
 
 
-_SCALE = 10.0  # unit vectors alone make soft logits
+_SCALE = 10.0  # unscaled cosines would give nearly uniform probabilities
 
 
 class _Adapter(nn.Module):
@@ -95,7 +95,6 @@ class _Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, texts: Tensor) -> Tensor:
-        """Adapt unit vectors [..., dim]; the result has unit length."""
         return F.normalize(texts + self.up(F.relu(self.down(texts))), dim=-1)
 
 
@@ -112,12 +111,12 @@ def fit_text_lora(
     """Fit LoRA on the text tower to predict labels from paired snippets, and embed all paired snippets again.
 
     Args:
-        vlm: Model whose text tower is adapted; afterwards it is as before.
-        texts: Snippet id -> text.
+        vlm: VLM whose text tower is adapted; it is restored afterwards.
+        texts: Text of each snippet by id.
         store: Text store that the positions of `paired` refer to.
         mean: Mean text embedding, subtracted as for pairing.
-        paired: Each training tile's snippets.
-        labels: Class numbers of the training tiles; -1 where unknown.
+        paired: Paired snippets of the training tiles.
+        labels: Class indices of the training tiles; -1 if unknown.
         lora: Rank, alpha and dropout; all linear layers of the text tower are adapted.
         seed: Seed of the initial weights and of the batches.
     """
@@ -160,12 +159,12 @@ def fit_text_lora(
 
 
 def text_layers(module: nn.Module) -> list[str]:
-    """Full names of the text tower's linear layers that can be adapted.
+    """List the full names of the text tower's linear layers that can be adapted.
 
-    Layers inside torch's fused attention are left out: their weights are read, not called.
+    Layers inside torch's fused attention are excluded: it reads their weights without calling them.
 
     Raises:
-        ModelError: There are none.
+        ModelError: The text tower has no such layers.
     """
     fused = [name for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)]
     layers = [

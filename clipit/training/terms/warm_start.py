@@ -30,15 +30,15 @@ def warm_start(
     """Fit the image head on the frozen backbone's features and the text head on the paired texts, in place.
 
     Args:
-        config: Run configuration, its arm resolved.
+        config: Run configuration, with its arm resolved.
         student: Student with late fusion.
-        normalise: Pixels 0..255 to the backbone's input.
+        normalise: Function from pixels 0..255 to the backbone's input.
         source: Training tiles.
-        labels: Their class numbers; -1 where unknown.
-        targets: Their paired texts.
+        labels: Class indices of the training tiles; -1 if unknown.
+        targets: Embeddings of the paired texts of the training tiles.
 
     Raises:
-        ConfigError: The student has no late fusion.
+        ConfigError: The student does not use late fusion.
     """
     if student.text_head is None:
         raise ConfigError(
@@ -60,7 +60,7 @@ def warm_start(
 
 
 def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -> None:
-    """Full-batch AdamW with a cosine schedule; every process computes the same."""
+    """Fit a head by full-batch AdamW with a cosine schedule; every process computes the same result."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):
@@ -68,4 +68,4 @@ def _fit(head: nn.Module, inputs: Tensor, labels: Tensor, weight_decay: float) -
         torch.autograd.backward(F.cross_entropy(head(inputs.clone()), labels))
         optimizer.step()
         schedule.step()
-    head.zero_grad(set_to_none=True)  # else the first step of stage 2 would add to them
+    head.zero_grad(set_to_none=True)  # otherwise they would be added to those of stage 2

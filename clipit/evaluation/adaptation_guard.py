@@ -24,11 +24,7 @@ from clipit.evaluation.adaptation import check_finite
 
 MIN_MISFIT = 8.0
 """Chosen on the second synthetic world: of 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10 and 15, the value with the highest
-<<<<<<< HEAD
-mean change in score over whole sets and batches, weighted equally. docs/results.md reports its errors on the first."""
-=======
 mean change in score over full sets and batches, weighted equally. docs/results.md reports its errors on the first."""
->>>>>>> read1
 MAX_TILES = 400
 """Upper limit of n in the sampling variance, the most tiles that `MIN_MISFIT` was chosen on. Without it, any difference
 would become significant with enough tiles, while the cost of adapting stays the same."""

@@ -54,12 +54,7 @@ def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
     folder, config = run_folder(trial.config), resolve_arm(trial.config)
     training, results = read_training(folder), read_results(folder)
     monitor = config.training.monitor
-<<<<<<< HEAD
-    # these monitors use no labels
-    test_metric = comparison_metric if monitor in ("agreement", "information") else monitor
-=======
     test_metric = comparison_metric if monitor in ("agreement", "information") else monitor  # these use no labels
->>>>>>> read2
     return {
         "run": str(folder.relative_to(config.output)),
         "arm": config.arm or "custom",

@@ -17,17 +17,12 @@ def plot_curve(
 ) -> None:
     """Plot one line per model and reading, with 95 % bands if there are few; unperturbed tiles are dotted.
 
-        Args:
-            curves: Rows with what = `curve`, for this perturbation and for `none`.
-            perturbation: Name of the perturbation.
-            path: PNG file to write.
-            metric: Name of the score.
-    <<<<<<< HEAD
-            neutral: Level without effect, where the curves meet the unperturbed score; None if there is
-                no such level.
-    =======
-            neutral: Level at which the perturbation has no effect, where curves meet the unperturbed score; None if absent.
-    >>>>>>> read2
+    Args:
+        curves: Rows with what = `curve`, for this perturbation and for `none`.
+        perturbation: Name of the perturbation.
+        path: PNG file to write.
+        metric: Name of the score.
+        neutral: Level at which the perturbation has no effect, where curves meet the unperturbed score; None if absent.
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.add_subplot()

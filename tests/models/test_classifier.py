@@ -198,7 +198,7 @@ def test_absent_and_foreign_vlm(
     assert absent.zero_shot(pictures).shape == (4, 3)
     with pytest.raises(ModelError, match="vlm=FOLDER"):
         absent.zero_shot(pictures, texts)
-    with pytest.raises(ModelError, match="another VLM"):
+    with pytest.raises(ModelError, match="is not the VLM of the training"):
         clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(open_clip_folder)).zero_shot(pictures, texts)
     assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name).zero_shot(pictures, texts).shape == (4, 2)
 
@@ -246,7 +246,7 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm
         export_classifier(
             student, backbone, tmp_path / "c", classes=CLASSES, prompts={"x": (["a"], np.zeros((1, 9), np.float32))}
         )
-    with pytest.raises(ModelError, match="do not fit the joint space of 9"):
+    with pytest.raises(ModelError, match="joint space has 9 dimensions, the projector's 24"):
         export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info={"joint_dim": 9})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -131,7 +131,7 @@ def test_folder_errors(clip_folder: Path, open_clip_folder: Path, timm_folder: P
             load(copy)
     copy = Path(shutil.copytree(open_clip_folder, tmp_path / "bare"))
     (copy / "open_clip_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="not: weights"):
+    with pytest.raises(ModelError, match="files are missing: weights"):
         load(copy)
 
 

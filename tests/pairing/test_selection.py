@@ -183,7 +183,7 @@ def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, t
     "keys", [{"correction": "csls"}, {"mutual": True}, {"organs": ("colon",)}, {"exclude_same_group": True}]
 )
 def test_the_configuration_refuses_them_with_lists(keys: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="they need index: Flat"):
+    with pytest.raises(ValueError, match="so index: Flat, not index: IVF16"):
         PairingConfig(index="IVF16,Flat", **keys)
 
 
@@ -206,16 +206,16 @@ def test_a_killed_pairing_with_rules_goes_on(
 
     rules = PairingConfig(correction="csls", threshold=0.3, score_temperature=0.1)
     whole = pair_tiles(tmp_path / "a", index, tiles, k=2, block=10, rules=rules)
-    original, calls = module.find, iter([True, True, False])
+    original, calls = module.find_candidates, iter([True, True, False])
 
     def dying(*arguments: Any) -> Any:
         if not next(calls):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(module, "find", dying)
+    monkeypatch.setattr(module, "find_candidates", dying)
     with pytest.raises(KeyboardInterrupt):
         pair_tiles(tmp_path / "b", index, tiles, k=2, block=10, rules=rules)
-    monkeypatch.setattr(module, "find", original)
+    monkeypatch.setattr(module, "find_candidates", original)
     again = pair_tiles(tmp_path / "b", index, tiles, k=2, block=10, rules=rules)
     assert again.artifact.manifest.files["pairs.parquet"] == whole.artifact.manifest.files["pairs.parquet"]

@@ -69,7 +69,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "entries[3].kind: 'organelle'",
         "entries[3].variants: 1 texts; 2 to 5",
         "entries[3].colour: unknown key",
-        "entries[4].variants: the term itself",
+        "entries[4].variants: contains the term itself",
         "entries[4].causes: 4 texts",
         "entries[5].term: is missing",
         "entries[6]: is not a mapping",

@@ -122,7 +122,7 @@ def test_text_in_another_encoding_is_located(tmp_path: Path, suffix: str) -> Non
     lines = {"txt": "ok\nCaf\xe9\n", "csv": "text\nCaf\xe9\n", "jsonl": '{"text": "a"}\n{"text": "\xe9"}\n'}[suffix]
     path.write_bytes(lines.encode("latin-1"))
     place = r"line 2, byte 11" if suffix == "jsonl" else r"line 2, byte 4"
-    with pytest.raises(DataError, match=rf"not utf-8\n.*reports\.{suffix}, {place} \(0xe9\)\n.*latin-1"):
+    with pytest.raises(DataError, match=rf"not valid utf-8\n.*reports\.{suffix}, {place} \(0xe9\)\n.*latin-1"):
         read(path)
     assert "\xe9" in read(path, encoding="latin-1").reports[-1].text
 

@@ -128,7 +128,7 @@ def test_a_run_without_its_mark_is_not_taken_over(finished: Finished, left: str)
     for path in folder.iterdir():
         if path.name != left:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(ArtifactError, match=r"(?s)without run\.json.*--name"):
+    with pytest.raises(ArtifactError, match=r"(?s)run\.json is missing.*--name"):
         again(config)
 
 

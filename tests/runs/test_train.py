@@ -308,7 +308,7 @@ def test_no_report_text_and_no_snippet_embedding_in_the_classifier(configure: Ma
 @usual
 def test_the_folder_of_another_configuration(configure: MakeConfig, train: Train) -> None:
     train(configure({"training.steps": 2}, name="taken"))
-    with pytest.raises(ArtifactError, match=r"another configuration(?s:.*)config\.yaml(?s:.*)--name"):
+    with pytest.raises(ArtifactError, match=r"another configuration; differences: lora\.rank\n(?s:.*)--name"):
         train(configure({"training.steps": 2, "lora.rank": 2}, name="taken"))
 
 
@@ -330,9 +330,8 @@ def test_the_folder_of_other_data(configure: MakeConfig, tmp_path: Path, changed
     text = mine[changed].read_text()
     swapped = text.replace("gland", "\0").replace("stroma", "gland").replace("\0", "stroma")
     mine[changed].write_text(swapped if changed != "prompts" else text.replace("fibrosis", "oedema"))
-    with pytest.raises(
-        ArtifactError, match="another configuration, or to other tiles, labels, models, reports or prompts"
-    ):
+    difference = {"reports": "snippets", "labels": "labels of tiles", "prompts": "prompts"}[changed]
+    with pytest.raises(ArtifactError, match=f"another configuration; differences: {difference}"):
         train_run(configure(keys))
 
 

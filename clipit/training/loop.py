@@ -258,6 +258,7 @@ class _Log:
                 temporary.write_text(kept, encoding="utf-8")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """Append a row to metrics.jsonl (main process only) and pass it to the trackers, less what is undefined."""
         if self._main:
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")

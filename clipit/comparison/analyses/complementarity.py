@@ -50,6 +50,7 @@ class _SeedResult:
 
     @property
     def accuracy(self) -> float:
+        """Accuracy of the classifier on the tiles that both predicted."""
         return (self.counts.both + self.counts.only_other) / self.counts.tiles
 
 

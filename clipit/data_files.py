@@ -1,7 +1,8 @@
-"""Data files that users give: csv tables and Hugging Face data sets, read the same way for tiles and reports."""
+"""Data files that users give: folders, csv tables and Hugging Face data sets, for tiles and reports alike."""
 
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,71 @@ from clipit.errors import DataError, shortlist
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Files found in a folder and its subfolders, each list sorted.
+
+    Attributes:
+        files: Regular files, links to files included.
+        dangling: Links whose target does not exist.
+        undecodable: Files whose names are not UTF-8; ids and tables cannot contain them.
+    """
+
+    files: list[Path]
+    dangling: list[Path]
+    undecodable: list[Path]
+
+
+def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
+    """List the wanted files of a folder and its subfolders.
+
+    Links to folders are followed, but every real folder is entered only once: under its own name where it lies in
+    `folder`, else under the first link to it. A link to a parent folder therefore adds nothing.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    found = FolderFiles([], [], [])
+    entered: set[tuple[int, int]] = set()
+    real, linked = [folder], list[Path]()
+    while real or linked:
+        here = real.pop() if real else linked.pop(0)
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(
+                f"cannot read this folder: {error.strerror or error}",
+                where=here,
+                fix="correct its permissions, or move it out of the data",
+            ) from error
+        for entry in inside:
+            path = Path(entry.path)
+            if path.is_dir():
+                (linked if entry.is_symlink() else real).append(path)
+            elif not wanted(path):
+                continue
+            elif not path.is_file():
+                if entry.is_symlink():
+                    found.dangling.append(path)
+            elif _is_utf8(str(path.relative_to(folder))):
+                found.files.append(path)
+            else:
+                found.undecodable.append(path)
+    for paths in (found.files, found.dangling, found.undecodable):
+        paths.sort()
+    return found
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a file name is valid UTF-8; Python marks other bytes with lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 @dataclass(frozen=True)

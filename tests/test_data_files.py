@@ -1,0 +1,54 @@
+"""Listing of folders: links, loops, permissions, names."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from clipit.data_files import list_files
+from clipit.errors import DataError
+
+
+def _write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_follows_links_and_enters_each_folder_once(tmp_path: Path) -> None:
+    outside = _write(tmp_path / "outside" / "deep" / "b.png").parent.parent
+    data = tmp_path / "data"
+    real = _write(data / "z" / "a.png")
+    (data / "again").symlink_to(outside)
+    (data / "twice").symlink_to(outside)
+    (data / "a_link_to_z").symlink_to(data / "z")
+    (data / "z" / "up").symlink_to(data)
+    (data / "loop").symlink_to(data / "loop")
+    (data / "file_link.png").symlink_to(real)
+    found = list_files(data, lambda path: path.suffix == ".png")
+    assert found.files == [data / "again/deep/b.png", data / "file_link.png", data / "z/a.png"]
+    assert found.dangling == [] and found.undecodable == []
+
+
+def test_names_dangling_links_and_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    _write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
+    _write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9p/fine.png")))
+    found = list_files(tmp_path)
+    assert found.files == []
+    assert found.dangling == [tmp_path / "gone.png"]
+    assert [path.name.isascii() for path in found.undecodable] == [False, True]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "closed" / "a.png")
+    scan = os.scandir
+
+    def denied(path: Path) -> object:
+        if Path(path).name == "closed":  # permissions do not stop root
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match="cannot read this folder: Permission denied"):
+        list_files(tmp_path)

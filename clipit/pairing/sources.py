@@ -1,4 +1,4 @@
-"""Sources of snippets: organs and groups of the reports that contain each snippet of the index."""
+"""Pairing rules by the report: organs and groups of the reports that contain each snippet of the index."""
 
 from collections.abc import Mapping, Sequence
 

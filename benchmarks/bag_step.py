@@ -27,8 +27,7 @@ def measure(options: Options) -> list[Figure]:
 
     config = BagsConfig(weight=0.5)
     bags = _bags(options, config)
-    size, steps = options.size(32, 4), options.size(3, 1)
-    name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
+    size, steps = options.size(32, 4, 64), options.size(3, 1, 20)
     device = get_processes().device
     works: dict[str, Work] = {}
     arms: dict[str, tuple[BagsConfig | None, StudentConfig]] = {
@@ -38,13 +37,16 @@ def measure(options: Options) -> list[Figure]:
     }
     for arm, (options_of_arm, heads) in arms.items():
         torch.manual_seed(0)
-        backbone = load_backbone(BackboneConfig(name=name, pretrained=False), device)
+        backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False), device)
         joint = None if options_of_arm is None else _DIM
         student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=_CLASSES, joint_dim=joint)
-        works[arm] = _work(student, size, steps, None if options_of_arm is None else _term(options_of_arm, bags))
+        works[arm] = _work(
+            options, student, size, steps, None if options_of_arm is None else _term(options_of_arm, bags)
+        )
     samples = alternate(works, options)
     facts = {
-        "backbone": name,
+        "backbone": options.vit,
+        "precision": options.precision,
         "tiles_per_step": size,
         "snippets_per_bag": config.snippets,
         "tiles_per_bag": 1 + config.tiles,
@@ -92,7 +94,7 @@ def _term(options: "BagsConfig", bags: "Bags") -> "BagsTerm":
     return term
 
 
-def _work(student: Any, size: int, steps: int, term: "BagsTerm | None") -> Work:
+def _work(options: Options, student: Any, size: int, steps: int, term: "BagsTerm | None") -> Work:
     import numpy as np
     import torch
 
@@ -109,11 +111,13 @@ def _work(student: Any, size: int, steps: int, term: "BagsTerm | None") -> Work:
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
     def step() -> None:
-        output = student(pixels)
-        loss = cross_entropy_sum(output.logits, labels) / size
+        with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            output = student(pixels)
+        logits = output.logits.float()
+        loss = cross_entropy_sum(logits, labels) / size
         if term is not None:
             rows = draws.integers(0, len(term.bags.texts.members), size=size)
-            batch = MicroBatch(rows, rows, labels, (output.logits,), output.projected, None, student, processes)
+            batch = MicroBatch(rows, rows, labels, (logits,), output.projected.float(), None, student, processes)
             loss = loss + term.weight * term.sum(batch)
         torch.autograd.backward(loss)
         optimizer.step()

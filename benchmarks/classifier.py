@@ -20,11 +20,10 @@ def measure(options: Options) -> list[Figure]:
     from clipit.models.export import export_classifier
     from clipit.models.student import build_student
 
-    name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
-    batch, batches = options.size(32, 4), options.size(4, 1)
+    batch, batches = options.size(32, 4, 256), options.size(4, 1)
     device = get_processes().device
     torch.manual_seed(0)
-    backbone = load_backbone(BackboneConfig(name=name, pretrained=False))
+    backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False))
     heads = StudentConfig(head="linear", projector_layers=1)
     student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=len(CLASSES), joint_dim=_DIM)
     folder = export_classifier(student, backbone, options.folder / "classifier", classes=CLASSES)
@@ -45,7 +44,7 @@ def measure(options: Options) -> list[Figure]:
     samples = alternate(works, options)
     difference = max(float((a - b).abs().max()) for a, b in zip(ours(), theirs(), strict=True))
     facts = {
-        "backbone": name,
+        "backbone": options.vit,
         "tiles": batch * batches,
         "batch": batch,
         "tiles_per_second": {side: batch * batches / min(taken) for side, taken in samples.items()},

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.harness import Figure, Options, alternate, ratios, seconds
 from benchmarks.inputs import make_tiles, make_vlm
 
-_BATCH = 64
+_BATCH, _BATCH_GPU = 64, 256
 
 
 def measure(options: Options) -> list[Figure]:
@@ -15,33 +15,43 @@ def measure(options: Options) -> list[Figure]:
     import torch
 
     from clipit.stores.embed import embed_tiles, unit
+    from clipit.tiles.pixel_source import PixelSource
 
-    tiles = make_tiles(options.folder / "tiles", options.size(256, 12))
-    vlm = make_vlm(options.folder / "vlm", quick=options.quick)
-    starts = range(0, len(tiles), _BATCH)
+    tiles = make_tiles(options.folder / "tiles", options.size(256, 12, 8192))
+    vlm = make_vlm(options.folder / "vlm", options)
+    batch_size = options.size(_BATCH, _BATCH, _BATCH_GPU)
+    starts = range(0, len(tiles), batch_size)
     ready = []
     for start in starts:
-        pixels = [vlm.preprocess.pixels(tiles.read(row)) for row in range(start, min(start + _BATCH, len(tiles)))]
+        pixels = [vlm.preprocess.pixels(tiles.read(row)) for row in range(start, min(start + batch_size, len(tiles)))]
         ready.append(vlm.preprocess.normalise(torch.from_numpy(np.stack(pixels)).to(vlm.device)))
     number = count()
 
     def ours() -> float:
         root = options.folder / f"root{next(number)}"
-        return seconds(lambda: embed_tiles(root, vlm, tiles, batch_size=_BATCH))
+        return seconds(lambda: embed_tiles(root, vlm, tiles, batch_size=batch_size))
 
     @torch.inference_mode()
     def forward() -> list[torch.Tensor]:
-        return [vlm.towers.image(batch) for batch in ready]
+        with torch.autocast(vlm.device.type, dtype=torch.bfloat16, enabled=options.gpu):
+            return [vlm.towers.image(batch) for batch in ready]
+
+    def reading() -> None:
+        batches = [np.arange(start, min(start + batch_size, len(tiles))) for start in starts]
+        for _ in PixelSource(tiles, vlm.preprocess.pixels).ahead(batches):
+            pass
 
     samples = alternate({"embed_tiles": ours, "forward": lambda: seconds(forward)}, options)
+    samples["reading"] = [seconds(reading) for _ in range(options.repeats)]
     wanted = unit(torch.cat(forward()).float().cpu().numpy())
-    store = embed_tiles(options.folder / "root0", vlm, tiles, batch_size=_BATCH)
+    store = embed_tiles(options.folder / "root0", vlm, tiles, batch_size=batch_size)
     cosines = (store.rows(np.arange(len(tiles))) * wanted).sum(axis=1)
     facts = {
         "tiles": len(tiles),
         "pixels": vlm.preprocess.size,
-        "batch": _BATCH,
+        "batch": batch_size,
         "tiles_per_second": {name: len(tiles) / min(taken) for name, taken in samples.items()},
+        "image_tower": "ViT-L/16, bfloat16" if options.gpu else "ViT-S/16, float32",
         "lowest_cosine_between_both": float(cosines.min()),
     }
     values = ratios(samples, "forward", "embed_tiles")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 Work = Callable[[], float]
 """Runs something once and returns the measured seconds, without its preparation."""
@@ -20,15 +20,29 @@ class Options:
         folder: Empty folder for inputs and outputs.
         quick: Tiny sizes, as a smoke test; the figures mean nothing.
         repeats: Measured rounds.
+        gpu: Sizes for a GPU: large models in bfloat16, more rows.
     """
 
     folder: Path
     quick: bool
     repeats: int
+    gpu: bool = False
 
-    def size(self, full: int, quick: int) -> int:
-        """The full size, or the quick one with `quick`."""
-        return quick if self.quick else full
+    def size(self, full: int, quick: int, gpu: int | None = None) -> int:
+        """Return the quick size with `quick`, the size for a GPU if there is one, and the full size otherwise."""
+        if self.quick:
+            return quick
+        return gpu if self.gpu and gpu is not None else full
+
+    @property
+    def vit(self) -> str:
+        """timm's name of the backbone to measure: ViT-S/16; on a GPU ViT-L/16; ViT-Ti/16 with `quick`."""
+        return f"vit_{'tiny' if self.quick else 'large' if self.gpu else 'small'}_patch16_224"
+
+    @property
+    def precision(self) -> Literal["no", "bf16"]:
+        """Mixed precision of a training step, as in Accelerate."""
+        return "bf16" if self.gpu else "no"
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,18 @@ def synchronise() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def peak_memory(work: Callable[[], object]) -> int | None:
+    """Return the largest GPU memory in bytes that a function allocates; None without a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        work()
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return int(torch.cuda.max_memory_allocated())
 
 
 def alternate(works: Mapping[str, Work], options: Options) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from benchmarks.harness import Options
     from clipit.models.vlm import VLM
     from clipit.stores.embed import Store
     from clipit.tiles.tileset import TileSet
@@ -16,10 +17,15 @@ SIZE = 224
 CLASSES = ("first", "second", "third")
 
 
-def make_tiles(folder: Path, count: int) -> "TileSet":
+def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
     """Write JPEG tiles to a zip with a table beside it, and open them as a user's own table.
 
     The pixels are noise on smooth random shapes, so that a file is as large (about 20 kB) as that of a real tile.
+
+    Args:
+        folder: New folder.
+        count: Number of tiles.
+        distinct: Number of different images; further tiles repeat them.
     """
     from PIL import Image
 
@@ -30,13 +36,16 @@ def make_tiles(folder: Path, count: int) -> "TileSet":
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["path,label,split"]
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
-        for number in range(count):
+        images: list[bytes] = []
+        for _ in range(min(count, distinct)):
             coarse = Image.fromarray(rng.integers(60, 240, (14, 14, 3), dtype=np.uint8))
             soft = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
             noisy = (soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
-            archive.writestr(f"{number:05d}.jpg", buffer.getvalue())
+            images.append(buffer.getvalue())
+        for number in range(count):
+            archive.writestr(f"{number:05d}.jpg", images[number % len(images)])
             rows.append(f"{number:05d}.jpg,{CLASSES[number % 3]},{'train' if number < count - 6 else 'validation'}")
     (folder / "tiles.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     labels = LabelsConfig(kind="fraction", value=0.5)
@@ -46,8 +55,8 @@ def make_tiles(folder: Path, count: int) -> "TileSet":
     return load_tiles(config, 0)
 
 
-def make_vlm(folder: Path, *, quick: bool) -> "VLM":
-    """A VLM with an image tower of ViT-S/16 at 224 px (ViT-Ti with two layers when quick) and random weights."""
+def make_vlm(folder: Path, options: "Options") -> "VLM":
+    """Build a VLM with random weights and a ViT-S/16 at 224 px (ViT-L/16 on a GPU, two layers of ViT-Ti if quick)."""
     import open_clip
     import torch
     from open_clip.push_to_hf_hub import save_config_for_hf
@@ -57,21 +66,22 @@ def make_vlm(folder: Path, *, quick: bool) -> "VLM":
     from clipit.distributed import get_processes
     from clipit.models.vlm import load_vlm
 
-    width, layers = (192, 2) if quick else (384, 12)
-    config: dict[str, Any] = {
+    width, layers = (192, 2) if options.quick else (1024, 24) if options.gpu else (384, 12)
+    architecture: dict[str, Any] = {
         "embed_dim": 512,
         "vision_cfg": {"image_size": SIZE, "layers": layers, "width": width, "head_width": 64, "patch_size": 16},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
     }
     torch.manual_seed(0)
-    model = open_clip.CLIP(**config)
+    model = open_clip.CLIP(**architecture)
     preprocess = {"size": SIZE, "interpolation": "bicubic", "resize_mode": "shortest"}
     open_clip.model.set_model_preprocess_cfg(model, {**preprocess, "mean": (0.5,) * 3, "std": (0.5,) * 3})
     folder.mkdir(parents=True)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
-    save_config_for_hf(model, folder / "open_clip_config.json", config)
-    return load_vlm(VLMConfig(name=str(folder)), get_processes().device)
+    save_config_for_hf(model, folder / "open_clip_config.json", architecture)
+    config = VLMConfig(name=str(folder), precision="bf16" if options.gpu else "fp32")
+    return load_vlm(config, get_processes().device)
 
 
 def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store":

@@ -5,12 +5,12 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
 from benchmarks.inputs import make_store
 from clipit.errors import LaunchError
 
@@ -26,46 +26,55 @@ def measure(options: Options) -> list[Figure]:
     from clipit.stores.index import build_index
 
     root = options.folder
-    texts = make_store(root, "text_store", options.size(100_000, 2_000), _DIM, seed=0)
-    tiles = make_store(root, "tile_store", options.size(2_000, 100), _DIM, seed=1)
-    build_index(root, texts)
+    texts = make_store(root, "text_store", options.size(100_000, 2_000, 1_000_000), _DIM, seed=0)
+    tiles = make_store(root, "tile_store", options.size(2_000, 100, 100_000), _DIM, seed=1)
+    build_index(root, texts, backend=_backend(options))
+    if options.gpu:
+        return _time(options, texts, tiles)
     return _time(options, texts, tiles) + _memory(options, texts)
 
 
 def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
     import torch
 
+    from clipit.distributed import get_processes
     from clipit.pairing.pairs import pair_tiles, search
     from clipit.stores.embed import centred
     from clipit.stores.index import build_index
 
-    index = build_index(options.folder, texts)
+    index = build_index(options.folder, texts, backend=_backend(options))
     queries = centred(tiles.rows(np.arange(len(tiles.ids))), tiles.mean())
     keys = index.vectors(np.arange(len(index.ids)))
     number = count()
 
     def pairs() -> float:
-        fresh = build_index(options.folder, texts)  # reads the index again, as a new process does
+        fresh = build_index(
+            options.folder, texts, backend=_backend(options)
+        )  # reads the index again, as a new process does
         root = options.folder / f"pairs{next(number)}"
         return seconds(lambda: pair_tiles(root, fresh, tiles, k=_K))
 
+    device = get_processes().device
+    keys_there = torch.from_numpy(keys).to(device)
+    block = 4096 if options.gpu else len(queries)
+
     def with_torch() -> Int[np.ndarray, "q k"]:
-        product = torch.from_numpy(queries) @ torch.from_numpy(keys).T
-        return product.topk(_K, dim=1).indices.numpy()
+        parts = [torch.from_numpy(queries[start : start + block]) for start in range(0, len(queries), block)]
+        best = [(part.to(device) @ keys_there.T).topk(_K, dim=1).indices.cpu() for part in parts]
+        return torch.cat(best).numpy()
 
     def with_numpy() -> Int[np.ndarray, "q k"]:
         return _top(queries @ keys.T)
 
-    samples = alternate(
-        {
-            "search": lambda: seconds(lambda: search(index, queries, _K)),
-            "pair_tiles": pairs,
-            "torch": lambda: seconds(with_torch),
-            "numpy": lambda: seconds(with_numpy),
-        },
-        options,
-    )
-    bare = min(("torch", "numpy"), key=lambda name: sorted(samples[name])[options.repeats // 2])
+    works: dict[str, Work] = {
+        "search": lambda: seconds(lambda: search(index, queries, _K)),
+        "pair_tiles": pairs,
+        "torch": lambda: seconds(with_torch),
+    }
+    if not options.gpu:
+        works["numpy"] = lambda: seconds(with_numpy)
+    samples = alternate(works, options)
+    bare = min(sorted(works.keys() & {"torch", "numpy"}), key=lambda name: sorted(samples[name])[options.repeats // 2])
     facts = {
         "tiles": len(queries),
         "snippets": len(keys),
@@ -80,6 +89,11 @@ def _time(options: Options, texts: "Store", tiles: "Store") -> list[Figure]:
         Figure("pairing", f"{name}: time against {bare}", ratios(samples, key, bare), "", 1.3, False, samples, facts)
         for key, name in names.items()
     ]
+
+
+def _backend(options: Options) -> Literal["auto", "torch"]:
+    """Return the backend to measure: on a GPU torch, because faiss-cpu does not use it."""
+    return "torch" if options.gpu else "auto"
 
 
 def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:

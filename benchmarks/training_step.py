@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.harness import Figure, Options, Work, alternate, peak_memory, ratios, seconds
 from benchmarks.inputs import CLASSES, make_tiles
 
 if TYPE_CHECKING:
@@ -25,11 +25,16 @@ def measure(options: Options) -> list[Figure]:
     from clipit.tiles.pixel_source import PixelSource
     from clipit.training.terms.target_vectors import Targets
 
-    per_step, steps = options.size(32, 4), options.size(3, 1)
+    per_step, steps = options.size(32, 4, 64), options.size(3, 1, 20)
     tiles = make_tiles(options.folder / "tiles", per_step * 2 + 6).of_split("train")
-    name = "vit_tiny_patch16_224" if options.quick else "vit_small_patch16_224"
-    backbone = BackboneConfig(name=name, pretrained=False)
-    training = TrainingConfig(steps=steps, tiles_per_step=per_step, labelled_share=0.5, cache_tiles="memory")
+    backbone = BackboneConfig(name=options.vit, pretrained=False)
+    training = TrainingConfig(
+        steps=steps,
+        tiles_per_step=per_step,
+        labelled_share=0.5,
+        cache_tiles="memory",
+        precision=options.precision,
+    )
     base = RunConfig(tiles=TilesConfig(source="table", path="tiles.csv"), backbone=backbone, training=training)
     source = PixelSource(tiles, load_backbone(backbone).preprocess.pixels, cache="memory")
     vectors = np.random.default_rng(0).standard_normal((len(tiles), _DIM)).astype(np.float16)
@@ -37,10 +42,12 @@ def measure(options: Options) -> list[Figure]:
     works = {arm: _work(options, base.model_copy(update={"arm": arm}), source, targets) for arm in _ARMS}
     samples = alternate(works, options)
     facts = {
-        "backbone": name,
+        "backbone": options.vit,
+        "precision": options.precision,
         "lora_rank": base.lora.rank,
         "tiles_per_step": per_step,
         "steps_per_repeat": steps,
+        "peak_gpu_memory": {arm: peak_memory(work) for arm, work in works.items()},
         "seconds_per_step": {arm: min(taken) / steps for arm, taken in samples.items()},
     }
     values = ratios(samples, *_ARMS)

@@ -76,3 +76,10 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     assert timed["facts"]["same_rows_as_torch"] > 0.99
     assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
     assert "say nothing about speed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["embedding", "pairing", "training_step", "bag_step", "classifier"])
+def test_the_variant_for_a_gpu_runs_on_a_cpu_at_quick_sizes(tmp_path: Path, name: str) -> None:
+    figures = BENCHMARKS[name](Options(tmp_path, quick=True, repeats=1, gpu=True))
+    assert figures and all(value > 0 for figure in figures for value in figure.values)

@@ -11,6 +11,7 @@ from clipit.errors import DataError, shortlist
 
 _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
+_HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 
 
@@ -150,30 +151,44 @@ def is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _SAVED_BY_DATASETS)
 
 
+def hub_id(path: str) -> str | None:
+    """Return the id of a data set on the Hugging Face hub, which is written `hf:owner/name`; None for local paths."""
+    return path.removeprefix(_HUB) if path.startswith(_HUB) else None
+
+
 def load_huggingface(path: str, key: str) -> Any:
-    """Load a Hugging Face data set: an id on the hub, a local folder, or one written by `save_to_disk`.
+    """Load a Hugging Face data set: `hf:owner/name` on the hub, a local folder, or one written by `save_to_disk`.
 
     Args:
-        path: Local folder or hub id.
-        key: Configuration key with this path, for the error message.
+        path: Local folder, or id on the hub with the prefix `hf:`. A local path is never looked up on the hub.
+        key: Configuration key with this path, for error messages.
 
     Returns:
         A `datasets.Dataset`, or a dictionary of them by split.
 
     Raises:
-        DataError: The data set cannot be loaded.
+        DataError: The folder does not exist, or the data set cannot be loaded.
     """
+    name, folder = hub_id(path), Path(path).expanduser()
+    if name is None and not folder.is_dir():
+        raise DataError(
+            "this path is a file, not the folder of a data set"
+            if folder.is_file()
+            else "no such folder, and local paths are not looked up on the Hugging Face hub",
+            where=path,
+            fix=f"correct {key}; a data set on the hub is written {_HUB}owner/name",
+        )
     import datasets
 
-    folder = Path(path).expanduser()
     try:
-        if is_saved_dataset(folder):
+        if name is None and is_saved_dataset(folder):
             return datasets.load_from_disk(str(folder))
-        return datasets.load_dataset(str(folder) if folder.is_dir() else path)
+        return datasets.load_dataset(str(folder) if name is None else name)
     except Exception as error:  # its own errors, those of its dependencies and of the network
         raise DataError(
             f"cannot load this data set: {type(error).__name__}: {error}",
             where=path,
-            fix=f"if it is a file or folder, correct {key}; if it is a Hugging Face id, check its spelling, the "
-            "network and HF_HUB_OFFLINE, or give a local folder",
+            fix=f"check that {key} is the folder of a data set, and copy it again if it is damaged"
+            if name is None
+            else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
         ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.data_files import list_files
+from clipit.data_files import list_files, load_huggingface
 from clipit.errors import DataError
 
 
@@ -52,3 +52,18 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(DataError, match="cannot read this folder: Permission denied"):
         list_files(tmp_path)
+
+
+def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked: list[str] = []
+    monkeypatch.setattr(datasets, "load_dataset", asked.append)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"(?s)no such folder.*dta/reports.*correct a\.path.*hf:owner/name"):
+        load_huggingface("dta/reports", "a.path")
+    with pytest.raises(DataError, match="is a file, not the folder of a data set"):
+        load_huggingface(str(_write(tmp_path / "set.parquet")), "a.path")
+    _write(tmp_path / "owner" / "name" / "train.parquet")
+    load_huggingface("hf:owner/name", "a.path")
+    load_huggingface("owner/name", "a.path")
+    assert asked == ["owner/name", "owner/name"]

@@ -473,8 +473,16 @@ def test_what_an_earlier_command_writes(
 
 
 def test_a_data_set_of_the_hub_is_not_downloaded(configure: MakeConfig) -> None:
-    (check,) = check_tiles("tiles", configure(**{"tiles.source": "huggingface", "tiles.path": "owner/set"}).tiles)
+    (check,) = check_tiles("tiles", configure(**{"tiles.source": "huggingface", "tiles.path": "hf:owner/set"}).tiles)
     assert check.status == "WARN" and "downloaded at its first use" in check.fix
+    (check,) = check_reports(configure(**{"reports.path": "hf:owner/set"}))
+    assert check.status == "WARN" and "downloaded at its first use" in check.fix
+
+
+def test_a_missing_folder_is_not_taken_for_a_data_set_on_the_hub(configure: MakeConfig) -> None:
+    keys = {"tiles.source": "huggingface", "tiles.path": "dta/tiles", "reports.path": "dta/reports"}
+    for check in (*check_tiles("tiles", configure(**keys).tiles), *check_reports(configure(**keys))):
+        assert check.status == "FAIL" and "hf:owner/name" in check.fix
 
 
 def test_the_script(

@@ -66,7 +66,7 @@ class TilesConfig(Section):
     source: TileSource
     """`folders`, `table` or `huggingface` for your own tiles, or the name of a published data set (`data_cards/`)."""
     path: str
-    """Folder, table file or Hugging Face id, depending on the source."""
+    """Folder, table file, or data set on the Hugging Face hub (`hf:owner/name`), depending on the source."""
     check_counts: bool = True
     """Published data sets: fail if the number of tiles differs from the published one; false: only log the difference,
     for partial copies."""
@@ -113,7 +113,7 @@ class ReportsConfig(Section):
     """Pathology reports, and filters for their snippets."""
 
     path: Data[str]
-    """File, folder, zip or Hugging Face id."""
+    """File, folder, zip, or data set on the Hugging Face hub (`hf:owner/name`)."""
     format: Data[Literal["auto", "lines", "texts", "csv", "tsv", "jsonl", "parquet", "huggingface", "tcga"]] = "auto"
     """`lines`: one report per line; `texts`: a folder or zip of .txt files; `tcga`: the CSV file of TCGA-Reports, or a
     folder or zip of .txt files named by TCGA barcode; the patient in the barcode becomes the group."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clipit.config.run import RunConfig, TilesConfig
+from clipit.data_files import hub_id
 from clipit.doctor.checks import Check, failed_check
 from clipit.errors import ClipitError
 
@@ -30,7 +31,7 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
     """Check a data set of tiles by reading everything except the images."""
     from clipit.tiles.load import read_tiles
 
-    if config.source == "huggingface" and not Path(config.path).expanduser().exists():
+    if config.source == "huggingface" and hub_id(config.path) is not None:
         return [_on_hub(subject, config.path)]
     try:
         tiles = read_tiles(config.model_copy(update={"unreadable": "error"}), check=False)
@@ -48,10 +49,10 @@ def check_reports(config: RunConfig) -> list[Check]:
     if reports is None:
         return [Check("PASS", "reports", "none are configured")]
     path = Path(reports.path).expanduser()
-    if reports.format == "huggingface" and not path.exists():
+    if reports.format in ("auto", "huggingface") and hub_id(reports.path) is not None:
         return [_on_hub("reports", reports.path)]
     if not path.exists():
-        fix = "correct reports.path, or get the reports"
+        fix = "correct reports.path, or get the reports; a data set on the Hugging Face hub is written hf:owner/name"
         if reports.format == "tcga":
             fix = f"get TCGA-Reports from {_TCGA_PAGE}, as data_cards/tcga_reports.md says; or give your own reports"
         return [Check("FAIL", "reports", f"{reports.path} does not exist", fix)]
@@ -63,7 +64,7 @@ def check_reports(config: RunConfig) -> list[Check]:
 
 
 def _on_hub(subject: str, name: str) -> Check:
-    fix = "it is downloaded at its first use; without a network, give a local path"
+    fix = "it is downloaded at its first use; without a network, use a local folder"
     return Check("WARN", subject, f"{name} is on the Hugging Face hub; whether it is cached was not checked", fix)
 
 

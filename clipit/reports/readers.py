@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import is_saved_dataset
+from clipit.data_files import hub_id, is_saved_dataset
 from clipit.errors import DataError, shortlist
 from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
 from clipit.reports.tcga import read_tcga
@@ -20,7 +19,6 @@ _FORMAT_OF_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet",
 }  # fmt: skip
-_HUB_ID = re.compile(r"[\w-][\w.-]*(?:/[\w.-]+)?")  # a path that does not exist and has another form is a missing file
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Reports:
     problems: tuple[str, ...]
     """Descriptions of skipped files and reports, one line each."""
     source: str
-    """Path or Hugging Face id from which the reports were read."""
+    """Path from which the reports were read, or `hf:owner/name`."""
     empty: int = 0
     """Number of empty reports (without letters or digits), which are listed in `problems`."""
 
@@ -85,6 +83,8 @@ def read_reports(config: ReportsConfig) -> Reports:
 def _detect_format(config: ReportsConfig, path: Path) -> str:
     if config.format != "auto":
         return config.format
+    if hub_id(config.path) is not None:
+        return "huggingface"
     if path.is_dir():
         if is_saved_dataset(path):
             return "huggingface"
@@ -97,7 +97,7 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
             where=path,
             fix="set reports.format to lines, texts, csv, tsv, jsonl or parquet",
         )
-    return "huggingface" if _HUB_ID.fullmatch(config.path) else "lines"
+    return "lines"
 
 
 def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: list[str]) -> Iterator[RawReport]:
@@ -105,7 +105,9 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         return read_huggingface_reports(config)
     if not path.exists():
         raise DataError(
-            "no such file or folder of reports", where=path, fix="correct reports.path (--reports.path=...)"
+            "no such file or folder of reports",
+            where=path,
+            fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is written hf:owner/name",
         )
     if format_name not in ("texts", "tcga") and path.is_dir():
         raise DataError(

@@ -1,4 +1,4 @@
-"""Tiles from a Hugging Face data set: an id on the hub or a local folder."""
+"""Tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the hub."""
 
 import io
 from pathlib import Path

@@ -181,8 +181,8 @@ def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         read(tmp_path / "a.txt", encoding="utf-9")
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.load_dataset", lambda path: (_ for _ in ()).throw(ConnectionError("offline")))
-    with pytest.raises(ClipitError, match=r"cannot load this data set: ConnectionError: offline\n.*nobody/nothing"):
-        read_reports(ReportsConfig(path="nobody/nothing"))
+    with pytest.raises(ClipitError, match=r"cannot load this data set: ConnectionError: offline\n.*hf:nobody/none"):
+        read_reports(ReportsConfig(path="hf:nobody/none"))
 
 
 @pytest.mark.parametrize("header", ["text,id,text", "text,id, text"])

@@ -107,7 +107,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         raise DataError(
             "no such file or folder of reports",
             where=path,
-            fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is written hf:owner/name",
+            fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is hf:owner/name",
         )
     if format_name not in ("texts", "tcga") and path.is_dir():
         raise DataError(

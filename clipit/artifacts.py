@@ -2,6 +2,8 @@
 
 The folder of an artefact is named by its kind and the fingerprint of its inputs, which makes it its own cache key. It
 is built in `<folder>.partial`, from which a later attempt resumes after a kill, and renamed once it is complete.
+
+The SHA-256 of a file is verified when a process first reads it, and again if the file has changed since.
 """
 
 import hashlib
@@ -11,23 +13,31 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from clipit.errors import ArtifactError, disk_errors
+from clipit.errors import ArtifactError, ClipitError, disk_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_SMALL = 4 * 2**20  # bytes; the SHA-256 of files up to this size is always verified
+REBUILD = "delete the folder and rebuild it"
+_SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
+_SETTLED = 2 * 10**9  # nanoseconds; a file changed more recently may change again without a new time stamp
+_digests: dict[tuple[str | int, ...], str] = {}
 _RECORDED_PACKAGES = (
     "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",
     "numpy", "scikit-learn",
@@ -65,8 +75,49 @@ class Artifact:
         return self.manifest.fingerprint
 
     def file(self, name: str) -> Path:
-        """Return the path of one of the artefact's files."""
-        return self.folder / name
+        """Return the path of one of the artefact's files, after its SHA-256 has been verified.
+
+        Raises:
+            ArtifactError: The artefact has no such file, or the file is missing or changed.
+        """
+        path = self.folder / name
+        digest = self.manifest.files.get(name)
+        if digest is None or not path.is_file() or _sha256_once(path) != digest:
+            raise ArtifactError("a file is missing or changed", where=path, fix=REBUILD)
+        return path
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> "pa.Table":
+        """Read a Parquet file of the artefact.
+
+        Args:
+            name: Name of the file.
+            columns: Columns to read; None for all.
+
+        Raises:
+            ArtifactError: The file is missing, changed or unreadable.
+        """
+        import pyarrow.parquet as pq
+
+        path = self.file(name)
+        with reading(path):
+            return pq.read_table(path, columns=columns)
+
+    def array(self, name: str, mode: Literal["r"] | None = None) -> "np.ndarray":
+        """Read a NumPy file of the artefact.
+
+        Args:
+            name: Name of the file.
+            mode: `r` to map the file into memory instead of reading it.
+
+        Raises:
+            ArtifactError: The file is missing, changed or unreadable.
+        """
+        import numpy as np
+
+        path = self.file(name)
+        with reading(path):
+            array: np.ndarray = np.load(path, mmap_mode=mode, allow_pickle=False)
+            return array
 
 
 def fingerprint(value: Any) -> str:
@@ -79,6 +130,34 @@ def file_sha256(path: Path) -> str:
     """Compute the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_once(path: Path) -> str:
+    """Compute the SHA-256 of a file, or return the one that this process computed before the file last changed."""
+    stat = path.stat()
+    key = (path.name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    digest = _digests.get(key)
+    if digest is None:
+        digest = file_sha256(path)
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED:
+            _digests[key] = digest
+    return digest
+
+
+@contextmanager
+def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
+    """Turn the errors of a library that reads a damaged file into an `ArtifactError` that names the file.
+
+    Args:
+        path: File that is read.
+        fix: What to do if it is damaged, for the error.
+    """
+    try:
+        yield
+    except (PermissionError, ClipitError):
+        raise
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError) as error:  # those of pyarrow, NumPy and faiss
+        raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
 
 
 @cache
@@ -150,43 +229,59 @@ def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:
     Args:
         folder: Folder of the artefact.
         kind: Expected kind.
-        verify: Whether to verify the SHA-256 of every file. Otherwise, verify it for small files, and the size of all.
+        verify: Whether to verify the SHA-256 of every file now. Otherwise, verify that of small files and the size of
+            all; large files are verified when they are first read.
 
     Raises:
-        ArtifactError: The artefact is missing, incomplete, damaged, or of another kind or schema.
+        ArtifactError: The artefact is missing, incomplete, damaged, or of another kind, schema or fingerprint.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
             f"no complete {kind} in this folder", where=folder, fix="build it first, or correct the path"
         )
-    try:
-        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        files = {folder / name: (digest, manifest.sizes.get(name)) for name, digest in manifest.files.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ArtifactError(
-            f"unreadable manifest: {error}", where=path, fix="delete the folder and rebuild it"
-        ) from error
+    manifest = _read_manifest(path)
     if manifest.schema != SCHEMA or manifest.kind != kind:
         raise ArtifactError(
             f"expected {kind} (schema {SCHEMA}), found {manifest.kind} (schema {manifest.schema})",
             where=path,
-            fix="give the right folder, or delete this one and rebuild it",
+            fix="choose the right folder, or delete this one and rebuild it",
         )
-    for file, (digest, size) in files.items():
-        if not _unchanged(file, digest, size, verify=verify):
-            raise ArtifactError("a file is missing or changed", where=file, fix="delete the folder and rebuild it")
-    return Artifact(folder, manifest)
+    named = folder.name.removeprefix(f"{kind}-")
+    if named not in (folder.name, manifest.fingerprint):
+        raise ArtifactError(
+            f"the {kind} in this folder has the fingerprint {manifest.fingerprint}, not the one of the folder's name",
+            where=folder,
+            fix=REBUILD,
+        )
+    artifact = Artifact(folder, manifest)
+    for name in manifest.files:
+        file, size = folder / name, manifest.sizes.get(name)
+        actual = file.stat().st_size if file.is_file() else None
+        if actual is None or (size is not None and actual != size):
+            raise ArtifactError("a file is missing or changed", where=file, fix=REBUILD)
+        if verify or actual <= _SMALL:
+            artifact.file(name)
+    return artifact
 
 
-def _unchanged(file: Path, digest: str, size: int | None, *, verify: bool) -> bool:
-    """Compare a file with its manifest; large files by size alone, unless `verify`."""
-    if not file.is_file():
-        return False
-    actual = file.stat().st_size
-    if size is not None and actual != size:
-        return False
-    return file_sha256(file) == digest if verify or actual <= _SMALL else True
+def _read_manifest(path: Path) -> Manifest:
+    """Read a manifest, and check that it has not changed since it was written."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        checksum = values.pop("checksum", None)  # not in earlier manifests
+        manifest = Manifest(**values)
+        complete = all(isinstance(part, dict) for part in (manifest.inputs, manifest.facts, manifest.files))
+        if not complete or not isinstance(manifest.sizes, dict):
+            raise TypeError("inputs, facts, files and sizes are not objects")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"unreadable manifest: {error}", where=path, fix=REBUILD) from error
+    if manifest.schema == SCHEMA and (
+        fingerprint(manifest.inputs) != manifest.fingerprint
+        or (checksum is not None and checksum != fingerprint(values))
+    ):
+        raise ArtifactError("the manifest has changed since it was written", where=path, fix=REBUILD)
+    return manifest
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
@@ -254,13 +349,14 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
         fingerprint=fingerprint(dict(inputs)),
         inputs=dict(inputs),
         facts=dict(facts),
-        files={name: file_sha256(path) for name, path in files.items()},
+        files={name: _sha256_once(path) for name, path in files.items()},
         sizes={name: path.stat().st_size for name, path in files.items()},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=git_commit(),
         versions=versions(),
     )
-    write_json(partial / MANIFEST, asdict(manifest))
+    record = json.loads(json.dumps(asdict(manifest), default=str))
+    write_json(partial / MANIFEST, record | {"checksum": fingerprint(record)})
     with disk_errors(folder):
         if folder.exists():  # an incomplete or foreign folder of that name
             shutil.rmtree(folder)

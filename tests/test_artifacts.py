@@ -1,6 +1,8 @@
 """Artefacts: whole or not at all."""
 
 import json
+import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from logged_lines import capture_log
 from clipit.artifacts import (
     MANIFEST,
     artifact_folder,
+    file_sha256,
     fingerprint,
     finish_partial,
     locked,
@@ -134,13 +137,15 @@ def test_missing_and_changed_files(tmp_path: Path) -> None:
         open_artifact(folder, "thing")
 
 
-def test_a_large_file_is_judged_by_its_size_unless_all_is_verified(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_is_verified_when_it_is_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = finished(tmp_path)
     monkeypatch.setattr("clipit.artifacts._SMALL", 3)
-    (folder / "data.txt").write_text("changed")
-    assert open_artifact(folder, "thing").folder == folder
+    artifact = open_artifact(folder, "thing")
+    assert artifact.file("data.txt").read_text() == "content"
+    (folder / "data.txt").write_text("changed")  # as long as before
+    for path in (artifact, open_artifact(folder, "thing")):
+        with pytest.raises(ArtifactError, match=r"(?s)changed.*data\.txt.*delete the folder"):
+            path.file("data.txt")
     with pytest.raises(ArtifactError, match="changed"):
         open_artifact(folder, "thing", verify=True)
     (folder / "data.txt").write_text("cont")
@@ -148,10 +153,67 @@ def test_a_large_file_is_judged_by_its_size_unless_all_is_verified(
         open_artifact(folder, "thing")
 
 
+def test_an_unchanged_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path)
+        return file_sha256(path)
+
+    folder = finished(tmp_path)
+    monkeypatch.setattr("clipit.artifacts.file_sha256", count)
+    open_artifact(folder, "thing").file("data.txt")
+    assert len(hashed) == 2  # written a moment ago: it might change again within the resolution of its time stamp
+    monkeypatch.setattr("clipit.artifacts._SETTLED", 0)
+    for _ in range(3):
+        open_artifact(folder, "thing").file("data.txt")
+    assert len(hashed) == 3
+    os.utime(folder / "data.txt", ns=(1, 1))
+    open_artifact(folder, "thing").file("data.txt")
+    assert len(hashed) == 4
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_read(tmp_path: Path) -> None:
+    artifact = open_artifact(finished(tmp_path), "thing")
+    (artifact.folder / "mean.npy").write_bytes(b"of another")
+    with pytest.raises(ArtifactError, match=r"mean\.npy"):
+        artifact.file("mean.npy")
+
+
+def test_another_artefact_under_this_name(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    other = artifact_folder(tmp_path, "thing", {"a": 2})
+    shutil.copytree(folder, other)
+    with pytest.raises(ArtifactError, match=r"(?s)not the one of the folder's name.*delete the folder"):
+        build_once(tmp_path, "thing", {"a": 2}, make_one)
+
+
+@pytest.mark.parametrize(
+    "change", [{"inputs": {"a": 2}}, {"fingerprint": "0" * 16}, {"facts": {"rows": 2}}, {"created": "2020-01-01"}]
+)
+def test_a_changed_manifest(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = finished(tmp_path)
+    values = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(values | change))
+    with pytest.raises(ArtifactError, match=r"(?s)manifest has changed.*delete the folder"):
+        open_artifact(folder, "thing")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1PAR1PAR1PAR1", b"\x93NUMPY\x01\x00v\x00{", b"\x80\x04K\x01."])
+def test_readers_name_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    folder = artifact_folder(tmp_path, "thing", INPUTS)
+    (start_partial(folder) / "data.bin").write_bytes(content)
+    artifact = finish_partial(folder, "thing", INPUTS, {})
+    for read in (artifact.table, artifact.array):
+        with pytest.raises(ArtifactError, match=r"(?s)unreadable.*data\.bin.*delete the folder"):
+            read("data.bin")
+
+
 def test_manifests_without_sizes_still_open(tmp_path: Path) -> None:
     folder = finished(tmp_path)
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest.pop("sizes") == {"data.txt": 7}
+    del manifest["checksum"]
     (folder / MANIFEST).write_text(json.dumps(manifest))
     assert open_artifact(folder, "thing").manifest.sizes == {}
     (folder / MANIFEST).write_text(json.dumps({**manifest, "files": ["data.txt"]}))

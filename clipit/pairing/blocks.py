@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from clipit.artifacts import whole_file
+from clipit.artifacts import reading, whole_file
 from clipit.distributed import get_processes
 from clipit.progress import progress
 
@@ -42,5 +42,13 @@ def write_blocks(
 
 
 def read_blocks(files: list[Path]) -> pa.Table:
-    """Read and concatenate the tables of all blocks."""
-    return pa.concat_tables([pq.read_table(file) for file in files])
+    """Read and concatenate the tables of all blocks.
+
+    Raises:
+        ArtifactError: A block is unreadable.
+    """
+    tables = []
+    for file in files:
+        with reading(file, fix="delete this file and start again"):
+            tables.append(pq.read_table(file))
+    return pa.concat_tables(tables)

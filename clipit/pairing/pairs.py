@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int
 
-from clipit.artifacts import Artifact, fingerprint, read_json, whole_file, write_json
+from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, whole_file, write_json
 from clipit.config.run import PairingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError
@@ -42,18 +42,18 @@ class Pairs:
     @cached_property
     def table(self) -> pa.Table:
         """All pairs, by tile in the tile store's order, then by rank."""
-        return pq.read_table(self.artifact.file("pairs.parquet"))
+        return self.artifact.table("pairs.parquet")
 
     @cached_property
     def tile_mean(self) -> Float32[np.ndarray, "dim"] | None:
         """Mean that was subtracted from the tiles, if any."""
-        file = self.artifact.file("tile_mean.npy")
-        return np.load(file) if file.is_file() else None
+        name = "tile_mean.npy"
+        return self.artifact.array(name) if name in self.artifact.manifest.files else None
 
     @property
     def summary(self) -> dict[str, Any]:
         """Statistics from `summarise`."""
-        return read_json(self.artifact.file("summary.json"), fix="delete the folder of the pairs and pair again")
+        return read_json(self.artifact.file("summary.json"), REBUILD)
 
 
 def check_same_encoder(index: Index, tiles: Store) -> None:

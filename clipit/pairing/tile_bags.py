@@ -40,12 +40,12 @@ class TileBags:
     @cached_property
     def table(self) -> pa.Table:
         """All members, by tile in the tile store's order, then by kind and rank."""
-        return pq.read_table(self.artifact.file("tile_bags.parquet"))
+        return self.artifact.table("tile_bags.parquet")
 
     @property
     def empty(self) -> list[str]:
         """Ids of tiles without members."""
-        ids: list[str] = pq.read_table(self.artifact.file("empty.parquet")).column("tile_id").to_pylist()
+        ids: list[str] = self.artifact.table("empty.parquet").column("tile_id").to_pylist()
         return ids
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import make_folder, whole_file
+from clipit.artifacts import make_folder, reading, whole_file
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError, DataError
 
@@ -29,10 +29,10 @@ def check_export(path: Path) -> None:
         ArtifactError: The path is a folder or device, or its folder cannot be created or written.
     """
     if path.exists() and not path.is_file():
-        raise ArtifactError("not a file", where=path, fix="give --record the name of a .csv file")
+        raise ArtifactError("not a file", where=path, fix="set --record to the name of a .csv file")
     make_folder(path.parent)
     if not os.access(path.parent, os.W_OK):
-        raise ArtifactError("no permission to write here", where=path, fix="give --record another place")
+        raise ArtifactError("no permission to write here", where=path, fix="choose another --record")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
@@ -55,14 +55,15 @@ def export_study(folder: Path, name: str, path: Path) -> None:
 
     Raises:
         DataError: The folder does not contain this table.
-        ArtifactError: The file cannot be written.
+        ArtifactError: The table is unreadable, or the file cannot be written.
     """
     import pyarrow.parquet as pq
 
     source = folder / f"{name}.parquet"
     if not source.is_file():
         raise DataError(f"no {name} table here", where=folder, fix="run the study first")
-    table = pq.read_table(source)
+    with reading(source, fix="run the study again"):
+        table = pq.read_table(source)
     rows = (
         {key: _format_cell(value) for key, value in row.items()}
         for row in table.to_pylist()

@@ -60,21 +60,23 @@ class Store:
     @cached_property
     def ids(self) -> np.ndarray:
         """Ids, in the order of the rows."""
-        names = sorted(name for name in self.artifact.manifest.files if name.startswith("ids-"))
+        names = self._names("ids-")
         if not names:
             return np.empty(0, dtype=np.str_)
-        return np.concatenate(
-            [pq.read_table(self.artifact.file(n)).column("id").to_numpy().astype(np.str_) for n in names]
-        )
+        return np.concatenate([self.artifact.table(name).column("id").to_numpy().astype(np.str_) for name in names])
+
+    def _names(self, prefix: str) -> list[str]:
+        return sorted(name for name in self.artifact.manifest.files if name.startswith(prefix))
 
     @cached_property
-    def _shards(self) -> list[Float[np.ndarray, "_ dim"]]:
-        names = sorted(name for name in self.artifact.manifest.files if name.startswith("emb-"))
-        return [np.load(self.artifact.file(name), mmap_mode="r") for name in names]
+    def _mapped(self) -> dict[int, Float[np.ndarray, "_ dim"]]:
+        """Memory-mapped shards by number, as far as `rows` has read them."""
+        return {}
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
-        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors."""
-        for number, shard in enumerate(self._shards):
+        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors; one shard is open at a time."""
+        for number, name in enumerate(self._names("emb-")):
+            shard = self.artifact.array(name, "r")
             for start in range(0, len(shard), size):
                 yield number * SHARD + start, np.asarray(shard[start : start + size], dtype=np.float32)
 
@@ -82,9 +84,11 @@ class Store:
         """Read the vectors at the given rows."""
         flat = positions.reshape(-1)
         vectors = np.empty((len(flat), self.dim), dtype=np.float32)
-        for number in np.unique(flat // SHARD):
+        for number in np.unique(flat // SHARD).tolist():
+            if number not in self._mapped:
+                self._mapped[number] = self.artifact.array(f"emb-{number:05d}.npy", "r")
             in_shard = flat // SHARD == number
-            vectors[in_shard] = self._shards[number][flat[in_shard] % SHARD]
+            vectors[in_shard] = self._mapped[number][flat[in_shard] % SHARD]
         return vectors.reshape(*positions.shape, self.dim)
 
     def positions(self, ids: Sequence[str] | np.ndarray) -> Int[np.ndarray, "n"]:
@@ -151,7 +155,7 @@ def embed_texts(
         inputs |= {"word_drop": word_drop, "seed": seed}
 
     def make(folder: Path) -> dict[str, Any]:
-        table = pq.read_table(snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
+        table = snippets.table("snippets.parquet", ["snippet_id", "text"])
         ids = table.column("snippet_id").to_pylist()
         texts = table.column("text").to_pylist()
         if word_drop:

@@ -118,7 +118,7 @@ class Index:
     @cached_property
     def ids(self) -> np.ndarray:
         """Snippet ids, one per row of the index, ascending."""
-        column = pq.read_table(self.artifact.file("ids.parquet")).column("snippet_id")
+        column = self.artifact.table("ids.parquet").column("snippet_id")
         return np.asarray(column.to_numpy(), dtype=np.str_)
 
     @cached_property
@@ -126,7 +126,7 @@ class Index:
         """Mean that was subtracted from the text embeddings; None without centring."""
         if not self.artifact.manifest.facts["centring"]:
             return None
-        mean: Float32[np.ndarray, dim] = np.load(self.artifact.file("mean.npy"))
+        mean: Float32[np.ndarray, dim] = self.artifact.array("mean.npy")
         return mean
 
     @cached_property

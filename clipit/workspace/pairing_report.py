@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
@@ -124,7 +123,7 @@ def compare_pairing_rules(workspace: Workspace) -> str:
         workspace.index,
         workspace.tile_store("train"),
         config.pairing,
-        sources=pq.read_table(workspace.snippets.file("snippet_sources.parquet")),
+        sources=workspace.snippets.table("snippet_sources.parquet"),
         groups=dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True)),
         labels=dict(zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True)) if has_labels else None,
         class_vectors=workspace.class_embeddings() if has_labels else None,

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from clipit.artifacts import whole_file
 from clipit.distributed import build_once, get_processes
-from clipit.progress import progress
+from clipit.pairing.blocks import read_blocks, write_blocks
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
@@ -58,26 +58,16 @@ def _columns(
     inputs = {"tiles": tiles.fingerprint, "version": 1}
 
     def make(folder: Path) -> dict[str, Any]:
-        processes = get_processes()
-        starts = range(0, len(tiles), _BLOCK)
-        with progress("hashing images", len(tiles), shown=processes.main) as advance:
-            for start in processes.share(starts):
-                part, rows = folder / f".part-{start:09d}.parquet", range(start, min(start + _BLOCK, len(tiles)))
-                if not part.is_file():
-                    with whole_file(part) as temporary:
-                        pq.write_table(hash_rows(tiles, rows), temporary)
-                advance(len(rows) * processes.count)
-        processes.barrier()
-        if not processes.main:
+        files = write_blocks(folder, len(tiles), _BLOCK, "hashing images", lambda rows: hash_rows(tiles, rows.tolist()))
+        if not get_processes().main:
             return {}
-        parts = [folder / f".part-{start:09d}.parquet" for start in starts]
         with whole_file(folder / "prints.parquet") as temporary:
-            pq.write_table(pa.concat_tables([pq.read_table(part) for part in parts]), temporary)
-        for part in parts:
-            part.unlink()
+            pq.write_table(read_blocks(files), temporary)
+        for file in files:
+            file.unlink()
         return {"tiles": len(tiles)}
 
-    table = pq.read_table(build_once(root, kind, inputs, make).file("prints.parquet"))
+    table = build_once(root, kind, inputs, make).table("prints.parquet")
     rows = {name: row for row, name in enumerate(table.column("tile_id").to_pylist())}
     table = table.take([rows[name] for name in tiles.ids.tolist()])
     return {name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS}

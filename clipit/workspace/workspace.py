@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
-from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
+from clipit.artifacts import Artifact, fingerprint, reading, whole_file, write_json
 from clipit.config.effects import select_keys
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
@@ -216,7 +216,7 @@ class Workspace:
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        logger.info(snippets.file("account.txt").read_text(encoding="utf-8").rstrip())
+        logger.info(_account(snippets))
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:
@@ -231,11 +231,11 @@ class Workspace:
 
     def snippet_summary(self) -> str:
         """Summarise how many snippets of the reports were truncated, merged and dropped."""
-        return self.snippets.file("account.txt").read_text(encoding="utf-8").rstrip()
+        return _account(self.snippets)
 
     def snippet_texts(self) -> dict[str, str]:
         """Return the text of each snippet by id."""
-        table = pq.read_table(self.snippets.file("snippets.parquet"), columns=["snippet_id", "text"])
+        table = self.snippets.table("snippets.parquet", ["snippet_id", "text"])
         return dict(zip(table.column("snippet_id").to_pylist(), table.column("text").to_pylist(), strict=True))
 
     def _score_morphology(self, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
@@ -331,7 +331,7 @@ class Workspace:
         """Return the sources of the snippets and the groups of the training tiles, each None unless a rule needs it."""
         p = self.config.pairing
         needs_sources = bool(p.organs) or p.exclude_same_group
-        sources = pq.read_table(self.snippets.file("snippet_sources.parquet")) if needs_sources else None
+        sources = self.snippets.table("snippet_sources.parquet") if needs_sources else None
         if not p.exclude_same_group:
             return sources, None
         tiles = self.all_tiles.of_split("train")
@@ -340,6 +340,13 @@ class Workspace:
     def pairing_summary(self) -> str:
         """Summarise the pairs as text."""
         return summary_text(self.pairs.summary, self.snippet_texts())
+
+
+def _account(snippets: Artifact) -> str:
+    """Read the summary of how many snippets were truncated, merged and dropped."""
+    path = snippets.file("account.txt")
+    with reading(path):
+        return path.read_text(encoding="utf-8").rstrip()
 
 
 def _key(name: str, config: RunConfig, *sections: str) -> str:

@@ -7,6 +7,7 @@ import pytest
 from tiny_models import write_store
 
 import clipit.pairing.pairs as module
+from clipit.artifacts import open_artifact
 from clipit.errors import ArtifactError
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summarise, summary_text
@@ -124,3 +125,37 @@ def test_summary_counts_tiles_and_hubs(tmp_path: Path, index: Index, tiles: Stor
 def test_summary_of_no_pairs(tmp_path: Path, index: Index, tiles: Store) -> None:
     empty = pair_tiles(tmp_path, index, tiles).table.slice(0, 0)
     assert summary_text(summarise(empty, 5), {}) == "no tile was paired"
+
+
+@pytest.mark.parametrize("name", ["emb-00000.npy", "ids-00000.parquet", "mean.npy", "ids.parquet", "pairs.parquet"])
+def test_a_flipped_bit_in_a_large_file(
+    tmp_path: Path, index: Index, texts: Store, tiles: Store, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pair_tiles(tmp_path, index, tiles)
+    monkeypatch.setattr("clipit.artifacts._SMALL", 0)
+    for file in tmp_path.glob(f"*/{name}"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    stores = [Store(open_artifact(store.artifact.folder, store.artifact.manifest.kind)) for store in (texts, tiles)]
+    with pytest.raises(ArtifactError, match=rf"(?s)changed.*{name}.*delete the folder"):
+        assert pair_tiles(tmp_path, build_index(tmp_path, stores[0]), stores[1], k=2).table.num_rows
+        assert pair_tiles(tmp_path, build_index(tmp_path, stores[0]), stores[1]).table.num_rows
+
+
+def test_a_damaged_part_of_a_killed_attempt(
+    tmp_path: Path, index: Index, tiles: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_blocks", kill)
+        with pytest.raises(KeyboardInterrupt):
+            pair_tiles(tmp_path, index, tiles)
+    (part,) = tmp_path.glob("pairs-*.partial/.part-*")
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=r"(?s)unreadable.*part-.*delete this file"):
+        pair_tiles(tmp_path, index, tiles)
+    part.unlink()
+    assert pair_tiles(tmp_path, index, tiles).table.num_rows == TILES

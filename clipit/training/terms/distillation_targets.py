@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool
 
 from clipit.config.run import RunConfig
@@ -67,7 +66,7 @@ def _snippet_vectors(
     if d.target == "random_codes":
         return random_codes(store, config.seed), {}
     if d.target in ("report_context", "report_labels", "report_labels_and_image"):
-        sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet"))
+        sources = workspace.snippets.table("snippet_sources.parquet")
         ids = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
         index = workspace.index  # one of several snippets with equal embeddings represents all, with all their reports
         snippet_ids = index.ids[row_of_each(index)[index.store.positions(ids)]]

@@ -14,6 +14,7 @@ from clipit.artifacts import file_sha256
 from clipit.comparison.grid import arm_values, grid_axes
 from clipit.comparison.plan import Plan
 from clipit.distributed import get_processes
+from clipit.evaluation.predictions import PREDICTIONS
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.runs.evaluate import evaluate_shifted, shifted_predictions
 from clipit.runs.folder import read_results
@@ -32,7 +33,8 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
     recorded, metric = results["provenance"], plan.comparison.metric
     resolved = resolve_arm(plan.run_config(arm, seed))
     run_workspace = workspace.for_config(resolved)
-    parts = {"test": (results["splits"]["test"], folder / "predictions.parquet")}
+    scored = results.get("predictions_sha256")  # not in results of earlier versions
+    parts = {"test": (results["splits"]["test"], folder / PREDICTIONS)}
     for name, section in plan.comparison.shifted.items():
         tiles = run_workspace.shifted_tiles(name, section)
         shifted = evaluate_shifted(resolved, run_workspace, folder, name, tiles)
@@ -62,7 +64,7 @@ def read_run_rows(plan: Plan, workspace: Workspace, folder: Path, arm: str, seed
                 resampled=scores["resampled"],
                 zero_shot=zero_shot["metrics"][metric]["value"] if zero_shot else None,
                 predictions=predictions,
-                predictions_sha256=file_sha256(predictions),
+                predictions_sha256=scored if part == "test" and scored else file_sha256(predictions),
                 searched=searched,
             )
         )

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int64, Shaped
 
-from clipit.artifacts import whole_file
+from clipit.artifacts import file_sha256, read_json, whole_file
 from clipit.errors import DataError, shortlist
+from clipit.tiles.tileset import TileSet
 
+PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
+"""Files of a run that contain its predictions and their scores."""
 NO_LABEL = -1
 _CLASSES_KEY = b"clipit_classes"
 _SUM_TOLERANCE = 1e-3
@@ -123,22 +126,32 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             columns |= {prefix + name: pa.array(values[:, c]) for c, name in enumerate(predictions.classes)}
     metadata = {_CLASSES_KEY: json.dumps(predictions.classes).encode()}
     with whole_file(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary, write_page_checksum=True)
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | None = None) -> Predictions:
     """Read and check a predictions table.
 
+    Args:
+        path: Parquet file.
+        sha256: SHA-256 of the file when it was scored; None if it is not recorded.
+        tiles: Tiles that were predicted; None if they are not at hand.
+
     Raises:
-        DataError: The file is missing or damaged, lacks a column, repeats an id, has a label outside the classes, or
-            has probabilities that are not finite, negative or do not sum to 1.
+        DataError: The file is missing, damaged or changed, lacks a column, repeats an id, has a label outside the
+            classes, has probabilities that are not finite, negative or do not sum to 1, or is of other tiles.
     """
     try:
-        table = pq.read_table(path)
+        changed = sha256 is not None and file_sha256(path) != sha256
+        table = None if changed else pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise DataError("no predictions here", where=path, fix="run scripts/evaluate.py first") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
+    if table is None:
+        raise DataError(
+            "the predictions have changed since they were scored", where=path, fix="run scripts/evaluate.py again"
+        )
     try:
         classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
     except (KeyError, ValueError) as error:
@@ -162,7 +175,24 @@ def read_predictions(path: Path) -> Predictions:
         zero_shot=_matrix(table, [f"zs_{name}" for name in classes]) if has_zero_shot else None,
     )
     _check(predictions, path)
+    if tiles is not None:
+        _check_tiles(predictions, tiles, path)
     return predictions
+
+
+def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions:
+    """Read the predictions of a finished run, and check that they are those of its results.
+
+    Args:
+        run: Folder of the run.
+        tiles: Tiles of the run's configuration; None if they are not at hand.
+
+    Raises:
+        DataError: See `read_predictions`.
+        ArtifactError: results.json is missing or damaged.
+    """
+    results = read_json(run / RESULTS, "run scripts/train.py again; a trained run is only evaluated again")
+    return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
 
 
 def _texts(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
@@ -171,6 +201,24 @@ def _texts(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:
 
 def _matrix(table: pa.Table, names: Sequence[str]) -> Float32[np.ndarray, "n c"]:
     return np.stack([table[name].to_numpy() for name in names], axis=1).astype(np.float32)
+
+
+def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
+    """Check that the predictions cover whole splits of these tiles, with the same classes and labels."""
+    fix = "use the run of this configuration, or delete the file and run scripts/evaluate.py again"
+    if predictions.classes != tiles.classes:
+        theirs, ours = ", ".join(predictions.classes), ", ".join(tiles.classes)
+        raise DataError(f"the classes of the predictions are {theirs}; those of the tiles {ours}", where=where, fix=fix)
+    rows = np.isin(tiles.splits, predictions.splits)
+    order, own = np.argsort(tiles.ids[rows], kind="stable"), predictions.by_id()
+    ids, splits, labels = (values[rows][order] for values in (tiles.ids, tiles.splits, tiles.truth))
+    if not np.array_equal(own.ids, ids):
+        odd = np.setxor1d(own.ids, ids).tolist()
+        raise DataError(f"the predictions are of other tiles: {shortlist(odd)} differ", where=where, fix=fix)
+    hidden = (own.labels == NO_LABEL) | (labels == NO_LABEL)
+    odd = ids[(own.splits != splits) | ((own.labels != labels) & ~hidden)].tolist()
+    if odd:
+        raise DataError(f"the splits or labels of {len(odd)} tiles differ: {shortlist(odd)}", where=where, fix=fix)
 
 
 def _check(predictions: Predictions, where: Path) -> None:

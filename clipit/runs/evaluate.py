@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import fingerprint, git_commit, locked, read_json, versions, write_json
+from clipit.artifacts import file_sha256, fingerprint, git_commit, locked, read_json, versions, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.evaluate import evaluate_predictions
-from clipit.evaluation.predictions import read_predictions, write_predictions
+from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.reporting.curves import read_curves
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
 from clipit.reporting.summary import run_summary, write_summary
@@ -49,7 +49,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
             parts.append(replace(predictions, labels=tiles.of_split(split).labels))
     if not get_processes().main:
         return {}
-    write_predictions(folder / "predictions.parquet", join_predictions(parts))
+    write_predictions(folder / PREDICTIONS, join_predictions(parts))
     return _report(config, workspace, folder, classifier)
 
 
@@ -90,7 +90,8 @@ def evaluate_shifted(
         if processes.main:
             write_predictions(path, predictions)
         processes.barrier()
-    scores = evaluate_predictions(read_predictions(path), ["test"], config.evaluation.bootstrap, config.seed)
+    predictions = read_predictions(path, tiles=tiles)
+    scores = evaluate_predictions(predictions, ["test"], config.evaluation.bootstrap, config.seed)
     test_scores: dict[str, Any] = scores["splits"]["test"]
     return test_scores
 
@@ -110,7 +111,8 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
 
 
 def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "Classifier") -> dict[str, Any]:
-    predictions = read_predictions(folder / "predictions.parquet")
+    path = folder / PREDICTIONS
+    sha256, predictions = file_sha256(path), read_predictions(path)
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
@@ -127,7 +129,11 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
         "prompts": f"{workspace.prompts.name} ({workspace.prompts.hash})" if workspace.prompts else None,
         **facts,
     }
-    results = scores | {"provenance": provenance | {"versions": versions()}, "evaluation": evaluation_keys(config)}
+    results = scores | {
+        "predictions_sha256": sha256,
+        "provenance": provenance | {"versions": versions()},
+        "evaluation": evaluation_keys(config),
+    }
     plots = []
     for split in splits:
         plots += [f"confusion_{split}.png", f"reliability_{split}.png"]

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from clipit.artifacts import git_commit, make_folder, read_json, versions, whole_file, write_json
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, ModelError, shortlist
+from clipit.errors import ArtifactError, DataError, ModelError, shortlist
+from clipit.evaluation.predictions import PREDICTIONS, read_predictions
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.checkpoints import latest_checkpoint
@@ -87,11 +86,12 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
     """
     if not (folder / "results.json").is_file():
         return "results.json"
+    results = read_results(folder)
     try:
-        pq.read_metadata(folder / "predictions.parquet")
-    except (OSError, pa.ArrowException):
-        return "predictions.parquet"
-    recorded = read_results(folder).get("evaluation")
+        read_predictions(folder / PREDICTIONS, results.get("predictions_sha256"))
+    except DataError:
+        return f"{PREDICTIONS} as it was scored"
+    recorded = results.get("evaluation")
     if recorded is not None and recorded != evaluation_keys(config):
         return "results for these keys of `evaluation`"
     return ""

@@ -6,7 +6,7 @@ from typing import Any
 
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
-from clipit.evaluation.predictions import Predictions, read_predictions
+from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.reporting.curves import read_curves
 from clipit.reporting.html import write_page
 from clipit.reporting.pairing_page import MOST_TILES
@@ -75,7 +75,7 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
             fix="give the run's own configuration: --config <run folder>/config.yaml",
         )
     texts = read_training(folder).get("sections", {}) if (folder / "training.json").is_file() else {}
-    predictions = read_predictions(folder / "predictions.parquet")
+    predictions = read_run_predictions(folder, tiles)
     title = f"{config.name}: {folder.name}"
     return write_run_page(title, folder, results, predictions, tiles, {"Tiles": tiles.describe()} | texts)
 

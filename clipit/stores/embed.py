@@ -74,7 +74,7 @@ class Store:
         return {}
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:
-        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors; one shard is open at a time."""
+        """Iterate over blocks of at most `size` rows, as pairs of first row and vectors, with one shard open."""
         for number, name in enumerate(self._names("emb-")):
             shard = self.artifact.array(name, "r")
             for start in range(0, len(shard), size):

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, DataError
-from clipit.evaluation.predictions import read_predictions
+from clipit.errors import ConfigError
+from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
@@ -16,6 +16,7 @@ from clipit.reporting.html import write_page
 from clipit.reporting.pairing_page import MOST_TILES, choose_tiles, pairing_page
 from clipit.reporting.thumbnails import thumbnail
 from clipit.stores.index import Index, build_index
+from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 TilePredictions = Mapping[str, tuple[int, float]]
@@ -62,7 +63,7 @@ def write_pairs_page(
         predictions, origin = given
         about.append(origin)
     elif run is not None:
-        predictions = _predictions(run, tiles.classes)
+        predictions = _predictions(run, workspace.all_tiles)
         count = sum(tile_id in predictions for tile_id in shown)
         about.append(
             f"Predictions: predictions.parquet of {run.parent.name}/{run.name}, which holds {count} of these tiles."
@@ -94,19 +95,13 @@ def write_pairs_page(
     return path
 
 
-def _predictions(run: Path, classes: tuple[str, ...]) -> TilePredictions:
-    """Read the predictions of a run, with indices into `classes`.
+def _predictions(run: Path, tiles: TileSet) -> TilePredictions:
+    """Read the predicted class and its probability of each tile.
 
     Raises:
-        DataError: The table is damaged, or has different classes.
+        DataError: The table is damaged, or is of other tiles.
     """
-    table = read_predictions(run / "predictions.parquet")
-    if table.classes != classes:
-        raise DataError(
-            f"the run predicts {', '.join(table.classes)}; the tiles have {', '.join(classes)}",
-            where=run / "predictions.parquet",
-            fix="give the run that belongs to these tiles",
-        )
+    table = read_run_predictions(run, tiles)
     predicted, confidence = table.probabilities.argmax(axis=1), table.probabilities.max(axis=1)
     return dict(zip(table.ids.tolist(), zip(predicted.tolist(), confidence.tolist(), strict=True), strict=True))
 

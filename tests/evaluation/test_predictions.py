@@ -2,17 +2,28 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
+from clipit.artifacts import file_sha256, write_json
 from clipit.errors import DataError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.intervals import paired_bootstrap
-from clipit.evaluation.predictions import Predictions, read_predictions, softmax, write_predictions
+from clipit.evaluation.predictions import (
+    Predictions,
+    read_predictions,
+    read_run_predictions,
+    softmax,
+    write_predictions,
+)
+from clipit.tiles.readers import FileReader
+from clipit.tiles.tileset import TileSet
 
 CLASSES = ("AC", "H", "S")
 
@@ -145,3 +156,73 @@ def test_comparison_is_by_id_and_refuses_other_tiles() -> None:
     with pytest.raises(DataError, match="differ in their labels"):
         other = dataclasses.replace(worse, labels=np.zeros(90, np.int64))
         paired_bootstrap([(predictions.select("test"), other.select("test"))])
+
+
+def finished_run(folder: Path) -> tuple[Path, Predictions]:
+    write_predictions(folder / "predictions.parquet", example())
+    write_json(folder / "results.json", {"predictions_sha256": file_sha256(folder / "predictions.parquet")})
+    return folder, read_run_predictions(folder)
+
+
+def rewrite(run: Path, change: Callable[[Predictions], Predictions]) -> None:
+    write_predictions(run / "predictions.parquet", change(example()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: dataclasses.replace(p, labels=np.roll(p.labels, 1)),
+        lambda p: p.take(np.arange(len(p.ids) - 1)),
+        lambda p: dataclasses.replace(p, probabilities=p.probabilities[::-1]),
+    ],
+)
+def test_predictions_other_than_those_that_were_scored(
+    tmp_path: Path, change: Callable[[Predictions], Predictions]
+) -> None:
+    run, _ = finished_run(tmp_path)
+    rewrite(run, change)
+    with pytest.raises(DataError, match=r"(?s)changed since they were scored.*predictions\.parquet.*evaluate\.py"):
+        read_run_predictions(run)
+
+
+def test_a_flipped_bit_in_a_table_without_a_recorded_hash(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    write_predictions(path, example())
+    whole = path.read_bytes()
+    start = pq.read_metadata(path).row_group(0).column(4).data_page_offset  # probabilities of the first class
+    path.write_bytes(whole[: start + 60] + bytes([whole[start + 60] ^ 1]) + whole[start + 61 :])
+    with pytest.raises(DataError, match=r"(?s)unreadable predictions.*p\.parquet"):
+        read_predictions(path)
+
+
+def tiles_of(predictions: Predictions) -> TileSet:
+    n = len(predictions.ids)
+    return TileSet(
+        ids=predictions.ids,
+        labels=predictions.labels,
+        truth=predictions.labels,
+        splits=predictions.splits,
+        groups=predictions.groups,
+        mpp=np.full(n, np.nan),
+        classes=predictions.classes,
+        reader=FileReader(Path(), ()),
+        rows=np.arange(n),
+        stamps=np.full(n, "", dtype=np.str_),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": np.array([f"tile-{i:03}" for i in range(1, 91)])}, "of other tiles: tile-000, tile-090 differ"),
+        ({"splits": np.full(90, "test")}, "splits or labels of 30 tiles differ"),
+        ({"truth": np.zeros(90, dtype=np.int64)}, "splits or labels of [0-9]+ tiles differ"),
+        ({"classes": ("AC", "S", "H")}, "the classes of the predictions are AC, H, S; those of the tiles AC, S, H"),
+    ],
+)
+def test_predictions_of_other_tiles(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    run, predictions = finished_run(tmp_path)
+    tiles = tiles_of(example())
+    assert read_run_predictions(run, tiles).ids.tolist() == predictions.ids.tolist()
+    with pytest.raises(DataError, match=rf"(?s){message}.*predictions\.parquet"):
+        read_run_predictions(run, dataclasses.replace(tiles, **changes))  # type: ignore[arg-type]

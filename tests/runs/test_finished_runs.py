@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from logged_lines import capture_log
 
@@ -68,15 +71,20 @@ def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.
     assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("left", [None, 100])
-def test_lost_predictions_are_made_again(finished: Finished, left: int | None) -> None:
+@pytest.mark.parametrize("change", ["lost", "truncated", "rows dropped", "labels shifted"])
+def test_lost_or_changed_predictions_are_made_again(finished: Finished, change: str) -> None:
     config, again = finished
     path = run_folder(config) / "predictions.parquet"
-    content = path.read_bytes()
+    content, table = path.read_bytes(), pq.read_table(path)
     path.unlink()
-    if left is not None:
-        path.write_bytes(content[:left])
-    assert any("lacks predictions.parquet: it is evaluated again" in line for line in again(config))
+    if change == "truncated":
+        path.write_bytes(content[:100])
+    elif change == "rows dropped":
+        pq.write_table(table.slice(1), path)
+    elif change == "labels shifted":
+        labels = np.roll(table.column("label").to_numpy(), 1)
+        pq.write_table(table.set_column(2, "label", pa.array(labels)), path)
+    assert any("lacks predictions.parquet as it was scored: it is evaluated again" in line for line in again(config))
     assert path.read_bytes() == content
     assert not [line for line in again(config) if "again" in line]
 

@@ -48,12 +48,17 @@ def heading(plan: Plan, text: str) -> str:
 
 def predictions_file(rows: Sequence[ScoreRow], arm: str, seed: int) -> Path:
     """Return the file of a run's test predictions."""
-    return next(row.predictions_file() for row in rows if (row.arm, row.seed, row.part) == (arm, seed, "test"))
+    return _test_row(rows, arm, seed).predictions_file()
+
+
+def _test_row(rows: Sequence[ScoreRow], arm: str, seed: int) -> ScoreRow:
+    return next(row for row in rows if (row.arm, row.seed, row.part) == (arm, seed, "test"))
 
 
 def read_test_predictions(rows: Sequence[ScoreRow], arm: str, seed: int) -> Predictions:
     """Read a run's predictions of the test tiles."""
-    return read_predictions(predictions_file(rows, arm, seed)).select("test")
+    row = _test_row(rows, arm, seed)
+    return read_predictions(row.predictions_file(), row.predictions_sha256).select("test")
 
 
 def compute_hits(rows: Sequence[ScoreRow], arm: str, seed: int) -> tuple[Predictions, Float[np.ndarray, " n"]]:

@@ -34,7 +34,7 @@ def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:
 
 
 def _pooled_parts(result: ArmResult) -> list[Part]:
-    tables = [read_predictions(row.predictions_file()).select("test") for row in result.rows]
+    tables = [read_predictions(row.predictions_file(), row.predictions_sha256).select("test") for row in result.rows]
     classes = tables[0].classes
     labels = np.concatenate([table.labels for table in tables])
     probabilities = np.concatenate([table.probabilities for table in tables])[labels >= 0]

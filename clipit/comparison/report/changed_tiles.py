@@ -207,7 +207,7 @@ def _tile_card(
 
 
 def _read_seeds(result: ArmResult) -> list[Predictions]:
-    return [read_predictions(row.predictions_file()).select("test") for row in result.rows]
+    return [read_predictions(row.predictions_file(), row.predictions_sha256).select("test") for row in result.rows]
 
 
 def _load_pictures(tiles: TileSet | None) -> Callable[[str], str | None]:

@@ -21,7 +21,7 @@ from clipit.evaluation.intervals import bootstrap_intervals
 from clipit.evaluation.label_efficiency import label_efficiency
 from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefined
 from clipit.evaluation.neighbours import knn_probabilities, simple_shot
-from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.predictions import read_run_predictions
 from clipit.evaluation.probes import adamw_probe, linear_probe
 from clipit.evaluation.retrieval import RetrievalScore, class_match
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
@@ -135,13 +135,12 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
     Raises:
         DataError: The run was evaluated on different test tiles or classes, or not at all.
     """
-    predictions = read_predictions(run / "predictions.parquet").select("test").by_id()
-    test = workspace.all_tiles.of_split("test")
-    if set(predictions.ids.tolist()) != set(test.ids.tolist()) or predictions.classes != test.classes:
+    predictions = read_run_predictions(run, workspace.all_tiles).select("test").by_id()
+    if not len(predictions.ids):
         raise DataError(
-            "the run's predictions are of other test tiles or classes",
+            "the run has no predictions of test tiles",
             where=run / "predictions.parquet",
-            fix="give the run of this configuration, with test among its evaluation.splits",
+            fix="use the run of this configuration, with test among its evaluation.splits",
         )
     p = predictions.take(predictions.labels >= 0)
     head = ProbingRow(subject=f"classifier {run.name}", what="own head")

@@ -13,7 +13,7 @@ from clipit.artifacts import file_sha256
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError
-from clipit.evaluation.predictions import read_predictions, softmax
+from clipit.evaluation.predictions import read_run_predictions, softmax
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.models.classifier_spec import WEIGHTS, ZERO_SHOT
 from clipit.models.inference import Classifier
@@ -196,10 +196,9 @@ def _class_embeddings(workspace: Workspace, classifier: Classifier) -> Float32[n
 
 
 def _check_test_tiles(run: Path, tiles: TileSet) -> None:
-    predictions = read_predictions(run / "predictions.parquet").select("test")
-    if set(predictions.ids.tolist()) != set(tiles.of_split("test").ids.tolist()):
+    if not len(read_run_predictions(run, tiles).select("test").ids):
         raise DataError(
-            "the predictions of this run are for other test tiles",
+            "the run has no predictions of test tiles",
             where=run / "predictions.parquet",
-            fix="give a run of this configuration, evaluated with test in evaluation.splits",
+            fix="use a run of this configuration, evaluated with test in evaluation.splits",
         )

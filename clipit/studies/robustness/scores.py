@@ -13,7 +13,7 @@ from clipit.errors import DataError
 from clipit.evaluation.calibration import MEASURES, fit_temperature, weighted_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
-from clipit.evaluation.predictions import Predictions, read_predictions
+from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.studies.report import StudyRow
 from clipit.studies.robustness.models import HEAD, ZERO_SHOT_READING, MeasuredModel, Vectors, compute_vectors
 from clipit.tiles.tileset import TileSet
@@ -202,7 +202,7 @@ def calibration_rows(
 
 
 def _read_run_predictions(run: Path, model: MeasuredModel) -> dict[str, Predictions]:
-    predictions = read_predictions(run / "predictions.parquet")
+    predictions = read_run_predictions(run)
     tables = {HEAD: predictions}
     if predictions.zero_shot is not None and ZERO_SHOT_READING in model.readouts:
         tables[ZERO_SHOT_READING] = replace(predictions, probabilities=predictions.zero_shot, zero_shot=None)

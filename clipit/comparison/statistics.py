@@ -113,7 +113,10 @@ def _bootstrap_predictions(
 ) -> PairedDifference | None:
     if any(row.score is None for row in (*baseline, *arm)):
         return None
-    tables = [[read_predictions(row.predictions_file(), row.predictions_sha256).select("test") for row in rows] for rows in (baseline, arm)]
+    tables = [
+        [read_predictions(row.predictions_file(), row.predictions_sha256).select("test") for row in rows]
+        for rows in (baseline, arm)
+    ]
     return paired_bootstrap(list(zip(*tables, strict=True)), (metric,), resamples)[metric]
 
 

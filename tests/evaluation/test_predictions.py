@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from sklearn.metrics import balanced_accuracy_score
 
 from clipit.artifacts import file_sha256, write_json

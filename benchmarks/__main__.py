@@ -10,7 +10,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import bag_step, classifier, embedding, faiss_threads, hubness, pairing, start_up, training_step
+from benchmarks import (
+    bag_step,
+    classifier,
+    embedding,
+    faiss_threads,
+    hubness,
+    pairing,
+    report_splitting,
+    start_up,
+    training_step,
+)
 from benchmarks.harness import Figure, Options, table
 from benchmarks.machine import machine, machine_text
 from clipit.artifacts import write_json
@@ -23,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "training_step": training_step.measure,
     "bag_step": bag_step.measure,
     "classifier": classifier.measure,
+    "report_splitting": report_splitting.measure,
     "start_up": start_up.measure,
     "faiss_threads": faiss_threads.measure,
 }

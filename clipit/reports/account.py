@@ -1,8 +1,11 @@
 """Account of a snippet set: how many reports were read, what each filter dropped, and what was kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from clipit.errors import printable
+from clipit.reports.readers import Reports
 
 _BINS = 8
 _EXAMPLES = 3
@@ -25,12 +28,14 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Account:
-    """Counts from reports to snippets, written to `account.json` and printed."""
+    """Counts from reports to snippets, written to `account.json`.
 
-    source: str
+    They depend only on the reports and the filters. Where the reports were read, and which files and rows were skipped,
+    belongs to each reading (`Reports`) and is added when the account is printed.
+    """
+
     reports: int
     """Number of reports with text."""
-    empty_reports: int
     pieces: int
     """Number of sentences and parts of sentences, before merging and filtering."""
     split_sentences: int
@@ -45,16 +50,27 @@ class Account:
     budget: int
     tokens: dict[str, int]
     """Range of token counts (special tokens included) -> number of kept snippets."""
-    problems: tuple[str, ...] = ()
+    long_words: int = 0
+    """Number of words of more than 500 characters, which were dropped before splitting."""
+    long_word_reports: tuple[str, ...] = ()
+    """Descriptions of the reports with such words, one line each."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-serialisable values."""
         return asdict(self)
 
-    def text(self) -> str:
-        """Format the account for printing."""
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Account":
+        """Restore an account from the content of `account.json`."""
+        known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
+        dropped = {name: Dropped(**kept) for name, kept in values["dropped"].items()}
+        listed = tuple(values.get("long_word_reports", ()))
+        return cls(**{**known, "dropped": dropped, "long_word_reports": listed})
+
+    def text(self, reports: Reports) -> str:
+        """Format the account for printing, with the source and the problems of this reading of the reports."""
         lines = [
-            f"reports    {self.reports:>9,}  with text, {self.empty_reports:,} empty; from {self.source}",
+            f"reports    {self.reports:>9,}  with text, {reports.empty:,} empty; from {reports.source}",
             f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
             f"merged     {self.duplicates:>9,}  exact duplicates; all their sources are kept",
         ]
@@ -67,11 +83,17 @@ class Account:
         lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(largest, 1))}" for span, n in self.tokens.items()]
         if self.sections:
             lines.append("sections   " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))
-        lines.append(f"problems   {len(self.problems):>9,}")
-        lines += [f"  {problem}" for problem in self.problems[:_SHOWN_PROBLEMS]]
-        if len(self.problems) > _SHOWN_PROBLEMS:
-            lines.append(f"  and {len(self.problems) - _SHOWN_PROBLEMS:,} more")
-        return "\n".join(lines)
+        if self.long_words:
+            lines.append(f"long words {self.long_words:>9,}  of more than 500 characters were dropped")
+            lines += _first(self.long_word_reports)
+        lines.append(f"problems   {len(reports.problems):>9,}")
+        return "\n".join([*lines, *_first(reports.problems)])
+
+
+def _first(problems: Sequence[str]) -> list[str]:
+    """Format the first few problems, and count the rest."""
+    lines = [f"  {printable(problem)}" for problem in problems[:_SHOWN_PROBLEMS]]
+    return lines if len(problems) <= _SHOWN_PROBLEMS else [*lines, f"  and {len(problems) - _SHOWN_PROBLEMS:,} more"]
 
 
 def _shorten(text: str, limit: int = 90) -> str:

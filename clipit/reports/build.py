@@ -9,12 +9,14 @@ import pyarrow as pa
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
 from clipit.reports.account import Account, token_histogram
+from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
 from clipit.reports.readers import Report, Reports
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
 _BLOCK = 256  # reports tokenised at once
+_SHOWN = 40  # characters of a dropped word
 
 _SNIPPETS = pa.schema([("snippet_id", pa.string()), ("text", pa.string()), ("n_tokens", pa.int32())])
 _SOURCES = pa.schema(
@@ -74,15 +76,14 @@ def build_snippets(
             where="reports.morphology_prompts",
             fix="configure a VLM, or remove morphology_prompts and boilerplate_prompts",
         )
-    occurrences = _split_and_merge(reports, count_tokens, budget)
+    long_words: dict[str, list[str]] = {}
+    occurrences = _split_and_merge(reports, count_tokens, budget, long_words)
     sections_of = {text: {piece.section for _, piece in places} for text, places in occurrences.items()}
     texts, dropped = filter_snippets(sections_of, config, similarity)
     snippets, sources = _tables(occurrences, texts)
     pieces = [piece for places in occurrences.values() for _, piece in places]
     account = Account(
-        source=reports.source,
         reports=len(reports.reports),
-        empty_reports=reports.empty,
         pieces=len(pieces),
         split_sentences=sum(piece.first_part for piece in pieces),
         duplicates=len(pieces) - len(occurrences),
@@ -91,11 +92,12 @@ def build_snippets(
         sections=dict(Counter(piece.section for piece in pieces).most_common()),
         budget=budget,
         tokens=token_histogram(snippets["n_tokens"].to_pylist(), budget),
-        problems=reports.problems,
+        long_words=sum(map(len, long_words.values())),
+        long_word_reports=tuple(_describe_long_words(name, words) for name, words in long_words.items()),
     )
     if not texts:
         raise DataError(
-            f"no snippet is left:\n{account.text()}",
+            f"no snippet is left:\n{account.text(reports)}",
             where=reports.source,
             fix="relax the filters under `reports`, or use another corpus",
         )
@@ -106,14 +108,28 @@ def _snippet_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _split_and_merge(reports: Reports, count_tokens: TokenCounter, budget: int) -> _Occurrences:
+def _split_and_merge(
+    reports: Reports, count_tokens: TokenCounter, budget: int, long_words: dict[str, list[str]]
+) -> _Occurrences:
+    """Clean, split and merge reports; adds their over-long words to `long_words`, by report id."""
     occurrences: _Occurrences = {}
     for begin in range(0, len(reports.reports), _BLOCK):
         block = reports.reports[begin : begin + _BLOCK]
-        for report, pieces in zip(block, split_reports([r.text for r in block], count_tokens, budget), strict=True):
+        texts: list[str] = []
+        for report in block:
+            text, dropped = drop_long_words(clean_text(report.text))
+            texts.append(text)
+            if dropped:
+                long_words[report.report_id] = dropped
+        for report, pieces in zip(block, split_reports(texts, count_tokens, budget), strict=True):
             for piece in pieces:
                 occurrences.setdefault(piece.text, []).append((report, piece))
     return occurrences
+
+
+def _describe_long_words(report_id: str, words: list[str]) -> str:
+    characters = sum(map(len, words))
+    return f"report {report_id}: {len(words)} dropped ({characters:,} characters), first {words[0][:_SHOWN]}..."
 
 
 def _tables(occurrences: _Occurrences, texts: list[str]) -> tuple[pa.Table, pa.Table]:

@@ -28,6 +28,10 @@ _LOOSE_HYPHEN = re.compile(
     rf"(?i:\b({_PREFIX}|{_COLOUR})(?: -\s?|- )(?=[a-z])(?!and|or\b|to\b)|(?<=[a-z]) -\s?(?=(?:{_ENDING})\b))"
 )
 
+_LONGEST_WORD = 500  # characters; longer ones are encoded pictures or damage
+_OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # written without spaces
+_LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_LONGEST_WORD + 1},}}")
+
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # rules and table cells
     (
@@ -103,3 +107,18 @@ def clean_text(text: str) -> str:
         text = pattern.sub(replacement, text)
     text = _LOOSE_HYPHEN.sub(lambda match: f"{match.group(1) or ''}-", text)
     return _unwrap(text)
+
+
+def drop_long_words(text: str) -> tuple[str, list[str]]:
+    """Drop words of more than 500 characters from a cleaned report, such as encoded pictures.
+
+    Scripts that are written without spaces, such as Chinese and Thai, are kept.
+
+    Returns:
+        The text without these words, and the words.
+    """
+    words = _LONG_WORD.findall(text)
+    if not words:
+        return text, []
+    lines = (" ".join(line.split()) for line in _LONG_WORD.sub(" ", text).split("\n"))
+    return "\n".join(line for line in lines if line), words

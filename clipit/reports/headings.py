@@ -57,7 +57,7 @@ _FIELD = (
     r"integrity|length|dimensions?|budding|grade|deposits)|histolog(?:ic|ical)\s+(?:type|grade|pattern)|histology|grade|"
     r"(?:(?:lympho-?\s?vascular|lymph-?vascular|angiolymphatic|perineural|vascular|venous|lymphatic|large\s+venous|"
     r"small\s+vessel|capsular|seminal\s+vesicle)\s+invasion)|(?:depth|extent)\s+of\s+invasion|"
-    r"(?:(?:surgical|proximal|distal|radial|mesenteric|circumferential|deep|lateral|peripheral|resection)\s+)*margins?"
+    r"(?:(?:surgical|proximal|distal|radial|mesenteric|circumferential|deep|lateral|peripheral|resection)\s+){0,8}margins?"
     r"(?:\s+status)?|(?:regional\s+|attached\s+)?lymph\s+nodes?|distance\s+(?:to|from|of)\s+(?:[a-z]+\s+){1,5}margins?|level\s+of\s+penetration|"
     r"increased\s+tumou?r\s+infiltrating\s+lymphocytes|distant\s+metastas[ie]s|primary\s+tumou?r|"
     r"(?:additional|other)\s+(?:pathologic(?:al)?\s+)?findings|treatment\s+effect|host\s+response|growth\s+pattern|"

@@ -1,6 +1,7 @@
 """Split a cleaned report into sentences, each with its section."""
 
 import re
+from bisect import bisect_left
 from itertools import pairwise
 
 from clipit.reports.cleaning import trim
@@ -19,7 +20,9 @@ _NAMED_LETTER = re.compile(
 _END = re.compile(r"[.!?]+[\"')\]]*(?:\s+(?=(?:[\"'(\[-]+\s?)?[A-Z0-9])|(?=[A-Z][a-z]+\s))")
 _TNM = re.compile(r"[pcy]{0,2}(?:[TNM][0-4Xx]|[LVRG][0-4X]\b)")
 _REMARK = re.compile(r"\((?:(?i:see\b)|\d)")  # "(see comment)", "(0/8)" belong to the preceding sentence
-_LAST_WORD = re.compile(r"[^\s,;:(\[]+$")
+_LOOK_BACK = 300  # characters before a full stop, item or field that decide whether a sentence ends there
+_LETTERS_BACK = 100  # characters before a letter in which its name is searched: "blocks A, B, C and"
+_LAST_WORD = re.compile(r"(?<![^\s,;:(\[])[^\s,;:(\[]+$")
 _ITEM = re.compile(
     r"\s(?:[-*]\s?(?=[A-Z][A-Za-z]{2})|[A-HJ-Z]\.\s?(?=[A-Z][A-Za-z]{2})|\d{1,2}[.)]\s?(?=[A-Z][A-Za-z]{2}))"
 )
@@ -53,7 +56,7 @@ class _Splitter:
         headings = _find_headings(line)
         ends = {start: end for start, end, _ in headings}
         names = {start: name for start, _, name in headings}
-        starts = [s for s in _sentence_starts(line) if not any(begin < s < end for begin, end, _ in headings)]
+        starts = _outside(headings, _sentence_starts(line))
         for begin, end in pairwise(sorted({0, len(line), *starts, *ends, *ends.values()})):
             text = line[begin:end].strip()
             if begin in names:
@@ -102,6 +105,12 @@ def _find_headings(line: str) -> list[tuple[int, int, str]]:
     return headings
 
 
+def _outside(headings: list[tuple[int, int, str]], places: list[int]) -> list[int]:
+    """Return the places of a line that do not lie within a heading."""
+    begins, ends = [begin for begin, _, _ in headings], [0, *(end for _, end, _ in headings)]
+    return [place for place in places if place >= ends[bisect_left(begins, place)]]
+
+
 def _is_heading(line: str, match: re.Match[str], *, strong: bool) -> bool:
     """Return whether a match looks like a heading: with a colon, in capitals, in title case or first in its line."""
     if ":" in (match["colon"] or ""):
@@ -142,11 +151,12 @@ def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
     """Return whether the full stop at `dot` ends the sentence from `begin`; the next would start at `after`."""
     if text[dot] != ".":
         return True
-    last_word = _LAST_WORD.search(text, begin, dot)
+    before = text[max(begin, dot - _LOOK_BACK) : dot]
+    last_word = _LAST_WORD.search(before)
     if last_word is None:
         return True
     word = last_word.group().lstrip("-'\"")
-    before = text[begin : last_word.start()]
+    before = before[: last_word.start()]
     if _REMARK.match(text, after):
         return False
     following = text[after : after + 8].lstrip("\"'([- ")
@@ -155,26 +165,31 @@ def _ends_sentence(text: str, begin: int, dot: int, after: int) -> bool:
     if re.fullmatch(r"\d{1,2}|[IVX]{1,4}", word) and (not re.search(r"\w", before) or before.rstrip().endswith(":")):
         return False  # the number of an item: "2. Colon ..."
     if len(word) == 1 and word.isalpha() and word.isupper():
-        return bool(_NAMED_LETTER.search(before))  # otherwise an initial or the letter of a part: "A. Colon ..."
+        return _names_letter(before)  # otherwise an initial or the letter of a part: "A. Colon ..."
     word = word.lower()
     if word in _BEFORE_NUMBERS_ONLY:
         return not following[:1].isdigit()
     return word not in _ABBREVIATIONS
 
 
+def _names_letter(before: str) -> bool:
+    """Return whether the words before a letter name it: "stage", "blocks A and"."""
+    return _NAMED_LETTER.search(before, max(0, len(before) - _LETTERS_BACK)) is not None
+
+
 def _starts_item(text: str, begin: int, match: re.Match[str]) -> bool:
     """Return whether a list item begins here, rather than a hyphenated word or a lettered block."""
-    before = text[begin : match.start()]
+    before = text[max(begin, match.start() - _LOOK_BACK) : match.start()]
     mark = match.group().strip()
     if mark[0] in "-*":
         words = before.split()
         return before.rstrip().endswith(":") or (len(words) >= 3 and len(words[-1]) >= 3)  # not "6 - ICV; 7 - colon"
     if mark[0].isdigit():
         return before.rstrip().endswith(";")
-    return not before.rstrip().endswith(".") and not _NAMED_LETTER.search(before + " ")
+    return not before.rstrip().endswith(".") and not _names_letter(before + " ")
 
 
 def _in_capitals(text: str, match: re.Match[str]) -> bool:
     """Return whether a field label in capitals merely continues a line in capitals: "LEFT PELVIC LYMPH NODES:"."""
-    before = text[: match.start()].rsplit(None, 1)[-1]
+    before = text[max(0, match.start() - _LOOK_BACK) : match.start()].rsplit(None, 1)[-1]
     return match.group().isupper() and before.isalpha() and before.isupper()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipit.errors import ConfigError
-from clipit.reports.cleaning import clean_text, trim
+from clipit.reports.cleaning import trim
 from clipit.reports.sentences import split_sentences
 from clipit.types import TokenCounter
 
@@ -36,21 +36,21 @@ _SHORTER_PART = 0.2  # minimum share of characters in the shorter part when spli
 
 
 def split_reports(texts: Sequence[str], count_tokens: TokenCounter, budget: int) -> list[list[Piece]]:
-    """Clean reports and split each into sentences within the token budget.
+    """Split cleaned reports into sentences within the token budget.
 
     A sentence over the budget is split at clauses, then between words, and within a word only if the word itself is
     over the budget. The pieces contain all letters and digits of the report, in order. Tokens of all reports are
     counted together.
 
     Args:
-        texts: Texts of the reports.
+        texts: Texts of the reports, cleaned by `clean_text`.
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
         budget: Maximum number of tokens per piece, including special tokens.
 
     Raises:
         ConfigError: A single character is over the budget.
     """
-    reports = [split_sentences(clean_text(text)) for text in texts]
+    reports = [split_sentences(text) for text in texts]
     parts_of = iter(_fit_to_budget([text for report in reports for _, text in report], count_tokens, budget))
     out: list[list[Piece]] = []
     for report in reports:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
-from clipit.artifacts import Artifact, fingerprint, reading, whole_file, write_json
+from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, reading, whole_file, write_json
 from clipit.config.effects import select_keys
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
@@ -211,12 +211,10 @@ class Workspace:
                 with whole_file(folder / f"{name}.parquet") as temporary:
                     pq.write_table(table, temporary)
             write_json(folder / "account.json", built.account.as_dict())
-            with whole_file(folder / "account.txt") as temporary:
-                temporary.write_text(built.account.text() + "\n", encoding="utf-8")
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        logger.info(_account(snippets))
+        logger.info(_format_account(snippets, self.reports))
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:
@@ -231,7 +229,7 @@ class Workspace:
 
     def snippet_summary(self) -> str:
         """Summarise how many snippets of the reports were truncated, merged and dropped."""
-        return _account(self.snippets)
+        return _format_account(self.snippets, self.reports)
 
     def snippet_texts(self) -> dict[str, str]:
         """Return the text of each snippet by id."""
@@ -342,11 +340,14 @@ class Workspace:
         return summary_text(self.pairs.summary, self.snippet_texts())
 
 
-def _account(snippets: Artifact) -> str:
-    """Read the summary of how many snippets were truncated, merged and dropped."""
-    path = snippets.file("account.txt")
+def _format_account(snippets: Artifact, reports: "Reports") -> str:
+    """Format the account of snippets; when they were built, the same reports may have been read from another place."""
+    from clipit.reports.account import Account
+
+    path = snippets.file("account.json")
+    values = read_json(path, REBUILD)
     with reading(path):
-        return path.read_text(encoding="utf-8").rstrip()
+        return Account.from_dict(values).text(reports)
 
 
 def _key(name: str, config: RunConfig, *sections: str) -> str:

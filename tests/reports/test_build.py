@@ -10,6 +10,7 @@ import pytest
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
+from clipit.reports.account import Account
 from clipit.reports.build import Snippets, build_snippets
 from clipit.reports.readers import Report, Reports
 
@@ -62,11 +63,13 @@ def test_duplicates_are_merged_and_keep_every_source() -> None:
 def test_account_adds_up_and_can_be_read() -> None:
     account = build(budget=15).account
     assert account.pieces - account.duplicates - sum(d.count for d in account.dropped.values()) == account.kept
-    assert (account.reports, account.empty_reports, account.split_sentences) == (3, 1, 1)
+    assert (account.reports, account.split_sentences) == (3, 1)
     assert sum(account.tokens.values()) == account.kept
     assert list(account.tokens)[-1].endswith("-15")
-    assert json.loads(json.dumps(account.as_dict()))["dropped"]["length (fewer than 3 readable words)"]["count"] == 4
-    shown = account.text()
+    saved = json.loads(json.dumps(account.as_dict()))
+    assert saved["dropped"]["length (fewer than 3 readable words)"]["count"] == 4
+    shown = account.text(REPORTS)
+    assert Account.from_dict(saved).text(REPORTS) == shown
     for part in ("3  with text, 1 empty", "by length", "'Diagnosis:'", "budget 15", "x: line 4: empty report"):
         assert part in shown
 
@@ -112,3 +115,15 @@ def test_result_does_not_depend_on_the_order_of_reports() -> None:
     turned = Reports(REPORTS.reports[::-1], (), "corpus.txt")
     other = build_snippets(turned, ReportsConfig(path="corpus.txt"), words_and_two, 60)
     assert other.snippets.equals(build().snippets)
+
+
+def test_long_words_are_counted_and_listed() -> None:
+    picture = "data:image/png;base64," + "iVBORw0KGgoAAAANSUhEUg" * 4000
+    reports = Reports((Report("r1", f"Glands invade the muscularis. {picture} Margins are free of tumor."),), (), "x")
+    built = build_snippets(reports, ReportsConfig(path="x"), words_and_two, 60)
+    assert texts(built) == {"Glands invade the muscularis.", FREE}
+    assert built.account.long_words == 1
+    shown = built.account.text(reports)
+    assert "long words         1  of more than 500 characters were dropped" in shown
+    assert "report r1: 1 dropped (88,022 characters), first data:image/png" in shown
+    assert "long words" not in build().account.text(REPORTS)

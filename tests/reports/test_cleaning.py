@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clipit.reports.cleaning import clean_text
+from clipit.reports.cleaning import clean_text, drop_long_words
 
 LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 NOISE = list("aZeé0159 \t\n\r\f.,;:-_|=*()!ﬁ\u00ad\u200b\u2022\u2014ßµ")
@@ -53,3 +53,21 @@ def test_output_is_tidy(text: str) -> None:
 )
 def test_examples(noisy: str, clean: str) -> None:
     assert clean_text(noisy) == clean
+
+
+def test_long_words_are_dropped() -> None:
+    picture, damage, url = "iVBORw0KGgo/" * 100, "a" * 501, "http://" + "b" * 400
+    text, words = drop_long_words(f"Figure {picture} shows glands.\n{damage}\nSee {url}.")
+    assert text == f"Figure shows glands.\nSee {url}."
+    assert words == [picture, damage]
+    assert drop_long_words("a" * 500) == ("a" * 500, [])
+
+
+@pytest.mark.parametrize("text", ["腺癌浸潤" * 300, "มะเร็งต่อม" * 100, "腺癌" * 300 + "HER2"])
+def test_scripts_without_spaces_are_kept(text: str) -> None:
+    assert drop_long_words(text) == (text, [])
+
+
+def test_drawn_lines_and_table_cells_are_not_long_words() -> None:
+    text = clean_text("Diagnosis:" + "-" * 600 + "colon" + "|cell" * 200)
+    assert drop_long_words(text)[1] == []

@@ -9,6 +9,7 @@ import pytest
 
 from clipit.config.run import ReportsConfig
 from clipit.reports.build import build_snippets
+from clipit.reports.cleaning import clean_text
 from clipit.reports.readers import read_reports
 from clipit.reports.snippets import split_reports
 from clipit.types import TokenCounter
@@ -46,7 +47,7 @@ def recovered(report: str, pieces: str) -> float:
 def test_nothing_is_lost(path: Path, n_reports: int, count_tokens: TokenCounter) -> None:
     reports = read_reports(ReportsConfig(path=str(path)))
     assert len(reports.reports) == n_reports
-    split = split_reports([report.text for report in reports.reports], count_tokens, BUDGET)
+    split = split_reports([clean_text(report.text) for report in reports.reports], count_tokens, BUDGET)
     shares = [
         recovered(r.text, " ".join(p.text for p in pieces)) for r, pieces in zip(reports.reports, split, strict=True)
     ]

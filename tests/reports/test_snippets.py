@@ -1,5 +1,6 @@
 """Splitting: sections, sentences, and a budget that is never passed."""
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipit.errors import ConfigError
+from clipit.reports.cleaning import clean_text
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
 
@@ -17,7 +19,7 @@ def words_and_two(texts: Sequence[str]) -> list[int]:
 
 
 def split_report(report: str, count_tokens: TokenCounter, budget: int) -> list[Piece]:
-    return split_reports([report], count_tokens, budget)[0]
+    return split_reports([clean_text(report)], count_tokens, budget)[0]
 
 
 def texts_of(report: str) -> list[str]:
@@ -163,6 +165,31 @@ def test_tokens_of_many_reports_are_counted_in_few_calls() -> None:
         return words_and_two(texts)
 
     reports = [f"Tumor number {i} is seen. Margins are free of tumor." for i in range(50)]
-    split = split_reports(reports, count, 60)
+    split = split_reports([clean_text(report) for report in reports], count, 60)
     assert split == [split_report(report, words_and_two, 60) for report in reports]
     assert calls == [51]  # the second sentence, equal in all, is counted once
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        "J. ",  # no sentence ends
+        "A. - 1) ",  # items that do not begin
+        "Diagnosis: glands. Comment: none. ",
+        "Deep ",  # the beginning of a field label
+        "LEFT LYMPH NODES: ",
+        "癌。",  # no space
+        "e.g. ",
+        "abcd-\n",
+        "- . - ! ",
+    ],
+)
+def test_time_is_linear_in_the_length_of_a_line(repeated: str) -> None:
+    def seconds(length: int) -> float:
+        text = (repeated * length)[:length]
+        start = time.process_time()
+        split_report(text, words_and_two, 77)
+        return time.process_time() - start
+
+    small, large = (min(seconds(length) for _ in range(3)) for length in (4_000, 40_000))
+    assert large < 30 * small + 0.1  # quadratic time: 100 times as long

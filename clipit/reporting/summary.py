@@ -24,21 +24,21 @@ def run_summary(
         results: Results of `clipit.evaluation.evaluate.evaluate_predictions`.
         provenance: Provenance of the scores (command, commit, versions, preprocessing, prompts, seed, ...).
         note: Warning about the scores, printed first.
-        sections: Heading -> Markdown, such as the description of the snippets or the pairing summary.
+        sections: Heading -> preformatted text, such as the description of the snippets or the pairing summary.
         plots: Names of plot files beside the summary.
     """
-    parts = [f"# {title}"]
+    parts = [f"# {tables.markdown_line(title)}"]
     if note:
-        parts.append("> **Note.** " + " ".join(note.split()))
-    parts += ["## Scores", tables.metrics_table(results), describe_protocol(results)]
+        parts.append(f"> **Note.** {tables.markdown_line(note)}")
+    parts += ["## Scores", tables.metrics_table(results), tables.markdown_line(describe_protocol(results))]
     missing = list_undefined(results)
     if missing:
-        parts.append("Undefined:\n" + "\n".join(f"- {line}" for line in missing))
+        parts.append("Undefined:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing))
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
         parts.append(tables.confusion_table(split_results["confusion"], results["classes"]))
     for heading, text in (sections or {}).items():
-        parts += [f"## {heading}", text.strip()]
+        parts += [f"## {heading}", tables.fenced(text.strip("\n"))]
     if plots:
         parts += ["## Plots", "\n\n".join(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in plots)]
     parts += ["## Provenance", tables.key_value_table(provenance)]

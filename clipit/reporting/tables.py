@@ -1,5 +1,6 @@
 """Markdown tables, and the text format of scores, intervals and differences."""
 
+import re
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -106,5 +107,26 @@ def confusion_table(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
     )
 
 
+def markdown_text(text: str) -> str:
+    """Escape HTML tags, links and images in a text that may contain data, such as class names, for Markdown.
+
+    Everything else stays as it is, so that the Markdown is also readable as plain text.
+    """
+    return re.sub(r"\](?=[(\[:])", r"\]", re.sub("<(?=[A-Za-z/!?])", "&lt;", text))
+
+
+def markdown_line(text: object) -> str:
+    """Escape a text like `markdown_text`, on one line."""
+    return markdown_text(" ".join(str(text).split()))
+
+
+def fenced(text: str) -> str:
+    """Format preformatted text as a fenced block, which no line of the text can end."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
 def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    # After a backslash, another one would not escape the bar.
+    return re.sub(r"(?<!\\)\|", r"\|", re.sub(r"(?<=\\)\|", "&#124;", markdown_line(value)))

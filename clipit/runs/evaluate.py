@@ -148,10 +148,9 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     results["note"] = note
     tiles = workspace.tiles(config.seed)
     texts = {"Tiles": tiles.describe()} | texts
-    sections = {heading: f"```\n{text}\n```" for heading, text in texts.items()}
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"
-    text = run_summary(title, scores, shown, note=note, sections=sections, plots=plots)
+    text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
     write_summary(folder / "summary.md", text)
     write_run_page(title, folder, results, predictions, tiles, texts)
     write_json(folder / "results.json", results)  # written last, since it marks the run as finished

@@ -16,7 +16,7 @@ from clipit.artifacts import git_commit, versions, whole_file
 from clipit.config.run import RunConfig
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
-from clipit.reporting.tables import UNDEFINED, markdown_table
+from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 
 PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",
@@ -197,9 +197,9 @@ def write_study(
 
 def render_markdown(title: str, note: str, chapters: Sequence[Chapter]) -> str:
     """Render the chapters as Markdown; plots are links to files in the same folder."""
-    parts = [f"# {title}", *([f"> **Note.** {note}"] if note else [])]
+    parts = [f"# {markdown_line(title)}", *([f"> **Note.** {markdown_line(note)}"] if note else [])]
     for chapter in chapters:
-        parts += [f"## {chapter.heading}", *map(_render_part, chapter.parts)]
+        parts += [f"## {markdown_line(chapter.heading)}", *map(_render_part, chapter.parts)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -260,9 +260,9 @@ def _embed(plot: Plot, folder: Path) -> Figure:
 
 def _render_part(part: Text | Table | Rows | Plot) -> str:
     if isinstance(part, Text):
-        return part.text
+        return markdown_text(part.text)
     if isinstance(part, Plot):
-        return f"![{part.caption}]({part.file})"
+        return f"![{markdown_line(part.caption)}]({part.file})"
     cells = [[UNDEFINED if value is None else value for value in row] for row in part.rows]
     table = markdown_table(part.header, cells, left=part.left if isinstance(part, Table) else 1)
-    return f"**{part.caption}**\n\n{table}" if part.caption else table
+    return f"**{markdown_line(part.caption)}**\n\n{table}" if part.caption else table

@@ -10,7 +10,7 @@ import pandas as pd
 from clipit.artifacts import git_commit, versions, whole_file, write_json
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
-from clipit.reporting.tables import markdown_table, mean_sd
+from clipit.reporting.tables import markdown_line, markdown_table, mean_sd
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
 from clipit.sweeps.trials import SweepPlan
@@ -89,16 +89,16 @@ def _markdown(plan: SweepPlan, groups: Mapping[str, pd.DataFrame], chosen: str |
         for name, group in groups.items()
     ]
     paragraphs = [
-        f"# {plan.sweep.name}",
+        f"# {markdown_line(plan.sweep.name)}",
         markdown_table(["values", "seeds", f"validation {metric} %", test_header, "chosen step", "seconds"], rows),
-        f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, being the best of "
-        f"{len(groups)}; test scores chose nothing."
+        f"Chosen by the mean validation score: {markdown_line(chosen)}. Its own validation score is optimistic, being "
+        f"the best of {len(groups)}; test scores chose nothing."
         if chosen
         else "Nothing is chosen: no validation score is defined (are there labels in the validation part?).",
         "Mean and standard deviation over seeds; smaller differences are no grounds for a choice."
         if any(len(group) > 1 for group in groups.values())
         else "One seed per row: the variation between seeds is not known.",
-        *(f"Note: {note}." for note in plan.sweep.notes),
+        *(f"Note: {markdown_line(note)}." for note in plan.sweep.notes),
     ]
     return "\n\n".join([*paragraphs, "![scores](sweep.png)"]) + "\n"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,33 @@ def test_markdown_table_is_aligned_and_escaped() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+EVIL = ("<img src=x onerror=alert(1)>", "![](https://example.org/a.png)", "a|b\\|c", "[x][y]", "</script>", "p < 0.05")
+
+
+def active(text: str) -> list[str]:
+    """HTML tags, and links and images other than to the run's own plots."""
+    return re.findall(r"<[A-Za-z/!?]|(?<!\\)\](?:\((?!confusion)|\[|:)", text)
+
+
+def test_class_names_and_notes_are_not_markup() -> None:
+    predictions = example(EVIL)
+    predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 0, -1, predictions.labels))
+    results = evaluate_predictions(predictions, ["test"], 0)
+    text = run_summary(
+        f"run {EVIL[0]}",
+        results,
+        {"command": EVIL[1]},
+        note=f"{EVIL[1]} {EVIL[3]}\n\n[y]: https://example.org/a.png",
+        sections={"Tiles": f"{EVIL[0]}\n```\n{EVIL[1]}"},
+        plots=["confusion_test.png"],
+    )
+    outside, inside, after = text.split("````")
+    assert active(text) and not active(outside + after) and EVIL[0] in inside
+    assert "&lt;img src=x" in text and "p < 0.05" in text and "[confusion test](confusion_test.png)" in text
+    rows = [line for line in text.splitlines() if line.startswith("| a\\|b")]
+    assert len(rows) == 2 and all("a\\|b\\&#124;c" in row for row in rows)
+
+
 def test_summary_holds_scores_reasons_and_provenance(tmp_path: Path) -> None:
     predictions = example()
     predictions = dataclasses.replace(predictions, labels=np.where(predictions.labels == 4, -1, predictions.labels))
@@ -70,7 +98,7 @@ def test_summary_holds_scores_reasons_and_provenance(tmp_path: Path) -> None:
     assert "100 resamples, seed 7" in text
     for part in (
         "> **Note.** only a proof",
-        "## Snippets\n\n400 reports",
+        "## Snippets\n\n```\n400 reports\n```",
         "![confusion test](confusion_test.png)",
         "abc",
     ):

@@ -71,11 +71,12 @@ def test_undefined_values_are_listed_once_or_not_at_all() -> None:
 def test_markdown_page_and_table_have_the_same_content(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "dot.png")
     scores = Table(("model", "score"), [("<b>", None), ("c | d", "0.5")], caption="Scores", source="x.parquet: value")
-    parts = [Text("Words."), scores, Plot("dot.png", "A dot", "x.parquet: dot")]
+    parts = [Text("Words."), scores, Plot("dot.png", "A dot", "x.parquet: dot"), Text("![](https://a.b/c.png)")]
     write_study(tmp_path, "x", "Title", "Beware.", [Chapter("First", parts)], table())
     markdown = (tmp_path / "x.md").read_text(encoding="utf-8")
     assert markdown.startswith("# Title\n\n> **Note.** Beware.\n\n## First\n\nWords.\n\n**Scores**\n\n| model")
-    assert "| c \\| d |" in markdown and "| <b>    |   n/a |" in markdown and "![A dot](dot.png)" in markdown
+    assert "| c \\| d |" in markdown and "| &lt;b> |   n/a |" in markdown and "![A dot](dot.png)" in markdown
+    assert "![\\](https://a.b/c.png)" in markdown
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
     for piece in (
         "&lt;b&gt;",

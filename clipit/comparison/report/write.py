@@ -33,7 +33,7 @@ from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.reporting.html import page, write_page
-from clipit.reporting.tables import markdown_table
+from clipit.reporting.tables import markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
 
 
@@ -93,16 +93,16 @@ def _markdown(
     notes: Sequence[str],
     analyses: Sequence[AnalysisResult],
 ) -> str:
-    parts = [f"# {config.name}", main_table(results, published_scores), *notes]
+    parts = [f"# {config.name}", main_table(results, published_scores), *map(markdown_line, notes)]
     if config.note:
-        parts.append(" ".join(config.note.split()))
+        parts.append(markdown_line(config.note))
     for control, arms_against in against.items():
-        parts += [f"## Against {control}", main_table(arms_against), CONTROL_NOTE]
+        parts += [f"## Against {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
     for title, header, rows in paper_tables(c, results):
-        parts += [f"## {title}", markdown_table(header, rows)]
+        parts += [f"## {markdown_line(title)}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*cost_table(results)), COST_NOTE]
     for result in analyses:
-        parts += [f"## {result.heading}", result.text, markdown_table(result.header, result.rows)]
+        parts += [f"## {markdown_line(result.heading)}", markdown_text(result.text), markdown_table(result.header, result.rows)]
     return "\n\n".join(parts) + "\n"
 
 

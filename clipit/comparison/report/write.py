@@ -102,7 +102,11 @@ def _markdown(
         parts += [f"## {markdown_line(title)}", markdown_table(header, rows)]
     parts += ["## Costs", markdown_table(*cost_table(results)), COST_NOTE]
     for result in analyses:
-        parts += [f"## {markdown_line(result.heading)}", markdown_text(result.text), markdown_table(result.header, result.rows)]
+        parts += [
+            f"## {markdown_line(result.heading)}",
+            markdown_text(result.text),
+            markdown_table(result.header, result.rows),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""What clipit costs beside the bare models: each figure is two things measured side by side."""
+"""Cost of clipit relative to the bare models, both measured side by side."""

@@ -62,7 +62,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _bags(options: Options, config: "BagsConfig") -> "Bags":
-    """Bags of all tiles of a store, made of artefacts on disk as `make_bags` does."""
+    """Build the bags of all tiles of a store from artefacts on disk, as `make_bags` does."""
     from clipit.pairing.bags import text_bag
     from clipit.pairing.pairs import pair_tiles
     from clipit.pairing.tile_bags import tile_bags

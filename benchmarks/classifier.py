@@ -9,7 +9,7 @@ _DIM = 512
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds to classify batches in memory: a CLIP-IT student with merged LoRA and collapsed linear head."""
+    """Measure the seconds per batch in memory of a CLIP-IT student with merged LoRA and collapsed linear head."""
     import timm
     import torch
 

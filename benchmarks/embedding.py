@@ -11,7 +11,7 @@ _BATCH, _BATCH_GPU = 64, 256
 
 
 def measure(options: Options) -> list[Figure]:
-    """Tiles per second of `embed_tiles` (unzip, decode, normalise, forward, write) as a share of the model's own."""
+    """Measure the tiles per second of `embed_tiles` (read, decode, forward, write) relative to the bare model."""
     import torch
 
     from clipit.stores.embed import embed_tiles, unit

@@ -15,7 +15,7 @@ _KERNELS = ("Haswell", "SkylakeX")  # OPENBLAS_CORETYPE: an OpenBLAS that does n
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds of one exact faiss search by default, and with other threads, wait policies and OpenBLAS kernels."""
+    """Measure an exact faiss search by default, and with other threads, wait policies and OpenBLAS kernels."""
     from clipit.stores.index import has_faiss
 
     if not has_faiss():

@@ -82,13 +82,13 @@ class Figure:
         return self.median >= self.goal if self.at_least else self.median <= self.goal
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the figure as JSON."""
         summary = {"median": self.median, "min": min(self.values), "max": max(self.values), "met": self.met}
         return asdict(self) | summary
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds that a function takes, until the device has finished."""
+    """Measure the seconds that a function takes, until the device has finished."""
     synchronise()
     start = time.perf_counter()
     work()
@@ -127,12 +127,12 @@ def alternate(works: Mapping[str, Work], options: Options) -> dict[str, list[flo
 
 
 def ratios(samples: Mapping[str, Sequence[float]], over: str, under: str) -> list[float]:
-    """One side divided by the other, repeat by repeat."""
+    """Divide one side by the other, repeat by repeat."""
     return [a / b for a, b in zip(samples[over], samples[under], strict=True)]
 
 
 def table(figures: Sequence[Figure], *, quick: bool) -> str:
-    """Text table of the figures; goals are not judged with quick sizes."""
+    """Format the figures as a text table; goals are not judged with quick sizes."""
     lines = [("benchmark", "figure", "median", "min - max", "goal", "")]
     for figure in figures:
         goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"

@@ -69,7 +69,7 @@ def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkho
 
 
 def large_size() -> str:
-    """Floating-point operations of a corrected search at the goal's size: counted, not measured."""
+    """Count the floating-point operations of a corrected search at the goal's size (not measured)."""
     tiles, snippets = _LARGE
     once = 2 * tiles * snippets * _DIM
     return (

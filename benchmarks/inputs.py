@@ -85,7 +85,7 @@ def make_vlm(folder: Path, options: "Options") -> "VLM":
 
 
 def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store":
-    """A complete store of random unit vectors, in the format of `embed_texts` and `embed_tiles`.
+    """Make a complete store of random unit vectors, in the format of `embed_texts` and `embed_tiles`.
 
     Args:
         root: Output root.

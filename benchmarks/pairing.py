@@ -22,7 +22,7 @@ _MIB = 1024**2
 
 
 def measure(options: Options) -> list[Figure]:
-    """Time relative to the faster of two bare products (torch and numpy, float32), and peak memory."""
+    """Measure time relative to the faster of two bare products (torch and numpy, float32), and peak memory."""
     from clipit.stores.index import build_index
 
     root = options.folder
@@ -97,14 +97,14 @@ def _backend(options: Options) -> Literal["auto", "torch"]:
 
 
 def _top(scores: Float32[np.ndarray, "q n"]) -> Int[np.ndarray, "q k"]:
-    """Columns of each row's largest scores, in descending order."""
+    """Return the columns of each row's largest scores, in descending order."""
     some = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
     order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1)
     return np.take_along_axis(some, order, 1)
 
 
 def _memory(options: Options, texts: "Store") -> list[Figure]:
-    """Peak memory of a process that pairs few tiles, and of one that pairs ten times as many."""
+    """Measure the peak memory of a process that pairs few tiles, and of one that pairs ten times as many."""
     few = options.size(2_000, 100)
     stores = {n: make_store(options.folder, "tile_store", n, _DIM, seed=1) for n in (few, 10 * few)}
     ways = {"few": (few, few), "many": (10 * few, few), "many, default block": (10 * few, 4096)}

@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process.
+    """Return the peak resident memory of this process in bytes.
 
     On Linux from VmHWM: getrusage would count what the parent held when it started this program.
     """

@@ -9,7 +9,7 @@ from clipit.errors import LaunchError
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds of `python scripts/NAME.py --help`, for every script and for a bare Python."""
+    """Measure the seconds of `python scripts/NAME.py --help`, for every script and for a bare Python."""
     home = Path(__file__).resolve().parent.parent
     commands = {path.name: [str(path), "--help"] for path in sorted((home / "scripts").glob("*.py"))}
     commands["bare python"] = ["-c", "pass"]

@@ -19,7 +19,7 @@ _ARMS = ("clip_it_all", "image_only")
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
+    """Measure the seconds of a few steps of the training loop, tiles in memory, text embeddings cached."""
     from clipit.config.run import BackboneConfig, RunConfig, TilesConfig, TrainingConfig
     from clipit.models.backbones import load_backbone
     from clipit.tiles.pixel_source import PixelSource

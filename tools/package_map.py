@@ -17,7 +17,7 @@ ROOMS = (
 
 
 def package_map() -> str:
-    """The map as Markdown, one heading per room, from the ground up."""
+    """Return the map as Markdown, one heading per room, from the ground up."""
     package = ROOT / "clipit"
     lines = ["### The package itself", "", *_files(package), ""]
     for room in ROOMS:
@@ -26,7 +26,7 @@ def package_map() -> str:
 
 
 def updated_page(page: str) -> str:
-    """The page with the map between the markers replaced by the present one."""
+    """Return the page with the map between the markers replaced by the present one."""
     before, _, rest = page.partition(START)
     return f"{before}{START}\n\n{package_map()}\n{END}{rest.partition(END)[2]}"
 

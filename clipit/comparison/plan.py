@@ -70,7 +70,7 @@ def plan_comparison(config: RunConfig, comparison: ComparisonConfig) -> list[Pla
 def _data_set_config(
     config: RunConfig, comparison: ComparisonConfig, data_set: str, keys: dict[str, object], backbone: str
 ) -> RunConfig:
-    """The configuration of a data set and backbone, checked for every arm."""
+    """Build the configuration of a data set and backbone, checked for every arm."""
     where = f"comparison.data_sets.{data_set}"
     _check_data_set(data_set, keys, where)
     parts = [

@@ -102,7 +102,7 @@ def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> lis
 
 
 def _tiles_per_second(source: PixelSource, forward: "Callable[[Tensor], object]") -> float:
-    """Speed of a forward pass over one batch in memory: median of three, after one warm-up pass."""
+    """Measure the speed of a forward pass over one batch in memory: median of three, after one warm-up pass."""
     import torch
 
     device = get_processes().device

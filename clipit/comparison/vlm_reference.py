@@ -113,7 +113,7 @@ def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Sto
 
 
 def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
-    """Provenance of each reference row: the probe reads no prompts, and only centring reads the snippets."""
+    """Return the provenance of each reference row: the probe reads no prompts, and only centring reads the snippets."""
     vlm, prompts = workspace.vlm, workspace.prompts
     probe = Provenance(
         classes=len(workspace.all_tiles.classes),

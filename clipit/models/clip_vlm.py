@@ -88,6 +88,6 @@ def clip_towers(source: str) -> Towers:
 
 
 def _projected(output: Any) -> Tensor:
-    """The projected embedding: transformers 4 returns it, 5 an output that holds it as `pooler_output`."""
+    """Return the projected embedding; transformers 4 returns it, 5 an output with it as `pooler_output`."""
     embeddings: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return embeddings

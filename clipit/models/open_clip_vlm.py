@@ -182,7 +182,7 @@ def has_quick_gelu(model: nn.Module) -> bool:
 
 
 def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, int | None]:
-    """Function that computes pooled features before the projection, and their dimension; None if there are none."""
+    """Return a function that computes features before the projection, and their dimension; None if there are none."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -206,7 +206,7 @@ def _before_projection(visual: Any) -> tuple[Callable[[Tensor], Tensor] | None, 
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    """Vocabulary of open_clip's own tokeniser, or of the transformers tokeniser that it wraps."""
+    """Return the vocabulary of open_clip's own tokeniser, or of the transformers tokeniser that it wraps."""
     inner = getattr(tokenizer, "tokenizer", None)
     vocabulary: dict[str, int] = tokenizer.encoder if inner is None else inner.get_vocab()
     return vocabulary

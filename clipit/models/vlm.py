@@ -33,7 +33,7 @@ class VLM:
         source: Folder, hub id or built-in name that it was loaded from.
         preprocess: Preprocessing of the image tower.
         joint_dim: Dimension of the joint space.
-        raw_dim: Length of an image embedding before projection; None if the VLM has none.
+        raw_dim: Return the length of an image embedding before projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         logit_scale: Learned scale of cosine similarities.
@@ -89,7 +89,7 @@ class VLM:
         return len(excess), sum(excess)
 
     def dim(self, space: Space) -> int:
-        """Length of an image embedding in this space.
+        """Return the length of an image embedding in this space.
 
         Raises:
             ModelError: The VLM has no features before its projection.
@@ -204,7 +204,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
 
 def _listed_properties(towers: Towers, joint_dim: int) -> dict[str, Any]:
-    """Properties that the table also states."""
+    """List the properties that the table also states."""
     preprocess = towers.preprocess
     return {
         "dim": joint_dim,

@@ -168,7 +168,7 @@ def options_text(options: Sequence[Option]) -> str:
 
 
 def _judged_tables(prepared: Selection, variants: Sequence[PairingConfig], tiles: Store) -> list[pa.Table]:
-    """Judged candidates of all tiles under several rules that share correction and k, in all processes."""
+    """Judge the candidates of all tiles under several rules that share correction and k, in all processes."""
     selections = [replace(prepared, rules=v, mutual=prepared.mutual if v.mutual else None) for v in variants]
 
     def judge_block(rows: Int[np.ndarray, "_"], candidates: Candidates) -> list[pa.Table]:
@@ -179,7 +179,7 @@ def _judged_tables(prepared: Selection, variants: Sequence[PairingConfig], tiles
 
 
 def _best_and_lead(prepared: Selection, tiles: Store) -> Float64[np.ndarray, "2 n"]:
-    """Cosine of each tile's best snippet, and its lead over the (k+1)-th in the ranking score."""
+    """Compute the cosine of each tile's best snippet, and its lead over the (k+1)-th in the ranking score."""
 
     def compute(_: Int[np.ndarray, "_"], candidates: Candidates) -> np.ndarray:
         matched = np.isfinite(candidates.ranking[:, 0])
@@ -210,7 +210,7 @@ def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
 
 
 def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[PairingConfig]:
-    """Rules with one filter changed: each organ alone (or all, if some are configured), or excluding own groups."""
+    """Return rules with one filter changed: each organ alone (or all, if some are set), or excluding own groups."""
     variants = []
     if base.organs:
         variants.append(base.model_copy(update={"organs": ()}))
@@ -223,7 +223,7 @@ def _other_filters(base: PairingConfig, index: Index, inputs: _Inputs) -> list[P
 
 
 def _frequent_organs(sources: pa.Table) -> list[str]:
-    """The four organs with the most snippets; ties are broken by name."""
+    """Return the four organs with the most snippets; ties are broken by name."""
     organs = ["" if organ is None else str(organ).strip().lower() for organ in sources.column("organ").to_pylist()]
     pairs = {pair for pair in zip(organs, sources.column("snippet_id").to_pylist(), strict=True) if pair[0]}
     counts = Counter(organ for organ, _ in pairs)

@@ -170,7 +170,7 @@ def _check_bound(k: int, block: int, dim: int, bound_mib: float) -> None:
 def _tile_keys(
     tiles: Store, mean: Float32[np.ndarray, "dim"] | None, groups: Mapping[str, str] | None, by_id: Int[np.ndarray, "n"]
 ) -> tuple[Keys, Int[np.ndarray, "n"]]:
-    """All tiles as keys in the order of their ids, and each tile's owner number by row of the store.
+    """Return all tiles as keys in the order of their ids, and each tile's owner number by row of the store.
 
     The owner of a tile is its group, or the tile itself if its group is unknown.
     """
@@ -186,7 +186,7 @@ def _tile_keys(
 def _members(
     queries: Float32[np.ndarray, "b dim"], owners: Int[np.ndarray, "b"], keys: Keys, k: int, margin: float | None
 ) -> tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
-    """Rows (by id) of the k nearest tiles of other owners, cosines (-inf: none), and which the margin drops."""
+    """Find the rows (by id) of the k nearest tiles of other owners, cosines (-inf: none), and the dropped ones."""
     rows = nearest(queries, owners, keys, min(k + SPARE, len(keys.vectors)))
     scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
     scores[rows < 0] = -np.inf
@@ -202,7 +202,7 @@ def _bag_table(
     member_ids: np.ndarray,
     kinds: list[tuple[Int[np.ndarray, "b k"], Float32[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]],
 ) -> pa.Table:
-    """Members of a block of tiles, with the column `far` for those that the margin drops."""
+    """List the members of a block of tiles, with the column `far` for those that the margin drops."""
     tile, kind, rank = np.nonzero(np.isfinite(np.stack([scores for _, scores, _ in kinds], axis=1)))
     members, scores, far = (np.stack(values, axis=1)[tile, kind, rank] for values in zip(*kinds, strict=True))
     return pa.table(

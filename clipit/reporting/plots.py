@@ -217,7 +217,7 @@ def _draw_lines(
 
 
 def _thin(n: int) -> Int64[np.ndarray, " k"]:
-    """At most `_MOST_POINTS` of n indices, evenly spaced, including the last."""
+    """Return at most `_MOST_POINTS` of n indices, evenly spaced, including the last."""
     return np.linspace(0, n - 1, min(n, _MOST_POINTS)).round().astype(np.int64)
 
 

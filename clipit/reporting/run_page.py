@@ -62,7 +62,7 @@ def extreme_tiles(
 
 
 def _scores(results: Mapping[str, Any]) -> list[Part]:
-    """One table of scores per split and predictor (head, class prompts), with the key of each score."""
+    """Build one table of scores per split and predictor (head, class prompts), with the key of each score."""
     parts: list[Part] = []
     for split, split_results in results["splits"].items():
         predictors = {"": split_results}

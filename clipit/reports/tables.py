@@ -77,7 +77,7 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
 
 
 def _columns(config: ReportsConfig) -> dict[str, str]:
-    """Configuration key -> column, for the columns that are configured."""
+    """Return the configured columns by configuration key."""
     keys = ("text_column", "id_column", "organ_column", "group_column", "label_column")
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 

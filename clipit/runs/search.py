@@ -110,7 +110,7 @@ class SharedSearch:
     def _claim(
         self, trials: "Callable[[optuna.Study], Iterable[Trial]]", unverified: set[TrialKey], held: ExitStack
     ) -> tuple[int, Trial] | None:
-        """The first trial to run or to verify, locked until `held` is closed; None when all are finished."""
+        """Find the first trial to run or to verify, locked until `held` is closed; None when all are finished."""
         while True:
             running: list[FileLock] = []
             with disk_errors(self.folder), FileLock(self.folder / "claim.lock"):

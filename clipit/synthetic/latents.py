@@ -66,7 +66,7 @@ class Latents:
     dens: Int64[np.ndarray, " n"]
 
     def __len__(self) -> int:
-        """Number of tiles."""
+        """Return the number of tiles."""
         return len(self.tissue)
 
     def select(self, keep: Bool[np.ndarray, " n"] | Int64[np.ndarray, " m"] | slice) -> "Latents":

@@ -42,7 +42,7 @@ def centre(number: int) -> Centre:
 
 
 def _blur(maps: Maps, spread: Float[np.ndarray, " n"]) -> Maps:
-    """Five-tap Gaussian blur; `spread` is the standard deviation of each tile in pixels."""
+    """Apply a five-tap Gaussian blur; `spread` is the standard deviation of each tile in pixels."""
     taps = np.exp(-0.5 * (np.arange(3)[:, None] / np.maximum(spread, 0.05)) ** 2)
     taps /= taps[0] + 2 * taps[1] + 2 * taps[2]
     middle, near, far = (per_tile(tap) for tap in taps)

@@ -212,7 +212,7 @@ def ensure_world(folder: Path, config: WorldConfig) -> Path:
 
 
 def _is_written(world: Path, config: WorldConfig) -> bool:
-    """Whether the folder holds this world; False if it is empty or missing.
+    """Return whether the folder contains this world; False if it is empty or missing.
 
     Raises:
         ArtifactError: The folder holds something else.

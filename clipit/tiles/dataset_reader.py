@@ -45,7 +45,7 @@ def _read_by_table(config: TilesConfig, data_set: DataSet, root: Path) -> Source
 
 
 def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> SourceTiles:
-    """Tiles whose path matches the pattern; a parent folder with the name of a part determines the part."""
+    """Read tiles whose path matches the pattern; a parent folder with the name of a part determines the part."""
     pattern = re.compile(data_set.pattern)
     mapping = part_map(config.splits, {**ALIASES, **data_set.parts})
     magnification = config.magnification and config.magnification.removesuffix("X")

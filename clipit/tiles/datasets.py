@@ -78,7 +78,7 @@ class DataSet:
     faults: str = ""
     """Known faults that affect results; added to the notes of the tiles."""
     group_is: str = ""
-    """What a group is if not a patient (photo, slide); "" for a patient, or if groups are unknown."""
+    """Meaning of a group other than a patient (photo, slide); "" for a patient, or if groups are unknown."""
     files: tuple[Remote, ...] = ()
     """Direct downloads."""
     access: str = ""

@@ -34,7 +34,7 @@ class DatasetReader:
         return decode(io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]))
 
     def where(self, row: int) -> str:
-        """Part and row, for messages."""
+        """Return part and row, for messages."""
         name, part_row = self._places[row]
         return f"part {name}, row {part_row}"
 
@@ -118,7 +118,7 @@ def _undecoded_images(rows: Any, column: str, where: str) -> Any:
 
 
 def _column_as_text(rows: Any, column: str, classes: tuple[str, ...] | None) -> list[str]:
-    """A column as text: "" where absent or null, class names in place of class numbers."""
+    """Return a column as text: "" where absent or null, class names in place of class numbers."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
     values = list(rows[column])

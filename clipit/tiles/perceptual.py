@@ -87,7 +87,7 @@ def oriented(images: Shaped[np.ndarray, "*n side side"], orientation: int) -> Sh
 
 @cache
 def _cosines() -> Float32[np.ndarray, "9 32"]:
-    """DCT-II basis, lowest frequencies first, unscaled because only signs matter."""
+    """Return the DCT-II basis, lowest frequencies first, unscaled because only signs matter."""
     places = (np.arange(_FINE) + 0.5) * np.pi / _FINE
     return np.asarray(np.cos(np.outer(np.arange(_KEPT + 1), places)), dtype=np.float32)
 

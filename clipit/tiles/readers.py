@@ -35,7 +35,7 @@ class LazyHandle(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self) -> T:
-        """The open handle of this process."""
+        """Return the open handle of this process."""
         if self._pid != os.getpid():
             # A lock that was held during the fork would stay held in the child forever.
             self._forget()
@@ -80,7 +80,7 @@ class Reader(Protocol):
         ...
 
     def where(self, row: int) -> str:
-        """File (and position in it) of a row, for messages."""
+        """Return the file (and position in it) of a row, for messages."""
         ...
 
 
@@ -97,7 +97,7 @@ class FileReader:
         return decode(self._root / self._files[row])
 
     def where(self, row: int) -> str:
-        """Path of the file, for messages."""
+        """Return the path of the file, for messages."""
         return str(self._root / self._files[row])
 
 

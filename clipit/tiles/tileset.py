@@ -70,7 +70,7 @@ class TileSet:
                 )
 
     def __len__(self) -> int:
-        """Number of tiles."""
+        """Return the number of tiles."""
         return int(self.ids.size)
 
     def read(self, index: int | np.integer) -> Image.Image:

@@ -282,7 +282,7 @@ class Workspace:
         return unit(np.concatenate(batches))
 
     def class_embeddings(self) -> Float32[np.ndarray, "classes dim"] | None:
-        """Unit-norm class embeddings from the prompts, in the tiles' class order, centred like the snippets."""
+        """Compute unit-norm class embeddings from the prompts, in the tiles' class order, centred like the snippets."""
         if self.prompts is None:
             return None
         return prompt_embeddings(self.prompts, self.encode, self.text_mean, self.all_tiles.classes)

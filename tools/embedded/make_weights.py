@@ -127,7 +127,7 @@ def check_grades(vlm: Path, world: Path, output: Path) -> dict[str, dict[str, An
 
 
 def _right_about_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarray]:
-    """Whether prompts and nearby reports are right, per tumour tile of training."""
+    """Return whether prompts and nearby reports are right, per tumour tile of training."""
     train, store = workspace.all_tiles.of_split("train"), workspace.tile_store("train")
     images = centred(store.rows(store.positions(train.ids)), workspace.tile_mean)
     right = {}
@@ -146,7 +146,7 @@ def _right_about_grades(workspace: Workspace, world: Path) -> dict[str, np.ndarr
 
 
 def _right_by_probe(workspace: Workspace) -> Bool[np.ndarray, "n"]:
-    """Whether a probe trained on the validation part is right; every other tile selects its penalty."""
+    """Return whether a probe trained on the validation part is right; every other tile selects its penalty."""
     parts = {split: workspace.all_tiles.of_split(split) for split in ("train", "validation")}
     stores = {split: workspace.tile_store(split) for split in parts}
     seen = {split: stores[split].rows(stores[split].positions(part.ids)) for split, part in parts.items()}
@@ -181,7 +181,7 @@ def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Wo
 
 
 def _grades_nearby(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
-    """Shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
+    """Compute the shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
     sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet"))
     grades = workspace.report_labels(np.asarray(sources.column("report_id")))[0]
     index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
@@ -200,7 +200,7 @@ def _grades_nearby(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray,
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of the two model folders, by relative path."""
+    """Compute the SHA-256 of every file of the two model folders, by relative path."""
     files = [path for part in ("vlm", "backbone") for path in sorted((folder / part).iterdir())]
     return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 

@@ -59,7 +59,7 @@ def train_backbone(folder: Path, seed: int, recipe: BackboneRecipe) -> dict[str,
 
 
 def image_statistics(images: Float[Tensor, "b 3 64 64"]) -> Float[Tensor, "b 38"]:
-    """38 classical statistics of images in 0..1, none of which knows of tissue.
+    """Compute 38 classical statistics of images in 0..1, none of which is specific to tissue.
 
     Mean, spread, skewness and kurtosis of the three channels (12) and of the mean channel (4); the spread of
     the mean channel after box filters of 2, 4, 8, 16 px (4) and the mean local spread at the same

@@ -22,7 +22,7 @@ from clipit.tiles.augment import augment, tile_keys
 CONTEXT = 48
 """Tokens of the text tower, the two special ones included."""
 MEAN, STD = (0.75, 0.58, 0.76), (0.18, 0.21, 0.14)
-"""Of the synthetic tiles, per channel, in 0..1."""
+"""Statistics of the synthetic tiles, per channel, in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
 
 
 def build_tokeniser(texts: Sequence[str], merges: int) -> Any:
-    """A CLIP tokeniser (lower case, byte-level BPE) whose merges are learned from these texts.
+    """Train a CLIP tokeniser (lower case, byte-level BPE) on these texts.
 
     Every byte is in its vocabulary, so no text has unknown tokens: `eos` marks the end and nothing else.
     """
@@ -196,7 +196,7 @@ def _channels_first(images: UInt8[np.ndarray, "n 64 64 3"]) -> UInt8[Tensor, "n 
 
 
 def _tokens(tokeniser: Any, captions: list[tuple[str, ...]]) -> tuple[Int64[Tensor, "n c l"], Int64[Tensor, "n c l"]]:
-    """Token ids and masks: [tiles, captions of each, length]."""
+    """Return token ids and masks [tiles, captions per tile, length]."""
     flat = list(chain.from_iterable(captions))
     inputs = tokeniser(flat, padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt")
     shape = (len(captions), len(captions[0]), -1)

@@ -106,7 +106,7 @@ def _run_classifier(rows: Sequence[ScoreRow], arm: str, seed: int) -> _Classifie
 def _other_classifiers(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path, seed: int
 ) -> dict[str, _Classifier]:
-    """Predictions of every classifier that is compared with the baseline of a seed."""
+    """Collect the predictions of every classifier that is compared with the baseline of a seed."""
     c, others = plan.comparison, dict[str, _Classifier]()
 
     def save(name: str, predictions: Predictions) -> _Classifier:

@@ -29,7 +29,7 @@ class _Space:
     ids: dict[str, Shaped[np.ndarray, "_"]]
 
     def gap(self) -> tuple[float, float]:
-        """Distance between the two means, and mean cosine between a tile and its nearest snippet."""
+        """Compute the distance between the two means, and the mean cosine between a tile and its nearest snippet."""
         images, texts = self.vectors.values()
         gap = float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))
         return gap, float((images @ texts.T).max(axis=1).mean())
@@ -93,7 +93,7 @@ def analyse_joint_space(
 def _project_with_text_student(
     plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], tiles: TileSet
 ) -> tuple[ScoreRow, Float32[np.ndarray, "n dim"]] | None:
-    """The first run whose classifier predicts this VLM's text embeddings, and its projections of the tiles."""
+    """Return the first run whose classifier predicts this VLM's text embeddings, and its projections of the tiles."""
     for row in rows:
         if row.run is None or row.part != "test":
             continue
@@ -105,12 +105,12 @@ def _project_with_text_student(
 
 
 def _sample(n: int) -> Int[np.ndarray, "_"]:
-    """Evenly spaced positions, at most `_SAMPLE`."""
+    """Return evenly spaced positions, at most `_SAMPLE`."""
     return np.unique(np.linspace(0, n - 1, min(n, _SAMPLE)).astype(np.int64)) if n else np.empty(0, dtype=np.int64)
 
 
 def _principal_plane(vectors: Mapping[str, Float32[np.ndarray, "_ dim"]]) -> dict[str, Float[np.ndarray, "_ 2"]]:
-    """Coordinates along the first two principal components of all points together."""
+    """Compute coordinates along the first two principal components of all points together."""
     points = np.concatenate(list(vectors.values())).astype(np.float64)
     mean = points.mean(axis=0)
     _, _, directions = np.linalg.svd(points - mean, full_matrices=False)

@@ -34,7 +34,7 @@ def analyse_pairing(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], 
 
 
 def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
-    """Hubness and label agreement of the training tiles' pairs, using every label of the data set."""
+    """Measure hubness and label agreement of the training tiles' pairs, using every label of the data set."""
     summary, train = workspace.pairs.summary, workspace.all_tiles.of_split("train")
     labels = dict(zip(train.ids.tolist(), train.truth.tolist(), strict=True))
     agreed = agreement(workspace.pairs.table, labels, index=workspace.index, class_vectors=workspace.class_embeddings())
@@ -74,7 +74,7 @@ def _pair_quality(plan: Plan, workspace: Workspace) -> AnalysisResult:
 
 
 def _gain_by_score(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow], folder: Path) -> AnalysisResult:
-    """Gain per quartile of the test tiles, by cosine with their first snippet."""
+    """Compute the gain per quartile of the test tiles, by cosine with their first snippet."""
     c = plan.comparison
     tiles, _ = compute_hits(rows, c.baseline, c.seeds[0])
     scores = first_cosines(workspace, tiles.ids)

@@ -19,7 +19,7 @@ _UNFOLDED = 2  # further plots of curves are collapsed
 
 
 def confusion_sections(results: Sequence[ArmResult]) -> list[PageSection]:
-    """Confusion matrices and reliability diagrams on the test split, one section per data set and backbone."""
+    """Draw confusion matrices and reliability diagrams on the test split, one section per data set and backbone."""
     sections = []
     places = list(dict.fromkeys(result.key.place for result in results))
     for place in places:
@@ -54,7 +54,7 @@ def _pooled_parts(result: ArmResult) -> list[Part]:
 
 
 def curve_sections(results: Sequence[ArmResult], baseline: str) -> list[PageSection]:
-    """Training curves, one section per data set and backbone; arms without a training log are listed.
+    """Draw training curves, one section per data set and backbone; arms without a training log are listed.
 
     Args:
         results: Statistics of every arm.
@@ -107,7 +107,7 @@ def mean_curves(curves: Sequence[Series]) -> dict[str, tuple[list[int], list[flo
 
 
 def _curve_figures(arm_curves: dict[str, dict[str, tuple[list[int], list[float]]]], baseline: str) -> list[Figure]:
-    """Plots of loss and validation scores, each with as many arms as there are colours, baseline included."""
+    """Plot loss and validation scores, each with as many arms as there are colours, baseline included."""
     others, size = [arm for arm in arm_curves if arm != baseline], len(COLOURS) - 1
     groups = [others[i : i + size] for i in range(0, len(others), size)] or [[]]
     scores = dict.fromkeys(name for curves in arm_curves.values() for name in curves if name.startswith("validation"))

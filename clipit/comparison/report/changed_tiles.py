@@ -148,7 +148,7 @@ def _count_votes(tables: Sequence[Predictions], tiles: Predictions) -> ArmVotes:
 
 
 def _select(mask: Bool[np.ndarray, " n"], key: Float[np.ndarray, " n"], tiles: Predictions) -> Int64[np.ndarray, " k"]:
-    """Rows within the mask, sorted by key and then by id."""
+    """Return the rows within the mask, sorted by key and then by id."""
     order: Int64[np.ndarray, " n"] = np.lexsort((tiles.ids, key)).astype(np.int64)
     return np.asarray(order[mask[order]])
 

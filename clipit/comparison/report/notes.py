@@ -93,12 +93,12 @@ def _resampled_units(results: Sequence[ArmResult]) -> str:
 
 
 def _place_name(result: ArmResult, results: Sequence[ArmResult]) -> str:
-    """Data set and backbone of a result, where there are several; empty for the only one."""
+    """Name the data set and backbone of a result, where there are several; empty for the only one."""
     return place_label(result.key.place, {other.key.place for other in results})[2:-1]
 
 
 def _describe_tuning(config: RunConfig, c: ComparisonConfig, plans: Sequence[Plan]) -> list[str]:
-    """How learning rates, steps and weights of the arms were chosen."""
+    """Describe how learning rates, steps and weights of the arms were chosen."""
     first = plans[0].config
     axes = {arm: grid_axes(first, c, arm) for arm in c.arms}
     if not is_tuned(first, c, c.arms):
@@ -149,7 +149,7 @@ def _format_counts(trials: Mapping[str, int]) -> str:
 
 
 def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tuple[str, list[str]]:
-    """Source of the arms' hyperparameters, and the arms whose values differ from the search's choice."""
+    """Find the source of the arms' hyperparameters, and the arms whose values differ from the search's choice."""
     file = Path(c.searched) if c.searched else config.output / "tuning" / f"{config.name}.json"
     if not file.is_file():
         if c.searched:
@@ -182,14 +182,14 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
 
 
 def _differs(before: Any, now: Any) -> bool:
-    """Whether a configuration section changed; keys that did not exist at the time of the search do not count."""
+    """Return whether a configuration section changed; keys added since the search do not count."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return any(_differs(value, now.get(key)) for key, value in before.items())
     return bool(before != now)
 
 
 def _at_edge(axes: Mapping[str, tuple[Any, ...]], key: str, config: RunConfig, arm: str) -> bool:
-    """Whether an arm's chosen value is the lowest or the highest of its grid."""
+    """Return whether an arm's chosen value is the lowest or the highest of its grid."""
     values = axes.get(key, ())
     if len(values) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
@@ -202,7 +202,7 @@ def _undefined_reason(result: ArmResult) -> str:
 
 
 def _below_reference(results: Sequence[ArmResult]) -> list[str]:
-    """A note per data set and backbone where students score below the VLM itself on the test split."""
+    """Write a note per data set and backbone where students score below the VLM itself on the test split."""
     notes = []
     for place in dict.fromkeys(result.key.place for result in results):
         tested = [

@@ -117,7 +117,7 @@ def _latex(
     published_scores: PublishedScores,
     published_source: str,
 ) -> str:
-    """The main table and one in the layout of CLIP-IT's table 1, with descriptive captions."""
+    """Write the main table and one in the layout of CLIP-IT's table 1, with descriptive captions."""
     seeds = f"{len(c.seeds)} seed{'s' * (len(c.seeds) > 1)}"
     title = f"{config.name}: {c.metric.replace('_', ' ')} in %, mean and standard deviation over {seeds}."
     caption = f"{title} Differences are paired by seed, against {c.baseline}. {describe_holm_family(results)}"

@@ -137,7 +137,7 @@ def _shifted_table(shifted: pd.DataFrame) -> Table:
 
 
 def _calibration_tables(calibrations: pd.DataFrame) -> list[Table]:
-    """One table per measure, because the intervals of all measures would not fit side by side."""
+    """Build one table per measure, because the intervals of all measures would not fit side by side."""
     tables = []
     for name, title in _MEASURES.items():
         lines = []

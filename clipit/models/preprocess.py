@@ -13,6 +13,7 @@ from PIL import Image
 
 from clipit.artifacts import fingerprint
 from clipit.errors import DataError, ModelError
+from clipit.images import ImageError, decode, to_rgb
 
 if TYPE_CHECKING:
     from clipit.models.specs import ModelSpec
@@ -220,14 +221,14 @@ def check_several(images: object) -> None:
 
 
 def open_picture(image: Picture, position: int) -> Image.Image:
-    """Open an image as RGB.
+    """Open an image as RGB, decoded as the tiles of training are (`clipit.images`).
 
     Args:
         image: Image in any of the three forms.
         position: Position in the caller's list, for the error message.
 
     Raises:
-        DataError: The image cannot be read completely; the message names its path or position.
+        DataError: The image cannot be read completely and without loss; the message names its path or position.
     """
     if isinstance(image, Image.Image):
         where: object = getattr(image, "filename", "") or f"images[{position}]"
@@ -237,14 +238,19 @@ def open_picture(image: Picture, position: int) -> Image.Image:
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise DataError(
-                    f"an array of type {image.dtype} and shape {image.shape}",
+                    f"an array of type {image.dtype} and shape {image.shape} is not an 8-bit RGB image",
                     where=where,
-                    fix="give uint8 arrays of shape [height, width, 3]",
+                    fix="pass uint8 arrays of shape [height, width, 3]",
                 )
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return image.convert("RGB")
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, TypeError, AttributeError, Image.DecompressionBombError) as error:
-        raise DataError(f"unreadable image: {error}", where=where, fix="replace the file, or leave it out") from error
+            return to_rgb(image)
+        return decode(Path(image))
+    except (DataError, MemoryError):
+        raise
+    except ImageError as error:
+        raise DataError(
+            f"this image cannot be decoded: {error}", where=where, fix="replace the image, or remove it from the list"
+        ) from error
+    except Exception as error:  # a missing file, a value of another type, and what Pillow raises for damaged bytes
+        raise DataError(f"unreadable image: {error}", where=where, fix="correct the path, or replace the file") from error

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image
 
-from clipit.tiles.images import Unreadable
+from clipit.images import Unreadable
 from clipit.tiles.tileset import TileSet
 
 

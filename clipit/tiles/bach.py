@@ -10,7 +10,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.folders import image_files
-from clipit.tiles.images import decode
+from clipit.images import ImageError, decode
 from clipit.tiles.readers import FileReader, Reader, file_stamp
 from clipit.tiles.source import SourceTiles
 
@@ -47,7 +47,7 @@ class CropReader:
             self._last = last
         photo, (left, upper, right, lower) = last[1], self._boxes[row]
         if photo.width < right or photo.height < lower:
-            raise ValueError(
+            raise ImageError(
                 f"the photo has {photo.width} x {photo.height} pixels, published are {SIZE[0]} x {SIZE[1]}"
             )
         return photo.crop((left, upper, right, lower))

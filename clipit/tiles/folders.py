@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
-from clipit.tiles.images import is_image
+from clipit.images import is_image
 from clipit.tiles.readers import FileReader, file_stamp
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map

@@ -9,7 +9,7 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.data_files import load_huggingface
 from clipit.errors import DataError, shortlist
-from clipit.tiles.images import decode
+from clipit.images import ImageError, decode
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
@@ -30,7 +30,7 @@ class DatasetReader:
         name, part_row = self._places[row]
         value = self._parts[name][part_row][self._column]
         if value is None:
-            raise ValueError("the row has no image")
+            raise ImageError("the row has no image")
         return decode(io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]))
 
     def where(self, row: int) -> str:

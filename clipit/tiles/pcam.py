@@ -9,6 +9,7 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
+from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.readers import LazyHandle, file_stamp
 from clipit.tiles.source import SourceTiles
@@ -41,7 +42,11 @@ class H5Reader:
     def read(self, row: int) -> Image.Image:
         """Read the image of a row."""
         place, inner = self._place(row)
-        return Image.fromarray(self._handles[place].get()["x"][inner])
+        handle = self._handles[place].get()
+        try:
+            return Image.fromarray(handle["x"][inner])
+        except (OSError, KeyError, RuntimeError, ValueError) as error:  # what h5py raises for a damaged chunk
+            raise ImageError(f"{type(error).__name__}: {error}") from error
 
     def where(self, row: int) -> str:
         """Return the file and the row in it, for error messages."""

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from PIL import Image
 
 from clipit.errors import DataError, shortlist
-from clipit.tiles.images import decode
+from clipit.images import ImageError, decode
 
 T = TypeVar("T")
 
@@ -69,6 +69,7 @@ _KNOWN_METHODS = frozenset(
 )
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 """Names of compression methods that zipfile does not support."""
+_LARGEST_MEMBER = 2**30  # bytes; above the largest image that Pillow opens, uncompressed
 
 
 @runtime_checkable
@@ -112,7 +113,19 @@ class ZipReader:
 
     def read(self, row: int) -> Image.Image:
         """Decode the member of a row; a wrong checksum is an error."""
-        return decode(io.BytesIO(self._zip.get().read(self._members[row])))
+        archive = self._zip.get()
+        try:
+            info = archive.getinfo(self._members[row])
+            if info.file_size > _LARGEST_MEMBER:
+                raise ImageError(f"unpacked, it would take {info.file_size / 2**30:.1f} GiB; an image takes less than 1")
+            data = archive.read(info)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # each method of compression raises its own exceptions for damaged bytes
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise ImageError(f"{type(error).__name__}: {error}") from error
+        return decode(io.BytesIO(data))
 
     def where(self, row: int) -> str:
         """Zip and member, for messages."""

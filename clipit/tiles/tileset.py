@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Int64, Shaped
 from PIL import Image
 
 from clipit.errors import DataError, shortlist
-from clipit.tiles.images import Unreadable, attempt
+from clipit.images import Unreadable, attempt
 from clipit.tiles.readers import Reader
 
 SPLITS = ("train", "validation", "test")

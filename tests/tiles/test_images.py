@@ -1,7 +1,10 @@
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ from PIL import Image, ImageFile
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.tiles.images import decode
+from clipit.images import ImageError, Unreadable, attempt, decode, to_rgb
+from clipit.models.preprocess import open_picture
 from clipit.tiles.load import load_tiles
 
 from .conftest import paint, write_table
@@ -166,9 +170,122 @@ def test_other_modes_become_rgb(mode: str) -> None:
     assert np.abs(np.asarray(image).astype(int) - 204).max() <= 2
 
 
-def test_sixteen_bits_are_refused() -> None:
+def deep_png(channels: int) -> bytes:
+    """A 4 x 4 PNG with 16 bits per channel, which Pillow cannot write for several channels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    line = b"\0" + struct.pack(">H", 3000) * channels * 4
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(line * 4))
+        + chunk(b"IEND", b"")
+    )
+
+
+def deep_tiff(bits: int, channels: int) -> bytes:
+    """An uncompressed 4 x 4 TIFF of unsigned integers."""
+    data = bytes(4 * 4 * channels * bits // 8)
+    depth_at, pixels_at = 8 + 2 + 9 * 12 + 4, 8 + 2 + 9 * 12 + 4 + 2 * channels
+    tags = [(256, 4), (257, 4), (258, bits if channels == 1 else depth_at), (259, 1), (262, 2 if channels > 1 else 1),
+            (273, pixels_at), (277, channels), (278, 4), (279, len(data))]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 3, channels if tag == 258 else 1, value) for tag, value in tags)
+    depths = struct.pack("<H", bits) * channels
+    return b"II*\0" + struct.pack("<IH", 8, 9) + entries + bytes(4) + depths + data
+
+
+def written(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(stream, "PNG")
-    stream.seek(0)
-    with pytest.raises(ValueError, match="8 bits"):
-        decode(stream)
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+DEEP = {
+    "grey.png": deep_png(1), "la.png": deep_png(2), "rgb.png": deep_png(3), "rgba.png": deep_png(4),
+    "grey.tif": deep_tiff(16, 1), "rgb.tif": deep_tiff(16, 3),
+    "float.tif": written(Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "TIFF"),
+    "rgb.ppm": b"P6 2 2 4095\n" + bytes(24),
+    "grey.jp2": written(Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)), "JPEG2000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(DEEP))
+def test_more_than_8_bits_are_refused_by_training_and_prediction(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(DEEP[name])
+    with pytest.raises(ImageError, match=r"bits per channel"):
+        decode(io.BytesIO(DEEP[name]))
+    with pytest.raises(DataError, match=rf"(?s)bits per channel.*where: .*{name}"):
+        open_picture(tmp_path / name, 0)
+    with Image.open(tmp_path / name) as opened, pytest.raises(DataError, match="bits per channel"):
+        open_picture(opened, 0)
+
+
+def test_8_bits_of_the_same_formats_are_read() -> None:
+    assert decode(io.BytesIO(deep_tiff(8, 3))).size == (4, 4)
+    assert decode(io.BytesIO(b"P6 2 2 255\n" + bytes(12))).size == (2, 2)
+    assert decode(io.BytesIO(written(Image.new("RGB", (4, 4)), "JPEG2000"))).size == (4, 4)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
+def test_transparent_pixels_are_shown_over_white(mode: str) -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (40, 40, 40, 255))
+    image = image.convert("LA").convert(mode) if mode.startswith("L") else image.convert(mode)
+    assert np.asarray(to_rgb(image)).tolist() == [[[255] * 3, [40] * 3]]
+
+
+def test_a_transparent_colour_of_a_png_is_shown_over_white(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 8, 7))
+    image.save(tmp_path / "a.png", transparency=(1, 2, 3))
+    wanted = [[[255, 255, 255], [9, 8, 7]]]
+    assert np.asarray(decode(tmp_path / "a.png")).tolist() == wanted
+    assert np.asarray(open_picture(str(tmp_path / "a.png"), 0)).tolist() == wanted
+
+
+def test_prediction_refuses_truncated_images_whatever_another_package_has_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(paint(tmp_path / "a.png", size=(64, 64)))
+    for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+        with pytest.raises(DataError, match=r"a\.png"):
+            open_picture(image, 0)
+
+
+def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:
+    first = Image.new("RGB", (8, 8), (1, 2, 3))
+    pyramid = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 4)), Image.new("L", (2, 2))])
+    assert decode(io.BytesIO(pyramid)).tobytes() == first.tobytes()
+    stack = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (8, 8))] * 2)
+    with pytest.raises(ImageError, match="3 pages of equal size"):
+        decode(io.BytesIO(stack))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "avif", "bmp", "jp2", "gif"])
+def test_damaged_bytes_are_an_image_or_unreadable(suffix: str) -> None:
+    kinds = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    whole = written(Image.fromarray(noise), kinds.get(suffix, suffix.upper()))
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data[random.integers(0, len(data), 4)] = random.integers(0, 256, 4)
+        damaged = data.tobytes()[: len(data) if seed % 2 else int(random.integers(1, len(data)))]
+        result = attempt(lambda damaged=damaged: decode(io.BytesIO(damaged)), tile_id="a", where="b")  # type: ignore[misc]
+        assert isinstance(result, Image.Image | Unreadable)
+
+
+def test_a_zip_member_of_an_enormous_declared_size_is_not_read(tmp_path: Path) -> None:
+    path, config = zip_of(tmp_path)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    data[start + 24 : start + 28] = struct.pack("<I", 3 * 2**30)  # uncompressed size in the central directory
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"(?s)tile 0\.bmp cannot be decoded .*3\.0 GiB"):
+        load_tiles(config, seed=0).read(0)

@@ -1,0 +1,152 @@
+"""Decode images completely as 8-bit RGB, or fail: the one decoder for training, prediction, stores and pages."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+from clipit.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+_EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_BITS_PER_SAMPLE, _SUBFILE_TYPE = 258, 254  # TIFF tags
+_REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
+_DEEP = re.compile(r";(16|32|64)[BLNF]")
+"""Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
+_CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
+_HEADER_BYTES = 2**16
+
+
+class ImageError(ValueError):
+    """An image that exists but cannot be decoded to 8-bit RGB without loss."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Result in place of an image that exists but cannot be decoded."""
+
+    reason: str
+
+
+def is_image(path: str | Path) -> bool:
+    """Check whether a file name has an image suffix and is not hidden."""
+    path = Path(path)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def decode(source: Path | io.BytesIO) -> Image.Image:
+    """Decode an image file completely and convert it to RGB (see `to_rgb`).
+
+    Raises:
+        ImageError: The bytes are damaged, truncated or of an unknown format, or `to_rgb` refuses the image.
+        OSError: The file cannot be opened.
+    """
+    try:
+        with Image.open(source) as image:
+            return to_rgb(image)
+    except (ImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError("the bytes are not an image in a known format") from None
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Load an image completely and convert it to 8-bit RGB; transparent pixels are shown over white.
+
+    The first page of a TIFF is used if the others are smaller copies of it or masks.
+
+    Raises:
+        ImageError: More than 8 bits per channel, which would be cut off or clipped, or several pages of equal size.
+        OSError, ValueError, ...: The image is truncated or damaged.
+    """
+    # Other packages set this flag globally; truncated images would then be returned half grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    _check_depth(image)
+    _check_pages(image)
+    image.load()
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuse more than 8 bits per channel, judged by the file, because Pillow drops the lower bits of some formats."""
+    if image.mode not in _EIGHT_BIT:
+        depth = "more than 8 bits per channel" if image.mode[0] in "IF" else "unsupported channels"
+        raise ImageError(f"{depth} (pixel mode {image.mode}): convert the image to 8-bit RGB")
+    bits = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))
+    for tile in getattr(image, "tile", ()):
+        packed = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(isinstance(name, str) and _DEEP.search(name) for name in packed):
+            bits = max(bits, 16)
+        elif str(tile[0]).startswith("ppm") and isinstance(packed[-1], int) and packed[-1] > 255:
+            bits = max(bits, packed[-1].bit_length())
+    if image.format == "JPEG2000":
+        bits = max(bits, _jpeg2000_bits(image))
+    if bits > 8:
+        raise ImageError(f"{bits} bits per channel: convert the image to 8 bits with the range of your choice")
+
+
+def _jpeg2000_bits(image: Image.Image) -> int:
+    """Read the largest component depth from the header of a JPEG 2000 file; 0 if it is already closed."""
+    stream = getattr(image, "fp", None)
+    if stream is None:
+        return 0
+    position = stream.tell()
+    stream.seek(0)
+    header = stream.read(_HEADER_BYTES)
+    stream.seek(position)
+    start = header.find(_CODESTREAM)
+    if start < 0:
+        return 0
+    size = header[start + len(_CODESTREAM) :]  # segment length, capabilities, eight sizes, number of components
+    components = int.from_bytes(size[36:38], "big")
+    return max(((depth & 0x7F) + 1 for depth in size[38 : 38 + 3 * components : 3]), default=0)
+
+
+def _check_pages(image: Image.Image) -> None:
+    """Refuse a TIFF that holds several images; only smaller copies and masks may follow the first page."""
+    if image.format != "TIFF" or not getattr(image, "is_animated", False):
+        return
+    size, pages = image.size, int(getattr(image, "n_frames", 1))
+    equal = 1
+    for page in range(1, pages):
+        try:
+            image.seek(page)
+        except SyntaxError:  # pixels that Pillow does not know, e.g. of a mask
+            continue
+        other = getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)
+        equal += image.size == size and not other & _REDUCED_OR_MASK
+    image.seek(0)
+    if equal > 1:
+        raise ImageError(f"a TIFF with {equal} pages of equal size: save each page as a file of its own")
+
+
+def attempt(read: Callable[[], Image.Image], *, tile_id: str, where: str) -> Image.Image | Unreadable:
+    """Read one image; return an `Unreadable` if its bytes cannot be decoded.
+
+    Raises:
+        DataError: The file cannot be opened (missing, no permission, too many open files), regardless of its content.
+    """
+    try:
+        return read()
+    except ImageError as error:
+        return Unreadable(str(error))
+    except OSError as error:
+        if error.errno is None:
+            return Unreadable(f"{type(error).__name__}: {error}")
+        raise DataError(
+            f"cannot open the image of tile {tile_id}: {error.strerror or error}",
+            where=where,
+            fix="put the file back or correct its permissions",
+        ) from error

@@ -98,6 +98,19 @@ class TilesConfig(Section):
     """Micrometres per pixel, if the source does not state it."""
     labels: LabelsConfig = LabelsConfig()
 
+    @field_validator("classes", "class_map", "splits", "columns", mode="before")
+    @classmethod
+    def _check_quotes(cls, value: Any) -> Any:
+        """Refuse names that YAML reads as numbers, booleans, dates or null."""
+        names = (
+            [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+        )
+        wrong = [name for name in names if not isinstance(name, str)]
+        if wrong:
+            listed = ", ".join(f"{str(name).lower() if isinstance(name, bool) else name}" for name in wrong)
+            raise ValueError(f"names are text, but YAML reads {listed} otherwise; write them in quotes, such as '0'")
+        return value
+
     @field_validator("source", mode="before")
     @classmethod
     def _check_source(cls, name: Any) -> Any:

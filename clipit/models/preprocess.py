@@ -253,4 +253,6 @@ def open_picture(image: Picture, position: int) -> Image.Image:
             f"this image cannot be decoded: {error}", where=where, fix="replace the image, or remove it from the list"
         ) from error
     except Exception as error:  # a missing file, a value of another type, and what Pillow raises for damaged bytes
-        raise DataError(f"unreadable image: {error}", where=where, fix="correct the path, or replace the file") from error
+        raise DataError(
+            f"unreadable image: {error}", where=where, fix="correct the path, or replace the file"
+        ) from error

@@ -8,9 +8,9 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
-from clipit.tiles.datasets import DATASETS
-from clipit.tiles.folders import image_files
 from clipit.images import ImageError, decode
+from clipit.tiles.datasets import DATASETS
+from clipit.tiles.image_files import image_files
 from clipit.tiles.readers import FileReader, Reader, file_stamp
 from clipit.tiles.source import SourceTiles
 
@@ -82,7 +82,7 @@ def read_bach(config: TilesConfig) -> SourceTiles:
     missing = [file for file in files if not (root / file).is_file()]
     if missing:
         raise BACH.missing(f"{len(missing)} of {len(files)} photos are missing: {shortlist(missing)}", root)
-    present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name)[0]}
+    present = {f"{name}/{file}" for name in BACH.classes for file in image_files(root / name, config.unreadable)[0]}
     extra = sorted(present - set(files))
     notes = (f"{len(extra)} unpublished photos dropped: {shortlist(extra)}",) if extra else ()
     boxes: list[_Box | None] = list(_grid()) if config.photos == "crops" else [None]

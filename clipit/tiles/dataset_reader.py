@@ -8,8 +8,8 @@ from pathlib import Path
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.tiles.datasets import Count, DataSet
-from clipit.tiles.folders import image_files
-from clipit.tiles.readers import FileReader, file_stamp
+from clipit.tiles.image_files import image_files, image_stamps
+from clipit.tiles.readers import FileReader
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 from clipit.tiles.table import read_table
@@ -49,7 +49,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
     pattern = re.compile(data_set.pattern)
     mapping = part_map(config.splits, {**ALIASES, **data_set.parts})
     magnification = config.magnification and config.magnification.removesuffix("X")
-    files, others = image_files(root)
+    files, others = image_files(root, config.unreadable)
     ids: list[str] = []
     labels: list[str] = []
     parts: list[str] = []
@@ -84,7 +84,7 @@ def _read_by_names(config: TilesConfig, data_set: DataSet, root: Path) -> Source
         parts=parts,
         groups=groups,
         mpp=[],
-        stamps=[file_stamp(root / name) for name in ids],
+        stamps=image_stamps(root, ids),
         reader=FileReader(root, ids),
         where=str(root),
         notes=(note,) if others else (),

@@ -1,13 +1,15 @@
 """Tiles in class folders: `<split>/<class>/*` or `<class>/*`."""
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path, PurePosixPath
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
-from clipit.images import is_image
-from clipit.tiles.readers import FileReader, file_stamp
+from clipit.images import SUFFIXES
+from clipit.tiles.image_files import image_files, image_stamps, subfolders
+from clipit.tiles.readers import FileReader
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
@@ -22,75 +24,118 @@ def read_folders(config: TilesConfig) -> SourceTiles:
     that class. A folder `unlabelled` holds tiles without a label.
 
     Raises:
-        DataError: No images, images outside class folders, or an unknown or missing class folder.
+        DataError: No images, images outside class folders, split folders without a mapping, or an unknown, missing or
+            unreadable class folder.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
         raise DataError("the tile folder does not exist", where=root, fix="correct tiles.path")
-    top_folders = subfolders(root)
     mapping = part_map(config.splits, ALIASES)
-    with_splits = any(name in mapping or name.lower() in mapping for name in top_folders)
-    ids: list[str] = []
-    labels: list[str] = []
-    parts: list[str] = []
-    others: list[str] = []
-    for part in top_folders if with_splits else [""]:
-        base = root / part
-        _no_loose_images(base, with_splits=with_splits)
-        for name in subfolders(base):
-            images, other_files = image_files(base / name)
-            ids += [(base / name / file).relative_to(root).as_posix() for file in images]
-            labels += ["" if name == UNLABELLED and name not in (config.classes or ()) else name] * len(images)
-            parts += [part] * len(images)
-            others += [str(base / name / file) for file in other_files]
+    with_splits = any(name in mapping or name.lower() in mapping for name in subfolders(root))
+    depth = 2 if with_splits else 1  # folders above a tile
+    images, others = image_files(root, config.unreadable)
+    _no_loose_images(root, [file for file in images if file.count("/") < depth], with_splits=with_splits)
+    ids = sorted(images, key=lambda file: file.split("/", depth))
+    others = [file for file in others if file.count("/") >= depth]
+    if not with_splits:
+        _no_split_folders(config, root, ids, mapping)
+    notes = _check_kinds(config, root, ids, others, depth)
     if not ids:
         raise DataError(
             "no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders"
         )
+    folders = [file.split("/", depth)[depth - 1] for file in ids]
+    is_class = UNLABELLED in (config.classes or ())
+    labels = ["" if name == UNLABELLED and not is_class else name for name in folders]
     _check_class_folders(config, root, set(labels) - {""})
-    notes = (f"{len(others)} files are not images and were dropped: {shortlist(others)}",) if others else ()
+    if others:
+        listed = shortlist([str(root / file) for file in others])
+        notes = (f"{len(others)} files are not images and were dropped: {listed}", *notes)
     return SourceTiles(
         ids=ids,
         labels=labels,
-        parts=parts,
+        parts=[file.split("/", 1)[0] if with_splits else "" for file in ids],
         groups=[""] * len(ids),
         mpp=[float("nan")] * len(ids),
-        stamps=[file_stamp(root / name) for name in ids],
+        stamps=image_stamps(root, ids),
         reader=FileReader(root, ids),
         where=str(root),
         notes=notes,
     )
 
 
-def subfolders(folder: Path) -> list[str]:
-    """List the subfolders by name, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """List images and other files below a folder, as sorted relative paths without hidden ones."""
-    images: list[str] = []
-    others: list[str] = []
-    for base, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            relative = (Path(base) / name).relative_to(folder).as_posix()
-            if is_image(name):
-                images.append(relative)
-            elif not name.startswith(".") and name != "Thumbs.db":
-                others.append(relative)
-    return sorted(images), sorted(others)
-
-
-def _no_loose_images(folder: Path, *, with_splits: bool) -> None:
-    loose = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and is_image(entry.name))
+def _no_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) -> None:
     if loose:
         raise DataError(
             f"{len(loose)} images are outside class folders: {shortlist(loose, 3)}",
-            where=folder,
+            where=root,
             fix="move them into folders named by their class (or `unlabelled`)"
             + (", one level below the split" if with_splits else ""),
         )
+
+
+def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mapping: Mapping[str, str]) -> None:
+    """Refuse first-level folders without images of their own whose subfolders look like the classes."""
+    if config.classes or config.class_map:
+        return
+    inside: dict[str, set[str]] = {}
+    for file in ids:
+        first, second, *rest = file.split("/", 2)
+        if not rest:  # an image directly in a first-level folder: these are classes
+            return
+        inside.setdefault(first, set()).add(second)
+    shared = set(*inside.values()) if len(inside) == 1 else set()
+    shared = shared.union(*(one & two for one, two in combinations(inside.values(), 2) if len(one & two) > 1))
+    if len(shared) < 2:
+        return
+    names = sorted(inside)
+    fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {names[0]}}}"
+    if len(names) == 1:
+        fix = f"set tiles.path to {root / names[0]}"
+    elif any(name in mapping or name.lower() in mapping for name in shared):
+        fix = "move the splits above the classes: <split>/<class>/"
+    raise DataError(
+        f"the folders {shortlist(names)} contain no images, only the subfolders {shortlist(sorted(shared))}; they look "
+        "like splits rather than classes",
+        where=root,
+        fix=f"{fix}; if they are classes, name them in tiles.classes",
+    )
+
+
+def _check_kinds(
+    config: TilesConfig, root: Path, ids: Collection[str], others: Collection[str], depth: int
+) -> tuple[str, ...]:
+    """Check that no class vanishes because none of its files can be read; return notes on empty class folders.
+
+    Raises:
+        DataError: The folders of a class contain only files that are not images, or only a link to a folder that is
+            read elsewhere.
+    """
+    present = {file.split("/", depth)[depth - 1] for file in ids}
+    suffixes: dict[str, Counter[str]] = {}
+    for file in others:
+        name = file.split("/", depth)[depth - 1]
+        suffixes.setdefault(name, Counter())[PurePosixPath(file).suffix or "without suffix"] += 1
+    wanted = set(config.classes or ())
+    unread = sorted(name for name in suffixes if name not in present and (not wanted or name in wanted))
+    if unread:
+        kinds = [f"{name} ({', '.join(f'{n} {kind}' for kind, n in suffixes[name].most_common(3))})" for name in unread]
+        raise DataError(
+            f"class folders without an image that clipit reads: {shortlist(kinds)}",
+            where=root,
+            fix=f"convert the files to one of {', '.join(sorted(SUFFIXES))}; if a folder is not a class, move it or name "
+            "the classes in tiles.classes",
+        )
+    bases = [root] if depth == 1 else [root / part for part in subfolders(root)]
+    empty = [base / name for base in bases for name in subfolders(base) if name not in present]
+    linked = [folder for folder in empty if folder.is_symlink() and any(folder.iterdir())]
+    if linked:
+        raise DataError(
+            f"links to folders that are read elsewhere: {shortlist(linked)}",
+            where=root,
+            fix="remove the links, or link each folder once",
+        )
+    return (f"class folders without files: {shortlist(sorted({path.name for path in empty}))}",) if empty else ()
 
 
 def _check_class_folders(config: TilesConfig, root: Path, present: set[str]) -> None:

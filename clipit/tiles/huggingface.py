@@ -10,6 +10,7 @@ from clipit.config.run import TilesConfig
 from clipit.data_files import load_huggingface
 from clipit.errors import DataError, shortlist
 from clipit.images import ImageError, decode
+from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
@@ -73,20 +74,31 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         part_of_row += [part] * rows.num_rows
         stamps += [str(rows._fingerprint)] * rows.num_rows
         for key in ("id", "label", "group", "mpp"):
-            columns[key] += _column_as_text(rows, names[key], part_classes if key == "label" else None)
+            columns[key] += _column_as_text(
+                rows, names[key], part_classes if key == "label" else None, f"{config.path}, part {part}"
+            )
     if not part_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another")
     row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
+    ids = columns["id"] if "id" in config.columns else row_ids
+    without_id = [row_ids[row] for row, name in enumerate(ids) if not name]
+    if without_id:
+        raise DataError(f"tiles without an id: {shortlist(without_id)}", where=config.path, fix="choose another column")
+    labels, label_notes = columns["label"], tuple[str, ...]()
+    if classes is None:
+        labels, label_notes = resolve_missing(labels, "label", config, config.path, row_ids.__getitem__)
+    groups, group_notes = resolve_missing(columns["group"], "group", config, config.path, row_ids.__getitem__)
     return SourceTiles(
-        ids=columns["id"] if "id" in config.columns else row_ids,
-        labels=columns["label"],
+        ids=ids,
+        labels=labels,
         parts=part_of_row,
-        groups=columns["group"],
-        mpp=[float(value) if value else float("nan") for value in columns["mpp"]],
+        groups=groups,
+        mpp=parse_mpp(columns["mpp"], config.path, row_ids.__getitem__),
         stamps=stamps,
         reader=DatasetReader(undecoded, names["path"]),
         where=config.path,
         classes=classes,
+        notes=(*label_notes, *group_notes),
     )
 
 
@@ -117,11 +129,11 @@ def _undecoded_images(rows: Any, column: str, where: str) -> Any:
     return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _column_as_text(rows: Any, column: str, classes: tuple[str, ...] | None) -> list[str]:
-    """Return a column as text: "" where absent or null, class names in place of class numbers."""
+def _column_as_text(rows: Any, column: str, classes: tuple[str, ...] | None, where: str) -> list[str]:
+    """Read a column as text: "" where absent or missing, class names in place of class numbers."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
     values = list(rows[column])
     if classes is not None:
-        return ["" if value is None or value < 0 else classes[value] for value in values]
-    return ["" if value is None else str(value) for value in values]
+        values = [None if value is None or value < 0 else classes[value] for value in values]
+    return read_cells(values, column, where, lambda row: f"row {row}")

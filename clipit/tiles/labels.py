@@ -1,5 +1,6 @@
 """Hide labels: choose which training and validation tiles count as labelled."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ from clipit.config.run import LabelsConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.tiles.splits import shuffled
 from clipit.tiles.tileset import TileSet
+
+logger = logging.getLogger(__name__)
 
 
 def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
@@ -45,7 +48,12 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
         validation_quota = proportional(validation_counts, int(quota.sum()))
     for mask, kept in ((train, quota), (validation, validation_quota)):
         _keep(labels, np.flatnonzero(mask), tiles, kept, seed)
-    return replace(tiles, labels=labels)
+    untrained = [name for name, count in zip(tiles.classes, quota.tolist(), strict=True) if not count]
+    if config.kind == "none" or not train.any() or not untrained:
+        return replace(tiles, labels=labels)
+    note = f"no training tile has a label of the classes {shortlist(untrained, 10)}"
+    logger.warning(f"note: {note}")
+    return replace(tiles, labels=labels, notes=(*tiles.notes, note))
 
 
 def proportional(counts: Int64[np.ndarray, " c"], total: int) -> Int64[np.ndarray, " c"]:

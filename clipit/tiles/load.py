@@ -1,5 +1,6 @@
 """Load the configured tiles: read the source, map classes and splits, split off missing parts, hide labels."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -137,6 +138,7 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
         )
+    _check_spelling(present if config.classes is None and source.classes is None else set(), source.where)
     unknown = sorted(present - set(classes))
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]
@@ -146,6 +148,21 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...
             fix=f"the classes are {', '.join(classes)}: correct the labels or tiles.classes",
         )
     return classes
+
+
+def _check_spelling(names: set[str], where: str) -> None:
+    """Refuse classes that differ only in letter case, spaces or the composition of characters."""
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(names):
+        spellings.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    alike = [" and ".join(repr(name) for name in group) for group in spellings.values() if len(group) > 1]
+    if alike:
+        raise DataError(
+            f"classes with almost the same name: {shortlist(alike)}",
+            where=where,
+            fix="correct the labels, or map them to one class in tiles.class_map; if they are different classes, name "
+            "all classes in tiles.classes",
+        )
 
 
 def _check_options(config: TilesConfig) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.folders import image_files, subfolders
-from clipit.tiles.readers import FileReader, file_stamp
+from clipit.tiles.image_files import image_files, image_stamps, subfolders
+from clipit.tiles.readers import FileReader
 from clipit.tiles.source import SourceTiles
 
 NCT_CRC = DATASETS["nct_crc"]
@@ -28,9 +28,10 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
     differing: list[str] = []
     for folder in _PART_NAMES:
         _check_folder(root, folder)
+        images = [file for file in image_files(root / folder, config.unreadable)[0] if file.lower().endswith(".tif")]
         for name in NCT_CRC.classes:
             expected = COUNTS[folder, name]
-            files = [file for file in image_files(root / folder / name)[0] if file.lower().endswith(".tif")]
+            files = [file for file in images if file.startswith(f"{name}/")]
             if len(files) != expected and config.check_counts:
                 raise NCT_CRC.missing(
                     f"expected {expected} .tif files, found {len(files)}",
@@ -39,14 +40,14 @@ def read_nct_crc(config: TilesConfig) -> SourceTiles:
                 )
             if len(files) != expected:
                 differing.append(f"{folder}/{name} {len(files)} instead of {expected}")
-            ids += [f"{folder}/{name}/{file}" for file in files]
+            ids += [f"{folder}/{file}" for file in files]
     return SourceTiles(
         ids=ids,
         labels=[name.split("/")[1] for name in ids],
         parts=[name.split("/")[0] for name in ids],
         groups=[""] * len(ids),
         mpp=[NCT_CRC.mpp] * len(ids),
-        stamps=[file_stamp(root / name) for name in ids],
+        stamps=image_stamps(root, ids),
         reader=FileReader(root, ids),
         where=str(root),
         classes=NCT_CRC.classes,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError
+from clipit.data_files import FolderFiles, list_files
+from clipit.errors import DataError, shortlist
 from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.readers import LazyHandle, file_stamp
@@ -23,6 +24,7 @@ COUNTS = {part: count for part, _, count in PCAM.counts}
 """Published number of tiles by part."""
 SIDE = 96
 _PART_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+_FILES = frozenset(f"camelyonpatch_level_2_split_{part}_{kind}.h5" for part in COUNTS for kind in "xy")
 _CHUNK_CACHE = 64 * 2**20  # bytes; fits a complete chunk, so that neighbouring rows are decompressed once
 
 
@@ -69,10 +71,12 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     unknown = sorted(set(config.splits.values()) - set(COUNTS))
     if unknown:
         raise DataError(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
-    files = [_find(root, f"camelyonpatch_level_2_split_{part}_x.h5") for part in parts]
+    found = list_files(root, lambda path: path.name.removesuffix(".gz") in _FILES)
+    files = [_find(root, found, f"camelyonpatch_level_2_split_{part}_x.h5") for part in parts]
+    label_files = [_find(root, found, f"camelyonpatch_level_2_split_{part}_y.h5") for part in parts]
     labels = [
-        _read_labels(file, _find(root, f"camelyonpatch_level_2_split_{part}_y.h5"), part, config.check_counts)
-        for part, file in zip(parts, files, strict=True)
+        _read_labels(file, label_file, part, config.check_counts)
+        for part, file, label_file in zip(parts, files, label_files, strict=True)
     ]
     sizes = [len(values) for values in labels]
     total = sum(sizes)
@@ -95,13 +99,16 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     )
 
 
-def _find(root: Path, name: str) -> Path:
-    files = sorted(path for path in root.rglob(name) if path.is_file())
+def _find(root: Path, found: FolderFiles, name: str) -> Path:
+    files = [path for path in found.files if path.name == name]
     if len(files) > 1:
         raise DataError(f"{name} occurs twice: {files[0]} and {files[1]}", where=root, fix="remove one")
     if files:
         return files[0]
-    packed = sorted(root.rglob(name + ".gz"))
+    dangling = [path for path in found.dangling if path.name == name]
+    if dangling:
+        raise PCAM.missing(f"{name} is a link whose target does not exist", dangling[0], "correct the link")
+    packed = [path for path in found.files if path.name == name + ".gz"]
     raise PCAM.missing(f"{name} is missing", root, f"gunzip {packed[0]}" if packed else "")
 
 
@@ -116,8 +123,8 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
     try:
         with _open(images) as x_file, _open(labels) as y_file:
             shape, dtype, label_shape = x_file["x"].shape, x_file["x"].dtype, y_file["y"].shape
-            values = [int(value) for value in y_file["y"][...].reshape(-1)]
-    except (OSError, KeyError) as error:
+            values = y_file["y"][...].reshape(-1).tolist()
+    except (OSError, KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:  # all by h5py
         raise PCAM.missing(
             f"not readable as PatchCamelyon's h5 files: {error}", f"{images} and {labels.name}"
         ) from error
@@ -129,6 +136,8 @@ def _read_labels(images: Path, labels: Path, part: str, check_counts: bool) -> l
             images,
             "complete the copy, or set tiles.check_counts: false if it is smaller on purpose" if smaller else "",
         )
-    if len(values) != expected or not set(values) <= {0, 1}:
-        raise PCAM.missing(f"expected {expected} labels 0 or 1, found {list(label_shape)}", labels)
-    return values
+    others = sorted({str(value) for value in values} - {"0", "1", "0.0", "1.0", "False", "True"})
+    if len(values) != expected or others:
+        found = f"also {shortlist(others)}" if others else list(label_shape)
+        raise PCAM.missing(f"expected {expected} labels 0 or 1, found {found}", labels)
+    return [int(value) for value in values]

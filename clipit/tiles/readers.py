@@ -95,7 +95,13 @@ class FileReader:
 
     def read(self, row: int) -> Image.Image:
         """Decode the file of a row."""
-        return decode(self._root / self._files[row])
+        path = self._root / self._files[row]
+        try:
+            return decode(path)
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise ImageError("a link to a file that does not exist") from None
+            raise
 
     def where(self, row: int) -> str:
         """Return the path of the file, for messages."""
@@ -117,7 +123,9 @@ class ZipReader:
         try:
             info = archive.getinfo(self._members[row])
             if info.file_size > _LARGEST_MEMBER:
-                raise ImageError(f"unpacked, it would take {info.file_size / 2**30:.1f} GiB; an image takes less than 1")
+                raise ImageError(
+                    f"unpacked, it would take {info.file_size / 2**30:.1f} GiB; an image takes less than 1"
+                )
             data = archive.read(info)
         except (ImageError, MemoryError):
             raise

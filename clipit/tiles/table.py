@@ -2,12 +2,16 @@
 
 import posixpath
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
+from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
+from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.tiles.source import SourceTiles
 
@@ -16,10 +20,14 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class _Table:
-    """Columns of a table as text, and the line in which each row starts (None for parquet)."""
+    """A table of any format."""
 
-    columns: dict[str, list[str]]
+    names: Sequence[str]
+    """Column names."""
+    column: Callable[[str], Sequence[Any]]
+    """Function from the name of a column to its cells."""
     lines: list[int] | None = None
+    """Line in which each row starts; None for parquet."""
 
     def place(self, row: int) -> str:
         """Return the name of a row for error messages, counted from 1."""
@@ -33,8 +41,8 @@ def read_table(config: TilesConfig) -> SourceTiles:
         DataError: The table cannot be read or is inconsistent, or files that it names are missing.
     """
     path = Path(config.path).expanduser()
-    table = _read_columns(path, config)
-    columns = table.columns
+    table = _open_table(path)
+    columns = _read_columns(path, config, table)
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
     images = Path(config.images).expanduser() if config.images else path.parent
@@ -44,24 +52,29 @@ def read_table(config: TilesConfig) -> SourceTiles:
     without_id = [table.place(row) for row, name in enumerate(ids) if not name]
     if without_id:
         raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
+    labels, label_notes = resolve_missing(columns.get("label", empty), "label", config, path, table.place)
+    groups, group_notes = resolve_missing(columns.get("group", empty), "group", config, path, table.place)
     return SourceTiles(
         ids=ids,
-        labels=columns.get("label", empty),
+        labels=labels,
         parts=columns.get("split", empty),
-        groups=columns.get("group", empty),
-        mpp=_parse_mpp(path, columns.get("mpp", empty), table),
+        groups=groups,
+        mpp=parse_mpp(columns.get("mpp", empty), path, table.place),
         stamps=stamps,
         reader=reader,
         where=str(path),
+        notes=(*label_notes, *group_notes),
     )
 
 
-def _read_columns(path: Path, config: TilesConfig) -> _Table:
-    """Read the columns that describe tiles, under our names.
-
-    `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
-    optional unless tiles.columns names them.
-    """
+def _open_table(path: Path) -> _Table:
+    if path.is_dir():
+        raise DataError(
+            "the path of the table is a folder",
+            where=path,
+            fix="set tiles.path to a .csv, .tsv or .parquet file; several parquet files of one table must be joined, "
+            "or read with tiles.source: huggingface if they contain the images",
+        )
     if not path.is_file():
         fix = "correct tiles.path"
         if "outputs" in path.parts:
@@ -73,21 +86,33 @@ def _read_columns(path: Path, config: TilesConfig) -> _Table:
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:
         raise DataError("unknown table format", where=path, fix="use .csv, .tsv or .parquet")
-    table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
+    return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
+
+
+def _read_columns(path: Path, config: TilesConfig, table: _Table) -> dict[str, list[str]]:
+    """Read the columns that describe tiles, under our names.
+
+    `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
+    optional unless tiles.columns names them.
+    """
     required = {"path"} | set(config.columns) | ({"label"} if config.labels.kind != "none" else set())
     names = {ours: config.columns.get(ours, ours) for ours in ("id", "path", "label", "split", "group", "mpp")}
-    missing = sorted(names[ours] for ours in required if names[ours] not in table.columns)
+    missing = sorted(names[ours] for ours in required if names[ours] not in table.names)
     if missing:
         raise DataError(
-            f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.columns) or 'none'}",
+            f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
-            fix=delimiter_hint(list(table.columns))
+            fix=delimiter_hint(table.names)
             or "name the right ones in tiles.columns, e.g. --tiles.columns.label=diagnosis",
         )
-    columns = {ours: table.columns[theirs] for ours, theirs in names.items() if theirs in table.columns}
+    columns = {
+        ours: read_cells(table.column(theirs), theirs, path, table.place)
+        for ours, theirs in names.items()
+        if theirs in table.names
+    }
     if not columns["path"]:
         raise DataError("the table has no rows", where=path, fix="add a row per tile")
-    return _Table(columns, table.lines)
+    return columns
 
 
 def _read_text(path: Path, delimiter: str) -> _Table:
@@ -97,8 +122,8 @@ def _read_text(path: Path, delimiter: str) -> _Table:
         raise DataError(
             f"not UTF-8 text (byte {error.start} of a block)", where=path, fix="save the table as UTF-8"
         ) from error
-    columns = {name.strip(): [row[i].strip() for row in table.rows] for i, name in enumerate(table.header)}
-    return _Table(columns, table.lines)
+    place_of = {name.strip(): place for place, name in enumerate(table.header)}
+    return _Table(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
 
 
 def _read_parquet(path: Path) -> _Table:
@@ -110,12 +135,29 @@ def _read_parquet(path: Path) -> _Table:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a readable parquet file: {error}", where=path, fix="write it again") from error
     check_column_names(table.column_names, path)
-    return _Table(
-        {
-            name: ["" if value is None else str(value).strip() for value in table.column(name).to_pylist()]
-            for name in table.column_names
-        }
-    )
+
+    def column(name: str) -> list[Any]:
+        cells = table.column(name)
+        try:
+            return list(cells.to_pylist())
+        except UnicodeDecodeError as error:
+            row = next(row for row in range(len(cells)) if _is_invalid(cells[row]))
+            raise DataError(
+                f"row {row + 1} contains text that is not UTF-8 in column {name}", where=path, fix="write it as UTF-8"
+            ) from error
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise DataError(f"cannot read column {name}: {error}", where=path, fix="write the file again") from error
+
+    return _Table(table.column_names, column)
+
+
+def _is_invalid(cell: Any) -> bool:
+    """Return whether a cell of a parquet file is text that is not UTF-8."""
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _check_files(path: Path, files: list[str], table: _Table) -> None:
@@ -140,44 +182,28 @@ def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, l
     """Open a reader of the files, and compute a stamp for each file."""
     if images.is_file():
         stamp_of = zip_stamps(images)
-        _raise_missing([name for name in files if name not in stamp_of], len(files), images, table)
-        return ZipReader(images, files), [stamp_of[name] for name in files]
+        member_of = spelled_in_zip(stamp_of, images) if any(name not in stamp_of for name in files) else {}
+        members = [name if name in stamp_of else member_of.get(normalise(name), "") for name in files]
+        missing = [name for name, member in zip(files, members, strict=True) if not member]
+        if missing:
+            raise missing_files(missing, len(files), list(stamp_of), images, table)
+        return ZipReader(images, members), [stamp_of[member] for member in members]
     if not images.is_dir():
         raise DataError("the folder or zip with the images does not exist", where=images, fix="correct tiles.images")
     stamps: list[str] = []
-    missing: list[str] = []
-    for name in files:
+    missing = []
+    found = list(files)
+    for row, name in enumerate(files):
         try:
-            stamps.append(file_stamp(images / name))
+            try:
+                stamps.append(file_stamp(images / name))
+            except FileNotFoundError:
+                found[row] = spelled_on_disk(images, name) or name
+                stamps.append(file_stamp(images / found[row]))
         except PermissionError:
             raise
         except (OSError, ValueError):  # missing, or an invalid file name: too long, or with a NUL
             missing.append(name)
-    _raise_missing(missing, len(files), images, table)
-    return FileReader(images, files), stamps
-
-
-def _raise_missing(missing: list[str], total: int, images: Path, table: Path) -> None:
     if missing:
-        raise DataError(
-            f"{len(missing)} of {total} files that the table names are missing: {shortlist(missing)}",
-            where=f"{table}, images in {images}",
-            fix="set tiles.images to the folder or zip that the paths are relative to, or remove the rows",
-        )
-
-
-def _parse_mpp(path: Path, values: list[str], table: _Table) -> list[float]:
-    numbers: list[float] = []
-    for row, value in enumerate(values):
-        try:
-            number = float(value) if value else float("nan")
-        except ValueError:
-            number = -1.0
-        if number <= 0 or number == float("inf"):
-            raise DataError(
-                f"mpp is '{value}' in {table.place(row)}",
-                where=path,
-                fix="give micrometres per pixel as a positive number, or leave it empty",
-            )
-        numbers.append(number)
-    return numbers
+        raise missing_files(missing, len(files), files_below(images), images, table)
+    return FileReader(images, found), stamps

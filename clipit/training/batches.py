@@ -56,11 +56,17 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
         has_label: Mask of the labelled training tiles.
 
     Raises:
-        DataError: No tile has a label, and no loss term supervises unlabelled tiles.
+        DataError: There are no tiles, or no tile has a label, and no loss term supervises unlabelled tiles.
         ConfigError: The batch is too small for both labelled and unlabelled tiles.
     """
     labelled, unlabelled = np.flatnonzero(has_label), np.flatnonzero(~has_label)
     size = config.training.tiles_per_step
+    if not len(has_label):
+        raise DataError(
+            "no training tiles: all tiles of the source are in other splits",
+            where="tiles.splits",
+            fix="name the source's training part in tiles.splits.train, or correct the split column",
+        )
     if not len(labelled) and not supervises_unlabelled(config):
         raise DataError(
             "no training tile has a label, and no loss term supervises unlabelled tiles",

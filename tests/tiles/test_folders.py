@@ -1,4 +1,7 @@
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +117,113 @@ def test_labels_are_hidden_and_mpp_filled_in(tree: Path) -> None:
     assert tiles.counts()["validation"] == {"stroma": 1, "tumour": 1, "(no label)": 2}
     assert tiles.counts()["test"]["(no label)"] == 0
     assert tiles.counts(truth=True)["train"]["(no label)"] == 0
+
+
+def test_links_to_folders_are_read_once(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    before = load_tiles(config(tree), seed=0)
+    (tree / "train" / "stroma" / "parent").symlink_to(tree)
+    assert load_tiles(config(tree), seed=0).ids.tolist() == before.ids.tolist()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for place in range(3):
+        paint(elsewhere / "slide" / f"{place}.png", 500 + place)
+    (tree / "train" / "mucin").symlink_to(elsewhere)
+    tiles = load_tiles(config(tree), seed=0)
+    assert tiles.classes == ("mucin", "stroma", "tumour")
+    assert "train/mucin/slide/2.png" in tiles.ids
+    (tree / "train" / "necrosis").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="links to folders that are read elsewhere: .*necrosis"):
+        load_tiles(config(tree), seed=0)
+
+
+def test_links_to_missing_images_are_errors_or_quarantined(tree: Path) -> None:
+    (tree / "train" / "stroma" / "gone.png").symlink_to(tree / "nowhere.png")
+    with pytest.raises(DataError, match=r"1 links lead to files that do not exist: .*gone\.png"):
+        load_tiles(config(tree), seed=0)
+    tiles = load_tiles(config(tree, unreadable="quarantine"), seed=0)
+    assert tiles.quarantined == ("train/stroma/gone.png",)
+    assert len(tiles) == 26
+    (tree / "train" / "mucin").symlink_to(tree / "nowhere")  # a class folder
+    with pytest.raises(DataError, match=r"1 links .*mucin"):
+        load_tiles(config(tree, unreadable="quarantine"), seed=0)
+
+
+def test_file_names_that_are_not_utf8(tree: Path) -> None:
+    shutil.copy(tree / "train" / "stroma" / "0.png", os.fsencode(tree / "train" / "stroma") + b"/\xff.png")
+    with pytest.raises(DataError, match=r"1 files have names that are not UTF-8: .*\\udcff\.png"):
+        load_tiles(config(tree), seed=0)
+
+
+def test_a_folder_without_permission_is_an_error(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def denied(path: Any) -> Any:
+        if str(path).endswith("tumour"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"(?s)cannot read this folder: Permission denied.*where: .*tumour"):
+        load_tiles(config(tree), seed=0)
+
+
+def test_split_folders_under_other_names_are_no_classes(tree: Path) -> None:
+    for ours, theirs in (("train", "Trainset"), ("test", "Testset")):
+        (tree / ours).rename(tree / theirs)
+    with pytest.raises(
+        DataError, match=r"(?s)Testset, Trainset contain no images, only .*stroma, tumour.*tiles\.splits"
+    ):
+        load_tiles(config(tree), seed=0)
+    tiles = load_tiles(config(tree, splits={"train": "Trainset", "test": "Testset"}), seed=0)
+    assert tiles.classes == ("stroma", "tumour")
+    assert load_tiles(config(tree, classes=("Testset", "Trainset")), seed=0).classes == ("Testset", "Trainset")
+    shutil.rmtree(tree / "Testset")
+    with pytest.raises(DataError, match=r"(?s)look like splits.*set tiles\.path to .*Trainset"):
+        load_tiles(config(tree), seed=0)
+
+
+def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
+    for place in range(8):
+        for name in ("stroma", "tumour"):
+            paint(tmp_path / name / ("train" if place < 6 else "test") / f"{place}.png", place)
+    with pytest.raises(DataError, match=r"(?s)test, train.*move the splits above the classes"):
+        load_tiles(config(tmp_path), seed=0)
+
+
+def test_classes_that_differ_in_letter_case(tree: Path) -> None:
+    paint(tree / "train" / "Tumour" / "a.png", 700)
+    with pytest.raises(DataError, match=r"(?s)almost the same name: 'Tumour' and 'tumour'.*tiles\.class_map"):
+        load_tiles(config(tree), seed=0)
+    merged = {"Tumour": "tumour", "tumour": "tumour", "stroma": "stroma"}
+    assert load_tiles(config(tree, class_map=merged), seed=0).classes == ("stroma", "tumour")
+    assert len(load_tiles(config(tree, classes=("Tumour", "stroma", "tumour")), seed=0).classes) == 3
+
+
+def test_a_class_of_files_that_are_not_read(tree: Path) -> None:
+    for split in ("train", "test"):
+        (tree / split / "mucin").mkdir()
+        (tree / split / "mucin" / "1.svs").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"(?s)without an image that clipit reads: mucin \(2 \.svs\).*convert"):
+        load_tiles(config(tree), seed=0)
+    assert load_tiles(config(tree, classes=("stroma", "tumour")), seed=0).classes == ("stroma", "tumour")
+    for split in ("train", "test"):
+        (tree / split / "mucin" / "1.svs").unlink()
+    assert "class folders without files: mucin" in load_tiles(config(tree), seed=0).notes
+
+
+def test_classes_without_a_training_label_are_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paint(tree / "test" / "mucin" / "1.png", 900)
+    tiles = load_tiles(config(tree), seed=0)
+    assert "no training tile has a label of the classes mucin" in tiles.notes[-1]
+    assert "classes mucin" in caplog.text
+
+
+def test_images_beside_the_split_folders_are_errors(tree: Path) -> None:
+    paint(tree / "loose.png")
+    with pytest.raises(DataError, match=r"1 images are outside class folders: loose\.png"):
+        load_tiles(config(tree), seed=0)
+
+
+@pytest.mark.parametrize("keys", [{"classes": [0, 1]}, {"classes": [True]}, {"class_map": {0: "a"}}])
+def test_names_that_yaml_reads_as_numbers(tree: Path, keys: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="write them in quotes"):
+        config(tree, **keys)

@@ -1,4 +1,5 @@
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,39 @@ def test_a_data_set_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot load this data set"):
         load_tiles(config(tmp_path / "empty"), seed=0)
+
+
+def plain(folder: Path, labels: Sequence[object], **columns: Sequence[object]) -> Path:
+    """Save a data set without class names: its label column holds plain values."""
+    import datasets
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 8, 7)).save(stream, "PNG")
+    images = [{"bytes": stream.getvalue(), "path": None}] * len(labels)
+    table = datasets.Dataset.from_dict({"image": images, "label": list(labels), **columns})
+    table.cast_column("image", datasets.Image()).save_to_disk(str(folder))
+    return folder
+
+
+def test_labels_are_stripped_and_missing_ones_are_no_class(tmp_path: Path) -> None:
+    tiles = load_tiles(config(plain(tmp_path / "a", ["mucin", " mucin ", "stroma", "stroma", None] * 2)), seed=0)
+    assert tiles.classes == ("mucin", "stroma")
+    assert (tiles.truth == -1).sum() == 2
+    tiles = load_tiles(config(plain(tmp_path / "b", [0, 1, 0, 1, -1] * 2)), seed=0)
+    assert tiles.classes == ("0", "1")
+    assert any("2 tiles with the label -1 count as unlabelled" in note for note in tiles.notes)
+    tiles = load_tiles(config(plain(tmp_path / "c", [0.0, 1.0, 0.0, 1.0, float("nan")] * 2)), seed=0)
+    assert tiles.classes == ("0.0", "1.0")
+    tiles = load_tiles(config(plain(tmp_path / "d", [b"mucin", b"stroma"] * 5)), seed=0)
+    assert tiles.classes == ("mucin", "stroma")
+    with pytest.raises(DataError, match=r"2 tiles have the label 'NA'.*train/000004, train/000009"):
+        load_tiles(config(plain(tmp_path / "e", ["a", "b", "a", "b", "NA"] * 2)), seed=0)
+    with pytest.raises(DataError, match=r"(?s)row 4 contains a line break .*where: .*part train"):
+        load_tiles(config(plain(tmp_path / "f", ["a", "b", "a", "b", "a\nb"] * 2)), seed=0)
+
+
+@pytest.mark.parametrize("value", ["0.5 um", "0", "-1", "inf"])
+def test_mpp_is_a_positive_number(tmp_path: Path, value: str) -> None:
+    path = plain(tmp_path / "a", ["a", "b"] * 5, mpp=["0.5", value] * 5)
+    with pytest.raises(DataError, match=f"mpp is '{value}' in train/000001"):
+        load_tiles(config(path), seed=0)

@@ -236,3 +236,45 @@ def test_flat_sicapv2_says_that_nothing_is_left_for_testing(tmp_path: Path) -> N
     tiles = load_tiles(config("sicapv2", tmp_path), seed=0)
     assert not (tiles.splits == "test").any()
     assert any("no test part, so no test score" in note and "{train,test}" in note for note in tiles.notes)
+
+
+@pytest.mark.parametrize("value", [0.7, float("nan"), 2])
+def test_pcam_labels_that_are_neither_0_nor_1(pcam_folder: Path, value: float) -> None:
+    file_name = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_y.h5"
+    with h5py.File(file_name, "w") as file:
+        file["y"] = np.asarray([0, 1, value, 0]).reshape(4, 1, 1, 1)
+    with pytest.raises(DataError, match=r"(?s)expected 4 labels 0 or 1, found also .*where: .*valid_y"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
+
+
+def test_damaged_pcam_files_are_errors_that_name_them(pcam_folder: Path) -> None:
+    file_name = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_x.h5"
+    whole = file_name.read_bytes()
+    tiles = None
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data[random.integers(0, min(len(data), 2000), 8)] = random.integers(0, 256, 8)
+        file_name.write_bytes(data.tobytes())
+        try:
+            tiles = load_tiles(config("pcam", pcam_folder), seed=0)
+            tiles.try_read(tiles.ids.tolist().index("valid/000001"))
+        except DataError as error:
+            assert "split_valid_" in str(error)
+    del tiles  # its reader keeps the file open
+    with h5py.File(pcam_folder / "x.h5", "w") as file:
+        file.create_group("x")
+    (pcam_folder / "x.h5").replace(file_name)
+    with pytest.raises(DataError, match="valid_x"):
+        load_tiles(config("pcam", pcam_folder), seed=0)
+
+
+def test_pcam_is_found_behind_links(pcam_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pcam").symlink_to(pcam_folder / "pcam")
+    assert len(load_tiles(config("pcam", tmp_path / "data"), seed=0)) == 22
+    target = pcam_folder / "pcam" / "camelyonpatch_level_2_split_test_x.h5"
+    target.rename(tmp_path / "moved.h5")
+    target.symlink_to(tmp_path / "elsewhere.h5")
+    with pytest.raises(DataError, match=r"test_x\.h5 is a link whose target does not exist"):
+        load_tiles(config("pcam", tmp_path / "data"), seed=0)

@@ -1,4 +1,6 @@
+import unicodedata
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +232,162 @@ def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     table[1] = table[1] | {"path": name}
     with pytest.raises(DataError, match="1 of 12 files that the table names are missing"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+
+
+@pytest.mark.parametrize("column", ["path", "label", "split", "group", "mpp"])
+def test_a_quote_that_joins_rows_is_an_error_that_names_the_row(tmp_path: Path, column: str) -> None:
+    table = [row | {"note": "ok"} for row in rows(tmp_path)]
+    path = write_table(tmp_path / "t.csv", table)
+    lines = path.read_text().splitlines()
+    place = list(table[0]).index(column)
+    opened, closed = lines[3].split(","), lines[8].split(",")
+    opened[place], closed[place] = '"' + opened[place], closed[place] + '"'
+    lines[3], lines[8] = ",".join(opened), ",".join(closed)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=rf"record 3 \(line 4\) contains a line break.* in column {column}"):
+        load_tiles(config(path), seed=0)
+    lines[8] = lines[8].replace('"', "")  # never closed
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="broken row"):
+        load_tiles(config(path), seed=0)
+
+
+def test_a_line_break_in_parquet_is_an_error_that_names_the_row(tmp_path: Path) -> None:
+    table = [row | {"label": "a\nb" if place == 4 else "a"} for place, row in enumerate(rows(tmp_path))]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"row 5 contains a line break .* in column label"):
+        load_tiles(config(tmp_path / "t.parquet"), seed=0)
+
+
+@pytest.mark.parametrize("text", ["NA", "nan", "None", "NULL", "#N/A"])
+def test_texts_for_missing_values_are_neither_a_class_nor_a_patient(tmp_path: Path, text: str) -> None:
+    table = rows(tmp_path)
+    for column in ("label", "group"):
+        changed = [row | ({column: text} if place in (1, 3) else {}) for place, row in enumerate(table)]
+        path = write_table(tmp_path / "t.csv", changed)
+        with pytest.raises(DataError, match=rf"2 tiles have the {column} '{text}'.*record 2 \(line 3\), record 4"):
+            load_tiles(config(path), seed=0)
+    labelled = [row | ({"label": text} if place in (1, 3) else {}) for place, row in enumerate(table)]
+    tiles = load_tiles(config(write_table(tmp_path / "t.csv", labelled), classes=("0", "1", text)), seed=0)
+    assert (tiles.truth == 2).sum() == 2
+
+
+def test_null_nan_and_bytes_in_parquet(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    numbers = [row | {"label": float("nan") if place < 2 else float(place % 2)} for place, row in enumerate(table)]
+    pq.write_table(pa.Table.from_pylist(numbers), tmp_path / "t.parquet")
+    tiles = load_tiles(config(tmp_path / "t.parquet"), seed=0)
+    assert tiles.classes == ("0.0", "1.0")
+    assert (tiles.truth == -1).sum() == 2
+    named = [row | {"label": b" mucin" if place % 2 else b"stroma"} for place, row in enumerate(table)]
+    pq.write_table(pa.Table.from_pylist(named), tmp_path / "t.parquet")
+    assert load_tiles(config(tmp_path / "t.parquet"), seed=0).classes == ("mucin", "stroma")
+    named[5]["label"] = b"\xff"
+    pq.write_table(pa.Table.from_pylist(named), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 6 contains bytes that are not UTF-8 in column label"):
+        load_tiles(config(tmp_path / "t.parquet"), seed=0)
+    pq.write_table(pa.Table.from_pylist([row | {"label": [1, 2]} for row in table]), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 1 contains a list"):
+        load_tiles(config(tmp_path / "t.parquet"), seed=0)
+
+
+def test_parquet_text_that_is_not_utf8_names_its_row(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(rows(tmp_path))
+    labels = pa.array([b"a"] * 6 + [b"\xe4"] + [b"b"] * 5, pa.binary())
+    invalid = pa.StringArray.from_buffers(12, labels.buffers()[1], labels.buffers()[2])
+    place = table.column_names.index("label")
+    pq.write_table(table.set_column(place, "label", invalid), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 7 contains text that is not UTF-8 in column label"):
+        load_tiles(config(tmp_path / "t.parquet"), seed=0)
+
+
+def test_minus_one_among_integers_is_no_class(tmp_path: Path) -> None:
+    table = [row | {"label": -1 if place in (0, 5) else place % 2} for place, row in enumerate(rows(tmp_path))]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
+    tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
+    assert tiles.classes == ("0", "1")
+    assert (tiles.truth == -1).sum() == 2
+    assert any("2 tiles with the label -1 count as unlabelled" in note for note in tiles.notes)
+    kept = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "0", "1")), seed=0)
+    assert (kept.truth == 0).sum() == 2
+    two = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]
+    pq.write_table(pa.Table.from_pylist(two), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="-1 may be a class or mark tiles without a label"):
+        load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
+    assert (
+        load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "1")), seed=0).truth == 0
+    ).sum() == 6
+
+
+def test_minus_one_among_integers_is_no_patient(tmp_path: Path) -> None:
+    table = [row | {"group": -1 if place % 6 == 0 else place // 2} for place, row in enumerate(rows(tmp_path))]
+    tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
+    assert (tiles.groups == "").sum() == 2
+    assert any("2 tiles with the group -1" in note for note in tiles.notes)
+
+
+def test_a_folder_in_place_of_a_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)the path of the table is a folder.*tiles\.source: huggingface"):
+        load_tiles(config(tmp_path), seed=0)
+
+
+def packed(folder: Path, rename: Callable[[str], str]) -> str:
+    """Zip the files of `rows` under other names."""
+    with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
+        for file in sorted((folder / "img").iterdir()):
+            archive.writestr(rename(f"img/{file.name}"), file.read_bytes())
+    return str(folder / "tiles.zip")
+
+
+def test_zips_with_backslashes_or_decomposed_names_are_read(tmp_path: Path) -> None:
+    table = rows(tmp_path)
+    path = write_table(tmp_path / "t.csv", table)
+    plain = load_tiles(config(path), seed=0)
+    backslashes = packed(tmp_path, lambda name: name.replace("/", "\\"))
+    assert load_tiles(config(path, images=backslashes), seed=0).read(7).tobytes() == plain.read(7).tobytes()
+    accented = [row | {"path": str(row["path"]).replace("img/", "größe/")} for row in table]
+    path = write_table(tmp_path / "t.csv", accented)
+    decomposed = packed(tmp_path, lambda name: unicodedata.normalize("NFD", name.replace("img/", "größe/")))
+    tiles = load_tiles(config(path, images=decomposed), seed=0)
+    assert "größe/7.png" in tiles.ids
+    assert tiles.read(7).tobytes() == plain.read(7).tobytes()
+
+
+def test_decomposed_names_in_a_folder_are_read(tmp_path: Path) -> None:
+    table = [row | {"path": str(row["path"]).replace("img/", "größe/")} for row in rows(tmp_path)]
+    (tmp_path / "img").rename(tmp_path / unicodedata.normalize("NFD", "größe"))
+    assert load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0).read(3).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name: name.upper(), "all of them match if differences in letter case are corrected"),
+        (lambda name: name.removesuffix(".png"), "differences in the suffix are corrected"),
+        (lambda name: name.replace("png", "TIF"), "differences in the suffix are corrected"),
+        (lambda name: f"tiles/{name}", "'tiles/' is removed from the start of the paths"),
+        (lambda name: f"C:\\data\\{name}", "'C:/data/' is removed from the start of the paths"),
+        (lambda name: name.removeprefix("img/"), "'img/' is put before the paths"),
+        (lambda name: f"https://host/{name}", "the paths are URLs"),
+        (lambda name: f"other-{Path(name).stem}.jpg", r"contains 12 files, such as img/0\.png"),
+    ],
+)
+def test_missing_files_are_compared_with_those_that_exist(
+    tmp_path: Path, change: Callable[[str], str], message: str
+) -> None:
+    table = [row | {"path": change(str(row["path"]))} for row in rows(tmp_path)]
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match=message):
+        load_tiles(config(path, images=packed(tmp_path, str)), seed=0)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "img").rename(tmp_path / "folder" / "img")
+    with pytest.raises(DataError, match=message):
+        load_tiles(config(path, images=str(tmp_path / "folder")), seed=0)
+
+
+def test_archives_among_the_files_are_named(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.write(packed(tmp_path, str), "inner.zip")
+    with pytest.raises(DataError, match=r"12 of 12 files .* among them are archives: inner\.zip"):
+        load_tiles(config(path, images=str(tmp_path / "outer.zip")), seed=0)

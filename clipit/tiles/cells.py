@@ -1,0 +1,123 @@
+"""Cells of tables and Hugging Face columns: text, missing values and micrometres per pixel."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from clipit.config.run import TilesConfig
+from clipit.errors import DataError, shortlist
+
+MISSING = frozenset({"#n/a", "#n/a n/a", "#na", "-nan", "<na>", "n/a", "na", "nan", "nat", "none", "null"})
+"""Texts, in lower case, with which statistics programs mark a missing value."""
+_NO_CLASS = "-1"
+"""Number that Hugging Face data sets and many tables write in place of an unknown class."""
+
+
+def read_cells(values: Iterable[Any], column: str, where: object, place: Callable[[int], str]) -> list[str]:
+    """Convert the cells of a column to text without surrounding spaces; null and NaN become "".
+
+    Args:
+        values: Cells of any type, in the order of the rows.
+        column: Name of the column, for error messages.
+        where: File or data set, for error messages.
+        place: Function from the number of a row to its name in error messages.
+
+    Raises:
+        DataError: A cell contains a line break, bytes that are not UTF-8, or a list.
+    """
+    texts: list[str] = []
+    for row, value in enumerate(values):
+        problem = ""
+        if value is None or value != value:  # NaN is the only value that differs from itself
+            value = ""
+        elif isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError:
+                problem = "bytes that are not UTF-8"
+        elif isinstance(value, list | tuple | dict):
+            problem = f"a {type(value).__name__} ({shortlist([value])})"
+        text = str(value)
+        if "\n" in text or "\r" in text:
+            problem = f"a line break ({shortlist([text[:60]])})"
+        if problem:
+            raise DataError(
+                f"{place(row)} contains {problem} in column {column}",
+                where=where,
+                fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
+            )
+        texts.append(text.strip())
+    return texts
+
+
+def resolve_missing(
+    values: Sequence[str],
+    kind: Literal["label", "group"],
+    config: TilesConfig,
+    where: object,
+    place: Callable[[int], str],
+) -> tuple[list[str], tuple[str, ...]]:
+    """Replace -1 in a column of integers with "", and refuse texts that mark missing values.
+
+    Labels that tiles.classes or tiles.class_map names are classes.
+
+    Args:
+        values: Labels or groups as text, "" where missing.
+        kind: What the values are.
+        config: Section `tiles`.
+        where: File or data set, for error messages.
+        place: Function from the number of a row to its name in error messages.
+
+    Returns:
+        The values, and notes on replaced ones.
+
+    Raises:
+        DataError: A text such as NA, nan, None or NULL, or labels of which it is unclear whether -1 is a class.
+    """
+    is_label = kind == "label"
+    named = {*(config.classes or ()), *config.class_map} if is_label else set()
+    counts = Counter(values)
+    wrong = sorted(name for name in counts if name.casefold() in MISSING and name not in named)
+    if wrong and not (is_label and config.class_map):  # the map drops and counts the labels that it does not name
+        rows = [place(row) for row, value in enumerate(values) if value in wrong]
+        raise DataError(
+            f"{len(rows)} tiles have the {kind} {shortlist([repr(name) for name in wrong])}, which marks a missing "
+            f"value in many programs: {shortlist(rows, 3)}",
+            where=where,
+            fix="leave these cells empty if the tiles have no label; if it is a class, name all classes in tiles.classes"
+            if is_label
+            else "leave these cells empty if the patient or slide is unknown, or rename the group",
+        )
+    others = set(counts) - {"", _NO_CLASS}
+    if _NO_CLASS not in counts or _NO_CLASS in named or not all(name.lstrip("-").isdecimal() for name in others):
+        return list(values), ()
+    if is_label and len(others) < 2 and not named:
+        raise DataError(
+            f"the labels are {shortlist([_NO_CLASS, *sorted(others)])}: -1 may be a class or mark tiles without a label",
+            where=where,
+            fix=f"name the classes, e.g. tiles.classes: {[_NO_CLASS, *sorted(others)]}, or correct the labels",
+        )
+    note = f"{counts[_NO_CLASS]} tiles with the {kind} -1 count as {'unlabelled' if is_label else 'without a group'}"
+    return ["" if value == _NO_CLASS else value for value in values], (note,)
+
+
+def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str]) -> list[float]:
+    """Convert micrometres per pixel to numbers; nan where missing.
+
+    Raises:
+        DataError: A value is not a positive, finite number.
+    """
+    numbers: list[float] = []
+    for row, value in enumerate(values):
+        try:
+            number = float(value) if value else float("nan")
+        except ValueError:
+            number = -1.0
+        if number <= 0 or number == float("inf"):
+            raise DataError(
+                f"mpp is '{value}' in {place(row)}",
+                where=where,
+                fix="write micrometres per pixel as a positive number without a unit, or leave the cell empty",
+            )
+        numbers.append(number)
+    return numbers

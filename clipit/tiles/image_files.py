@@ -1,0 +1,64 @@
+"""List the image files below a folder, and stamp their contents."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from clipit.data_files import list_files
+from clipit.errors import DataError, shortlist
+from clipit.images import is_image
+from clipit.tiles.readers import file_stamp
+
+
+def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tuple[list[str], list[str]]:
+    """List images and other files below a folder, as sorted relative paths without hidden ones.
+
+    Args:
+        folder: Folder; links to folders are followed, and each real folder is read once.
+        unreadable: With `quarantine`, links to images that do not exist are listed as images: they are dropped and
+            counted when images are checked.
+
+    Raises:
+        DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
+    """
+
+    def is_visible(path: Path) -> bool:
+        return path.name != "Thumbs.db" and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    found = list_files(folder, is_visible)
+    if found.undecodable:
+        raise DataError(
+            f"{len(found.undecodable)} files have names that are not UTF-8: {shortlist(found.undecodable)}",
+            where=folder,
+            fix="rename them, for example with convmv",
+        )
+    broken = [path for path in found.dangling if unreadable == "error" or not is_image(path)]
+    if broken:
+        raise DataError(
+            f"{len(broken)} links lead to files that do not exist: {shortlist(broken)}",
+            where=folder,
+            fix="correct or remove the links, or set tiles.unreadable: quarantine to drop and list linked images",
+        )
+    names = [path.relative_to(folder).as_posix() for path in (*found.files, *found.dangling)]
+    return sorted(name for name in names if is_image(name)), sorted(name for name in names if not is_image(name))
+
+
+def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
+    """Stamp the content of each file; links whose target does not exist get a stamp of their own."""
+    return [file_stamp(root / name) if (root / name).exists() else "dangling link" for name in names]
+
+
+def subfolders(folder: Path) -> list[str]:
+    """List the subfolders by name, without hidden ones.
+
+    Raises:
+        DataError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"cannot read this folder: {error.strerror or error}", where=folder, fix="correct its permissions"
+        ) from error

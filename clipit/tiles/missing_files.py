@@ -1,0 +1,119 @@
+"""Find the files that a table names despite other spellings of their names, and explain which are missing."""
+
+import os
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from clipit.errors import DataError, shortlist
+
+_MOST_LISTED = 20_000
+"""Number of files of a folder that are compared with missing names; the folder may be a complete disk."""
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
+_SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("", lambda name: name),
+    ("in letter case", str.casefold),
+    ("in the suffix", lambda name: posixpath.splitext(name)[0]),
+    ("in letter case and suffix", lambda name: posixpath.splitext(name)[0].casefold()),
+)
+
+
+def normalise(name: str) -> str:
+    """Return the path with forward slashes, without redundant parts, in composed Unicode characters (NFC)."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
+
+
+def spelled_on_disk(folder: Path, name: str) -> str | None:
+    """Find a file under another spelling of its path: decomposed characters, as macOS writes them, or backslashes."""
+    composed, decomposed = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    for spelling in (composed, decomposed, name.replace("/", "\\")):
+        if spelling != name and (folder / spelling).is_file():
+            return spelling
+    return None
+
+
+def spelled_in_zip(members: Iterable[str], where: Path) -> Mapping[str, str]:
+    """Map each normalised name to the name of the zip's member.
+
+    Raises:
+        DataError: Two members have the same normalised name.
+    """
+    found: dict[str, str] = {}
+    for member in members:
+        other = found.setdefault(normalise(member), member)
+        if other != member:
+            raise DataError(
+                f"two files of the zip have the same name: {shortlist([other, member])}",
+                where=where,
+                fix="repack the zip without one of them",
+            )
+    return found
+
+
+def files_below(folder: Path) -> list[str]:
+    """List some files below a folder, to compare them with missing names; unreadable subfolders are skipped."""
+    found: list[str] = []
+    for base, folders, files in os.walk(folder):
+        folders.sort()
+        found += [(Path(base) / name).relative_to(folder).as_posix() for name in sorted(files)]
+        if len(found) > _MOST_LISTED:
+            break
+    return found
+
+
+def missing_files(missing: Sequence[str], total: int, present: Sequence[str], images: Path, table: Path) -> DataError:
+    """Build the error for missing files, with the first files that exist and the difference to their names.
+
+    Args:
+        missing: Normalised names that were not found.
+        total: Number of names in the table.
+        present: Files in the folder or zip.
+        images: The folder or zip.
+        table: The table.
+    """
+    difference = _difference(missing, present)
+    found = f"{len(present)} files, such as {shortlist(present[:3])}" if present else "no file"
+    hint = f"; all of them match if {difference}" if difference else ""
+    archives = [name for name in present if name.lower().endswith(_ARCHIVES)]
+    if archives and not difference:
+        hint = f"; among them are archives: {shortlist(archives, 3)}"
+    if any(name.split(":")[0] in ("http", "https", "s3", "gs", "file") and ":/" in name for name in missing):
+        hint = "; the paths are URLs, which clipit does not download"
+    return DataError(
+        f"{len(missing)} of {total} files that the table names are missing: {shortlist(missing)}; {images} contains "
+        f"{found}{hint}",
+        where=f"{table}, images in {images}",
+        fix="correct the paths, set tiles.images to the folder or zip that they are relative to, or remove the rows",
+    )
+
+
+def _difference(missing: Sequence[str], present: Sequence[str]) -> str:
+    """Describe a change of the table's paths after which all missing files are found; "" if there is none."""
+    for words, spell in _SPELLINGS:
+        known = {spell(normalise(name)) for name in present}
+        names = [spell(normalise(name)) for name in missing]
+        also = f" and differences {words} are corrected" if words else ""
+        if words and all(name in known for name in names):
+            return f"differences {words} are corrected"
+        for drop, add in _prefixes(names[0], known):
+            if all(name.startswith(drop) and add + name[len(drop) :] in known for name in names):
+                change = [f"'{drop}' is removed from the start of the paths"] if drop else []
+                change += [f"'{add}' is put before the paths"] if add else []
+                return " and ".join(change) + also
+    return ""
+
+
+def _prefixes(name: str, known: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the prefixes to drop from a name and to add to it that turn it into one of the known names."""
+    parts = name.split("/")
+    pairs = set()
+    for other in known:
+        theirs = other.split("/")
+        shared = 0
+        while shared < min(len(parts), len(theirs)) and parts[-1 - shared] == theirs[-1 - shared]:
+            shared += 1
+        if shared:
+            tail = "/".join(parts[-shared:])
+            pairs.add((name[: len(name) - len(tail)], other[: len(other) - len(tail)]))
+    return sorted(pairs, key=lambda pair: (len(pair[0]) + len(pair[1]), pair))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.errors import DataError
 
@@ -49,7 +49,7 @@ def decode(source: Path | io.BytesIO) -> Image.Image:
             return to_rgb(image)
     except (ImageError, MemoryError):
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError("the bytes are not an image in a known format") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
         if isinstance(error, OSError) and error.errno is not None:

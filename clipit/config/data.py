@@ -102,13 +102,12 @@ class TilesConfig(Section):
     @classmethod
     def _check_quotes(cls, value: Any) -> Any:
         """Refuse names that YAML reads as numbers, booleans, dates or null."""
-        names = (
-            [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-        )
+        names: list[Any] = list(value) if isinstance(value, list | tuple | dict) else []
+        names += value.values() if isinstance(value, dict) else []
         wrong = [name for name in names if not isinstance(name, str)]
         if wrong:
-            listed = ", ".join(f"{str(name).lower() if isinstance(name, bool) else name}" for name in wrong)
-            raise ValueError(f"names are text, but YAML reads {listed} otherwise; write them in quotes, such as '0'")
+            listed = ", ".join(str(name).lower() if isinstance(name, bool) else str(name) for name in wrong)
+            raise ValueError(f"names must be text, not {listed}; write them in quotes, such as '0'")
         return value
 
     @field_validator("source", mode="before")

@@ -84,7 +84,7 @@ def resolve_missing(
             f"{len(rows)} tiles have the {kind} {shortlist([repr(name) for name in wrong])}, which marks a missing "
             f"value in many programs: {shortlist(rows, 3)}",
             where=where,
-            fix="leave these cells empty if the tiles have no label; if it is a class, name all classes in tiles.classes"
+            fix="leave these cells empty if the tiles have no label, or name all classes in tiles.classes if it is one"
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
@@ -93,7 +93,7 @@ def resolve_missing(
         return list(values), ()
     if is_label and len(others) < 2 and not named:
         raise DataError(
-            f"the labels are {shortlist([_NO_CLASS, *sorted(others)])}: -1 may be a class or mark tiles without a label",
+            f"the labels are {shortlist([_NO_CLASS, *sorted(others)])}: -1 may be a class or mark unlabelled tiles",
             where=where,
             fix=f"name the classes, e.g. tiles.classes: {[_NO_CLASS, *sorted(others)]}, or correct the labels",
         )

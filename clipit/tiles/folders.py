@@ -84,7 +84,7 @@ def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mappi
         if not rest:  # an image directly in a first-level folder: these are classes
             return
         inside.setdefault(first, set()).add(second)
-    shared = set(*inside.values()) if len(inside) == 1 else set()
+    shared: set[str] = set(*inside.values()) if len(inside) == 1 else set()
     shared = shared.union(*(one & two for one, two in combinations(inside.values(), 2) if len(one & two) > 1))
     if len(shared) < 2:
         return
@@ -123,8 +123,8 @@ def _check_kinds(
         raise DataError(
             f"class folders without an image that clipit reads: {shortlist(kinds)}",
             where=root,
-            fix=f"convert the files to one of {', '.join(sorted(SUFFIXES))}; if a folder is not a class, move it or name "
-            "the classes in tiles.classes",
+            fix=f"convert the files to one of {', '.join(sorted(SUFFIXES))}; if a folder is not a class, move it, or "
+            "name the classes in tiles.classes",
         )
     bases = [root] if depth == 1 else [root / part for part in subfolders(root)]
     empty = [base / name for base in bases for name in subfolders(base) if name not in present]

@@ -312,7 +312,7 @@ def test_minus_one_among_integers_is_no_class(tmp_path: Path) -> None:
     assert (kept.truth == 0).sum() == 2
     two = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]
     pq.write_table(pa.Table.from_pylist(two), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="-1 may be a class or mark tiles without a label"):
+    with pytest.raises(DataError, match="-1 may be a class or mark unlabelled tiles"):
         load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert (
         load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "1")), seed=0).truth == 0

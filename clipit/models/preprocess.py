@@ -28,6 +28,10 @@ _PIL_FILTERS = {
 }
 
 
+_LONGEST = 8
+"""Aspect ratio above which only the part of an image that is kept is resized."""
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Resizing, centre crop and normalisation of an image model.
@@ -40,6 +44,8 @@ class Preprocess:
         interpolation: Name of PIL's filter.
         mean: Mean per channel, of values in 0..1.
         std: Standard deviation per channel, of values in 0..1.
+        odd_margin: Rounding of an odd margin around the centre crop: to the nearest even number of pixels as in
+            torchvision (`nearest`), or down as in transformers (`down`).
     """
 
     size: int
@@ -48,11 +54,15 @@ class Preprocess:
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    odd_margin: Literal["nearest", "down"] = "nearest"
 
     @property
     def hash(self) -> str:
         """Return a hash of all fields, for cache keys and manifests."""
-        return fingerprint(asdict(self))
+        fields = asdict(self)
+        if self.odd_margin == "nearest":  # hashes of models that crop as torchvision does are older than this field
+            del fields["odd_margin"]
+        return fingerprint(fields)
 
     def at(self, size: int) -> "Preprocess":
         """Return the same preprocessing at another input size, with the same crop ratio."""
@@ -76,11 +86,20 @@ class Preprocess:
             target = (self.resize_to, int(self.resize_to * height / width))
         else:
             target = (int(self.resize_to * width / height), self.resize_to)
+        margins = ((edge - self.size) / 2 for edge in target)
+        left, top = (int(margin) if self.odd_margin == "down" else round(margin) for margin in margins)
+        box = (left, top, left + self.size, top + self.size)
+        if max(target) > _LONGEST * self.resize_to:
+            # Only the crop is resized: the complete image would take memory without bound. Resizing the complete image
+            # rounds differently by at most one level, so that usual shapes keep the exact pixels of torchvision.
+            scale = (width / target[0], height / target[1])
+            kept = (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
+            image = image.resize((self.size, self.size), _PIL_FILTERS[self.interpolation], box=kept)
+            return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
         if image.size != target:
             image = image.resize(target, _PIL_FILTERS[self.interpolation])
         if image.size != (self.size, self.size):
-            left, top = (round((edge - self.size) / 2) for edge in image.size)  # as torchvision rounds
-            image = image.crop((left, top, left + self.size, top + self.size))
+            image = image.crop(box)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def normalise(self, pixels: Num[torch.Tensor, "b 3 h w"]) -> Float[torch.Tensor, "b 3 h w"]:
@@ -171,6 +190,7 @@ def preprocess_from_transformers(config: Mapping[str, Any], name: str) -> Prepro
         interpolation=_filter(filters.get(int(config.get("resample", 3)), config.get("resample")), name),
         mean=_triple(config["image_mean"]),
         std=_triple(config["image_std"]),
+        odd_margin="down",
     )
 
 

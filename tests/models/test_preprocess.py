@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,38 @@ def test_switched_off_steps_are_refused(clip_folder: Path) -> None:
     preprocess_from_transformers(config, "x")
     with pytest.raises(ModelError, match="switched off"):
         preprocess_from_transformers({**config, "do_normalize": False}, "x")
+
+
+@pytest.mark.parametrize("shape", [(40, 45), (45, 40), (63, 40), (64, 97)])
+def test_odd_margins_are_cropped_as_by_each_library(shape: tuple[int, int]) -> None:
+    from transformers import CLIPImageProcessor
+
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 33, "width": 33}}
+    processor = CLIPImageProcessor(**sizes, **OPENAI)
+    preprocess = preprocess_from_transformers(processor.to_dict(), "x")
+    wanted = processor(picture, return_tensors="pt")["pixel_values"][0]
+    difference = (ours(preprocess, picture) - wanted).abs()
+    assert float(difference.mean()) < 0.02  # a crop that is one pixel off differs by about 1
+
+
+def test_the_hash_of_torchvision_crops_is_unchanged() -> None:
+    base = Preprocess(32, 36, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert base.hash == "f3d62556e32d298b"
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (10, 300)])
+def test_extreme_shapes_are_resized_only_where_they_are_kept(size: tuple[int, int]) -> None:
+    preprocess = Preprocess(64, 72, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    gradient = np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[1], size[0])
+    picture = Image.fromarray(np.repeat(gradient[..., None], 3, axis=2))
+    started = time.monotonic()
+    pixels = preprocess.pixels(picture)
+    assert time.monotonic() - started < 1
+    assert pixels.shape == (3, 64, 64)
+    if max(size) < 1000:  # small enough to resize completely
+        whole = picture.resize((72, 2160) if size[0] < size[1] else (2160, 72), Image.Resampling.BICUBIC)
+        left, top = (round((edge - 64) / 2) for edge in whole.size)
+        wanted = np.asarray(whole.crop((left, top, left + 64, top + 64))).transpose(2, 0, 1)
+        assert np.abs(pixels.astype(int) - wanted.astype(int)).max() <= 1

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from clipit.config.file import ConfigFile
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
@@ -501,3 +502,11 @@ def test_the_script(
     assert "FAIL  tiles" in shown.out and "PASS  VLM" in shown.out and "\033[" not in shown.out
     assert "keys go with --config" in shown.err
     assert "MahmoodLab/UNI2-h" in shown.out and "quiltnet-b-32" in shown.out
+
+
+def test_tiles_without_a_training_part_fail(configure: MakeConfig, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("path,label,split\na.png,mucin,test\n")
+    tiles = configure(**{"tiles.path": str(tmp_path / "t.csv"), "tiles.images": None}).tiles
+    (check,) = check_tiles("tiles", tiles)
+    assert check.status == "FAIL" and "no training tiles" in check.message and "tiles.splits" in check.fix

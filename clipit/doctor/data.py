@@ -34,10 +34,13 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
     if config.source == "huggingface" and hub_id(config.path) is not None:
         return [_on_hub(subject, config.path)]
     try:
-        tiles = read_tiles(config.model_copy(update={"unreadable": "error"}), check=False)
+        tiles = read_tiles(config, check=False, decode=False)
     except ClipitError as error:
         return [failed_check(subject, error)]
     counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in ("train", "validation", "test"))
+    if subject == "tiles" and not (tiles.splits == "train").any():
+        fix = "name the source's training part in tiles.splits.train, or correct the split column"
+        return [Check("FAIL", subject, f"{config.path}: no training tiles ({counts})", fix)]
     return [Check("PASS", subject, f"{config.path}: {counts}")]
 
 

@@ -50,7 +50,7 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
     return hide_labels(read_tiles(config), config.labels, seed)
 
 
-def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
+def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
@@ -60,6 +60,7 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     Args:
         config: Section `tiles`.
         check: Whether groups in two splits are an error; False if the caller handles leaks.
+        decode: Whether to decode every image if tiles.unreadable is quarantine.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
@@ -76,7 +77,8 @@ def read_tiles(config: TilesConfig, *, check: bool = True) -> TileSet:
     tiles = _make_tile_set(source, config)
     if check:
         check_groups(tiles)
-    tiles = check_images(tiles, config.unreadable)
+    if decode:
+        tiles = check_images(tiles, config.unreadable)
     if data_set is not None and data_set.test_fraction is not None and not (tiles.splits == "test").any():
         tiles = cut_test(tiles, data_set.test_fraction, data_set.test_seed)
     if data_set is not None and not (tiles.splits == "test").any():

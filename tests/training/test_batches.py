@@ -53,9 +53,9 @@ def test_no_label_at_all(configure: Callable[..., RunConfig]) -> None:
         plan_batches(configure(), np.zeros(5, dtype=bool))
 
 
-def test_no_training_tiles_at_all_is_no_matter_of_labels(configure: MakeConfig) -> None:
+def test_no_training_tiles_at_all(configure: Callable[..., RunConfig]) -> None:
     with pytest.raises(DataError, match=r"(?s)no training tiles.*where: tiles\.splits.*tiles\.splits\.train"):
-        plan_batches(configure(), np.zeros(0, dtype=np.bool_))
+        plan_batches(configure(), np.zeros(0, dtype=bool))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.99, 1.0])

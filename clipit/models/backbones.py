@@ -12,6 +12,7 @@ from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.loading import expected_mpp, read_json, weights_fingerprint
 from clipit.models.preprocess import Preprocess
+from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import ModelSpec, check_spec
 from clipit.models.timm_backbones import load_timm
 from clipit.models.transformers_backbones import PREFIX, load_transformers
@@ -85,8 +86,9 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         )
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
     if (spec.family if spec else _family(config.name)) == "transformers":
-        trunk = load_transformers(config, spec, pooling)
-    else:
+        with guard_remote_code(config.trust_remote_code, "set backbone.trust_remote_code: true"):
+            trunk = load_transformers(config, spec, pooling)
+    else:  # timm never runs code of a model's files
         trunk = load_timm(config, spec, pooling, BACKBONES)
     if spec is not None:
         _check(spec, trunk, pooling, config)

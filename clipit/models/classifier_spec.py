@@ -8,24 +8,37 @@ exports (late fusion, class token with the mean of the patches, transformers bac
 the prompts are never part of the plain files.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, Literal
 
-from clipit.artifacts import write_json
-from clipit.errors import ModelError
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from clipit.artifacts import file_sha256, write_json
+from clipit.errors import ModelError, shortlist
 from clipit.models.loading import read_json
-from clipit.models.preprocess import Preprocess, preprocess_from_dict
+from clipit.models.preprocess import Preprocess
 from clipit.models.trunks import Loader, Pooling
 
-FORMAT = 1
+FORMAT = 2
+"""Version of `clipit.json`; format 1 had no checksums."""
 DESCRIPTION = "clipit.json"
 CONFIG = "config.json"  # the loader's
 WEIGHTS = "model.safetensors"  # the loader's
 HEADS = "heads.safetensors"
 ZERO_SHOT = "zero_shot.safetensors"
 ADAPTER = "adapter"
+
+_SELF = "sha256"  # key of the digest of all other keys
+_AGAIN = (
+    "copy the classifier again from its source; or delete this folder and run scripts/train.py with the run's "
+    "configuration, which exports it again"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,10 @@ class ClassifierSpec:
         pooling: Pooling of tokens by clipit; `default`: the package's own.
         remote_code: Whether Python code beside the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
+        files: SHA-256 of every other file, by path in the folder.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     classes: tuple[str, ...]
     head: Literal["linear", "late_fusion"]
@@ -63,6 +79,7 @@ class ClassifierSpec:
     pooling: Pooling = "default"
     remote_code: bool = False
     export_note: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> str:
@@ -88,43 +105,177 @@ def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> 
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
-    """Write `clipit.json`."""
-    write_json(folder / DESCRIPTION, {"format": FORMAT, **asdict(spec)})
+    """Write `clipit.json`, with the SHA-256 of every other file of the folder and of the description itself."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = {name: file_sha256(folder / name) for name in names if name != DESCRIPTION}
+    values = json.loads(json.dumps({"format": FORMAT, **asdict(replace(spec, files=files))}, default=str))
+    write_json(folder / DESCRIPTION, {**values, _SELF: _digest(values)})
 
 
 def read_spec(folder: Path) -> ClassifierSpec:
-    """Read `clipit.json`.
+    """Read and validate `clipit.json`, and check that the files it lists exist.
+
+    Their content is verified by `verify_files`, which reads all of them.
 
     Raises:
-        ModelError: The folder holds no classifier, is incomplete, or was written by a newer version.
+        ModelError: The folder holds no classifier, is incomplete or damaged, or was written by another version.
     """
-    if not (folder / DESCRIPTION).is_file():
+    file = folder / DESCRIPTION
+    if not file.is_file():
         raise ModelError(
             f"no classifier in this folder: {DESCRIPTION} is missing",
             where=folder,
             fix="use the folder classifier/ of a finished run",
         )
-    values: Mapping[str, Any] = read_json(folder / DESCRIPTION)
-    if values.get("format") != FORMAT:
+    values = read_json(file)
+    found = values.pop("format", None)
+    if found != FORMAT:
+        older = "; it was written before classifiers contained checksums" if found == 1 else ""
         raise ModelError(
-            f"unsupported classifier format {values.get('format')}; this version reads format {FORMAT}",
-            where=folder / DESCRIPTION,
-            fix="update clipit, or export the classifier again",
+            f"unsupported classifier format {found}{older}; this version reads format {FORMAT}",
+            where=file,
+            fix="export or train it again: delete this folder and run scripts/train.py with the run's configuration",
         )
-    try:
-        fields = {key: value for key, value in values.items() if key != "format"}
-        fields["classes"] = tuple(fields["classes"])
-        fields["preprocess"] = preprocess_from_dict(fields["preprocess"])
-        fields["prompts"] = {name: tuple(classes) for name, classes in fields["prompts"].items()}
-        spec = ClassifierSpec(**fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"damaged description: {error}", where=folder / DESCRIPTION, fix="export the classifier again"
-        ) from error
-    needed = [CONFIG, WEIGHTS, *([] if spec.plain else [HEADS]), *([ZERO_SHOT] if spec.projector_layers else [])]
-    absent = [name for name in needed if not (folder / name).is_file()]
+    digest = values.pop(_SELF, None)
+    spec = _validated(values, file)
+    if digest != _digest({"format": FORMAT, **values}):
+        raise ModelError("the description was changed after the export", where=file, fix=_AGAIN)
+    needed = {CONFIG, WEIGHTS, *(() if spec.plain else (HEADS,)), *((ZERO_SHOT,) if spec.projector_layers else ())}
+    if unlisted := needed - spec.files.keys():
+        raise ModelError(f"no checksum of {', '.join(sorted(unlisted))}", where=file, fix=_AGAIN)
+    absent = [name for name in _read_files(spec) if not (folder / name).is_file()]
     if absent:
-        raise ModelError(
-            f"files are missing: {', '.join(absent)}", where=folder, fix="copy or export the classifier again"
-        )
+        raise ModelError(f"files are missing: {shortlist(absent)}", where=folder, fix=_AGAIN)
     return spec
+
+
+def verify_files(folder: Path, spec: ClassifierSpec) -> None:
+    """Verify the SHA-256 of all files that a classifier reads, and the class names in the loader's configuration.
+
+    Raises:
+        ModelError: A file was changed, or the classes of both descriptions differ.
+    """
+    changed = [name for name in _read_files(spec) if file_sha256(folder / name) != spec.files[name]]
+    if changed:
+        raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=_AGAIN)
+    names = _label_names(read_json(folder / CONFIG)) if spec.plain else list(spec.classes)
+    if names != list(spec.classes):
+        raise ModelError(
+            f"the classes are {shortlist(spec.classes)} in {DESCRIPTION}, but {shortlist(names)} in {CONFIG}",
+            where=folder,
+            fix=_AGAIN,
+        )
+
+
+def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], where: object) -> None:
+    """Check the tensors of `heads.safetensors` and `zero_shot.safetensors` against the description.
+
+    Raises:
+        ModelError: A tensor is not finite, or does not fit the number of classes, the features or the joint space.
+    """
+    check_finite(tensors, where)
+    joint = tensors.get("projector.weight", tensors.get("projector.2.weight"))
+    dim = 0 if joint is None else int(joint.shape[0])
+    shapes: dict[str, tuple[int, ...]] = {}
+    if not spec.plain:
+        shapes["image_head.weight"] = (len(spec.classes), spec.dim)
+    if spec.projector_layers:
+        shapes |= {f"prompts.{name}": (len(classes), dim) for name, classes in spec.prompts.items()}
+    if "text_mean" in tensors:
+        shapes["text_mean"] = (dim,)
+    wrong = [
+        f"{name} is {tuple(tensors[name].shape) if name in tensors else 'missing'}, not {shape}"
+        for name, shape in shapes.items()
+        if name not in tensors or tuple(tensors[name].shape) != shape
+    ]
+    if spec.vlm is not None and spec.projector_layers and spec.vlm["joint_dim"] != dim:
+        wrong.append(f"the projector has {dim} outputs, the joint space {spec.vlm['joint_dim']} dimensions")
+    if wrong:
+        raise ModelError(f"the weights do not fit the description: {shortlist(wrong)}", where=where, fix=_AGAIN)
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], where: object, fix: str = _AGAIN) -> None:
+    """Check that all weights are finite.
+
+    Args:
+        tensors: Weights by name.
+        where: Place of the weights, for the error.
+        fix: What to do about it.
+
+    Raises:
+        ModelError: A weight is NaN or infinite.
+    """
+    bad = [name for name, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise ModelError(f"weights that are not finite: {shortlist(bad)}", where=where, fix=fix)
+
+
+def _read_files(spec: ClassifierSpec) -> list[str]:
+    """List the files that a classifier reads: all but the adapter, which is only for peft."""
+    return [name for name in spec.files if not name.startswith(f"{ADAPTER}/")]
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _label_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the class names in the configuration of timm (`label_names`) or transformers (`id2label`)."""
+    if "id2label" in config:
+        return [str(config["id2label"][key]) for key in sorted(config["id2label"], key=int)]
+    return [str(name) for name in config.get("label_names", ())]
+
+
+def _validated(values: Mapping[str, Any], file: Path) -> ClassifierSpec:
+    """Build the description from JSON, with every field checked."""
+    try:
+        spec: ClassifierSpec = TypeAdapter(ClassifierSpec).validate_json(json.dumps(values))
+    except ValidationError as error:
+        details = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
+        raise ModelError(f"damaged description: {shortlist(details, 3)}", where=file, fix=_AGAIN) from error
+    problems = list(_problems(spec))
+    if problems:
+        raise ModelError(f"damaged description: {shortlist(problems, 3)}", where=file, fix=_AGAIN)
+    return spec
+
+
+def _problems(spec: ClassifierSpec) -> Iterator[str]:
+    """List contradictions and impossible values."""
+    for name, names in {"classes": spec.classes, **{f"prompts.{key}": v for key, v in spec.prompts.items()}}.items():
+        if len(set(names)) != len(names) or not all(names):
+            yield f"{name}: empty or repeated names"
+    if len(spec.classes) < 2:
+        yield f"classes: {len(spec.classes)} classes; a classifier has two or more"
+    if spec.dim < 1:
+        yield f"dim: {spec.dim} is not positive"
+    if not all(value > 0 for value in spec.preprocess.std):
+        yield f"preprocess.std: {spec.preprocess.std} must be positive"
+    if not 1 <= spec.preprocess.size <= spec.preprocess.resize_to:
+        yield f"preprocess: size {spec.preprocess.size} and resize_to {spec.preprocess.resize_to} contradict each other"
+    if spec.mpp is not None and not spec.mpp > 0:
+        yield f"mpp: {spec.mpp} is not positive"
+    if not 0 <= spec.projector_layers <= 2:
+        yield f"projector_layers: {spec.projector_layers} is not 0, 1 or 2"
+    if spec.plain and spec.head != "linear":
+        yield f"plain: only a linear head is part of {WEIGHTS}"
+    if spec.head == "late_fusion" and not spec.projector_layers:
+        yield "projector_layers: 0, but late fusion needs a projector"
+    if not spec.projector_layers and (spec.prompts or spec.vlm):
+        yield "prompts, vlm: given without a projector"
+    if spec.vlm is not None:
+        kinds = {"name": str, "fingerprint": str, "joint_dim": int, "logit_scale": float | int}
+        yield from (
+            f"vlm.{key}: missing or of a wrong type"
+            for key, kind in kinds.items()
+            if not isinstance(spec.vlm.get(key), kind) or isinstance(spec.vlm.get(key), bool)
+        )
+        scale = spec.vlm.get("logit_scale")
+        if isinstance(scale, float | int) and not (math.isfinite(scale) and scale > 0):
+            yield f"vlm.logit_scale: {scale} is not positive"
+    yield from (f"files.{name}: outside the folder" for name in spec.files if _leaves_folder(name))
+
+
+def _leaves_folder(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts

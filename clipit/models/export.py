@@ -22,6 +22,7 @@ from clipit.models.classifier_spec import (
     WEIGHTS,
     ZERO_SHOT,
     ClassifierSpec,
+    check_finite,
     export_note,
     write_spec,
 )
@@ -76,6 +77,8 @@ def export_classifier(
         ArtifactError: The folder contains something else, or cannot be written.
     """
     _check(student, classes, vlm_info, text_mean, prompts)
+    diverged = "the training diverged: lower training.learning_rate, or check the backbone's weights"
+    check_finite(student.state_dict(), "the trained student", diverged)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         with disk_errors(folder):

@@ -11,9 +11,19 @@ from torch import Tensor, nn
 
 from clipit.config.run import StudentConfig, VLMConfig
 from clipit.errors import DataError, ModelError
-from clipit.models.classifier_spec import HEADS, ZERO_SHOT, ClassifierSpec, read_spec
+from clipit.models.classifier_spec import (
+    HEADS,
+    WEIGHTS,
+    ZERO_SHOT,
+    ClassifierSpec,
+    check_finite,
+    check_tensors,
+    read_spec,
+    verify_files,
+)
 from clipit.models.loading import foreign_errors
 from clipit.models.preprocess import Picture, check_several, open_picture
+from clipit.models.remote_code import guard_remote_code
 from clipit.models.student import Student
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
@@ -39,7 +49,7 @@ class Classifier:
         model: Any,
         heads: Student | None,
         zero_shot: Mapping[str, Tensor],
-        vlm: str | None,
+        vlm: str | VLMConfig | None,
         trust_remote_code: bool = False,
     ) -> None:
         """Assemble the parts read by `load_classifier`; `heads` is None if the model has timm's classifier head."""
@@ -52,7 +62,7 @@ class Classifier:
             _projector(zero_shot, spec.projector_layers).to(self.device) if spec.projector_layers else None
         )
         self._tensors = zero_shot
-        self._vlm_name = vlm or (spec.vlm["name"] if spec.vlm else None)
+        self._vlm_given = vlm
         self._vlm: VLM | None = None
         self._trust_remote_code = trust_remote_code
 
@@ -197,36 +207,54 @@ class Classifier:
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Configure the VLM; a folder given for a VLM of the table is loaded according to its table entry."""
+        """Configure the VLM: the one that the caller passed, otherwise the one of the training if it is well known.
+
+        A folder passed for a VLM of the table is loaded according to its entry.
+
+        Raises:
+            ModelError: The caller passed none, and the classifier's file names one that is neither embedded nor listed
+                in the table. A stranger's classifier could name any model.
+        """
         from clipit.models.vlm_specs import VLMS
 
-        name, trust = self._vlm_name or trained_with, self._trust_remote_code
-        quick = (self.spec.vlm or {}).get("quick_gelu")
+        given, trust = self._vlm_given, self._trust_remote_code
+        if isinstance(given, VLMConfig):
+            return given
+        if given is None and trained_with != "embedded" and trained_with not in VLMS:
+            raise ModelError(
+                "the VLM named by a classifier's file is not loaded, unless it is embedded or listed in the table",
+                where=trained_with,
+                fix="check that name, then pass it",
+            )
+        name, quick = given or trained_with, (self.spec.vlm or {}).get("quick_gelu")
         if trained_with in VLMS and name not in VLMS:
             return VLMConfig(name=trained_with, path=name, trust_remote_code=trust, quick_gelu=quick)
         return VLMConfig(name=name, trust_remote_code=trust, quick_gelu=quick)
 
     def _text_vlm(self) -> VLM:
         if self._vlm is None:
-            if self._vlm_name is None or self.spec.vlm is None:
+            if self.spec.vlm is None:
                 raise ModelError(
                     "this classifier does not name a VLM", where="vlm", fix="give embeddings instead of texts"
                 )
+            trained_with: str = self.spec.vlm["name"]
+            given = self._vlm_given
+            name = given.name if isinstance(given, VLMConfig) else given or trained_with
             try:
-                vlm = load_vlm(self._vlm_config(self.spec.vlm["name"]), self.device)
+                vlm = load_vlm(self._vlm_config(trained_with), self.device)
             except ModelError as error:
                 raise ModelError(
-                    f"new prompts need the VLM {self._vlm_name}, which cannot be loaded:\n{error}",
+                    f"new prompts need the VLM {name}, which cannot be loaded:\n{error}",
                     where="zero_shot",
-                    fix="load_classifier(..., vlm=FOLDER), cached prompts (prompts=None), "
+                    fix="load_classifier(..., vlm=NAME_OR_FOLDER), cached prompts (prompts=None), "
                     "or embeddings instead of texts",
                 ) from error
             if vlm.fingerprint != self.spec.vlm["fingerprint"]:
                 raise ModelError(
-                    f"{self._vlm_name} (fingerprint {vlm.fingerprint}) is not the VLM of the training "
-                    f"({self.spec.vlm['name']}, {self.spec.vlm['fingerprint']})",
+                    f"{name} (fingerprint {vlm.fingerprint}) is not the VLM of the training "
+                    f"({trained_with}, {self.spec.vlm['fingerprint']})",
                     where="zero_shot",
-                    fix="load_classifier(..., vlm=FOLDER) with the same weights and preprocessing",
+                    fix="load_classifier(..., vlm=NAME_OR_FOLDER) with the same weights and preprocessing",
                 )
             self._vlm = vlm
         return self._vlm
@@ -236,7 +264,7 @@ def load_classifier(
     path: str | Path,
     device: torch.device | str | None = None,
     *,
-    vlm: str | None = None,
+    vlm: str | VLMConfig | None = None,
     trust_remote_code: bool = False,
 ) -> Classifier:
     """Load an exported classifier.
@@ -244,7 +272,8 @@ def load_classifier(
     Args:
         path: Folder `classifier/` of a run.
         device: Device of the model; by default the GPU, if available.
-        vlm: Name or folder of the VLM that it was trained with; needed only for new prompt texts.
+        vlm: Name, folder or configuration of the VLM that it was trained with. Needed only for new prompt texts, unless
+            that VLM is embedded or listed in the table of VLMs.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 
     Raises:
@@ -255,25 +284,51 @@ def load_classifier(
 
     folder = Path(path).expanduser()
     spec = read_spec(folder)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _device(device)
     if spec.remote_code and not trust_remote_code:
         raise ModelError(
             "the backbone of this classifier is defined by Python code in its folder",
             where=folder,
             fix="read that code, then call load_classifier(..., trust_remote_code=True)",
         )
+    verify_files(folder, spec)
     with foreign_errors(str(folder), hint="Copy or export the classifier again."):
-        model: Any = (
-            open_timm(folder, spec.pooling)
-            if spec.loader == "timm"
-            else open_transformers(folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code)
-        )
+        with guard_remote_code(spec.remote_code, "call load_classifier(..., trust_remote_code=True)"):
+            model: Any = (
+                open_timm(folder, spec.pooling)
+                if spec.loader == "timm"
+                else open_transformers(folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code)
+            )
+        check_finite(model.state_dict(), folder / WEIGHTS)
+        head = load_file(folder / HEADS) if not spec.plain else {}
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
-        heads = None if spec.plain else _heads(spec, load_file(folder / HEADS), zero_shot)
-        model = channels_last(model.to(device)).eval().requires_grad_(False)
-        if heads is not None:
-            heads = heads.to(device).eval().requires_grad_(False)
-        return Classifier(spec, model, heads, zero_shot, vlm, trust_remote_code)
+        check_tensors(spec, head | zero_shot, folder)
+        heads = None if spec.plain else _heads(spec, head, zero_shot)
+    model = channels_last(model.to(chosen)).eval().requires_grad_(False)
+    if heads is not None:
+        heads = heads.to(chosen).eval().requires_grad_(False)
+    return Classifier(spec, model, heads, zero_shot, vlm, trust_remote_code)
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """Return the device, or by default the GPU if there is one.
+
+    Raises:
+        ModelError: The device does not exist on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ModelError(
+            f"the device cannot be used: {str(error).partition(chr(10))[0]}",
+            where=f"device={str(device)!r}",
+            fix=f"use one of: {', '.join(available)}",
+        ) from error
+    return chosen
 
 
 def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:

@@ -220,6 +220,9 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
             f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
             "and give the local folder, or go online"
         )
+    elif "custom code" in text:  # of transformers, which would otherwise ask on the terminal
+        what = "its files ask for Python code of their own to run, which is not trusted yet"
+        fix = f"read that code{f' at {page}' if page else ''}, then set trust_remote_code: true beside the model's name"
     elif "UnpicklingError" in kinds:
         what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"
         fix = "use a safetensors file, or a checkpoint that contains only a state dict, from the model's page"

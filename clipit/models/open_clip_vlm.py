@@ -9,16 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, TOKENIZER_RULES, foreign_errors, read_json
+from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, TOKENIZER_RULES, foreign_errors, hub_file, read_json
 from clipit.models.preprocess import preprocess_from_open_clip
+from clipit.models.remote_code import check_tokenizer_options, text_config
 from clipit.models.specs import ModelSpec
 from clipit.models.towers import Towers
 
 CONFIG = "open_clip_config.json"
+_HUB_HINT = (
+    "A text tower from the Hub (such as PubMedBERT) also needs its own configuration and tokeniser files. "
+    "For a repository in transformers' format, use clip:ID."
+)
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
 
 
-def named_towers(spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
+TRUST = "set vlm.trust_remote_code: true"
+"""How to allow a model's own code, for errors."""
+
+
+def named_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
     """Load an entry of the table from open_clip's own weights or from the hub.
 
     Raises:
@@ -32,7 +41,7 @@ def named_towers(spec: ModelSpec, quick_gelu: bool | None = None) -> Towers:
         )
     if spec.loader.get("quick_gelu"):  # OpenAI's weights, under a built-in architecture
         return builtin_towers(spec.source, quick_gelu)
-    return hub_towers(spec.source, quick_gelu)
+    return hub_towers(spec.source, quick_gelu, trusted)
 
 
 def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
@@ -72,19 +81,31 @@ def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
     return _load(f"open_clip:{spec}", architecture, pretrained, hub_id, where=file, quick_gelu=quick)
 
 
-def hub_towers(hub_id: str, quick_gelu: bool | None = None) -> Towers:
-    """Load an open_clip repository from the Hugging Face Hub."""
-    return _load(f"hf-hub:{hub_id}", f"hf-hub:{hub_id}", None, hub_id, quick_gelu=quick_gelu)
+def hub_towers(hub_id: str, quick_gelu: bool | None = None, trusted: bool = False) -> Towers:
+    """Load an open_clip repository from the Hugging Face Hub.
+
+    Raises:
+        ModelError: The repository cannot be loaded, or it asks for code to run and is not trusted.
+    """
+    name = f"hf-hub:{hub_id}"
+    with foreign_errors(name, hub_id, _HUB_HINT):
+        description = read_json(hub_file(hub_id, (CONFIG,)))
+    check_tokenizer_options(description, name, trusted, TRUST)
+    return _load(name, name, None, hub_id, _HUB_HINT, quick_gelu=quick_gelu)
 
 
-def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool | None = None) -> Towers:
+def folder_towers(
+    folder: Path, spec: ModelSpec | None = None, quick_gelu: bool | None = None, trusted: bool = False
+) -> Towers:
     """Load a folder in open_clip's format, with the options of an entry of the table if one is given.
 
     Raises:
-        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the Hub), or the
-            weights do not fit the configuration.
+        ModelError: Weights or tokeniser are missing (open_clip would keep random weights, or contact the Hub), the
+            weights do not fit the configuration, or it asks for code to run and is not trusted.
     """
-    text = read_json(folder / CONFIG).get("model_cfg", {}).get("text_cfg", {})
+    description = read_json(folder / CONFIG)
+    check_tokenizer_options(description, folder / CONFIG, trusted, TRUST)
+    text = text_config(description, folder / CONFIG)
     missing = []
     if not any((folder / name).is_file() for name in _WEIGHTS):
         missing.append(f"weights ({' or '.join(_WEIGHTS)})")
@@ -103,8 +124,8 @@ def folder_towers(folder: Path, spec: ModelSpec | None = None, quick_gelu: bool 
         quick_gelu = True
     hint = ""
     if text.get("hf_model_name"):
-        text_config = folder / "config.json"
-        if text_config.is_file() and "model_type" in read_json(text_config):  # saves a request to the Hub
+        file = folder / "config.json"
+        if file.is_file() and "model_type" in read_json(file):  # saves a request to the Hub
             options["text_cfg"] = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
         else:
             options["uses_hub"] = True
@@ -141,11 +162,6 @@ def _load(
 ) -> Towers:
     import open_clip
 
-    if hub_id and pretrained is None:
-        hint = (
-            "A text tower from the Hub (such as PubMedBERT) also needs its own configuration and tokeniser files. "
-            "For a repository in transformers' format, use clip:ID."
-        )
     if quick_gelu is not None:  # open_clip has one argument to force it on, and another to switch it off
         options["force_quick_gelu" if quick_gelu else "quick_gelu"] = quick_gelu
     with foreign_errors(name, hub_id, hint, where, uses_hub=uses_hub):

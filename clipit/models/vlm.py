@@ -10,8 +10,9 @@ from jaxtyping import Float, UInt8
 from clipit.config.run import VLMConfig
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
-from clipit.models.open_clip_vlm import has_quick_gelu
+from clipit.models.open_clip_vlm import TRUST, has_quick_gelu
 from clipit.models.preprocess import Preprocess
+from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import check_spec
 from clipit.models.towers import Towers
 from clipit.models.vlm_sources import named_towers, unnamed_towers
@@ -167,7 +168,8 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     """
     device = torch.device(device)
     spec = VLMS.get(config.name)
-    towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
+    with guard_remote_code(config.trust_remote_code, TRUST):
+        towers = unnamed_towers(config) if spec is None else named_towers(spec, config)
     towers.module.eval().requires_grad_(False)
     with foreign_errors(
         config.name,

@@ -40,7 +40,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
         return keep_vlm.keep_towers(spec, path, config.trust_remote_code)
     if path is None:
         if spec.family == "open_clip":
-            return open_clip_vlm.named_towers(spec, config.quick_gelu)
+            return open_clip_vlm.named_towers(spec, config.quick_gelu, config.trust_remote_code)
         return clip_vlm.clip_towers(spec.source)
     # Some of these are published in two formats, so the folder's content decides.
     if path.is_dir():
@@ -72,7 +72,7 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     if scheme in ("hf-hub", "clip") and Path(rest).expanduser().is_dir():  # a folder, despite the prefix
         return _from_folder(Path(rest).expanduser(), config)
     if scheme == "hf-hub" and rest:
-        return open_clip_vlm.hub_towers(rest, config.quick_gelu)
+        return open_clip_vlm.hub_towers(rest, config.quick_gelu, config.trust_remote_code)
     if scheme == "clip" and rest:
         _check_quick_gelu(config, False)
         return clip_vlm.clip_towers(rest)
@@ -110,7 +110,7 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
             "hf-hub:ID (open_clip), clip:ID (transformers), or a folder",
         )
     if _is_open_clip(folder):
-        return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu)
+        return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu, config.trust_remote_code)
     _check_quick_gelu(config, False)
     description = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     model_type = description.get("model_type") or description.get("architecture") or "another model"

@@ -26,7 +26,8 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     """Open the classifier of a run's folder on this process's device.
 
     Args:
-        config: Run configuration; `backbone.trust_remote_code` allows code in the classifier's folder to run.
+        config: Run configuration; `backbone.trust_remote_code` allows code in the classifier's folder to run, and `vlm`
+            is loaded for prompts that the classifier does not contain.
         folder: The run's folder.
         classes: Expected class names, in order; None to skip the check.
 
@@ -36,7 +37,8 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     from clipit.models.inference import load_classifier
 
     trust = config.backbone.trust_remote_code
-    classifier = load_classifier(folder / "classifier", get_processes().device, trust_remote_code=trust)
+    device = get_processes().device
+    classifier = load_classifier(folder / "classifier", device, vlm=config.vlm, trust_remote_code=trust)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
             f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",

@@ -84,10 +84,11 @@ def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> F
         DataError: The classifier's classes differ from those of the tiles.
     """
     from clipit.models.backbones import load_backbone
-    from clipit.models.classifier_spec import read_spec
+    from clipit.models.classifier_spec import read_spec, verify_files
 
     folder = run / "classifier"
     spec = read_spec(folder)
+    verify_files(folder, spec)
     check_classes_match(spec.classes, workspace.all_tiles, folder)
     keys = config.backbone.model_dump() | {"name": str(folder), "path": None, "pixels": None, "pretrained": True}
     keys["pooling"] = spec.pooling

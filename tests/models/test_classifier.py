@@ -167,7 +167,8 @@ def test_the_folder_holds_what_it_should_and_no_more(tmp_path: Path, timm_folder
 
 
 def test_new_prompts(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]) -> None:
-    _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name)
     texts = {"fat": ["adipose tissue", "an image of adipose tissue"], "slime": "mucin"}
     mean = load_file(tmp_path / "c" / "zero_shot.safetensors")["text_mean"].numpy()
     raw = {name: vlm.encode_texts([t] if isinstance(t, str) else t).numpy() for name, t in texts.items()}
@@ -190,14 +191,14 @@ def test_absent_and_foreign_vlm(
     tmp_path: Path, timm_folder: Path, open_clip_folder: Path, vlm: VLM, pictures: list[Image.Image]
 ) -> None:
     export(tmp_path / "c", timm_folder, LINEAR, vlm)
-    description = json.loads((tmp_path / "c" / "clipit.json").read_text())
-    description["vlm"]["name"] = str(tmp_path / "gone")
-    (tmp_path / "c" / "clipit.json").write_text(json.dumps(description))
     texts = {"fat": ["adipose"], "slime": ["mucin"]}
     absent = clipit.load_classifier(tmp_path / "c", "cpu")
     assert absent.zero_shot(pictures).shape == (4, 3)
-    with pytest.raises(ModelError, match="vlm=FOLDER"):
+    with pytest.raises(ModelError, match="vlm=NAME_OR_FOLDER"):
         absent.zero_shot(pictures, texts)
+    gone = clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(tmp_path / "gone"))
+    with pytest.raises(ModelError, match=r"(?s)gone, which cannot be loaded.*vlm=NAME_OR_FOLDER"):
+        gone.zero_shot(pictures, texts)
     with pytest.raises(ModelError, match="is not the VLM of the training"):
         clipit.load_classifier(tmp_path / "c", "cpu", vlm=str(open_clip_folder)).zero_shot(pictures, texts)
     assert clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm.name).zero_shot(pictures, texts).shape == (4, 2)
@@ -211,7 +212,8 @@ def test_new_prompts_get_the_gelu_of_the_training(
     student = build_student(backbone, LINEAR, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=quick.joint_dim)
     student.eval()
     export_classifier(student, backbone, tmp_path / "c", classes=CLASSES, vlm_info=quick.describe())
-    scores = clipit.load_classifier(tmp_path / "c", "cpu").zero_shot(pictures, {"a": "mucin", "b": "stroma"})
+    classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=quick.name)
+    scores = classifier.zero_shot(pictures, {"a": "mucin", "b": "stroma"})
     assert scores.shape == (4, 2)  # of another GELU the fingerprint is another, which is refused
 
 
@@ -253,7 +255,7 @@ def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm
     with pytest.raises(ArtifactError, match="other than a classifier"):
         export_classifier(student, backbone, tmp_path / "mine", classes=CLASSES)
     student.image_head.weight.data[0, 0] = float("nan")
-    with pytest.raises(ModelError, match="differs"):
+    with pytest.raises(ModelError, match=r"(?s)not finite: image_head\.weight.*learning_rate"):
         export_classifier(student, backbone, tmp_path / "c", classes=CLASSES)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
@@ -267,22 +269,6 @@ def test_exporting_again_replaces_and_leaves_the_student_alone(tmp_path: Path, t
     assert student.training and all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert set(before) == set(student.state_dict())
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
-
-
-def test_damaged_folders(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
-    export(tmp_path / "c", timm_folder, LINEAR, vlm)
-    with pytest.raises(ModelError, match=r"clipit\.json"):
-        clipit.load_classifier(timm_folder)
-    copy = Path(shutil.copytree(tmp_path / "c", tmp_path / "d"))
-    (copy / "zero_shot.safetensors").unlink()
-    with pytest.raises(ModelError, match="zero_shot"):
-        clipit.load_classifier(copy)
-    (tmp_path / "c" / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(ModelError, match="again"):
-        clipit.load_classifier(tmp_path / "c")
-    (tmp_path / "c" / "clipit.json").write_text("{}")
-    with pytest.raises(ModelError, match="format None"):
-        clipit.load_classifier(tmp_path / "c")
 
 
 def test_importing_clipit_stays_light() -> None:
@@ -360,15 +346,3 @@ def test_code_of_its_own_is_exported_and_asked_for(tmp_path: Path, remote_code_f
     logits, _ = clipit.load_classifier(folder, device="cpu", trust_remote_code=True).forward(pixels)
     with torch.no_grad():
         torch.testing.assert_close(logits, student.eval()(pixels).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_a_classifier_written_before_there_were_loaders(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:
-    student, _, _ = export(tmp_path / "c", timm_folder, LINEAR, vlm)
-    description = json.loads((tmp_path / "c" / "clipit.json").read_text())
-    for key in ("loader", "pooling", "remote_code", "export_note"):
-        del description[key]
-    (tmp_path / "c" / "clipit.json").write_text(json.dumps(description))
-    pixels = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        wanted = student(pixels).logits
-    torch.testing.assert_close(clipit.load_classifier(tmp_path / "c", "cpu").forward(pixels)[0], wanted)

@@ -1,0 +1,83 @@
+"""Refuse Python code and loader options that a model's own files ask for, unless the user trusts them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from clipit.errors import ModelError, shortlist
+
+_TOKENIZER_OPTIONS = {
+    "clean", "strip_sep_token", "language", "additional_special_tokens", "use_fast", "add_prefix_space",
+    "model_max_length", "padding_side", "truncation_side",
+}  # fmt: skip
+"""Options of a tokeniser that change only how texts are split, and cannot make a package run other code."""
+
+
+@contextmanager
+def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
+    """Prevent transformers from running Python code or kernels of a model's files in this block, unless trusted.
+
+    The functions that import such code are replaced, so that no option in the model's files can bring it to run, and
+    transformers does not ask for permission on the terminal.
+
+    Args:
+        trusted: Whether the user trusts the code.
+        fix: What to do after reading the code, for the error.
+
+    Raises:
+        ModelError: Code would be run.
+    """
+    if trusted:
+        yield
+        return
+    from transformers import dynamic_module_utils
+    from transformers.integrations import hub_kernels
+
+    def refuse(*arguments: object, **_: object) -> Any:
+        raise ModelError(
+            "the model's files ask for Python code of their own to run, which is not trusted yet",
+            where=" ".join(str(argument) for argument in arguments),
+            fix=f"read that code, then {fix}",
+        )
+
+    with (
+        patch.object(dynamic_module_utils, "get_class_in_module", refuse),
+        patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0),
+        patch.object(hub_kernels, "get_kernel", refuse),
+    ):
+        yield
+
+
+def check_tokenizer_options(description: Mapping[str, Any], where: object, trusted: bool, fix: str) -> None:
+    """Check the tokeniser options in an open_clip configuration, which open_clip passes on to transformers.
+
+    Args:
+        description: Content of `open_clip_config.json`.
+        where: File or hub id.
+        trusted: Whether the user trusts the model's files.
+        fix: What to do after reading the code, for the error.
+
+    Raises:
+        ModelError: The files are not trusted, and an option may make transformers run code or read other files.
+    """
+    options = text_config(description, where).get("tokenizer_kwargs") or {}
+    if not isinstance(options, Mapping):
+        raise ModelError("tokenizer_kwargs is not a mapping", where=where, fix="copy the model's files again")
+    unknown = sorted(set(options) - _TOKENIZER_OPTIONS)
+    if unknown and not trusted:
+        raise ModelError(
+            f"its configuration passes options to the tokeniser's loader that may run code: {shortlist(unknown)}",
+            where=where,
+            fix=f"read the Python files of the model, then {fix}; or remove these options",
+        )
+
+
+def text_config(description: Mapping[str, Any], where: object) -> Mapping[str, Any]:
+    """Return the description of the text tower in an open_clip configuration; empty if there is none."""
+    part: Any = description
+    for key in ("model_cfg", "text_cfg"):
+        part = part.get(key) or {}
+        if not isinstance(part, Mapping):
+            raise ModelError(f"{key} is not a mapping", where=where, fix="copy the model's files again")
+    return dict(part)

@@ -1,0 +1,193 @@
+"""Damaged, mislabelled and outdated classifier folders: one clear error each."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import clipit
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
+from clipit.errors import ModelError
+from clipit.models import classifier_spec
+from clipit.models.backbones import load_backbone
+from clipit.models.classifier_spec import read_spec, write_spec
+from clipit.models.export import export_classifier
+from clipit.models.student import build_student
+from clipit.models.vlm import load_vlm
+
+CLASSES = ("adipose", "mucin", "tumour")
+
+
+@pytest.fixture(scope="module")
+def exported(timm_folder: Path, clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A plain classifier with prompts, and one with late fusion."""
+    folders = {}
+    vlm = load_vlm(VLMConfig(name=str(clip_folder)))
+    rng = np.random.default_rng(0)
+    for head in ("linear", "late_fusion"):
+        torch.manual_seed(0)
+        backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
+        config = StudentConfig(head=head)  # type: ignore[arg-type]
+        student = build_student(backbone, config, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+        folders[head] = export_classifier(
+            student,
+            backbone,
+            tmp_path_factory.mktemp(head) / "c",
+            classes=CLASSES,
+            vlm_info=vlm.describe(),
+            text_mean=rng.normal(size=24).astype(np.float32),
+            prompts={"tiny": (CLASSES, rng.normal(size=(3, 24)).astype(np.float32))},
+        )
+    return folders
+
+
+@pytest.fixture(params=["linear", "late_fusion"])
+def folder(request: pytest.FixtureRequest, exported: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported[request.param], tmp_path / "c"))
+
+
+@pytest.fixture
+def plain(exported: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported["linear"], tmp_path / "c"))
+
+
+def load(folder: Path) -> None:
+    clipit.load_classifier(folder, "cpu")
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change `clipit.json`, with a digest that fits."""
+    values = json.loads((folder / "clipit.json").read_text())
+    change(values)
+    values.pop("sha256", None)
+    values["sha256"] = classifier_spec._digest(values)
+    (folder / "clipit.json").write_text(json.dumps(values))
+
+
+def rewrite(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change a file of weights, with a checksum that fits."""
+    tensors = load_file(folder / name)
+    change(tensors)
+    save_file(tensors, folder / name)
+    write_spec(folder, replace(read_spec(folder)))
+
+
+def test_untouched(folder: Path) -> None:
+    load(folder)
+    shutil.rmtree(folder / "adapter")  # only for peft
+    load(folder)
+
+
+def test_a_flipped_bit_in_any_file(folder: Path) -> None:
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        content = path.read_bytes()
+        for position in (len(content) // 3, len(content) // 2, len(content) - 40):
+            path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+            with pytest.raises(ModelError):
+                load(folder)
+        path.write_bytes(content)
+    load(folder)
+
+
+def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"clipit\.json is missing"):
+        load(timm_folder)
+    (plain / "zero_shot.safetensors").rename(plain / "other")
+    with pytest.raises(ModelError, match=r"files are missing: zero_shot"):
+        load(plain)
+    (plain / "other").rename(plain / "zero_shot.safetensors")
+    (plain / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"(?s)damaged or changed files: model\.safetensors.*again"):
+        load(plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.update(classes=["adipose", "mucin"]), r"classes are adipose, mucin|image_head\.weight is \(3, 32\), not \(2, 32\)"),
+        (lambda v: v.update(classes=[]), "0 classes"),
+        (lambda v: v.update(classes="abc"), "classes: "),
+        (lambda v: v.update(classes=["a", "a", "b"]), "repeated"),
+        (lambda v: v.update(classes=[1, 2, 3]), "classes.0"),
+        (lambda v: v.update(dim=-1), "dim: -1"),
+        (lambda v: v.update(dim="32"), "dim: "),
+        (lambda v: v.update(projector_layers=3), "projector_layers"),
+        (lambda v: v.update(projector_layers=True), "projector_layers"),
+        (lambda v: v.update(head="other"), "head: "),
+        (lambda v: v.update(mpp=0), "mpp"),
+        (lambda v: v.update(loader="pickle"), "loader"),
+        (lambda v: v.update(pooling="max"), "pooling"),
+        (lambda v: v.update(unknown=1), "unknown"),
+        (lambda v: v.pop("preprocess"), "preprocess"),
+        (lambda v: v["preprocess"].update(std=[0.2, 0.0, 0.2]), r"preprocess\.std"),
+        (lambda v: v["preprocess"].update(std=[0.2, float("nan"), 0.2]), "std"),
+        (lambda v: v["preprocess"].update(mean=[0.2, 0.2]), "mean"),
+        (lambda v: v["preprocess"].update(size=0), "size 0"),
+        (lambda v: v["preprocess"].update(resize_to=1), "resize_to 1"),
+        (lambda v: v["preprocess"].update(mode="stretch"), "mode"),
+        (lambda v: v["vlm"].update(logit_scale=0.0), "logit_scale"),
+        (lambda v: v["vlm"].update(logit_scale="100"), "logit_scale"),
+        (lambda v: v["vlm"].pop("fingerprint"), "fingerprint"),
+        (lambda v: v["vlm"].update(joint_dim=7), "24 outputs"),
+        (lambda v: v.update(prompts={"tiny": ["a", "b"]}), "prompts"),
+        (lambda v: v.update(prompts={"other": ["a"]}), "prompts.other is missing"),
+        (lambda v: v.update(files={}), "no checksum"),
+        (lambda v: v["files"].update({"../../x": "0"}), "outside the folder"),
+    ],
+)
+def test_every_field_is_checked(folder: Path, change: Callable[[dict[str, Any]], object], words: str) -> None:
+    edit(folder, change)
+    with pytest.raises(ModelError, match=words):
+        load(folder)
+
+
+def test_classes_in_another_order(plain: Path, exported: dict[str, Path], tmp_path: Path) -> None:
+    edit(plain, lambda values: values.update(classes=list(reversed(CLASSES))))
+    with pytest.raises(ModelError, match=r"classes are tumour, mucin, adipose in clipit\.json, but adipose"):
+        load(plain)
+    other = Path(shutil.copytree(exported["late_fusion"], tmp_path / "d"))
+    values = json.loads((other / "clipit.json").read_text())
+    (other / "clipit.json").write_text(json.dumps({**values, "classes": list(reversed(CLASSES))}))
+    with pytest.raises(ModelError, match="changed after the export"):
+        load(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("model.safetensors", "head.bias"), ("zero_shot.safetensors", "projector.weight"),
+     ("zero_shot.safetensors", "text_mean")],
+)  # fmt: skip
+def test_weights_that_are_not_finite(plain: Path, name: str, key: str) -> None:
+    rewrite(plain, name, lambda tensors: tensors[key].view(-1)[0].fill_(float("nan")))
+    with pytest.raises(ModelError, match=f"not finite: {key}"):
+        load(plain)
+
+
+def test_heads_of_another_size(exported: dict[str, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(exported["late_fusion"], tmp_path / "d"))
+    rewrite(other, "heads.safetensors", lambda tensors: tensors.update({"image_head.weight": torch.zeros(4, 32)}))
+    with pytest.raises(ModelError, match=r"image_head\.weight is \(4, 32\), not \(3, 32\)"):
+        load(other)
+
+
+def test_another_format(plain: Path) -> None:
+    for found, words in ((1, r"format 1; it was written before.*export or train it again"), (None, "format None")):
+        edit(plain, lambda values, found=found: values.update(format=found))
+        with pytest.raises(ModelError, match=f"(?s){words}"):
+            load(plain)
+    (plain / "clipit.json").write_text("[")
+    with pytest.raises(ModelError, match="unreadable"):
+        load(plain)
+
+
+def test_a_device_that_is_not_there(plain: Path) -> None:
+    for device in ("cuda:7", "gpu", "meta:x"):
+        with pytest.raises(ModelError, match=f"(?s)device cannot be used.*device='{device}'.*use one of: cpu"):
+            clipit.load_classifier(plain, device)

@@ -26,11 +26,17 @@ def transformers_token_counter(tokenizer: Any) -> TokenCounter:
 
 
 def transformers_tokenise(tokenizer: Any, context_length: int) -> Callable[[Sequence[str]], Tokens]:
-    """Return a function from texts to ids and masks, padded to the longest text and truncated to the context length."""
+    """Return a function from texts to ids and masks, padded to the longest text and truncated to the context length.
+
+    Texts are always padded on the right, with id 0: padding on the left would shift the positions of a text by the
+    length of the others in its batch, and CLIP models may take the highest id of a text for its end.
+    """
+    tokenizer.padding_side = "right"
 
     def tokenise(texts: Sequence[str]) -> Tokens:
         inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=context_length, return_tensors="pt")
-        return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        mask = inputs["attention_mask"]
+        return {"input_ids": inputs["input_ids"] * mask, "attention_mask": mask}
 
     return tokenise
 

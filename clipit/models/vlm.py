@@ -1,5 +1,6 @@
 """Frozen vision-language models, with one interface for all packages that load them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +23,9 @@ Space = Literal["joint", "raw"]
 """The joint space of images and texts, or the image tower's features before the projection into it."""
 
 _PROBE = "Moderately differentiated adenocarcinoma, grade 2; margins free."
+_SHORT = "Mucin"
+_ALIKE = 1e-3
+"""Largest distance, relative to their length, between the embeddings of a text alone and in a batch."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -163,7 +167,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
 
     Raises:
         ModelError: The name is unknown, files are missing, weights are gated or missing, or the model differs from its
-            entry of the table.
+            entry of the table, or embeds a text differently in a batch.
         ConfigError: A path is given with a name outside the table.
     """
     device = torch.device(device)
@@ -178,8 +182,7 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
     ):
         tokens = towers.tokenise([_PROBE])
         towers.count_tokens([_PROBE])
-        with torch.inference_mode():
-            joint_dim = towers.text(tokens).shape[-1]
+        joint_dim = _check_batches(towers)
     quick = ("quick_gelu",) if has_quick_gelu(towers.module) else ()
     words = sorted((number, word) for word, number in towers.vocabulary.items())
     ids = (*(value.tolist() for value in tokens.values()), *words)
@@ -203,6 +206,27 @@ def load_vlm(config: VLMConfig, device: torch.device | str = "cpu") -> VLM:
         quick_gelu=config.quick_gelu,
         note=spec.note if spec else "",
     )
+
+
+def _check_batches(towers: Towers) -> int:
+    """Check that a short text embeds alike alone and beside a longer one, and return the embedding's dimension.
+
+    Raises:
+        ModelError: The embeddings differ, so that pairs would depend on the batch size, or they are not finite.
+    """
+    with torch.inference_mode():
+        alone = towers.text(towers.tokenise([_SHORT]))[0]
+        in_batch = towers.text(towers.tokenise([_SHORT, _PROBE]))[0]
+    distance = float((alone - in_batch).norm() / alone.norm())
+    if not distance <= _ALIKE:  # also true for NaN
+        raise ModelError(
+            f"the embedding of a text depends on the other texts of its batch (relative distance {distance:.2g})"
+            if math.isfinite(distance)
+            else "the embedding of a text is zero or not finite",
+            where=towers.source,
+            fix="check the tokeniser's padding token and the weights; they may belong to another model",
+        )
+    return int(alone.shape[-1])
 
 
 def _listed_properties(towers: Towers, joint_dim: int) -> dict[str, Any]:

@@ -94,3 +94,44 @@ def test_what_a_manifest_says_of_a_named_model(open_clip_folder: Path, monkeypat
     tiny = replace(spec, dim=20, raw_dim=64, pixels=32, context_length=20, mean=(0.7, 0.6, 0.7), std=(0.2, 0.25, 0.2))
     monkeypatch.setitem(VLMS, spec.name, tiny)
     assert "quick GELU" in load(spec.name, path=str(open_clip_folder)).describe()["note"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("highest_pad", [False, True])
+@pytest.mark.parametrize("end", [2, 3])
+def test_a_text_embeds_alike_alone_and_in_a_batch(
+    clip_folder: Path, tmp_path: Path, side: str, highest_pad: bool, end: int
+) -> None:
+    """Whatever the padding side, with padding ids above that of the end token, and both rules that find the end."""
+    folder = copied(clip_folder, tmp_path / "clip")
+    rules = json.loads((folder / "tokenizer_config.json").read_text()) | {"padding_side": side}
+    if highest_pad:
+        rules["pad_token"] = "grade"  # the last word but one
+    (folder / "tokenizer_config.json").write_text(json.dumps(rules))
+    if end != 2:  # the id that ends a text, and the newer rule of transformers, which looks for it
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["eos_token_id"] = end
+        (folder / "config.json").write_text(json.dumps(config))
+        text = (folder / "tokenizer.json").read_text()
+        tokeniser = json.loads(text)
+        tokeniser["post_processor"]["special_tokens"]["</s>"]["ids"] = [end]
+        (folder / "tokenizer.json").write_text(json.dumps(tokeniser))
+    vlm = load(str(folder))
+    alone = vlm.encode_texts(["mucin"])
+    beside = vlm.encode_texts(["mucin", "tumour glands with necrosis and lymphocytes"])[:1]
+    torch.testing.assert_close(alone, beside, atol=1e-6, rtol=1e-5)
+
+
+def test_a_text_that_depends_on_its_batch_is_refused(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipit.models import clip_vlm
+
+    def tokenise_to_the_left(tokenizer: Any, context_length: int) -> Any:
+        def tokenise(texts: Any) -> Any:
+            tokenizer.padding_side = "left"
+            return dict(tokenizer(list(texts), padding=True, truncation=True, max_length=16, return_tensors="pt"))
+
+        return tokenise
+
+    monkeypatch.setattr(clip_vlm, "transformers_tokenise", tokenise_to_the_left)
+    with pytest.raises(ModelError, match="depends on the other texts of its batch"):
+        load(str(clip_folder))

@@ -5,6 +5,7 @@ Tested with code and files in the layout of the release and random weights; not 
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, hub_file, read_json, require_files
@@ -16,6 +17,8 @@ from clipit.models.weights import read_tensors
 _WEIGHTS = CLIP_WEIGHTS[:2]
 _PARTS = ("encode_image", "encode_text", "visual", "logit_scale")
 """Attributes of the model that are used."""
+_LAYER_SCALES: dict[str, Any] = {}
+"""Classes that imported code has put in the place of timm's `LayerScale`, by the name of its module."""
 
 
 def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> Towers:
@@ -44,13 +47,12 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
                 f"not {spec.name}: its config.json names no Python code of its own (auto_map), but the model type "
                 f"{description.get('model_type', 'none')}",
                 where=path,
-                fix=f"give a folder with all files of {spec.page}",
+                fix=f"use a folder with all files of {spec.page}",
             )
     with foreign_errors(spec.name, None if path else spec.source, "Its code may ask for other package versions.", path):
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        config = AutoConfig.from_pretrained(source, trust_remote_code=True)
-        model: Any = AutoModel.from_config(config, trust_remote_code=True).float()
+        model = _build(source)
         tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         file = (
             hub_file(spec.source, _WEIGHTS)
@@ -83,6 +85,38 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
     )
 
 
+def _build(source: str) -> Any:
+    """Import KEEP's code and build its model with random weights, without changing timm for the rest of the process.
+
+    The code replaces timm's `LayerScale` by a class whose weight has another name and which does not accept the keywords
+    `device` and `dtype` of newer timm versions. The replacement is in force only while the model is built. transformers
+    imports the code once per process, so a second load uses the class that the first one found.
+    """
+    from timm.models import vision_transformer
+    from transformers import AutoConfig, AutoModel
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    with patch.object(vision_transformer, "LayerScale", vision_transformer.LayerScale) as original:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+        model_class = get_class_from_dynamic_module(config.auto_map["AutoModel"], source)
+        if vision_transformer.LayerScale is not original:
+            _LAYER_SCALES[model_class.__module__] = vision_transformer.LayerScale
+        if model_class.__module__ in _LAYER_SCALES:
+            vision_transformer.LayerScale = _without_placement(_LAYER_SCALES[model_class.__module__])
+        model: Any = AutoModel.from_config(config, trust_remote_code=True).float()
+    return model
+
+
+def _without_placement(layer_scale: Any) -> Any:
+    """Return a subclass that ignores the keywords `device` and `dtype`."""
+
+    class LayerScale(layer_scale):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, device: object = None, dtype: object = None, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+
+    return LayerScale
+
+
 def _check_parts(spec: ModelSpec, model: Any, source: str) -> None:
     absent = [part for part in _PARTS if not hasattr(model, part)]
     absent += ["visual.num_features"] if not absent and not hasattr(model.visual, "num_features") else []
@@ -90,5 +124,5 @@ def _check_parts(spec: ModelSpec, model: Any, source: str) -> None:
         raise ModelError(
             f"not {spec.name}: a {type(model).__name__} without {', '.join(absent)}",
             where=source,
-            fix=f"give a folder with all files of {spec.page}",
+            fix=f"use a folder with all files of {spec.page}",
         )

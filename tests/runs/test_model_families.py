@@ -119,7 +119,7 @@ def goes_through(config: Any, taught: dict[str, Any]) -> None:
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert all(np.isfinite(row["loss"]) and row["distillation"] > 0 for row in rows)
     assert taught["lora"]
-    reloaded = clipit.load_classifier(folder / "classifier", vlm=config.vlm.path)
+    reloaded = clipit.load_classifier(folder / "classifier", vlm=config.vlm)
     found = reloaded.predict_proba(images)
     np.testing.assert_allclose(found, taught["probabilities"], atol=2e-5)
     table = pq.read_table(folder / "predictions.parquet")

@@ -29,6 +29,7 @@ from clipit.errors import ArtifactError, ClipitError, disk_errors
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -206,12 +207,18 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file atomically: yield a temporary path, which replaces `path` if the block succeeds."""
+    """Write a file atomically: yield a temporary path, which replaces `path` if the block succeeds.
+
+    The file's mode follows the umask, also where the writer sets another one, as safetensors does.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -221,6 +228,15 @@ def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write tensors atomically as a safetensors file; they are copied, because they must not share memory."""
+    from safetensors.torch import save_file
+
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(copies, temporary, metadata)
 
 
 def open_artifact(folder: Path, kind: str, *, verify: bool = False) -> Artifact:

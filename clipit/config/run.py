@@ -97,7 +97,9 @@ class LoraConfig(Section):
     """Dropout before the adapters. Each process draws its own units, so above 0 results depend on the number of
     processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
-    """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed) or names."""
+    """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts
+    those of its kinds that exist, and the convolutions of a network with none of them; `conv` are all convolutions
+    without groups."""
 
 
 class PairingConfig(Section):

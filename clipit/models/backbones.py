@@ -10,7 +10,7 @@ from torch import nn
 from clipit.config.run import BackboneConfig
 from clipit.errors import ModelError
 from clipit.models.backbone_specs import BACKBONES
-from clipit.models.loading import expected_mpp, read_json, weights_fingerprint
+from clipit.models.loading import expected_mpp, public_name, read_json, weights_fingerprint
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import ModelSpec, check_spec
@@ -55,10 +55,9 @@ class Backbone:
 
     @property
     def public_name(self) -> str:
-        """Name that is valid on other machines: the architecture instead of a local path."""
-        if self.name in BACKBONES or self.name.startswith(("hf-hub:", PREFIX)) or "/" not in self.name:
-            return self.name
-        return self.timm.architecture if self.timm else Path(self.name).name
+        """Name that is valid on other machines: the architecture, or the name of the folder, instead of a local path."""
+        name = public_name(self.name)
+        return name if name == self.name or self.timm is None else self.timm.architecture
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.artifacts import versions, write_json
+from clipit.artifacts import versions, write_json, write_tensors
 from clipit.errors import ArtifactError, ModelError, disk_errors
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
@@ -27,6 +27,7 @@ from clipit.models.classifier_spec import (
     write_spec,
 )
 from clipit.models.inference import load_classifier
+from clipit.models.loading import public_name
 from clipit.models.lora import merge_lora, save_adapter
 from clipit.models.student import Student, collapse_linear
 from clipit.models.timm_backbones import build_timm
@@ -133,23 +134,23 @@ def _write(
     else:
         model = build_timm(backbone.timm, len(classes) if plain else 0)
         _fill(model, inner_model(trunk), collapse_linear(whole) if plain else None)
-        _save(folder / WEIGHTS, model.state_dict())
+        write_tensors(folder / WEIGHTS, model.state_dict())
         write_json(folder / CONFIG, _timm_config(model, backbone.timm, classes if plain else ()))
 
     heads = whole.head_state()
     if not plain:
         if whole.config.head == "linear":
             weight, bias = collapse_linear(whole)
-            _save(folder / HEADS, {"image_head.weight": weight, "image_head.bias": bias})
+            write_tensors(folder / HEADS, {"image_head.weight": weight, "image_head.bias": bias})
         else:
-            _save(folder / HEADS, {name: value for name, value in heads.items() if not name.startswith("projector.")})
+            write_tensors(folder / HEADS, {name: value for name, value in heads.items() if not name.startswith("projector.")})
     if whole.projector is not None:
         tensors = {name: value for name, value in heads.items() if name.startswith("projector.")}
         if text_mean is not None:
             tensors["text_mean"] = torch.from_numpy(np.array(text_mean, dtype=np.float32))
         for name, (_, embeddings) in prompts.items():
             tensors[f"prompts.{name}"] = torch.from_numpy(np.array(embeddings, dtype=np.float32))
-        _save(folder / ZERO_SHOT, tensors)
+        write_tensors(folder / ZERO_SHOT, tensors)
     spec = ClassifierSpec(
         classes=tuple(classes),
         head=whole.config.head,
@@ -158,10 +159,12 @@ def _write(
         dim=backbone.dim,
         preprocess=backbone.preprocess,
         mpp=backbone.expected_mpp if mpp is None else mpp,
-        vlm=None if vlm_info is None or whole.projector is None else dict(vlm_info),
+        vlm=None
+        if vlm_info is None or whole.projector is None
+        else {**vlm_info, "name": public_name(str(vlm_info.get("name")))},
         prompts={name: tuple(names) for name, (names, _) in prompts.items()},
         provenance={
-            "backbone": {"name": backbone.name, "fingerprint": backbone.fingerprint},
+            "backbone": {"name": backbone.public_name, "fingerprint": backbone.fingerprint},
             "versions": versions(),
             **provenance,
         },
@@ -170,7 +173,19 @@ def _write(
         remote_code=backbone.remote_code,
         export_note=export_note(backbone.loader, plain=plain, pooling=backbone.pooling, head=whole.config.head),
     )
+    _apply_umask(folder)
     write_spec(folder, spec)
+
+
+def _apply_umask(folder: Path) -> None:
+    """Set the modes of files that the packages wrote to that of a file written by Python."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _fill(model: Any, trunk: nn.Module, linear: tuple[Tensor, Tensor] | None) -> None:
@@ -264,9 +279,3 @@ def _check(
             raise misfit(
                 f"prompt set {name}: {len(names)} classes with embeddings of shape {embeddings.shape}, D = {dim}"
             )
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, path)

@@ -35,6 +35,9 @@ CLIP_WEIGHTS = (
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 """Files of which a transformers tokeniser needs one."""
 
+_SCHEMES = ("open_clip:", "hf-hub:", "clip:", "transformers:")
+"""Prefixes of names, before a hub id or a path."""
+
 TOKENIZER_RULES = "tokenizer_config.json"
 """File with a tokeniser's class and special tokens, without which transformers guesses them."""
 
@@ -52,6 +55,19 @@ def expected_mpp(source: str) -> float | None:
     hub_id = source.split(":")[-1].split("@")[0].lower()
     known = {spec.source.lower(): spec.expected_mpp for spec in (*BACKBONES.values(), *VLMS.values())}
     return known.get(hub_id)
+
+
+def public_name(name: str) -> str:
+    """Return a model's name without the path of a folder or file on this machine, of which only the last part is kept."""
+    scheme, colon, rest = name.partition(":") if name.startswith(_SCHEMES) else ("", "", name)
+    prefix = f"{scheme}{colon}"
+    if scheme == "open_clip":  # ARCH/PRETRAINED, which may be a file
+        architecture, _, rest = rest.partition("/")
+        prefix += f"{architecture}/"
+    path = Path(rest).expanduser()
+    if rest.startswith(("/", "~", ".")) or path.is_absolute() or ("/" in rest and path.exists()):
+        return f"{prefix}local {path.name}"
+    return name
 
 
 def read_json(path: Path) -> dict[str, Any]:

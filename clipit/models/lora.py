@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from clipit.artifacts import write_json, write_tensors
 from clipit.config.run import LoraConfig
 from clipit.errors import ModelError, shortlist
-from clipit.models.loading import foreign_errors
+from clipit.models.loading import foreign_errors, read_json
+from clipit.models.trunks import TokenPool
 
 _QKV = {"qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "query", "key", "value"}
 _PROJECTION = {"proj", "out_proj", "o_proj"}
@@ -17,38 +19,65 @@ _MLP = {
     "fc1", "fc2", "fc1_g", "fc1_x", "w1", "w2", "w3", "w12",  # timm, DINOv2; SwiGLU packed or with two layers
     "gate_proj", "up_proj", "down_proj", "weights_in", "weights_out",  # transformers 5 and 4
 }  # fmt: skip
+_PATCH_PARENTS = {"patch_embed", "patch_embeddings"}
 _PATCHES = {"proj", "projection"}
-_KINDS = ("qkv", "projection", "mlp", "patch_embed")
+_PATCH_LAYERS = {"patch_embed", "patch_embedding", "patch_embeddings"}  # CLIP and DINOv3 in transformers
+_KINDS = ("qkv", "projection", "mlp", "patch_embed", "conv")
+_DEFAULT = LoraConfig().targets
 
 
 def target_modules(backbone: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """Return the full names of the linear and convolution layers that `targets` (kinds or module names) select.
 
+    The default targets select those of its kinds that exist, and the convolutions of a network with none of them.
+
     Raises:
-        ModelError: A target matches no layer that can be adapted; the existing ones are listed.
+        ModelError: A target matches no layer, and the existing ones are listed; or a layer cannot be adapted.
     """
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    refused = {name: reason for name, module in layers.items() if (reason := _not_adaptable(module))}
     by_kind: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     for name, module in layers.items():
         kind = _kind(name, module)
-        if kind:
+        if kind and name not in refused:
             by_kind[kind].append(name)
+    if targets == _DEFAULT:
+        targets = tuple(kind for kind in targets if by_kind[kind]) or ("conv",)
     chosen: list[str] = []
     for target in targets:
         # a kind, or the name of a module or its last parts
         matches = (
             by_kind[target] if target in by_kind else [n for n in layers if n == target or n.endswith(f".{target}")]
         )
+        kinds = ", ".join(f"{kind} ({len(names)})" for kind, names in by_kind.items() if names)
         if not matches:
-            kinds = ", ".join(f"{kind} ({len(names)})" for kind, names in by_kind.items() if names)
-            endings = sorted({name.rpartition(".")[2] for name in layers})
+            endings = sorted({name.rpartition(".")[2] for name in layers if name not in refused})
             raise ModelError(
                 f"LoRA target {target!r} matches no linear or convolution layer of the backbone",
                 where="lora.targets",
                 fix=f"available kinds: {kinds or 'none'}; last parts of layer names: {shortlist(endings, 20)}",
             )
+        if unfit := [f"{name} ({refused[name]})" for name in matches if name in refused]:
+            raise ModelError(
+                f"LoRA cannot be merged into these layers, so the student could not be exported: {shortlist(unfit)}",
+                where=f"lora.targets: {target}",
+                fix=f"use other layers, or kinds, which select only layers that can be merged: {kinds or 'none'}",
+            )
         chosen += [name for name in matches if name not in chosen]
     return chosen
+
+
+def _not_adaptable(module: nn.Module) -> str:
+    """Return why peft cannot adapt and merge a layer, or "" if it can."""
+    if not isinstance(module, nn.Conv2d):
+        return ""
+    if module.groups > 1:
+        return f"a convolution in {module.groups} groups"
+    if type(module) is not nn.Conv2d:  # standardised weights, or padding that depends on the input
+        return f"a {type(module).__name__}"
+    if set(module.dilation) != {1}:
+        return f"a convolution with dilation {module.dilation}"
+    return "" if module.padding_mode == "zeros" else f"a convolution with {module.padding_mode} padding"
 
 
 def add_lora(backbone: nn.Module, config: LoraConfig, *, base_name: str | None = None) -> nn.Module:
@@ -132,7 +161,9 @@ def lora_state_dict(module: nn.Module) -> Mapping[str, torch.Tensor]:
 
 
 def save_adapter(module: nn.Module, folder: Path) -> None:
-    """Write the adapter in peft's format, for `PeftModel.from_pretrained`.
+    """Write the adapter in peft's format, for `PeftModel.from_pretrained` on the package's own model.
+
+    Layers are named as in that model, without clipit's pooling around it.
 
     Raises:
         ModelError: The module has no adapter.
@@ -141,13 +172,38 @@ def save_adapter(module: nn.Module, folder: Path) -> None:
     if save is None or not hasattr(module, "peft_config"):
         raise ModelError("no LoRA parameters in the model", where="backbone.tuning", fix="add LoRA first")
     save(str(folder), save_embedding_layers=False)  # otherwise peft also looks up the base model on the hub
+    base = module.get_base_model()  # type: ignore[operator]
+    if isinstance(base, TokenPool):
+        _strip_pooling(folder, type(base.trunk))
+
+
+def _strip_pooling(folder: Path, kind: type) -> None:
+    """Describe a saved adapter as that of the model within `TokenPool`, a class of timm or transformers."""
+    from safetensors.torch import load_file
+
+    weights, description = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    outer, inner = "base_model.model.", "trunk."
+    write_tensors(
+        weights, {name.replace(outer + inner, outer, 1): value for name, value in load_file(weights).items()}
+    )
+    values = read_json(description)
+    values["target_modules"] = sorted(name.removeprefix(inner) for name in values["target_modules"])
+    values["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+    write_json(description, values)
 
 
 def _kind(name: str, module: nn.Module) -> str | None:
     *parents, last = name.split(".")
+    if isinstance(module, nn.Conv2d):
+        if last in _PATCH_LAYERS or (_PATCH_PARENTS & set(parents) and last in _PATCHES):
+            return "patch_embed"
+        return _kind_in_block(parents, last) or "conv"
+    return _kind_in_block(parents, last)
+
+
+def _kind_in_block(parents: list[str], last: str) -> str | None:
+    """Return the kind of a layer of a transformer block; None for other layers."""
     parent = parents[-1].lower() if parents else ""
-    if {"patch_embed", "patch_embeddings"} & set(parents) and last in _PATCHES and isinstance(module, nn.Conv2d):
-        return "patch_embed"
     if last == "dense":  # transformers 4: attention.output.dense, and intermediate.dense, output.dense of the MLP
         if parent == "output" and "attention" in parents:
             return "projection"

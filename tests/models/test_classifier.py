@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.models.backbones import Backbone, load_backbone
 from clipit.models.export import export_classifier
 from clipit.models.inference import Classifier
+from clipit.models.loading import public_name
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student, build_student
 from clipit.models.vlm import VLM, load_vlm
@@ -332,6 +334,37 @@ def test_every_family_goes_through(
             torch.testing.assert_close(model(pixel_values=pixels).last_hidden_state, tokens, atol=1e-4, rtol=1e-4)
         again = load_backbone(BackboneConfig(name=str(folder)))
         assert again.preprocess == backbone.preprocess
+
+
+def test_no_path_of_this_machine_and_modes_by_the_umask(
+    tmp_path: Path, vision_folders: dict[str, Path], clip_folder: Path, vlm: VLM
+) -> None:
+    for family, name in (("fused", "{}"), ("ViT", "transformers:{}"), ("Dinov2", "{}")):
+        backbone = load_backbone(BackboneConfig(name=name.format(vision_folders[family])))
+        student = build_student(backbone, LINEAR, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+        before = os.umask(0o027)
+        try:
+            folder = export_classifier(student, backbone, tmp_path / family, classes=CLASSES, vlm_info=vlm.describe())
+        finally:
+            os.umask(before)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+        texts = "".join(path.read_text() for path in files if path.suffix != ".safetensors")
+        assert str(vision_folders[family].parent) not in texts and str(clip_folder.parent) not in texts
+        assert clipit.load_classifier(folder, "cpu").spec.vlm["name"] == f"local {clip_folder.name}"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("embedded", "embedded"), ("plip", "plip"), ("hf-hub:a/b", "hf-hub:a/b"), ("clip:/x/y/z", "clip:local z"),
+        ("transformers:~/models/vit", "transformers:local vit"), ("/x/y/z", "local z"),
+        ("open_clip:ViT-B-32/openai", "open_clip:ViT-B-32/openai"),
+        ("open_clip:ViT-B-32//x/w.pt", "open_clip:ViT-B-32/local w.pt"), ("../models/vit", "local vit"),
+    ],
+)  # fmt: skip
+def test_public_names(name: str, public: str) -> None:
+    assert public_name(name) == public
 
 
 def test_code_of_its_own_is_exported_and_asked_for(tmp_path: Path, remote_code_folder: Path) -> None:

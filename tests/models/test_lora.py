@@ -177,3 +177,81 @@ def test_updates_that_are_no_numbers(timm_folder: Path) -> None:
             torch.nn.init.constant_(weight, float("nan"))
     with pytest.raises(ModelError, match=r"(?s)cannot be added.*training\.learning_rate"):
         merge_lora(adapted)
+
+
+def grouped(name: str) -> torch.nn.Module:
+    return timm.create_model(name, num_classes=0).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "words"),
+    [
+        ("test_convnext", "conv_dw", r"conv_dw \(a convolution in 24 groups\)"),
+        ("resnext26ts", "conv2_kxk.conv", r"convolution in 2 groups"),
+        ("test_efficientnet", "blocks.3.0.conv_dw", "in 128 groups"),
+        ("nf_resnet26", "conv1", "a ScaledStdConv2d"),
+    ],
+)
+def test_layers_that_cannot_be_merged_are_refused_before_training(name: str, target: str, words: str) -> None:
+    with pytest.raises(ModelError, match=f"(?s)could not be exported: .*{words}.*use other layers, or kinds"):
+        target_modules(grouped(name), (target,))
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("test_resnet", {"conv"}), ("test_convnext", {"mlp"}), ("test_efficientnet", {"conv"})]
+)
+def test_default_targets_of_convolutional_networks(name: str, kinds: set[str]) -> None:
+    """They can be adapted and merged, so that the student can be exported."""
+    model = grouped(name)
+    names = target_modules(model, LoraConfig().targets)
+    assert names == [name for kind in kinds for name in target_modules(model, (kind,))]
+    assert all(getattr(model.get_submodule(name), "groups", 1) == 1 for name in names)
+    adapted = add_lora(model, LoraConfig(rank=2)).eval()
+    shake(adapted)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = adapted(pixels)
+        torch.testing.assert_close(merge_lora(adapted)(pixels), wanted, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ModelError, match=r"(?s)'qkv' matches no .*available kinds: (conv|mlp)"):
+        target_modules(grouped(name), ("qkv",))
+
+
+@pytest.mark.parametrize("kind", ["CLIPVision", "DINOv3ViT"])
+def test_patch_embedding_of_transformers(kind: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    model = getattr(transformers, f"{kind}Model")(config)
+    (name,) = target_modules(model, ("patch_embed",))
+    assert isinstance(model.get_submodule(name), torch.nn.Conv2d)
+    with pytest.raises(ModelError, match="'conv' matches no"):
+        target_modules(model, ("conv",))
+
+
+@pytest.mark.parametrize("family", ["ViT", "Dinov2WithRegisters", "tokens"])
+def test_plain_peft_opens_an_adapter_of_pooled_tokens(
+    vision_folders: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    import peft
+    from transformers import AutoModel
+
+    folder = vision_folders[family]
+    pooled = load_backbone(BackboneConfig(name=str(folder), pooling="cls_mean")).module
+    adapted = add_lora(pooled, LoraConfig(rank=2))
+    shake(adapted)
+    save_adapter(adapted.eval(), tmp_path)
+    pixels = torch.randn(2, 3, 32, 32)
+    if family == "tokens":
+        plain: torch.nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    else:
+        plain = AutoModel.from_pretrained(folder)
+    again = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    with torch.no_grad():
+        if family == "tokens":
+            tokens = again.get_base_model().forward_features(pixels)
+        else:
+            tokens = again(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(tokens[:, 0], adapted(pixels)[:, :32])
+    assert "trunk" not in (tmp_path / "adapter_config.json").read_text()

@@ -143,7 +143,9 @@ def _write(
             weight, bias = collapse_linear(whole)
             write_tensors(folder / HEADS, {"image_head.weight": weight, "image_head.bias": bias})
         else:
-            write_tensors(folder / HEADS, {name: value for name, value in heads.items() if not name.startswith("projector.")})
+            write_tensors(
+                folder / HEADS, {name: value for name, value in heads.items() if not name.startswith("projector.")}
+            )
     if whole.projector is not None:
         tensors = {name: value for name, value in heads.items() if name.startswith("projector.")}
         if text_mean is not None:

@@ -183,9 +183,7 @@ def _strip_pooling(folder: Path, kind: type) -> None:
 
     weights, description = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     outer, inner = "base_model.model.", "trunk."
-    write_tensors(
-        weights, {name.replace(outer + inner, outer, 1): value for name, value in load_file(weights).items()}
-    )
+    write_tensors(weights, {name.replace(outer + inner, outer, 1): value for name, value in load_file(weights).items()})
     values = read_json(description)
     values["target_modules"] = sorted(name.removeprefix(inner) for name in values["target_modules"])
     values["auto_mapping"] = {"base_model_class": kind.__name__, "parent_library": kind.__module__}

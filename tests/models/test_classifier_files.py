@@ -111,7 +111,10 @@ def test_missing_and_foreign_files(plain: Path, timm_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v.update(classes=["adipose", "mucin"]), r"classes are adipose, mucin|image_head\.weight is \(3, 32\), not \(2, 32\)"),
+        (
+            lambda v: v.update(classes=["adipose", "mucin"]),
+            r"classes are adipose, mucin|image_head\.weight is \(3, 32\), not \(2, 32\)",
+        ),
         (lambda v: v.update(classes=[]), "0 classes"),
         (lambda v: v.update(classes="abc"), "classes: "),
         (lambda v: v.update(classes=["a", "a", "b"]), "repeated"),

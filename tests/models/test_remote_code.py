@@ -89,9 +89,7 @@ def test_harmless_options_are_kept(folder: Path) -> None:
     assert load_vlm(VLMConfig(name=str(folder))).count_tokens(["Mucin."]) == [3]
 
 
-def test_a_hub_id_is_checked_before_the_library_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_id_is_checked_before_the_library_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, marker = tmp_path / "hub", tmp_path / "ran"
     snapshot = cache / "models--somebody--clip" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)

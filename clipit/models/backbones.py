@@ -55,7 +55,7 @@ class Backbone:
 
     @property
     def public_name(self) -> str:
-        """Name that is valid on other machines: the architecture, or the name of the folder, instead of a local path."""
+        """Name that is valid on other machines: the architecture or the folder's name instead of a local path."""
         name = public_name(self.name)
         return name if name == self.name or self.timm is None else self.timm.architecture
 

@@ -58,7 +58,7 @@ def expected_mpp(source: str) -> float | None:
 
 
 def public_name(name: str) -> str:
-    """Return a model's name without the path of a folder or file on this machine, of which only the last part is kept."""
+    """Return a model's name without local paths, of which only the last part is kept."""
     scheme, colon, rest = name.partition(":") if name.startswith(_SCHEMES) else ("", "", name)
     prefix = f"{scheme}{colon}"
     if scheme == "open_clip":  # ARCH/PRETRAINED, which may be a file

@@ -89,8 +89,8 @@ def _build(source: str) -> Any:
     """Import KEEP's code and build its model with random weights, without changing timm for the rest of the process.
 
     The code replaces timm's `LayerScale` by a class whose weight has another name and which does not accept the
-    keywords `device` and `dtype` of newer timm versions. The replacement is in force only while the model is built. transformers
-    imports the code once per process, so a second load uses the class that the first one found.
+    keywords `device` and `dtype` of newer timm versions. The replacement is in force only while the model is built.
+    transformers imports the code once per process, so a second load uses the class that the first one found.
     """
     from timm.models import vision_transformer
     from transformers import AutoConfig, AutoModel

@@ -1,7 +1,9 @@
 """Data files that users give: folders, csv tables and Hugging Face data sets, for tiles and reports alike."""
 
 import csv
+import difflib
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,10 @@ _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
+
+
+MISSING_VALUES = frozenset({"#n/a", "#n/a n/a", "#na", "-nan", "<na>", "n/a", "na", "nan", "nat", "none", "null"})
+"""Texts, in lower case, with which statistics programs mark a missing value."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
             elif not path.is_file():
                 if entry.is_symlink():
                     found.dangling.append(path)
-            elif _is_utf8(str(path.relative_to(folder))):
+            elif is_unicode(str(path.relative_to(folder))):
                 found.files.append(path)
             else:
                 found.undecodable.append(path)
@@ -75,9 +81,35 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
     return found
 
 
-def _is_utf8(name: str) -> bool:
-    """Return whether a file name is valid UTF-8; Python marks other bytes with lone surrogates."""
-    return not any("\ud800" <= char <= "\udfff" for char in name)
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can encode a text; Python marks bytes of file names that are not UTF-8 with surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def neighbours(path: str) -> str:
+    """Describe what exists in place of a missing file or folder: similar names, or all names in the nearest folder."""
+    if "://" in path:
+        return "this is a URL: download the file first"
+    if os.name != "nt" and path[1:3] in (":\\", ":/"):
+        return "this is a path of Windows"
+    wanted = Path(path).expanduser()
+    folder = next((parent for parent in wanted.parents if parent.is_dir()), Path())
+    name = wanted.relative_to(folder).parts[0]
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return ""
+
+    def spelling(other: str) -> str:
+        return unicodedata.normalize("NFC", other).casefold()
+
+    near = (
+        [other for other in names if spelling(other) == spelling(name)]
+        or [other for other in names if spelling(Path(other).stem) == spelling(Path(name).stem)]
+        or difflib.get_close_matches(name, names, n=3)
+        or names
+    )
+    return f"{folder} contains {shortlist(near)}" if near else f"{folder} is empty"
 
 
 @dataclass(frozen=True)
@@ -141,7 +173,12 @@ def check_column_names(names: Sequence[str], where: object) -> None:
 
 
 def delimiter_hint(names: Sequence[str]) -> str:
-    """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise."""
+    """Return advice for a header that was read as one column because it uses another delimiter; "" otherwise.
+
+    A first line such as `sep=;`, which Excel writes, is not a header either.
+    """
+    if names and names[0].strip().lower().startswith("sep="):
+        return "the first line names a delimiter: remove it, and save the table with commas, or as .tsv"
     used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
     return f"the header is one column that holds {used[0]}: save the table with commas, or as .tsv" if used else ""
 
@@ -188,7 +225,7 @@ def load_huggingface(path: str, key: str) -> Any:
         raise DataError(
             f"cannot load this data set: {type(error).__name__}: {error}",
             where=path,
-            fix=f"check that {key} is the folder of a data set, and copy it again if it is damaged"
+            fix=f"check that {key} is the folder of a data set; copy it again if it is damaged, or run git lfs pull"
             if name is None
             else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
         ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from clipit.data_files import list_files, load_huggingface
+from clipit.data_files import delimiter_hint, list_files, load_huggingface, neighbours
 from clipit.errors import DataError
 
 
@@ -67,3 +67,22 @@ def test_only_the_prefix_asks_for_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     load_huggingface("hf:owner/name", "a.path")
     load_huggingface("owner/name", "a.path")
     assert asked == ["owner/name", "owner/name"]
+
+
+def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
+    for name in ("Reports.CSV", "tiles.csv", "caf\u0065\u0301.txt"):
+        _write(tmp_path / name)
+    assert neighbours(str(tmp_path / "reports.csv")).endswith("contains Reports.CSV")
+    assert neighbours(str(tmp_path / "tiles.parquet")).endswith("contains tiles.csv")
+    assert neighbours(str(tmp_path / "caf\u00e9.txt")).endswith("contains caf\u0065\u0301.txt")
+    assert neighbours(str(tmp_path / "gone" / "deep" / "x")).startswith(f"{tmp_path} contains Reports.CSV, ")
+    assert neighbours("https://host/reports.csv") == "this is a URL: download the file first"
+    assert neighbours(r"C:\data\reports.csv") == "this is a path of Windows"
+    (tmp_path / "empty").mkdir()
+    assert neighbours(str(tmp_path / "empty" / "x")) == f"{tmp_path / 'empty'} is empty"
+
+
+def test_a_first_line_that_names_the_delimiter() -> None:
+    assert "remove it" in delimiter_hint(["sep=;"])
+    assert "remove it" in delimiter_hint(["sep=", ""])
+    assert delimiter_hint(["sep", "text"]) == ""

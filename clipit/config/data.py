@@ -142,7 +142,7 @@ class ReportsConfig(Section):
     cancer_types: str | None = None
     """`tcga` only: CSV file with the columns patient_id and cancer_type, from which the organ is derived."""
     organs: tuple[str, ...] = ()
-    """Keep only reports of these organs; empty keeps all."""
+    """Keep only reports of these organs (case-insensitive); empty keeps all."""
     encoding: Data[str] = "utf-8"
     """Text encoding of the files."""
     split: Data[str] = "train"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clipit.config.run import RunConfig, TilesConfig
-from clipit.data_files import hub_id
+from clipit.data_files import hub_id, neighbours
 from clipit.doctor.checks import Check, failed_check
 from clipit.errors import ClipitError
 
@@ -57,8 +57,9 @@ def check_reports(config: RunConfig) -> list[Check]:
     if not path.exists():
         fix = "correct reports.path, or get the reports; a data set on the Hugging Face hub is written hf:owner/name"
         if reports.format == "tcga":
-            fix = f"get TCGA-Reports from {_TCGA_PAGE}, as data_cards/tcga_reports.md says; or give your own reports"
-        return [Check("FAIL", "reports", f"{reports.path} does not exist", fix)]
+            fix = f"get TCGA-Reports from {_TCGA_PAGE}, as data_cards/tcga_reports.md says; or use your own reports"
+        what = f"{reports.path} does not exist; {neighbours(reports.path)}".rstrip("; ")
+        return [Check("FAIL", "reports", what, fix)]
     try:
         corpus = read_reports(reports)
     except ClipitError as error:

@@ -4,21 +4,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import hub_id, is_saved_dataset
-from clipit.errors import DataError, shortlist
+from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
+from clipit.errors import DataError, printable, shortlist
+from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
 from clipit.reports.tcga import read_tcga
-from clipit.reports.textfiles import RawReport, read_lines, read_texts
+from clipit.reports.textfiles import RawReport, check_lfs_pointer, is_text, read_lines, read_texts
 
 _FORMAT_OF_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet",
 }  # fmt: skip
+_TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
+_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,23 @@ def read_reports(config: ReportsConfig) -> Reports:
     path = Path(config.path).expanduser()
     format_name = _detect_format(config, path)
     problems: list[str] = []
-    reports, empty = _assign_ids(_read_source(config, format_name, path, problems), problems)
-    reports = _select_organs(reports, config, problems)
-    if not reports:
+    try:
+        reports, empty = _assign_ids(_read_source(config, format_name, path, problems), problems)
+    except PermissionError:
+        raise
+    except OSError as error:
         raise DataError(
-            f"empty corpus: no report with text ({empty} empty reports), read as format {format_name}",
+            f"cannot read this file: {error.strerror or error}", where=error.filename or path, fix="copy it again"
+        ) from error
+    if not reports:
+        listed = "".join(f"\n  {printable(problem)}" for problem in problems[:_SHOWN_PROBLEMS])
+        more = f"\n  and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+        raise DataError(
+            f"empty corpus: no report with text ({empty} empty reports), read as format {format_name}{listed}{more}",
             where=config.path,
             fix="check reports.path, reports.format and reports.text_column",
         )
+    reports = _select_organs(_resolve_missing(reports, config, problems), config, problems)
     return Reports(tuple(reports), tuple(problems), config.path, empty)
 
 
@@ -88,7 +100,10 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
     if path.is_dir():
         if is_saved_dataset(path):
             return "huggingface"
-        return "texts" if any(path.rglob("*.txt")) or not any(path.rglob("*.*")) else "huggingface"
+        found = list_files(path)
+        names = [file.relative_to(path).as_posix() for file in (*found.files, *found.dangling, *found.undecodable)]
+        is_tables = any(name.lower().endswith(_TABLES) for name in names) and not any(map(is_text, names))
+        return "huggingface" if is_tables else "texts"
     if path.suffix.lower() in _FORMAT_OF_SUFFIX:
         return _FORMAT_OF_SUFFIX[path.suffix.lower()]
     if path.is_file():
@@ -105,14 +120,18 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         return read_huggingface_reports(config)
     if not path.exists():
         raise DataError(
-            "no such file or folder of reports",
+            f"no such file or folder of reports; {neighbours(config.path)}".rstrip("; "),
             where=path,
             fix="correct reports.path (--reports.path=...); a data set on the Hugging Face hub is hf:owner/name",
         )
-    if format_name not in ("texts", "tcga") and path.is_dir():
+    if format_name not in ("texts", "tcga", "parquet") and path.is_dir():
         raise DataError(
-            f"reports.format {format_name} reads a file, but the path is a folder", where=path, fix="give the file"
+            f"reports.format {format_name} reads a file, but the path is a folder",
+            where=path,
+            fix="set reports.path to the file",
         )
+    if path.is_file():
+        check_lfs_pointer(path)
     match format_name:
         case "lines":
             return read_lines(path, config.encoding)
@@ -139,7 +158,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     repeats: Counter[str] = Counter()
     empty = 0
     for raw in raw_reports:
-        if not any(char.isalnum() for char in raw.text):
+        if not any(char.isalnum() for char in raw.text) or raw.text.strip().casefold() in MISSING_VALUES:
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
@@ -159,16 +178,29 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     return reports, empty
 
 
+def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
+    """Remove organs, groups and labels that mark missing values, and count them in `problems`."""
+    for key in ("organ", "group", "label"):
+        values = [getattr(report, key) for report in reports]
+        resolved, note = resolve_missing(values, f"reports.{key}_column", config.path)
+        if note:
+            problems.append(note)
+            reports = [replace(report, **{key: value}) for report, value in zip(reports, resolved, strict=True)]
+    return reports
+
+
 def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Keep only reports of the configured organs.
+    """Keep only reports of the configured organs, in any letter case.
 
     Raises:
         DataError: An organ does not occur; the message lists the organs of the corpus.
     """
     if not config.organs:
         return reports
+    wanted = {organ.strip().lower() for organ in config.organs}
     organs = {report.organ for report in reports}
-    absent = [organ for organ in config.organs if organ not in organs]
+    folded = {_folded(organ) for organ in organs}
+    absent = [organ for organ in config.organs if _folded(organ) not in folded]
     if absent:
         known = sorted(organ for organ in organs if organ is not None)
         raise DataError(
@@ -177,7 +209,11 @@ def _select_organs(reports: list[Report], config: ReportsConfig, problems: list[
             fix="correct reports.organs, or provide the organs with reports.organ_column (tables) or "
             "reports.cancer_types (tcga)",
         )
-    kept = [report for report in reports if report.organ in config.organs]
+    kept = [report for report in reports if _folded(report.organ) in wanted]
     if len(kept) < len(reports):
         problems.append(f"{len(reports) - len(kept)} reports of other or unknown organs dropped (reports.organs)")
     return kept
+
+
+def _folded(organ: str | None) -> str | None:
+    return None if organ is None else organ.strip().lower()

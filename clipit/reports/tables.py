@@ -1,7 +1,6 @@
 """Reports in tables: csv, tsv, jsonl, parquet and Hugging Face data sets."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import check_column_names, delimiter_hint, load_huggingface, read_csv
-from clipit.errors import DataError
-from clipit.reports.textfiles import RawReport, codec, decoding
+from clipit.data_files import (
+    MISSING_VALUES,
+    CsvTable,
+    check_column_names,
+    delimiter_hint,
+    is_unicode,
+    list_files,
+    load_huggingface,
+    read_csv,
+)
+from clipit.errors import DataError, shortlist
+from clipit.reports.textfiles import RawReport, check_lfs_pointer, codec, decoding
 
 _BATCH = 1024  # rows of parquet in memory at once
 
 
 def read_csv_reports(path: Path, config: ReportsConfig, delimiter: str) -> Iterator[RawReport]:
     """Read a csv or tsv file with a header."""
-    with decoding(path, config.encoding):
-        table = read_csv(path, delimiter, codec(config.encoding))
+    return csv_reports(read_csv_table(path, config.encoding, delimiter), path, config)
+
+
+def read_csv_table(path: Path, encoding: str, delimiter: str = ",") -> CsvTable:
+    """Read a csv file in the given encoding."""
+    with decoding(path, encoding):
+        return read_csv(path, delimiter, codec(encoding))
+
+
+def csv_reports(table: CsvTable, path: Path, config: ReportsConfig) -> Iterator[RawReport]:
+    """Yield the reports of a csv file that has been read."""
     _check_columns(config, table.header, path, delimiter_hint(table.header))
     for line, cells in zip(table.lines, table.rows, strict=True):
         yield _raw_report(config, dict(zip(table.header, cells, strict=True)), f"{path}, line {line}")
@@ -34,8 +51,8 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
                 continue
             where = f"{path}, line {number}"
             try:
-                cells = json.loads(line)
-            except ValueError as error:
+                cells = json.loads(line, object_pairs_hook=_unique_keys)
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"invalid JSON: {error}", where=where, fix="write one JSON object per line") from error
             if not isinstance(cells, dict):
                 raise DataError("not a JSON object", where=where, fix='write lines such as {"text": "..."}')
@@ -43,21 +60,54 @@ def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
             yield _raw_report(config, cells, where)
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of the pairs of a JSON object.
+
+    Raises:
+        ValueError: A key is repeated.
+    """
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"repeated key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return cells
+
+
 def read_parquet(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Read the configured columns of a parquet file, in batches."""
+    """Read the configured columns of a parquet file, or of all parquet files in a folder, in batches."""
+    if not path.is_dir():
+        yield from _read_parquet_file(path, config)
+        return
+    files = list_files(path, lambda file: file.suffix.lower() == ".parquet" and not file.name.startswith(("_", ".")))
+    lost = [*files.dangling, *files.undecodable]
+    if lost or not files.files:
+        what = f"missing files or names that are not UTF-8: {shortlist(lost)}" if lost else "no parquet file"
+        raise DataError(what, where=path, fix="copy the folder again, or correct reports.path")
+    for file in files.files:
+        yield from _read_parquet_file(file, config)
+
+
+def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
+    number = 0
+    check_lfs_pointer(path)
     try:
         with pq.ParquetFile(path) as file:
             check_column_names(file.schema_arrow.names, path)
             _check_columns(config, file.schema_arrow.names, path)
-            number = 0
             for batch in file.iter_batches(batch_size=_BATCH, columns=sorted(set(_columns(config).values()))):
                 for cells in batch.to_pylist():
                     number += 1
                     yield _raw_report(config, cells, f"{path}, row {number}")
-    except (pa.ArrowInvalid, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, f"{path}, after row {number}") from error
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"cannot read this parquet file: {error}", where=path, fix="copy it again, or correct reports.format"
         ) from error
+
+
+def _not_utf8(error: UnicodeDecodeError, where: object) -> DataError:
+    return DataError(f"a text is not valid UTF-8: {error.reason}", where=where, fix="write the table again, as UTF-8")
 
 
 def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
@@ -72,8 +122,13 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
             )
         dataset = dataset[config.split]
     _check_columns(config, dataset.column_names, config.path)
-    for number, cells in enumerate(dataset.select_columns(sorted(set(_columns(config).values()))), 1):
-        yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
+    number = 0
+    try:
+        for cells in dataset.select_columns(sorted(set(_columns(config).values()))):
+            number += 1
+            yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
 
 
 def _columns(config: ReportsConfig) -> dict[str, str]:
@@ -96,29 +151,61 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
     """Make a report from the cells of one row.
 
     Raises:
-        DataError: The text column does not hold text, or the id is missing.
+        DataError: The text column does not hold text, the id is missing, or a cell is invalid.
     """
     text = cells.get(config.text_column)
-    if text is None or (isinstance(text, float) and math.isnan(text)):
+    if text is None or text != text:  # NaN is the only value that differs from itself
         text = ""
+    if isinstance(text, bytes):
+        text = _decode(text, config.text_column, where)
     if not isinstance(text, str):
         raise DataError(
             f"column {config.text_column!r} holds {type(text).__name__}, not text",
             where=where,
             fix="set reports.text_column to the column with the reports' text",
         )
-
-    def cell(column: str | None) -> str | None:
-        value = cells.get(column) if column else None
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return None
-        return str(value).strip() or None
-
-    report_id = cell(config.id_column)
-    if config.id_column and report_id is None:
-        raise DataError(
-            f"no id in column {config.id_column!r}", where=where, fix="fill it in, or remove reports.id_column"
-        )
-    return RawReport(
-        where, text, report_id, cell(config.organ_column), cell(config.group_column), cell(config.label_column)
+    report_id, organ, group, label = (
+        None if column is None else _cell(cells.get(column), column, where)
+        for column in (config.id_column, config.organ_column, config.group_column, config.label_column)
     )
+    if config.id_column and (report_id is None or report_id.casefold() in MISSING_VALUES):
+        raise DataError(
+            f"no id in column {config.id_column!r}" + ("" if report_id is None else f", but {report_id!r}"),
+            where=where,
+            fix="fill it in, or remove reports.id_column",
+        )
+    return RawReport(where, text, report_id, organ, group, label)
+
+
+def _cell(value: Any, column: str, where: str) -> str | None:
+    """Convert the id, organ, group or label of a report to text; None if it is empty, null or NaN.
+
+    Raises:
+        DataError: The text has a line break or characters that are not valid Unicode, or the value is a list.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, bytes):
+        value = _decode(value, column, where)
+    text = str(value).strip()
+    problem = ""
+    if isinstance(value, list | dict):
+        problem = f"a {type(value).__name__}"
+    elif "\n" in text or "\r" in text:
+        problem = "a line break"
+    elif not is_unicode(text):
+        problem = "characters that are not valid Unicode"
+    if problem:
+        raise DataError(
+            f"column {column!r} contains {problem}: {shortlist([text[:60]])}",
+            where=where,
+            fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
+        )
+    return text or None
+
+
+def _decode(value: bytes, column: str, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, f"{where}, column {column!r}") from error

@@ -1,16 +1,15 @@
 """TCGA reports: the csv of TCGA-Reports, or text files named by barcode."""
 
-import csv
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import read_csv
+from clipit.data_files import delimiter_hint, list_files, read_csv
 from clipit.errors import DataError, shortlist
-from clipit.reports.tables import read_csv_reports
-from clipit.reports.textfiles import RawReport, codec, decoding, read_texts
+from clipit.reports.tables import csv_reports, read_csv_table
+from clipit.reports.textfiles import RawReport, is_text, read_texts
 
 ID_COLUMN = "patient_filename"
 """Column of the published csv: barcode, dot, name of the scanned file."""
@@ -105,20 +104,25 @@ def _read_raw(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
     if _is_csv(path):
         return _read_published_csv(path, config)
     if path.is_dir():
-        tables = sorted(path.glob("*.csv"))
-        if tables and not any(path.rglob("*.txt")):
+        files = list_files(path, lambda file: file.suffix.lower() in (".csv", ".txt")).files
+        tables = [file for file in files if file.suffix.lower() == ".csv"]
+        if tables and not any(is_text(file.relative_to(path).as_posix()) for file in files):
             table = next((table for table in tables if table.name == CSV), tables[0])
             raise DataError(
-                f"the folder holds {table.name}, and no .txt", where=path, fix=f"give reports.path the file: {table}"
+                f"the folder contains {table.relative_to(path)} and no .txt file",
+                where=path,
+                fix=f"set reports.path to the file: {table}",
             )
     elif zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
         if names:
-            raise DataError(f"the zip holds {names[0]}", where=path, fix="unpack it and give reports.path the csv")
+            raise DataError(f"the zip contains {names[0]}", where=path, fix="unpack it and set reports.path to the csv")
     else:
         raise DataError(
-            "neither a .csv nor a zip", where=path, fix="give the csv of TCGA-Reports, or a folder or zip of .txt"
+            "neither a .csv nor a zip",
+            where=path,
+            fix="set reports.path to the csv of TCGA-Reports, or to a folder or zip of .txt files",
         )
     return read_texts(path, config.encoding, problems)
 
@@ -129,17 +133,18 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
     Raises:
         DataError: The column `patient_filename` is missing or repeats a value.
     """
-    with decoding(path, config.encoding), path.open(encoding=codec(config.encoding), newline="") as stream:
-        header = next(csv.reader(stream), [])
-    if ID_COLUMN not in header:
+    table = read_csv_table(path, config.encoding)
+    if ID_COLUMN not in table.header:
+        columns = shortlist(table.header, 20) or "none"
         raise DataError(
-            f"not the csv of TCGA-Reports: no column {ID_COLUMN!r}; the columns are: {', '.join(header) or 'none'}",
+            f"not the csv of TCGA-Reports: no column {ID_COLUMN!r}; the columns are: {columns}",
             where=path,
-            fix=f"give reports.path {CSV} as published, or read this file with reports.format: csv",
+            fix=delimiter_hint(table.header)
+            or f"set reports.path to {CSV} as published, or read this file with reports.format: csv",
         )
-    columns = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
+    keys = {"id_column": ID_COLUMN, "organ_column": None, "group_column": None}
     where_of: dict[str, str] = {}
-    for raw in read_csv_reports(path, config.model_copy(update=columns), ","):
+    for raw in csv_reports(table, path, config.model_copy(update=keys)):
         first = where_of.setdefault(raw.report_id or "", raw.where)
         if first != raw.where:
             raise DataError(
@@ -156,14 +161,18 @@ def _read_organs(path: Path) -> dict[str, str]:
     Raises:
         DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.
     """
-    fix = "give reports.cancer_types the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
+    fix = "set reports.cancer_types to the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
     try:
         table = read_csv(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the cancer types: {error}", where=path, fix=fix) from error
     if not {"patient_id", "cancer_type"} <= set(table.header):
-        columns = ", ".join(table.header)
-        raise DataError(f"expected the columns patient_id and cancer_type, found {columns}", where=path, fix=fix)
+        columns = shortlist(table.header, 20)
+        raise DataError(
+            f"expected the columns patient_id and cancer_type, found {columns}",
+            where=path,
+            fix=delimiter_hint(table.header) or fix,
+        )
     organ_of: dict[str, str] = {}
     for line, cells in zip(table.lines, table.rows, strict=True):
         row = dict(zip(table.header, cells, strict=True))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("bad.parquet", "PAR1", {}, "cannot read this parquet file"),
         ("bad.zip", "PK", {}, "cannot read this zip file"),
         ("reports.docx", "x", {}, "cannot infer the format"),
+        ("deep.jsonl", '{"text": ' + "[" * 100_000, {}, "invalid JSON"),
+        ("twice.jsonl", '{"text": "a", "text": "b"}\n', {}, r"invalid JSON: repeated key 'text'\n.*line 1"),
+        ("half.jsonl", '{"text": "a", "id": "\\ud800"}\n', {"id_column": "id"}, "not valid Unicode"),
+        ("joined.csv", 'id,text\n"1,a\n2",b\n', {"id_column": "id"}, r"column 'id' contains a line break"),
+        ("joined.csv", 'g,text\n"1,a\n2",b\n', {"group_column": "g"}, r"column 'g' contains a line break"),
+        ("list.jsonl", '{"text": "a", "g": ["1"]}\n', {"group_column": "g"}, "column 'g' contains a list"),
+        ("na.csv", "id,text\nNA,a\n", {"id_column": "id"}, r"no id in column 'id', but 'NA'\n.*line 2"),
+        ("sep.csv", "sep=;\ntext;id\n", {}, "first line names a delimiter"),
+        ("pointer.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "Git LFS pointer"),
+        ("pointer.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "git lfs pull"),
+        ("pointer.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "git lfs pull"),
+        ("pointer.zip", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", {}, "git lfs pull"),
+        ("wide.txt", "C\0o\0l\0o\0n\0", {}, "probably utf-16-le"),
     ],
 )
 def test_bad_input(tmp_path: Path, name: str, content: str, keys: dict[str, Any], message: str) -> None:
@@ -167,7 +181,8 @@ def test_bad_input(tmp_path: Path, name: str, content: str, keys: dict[str, Any]
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.csv", "gone"])
 def test_missing_source(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="no such file or folder of reports"):
+    (tmp_path / "Gone.csv").touch()
+    with pytest.raises(DataError, match=r"no such file or folder of reports; .* contains Gone\.csv\n"):
         read(tmp_path / name)
 
 
@@ -177,7 +192,7 @@ def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DataError, match="the path is a folder"):
         read(tmp_path, format="csv")
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(ConfigError, match="unknown encoding 'utf-9'"):
+    with pytest.raises(ConfigError, match="unknown text encoding 'utf-9'"):
         read(tmp_path / "a.txt", encoding="utf-9")
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.load_dataset", lambda path: (_ for _ in ()).throw(ConnectionError("offline")))
@@ -222,3 +237,134 @@ def test_utf_16_is_recognised(tmp_path: Path, codec: str, name: str) -> None:
         read(path)
     if name != "reports.jsonl":
         assert read(path, encoding="utf-16").reports[-1].text == "Colon."
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "base64", "zip", "undefined", "utf\0"])
+def test_codecs_that_are_not_text_encodings(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ConfigError, match="unknown text encoding"):
+        read(tmp_path / "a.txt", encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        (b"caf\xe9", "--reports.encoding=latin-1"),
+        (b"\x93caf\xe9\x94", "--reports.encoding=cp1252"),
+        (b"\x93caf\xe9\x81", "neither latin-1 nor cp1252"),
+    ],
+)
+def test_the_hint_names_an_encoding_that_keeps_all_letters(tmp_path: Path, data: bytes, hint: str) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(DataError, match=hint):
+        read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("mark", ["NA", "nan", "None", "NULL", "#N/A", "-1"])
+def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text(f"text,g,o,l\na colon,1,{mark},2\na liver,{mark},3,{mark}\na lung,2,4,4\nNA,3,5,5\n")
+    found = read(path, group_column="g", organ_column="o", label_column="l")
+    assert [(r.group, r.organ, r.label) for r in found.reports] == [("1", None, "2"), (None, "3", None), ("2", "4", "4")]
+    assert found.empty == 1
+    assert f"1 reports without a value in the column of reports.label_column ({mark}: 1)" in found.problems
+    assert sum("without a value" in problem for problem in found.problems) == 3
+
+
+def test_minus_one_beside_names_is_a_name_and_beside_one_number_unclear(tmp_path: Path) -> None:
+    path = tmp_path / "reports.csv"
+    path.write_text("text,l\na colon,-1\na liver,x\n")
+    assert [r.label for r in read(path, label_column="l").reports] == ["-1", "x"]
+    path.write_text("text,l\na colon,-1\na liver,1\n")
+    with pytest.raises(DataError, match=r"-1 may be a value or mark missing ones\n.*reports\.label_column"):
+        read(path, label_column="l")
+
+
+def test_missing_values_of_parquet(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a colon", "a liver"], "g": [1.5, float("nan")], "l": [b"mucin", None]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet", group_column="g", label_column="l").reports
+    assert [(r.group, r.label) for r in found] == [("1.5", "mucin"), (None, None)]
+
+
+def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+    wrong = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9"))
+    pq.write_table(pa.table({"text": wrong}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a text is not valid UTF-8(.|\n)*a\.parquet"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
+    folder = tmp_path / "table.parquet"
+    folder.mkdir()
+    for i, row in enumerate(ROWS):
+        write_table(folder / f"part-{i}.parquet", [row])
+    (folder / "_SUCCESS").touch()
+    assert [report.text for report in read(folder, format="parquet", **COLUMNS).reports] == TEXTS
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no parquet file"):
+        read(tmp_path / "none", format="parquet")
+
+
+def test_links_and_odd_names_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "b.txt").write_text("Liver.")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.TXT").write_text("Colon.")
+    (folder / "linked").symlink_to(tmp_path / "outside")
+    (folder / "up").symlink_to(folder)
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text("Lung.")
+    found = read(folder)
+    assert [report.report_id for report in found.reports] == ["a", "linked/b"]
+    assert found.problems[0].endswith("1 links to missing files skipped: gone.txt")
+    assert "1 files whose names are not UTF-8 skipped: caf" in found.problems[1]
+
+
+def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:
+    (tmp_path / "scan.pdf").write_bytes(b"%PDF")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"empty corpus(.|\n)*gone\.txt(.|\n)*first scan\.pdf"):
+        read(tmp_path)
+
+
+def test_a_pointer_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    with pytest.raises(DataError, match=r"Git LFS pointer(.|\n)*a\.txt(.|\n)*git lfs pull"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_zips_name_the_member(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "texts.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("good.txt", "Liver.")
+        archive.writestr("z/bad.txt", "".join(f"Colon {i} with carcinoma. " for i in range(500)))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"z/bad.txt") + len(b"z/bad.txt")
+    for damage in (0x00, 0xFF, 0x55):
+        path.write_bytes(data[: start + 20] + bytes([damage]) * 60 + data[start + 80 :])
+        with pytest.raises(DataError, match=r"cannot read this zip file: .+\n.*z/bad\.txt"):
+            read(path)
+
+
+def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "one.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", b"a" * (17 * 2**20))
+    with pytest.raises(DataError, match=r"one report of 17,825,792 bytes(.|\n)*a\.txt"):
+        read(tmp_path / "one.zip")
+    block = b"a" * (15 * 2**20)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for i in range(20):
+            archive.writestr(f"{i}.txt", block)
+    with pytest.raises(DataError, match="over 200 times the size of the zip"):
+        read(tmp_path / "many.zip")
+
+
+def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        archive.writestr("a/b.txt", "Colon.")
+        archive.writestr("a\\b.txt", "Liver.")
+    with pytest.raises(DataError, match="two files of the zip have the same name"):
+        read(tmp_path / "texts.zip")

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
 from clipit.reports.readers import read_reports
-from clipit.reports.tcga import ORGANS, patient_of
+from clipit.reports.tcga import CSV, ORGANS, patient_of
 
 REAL = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
 KIDNEY = "TCGA-BP-5195.25c0b433-5557-4165-922e-2c1eac9c26f0"
@@ -71,6 +71,7 @@ def test_only_some_organs(published: Path, types: Path) -> None:
     reports = read_reports(config(published, cancer_types=str(types), organs=("stomach",)))
     assert {report.group for report in reports.reports} == {"TCGA-D7-8573"}
     assert any("2 reports of other or unknown organs dropped" in problem for problem in reports.problems)
+    assert len(read_reports(config(published, cancer_types=str(types), organs=(" Stomach",))).reports) == 2
     with pytest.raises(DataError, match="no report of lung; organs in the corpus: kidney, stomach"):
         read_reports(config(published, cancer_types=str(types), organs=("stomach", "lung")))
 
@@ -100,7 +101,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     packed = tmp_path / "TCGA_Reports.csv.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(published, "TCGA_Reports.csv")
-    with pytest.raises(DataError, match=r"(?s)the zip holds TCGA_Reports.csv.*unpack it"):
+    with pytest.raises(DataError, match=r"(?s)the zip contains TCGA_Reports.csv.*unpack it"):
         read_reports(config(packed))
     (tmp_path / "a.txt").write_text("one report")
     with pytest.raises(DataError, match=r"neither a \.csv nor a zip"):
@@ -176,5 +177,44 @@ def test_a_row_that_stands_there_twice(published: Path) -> None:
 
 
 def test_the_folder_of_the_csv(published: Path, types: Path) -> None:
-    with pytest.raises(DataError, match=r"(?s)the folder holds TCGA_Reports.csv.*the file: .*/TCGA_Reports.csv"):
+    with pytest.raises(DataError, match=r"(?s)the folder contains TCGA_Reports.csv.*the file: .*/TCGA_Reports.csv"):
         read_reports(config(published.parent))
+
+
+def test_the_csv_is_read_strictly(tmp_path: Path) -> None:
+    path = tmp_path / CSV
+    path.write_text(f'patient_filename,text\n{KIDNEY},"Kidney\nTCGA-D7-8573.x,Stomach\n')
+    with pytest.raises(DataError, match="broken row"):
+        read_reports(config(path))
+    path.write_text(f'patient_filename,text\n"{KIDNEY},a\nTCGA-D7-8573.x",b\n')
+    with pytest.raises(DataError, match=r"column 'patient_filename' contains a line break"):
+        read_reports(config(path))
+    path.write_text('"patient_filename,text\n' + "a" * 200_000)
+    with pytest.raises(DataError, match="broken row"):
+        read_reports(config(path))
+
+
+@pytest.mark.parametrize(
+    ("first", "hint"), [("patient_filename;text", "one column that holds ';'"), ("sep=;", "first line names a delim")]
+)
+def test_another_delimiter(tmp_path: Path, first: str, hint: str) -> None:
+    path = tmp_path / CSV
+    path.write_text(f"{first}\n{KIDNEY};Kidney\n")
+    with pytest.raises(DataError, match=hint):
+        read_reports(config(path))
+
+
+def test_zip_members_with_backslashes(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        archive.writestr(f"part\\{KIDNEY}.txt", "Kidney.")
+    (report,) = read_reports(config(tmp_path / "texts.zip")).reports
+    assert (report.report_id, report.group) == (f"part/{KIDNEY}", "TCGA-BP-5195")
+
+
+def test_linked_folders_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / f"{KIDNEY}.TXT").write_text("Kidney.")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.csv").write_text("a,b\n")
+    (tmp_path / "texts" / "linked").symlink_to(tmp_path / "outside")
+    assert [r.report_id for r in read_reports(config(tmp_path / "texts")).reports] == [f"linked/{KIDNEY}"]

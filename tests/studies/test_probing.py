@@ -231,12 +231,25 @@ def test_invalid_captions_are_refused(tmp_path: Path) -> None:
         ("tile_id,text\n007,x\n8,y\n", "1 captions belong to no test tile: 8"),
         ("tile_id,text\nb,\n", "no text for b"),
         ("tile_id,text\n", "no caption"),
-        ("tile_id,text\nb,x,y\n", "unreadable captions"),
+        ("tile_id,text\nb,x,y\n", "has 3 fields, the header 2"),
+        ('tile_id,text\nb,"x\n007,y\n', "broken row"),
     ):
         with pytest.raises(DataError, match=message):
             read_captions(written(text), known)
+    path.write_bytes(b"tile_id,text\nb,caf\xe9\n")
+    with pytest.raises(DataError, match="unreadable captions"):
+        read_captions(path, known)
     with pytest.raises(DataError, match="no such caption file"):
         read_captions(tmp_path / "nowhere.csv", known)
+
+
+def test_long_captions_with_line_breaks(tmp_path: Path) -> None:
+    ids = [f"{i:04d}" for i in range(3000)]
+    text = "a gland,\n" * 100
+    path = tmp_path / "captions.csv"
+    path.write_text("tile_id,text\n" + "".join(f'{name},"{text}"\n' for name in ids), encoding="utf-8")
+    assert path.stat().st_size > 2_000_000
+    assert read_captions(path, np.array(ids)) == (ids, [text] * len(ids))
 
 
 def test_training_tiles_find_the_snippets_of_their_pairs(configure: MakeConfig) -> None:

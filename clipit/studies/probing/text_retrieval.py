@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 from jaxtyping import Float32, Int64, Shaped
 
 from clipit.config.studies import ProbingConfig
+from clipit.data_files import delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.features import Features
 from clipit.evaluation.retrieval import RetrievalScore, class_match, recall_at
@@ -69,28 +68,30 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
         DataError: The file is missing or unreadable, lacks a column, has an empty text, or names unknown tiles.
     """
     try:
-        # Read ids as text: numeric ids would lose their leading zeros.
-        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
-        table = pyarrow.csv.read_csv(path, convert_options=options)
+        table = read_csv(path)
     except FileNotFoundError:
         raise DataError("no such caption file", where=path, fix="correct probing.captions") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"unreadable captions: {error}", where=path, fix="give a CSV in UTF-8") from error
-    missing = [name for name in _COLUMNS if name not in table.column_names]
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"unreadable captions: {error}", where=path, fix="save the file as csv in UTF-8") from error
+    missing = [name for name in _COLUMNS if name not in table.header]
     if missing:
-        raise DataError(f"missing columns: {', '.join(missing)}", where=path, fix="name the columns tile_id and text")
-    ids, texts = table.column("tile_id").to_pylist(), table.column("text").to_pylist()
-    unknown = sorted({str(name) for name in ids} - set(known.tolist()))
+        raise DataError(
+            f"missing columns: {', '.join(missing)}",
+            where=path,
+            fix=delimiter_hint(table.header) or "name the columns tile_id and text",
+        )
+    ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
+    unknown = sorted(set(ids) - set(known.tolist()))
     if unknown:
         raise DataError(
             f"{len(unknown)} captions belong to no test tile: {shortlist(unknown)}",
             where=path,
-            fix="give captions of test tiles, under the ids that predictions.parquet has",
+            fix="use the ids of test tiles, as in predictions.parquet",
         )
-    empty = [str(name) for name, text in zip(ids, texts, strict=True) if not (text or "").strip()]
+    empty = [name for name, text in zip(ids, texts, strict=True) if not text.strip()]
     if empty or not ids:
         what = f"no text for {shortlist(empty)}" if empty else "no caption in the file"
-        raise DataError(what, where=path, fix="give one text per row")
+        raise DataError(what, where=path, fix="write one text per row")
     return ids, texts
 
 

@@ -1,0 +1,41 @@
+"""Missing values in the organs, groups and labels of reports."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from clipit.data_files import MISSING_VALUES
+from clipit.errors import DataError, shortlist
+
+_NO_CLASS = "-1"  # written by Hugging Face data sets and many tables in place of an unknown class
+
+
+def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
+    """Replace texts that mark missing values, such as NA and None, and -1 in a column of integers, with None.
+
+    Args:
+        values: Cells of a column, None where empty.
+        key: Configuration key that names the column.
+        where: Path of the reports, for the error message.
+
+    Returns:
+        The values, and a note that counts the replaced ones; "" if there are none.
+
+    Raises:
+        DataError: It is unclear whether -1 marks missing values, because the column has only one other integer.
+    """
+    counts = Counter(value for value in values if value is not None)
+    marks = {value for value in counts if value.casefold() in MISSING_VALUES}
+    others = set(counts) - marks - {_NO_CLASS}
+    if _NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
+        if len(others) == 1:
+            raise DataError(
+                f"the values are {shortlist([_NO_CLASS, *others])}: -1 may be a value or mark missing ones",
+                where=f"{where}, {key}",
+                fix="write names in place of the numbers, or leave the cells of missing values empty",
+            )
+        marks.add(_NO_CLASS)
+    if not marks:
+        return list(values), ""
+    listed = shortlist([f"{mark}: {counts[mark]}" for mark in sorted(marks)])
+    note = f"{sum(counts[mark] for mark in marks)} reports without a value in the column of {key} ({listed})"
+    return [None if value in marks else value for value in values], note

@@ -265,7 +265,11 @@ def test_missing_values_are_no_patients_and_no_classes(tmp_path: Path, mark: str
     path = tmp_path / "reports.csv"
     path.write_text(f"text,g,o,l\na colon,1,{mark},2\na liver,{mark},3,{mark}\na lung,2,4,4\nNA,3,5,5\n")
     found = read(path, group_column="g", organ_column="o", label_column="l")
-    assert [(r.group, r.organ, r.label) for r in found.reports] == [("1", None, "2"), (None, "3", None), ("2", "4", "4")]
+    assert [(r.group, r.organ, r.label) for r in found.reports] == [
+        ("1", None, "2"),
+        (None, "3", None),
+        ("2", "4", "4"),
+    ]
     assert found.empty == 1
     assert f"1 reports without a value in the column of reports.label_column ({mark}: 1)" in found.problems
     assert sum("without a value" in problem for problem in found.problems) == 3

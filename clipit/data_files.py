@@ -96,7 +96,7 @@ def neighbours(path: str) -> str:
     folder = next((parent for parent in wanted.parents if parent.is_dir()), Path())
     name = wanted.relative_to(folder).parts[0]
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return ""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
@@ -185,7 +186,8 @@ def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: lis
         resolved, note = resolve_missing(values, f"reports.{key}_column", config.path)
         if note:
             problems.append(note)
-            reports = [replace(report, **{key: value}) for report, value in zip(reports, resolved, strict=True)]
+            changes: list[dict[str, Any]] = [{key: value} for value in resolved]
+            reports = [replace(report, **change) for report, change in zip(reports, changes, strict=True)]
     return reports
 
 

@@ -1,19 +1,65 @@
-"""Read YAML files and detect duplicate keys, of which YAML silently keeps the last."""
+"""Read YAML files: plain data only, bounded in size, depth and aliases, with duplicate keys detected.
+
+Tags other than those of plain data are refused, and dates remain strings.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-_MERGE = "tag:yaml.org,2002:merge"  # tag of the key `<<`
+from clipit.errors import ClipitError, ConfigError
+
+_STANDARD = "tag:yaml.org,2002:"
+_MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
+_PLAIN_TAGS = {_STANDARD + kind for kind in ("str", "int", "float", "bool", "null", "seq", "map")}
+_NOT_RESOLVED = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}  # dates and `=` remain strings
+_MOST_BYTES = 8 * 2**20
+_DEEPEST = 40
+_MOST_BITS = 64  # of a whole number
+_MOST_REPEATED = 10_000  # values that aliases repeat, over the whole file
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that records duplicate mapping keys."""
+    """Safe loader of plain data that records duplicate mapping keys."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.repeated: list[tuple[str, int]] = []
+        self._open: list[yaml.Event] = []  # start of each node that is being composed
+        self._values = 0  # values so far, with those that aliases repeat
+        self._sizes: dict[str, int] = {}  # number of values under each anchor
+        self._aliased = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node; refuse foreign tags, deep nesting, and aliases that are recursive or repeat too much."""
+        event = self.peek_event()
+        anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
+        if isinstance(event, yaml.AliasEvent):
+            if any(getattr(outer, "anchor", None) == anchor for outer in self._open):
+                raise _refusal(f"the alias *{anchor} contains itself", event)
+            self._aliased += self._sizes.get(event.anchor, 0)
+            self._values += self._sizes.get(event.anchor, 0)
+            if self._aliased > _MOST_REPEATED:
+                raise _refusal(f"aliases repeat more than {_MOST_REPEATED:,} values", event)
+            return super().compose_node(parent, index)
+        if tag not in (None, "!") and tag not in _PLAIN_TAGS:
+            raise _refusal(f"the tag {tag.replace(_STANDARD, '!!')} is not supported", event)
+        if len(self._open) >= _DEEPEST:
+            raise _refusal(f"nested more than {_DEEPEST} levels deep", event)
+        before = self._values
+        self._values += 1
+        self._open.append(event)
+        node = super().compose_node(parent, index)
+        self._open.pop()
+        if anchor is not None:
+            self._sizes[anchor] = self._values - before
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping and record its duplicate keys; merged keys may be overridden."""
@@ -27,17 +73,54 @@ class _Loader(yaml.SafeLoader):
             seen.add((key.tag, key.value))
         return node
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Convert a node; refuse values that do not have the type of their tag, huge numbers and invalid characters."""
+        try:
+            value = super().construct_object(node, deep=deep)
+            if isinstance(value, str):
+                value.encode("utf-8")
+            if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+                raise ValueError
+            return value
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+            kind = node.tag.replace(_STANDARD, "!!")
+            raise yaml.MarkedYAMLError(problem=f"not a valid {kind}", problem_mark=node.start_mark) from None
 
-def load_yaml(path: Path) -> tuple[Any, list[tuple[str, int]]]:
+
+def _refusal(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+
+
+def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, list[tuple[str, int]]]:
     """Read a YAML file, and list its duplicate keys with their lines.
+
+    Args:
+        path: Path of the file.
+        error: Class of the errors about the content of the file.
 
     Raises:
         OSError: The file cannot be read.
-        UnicodeDecodeError: The file is not UTF-8.
-        yaml.YAMLError: The file is not YAML.
+        ClipitError: The file is too large, not UTF-8 or not plain YAML; an `error` that names the file and line.
     """
-    loader = _Loader(path.read_text(encoding="utf-8"))
+    with path.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise error(f"not read: larger than {_MOST_BYTES >> 20} MiB", where=path, fix="choose a YAML file")
     try:
-        return loader.get_single_data(), loader.repeated
-    finally:
-        loader.dispose()
+        loader = _Loader(content.decode("utf-8"))
+        try:
+            return loader.get_single_data(), loader.repeated
+        finally:
+            loader.dispose()
+    except UnicodeDecodeError as found:
+        line = content.count(b"\n", 0, found.start) + 1
+        raise error(f"not UTF-8: {found.reason}", where=f"{path}, line {line}", fix="save it as UTF-8") from None
+    except yaml.MarkedYAMLError as found:
+        mark = found.problem_mark or found.context_mark
+        problem = " ".join(part for part in (found.context, found.problem) if part)
+        where = f"{path}, line {mark.line + 1}" if mark else path
+        raise error(f"not valid YAML: {problem}", where=where, fix="correct this line") from None
+    except yaml.reader.ReaderError as found:
+        line = content.decode("utf-8").count("\n", 0, found.position) + 1
+        problem = f"the character #x{found.character:04x} is not allowed"
+        raise error(f"not valid YAML: {problem}", where=f"{path}, line {line}", fix="delete this character") from None

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.option_values import decode_options, decode_text
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
@@ -97,7 +97,9 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
             lines.append(f"unknown key '{key}'{_hint(key)}")
         else:
             given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
-            lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}")
+            unquoted = item["type"] == "string_type" and isinstance(item["input"], int | float)
+            quotes = "; write it in quotes" if unquoted else ""
+            lines.append(f"'{key}': {item['msg']}{given if len(given) < 80 else ''}{quotes}")
     listed = "\n    ".join(lines)
     return ConfigError(
         f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
@@ -117,24 +119,41 @@ def all_keys() -> list[str]:
     return keys_of(RunConfig) + [key for key in keys_of(ConfigFile) if key.partition(".")[0] in SECTIONS]
 
 
-def keys_of(model: type[Any], prefix: str = "") -> list[str]:
+def keys_of(model: type[Any]) -> list[str]:
     """List every dotted key of a model and of its sections."""
-    keys: list[str] = []
+    return [*_types(model)]
+
+
+def _types(model: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Return the type of every dotted key of a model and of its sections."""
+    types: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kinds = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
         section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-        keys.append(prefix + name)
-        keys += keys_of(section, f"{prefix}{name}.") if section else []
-    return keys
+        types[prefix + name] = field.annotation
+        types |= _types(section, f"{prefix}{name}.") if section else {}
+    return types
 
 
 def _hint(key: str) -> str:
+    """Suggest a key: the new name of a renamed one, a similar one, or one that is abbreviated (`lr`)."""
     import difflib
 
     if key in RENAMED:
         return f" (it is now called '{RENAMED[key]}')"
-    similar = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.6)
+    keys = all_keys()
+    section, _, name = key.rpartition(".")
+    within = {other: other.rpartition(".")[2] for other in keys if not section or other.startswith(f"{section}.")}
+    spelt = [other for other, last in within.items() if _abbreviates(name, last) or (last == name and not section)]
+    near = difflib.get_close_matches(key, within if section in keys else keys, n=1, cutoff=0.6)
+    similar = [*spelt, *near]
     return f" (did you mean '{similar[0]}'?)" if similar else ""
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Return whether a text is made of the initials of a key's words."""
+    words = name.split("_")
+    return len(words) > 1 and short == "".join(word[0] for word in words)
 
 
 def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[str, Any]:
@@ -154,10 +173,8 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         raise ConfigError("no such configuration file", where=path, fix=f"see {shipped} for those shipped") from None
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(
-            f"not a readable YAML file: {error}", where=path, fix=f"correct the file; {example} shows the form"
-        ) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=path, fix=f"choose a file such as {example}") from None
     if repeated:
         given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
         raise ConfigError(f"repeated keys, of which YAML keeps the last: {given}", where=path, fix="keep one of each")
@@ -206,14 +223,17 @@ def read_file_command(
             usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[parser]
         )
         CliSettingsSource(settings, root_parser=help_parser, cli_parse_args=["--help"], cli_hide_none_type=True)
-    _refuse_repeated(
-        arguments, [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
-    )
+    types = _types(settings)
+    repeatable = [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
+    _refuse_repeated(arguments, repeatable, types)
     options, rest = parser.parse_known_args(arguments)
-    known, unknown = _sort_options(rest, keys_of(settings))
+    known, unknown = _sort_options(rest, [*types])
     _refuse_sections(unknown, sections)
-    overrides = _parse(known, settings)
-    values = merge(merge(read_yaml(options.config), overrides), nested(unknown))
+    decoded = decode_options(known, types)
+    parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
+    overrides = merge(parsed, nested(decoded))
+    values = merge(read_yaml(options.config), overrides)
+    values = merge(values, nested({key: decode_text(text) for key, text in unknown.items()}))
     earlier = values.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
         given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
@@ -245,50 +265,60 @@ def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> Non
         )
 
 
-def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str]) -> None:
+def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
     """Refuse repeated options: one value would be dropped, or two lists joined."""
     given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
     if twice:
+        lists = [option for option in twice if "tuple" in str(types.get(option[2:]))]
         raise ConfigError(
             f"given more than once: {', '.join(twice)}",
             where="the command line",
-            fix=f"give each option once; a list in brackets: '{twice[0]}=[a, b]'",
+            fix="keep one of each" + (f"; write a list as '{lists[0]}=[a, b]'" if lists else ""),
         )
 
 
-def _parse(known: Sequence[str], settings: type[BaseSettings]) -> dict[str, Any]:
+def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, Any]:
     """Parse configuration options; the error names the option that cannot be parsed."""
     if not known:
         return {}
+    arguments = [f"--{key}={text}" for key, text in known.items()]
     try:
-        values: dict[str, Any] = CliSettingsSource(settings, cli_parse_args=list(known), cli_exit_on_error=False)()
+        values: dict[str, Any] = CliSettingsSource(settings, cli_parse_args=arguments, cli_exit_on_error=False)()
     except (SettingsError, argparse.ArgumentError) as error:
-        starts = [place for place, argument in enumerate(known) if argument.startswith("--")]
-        if len(starts) > 1:
-            for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
-                _parse(known[start:end], settings)  # raises for the option that fails
+        if len(known) > 1:
+            for key, text in known.items():
+                _parse({key: text}, settings)  # raises for the option that fails
         raise ConfigError(
-            f"cannot be parsed: {' '.join(known)} ({error})",
+            f"cannot be parsed: {' '.join(arguments)} ({error})",
             where="the command line",
             fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
         ) from None
     return values
 
 
-def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split options into known keys, for the parser, and unknown ones, for the list of all errors."""
-    keys = [f"--{key}" for key in keys]
-    known: list[str] = []
-    unknown: dict[str, str] = {}
+def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split options into known keys, for the parser, and unknown ones, for the list of all errors; each with its value.
+
+    Raises:
+        ConfigError: A known option has no value, or more than one.
+    """
+    options: dict[str, list[str]] = {}
     option = ""
     for argument in arguments:
         if argument.startswith("--"):
-            option, _, value = argument.partition("=")
-            if option not in keys:
-                unknown[option[2:]] = value
-        if option in keys:
-            known.append(argument)
-        elif not argument.startswith("--"):
-            unknown[option[2:] or argument] = argument
-    return known, unknown
+            option, equals, value = argument[2:].partition("=")
+            options[option] = [value] if equals else []
+        elif option:
+            options[option].append(argument)
+        else:
+            options[argument] = []  # no option: listed as an unknown key
+    for option, values in options.items():
+        if option in keys and len(values) != 1:
+            raise ConfigError(
+                f"--{option} has {f'{len(values)} values: ' + ' '.join(values) if values else 'no value'}",
+                where="the command line",
+                fix=f"write --{option}=VALUE; a value with spaces in single quotes",
+            )
+    known = {option: values[0] for option, values in options.items() if option in keys}
+    return known, {option: " ".join(values) for option, values in options.items() if option not in keys}

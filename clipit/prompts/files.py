@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clipit.errors import DataError
 from clipit.yaml_file import load_yaml
 
@@ -42,16 +40,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         DataError: The file cannot be read, is not UTF-8 or YAML, or holds no mapping.
     """
     try:
-        value, repeated = load_yaml(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error.reason}", where=path, fix="save it as UTF-8") from error
+        value, repeated = load_yaml(path, DataError)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"not valid YAML: {error}", where=path, fix="correct the line named in the message") from error
     if not isinstance(value, dict):
         raise DataError("not a YAML mapping", where=path, fix="start with `name:`, one key per line")
-    return {str(key): entry for key, entry in value.items()}, [key for key, _ in repeated]
+    return {str(key): entry for key, entry in value.items()}, [f"{key} (line {line})" for key, line in repeated]
 
 
 def key_problems(

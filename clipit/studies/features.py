@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float32, UInt8
 
 from clipit.artifacts import file_sha256, fingerprint
+from clipit.config.load import read_yaml
 from clipit.config.run import BackboneConfig, RunConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.features import Features
 from clipit.runs.folder import read_training
 from clipit.stores.embed import Store, embed_tiles, write_shards
@@ -161,12 +161,12 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read config.yaml and training.json; a missing file gives an empty mapping."""
     config_file, training_file = run / "config.yaml", run / "training.json"
     try:
-        config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        config = str(error)
-    if not isinstance(config, dict):
+        config = read_yaml(config_file) if config_file.is_file() else {}
+    except ConfigError as error:
         fix = "run scripts/train.py with the run's configuration to write it again"
-        raise ArtifactError("the run's configuration is damaged", where=config_file, fix=fix)
+        raise ArtifactError(
+            f"the run's configuration is damaged: {str(error).splitlines()[0]}", where=config_file, fix=fix
+        ) from error
     return config, read_training(run) if training_file.is_file() else {}
 
 

@@ -1,0 +1,71 @@
+"""Decode values of command-line options: lists, mappings and None, in JSON or in Python's notation as wandb writes it."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from clipit.errors import ConfigError
+
+_NONE = ("None", "null")
+_CONTAINERS = ("[", "(", "{")
+_QUOTED_ITEM = re.compile(r"(^[\[({]|,)\s*'")  # single quotes that are not part of a word
+_TUPLE = re.compile(r"\(.*,.*\)", re.DOTALL)
+
+
+def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
+    """Decode those options whose value is a list, a mapping or None.
+
+    Args:
+        options: Text of each option, by its dotted key.
+        types: Type of each key.
+
+    Returns:
+        The decoded values; options with any other text are left out.
+
+    Raises:
+        ConfigError: A list has quoted items, but is written neither in JSON nor in Python's notation.
+    """
+    decoded: dict[str, Any] = {}
+    for key, text in options.items():
+        kinds = get_args(types[key]) if get_origin(types[key]) in (Union, UnionType) else (types[key],)
+        lists = [kind for kind in kinds if get_origin(kind) is tuple]
+        if text in _NONE and NoneType in kinds:
+            decoded[key] = None
+        elif lists:
+            of_texts = get_args(lists[0])[0] is str
+            items = _literal(text, numbers_as_text=of_texts) if text.startswith(("[", "(", "'")) else None
+            if isinstance(items, str | list):
+                decoded[key] = [items] if isinstance(items, str) else items
+            elif _QUOTED_ITEM.search(text) or _TUPLE.fullmatch(text):
+                raise ConfigError(
+                    f"cannot be parsed as a list: --{key}={text}",
+                    where="the command line",
+                    fix=f"write the list as JSON: '--{key}=[\"first\", \"second\"]'",
+                )
+        elif str not in kinds and isinstance(value := decode_text(text), dict):
+            decoded[key] = value
+    return decoded
+
+
+def decode_text(text: str) -> Any:
+    """Decode a list, a mapping or None in JSON or Python's notation; return any other text unchanged."""
+    if text in _NONE:
+        return None
+    value = _literal(text) if text.startswith(_CONTAINERS) else text
+    return value if isinstance(value, list | dict) else text
+
+
+def _literal(text: str, *, numbers_as_text: bool = False) -> Any:
+    """Decode JSON or a Python literal as JSON-like data (tuples as lists); None if the text is neither."""
+    number = {"parse_int": str, "parse_float": str} if numbers_as_text else {}
+    try:
+        return json.loads(text, **number)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(json.dumps(ast.literal_eval(text)), **number)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None

@@ -1,0 +1,83 @@
+"""YAML files: plain data only, within bounds, and errors that name file and line."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from clipit.errors import ConfigError, DataError
+from clipit.yaml_file import load_yaml
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "some.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 2024-01-31", {"a": "2024-01-31"}),
+        ("a: 2024-13-45", {"a": "2024-13-45"}),
+        ("a: 2001-12-14 21:59:43.10", {"a": "2001-12-14 21:59:43.10"}),
+        ("a: =", {"a": "="}),
+        ("a: !!str 12", {"a": "12"}),
+        ("a: [1, 0.5, true, null, x]", {"a": [1, 0.5, True, None, "x"]}),
+        ("b: &b {x: 1, y: 2}\nc: {<<: *b, x: 3}", {"b": {"x": 1, "y": 2}, "c": {"x": 3, "y": 2}}),
+        ("", None),
+    ],
+)
+def test_plain_data(tmp_path: Path, text: str, value: object) -> None:
+    assert load_yaml(write(tmp_path, text)) == (value, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("a: 1\nb: !!int a", 2, "not a valid !!int"),
+        ("a: !!bool maybe", 1, "not a valid !!bool"),
+        ("a: 1\n\nb: !!timestamp foo", 3, "the tag !!timestamp is not supported"),
+        ("a: !!python/object:os.system x", 1, "the tag !!python/object:os.system is not supported"),
+        ("a: !own x", 1, "the tag !own is not supported"),
+        ("a: !!map b", 1, "expected a mapping"),
+        ("a: 0" + "7" * 6000, 1, "not a valid !!int"),
+        ("a: " + "9" * 6000, 1, "not a valid !!int"),
+        ('a: "\\ud800"', 1, "not a valid !!str"),
+        ("- a\n" + "[" * 20_000, 2, "nested more than"),
+        ("a: [" * 20_000, 1, "nested more than"),
+        ("- " * 20_000, 1, "nested more than"),
+        (BOMB, 5, "aliases repeat more than"),
+        ("a: 1\nb: &b [*b]", 2, "the alias *b contains itself"),
+        ("a: *b", 1, "undefined alias"),
+        ("a: 1\n? [b]\n: c", 2, "unhashable"),
+        ("a: [", 1, "flow"),
+        ("a: 1\nb: \x07", 2, "the character #x0007 is not allowed"),
+        (b"a: 1\nb: \xff", 2, "not UTF-8"),
+        ("a: 1\n---\nb: 2", 2, "single document"),
+    ],
+)
+def test_anything_else_is_refused_with_its_line(tmp_path: Path, text: str | bytes, line: int, problem: str) -> None:
+    path, start = write(tmp_path, text), time.monotonic()
+    for kind in (ConfigError, DataError):
+        with pytest.raises(kind, match=re.escape(problem)) as error:
+            load_yaml(path, kind)
+        assert f"{path}, line {line}\n" in str(error.value)
+    assert time.monotonic() - start < 10
+
+
+def test_large_files_are_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="larger than 8 MiB"):
+        load_yaml(write(tmp_path, b"#" * (8 * 2**20 + 1)))
+
+
+def test_all_yaml_is_read_by_this_reader() -> None:
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("clipit", "scripts", "benchmarks", "tools") for path in (root / folder).rglob("*.py")]
+    others = [path.name for path in files if re.search(r"yaml\.(\w*load|compose|parse)", path.read_text("utf-8"))]
+    assert others == []

@@ -314,7 +314,7 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
     if not isinstance(value, dict):
         raise ArtifactError("not a JSON object", where=path, fix=fix)

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clipit.progress import log_to_console
+from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Disk full, over quota or read-only; a file in place of a folder; name too long."""
+
+_BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
 
 
 class ClipitError(Exception):
@@ -117,12 +119,38 @@ def _why_not_written(error: Exception) -> str | None:
 
 
 @contextmanager
+def _limit_errors() -> Iterator[None]:
+    """Turn a limit on threads, processes or open files into a `ClipitError`."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE):
+            raise ClipitError(f"cannot open more files: {error}", fix="raise the limit: ulimit -n 65536") from error
+        if number == errno.EAGAIN or "can't start new thread" in str(error):
+            raise ClipitError(
+                f"cannot start more threads or processes: {error}",
+                fix="raise the limit (ulimit -u, or the memory and process limits of the job), or lower "
+                "training.threads and OMP_NUM_THREADS",
+            ) from error
+        raise
+
+
+@contextmanager
 def user_errors() -> Iterator[None]:
     """Run a command: print log messages, and turn a `ClipitError` into its message and exit status 2."""
     log_to_console()
     try:
-        with disk_errors("the output folder"):
-            yield
+        with disk_errors("the output folder"), _limit_errors():
+            try:
+                yield
+            except SystemExit:
+                flush_console()
+                raise
+            flush_console()  # here, because errors at the exit of Python cannot be handled
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants
+        close_console()
+        raise SystemExit(_BROKEN_PIPE) from None
     except ClipitError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,7 +1,9 @@
 """Log messages and progress bars, in the main process only."""
 
+import io
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -19,12 +21,26 @@ class _Console(logging.Handler):
 def log_to_console() -> None:
     """Print log messages of the package; commands call it once at their start.
 
-    Only the main process of Accelerate or torchrun prints.
+    Only the main process of Accelerate or torchrun prints. Characters that the output cannot encode are escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     package = logging.getLogger("clipit")
     if os.environ.get("RANK", "0") == "0" and not any(isinstance(h, _Console) for h in package.handlers):
         package.addHandler(_Console())
         package.setLevel(logging.INFO)
+
+
+def flush_console() -> None:
+    """Write out buffered output."""
+    if sys.stdout is not None:  # None if the standard output is closed
+        sys.stdout.flush()
+
+
+def close_console() -> None:
+    """Discard further output, after its reader has closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Advance(Protocol):

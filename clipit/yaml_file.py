@@ -23,11 +23,6 @@ _MOST_REPEATED = 10_000  # values that aliases repeat, over the whole file
 class _Loader(yaml.SafeLoader):
     """Safe loader of plain data that records duplicate mapping keys."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.repeated: list[tuple[str, int]] = []
@@ -38,13 +33,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node; refuse foreign tags, deep nesting, and aliases that are recursive or repeat too much."""
-        event = self.peek_event()
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent):
             if any(getattr(outer, "anchor", None) == anchor for outer in self._open):
                 raise _refusal(f"the alias *{anchor} contains itself", event)
-            self._aliased += self._sizes.get(event.anchor, 0)
-            self._values += self._sizes.get(event.anchor, 0)
+            size = self._sizes.get(str(anchor), 0)
+            self._aliased, self._values = self._aliased + size, self._values + size
             if self._aliased > _MOST_REPEATED:
                 raise _refusal(f"aliases repeat more than {_MOST_REPEATED:,} values", event)
             return super().compose_node(parent, index)
@@ -84,11 +79,18 @@ class _Loader(yaml.SafeLoader):
             return value
         except (ValueError, KeyError, IndexError, TypeError, OverflowError):
             kind = node.tag.replace(_STANDARD, "!!")
-            raise yaml.MarkedYAMLError(problem=f"not a valid {kind}", problem_mark=node.start_mark) from None
+            raise _refusal(f"not a valid {kind}", node) from None
 
 
-def _refusal(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_RESOLVED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _refusal(problem: str, place: Any) -> yaml.MarkedYAMLError:
+    """Create an error at an event or a node."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, list[tuple[str, int]]]:

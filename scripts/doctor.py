@@ -6,8 +6,8 @@ Without --config, every shipped configuration is checked. The exit status is 1 w
 import argparse
 import os
 import sys
-from pathlib import Path
 
+from clipit.config.paths import option_path
 from clipit.errors import ConfigError, user_errors
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
     )
-    parser.add_argument("--config", type=Path, help="YAML file of a run; its keys can be overridden")
+    parser.add_argument("--config", type=option_path, help="YAML file of a run; its keys can be overridden")
     parser.add_argument("--models", action="store_true", help="print the tables of known models and exit")
     options, keys = parser.parse_known_args()
     with user_errors():

@@ -1,18 +1,17 @@
 """Write a synthetic world (tiles, reports, prompts); another seed gives another world."""
 
 import argparse
-from pathlib import Path
+
+from clipit.config.paths import option_path
+from clipit.errors import user_errors
 
 
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of the world; the demo uses 0")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the world")
+    parser.add_argument("--output", type=option_path, required=True, help="folder of the world")
     arguments = parser.parse_args()
-
-    from clipit.errors import user_errors
-
     with user_errors():
         from clipit.synthetic.world import WorldConfig, add_cases, ensure_world
 

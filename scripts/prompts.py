@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from clipit.config.load import read_command, read_file_command
+from clipit.config.paths import expand_home
 from clipit.errors import user_errors
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
@@ -12,7 +13,7 @@ from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_stud
 def lint(arguments: list[str]) -> None:
     """Print the problems of each file; the exit status is 1 if one is an error."""
     parser = argparse.ArgumentParser(prog="prompts.py lint", description="Check prompt sets.")
-    parser.add_argument("files", nargs="+", help="YAML files, or names of packaged sets")
+    parser.add_argument("files", type=expand_home, nargs="+", help="YAML files, or names of packaged sets")
     parser.add_argument("--config", help="configuration whose classes and token limit the prompts are checked against")
     options = parser.parse_args(arguments)
     from clipit.prompts.lint import lint_file

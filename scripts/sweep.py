@@ -4,8 +4,8 @@ Further options (--config=FILE, --section.key=value) change the configuration th
 """
 
 import argparse
-from pathlib import Path
 
+from clipit.config.paths import option_path
 from clipit.errors import user_errors
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s FILE [options] [--section.key=value ...]", allow_abbrev=False
     )
-    parser.add_argument("file", type=Path, help="sweep file, such as configs/sweeps/lora_rank.yaml")
+    parser.add_argument("file", type=option_path, help="sweep file, such as configs/sweeps/lora_rank.yaml")
     parser.add_argument(
         "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
     )

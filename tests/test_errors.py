@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +96,51 @@ def test_an_input_that_may_not_be_read_is_no_matter_of_the_output(
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     with pytest.raises(ArtifactError, match="choose another folder with --output"), disk_errors("x"):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+
+def run_command(body: str, **environment: str) -> "subprocess.Popen[bytes]":
+    code = f"from clipit.errors import user_errors\nwith user_errors():\n    {body}"
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **environment}, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "for i in range(100_000): print('x' * 100)",
+        "print('x')\n    import time; time.sleep(1)\n    print('y')",
+        "import logging\n    for i in range(100_000): logging.getLogger('clipit').info('x' * 100)",
+        "print('x' * 10, flush=True)\n    import time; time.sleep(1)\n    print('y')\n    raise SystemExit(0)",
+    ],
+)
+def test_a_closed_pipe_ends_a_command_quietly(body: str) -> None:
+    with run_command(body) as command:
+        assert command.stdout is not None and command.stderr is not None
+        command.stdout.close()
+        assert command.stderr.read() == b""
+        assert command.wait(60) == 141
+
+
+def test_a_closed_output_is_no_error() -> None:
+    code = "from clipit.errors import user_errors\nwith user_errors():\n    print('x')"
+    assert subprocess.run(["sh", "-c", f'{sys.executable} -c "$0" >&-', code], check=False).returncode == 0
+
+
+def test_an_output_of_few_letters_shows_the_others_escaped() -> None:
+    log = r"import logging; logging.getLogger('clipit').info('\u00b5m \u2192 3'); print('\udcff')"
+    with run_command(log, PYTHONIOENCODING="latin-1") as command:
+        assert command.communicate(timeout=60) == (b"\xb5m \\u2192 3\n\\udcff\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("can't start new thread"), "more threads or processes"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "more threads or processes"),
+        (OSError(errno.EMFILE, "Too many open files", "x.png"), "open more files"),
+    ],
+)
+def test_limits_of_the_system(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"), user_errors():
+        raise error
+    assert message in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_plain_data(tmp_path: Path, text: str, value: object) -> None:
         ("a: 0" + "7" * 6000, 1, "not a valid !!int"),
         ("a: " + "9" * 6000, 1, "not a valid !!int"),
         ('a: "\\ud800"', 1, "not a valid !!str"),
-        ("- a\n" + "[" * 20_000, 2, "nested more than"),
+        ("a: 1\nb: " + "[" * 20_000, 2, "nested more than"),
         ("a: [" * 20_000, 1, "nested more than"),
         ("- " * 20_000, 1, "nested more than"),
         (BOMB, 5, "aliases repeat more than"),

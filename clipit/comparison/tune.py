@@ -102,7 +102,7 @@ def _arm_keys(config: RunConfig, arm: str, point: GridPoint) -> dict[str, Any]:
 def _validation_score(trial: Trial) -> float:
     """Return the monitored validation metric at the run's selected step."""
     folder = run_folder(trial.config)
-    score = read_training(folder)["score"]
+    score = read_training(folder, "score")["score"]
     if score is None:
         raise DataError(
             "there is no validation score to choose by",

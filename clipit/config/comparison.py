@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.data import Section, TilesConfig, check_once, check_seeds
+from clipit.config.paths import LocalPath
 
 
 class ComparisonConfig(Section):
@@ -49,7 +50,7 @@ class ComparisonConfig(Section):
     """Seeds of the search, which are never reported."""
     pairing_page: int = Field(1000, ge=0)
     """Training tiles on the page of the pairing, with the predictions of the first arm with text; 0: no page."""
-    searched: str | None = None
+    searched: LocalPath[str | None] = None
     """Record of the search (the .json of scripts/tune.py) that `arms` was taken from; null: the one in the output
     folder, if there is one. The comparison reports which arms differ from it."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clipit.config.effects import Data
+from clipit.config.paths import LocalPath
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
@@ -65,14 +66,14 @@ class TilesConfig(Section):
 
     source: TileSource
     """`folders`, `table` or `huggingface` for your own tiles, or the name of a published data set (`data_cards/`)."""
-    path: str
+    path: Data[LocalPath[str]]
     """Folder, table file, or data set on the Hugging Face hub (`hf:owner/name`), depending on the source."""
     check_counts: bool = True
     """Published data sets: fail if the number of tiles differs from the published one; false: only log the difference,
     for partial copies."""
     magnification: Literal["40X", "100X", "200X", "400X"] | None = None
     """BreakHis only: keep the tiles of one magnification; null keeps all four."""
-    images: str | None = None
+    images: Data[LocalPath[str | None]] = None
     """`table` only: folder or zip to which the paths in the table are relative; null: the folder of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = Field(default_factory=dict)
     """`table` and `huggingface`: mapping from clipit's column names to those of the source, where they differ."""
@@ -124,7 +125,7 @@ class TilesConfig(Section):
 class ReportsConfig(Section):
     """Pathology reports, and filters for their snippets."""
 
-    path: Data[str]
+    path: Data[LocalPath[str]]
     """File, folder, zip, or data set on the Hugging Face hub (`hf:owner/name`)."""
     format: Data[Literal["auto", "lines", "texts", "csv", "tsv", "jsonl", "parquet", "huggingface", "tcga"]] = "auto"
     """`lines`: one report per line; `texts`: a folder or zip of .txt files; `tcga`: the CSV file of TCGA-Reports, or a
@@ -139,7 +140,7 @@ class ReportsConfig(Section):
     """Column with the patient or slide, used as the group."""
     label_column: Data[str | None] = None
     """Column with a report-level label, such as the diagnosis; used by `distillation.target: report_labels`."""
-    cancer_types: str | None = None
+    cancer_types: Data[LocalPath[str | None]] = None
     """`tcga` only: CSV file with the columns patient_id and cancer_type, from which the organ is derived."""
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs (case-insensitive); empty keeps all."""
@@ -157,9 +158,9 @@ class ReportsConfig(Section):
     """Keep only snippets that contain at least one of these terms (whole words, case-insensitive); empty keeps all."""
     exclude_terms: tuple[str, ...] = ()
     """Drop snippets that contain any of these terms."""
-    morphology_prompts: str | None = None
+    morphology_prompts: Data[LocalPath[str | None]] = None
     """Prompts that resemble the snippets to keep: a YAML file or the name of a packaged set."""
-    boilerplate_prompts: str | None = None
+    boilerplate_prompts: Data[LocalPath[str | None]] = None
     """Prompts that resemble the snippets to drop; a snippet nearer to these than to `morphology_prompts` is dropped."""
     morphology_margin: float = 0.0
     """Margin by which the similarity to `morphology_prompts` must exceed that to `boilerplate_prompts`."""

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.option_values import decode_options, decode_text
+from clipit.config.paths import option_path
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
@@ -82,10 +83,27 @@ def validate_file(values: Mapping[str, Any], where: object) -> ConfigFile:
 
 
 def _validate(model: type[_Model], values: Mapping[str, Any], where: object) -> _Model:
+    _refuse_undecodable(values, where)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, where) from None
+
+
+def _refuse_undecodable(values: Any, where: object) -> None:
+    """Refuse texts that cannot be written as UTF-8, such as file names in another encoding."""
+    if text := _undecodable(values):
+        raise ConfigError(f"not valid UTF-8: {text}", where=where, fix="rename the file, or correct the text")
+
+
+def _undecodable(value: Any) -> str:
+    """Return the first text that cannot be written as UTF-8, escaped; "" if there is none."""
+    if isinstance(value, str):
+        escaped = value.encode("utf-8", "backslashreplace").decode()
+        return "" if escaped == value else escaped
+    if isinstance(value, Mapping):
+        return next(filter(None, map(_undecodable, [*value, *value.values()])), "")
+    return next(filter(None, map(_undecodable, value)), "") if isinstance(value, list | tuple) else ""
 
 
 def _config_error(error: ValidationError, where: object) -> ConfigError:
@@ -174,7 +192,9 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=path, fix=f"choose a file such as {example}") from None
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", where=path, fix=f"choose a file such as {example}"
+        ) from None
     if repeated:
         given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
         raise ConfigError(f"repeated keys, of which YAML keeps the last: {given}", where=path, fix="keep one of each")
@@ -213,10 +233,12 @@ def read_file_command(
         ConfigError: The file cannot be read, or keys or options are wrong.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _refuse_undecodable(arguments, "the command line")
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("--config", type=option_path, required=True, help="YAML file of the run")
     for name, keywords in (extra or {}).items():
-        parser.add_argument(name, **keywords)
+        kind = {"type": option_path} if keywords.get("type") is Path else {}
+        parser.add_argument(name, **(keywords | kind))
     settings = _settings(sections)
     if "-h" in arguments or "--help" in arguments:
         help_parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""Decode values of command-line options: lists, mappings and None, in JSON or in Python's notation as wandb writes it."""
+"""Decode lists, mappings and None on the command line, in JSON or in Python's notation (which wandb writes)."""
 
 import ast
 import json
@@ -43,7 +43,7 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
                 raise ConfigError(
                     f"cannot be parsed as a list: --{key}={text}",
                     where="the command line",
-                    fix=f"write the list as JSON: '--{key}=[\"first\", \"second\"]'",
+                    fix=f'write the list as JSON: \'--{key}=["first", "second"]\'',
                 )
         elif str not in kinds and isinstance(value := decode_text(text), dict):
             decoded[key] = value
@@ -60,12 +60,12 @@ def decode_text(text: str) -> Any:
 
 def _literal(text: str, *, numbers_as_text: bool = False) -> Any:
     """Decode JSON or a Python literal as JSON-like data (tuples as lists); None if the text is neither."""
-    number = {"parse_int": str, "parse_float": str} if numbers_as_text else {}
+    number = str if numbers_as_text else None
     try:
-        return json.loads(text, **number)
+        return json.loads(text, parse_int=number, parse_float=number)
     except (ValueError, RecursionError):
         pass
     try:
-        return json.loads(json.dumps(ast.literal_eval(text)), **number)
+        return json.loads(json.dumps(ast.literal_eval(text)), parse_int=number, parse_float=number)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None

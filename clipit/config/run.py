@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from clipit.config.data import LARGEST_SEED, LabelsConfig, LeaksConfig, ReportsConfig, Section, TilesConfig
 from clipit.config.effects import Data, Recipe, Reporting, Speed
 from clipit.config.evaluation import EvaluationConfig
+from clipit.config.paths import LocalPath
 from clipit.config.training import (
     AugmentationConfig,
     BagsConfig,
@@ -48,10 +49,10 @@ def has_lists(index: str) -> bool:
 class VLMConfig(Section):
     """The frozen vision-language model."""
 
-    name: str = "embedded"
+    name: LocalPath[str] = "embedded"
     """`embedded`, a known name such as `plip` or `conch` (`scripts/doctor.py --models` lists them),
     `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), or a local folder."""
-    path: str | None = None
+    path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""
     trust_remote_code: bool = False
     """Allow a model to run Python code from its own repository, which KEEP needs. Read that code first."""
@@ -67,10 +68,10 @@ class VLMConfig(Section):
 class BackboneConfig(Section):
     """The student's vision backbone."""
 
-    name: str = "embedded"
+    name: LocalPath[str] = "embedded"
     """`embedded`, a known name such as `uni` or `kaiko-vitb16`, any timm name, `hf-hub:ID` (timm), `transformers:ID`,
     or a local folder in the format of timm or transformers."""
-    path: str | None = None
+    path: Data[LocalPath[str | None]] = None
     """Local files of a model with a known name: a folder, or for timm models a file of weights."""
     pretrained: bool = True
     """Load pretrained weights; false: random weights."""
@@ -174,7 +175,7 @@ class RunConfig(Section):
 
     name: Reporting[str] = "run"
     """Name of the run, whose folder is <output>/runs/<name>/<arm>-seed<seed>."""
-    output: Reporting[Path] = Path("outputs")
+    output: Reporting[LocalPath[Path]] = Path("outputs")
     """Folder of everything that is written."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     """Seed of the labels that are kept, the initialisation, the batches and the augmentation."""
@@ -183,7 +184,7 @@ class RunConfig(Section):
     tiles: TilesConfig
     reports: ReportsConfig | None = None
     leaks: Data[LeaksConfig] = LeaksConfig()
-    prompts: str | None = None
+    prompts: Data[LocalPath[str | None]] = None
     """Prompt set of the classes for zero-shot: a YAML file or a packaged name."""
     vlm: VLMConfig = VLMConfig()
     second_vlm: VLMConfig | None = None

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from clipit.config.data import LARGEST_SEED, Section, check_seeds
+from clipit.config.paths import LocalPath
 
 
 class ProbingConfig(Section):
@@ -32,7 +33,7 @@ class ProbingConfig(Section):
     """k of the majority vote of the nearest images."""
     exclude_groups: bool = True
     """Exclude tiles of the query's own group, a patient or slide, from what is retrieved."""
-    captions: str | None = None
+    captions: LocalPath[str | None] = None
     """CSV with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
 
     @field_validator("seeds")
@@ -123,7 +124,7 @@ class PromptStudyConfig(Section):
     """Classifiers built from a prompt set: `single`, the first name in the first template; `ensemble`, the mean of all
     texts; `sampled`, random choices of a name per class and a template, with median and quartiles; `screened`, the mean
     of the choices with the most confident predictions on unlabelled training tiles."""
-    simple: str | None = None
+    simple: LocalPath[str | None] = None
     """Simpler prompt set of the same classes, compared with `prompts`: a YAML file or a packaged name."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
     """Metric of the tables and plots; prompts.parquet holds all metrics."""

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from clipit.config.data import Section, Share
-from clipit.config.effects import Reporting, Speed
+from clipit.config.effects import Data, Reporting, Speed
+from clipit.config.paths import LocalPath
 
 
 class StudentConfig(Section):
@@ -80,7 +81,7 @@ class BagsConfig(Section):
     """Number of prompt-dictionary texts (terms and rephrasings) in a text bag: those nearest to the tile."""
     class_prompts: int = Field(0, ge=0, le=32)
     """Number of class-prompt texts in a text bag: those nearest to the tile."""
-    dictionary: str = "histology"
+    dictionary: Data[LocalPath[str]] = "histology"
     """Prompt dictionary: a YAML file or the name of a packaged dictionary."""
     tiles: int = Field(5, ge=0, le=64)
     """Number of neighbour tiles, as VLM embeddings, added to the student's embedding in a tile bag."""

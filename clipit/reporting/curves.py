@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from clipit.errors import DataError
 
@@ -10,32 +11,46 @@ Series = Mapping[str, tuple[list[int], list[float]]]
 """Steps and values by name, in the order of the steps."""
 
 
-def read_curves(path: Path) -> Series:
-    """Read every numeric entry of a metrics.jsonl (one JSON object per line, with its `step`) as a series over steps.
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a metrics.jsonl: one JSON object per line, with its `step`.
 
-    If a step was logged twice (training resumed from an earlier checkpoint), the last value is used. A truncated last
-    line (the process was killed) is ignored.
+    A truncated last line (the process was killed) is ignored.
 
     Raises:
-        DataError: The file is missing, or a line before the last is damaged.
+        DataError: The file is missing or not UTF-8, or a line before the last is damaged.
     """
+    fix = "delete the line, or the whole file: only the curves are drawn from it"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().rstrip().split(b"\n")
     except FileNotFoundError as error:
-        raise DataError("no training log", where=path, fix="give the folder of a run") from error
-    logged: dict[str, dict[int, float]] = {}
-    for i, line in enumerate(lines):
+        raise DataError("no training log", where=path, fix="choose the folder of a run") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            step = int(row.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if i == len(lines) - 1:
+            row = json.loads(line.decode("utf-8"))
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("no step")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
                 break
-            where = f"{path}, line {i + 1}"
-            raise DataError("not a JSON object with a step", where=where, fix="delete the line") from error
+            raise DataError("not a JSON object with a step", where=f"{path}, line {number}", fix=fix) from error
+        rows.append(row)
+    return rows
+
+
+def read_curves(path: Path) -> Series:
+    """Read every numeric entry of a metrics.jsonl as a series over steps.
+
+    If a step was logged twice (training resumed from an earlier checkpoint), the last value is used.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    logged: dict[str, dict[int, float]] = {}
+    for row in read_log(path):
         for name, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                logged.setdefault(name, {})[step] = float(value)
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                logged.setdefault(name, {})[row["step"]] = float(value)
     return {name: (sorted(values), [values[step] for step in sorted(values)]) for name, values in logged.items()}

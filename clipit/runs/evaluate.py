@@ -7,16 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import file_sha256, fingerprint, git_commit, locked, read_json, versions, write_json
+from clipit.artifacts import file_sha256, fingerprint, git_commit, read_json, versions, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
+from clipit.errors import ArtifactError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.reporting.curves import read_curves
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
 from clipit.reporting.summary import run_summary, write_summary
 from clipit.runs.fingerprint import run_fingerprint
-from clipit.runs.folder import check_fingerprint, evaluation_keys, read_training, run_folder
+from clipit.runs.folder import (
+    check_fingerprint,
+    evaluation_keys,
+    find_missing_output,
+    read_results,
+    read_training,
+    run_folder,
+    run_lock,
+)
 from clipit.runs.page import write_run_page
 from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
@@ -56,15 +65,27 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
 def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
     """Evaluate a finished run again (`scripts/evaluate.py`); returns its folder and the content of results.json.
 
+    If the folder cannot be written, such as that of another user, its results are returned as they are.
+
     Raises:
-        ArtifactError: The run does not exist, or its folder belongs to another configuration.
+        ArtifactError: The run does not exist, its folder belongs to another configuration, or it cannot be written and
+            lacks results.
     """
     from clipit.models.backbones import load_backbone
 
     processes, folder = get_processes(), run_folder(config)
     check_fingerprint(folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint))
-    with locked(folder) if processes.main else nullcontext():
-        return folder, evaluate_run(config, workspace, folder)
+    with run_lock(folder) if processes.main else nullcontext(False) as locked:
+        if processes.broadcast(locked):
+            return folder, evaluate_run(config, workspace, folder)
+    missing = processes.broadcast(find_missing_output(folder, config) if processes.main else "")
+    if missing:
+        raise ArtifactError(
+            f"the run lacks {missing}, and its folder cannot be written",
+            where=folder,
+            fix="copy the run's folder to an --output of your own, and evaluate it there",
+        )
+    return folder, read_results(folder) if processes.main else {}
 
 
 def evaluate_shifted(
@@ -104,7 +125,10 @@ def shifted_predictions(folder: Path, tiles: TileSet) -> Path:
     Raises:
         ArtifactError: run.json or training.json is missing or damaged.
     """
-    run = read_json(folder / "run.json", "choose another --name, or delete the run's folder")["fingerprint"]
+    fix = "choose another --name, or delete the run's folder"
+    run = read_json(folder / "run.json", fix).get("fingerprint")
+    if not isinstance(run, str):
+        raise ArtifactError("the fingerprint of the run is missing", where=folder / "run.json", fix=fix)
     training = read_training(folder)
     name = fingerprint([run, training, tiles.fingerprint, tiles.labels.tolist(), tiles.groups.tolist()])
     return folder / f"predictions_shifted-{name}.parquet"

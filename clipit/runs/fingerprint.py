@@ -1,27 +1,35 @@
-"""Fingerprint of everything that determines a run's results."""
+"""Fingerprint of everything that determines a run's results: keys, and the content of its inputs, not their paths."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import fingerprint
+from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.effects import select_keys
-from clipit.config.run import RunConfig
+from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
+from clipit.errors import printable
 from clipit.training.terms.table import active_terms, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
+
+_MOST_SHOWN = 10  # differences in a message
+_LONGEST_SHOWN = 80  # characters of a value
+_ABSENT = "(absent)"
 
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """Configuration keys and input fingerprints that determine a run's results.
+    """Configuration keys and inputs that determine a run's results.
 
     Attributes:
         keys: Values of the configuration keys that change results, by dotted key.
-        inputs: Fingerprints of the data and models that the run reads; None for those that it does not use.
+        inputs: Fingerprints of the data and models that the run reads, None for those that it does not use; and the
+            names of the classes.
     """
 
     keys: Mapping[str, Any]
-    inputs: Mapping[str, str | None]
+    inputs: Mapping[str, str | list[str] | None]
 
     @property
     def value(self) -> str:
@@ -29,12 +37,18 @@ class RunFingerprint:
         return fingerprint([self.keys, self.inputs])
 
     def differences(self, record: Mapping[str, Any]) -> list[str]:
-        """List the keys and inputs that differ from the `run.json` record of another run."""
-        parts = ((self.keys, record.get("keys", {})), (self.inputs, record.get("inputs", {})))
-        names: list[str] = []
-        for current, recorded in parts:
-            names += [name for name in sorted({*current, *recorded}) if current.get(name) != recorded.get(name)]
-        return names
+        """List the keys and inputs that differ from the `run.json` record of another run, with their values in both."""
+        lines = []
+        for part, current in (("keys", self.keys), ("inputs", self.inputs)):
+            recorded = record.get(part)
+            before = recorded if isinstance(recorded, dict) else {}
+            now = json.loads(json.dumps(dict(current), default=str))  # as it would be recorded
+            for name in sorted({*now, *before}):
+                old, new = before.get(name, _ABSENT), now.get(name, _ABSENT)
+                if old != new:
+                    lines.append(f"{name}: {_shown(old)} in the folder, {_shown(new)} now")
+        more = len(lines) - _MOST_SHOWN
+        return [*lines[:_MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])]
 
 
 def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprint: str) -> RunFingerprint:
@@ -46,11 +60,14 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
         backbone_fingerprint: Fingerprint of the loaded backbone.
     """
     tiles = workspace.tiles(config.seed)
+    models = {"vlm": config.vlm, "second_vlm": config.second_vlm, "backbone": config.backbone}
+    names = {f"{key}.name": _model(model) for key, model in models.items() if model is not None}
     return RunFingerprint(
-        select_keys(config, "results"),
+        select_keys(config, "results") | names,
         {
             "tiles": tiles.fingerprint,
             "labels of tiles": fingerprint([tiles.labels.tolist(), tiles.groups.tolist()]),
+            "classes of tiles": list(tiles.classes),
             "backbone": backbone_fingerprint,
             "VLM": workspace.vlm.fingerprint if uses_vlm(config) else None,
             "snippets": fingerprint(workspace.snippet_inputs()) if uses_reports(config) else None,
@@ -58,3 +75,19 @@ def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprin
             **{name: value for term in active_terms(config) for name, value in term.fingerprints(workspace).items()},
         },
     )
+
+
+def _model(config: VLMConfig | BackboneConfig) -> str:
+    """Return the name of a model; for a local one, a fingerprint of its description (weights are inputs of the run)."""
+    named = Path(config.name.removeprefix("clip:").removeprefix("transformers:"))
+    folder = named if config.path is None else Path(config.path)
+    if not folder.is_dir():
+        return config.name if config.path is not None or not named.is_file() else "local file"
+    descriptions = {path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))}
+    return f"{'local folder' if config.path is None else config.name} {fingerprint(descriptions)}"
+
+
+def _shown(value: object) -> str:
+    """Shorten a value for a message."""
+    text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

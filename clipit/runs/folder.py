@@ -1,23 +1,36 @@
 """Folder of a run: its path, its owner's fingerprint, and its files."""
 
+import logging
 import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clipit.artifacts import git_commit, make_folder, read_json, versions, whole_file, write_json
+from clipit.artifacts import git_commit, locked, make_folder, read_json, versions, whole_file, write_json
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, DataError, ModelError, shortlist
+from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.checkpoints import latest_checkpoint
 
+logger = logging.getLogger(__name__)
+
+_TRAINING_FACTS: dict[str, tuple[type, ...]] = {
+    "score": (float, int, type(None)),
+    "seconds": (float, int),
+    **dict.fromkeys(("steps", "chosen_step", "training_labels", "validation_labels", "training_tiles"), (int,)),
+    "sections": (dict,),
+    "notes": (list,),
+}
+"""Types of the facts in training.json that are used again."""
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file
 
 
@@ -34,22 +47,35 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     fix = "delete this file and run scripts/train.py again; the run is evaluated again without training"
     results = read_json(folder / "results.json", fix)
-    if not {"splits", "provenance"} <= results.keys():
+    splits = results.get("splits")
+    scored = isinstance(splits, dict) and all(
+        isinstance(scores, dict) and isinstance(scores.get("metrics"), dict) for scores in splits.values()
+    )
+    if not scored or not isinstance(results.get("provenance"), dict):
         raise ArtifactError("this file does not contain the results of a run", where=folder / "results.json", fix=fix)
     return results
 
 
-def read_training(folder: Path) -> dict[str, Any]:
+def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     """Read the chosen step, its score, the number of steps and the duration of a run from `training.json`.
 
+    Args:
+        folder: Folder of the run.
+        needed: Names of the facts that must be present.
+
     Raises:
-        ArtifactError: The file is missing or damaged.
+        ArtifactError: The file is missing or damaged, or lacks one of these facts.
     """
     fix = (
         f"delete it and the folder {folder / 'classifier'}, and run scripts/train.py again; both are restored from the "
         "last checkpoint"
     )
-    return read_json(folder / "training.json", fix)
+    facts = read_json(folder / "training.json", fix)
+    wrong = [name for name in needed if name not in facts]
+    wrong += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
+    if wrong:
+        raise ArtifactError(f"missing or impossible: {', '.join(wrong)}", where=folder / "training.json", fix=fix)
+    return facts
 
 
 def evaluation_keys(config: RunConfig) -> dict[str, Any]:
@@ -97,6 +123,28 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
     return ""
 
 
+@contextmanager
+def run_lock(folder: Path) -> Iterator[bool]:
+    """Lock the folder of a run; a finished run that cannot be written, such as another user's, is read without a lock.
+
+    Yields:
+        Whether the folder can be written.
+    """
+    finished = (folder / "results.json").is_file() and (folder / "classifier").is_dir()
+    if finished and not _is_writable(folder):
+        logger.info(f"note: {folder} cannot be written, so the finished run is only read")
+        yield False
+        return
+    with locked(folder):
+        yield True
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether the folder, and the lock file beside it, can be written."""
+    lock = Path(f"{folder}.lock")
+    return os.access(folder, os.W_OK) and os.access(lock if lock.exists() else folder.parent, os.W_OK)
+
+
 def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -> None:
     """Claim the folder for this run; a folder without checkpoint, classifier and results is overwritten.
 
@@ -108,7 +156,6 @@ def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -
     Raises:
         ArtifactError: The folder belongs to another run, or run.json is missing.
     """
-    _delete_temporary_files(folder)
     started = (folder / "classifier").is_dir() or (folder / "results.json").is_file()
     if started or latest_checkpoint(folder / "checkpoints") is not None:
         if not (folder / "run.json").is_file():
@@ -145,14 +192,16 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint) -> None:
     fix = "choose another --name, or delete the run's folder"
     record = read_json(file, fix)
     if record.get("fingerprint") != fingerprint.value:
-        differences = shortlist(fingerprint.differences(record), 8)
-        if not {"keys", "inputs"} <= record.keys():
-            differences = "unknown, because it was written by an earlier version of clipit"
-        message = f"this folder belongs to a run with another configuration; differences: {differences}"
+        differences = "\n    ".join(fingerprint.differences(record))
+        if not (isinstance(record.get("keys"), dict) and isinstance(record.get("inputs"), dict)):
+            differences = "unknown, because run.json was written by an earlier version of clipit"
+        message = (
+            f"this folder belongs to a run with another configuration or other inputs; differences:\n    {differences}"
+        )
         raise ArtifactError(message, where=folder, fix=fix)
 
 
-def _delete_temporary_files(folder: Path) -> None:
+def delete_temporary_files(folder: Path) -> None:
     """Delete temporary files of killed processes. The caller holds the run's lock, so no writer is active.
 
     Predictions on shifted sets are written without the lock, so their files are kept while the process is alive.

@@ -1,5 +1,7 @@
 """Write pages from files on disk: a run's `report.html`, and the pairing browser `pairs.html`."""
 
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.pairing_report import write_pairs_page
 from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 _SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the few tiles on a run's page
 
@@ -55,7 +59,7 @@ def write_run_page(
 
 
 def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
-    """Rewrite the page of a finished run from its saved files.
+    """Rewrite the page of a finished run from its saved files, unless its folder cannot be written.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -67,6 +71,10 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
     """
     folder = run_folder(config)
     results = _results(folder)
+    page = folder / "report.html"
+    if page.is_file() and not os.access(folder, os.W_OK):
+        logger.info(f"note: {folder} cannot be written; this is the page as it was")
+        return page
     trained_on, tiles = results["provenance"].get("tiles"), workspace.tiles(config.seed)
     if trained_on not in (None, tiles.fingerprint):
         raise ArtifactError(

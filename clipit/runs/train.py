@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import git_commit, locked, write_json
+from clipit.artifacts import git_commit, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, shortlist
 from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
-from clipit.runs.folder import claim_folder, find_missing_output, is_trained, run_folder
+from clipit.runs.folder import (
+    claim_folder,
+    delete_temporary_files,
+    find_missing_output,
+    is_trained,
+    run_folder,
+    run_lock,
+)
 from clipit.runs.predict import open_classifier, predict_logits
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
@@ -81,7 +88,9 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
         source = workspace.pixels(split, classifier.spec.preprocess)
         return softmax(predict_logits(config, classifier, source, split)[0])
 
-    with locked(folder) if processes.main else nullcontext():
+    with run_lock(folder) if processes.main else nullcontext(False) as writable:
+        if writable:
+            delete_temporary_files(folder)
         _train_and_evaluate(config, workspace, folder, processes, image_only)
     return folder
 
@@ -94,6 +103,8 @@ def _train_and_evaluate(
     image_only: Callable[[str], Probabilities],
 ) -> None:
     tiles = workspace.tiles(config.seed)
+    for note in missing_labels(tiles):
+        logger.info(f"warning: {note}")
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first, to report missing labels early
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
@@ -246,6 +257,13 @@ def _export(
     )
 
 
+def missing_labels(tiles: TileSet) -> list[str]:
+    """Name the classes of which no training tile has a label, unless no training tile has any."""
+    seen = {tiles.classes[code] for code in np.unique(tiles.of_split("train").labels) if code >= 0}
+    missing = [name for name in tiles.classes if name not in seen]
+    return [f"classes without a training label: {shortlist(missing, 20)}"] if seen and missing else []
+
+
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
     """Collect the provenance written next to every score."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
@@ -259,7 +277,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
         "validation_labels": int((validation.labels >= 0).sum()),
         "training_tiles": len(train),
         "quarantined": list(tiles.quarantined),
-        "notes": list(tiles.notes),
+        "notes": [*tiles.notes, *missing_labels(tiles)],
     }
     if uses_vlm(config):
         facts |= {"vlm": workspace.vlm.name, "vlm_fingerprint": workspace.vlm.fingerprint}

@@ -52,7 +52,8 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
 def _result(trial: Trial, comparison_metric: str) -> dict[str, Any]:
     """Build a row of the table; scores are fractions between 0 and 1, None if undefined."""
     folder, config = run_folder(trial.config), resolve_arm(trial.config)
-    training, results = read_training(folder), read_results(folder)
+    training = read_training(folder, "score", "chosen_step", "steps", "seconds")
+    results = read_results(folder)
     monitor = config.training.monitor
     test_metric = comparison_metric if monitor in ("agreement", "information") else monitor  # these use no labels
     return {

@@ -58,7 +58,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             train_run(trial.config, workspace)
         elif not _is_finished(trial.config):
             _launch(sweep, trial, launch)
-        score: float | None = read_training(run_folder(trial.config))["score"]
+        score: float | None = read_training(run_folder(trial.config), "score")["score"]
         count += 1
         if processes.main:
             values = format_values(trial.values)

@@ -68,11 +68,16 @@ def plan_batches(config: RunConfig, has_label: Bool[np.ndarray, "n"]) -> BatchPl
             fix="name the source's training part in tiles.splits.train, or correct the split column",
         )
     if not len(labelled) and not supervises_unlabelled(config):
+        hidden = config.tiles.labels.kind != "all"
+        fix = (
+            "keep some labels, such as tiles.labels.kind=per_class with tiles.labels.value=10"
+            if hidden
+            else "add labels to the source of the tiles; for a table, check the column with the labels (tiles.columns)"
+        )
         raise DataError(
             "no training tile has a label, and no loss term supervises unlabelled tiles",
-            where="tiles.labels",
-            fix="keep some labels, e.g. tiles.labels.kind=per_class tiles.labels.value=10; or train without any "
-            "from prompts: arm=zero_label",
+            where="tiles.labels" if hidden else f"tiles ({config.tiles.path})",
+            fix=f"{fix}; or train without labels, from prompts: arm=zero_label",
         )
     if not len(labelled):
         return BatchPlan(labelled, unlabelled, 0, size, config.seed)

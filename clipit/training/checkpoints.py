@@ -1,33 +1,85 @@
-"""Save and load resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON."""
+"""Save and load resumable checkpoints: trainable weights, optimiser state and counters, in safetensors and JSON.
+
+A checkpoint is a folder `step-<number>` that appears when it is complete. The previous one is kept, and is used if the
+newest is damaged: `progress.json` records the SHA-256 of every file.
+"""
 
 import json
+import logging
+import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipit.artifacts import whole_file
+from clipit.artifacts import file_sha256, whole_file
 from clipit.errors import ArtifactError, disk_errors
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS, _OPTIMIZER, _PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
 
 
 @dataclass
 class Progress:
-    """Training state other than weights and optimiser."""
+    """Training state other than weights and optimiser.
+
+    Attributes:
+        step: Number of finished steps.
+        best_step: Step with the best validation score; 0 if there is none.
+        best_score: Score of this step.
+        best_sha256: SHA-256 of the file with its weights; "" if there is none, and in processes that do not write it.
+        validations_without_gain: Number of validations since then.
+        stopped: Whether training stopped early.
+        seconds: Duration of the training so far.
+        scale: State of the loss scaler, in fp16.
+        files: SHA-256 of the checkpoint's files, by name.
+    """
 
     step: int = 0
     best_step: int = 0
     best_score: float | None = None
+    best_sha256: str = ""
     validations_without_gain: int = 0
     stopped: bool = False
     seconds: float = 0.0
     scale: dict[str, Any] | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(values: object) -> "Progress":
+        """Create from the content of a `progress.json`.
+
+        Raises:
+            ValueError: A field is missing, unknown, or has an impossible value.
+        """
+        if not isinstance(values, dict) or values.keys() != {each.name for each in fields(Progress)}:
+            raise ValueError("its fields are not those of a checkpoint")
+        counts = [values[name] for name in ("step", "best_step", "validations_without_gain")]
+        numbers = [values["seconds"], 0.0 if values["best_score"] is None else values["best_score"]]
+        scale, files = values["scale"], values["files"]
+        valid = {
+            "step, best_step or validations_without_gain": all(type(n) is int and n >= 0 for n in counts),
+            "seconds or best_score": all(type(n) in (int, float) and math.isfinite(n) for n in numbers),
+            "stopped": isinstance(values["stopped"], bool),
+            "best_sha256": isinstance(values["best_sha256"], str),
+            "scale": scale is None or isinstance(scale, dict),
+            "files": isinstance(files, dict) and files.keys() == {_WEIGHTS, _OPTIMIZER},
+        }
+        wrong = [name for name, holds in valid.items() if not holds]
+        if wrong:
+            raise ValueError(f"impossible value of {wrong[0]}")
+        if values["best_step"] > values["step"] or bool(values["best_step"]) != bool(values["best_sha256"]):
+            raise ValueError("impossible value of best_step")
+        return Progress(**values)
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -35,19 +87,29 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the trainable parameters atomically."""
+def save_weights(path: Path, model: nn.Module) -> str:
+    """Write the trainable parameters atomically; return the SHA-256 of the file."""
     with whole_file(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in trainable(model).items()}, temporary)
+        _save(temporary, {name: value.detach().cpu().contiguous() for name, value in trainable(model).items()})
+        digest = file_sha256(temporary)
+    _flush(path.parent)
+    return digest
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
     """Load trainable parameters.
+
+    Args:
+        path: File with the parameters.
+        model: Model that receives them.
+        sha256: Expected SHA-256 of the file; "" if it has been verified.
 
     Raises:
         ArtifactError: The file is damaged, or belongs to another student.
     """
     with _reading_checkpoint(path):
+        if sha256:
+            _verify(path, sha256)
         saved = load_file(path)
     parameters = trainable(model)
     if {name: value.shape for name, value in saved.items()} != {name: p.shape for name, p in parameters.items()}:
@@ -67,55 +129,112 @@ def best_file(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint and delete older ones."""
-    final = folder / f"step-{progress.step:08d}"
-    partial = folder / f"step-{progress.step:08d}.partial"
+    """Write a checkpoint, and delete those before the previous one; sets `progress.files`."""
+    final = _folder(folder, progress.step)
+    partial = final.with_name(f"{final.name}.partial")
     with disk_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_weights(partial / "weights.safetensors", model)
-        save_file(dict(_optimizer_tensors(model, optimizer)), partial / "optimizer.safetensors")
-        (partial / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        tensors = {_WEIGHTS: dict(trainable(model)), _OPTIMIZER: dict(_optimizer_tensors(model, optimizer))}
+        for name, values in tensors.items():
+            _save(partial / name, {key: value.detach().cpu().contiguous() for key, value in values.items()})
+        progress.files = {name: file_sha256(partial / name) for name in tensors}
+        (partial / _PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        _flush(partial / _PROGRESS)
+        _flush(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    for other in folder.glob("step-*"):
-        if other != final:
-            shutil.rmtree(other, ignore_errors=True)
-    for best in folder.glob("best-*.safetensors"):
-        if best != best_file(folder, progress.best_step):
-            best.unlink()
+        _flush(folder)
+    _delete_old(folder, progress)
+
+
+def _delete_old(folder: Path, progress: Progress) -> None:
+    """Delete all checkpoints but this one and the previous one, with the best weights that only they refer to."""
+    steps = _steps(folder)
+    kept = [step for step in steps if step <= progress.step][:2]
+    best = {progress.best_step}
+    for step in kept[1:]:
+        try:
+            best.add(_read_progress(_folder(folder, step)).best_step)
+        except ArtifactError:  # of no use as a fallback
+            kept.remove(step)
+    for path in folder.glob("step-*"):
+        if path not in [_folder(folder, step) for step in kept]:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("best-*.safetensors"):
+        if path not in [best_file(folder, step) for step in best]:
+            path.unlink()
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Find the last complete checkpoint."""
-    return max((path for path in folder.glob("step-*") if path.suffix != ".partial"), default=None)
+    return next((_folder(folder, step) for step in _steps(folder)), None)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore the latest checkpoint; return a fresh `Progress` if there is none.
+    """Restore the latest checkpoint, or the previous one if it is damaged; return a fresh `Progress` if there is none.
 
     Raises:
-        ArtifactError: A file of the checkpoint is damaged or missing, or belongs to another student.
+        ArtifactError: No checkpoint is intact, or the checkpoint belongs to another student.
     """
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint is None:
-        return Progress()
-    with _reading_checkpoint(checkpoint / "progress.json") as path:
-        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+    damage: ArtifactError | None = None
+    for step in _steps(folder):
+        checkpoint = _folder(folder, step)
+        try:
+            progress = _verified(checkpoint)
+        except ArtifactError as error:
+            logger.info(f"warning: {' '.join(str(error).split('  to do:')[0].split())}")
+            damage = damage or error
+            continue
+        if damage is not None:
+            logger.info(f"note: training resumes from the previous checkpoint, step {step}")
+        load_weights(checkpoint / _WEIGHTS, model)
+        with _reading_checkpoint(checkpoint / _OPTIMIZER) as path:
+            saved = load_file(path)
+        for name, parameter in trainable(model).items():
+            state = {key.rsplit("/", 1)[1]: value for key, value in saved.items() if key.rsplit("/", 1)[0] == name}
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+            }
+        return progress
+    if damage is not None:
+        raise damage
+    return Progress()
+
+
+def _steps(folder: Path) -> list[int]:
+    """List the steps of the complete checkpoints, the latest first."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def _folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def _read_progress(checkpoint: Path) -> Progress:
+    with _reading_checkpoint(checkpoint / _PROGRESS) as path:
+        progress = Progress.from_json(json.loads(path.read_text(encoding="utf-8")))
         if checkpoint.name != f"step-{progress.step:08d}":
             raise ValueError("its step is not that of its folder")
-    if progress.best_step:  # only needed at the end, but report a missing file now
-        with _reading_checkpoint(best_file(folder, progress.best_step)) as path, safe_open(path, framework="pt"):
-            pass
-    load_weights(checkpoint / "weights.safetensors", model)
-    with _reading_checkpoint(checkpoint / "optimizer.safetensors") as path:
-        saved = load_file(path)
-    for name, parameter in trainable(model).items():
-        state = {key.rsplit("/", 1)[1]: value for key, value in saved.items() if key.rsplit("/", 1)[0] == name}
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
-        }
     return progress
+
+
+def _verified(checkpoint: Path) -> Progress:
+    """Read the progress of a checkpoint and verify all of its files, including the best weights."""
+    progress = _read_progress(checkpoint)
+    files = {checkpoint / name: digest for name, digest in progress.files.items()}
+    if progress.best_step:
+        files[best_file(checkpoint.parent, progress.best_step)] = progress.best_sha256
+    for path, digest in files.items():
+        with _reading_checkpoint(path):
+            _verify(path, digest)
+    return progress
+
+
+def _verify(path: Path, sha256: str) -> None:
+    if file_sha256(path) != sha256:
+        raise ValueError("its content has changed since it was written")
 
 
 @contextmanager
@@ -125,7 +244,7 @@ def _reading_checkpoint(path: Path) -> Iterator[Path]:
         yield path
     except PermissionError:
         raise
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         checkpoints = path.parent.parent if path.parent.name.startswith("step-") else path.parent
         raise ArtifactError(
             f"the run's checkpoint is damaged: {error}",
@@ -137,4 +256,25 @@ def _reading_checkpoint(path: Path) -> Iterator[Path]:
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in trainable(model).items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            yield f"{name}/{key}", torch.as_tensor(value).detach().cpu().contiguous()
+            yield f"{name}/{key}", torch.as_tensor(value)
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to disk, with the permissions of any other new file (safetensors restricts them to the owner)."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path)
+    path.chmod(mode)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on disk, so that it survives a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot flush folders
+            raise
+    finally:
+        os.close(handle)

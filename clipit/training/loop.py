@@ -19,6 +19,7 @@ from clipit.errors import ModelError
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
+from clipit.reporting.curves import read_log
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.checkpoints import (
@@ -154,7 +155,7 @@ def train(
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # back to float32
     chosen = progress.best_step or progress.step
     if progress.best_step:
-        load_weights(best_file(checkpoints, progress.best_step), student)
+        load_weights(best_file(checkpoints, progress.best_step), student, progress.best_sha256)
     return Outcome(
         steps=progress.step,
         chosen_step=chosen,
@@ -238,8 +239,7 @@ def _note_score(
         return
     if progress.best_score is None or score > progress.best_score:
         progress.best_score, progress.best_step, progress.validations_without_gain = score, progress.step, 0
-        if processes.main:
-            save_weights(best_file(folder, progress.step), student)
+        progress.best_sha256 = save_weights(best_file(folder, progress.step), student) if processes.main else ""
         processes.barrier()
     else:
         progress.validations_without_gain += 1
@@ -252,8 +252,7 @@ class _Log:
     def __init__(self, path: Path, step: int, processes: Processes, accelerator: "Accelerator") -> None:
         self._path, self._main, self._accelerator = path, processes.main, accelerator
         if processes.main and path.is_file():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+            kept = "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step)
             with whole_file(path) as temporary:
                 temporary.write_text(kept, encoding="utf-8")
 

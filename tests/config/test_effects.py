@@ -4,15 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 from clipit.artifacts import write_json
 from clipit.config.effects import EFFECTS, field_effect, select_keys
 from clipit.config.load import validate
-from clipit.config.run import RunConfig
+from clipit.config.run import RunConfig, VLMConfig
 from clipit.errors import ArtifactError
-from clipit.runs.fingerprint import RunFingerprint, run_fingerprint
+from clipit.runs.fingerprint import RunFingerprint, _model, run_fingerprint
 from clipit.runs.folder import check_fingerprint
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -90,13 +92,68 @@ def test_a_fingerprint_names_what_differs(configure: Callable[..., RunConfig]) -
     assert same.value == first.value and same.differences(record) == []
     other = fingerprint_of(**{"lora.rank": 3, "tiles.labels.seed": 5})
     assert other.value != first.value
-    assert other.differences(record) == ["lora.rank", "tiles.labels.seed", "labels of tiles"]
+    shown = other.differences(record)
+    assert shown[:2] == ["lora.rank: 4 in the folder, 3 now", "tiles.labels.seed: None in the folder, 5 now"]
+    assert shown[2].startswith("labels of tiles: ") and len(shown) == 3
 
 
 def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {"fingerprint": "x", "keys": {"seed": 0, "lora.rank": 8}, "inputs": {"VLM": "a"}})
-    with pytest.raises(ArtifactError, match=r"(?s)another configuration; differences: lora\.rank, VLM\n.*--name"):
+    with pytest.raises(
+        ArtifactError, match=r"(?s)lora\.rank: 8 in the folder, 16 now\n +VLM: a in the folder, b now\n.*--name"
+    ):
         check_fingerprint(tmp_path, RunFingerprint({"seed": 0, "lora.rank": 16}, {"VLM": "b"}))
     write_json(tmp_path / "run.json", {"fingerprint": "x"})
     with pytest.raises(ArtifactError, match=r"(?s)written by an earlier version of clipit\n.*delete the run's folder"):
         check_fingerprint(tmp_path, RunFingerprint({}, {}))
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, classes: tuple[str, str] = ("mucin", "stroma")) -> Path:
+        """Write a table of 20 tiles; its pictures are written once."""
+        pictures = tmp_path / "pictures"
+        if not pictures.is_dir():
+            pictures.mkdir()
+            for number in range(20):
+                pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(pictures / f"{number:02d}.png")
+        rows = [f"t{number},{number:02d}.png,{classes[number % 2]}" for number in range(20)]
+        splits = ["train"] * 12 + ["validation"] * 4 + ["test"] * 4
+        path = tmp_path / name
+        path.write_text("id,path,label,split\n" + "".join(f"{r},{s}\n" for r, s in zip(rows, splits, strict=True)))
+        return path
+
+    return write
+
+
+def table_fingerprint(tmp_path: Path, table: Path, **keys: Any) -> RunFingerprint:
+    section = {"source": "table", "path": str(table), "images": str(tmp_path / "pictures"), **keys}
+    config = validate({"tiles": section, "output": str(tmp_path / "out"), "leaks": {"policy": "off"}}, "here")
+    config = resolve_arm(config.model_copy(update={"arm": "image_only"}))
+    return run_fingerprint(config, Workspace(config), "backbone")
+
+
+def test_renamed_labels_are_another_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
+    first = table_fingerprint(tmp_path, tiles("a.csv"))
+    renamed = table_fingerprint(tmp_path, tiles("a.csv", ("mucus", "stroma")))
+    assert renamed.value != first.value
+    difference = "classes of tiles: mucin, stroma in the folder, mucus, stroma now"
+    assert renamed.differences({"keys": first.keys, "inputs": first.inputs}) == [difference]
+
+
+def test_the_same_data_by_another_path_are_the_same_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
+    first = table_fingerprint(tmp_path, tiles("a.csv"))
+    (tmp_path / "link").symlink_to(tmp_path / "pictures")
+    again = table_fingerprint(tmp_path, tiles("b.csv"), images=str(tmp_path / "link"))
+    assert again.value == first.value
+
+
+def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"heads": 3}' if name != "three" else '{"heads": 6}')
+    one, two, three = (_model(VLMConfig(name=str(tmp_path / name))) for name in ("one", "two", "three"))
+    assert one == two == _model(VLMConfig(name=f"clip:{tmp_path / 'one'}")) != three
+    assert _model(VLMConfig(name="plip", path=str(tmp_path / "one"))).startswith("plip ")
+    assert _model(VLMConfig(name="hf-hub:owner/name")) == "hf-hub:owner/name"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from clipit.config.file import SECTIONS
 from clipit.config.load import (
     all_keys,
     dotted,
@@ -18,6 +19,7 @@ from clipit.config.load import (
     validate_file,
     without,
 )
+from clipit.config.paths import expand_home
 from clipit.errors import ConfigError
 from clipit.sweeps.file import read_sweep
 
@@ -382,3 +384,84 @@ def test_help_lists_the_keys(file: Callable[..., str], capsys: pytest.CaptureFix
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "what it does" in shown and "--lora.rank" in shown and "--config" in shown
+
+
+HOME_KEYS = (
+    "output", "prompts", "tiles.path", "tiles.images", "reports.path", "reports.cancer_types",
+    "reports.morphology_prompts", "reports.boilerplate_prompts", "vlm.name", "vlm.path", "second_vlm.name",
+    "second_vlm.path", "backbone.name", "backbone.path", "bags.dictionary", "probing.captions", "prompt_study.simple",
+    "comparison.searched",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", HOME_KEYS)
+def test_home_is_expanded_in_every_path(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    base = {
+        **MINIMAL,
+        "reports": {"path": "r", "format": "tcga", "morphology_prompts": "a", "boilerplate_prompts": "b"},
+    }
+
+    def read(value: str, *options: str) -> str:
+        in_file = merge(base, nested({key: value})) if not options else base
+        read: Any = read_file_command("", SECTIONS, [file(in_file), *options])[0]
+        read = read if key.partition(".")[0] in SECTIONS else read.run
+        for part in key.split("."):
+            read = getattr(read, part)
+        return str(read)
+
+    assert read("~/some/x") == read("", f"--{key}=~/some/x") == "/home/somebody/some/x"
+    assert read("/a/~/x") == "/a/~/x"
+    for options in ((), (f"--{key}=~nobody-of-that-name/x",)):
+        with pytest.raises(ConfigError, match=f"(?s)'{key}'.*~nobody-of-that-name cannot be expanded"):
+            read("~nobody-of-that-name/x", *options)
+    with pytest.raises(ConfigError, match=f"(?s)'{key}'.*null character"):
+        read("a\0b", f"--{key}=a\0b")
+
+
+def test_no_path_key_is_missing_above() -> None:
+    """A key that is called like a path, or whose description mentions a file or folder, is in `HOME_KEYS`."""
+    named = [key for key in all_keys() if key.rpartition(".")[2] in ("path", "images", "output", "dictionary")]
+    assert set(named) <= {*HOME_KEYS}
+
+
+def test_home_is_expanded_in_options_of_scripts(file: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(file().removeprefix("--config=")).parent))
+    extra: dict[str, dict[str, Any]] = {"--run": {"type": Path, "action": "append"}}
+    options = read_command("", ["--config=~/run.yaml", "--run=~/a", "--run", "~/b"], extra)[1]
+    assert options.run == [Path("~/a").expanduser(), Path("~/b").expanduser()]
+    assert expand_home("clip:~/model") == f"clip:{Path('~/model').expanduser()}"
+
+
+def test_texts_that_are_not_utf8_are_refused(file: Callable[..., str]) -> None:
+    for option in ("--note=a\udcff", "--tiles.path=\udcff", "--tiles.class_map={'\udcff': 'a'}", "--\udcff=1"):
+        with pytest.raises(ConfigError, match=r"not valid UTF-8: .*\\udcff"):
+            read_command("", [file(), option])
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.lr", "training.learning_rate"),
+        ("lr", "training.learning_rate"),
+        ("training.wd", "training.weight_decay"),
+        ("steps", "training.steps"),
+    ],
+)
+def test_an_abbreviated_key_is_recognised(file: Callable[..., str], key: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown key '{key}' \(did you mean '{meant}'\?\)"):
+        read_command("", [file(), f"--{key}=1"])
+
+
+def test_advice_about_repeated_options_fits_the_option(file: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        read_command("", [file(), "--output=a", "--output=b"])
+    assert str(error.value).endswith("to do: keep one of each")
+    with pytest.raises(ConfigError, match=r"write a list as '--lora\.targets=\[a, b\]'"):
+        read_command("", [file(), "--lora.targets=a", "--lora.targets=b"])
+
+
+def test_numbers_in_place_of_texts_need_quotes(file: Callable[..., str]) -> None:
+    for value in ([0, 1], [True, False]):
+        with pytest.raises(ConfigError, match=r"'tiles\.classes\.0': .*write it in quotes"):
+            read_command("", [file({"tiles": {**MINIMAL["tiles"], "classes": value}})])

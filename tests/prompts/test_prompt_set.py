@@ -196,7 +196,7 @@ classes:
 
 
 def test_a_class_given_twice_is_not_silently_the_last_one(tmp_path: Path) -> None:
-    assert "b: is given twice" in refused(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
+    assert "b (line 8): is given twice" in refused(write(tmp_path, GOOD + "  b: [lymphocytes]\n"))
 
 
 @pytest.mark.parametrize("missing", ["name", "version", "templates"])

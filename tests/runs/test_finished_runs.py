@@ -1,8 +1,10 @@
 """What becomes of finished runs whose folders were changed afterwards, or of which more is asked."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from logged_lines import capture_log
 import clipit.runs.train as run_module
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
+from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
-from clipit.runs.train import train_run
+from clipit.runs.page import run_page_again
+from clipit.runs.train import missing_labels, train_run
+from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -141,8 +146,6 @@ def test_a_run_without_its_mark_is_not_taken_over(finished: Finished, left: str)
 
 
 def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> None:
-    import os
-
     config, again = finished
     folder = run_folder(config)
     for name in (".config.yaml.1.tmp", "checkpoints/.best-00000002.safetensors.77.tmp"):
@@ -152,6 +155,51 @@ def test_what_a_killed_process_was_writing_is_deleted(finished: Finished) -> Non
     again(config)
     assert list(folder.rglob("*.tmp")) == [written_now]
     assert json.loads((folder / "run.json").read_text())["fingerprint"]
+
+
+def test_a_finished_run_that_cannot_be_written_is_read(
+    finished: Finished, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, again = finished
+    folder, workspace = run_folder(config), kept["workspace"]
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    results = read_results(folder)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
+    monkeypatch.setattr("clipit.artifacts.FileLock", lambda *_: pytest.fail("a lock file was written"))
+    assert any("the finished run is only read" in line for line in again(config))
+    resolved = resolve_arm(config)
+    assert evaluate_again(resolved, workspace) == (folder, results)
+    assert run_page_again(resolved, workspace) == folder / "report.html"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
+    other = config.evaluation.model_copy(update={"splits": ("train",)})
+    with pytest.raises(ArtifactError, match=r"lacks results for these keys .* cannot be written"):
+        evaluate_again(resolved.model_copy(update={"evaluation": other}), workspace)
+
+
+@pytest.mark.parametrize("content", ['{"splits": []}', '{"splits": {"test": 1}, "provenance": {}}', "[" * 100_000])
+def test_results_of_another_form(finished: Finished, content: str) -> None:
+    config, _ = finished
+    path = run_folder(config) / "results.json"
+    path.write_text(content)
+    with pytest.raises(ArtifactError, match=r"(?s)results\.json.*delete this file"):
+        read_results(path.parent)
+
+
+@pytest.mark.parametrize("content", ['{"score": "high"}', '{"score": 0.5, "sections": []}', "{}", "[]"])
+def test_facts_of_another_form(tmp_path: Path, content: str) -> None:
+    (tmp_path / "training.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"training\.json"):
+        read_training(tmp_path, "score")
+
+
+def test_classes_without_a_training_label_are_named(configure: MakeConfig, kept: dict[str, Any]) -> None:
+    tiles = kept.setdefault("workspace", Workspace(configure())).tiles(0)
+    assert missing_labels(tiles) == []
+    hidden = np.where((tiles.labels == 1) & (tiles.splits == "train"), -1, tiles.labels)
+    note = f"classes without a training label: {tiles.classes[1]}"
+    assert missing_labels(replace(tiles, labels=hidden)) == [note]
+    assert missing_labels(replace(tiles, labels=np.full_like(hidden, -1))) == []
 
 
 def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path) -> None:

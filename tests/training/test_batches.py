@@ -81,3 +81,11 @@ def test_processes_and_micro_batches_share_a_batch(
 
 def test_copies_in_a_batch_are_told_apart() -> None:
     assert occurrences(np.array([5, 3, 5, 5, 3, 1])).tolist() == [0, 0, 1, 2, 1, 0]
+
+
+def test_advice_about_missing_labels_fits_their_cause(configure: Callable[..., RunConfig]) -> None:
+    none = np.zeros(5, dtype=bool)
+    with pytest.raises(DataError, match=r"(?s)to do: keep some labels"):
+        plan_batches(configure({"tiles.labels": {"kind": "fraction", "value": 0.1}}), none)
+    with pytest.raises(DataError, match=r"(?s)to do: add labels to the source"):
+        plan_batches(configure({"tiles.labels": {"kind": "all"}}), none)

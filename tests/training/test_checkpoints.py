@@ -1,9 +1,12 @@
 """Checkpoints: whole, of this student, and the newest one."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from logged_lines import capture_log
 from torch import nn
 
 from clipit.errors import ArtifactError
@@ -35,11 +38,11 @@ def test_going_on_equals_never_stopping(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
     for _ in range(3):
         step(model, optimizer)
-    save_weights(best_file(tmp_path, 2), model)
-    save_checkpoint(tmp_path, Progress(step=3, best_score=0.5, best_step=2), model, optimizer)
+    digest = save_weights(best_file(tmp_path, 2), model)
+    saved = Progress(step=3, best_score=0.5, best_step=2, best_sha256=digest)
+    save_checkpoint(tmp_path, saved, model, optimizer)
     other, other_optimizer = model_and_optimizer()
-    progress = load_checkpoint(tmp_path, other, other_optimizer)
-    assert progress == Progress(step=3, best_score=0.5, best_step=2)
+    assert load_checkpoint(tmp_path, other, other_optimizer) == saved
     for one, state in ((model, optimizer), (other, other_optimizer)):
         for _ in range(2):
             step(one, state)
@@ -61,16 +64,117 @@ def test_the_newest_whole_one_counts(tmp_path: Path) -> None:
     (tmp_path / "step-00000008.partial").mkdir()
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000004"
     save_checkpoint(tmp_path, Progress(step=8), model, optimizer)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
+    assert files(tmp_path) == ["step-00000004", "step-00000008"]
 
 
-def test_best_weights_outlive_later_checkpoints(tmp_path: Path) -> None:
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_checkpoints_are_kept_with_their_best_weights(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer()
-    for number in (2, 4):
-        save_weights(best_file(tmp_path, number), model)
-    save_checkpoint(tmp_path, Progress(step=6, best_step=4), model, optimizer)
-    save_checkpoint(tmp_path, Progress(step=8, best_step=4), model, optimizer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [best_file(tmp_path, 4).name, "step-00000008"]
+    for number, best in ((3, 2), (5, 4), (7, 6), (9, 6)):
+        digest = save_weights(best_file(tmp_path, best), model)
+        save_checkpoint(tmp_path, Progress(step=number, best_step=best, best_sha256=digest), model, optimizer)
+        if number == 5:
+            best_files = [best_file(tmp_path, 2).name, best_file(tmp_path, 4).name]
+            assert files(tmp_path) == [*best_files, "step-00000003", "step-00000005"]
+    assert files(tmp_path) == [best_file(tmp_path, 6).name, "step-00000007", "step-00000009"]
+
+
+def test_files_have_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer()
+    earlier = os.umask(0o027)
+    try:
+        save_weights(best_file(tmp_path, 2), model)
+        save_checkpoint(tmp_path, Progress(step=4), model, optimizer)
+    finally:
+        os.umask(earlier)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
+    assert set(modes.values()) == {0o640}, modes
+
+
+def test_the_best_weights_are_verified_before_they_are_used(tmp_path: Path) -> None:
+    model, _ = model_and_optimizer()
+    path = best_file(tmp_path, 2)
+    digest = save_weights(path, model)
+    load_weights(path, model, digest)
+    flip_a_bit(path)
+    with pytest.raises(ArtifactError, match=r"(?s)content has changed.*best-00000002"):
+        load_weights(path, model, digest)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def two_checkpoints(folder: Path) -> tuple[Progress, dict[int, list[torch.Tensor]]]:
+    """Write checkpoints of steps 4 and 8 that share their best weights; return the state of the first, and weights."""
+    model, optimizer = model_and_optimizer()
+    digest = save_weights(best_file(folder, 2), model)
+    first, weights = Progress(step=4, best_step=2, best_sha256=digest, best_score=0.5), {}
+    for progress in (first, Progress(step=8, best_step=2, best_sha256=digest, best_score=0.5)):
+        step(model, optimizer)
+        save_checkpoint(folder, progress, model, optimizer)
+        weights[progress.step] = [value.detach().clone() for value in model.parameters()]
+    return first, weights
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "progress.json"])
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_the_previous_checkpoint_replaces_a_damaged_one(tmp_path: Path, name: str, damage: str) -> None:
+    first, weights = two_checkpoints(tmp_path)
+    path = tmp_path / "step-00000008" / name
+    if damage == "delete":
+        path.unlink()
+    else:
+        flip_a_bit(path)
+    model, optimizer = model_and_optimizer()
+    said = capture_log()
+    assert load_checkpoint(tmp_path, model, optimizer) == first
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights[4], strict=True))
+    assert any("damaged" in line and "step-00000008" in line for line in said)
+    assert any("resumes from the previous checkpoint, step 4" in line for line in said)
+    # Training goes on, and the damaged folder is replaced.
+    save_checkpoint(tmp_path, Progress(step=6), model, optimizer)
+    assert files(tmp_path) == ["best-00000002.safetensors", "step-00000004", "step-00000006"]
+
+
+def test_two_damaged_checkpoints_are_an_error_about_the_newest(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path)
+    for number in (4, 8):
+        flip_a_bit(tmp_path / f"step-0000000{number}" / "weights.safetensors")
+    with pytest.raises(ArtifactError, match="step-00000008"):
+        load_checkpoint(tmp_path, *model_and_optimizer())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "8"},
+        {"step": True},
+        {"step": -8},
+        {"best_step": 9},
+        {"best_step": 0},
+        {"best_score": "high"},
+        {"best_score": float("nan")},
+        {"best_sha256": None},
+        {"validations_without_gain": 0.5},
+        {"stopped": 0},
+        {"seconds": None},
+        {"scale": []},
+        {"files": {}},
+        {"files": {"../../secret": "0"}},
+        {"other": 1},
+    ],
+)
+def test_impossible_progress_is_damage(tmp_path: Path, changes: dict[str, object]) -> None:
+    first, _ = two_checkpoints(tmp_path)
+    path = tmp_path / "step-00000008" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert load_checkpoint(tmp_path, *model_and_optimizer()) == first
 
 
 def test_weights_of_another_student(tmp_path: Path) -> None:
@@ -101,6 +205,7 @@ def test_a_kill_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: p
         ("step-00000004/progress.json", 0),
         ("step-00000004/progress.json", "{}"),
         ("step-00000004/progress.json", '{"steps": 4}'),
+        ("step-00000004/progress.json", "[" * 100_000),
         ("best-00000002.safetensors", None),
         ("best-00000002.safetensors", 100),
     ],
@@ -108,8 +213,8 @@ def test_a_kill_while_saving_leaves_the_older_one(tmp_path: Path, monkeypatch: p
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, file: str, content: int | str | None) -> None:
     model, optimizer = model_and_optimizer()
     step(model, optimizer)
-    save_weights(best_file(tmp_path, 2), model)
-    save_checkpoint(tmp_path, Progress(step=4, best_step=2), model, optimizer)
+    digest = save_weights(best_file(tmp_path, 2), model)
+    save_checkpoint(tmp_path, Progress(step=4, best_step=2, best_sha256=digest), model, optimizer)
     path = tmp_path / file
     if content is None:
         path.unlink()

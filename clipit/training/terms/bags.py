@@ -12,9 +12,11 @@ from torch import Tensor
 from clipit.config.run import BagsConfig
 from clipit.distributed import Processes, get_processes
 from clipit.models.student import Student
+from clipit.prompts.dictionary import load_dictionary
 from clipit.training.losses import many_to_many_sum
 from clipit.training.terms.bag_members import Bags, make_bags
 from clipit.training.terms.term import MicroBatch, Term, TermInputs
+from clipit.workspace.workspace import Workspace
 
 COLDEST = 0.01
 """Lower bound of a learnt temperature: CLIP's maximum logit scale of 100 (arXiv 2103.00020, section 2.5)."""
@@ -48,6 +50,10 @@ class BagsTerm(Term[BagsConfig]):
     def teaches_text(self) -> bool | None:
         """Always True: the projection is aligned with text embeddings."""
         return True
+
+    def fingerprints(self, workspace: Workspace) -> dict[str, str]:
+        """Return the fingerprint of the prompt dictionary, if its texts are used."""
+        return {"prompt dictionary": load_dictionary(self.options.dictionary).hash} if self.options.prompts else {}
 
     def problems(self) -> list[str]:
         """Check that there are a projector, reports, enough pairs, complete batches and enough memory."""

@@ -126,9 +126,9 @@ def _key_problem(key: str, entry: Any) -> str:
 
 
 def _value_problems(key: str, values: Sequence[Any]) -> list[str]:
-    """List the values that wandb cannot write on a command line."""
+    """List the values that are neither texts nor numbers."""
     return [
-        f"{key}: write {value!r} as a quoted JSON string; only that reaches the command line unchanged"
+        f"{key}: write {value!r} in quotes, as on the command line"
         for value in values
         if not isinstance(value, str | int | float)
     ]

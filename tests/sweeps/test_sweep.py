@@ -141,7 +141,7 @@ def test_values_that_contradict_the_arm_are_refused(write_sweep: WriteSweep) -> 
         ({"metric": {"name": "accuracy"}}, "log 'validation_balanced_accuracy'"),
         ({"parameters": {}}, "parameters must map"),
         ({"parameters": {"lora.rank": {"min": 1, "max": 9}}}, "a grid needs values"),
-        ({"parameters": {"lora.targets": {"values": [["qkv"]]}}}, "quoted JSON string"),
+        ({"parameters": {"lora.targets": {"values": [["qkv"]]}}}, "in quotes"),
         ({"parameters": {"lora.rank": [2]}}, "give {values"),
         ({"colour": "red"}, "unknown key of a sweep file: 'colour'"),
         ({"run_cap": 0}, "run_cap"),

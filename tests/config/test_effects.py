@@ -93,7 +93,7 @@ def test_a_fingerprint_names_what_differs(configure: Callable[..., RunConfig]) -
     other = fingerprint_of(**{"lora.rank": 3, "tiles.labels.seed": 5})
     assert other.value != first.value
     shown = other.differences(record)
-    assert shown[:2] == ["lora.rank: 4 in the folder, 3 now", "tiles.labels.seed: None in the folder, 5 now"]
+    assert shown[:2] == ["lora.rank: 4 in the folder, 3 now", "tiles.labels.seed: 0 in the folder, 5 now"]
     assert shown[2].startswith("labels of tiles: ") and len(shown) == 3
 
 

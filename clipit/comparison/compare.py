@@ -92,7 +92,7 @@ def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
         raise DataError(
             "a comparison needs labelled test tiles",
             where=f"tiles.splits and evaluation.splits ({plan.data_set})",
-            fix="give tiles of the split test, and keep test among evaluation.splits",
+            fix="add test tiles, and keep test in evaluation.splits",
         )
     for name, section in plan.comparison.shifted.items():
         workspace.shifted_tiles(name, section)

@@ -118,7 +118,7 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
             f"values outside the common search grid: {shortlist(outside, 10)}; an arm with another search than the "
             "others cannot be compared with them",
             where="arms, against comparison.learning_rates, comparison.steps and comparison.grid",
-            fix="take what scripts/tune.py chose for all of them, or widen the grid for all and tune again",
+            fix="use the values that scripts/tune.py chose for every arm, or widen the grid and tune all arms again",
         )
 
 
@@ -138,7 +138,7 @@ def _check_built_in_arms(config: RunConfig, comparison: ComparisonConfig, arms: 
         raise ConfigError(
             f"built-in arms with changed keys that are not searched for the others: {shortlist(changed, 10)}",
             where="arms, against comparison.grid",
-            fix="give the arm another name, or make the key an axis of comparison.grid",
+            fix="rename the arm, or make the key an axis of comparison.grid",
         )
 
 

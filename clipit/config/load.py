@@ -197,7 +197,9 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         ) from None
     if repeated:
         given = shortlist([f"'{key}' (line {line})" for key, line in repeated])
-        raise ConfigError(f"repeated keys, of which YAML keeps the last: {given}", where=path, fix="keep one of each")
+        raise ConfigError(
+            f"repeated keys (YAML keeps only the last value): {given}", where=path, fix="keep one of each"
+        )
     if not isinstance(values, dict):
         raise ConfigError("not a mapping of keys to values", where=path, fix=f"see {example}")
     return values

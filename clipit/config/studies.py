@@ -46,14 +46,14 @@ class ProbingConfig(Section):
     @classmethod
     def _whole(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if any(value < 1 for value in values):
-            raise ValueError("give numbers of at least 1")
+            raise ValueError("use numbers of at least 1")
         return values
 
     @field_validator("shares")
     @classmethod
     def _shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if any(not 0 < value <= 1 for value in values):
-            raise ValueError("give shares above 0 and up to 1")
+            raise ValueError("use shares above 0 and up to 1")
         return values
 
 

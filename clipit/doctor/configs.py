@@ -100,7 +100,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
     checks = [check for run in pending.values() for check in run()]
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)
-        checks.append(Check("FAIL", "keys", f"keys that you have to give: {options}", f"see the head of {path}"))
+        checks.append(Check("FAIL", "keys", f"required keys: {options}", f"see the head of {path}"))
     else:
         checks += check_unwritten(plans, comparison.shifted, command_of(path))
     checks += check_gpu(config, head_entry(path, "needs"))

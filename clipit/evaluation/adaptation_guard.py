@@ -82,7 +82,7 @@ def fit_mixture(training: Float[np.ndarray, "n d"], predicted: Float[np.ndarray,
         raise DataError(
             f"no class is predicted for {MIN_CLASS_TILES} training tiles",
             where="the training split",
-            fix="give more training tiles (they need no label)",
+            fix="add training tiles (they need no labels)",
         )
     rows = training.astype(np.float64)
     means = np.stack([rows[classes == c].mean(axis=0) for c in kept])
@@ -111,7 +111,7 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
         DataError: There are no tiles, or a feature is not finite.
     """
     if not len(vectors):
-        raise DataError("no tile to judge an adaptation by", where="the target tiles", fix="give some tiles")
+        raise DataError("no target tiles to check the adaptation with", where="the target tiles", fix="pass at least one tile")
     check_finite(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ mixture.whitening
     proportions = _estimate_proportions(mixture, x)

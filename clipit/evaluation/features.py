@@ -30,7 +30,7 @@ class Features:
         if len(lengths) > 1:
             raise DataError(f"ids, vectors, labels and groups of different lengths: {sorted(lengths)}")
         if len(np.unique(self.ids)) < len(self.ids):
-            raise DataError("duplicate ids among features", fix="give every tile its own id")
+            raise DataError("duplicate ids among features", fix="make the ids unique")
         bad = ~np.isfinite(self.vectors).all(axis=1)
         if bad.any():
             raise DataError(

@@ -72,7 +72,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
             groups or classes, or no tile has a label.
     """
     if not tables:
-        raise DataError("no predictions given", fix="give at least one table per side")
+        raise DataError("no predictions given", fix="pass at least one table per side")
     aligned = [table.by_id() for table in tables]
     first = aligned[0]
     splits = sorted({str(split) for table in aligned for split in np.unique(table.splits)})
@@ -85,7 +85,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
         if not np.array_equal(table.ids, first.ids):
             odd = np.setxor1d(table.ids, first.ids).tolist()
             raise DataError(
-                f"the predictions are not of the same tiles; {len(odd)} are in one table only: {shortlist(odd)}",
+                f"the predictions cover different tiles: {len(odd)} are in one table only: {shortlist(odd)}",
                 fix="compare runs with equal tiles.* keys",
             )
         for name in ("labels", "groups", "classes"):
@@ -96,7 +96,7 @@ def align_predictions(tables: Sequence[Predictions]) -> list[Predictions]:
                 )
     known = first.labels >= 0
     if not known.any():
-        raise DataError("no tile of the predictions has a label", fix="give predictions of labelled tiles")
+        raise DataError("no tile of the predictions has a label", fix="pass predictions of labelled tiles")
     return [table.take(known) for table in aligned]
 
 
@@ -240,7 +240,7 @@ def _check(predictions: Predictions, where: Path) -> None:
         if values.shape != (n, n_classes):
             shape = " x ".join(map(str, values.shape))
             raise DataError(
-                f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="give one column per class"
+                f"{what}: {shape}, expected {n} x {n_classes}", where=where, fix="pass one column per class"
             )
         bad = ~np.isfinite(values).all(axis=1) | (values < 0).any(axis=1)
         bad |= ~(np.abs(values.sum(axis=1) - 1) < _SUM_TOLERANCE)

@@ -82,7 +82,7 @@ def screening_scores(
         DataError: There are no tiles, or an embedding is zero or not finite.
     """
     if not len(tiles):
-        raise DataError("no tiles to screen prompts with", where="prompt_study", fix="give some training tiles")
+        raise DataError("no training tiles to select prompts with", where="prompt_study", fix="add training tiles")
     total = np.zeros(len(rows))
     for start in range(0, len(tiles), _BLOCK):
         block = tiles[start : start + _BLOCK].astype(np.float64)
@@ -128,7 +128,7 @@ def screened(
         raise DataError(
             f"prompts screened with tiles of the split {', '.join(outside)}",
             where="prompt_study",
-            fix="give training tiles only: what is chosen on tiles must not be reported on them",
+            fix="use training tiles only: prompts must not be scored on the tiles they were chosen on",
         )
     rows = candidates(texts, limit, seed)
     scores = screening_scores(texts, rows, tiles, logit_scale)

@@ -70,7 +70,7 @@ def check_same_encoder(index: Index, tiles: Store) -> None:
         )
     if index.store.vlm["fingerprint"] != tiles.vlm["fingerprint"]:
         raise ArtifactError(
-            f"the index holds texts of {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
+            f"the index contains texts of {index.store.vlm['name']} ({index.store.vlm['fingerprint']}), "
             f"the tiles were embedded by {tiles.vlm['name']} ({tiles.vlm['fingerprint']})",
             where=f"{index.artifact.folder} and {tiles.artifact.folder}",
             fix="build both with the same `vlm`",

@@ -78,7 +78,11 @@ def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[n
     A row that represents several snippets with equal embeddings has the sources of all of them.
     """
     if sources is None:
-        raise DataError("the sources of the snippets are not known", where="pairing", fix="cut the reports again")
+        raise DataError(
+            "the reports of the snippets are not known",
+            where="pairing",
+            fix="delete the snippets artefact, so that it is built again",
+        )
     row_of = dict(zip(index.store.ids.tolist(), row_of_each(index).tolist(), strict=True))
     rows = [row_of[snippet] for snippet in sources.column("snippet_id").to_pylist()]
     values = ["" if value is None else str(value) for value in sources.column(column).to_pylist()]

@@ -140,7 +140,7 @@ def _same(names: Sequence[_Name]) -> Iterator[LintMessage]:
         for other in [known for (folded, _), known in first.items() if folded == name.folded]:
             what = f"{name.text!r} is also {other.key}"
             if other.owner != name.owner:
-                yield LintMessage("error", name.key, what, "a name under two classes cannot tell them apart: keep one")
+                yield LintMessage("error", name.key, what, "a name under two classes cannot distinguish them: keep one")
             elif " ".join(other.text.casefold().split()) == " ".join(name.text.casefold().split()):
                 yield LintMessage("error", name.key, what, "remove one of them: it would weigh twice")
             else:

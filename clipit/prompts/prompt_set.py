@@ -168,6 +168,6 @@ def _class_problems(classes: object) -> list[str]:
             continue
         for name in sorted({entry.strip().casefold() for entry in names if isinstance(entry, str)}):
             if name in owner:
-                problems.append(f"classes.{key}: {name!r} is also a name of {owner[name]}; it cannot tell them apart")
+                problems.append(f"classes.{key}: {name!r} is also a name of {owner[name]}; it cannot distinguish them")
             owner.setdefault(name, str(key))
     return problems

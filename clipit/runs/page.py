@@ -80,7 +80,7 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
         raise ArtifactError(
             f"the run was trained on other tiles ({trained_on}) than these ({tiles.fingerprint})",
             where=folder / "results.json",
-            fix="give the run's own configuration: --config <run folder>/config.yaml",
+            fix="use the run's own configuration: --config <run folder>/config.yaml",
         )
     texts = read_training(folder).get("sections", {}) if (folder / "training.json").is_file() else {}
     predictions = read_run_predictions(folder, tiles)
@@ -111,5 +111,9 @@ def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES)
 
 def _results(folder: Path) -> dict[str, Any]:
     if not (folder / "results.json").is_file():
-        raise DataError("no finished run here", where=folder, fix="train it first, or give the --arm and --seed of one")
+        raise DataError(
+            "no finished run here",
+            where=folder,
+            fix="train it first, or set --arm and --seed to those of a finished run",
+        )
     return read_results(folder)

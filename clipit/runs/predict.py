@@ -41,9 +41,9 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
     classifier = load_classifier(folder / "classifier", device, vlm=config.vlm, trust_remote_code=trust)
     if classes is not None and tuple(classes) != tuple(classifier.classes):
         raise DataError(
-            f"the classifier knows {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
+            f"the classifier was trained with {', '.join(classifier.classes)}; the tiles have {', '.join(classes)}",
             where=folder / "classifier",
-            fix="give tiles.classes in the classifier's order, or the right run",
+            fix="set tiles.classes to the classifier's classes, in their order, or use another run",
         )
     return classifier
 
@@ -95,7 +95,7 @@ def join_predictions(parts: Sequence[Predictions]) -> Predictions:
     """
     if not parts:
         raise DataError(
-            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="name splits that exist"
+            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="use splits that have tiles"
         )
     zero_shots = [part.zero_shot for part in parts if part.zero_shot is not None]
     return Predictions(

@@ -106,7 +106,7 @@ class Store:
             raise ArtifactError(
                 f"{len(missing)} ids are not in the store: {shortlist(list(missing))}",
                 where=self.artifact.folder,
-                fix="the store was made from other data; delete it and build it again",
+                fix="the store was built from other data: delete it and build it again",
             )
         return np.asarray(rows, dtype=np.int64)
 

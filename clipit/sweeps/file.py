@@ -146,7 +146,7 @@ def _read_parameter(key: str, entry: Mapping[str, Any], problems: list[str]) -> 
     if distribution not in _DISTRIBUTIONS:
         problems.append(f"{key}: unknown distribution {distribution!r}; use {', '.join(_DISTRIBUTIONS)} or values")
     elif not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
-        problems.append(f"{key}: give values: [...], or min and max with min below max")
+        problems.append(f"{key}: set values: [...], or min and max with min below max")
     elif distribution == "log_uniform_values" and low <= 0:
         problems.append(f"{key}: log_uniform_values needs min above 0")
     elif distribution == "int_uniform" and not whole:

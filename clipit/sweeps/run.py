@@ -85,7 +85,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
         raise ConfigError(
             "--launch starts processes for each trial, but this is already one of several processes",
             where="--launch",
-            fix="start scripts/sweep.py with python alone, or leave --launch out",
+            fix="start scripts/sweep.py with python alone, or remove --launch",
         )
 
 
@@ -108,7 +108,8 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
             f"another sweep called {sweep.name!r} has its tables in this folder; it differs in: "
             f"{shortlist(differences)}",
             where=folder,
-            fix=f"rename the sweep in {sweep.path}, or choose another --output; or delete the folder (the runs stay)",
+            fix=f"change the name of the sweep in {sweep.path}, choose another --output, or delete the folder (runs "
+            "are kept)",
         )
     if get_processes().main:
         with disk_errors(folder):

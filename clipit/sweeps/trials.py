@@ -57,16 +57,16 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     """
     count = sweep.cap if count is None else count
     if count is not None and count < 1:
-        raise ConfigError("a sweep needs at least one trial", where="--count", fix="give a number above 0")
+        raise ConfigError("a sweep needs at least one trial", where="--count", fix="use a number above 0")
     if count is None and sweep.method != "grid":
         raise ConfigError(
             f"method {sweep.method} needs a number of trials",
             where=sweep.path,
-            fix="give --count=N, or run_cap in the file",
+            fix="pass --count=N, or run_cap in the file",
         )
     if swept := [parameter.key for parameter in sweep.parameters if parameter.key in options]:
         raise ConfigError(
-            f"{', '.join(swept)} cannot be given as an option: the sweep sets it", where=sweep.path, fix="leave it out"
+            f"{', '.join(swept)} cannot be an option, because the sweep sets it", where=sweep.path, fix="remove it"
         )
     sweep = replace(sweep, options={**sweep.options, **options})
     file = _read_config(sweep, sweep.options)  # first, to report errors that do not depend on the swept values

@@ -16,7 +16,7 @@ def check(config: RunConfig) -> None:
     size, processes, parts = config.training.tiles_per_step, get_processes().count, config.training.accumulation
     if size < processes * parts:
         problems.append(
-            f"training.tiles_per_step={size} gives nothing to some of {processes} processes x {parts} micro-batches"
+            f"training.tiles_per_step={size} leaves no tile for some of {processes} processes x {parts} micro-batches"
         )
     if problems:
         raise ConfigError("; ".join(problems), where=f"arm {config.arm or '(none)'}", fix="change these keys")

@@ -55,7 +55,7 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     emptied = [split for split in SPLITS if (tiles.splits == split).any() and not (kept.splits == split).any()]
     if emptied:
         raise DataError(
-            f"without the leaks nothing is left of {', '.join(emptied)}; {note}",
+            f"dropping leaks leaves no tile in {', '.join(emptied)}; {note}",
             where=tiles.where,
             fix="split the tiles again, by patient",
         )
@@ -99,7 +99,7 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
         pairs = [f"{leak.other_id} (of {leak.id})" for _, leak in sorted(copies.items())]
         raise DataError(f"{message}: {shortlist(pairs)}", where=where, fix=fix)
     if policy == "exclude" and len(ids) == len(tests):
-        raise DataError(f"without the leaks nothing is left; {message}", where=where, fix="give other tiles")
+        raise DataError(f"no tile is left after dropping leaks; {message}", where=where, fix="use other tiles")
     note = f"{where}: {message}, {_outcome(policy)}"
     if get_processes().main:
         path = leak_folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
@@ -131,7 +131,7 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     leaking = {leak.id for leak in leaks}
     kept = tuple(report for report in reports.reports if report.report_id not in leaking)
     if not kept:
-        raise DataError(f"no report is left; {note}", where=reports.source, fix="give further reports")
+        raise DataError(f"no report is left; {note}", where=reports.source, fix="add reports")
     return replace(reports, reports=kept, problems=(*reports.problems, note))
 
 
@@ -155,7 +155,7 @@ def _check_patients(tests: TileSet, learnt: TileSet, policy: str, where: str) ->
         return
     message = f"{len(shared)} patients of the shifted set are among those of training: {shortlist(sorted(shared))}"
     if policy != "note":
-        raise DataError(message, where=where, fix="take them out of one side, or leaks.policy=note")
+        raise DataError(message, where=where, fix="remove them from one side, or set leaks.policy=note")
     logger.info(f"note: {where}: {message}")
 
 

@@ -44,7 +44,7 @@ def write_pairs_page(
         DataError: A tile's file cannot be opened, or the run's predictions cannot be read.
     """
     if most < 2:
-        raise ConfigError(f"a page of {most} tiles is too small", where="--most", fix="give 2 or more")
+        raise ConfigError(f"a page of {most} tiles is too small", where="--most", fix="use 2 or more")
     pairs = workspace.pairs
     shown = choose_tiles(pairs.table, most)
     tiles = workspace.all_tiles.of_split("train")
@@ -66,7 +66,7 @@ def write_pairs_page(
         predictions = _predictions(run, workspace.all_tiles)
         count = sum(tile_id in predictions for tile_id in shown)
         about.append(
-            f"Predictions: predictions.parquet of {run.parent.name}/{run.name}, which holds {count} of these tiles."
+            f"Predictions: predictions.parquet of {run.parent.name}/{run.name}, which contains {count} of these tiles."
         )
         if not count:
             predictions = None

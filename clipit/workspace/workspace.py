@@ -124,7 +124,7 @@ class Workspace:
             tests, own = self._read_tiles(section).of_split("test"), self.all_tiles
             where = f"comparison.shifted.{name}"
             if not len(tests):
-                raise DataError("no test tiles in a shifted set", where=where, fix="name its split test")
+                raise DataError("no test tiles in a shifted set", where=where, fix="map its split to test (splits)")
             if tests.classes != own.classes:
                 theirs, ours = ", ".join(tests.classes), ", ".join(own.classes)
                 raise DataError(
@@ -177,7 +177,9 @@ class Workspace:
     @property
     def _reports_config(self) -> ReportsConfig:
         if self.config.reports is None:
-            raise ConfigError("this needs reports, and none are configured", where="reports", fix="set reports.path")
+            raise ConfigError(
+                "this command needs reports, but none are configured", where="reports", fix="set reports.path"
+            )
         return self.config.reports
 
     def report_labels(self, report_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ def test_nothing_changed_is_said() -> None:
 
 def test_predictions_of_other_tiles_are_refused() -> None:
     base, other = seeds_of(2, 1), seeds_of(2, 2, n=79)
-    with pytest.raises(DataError, match="not of the same tiles"):
+    with pytest.raises(DataError, match="cover different tiles"):
         find_changed_tiles(base, other)
     with pytest.raises(DataError, match="no predictions"):
         find_changed_tiles([], [])

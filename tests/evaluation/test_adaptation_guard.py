@@ -138,7 +138,7 @@ def test_constant_features_rare_classes_and_few_tiles() -> None:
     )
     with pytest.raises(DataError, match="no class is predicted for 5 training tiles"):
         fit_mixture(constant[:4], predicted[:4])
-    with pytest.raises(DataError, match="no tile to judge"):
+    with pytest.raises(DataError, match="no target tiles"):
         judge_adaptation(found, constant[:0])
     broken = constant.copy()
     broken[3, 0] = np.nan

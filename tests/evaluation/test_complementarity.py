@@ -53,7 +53,7 @@ def test_unlabelled_tiles_are_left_out_and_perfect_vision_has_no_share_of_wrong(
 
 def test_other_tiles_and_splits_are_refused() -> None:
     vision = predictions_of(30, 2, seed=1)
-    with pytest.raises(DataError, match="not of the same tiles"):
+    with pytest.raises(DataError, match="cover different tiles"):
         complementarity(vision, predictions_of(31, 2, seed=1))
     with pytest.raises(DataError, match="several splits"):
         complementarity(vision, predictions_of(30, 2, seed=2, split="train"))

@@ -150,7 +150,7 @@ def test_comparison_is_by_id_and_refuses_other_tiles() -> None:
     for name, difference in found.items():
         assert difference.value == pytest.approx(results[1][name]["value"] - results[0][name]["value"])
     assert found["accuracy"].interval.high < 0
-    with pytest.raises(DataError, match="not of the same tiles"):
+    with pytest.raises(DataError, match="cover different tiles"):
         paired_bootstrap([(predictions.select("test"), predictions.take(np.arange(40)).select("test"))])
     with pytest.raises(DataError, match="differ in their labels"):
         other = dataclasses.replace(worse, labels=np.zeros(90, np.int64))

@@ -100,7 +100,7 @@ def test_whole_groups_are_drawn_for_all_seeds_alike() -> None:
 
 def test_other_tiles_splits_labels_and_metrics_are_refused() -> None:
     first = predictions_of(20, 2, seed=1)
-    with pytest.raises(DataError, match="not of the same tiles"):
+    with pytest.raises(DataError, match="cover different tiles"):
         bootstrap_one([(first, first.take(np.arange(19)))])
     with pytest.raises(DataError, match="several splits: test, validation"):
         bootstrap_one([(first, predictions_of(20, 2, seed=1, split="validation"))])

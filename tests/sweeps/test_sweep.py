@@ -192,7 +192,7 @@ def test_a_trial_without_a_value_or_with_another_name_is_refused(write_sweep: Wr
     assert run_folder(trial.config) == run_folder(plan_sweep(sweep, {}).trials[1].config)
     with pytest.raises(ConfigError, match="named by their values"):
         plan_sweep(sweep, {"name": "mine"})
-    with pytest.raises(ConfigError, match=r"lora\.rank cannot be given as an option: the sweep sets it"):
+    with pytest.raises(ConfigError, match=r"lora\.rank cannot be an option, because the sweep sets it"):
         plan_sweep(sweep, {"lora.rank": "2"})
 
 

@@ -283,9 +283,7 @@ def _retrieval_row(subject: str, task: str, score: RetrievalScore) -> ProbingRow
 
 def _require_test_labels(config: RunConfig, tiles: TileSet) -> None:
     if not (tiles.of_split("test").labels >= 0).any():
-        raise DataError(
-            "no test tile has a label", where=config.tiles.path, fix="give labelled tiles of the split test"
-        )
+        raise DataError("no test tile has a label", where=config.tiles.path, fix="add labelled test tiles")
 
 
 def _write(

@@ -60,7 +60,7 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test = test.select(test.labels >= 0)
     if not len(test) or not len(train):
         what = "no labelled test tile" if not len(test) else "no training tile (prompts are screened with them)"
-        raise DataError(what, where=config.tiles.path, fix="give tiles of the splits train and test")
+        raise DataError(what, where=config.tiles.path, fix="add tiles of the splits train and test")
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
     sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
     return test, train.select(np.sort(sample))
@@ -100,19 +100,19 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         raise ModelError(
             "this run's student was trained without text and has no zero-shot predictions",
             where=run,
-            fix="give a run of an arm with a projector (student.projector_layers: 1 or 2)",
+            fix="use a run of an arm with a projector (student.projector_layers: 1 or 2)",
         )
     if vlm["fingerprint"] != workspace.vlm.fingerprint:
         raise ModelError(
             f"the student was trained with another VLM ({vlm['name']}) than {workspace.vlm.name}",
             where=run,
-            fix="give the configuration of that run, or a run of this configuration",
+            fix="use the configuration of that run, or a run of this configuration",
         )
     if set(classifier.classes) != set(test.classes):
         raise DataError(
             f"the classifier has the classes {', '.join(classifier.classes)}; the tiles have {', '.join(test.classes)}",
             where=run / "classifier",
-            fix="give the configuration of that run",
+            fix="use the configuration of that run",
         )
     encode = memoise(workspace.encode)
 

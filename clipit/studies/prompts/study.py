@@ -169,7 +169,7 @@ def _load_prompt_sets(options: PromptStudyConfig, workspace: Workspace) -> list[
         raise ConfigError(
             f"prompts and prompt_study.simple are both called {simple.name}",
             where="prompt_study.simple",
-            fix="give another set, or change the name in its file",
+            fix="use another set, or change the name in its file",
         )
     return [simple, workspace.prompts]
 

@@ -102,7 +102,7 @@ def _load_models(
     if len(set(names)) < len(names):  # arms of two comparisons
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
     if len(set(names)) < len(names):
-        raise DataError("a run is given twice", where=shortlist([str(run) for run in runs]), fix="give each run once")
+        raise DataError("a run is given twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
     models = [load_run_model(workspace, run, name) for run, name in zip(runs, names, strict=True)]
     vlm = load_vlm_model(config, workspace) if robustness.vlm else None
     if vlm is not None:
@@ -113,7 +113,7 @@ def _load_models(
         raise DataError(
             "nothing to measure",
             where="--run",
-            fix="give the folder of a finished run, or `prompts` for the VLM's zero-shot predictions",
+            fix="pass the folder of a finished run, or `prompts` for the VLM's zero-shot predictions",
         )
     return models
 

@@ -115,7 +115,7 @@ def make_bags(config: RunConfig, workspace: Workspace, train: TileSet) -> Bags:
     texts = text_bag(train.ids, workspace.pairs, index.store, b.snippets, b.margin)
     prompts = _prompts(config, workspace, train) if b.prompts or b.class_prompts else None
     if texts.empty.all() and prompts is None:
-        raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or loosen pairing.threshold")
+        raise DataError("every text bag is empty", where="bags", fix="raise bags.margin, or lower pairing.threshold")
     empty = texts.empty if prompts is None else texts.empty & ~prompts.exists.any(axis=1)
     counts = {
         "empty_text_bags": int(empty.sum()),  # these tiles are trained without the term

@@ -151,7 +151,7 @@ class DistillationTerm(Term[DistillationConfig]):
             raise DataError(
                 f"none of the {int(wanted.sum())} tiles to distil has a pair (for warm_start: no labelled one)",
                 where="distillation.tiles and pairing",
-                fix="loosen the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
+                fix="relax the pairing (threshold, margin, mutual), or distil all tiles: distillation.tiles=all",
             )
         return {**facts, "distilled_tiles": f"{count} of {int(wanted.sum())}"}
 

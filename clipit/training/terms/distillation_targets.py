@@ -101,7 +101,7 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
             raise DataError(
                 f"no snippet comes from a section called {shortlist(config.distillation.sections)}",
                 where="distillation.sections",
-                fix=f"name some of: {shortlist(sorted(set(sections)))}",
+                fix=f"use some of: {shortlist(sorted(set(sections)))}",
             )
     if config.pairing.organs:
         wanted = {organ.casefold() for organ in config.pairing.organs}

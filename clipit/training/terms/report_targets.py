@@ -124,7 +124,7 @@ def report_label_vectors(
             f"the reports have {len(names)} different labels in {len(np.unique(groups[known]))} groups "
             f"({shortlist(names.tolist())}); a classifier of them needs two of each",
             where="reports.label_column",
-            fix="name a column with the reports' labels, or choose another distillation.target",
+            fix="set it to a column with the reports' labels, or choose another distillation.target",
         )
     stored = vectors_of(np.arange(len(store.ids)))
     positions = store.positions(snippet_ids)

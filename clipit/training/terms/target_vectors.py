@@ -66,7 +66,7 @@ def paired_snippets(tile_ids: np.ndarray, pairs: Pairs, store: Store) -> PairedS
         raise DataError(
             "no training tile has a pair",
             where=pairs.artifact.folder,
-            fix="loosen the pairing, or pair these tiles",
+            fix="relax the pairing rules",
         )
     return paired
 

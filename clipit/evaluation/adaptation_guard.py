@@ -111,7 +111,9 @@ def judge_adaptation(mixture: TrainingMixture, vectors: Float[np.ndarray, "n d"]
         DataError: There are no tiles, or a feature is not finite.
     """
     if not len(vectors):
-        raise DataError("no target tiles to check the adaptation with", where="the target tiles", fix="pass at least one tile")
+        raise DataError(
+            "no target tiles to check the adaptation with", where="the target tiles", fix="pass at least one tile"
+        )
     check_finite(vectors, "the target tiles")
     x = vectors.astype(np.float64) @ mixture.whitening
     proportions = _estimate_proportions(mixture, x)

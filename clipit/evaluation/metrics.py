@@ -21,15 +21,21 @@ def confusion_matrix(
     return cells.astype(np.int64).reshape(n_classes, n_classes)
 
 
-def confusion_scores(confusion: Float[np.ndarray, "r c c"]) -> dict[str, Float[np.ndarray, " r"]]:
-    """Compute every score that a confusion matrix determines, for each of r matrices.
+def count_scores(
+    hits: Float[np.ndarray, "r c"], true: Float[np.ndarray, "r c"], predicted: Float[np.ndarray, "r c"]
+) -> dict[str, Float[np.ndarray, " r"]]:
+    """Compute every score that a confusion matrix determines, for each of r weightings.
 
     accuracy: share on the diagonal. balanced_accuracy: mean recall over classes that have tiles. macro_f1: mean F1
     over classes that have tiles or predictions. weighted_f1: mean F1 weighted by tiles. kappa: Cohen's kappa,
     unweighted, (p_observed - p_expected) / (1 - p_expected). Definitions follow scikit-learn.
+
+    Args:
+        hits: Weight of the correctly predicted tiles of each class: the diagonal of the matrix.
+        true: Weight of the tiles of each class: the sums of its rows.
+        predicted: Weight of the tiles predicted as each class: the sums of its columns.
     """
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    true, predicted, total = confusion.sum(axis=2), confusion.sum(axis=1), confusion.sum(axis=(1, 2))
+    total = true.sum(axis=1)
     recall, f1 = _divide(hits, true), _divide(2 * hits, true + predicted)
     observed = _divide(hits.sum(axis=1), total)
     expected = _divide((true * predicted).sum(axis=1), total**2)
@@ -89,14 +95,13 @@ def weighted_scores(
     Returns:
         Score per weighting by metric; NaN where undefined.
     """
-    n_classes = probabilities.shape[1]
-    cell = labels * n_classes + probabilities.argmax(axis=1)
-    members = (cell[:, None] == np.arange(n_classes**2)).astype(np.float64)
-    confusion = (weights.T @ members).reshape(-1, n_classes, n_classes)
-    scores = confusion_scores(confusion)
+    n_classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+    true = _class_totals(labels, weights, n_classes)
+    hits = _class_totals(labels, weights * (predicted == labels)[:, None], n_classes)
+    scores = count_scores(hits, true, _class_totals(predicted, weights, n_classes))
     # Without a class, a resample would be averaged over fewer classes, which is a different score.
     present = np.bincount(labels, minlength=n_classes) > 0
-    incomplete = ((confusion.sum(axis=2) == 0) & present).any(axis=1)
+    incomplete = ((true == 0) & present).any(axis=1)
     for name in CLASS_AVERAGED:
         scores[name] = np.where(incomplete, np.nan, scores[name])
     if "auroc" in names:
@@ -169,6 +174,16 @@ def reliability_bins(
         }
         for b in range(ECE_BINS)
     ]
+
+
+def _class_totals(
+    classes: Int64[np.ndarray, " n"], weights: Float[np.ndarray, "n r"], n_classes: int
+) -> Float[np.ndarray, "r c"]:
+    """Add up the weights of the tiles of each class, for each of r weightings."""
+    totals: Float[np.ndarray, "r c"] = np.empty((weights.shape[1], n_classes))
+    for row, weight in enumerate(np.ascontiguousarray(weights.T)):
+        totals[row] = np.bincount(classes, weight, minlength=n_classes)
+    return totals
 
 
 def _bin_members(confidence: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n bins"]:

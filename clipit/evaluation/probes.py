@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from clipit.errors import DataError
-from clipit.evaluation.metrics import confusion_matrix, confusion_scores
+from clipit.evaluation.metrics import count_scores
 from clipit.evaluation.predictions import softmax
 
 DEFAULT_GRID = tuple(float(c) for c in np.logspace(-4, 4, 17))
@@ -173,8 +173,8 @@ def adamw_probe(
         epoch += 1
         with torch.no_grad():
             predicted = present[layer(validation_inputs).argmax(dim=1).cpu().numpy()]
-        confusion = confusion_matrix(valid_y, predicted, n_classes).astype(np.float64)
-        score = float(confusion_scores(confusion[None])["balanced_accuracy"][0])
+        counts = [np.bincount(y, minlength=n_classes)[None] for y in (valid_y[predicted == valid_y], valid_y, predicted)]
+        score = float(count_scores(*(count.astype(np.float64) for count in counts))["balanced_accuracy"][0])
         if score > best.validation_score:
             weight, bias = np.zeros((n_classes, inputs.shape[1])), np.full(n_classes, -np.inf)
             weight[present] = layer.weight.detach().cpu().numpy()

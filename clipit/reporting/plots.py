@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from clipit.artifacts import whole_file
 from clipit.reporting.curves import Series
+from clipit.reporting.tables import MOST_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,18 +116,23 @@ def _missing_glyphs_allowed() -> Iterator[None]:
 
 @in_style
 def plot_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str = "") -> "Figure":
-    """Plot a confusion matrix: cells show numbers of tiles, shading the share of the true class (row)."""
+    """Plot a confusion matrix: cells show numbers of tiles, shading the share of the true class (row).
+
+    With more than 40 classes, cells have no numbers and only every n-th class is named, to bound size and time.
+    """
     counts = np.asarray(confusion, dtype=np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.62 * len(classes)
+    side = 2.6 + 0.62 * min(len(classes), MOST_CLASSES)
+    named = range(0, len(classes), -(-len(classes) // MOST_CLASSES))
+    names = [classes[number] for number in named]
     figure = new_figure(side + 0.8, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     slanted = max(map(len, classes)) > (4 if len(classes) > _MANY_CLASSES else 9)
-    axes.set_xticks(range(len(classes)), classes, rotation=45 if slanted else 0, ha="right" if slanted else "center")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xticks(named, names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
+    axes.set_yticks(named, names)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    for (row, column), share in np.ndenumerate(shares):
+    for (row, column), share in np.ndenumerate(shares) if len(classes) <= MOST_CLASSES else ():
         colour = "white" if share > 0.55 else "black"
         axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=9)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)

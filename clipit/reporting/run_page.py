@@ -11,7 +11,7 @@ from clipit.reporting.curves import Series
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
 from clipit.reporting.summary import describe_protocol, list_undefined
-from clipit.reporting.tables import LABELS, interval, number
+from clipit.reporting.tables import LABELS, MOST_CLASSES, interval, number
 
 MOST_TILES = 12
 """Maximum number of tiles shown of each kind (misclassified, correctly classified)."""
@@ -95,20 +95,25 @@ def _classes(names: Sequence[str], split: str, split_results: Mapping[str, Any])
         for row in split_results["per_class"]
     ]
     counts = split_results["confusion"]
-    shades = [[count / max(1, sum(row)) for count in row] for row in counts]
+    matrix: Part
+    if len(names) > MOST_CLASSES:
+        matrix = Text(f"The confusion matrix of {len(names)} classes is in results.json: splits.{split}.confusion.")
+    else:
+        totals = [max(1, sum(row)) for row in counts]
+        matrix = Table(
+            ("true \\ predicted", *names),
+            [(name, *row) for name, row in zip(names, counts, strict=True)],
+            caption="Confusion matrix: number of tiles, shaded by the share of the true class (row)",
+            source=f"results.json: splits.{split}.confusion",
+            shades=[[count / total for count in row] for row, total in zip(counts, totals, strict=True)],
+        )
     return [
         Table(
             ("class", "precision", "recall", "F1", "tiles"),
             per_class,
             source=f"results.json: splits.{split}.per_class",
         ),
-        Table(
-            ("true \\ predicted", *names),
-            [(name, *row) for name, row in zip(names, counts, strict=True)],
-            caption="Confusion matrix: number of tiles, shaded by the share of the true class (row)",
-            source=f"results.json: splits.{split}.confusion",
-            shades=shades,
-        ),
+        matrix,
         Figure(
             inline_svg(plot_reliability(split_results["reliability"]), f"Reliability diagram of the {split} tiles"),
             "Reliability: bars show the accuracy of the tiles in each confidence bin, dots the mean confidence. A "

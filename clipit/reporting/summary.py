@@ -36,7 +36,8 @@ def run_summary(
         parts.append("Undefined:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing))
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
-        parts.append(tables.confusion_table(split_results["confusion"], results["classes"]))
+        if len(results["classes"]) <= tables.MOST_CLASSES:
+            parts.append(tables.confusion_table(split_results["confusion"], results["classes"]))
     for heading, text in (sections or {}).items():
         parts += [f"## {heading}", tables.fenced(text.strip("\n"))]
     if plots:

@@ -6,6 +6,8 @@ from statistics import mean, stdev
 from typing import Any
 
 UNDEFINED = "n/a"
+MOST_CLASSES = 40
+"""Classes up to which confusion matrices are shown in full."""
 LABELS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",

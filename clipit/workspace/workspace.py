@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MANY_CLASSES = 20  # with fewer, a small data set is plausible
 _SECTIONS = ("output", "tiles", "reports", "leaks", "prompts", "vlm", "pairing")
 """Keys of the configuration that determine a workspace."""
 
@@ -82,7 +83,7 @@ class Workspace:
     def all_tiles(self) -> TileSet:
         """All tiles with all labels, without those that `leaks` drops; not for training on labels."""
         key = _key("checked", self.config, "tiles", "leaks")
-        tiles: TileSet = self._cached(key, lambda: enforce_on_tiles(self._tiles_as_read, self.config))
+        tiles: TileSet = self._cached(key, lambda: _note_many_classes(enforce_on_tiles(self._tiles_as_read, self.config)))
         return tiles
 
     @cached_property
@@ -340,6 +341,16 @@ class Workspace:
     def pairing_summary(self) -> str:
         """Summarise the pairs as text."""
         return summary_text(self.pairs.summary, self.snippet_texts())
+
+
+def _note_many_classes(tiles: TileSet) -> TileSet:
+    """Note and log if there are hardly more labelled tiles than classes, as when ids were taken for labels."""
+    labelled = int((tiles.truth >= 0).sum())
+    if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
+        return tiles
+    note = f"{len(tiles.classes)} classes for {labelled} labelled tiles; do the labels name the classes?"
+    logger.info(f"warning: {note}")
+    return replace(tiles, notes=(*tiles.notes, note))
 
 
 def _format_account(snippets: Artifact, reports: "Reports") -> str:

@@ -1,5 +1,7 @@
 """Metrics against scikit-learn and torchmetrics; weights against repeated tiles."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from clipit.evaluation import metrics
 from clipit.evaluation.predictions import softmax
+from clipit.reporting.plots import plot_confusion
 
 
 def draw(n: int, n_classes: int, seed: int = 0, gain: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -85,3 +88,25 @@ def test_reliability_bins_add_up_to_the_calibration_error() -> None:
     assert error == pytest.approx(metrics.compute_metrics(labels, probabilities)["ece"], abs=1e-9)
     sure = metrics.reliability_bins(np.zeros(2, np.int64), np.float32([[1, 0], [1, 0]]))
     assert sure[-1]["n"] == 2
+
+
+def test_memory_of_many_classes_is_bounded() -> None:
+    n = 800
+    labels = np.arange(n, dtype=np.int64)
+    probabilities = softmax(np.random.default_rng(0).normal(size=(n, n)))
+    weights = np.random.default_rng(1).integers(0, 3, (n, 50)).astype(np.float64)
+    tracemalloc.start()
+    try:
+        scores = metrics.weighted_scores(labels, probabilities, weights)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 30e6  # the probabilities take 2.6 MB; one matrix per weighting would take 256 MB
+    assert scores["accuracy"] == pytest.approx((weights * (probabilities.argmax(1) == labels)[:, None]).sum(0) / weights.sum(0))
+
+
+def test_confusion_matrix_of_many_classes_is_drawn_at_a_bounded_size() -> None:
+    figure = plot_confusion(np.eye(200, dtype=int).tolist(), [f"class {c}" for c in range(200)])
+    assert max(figure.get_size_inches()) < 30
+    axes = figure.axes[0]
+    assert not axes.texts and [tick.get_text() for tick in axes.get_xticklabels()][:2] == ["class 0", "class 5"]

@@ -113,9 +113,11 @@ class PairingConfig(Section):
     index: str = "Flat"
     """Key of faiss.index_factory; Flat is exact, and IVF keys search `nprobe` of their lists per tile."""
     nprobe: int | None = Field(None, ge=1)
-    """Lists that an IVF index searches; null: 1, the default of faiss, which misses many nearest snippets."""
+    """Lists that an IVF index searches; null: 1, the default of faiss, which misses many nearest snippets. More are
+    searched for tiles with fewer than k snippets in these."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
-    """Library that searches; torch searches exactly without faiss, and auto uses faiss if it is installed."""
+    """Library of approximate indexes; torch allows only Flat, which does not need faiss, and auto is faiss if it is
+    installed."""
     block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once, which bounds the memory."""
     correction: Literal["none", "csls", "inverted_softmax", "sinkhorn"] = "none"

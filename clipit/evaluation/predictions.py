@@ -188,9 +188,11 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
         tiles: Tiles of the run's configuration; None if they are not at hand.
 
     Raises:
-        DataError: See `read_predictions`.
-        ArtifactError: results.json is missing or damaged.
+        DataError: See `read_predictions`; or the folder does not contain a finished run.
+        ArtifactError: results.json is damaged.
     """
+    if not (run / RESULTS).is_file():
+        raise DataError("no predictions of a finished run here", where=run, fix="run scripts/train.py first")
     results = read_json(run / RESULTS, "run scripts/train.py again; a trained run is only evaluated again")
     return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
 

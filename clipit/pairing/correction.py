@@ -19,8 +19,9 @@ from torch import Tensor
 
 from clipit.config.run import PairingConfig
 from clipit.distributed import get_processes
-from clipit.pairing.nearest import CHUNK, DECIMALS, product
+from clipit.pairing.nearest import DECIMALS
 from clipit.stores.embed import Store, centred
+from clipit.stores.exact import BLOCK, product
 
 if TYPE_CHECKING:
     from clipit.progress import Advance
@@ -149,11 +150,11 @@ def _over_tiles(
 ) -> None:
     """Call `fold` with the cosines of each chunk of snippets with each block of tiles; it may overwrite them."""
     processes = get_processes()
-    buffer = torch.empty(min(tiles.size, len(tiles.store.ids)) * CHUNK, device=snippets.device)
+    buffer = torch.empty(min(tiles.size, len(tiles.store.ids)) * BLOCK, device=snippets.device)
     for start in processes.share(range(0, len(tiles.store.ids), tiles.size)):
         block = torch.from_numpy(tiles.vectors(start)).to(snippets.device)
-        for first in range(0, len(snippets), CHUNK):
-            part = slice(first, first + CHUNK)
+        for first in range(0, len(snippets), BLOCK):
+            part = slice(first, first + BLOCK)
             fold(part, product(snippets[part], block, buffer))
         advance(len(block) * processes.count)
 

@@ -1,5 +1,6 @@
 """Pairs of tiles with their nearest snippets, as an artefact."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ from clipit.pairing.selection import (
 from clipit.pairing.summary import summarise
 from clipit.stores.embed import Store, centred
 from clipit.stores.index import Index
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Pairs", "check_same_encoder", "pair_tiles", "search"]
 
@@ -139,6 +142,10 @@ def pair_tiles(
 
         files = write_blocks(folder, len(tiles.ids), block, "pairing tiles", pair)
         table = read_blocks(files)
+        missing = len(tiles.ids) * min(k, len(index.ids)) - table.num_rows
+        key = index.artifact.manifest.facts["key"]
+        if missing and key != "Flat" and processes.main:
+            logger.info(f"note: index {key} finds {missing} fewer candidates than {k} per tile; Flat finds all")
         dropped: dict[str, int] = {}
         if rule_keys:
             check_pairs_left(table, rules)

@@ -1,9 +1,12 @@
 """Index over a text store for nearest-neighbour search of snippets.
 
+A Flat index is the text store itself, searched shard by shard; only approximate indexes of faiss are files.
+
 Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented
 by their lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +15,16 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from jaxtyping import Float32, Int
+from torch import Tensor
 
-from clipit.artifacts import Artifact, whole_file
+from clipit.artifacts import Artifact, reading, whole_file
 from clipit.config.run import has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.stores.embed import Store, centred
+from clipit.stores.exact import BLOCK, best_rows, product
 
 Backend = Literal["auto", "faiss", "torch"]
 _TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits on one machine
@@ -49,9 +55,10 @@ def build_index(
         store: Text store.
         key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
         centring: Whether to subtract the store's mean and normalise again before indexing.
-        backend: Search backend; `torch` is exact and does not need faiss, `auto` uses faiss if it is installed.
+        backend: Library of approximate indexes; `torch` allows only Flat, which does not need faiss, and `auto` is faiss
+            if it is installed.
         nprobe: Number of lists that an IVF index searches; None uses the default of faiss (1). Does not change the
-            index itself.
+            index itself. More are searched for tiles with too few snippets in these.
 
     Raises:
         ConfigError: The key is unknown, needs faiss, or needs more training rows than there are; or `nprobe` is given
@@ -91,7 +98,7 @@ def build_index(
         if mean is not None:
             with whole_file(folder / "mean.npy") as temporary, temporary.open("wb") as stream:
                 np.save(stream, mean)
-        if chosen == "faiss":
+        if key != "Flat":
             _write_faiss(folder / "index.faiss", store, rows, mean, key)
         return {
             "rows": len(rows),
@@ -135,35 +142,54 @@ class Index:
         return self.store.positions(self.ids)
 
     @cached_property
-    def _faiss(self) -> Any:
-        import faiss
-
-        index = faiss.read_index(str(self.artifact.file("index.faiss")))
-        if self.nprobe is not None:
-            faiss.ParameterSpace().set_index_parameter(index, "nprobe", self.nprobe)
-        return _on_device(index)
+    def _faiss(self) -> "_FaissIndex":
+        return _FaissIndex(self.artifact.file("index.faiss"), self.nprobe)
 
     @cached_property
-    def _matrix(self) -> Any:
-        import torch
+    def _matrix(self) -> Tensor:
+        """All vectors on the GPU of this process."""
+        matrix = torch.empty((len(self.ids), self.store.dim), device=get_processes().device)
+        for rows, vectors in self._blocks():
+            matrix[torch.from_numpy(rows).to(matrix.device)] = torch.from_numpy(vectors).to(matrix.device)
+        return matrix
 
-        matrix = np.empty((len(self.ids), self.store.dim), dtype=np.float32)
-        for start in range(0, len(self.ids), 65536):
-            block = self.store.rows(self.rows_in_store[start : start + 65536])
-            matrix[start : start + len(block)] = centred(block, self.mean)
-        return torch.from_numpy(matrix).to(get_processes().device)
+    @cached_property
+    def _by_position(self) -> Int[np.ndarray, "_"]:
+        """Rows of the index in the order of the store, whose shards are read one after the other."""
+        return np.asarray(np.argsort(self.rows_in_store, kind="stable"), dtype=np.int64)
 
-    def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
-        """Find the k nearest rows of each query; -1 where an approximate index returns fewer."""
-        if self.artifact.manifest.facts["backend"] == "faiss":
-            return np.asarray(self._faiss.search(np.ascontiguousarray(queries), k)[1], dtype=np.int64)
-        import torch
+    def _blocks(self) -> Iterator[tuple[Int[np.ndarray, "_"], Float32[np.ndarray, "_ dim"]]]:
+        """Iterate over the shards of the store: rows of the index, and their vectors (centred if the index is)."""
+        places = self.rows_in_store[self._by_position]
+        for start, block in self.store.blocks(BLOCK):
+            first, last = np.searchsorted(places, (start, start + len(block)))
+            if last > first:
+                yield self._by_position[first:last], centred(block[places[first:last] - start], self.mean)
 
-        rows = []
-        for start in range(0, len(queries), 1024):
-            block = torch.from_numpy(queries[start : start + 1024]).to(self._matrix.device)
-            rows.append((block @ self._matrix.T).topk(k, dim=1).indices.cpu().numpy())
-        return np.concatenate(rows).astype(np.int64)
+    def candidates(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int = 1) -> Int[np.ndarray, "q k"]:
+        """Find the k nearest rows of each query; -1 where an approximate index returns fewer.
+
+        Args:
+            queries: Unit vectors of the queries, centred like the index.
+            k: Number of rows per query, at most the number of rows of the index.
+            needed: Number of rows per query below which an IVF index searches more than `nprobe` lists.
+        """
+        if self.artifact.manifest.facts["key"] != "Flat":
+            return self._faiss.search(np.ascontiguousarray(queries), k, needed)
+        device = get_processes().device
+        vectors = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
+        buffer = torch.empty(len(queries) * BLOCK, device=device)
+
+        def scores() -> Iterator[tuple[Tensor, Tensor]]:
+            if device.type == "cpu":
+                for rows, block in self._blocks():
+                    yield torch.from_numpy(rows), product(vectors, torch.from_numpy(block), buffer)
+                return
+            for start in range(0, len(self._matrix), BLOCK):
+                values = product(vectors, self._matrix[start : start + BLOCK], buffer)
+                yield torch.arange(start, start + values.shape[1], device=device), values
+
+        return best_rows(scores(), len(queries), k, device).cpu().numpy()
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors of these rows, centred if the index is."""
@@ -195,6 +221,39 @@ def _distinct_rows(store: Store) -> Int[np.ndarray, "_"]:
     by_id = np.argsort(store.ids, kind="stable")
     _, first = np.unique(digests[by_id], return_index=True)
     return np.asarray(by_id[np.sort(first)], dtype=np.int64)
+
+
+class _FaissIndex:
+    """Approximate index of faiss, on the GPU of this process if faiss supports it there."""
+
+    def __init__(self, path: Path, nprobe: int | None) -> None:
+        import faiss
+
+        with reading(path):
+            index = faiss.read_index(str(path))
+        self._space = faiss.ParameterSpace()
+        if nprobe is not None:
+            self._space.set_index_parameter(index, "nprobe", nprobe)
+        lists = faiss.try_extract_index_ivf(index)
+        self._probed, self._lists = (lists.nprobe, lists.nlist) if lists is not None else (1, 1)
+        self._index = _on_device(index)
+        if self._index is not index:
+            self._space = faiss.GpuParameterSpace()
+
+    def search(self, queries: Float32[np.ndarray, "q dim"], k: int, needed: int) -> Int[np.ndarray, "q k"]:
+        """Search `nprobe` lists, and more for queries with fewer than `needed` rows in these."""
+        rows = self._search(queries, k)
+        probed, few = self._probed, rows[:, needed - 1] < 0
+        while few.any() and probed < self._lists:
+            probed = min(2 * probed, self._lists)
+            self._space.set_index_parameter(self._index, "nprobe", probed)
+            rows[few] = self._search(queries[few], k)
+            self._space.set_index_parameter(self._index, "nprobe", self._probed)
+            few = rows[:, needed - 1] < 0
+        return rows
+
+    def _search(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Int[np.ndarray, "q k"]:
+        return np.asarray(self._index.search(queries, k)[1], dtype=np.int64)
 
 
 def _on_device(index: Any) -> Any:

@@ -121,7 +121,7 @@ def test_several_processes_find_the_same_statistics(
 def test_nearest_over_chunks_is_a_plain_search(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipit.pairing import nearest as search
 
-    monkeypatch.setattr(search, "CHUNK", 64)
+    monkeypatch.setattr(search, "BLOCK", 64)
     queries, bias = vectors(9, 3), np.random.default_rng(0).random(SNIPPETS) / 5
     owners = np.arange(SNIPPETS) % 9
     bias[5] = np.inf

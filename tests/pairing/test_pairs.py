@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from logged_lines import capture_log
 from tiny_models import write_store
 
 import clipit.pairing.pairs as module
@@ -159,3 +160,19 @@ def test_a_damaged_part_of_a_killed_attempt(
         pair_tiles(tmp_path, index, tiles)
     part.unlink()
     assert pair_tiles(tmp_path, index, tiles).table.num_rows == TILES
+
+
+@pytest.mark.skipif(not has_faiss(), reason="faiss is not installed")
+def test_an_index_that_finds_too_few_is_noted(
+    tmp_path: Path, texts: Store, tiles: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = capture_log()
+    index = build_index(tmp_path, texts, key="IVF4,Flat")
+    assert pair_tiles(tmp_path, index, tiles, k=100).table.num_rows == 100 * TILES and not log
+
+    def few(self: Index, queries: np.ndarray, k: int, needed: int) -> np.ndarray:
+        return np.pad(np.zeros((len(queries), 1), dtype=np.int64), ((0, 0), (0, k - 1)), constant_values=-1)
+
+    monkeypatch.setattr(Index, "candidates", few)
+    assert pair_tiles(tmp_path, index, tiles, k=2).table.num_rows == TILES
+    assert any(f"finds {TILES} fewer candidates than 2 per tile" in line for line in log)

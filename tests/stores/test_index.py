@@ -1,5 +1,6 @@
 """The index against a plain reference, both backends, and what it refuses."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,37 @@ def test_a_process_with_a_gpu_searches_there_if_faiss_can(
 
 
 @needs_faiss
-def test_an_approximate_index_may_find_fewer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["IVF40,Flat", "PCA16,IVF40,Flat", "IVF40,Flat,RFlat"])
+def test_lists_with_too_few_snippets_are_searched_further(tmp_path: Path, key: str) -> None:
     store = write_store(tmp_path, [f"{i:03d}" for i in range(200)], random_unit(200, 0))
-    index = build_index(tmp_path, store, key="IVF40,Flat")
-    rows, scores = search(index, random_unit(20, 1), 30)
-    assert (rows < 0).any()
-    assert (np.isfinite(scores) == (rows >= 0)).all()
-    assert (np.diff(np.where(rows < 0, 1, 0), axis=1) >= 0).all()  # what is missing comes last
+    index = build_index(tmp_path, store, key=key)
+    queries = random_unit(20, 1)
+    one = search(index, queries, 1)[0]
+    rows, scores = search(index, queries, 30)
+    assert (rows >= 0).all() and np.isfinite(scores).all()
+    assert all(len(set(row)) == 30 for row in rows.tolist())
+    assert np.array_equal(search(index, queries, 1)[0], one)  # where one list suffices, one is searched
+
+
+def test_memory_of_exact_search_depends_on_the_block(tmp_path: Path) -> None:
+    def peak(n: int) -> int:
+        vectors = np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32)
+        store = write_store(tmp_path, [f"{i:06d}" for i in range(n)], unit(vectors))
+        index = build_index(tmp_path, store)
+        queries = unit(vectors[:50])
+        search(index, queries, 3)  # ids and their order are kept
+        tracemalloc.start()
+        try:
+            assert search(index, queries, 3)[0][:, 0].tolist() == list(range(50))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(60_000) < 1.1 * peak(20_000)
+
+
+def test_a_flat_index_is_no_copy_of_the_vectors(store: Store, tmp_path: Path) -> None:
+    assert set(build_index(tmp_path, store).artifact.manifest.files) == {"ids.parquet", "mean.npy"}
 
 
 @needs_faiss

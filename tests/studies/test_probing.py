@@ -201,9 +201,9 @@ def test_a_run_of_another_configuration_and_a_folder_without_a_run_are_refused(
     other = config.model_copy(update={"tiles": tiles})
     with pytest.raises(DataError, match="the classifier has the classes gland, stroma, tumour"):
         classifier_features(other, Workspace(other), run)
-    with pytest.raises(DataError, match="other test tiles or classes"):
+    with pytest.raises(DataError, match="classes of the predictions are"):
         probe(other, file.probing, run)
-    with pytest.raises(DataError, match="no predictions here"):
+    with pytest.raises(DataError, match="no predictions of a finished run here"):
         probe(config, file.probing, tmp_path)
     with pytest.raises(ModelError):
         classifier_features(config, Workspace(config), tmp_path)

@@ -287,7 +287,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     (row,) = rows_of(folder, what="calibration", subject="image_only-seed0", state="after", metric="ece")
     assert row["value"] is None and "needs 20 validation labels; there are 12" in row["reason"]
     less = configure_file(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
-    with pytest.raises(DataError, match="are for other test tiles"):
+    with pytest.raises(DataError, match="splits or labels of 48 tiles differ"):
         measure(less, runs[:1])
     script = [sys.executable, "scripts/robustness.py", "--config", str(tmp_path / "none.yaml"), "--run", str(runs[0])]
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)

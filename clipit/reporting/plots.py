@@ -5,6 +5,7 @@ matplotlib's object-oriented interface, so there is no global state and no displ
 """
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from jaxtyping import Int64
 from markupsafe import Markup
 
 from clipit.artifacts import whole_file
+from clipit.errors import ClipitError
 from clipit.reporting.curves import Series
 from clipit.reporting.tables import MOST_CLASSES
 
@@ -44,6 +46,8 @@ _MANY_POINTS = 40  # lines with more points have no markers
 _MOST_POINTS = 500  # points drawn per line
 _MANY_DECADES = 1e4  # from this ratio of values on, a logarithmic axis labels only powers of ten
 _LOSSES = ("loss", "cross_entropy", "distillation")
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,9 +75,12 @@ def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
 
 @in_style
 def save_plot(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG, atomically; the same figure gives the same bytes."""
+    """Write a figure as PNG, atomically; the same figure gives the same bytes.
+
+    If matplotlib cannot render it, log a note and write the reason as a picture, because scores must not depend on it.
+    """
     with whole_file(path) as temporary, _missing_glyphs_allowed():
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+        _render(figure, lambda f: f.savefig(temporary, format="png", dpi=110, metadata={"Software": None}), path.name)
 
 
 @in_style
@@ -81,7 +88,7 @@ def inline_svg(figure: "Figure", label: str) -> Markup:
     """Render a figure as an SVG element for a page; the same figure gives the same text.
 
     Black becomes the text colour of the page, so that the figure can be read in dark mode. Artists whose `gid` comes
-    from `tooltip` show their text on hover.
+    from `tooltip` show their text on hover. If matplotlib cannot render the figure, the element contains the reason.
 
     Args:
         figure: Figure drawn in the style of the package.
@@ -91,14 +98,33 @@ def inline_svg(figure: "Figure", label: str) -> Markup:
 
     stream = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.hashsalt": label}), _missing_glyphs_allowed():  # ids must differ within a page
+
+    def write(figure: "Figure") -> None:
+        stream.truncate(stream.seek(0))
         figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
+
+    with matplotlib.rc_context({"svg.hashsalt": label}), _missing_glyphs_allowed():  # ids must differ within a page
+        _render(figure, write, label)
     text = stream.getvalue()
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
     text = re.sub(r'<g id="tooltip:([^"]*)">', lambda match: f"<g><title>{unescape(match[1])}</title>", text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r"(fill|stroke): #000000", r"\1: currentColor", text)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def _render(figure: "Figure", write: "Callable[[Figure], object]", name: str) -> None:
+    """Write a figure, or the reason why matplotlib cannot render it, which is also logged."""
+    try:
+        write(figure)
+    except (OSError, ClipitError):
+        raise
+    except Exception as error:
+        reason = f"{name} cannot be drawn: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        logger.info(f"note: {reason}")
+        failed = new_figure(6.0, 1.0, fixed=True)
+        failed.text(0.5, 0.5, reason, ha="center", va="center", fontsize=7, wrap=True)
+        write(failed)
 
 
 def tooltip(text: str) -> str:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from logged_lines import capture_log
+from matplotlib.figure import Figure
 from PIL import Image
 
+from clipit.errors import ArtifactError
 from clipit.reporting.plots import inline_svg, plot_confusion, plot_lines, save_plot
 from clipit.reporting.score_plots import (
     plot_label_efficiency,
@@ -88,3 +91,22 @@ def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
     for figure in figures:
         save_plot(figure, tmp_path / "plot.png")
         assert f">{name}</text>" in inline_svg(figure, name)
+
+
+def test_a_plot_that_fails_is_a_note(tmp_path: Path) -> None:
+    log = capture_log()
+    figure = plot_confusion([[1, 0], [0, 1]], ["a", "b"])
+    figure.text(0.5, 0.5, "$\\frac{$", parse_math=True)  # a formula that matplotlib cannot parse
+    save_plot(figure, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert picture.width > 100
+    svg = inline_svg(figure, "confusion of a run")
+    assert svg.count("<svg") == 1 and "confusion of a run cannot be drawn" in svg
+    assert len(log) == 2 and "confusion.png cannot be drawn: ValueError" in log[0]
+    with pytest.raises(ArtifactError, match="a full disk"):
+        save_plot(_OnFullDisk(), tmp_path / "other.png")
+
+
+class _OnFullDisk(Figure):
+    def savefig(self, *_: object, **__: object) -> None:
+        raise ArtifactError("a full disk")

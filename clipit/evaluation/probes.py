@@ -173,7 +173,9 @@ def adamw_probe(
         epoch += 1
         with torch.no_grad():
             predicted = present[layer(validation_inputs).argmax(dim=1).cpu().numpy()]
-        counts = [np.bincount(y, minlength=n_classes)[None] for y in (valid_y[predicted == valid_y], valid_y, predicted)]
+        counts = [
+            np.bincount(y, minlength=n_classes)[None] for y in (valid_y[predicted == valid_y], valid_y, predicted)
+        ]
         score = float(count_scores(*(count.astype(np.float64) for count in counts))["balanced_accuracy"][0])
         if score > best.validation_score:
             weight, bias = np.zeros((n_classes, inputs.shape[1])), np.full(n_classes, -np.inf)

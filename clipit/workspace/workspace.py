@@ -83,7 +83,9 @@ class Workspace:
     def all_tiles(self) -> TileSet:
         """All tiles with all labels, without those that `leaks` drops; not for training on labels."""
         key = _key("checked", self.config, "tiles", "leaks")
-        tiles: TileSet = self._cached(key, lambda: _note_many_classes(enforce_on_tiles(self._tiles_as_read, self.config)))
+        tiles: TileSet = self._cached(
+            key, lambda: _note_many_classes(enforce_on_tiles(self._tiles_as_read, self.config))
+        )
         return tiles
 
     @cached_property

@@ -102,7 +102,9 @@ def test_memory_of_many_classes_is_bounded() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 30e6  # the probabilities take 2.6 MB; one matrix per weighting would take 256 MB
-    assert scores["accuracy"] == pytest.approx((weights * (probabilities.argmax(1) == labels)[:, None]).sum(0) / weights.sum(0))
+    assert scores["accuracy"] == pytest.approx(
+        (weights * (probabilities.argmax(1) == labels)[:, None]).sum(0) / weights.sum(0)
+    )
 
 
 def test_confusion_matrix_of_many_classes_is_drawn_at_a_bounded_size() -> None:

@@ -55,8 +55,8 @@ def build_index(
         store: Text store.
         key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
         centring: Whether to subtract the store's mean and normalise again before indexing.
-        backend: Library of approximate indexes; `torch` allows only Flat, which does not need faiss, and `auto` is faiss
-            if it is installed.
+        backend: Library of approximate indexes; `torch` allows only Flat, which does not need faiss, and `auto` is
+            faiss if it is installed.
         nprobe: Number of lists that an IVF index searches; None uses the default of faiss (1). Does not change the
             index itself. More are searched for tiles with too few snippets in these.
 

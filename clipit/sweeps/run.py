@@ -16,7 +16,7 @@ from clipit.runs.train import train_run
 from clipit.sweeps.file import Sweep
 from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.report import format_score, format_values, write_tables
-from clipit.sweeps.trials import SweepPlan, propose_trials
+from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
@@ -65,8 +65,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             logger.info(f"{count} of {plan.count}: {values}: validation {format_score(score)}")
         return score
 
-    proposes = sweep.method == "bayes"
-    trials = search.run(lambda study: propose_trials(plan, study) if proposes else plan.trials, run_trial)
+    trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)
     if processes.main:
         write_tables(plan, trials, folder)
     processes.barrier()

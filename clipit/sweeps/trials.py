@@ -119,24 +119,41 @@ def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:
     return read_file_command("", SECTIONS, [f"--{key}={value}" for key, value in named.items()])[0]
 
 
-def propose_trials(plan: SweepPlan, study: "optuna.Study") -> Iterator[Trial]:
-    """Yield the trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator."""
-    from optuna.samplers import TPESampler
-    from optuna.trial import TrialState
+class Proposals:
+    """The trials of method bayes: those in the study, then new ones by the tree-structured Parzen estimator.
 
-    space = _search_space(plan.sweep)
-    for recorded in study.get_trials(deepcopy=False):
-        if recorded.state != TrialState.PRUNED and recorded.params.keys() == space.keys():
-            yield make_trial(plan.sweep, recorded.params)
-    while (number := len(study.get_trials(deepcopy=False))) < plan.count:
-        # Seeded by the trial number, so that agents that start together do not propose the same values.
-        study.sampler = TPESampler(seed=plan.seed + number, constant_liar=True)
-        proposed = study.ask(space)
-        try:
-            yield make_trial(plan.sweep, proposed.params)
-        except ConfigError as error:
-            logger.info(f"note: skipped {proposed.params}: {str(error).splitlines()[0]}")
-            study.tell(proposed.number, state=TrialState.PRUNED)
+    Args:
+        plan: Plan of the sweep.
+    """
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self._plan = plan
+        self._space = _search_space(plan.sweep)
+        self._made: dict[tuple[str, ...], Trial] = {}  # the study is read before every trial, configurations only once
+
+    def __call__(self, study: "optuna.Study") -> Iterator[Trial]:
+        """Yield the trials in the order in which they are started."""
+        from optuna.samplers import TPESampler
+        from optuna.trial import TrialState
+
+        for recorded in study.get_trials(deepcopy=False):
+            if recorded.state != TrialState.PRUNED and recorded.params.keys() == self._space.keys():
+                yield self._make(recorded.params)
+        while (number := len(study.get_trials(deepcopy=False))) < self._plan.count:
+            # Seeded by the trial number, so that agents that start together do not propose the same values.
+            study.sampler = TPESampler(seed=self._plan.seed + number, constant_liar=True)
+            proposed = study.ask(self._space)
+            try:
+                yield self._make(proposed.params)
+            except ConfigError as error:
+                logger.info(f"note: skipped {proposed.params}: {str(error).splitlines()[0]}")
+                study.tell(proposed.number, state=TrialState.PRUNED)
+
+    def _make(self, values: Mapping[str, Any]) -> Trial:
+        key = tuple(repr(values[name]) for name in self._space)
+        if key not in self._made:
+            self._made[key] = make_trial(self._plan.sweep, values)
+        return self._made[key]
 
 
 def _search_space(sweep: Sweep) -> "dict[str, BaseDistribution]":

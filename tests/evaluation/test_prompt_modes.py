@@ -176,7 +176,7 @@ def test_ties_go_to_the_earlier_candidate() -> None:
 def test_only_training_tiles_screen(split: str) -> None:
     with pytest.raises(DataError, match=f"tiles of the split {split}"):
         screened(texts(), tiles(3), np.array(["train", split, "train"]), share=0.5, limit=9, seed=0, logit_scale=1.0)
-    with pytest.raises(DataError, match="no tiles"):
+    with pytest.raises(DataError, match="no training tiles"):
         screened(texts(), tiles(0), np.array([], dtype=str), share=0.5, limit=9, seed=0, logit_scale=1.0)
 
 

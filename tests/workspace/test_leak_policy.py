@@ -195,7 +195,7 @@ def test_a_split_of_leaks_alone(configure: MakeConfig, leaky: Leaky) -> None:
         )
     )
     made, _ = workspace(configure(keys, **{"leaks.policy": "exclude"}))
-    with pytest.raises(DataError, match=r"nothing is left of train, validation(?s:.*)by patient"):
+    with pytest.raises(DataError, match=r"dropping leaks leaves no tile in train, validation(?s:.*)by patient"):
         made.tiles(0)
 
 

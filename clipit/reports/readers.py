@@ -12,10 +12,11 @@ from typing import Any
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
 from clipit.errors import DataError, printable, shortlist
+from clipit.reports.encodings import check_lfs_pointer
 from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
 from clipit.reports.tcga import read_tcga
-from clipit.reports.textfiles import RawReport, check_lfs_pointer, is_text, read_lines, read_texts
+from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 
 _FORMAT_OF_SUFFIX = {
     ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",

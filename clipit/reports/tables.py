@@ -20,7 +20,8 @@ from clipit.data_files import (
     read_csv,
 )
 from clipit.errors import DataError, shortlist
-from clipit.reports.textfiles import RawReport, check_lfs_pointer, codec, decoding
+from clipit.reports.encodings import check_lfs_pointer, codec, decoding
+from clipit.reports.textfiles import RawReport
 
 _BATCH = 1024  # rows of parquet in memory at once
 

@@ -9,7 +9,7 @@ from clipit.config.run import ReportsConfig
 from clipit.data_files import delimiter_hint, list_files, read_csv
 from clipit.errors import DataError, shortlist
 from clipit.reports.tables import csv_reports, read_csv_table
-from clipit.reports.textfiles import RawReport, is_text, read_texts
+from clipit.reports.textfiles import RawReport, is_text, read_texts, zip_members
 
 ID_COLUMN = "patient_filename"
 """Column of the published csv: barcode, dot, name of the scanned file."""
@@ -114,8 +114,7 @@ def _read_raw(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
                 fix=f"set reports.path to the file: {table}",
             )
     elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
+        names = [name for name in zip_members(path) if name.lower().endswith(".csv")]
         if names:
             raise DataError(f"the zip contains {names[0]}", where=path, fix="unpack it and set reports.path to the csv")
     else:

@@ -1,23 +1,22 @@
 """Read plain-text reports: one per line, or one per file of a folder or zip."""
 
-import codecs
 import lzma
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from clipit.data_files import list_files
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import DataError, shortlist
+from clipit.reports.encodings import check_head, codec, decoding, undecodable
 
-_HEAD = 1024  # bytes that are checked at the start of a file
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LARGEST_TEXT = 16 * 2**20  # bytes of one report; longer ones are other data, or zip bombs
 _LARGEST_RATIO, _SMALL_TOTAL = 200, 256 * 2**20  # a zip of text shrinks to a tenth, rarely to a hundredth
+_END_RECORD = struct.Struct("<4s6xH10x")  # end of a zip without its comment: signature and number of members
 _DAMAGED = (
     zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError, ValueError, struct.error, zlib.error,
     lzma.LZMAError,
@@ -35,95 +34,6 @@ class RawReport(NamedTuple):
     organ: str | None = None
     group: str | None = None
     label: str | None = None
-
-
-def codec(encoding: str) -> str:
-    """Return the Python codec of an encoding; UTF-8 also skips a byte order mark.
-
-    Raises:
-        ConfigError: The encoding is unknown, or is not a text encoding.
-    """
-    try:
-        name = codecs.lookup(encoding).name
-        with suppress(UnicodeDecodeError):
-            b"a".decode(name)  # a LookupError for codecs that do not return text, such as base64
-    except (LookupError, ValueError) as error:
-        raise ConfigError(
-            f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8, latin-1 or cp1252"
-        ) from error
-    return "utf-8-sig" if name == "utf-8" else name
-
-
-@contextmanager
-def decoding(path: Path, encoding: str) -> Iterator[None]:
-    """Convert a decoding error within the block into a `DataError` that names file, line and byte."""
-    with path.open("rb") as stream:
-        _check_utf16(stream.read(_HEAD), path, encoding)
-    try:
-        yield
-    except UnicodeError as error:
-        raise _undecodable(path.read_bytes(), path, encoding) from error
-
-
-def check_lfs_pointer(path: Path) -> None:
-    """Check that a file is not a Git LFS pointer, which a clone without Git LFS contains in place of the data.
-
-    Raises:
-        DataError: It is one.
-    """
-    with path.open("rb") as stream:
-        _check_lfs(stream.read(_HEAD), path)
-
-
-def _check_lfs(head: bytes, where: object) -> None:
-    if head.startswith(_LFS_POINTER):
-        raise DataError(
-            "this file is a Git LFS pointer, not the data", where=where, fix="run git lfs pull in the repository"
-        )
-
-
-def _check_utf16(head: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text, which is valid in other encodings, with a null character beside each letter."""
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if codec(encoding).startswith(("utf-16", "utf-32")) or not head or 4 * (even + odd) < len(head):
-        return
-    likely = "utf-16-le" if odd > even else "utf-16-be"
-    fix = f"set reports.encoding to that of the file, probably {likely} (--reports.encoding={likely})"
-    raise DataError(
-        f"many null characters: the file is not {encoding} text",
-        where=where,
-        fix=_encoding_hint(head) if head.startswith(_UTF16_MARKS) else fix,
-    )
-
-
-def _undecodable(data: bytes, where: object, encoding: str) -> DataError:
-    position = "unknown position"
-    try:
-        data.decode(codec(encoding))
-    except UnicodeDecodeError as error:
-        start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
-        line_start = data.rfind(b"\n", 0, start) + 1
-        line = data.count(b"\n", 0, start) + 1
-        position = "end of file"
-        if start < len(data):
-            position = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})"
-    except UnicodeError:
-        pass
-    return DataError(f"the text is not valid {encoding}", where=f"{where}, {position}", fix=_encoding_hint(data))
-
-
-def _encoding_hint(data: bytes) -> str:
-    """Return advice on the encoding, from a byte order mark or the bytes that only some encodings use for letters."""
-    if data.startswith(_UTF16_MARKS):
-        return "set reports.encoding to utf-16 (from its byte order mark) (--reports.encoding=utf-16)"
-    guess = "latin-1"
-    if any(0x80 <= byte <= 0x9F for byte in data):  # control characters in latin-1
-        try:
-            data.decode("cp1252")
-        except UnicodeDecodeError:
-            return "set reports.encoding to that of the file (neither latin-1 nor cp1252), or convert the file to UTF-8"
-        guess = "cp1252"
-    return f"set reports.encoding to that of the file (--reports.encoding={guess}), or convert the file to UTF-8"
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[RawReport]:
@@ -145,12 +55,11 @@ def read_texts(path: Path, encoding: str, problems: list[str]) -> Iterator[RawRe
     """
     for name, data in _folder_texts(path, problems) if path.is_dir() else _zip_texts(path, problems):
         where = f"{path}, {name}"
-        _check_lfs(data[:_HEAD], where)
-        _check_utf16(data[:_HEAD], where, encoding)
+        check_head(data, where, encoding)
         try:
             text = data.decode(codec(encoding))
         except UnicodeError as error:
-            raise _undecodable(data, where, encoding) from error
+            raise undecodable(data, where, encoding) from error
         yield RawReport(where, text, name[: -len(".txt")])
 
 
@@ -170,32 +79,66 @@ def _folder_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]
 
 def _zip_texts(path: Path, problems: list[str]) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of every .txt member of a zip, sorted by name; backslashes are read as slashes."""
-    reading = "its list of files"
+    members = zip_members(path)
+    names = _text_names(path, [name for name in members if not name.endswith("/")], problems)
+    total = sum(members[name].file_size for name in names)
+    if total > max(_SMALL_TOTAL, _LARGEST_RATIO * path.stat().st_size):
+        raise DataError(
+            f"the texts of this zip take {total:,} bytes, over {_LARGEST_RATIO} times the size of the zip",
+            where=path,
+            fix="use a zip of reports; this one may be built to fill the memory",
+        )
+    with zipfile.ZipFile(path) as archive:
+        for name in names:
+            where = f"{path}, {name}"
+            _check_size(members[name].file_size, where)
+            with _damage(where):
+                data = archive.read(members[name])
+            yield name, data
+
+
+def zip_members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Return the members of a zip by name, with slashes in place of backslashes.
+
+    Raises:
+        DataError: The zip is damaged, or two members have the same name.
+    """
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        _check_count(path, archive)
+        infos = archive.infolist()
+    members = {info.filename.replace("\\", "/"): info for info in infos}
+    if len(members) < len(infos):
+        raise DataError("two files of the zip have the same name", where=path, fix="repack the zip")
+    return members
+
+
+@contextmanager
+def _damage(where: object) -> Iterator[None]:
+    """Convert the errors of a damaged zip within the block into a `DataError`."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
-            if len(members) < len(archive.infolist()):
-                raise DataError("two files of the zip have the same name", where=path, fix="repack the zip")
-            names = _text_names(path, [name for name in members if not name.endswith("/")], problems)
-            total = sum(members[name].file_size for name in names)
-            if total > max(_SMALL_TOTAL, _LARGEST_RATIO * path.stat().st_size):
-                raise DataError(
-                    f"the texts of this zip take {total:,} bytes, over {_LARGEST_RATIO} times the size of the zip",
-                    where=path,
-                    fix="use a zip of reports; this one may be built to fill the memory",
-                )
-            for name in names:
-                _check_size(members[name].file_size, f"{path}, {name}")
-                reading = name
-                yield name, archive.read(members[name])
+        yield
     except PermissionError:
         raise
     except _DAMAGED as error:
         raise DataError(
             f"cannot read this zip file: {error or type(error).__name__}",
-            where=f"{path}, {reading}",
+            where=where,
             fix="copy it again, or unpack it and set reports.path to the folder",
         ) from error
+
+
+def _check_count(path: Path, archive: zipfile.ZipFile) -> None:
+    """Check that all members of a zip were found; zipfile ignores the number that the zip records at its end.
+
+    Raises:
+        BadZipFile: Members are missing.
+    """
+    with path.open("rb") as stream:
+        stream.seek(-_END_RECORD.size - len(archive.comment), os.SEEK_END)
+        signature, count = _END_RECORD.unpack(stream.read(_END_RECORD.size))
+    found = len(archive.infolist())
+    if signature == b"PK\5\6" and count not in (found & 0xFFFF, 0xFFFF):  # the largest count marks a long zip
+        raise zipfile.BadZipFile(f"{found} files found, {count} expected")
 
 
 def _check_size(size: int, where: str) -> None:

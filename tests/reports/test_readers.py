@@ -372,3 +372,16 @@ def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
         archive.writestr("a\\b.txt", "Liver.")
     with pytest.raises(DataError, match="two files of the zip have the same name"):
         read(tmp_path / "texts.zip")
+
+
+def test_a_zip_whose_list_of_files_is_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "texts.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a", "b", "c"):
+            archive.writestr(f"{name}.txt", "Colon.")
+    data = bytearray(path.read_bytes())
+    comment = data.index(b"PK\1\2") + 32  # length of the first file's comment, which then hides the other files
+    data[comment : comment + 2] = (2 * (46 + 5)).to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot read this zip file: 1 files found, 3 expected"):
+        read(path)

@@ -103,6 +103,9 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
         archive.write(published, "TCGA_Reports.csv")
     with pytest.raises(DataError, match=r"(?s)the zip contains TCGA_Reports.csv.*unpack it"):
         read_reports(config(packed))
+    packed.write_bytes(packed.read_bytes().replace(b"PK\1\2", b"PK\1\3"))
+    with pytest.raises(DataError, match=r"(?s)cannot read this zip file: .*TCGA_Reports\.csv\.zip"):
+        read_reports(config(packed))
     (tmp_path / "a.txt").write_text("one report")
     with pytest.raises(DataError, match=r"neither a \.csv nor a zip"):
         read_reports(config(tmp_path / "a.txt"))

@@ -1,0 +1,112 @@
+"""Text encodings of reports: decode, locate errors, and recognise files that are not text in the given encoding."""
+
+import codecs
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clipit.errors import ConfigError, DataError
+
+HEAD = 1024  # bytes that are checked at the start of a file
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def codec(encoding: str) -> str:
+    """Return the Python codec of an encoding; UTF-8 also skips a byte order mark.
+
+    Raises:
+        ConfigError: The encoding is unknown, or is not a text encoding.
+    """
+    try:
+        name = codecs.lookup(encoding).name
+        with suppress(UnicodeDecodeError):
+            b"a".decode(name)  # a LookupError for codecs that do not return text, such as base64
+    except (LookupError, ValueError) as error:
+        raise ConfigError(
+            f"unknown text encoding {encoding!r}", where="reports.encoding", fix="use utf-8, latin-1 or cp1252"
+        ) from error
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+@contextmanager
+def decoding(path: Path, encoding: str) -> Iterator[None]:
+    """Convert a decoding error within the block into a `DataError` that names file, line and byte."""
+    with path.open("rb") as stream:
+        _check_utf16(stream.read(HEAD), path, encoding)
+    try:
+        yield
+    except UnicodeError as error:
+        raise undecodable(path.read_bytes(), path, encoding) from error
+
+
+def check_lfs_pointer(path: Path) -> None:
+    """Check that a file is not a Git LFS pointer, which a clone without Git LFS contains in place of the data.
+
+    Raises:
+        DataError: It is one.
+    """
+    with path.open("rb") as stream:
+        _check_lfs(stream.read(HEAD), path)
+
+
+def check_head(data: bytes, where: object, encoding: str) -> None:
+    """Check that the content of a text file is neither a Git LFS pointer nor UTF-16 by mistake.
+
+    Raises:
+        DataError: It is one of these.
+    """
+    _check_lfs(data[:HEAD], where)
+    _check_utf16(data[:HEAD], where, encoding)
+
+
+def _check_lfs(head: bytes, where: object) -> None:
+    if head.startswith(_LFS_POINTER):
+        raise DataError(
+            "this file is a Git LFS pointer, not the data", where=where, fix="run git lfs pull in the repository"
+        )
+
+
+def _check_utf16(head: bytes, where: object, encoding: str) -> None:
+    """Reject UTF-16 text, which is valid in other encodings, with a null character beside each letter."""
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if codec(encoding).startswith(("utf-16", "utf-32")) or not head or 4 * (even + odd) < len(head):
+        return
+    likely = "utf-16-le" if odd > even else "utf-16-be"
+    fix = f"set reports.encoding to that of the file, probably {likely} (--reports.encoding={likely})"
+    raise DataError(
+        f"many null characters: the file is not {encoding} text",
+        where=where,
+        fix=_encoding_hint(head) if head.startswith(_UTF16_MARKS) else fix,
+    )
+
+
+def undecodable(data: bytes, where: object, encoding: str) -> DataError:
+    """Build the error for bytes that are not text in this encoding, with the line and byte of the first ones."""
+    position = "unknown position"
+    try:
+        data.decode(codec(encoding))
+    except UnicodeDecodeError as error:
+        start = error.start + (3 if codec(encoding) == "utf-8-sig" and data.startswith(codecs.BOM_UTF8) else 0)
+        line_start = data.rfind(b"\n", 0, start) + 1
+        line = data.count(b"\n", 0, start) + 1
+        position = "end of file"
+        if start < len(data):
+            position = f"line {line}, byte {start - line_start + 1} (0x{data[start]:02x})"
+    except UnicodeError:
+        pass
+    return DataError(f"the text is not valid {encoding}", where=f"{where}, {position}", fix=_encoding_hint(data))
+
+
+def _encoding_hint(data: bytes) -> str:
+    """Return advice on the encoding, from a byte order mark or the bytes that only some encodings use for letters."""
+    if data.startswith(_UTF16_MARKS):
+        return "set reports.encoding to utf-16 (from its byte order mark) (--reports.encoding=utf-16)"
+    guess = "latin-1"
+    if any(0x80 <= byte <= 0x9F for byte in data):  # control characters in latin-1
+        try:
+            data.decode("cp1252")
+        except UnicodeDecodeError:
+            return "set reports.encoding to that of the file (neither latin-1 nor cp1252), or convert the file to UTF-8"
+        guess = "cp1252"
+    return f"set reports.encoding to that of the file (--reports.encoding={guess}), or convert the file to UTF-8"

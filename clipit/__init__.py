@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 __all__ = ["load_classifier"]
 
 
+def __dir__() -> list[str]:
+    """List the public names, also those that are imported at first use."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import `load_classifier`, and with it torch, at first use."""
     if name == "load_classifier":

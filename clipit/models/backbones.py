@@ -16,7 +16,7 @@ from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import ModelSpec, check_spec
 from clipit.models.timm_backbones import load_timm
 from clipit.models.transformers_backbones import PREFIX, load_transformers
-from clipit.models.trunks import Loader, Pooling, TimmSpec, Trunk, channels_last, inner_model
+from clipit.models.trunks import Loader, Pooling, TimmSpec, TokenPool, Trunk, channels_last, inner_model
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         trunk = load_timm(config, spec, pooling, BACKBONES)
     if spec is not None:
         _check(spec, trunk, pooling, config)
-    pooled = () if trunk.pooling == "default" else (trunk.pooling,)
+    pooled: tuple[str, ...] = () if trunk.pooling == "default" else (trunk.pooling,)
+    if isinstance(trunk.module, TokenPool) and trunk.module.normalise:
+        pooled += ("post_layernorm",)
     return Backbone(
         name=config.name,
         module=channels_last(trunk.module.to(device)),

@@ -3,9 +3,10 @@
 `config.json` and `model.safetensors` are in the format of the package that loads the backbone (`loader`). A plain
 export (`plain`) is an ordinary timm model, which timm and transformers' image-classification pipeline load without
 this package. It needs a timm backbone, timm's own pooling (`cls` but not `cls_mean`) and the linear head. All other
-exports (late fusion, class token with the mean of the patches, transformers backbones) keep their head in
-`heads.safetensors`, and only `load_classifier` loads them; `export_note` in the folder says so. The projector and
-the prompts are never part of the plain files.
+exports keep their head in `heads.safetensors`. Of these, ViT and DINOv2 backbones of transformers with the linear head
+are also written as transformers' own image classifiers, which its pipeline opens; the rest (late fusion, other
+models) only `load_classifier` loads. `export_note` in the folder says which. The projector and the prompts are never
+part of the packages' files.
 """
 
 import hashlib
@@ -82,25 +83,30 @@ class ClassifierSpec:
     files: dict[str, str] = field(default_factory=dict)
 
 
-def export_note(loader: Loader, *, plain: bool, pooling: Pooling, head: str) -> str:
-    """State how to load an exported folder without clipit, and what is then unavailable."""
-    if plain:
+def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> str:
+    """State how to load an exported folder without clipit, and what is then unavailable.
+
+    Args:
+        loader: Package whose format the folder is in.
+        opens: Whether that package opens the folder as a classifier.
+        pooling: Pooling of tokens by clipit.
+        head: Head of the student in training.
+    """
+    model = "timm.create_model(" + '"local-dir:FOLDER", pretrained=True)'
+    pipeline = 'transformers.pipeline("image-classification", model=FOLDER)'
+    if opens:
+        first = model if loader == "timm" else "transformers.AutoModelForImageClassification.from_pretrained(FOLDER)"
         return (
-            'timm.create_model("local-dir:FOLDER", pretrained=True) and '
-            'transformers.pipeline("image-classification", model=FOLDER) load this folder and give the same logits; '
-            "zero-shot classification needs clipit."
+            f"{first} and {pipeline} load this folder and give the same logits; zero-shot classification needs clipit."
         )
-    load_call = (
-        'timm.create_model("local-dir:FOLDER", pretrained=True)'
-        if loader == "timm"
-        else "transformers.AutoModel.from_pretrained(FOLDER)"
-    )
+    load_call = model if loader == "timm" else "transformers.AutoModel.from_pretrained(FOLDER)"
     reasons = [
         "its head is late fusion" if head == "late_fusion" else "",
-        "its features are the class token and the mean of the patches" if pooling == "cls_mean" else "",
-        "transformers has no linear head over this model's class token alone" if loader == "transformers" else "",
+        "its features are the class token and the mean of the patches"
+        if pooling == "cls_mean" and loader == "timm"
+        else "",
     ]
-    reason = "; ".join(filter(None, reasons)) or "timm has no single linear layer on its features"
+    reason = "; ".join(filter(None, reasons)) or f"{loader} has no single linear layer on its features"
     return f"{load_call} loads the adapted backbone only; the classes need clipit.load_classifier ({reason})."
 
 
@@ -158,8 +164,8 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
     changed = [name for name in _read_files(spec) if file_sha256(folder / name) != spec.files[name]]
     if changed:
         raise ModelError(f"damaged or changed files: {shortlist(changed)}", where=folder, fix=_AGAIN)
-    names = _label_names(read_json(folder / CONFIG)) if spec.plain else list(spec.classes)
-    if names != list(spec.classes):
+    names = _label_names(read_json(folder / CONFIG))
+    if (names or spec.plain) and names != list(spec.classes):
         raise ModelError(
             f"the classes are {shortlist(spec.classes)} in {DESCRIPTION}, but {shortlist(names)} in {CONFIG}",
             where=folder,
@@ -221,8 +227,8 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def _label_names(config: Mapping[str, Any]) -> list[str]:
-    """Return the class names in the configuration of timm (`label_names`) or transformers (`id2label`)."""
-    if "id2label" in config:
+    """Return the class names in the configuration of a classifier of timm or transformers; none of a backbone alone."""
+    if any(str(name).endswith("ForImageClassification") for name in config.get("architectures") or ()):
         return [str(config["id2label"][key]) for key in sorted(config["id2label"], key=int)]
     return [str(name) for name in config.get("label_names", ())]
 

@@ -31,8 +31,8 @@ from clipit.models.loading import public_name
 from clipit.models.lora import merge_lora, save_adapter
 from clipit.models.student import Student, collapse_linear
 from clipit.models.timm_backbones import build_timm
-from clipit.models.transformers_backbones import save_transformers
-from clipit.models.trunks import TimmSpec, inner_model
+from clipit.models.transformers_backbones import classification_model, save_transformers
+from clipit.models.trunks import TimmSpec, TokenPool, inner_model
 
 _TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
 _SOURCE_KEYS = {
@@ -129,8 +129,14 @@ def _write(
         save_adapter(whole.backbone, folder / ADAPTER)
     trunk = merge_lora(whole.backbone)
     plain = backbone.plain_head and whole.config.head == "linear"
+    opens = plain
     if backbone.timm is None:
-        save_transformers(inner_model(trunk), backbone.preprocess, folder)
+        classifier = None
+        if whole.config.head == "linear" and isinstance(trunk, TokenPool) and not backbone.remote_code:
+            size = backbone.preprocess.size
+            classifier = classification_model(trunk, collapse_linear(whole), classes, size)
+        opens = classifier is not None
+        save_transformers(inner_model(trunk) if classifier is None else classifier, backbone.preprocess, folder)
     else:
         model = build_timm(backbone.timm, len(classes) if plain else 0)
         _fill(model, inner_model(trunk), collapse_linear(whole) if plain else None)
@@ -173,7 +179,7 @@ def _write(
         loader=backbone.loader,
         pooling=backbone.pooling,
         remote_code=backbone.remote_code,
-        export_note=export_note(backbone.loader, plain=plain, pooling=backbone.pooling, head=whole.config.head),
+        export_note=export_note(backbone.loader, opens=opens, pooling=backbone.pooling, head=whole.config.head),
     )
     _apply_umask(folder)
     write_spec(folder, spec)

@@ -4,6 +4,7 @@ Tested with the public package and random weights, but not with the released wei
 """
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,26 @@ WEIGHTS = "model.safetensors"
 _PACKAGES = ("musk", "fairscale", "einops", "sentencepiece")
 _START, _PAD, _END, _UNKNOWN, _OFFSET = 0, 1, 2, 3, 1
 """Ids of XLM-R's special tokens, and the offset of its ids from those of the sentencepiece file."""
+
+
+_SPECIAL = {"<s>": _START, "<pad>": _PAD, "</s>": _END, "<unk>": _UNKNOWN}
+
+
+def text_ids(processor: Any, text: str) -> list[int]:
+    """Return the ids of a text as XLM-R's tokeniser does, which takes literal special tokens in it for such.
+
+    Args:
+        processor: Sentencepiece processor; `encode` maps a text to ids, and `get_piece_size` counts its pieces.
+        text: Text without start and end.
+    """
+    special = {**_SPECIAL, "<mask>": int(processor.get_piece_size()) + _OFFSET}
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, special))})", text):
+        if part in special:
+            ids.append(special[part])
+        elif part.strip():
+            ids += [piece + _OFFSET if piece else _UNKNOWN for piece in processor.encode(part)]
+    return ids
 
 
 def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
@@ -63,8 +84,7 @@ def musk_towers(spec: ModelSpec, path: Path | None) -> Towers:
     budget = int(spec.context_length or 100)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        pieces: list[list[int]] = processor.encode(list(texts)) if texts else []
-        return [[_START, *(piece + _OFFSET if piece else _UNKNOWN for piece in text), _END] for text in pieces]
+        return [[_START, *text_ids(processor, text), _END] for text in texts]
 
     def tokenise(texts: Sequence[str]) -> Tokens:
         """Pad ids to the context length; the mask is 1 where padded."""

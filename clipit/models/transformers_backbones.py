@@ -1,12 +1,13 @@
 """Backbones that transformers loads: ViT, DINOv2 with and without registers, and others that return image tokens."""
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipit.artifacts import write_json
 from clipit.config.run import BackboneConfig
@@ -20,6 +21,12 @@ from clipit.models.weights import mismatches
 PREFIX = "transformers:"
 _PROCESSOR = "preprocessor_config.json"
 _RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # PIL's numbers
+_CLASSIFIERS = {
+    "ViTModel": "ViTForImageClassification",
+    "Dinov2Model": "Dinov2ForImageClassification",
+    "Dinov2WithRegistersModel": "Dinov2WithRegistersForImageClassification",
+}
+"""transformers' image classifiers with one linear layer over the class token, or over it and the mean of the patches."""
 _UNUSED = ("pooler.", "mask_token")  # weights that do not affect the features
 
 
@@ -68,8 +75,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
         _change_size(model, config.pixels, native_pixels, config.name)
         preprocess, origin = preprocess.at(config.pixels), "backbone.pixels"
     with foreign_errors(config.name, where=source, hint=f"Its input size is {preprocess.size}, by {origin}."):
-        prefix = _prefix_tokens(model, preprocess.size, source)
-        pooled = TokenPool(model, "transformers", prefix, kind)
+        pooled = _pooled(model, preprocess.size, kind, source)
         with torch.inference_mode():
             dim = pooled(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape[1]
     return Trunk(
@@ -79,7 +85,7 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
 
 
 def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
-    """Write the merged model in transformers' format, in one file, with its preprocessing."""
+    """Write a model in transformers' format, in one file, with its preprocessing."""
     with _quiet():
         model.save_pretrained(folder, max_shard_size="1000GB")
     squash = preprocess.mode == "squash"
@@ -106,8 +112,47 @@ def save_transformers(model: Any, preprocess: Preprocess, folder: Path) -> None:
 def open_transformers(folder: Path, pooling: Pooling, size: int, *, trust_remote_code: bool) -> nn.Module:
     """Load the model of an exported folder with its pooling."""
     model = _open(str(folder), True, trust_remote_code, {})
-    prefix = _prefix_tokens(model, size, str(folder))
-    return TokenPool(model, "transformers", prefix, "cls_mean" if pooling == "cls_mean" else "cls")
+    return _pooled(model, size, "cls_mean" if pooling == "cls_mean" else "cls", str(folder))
+
+
+def classification_model(
+    pooled: TokenPool, linear: tuple[Tensor, Tensor], classes: Sequence[str], size: int
+) -> nn.Module | None:
+    """Build transformers' own image classifier over a backbone, which its pipeline opens.
+
+    Args:
+        pooled: Backbone with clipit's pooling.
+        linear: Weight and bias of the head, over the pooled features.
+        classes: Class names, in the order of the logits.
+        size: Edge of the input in pixels.
+
+    Returns:
+        The classifier; None if transformers has none that gives the same logits.
+    """
+    import transformers
+
+    model, (weight, bias) = pooled.trunk, linear
+    kind = getattr(transformers, _CLASSIFIERS.get(type(model).__name__, ""), None)
+    if kind is None or type(model).__module__.partition(".")[0] != "transformers":
+        return None
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: number for number, name in enumerate(classes)}
+    with torch.random.fork_rng(devices=[]):  # keeps the random numbers that follow unchanged
+        classifier: Any = kind(config).eval()
+    setattr(classifier, classifier.base_model_prefix, model)
+    extra = classifier.classifier.in_features - weight.shape[1]
+    if extra < 0:
+        return None
+    example = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
+    with torch.no_grad():
+        # DINOv2's classifiers also read the mean of the patches, which the class token alone does without
+        classifier.classifier.weight.copy_(torch.nn.functional.pad(weight, (0, extra)))
+        classifier.classifier.bias.copy_(bias)
+        same = torch.allclose(
+            classifier(pixel_values=example).logits, pooled(example) @ weight.T + bias, rtol=1e-4, atol=1e-4
+        )
+    return classifier if same else None
 
 
 @contextmanager
@@ -201,12 +246,16 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
 def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
     """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
 
-    The new size is also written to the model's configuration, so that an export loads without further arguments.
+    Rotary positions need no resampling. The new size is also written to the model's configuration, so that an export loads without further arguments.
 
     Raises:
         ModelError: The size does not match the patches, or the position embeddings cannot be resampled.
     """
     patch: Any = getattr(model.config, "patch_size", None)
+    if isinstance(patch, int) and _has_rotary_positions(model):  # computed for any size in each forward pass
+        check_pixels(pixels, patch, name, multiple=True)
+        model.config.image_size = pixels
+        return
     layer: Any = getattr(model, "embeddings", None)
     positions: Any = getattr(layer, "position_embeddings", None)
     patches: Any = getattr(layer, "patch_embeddings", None)
@@ -235,6 +284,13 @@ def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
         layer.image_size = (pixels, pixels)
 
 
+def _has_rotary_positions(model: Any) -> bool:
+    """Return whether positions enter only as rotations of queries and keys, as in DINOv3."""
+    kinds = [type(part).__name__.lower() for part in model.modules()]
+    learned = any("position_embedding" in name for name, _ in model.named_parameters())
+    return not learned and any("rope" in kind or "rotary" in kind for kind in kinds)
+
+
 def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str, Any] | None:
     """Read preprocessor_config.json; None if the model has no such file."""
     from transformers.utils import cached_file
@@ -249,18 +305,30 @@ def _processor(source: str, local: bool, options: Mapping[str, Any]) -> dict[str
     return None if file is None else read_json(Path(file))
 
 
-def _prefix_tokens(model: Any, size: int, source: str) -> int:
-    """Count the tokens before the patches: all tokens that the model returns for this input size, minus the patches."""
+def _pooled(model: Any, size: int, pooling: Literal["cls", "cls_mean"], source: str) -> TokenPool:
+    """Pool the tokens of a model, of which those before the patches are counted for this input size."""
     with torch.inference_mode():
-        tokens = getattr(model(pixel_values=torch.zeros(1, 3, size, size)), "last_hidden_state", None)
+        output = model(pixel_values=torch.zeros(1, 3, size, size))
+    tokens = getattr(output, "last_hidden_state", None)
     patch = getattr(model.config, "patch_size", None)
     prefix = 0
     if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 and isinstance(patch, int):
         prefix = tokens.shape[1] - (size // patch) ** 2
-    if prefix < 1:
+    if prefix < 1 or tokens is None:
         raise ModelError(
             "it returns no class token before its patches",
             where=source,
             fix="use a ViT with a class token; timm has other kinds of backbones",
         )
-    return prefix
+    return TokenPool(model, "transformers", prefix, pooling, normalise=_skips_norm(model, output))
+
+
+def _skips_norm(model: Any, output: Any) -> bool:
+    """Return whether a model normalises only its pooled class token, and not its tokens, as CLIP's vision models do."""
+    norm, pooled = getattr(model, "post_layernorm", None), getattr(output, "pooler_output", None)
+    if norm is None or pooled is None:
+        return False
+    first = output.last_hidden_state[:, 0]
+    with torch.inference_mode():
+        normalised = norm(first)
+    return torch.allclose(normalised, pooled, atol=1e-5) and not torch.allclose(first, pooled, atol=1e-5)

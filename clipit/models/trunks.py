@@ -73,10 +73,20 @@ class TokenPool(nn.Module):
         trunk: Model of timm or transformers.
         prefix: Number of tokens before the patches (class token and registers).
         pooling: Kind of pooling.
+        normalise: Whether to apply the model's `post_layernorm`, which it applies only to its own pooled output.
     """
 
-    def __init__(self, trunk: nn.Module, loader: Loader, prefix: int, pooling: Literal["cls", "cls_mean"]) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        loader: Loader,
+        prefix: int,
+        pooling: Literal["cls", "cls_mean"],
+        *,
+        normalise: bool = False,
+    ) -> None:
         super().__init__()
+        self.normalise = normalise
         self.trunk: Any = trunk
         self.loader = loader
         self.prefix = prefix
@@ -88,6 +98,8 @@ class TokenPool(nn.Module):
             tokens = self.trunk.forward_features(pixels)
         else:
             tokens = self.trunk(pixel_values=pixels).last_hidden_state
+        if self.normalise:
+            tokens = self.trunk.post_layernorm(tokens)
         return pool_tokens(tokens, self.prefix, self.pooling)
 
 

@@ -276,6 +276,7 @@ def test_exporting_again_replaces_and_leaves_the_student_alone(tmp_path: Path, t
 def test_importing_clipit_stays_light() -> None:
     code = "import clipit, sys; clipit.errors if hasattr(clipit, 'errors') else 0; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert "load_classifier" in dir(clipit)
     with pytest.raises(AttributeError):
         clipit.nonsense  # noqa: B018
 
@@ -287,7 +288,11 @@ def test_importing_clipit_stays_light() -> None:
         ("registers", "cls_mean", "linear", False),
         ("tokens", "cls", "linear", True),
         ("ViT", "default", "linear", False),
+        ("ViT", "cls_mean", "late_fusion", False),
         ("Dinov2", "cls", "late_fusion", False),
+        ("Dinov2", "cls", "linear", False),
+        ("Dinov2", "cls_mean", "linear", False),
+        ("Dinov2WithRegisters", "cls", "linear", False),
         ("Dinov2WithRegisters", "cls_mean", "linear", False),
     ],
 )
@@ -319,7 +324,16 @@ def test_every_family_goes_through(
     spec = classifier.spec
     assert spec.plain == plain and (folder / "heads.safetensors").exists() != plain
     assert spec.loader == ("timm" if family in ("fused", "registers", "tokens") else "transformers")
-    assert ("load_classifier" not in spec.export_note) == plain and spec.loader in spec.export_note
+    opens = head == "linear" and (plain or spec.loader == "transformers")
+    assert ("load_classifier" not in spec.export_note) == opens and spec.loader in spec.export_note
+    if opens:
+        from transformers import pipeline
+
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+        rows = pipeline("image-classification", model=str(folder))(picture)
+        found = {row["label"]: row["score"] for row in rows}
+        expected = dict(zip(CLASSES, classifier.predict_proba([picture])[0].tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=1e-3)
     texts = "".join(path.read_text() for path in folder.glob("**/*config.json"))
     assert str(vision_folders[family]) not in texts
     inner = getattr(student.backbone.base_model.model, "trunk", None)

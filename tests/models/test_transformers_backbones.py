@@ -1,0 +1,78 @@
+"""Backbones of transformers whose tokens or positions differ from a ViT's: CLIP's vision model and DINOv3."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModel
+
+import clipit
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+from clipit.errors import ModelError
+from clipit.models.backbones import Backbone, load_backbone
+from clipit.models.export import export_classifier
+from clipit.models.student import build_student
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def save(folder: Path, kind: str, **changes: Any) -> Path:
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{kind}Config")(image_size=32, patch_size=8, **SIZES, **changes)
+    model = getattr(transformers, f"{kind}Model")(config)
+    for name, weight in model.named_parameters():
+        if "norm" in name:  # they start as the identity
+            torch.nn.init.normal_(weight, mean=1)
+    model.save_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
+    return folder
+
+
+def exported(backbone: Backbone, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a student and of its exported classifier."""
+    student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=8)
+    export_classifier(student.eval(), backbone, folder, classes=("a", "b", "c"))
+    pixels = torch.randn(2, 3, backbone.preprocess.size, backbone.preprocess.size)
+    with torch.no_grad():
+        return student(pixels).logits, clipit.load_classifier(folder, "cpu").forward(pixels)[0]
+
+
+@pytest.mark.parametrize("pooling", ["default", "cls_mean"])
+def test_clips_vision_model_normalises_its_tokens(tmp_path: Path, pooling: str) -> None:
+    folder = save(tmp_path / "clip", "CLIPVision")
+    backbone = load_backbone(BackboneConfig(name=str(folder), pooling=pooling))  # type: ignore[arg-type]
+    model, pixels = AutoModel.from_pretrained(folder).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        output, features = model(pixel_values=pixels), backbone.module(pixels)
+        torch.testing.assert_close(features[:, :32], output.pooler_output)
+        if pooling == "cls_mean":
+            means = model.post_layernorm(output.last_hidden_state)[:, 1:].mean(1)
+            torch.testing.assert_close(features[:, 32:], means)
+    student, classifier = exported(backbone, tmp_path / "c")
+    torch.testing.assert_close(classifier, student, atol=1e-4, rtol=1e-4)
+
+
+def test_other_models_normalise_their_tokens_once(vision_folders: dict[str, Path]) -> None:
+    for family in ("ViT", "Dinov2"):
+        module = load_backbone(BackboneConfig(name=str(vision_folders[family]))).module
+        assert module.normalise is False
+        model, pixels = AutoModel.from_pretrained(vision_folders[family]).eval(), torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(module(pixels), model(pixel_values=pixels).last_hidden_state[:, 0])
+
+
+def test_dinov3_takes_other_sizes(tmp_path: Path) -> None:
+    folder = save(tmp_path / "dinov3", "DINOv3ViT", num_register_tokens=2)
+    backbone = load_backbone(BackboneConfig(name=str(folder), pixels=48))
+    model, pixels = AutoModel.from_pretrained(folder).eval(), torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.module(pixels), model(pixel_values=pixels).last_hidden_state[:, 0])
+    student, classifier = exported(backbone, tmp_path / "c")
+    torch.testing.assert_close(classifier, student, atol=1e-4, rtol=1e-4)
+    assert load_backbone(BackboneConfig(name=str(tmp_path / "c"))).preprocess.size == 48
+    with pytest.raises(ModelError, match="not a multiple of its patch size"):
+        load_backbone(BackboneConfig(name=str(folder), pixels=50))

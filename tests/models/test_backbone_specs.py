@@ -184,3 +184,9 @@ def test_transformers_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def test_expected_mpp_comes_from_the_table() -> None:
     assert expected_mpp("hf-hub:MahmoodLab/UNI") == expected_mpp("owkin/phikon-v2@main") == 0.5
     assert expected_mpp("vit_small_patch16_224") is None
+
+
+def test_a_name_that_cannot_load_is_said_where_names_are_listed() -> None:
+    from clipit.doctor.models import model_tables
+
+    assert "hibou-l: Does not load with transformers 5" in model_tables()

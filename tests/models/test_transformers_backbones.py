@@ -26,9 +26,9 @@ def save(folder: Path, kind: str, **changes: Any) -> Path:
         if "norm" in name:  # they start as the identity
             torch.nn.init.normal_(weight, mean=1)
     model.save_pretrained(folder)
-    transformers.CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(folder)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
     return folder
 
 

@@ -26,7 +26,7 @@ _CLASSIFIERS = {
     "Dinov2Model": "Dinov2ForImageClassification",
     "Dinov2WithRegistersModel": "Dinov2WithRegistersForImageClassification",
 }
-"""transformers' image classifiers with one linear layer over the class token, or over it and the mean of the patches."""
+"""Image classifiers with one linear layer over the class token, or over it and the mean of the patches."""
 _UNUSED = ("pooler.", "mask_token")  # weights that do not affect the features
 
 
@@ -246,7 +246,8 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
 def _change_size(model: Any, pixels: int, own: int, name: str) -> None:
     """Resample the model's position embeddings for another input size, with its own `interpolate_pos_encoding`.
 
-    Rotary positions need no resampling. The new size is also written to the model's configuration, so that an export loads without further arguments.
+    Rotary positions need no resampling. The new size is also written to the model's configuration, so that an export
+    loads without further arguments.
 
     Raises:
         ModelError: The size does not match the patches, or the position embeddings cannot be resampled.

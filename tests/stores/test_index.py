@@ -107,7 +107,7 @@ def test_inverted_lists(store: Store, tmp_path: Path) -> None:
 
 
 @needs_faiss
-@pytest.mark.parametrize("key", ["IVF32,Flat", "PCA16,IVF32,Flat", "IVF32,PQ8,RFlat"])
+@pytest.mark.parametrize("key", ["IVF32,Flat", "PCA16,IVF32,Flat", "IVF32,PQ8x4,RFlat"])
 def test_more_lists_find_more(store: Store, tmp_path: Path, key: str) -> None:
     exact = found(build_index(tmp_path, store), random_unit(100, 5), 1)[0]
 

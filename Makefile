@@ -20,6 +20,9 @@ READY := $(VENV)/.ready-$(EXTRA)
 # Nothing here needs the network once it is installed, and some machines have none.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory.
+CORES := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),2)
+WORKERS ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 
 .PHONY: demo test check docs env benchmarks tune comparison question clean
 
@@ -27,7 +30,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

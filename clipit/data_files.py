@@ -180,7 +180,7 @@ def delimiter_hint(names: Sequence[str]) -> str:
     if names and names[0].strip().lower().startswith("sep="):
         return "the first line names a delimiter: remove it, and save the table with commas, or as .tsv"
     used = [word for mark, word in _DELIMITERS.items() if len(names) == 1 and mark in names[0]]
-    return f"the header is one column that holds {used[0]}: save the table with commas, or as .tsv" if used else ""
+    return f"the header is one column that contains {used[0]}: save the table with commas, or as .tsv" if used else ""
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -57,14 +57,15 @@ def check_reports(config: RunConfig) -> list[Check]:
     if not path.exists():
         fix = "correct reports.path, or get the reports; a data set on the Hugging Face hub is written hf:owner/name"
         if reports.format == "tcga":
-            fix = f"get TCGA-Reports from {_TCGA_PAGE}, as data_cards/tcga_reports.md says; or use your own reports"
+            fix = f"get TCGA-Reports from {_TCGA_PAGE}, see data_cards/tcga_reports.md; or use your own reports"
         what = f"{reports.path} does not exist; {neighbours(reports.path)}".rstrip("; ")
         return [Check("FAIL", "reports", what, fix)]
     try:
         corpus = read_reports(reports)
     except ClipitError as error:
         return [failed_check("reports", error)]
-    return [Check("PASS", "reports", f"{reports.path}: {len(corpus.reports)} with text")]
+    problems = f"; {len(corpus.problems)} problems, first: {corpus.problems[0]}" if corpus.problems else ""
+    return [Check("PASS", "reports", f"{reports.path}: {len(corpus.reports)} with text{problems}")]
 
 
 def _on_hub(subject: str, name: str) -> Check:

@@ -96,7 +96,7 @@ def _pass_similarity(texts: Sequence[str], similarity: Similarity, margin: float
     scores = np.asarray(similarity(texts)) if texts else np.zeros(0)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(
-            f"the similarity filter gave no finite value for each of {len(texts)} snippets (shape {scores.shape})",
+            f"the similarity filter returned no finite value for each of {len(texts)} snippets (shape {scores.shape})",
             where="reports.morphology_prompts, reports.boilerplate_prompts",
             fix="check the VLM that embeds the two prompt bags",
         )

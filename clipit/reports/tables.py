@@ -123,10 +123,15 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
             )
         dataset = dataset[config.split]
     _check_columns(config, dataset.column_names, config.path)
+    names = {column: getattr(dataset.features[column], "names", None) for column in _columns(config).values()}
     number = 0
     try:
-        for cells in dataset.select_columns(sorted(set(_columns(config).values()))):
+        for cells in dataset.select_columns(sorted(names)):
             number += 1
+            for column, classes in names.items():
+                if classes:  # class numbers, -1 if unknown
+                    value = cells[column]
+                    cells[column] = None if value is None or value < 0 else classes[value]
             yield _raw_report(config, cells, f"{config.path}, {config.split} row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
@@ -152,7 +157,7 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
     """Make a report from the cells of one row.
 
     Raises:
-        DataError: The text column does not hold text, the id is missing, or a cell is invalid.
+        DataError: The text column does not contain text, the id is missing, or a cell is invalid.
     """
     text = cells.get(config.text_column)
     if text is None or text != text:  # NaN is the only value that differs from itself
@@ -161,7 +166,7 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
         text = _decode(text, config.text_column, where)
     if not isinstance(text, str):
         raise DataError(
-            f"column {config.text_column!r} holds {type(text).__name__}, not text",
+            f"column {config.text_column!r} contains {type(text).__name__}, not text",
             where=where,
             fix="set reports.text_column to the column with the reports' text",
         )

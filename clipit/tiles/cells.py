@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
+from clipit.data_files import MISSING_VALUES
 from clipit.errors import DataError, shortlist
 
-MISSING = frozenset({"#n/a", "#n/a n/a", "#na", "-nan", "<na>", "n/a", "na", "nan", "nat", "none", "null"})
-"""Texts, in lower case, with which statistics programs mark a missing value."""
 _NO_CLASS = "-1"
 """Number that Hugging Face data sets and many tables write in place of an unknown class."""
 
@@ -77,7 +76,7 @@ def resolve_missing(
     is_label = kind == "label"
     named = {*(config.classes or ()), *config.class_map} if is_label else set()
     counts = Counter(values)
-    wrong = sorted(name for name in counts if name.casefold() in MISSING and name not in named)
+    wrong = sorted(name for name in counts if name.casefold() in MISSING_VALUES and name not in named)
     if wrong and not (is_label and config.class_map):  # the map drops and counts the labels that it does not name
         rows = [place(row) for row, value in enumerate(values) if value in wrong]
         raise DataError(

@@ -94,6 +94,16 @@ def test_huggingface_folders(tmp_path: Path) -> None:
         read(tmp_path / "one")
 
 
+def test_class_numbers_of_huggingface_become_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["mucin", "colon"])
+    features = datasets.Features({"text": datasets.Value("string"), "l": names, "g": datasets.Value("float64")})
+    rows = [{"text": f"case {i}", "l": i - 1, "g": [1.5, float("nan"), None][i]} for i in range(3)]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "set")
+    found = read(tmp_path / "set", label_column="l", group_column="g").reports
+    assert [(r.label, r.group) for r in found] == [(None, "1.5"), ("mucin", None), ("colon", None)]
+
+
 def test_huggingface_folder_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -153,7 +163,7 @@ def test_undecodable_file_of_a_zip_is_named(tmp_path: Path) -> None:
         ("noid.csv", "id,text\n,a\n", {"id_column": "id"}, r"no id in column 'id'\n.*line 2"),
         ("bad.jsonl", '{"text": "a"}\n{"text": \n', {}, r"invalid JSON: .*\n.*line 2"),
         ("list.jsonl", "[1]\n", {}, "not a JSON object"),
-        ("number.jsonl", '{"text": 3}\n', {}, "holds int, not text"),
+        ("number.jsonl", '{"text": 3}\n', {}, "contains int, not text"),
         ("bad.parquet", "PAR1", {}, "cannot read this parquet file"),
         ("bad.zip", "PK", {}, "cannot read this zip file"),
         ("reports.docx", "x", {}, "cannot infer the format"),
@@ -222,7 +232,7 @@ def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     for mark, said in ((";", "';'"), ("\t", "tabs")):
         path.write_text(f"id{mark}text\n1{mark}Colon, with carcinoma.\n", encoding="utf-8")
-        with pytest.raises(DataError, match=rf"one column that holds {said}: save the table with commas, or as \.tsv"):
+        with pytest.raises(DataError, match=rf"one column that contains {said}: save the table with commas, or as \.tsv"):
             read(path)
     path.write_text("a;b\nColon.\n", encoding="utf-8")
     assert [report.text for report in read(path, text_column="a;b").reports] == ["Colon."]

@@ -207,7 +207,7 @@ def test_columns_without_a_name_do_not_count(tmp_path: Path) -> None:
 def test_a_table_with_semicolons(tmp_path: Path, line: str) -> None:
     path = tmp_path / "t.csv"
     path.write_text(f"path;label;split\n{line}\n")
-    with pytest.raises(DataError, match=r"one column that holds ';': save the table with commas, or as \.tsv"):
+    with pytest.raises(DataError, match=r"one column that contains ';': save the table with commas, or as \.tsv"):
         load_tiles(config(path), seed=0)
 
 

@@ -413,7 +413,9 @@ def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path
 def test_problems_of_reports_are_counted(configure: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Colon.\n\n\n")
     (check,) = check_reports(configure(**{"reports.path": str(tmp_path / "a.txt"), "reports.label_column": None}))
-    assert check.message.endswith("1 with text; 2 problems, first: " + str(tmp_path / "a.txt") + ", line 2: empty report")
+    assert check.message.endswith(
+        "1 with text; 2 problems, first: " + str(tmp_path / "a.txt") + ", line 2: empty report"
+    )
 
 
 def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:

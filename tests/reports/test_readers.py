@@ -232,7 +232,9 @@ def test_a_table_with_another_delimiter(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     for mark, said in ((";", "';'"), ("\t", "tabs")):
         path.write_text(f"id{mark}text\n1{mark}Colon, with carcinoma.\n", encoding="utf-8")
-        with pytest.raises(DataError, match=rf"one column that contains {said}: save the table with commas, or as \.tsv"):
+        with pytest.raises(
+            DataError, match=rf"one column that contains {said}: save the table with commas, or as \.tsv"
+        ):
             read(path)
     path.write_text("a;b\nColon.\n", encoding="utf-8")
     assert [report.text for report in read(path, text_column="a;b").reports] == ["Colon."]

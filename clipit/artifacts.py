@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from clipit.errors import ArtifactError, ClipitError, disk_errors
+from clipit.errors import ArtifactError, ClipitError, disk_errors, is_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,6 +158,8 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
     except (PermissionError, ClipitError):
         raise
     except (OSError, ValueError, KeyError, EOFError, RuntimeError) as error:  # those of pyarrow, NumPy and faiss
+        if is_limit(error):
+            raise
         raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
 
 
@@ -310,12 +312,8 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
     Raises:
         ArtifactError: The file is missing, or does not contain a JSON object.
     """
-    try:
+    with reading(path, fix):
         value = json.loads(path.read_text(encoding="utf-8"))
-    except PermissionError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
     if not isinstance(value, dict):
         raise ArtifactError("not a JSON object", where=path, fix=fix)
     return value

@@ -15,6 +15,9 @@ from clipit.progress import close_console, flush_console, log_to_console
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Disk full, over quota or read-only; a file in place of a folder; name too long."""
 
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
+"""Texts of torch (GPU and CPU), faiss and safetensors."""
 _BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
 
 
@@ -95,10 +98,11 @@ def disk_errors(where: object) -> Iterator[None]:
         reason = _why_not_written(error)
         if reason is None:
             raise
+        space = "raise the limit on file sizes (ulimit -f)" if reason == os.strerror(errno.EFBIG) else "free some space"
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix="free some space or choose another folder with --output; then start again: finished parts are kept",
+            fix=f"{space} or choose another folder with --output; then start again: finished parts are kept",
         ) from error
 
 
@@ -111,20 +115,47 @@ def _why_not_written(error: Exception) -> str | None:
     """Return the disk's error message; None for other errors."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return os.strerror(error.errno)
-    if os.strerror(errno.ENOSPC) in str(error):  # safetensors and faiss raise their own exceptions
-        return os.strerror(errno.ENOSPC)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):  # in exceptions of safetensors and faiss
+        if os.strerror(code) in str(error):
+            return os.strerror(code)
     if isinstance(error, OSError) and error.errno is None and " written" in str(error):  # numpy: n requested, m written
-        return f"{os.strerror(errno.ENOSPC)} ({error})"
+        return f"{os.strerror(errno.ENOSPC)}, over quota or over the limit on file sizes ({error})"
     return None
+
+
+def is_limit(error: BaseException) -> bool:
+    """Return whether an error comes from a limit of the machine (memory, threads, open files), not from its input."""
+    return is_out_of_memory(error) or getattr(error, "errno", None) in _LIMITS
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is a lack of memory, of the machine or of its GPU, in any library."""
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(text in str(error) for text in _OUT_OF_MEMORY)
+    )
+
+
+def out_of_memory(error: BaseException) -> ClipitError:
+    """Compose the error for a lack of memory."""
+    reason = " ".join(str(error).split())[:300]
+    return ClipitError(
+        f"not enough memory{f': {reason}' if reason else ''}",
+        fix="use a machine or GPU with more memory, or smaller batches: vlm.batch_size, training.tiles_per_step, "
+        "evaluation.batch_size, pairing.block",
+    )
 
 
 @contextmanager
 def _limit_errors() -> Iterator[None]:
-    """Turn a limit on threads, processes or open files into a `ClipitError`."""
+    """Turn a lack of memory, or a limit on threads, processes or open files, into a `ClipitError`."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         number = getattr(error, "errno", None)
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
         if number in (errno.EMFILE, errno.ENFILE):
             raise ClipitError(f"cannot open more files: {error}", fix="raise the limit: ulimit -n 65536") from error
         if number == errno.EAGAIN or "can't start new thread" in str(error):

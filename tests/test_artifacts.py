@@ -291,3 +291,9 @@ def test_the_lock_is_freed_by_an_exception(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with locked(tmp_path / "run"):
         pass
+
+
+def test_a_complete_artefact_is_opened_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_once(tmp_path, "thing", INPUTS, make_one).folder
+    monkeypatch.setattr("clipit.distributed.locked", lambda _: pytest.fail("a read-only disk cannot be locked"))
+    assert build_once(tmp_path, "thing", INPUTS, make_one).folder == folder

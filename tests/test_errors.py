@@ -4,12 +4,15 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clipit.artifacts import reading
 from clipit.errors import ArtifactError, DataError, disk_errors, explain, shortlist, user_errors
+from clipit.models.loading import foreign_errors
 
 FULL = Path("/dev/full")
 
@@ -144,3 +147,63 @@ def test_limits_of_the_system(error: Exception, message: str, capsys: pytest.Cap
     with pytest.raises(SystemExit, match="2"), user_errors():
         raise error
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("writer", ["faiss", "safetensors", "numpy", "parquet"])
+def test_a_limit_on_file_sizes_as_each_library_reports_it(writer: str, tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    values = np.zeros((50_000, 16), dtype=np.float32)
+    with pytest.raises(ArtifactError, match=r"(?s)(File too large|limit on file sizes)"), disk_errors("the store"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        try:
+            write_with(writer, values, tmp_path / "file")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def write_with(writer: str, values: np.ndarray, path: Path) -> None:
+    if writer == "faiss":
+        import faiss
+
+        index = faiss.IndexFlatIP(values.shape[1])
+        index.add(values)
+        faiss.write_index(index, str(path))
+    elif writer == "safetensors":
+        from safetensors.numpy import save_file
+
+        save_file({"values": values}, path)
+    elif writer == "numpy":
+        np.save(path, values)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"values": np.random.default_rng(0).random(50_000)}), path)
+
+
+def test_over_quota_as_faiss_and_safetensors_report_it() -> None:
+    reason = os.strerror(errno.EDQUOT)
+    for text in (f"write error in /x: 9 != 10 ({reason})", f"I/O error: {reason} (os error {errno.EDQUOT})"):
+        with pytest.raises(ArtifactError, match=f"cannot write: {reason}"), disk_errors("the store"):
+            raise RuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_lack_of_memory_is_told_as_such(error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for wrapped in (nullcontext(), foreign_errors("some-model"), reading(tmp_path / "pairs.parquet")):
+        with pytest.raises(SystemExit) as stop, user_errors(), wrapped:
+            raise error
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: not enough memory") and "vlm.batch_size" in told and "delete" not in told

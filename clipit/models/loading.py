@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from clipit.errors import ClipitError, ModelError
+from clipit.errors import ClipitError, ModelError, is_out_of_memory, out_of_memory
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.specs import ModelSpec
 from clipit.models.vlm_specs import VLMS
@@ -211,6 +211,8 @@ def foreign_errors(
     except ClipitError:
         raise
     except Exception as error:  # the packages raise about fifteen types, most of them undocumented
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
         raise _translate(error, name, hub_id, hint, where) from error
 
 

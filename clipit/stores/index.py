@@ -22,7 +22,7 @@ from torch import Tensor
 from clipit.artifacts import Artifact, reading, whole_file
 from clipit.config.run import has_lists
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError
+from clipit.errors import ConfigError, DataError, is_limit
 from clipit.stores.embed import Store, centred
 from clipit.stores.exact import BLOCK, best_rows, product
 
@@ -282,6 +282,8 @@ def _write_faiss(
         for start in range(0, len(rows), 65536):
             index.add(centred(store.rows(rows[start : start + 65536]), mean))
     except RuntimeError as error:
+        if is_limit(error):
+            raise
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
             f"faiss cannot build index {key!r} of {len(rows)} snippets: {reason}",

@@ -144,9 +144,10 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     try:
         changed = sha256 is not None and file_sha256(path) != sha256
         table = None if changed else pq.read_table(path, page_checksum_verification=True)
+        present = [] if table is None else table.column_names
     except FileNotFoundError as error:
         raise DataError("no predictions here", where=path, fix="run scripts/evaluate.py first") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
     if table is None:
         raise DataError(
@@ -154,17 +155,21 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         )
     try:
         classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             "the table does not name its classes", where=path, fix="write it with write_predictions"
         ) from error
     names = ["id", "split", "label", "group", *(f"p_{name}" for name in classes)]
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise DataError(f"missing columns: {', '.join(missing)}", where=path, fix="delete and rebuild it")
+    zero_shot = [f"zs_{name}" for name in classes]
+    has_zero_shot = len(present) > len(names)
+    names += zero_shot if has_zero_shot else []
+    missing = [name for name in names if name not in present]
+    if missing or len(present) > len(names):
+        unknown = [name for name in present if name not in names]
+        what = [f"{kind} columns: {shortlist(odd)}" for kind, odd in (("missing", missing), ("unknown", unknown)) if odd]
+        raise DataError("; ".join(what) or "repeated columns", where=path, fix="delete and rebuild it")
     if any(table[name].null_count for name in names):
         raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
-    has_zero_shot = all(f"zs_{name}" in table.column_names for name in classes)
     predictions = Predictions(
         ids=_texts(table["id"]),
         splits=_texts(table["split"]),
@@ -172,7 +177,7 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         groups=_texts(table["group"]),
         classes=classes,
         probabilities=_matrix(table, [f"p_{name}" for name in classes]),
-        zero_shot=_matrix(table, [f"zs_{name}" for name in classes]) if has_zero_shot else None,
+        zero_shot=_matrix(table, zero_shot) if has_zero_shot else None,
     )
     _check(predictions, path)
     if tiles is not None:

@@ -102,6 +102,10 @@ def test_wrong_files(tmp_path: Path) -> None:
     pq.write_table(table.drop_columns(["p_H"]), path)
     with pytest.raises(DataError, match="missing columns: p_H"):
         read_predictions(path)
+    for changed, message in (("zs_H", "missing columns: zs_H; unknown columns: other"), ("id", "missing columns: id")):
+        pq.write_table(table.rename_columns({changed: "other"}).replace_schema_metadata(table.schema.metadata), path)
+        with pytest.raises(DataError, match=message):
+            read_predictions(path)
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(DataError, match="does not name its classes"):
         read_predictions(path)

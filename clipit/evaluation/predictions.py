@@ -166,7 +166,9 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
     missing = [name for name in names if name not in present]
     if missing or len(present) > len(names):
         unknown = [name for name in present if name not in names]
-        what = [f"{kind} columns: {shortlist(odd)}" for kind, odd in (("missing", missing), ("unknown", unknown)) if odd]
+        what = [
+            f"{kind} columns: {shortlist(odd)}" for kind, odd in (("missing", missing), ("unknown", unknown)) if odd
+        ]
         raise DataError("; ".join(what) or "repeated columns", where=path, fix="delete and rebuild it")
     if any(table[name].null_count for name in names):
         raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")

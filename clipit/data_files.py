@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import errno
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -56,23 +57,24 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
                 continue
             entered.add((status.st_dev, status.st_ino))
             with os.scandir(here) as entries:
-                inside = sorted(entries, key=lambda entry: entry.name)
+                inside = [(entry, _ends_in(entry.is_dir)) for entry in sorted(entries, key=lambda entry: entry.name)]
         except OSError as error:
             raise DataError(
                 f"cannot read this folder: {error.strerror or error}",
                 where=here,
                 fix="correct its permissions, or move it out of the data",
             ) from error
-        for entry in inside:
-            path = Path(entry.path)
-            if path.is_dir():
+        decodable = is_unicode(str(here.relative_to(folder)))
+        for entry, is_folder in inside:
+            path = here / entry.name
+            if is_folder:
                 (linked if entry.is_symlink() else real).append(path)
             elif not wanted(path):
                 continue
-            elif not path.is_file():
+            elif not _ends_in(entry.is_file):
                 if entry.is_symlink():
                     found.dangling.append(path)
-            elif is_unicode(str(path.relative_to(folder))):
+            elif decodable and is_unicode(entry.name):
                 found.files.append(path)
             else:
                 found.undecodable.append(path)
@@ -83,7 +85,7 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
 
 def is_unicode(text: str) -> bool:
     """Return whether UTF-8 can encode a text; Python marks bytes of file names that are not UTF-8 with surrogates."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def neighbours(path: str) -> str:
@@ -110,6 +112,16 @@ def neighbours(path: str) -> str:
         or names
     )
     return f"{folder} contains {shortlist(near)}" if near else f"{folder} is empty"
+
+
+def _ends_in(is_kind: Callable[[], bool]) -> bool:
+    """Return whether an entry, or the target of its link, is of this kind; a circle of links has no target."""
+    try:
+        return is_kind()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Decode images completely as 8-bit RGB, or fail: the one decoder for training, prediction, stores and pages."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class Unreadable:
 
 def is_image(path: str | Path) -> bool:
     """Check whether a file name has an image suffix and is not hidden."""
-    path = Path(path)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
 
 
 def decode(source: Path | io.BytesIO) -> Image.Image:

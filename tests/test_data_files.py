@@ -86,3 +86,9 @@ def test_a_first_line_that_names_the_delimiter() -> None:
     assert "remove it" in delimiter_hint(["sep=;"])
     assert "remove it" in delimiter_hint(["sep=", ""])
     assert delimiter_hint(["sep", "text"]) == ""
+
+
+def test_a_circle_of_links_is_dangling(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert list_files(tmp_path).dangling == [tmp_path / "a", tmp_path / "b"]

@@ -23,30 +23,46 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
         DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
     """
 
-    def is_visible(path: Path) -> bool:
-        return path.name != "Thumbs.db" and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-    found = list_files(folder, is_visible)
-    if found.undecodable:
+    found = list_files(folder, lambda path: path.name != "Thumbs.db" and not path.name.startswith("."))
+    files, dangling, undecodable = (
+        [name for name in _below(folder, paths) if "/." not in f"/{name}"]  # in no hidden folder
+        for paths in (found.files, found.dangling, found.undecodable)
+    )
+    if undecodable:
         raise DataError(
-            f"{len(found.undecodable)} files have names that are not UTF-8: {shortlist(found.undecodable)}",
+            f"{len(undecodable)} files have names that are not UTF-8: {shortlist(undecodable)}",
             where=folder,
             fix="rename them, for example with convmv",
         )
-    broken = [path for path in found.dangling if unreadable == "error" or not is_image(path)]
+    broken = [name for name in dangling if unreadable == "error" or not is_image(name)]
     if broken:
         raise DataError(
             f"{len(broken)} links lead to files that do not exist: {shortlist(broken)}",
             where=folder,
             fix="correct or remove the links, or set tiles.unreadable: quarantine to drop and list linked images",
         )
-    names = [path.relative_to(folder).as_posix() for path in (*found.files, *found.dangling)]
-    return sorted(name for name in names if is_image(name)), sorted(name for name in names if not is_image(name))
+    images: list[str] = []
+    others: list[str] = []
+    for name in sorted([*files, *dangling]):
+        (images if is_image(name) else others).append(name)
+    return images, others
+
+
+def _below(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Return the paths relative to a folder that contains all of them."""
+    start = len(folder.as_posix()) + 1 if folder.parts else 0
+    return [path.as_posix()[start:] for path in paths]
 
 
 def image_stamps(root: Path, names: Sequence[str]) -> list[str]:
     """Stamp the content of each file; links whose target does not exist get a stamp of their own."""
-    return [file_stamp(root / name) if (root / name).exists() else "dangling link" for name in names]
+    stamps: list[str] = []
+    for name in names:
+        try:
+            stamps.append(file_stamp(root / name))
+        except FileNotFoundError:
+            stamps.append("dangling link")
+    return stamps
 
 
 def subfolders(folder: Path) -> list[str]:

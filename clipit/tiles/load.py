@@ -109,11 +109,12 @@ def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
         )
     # Tiles to be dropped get a placeholder split.
     tiles = TileSet(
-        ids=np.asarray(source.ids, dtype=np.str_),
+        # Objects, because arrays of fixed width would give every row the size of the longest text.
+        ids=np.asarray(source.ids, dtype=object),
         labels=labels,
         truth=labels.copy(),
         splits=np.asarray([split or "train" for split in splits], dtype="<U10"),
-        groups=np.asarray(source.groups, dtype=np.str_),
+        groups=np.asarray(source.groups, dtype=object),
         mpp=mpp,
         classes=classes,
         reader=source.reader,

@@ -49,12 +49,9 @@ def patient_in(name: str) -> str:
 def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
     """Return the patient (or slide) of each tile: `patient` of its group, else `patient_in` of its id, else ""."""
     names, rows = np.unique(groups, return_inverse=True)
-    result = np.asarray([patient(name) for name in names.tolist()], dtype=np.str_)[rows]
+    result = np.asarray([patient(name) for name in names.tolist()], dtype=object)[rows]
     nameless = np.flatnonzero(result == "")
-    from_ids = np.asarray([patient_in(name) for name in ids[nameless].tolist()], dtype=np.str_)
-    if nameless.size:
-        result = result.astype(np.promote_types(result.dtype, from_ids.dtype))
-        result[nameless] = from_ids
+    result[nameless] = [patient_in(name) for name in ids[nameless].tolist()]
     return result
 
 

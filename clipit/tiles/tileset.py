@@ -58,6 +58,14 @@ class TileSet:
                 where=self.where,
                 fix="make the ids unique",
             )
+        texts = (*self.ids.tolist(), *self.groups.tolist())
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            wrong = [text for text in dict.fromkeys(texts) if any("\ud800" <= char <= "\udfff" for char in text)]
+            raise DataError(
+                f"ids or groups that are not UTF-8: {shortlist(wrong)}", where=self.where, fix="rename them"
+            ) from None
         unknown = sorted(set(np.unique(self.splits).tolist()) - set(SPLITS))
         if unknown:
             raise DataError(f"unknown splits: {shortlist(unknown)}", where=self.where, fix=f"use {', '.join(SPLITS)}")

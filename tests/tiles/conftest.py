@@ -56,11 +56,11 @@ def make_tiles() -> Callable[..., TileSet]:
         n = len(labels)
         truth = np.asarray(labels, dtype=np.int64)
         return TileSet(
-            ids=np.asarray([f"t{place:04d}" for place in range(n)], dtype=np.str_),
+            ids=np.asarray([f"t{place:04d}" for place in range(n)], dtype=object),
             labels=truth.copy(),
             truth=truth,
             splits=np.asarray(splits, dtype="<U10"),
-            groups=np.asarray(groups if groups is not None else [""] * n, dtype=np.str_),
+            groups=np.asarray(groups if groups is not None else [""] * n, dtype=object),
             mpp=np.full(n, np.nan),
             classes=tuple(f"c{code}" for code in range(int(truth.max()) + 1)),
             reader=NoReader(),

@@ -100,8 +100,11 @@ def test_other_files_are_noted_and_hidden_ones_ignored(tree: Path) -> None:
     (tree / "train" / "stroma" / "notes.txt").write_text("x")
     (tree / "train" / "stroma" / ".DS_Store").write_text("x")
     (tree / "train" / "stroma" / "._0.png").write_text("x")
+    paint(tree / ".cache" / "stroma" / "0.png")
+    paint(tree / "train" / "stroma" / ".cache" / "0.png")
     notes = load_tiles(config(tree), seed=0).notes
     assert any("1 files are not images" in note and "notes.txt" in note for note in notes)
+    assert not any(".cache" in name for name in load_tiles(config(tree), seed=0).ids)
 
 
 def test_options_of_other_sources_are_refused_together(tree: Path) -> None:

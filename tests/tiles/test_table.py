@@ -11,6 +11,7 @@ import pytest
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.load import load_tiles
+from clipit.tiles.splits import patients
 
 from .conftest import paint, write_table
 
@@ -391,3 +392,11 @@ def test_archives_among_the_files_are_named(tmp_path: Path) -> None:
         archive.write(packed(tmp_path, str), "inner.zip")
     with pytest.raises(DataError, match=r"12 of 12 files .* among them are archives: inner\.zip"):
         load_tiles(config(path, images=str(tmp_path / "outer.zip")), seed=0)
+
+
+def test_one_long_cell_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+    table = [row | {"id": "i" * 4000 if place == 3 else f"i{place}"} for place, row in enumerate(rows(tmp_path))]
+    table[5]["group"] = "g" * 4000
+    tiles = load_tiles(config(write_table(tmp_path / "t.csv", table), validation_fraction=0.4), seed=0)
+    assert tiles.ids.itemsize <= 8 and tiles.groups.itemsize <= 8
+    assert patients(tiles.groups, tiles.ids).itemsize <= 8

@@ -57,3 +57,11 @@ def test_mpp_warning(make_tiles: Make) -> None:
     assert "1 of 3 tiles" in warning
     assert mpp_warning(tiles.select([0]), 0.5, "M", resize=224 / 96) is None  # 0.97 seen at 0.42
     assert mpp_warning(tiles.select([2]), 0.5, "M") is None
+
+
+def test_ids_with_lone_surrogates_are_refused(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 1], ["train", "train"])
+    with pytest.raises(DataError, match=r"ids or groups that are not UTF-8: a\\udcff"):
+        replace(tiles, ids=np.asarray(["a\udcff", "b"], dtype=object))
+    with pytest.raises(DataError, match="not UTF-8"):
+        replace(tiles, groups=np.asarray(["", "\ud800"], dtype=object))

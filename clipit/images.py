@@ -1,7 +1,6 @@
 """Decode images completely as 8-bit RGB, or fail: the one decoder for training, prediction, stores and pages."""
 
 import io
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +33,8 @@ class Unreadable:
 
 def is_image(path: str | Path) -> bool:
     """Check whether a file name has an image suffix and is not hidden."""
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    path = Path(path)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def decode(source: Path | io.BytesIO) -> Image.Image:

@@ -1,5 +1,6 @@
 """Cells of tables and Hugging Face columns: text, missing values and micrometres per pixel."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -7,6 +8,8 @@ from typing import Any, Literal
 from clipit.config.run import TilesConfig
 from clipit.data_files import MISSING_VALUES
 from clipit.errors import DataError, shortlist
+
+logger = logging.getLogger(__name__)
 
 _NO_CLASS = "-1"
 """Number that Hugging Face data sets and many tables write in place of an unknown class."""
@@ -97,6 +100,7 @@ def resolve_missing(
             fix=f"name the classes, e.g. tiles.classes: {[_NO_CLASS, *sorted(others)]}, or correct the labels",
         )
     note = f"{counts[_NO_CLASS]} tiles with the {kind} -1 count as {'unlabelled' if is_label else 'without a group'}"
+    logger.warning(f"note: {note}")
     return ["" if value == _NO_CLASS else value for value in values], (note,)
 
 

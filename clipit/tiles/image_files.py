@@ -36,16 +36,21 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
         )
     broken = [name for name in dangling if unreadable == "error" or not is_image(name)]
     if broken:
-        raise DataError(
-            f"{len(broken)} links lead to files that do not exist: {shortlist(broken)}",
-            where=folder,
-            fix="correct or remove the links, or set tiles.unreadable: quarantine to drop and list linked images",
-        )
+        raise dangling_links(broken, folder)
     images: list[str] = []
     others: list[str] = []
     for name in sorted([*files, *dangling]):
         (images if is_image(name) else others).append(name)
     return images, others
+
+
+def dangling_links(links: Sequence[str], folder: Path) -> DataError:
+    """Build the error for links whose target does not exist."""
+    return DataError(
+        f"{len(links)} links lead to files that do not exist: {shortlist(links)}",
+        where=folder,
+        fix="correct or remove the links, or set tiles.unreadable: quarantine to drop and list such images",
+    )
 
 
 def _below(folder: Path, paths: Sequence[Path]) -> list[str]:

@@ -160,7 +160,9 @@ def zip_stamps(path: Path) -> dict[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: a later version of the format
+    except PermissionError:
+        raise
+    except Exception as error:  # zipfile raises many kinds of exceptions for damaged directories
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
+from clipit.tiles.image_files import dangling_links, image_stamps
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.tiles.source import SourceTiles
@@ -46,7 +47,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
     images = Path(config.images).expanduser() if config.images else path.parent
-    reader, stamps = _open_images(images, files, path)
+    reader, stamps = _open_images(images, files, path, config.unreadable)
     empty = [""] * len(files)
     ids = columns.get("id", files)
     without_id = [table.place(row) for row, name in enumerate(ids) if not name]
@@ -132,9 +133,10 @@ def _read_parquet(path: Path) -> _Table:
 
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        names = list(table.column_names)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not a readable parquet file: {error}", where=path, fix="write it again") from error
-    check_column_names(table.column_names, path)
+    check_column_names(names, path)
 
     def column(name: str) -> list[Any]:
         cells = table.column(name)
@@ -148,7 +150,7 @@ def _read_parquet(path: Path) -> _Table:
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(f"cannot read column {name}: {error}", where=path, fix="write the file again") from error
 
-    return _Table(table.column_names, column)
+    return _Table(names, column)
 
 
 def _is_invalid(cell: Any) -> bool:
@@ -178,7 +180,9 @@ def _check_files(path: Path, files: list[str], table: _Table) -> None:
         )
 
 
-def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, list[str]]:
+def _open_images(
+    images: Path, files: list[str], table: Path, unreadable: Literal["error", "quarantine"]
+) -> tuple[Reader, list[str]]:
     """Open a reader of the files, and compute a stamp for each file."""
     if images.is_file():
         stamp_of = zip_stamps(images)
@@ -192,12 +196,17 @@ def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, l
         raise DataError("the folder or zip with the images does not exist", where=images, fix="correct tiles.images")
     stamps: list[str] = []
     missing = []
+    dangling: list[str] = []
     found = list(files)
     for row, name in enumerate(files):
         try:
             try:
                 stamps.append(file_stamp(images / name))
             except FileNotFoundError:
+                if (images / name).is_symlink():
+                    dangling.append(name)
+                    stamps += image_stamps(images, [name])
+                    continue
                 found[row] = spelled_on_disk(images, name) or name
                 stamps.append(file_stamp(images / found[row]))
         except PermissionError:
@@ -206,4 +215,6 @@ def _open_images(images: Path, files: list[str], table: Path) -> tuple[Reader, l
             missing.append(name)
     if missing:
         raise missing_files(missing, len(files), files_below(images), images, table)
+    if dangling and unreadable == "error":
+        raise dangling_links(dangling, images)
     return FileReader(images, found), stamps

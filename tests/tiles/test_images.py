@@ -289,3 +289,26 @@ def test_a_zip_member_of_an_enormous_declared_size_is_not_read(tmp_path: Path) -
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"(?s)tile 0\.bmp cannot be decoded .*3\.0 GiB"):
         load_tiles(config, seed=0).read(0)
+
+
+def test_damaged_zips_are_errors_or_lists_of_unreadable_images(tmp_path: Path) -> None:
+    path, config = zip_of(tmp_path)
+    whole = path.read_bytes()
+    for seed in range(80):
+        random = np.random.default_rng(seed)
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data[random.integers(len(data) // 2, len(data), 3)] = random.integers(0, 256, 3)  # mostly the directory
+        path.write_bytes(data.tobytes())
+        try:
+            tiles = load_tiles(config, seed=0)
+        except DataError as error:
+            assert "t.zip" in str(error)
+        else:
+            assert all(isinstance(tiles.try_read(row), Image.Image | Unreadable) for row in range(8))
+
+
+def test_a_member_without_a_name(tmp_path: Path) -> None:
+    path, config = zip_of(tmp_path)
+    alter_entry(path, 2, 28, 0)  # length of its name
+    with pytest.raises(DataError, match=r"not a readable zip"):
+        load_tiles(config, seed=0)

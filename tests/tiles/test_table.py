@@ -400,3 +400,12 @@ def test_one_long_cell_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table), validation_fraction=0.4), seed=0)
     assert tiles.ids.itemsize <= 8 and tiles.groups.itemsize <= 8
     assert patients(tiles.groups, tiles.ids).itemsize <= 8
+
+
+def test_links_to_missing_images_are_errors_or_quarantined(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", rows(tmp_path))
+    (tmp_path / "img" / "3.png").unlink()
+    (tmp_path / "img" / "3.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"1 links lead to files that do not exist: img/3\.png"):
+        load_tiles(config(path), seed=0)
+    assert load_tiles(config(path, unreadable="quarantine"), seed=0).quarantined == ("img/3.png",)

@@ -29,10 +29,15 @@ class DatasetReader:
     def read(self, row: int) -> Image.Image:
         """Decode the image of a row."""
         name, part_row = self._places[row]
-        value = self._parts[name][part_row][self._column]
-        if value is None:
+        try:
+            value = self._parts[name][part_row][self._column] or {}
+        except Exception as error:  # of pyarrow, for damaged files
+            raise ImageError(f"{type(error).__name__}: {error}") from error
+        if value.get("bytes") is not None:
+            return decode(io.BytesIO(value["bytes"]))
+        if not value.get("path"):
             raise ImageError("the row has no image")
-        return decode(io.BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]))
+        return decode(Path(value["path"]))
 
     def where(self, row: int) -> str:
         """Return part and row, for messages."""
@@ -66,6 +71,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
                 where=config.path,
                 fix="set the column names in tiles.columns (path: the image column)",
             )
+        _validate(rows, f"{config.path}, part {part}")
         undecoded[part] = _undecoded_images(rows, names["path"], config.path)
         part_classes = tuple(getattr(rows.features.get(names["label"]), "names", None) or ()) or None
         if classes is not None and part_classes != classes:
@@ -116,6 +122,14 @@ def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
     return {name: rows for name, rows in parts.items() if name in mapping}
 
 
+def _validate(rows: Any, where: str) -> None:
+    """Check the offsets and texts of the data set's Arrow tables: reading damaged ones may crash the interpreter."""
+    try:
+        rows.data.table.validate(full=True)
+    except Exception as error:  # of pyarrow
+        raise DataError(f"damaged Arrow file: {error}", where=where, fix="save or download it again") from error
+
+
 def _undecoded_images(rows: Any, column: str, where: str) -> Any:
     """Select the image column as bytes or paths, because clipit's own decoding detects truncated images."""
     import datasets
@@ -133,7 +147,12 @@ def _column_as_text(rows: Any, column: str, classes: tuple[str, ...] | None, whe
     """Read a column as text: "" where absent or missing, class names in place of class numbers."""
     if column not in rows.column_names:
         return [""] * int(rows.num_rows)
-    values = list(rows[column])
-    if classes is not None:
-        values = [None if value is None or value < 0 else classes[value] for value in values]
+    try:
+        values = list(rows[column])
+        if classes is not None:
+            values = [None if value is None or value < 0 else classes[value] for value in values]
+    except Exception as error:  # of pyarrow, for damaged files
+        raise DataError(
+            f"cannot read column {column}: {type(error).__name__}: {error}", where=where, fix="download it again"
+        ) from error
     return read_cells(values, column, where, lambda row: f"row {row}")

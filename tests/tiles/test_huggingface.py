@@ -8,6 +8,7 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
+from clipit.images import Unreadable
 from clipit.tiles.load import load_tiles
 
 
@@ -112,3 +113,19 @@ def test_mpp_is_a_positive_number(tmp_path: Path, value: str) -> None:
     path = plain(tmp_path / "a", ["a", "b"] * 5, mpp=["0.5", value] * 5)
     with pytest.raises(DataError, match=f"mpp is '{value}' in train/000001"):
         load_tiles(config(path), seed=0)
+
+
+def test_damaged_arrow_files_are_errors_or_unreadable_images(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "a", ["mucin", "stroma"] * 5)
+    (arrow,) = folder.glob("*.arrow")
+    whole = arrow.read_bytes()
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data[random.integers(0, len(data), 6)] = random.integers(0, 256, 6)
+        arrow.write_bytes(data.tobytes())
+        try:
+            tiles = load_tiles(config(folder), seed=0)
+        except DataError:
+            continue
+        assert all(isinstance(tiles.try_read(row), Image.Image | Unreadable) for row in range(len(tiles)))

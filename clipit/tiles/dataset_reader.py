@@ -19,7 +19,7 @@ def read_data_set(config: TilesConfig, data_set: DataSet) -> SourceTiles:
     """Read the tiles of a published data set; the id of a tile is its path inside the folder.
 
     Raises:
-        DataError: The folder is missing or holds something else, or classes or counts differ from the published ones.
+        DataError: The folder is missing or has other content, or classes or counts differ from those published.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():

@@ -92,7 +92,7 @@ class DataSet:
         if self.files:
             command = f"python scripts/download.py {self.name} --to data/{self.name}"
             fix = f"{command} (licence: {self.licence}); or {fix}"
-        fix += f" and give tiles.path the folder with {self.layout}"
+        fix += f" and set tiles.path to the folder with {self.layout}"
         return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)
 
 

@@ -136,7 +136,7 @@ def _undecoded_images(rows: Any, column: str, where: str) -> Any:
 
     if not isinstance(rows.features[column], datasets.Image):
         raise DataError(
-            f"column {column} holds {rows.features[column]}, not images",
+            f"column {column} contains {rows.features[column]}, not images",
             where=where,
             fix="name the image column: tiles.columns.path",
         )

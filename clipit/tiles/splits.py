@@ -72,7 +72,7 @@ def part_map(configured: Mapping[SplitName, str], known: Mapping[str, str]) -> d
         raise ConfigError(
             "two splits are mapped to the same part",
             where=f"tiles.splits = {dict(configured)}",
-            fix="give each split a part of its own; leave validation out to have it cut from train",
+            fix="map each split to a different part; omit validation to split it off train",
         )
     unchanged = {name: ours for name, ours in known.items() if ours not in configured}
     return unchanged | {name: ours for ours, name in configured.items()}

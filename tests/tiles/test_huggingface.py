@@ -68,7 +68,7 @@ def test_parts_and_columns_that_are_not_there(saved: Path) -> None:
     wanted = {"train": "train", "test": "test"}
     with pytest.raises(DataError, match="missing columns: diagnosis; part train has: image, label, patient"):
         load_tiles(config(saved, splits=wanted, columns={"label": "diagnosis"}), seed=0)
-    with pytest.raises(DataError, match=r"column patient holds .* not images"):
+    with pytest.raises(DataError, match=r"column patient contains .* not images"):
         load_tiles(config(saved, splits=wanted, columns={"path": "patient"}), seed=0)
 
 

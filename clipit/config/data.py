@@ -94,7 +94,7 @@ class TilesConfig(Section):
     photos: Literal["resize", "crops"] = "resize"
     """BACH only: resize the whole image as the eva benchmark does, or cut it into crops of 512 px."""
     unreadable: Literal["error", "quarantine"] = "error"
-    """Images that cannot be decoded: fail, or drop and list them."""
+    """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
     mpp: float | None = Field(None, gt=0)
     """Micrometres per pixel, if the source does not state it."""
     labels: LabelsConfig = LabelsConfig()

@@ -145,6 +145,7 @@ def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> C
     lines: list[int] = []
     with path.open(encoding=encoding, newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        line = 1
         try:
             header = next(reader, [])
             line = reader.line_num + 1
@@ -155,8 +156,8 @@ def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> C
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(
-                f"broken row: {error}",
-                where=f"{path}, line {reader.line_num}",
+                f"broken row: {error}" + (f" in line {reader.line_num}" if reader.line_num > line else ""),
+                where=f"{path}, row that starts in line {line}",
                 fix="close the quotes, and double those within a quoted field",
             ) from error
     check_column_names(header, path)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import MISSING_VALUES
+from clipit.data_files import MISSING_VALUES, CsvTable
 from clipit.errors import DataError, shortlist
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,25 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
             )
         texts.append(text.strip())
     return texts
+
+
+def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
+    """Refuse a cell that has swallowed rows: a quotation mark in one row that a mark in a later row closes.
+
+    The lines of such a cell have the delimiters of whole rows, and its last line those before its column.
+    """
+    for row, cells in enumerate(table.rows):
+        for place, cell in enumerate(cells):
+            if place < 2 or "\n" not in cell:  # texts with few delimiters per line are no evidence
+                continue
+            counts = [line.count(delimiter) for line in cell.split("\n")[1:]]
+            if counts == [len(cells) - 1] * (len(counts) - 1) + [place]:
+                raise DataError(
+                    f"record {row + 1} (line {table.lines[row]}) contains {len(counts)} further rows in column "
+                    f"{table.header[place].strip()}",
+                    where=where,
+                    fix="remove the stray quotation marks, or double those that belong to the text",
+                )
 
 
 def resolve_missing(

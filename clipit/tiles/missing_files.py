@@ -16,6 +16,7 @@ _SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("in letter case", str.casefold),
     ("in the suffix", lambda name: posixpath.splitext(name)[0]),
     ("in letter case and suffix", lambda name: posixpath.splitext(name)[0].casefold()),
+    ("in the folders", posixpath.basename),
 )
 
 
@@ -94,7 +95,7 @@ def _difference(missing: Sequence[str], present: Sequence[str]) -> str:
         known = {spell(normalise(name)) for name in present}
         names = [spell(normalise(name)) for name in missing]
         also = f" and differences {words} are corrected" if words else ""
-        if words and all(name in known for name in names):
+        if words and len(set(names)) == len(names) and all(name in known for name in names):
             return f"differences {words} are corrected"
         for drop, add in _prefixes(names[0], known):
             if all(name.startswith(drop) and add + name[len(drop) :] in known for name in names):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
-from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
+from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.image_files import dangling_links, image_stamps
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
@@ -123,6 +123,7 @@ def _read_text(path: Path, delimiter: str) -> _Table:
         raise DataError(
             f"not UTF-8 text (byte {error.start} of a block)", where=path, fix="save the table as UTF-8"
         ) from error
+    check_joined_rows(table, delimiter, path)
     place_of = {name.strip(): place for place, name in enumerate(table.header)}
     return _Table(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
 

@@ -249,7 +249,7 @@ def test_a_quote_that_joins_rows_is_an_error_that_names_the_row(tmp_path: Path, 
         load_tiles(config(path), seed=0)
     lines[8] = lines[8].replace('"', "")  # never closed
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match="broken row"):
+    with pytest.raises(DataError, match=r"(?s)broken row: .* in line \d+.*where: .*t\.csv, row that starts in line 4"):
         load_tiles(config(path), seed=0)
 
 
@@ -370,6 +370,7 @@ def test_decomposed_names_in_a_folder_are_read(tmp_path: Path) -> None:
         (lambda name: f"C:\\data\\{name}", "'C:/data/' is removed from the start of the paths"),
         (lambda name: name.removeprefix("img/"), "'img/' is put before the paths"),
         (lambda name: f"https://host/{name}", "the paths are URLs"),
+        (lambda name: f"{Path(name).stem}/{Path(name).name}", "differences in the folders are corrected"),
         (lambda name: f"other-{Path(name).stem}.jpg", r"contains 12 files, such as img/0\.png"),
     ],
 )
@@ -409,3 +410,16 @@ def test_links_to_missing_images_are_errors_or_quarantined(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"1 links lead to files that do not exist: img/3\.png"):
         load_tiles(config(path), seed=0)
     assert load_tiles(config(path, unreadable="quarantine"), seed=0).quarantined == ("img/3.png",)
+
+
+@pytest.mark.parametrize("closed", [4, 9])
+def test_quotes_that_join_rows_in_another_column(tmp_path: Path, closed: int) -> None:
+    path = write_table(tmp_path / "t.csv", [row | {"note": "fine, really\nyes"} for row in rows(tmp_path)])
+    assert len(load_tiles(config(path), seed=0)) == 12
+    write_table(path, [row | {"note": "fine"} for row in rows(tmp_path)])
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace("fine", '"fine')
+    lines[closed] = lines[closed].replace("fine", 'fine"')
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=rf"record 3 \(line 4\) contains {closed - 3} further rows in column note"):
+        load_tiles(config(path), seed=0)

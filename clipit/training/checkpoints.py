@@ -89,11 +89,8 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(path: Path, model: nn.Module) -> str:
     """Write the trainable parameters atomically; return the SHA-256 of the file."""
-    with whole_file(path) as temporary:
-        _save(temporary, {name: value.detach().cpu().contiguous() for name, value in trainable(model).items()})
-        digest = file_sha256(temporary)
-    _flush(path.parent)
-    return digest
+    _save(path, trainable(model))
+    return file_sha256(path)
 
 
 def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
@@ -135,9 +132,9 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
     with disk_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        tensors = {_WEIGHTS: dict(trainable(model)), _OPTIMIZER: dict(_optimizer_tensors(model, optimizer))}
+        tensors = {_WEIGHTS: trainable(model), _OPTIMIZER: dict(_optimizer_tensors(model, optimizer))}
         for name, values in tensors.items():
-            _save(partial / name, {key: value.detach().cpu().contiguous() for key, value in values.items()})
+            _save(partial / name, values)
         progress.files = {name: file_sha256(partial / name) for name in tensors}
         (partial / _PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
         _flush(partial / _PROGRESS)
@@ -260,12 +257,11 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> It
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to disk, with the permissions of any other new file (safetensors restricts them to the owner)."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(tensors), path)
-    path.chmod(mode)
-    _flush(path)
+    """Write tensors atomically, and wait until they are on disk."""
+    with whole_file(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+        _flush(temporary)
+    _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

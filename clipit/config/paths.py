@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator
 
 _SCHEMES = re.compile(r"(?:clip|transformers):(?=~)")  # names that may hold a folder behind a prefix
+_LONGEST_NAME = 255  # bytes, on all common file systems
 _Path = TypeVar("_Path", str, Path, str | None)
 
 
@@ -15,11 +16,13 @@ def expand_home(path: _Path) -> _Path:
     """Expand a leading `~` or `~user`; a name that is no path is returned unchanged.
 
     Raises:
-        ValueError: There is no such home folder, or the path contains a null character.
+        ValueError: There is no such home folder, or no file can have this path.
     """
     text = "" if path is None else str(path)
     if "\0" in text:
         raise ValueError("a path cannot contain a null character")
+    if any(len(part.encode("utf-8", "replace")) > _LONGEST_NAME for part in text.split("/")):
+        raise ValueError(f"a file name cannot be longer than {_LONGEST_NAME} bytes")
     scheme = _SCHEMES.match(text)
     prefix = scheme[0] if scheme else ""
     local = text.removeprefix(prefix)

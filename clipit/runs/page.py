@@ -59,7 +59,7 @@ def write_run_page(
 
 
 def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
-    """Rewrite the page of a finished run from its saved files, unless its folder cannot be written.
+    """Rewrite the page of a finished run from its saved files.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -71,10 +71,6 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
     """
     folder = run_folder(config)
     results = _results(folder)
-    page = folder / "report.html"
-    if page.is_file() and not os.access(folder, os.W_OK):
-        logger.info(f"note: {folder} cannot be written; this is the page as it was")
-        return page
     trained_on, tiles = results["provenance"].get("tiles"), workspace.tiles(config.seed)
     if trained_on not in (None, tiles.fingerprint):
         raise ArtifactError(
@@ -91,6 +87,8 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
 def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES) -> list[Path]:
     """Write the page of a finished run, and the pairing browser of a configuration with reports.
 
+    If the run's folder cannot be written, such as that of another user, its pages are returned as they are.
+
     Args:
         config: Run configuration, with its arm resolved.
         workspace: Workspace of this configuration.
@@ -103,6 +101,10 @@ def write_pages(config: RunConfig, workspace: Workspace, most: int = MOST_TILES)
     finished = (folder / "results.json").is_file()
     if not finished and config.reports is None:
         _results(folder)
+    if finished and not os.access(folder, os.W_OK):
+        pages = [path for path in (folder / "report.html", folder / "pairs.html") if path.is_file()]
+        logger.info(f"note: {folder} cannot be written; its pages are those of the last evaluation")
+        return pages
     pages = [run_page_again(config, workspace)] if finished else []
     if config.reports is not None:
         pages.append(write_pairs_page(config, workspace, most, folder if finished else None))

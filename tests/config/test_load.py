@@ -417,6 +417,8 @@ def test_home_is_expanded_in_every_path(file: Callable[..., str], monkeypatch: p
             read("~nobody-of-that-name/x", *options)
     with pytest.raises(ConfigError, match=f"(?s)'{key}'.*null character"):
         read("a\0b", f"--{key}=a\0b")
+    with pytest.raises(ConfigError, match=f"(?s)'{key}'.*longer than 255 bytes"):
+        read("a/" + "ä" * 128)
 
 
 def test_no_path_key_is_missing_above() -> None:

@@ -19,7 +19,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
-from clipit.runs.page import run_page_again
+from clipit.runs.page import write_pages
 from clipit.runs.train import missing_labels, train_run
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
@@ -170,7 +170,7 @@ def test_a_finished_run_that_cannot_be_written_is_read(
     assert any("the finished run is only read" in line for line in again(config))
     resolved = resolve_arm(config)
     assert evaluate_again(resolved, workspace) == (folder, results)
-    assert run_page_again(resolved, workspace) == folder / "report.html"
+    assert write_pages(resolved, workspace) == [folder / "report.html"]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == stamps
     other = config.evaluation.model_copy(update={"splits": ("train",)})
     with pytest.raises(ArtifactError, match=r"lacks results for these keys .* cannot be written"):

@@ -16,7 +16,7 @@ from logged_lines import capture_log
 
 import clipit.runs.train as run_module
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError
+from clipit.errors import ArtifactError, ClipitError
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.page import write_pages
@@ -74,6 +74,18 @@ def test_lost_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.
     monkeypatch.undo()
     assert any("no classifier: it is trained again" in line for line in again(config))
     assert (folder / "classifier" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "zero_shot.safetensors", "clipit.json"])
+def test_a_damaged_classifier_is_not_evaluated(finished: Finished, name: str) -> None:
+    config, _ = finished
+    folder = run_folder(config)
+    path = folder / "classifier" / name
+    content, before = path.read_bytes(), (folder / "results.json").read_bytes()
+    path.write_bytes(content[:-90] + bytes([content[-90] ^ 1]) + content[-89:])
+    with pytest.raises(ClipitError, match=r"damaged|changed after the export"):
+        evaluate_again(config, Workspace(config))
+    assert (folder / "results.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("change", ["lost", "truncated", "rows dropped", "labels shifted"])

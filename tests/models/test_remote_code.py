@@ -17,7 +17,6 @@ from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConf
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
 from clipit.models.export import export_classifier
-from clipit.models.inference import Classifier
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.student import build_student
 from clipit.models.vlm import load_vlm
@@ -145,8 +144,6 @@ def test_the_vlm_named_by_a_classifiers_file_is_not_loaded(
 
 
 def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
     from clipit.config.load import validate
     from clipit.runs.predict import open_classifier
 
@@ -156,7 +153,3 @@ def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.Monk
     config = validate({"tiles": {"source": "table", "path": "x"}, "vlm": vlm, "backbone": {"trust_remote_code": True}}, "test")
     open_classifier(config, tmp_path)
     assert found == {"vlm": VLMConfig(**vlm), "trust_remote_code": True}
-    given = SimpleNamespace(vlm={"name": "keep", "fingerprint": "x"})
-    classifier = Classifier.__new__(Classifier)
-    classifier.spec, classifier._vlm_given = given, found["vlm"]  # type: ignore[assignment]
-    assert classifier._vlm_config("keep").trust_remote_code

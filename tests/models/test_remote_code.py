@@ -150,6 +150,8 @@ def test_commands_pass_on_what_the_configuration_trusts(monkeypatch: pytest.Monk
     found: dict[str, Any] = {}
     monkeypatch.setattr("clipit.models.inference.load_classifier", lambda *_, **keys: found.update(keys))
     vlm = {"name": "keep", "path": "/models/keep", "trust_remote_code": True}
-    config = validate({"tiles": {"source": "table", "path": "x"}, "vlm": vlm, "backbone": {"trust_remote_code": True}}, "test")
+    config = validate(
+        {"tiles": {"source": "table", "path": "x"}, "vlm": vlm, "backbone": {"trust_remote_code": True}}, "test"
+    )
     open_classifier(config, tmp_path)
     assert found == {"vlm": VLMConfig(**vlm), "trust_remote_code": True}

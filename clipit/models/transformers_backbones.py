@@ -1,7 +1,8 @@
 """Backbones that transformers loads: ViT, DINOv2 with and without registers, and others that return image tokens."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -228,6 +229,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             f"{key} is missing" for key in sorted(report["missing_keys"]) if not any(part in key for part in _UNUSED)
         ]
         unfit += mismatches(report.get("mismatched_keys", ()))
+        unfit += [f"{key} is not in config.json's model" for key in _further_layers(model, report["unexpected_keys"])]
         if unfit:  # transformers would keep random values
             raise ModelError(
                 f"the weights do not fit the model of config.json: {shortlist(unfit)}",
@@ -241,6 +243,12 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # an untrained layer over the class token
     return model.eval()
+
+
+def _further_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """List unused weights of layers like those of the model; others, such as a head's, may be left unused."""
+    known = {re.sub(r"\d+", "#", name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
+    return sorted(key for key in unexpected if any(re.sub(r"\d+", "#", key).endswith(name) for name in known))
 
 
 def _change_size(model: Any, pixels: int, own: int, name: str) -> None:

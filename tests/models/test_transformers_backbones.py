@@ -1,5 +1,7 @@
 """Backbones of transformers whose tokens or positions differ from a ViT's: CLIP's vision model and DINOv3."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +78,11 @@ def test_dinov3_takes_other_sizes(tmp_path: Path) -> None:
     assert load_backbone(BackboneConfig(name=str(tmp_path / "c"))).preprocess.size == 48
     with pytest.raises(ModelError, match="not a multiple of its patch size"):
         load_backbone(BackboneConfig(name=str(folder), pixels=50))
+
+
+def test_a_configuration_with_fewer_layers_than_the_weights(vision_folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(vision_folders["ViT"], tmp_path / "vit"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(ModelError, match=r"do not fit.*1\..* is not in config\.json's model"):
+        load_backbone(BackboneConfig(name=str(folder)))

@@ -118,7 +118,10 @@ def test_shifted_set_of_copies_only_is_an_error(configure: MakeConfig, world: di
         stream.writelines(f"images/train-{n:03d}.png,{('gland', 'stroma', 'tumour')[n % 3]},test\n" for n in range(6))
     tiles = {"source": "table", "path": str(tmp_path / "tiles.csv")}
     made = Workspace(configure({"output": str(tmp_path / "out")}, **{"leaks.policy": "exclude"}))
-    with pytest.raises(DataError, match=r"(?s)no tile is left after dropping leaks; 6 of 6 shifted tiles.*comparison\.shifted\.centre 2"):
+    with pytest.raises(
+        DataError,
+        match=r"(?s)no tile is left after dropping leaks; 6 of 6 shifted tiles.*comparison\.shifted\.centre 2",
+    ):
         shifted_tiles(made, tiles)
 
 

@@ -16,10 +16,12 @@ _DELIMITERS = {";": "';'", "\t": "tabs", ",": "','"}
 _LONGEST_FIELD = 2**31 - 1  # the csv module's default of 128 KiB is too short for some reports
 _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
-
+_SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # often unreadable
 
 MISSING_VALUES = frozenset({"#n/a", "#n/a n/a", "#na", "-nan", "<na>", "n/a", "na", "nan", "nat", "none", "null"})
 """Texts, in lower case, with which statistics programs mark a missing value."""
+NO_CLASS = "-1"
+"""Number that Hugging Face data sets and many tables contain in place of an unknown class."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
     """List the wanted files of a folder and its subfolders.
 
     Links to folders are followed, but every real folder is entered only once: under its own name where it lies in
-    `folder`, else under the first link to it. A link to a parent folder therefore adds nothing.
+    `folder`, else under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders, and
+    those of the file system such as lost+found, are not entered.
 
     Raises:
         DataError: A folder cannot be read.
@@ -68,6 +71,8 @@ def list_files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True)
         for entry, is_folder in inside:
             path = here / entry.name
             if is_folder:
+                if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
+                    continue
                 (linked if entry.is_symlink() else real).append(path)
             elif not wanted(path):
                 continue
@@ -88,12 +93,36 @@ def is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
+def cell_text(value: Any) -> str:
+    """Convert a cell of a table to text without surrounding spaces; null and NaN become "".
+
+    Raises:
+        ValueError: The cell contains a list, a line break, or characters that are not valid Unicode; the message says
+            which.
+    """
+    if value is None or value != value:  # NaN is the only value that differs from itself
+        return ""
+    if isinstance(value, list | tuple | dict):
+        raise ValueError(f"a {type(value).__name__} ({shortlist([str(value)[:60]])})")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ValueError("bytes that are not UTF-8") from None
+    text = str(value).strip()
+    if "\n" in text or "\r" in text:
+        raise ValueError(f"a line break ({shortlist([text[:60]])})")
+    if not is_unicode(text):
+        raise ValueError(f"characters that are not valid Unicode ({shortlist([text[:60]])})")
+    return text
+
+
 def neighbours(path: str) -> str:
     """Describe what exists in place of a missing file or folder: similar names, or all names in the nearest folder."""
     if "://" in path:
         return "this is a URL: download the file first"
     if os.name != "nt" and path[1:3] in (":\\", ":/"):
-        return "this is a path of Windows"
+        return "this is a Windows path"
     wanted = Path(path).expanduser()
     folder = next((parent for parent in wanted.parents if parent.is_dir()), Path())
     name = wanted.relative_to(folder).parts[0]
@@ -242,3 +271,19 @@ def load_huggingface(path: str, key: str) -> Any:
             if name is None
             else "check the spelling of the id, the network and HF_HUB_OFFLINE, or use a local folder",
         ) from error
+
+
+def check_arrow(rows: Any, where: str) -> None:
+    """Check the offsets and texts of a data set's Arrow tables: reading damaged ones may crash the interpreter.
+
+    Args:
+        rows: A `datasets.Dataset`.
+        where: Data set and split, for the error message.
+
+    Raises:
+        DataError: The tables are damaged.
+    """
+    try:
+        rows.data.table.validate(full=True)
+    except Exception as error:  # of pyarrow
+        raise DataError(f"damaged Arrow file: {error}", where=where, fix="save or download it again") from error

@@ -30,6 +30,13 @@ def test_follows_links_and_enters_each_folder_once(tmp_path: Path) -> None:
     assert found.dangling == [] and found.undecodable == []
 
 
+def test_does_not_enter_hidden_and_system_folders(tmp_path: Path) -> None:
+    _write(tmp_path / ".cache" / "real" / "a.png")
+    _write(tmp_path / "lost+found" / "b.png")
+    (tmp_path / "tumour").symlink_to(tmp_path / ".cache" / "real")
+    assert list_files(tmp_path).files == [tmp_path / "tumour" / "a.png"]
+
+
 def test_names_dangling_links_and_names_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     _write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))

@@ -112,7 +112,7 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
     """Write `clipit.json`, with the SHA-256 of every other file of the folder and of the description itself."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = {name: file_sha256(folder / name) for name in names if name != DESCRIPTION}
     values = json.loads(json.dumps({"format": FORMAT, **asdict(replace(spec, files=files))}, default=str))
     write_json(folder / DESCRIPTION, {**values, _SELF: _digest(values)})
@@ -268,7 +268,7 @@ def _problems(spec: ClassifierSpec) -> Iterator[str]:
     if spec.head == "late_fusion" and not spec.projector_layers:
         yield "projector_layers: 0, but late fusion needs a projector"
     if not spec.projector_layers and (spec.prompts or spec.vlm):
-        yield "prompts, vlm: given without a projector"
+        yield "prompts, vlm: present without a projector"
     if spec.vlm is not None:
         kinds = {"name": str, "fingerprint": str, "joint_dim": int, "logit_scale": float | int}
         yield from (

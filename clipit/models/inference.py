@@ -213,7 +213,7 @@ class Classifier:
 
         Raises:
             ModelError: The caller passed none, and the classifier's file names one that is neither embedded nor listed
-                in the table. A stranger's classifier could name any model.
+                in the table. The file of an untrusted classifier could name any model.
         """
         from clipit.models.vlm_specs import VLMS
 
@@ -222,9 +222,9 @@ class Classifier:
             return given
         if given is None and trained_with != "embedded" and trained_with not in VLMS:
             raise ModelError(
-                "the VLM named by a classifier's file is not loaded, unless it is embedded or listed in the table",
+                "a VLM that only the classifier's file names is not loaded, unless it is in the table of VLMs",
                 where=trained_with,
-                fix="check that name, then pass it",
+                fix="check this name, then pass it: load_classifier(..., vlm=NAME_OR_FOLDER)",
             )
         name, quick = given or trained_with, (self.spec.vlm or {}).get("quick_gelu")
         if trained_with in VLMS and name not in VLMS:
@@ -235,7 +235,7 @@ class Classifier:
         if self._vlm is None:
             if self.spec.vlm is None:
                 raise ModelError(
-                    "this classifier does not name a VLM", where="vlm", fix="give embeddings instead of texts"
+                    "this classifier does not name a VLM", where="vlm", fix="pass embeddings instead of texts"
                 )
             trained_with: str = self.spec.vlm["name"]
             given = self._vlm_given
@@ -293,12 +293,14 @@ def load_classifier(
         )
     verify_files(folder, spec)
     with foreign_errors(str(folder), hint="Copy or export the classifier again."):
-        with guard_remote_code(spec.remote_code, "call load_classifier(..., trust_remote_code=True)"):
-            model: Any = (
-                open_timm(folder, spec.pooling)
-                if spec.loader == "timm"
-                else open_transformers(folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code)
-            )
+        model: Any
+        if spec.loader == "timm":  # timm never runs code of a model's files
+            model = open_timm(folder, spec.pooling)
+        else:
+            with guard_remote_code(spec.remote_code, "call load_classifier(..., trust_remote_code=True)"):
+                model = open_transformers(
+                    folder, spec.pooling, spec.preprocess.size, trust_remote_code=spec.remote_code
+                )
         check_finite(model.state_dict(), folder / WEIGHTS)
         head = load_file(folder / HEADS) if not spec.plain else {}
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}

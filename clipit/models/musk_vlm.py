@@ -23,12 +23,11 @@ _PACKAGES = ("musk", "fairscale", "einops", "sentencepiece")
 _START, _PAD, _END, _UNKNOWN, _OFFSET = 0, 1, 2, 3, 1
 """Ids of XLM-R's special tokens, and the offset of its ids from those of the sentencepiece file."""
 
-
 _SPECIAL = {"<s>": _START, "<pad>": _PAD, "</s>": _END, "<unk>": _UNKNOWN}
 
 
 def text_ids(processor: Any, text: str) -> list[int]:
-    """Return the ids of a text as XLM-R's tokeniser does, which takes literal special tokens in it for such.
+    """Return the ids of a text as XLM-R's tokeniser does: special tokens that are written out get their own ids.
 
     Args:
         processor: Sentencepiece processor; `encode` maps a text to ids, and `get_piece_size` counts its pieces.

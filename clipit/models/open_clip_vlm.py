@@ -22,7 +22,6 @@ _HUB_HINT = (
 )
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", *CLIP_WEIGHTS[:2])
 
-
 TRUST = "set vlm.trust_remote_code: true"
 """How to allow a model's own code, for errors."""
 

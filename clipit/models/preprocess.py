@@ -27,7 +27,6 @@ _PIL_FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-
 _LONGEST = 8
 """Aspect ratio above which only the part of an image that is kept is resized."""
 

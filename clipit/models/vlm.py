@@ -38,7 +38,7 @@ class VLM:
         source: Folder, hub id or built-in name that it was loaded from.
         preprocess: Preprocessing of the image tower.
         joint_dim: Dimension of the joint space.
-        raw_dim: Return the length of an image embedding before projection; None if the VLM has none.
+        raw_dim: Length of an image embedding before projection; None if the VLM has none.
         context_length: Maximum number of tokens of a text, special tokens included.
         expected_mpp: Micrometres per pixel of its training tiles; None if unknown.
         logit_scale: Learned scale of cosine similarities.

@@ -3,10 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from clipit.data_files import MISSING_VALUES
+from clipit.data_files import MISSING_VALUES, NO_CLASS
 from clipit.errors import DataError, shortlist
-
-_NO_CLASS = "-1"  # written by Hugging Face data sets and many tables in place of an unknown class
 
 
 def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple[list[str | None], str]:
@@ -25,15 +23,15 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
     """
     counts = Counter(value for value in values if value is not None)
     marks = {value for value in counts if value.casefold() in MISSING_VALUES}
-    others = set(counts) - marks - {_NO_CLASS}
-    if _NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
+    others = set(counts) - marks - {NO_CLASS}
+    if NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
         if len(others) == 1:
             raise DataError(
-                f"the values are {shortlist([_NO_CLASS, *others])}: -1 may be a value or mark missing ones",
+                f"the values are {shortlist([NO_CLASS, *others])}: -1 may be a value or mark missing ones",
                 where=f"{where}, {key}",
                 fix="write names in place of the numbers, or leave the cells of missing values empty",
             )
-        marks.add(_NO_CLASS)
+        marks.add(NO_CLASS)
     if not marks:
         return list(values), ""
     listed = shortlist([f"{mark}: {counts[mark]}" for mark in sorted(marks)])

@@ -12,9 +12,10 @@ from clipit.config.run import ReportsConfig
 from clipit.data_files import (
     MISSING_VALUES,
     CsvTable,
+    cell_text,
+    check_arrow,
     check_column_names,
     delimiter_hint,
-    is_unicode,
     list_files,
     load_huggingface,
     read_csv,
@@ -122,6 +123,7 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
                 fix="set reports.split to one of them",
             )
         dataset = dataset[config.split]
+    check_arrow(dataset, f"{config.path}, {config.split}")
     _check_columns(config, dataset.column_names, config.path)
     names = {column: getattr(dataset.features[column], "names", None) for column in _columns(config).values()}
     number = 0
@@ -163,7 +165,10 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
     if text is None or text != text:  # NaN is the only value that differs from itself
         text = ""
     if isinstance(text, bytes):
-        text = _decode(text, config.text_column, where)
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, f"{where}, column {config.text_column!r}") from error
     if not isinstance(text, str):
         raise DataError(
             f"column {config.text_column!r} contains {type(text).__name__}, not text",
@@ -187,31 +192,13 @@ def _cell(value: Any, column: str, where: str) -> str | None:
     """Convert the id, organ, group or label of a report to text; None if it is empty, null or NaN.
 
     Raises:
-        DataError: The text has a line break or characters that are not valid Unicode, or the value is a list.
+        DataError: The value is a list, or has a line break or characters that are not valid Unicode.
     """
-    if value is None or value != value:
-        return None
-    if isinstance(value, bytes):
-        value = _decode(value, column, where)
-    text = str(value).strip()
-    problem = ""
-    if isinstance(value, list | dict):
-        problem = f"a {type(value).__name__}"
-    elif "\n" in text or "\r" in text:
-        problem = "a line break"
-    elif not is_unicode(text):
-        problem = "characters that are not valid Unicode"
-    if problem:
+    try:
+        return cell_text(value) or None
+    except ValueError as error:
         raise DataError(
-            f"column {column!r} contains {problem}: {shortlist([text[:60]])}",
+            f"column {column!r} contains {error}",
             where=where,
             fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
-        )
-    return text or None
-
-
-def _decode(value: bytes, column: str, where: str) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, f"{where}, column {column!r}") from error
+        ) from None

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from clipit.artifacts import git_commit, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ConfigError, shortlist
+from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
@@ -103,8 +103,6 @@ def _train_and_evaluate(
     image_only: Callable[[str], Probabilities],
 ) -> None:
     tiles = workspace.tiles(config.seed)
-    for note in missing_labels(tiles):
-        logger.info(f"warning: {note}")
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)  # first, to report missing labels early
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
@@ -257,13 +255,6 @@ def _export(
     )
 
 
-def missing_labels(tiles: TileSet) -> list[str]:
-    """Name the classes of which no training tile has a label, unless no training tile has any."""
-    seen = {tiles.classes[code] for code in np.unique(tiles.of_split("train").labels) if code >= 0}
-    missing = [name for name in tiles.classes if name not in seen]
-    return [f"classes without a training label: {shortlist(missing, 20)}"] if seen and missing else []
-
-
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
     """Collect the provenance written next to every score."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
@@ -277,7 +268,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
         "validation_labels": int((validation.labels >= 0).sum()),
         "training_tiles": len(train),
         "quarantined": list(tiles.quarantined),
-        "notes": [*tiles.notes, *missing_labels(tiles)],
+        "notes": list(tiles.notes),
     }
     if uses_vlm(config):
         facts |= {"vlm": workspace.vlm.name, "vlm_fingerprint": workspace.vlm.fingerprint}

@@ -6,17 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import MISSING_VALUES, CsvTable
+from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text
 from clipit.errors import DataError, shortlist
 
 logger = logging.getLogger(__name__)
 
-_NO_CLASS = "-1"
-"""Number that Hugging Face data sets and many tables write in place of an unknown class."""
-
 
 def read_cells(values: Iterable[Any], column: str, where: object, place: Callable[[int], str]) -> list[str]:
-    """Convert the cells of a column to text without surrounding spaces; null and NaN become "".
+    """Convert the cells of a column to text (see `cell_text`).
 
     Args:
         values: Cells of any type, in the order of the rows.
@@ -25,30 +22,18 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
         place: Function from the number of a row to its name in error messages.
 
     Raises:
-        DataError: A cell contains a line break, bytes that are not UTF-8, or a list.
+        DataError: A cell contains a list, a line break, or characters that are not valid Unicode.
     """
     texts: list[str] = []
     for row, value in enumerate(values):
-        problem = ""
-        if value is None or value != value:  # NaN is the only value that differs from itself
-            value = ""
-        elif isinstance(value, bytes):
-            try:
-                value = value.decode()
-            except UnicodeDecodeError:
-                problem = "bytes that are not UTF-8"
-        elif isinstance(value, list | tuple | dict):
-            problem = f"a {type(value).__name__} ({shortlist([value])})"
-        text = str(value)
-        if "\n" in text or "\r" in text:
-            problem = f"a line break ({shortlist([text[:60]])})"
-        if problem:
+        try:
+            texts.append(cell_text(value))
+        except ValueError as error:
             raise DataError(
-                f"{place(row)} contains {problem} in column {column}",
+                f"{place(row)} contains {error} in column {column}",
                 where=where,
                 fix="correct this cell; in csv files, a quotation mark that is never closed joins rows",
-            )
-        texts.append(text.strip())
+            ) from None
     return texts
 
 
@@ -109,18 +94,18 @@ def resolve_missing(
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    others = set(counts) - {"", _NO_CLASS}
-    if _NO_CLASS not in counts or _NO_CLASS in named or not all(name.lstrip("-").isdecimal() for name in others):
+    others = set(counts) - {"", NO_CLASS}
+    if NO_CLASS not in counts or NO_CLASS in named or not all(name.lstrip("-").isdecimal() for name in others):
         return list(values), ()
     if is_label and len(others) < 2 and not named:
         raise DataError(
-            f"the labels are {shortlist([_NO_CLASS, *sorted(others)])}: -1 may be a class or mark unlabelled tiles",
+            f"the labels are {shortlist([NO_CLASS, *sorted(others)])}: -1 may be a class or mark unlabelled tiles",
             where=where,
-            fix=f"name the classes, e.g. tiles.classes: {[_NO_CLASS, *sorted(others)]}, or correct the labels",
+            fix=f"name the classes, e.g. tiles.classes: {[NO_CLASS, *sorted(others)]}, or correct the labels",
         )
-    note = f"{counts[_NO_CLASS]} tiles with the {kind} -1 count as {'unlabelled' if is_label else 'without a group'}"
+    note = f"{counts[NO_CLASS]} tiles with the {kind} -1 count as {'unlabelled' if is_label else 'without a group'}"
     logger.warning(f"note: {note}")
-    return ["" if value == _NO_CLASS else value for value in values], (note,)
+    return ["" if value == NO_CLASS else value for value in values], (note,)
 
 
 def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str]) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import load_huggingface
+from clipit.data_files import check_arrow, load_huggingface
 from clipit.errors import DataError, shortlist
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
@@ -71,7 +71,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
                 where=config.path,
                 fix="set the column names in tiles.columns (path: the image column)",
             )
-        _validate(rows, f"{config.path}, part {part}")
+        check_arrow(rows, f"{config.path}, part {part}")
         undecoded[part] = _undecoded_images(rows, names["path"], config.path)
         part_classes = tuple(getattr(rows.features.get(names["label"]), "names", None) or ()) or None
         if classes is not None and part_classes != classes:
@@ -120,14 +120,6 @@ def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
         return parts
     mapping = part_map(config.splits, ALIASES)
     return {name: rows for name, rows in parts.items() if name in mapping}
-
-
-def _validate(rows: Any, where: str) -> None:
-    """Check the offsets and texts of the data set's Arrow tables: reading damaged ones may crash the interpreter."""
-    try:
-        rows.data.table.validate(full=True)
-    except Exception as error:  # of pyarrow
-        raise DataError(f"damaged Arrow file: {error}", where=where, fix="save or download it again") from error
 
 
 def _undecoded_images(rows: Any, column: str, where: str) -> Any:

@@ -16,18 +16,14 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tup
 
     Args:
         folder: Folder; links to folders are followed, and each real folder is read once.
-        unreadable: With `quarantine`, links to images that do not exist are listed as images: they are dropped and
-            counted when images are checked.
+        unreadable: With `quarantine`, links to images that do not exist are listed as images, which are dropped and
+            counted when images are checked. Other links may be class folders and are always errors.
 
     Raises:
         DataError: A folder cannot be read, a name is not UTF-8, or a link's target does not exist.
     """
-
     found = list_files(folder, lambda path: path.name != "Thumbs.db" and not path.name.startswith("."))
-    files, dangling, undecodable = (
-        [name for name in _below(folder, paths) if "/." not in f"/{name}"]  # in no hidden folder
-        for paths in (found.files, found.dangling, found.undecodable)
-    )
+    files, dangling, undecodable = (_below(folder, paths) for paths in (found.files, found.dangling, found.undecodable))
     if undecodable:
         raise DataError(
             f"{len(undecodable)} files have names that are not UTF-8: {shortlist(undecodable)}",
@@ -49,13 +45,14 @@ def dangling_links(links: Sequence[str], folder: Path) -> DataError:
     return DataError(
         f"{len(links)} links lead to files that do not exist: {shortlist(links)}",
         where=folder,
-        fix="correct or remove the links, or set tiles.unreadable: quarantine to drop and list such images",
+        fix="correct or remove the links"
+        + (", or set tiles.unreadable: quarantine to drop and list such images" if any(map(is_image, links)) else ""),
     )
 
 
 def _below(folder: Path, paths: Sequence[Path]) -> list[str]:
     """Return the paths relative to a folder that contains all of them."""
-    start = len(folder.as_posix()) + 1 if folder.parts else 0
+    start = len((folder / "x").as_posix()) - 1
     return [path.as_posix()[start:] for path in paths]
 
 

@@ -48,10 +48,10 @@ def hide_labels(tiles: TileSet, config: LabelsConfig, seed: int) -> TileSet:
         validation_quota = proportional(validation_counts, int(quota.sum()))
     for mask, kept in ((train, quota), (validation, validation_quota)):
         _keep(labels, np.flatnonzero(mask), tiles, kept, seed)
-    untrained = [name for name, count in zip(tiles.classes, quota.tolist(), strict=True) if not count]
-    if config.kind == "none" or not train.any() or not untrained:
+    if not quota.any() or quota.all():  # without any label, training is refused or needs none
         return replace(tiles, labels=labels)
-    note = f"no training tile has a label of the classes {shortlist(untrained, 10)}"
+    missing = [name for name, count in zip(tiles.classes, quota.tolist(), strict=True) if not count]
+    note = f"no training tile has a label of the classes {shortlist(missing, 20)}"
     logger.warning(f"note: {note}")
     return replace(tiles, labels=labels, notes=(*tiles.notes, note))
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 from PIL import Image
 
+from clipit.data_files import is_unicode
 from clipit.errors import DataError, shortlist
 from clipit.images import Unreadable, attempt
 from clipit.tiles.readers import Reader
@@ -62,7 +63,7 @@ class TileSet:
         try:
             "".join(texts).encode()
         except UnicodeEncodeError:
-            wrong = [text for text in dict.fromkeys(texts) if any("\ud800" <= char <= "\udfff" for char in text)]
+            wrong = [text for text in dict.fromkeys(texts) if not is_unicode(text)]
             raise DataError(
                 f"ids or groups that are not UTF-8: {shortlist(wrong)}", where=self.where, fix="rename them"
             ) from None

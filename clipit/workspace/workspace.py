@@ -350,7 +350,7 @@ def _note_many_classes(tiles: TileSet) -> TileSet:
     labelled = int((tiles.truth >= 0).sum())
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles
-    note = f"{len(tiles.classes)} classes for {labelled} labelled tiles; do the labels name the classes?"
+    note = f"{len(tiles.classes)} classes for {labelled} labelled tiles: check that the labels are class names, not ids"
     logger.info(f"warning: {note}")
     return replace(tiles, notes=(*tiles.notes, note))
 

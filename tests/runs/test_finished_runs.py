@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from clipit.errors import ArtifactError, ClipitError
 from clipit.runs.evaluate import evaluate_again
 from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.page import write_pages
-from clipit.runs.train import missing_labels, train_run
+from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
@@ -203,15 +202,6 @@ def test_facts_of_another_form(tmp_path: Path, content: str) -> None:
     (tmp_path / "training.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"training\.json"):
         read_training(tmp_path, "score")
-
-
-def test_classes_without_a_training_label_are_named(configure: MakeConfig, kept: dict[str, Any]) -> None:
-    tiles = kept.setdefault("workspace", Workspace(configure())).tiles(0)
-    assert missing_labels(tiles) == []
-    hidden = np.where((tiles.labels == 1) & (tiles.splits == "train"), -1, tiles.labels)
-    note = f"classes without a training label: {tiles.classes[1]}"
-    assert missing_labels(replace(tiles, labels=hidden)) == [note]
-    assert missing_labels(replace(tiles, labels=np.full_like(hidden, -1))) == []
 
 
 def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ class ComparisonConfig(Section):
             if key in ("training.learning_rate", "training.steps"):
                 raise ValueError(f"{key} has a key of its own: comparison.learning_rates or comparison.steps")
             if "." not in key or not values:
-                raise ValueError(f"{key!r}: give a dotted key with a list of values, {{distillation.weight: [1, 4]}}")
+                raise ValueError(
+                    f"{key!r}: expected a dotted key with a list of values, {{distillation.weight: [1, 4]}}"
+                )
             check_once(tuple(str(value) for value in values))
         return grid
 
@@ -76,7 +78,7 @@ class ComparisonConfig(Section):
     @classmethod
     def _named_sets(cls, sets: Any) -> Any:
         if isinstance(sets, Mapping) and any(not isinstance(keys, Mapping | TilesConfig) for keys in sets.values()):
-            raise ValueError("give each shifted set a name: {name: {source: ..., path: ...}}")
+            raise ValueError("name each shifted set: {name: {source: ..., path: ...}}")
         return sets
 
     @field_validator("arms", "backbones")

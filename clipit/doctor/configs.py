@@ -37,7 +37,9 @@ def check_shipped_configs(paths: Sequence[Path], ask: AskHub) -> CheckGroup:
             files.setdefault(check, []).append(path.name)
     checks = [replace(check, message=f"{check.message} [{', '.join(names)}]") for check, names in files.items()]
     if not checks:
-        checks = [Check("WARN", "configs", f"{SHIPPED} holds no configuration", "run from a clone, or give --config")]
+        checks = [
+            Check("WARN", "configs", f"{SHIPPED} contains no configuration", "run from a clone, or pass --config")
+        ]
     return CheckGroup("Shipped configurations", checks)
 
 

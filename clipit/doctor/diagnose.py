@@ -26,7 +26,7 @@ def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[Chec
         output, group = Path("outputs"), check_shipped_configs(shipped_configs(), ask_hub)
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
-            fix = "give the configuration that the command at its head names"
+            fix = "use the configuration that the command at its head names"
             raise ConfigError("a file of a sweep or of Accelerate, not of a run", where=path, fix=fix)
         file, missing = read_incomplete(path, options)
         output, group = file.run.output, CheckGroup(str(path), check_config(file, missing, path, ask_hub))

@@ -56,7 +56,9 @@ def check_hub() -> list[Check]:
     elif hub_is_reachable():
         mode = Check("PASS", "hub", f"{constants.ENDPOINT} answers; cache: {constants.HF_HUB_CACHE}")
     else:
-        fix = "without a network, give models as folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"
+        fix = (
+            "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"
+        )
         mode = Check("WARN", "hub", f"{constants.ENDPOINT} does not answer; cache: {constants.HF_HUB_CACHE}", fix)
     if get_token():
         return [mode, Check("PASS", "token", "present")]

@@ -192,5 +192,5 @@ def _require_tiles(n: int, role: str = "target") -> None:
         raise DataError(
             f"adaptation needs {MIN_TILES} {role} tiles; there are {n}",
             where=f"the {role} tiles",
-            fix=f"give more {role} tiles, or disable adaptation",
+            fix=f"add {role} tiles, or disable adaptation",
         )

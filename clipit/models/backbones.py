@@ -75,7 +75,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         raise ModelError(
             "backbone.path does not exist",
             where=Path(config.path).expanduser(),
-            fix=f"give the folder or file of {spec.name} ({spec.page})",
+            fix=f"use the folder or file of {spec.name} ({spec.page})",
         )
     if config.path is not None and spec is None:
         raise ModelError(

@@ -58,7 +58,7 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         raise ModelError(
             f"the weights do not fit CONCH: {shortlist(unfit)}",
             where=file,
-            fix=f"give the released {WEIGHTS}; another model has another name",
+            fix=f"use the released {WEIGHTS}; another model has another name",
         )
     tokenizer = conch_tokenizer()
     length = int(model.context_length)

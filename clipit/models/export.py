@@ -267,7 +267,7 @@ def _check(
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]] | None,
 ) -> None:
     def misfit(what: str) -> ModelError:
-        return ModelError(what, where="export", fix="give what the student was trained with")
+        return ModelError(what, where="export", fix="pass what the student was trained with")
 
     expected = student.image_head.out_features
     if len(set(classes)) != expected or len(classes) != expected:

@@ -187,7 +187,7 @@ class Classifier:
             raise ModelError(
                 what,
                 where="prompts",
-                fix=f"name one of: {', '.join(known) or 'none'}; or give a mapping from class to texts",
+                fix=f"name one of: {', '.join(known) or 'none'}; or pass a mapping from class to texts",
             )
         return self._tensors[f"prompts.{name}"]
 
@@ -203,7 +203,7 @@ class Classifier:
             return vectors
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
-            raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="give at least one text")
+            raise DataError("this class has no texts", where=f"prompts[{name!r}]", fix="pass at least one text")
         return self._text_vlm().encode_texts(texts, truncate=True).cpu()
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:

@@ -226,7 +226,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
     page = f"https://huggingface.co/{hub_id.split('@')[0]}" if hub_id else ""
     if "GatedRepoError" in kinds:
         what = "this model is gated"
-        fix = f"accept its licence at {page}, then log in with `hf auth login`; or give a local folder with its files"
+        fix = f"accept its licence at {page}, then log in with `hf auth login`; or use a local folder with its files"
     elif "RepositoryNotFoundError" in kinds:
         what = "the model does not exist on the hub, or it is private"
         fix = f"check the spelling at {page}; for a private model, log in with `hf auth login`"
@@ -236,7 +236,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
         what = "its files are not on this machine, and the hub cannot be reached (no network, or HF_HUB_OFFLINE is set)"
         fix = (
             f"download it on a machine with network access ({page or 'its page'}; `hf download ...`) "
-            "and give the local folder, or go online"
+            "and use the local folder, or go online"
         )
     elif "custom code" in text:  # of transformers, which would otherwise ask on the terminal
         what = "its files ask for Python code of their own to run, which is not trusted yet"

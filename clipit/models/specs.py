@@ -140,7 +140,7 @@ def check_spec(spec: ModelSpec, loaded: Mapping[str, Any], where: object) -> Non
         raise ModelError(
             f"the loaded model does not match the table's entry for {spec.name}: {'; '.join(wrong)}",
             where=where,
-            fix=f"use the files from {spec.page or spec.source}; for a different model, give its folder as the name",
+            fix=f"use the files from {spec.page or spec.source}; for a different model, use its folder as the name",
         )
 
 

@@ -166,7 +166,7 @@ def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
         raise ModelError(
             f"no weights of {spec.name}: looked for {', '.join(_WEIGHTS)}",
             where=path,
-            fix=f"download them from {spec.page} and give their folder, or one weights file",
+            fix=f"download them from {spec.page} and use their folder, or one file of weights",
         )
     return _Request(architecture, None, arguments, {**standalone, "file": str(files[0])}, files[0])
 
@@ -210,7 +210,7 @@ def _check_weights(
     """Check that only classifier weights are missing or unused, and that a table entry has its architecture."""
     where = request.file or request.hub_id or request.name
     page = spec.page if spec and spec.page else f"https://huggingface.co/{request.hub_id}" if request.hub_id else ""
-    fix = f"give the files of {page}" if page else "give weights and config.json of the same model"
+    fix = f"use the files of {page}" if page else "use weights and config.json of the same model"
     if spec is not None:
         fix += "; for a different model, set backbone.name to its folder"
     head = module.pretrained_cfg.get("classifier") or "head"
@@ -346,7 +346,7 @@ def _check_folder(folder: Path, pretrained: bool) -> None:
             "no vision model in this folder: no config.json with the key architecture (timm) "
             "or model_type (transformers)",
             where=folder,
-            fix="give a folder written by timm.models.save_for_hf or by save_pretrained of transformers, "
+            fix="use a folder written by timm.models.save_for_hf or by save_pretrained of transformers, "
             "or downloaded from the page of such a model",
         )
     if pretrained and not any((folder / name).is_file() for name in _WEIGHTS):

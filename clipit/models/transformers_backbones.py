@@ -47,7 +47,9 @@ def load_transformers(config: BackboneConfig, spec: ModelSpec | None, pooling: P
     folder = Path(source).expanduser()
     local = folder.is_dir()
     if config.path is not None and not local:
-        raise ModelError("backbone.path is not a folder", where=folder, fix="give the folder with the model's files")
+        raise ModelError(
+            "backbone.path is not a folder", where=folder, fix="set it to the folder with the model's files"
+        )
     hub_id, _, revision = (str(folder), "", "") if local else source.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     hint = f"The files must be those of {spec.page}." if spec else ""
@@ -201,7 +203,7 @@ def _check_kind(description: Mapping[str, Any], source: str) -> None:
         raise ModelError(
             "not a transformers model: config.json has no model_type",
             where=source,
-            fix="give a folder that save_pretrained wrote, or the id of a transformers model",
+            fix="use a folder that save_pretrained wrote, or the id of a transformers model",
         )
     if "text_config" in description or "vision_config" in description:
         raise ModelError(
@@ -238,7 +240,7 @@ def _open(source: str, pretrained: bool, remote: bool, options: Mapping[str, Any
             )
     if getattr(model, "main_input_name", "pixel_values") != "pixel_values":
         raise ModelError(
-            f"a model of {model.main_input_name}, not of images", where=source, fix="give a vision model's folder"
+            f"a model of {model.main_input_name}, not of images", where=source, fix="use a vision model's folder"
         )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # an untrained layer over the class token

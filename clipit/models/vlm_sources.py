@@ -30,7 +30,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     )
     if path is not None and not path.exists():
         raise ModelError(
-            "vlm.path does not exist", where=path, fix=f"give the folder or file of {spec.name} ({spec.page})"
+            "vlm.path does not exist", where=path, fix=f"use the folder or file of {spec.name} ({spec.page})"
         )
     if spec.family == "conch":
         return conch_vlm.conch_towers(spec, path)

@@ -58,7 +58,7 @@ def owners(
     """
     tile_groups = np.asarray([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()], dtype=np.str_)
     for kind, names, fix in (
-        ("tiles", tile_groups, "give the tiles a group column (tiles.columns)"),
+        ("tiles", tile_groups, "add a group column to the tiles (tiles.columns)"),
         ("reports", snippet_groups, "set reports.group_column"),
     ):
         if not (names != "").any():

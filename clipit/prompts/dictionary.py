@@ -144,7 +144,7 @@ def _files(name_or_path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     names = sorted(folder.name for folder in _FOLDER.iterdir() if folder.is_dir())
-    fix = f"give a YAML file, a folder of YAML files, or one of: {', '.join(names)}"
+    fix = f"use a YAML file, a folder of YAML files, or one of: {', '.join(names)}"
     raise DataError(f"unknown dictionary: {name_or_path}", where=path.absolute(), fix=fix)
 
 

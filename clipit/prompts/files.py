@@ -29,7 +29,7 @@ def find(name_or_path: str | Path, kind: str) -> Path:
     raise DataError(
         f"unknown prompt {kind.removesuffix('s')}: {name_or_path}",
         where=path.absolute(),
-        fix=f"give the path of a YAML file, or one of: {', '.join(packaged(kind))}",
+        fix=f"use the path of a YAML file, or one of: {', '.join(packaged(kind))}",
     )
 
 
@@ -62,7 +62,7 @@ def text_problems(key: str, value: object, what: str) -> list[str]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return [f"{key}: must be a list of {what}"]
     if not value:
-        return [f"{key}: is empty; give at least one of the {what}"]
+        return [f"{key}: is empty; add at least one of the {what}"]
     problems = [
         f"{key}[{i}]: is empty; write a text, or remove it"
         if isinstance(entry, str)

@@ -99,7 +99,7 @@ def lint_file(
 
 def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
     if not templates:
-        yield LintMessage("error", "templates", "none given", f"give at least one, such as {PLACEHOLDER}")
+        yield LintMessage("error", "templates", "none", f"add at least one, such as {PLACEHOLDER}")
     seen: dict[str, str] = {}
     for i, template in enumerate(templates):
         key = f"templates[{i}]"
@@ -114,10 +114,10 @@ def _templates(templates: Sequence[str]) -> Iterator[LintMessage]:
 
 def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[LintMessage]:
     if len(prompts.classes) < 2:
-        yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "give at least two")
+        yield LintMessage("error", "classes", f"{len(prompts.classes)} given", "add classes: at least two are needed")
     for name, texts in prompts.classes.items():
         if not texts:
-            yield LintMessage("error", f"classes.{name}", "no names", "give at least one")
+            yield LintMessage("error", f"classes.{name}", "no names", "add at least one")
     if classes is None:
         return
     for name in (name for name in classes if name not in prompts.classes):

@@ -140,7 +140,7 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         f"  without prompts: {', '.join(without_prompts) or 'none'}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
         where="key prompts of the configuration",
-        fix="give a prompt set with exactly these classes, or rename its classes as the tiles' are",
+        fix="use a prompt set with exactly these classes, or rename its classes as the tiles' are",
     )
 
 

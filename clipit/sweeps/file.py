@@ -122,7 +122,7 @@ def _key_problem(key: str, entry: Any) -> str:
         return f"{key!r} is nested; write dotted keys, such as {key}.{next(iter(entry['parameters']), 'key')}"
     if any(other.startswith(f"{key}.") for other in keys):
         return f"{key!r} is a section; sweep keys of it"
-    return "" if isinstance(entry, Mapping) else f"{key}: give {{values: [...]}}"
+    return "" if isinstance(entry, Mapping) else f"{key}: write {{values: [...]}}"
 
 
 def _value_problems(key: str, values: Sequence[Any]) -> list[str]:

@@ -83,7 +83,7 @@ def test_keys_that_define_an_arm_are_not_searched_for_it(grid: ConfigFile) -> No
 
 
 def test_a_built_in_arm_may_differ_in_searched_keys_only(grid: ConfigFile) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)clip_it_all \(lora\.rank\).*give the arm another name"):
+    with pytest.raises(ConfigError, match=r"(?s)clip_it_all \(lora\.rank\).*rename the arm"):
         checked(with_arm(grid, lora__rank=32))
     renamed = with_run(grid, arms={"rank32": {"base": "clip_it_all", "lora.rank": 32}})
     check_grid(renamed.run, renamed.comparison, ("image_only", "rank32"))

@@ -241,9 +241,9 @@ def test_values_at_their_bounds() -> None:
 
 def test_a_shifted_set_without_a_name(file: Callable[..., str]) -> None:
     shifted = {"source": "table", "path": "x.csv"}
-    with pytest.raises(ConfigError, match="give each shifted set a name"):
+    with pytest.raises(ConfigError, match="name each shifted set"):
         validate_file({**MINIMAL, "comparison": {"shifted": shifted}}, "here")
-    with pytest.raises(ConfigError, match="give each shifted set a name"):
+    with pytest.raises(ConfigError, match="name each shifted set"):
         read_file_command(
             "test", ["comparison"], [file(), "--comparison.shifted.source=table", "--comparison.shifted.path=x.csv"]
         )

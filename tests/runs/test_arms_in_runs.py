@@ -116,7 +116,7 @@ def test_self_training_learns_from_the_image_only_run_of_its_seed(configure: Mak
         ({"reports": None, "arm": "bags"}, "needs reports"),
         ({"student.projector_layers": 0}, "distillation needs a projector"),
         ({"reports": None}, "distilling text needs reports"),
-        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "gives nothing to some"),
+        ({"training.tiles_per_step": 2, "training.accumulation": 3}, "leaves no tile for some"),
         (
             {"student.head": "late_fusion", "student.warm_start": True, "distillation.tiles": "none"},
             "paired text",

@@ -142,7 +142,7 @@ def test_values_that_contradict_the_arm_are_refused(write_sweep: WriteSweep) -> 
         ({"parameters": {}}, "parameters must map"),
         ({"parameters": {"lora.rank": {"min": 1, "max": 9}}}, "a grid needs values"),
         ({"parameters": {"lora.targets": {"values": [["qkv"]]}}}, "in quotes"),
-        ({"parameters": {"lora.rank": [2]}}, "give {values"),
+        ({"parameters": {"lora.rank": [2]}}, "write {values"),
         ({"colour": "red"}, "unknown key of a sweep file: 'colour'"),
         ({"run_cap": 0}, "run_cap"),
         ({"command": ["python", "train.py"]}, "a list with \\$\\{program\\}"),

@@ -21,7 +21,7 @@ _GROWTH = 4
 
 
 def measure(options: Options) -> list[Figure]:
-    """Seconds per megabyte of ordinary reports, and growth of the time where the text is four times as long.
+    """Measure seconds per megabyte of ordinary reports, and how the time grows where a text is four times as long.
 
     Every text is one report of a csv file that is read, cleaned, split and merged, with words as tokens. Linear time
     has a growth of 4, quadratic time one of 16.

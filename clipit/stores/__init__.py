@@ -1,1 +1,1 @@
-"""Embeddings on disk, and the FAISS index over them."""
+"""Embeddings on disk, and the index over them."""

@@ -220,7 +220,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(mode)
+            if temporary.stat().st_mode != mode:  # some file systems do not allow chmod
+                temporary.chmod(mode)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

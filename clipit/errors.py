@@ -16,8 +16,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, err
 """Disk full, over quota or read-only; a file in place of a folder; name too long."""
 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
-_OUT_OF_MEMORY = ("CUDA out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
-"""Texts of torch (GPU and CPU), faiss and safetensors."""
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "bad_alloc", os.strerror(errno.ENOMEM))
+"""Parts of messages of torch (GPU and CPU), faiss and safetensors."""
 _BROKEN_PIPE = 141  # exit status of programs that end with SIGPIPE
 
 

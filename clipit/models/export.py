@@ -192,7 +192,7 @@ def _apply_umask(folder: Path) -> None:
     mode = probe.stat().st_mode
     probe.unlink()
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.stat().st_mode != mode:  # some file systems do not allow chmod
             path.chmod(mode)
 
 

@@ -112,11 +112,6 @@ class Preprocess:
         return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def preprocess_from_dict(fields: Mapping[str, Any]) -> Preprocess:
-    """Build the preprocessing from JSON fields, the inverse of `dataclasses.asdict`."""
-    return Preprocess(**{**fields, "mean": _triple(fields["mean"]), "std": _triple(fields["std"])})
-
-
 def preprocess_from_spec(spec: "ModelSpec") -> Preprocess:
     """Build the preprocessing from a model's entry of the table, for models without a preprocessing file."""
     return Preprocess(

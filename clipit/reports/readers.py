@@ -11,7 +11,7 @@ from typing import Any
 
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
-from clipit.errors import DataError, printable, shortlist
+from clipit.errors import DataError, is_limit, printable, shortlist
 from clipit.reports.encodings import check_lfs_pointer
 from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
@@ -79,6 +79,8 @@ def read_reports(config: ReportsConfig) -> Reports:
     except PermissionError:
         raise
     except OSError as error:
+        if is_limit(error):
+            raise
         raise DataError(
             f"cannot read this file: {error.strerror or error}", where=error.filename or path, fix="copy it again"
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from clipit.data_files import list_files
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, is_limit, shortlist
 from clipit.reports.encodings import check_head, codec, decoding, undecodable
 
 _LARGEST_TEXT = 16 * 2**20  # bytes of one report; longer ones are other data, or zip bombs
@@ -120,6 +120,8 @@ def _damage(where: object) -> Iterator[None]:
     except PermissionError:
         raise
     except _DAMAGED as error:
+        if is_limit(error):
+            raise
         raise DataError(
             f"cannot read this zip file: {error or type(error).__name__}",
             where=where,

@@ -13,6 +13,10 @@ from clipit.tiles.readers import FileReader
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
+_DOCUMENTS = frozenset(
+    {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
+)
+"""Suffixes of files that describe images; a folder of these alone is not a class."""
 UNLABELLED = "unlabelled"
 """Name of a folder with unlabelled tiles."""
 
@@ -84,9 +88,11 @@ def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mappi
         if not rest:  # an image directly in a first-level folder: these are classes
             return
         inside.setdefault(first, set()).add(second)
-    shared: set[str] = set(*inside.values()) if len(inside) == 1 else set()
-    shared = shared.union(*(one & two for one, two in combinations(inside.values(), 2) if len(one & two) > 1))
-    if len(shared) < 2:
+    counts = Counter(name for subfolder_names in inside.values() for name in subfolder_names)
+    shared = {name for name, count in counts.items() if count > 1 or len(inside) == 1}
+    candidates = [both for one in inside.values() if len(both := one & shared) > 1]
+    alike = any(len(one & two) > 1 for one, two in combinations(candidates, 2))  # ends at the first pair of splits
+    if not alike and (len(inside) > 1 or len(shared) < 2):
         return
     names = sorted(inside)
     fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {names[0]}}}"
@@ -105,17 +111,18 @@ def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mappi
 def _check_kinds(
     config: TilesConfig, root: Path, ids: Collection[str], others: Collection[str], depth: int
 ) -> tuple[str, ...]:
-    """Check that no class vanishes because none of its files can be read; return notes on empty class folders.
+    """Check that no class vanishes because none of its files can be read; return notes on folders without images.
 
     Raises:
-        DataError: The folders of a class contain only files that are not images, or only a link to a folder that is
-            read elsewhere.
+        DataError: The folders of a class contain files, but no image that can be read, or are only links to a folder
+            that is read elsewhere.
     """
     present = {file.split("/", depth)[depth - 1] for file in ids}
     suffixes: dict[str, Counter[str]] = {}
     for file in others:
-        name = file.split("/", depth)[depth - 1]
-        suffixes.setdefault(name, Counter())[PurePosixPath(file).suffix or "without suffix"] += 1
+        name, suffix = file.split("/", depth)[depth - 1], PurePosixPath(file).suffix
+        if suffix.lower() not in _DOCUMENTS:
+            suffixes.setdefault(name, Counter())[suffix or "without suffix"] += 1
     wanted = set(config.classes or ())
     unread = sorted(name for name in suffixes if name not in present and (not wanted or name in wanted))
     if unread:
@@ -135,7 +142,7 @@ def _check_kinds(
             where=root,
             fix="remove the links, or link each folder once",
         )
-    return (f"class folders without files: {shortlist(sorted({path.name for path in empty}))}",) if empty else ()
+    return (f"class folders without images: {shortlist(sorted({path.name for path in empty}))}",) if empty else ()
 
 
 def _check_class_folders(config: TilesConfig, root: Path, present: set[str]) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_arrow, load_huggingface
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, is_limit, shortlist
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.source import ALIASES, SourceTiles
@@ -32,6 +32,8 @@ class DatasetReader:
         try:
             value = self._parts[name][part_row][self._column] or {}
         except Exception as error:  # of pyarrow, for damaged files
+            if is_limit(error):
+                raise
             raise ImageError(f"{type(error).__name__}: {error}") from error
         if value.get("bytes") is not None:
             return decode(io.BytesIO(value["bytes"]))

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
-from clipit.errors import DataError, shortlist
+from clipit.errors import DataError, is_limit, shortlist
 from clipit.images import ImageError, decode
 
 T = TypeVar("T")
@@ -163,6 +163,8 @@ def zip_stamps(path: Path) -> dict[str, str]:
     except PermissionError:
         raise
     except Exception as error:  # zipfile raises many kinds of exceptions for damaged directories
+        if is_limit(error):
+            raise
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}

@@ -12,7 +12,6 @@ from timm.data import create_transform
 from clipit.errors import ModelError
 from clipit.models.preprocess import (
     Preprocess,
-    preprocess_from_dict,
     preprocess_from_open_clip,
     preprocess_from_timm,
     preprocess_from_transformers,
@@ -72,9 +71,8 @@ def test_right_size_is_left_alone(pictures: list[Image.Image]) -> None:
     assert float(preprocess.normalise(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)).max()) == 1.0
 
 
-def test_hash_covers_every_field_and_survives_json() -> None:
-    from dataclasses import asdict, replace
-    from json import dumps, loads
+def test_hash_covers_every_field() -> None:
+    from dataclasses import replace
 
     base = Preprocess(32, 36, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     others = [
@@ -83,7 +81,6 @@ def test_hash_covers_every_field_and_survives_json() -> None:
         replace(base, std=(0.5, 0.5, 0.6)),
     ]  # fmt: skip
     assert len({p.hash for p in [base, *others]}) == 7
-    assert preprocess_from_dict(loads(dumps(asdict(base)))) == base
     assert "36" in base.describe()
 
 

@@ -210,7 +210,9 @@ def test_a_class_of_files_that_are_not_read(tree: Path) -> None:
     assert load_tiles(config(tree, classes=("stroma", "tumour")), seed=0).classes == ("stroma", "tumour")
     for split in ("train", "test"):
         (tree / split / "mucin" / "1.svs").unlink()
-    assert "class folders without files: mucin" in load_tiles(config(tree), seed=0).notes
+    assert "class folders without images: mucin" in load_tiles(config(tree), seed=0).notes
+    (tree / "train" / "mucin" / "annotations.XML").write_bytes(b"x")  # describes images, so this is no lost class
+    assert "class folders without images: mucin" in load_tiles(config(tree), seed=0).notes
 
 
 def test_classes_without_a_training_label_are_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:

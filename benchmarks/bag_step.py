@@ -17,7 +17,7 @@ _DIM, _CLASSES = 512, 3
 
 
 def measure(options: Options) -> list[Figure]:
-    """Forward, backward and update of the same student with LoRA; members are read from the stores anew each step."""
+    """Measure steps of the same student with LoRA; members are read from the stores again in each step."""
     import torch
 
     from clipit.config.run import BackboneConfig, BagsConfig, LoraConfig, StudentConfig

@@ -32,7 +32,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def measure_size(options: Options, n_tiles: int, n_snippets: int, *, with_sinkhorn: bool) -> list[Figure]:
-    """Time of biases and corrected search relative to two plain searches.
+    """Measure the time of biases and corrected search relative to two plain searches.
 
     Args:
         options: Options of the measurement.

@@ -37,7 +37,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
-_SETTLED = 2 * 10**9  # nanoseconds; a file changed more recently may change again without a new time stamp
+_SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same time stamp
 _digests: dict[tuple[str | int, ...], str] = {}
 _RECORDED_PACKAGES = (
     "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",

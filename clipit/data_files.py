@@ -1,4 +1,4 @@
-"""Data files that users give: folders, csv tables and Hugging Face data sets, for tiles and reports alike."""
+"""Read users' data files, of tiles and of reports: folders, csv tables and Hugging Face data sets."""
 
 import csv
 import difflib

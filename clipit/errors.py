@@ -178,8 +178,8 @@ def user_errors() -> Iterator[None]:
             except SystemExit:
                 flush_console()
                 raise
-            flush_console()  # here, because errors at the exit of Python cannot be handled
-    except BrokenPipeError:  # the reader, such as `head`, has what it wants
+            flush_console()  # here, because errors when Python exits cannot be handled
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         close_console()
         raise SystemExit(_BROKEN_PIPE) from None
     except ClipitError as error:

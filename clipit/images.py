@@ -63,7 +63,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     The first page of a TIFF is used if the others are smaller copies of it or masks.
 
     Raises:
-        ImageError: More than 8 bits per channel, which would be cut off or clipped, or several pages of equal size.
+        ImageError: The image has more than 8 bits per channel, or several pages of equal size.
         OSError, ValueError, ...: The image is truncated or damaged.
     """
     # Other packages set this flag globally; truncated images would then be returned half grey.

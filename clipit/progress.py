@@ -39,7 +39,7 @@ def flush_console() -> None:
 
 
 def close_console() -> None:
-    """Discard further output, after its reader has closed the pipe."""
+    """Discard further output, because its reader has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 Effect = Literal["results", "data", "recipe", "evaluation", "speed", "reporting"]
 EFFECTS: dict[Effect, str] = {
     "results": "changes the trained classifier; part of the run's fingerprint",
-    "data": "names or selects data or models; the fingerprint covers the content that remains, not its path",
+    "data": "names or selects data or models; the fingerprint covers the content that is used, not its path",
     "recipe": "sets other keys, and acts through them alone",
     "evaluation": "changes what is computed from the trained classifier; the run is evaluated again",
     "speed": "changes how fast a run is, not what it gives",

@@ -89,8 +89,8 @@ class Preprocess:
         left, top = (int(margin) if self.odd_margin == "down" else round(margin) for margin in margins)
         box = (left, top, left + self.size, top + self.size)
         if max(target) > _LONGEST * self.resize_to:
-            # Only the crop is resized: the complete image would take memory without bound. Resizing the complete image
-            # rounds differently by at most one level, so that usual shapes keep the exact pixels of torchvision.
+            # Resize only the crop: a complete image of this shape could exceed the memory. The result may differ from
+            # torchvision's by one level of rounding, so usual shapes are resized completely.
             scale = (width / target[0], height / target[1])
             kept = (box[0] * scale[0], box[1] * scale[1], box[2] * scale[0], box[3] * scale[1])
             image = image.resize((self.size, self.size), _PIL_FILTERS[self.interpolation], box=kept)

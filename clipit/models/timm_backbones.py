@@ -140,7 +140,7 @@ def open_timm(folder: Path, pooling: Literal["default", "cls", "cls_mean"]) -> n
 
 
 def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
-    """Request for a table entry, with weights from the hub, a folder or a weights file, or random weights."""
+    """Build the request for a table entry, with weights from the hub, a folder or a weights file, or random weights."""
     arguments = {key: value for key, value in spec.loader.items() if key not in _NOT_ARGUMENTS}
     data = dict(spec.loader.get("data", {}))
     on_hub = "/" in spec.source

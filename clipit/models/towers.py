@@ -14,7 +14,7 @@ Tokens = Mapping[str, Tensor]
 
 
 def _starts_with_vis(name: str) -> bool:
-    """`visual...` in open_clip, CONCH and KEEP; `vision_model` and `visual_projection` in transformers."""
+    """Recognise parts of the image tower: `visual...` in open_clip, CONCH and KEEP, `vision_model` in transformers."""
     return name.startswith("vis")
 
 

@@ -149,7 +149,7 @@ def classification_model(
         return None
     example = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     with torch.no_grad():
-        # DINOv2's classifiers also read the mean of the patches, which the class token alone does without
+        # Zero weights for the mean of the patches, which DINOv2's classifiers also read
         classifier.classifier.weight.copy_(torch.nn.functional.pad(weight, (0, extra)))
         classifier.classifier.bias.copy_(bias)
         same = torch.allclose(

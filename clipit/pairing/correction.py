@@ -160,5 +160,5 @@ def _over_tiles(
 
 
 def _log_total(logarithms: Float[Tensor, "s"]) -> Float64[np.ndarray, "s"]:
-    """Log-sum-exp over processes."""
+    """Compute the log-sum-exp over processes."""
     return np.asarray(np.logaddexp.reduce(get_processes().gather(logarithms.cpu().numpy()), axis=0), dtype=np.float64)

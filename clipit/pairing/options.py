@@ -202,7 +202,7 @@ def _map_candidates(
 
 
 def _quartiles(values: Float64[np.ndarray, "n"]) -> tuple[float, ...]:
-    """Lower quartile and median of the finite values, to three digits; one value if they are equal."""
+    """Return the lower quartile and median of the finite values, to three digits; one value if they are equal."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return ()

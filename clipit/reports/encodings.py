@@ -1,4 +1,4 @@
-"""Text encodings of reports: decode, locate errors, and recognise files that are not text in the given encoding."""
+"""Text encodings of reports: decode, locate errors, and recognise files that are not in the given encoding."""
 
 import codecs
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def _check_lfs(head: bytes, where: object) -> None:
 
 
 def _check_utf16(head: bytes, where: object, encoding: str) -> None:
-    """Reject UTF-16 text, which is valid in other encodings, with a null character beside each letter."""
+    """Reject UTF-16 text: many other encodings decode it without an error, with a null character beside each letter."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if codec(encoding).startswith(("utf-16", "utf-32")) or not head or 4 * (even + odd) < len(head):
         return
@@ -101,7 +101,7 @@ def undecodable(data: bytes, where: object, encoding: str) -> DataError:
 def _encoding_hint(data: bytes) -> str:
     """Return advice on the encoding, from a byte order mark or the bytes that only some encodings use for letters."""
     if data.startswith(_UTF16_MARKS):
-        return "set reports.encoding to utf-16 (from its byte order mark) (--reports.encoding=utf-16)"
+        return "set reports.encoding to utf-16, as its byte order mark says (--reports.encoding=utf-16)"
     guess = "latin-1"
     if any(0x80 <= byte <= 0x9F for byte in data):  # control characters in latin-1
         try:

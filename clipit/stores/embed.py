@@ -70,7 +70,7 @@ class Store:
 
     @cached_property
     def _mapped(self) -> dict[int, Float[np.ndarray, "_ dim"]]:
-        """Memory-mapped shards by number, as far as `rows` has read them."""
+        """Memory-mapped shards that `rows` has read from, by number."""
         return {}
 
     def blocks(self, size: int = SHARD) -> Iterable[tuple[int, Float32[np.ndarray, "_ dim"]]]:

@@ -129,7 +129,7 @@ class Proposals:
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._space = _search_space(plan.sweep)
-        self._made: dict[tuple[str, ...], Trial] = {}  # the study is read before every trial, configurations only once
+        self._made: dict[tuple[str, ...], Trial] = {}  # by values; the study is read again before every trial
 
     def __call__(self, study: "optuna.Study") -> Iterator[Trial]:
         """Yield the trials in the order in which they are started."""

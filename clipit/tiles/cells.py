@@ -38,9 +38,10 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
 
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
-    """Refuse a cell that has swallowed rows: a quotation mark in one row that a mark in a later row closes.
+    """Refuse a cell that contains further rows, because a stray quotation mark is closed only in a later row.
 
-    The lines of such a cell have the delimiters of whole rows, and its last line those before its column.
+    Each line within such a cell has as many delimiters as a whole row, and its last line as many as the columns before
+    the cell.
     """
     for row, cells in enumerate(table.rows):
         for place, cell in enumerate(cells):

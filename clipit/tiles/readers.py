@@ -123,9 +123,7 @@ class ZipReader:
         try:
             info = archive.getinfo(self._members[row])
             if info.file_size > _LARGEST_MEMBER:
-                raise ImageError(
-                    f"unpacked, it would take {info.file_size / 2**30:.1f} GiB; an image takes less than 1"
-                )
+                raise ImageError(f"unpacked, it would take {info.file_size / 2**30:.1f} GiB, more than any image")
             data = archive.read(info)
         except (ImageError, MemoryError):
             raise
@@ -136,7 +134,7 @@ class ZipReader:
         return decode(io.BytesIO(data))
 
     def where(self, row: int) -> str:
-        """Zip and member, for messages."""
+        """Return zip and member, for messages."""
         return f"{self._path}!{self._members[row]}"
 
 

@@ -98,7 +98,7 @@ class TileSet:
         return image
 
     def try_read(self, index: int | np.integer) -> Image.Image | Unreadable:
-        """Like `read`, but return an `Unreadable` for an image that cannot be decoded."""
+        """Read the image of one tile as RGB; return an `Unreadable` if it cannot be decoded."""
         row = int(self.rows[index])
         return attempt(lambda: self.reader.read(row), tile_id=str(self.ids[index]), where=self.reader.where(row))
 

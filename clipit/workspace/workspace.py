@@ -346,7 +346,7 @@ class Workspace:
 
 
 def _note_many_classes(tiles: TileSet) -> TileSet:
-    """Note and log if there are hardly more labelled tiles than classes, as when ids were taken for labels."""
+    """Log and note if there are hardly more labelled tiles than classes, which suggests ids in place of labels."""
     labelled = int((tiles.truth >= 0).sum())
     if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
         return tiles
@@ -356,7 +356,7 @@ def _note_many_classes(tiles: TileSet) -> TileSet:
 
 
 def _format_account(snippets: Artifact, reports: "Reports") -> str:
-    """Format the account of snippets; when they were built, the same reports may have been read from another place."""
+    """Format the account of snippets, with the source of the reports in this run, which may differ from the first."""
     from clipit.reports.account import Account
 
     path = snippets.file("account.json")

@@ -104,7 +104,7 @@ def _tiles(world: Path, name: str, labels: LabelsConfig | None = None, seed: int
 
 
 def _probe(features: dict[str, Vectors], parts: dict[str, TileSet], world: Path, seeds: int) -> dict[str, float]:
-    """Test accuracies of a linear probe with 10 labels per class, and as many to select its penalty."""
+    """Compute test accuracies of a linear probe with 10 labels per class, and as many to select its penalty."""
     accuracies: dict[str, list[float]] = {"test": [], "shift": []}
     for seed in range(seeds):
         tiles = _tiles(world, "tiles", LabelsConfig(kind="per_class", value=10), seed)

@@ -165,7 +165,7 @@ def _cells(by_seed: dict[int, _SeedResult], first: int, seeds: int) -> tuple[str
 
 
 def _mean_and_range(values: Sequence[float], seeds: int, *, signed: bool = False) -> str:
-    """Mean (lowest to highest) in %, with the number of seeds where some have no value."""
+    """Format the mean (lowest to highest) in %, with the number of seeds where some have no value."""
     mean, low, high = (number(PERCENT * f(values), 1, signed=signed) for f in (fmean, min, max))
     cell = f"{mean} (one seed)" if len(values) == 1 else f"{mean} ({low} to {high})"
     return cell if len(values) in (1, seeds) else f"{cell}, {len(values)} of {seeds} seeds"

@@ -84,7 +84,7 @@ def test_neighbours_of_a_missing_file(tmp_path: Path) -> None:
     assert neighbours(str(tmp_path / "caf\u00e9.txt")).endswith("contains caf\u0065\u0301.txt")
     assert neighbours(str(tmp_path / "gone" / "deep" / "x")).startswith(f"{tmp_path} contains Reports.CSV, ")
     assert neighbours("https://host/reports.csv") == "this is a URL: download the file first"
-    assert neighbours(r"C:\data\reports.csv") == "this is a path of Windows"
+    assert neighbours(r"C:\data\reports.csv") == "this is a Windows path"
     (tmp_path / "empty").mkdir()
     assert neighbours(str(tmp_path / "empty" / "x")) == f"{tmp_path / 'empty'} is empty"
 

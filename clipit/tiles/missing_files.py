@@ -80,7 +80,7 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
     if archives and not difference:
         hint = f"; among them are archives: {shortlist(archives, 3)}"
     if any(name.split(":")[0] in ("http", "https", "s3", "gs", "file") and ":/" in name for name in missing):
-        hint = "; paths are URLs, which clipit does not download"
+        hint = "; the paths are URLs, which clipit does not download"
     return DataError(
         f"{len(missing)} of {total} files that the table names are missing: {shortlist(missing)}; {images} contains "
         f"{found}{hint}",

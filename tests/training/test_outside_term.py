@@ -101,7 +101,7 @@ def test_an_arm_can_set_its_keys_and_turn_it_off(configure: MakeConfig) -> None:
         ({"entropy": {"class": "nowhere:EntropyTerm"}}, r"nowhere(?s:.*)PYTHONPATH"),
         ({"entropy": {"class": "entropy_term:Entropy"}}, r"cannot import(?s:.*)Entropy"),
         ({"entropy": {"class": "entropy_term:EntropyConfig"}}, r"not a loss term(?s:.*)Term"),
-        ({"bags": NAMED["entropy"]}, r"loss term 'bags' of its own"),
+        ({"bags": NAMED["entropy"]}, r"already has a loss term 'bags'"),
     ],
 )
 def test_a_term_that_cannot_be_used_is_refused(

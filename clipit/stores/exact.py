@@ -1,6 +1,6 @@
 """Exact search by matrix products, in blocks of vectors, so that memory depends on the block alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -22,12 +22,31 @@ def best_rows(
         k: Number of rows per query; missing ones are -1.
         device: Device of the scores.
     """
+
+    def best_of_block() -> Iterator[tuple[Tensor, Tensor]]:
+        for block, values in scores:
+            best = values.topk(min(k, values.shape[1]), dim=1)
+            yield block[best.indices], best.values
+
+    return merge_best(best_of_block(), n_queries, k, device)
+
+
+def merge_best(
+    parts: Iterable[tuple[Int[Tensor, "q _"], Float[Tensor, "q _"]]], n_queries: int, k: int, device: torch.device
+) -> Int[Tensor, "q k"]:
+    """Merge the best rows of several blocks into the k best of each query.
+
+    Args:
+        parts: Rows and scores of the best of each block.
+        n_queries: Number of queries.
+        k: Number of rows per query; missing ones are -1.
+        device: Device of the scores.
+    """
     highest = torch.full((n_queries, k), -torch.inf, device=device)
     rows = torch.full((n_queries, k), -1, dtype=torch.int64, device=device)
-    for block, values in scores:
-        best = values.topk(min(k, values.shape[1]), dim=1)
-        both = torch.cat([highest, best.values], dim=1).topk(k, dim=1)
-        highest, rows = both.values, torch.cat([rows, block[best.indices]], dim=1).gather(1, both.indices)
+    for block_rows, block_scores in parts:
+        both = torch.cat([highest, block_scores], dim=1).topk(k, dim=1)
+        highest, rows = both.values, torch.cat([rows, block_rows], dim=1).gather(1, both.indices)
     rows[highest == -torch.inf] = -1
     return rows
 

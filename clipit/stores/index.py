@@ -1,6 +1,7 @@
 """Index over a text store for nearest-neighbour search of snippets.
 
-A Flat index is the text store itself, searched shard by shard; only approximate indexes of faiss are files.
+A Flat index is the text store itself, whose shards faiss (or torch) searches one after the other without a copy; only
+approximate indexes of faiss are files.
 
 Snippets with identical embeddings (for example, if the tokeniser ignores case) share one row of the index, represented
 by their lowest id. Because scores are exact and ties are broken by id, pairs depend only on the data.
@@ -24,7 +25,7 @@ from clipit.config.run import has_lists
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, is_limit
 from clipit.stores.embed import Store, centred
-from clipit.stores.exact import BLOCK, best_rows, product
+from clipit.stores.exact import BLOCK, best_rows, merge_best, product
 
 Backend = Literal["auto", "faiss", "torch"]
 _TRAINING_ROWS = 200_000  # enough to train the coarse quantiser of any index that fits on one machine
@@ -55,8 +56,8 @@ def build_index(
         store: Text store.
         key: Key of `faiss.index_factory`; `Flat` is exact. The metric is the inner product.
         centring: Whether to subtract the store's mean and normalise again before indexing.
-        backend: Library of approximate indexes; `torch` allows only Flat, which does not need faiss, and `auto` is
-            faiss if it is installed.
+        backend: Library that searches. `torch` allows only Flat; `auto` is faiss if it is installed. On a GPU, torch
+            searches Flat whatever the backend.
         nprobe: Number of lists that an IVF index searches; None uses the default of faiss (1). Does not change the
             index itself. More are searched for tiles with too few snippets in these.
 
@@ -177,6 +178,8 @@ class Index:
         if self.artifact.manifest.facts["key"] != "Flat":
             return self._faiss.search(np.ascontiguousarray(queries), k, needed)
         device = get_processes().device
+        if device.type == "cpu" and self.artifact.manifest.facts["backend"] == "faiss" and has_faiss():
+            return merge_best(self._faiss_blocks(np.ascontiguousarray(queries), k), len(queries), k, device).numpy()
         vectors = torch.from_numpy(np.ascontiguousarray(queries)).to(device)
         buffer = torch.empty(len(queries) * BLOCK, device=device)
 
@@ -190,6 +193,14 @@ class Index:
                 yield torch.arange(start, start + values.shape[1], device=device), values
 
         return best_rows(scores(), len(queries), k, device).cpu().numpy()
+
+    def _faiss_blocks(self, queries: Float32[np.ndarray, "q dim"], k: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Search each shard of the store with faiss: rows of the index, and scores."""
+        import faiss
+
+        for rows, block in self._blocks():
+            scores, places = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+            yield torch.from_numpy(rows[places]), torch.from_numpy(scores)
 
     def vectors(self, rows: Int[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape dim"]:
         """Read the vectors of these rows, centred if the index is."""

@@ -326,7 +326,7 @@ def test_a_value_that_cannot_be_parsed_is_named(file: Callable[..., str], broken
     ],
 )
 def test_a_key_given_twice_in_the_file(file: Callable[..., str], text: str, named: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)last: {named}\n.*keep one of each"):
+    with pytest.raises(ConfigError, match=rf"(?s)last value\): {named}\n.*keep one of each"):
         read_command("test", [file("tiles: {source: folders, path: tiles}\n" + text)])
 
 
@@ -465,5 +465,7 @@ def test_advice_about_repeated_options_fits_the_option(file: Callable[..., str])
 
 def test_numbers_in_place_of_texts_need_quotes(file: Callable[..., str]) -> None:
     for value in ([0, 1], [True, False]):
-        with pytest.raises(ConfigError, match=r"'tiles\.classes\.0': .*write it in quotes"):
+        with pytest.raises(ConfigError, match=r"'tiles\.classes': .*write them in quotes"):
             read_command("", [file({"tiles": {**MINIMAL["tiles"], "classes": value}})])
+        with pytest.raises(ConfigError, match=r"'reports\.exclude_terms\.0': .*write it in quotes"):
+            read_command("", [file({"reports": {"path": "reports.csv", "exclude_terms": value}})])

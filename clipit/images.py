@@ -123,7 +123,7 @@ def _check_pages(image: Image.Image) -> None:
     for page in range(1, pages):
         try:
             image.seek(page)
-        except SyntaxError:  # pixels that Pillow does not know, e.g. of a mask
+        except SyntaxError:  # a pixel format that Pillow does not support, such as that of a mask
             continue
         other = getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0)
         equal += image.size == size and not other & _REDUCED_OR_MASK

@@ -239,7 +239,7 @@ def _translate(error: Exception, name: str, hub_id: str | None, hint: str, where
             "and use the local folder, or go online"
         )
     elif "custom code" in text:  # of transformers, which would otherwise ask on the terminal
-        what = "its files ask for Python code of their own to run, which is not trusted yet"
+        what = "its files need Python code of their own, which is not trusted yet"
         fix = f"read that code{f' at {page}' if page else ''}, then set trust_remote_code: true beside the model's name"
     elif "UnpicklingError" in kinds:
         what = "its checkpoint holds pickled objects, or is damaged; only tensors are loaded"

@@ -36,7 +36,7 @@ def guard_remote_code(trusted: bool, fix: str) -> Iterator[None]:
 
     def refuse(*arguments: object, **_: object) -> Any:
         raise ModelError(
-            "the model's files ask for Python code of their own to run, which is not trusted yet",
+            "the model's files need Python code of their own, which is not trusted yet",
             where=" ".join(str(argument) for argument in arguments),
             fix=f"read that code, then {fix}",
         )

@@ -1,6 +1,7 @@
 """`TileSet`: tiles with labels, splits and groups, from any source."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -52,14 +53,15 @@ class TileSet:
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""
-        names, counts = np.unique(self.ids, return_counts=True)
-        if names.size < self.ids.size:
+        ids = self.ids.tolist()
+        if len(set(ids)) < len(ids):
+            repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
             raise DataError(
-                f"{int((counts > 1).sum())} tile ids occur more than once: {shortlist(names[counts > 1].tolist())}",
+                f"{len(repeated)} tile ids occur more than once: {shortlist(repeated)}",
                 where=self.where,
                 fix="make the ids unique",
             )
-        texts = (*self.ids.tolist(), *self.groups.tolist())
+        texts = (*ids, *self.groups.tolist())
         try:
             "".join(texts).encode()
         except UnicodeEncodeError:

@@ -266,11 +266,12 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _flush(path: Path) -> None:
     """Wait until a file or folder is on disk, so that it survives a loss of power."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError:
-        if not path.is_dir():  # some network file systems cannot flush folders
+        if not path.is_dir():  # some file systems cannot flush folders
             raise
-    finally:
-        os.close(handle)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -111,6 +111,11 @@ class TileSet:
             chosen = chosen.astype(np.int64)
         columns = ("ids", "labels", "truth", "splits", "groups", "mpp", "rows", "stamps")
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
+
+    def among(self, ids: Iterable[str]) -> Bool[np.ndarray, " n"]:
+        """Return a mask of the tiles with one of these ids (`np.isin` compares objects pair by pair)."""
+        wanted = set(ids)
+        return np.fromiter((name in wanted for name in self.ids.tolist()), dtype=np.bool_, count=len(self))
 
     def of_split(self, name: str) -> "TileSet":
         """Select the tiles of one split; the result may be empty.

@@ -51,7 +51,7 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
     note = _enforce(leaks, config, tiles.where, "tiles")
     if config.leaks.policy == "note":
         return replace(tiles, notes=(*tiles.notes, note))
-    kept = tiles.select(~np.isin(tiles.ids, [leak.id for leak in leaks]))
+    kept = tiles.select(~tiles.among(leak.id for leak in leaks))
     emptied = [split for split in SPLITS if (tiles.splits == split).any() and not (kept.splits == split).any()]
     if emptied:
         raise DataError(
@@ -86,7 +86,7 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
     prints, test_prints = (hash_images(each, config, config.leaks.pixels) for each in (own, tests))
     if prints is None or test_prints is None:
         return tests
-    rows = np.flatnonzero(np.isin(own.ids, learnt.ids))
+    rows = np.flatnonzero(own.among(learnt.ids.tolist()))
     copies = find_copies(tests, test_prints, own.select(rows), _select(prints, rows), config.leaks)
     if not copies:
         return tests
@@ -105,7 +105,7 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
         path = leak_folder(config) / f"shifted-{fingerprint(name)[:8]}.json"
         write_json(path, {"set": name, "policy": policy, "leaks": [asdict(copies[i]) for i in ids]})
         logger.info(f"note: {note}; listed in {path}")
-    kept = tests.select(~np.isin(tests.ids, ids)) if policy == "exclude" else tests
+    kept = tests.select(~tests.among(ids)) if policy == "exclude" else tests
     return replace(kept, notes=(*kept.notes, note))
 
 

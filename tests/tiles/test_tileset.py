@@ -20,6 +20,7 @@ def test_select_by_mask_and_by_indices(make_tiles: Make) -> None:
     assert again.ids.tolist() == ["t0003", "t0001"]
     assert again.rows.tolist() == [3, 1]  # still rows of the source
     assert len(tiles.select([])) == 0
+    assert tiles.among(["t0003", "t0001", "other"]).tolist() == [False, True, False, True]
     assert tiles.of_split("test").ids.tolist() == ["t0002", "t0003"]
     assert len(tiles.of_split("validation")) == 0
     with pytest.raises(DataError, match="unknown split 'val'"):

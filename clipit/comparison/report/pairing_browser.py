@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-import numpy as np
-
 from clipit.comparison.plan import Plan
 from clipit.distributed import get_processes
 from clipit.errors import DataError
@@ -54,7 +52,7 @@ def _predict(
     run = next(row.run_folder() for row in rows if (row.arm, row.seed) == (arm, seed))
     classifier = open_classifier(plan.config, run)
     train = workspace.all_tiles.of_split("train")
-    tiles = train.select(np.isin(train.ids, np.asarray(shown, dtype=np.str_)))
+    tiles = train.select(train.among(shown))
     predictions: dict[str, tuple[int, float]] = {}
     with progress("predicting paired tiles", len(tiles)) as advance:
         for start in range(0, len(tiles), _AT_ONCE):

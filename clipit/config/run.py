@@ -99,8 +99,7 @@ class LoraConfig(Section):
     processes."""
     targets: tuple[str, ...] = ("qkv", "projection", "mlp")
     """Adapted modules of the backbone: kinds (qkv, projection, mlp, patch_embed, conv) or names. The default adapts
-    those of its kinds that exist, and the convolutions of a network with none of them; `conv` are all convolutions
-    without groups."""
+    those of its kinds that exist, or all convolutions if none does; `conv` selects all convolutions without groups."""
 
 
 class PairingConfig(Section):
@@ -113,11 +112,11 @@ class PairingConfig(Section):
     index: str = "Flat"
     """Key of faiss.index_factory; Flat is exact, and IVF keys search `nprobe` of their lists per tile."""
     nprobe: int | None = Field(None, ge=1)
-    """Lists that an IVF index searches; null: 1, the default of faiss, which misses many nearest snippets. More are
-    searched for tiles with fewer than k snippets in these."""
+    """Lists that an IVF index searches; null: 1, the default of faiss, which misses many nearest snippets. More lists
+    are searched for tiles that have fewer than k snippets in these."""
     backend: Literal["auto", "faiss", "torch"] = "auto"
-    """Library that searches; torch allows only Flat, and auto is faiss if it is installed. On a GPU, torch searches
-    Flat whatever the backend."""
+    """Library that searches. torch allows only Flat; auto is faiss if it is installed. On a GPU, torch searches Flat
+    with either backend."""
     block: Speed[int] = Field(4096, ge=1)
     """Tiles searched at once, which bounds the memory."""
     correction: Literal["none", "csls", "inverted_softmax", "sinkhorn"] = "none"

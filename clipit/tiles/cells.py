@@ -40,17 +40,17 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
     """Refuse a cell that contains further rows, because a stray quotation mark is closed only in a later row.
 
-    Each line within such a cell has as many delimiters as a whole row, and its last line as many as the columns before
-    the cell.
+    The first line of such a cell has the delimiters after its column, its last line those before its column, and each
+    line in between those of a whole row.
     """
     for row, cells in enumerate(table.rows):
         for place, cell in enumerate(cells):
             if place < 2 or "\n" not in cell:  # texts with few delimiters per line are no evidence
                 continue
-            counts = [line.count(delimiter) for line in cell.split("\n")[1:]]
-            if counts == [len(cells) - 1] * (len(counts) - 1) + [place]:
+            counts, last = [line.count(delimiter) for line in cell.split("\n")], len(cells) - 1
+            if counts == [last - place, *[last] * (len(counts) - 2), place]:
                 raise DataError(
-                    f"record {row + 1} (line {table.lines[row]}) contains {len(counts)} further rows in column "
+                    f"record {row + 1} (line {table.lines[row]}) contains {len(counts) - 1} further rows in column "
                     f"{table.header[place].strip()}",
                     where=where,
                     fix="remove the stray quotation marks, or double those that belong to the text",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float
 
@@ -182,7 +181,7 @@ def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Wo
 
 def _grades_nearby(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
     """Compute the shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
-    sources = pq.read_table(workspace.snippets.file("snippet_sources.parquet"))
+    sources = workspace.snippets.table("snippet_sources.parquet")
     grades = workspace.report_labels(np.asarray(sources.column("report_id")))[0]
     index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
     named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)

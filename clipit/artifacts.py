@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+_CHECKSUM = "checksum"  # key of a JSON file
 REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
 _SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same time stamp
@@ -233,6 +234,29 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON atomically, with a checksum that `read_json` verifies."""
+    write_json(path, with_checksum(value))
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with a checksum of its content under the key `checksum`."""
+    record: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return record | {_CHECKSUM: fingerprint(record)}
+
+
+def without_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object without its checksum; one without a checksum, as in earlier versions, is accepted.
+
+    Raises:
+        ValueError: The content does not have this checksum.
+    """
+    record = {name: value for name, value in values.items() if name != _CHECKSUM}
+    if values.get(_CHECKSUM) not in (None, fingerprint(record)):
+        raise ValueError("its content has changed since it was written")
+    return record
+
+
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write tensors atomically as a safetensors file; they are copied, because they must not share memory."""
     from safetensors.torch import save_file
@@ -288,7 +312,7 @@ def _read_manifest(path: Path) -> Manifest:
     """Read a manifest, and check that it has not changed since it was written."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        checksum = values.pop("checksum", None)  # not in earlier manifests
+        checksum = values.pop(_CHECKSUM, None)  # not in earlier manifests
         manifest = Manifest(**values)
         complete = all(isinstance(part, dict) for part in (manifest.inputs, manifest.facts, manifest.files))
         if not complete or not isinstance(manifest.sizes, dict):
@@ -304,20 +328,20 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """Read a JSON object that this package wrote.
+    """Read a JSON object that this package wrote, without its checksum, which is verified if there is one.
 
     Args:
         path: JSON file.
         fix: What to do if it is damaged, for the error.
 
     Raises:
-        ArtifactError: The file is missing, or does not contain a JSON object.
+        ArtifactError: The file is missing or changed, or does not contain a JSON object.
     """
     with reading(path, fix):
         value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ArtifactError("not a JSON object", where=path, fix=fix)
-    return value
+        if not isinstance(value, dict):
+            raise ArtifactError("not a JSON object", where=path, fix=fix)
+        return without_checksum(value)
 
 
 def artifact_folder(root: Path, kind: str, inputs: Mapping[str, Any]) -> Path:
@@ -370,8 +394,7 @@ def finish_partial(folder: Path, kind: str, inputs: Mapping[str, Any], facts: Ma
         commit=git_commit(),
         versions=versions(),
     )
-    record = json.loads(json.dumps(asdict(manifest), default=str))
-    write_json(partial / MANIFEST, record | {"checksum": fingerprint(record)})
+    write_record(partial / MANIFEST, asdict(manifest))
     with disk_errors(folder):
         if folder.exists():  # an incomplete or foreign folder of that name
             shutil.rmtree(folder)

@@ -94,6 +94,12 @@ def disk_errors(where: object) -> Iterator[None]:
         ) from error
     except ClipitError:
         raise
+    except IsADirectoryError as error:  # of a rename, the second name is the target
+        raise ArtifactError(
+            "a folder is where a file belongs",
+            where=error.filename2 or error.filename or where,
+            fix="delete or rename that folder; then start again: finished parts are kept",
+        ) from error
     except Exception as error:
         reason = _why_not_written(error)
         if reason is None:

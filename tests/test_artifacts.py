@@ -22,6 +22,7 @@ from clipit.artifacts import (
     start_partial,
     whole_file,
     write_json,
+    write_record,
 )
 from clipit.distributed import build_once
 from clipit.errors import ArtifactError, DataError
@@ -297,3 +298,22 @@ def test_a_complete_artefact_is_opened_without_a_lock(tmp_path: Path, monkeypatc
     folder = build_once(tmp_path, "thing", INPUTS, make_one).folder
     monkeypatch.setattr("clipit.distributed.locked", lambda _: pytest.fail("a read-only disk cannot be locked"))
     assert build_once(tmp_path, "thing", INPUTS, make_one).folder == folder
+
+
+def test_a_changed_record(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_record(path, {"score": 0.5, "where": tmp_path, "nothing": float("nan")})
+    assert read_json(path, "again")["where"] == str(tmp_path)
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(ArtifactError, match=r"(?s)changed since it was written.*results\.json.*to do: again"):
+        read_json(path, "again")
+    path.write_text('{"score": 0.5}')  # written by an earlier version
+    assert read_json(path, "again") == {"score": 0.5}
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.mkdir()
+    with pytest.raises(ArtifactError, match=r"(?s)a folder is where a file belongs.*results\.json.*delete or rename"):
+        write_json(path, {})
+    assert list(tmp_path.iterdir()) == [path]

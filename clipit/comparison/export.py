@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import git_commit, read_json, whole_file, write_json
+from clipit.artifacts import git_commit, read_json, whole_file, write_record
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
-from clipit.errors import DataError
+from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.intervals import PairedDifference
 from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
@@ -46,7 +46,7 @@ def export_comparison(
         pq.write_table(pa.Table.from_pylist(records), temporary)
     settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     provenance = {"config": settings, "commit": git_commit(), "rows": records}
-    write_json(folder / "comparison.json", provenance | export_numbers(results, analyses) | {"notes": list(notes)})
+    write_record(folder / "comparison.json", provenance | export_numbers(results, analyses) | {"notes": list(notes)})
 
 
 def export_csv(folder: Path, path: Path) -> None:
@@ -54,12 +54,27 @@ def export_csv(folder: Path, path: Path) -> None:
 
     Raises:
         DataError: The folder does not contain a comparison.
-        ArtifactError: The file cannot be written.
+        ArtifactError: comparison.json is damaged, or the file cannot be written.
+    """
+    write_csv(path, CSV_COLUMNS, read_comparison(folder)["rows"])
+
+
+def read_comparison(folder: Path) -> dict[str, Any]:
+    """Read comparison.json.
+
+    Raises:
+        DataError: The folder does not contain a comparison.
+        ArtifactError: The file is damaged or of an earlier version.
     """
     source = folder / "comparison.json"
     if not source.is_file():
-        raise DataError("no comparison here", where=folder, fix="run scripts/compare.py first")
-    write_csv(path, CSV_COLUMNS, read_json(source, f"delete it and {RERUN}")["rows"])
+        raise DataError("no finished comparison here", where=folder, fix="run scripts/compare.py first")
+    saved = read_json(source, RERUN)
+    kinds = {"config": dict, "rows": list, "findings": list}
+    missing = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]
+    if missing:
+        raise ArtifactError(f"it does not hold {', '.join(missing)}, which its page needs", where=source, fix=RERUN)
+    return saved
 
 
 def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult]) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from clipit.artifacts import file_sha256, read_json, write_json
+from clipit.artifacts import file_sha256, write_record
 from clipit.comparison.analyses.result import AnalysisResult
-from clipit.comparison.export import RERUN
+from clipit.comparison.export import RERUN, read_comparison
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report
 from clipit.comparison.statistics import compute_statistics
 from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, DataError, shortlist
+from clipit.errors import ArtifactError, shortlist
 from clipit.evaluation.score_row import ScoreRow
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -39,12 +39,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     """
     folder = config.output / "comparisons" / config.name
     source = folder / "comparison.json"
-    if not source.is_file():
-        raise DataError("no finished comparison here", where=folder, fix="run scripts/compare.py first")
-    saved = read_json(source, RERUN)
-    if not {"config", "rows", "findings"} <= saved.keys():
-        missing = ", ".join(sorted({"config", "rows", "findings"} - saved.keys()))
-        raise ArtifactError(f"it does not hold {missing}, which its page needs", where=source, fix=RERUN)
+    saved = read_comparison(folder)
     file = validate_file(merge(saved["config"], {"output": str(config.output)}), source)
     plans = plan_comparison(file.run, file.comparison)
     rows = [
@@ -59,7 +54,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     results = compute_statistics(file.comparison, rows, file.run.evaluation.bootstrap)
     notes = write_report(file.run, file.comparison, plans, results, analyses, folder, tiles)
     if notes != saved.get("notes"):  # the record of the search may be gone, or the wording may have changed
-        write_json(source, saved | {"notes": notes})
+        write_record(source, saved | {"notes": notes})
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]
 
 

@@ -138,8 +138,9 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         tiles: Tiles that were predicted; None if they are not at hand.
 
     Raises:
-        DataError: The file is missing, damaged or changed, lacks a column, repeats an id, has a label outside the
-            classes, has probabilities that are not finite, negative or do not sum to 1, or is of other tiles.
+        DataError: The file is missing, damaged or changed, lacks a column, has a column of another type, repeats an id,
+            has a label outside the classes, has probabilities that are not finite, negative or do not sum to 1, or is
+            of other tiles.
     """
     try:
         changed = sha256 is not None and file_sha256(path) != sha256
@@ -172,6 +173,9 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         raise DataError("; ".join(what) or "repeated columns", where=path, fix="delete and rebuild it")
     if any(table[name].null_count for name in names):
         raise DataError("empty cells in the table", where=path, fix="delete and rebuild it")
+    odd = [name for name in names if not _has_type(name, table.schema.field(name).type)]
+    if odd:
+        raise DataError(f"columns of another type: {shortlist(odd)}", where=path, fix="delete and rebuild it")
     predictions = Predictions(
         ids=_texts(table["id"]),
         splits=_texts(table["split"]),
@@ -202,6 +206,13 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
         raise DataError("no predictions of a finished run here", where=run, fix="run scripts/train.py first")
     results = read_json(run / RESULTS, "run scripts/train.py again; a trained run is only evaluated again")
     return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
+
+
+def _has_type(name: str, kind: pa.DataType) -> bool:
+    """Return whether a column has the type of its values: texts, class numbers or probabilities."""
+    if name in ("id", "split", "group"):
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_integer(kind) or (name != "label" and pa.types.is_floating(kind)))
 
 
 def _texts(column: pa.ChunkedArray) -> Shaped[np.ndarray, " n"]:

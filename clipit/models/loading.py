@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"unreadable: {error}", where=path, fix="copy the model's folder again") from error
     if not isinstance(value, dict):
         raise ModelError("not a JSON object", where=path, fix="copy the model's folder again")

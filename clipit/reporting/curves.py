@@ -22,7 +22,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     fix = "delete the line, or the whole file: only the curves are drawn from it"
     try:
         lines = path.read_bytes().rstrip().split(b"\n")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError("no training log", where=path, fix="use the folder of a run") from error
     rows = []
     for number, line in enumerate(lines, start=1):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import file_sha256, fingerprint, git_commit, read_json, versions, write_json
+from clipit.artifacts import file_sha256, fingerprint, git_commit, read_json, versions, write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
@@ -177,7 +177,7 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
     write_summary(folder / "summary.md", text)
     write_run_page(title, folder, results, predictions, tiles, texts)
-    write_json(folder / "results.json", results)  # written last, since it marks the run as finished
+    write_record(folder / "results.json", results)  # written last, since it marks the run as finished
     return results
 
 

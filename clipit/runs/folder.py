@@ -23,6 +23,8 @@ from clipit.training.checkpoints import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 
+RUN_FINGERPRINT = "run_fingerprint"
+"""Key of training.json: the fingerprint in run.json."""
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "score": (float, int, type(None)),
     "seconds": (float, int),
@@ -64,7 +66,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         needed: Names of the facts that must be present.
 
     Raises:
-        ArtifactError: The file is missing or damaged, or lacks one of these facts.
+        ArtifactError: The file is missing or damaged, lacks one of these facts, or belongs to another run.
     """
     fix = (
         f"delete it and the folder {folder / 'classifier'}, and run scripts/train.py again; both are restored from the "
@@ -75,6 +77,9 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
     wrong += [name for name, kinds in _TRAINING_FACTS.items() if name in facts and type(facts[name]) not in kinds]
     if wrong:
         raise ArtifactError(f"missing or impossible: {', '.join(wrong)}", where=folder / "training.json", fix=fix)
+    mark, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # the mark is not in earlier versions
+    if mark is not None and run.is_file() and read_json(run, fix).get("fingerprint") != mark:
+        raise ArtifactError("this file belongs to another run", where=folder / "training.json", fix=fix)
     return facts
 
 

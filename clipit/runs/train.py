@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import git_commit, write_json
+from clipit.artifacts import git_commit, write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError
@@ -19,6 +19,7 @@ from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
+    RUN_FINGERPRINT,
     claim_folder,
     delete_temporary_files,
     find_missing_output,
@@ -119,7 +120,7 @@ def _train_and_evaluate(
         facts = _facts(config, workspace, tiles, backbone) | term_facts
         text = _text_side(config, workspace)
         if processes.main:
-            write_json(folder / "training.json", asdict(outcome) | facts)
+            write_record(folder / "training.json", asdict(outcome) | facts | {RUN_FINGERPRINT: fingerprint.value})
             _export(student, backbone, tiles, text, folder, config.seed)
     else:
         missing = processes.broadcast(find_missing_output(folder, config))

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clipit.artifacts import file_sha256, whole_file
+from clipit.artifacts import file_sha256, whole_file, with_checksum, without_checksum
 from clipit.errors import ArtifactError, disk_errors
 
 logger = logging.getLogger(__name__)
@@ -59,10 +59,11 @@ class Progress:
         """Create from the content of a `progress.json`.
 
         Raises:
-            ValueError: A field is missing, unknown, or has an impossible value.
+            ValueError: A field is missing, unknown or changed, or has an impossible value.
         """
-        if not isinstance(values, dict) or values.keys() != {each.name for each in fields(Progress)}:
+        if not isinstance(values, dict) or values.keys() - {"checksum"} != {each.name for each in fields(Progress)}:
             raise ValueError("its fields are not those of a checkpoint")
+        values = without_checksum(values)
         counts = [values[name] for name in ("step", "best_step", "validations_without_gain")]
         numbers = [values["seconds"], 0.0 if values["best_score"] is None else values["best_score"]]
         scale, files = values["scale"], values["files"]
@@ -136,7 +137,7 @@ def save_checkpoint(folder: Path, progress: Progress, model: nn.Module, optimize
         for name, values in tensors.items():
             _save(partial / name, values)
         progress.files = {name: file_sha256(partial / name) for name in tensors}
-        (partial / _PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        (partial / _PROGRESS).write_text(json.dumps(with_checksum(asdict(progress))), encoding="utf-8")
         _flush(partial / _PROGRESS)
         _flush(partial)
         shutil.rmtree(final, ignore_errors=True)

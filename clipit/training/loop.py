@@ -15,7 +15,7 @@ from torch import Tensor
 from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig, TrainingConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ModelError
+from clipit.errors import ModelError, disk_errors
 from clipit.models.lora import check_gradients
 from clipit.models.student import Student
 from clipit.progress import progress as progress_bar
@@ -259,6 +259,6 @@ class _Log:
     def write(self, step: int, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl (main process only) and pass it to the trackers, less what is undefined."""
         if self._main:
-            with self._path.open("a", encoding="utf-8") as stream:
+            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")
         self._accelerator.log({key: value for key, value in row.items() if value is not None}, step=step)

@@ -281,7 +281,7 @@ def test_a_comparison_is_made_again_without_training(
 
     json_file = moved / "comparisons" / "small" / "comparison.json"
     written = json.loads(json_file.read_text(encoding="utf-8"))
-    json_file.write_text(json.dumps(written | {"notes": ["of an earlier version"]}), encoding="utf-8")
+    json_file.write_text(json.dumps(written | {"notes": ["earlier"], "checksum": None}), encoding="utf-8")
     rebuild_comparison(validate(values, "test"))
     assert json.loads(json_file.read_text(encoding="utf-8"))["notes"] == written["notes"], "the page's own"
 
@@ -303,6 +303,7 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
         def damage(path: Path) -> None:
             """As `change` has it."""
             found = json.loads(path.read_text(encoding="utf-8"))
+            found.pop("checksum")  # as in earlier versions
             change(found)
             path.write_text(json.dumps(found), encoding="utf-8")
 
@@ -311,6 +312,12 @@ def wrongs() -> list[tuple[Callable[[Path], object], type[Exception], str]]:
     return [
         (Path.unlink, DataError, "no finished comparison"),
         (lambda path: path.write_text("{"), ArtifactError, "unreadable"),
+        (
+            lambda path: path.write_text(path.read_text("utf-8").replace('"score": 0.', '"score": 1.', 1)),
+            ArtifactError,
+            "has changed since it was written",
+        ),
+        (changed(lambda found: found.update(rows=3)), ArtifactError, "does not hold rows"),
         (changed(lambda found: found.pop("findings")), ArtifactError, "does not hold findings"),
         (changed(lambda found: found["findings"][0].pop("rows")), ArtifactError, "incomplete"),
         (

@@ -16,9 +16,10 @@ from scipy.stats import t as student
 
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.compare import compare
-from clipit.comparison.export import export_numbers, write_points
+from clipit.comparison.export import export_csv, export_numbers, write_points
 from clipit.comparison.statistics import ArmResult, ComparisonResults, compute_results
 from clipit.comparison.vlm_reference import reference_file
+from clipit.errors import ArtifactError
 from clipit.evaluation.complementarity import complementarity
 from clipit.evaluation.intervals import Interval, PairedDifference, paired_bootstrap
 from clipit.evaluation.predictions import Predictions, read_predictions
@@ -300,3 +301,10 @@ def test_similar_test_set_names_have_different_files(tmp_path: Path) -> None:
     names = {reference_file(tmp_path, "vlm", seed, part).name for seed in (None, 1) for part in ("a b", "a-b", "a/b")}
     assert len(names) == 6 and reference_file(tmp_path, "vlm", 1, "test").name == "vlm-seed1-test.parquet"
     assert all("/" not in name and " " not in name for name in names)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"rows": 3, "config": {}, "findings": []}', '{"rows": [], "checksum": ""}'])
+def test_csv_of_another_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"(?s)comparison\.json.*scripts/compare\.py again"):
+        export_csv(tmp_path, tmp_path / "rows.csv")

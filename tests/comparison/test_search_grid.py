@@ -13,7 +13,7 @@ from clipit.comparison.report.notes import compose_notes
 from clipit.comparison.tune import tune
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
-from clipit.errors import ConfigError, DataError, LaunchError
+from clipit.errors import ArtifactError, ConfigError, DataError, LaunchError
 from clipit.runs.folder import run_folder
 from clipit.runs.search import SharedSearch
 from clipit.workspace.workspace import Workspace
@@ -167,3 +167,7 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     assert "with other values of lora: the search was not repeated for this configuration" in notes(longer)
     with pytest.raises(DataError, match=r"comparison\.searched"):
         notes(with_comparison(tuned, searched=str(record.parent / "none.json")))
+    for wrong in ({"arms": []}, {"arms": {"image_only": 1}}, {"made_with": 3}):
+        record.write_text(json.dumps(content | wrong), encoding="utf-8")
+        with pytest.raises(ArtifactError, match=r"(?s)not the record of a hyperparameter search.*tune again"):
+            notes(tuned)

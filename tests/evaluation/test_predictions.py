@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import balanced_accuracy_score
@@ -229,3 +230,13 @@ def test_predictions_of_other_tiles(tmp_path: Path, changes: dict[str, object], 
     assert read_run_predictions(run, tiles).ids.tolist() == predictions.ids.tolist()
     with pytest.raises(DataError, match=rf"(?s){message}.*predictions\.parquet"):
         read_run_predictions(run, dataclasses.replace(tiles, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "values"), [("p_AC", [["0.5"]] * 90), ("label", [0.6] * 90), ("id", range(90))])
+def test_columns_of_another_type(tmp_path: Path, name: str, values: Sequence[object]) -> None:
+    path = tmp_path / "p.parquet"
+    write_predictions(path, example())
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
+    with pytest.raises(DataError, match=rf"(?s)columns of another type: {name}.*p\.parquet"):
+        read_predictions(path)

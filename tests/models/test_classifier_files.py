@@ -185,9 +185,10 @@ def test_another_format(plain: Path) -> None:
         edit(plain, lambda values, found=found: values.update(format=found))
         with pytest.raises(ModelError, match=f"(?s){words}"):
             load(plain)
-    (plain / "clipit.json").write_text("[")
-    with pytest.raises(ModelError, match="unreadable"):
-        load(plain)
+    for content in ("[", "[" * 100_000):
+        (plain / "clipit.json").write_text(content)
+        with pytest.raises(ModelError, match="unreadable"):
+            load(plain)
 
 
 def test_a_device_that_is_not_there(plain: Path) -> None:

@@ -144,6 +144,8 @@ def test_damaged_log_is_named(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     with pytest.raises(DataError, match="no training log"):
         read_curves(log)
+    with pytest.raises(DataError, match="no training log"):
+        read_curves(tmp_path)
     log.write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
     with pytest.raises(DataError, match="line 2"):
         read_curves(log)

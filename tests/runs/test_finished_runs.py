@@ -214,3 +214,23 @@ def test_images_that_are_left_out_are_told(configure: MakeConfig, tmp_path: Path
     workspace = Workspace(configure(keys))
     assert len(workspace.tiles(0)) == len(workspace.tiles(1)) == 119
     assert len(said) == 1 and "1 of 120 images cannot be decoded, dropped: images/test-003.png" in said[0]
+
+
+@pytest.mark.parametrize("name", ["results.json", "training.json"])
+def test_a_changed_number_is_not_reported(finished: Finished, name: str) -> None:
+    config, _ = finished
+    path = run_folder(config) / name
+    values = json.loads(path.read_text())
+    change = {"steps": 3} if name == "training.json" else {"splits": values["splits"] | {"test": {"metrics": {}}}}
+    path.write_text(json.dumps(values | change))
+    with pytest.raises(ArtifactError, match=rf"(?s)changed since it was written.*{name}"):
+        write_pages(resolve_arm(config), Workspace(config))
+
+
+def test_facts_of_another_run(finished: Finished) -> None:
+    config, _ = finished
+    folder = run_folder(config)
+    mark = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(mark | {"fingerprint": "0123456789abcdef"}))
+    with pytest.raises(ArtifactError, match=r"(?s)belongs to another run.*training\.json"):
+        read_training(folder)

@@ -168,6 +168,8 @@ def test_two_damaged_checkpoints_are_an_error_about_the_newest(tmp_path: Path) -
         {"files": {}},
         {"files": {"../../secret": "0"}},
         {"other": 1},
+        {"seconds": 7.5},
+        {"validations_without_gain": 3},
     ],
 )
 def test_impossible_progress_is_damage(tmp_path: Path, changes: dict[str, object]) -> None:

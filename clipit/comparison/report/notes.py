@@ -21,7 +21,7 @@ from clipit.comparison.report.tables import place_label
 from clipit.comparison.statistics import PERCENT, ArmResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
-from clipit.errors import DataError
+from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.significance import MIN_SEEDS
 from clipit.reporting.tables import LABELS
 
@@ -159,8 +159,15 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
                 fix="tune again with scripts/tune.py, or remove the key",
             )
         return "set in the configuration", list(c.arms)
-    record = read_json(file, "delete it and tune again")
+    fix = "delete it and tune again"
+    record = read_json(file, fix)
     searched, before, now = record.get("arms", {}), record.get("made_with", {}), search_settings(config)
+    if (
+        not isinstance(before, dict)
+        or not isinstance(searched, dict)
+        or not all(isinstance(keys, dict) for keys in searched.values())
+    ):
+        raise ArtifactError("this file is not the record of a hyperparameter search", where=file, fix=fix)
     axes = {arm: list(grid_axes(first, c, arm)) for arm in c.arms}
     # A number of steps outside the search changes all arms alike, so it does not count as set by hand.
     steps = {keys.get(STEPS) for keys in searched.values()}

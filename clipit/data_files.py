@@ -97,8 +97,8 @@ def cell_text(value: Any) -> str:
     """Convert a cell of a table to text without surrounding spaces; null and NaN become "".
 
     Raises:
-        ValueError: The cell contains a list, a line break, or characters that are not valid Unicode; the message says
-            which.
+        ValueError: The cell contains a list, a line break, a null character, or characters that are not valid Unicode;
+            the message says which.
     """
     if value is None or value != value:  # NaN is the only value that differs from itself
         return ""
@@ -112,6 +112,8 @@ def cell_text(value: Any) -> str:
     text = str(value).strip()
     if "\n" in text or "\r" in text:
         raise ValueError(f"a line break ({shortlist([text[:60]])})")
+    if "\0" in text:
+        raise ValueError(f"a null character ({shortlist([text[:60]])})")
     if not is_unicode(text):
         raise ValueError(f"characters that are not valid Unicode ({shortlist([text[:60]])})")
     return text
@@ -200,6 +202,29 @@ def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> C
             fix=delimiter_hint(header) or "quote fields that contain the delimiter or a line break",
         )
     return CsvTable(header, rows, lines)
+
+
+def joined_rows(table: CsvTable, delimiter: str, least: int) -> list[int]:
+    """Find rows with a cell that contains further rows, because a stray quotation mark is closed only in a later row.
+
+    The first line of such a cell has the delimiters after its column, its last line those before its column, and each
+    line in between those of a whole row.
+
+    Args:
+        table: The table.
+        delimiter: Its delimiter.
+        least: Lowest column to look at, from 0; texts with few delimiters per line are weak evidence.
+    """
+    found = []
+    for row, cells in enumerate(table.rows):
+        for place, cell in enumerate(cells):
+            if place < least or "\n" not in cell:
+                continue
+            counts, last = [line.count(delimiter) for line in cell.split("\n")], len(cells) - 1
+            if counts == [last - place, *[last] * (len(counts) - 2), place]:
+                found.append(row)
+                break
+    return found
 
 
 def check_column_names(names: Sequence[str], where: object) -> None:

@@ -14,6 +14,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 _BITS_PER_SAMPLE, _SUBFILE_TYPE = 258, 254  # TIFF tags
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
+_ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
 _DEEP = re.compile(r";(16|32|64)[BLNF]")
 """Pillow's names of packed pixels with more than 8 bits per channel; BGR;16 (5, 6 and 5 bits) is not among them."""
 _CODESTREAM = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream
@@ -63,7 +64,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     The first page of a TIFF is used if the others are smaller copies of it or masks.
 
     Raises:
-        ImageError: The image has more than 8 bits per channel, or several pages of equal size.
+        ImageError: The image has more than 8 bits per channel, or several frames or pages of equal size.
         OSError, ValueError, ...: The image is truncated or damaged.
     """
     # Other packages set this flag globally; truncated images would then be returned half grey.
@@ -115,10 +116,14 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _check_pages(image: Image.Image) -> None:
-    """Refuse a TIFF that holds several images; only smaller copies and masks may follow the first page."""
-    if image.format != "TIFF" or not getattr(image, "is_animated", False):
+    """Refuse animations, and a TIFF that holds several images; smaller copies and masks may follow its first page."""
+    if not getattr(image, "is_animated", False):
         return
     size, pages = image.size, int(getattr(image, "n_frames", 1))
+    if image.format in _ANIMATIONS:
+        raise ImageError(f"an animation with {pages} frames: save each frame as a file of its own")
+    if image.format != "TIFF":  # the further images of an MPO are previews or depth
+        return
     equal = 1
     for page in range(1, pages):
         try:

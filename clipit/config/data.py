@@ -24,6 +24,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_numbers(cls, value: Any, info: Any) -> Any:
+        """Refuse true and false (which YAML also reads from yes, no, on and off) where a number is needed."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        kinds = {kind, *get_args(kind)}
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("write a number, not true, false, yes, no, on or off")
+        return value
+
 
 def check_once(values: tuple[Any, ...]) -> None:
     """Reject a list with repeated entries.

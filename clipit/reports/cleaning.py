@@ -28,6 +28,8 @@ _LOOSE_HYPHEN = re.compile(
     rf"(?i:\b({_PREFIX}|{_COLOUR})(?: -\s?|- )(?=[a-z])(?!and|or\b|to\b)|(?<=[a-z]) -\s?(?=(?:{_ENDING})\b))"
 )
 
+_LOOSE_START = re.compile(r"(?:[-*,;: \n]|\.(?!(?<!\.\.)\d))+")
+
 _LONGEST_WORD = 500  # characters; longer ones are encoded pictures or damage
 _OTHER_SCRIPTS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef"  # written without spaces
 _LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_LONGEST_WORD + 1},}}")
@@ -39,7 +41,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
         " ",
     ),  # first; otherwise patterns that begin with blanks take quadratic time
     (re.compile(r"([-=*~#.^<>\\])\1{2,}"), " "),  # drawn lines and dotted leaders ("+++" is a staining score)
-    (re.compile(r"([.,;:!?])(?:[ \t]*\1)+"), r"\1"),
+    (re.compile(r"([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
     (re.compile(r"[ \t]+([,;])(?=\w)"), r"\1 "),  # "fat ,nodular"
     (re.compile(r"[ \t]+([,;:.!?])(?=\s|$)"), r"\1"),
@@ -92,8 +94,9 @@ def _unwrap(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """Strip bullets and loose punctuation from the ends of a sentence."""
-    return text.lstrip("-*.,;: \n").rstrip("-,; \n")
+    """Strip bullets and loose punctuation from the ends of a sentence; the point of ".5 cm" stays."""
+    start = _LOOSE_START.match(text)
+    return (text[start.end() :] if start else text).rstrip("-,; \n")
 
 
 def clean_text(text: str) -> str:

@@ -10,6 +10,7 @@ from clipit.errors import ConfigError, DataError
 HEAD = 1024  # bytes that are checked at the start of a file
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)  # the first begins with that of UTF-16
 
 
 def codec(encoding: str) -> str:
@@ -77,7 +78,7 @@ def _check_utf16(head: bytes, where: object, encoding: str) -> None:
     raise DataError(
         f"many null characters: the file is not {encoding} text",
         where=where,
-        fix=_encoding_hint(head) if head.startswith(_UTF16_MARKS) else fix,
+        fix=_encoding_hint(head) if head.startswith(_UTF16_MARKS + _UTF32_MARKS) else fix,
     )
 
 
@@ -100,6 +101,8 @@ def undecodable(data: bytes, where: object, encoding: str) -> DataError:
 
 def _encoding_hint(data: bytes) -> str:
     """Return advice on the encoding, from a byte order mark or the bytes that only some encodings use for letters."""
+    if data.startswith(_UTF32_MARKS):
+        return "set reports.encoding to utf-32 (from its byte order mark) (--reports.encoding=utf-32)"
     if data.startswith(_UTF16_MARKS):
         return "set reports.encoding to utf-16, as its byte order mark says (--reports.encoding=utf-16)"
     guess = "latin-1"

@@ -142,7 +142,7 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
         case "texts":
             return read_texts(path, config.encoding, problems)
         case "csv" | "tsv":
-            return read_csv_reports(path, config, "," if format_name == "csv" else "\t")
+            return read_csv_reports(path, config, "," if format_name == "csv" else "\t", problems)
         case "tcga":
             return read_tcga(path, config, problems)
         case "jsonl":

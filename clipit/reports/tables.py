@@ -16,6 +16,7 @@ from clipit.data_files import (
     check_arrow,
     check_column_names,
     delimiter_hint,
+    joined_rows,
     list_files,
     load_huggingface,
     read_csv,
@@ -27,9 +28,15 @@ from clipit.reports.textfiles import RawReport
 _BATCH = 1024  # rows of parquet in memory at once
 
 
-def read_csv_reports(path: Path, config: ReportsConfig, delimiter: str) -> Iterator[RawReport]:
-    """Read a csv or tsv file with a header."""
-    return csv_reports(read_csv_table(path, config.encoding, delimiter), path, config)
+def read_csv_reports(path: Path, config: ReportsConfig, delimiter: str, problems: list[str]) -> Iterator[RawReport]:
+    """Read a csv or tsv file with a header; cells that seem to have swallowed rows are listed in `problems`."""
+    table = read_csv_table(path, config.encoding, delimiter)
+    for row in joined_rows(table, delimiter, least=1):
+        problems.append(
+            f"{path}, line {table.lines[row]}: one report, whose further lines look like rows of the table; if they "
+            "are, remove or double the stray quotation marks"
+        )
+    return csv_reports(table, path, config)
 
 
 def read_csv_table(path: Path, encoding: str, delimiter: str = ",") -> CsvTable:

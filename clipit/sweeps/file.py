@@ -4,12 +4,13 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from clipit.artifacts import fingerprint
 from clipit.config.load import all_keys, read_yaml
-from clipit.errors import ConfigError
+from clipit.errors import ConfigError, shortlist
 
 METHODS = ("grid", "random", "bayes")
 _SECTIONS = {
@@ -18,6 +19,7 @@ _SECTIONS = {
 }  # fmt: skip
 _NOT_SWEPT = ("name", "output", "overrides")
 _DISTRIBUTIONS = ("int_uniform", "uniform", "log_uniform_values")
+_ENTRY_KEYS = ("values", "value", "min", "max", "distribution", "probabilities")
 _LONGEST_NAME = 120
 _MOST_SHOWN = 30
 
@@ -82,6 +84,10 @@ def read_sweep(path: Path) -> Sweep:
     for key, entry in entries.items():
         if problem := _key_problem(str(key), entry):
             problems.append(problem)
+        elif unknown := [name for name in entry if name not in _ENTRY_KEYS]:
+            problems.append(f"{key}: unknown {shortlist(unknown)}; known are {', '.join(_ENTRY_KEYS)}")
+        elif sum(name in entry for name in ("value", "values", "min")) > 1:
+            problems.append(f"{key}: give one of value, values, and min with max")
         elif "value" in entry:
             problems += _value_problems(key, [entry["value"]])
             options[key] = str(entry["value"])
@@ -92,7 +98,7 @@ def read_sweep(path: Path) -> Sweep:
             f"{p.key}: a grid needs values: [...]; ranges need method: random" for p in parameters if not p.values
         ]
     cap = content.get("run_cap")
-    if cap is not None and not (isinstance(cap, int) and cap > 0):
+    if cap is not None and not (isinstance(cap, int) and cap is not True and cap > 0):
         problems.append(f"run_cap must be a whole number above 0, not {cap!r}")
     refuse(problems, path)
     return Sweep(
@@ -119,7 +125,8 @@ def _key_problem(key: str, entry: Any) -> str:
     if key in _NOT_SWEPT:
         return f"{key!r} cannot be swept: runs are named by their values, and --output is an option"
     if isinstance(entry, Mapping) and "parameters" in entry:
-        return f"{key!r} is nested; write dotted keys, such as {key}.{next(iter(entry['parameters']), 'key')}"
+        inner = entry["parameters"] if isinstance(entry["parameters"], Mapping) else {}
+        return f"{key!r} is nested; write dotted keys, such as {key}.{next(iter(inner), 'key')}"
     if any(other.startswith(f"{key}.") for other in keys):
         return f"{key!r} is a section; sweep keys of it"
     return "" if isinstance(entry, Mapping) else f"{key}: write {{values: [...]}}"
@@ -140,13 +147,13 @@ def _read_parameter(key: str, entry: Mapping[str, Any], problems: list[str]) -> 
     if isinstance(entry.get("values"), list) and entry["values"]:
         problems += _value_problems(key, entry["values"])
         return [Parameter(key, tuple(entry["values"]))]
-    low, high = entry.get("min"), entry.get("max")
+    low, high = (None if isinstance(entry.get(end), bool) else entry.get(end) for end in ("min", "max"))
     whole = isinstance(low, int) and isinstance(high, int)
     distribution = entry.get("distribution", "int_uniform" if whole else "uniform")
     if distribution not in _DISTRIBUTIONS:
         problems.append(f"{key}: unknown distribution {distribution!r}; use {', '.join(_DISTRIBUTIONS)} or values")
-    elif not (isinstance(low, int | float) and isinstance(high, int | float) and low < high):
-        problems.append(f"{key}: set values: [...], or min and max with min below max")
+    elif not (isinstance(low, int | float) and isinstance(high, int | float) and low < high < inf) or low == -inf:
+        problems.append(f"{key}: set values: [...], or finite min and max with min below max")
     elif distribution == "log_uniform_values" and low <= 0:
         problems.append(f"{key}: log_uniform_values needs min above 0")
     elif distribution == "int_uniform" and not whole:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from clipit.config.run import TilesConfig
-from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text
+from clipit.data_files import MISSING_VALUES, NO_CLASS, CsvTable, cell_text, joined_rows
 from clipit.errors import DataError, shortlist
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
         place: Function from the number of a row to its name in error messages.
 
     Raises:
-        DataError: A cell contains a list, a line break, or characters that are not valid Unicode.
+        DataError: A cell contains a list, a line break, a null character, or characters that are not valid Unicode.
     """
     texts: list[str] = []
     for row, value in enumerate(values):
@@ -38,23 +38,15 @@ def read_cells(values: Iterable[Any], column: str, where: object, place: Callabl
 
 
 def check_joined_rows(table: CsvTable, delimiter: str, where: object) -> None:
-    """Refuse a cell that contains further rows, because a stray quotation mark is closed only in a later row.
-
-    The first line of such a cell has the delimiters after its column, its last line those before its column, and each
-    line in between those of a whole row.
-    """
-    for row, cells in enumerate(table.rows):
-        for place, cell in enumerate(cells):
-            if place < 2 or "\n" not in cell:  # texts with few delimiters per line are no evidence
-                continue
-            counts, last = [line.count(delimiter) for line in cell.split("\n")], len(cells) - 1
-            if counts == [last - place, *[last] * (len(counts) - 2), place]:
-                raise DataError(
-                    f"record {row + 1} (line {table.lines[row]}) contains {len(counts) - 1} further rows in column "
-                    f"{table.header[place].strip()}",
-                    where=where,
-                    fix="remove the stray quotation marks, or double those that belong to the text",
-                )
+    """Refuse a row that has swallowed others through a stray quotation mark (see `joined_rows`)."""
+    for row in joined_rows(table, delimiter, least=2):
+        place = next(place for place, cell in enumerate(table.rows[row]) if place > 1 and "\n" in cell)
+        raise DataError(
+            f"record {row + 1} (line {table.lines[row]}) contains {table.rows[row][place].count(chr(10))} further rows "
+            f"in column {table.header[place].strip()}",
+            where=where,
+            fix="remove the stray quotation marks, or double those that belong to the text",
+        )
 
 
 def resolve_missing(
@@ -95,18 +87,22 @@ def resolve_missing(
             if is_label
             else "leave these cells empty if the patient or slide is unknown, or rename the group",
         )
-    others = set(counts) - {"", NO_CLASS}
-    if NO_CLASS not in counts or NO_CLASS in named or not all(name.lstrip("-").isdecimal() for name in others):
+    no_class = NO_CLASS if NO_CLASS in counts else f"{NO_CLASS}.0"  # as programs write it among missing values
+    others = set(counts) - {"", no_class}
+    whole = all(name.lstrip("-").removesuffix(".0").isdecimal() for name in others)
+    if no_class not in counts or no_class in named or not whole:
         return list(values), ()
     if is_label and len(others) < 2 and not named:
+        listed = [no_class, *sorted(others)]
         raise DataError(
-            f"the labels are {shortlist([NO_CLASS, *sorted(others)])}: -1 may be a class or mark unlabelled tiles",
+            f"the labels are {shortlist(listed)}: {no_class} may be a class or mark unlabelled tiles",
             where=where,
-            fix=f"name the classes, e.g. tiles.classes: {[NO_CLASS, *sorted(others)]}, or correct the labels",
+            fix=f"name the classes, e.g. tiles.classes: {listed}, or correct the labels",
         )
-    note = f"{counts[NO_CLASS]} tiles with the {kind} -1 count as {'unlabelled' if is_label else 'without a group'}"
+    count = f"{counts[no_class]} tiles with the {kind} {no_class}"
+    note = f"{count} count as {'unlabelled' if is_label else 'without a group'}"
     logger.warning(f"note: {note}")
-    return ["" if value == NO_CLASS else value for value in values], (note,)
+    return ["" if value == no_class else value for value in values], (note,)
 
 
 def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str]) -> list[float]:
@@ -118,7 +114,7 @@ def parse_mpp(values: Sequence[str], where: object, place: Callable[[int], str])
     numbers: list[float] = []
     for row, value in enumerate(values):
         try:
-            number = float(value) if value else float("nan")
+            number = float(value.replace("_", " ")) if value else float("nan")  # Python would read 0_5 as 5
         except ValueError:
             number = -1.0
         if number <= 0 or number == float("inf"):

@@ -17,15 +17,16 @@ _DOCUMENTS = frozenset(
     {".csv", ".htm", ".html", ".json", ".log", ".md", ".pdf", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
 """Suffixes of files that describe images; a folder of these alone is not a class."""
-UNLABELLED = "unlabelled"
-"""Name of a folder with unlabelled tiles."""
+UNLABELLED = ("unlabelled", "unlabeled")
+"""Names, in any letter case, of a folder with unlabelled tiles."""
 
 
 def read_folders(config: TilesConfig) -> SourceTiles:
     """Read tiles from class folders; the id of a tile is its path inside `tiles.path`.
 
     The first level holds splits if one of its folders has the name of a split. Folders inside a class folder belong to
-    that class. A folder `unlabelled` holds tiles without a label.
+    that class. A folder `unlabelled` (or `Unlabeled`, in any letter case) holds tiles without a label, unless
+    tiles.classes or tiles.class_map names it.
 
     Raises:
         DataError: No images, images outside class folders, split folders without a mapping, or an unknown, missing or
@@ -49,8 +50,8 @@ def read_folders(config: TilesConfig) -> SourceTiles:
             "no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders"
         )
     folders = [file.split("/", depth)[depth - 1] for file in ids]
-    is_class = UNLABELLED in (config.classes or ())
-    labels = ["" if name == UNLABELLED and not is_class else name for name in folders]
+    classes = {*(config.classes or ()), *config.class_map}
+    labels = ["" if name.casefold() in UNLABELLED and name not in classes else name for name in folders]
     _check_class_folders(config, root, set(labels) - {""})
     if others:
         listed = shortlist([str(root / file) for file in others])

@@ -1,6 +1,5 @@
 """Load the configured tiles: read the source, map classes and splits, split off missing parts, hide labels."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from clipit.tiles.labels import hide_labels
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
-from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names
+from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
 from clipit.tiles.splits import check_groups, cut_test, cut_validation, resolve_parts
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
@@ -141,6 +140,7 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
         )
+    _check_groups_spelling(source)
     _check_spelling(present if config.classes is None and source.classes is None else set(), source.where)
     unknown = sorted(present - set(classes))
     if unknown:
@@ -154,17 +154,25 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...
 
 
 def _check_spelling(names: set[str], where: str) -> None:
-    """Refuse classes that differ only in letter case, spaces or the composition of characters."""
-    spellings: dict[str, list[str]] = {}
-    for name in sorted(names):
-        spellings.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    alike = [" and ".join(repr(name) for name in group) for group in spellings.values() if len(group) > 1]
+    """Refuse classes that differ only in spelling (see `spelled_alike`)."""
+    alike = spelled_alike(names)
     if alike:
         raise DataError(
             f"classes with almost the same name: {shortlist(alike)}",
             where=where,
             fix="correct the labels, or map them to one class in tiles.class_map; if they are different classes, name "
             "all classes in tiles.classes",
+        )
+
+
+def _check_groups_spelling(source: SourceTiles) -> None:
+    """Refuse groups that differ only in spelling: a patient under two names may be on both sides of a split."""
+    alike = spelled_alike(set(source.groups))
+    if alike:
+        raise DataError(
+            f"groups with almost the same name: {shortlist(alike)}",
+            where=source.where,
+            fix="write each patient or slide in one way; if they are different ones, add something to their names",
         )
 
 

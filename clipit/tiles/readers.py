@@ -4,6 +4,7 @@ import io
 import os
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -152,8 +153,8 @@ def zip_stamps(path: Path) -> dict[str, str]:
     """Return size and CRC-32 of each file in a zip, from its central directory.
 
     Raises:
-        DataError: The zip is invalid or truncated, or holds files that are encrypted or compressed by a method that
-            Python does not support.
+        DataError: The zip is invalid or truncated, holds two files of one name, or files that are encrypted or
+            compressed by a method that Python does not support.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -165,6 +166,13 @@ def zip_stamps(path: Path) -> dict[str, str]:
             raise
         raise DataError(f"not a readable zip: {error}", where=path, fix="download or repack it") from error
     _check_members(path, members)
+    repeated = [name for name, count in Counter(info.filename for info in members).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{len(repeated)} names occur more than once in the zip: {shortlist(repeated)}",
+            where=path,
+            fix="repack it from a folder; programs differ in which of the files they read",
+        )
     return {info.filename: f"{info.file_size}:{info.CRC:08x}" for info in members}
 
 

@@ -1,7 +1,9 @@
 """Rows that every tile source returns, before labels, splits and groups are resolved."""
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clipit.errors import DataError, shortlist
@@ -20,6 +22,9 @@ ALIASES: Mapping[str, str] = {
 
 DROPPED = "\0dropped"
 """Marker for a label that maps to no class; no file or folder can have this name."""
+
+_WHOLE_FLOAT = re.compile(r"^(-?\d+)\.0+$")
+"""A whole number as programs write it in a column that also has missing values: 1.0."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,15 @@ def sorted_names(names: set[str]) -> tuple[str, ...]:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def spelled_alike(names: Iterable[str]) -> list[str]:
+    """List names that differ only in letter case, spaces, outer quotes, composition of characters, or as 1 and 1.0."""
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(names):
+        folded = " ".join(unicodedata.normalize("NFKC", name).casefold().strip("\"' ").split())
+        spellings.setdefault(_WHOLE_FLOAT.sub(r"\1", folded), []).append(name)
+    return [" and ".join(repr(name) for name in group) for group in spellings.values() if len(group) > 1]
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:

@@ -469,3 +469,27 @@ def test_numbers_in_place_of_texts_need_quotes(file: Callable[..., str]) -> None
             read_command("", [file({"tiles": {**MINIMAL["tiles"], "classes": value}})])
         with pytest.raises(ConfigError, match=r"'reports\.exclude_terms\.0': .*write it in quotes"):
             read_command("", [file({"reports": {"path": "reports.csv", "exclude_terms": value}})])
+
+
+@pytest.mark.parametrize("values", [{"seed": True}, {"training": {"learning_rate": True}}, {"lora": {"rank": False}}])
+def test_true_is_not_a_number(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="write a number, not true, false, yes"):
+        validate({**MINIMAL, **values}, "test")
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "problem"),
+    [
+        ("lora", {"parameters": None}, "'lora' is nested; write dotted keys, such as lora.key"),
+        ("training.learning_rate", {"min": 0.1, "max": float("inf")}, "finite min and max"),
+        ("lora.rank", {"min": False, "max": 5}, "finite min and max"),
+        ("lora.rank", {"min": 1, "max": 5, "distributions": "uniform"}, "unknown distributions"),
+        ("lora.rank", {"value": 2, "values": [2, 4]}, "give one of value, values"),
+    ],
+)
+def test_wrong_parameters_of_a_sweep(tmp_path: Path, key: str, entry: dict[str, Any], problem: str) -> None:
+    command = ["${program}", "--config=a.yaml", "${args}"]
+    values = {"method": "random", "parameters": {key: entry}, "command": command}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(ConfigError, match=problem):
+        read_sweep(tmp_path / "sweep.yaml")

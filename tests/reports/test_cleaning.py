@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clipit.reports.cleaning import clean_text, drop_long_words
+from clipit.reports.cleaning import clean_text, drop_long_words, trim
+from clipit.reports.sentences import split_sentences
 
 LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 NOISE = list("aZeé0159 \t\n\r\f.,;:-_|=*()!ﬁ\u00ad\u200b\u2022\u2014ßµ")
@@ -71,3 +72,10 @@ def test_scripts_without_spaces_are_kept(text: str) -> None:
 def test_drawn_lines_and_table_cells_are_not_long_words() -> None:
     text = clean_text("Diagnosis:" + "-" * 600 + "colon" + "|cell" * 200)
     assert drop_long_words(text)[1] == []
+
+
+def test_a_decimal_point_without_a_zero_is_kept() -> None:
+    assert trim(".5 cm polyp") == ".5 cm polyp"
+    assert trim("- . Polyp") == "Polyp"
+    assert clean_text("Polyp of 2 cm. .7 cm margin") == "Polyp of 2 cm. .7 cm margin"
+    assert split_sentences("GROSS: .5 cm polyp with a stalk.")[-1][1] == ".5 cm polyp with a stalk."

@@ -397,3 +397,19 @@ def test_a_zip_whose_list_of_files_is_cut_short(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match="cannot read this zip file: 1 files found, 3 expected"):
         read(path)
+
+
+def test_rows_that_a_stray_quotation_mark_joins_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "reports.tsv"
+    path.write_text('id\ttext\n1\t"Polyp of colon\n2\tbenign"\n3\tlast one\n', encoding="utf-8")
+    found = read(path, id_column="id")
+    assert len(found.reports) == 2
+    assert "line 2: one report, whose further lines look like rows" in found.problems[0]
+
+
+def test_the_advice_for_utf_32_is_utf_32(tmp_path: Path) -> None:
+    path = tmp_path / "reports.txt"
+    path.write_bytes("Tumour of the colon.".encode("utf-32"))
+    with pytest.raises(DataError, match=r"reports\.encoding=utf-32"):
+        read(path)
+    assert len(read(path, encoding="utf-32").reports) == 1

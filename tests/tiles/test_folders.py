@@ -232,3 +232,13 @@ def test_images_beside_the_split_folders_are_errors(tree: Path) -> None:
 def test_names_that_yaml_reads_as_numbers(tree: Path, keys: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="write them in quotes"):
         config(tree, **keys)
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])
+def test_other_spellings_of_the_unlabelled_folder(tree: Path, name: str) -> None:
+    for place in range(4):
+        paint(tree / "train" / name / f"{place}.png", place)
+    tiles = load_tiles(config(tree), seed=0)
+    assert tiles.classes == ("stroma", "tumour")
+    assert (tiles.truth == -1).sum() == 4
+    assert name in load_tiles(config(tree, classes=("stroma", "tumour", name)), seed=0).classes

@@ -312,3 +312,12 @@ def test_a_member_without_a_name(tmp_path: Path) -> None:
     alter_entry(path, 2, 28, 0)  # length of its name
     with pytest.raises(DataError, match=r"not a readable zip"):
         load_tiles(config, seed=0)
+
+
+@pytest.mark.parametrize("name", ["PNG", "GIF", "WEBP"])
+def test_an_animation_is_not_one_image(name: str) -> None:
+    stream = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    frames[0].save(stream, name, save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="an animation with 3 frames"):
+        decode(io.BytesIO(stream.getvalue()))

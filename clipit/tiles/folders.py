@@ -91,8 +91,9 @@ def _no_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mappi
         inside.setdefault(first, set()).add(second)
     counts = Counter(name for subfolder_names in inside.values() for name in subfolder_names)
     shared = {name for name, count in counts.items() if count > 1 or len(inside) == 1}
-    candidates = [both for one in inside.values() if len(both := one & shared) > 1]
-    alike = any(len(one & two) > 1 for one, two in combinations(candidates, 2))  # ends at the first pair of splits
+    candidates = [one for one in inside.values() if len(one & shared) > 1]
+    # Splits share most of their classes. Classes may share a few patients: <class>/<patient>/.
+    alike = any(2 * len(one & two) >= max(len(one | two), 3) for one, two in combinations(candidates, 2))
     if not alike and (len(inside) > 1 or len(shared) < 2):
         return
     names = sorted(inside)

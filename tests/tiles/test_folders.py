@@ -184,6 +184,14 @@ def test_split_folders_under_other_names_are_no_classes(tree: Path) -> None:
         load_tiles(config(tree), seed=0)
 
 
+def test_patients_below_the_classes_may_have_tiles_of_both(tmp_path: Path) -> None:
+    for name, first in (("benign", 0), ("malignant", 4)):
+        for patient in range(first, first + 6):
+            paint(tmp_path / name / f"patient{patient}" / "1.png", patient)
+    tiles = load_tiles(config(tmp_path), seed=0)
+    assert tiles.classes == ("benign", "malignant") and len(tiles) == 12
+
+
 def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
     for place in range(8):
         for name in ("stroma", "tumour"):

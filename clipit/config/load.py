@@ -17,6 +17,7 @@ from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_LONGEST_SHOWN = 500  # characters of options in a message
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 """Former keys of the configuration, dotted, and the keys that replace them."""
@@ -309,12 +310,13 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
     arguments = [f"--{key}={text}" for key, text in known.items()]
     try:
         values: dict[str, Any] = CliSettingsSource(settings, cli_parse_args=arguments, cli_exit_on_error=False)()
-    except (SettingsError, argparse.ArgumentError) as error:
+    except (SettingsError, argparse.ArgumentError, RecursionError) as error:
         if len(known) > 1:
             for key, text in known.items():
                 _parse({key: text}, settings)  # raises for the option that fails
+        shown = " ".join(arguments)
         raise ConfigError(
-            f"cannot be parsed: {' '.join(arguments)} ({error})",
+            f"cannot be parsed: {shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + '...'} ({error})",
             where="the command line",
             fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
         ) from None

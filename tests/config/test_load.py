@@ -493,3 +493,8 @@ def test_wrong_parameters_of_a_sweep(tmp_path: Path, key: str, entry: dict[str, 
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(ConfigError, match=problem):
         read_sweep(tmp_path / "sweep.yaml")
+
+
+def test_an_option_nested_too_deeply_is_refused(file: Callable[..., str]) -> None:
+    with pytest.raises(ConfigError, match="cannot be parsed"):
+        read_command("", [file(), f"--soft_labels={'[' * 20_000}"])

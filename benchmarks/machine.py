@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from clipit.artifacts import git_commit, versions
+from clipit.versions import git_commit, versions
 
 _SETTINGS = (
     "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",

@@ -7,24 +7,22 @@ The SHA-256 of a file is verified when a process first reads it, and again if th
 """
 
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import shutil
-import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
 from clipit.errors import ArtifactError, ClipitError, disk_errors, is_limit
+from clipit.versions import git_commit, versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +38,6 @@ REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
 _SETTLED = 2 * 10**9  # nanoseconds; a more recent change may be followed by another with the same time stamp
 _digests: dict[tuple[str | int, ...], str] = {}
-_RECORDED_PACKAGES = (
-    "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",
-    "numpy", "scikit-learn",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,35 +156,6 @@ def reading(path: Path, fix: str = REBUILD) -> Iterator[None]:
         if is_limit(error):
             raise
         raise ArtifactError(f"unreadable: {error}", where=path, fix=fix) from error
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that can affect results."""
-    return installed(_RECORDED_PACKAGES)
-
-
-def installed(names: Collection[str]) -> dict[str, str]:
-    """Return the versions of these distributions, without those that are not installed."""
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-@cache
-def git_commit() -> str:
-    """Return the commit of this package's checkout, with `+` for local changes; "" outside a checkout."""
-    package = Path(__file__).resolve().parent
-    command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def make_folder(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import git_commit, read_json, whole_file, write_record
+from clipit.artifacts import read_json, whole_file, write_record
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.statistics import ArmResult, ComparisonResults
 from clipit.config.comparison import ComparisonConfig
@@ -19,6 +19,7 @@ from clipit.evaluation.intervals import PairedDifference
 from clipit.evaluation.score_row import COSTS, CSV_COLUMNS, ScoreRow
 from clipit.evaluation.significance import Significance
 from clipit.reporting.csv_export import write_csv
+from clipit.versions import git_commit
 
 RERUN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import git_commit, versions, write_json
+from clipit.artifacts import write_json
 from clipit.comparison.grid import RATE, STEPS, GridPoint, format_point, grid_points, search_settings
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -22,6 +22,7 @@ from clipit.reporting.tables import markdown_table
 from clipit.runs.folder import read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
+from clipit.versions import git_commit, versions
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import file_sha256, fingerprint, git_commit, versions
+from clipit.artifacts import file_sha256, fingerprint
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import REFERENCE
 from clipit.distributed import get_processes
@@ -22,6 +22,7 @@ from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.stores.embed import Store, centred, embed_tiles
 from clipit.tiles.tileset import TileSet
+from clipit.versions import git_commit, versions
 from clipit.workspace.workspace import Workspace
 
 ZERO_SHOT = f"{REFERENCE}: VLM zero-shot"

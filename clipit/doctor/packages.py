@@ -6,8 +6,8 @@ import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from clipit.artifacts import installed
 from clipit.doctor.checks import Check
+from clipit.versions import installed
 
 _DISTRIBUTION = "clipit-pathology"
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")

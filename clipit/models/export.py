@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.artifacts import versions, write_json, write_tensors
+from clipit.artifacts import write_json, write_tensors
 from clipit.errors import ArtifactError, ModelError, disk_errors
 from clipit.models.backbones import Backbone
 from clipit.models.classifier_spec import (
@@ -33,6 +33,7 @@ from clipit.models.student import Student, collapse_linear
 from clipit.models.timm_backbones import build_timm
 from clipit.models.transformers_backbones import classification_model, save_transformers
 from clipit.models.trunks import TimmSpec, TokenPool, inner_model
+from clipit.versions import versions
 
 _TOLERANCE = 1e-4  # of the largest logit (at least 1), float32
 _SOURCE_KEYS = {

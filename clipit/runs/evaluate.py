@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.artifacts import file_sha256, fingerprint, git_commit, read_json, versions, write_record
+from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
@@ -29,6 +29,7 @@ from clipit.runs.folder import (
 from clipit.runs.page import write_run_page
 from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
+from clipit.versions import git_commit, versions
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import git_commit, locked, make_folder, read_json, versions, whole_file, write_json
+from clipit.artifacts import locked, make_folder, read_json, whole_file, write_json
 from clipit.config.effects import select_keys
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError, ModelError
@@ -20,6 +20,7 @@ from clipit.evaluation.predictions import PREDICTIONS, read_predictions
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.checkpoints import latest_checkpoint
+from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from clipit.artifacts import git_commit, write_record
+from clipit.artifacts import write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
 from clipit.errors import ConfigError
@@ -44,6 +44,7 @@ from clipit.training.terms.table import (
     uses_vlm,
 )
 from clipit.training.terms.term import Probabilities, Term
+from clipit.versions import git_commit
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipit.artifacts import git_commit, versions, whole_file
+from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
+from clipit.versions import git_commit, versions
 
 PROVENANCE = (
     "subject", "split", "classes", "metric", "tiles_fingerprint", "pixels", "preprocess", "model", "fingerprint",

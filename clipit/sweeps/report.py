@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from clipit.artifacts import git_commit, versions, whole_file, write_json
+from clipit.artifacts import whole_file, write_json
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
 from clipit.reporting.tables import markdown_line, markdown_table, mean_sd
@@ -15,6 +15,7 @@ from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
 from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
+from clipit.versions import git_commit, versions
 
 _PERCENT = 100.0
 

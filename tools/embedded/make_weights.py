@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from clipit.artifacts import file_sha256, read_json, versions, write_json
+from clipit.artifacts import file_sha256, read_json, write_json
 from clipit.config.load import validate
 from clipit.errors import user_errors
 from clipit.evaluation.probes import linear_probe
@@ -25,6 +25,7 @@ from clipit.synthetic.corpora import GRADES
 from clipit.synthetic.draws import tile_latents
 from clipit.synthetic.vocabulary import ORGANS
 from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
+from clipit.versions import versions
 from clipit.workspace.workspace import Workspace
 from tools.embedded.measure import check_embedded
 from tools.embedded.train_backbone import BackboneRecipe, train_backbone

@@ -1,0 +1,41 @@
+"""Versions of packages and of this checkout, which are recorded with results."""
+
+import importlib.metadata
+import subprocess
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+_RECORDED_PACKAGES = (
+    "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",
+    "numpy", "scikit-learn",
+)  # fmt: skip
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that can affect results."""
+    return installed(_RECORDED_PACKAGES)
+
+
+def installed(names: Collection[str]) -> dict[str, str]:
+    """Return the versions of these distributions, without those that are not installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of this package's checkout, with `+` for local changes; "" outside a checkout."""
+    package = Path(__file__).resolve().parent
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""

@@ -18,8 +18,10 @@ _HUB = "hf:"  # prefix of ids on the Hugging Face hub
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 _SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN"})  # often unreadable
 
-MISSING_VALUES = frozenset({"#n/a", "#n/a n/a", "#na", "-nan", "<na>", "n/a", "na", "nan", "nat", "none", "null"})
-"""Texts, in lower case, with which statistics programs mark a missing value."""
+MISSING_VALUES = frozenset(
+    {"#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "NaT", "None", "NULL", "null"}
+)
+"""Texts with which programs mark a missing value. Letter case matters: `none` may be a grade or a finding."""
 NO_CLASS = "-1"
 """Number that Hugging Face data sets and many tables contain in place of an unknown class."""
 

@@ -22,7 +22,7 @@ def resolve_missing(values: Sequence[str | None], key: str, where: str) -> tuple
         DataError: It is unclear whether -1 marks missing values, because the column has only one other integer.
     """
     counts = Counter(value for value in values if value is not None)
-    marks = {value for value in counts if value.casefold() in MISSING_VALUES}
+    marks = {value for value in counts if value in MISSING_VALUES}
     others = set(counts) - marks - {NO_CLASS}
     if NO_CLASS in counts and all(value.lstrip("-").isdecimal() for value in others):
         if len(others) == 1:

@@ -162,7 +162,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
     repeats: Counter[str] = Counter()
     empty = 0
     for raw in raw_reports:
-        if not any(char.isalnum() for char in raw.text) or raw.text.strip().casefold() in MISSING_VALUES:
+        if not any(char.isalnum() for char in raw.text) or raw.text.strip() in MISSING_VALUES:
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue

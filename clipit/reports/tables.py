@@ -186,7 +186,7 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
         None if column is None else _cell(cells.get(column), column, where)
         for column in (config.id_column, config.organ_column, config.group_column, config.label_column)
     )
-    if config.id_column and (report_id is None or report_id.casefold() in MISSING_VALUES):
+    if config.id_column and (report_id is None or report_id in MISSING_VALUES):
         raise DataError(
             f"no id in column {config.id_column!r}" + ("" if report_id is None else f", but {report_id!r}"),
             where=where,

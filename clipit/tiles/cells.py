@@ -76,7 +76,7 @@ def resolve_missing(
     is_label = kind == "label"
     named = {*(config.classes or ()), *config.class_map} if is_label else set()
     counts = Counter(values)
-    wrong = sorted(name for name in counts if name.casefold() in MISSING_VALUES and name not in named)
+    wrong = sorted(name for name in counts if name in MISSING_VALUES and name not in named)
     if wrong and not (is_label and config.class_map):  # the map drops and counts the labels that it does not name
         rows = [place(row) for row, value in enumerate(values) if value in wrong]
         raise DataError(

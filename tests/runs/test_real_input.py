@@ -65,7 +65,7 @@ def test_classifier_opens_in_plain_timm(run: Path) -> None:
 
 
 def test_no_report_text_leaves_with_the_classifier(run: Path) -> None:
-    snippets = next((run.parents[2] / "artefacts").glob("snippets-*")) / "snippets.parquet"
+    snippets = next((run.parents[2] / "artefacts").glob("snippets-*/snippets.parquet"))
     texts = [text for text in pq.read_table(snippets).column("text").to_pylist() if len(text) > 20]
     exported = b"".join(path.read_bytes() for path in (run / "classifier").rglob("*") if path.is_file())
     assert len(texts) > 1000

@@ -273,6 +273,11 @@ def test_texts_for_missing_values_are_neither_a_class_nor_a_patient(tmp_path: Pa
     assert (tiles.truth == 2).sum() == 2
 
 
+def test_none_in_lower_case_is_a_class(tmp_path: Path) -> None:
+    table = [row | ({"label": "none"} if place in (1, 3) else {}) for place, row in enumerate(rows(tmp_path))]
+    assert "none" in load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0).classes
+
+
 def test_null_nan_and_bytes_in_parquet(tmp_path: Path) -> None:
     table = rows(tmp_path)
     numbers = [row | {"label": float("nan") if place < 2 else float(place % 2)} for place, row in enumerate(table)]

@@ -1,10 +1,8 @@
 """Low-rank adaptation (Hu et al., arXiv 2106.09685) of a backbone, through peft."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from clipit.artifacts import write_json, write_tensors
@@ -150,14 +148,6 @@ def merge_lora(module: nn.Module) -> nn.Module:
             fix="the training diverged: lower training.learning_rate, or check the backbone's weights",
         ) from error
     return merged
-
-
-def lora_state_dict(module: nn.Module) -> Mapping[str, torch.Tensor]:
-    """Return the adapter's tensors by their names in `adapter_model.safetensors`."""
-    import peft
-
-    tensors: dict[str, torch.Tensor] = peft.get_peft_model_state_dict(module, save_embedding_layers=False)
-    return tensors
 
 
 def save_adapter(module: nn.Module, folder: Path) -> None:

@@ -69,6 +69,7 @@ class _Inputs:
     labels: Mapping[str, int] | None
 
     def prepared(self, index: Index, rules: PairingConfig) -> Selection:
+        """Prepare the selection of snippets under these rules."""
         return prepare(index, self.tiles, rules, block=rules.block, sources=self.sources, groups=self.groups)
 
     def rows(

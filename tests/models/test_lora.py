@@ -9,7 +9,7 @@ import torch
 from clipit.config.run import BackboneConfig, LoraConfig
 from clipit.errors import ModelError
 from clipit.models.backbones import load_backbone
-from clipit.models.lora import add_lora, check_gradients, lora_state_dict, merge_lora, save_adapter, target_modules
+from clipit.models.lora import add_lora, check_gradients, merge_lora, save_adapter, target_modules
 
 
 def trunk(folder: Path) -> torch.nn.Module:
@@ -166,7 +166,7 @@ def test_peft_reads_the_adapter_back(timm_folder: Path, tmp_path: Path) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(again(pixels), adapted.eval()(pixels))
-    assert set(lora_state_dict(adapted)) == set(lora_state_dict(again))
+    assert set(peft.get_peft_model_state_dict(adapted)) == set(peft.get_peft_model_state_dict(again))
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
 
 

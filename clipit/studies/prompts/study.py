@@ -103,15 +103,19 @@ class _Task:
     seed: int
 
     def embed(self, prompts: PromptSet) -> TextVectors:
+        """Embed the texts of a prompt set with the model."""
         return embed_prompts(prompts, self.model.encode, None, self.test.classes)
 
     def predict(self, class_embeddings: Float32[np.ndarray, "C D"]) -> Float32[np.ndarray, "n C"]:
+        """Compute the class probabilities of the test tiles."""
         return zero_shot_probabilities(self.model.test, class_embeddings, self.model.logit_scale)
 
     def score(self, class_embeddings: Float32[np.ndarray, "C D"]) -> dict[str, float | None]:
+        """Compute the metrics of the test tiles."""
         return compute_metrics(self.test.labels, self.predict(class_embeddings))
 
     def row(self, kind: str, mode: str, texts: Sequence[str], scores: Mapping[str, float | None]) -> PromptRow:
+        """Build the result row of these scores."""
         vlm = self.workspace.vlm
         cut = count_cut_tokens(vlm.count_tokens, vlm.context_length, texts)
         return PromptRow(

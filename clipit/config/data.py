@@ -149,7 +149,13 @@ class ReportsConfig(Section):
     group_column: str | None = None
     """Column with the patient or slide, used as the group."""
     label_column: Data[str | None] = None
-    """Column with a report-level label, such as the diagnosis; used by `distillation.target: report_labels`."""
+    """Column with a report-level label, such as the diagnosis; used by `distillation.target: report_labels` and
+    `soft_labels.own_report`."""
+    date_column: Data[str | None] = None
+    """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
+    metadata: Data[LocalPath[str | None]] = None
+    """CSV file beside the reports, with one row per report (key column `report_id`) or per patient (key column
+    `group`). The configured columns for organ, group, label and date are read from it where it has them."""
     cancer_types: Data[LocalPath[str | None]] = None
     """`tcga` only: CSV file with the columns patient_id and cancer_type, from which the organ is derived."""
     organs: tuple[str, ...] = ()

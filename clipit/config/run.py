@@ -140,13 +140,18 @@ class PairingConfig(Section):
     """Pair only with snippets from reports of these organs, in any case; empty: of all (needs index: Flat)."""
     exclude_same_group: bool = False
     """Never pair a tile with a snippet that occurs only in reports of its own group (needs index: Flat)."""
+    reports: Literal["any", "own", "own_then_any"] = "any"
+    """Reports whose snippets a tile may be paired with: those of any patient, of its own patient only (tiles without
+    such a report get no pair), or of its own patient where there is a report and of any otherwise (needs
+    index: Flat)."""
     score_temperature: float | None = Field(None, gt=0)
     """Weight a tile's snippets by softmax(cosine / temperature); null: equal weights."""
 
     @property
     def exact(self) -> bool:
         """Whether a rule needs the score of every tile with every snippet, which only a Flat index gives."""
-        return self.correction != "none" or self.mutual or bool(self.organs) or self.exclude_same_group
+        rules = (self.correction != "none", self.mutual, self.organs, self.exclude_same_group, self.reports != "any")
+        return any(rules)
 
     @model_validator(mode="after")
     def _lists_to_search(self) -> "PairingConfig":
@@ -154,9 +159,11 @@ class PairingConfig(Section):
             raise ValueError(f"nprobe belongs to an IVF index, not to index: {self.index}")
         if self.exact and self.index != "Flat":
             raise ValueError(
-                "correction, mutual, organs and exclude_same_group need the scores of all snippets, so index: Flat, "
-                f"not index: {self.index}"
+                "correction, mutual, organs, exclude_same_group and reports need the scores of all snippets, so "
+                f"index: Flat, not index: {self.index}"
             )
+        if self.reports != "any" and self.exclude_same_group:
+            raise ValueError("exclude_same_group excludes the own reports that reports: own and own_then_any ask for")
         return self
 
 

@@ -110,13 +110,44 @@ class PromptBagsConfig(Section):
     temperature: float = Field(0.07, gt=0)
 
 
+class OwnReportConfig(Section):
+    """Labels of training tiles from the reports of their own patients, matched by group."""
+
+    labels: Literal["label", "rules", "text", "case"] = "label"
+    """`label`: the column `reports.label_column`. `rules`: phrases per class, with negation and uncertainty. `text`: a
+    text-only classifier fitted on the reports of patients with labelled tiles, cross-fitted by patient. `case`
+    (control without text): the labels of the patient's labelled tiles."""
+    class_map: dict[str, str] = Field(default_factory=dict)
+    """`label` only: mapping from report labels to classes; reports with other labels are counted and not used. Empty:
+    the labels are the classes."""
+    rules: Data[LocalPath[str | None]] = None
+    """`rules` only: a YAML file or the name of a packaged rule set."""
+    features: Literal["tfidf", "vlm"] = "tfidf"
+    """`text` only: TF-IDF of words and word pairs, or the mean VLM embedding of the report's snippets."""
+    several: Literal["all", "latest"] = "all"
+    """For patients with several reports: average their labels, or use the report with the latest
+    `reports.date_column`."""
+    tiles: Literal["all", "tissue", "at_least_one"] = "all"
+    """Tiles of a patient that get the label. `tissue`: all, weighted by the VLM's zero-shot probability of
+    `tissue_classes`. `at_least_one`: at least one tile per patient, chosen by alternating between fitting a linear
+    probe on the VLM's image embeddings and reassigning tiles; the other tiles get the class `background`."""
+    tissue_prompts: Data[LocalPath[str | None]] = None
+    """`tissue` only: prompt set with the kinds of tissue."""
+    tissue_classes: tuple[str, ...] = ()
+    """`tissue` only: classes of `tissue_prompts` that the label is about, such as the tumour."""
+    background: str | None = None
+    """`at_least_one` only: class of the tiles that do not show the finding, which is never reassigned."""
+    shuffled: bool = False
+    """Control: exchange the labels between patients of the same organ."""
+
+
 class SoftLabelsConfig(Section):
     """Soft labels: class probabilities as targets for unlabelled tiles."""
 
-    source: Literal["none", "zero_shot", "vlm_probe", "image_only"] = "none"
+    source: Literal["none", "zero_shot", "vlm_probe", "image_only", "own_report"] = "none"
     """`zero_shot`: the VLM with the class prompts. `vlm_probe`: a linear probe on the VLM's image embeddings, fitted on
     the labels that the run sees (uses no text). `image_only`: a student of the arm image_only, trained first with the
-    same seed (self-training, uses no VLM)."""
+    same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (`own_report`)."""
     weight: float = Field(1.0, ge=0)
     """Weight of the cross-entropy of the classifier's logits with the soft labels."""
     temperature: float = Field(1.0, gt=0)
@@ -127,6 +158,7 @@ class SoftLabelsConfig(Section):
     """`zero_shot` only: centre image and prompt embeddings by the mean of their modality, as pairing does."""
     confidence: bool = False
     """Weight each tile by 1 - entropy / log(classes)."""
+    own_report: OwnReportConfig = OwnReportConfig()
 
 
 class ConsistencyConfig(Section):

@@ -13,6 +13,7 @@ from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
 from clipit.errors import DataError, is_limit, printable, shortlist
 from clipit.reports.encodings import check_lfs_pointer
+from clipit.reports.metadata import check_dates, read_metadata
 from clipit.reports.missing_values import resolve_missing
 from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
 from clipit.reports.tcga import read_tcga
@@ -36,6 +37,8 @@ class Report:
     group: str | None = None
     label: str | None = None
     """Report-level label; snippets do not depend on it."""
+    date: str | None = None
+    """ISO 8601 date of the report; snippets do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,22 @@ def read_reports(config: ReportsConfig) -> Reports:
     is the first 12 hexadecimal digits of the text's SHA-256, with "-2", "-3", ... appended for repeated texts.
 
     Raises:
-        DataError: The source or a column is missing, text cannot be decoded, a row is malformed, an id is repeated, or
-            there is no report.
+        DataError: The source or a column is missing, text cannot be decoded, a row is malformed, an id is repeated, a
+            date is not one, or there is no report.
         ConfigError: The encoding is unknown.
     """
     path = Path(config.path).expanduser()
     format_name = _detect_format(config, path)
     problems: list[str] = []
+    metadata = read_metadata(config)
     try:
-        reports, empty = _assign_ids(_read_source(config, format_name, path, problems), problems)
+        if metadata is None:
+            raw_reports = _read_source(config, format_name, path, problems)
+        else:
+            raw_reports = iter(
+                metadata.add([*_read_source(metadata.without_columns(config), format_name, path, problems)], problems)
+            )
+        reports, empty = _assign_ids(raw_reports, problems)
     except PermissionError:
         raise
     except OSError as error:
@@ -93,6 +103,7 @@ def read_reports(config: ReportsConfig) -> Reports:
             fix="check reports.path, reports.format and reports.text_column",
         )
     reports = _select_organs(_resolve_missing(reports, config, problems), config, problems)
+    check_dates([report.date for report in reports], config.path)
     return Reports(tuple(reports), tuple(problems), config.path, empty)
 
 
@@ -178,13 +189,13 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str]) -> tuple[
                 fix="make the ids unique, or set reports.group_column to this column and remove reports.id_column",
             )
         locations[name] = raw.where
-        reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label))
+        reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label, raw.date))
     return reports, empty
 
 
 def _resolve_missing(reports: list[Report], config: ReportsConfig, problems: list[str]) -> list[Report]:
-    """Remove organs, groups and labels that mark missing values, and count them in `problems`."""
-    for key in ("organ", "group", "label"):
+    """Remove organs, groups, labels and dates that mark missing values, and count them in `problems`."""
+    for key in ("organ", "group", "label", "date"):
         values = [getattr(report, key) for report in reports]
         resolved, note = resolve_missing(values, f"reports.{key}_column", config.path)
         if note:

@@ -148,7 +148,7 @@ def read_huggingface_reports(config: ReportsConfig) -> Iterator[RawReport]:
 
 def _columns(config: ReportsConfig) -> dict[str, str]:
     """Return the configured columns by configuration key."""
-    keys = ("text_column", "id_column", "organ_column", "group_column", "label_column")
+    keys = ("text_column", "id_column", "organ_column", "group_column", "label_column", "date_column")
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
 
 
@@ -182,17 +182,19 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
             where=where,
             fix="set reports.text_column to the column with the reports' text",
         )
-    report_id, organ, group, label = (
+    report_id, organ, group, label, date = (
         None if column is None else _cell(cells.get(column), column, where)
-        for column in (config.id_column, config.organ_column, config.group_column, config.label_column)
-    )
+        for column in (
+            config.id_column, config.organ_column, config.group_column, config.label_column, config.date_column
+        )
+    )  # fmt: skip
     if config.id_column and (report_id is None or report_id in MISSING_VALUES):
         raise DataError(
             f"no id in column {config.id_column!r}" + ("" if report_id is None else f", but {report_id!r}"),
             where=where,
             fix="fill it in, or remove reports.id_column",
         )
-    return RawReport(where, text, report_id, organ, group, label)
+    return RawReport(where, text, report_id, organ, group, label, date)
 
 
 def _cell(value: Any, column: str, where: str) -> str | None:

@@ -34,6 +34,7 @@ class RawReport(NamedTuple):
     organ: str | None = None
     group: str | None = None
     label: str | None = None
+    date: str | None = None
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[RawReport]:

@@ -1,0 +1,85 @@
+"""Labels, groups and dates of reports from a csv file beside them."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from clipit.config.run import ReportsConfig
+from clipit.errors import DataError
+from clipit.reports.readers import read_reports
+
+
+def texts(folder: Path, *names: str) -> Path:
+    """A folder with one text file per name."""
+    folder.mkdir()
+    for name in names:
+        (folder / f"{name}.txt").write_text(f"Report {name}. Adenocarcinoma.", encoding="utf-8")
+    return folder
+
+
+def table(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_facts_by_report(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "a", "b", "c")
+    metadata = table(
+        tmp_path / "m.csv", "report_id,group,status,signed", "a,P1,mutated,2024-05-31", "b,P2,NA,", "x,P9,wild,"
+    )
+    config = ReportsConfig(path=str(folder), metadata=metadata, label_column="status", date_column="signed")
+    reports = read_reports(config)
+    facts = [(r.report_id, r.group, r.label, r.date) for r in reports.reports]
+    assert facts == [("a", "P1", "mutated", "2024-05-31"), ("b", "P2", None, None), ("c", None, None, None)]
+    assert any("no row for 1 reports (c)" in problem for problem in reports.problems)
+    assert any("1 rows without a report (x)" in problem for problem in reports.problems)
+
+
+def test_facts_by_patient_match_tcga_barcodes_of_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "reports.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("d/TCGA-AB-1234.0F.txt", "Gleason 3+3.")
+        archive.writestr("d/TCGA-AB-1235.0F.txt", "Gleason 4+4.")
+    metadata = table(tmp_path / "m.csv", "group,gleason", "tcga-ab-1234-01Z,6", "TCGA-AB-1235,8")
+    config = ReportsConfig(path=str(path), format="tcga", metadata=metadata, label_column="gleason")
+    reports = read_reports(config).reports
+    assert [(r.group, r.label) for r in reports] == [("TCGA-AB-1234", "6"), ("TCGA-AB-1235", "8")]
+
+
+def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "A tumour.", "patient": "P1"}) + "\n", encoding="utf-8")
+    metadata = table(tmp_path / "m.csv", "group,status", "P1,wild")
+    config = ReportsConfig(
+        path=str(path), id_column="id", group_column="patient", label_column="status", metadata=metadata
+    )
+    (report,) = read_reports(config).reports
+    assert (report.group, report.label) == ("P1", "wild")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("id,status", "a,x"), "neither a column report_id nor a column group"),
+        (("report_id,stage", "a,x"), "none of the configured columns"),
+        (("report_id,status", "a,x", "a,y"), "report_id 'a' occurs twice"),
+        (("report_id,status", ",y"), "an empty report_id"),
+        (("report_id,status", "q,y"), "no report has a row: the reports have a"),
+    ],
+)
+def test_tables_that_cannot_be_joined(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
+    folder = texts(tmp_path / "texts", "a")
+    config = ReportsConfig(path=str(folder), metadata=table(tmp_path / "m.csv", *lines), label_column="status")
+    with pytest.raises(DataError, match=message):
+        read_reports(config)
+
+
+def test_a_missing_file_and_a_date_that_is_none(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "a")
+    with pytest.raises(DataError, match="no such file"):
+        read_reports(ReportsConfig(path=str(folder), metadata=str(tmp_path / "m.csv"), label_column="s"))
+    metadata = table(tmp_path / "m.csv", "report_id,signed", "a,31.5.2024")
+    with pytest.raises(DataError, match=r"not ISO 8601 dates: 31\.5\.2024"):
+        read_reports(ReportsConfig(path=str(folder), metadata=metadata, date_column="signed"))

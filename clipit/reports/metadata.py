@@ -53,7 +53,9 @@ class Metadata:
                 fix=f"write the {'ids' if self.by_report else 'groups'} of the reports into the column {name}",
             )
         if not all(matched):
-            missing = [report.report_id or report.where for report, row in zip(reports, matched, strict=True) if not row]
+            missing = [
+                report.report_id or report.where for report, row in zip(reports, matched, strict=True) if not row
+            ]
             problems.append(f"{self.path}: no row for {len(missing)} reports ({shortlist(missing, 3)})")
         unused = sorted(self.rows.keys() - set(keys))
         if unused:

@@ -1,0 +1,192 @@
+"""Assertion status of a mention, affirmed, negated or uncertain, from trigger phrases in its sentence.
+
+The method is that of NegEx (Chapman et al., J Biomed Inform 34:301, 2001) and ConText (Chapman et al., BioNLP 2007;
+Harkema, Dowling, Thornblade and Chapman, J Biomed Inform 42:839, 2009): a trigger before or after a mention changes
+its status within a scope, which ends with the sentence, at a terminating word such as "but", or after a few words.
+The lists below are clipit's own, written for pathology reports. The published implementations medspacy and negspacy
+need spaCy and its models, which are too heavy for a dependency.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clipit.reports.phrases import PhraseTree, Token, tokenize
+
+Status = Literal["affirmed", "negated", "uncertain"]
+
+WORDS_BEFORE = 6
+"""Words after a trigger that stands before a mention: the length of its scope."""
+WORDS_AFTER = 5
+"""Words before a trigger that stands after a mention."""
+
+_NEGATION_BEFORE = """
+no; not; without; never; neither; nor; no evidence of; no sign of; no signs of; no features of; no convincing;
+negative for; absence of; lack of; lacks; lacking; free of; free from; devoid of; rather than; fails to show;
+failed to show; not suspicious for; not suggestive of; no suspicion of; not consistent with; not diagnostic of;
+does not show; do not show; did not show; no evidence to suggest; no evidence of residual
+"""
+_NEGATION_NEXT_WORD = "non"
+_NEGATION_AFTER = """
+negative; absent; excluded; ruled out; none; none seen; none identified; : no; not identified; not seen; not present;
+not detected; not found; not observed; not noted; not demonstrated; not evident; not appreciated; not apparent;
+not confirmed; not involved; no longer present; cannot be identified; can not be identified; could not be identified;
+cannot be demonstrated
+"""
+_UNCERTAINTY_BEFORE = """
+possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of; suspicion for;
+suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; cannot exclude;
+can not exclude; cannot rule out; can not rule out; could not exclude; could not rule out; rule out; r/o; questionable;
+question of; may be; may represent; might be; might represent; could be; could represent; favor; favors; favored;
+favoring; favour; favours; favoured; favouring; equivocal for; borderline for; indeterminate for; pending; awaiting; if;
+whether; whether or not; evaluate for; evaluation for; assess for; assessment for; test for; tested for; testing for;
+screen for; screening for; versus; vs; differential diagnosis; differential includes; to be tested for; not certain if
+"""
+_UNCERTAINTY_AFTER = """
+?; (?); possible; probable; suspected; favored; favoured; not excluded; not ruled out; cannot be excluded;
+can not be excluded; cannot be ruled out; can not be ruled out; could not be excluded; not entirely excluded;
+not completely excluded; not definitely excluded; pending; to follow; to be determined; not performed; not tested;
+not done; not evaluated; not assessed; not determined; not available; not applicable; not requested; not reported;
+not known; unknown; cannot be determined; can not be determined; cannot be assessed; can not be assessed;
+could not be assessed; could not be determined; indeterminate; equivocal; inconclusive; questionable; recommended;
+will be performed; will be reported; has been ordered; was ordered; have been ordered; were ordered; n/a
+"""
+_ENDS = """
+;; but; however; although; though; nevertheless; nonetheless; except; except for; apart from; aside from; other than;
+yet; while; whereas; whilst; because; due to; secondary to; still
+"""
+_NO_TRIGGER = """
+not only; not necessarily; no increase; no change; no significant change; no further; gram negative; no.; with or without
+"""
+
+_END = "end"
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """Trigger phrases that stand before or after a mention."""
+
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+class Assertions:
+    """Triggers of negation and uncertainty, and how they change the mentions of a sentence."""
+
+    def __init__(self, negation: Triggers, uncertainty: Triggers) -> None:
+        """Build the triggers: those of the package, and further ones."""
+        self._triggers = PhraseTree()
+        for name, phrases in {
+            "negated before": [*_phrases(_NEGATION_BEFORE), *negation.before],
+            "negated next": _phrases(_NEGATION_NEXT_WORD),
+            "negated after": [*_phrases(_NEGATION_AFTER), *negation.after],
+            "uncertain before": [*_phrases(_UNCERTAINTY_BEFORE), *uncertainty.before],
+            "uncertain after": [*_phrases(_UNCERTAINTY_AFTER), *uncertainty.after],
+            _END: _phrases(_ENDS),
+            "none": _phrases(_NO_TRIGGER),
+        }.items():
+            for phrase in phrases:
+                self._triggers.add(phrase, name)
+
+    def statuses(self, sentence: str, mentions: Sequence[tuple[int, int]]) -> list[Status]:
+        """Determine the status of each mention of a sentence.
+
+        A trigger within a mention has no effect, and of two triggers that overlap, the longer one counts. Two negations
+        in a row ("not absent") cancel each other. A mention that is both negated and uncertain is uncertain.
+
+        Args:
+            sentence: Text of the sentence.
+            mentions: Start and end of each mention within the sentence.
+        """
+        tokens = tokenize(sentence)
+        first, last = _token_spans(tokens, mentions)
+        before: list[set[str]] = [set() for _ in tokens]
+        after: list[set[str]] = [set() for _ in tokens]
+        triggers = _without_double_negation(self._find(tokens, zip(first, last, strict=True)), tokens)
+        ends = [index for begin, end, names in triggers if _END in names for index in range(begin, end)]
+        barrier = frozenset(ends)
+        for begin, end, names in triggers:
+            for name in names:
+                status, _, place = name.partition(" ")
+                if place in ("before", "next"):
+                    words = WORDS_BEFORE if place == "before" else 1
+                    _mark_following(before, tokens, end, words, barrier, status)
+                elif place == "after":
+                    _mark_preceding(after, tokens, begin, barrier, status)
+        statuses: list[Status] = []
+        for begin, end in zip(first, last, strict=True):
+            found = before[begin] | after[end - 1] if end > begin else set()
+            statuses.append("uncertain" if "uncertain" in found else "negated" if "negated" in found else "affirmed")
+        return statuses
+
+    def _find(
+        self, tokens: Sequence[Token], mentions: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, int, Sequence[str]]]:
+        """Find triggers between mentions from left to right as (first token, token after the last, names)."""
+        found: list[tuple[int, int, Sequence[str]]] = []
+        index = 0
+        for begin, end in [*sorted(mentions), (len(tokens), len(tokens))]:
+            while index < begin:
+                after, names = self._triggers.longest(tokens, index, begin)
+                if names:
+                    found.append((index, after, names))
+                index = max(after, index + 1)
+            index = max(index, end)
+        return found
+
+
+def _phrases(text: str) -> list[str]:
+    """Split a list that is separated by semicolons; a semicolon at its start is a phrase itself."""
+    text = text.strip()
+    phrases = [";"] if text.startswith(";") else []
+    return phrases + [phrase for part in text.split(";") if (phrase := " ".join(part.split()))]
+
+
+def _token_spans(tokens: Sequence[Token], spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Return the index of the first token of each span, and that after its last one."""
+    starts, ends = [token.start for token in tokens], [token.end for token in tokens]
+    return [bisect_right(ends, start) for start, _ in spans], [bisect_left(starts, end) for _, end in spans]
+
+
+def _without_double_negation(
+    triggers: Sequence[tuple[int, int, Sequence[str]]], tokens: Sequence[Token]
+) -> list[tuple[int, int, Sequence[str]]]:
+    """Drop pairs of different negations that follow one another: "not absent", "not free of"."""
+    kept: list[tuple[int, int, Sequence[str]]] = []
+    for trigger in triggers:
+        begin, end, names = trigger
+        if kept and _negates(names) and _negates(kept[-1][2]) and kept[-1][1] == begin:
+            words = [[token.text for token in tokens[a:b]] for a, b, _ in (kept[-1], trigger)]
+            if words[0] != words[1]:
+                kept.pop()
+                continue
+        kept.append((begin, end, names))
+    return kept
+
+
+def _negates(names: Sequence[str]) -> bool:
+    return any(name.startswith("negated") for name in names)
+
+
+def _mark_following(
+    marks: list[set[str]], tokens: Sequence[Token], begin: int, words: int, barrier: frozenset[int], status: str
+) -> None:
+    """Mark the tokens in the scope of a trigger that ends before `begin`."""
+    for index in range(begin, len(tokens)):
+        if index in barrier or words == 0:
+            return
+        marks[index].add(status)
+        words -= tokens[index].is_word
+
+
+def _mark_preceding(
+    marks: list[set[str]], tokens: Sequence[Token], begin: int, barrier: frozenset[int], status: str
+) -> None:
+    """Mark the tokens in the scope of a trigger that starts at `begin`; a comma ends this scope, too."""
+    words = WORDS_AFTER
+    for index in range(begin - 1, -1, -1):
+        if index in barrier or tokens[index].text == "," or words == 0:
+            return
+        marks[index].add(status)
+        words -= tokens[index].is_word

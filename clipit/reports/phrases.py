@@ -1,0 +1,128 @@
+"""Find phrases in a text: whole words in any case, with flexible white space and hyphens, and regular expressions."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_TOKEN = re.compile(r"[^\W_]+|[^\w\s-]|_")
+
+
+class Token(NamedTuple):
+    """A word or punctuation mark in lower case, and its place in the text."""
+
+    text: str
+    start: int
+    end: int
+
+    @property
+    def is_word(self) -> bool:
+        """Whether the token is made of letters and digits."""
+        return self.text[0].isalnum()
+
+
+class Match(NamedTuple):
+    """A matched phrase: its place in the text, and the name under which the phrase is listed."""
+
+    start: int
+    end: int
+    name: str
+
+
+def tokenize(text: str) -> list[Token]:
+    """Split a text into words and punctuation marks; hyphens separate words as white space does."""
+    return [Token(found.group().casefold(), found.start(), found.end()) for found in _TOKEN.finditer(text)]
+
+
+@dataclass
+class PhraseTree:
+    """Prefix tree of phrases, token by token, with the names of each phrase at its last token."""
+
+    names: list[str] = field(default_factory=list)
+    following: "dict[str, PhraseTree]" = field(default_factory=dict)
+
+    def add(self, phrase: str, name: str) -> None:
+        """Add a phrase under a name."""
+        node = self
+        for token in tokenize(phrase):
+            node = node.following.setdefault(token.text, PhraseTree())
+        if name not in node.names:
+            node.names.append(name)
+
+    def longest(self, tokens: Sequence[Token], begin: int, stop: int | None = None) -> tuple[int, Sequence[str]]:
+        """Find the longest phrase that starts at a token and ends before `stop` (default: the end of the text).
+
+        Returns:
+            The index after its last token, and its names; `begin` and no name if no phrase starts there.
+        """
+        node, end, names = self, begin, list[str]()
+        for index in range(begin, len(tokens) if stop is None else stop):
+            following = node.following.get(tokens[index].text)
+            if following is None:
+                break
+            node = following
+            if node.names:
+                end, names = index + 1, node.names
+        return end, names
+
+
+class PhraseFinder:
+    """Finder of many phrases at once; its time does not depend on the number of phrases."""
+
+    def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
+        """Build the finder.
+
+        Args:
+            phrases: Phrases by name; those written `/.../` are regular expressions, searched one by one.
+
+        Raises:
+            re.error: A regular expression is invalid.
+        """
+        self._tree = PhraseTree()
+        self._patterns: list[tuple[re.Pattern[str], str]] = []
+        for name, texts in phrases.items():
+            for text in texts:
+                pattern = regular_expression(text)
+                if pattern is None:
+                    self._tree.add(text, name)
+                else:
+                    self._patterns.append((pattern, name))
+
+    def find(self, text: str) -> list[Match]:
+        """Find all matches in reading order, without those that lie within a longer one."""
+        found = [
+            Match(match.start(), match.end(), name)
+            for pattern, name in self._patterns
+            for match in pattern.finditer(text)
+            if match.end() > match.start()
+        ]
+        tokens = tokenize(text)
+        for begin, token in enumerate(tokens):
+            if token.text not in self._tree.following:
+                continue
+            end, names = self._tree.longest(tokens, begin)
+            found += [Match(tokens[begin].start, tokens[end - 1].end, name) for name in names]
+        return _longest_only(found)
+
+
+def regular_expression(phrase: str) -> re.Pattern[str] | None:
+    """Compile a phrase written `/.../`, case-insensitive; None for any other phrase.
+
+    Raises:
+        re.error: The regular expression is invalid.
+    """
+    if len(phrase) < 3 or not (phrase.startswith("/") and phrase.endswith("/")):
+        return None
+    return re.compile(phrase[1:-1], re.IGNORECASE)
+
+
+def _longest_only(matches: Iterable[Match]) -> list[Match]:
+    """Drop matches that lie within a longer one; matches of the same place are all kept."""
+    kept: list[Match] = []
+    reach = -1
+    for match in sorted(set(matches), key=lambda match: (match.start, -match.end, match.name)):
+        same_place = bool(kept) and (match.start, match.end) == kept[-1][:2]
+        if match.end > reach or same_place:
+            kept.append(match)
+            reach = max(reach, match.end)
+    return kept

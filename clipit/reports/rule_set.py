@@ -1,0 +1,220 @@
+"""Rule sets for labels from report text, and their YAML files."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import fingerprint
+from clipit.errors import DataError
+from clipit.reports.assertion import Assertions, Triggers
+from clipit.reports.headings import SECTIONS
+from clipit.reports.phrases import PhraseFinder, regular_expression, tokenize
+from clipit.yaml_file import load_yaml
+
+_FOLDER = Path(__file__).parent / "rule_sets"
+_KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negation", "uncertainty")
+_PLACES = ("before", "after")
+
+BOTH, NONE = "both", "none"
+"""Answers for reports with mentions of several classes, and of no class."""
+IGNORED = ""
+"""Name of the ignored phrases in the finder."""
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """Phrases per class, and how their mentions count; read one with `load_rules`.
+
+    Attributes:
+        name: Name of the set.
+        classes: Phrases of each class: whole words in any case, in which white space and hyphens are the same and may
+            be absent beside punctuation; a phrase written `/.../` is a regular expression.
+        sections: Sections in which mentions count, in lower case; empty for all.
+        negated: Class for which a negated mention of a class counts; negated mentions of other classes do not count.
+        ignored: Phrases that count for no class and hide shorter phrases within them.
+        negation: Further triggers of negation.
+        uncertainty: Further triggers of uncertainty.
+        source: Origin of the phrases.
+    """
+
+    name: str
+    classes: Mapping[str, tuple[str, ...]]
+    sections: tuple[str, ...] = ()
+    negated: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    negation: Triggers = Triggers()
+    uncertainty: Triggers = Triggers()
+    source: str = ""
+
+    @property
+    def hash(self) -> str:
+        """Fingerprint of everything but the name and the source."""
+        return fingerprint({key: value for key, value in asdict(self).items() if key not in ("name", "source")})
+
+    @cached_property
+    def finder(self) -> PhraseFinder:
+        """Finder of all phrases, by class."""
+        return PhraseFinder({**self.classes, IGNORED: self.ignored})
+
+    @cached_property
+    def assertions(self) -> Assertions:
+        """Triggers of the package and of this set."""
+        return Assertions(self.negation, self.uncertainty)
+
+
+def packaged_rules() -> list[str]:
+    """List the names of the packaged rule sets."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load_rules(name_or_path: str | Path) -> RuleSet:
+    """Read a rule set from a YAML file, or a packaged one by its name.
+
+    Keys: `name` and `classes` (class -> list of phrases) are required; `source`, `sections`, `negated` (class -> class),
+    `ignored` (list of phrases), `negation` and `uncertainty` (`before` and `after`, lists of triggers) are optional.
+
+    Raises:
+        DataError: The file does not exist, or its content is invalid; all problems are listed at once.
+    """
+    path = _find(name_or_path)
+    try:
+        raw, repeated = load_yaml(path, DataError)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
+    if not isinstance(raw, dict):
+        raise DataError("not a YAML mapping", where=path, fix="start with `name:` and `classes:`")
+    problems = [f"{key} (line {line}): is given twice; only the last one would count" for key, line in repeated]
+    problems += _problems(raw)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise DataError(
+            f"{len(problems)} problem{'s' * (len(problems) > 1)} in a rule set:\n{listed}",
+            where=path,
+            fix="correct the keys named above",
+        )
+    return RuleSet(
+        name=raw["name"],
+        classes={name: tuple(phrases) for name, phrases in raw["classes"].items()},
+        sections=tuple(raw.get("sections") or ()),
+        negated=dict(raw.get("negated") or {}),
+        ignored=tuple(raw.get("ignored") or ()),
+        negation=_triggers(raw.get("negation")),
+        uncertainty=_triggers(raw.get("uncertainty")),
+        source=str(raw.get("source") or "").strip(),
+    )
+
+
+def _find(name_or_path: str | Path) -> Path:
+    """Find a file by its path, or a packaged file by its name."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if str(name_or_path) in packaged_rules():
+        return _FOLDER / f"{name_or_path}.yaml"
+    raise DataError(
+        f"unknown rule set: {name_or_path}",
+        where=path.absolute(),
+        fix=f"use the path of a YAML file, or one of: {', '.join(packaged_rules())}",
+    )
+
+
+def _triggers(raw: Mapping[str, Any] | None) -> Triggers:
+    return Triggers(**{place: tuple(phrases) for place, phrases in (raw or {}).items()})
+
+
+def _problems(raw: Mapping[Any, Any]) -> list[str]:
+    """List all problems of a rule set."""
+    problems = [f"{key}: unknown key; known keys are {', '.join(_KEYS)}" for key in raw if key not in _KEYS]
+    if not isinstance(raw.get("name"), str) or not raw["name"].strip():
+        problems.append("name: is missing or not a string")
+    classes = raw.get("classes")
+    if not isinstance(classes, Mapping) or not classes:
+        problems.append("classes: is missing or empty; list phrases for at least one class")
+        classes = {}
+    problems += [
+        f"classes: {name!r} is not a class name; use a text other than {BOTH!r} and {NONE!r}, in quotes"
+        for name in classes
+        if not isinstance(name, str) or not name.strip() or name in (BOTH, NONE)
+    ]
+    lists = {f"classes.{name}": phrases for name, phrases in classes.items()}
+    if raw.get("ignored") is not None:
+        lists["ignored"] = raw["ignored"]
+    for key in ("negation", "uncertainty"):
+        triggers = raw.get(key) or {}
+        if not isinstance(triggers, Mapping) or not set(triggers) <= {*_PLACES}:
+            problems.append(f"{key}: must be a mapping with the keys {' and '.join(_PLACES)}")
+            continue
+        for place, phrases in triggers.items():
+            problems += _phrase_problems(f"{key}.{place}", phrases, expressions=False)
+    for key, phrases in lists.items():
+        problems += _phrase_problems(key, phrases, expressions=True)
+    return problems + _repeated_phrases(lists) + _section_problems(raw) + _negated_problems(raw, classes)
+
+
+def _phrase_problems(key: str, phrases: Any, *, expressions: bool) -> list[str]:
+    """List the problems of a list of phrases."""
+    if not isinstance(phrases, list) or not phrases:
+        return [f"{key}: must be a list of at least one phrase"]
+    problems = []
+    for index, phrase in enumerate(phrases):
+        if not isinstance(phrase, str):
+            problems.append(f"{key}[{index}]: {phrase!r} is not a string; write it in quotes")
+        elif problem := _phrase_problem(phrase, expressions):
+            problems.append(f"{key}[{index}]: {problem}")
+    return problems
+
+
+def _phrase_problem(phrase: str, expressions: bool) -> str:
+    """Describe what is wrong with a phrase; "" if nothing is."""
+    try:
+        pattern = regular_expression(phrase)
+    except re.error as error:
+        return f"{phrase!r} is not a valid regular expression: {error}"
+    if pattern is not None:
+        if not expressions:
+            return f"{phrase!r}: triggers cannot be regular expressions"
+        return f"{phrase!r} matches the empty text" if pattern.search("") else ""
+    if not tokenize(phrase):
+        return "is empty; write a phrase, or remove it"
+    if phrase.strip().startswith("-") or phrase.strip().endswith("-"):
+        return f"{phrase!r}: a hyphen at its start or end has no effect; write a regular expression: /.../"
+    return ""
+
+
+def _repeated_phrases(lists: Mapping[str, Any]) -> list[str]:
+    """List phrases that occur twice, in one class or in two."""
+    places: dict[object, list[str]] = {}
+    for key, phrases in lists.items():
+        for phrase in phrases if isinstance(phrases, list) else []:
+            if isinstance(phrase, str):
+                is_expression = len(phrase) > 2 and phrase[0] == phrase[-1] == "/"
+                same = phrase if is_expression else tuple(token.text for token in tokenize(phrase))
+                if same:
+                    places.setdefault(same, []).append(f"{key} ({phrase!r})")
+    return [f"the same phrase is given twice: {' and '.join(keys)}" for keys in places.values() if len(keys) > 1]
+
+
+def _section_problems(raw: Mapping[Any, Any]) -> list[str]:
+    sections = raw.get("sections") or []
+    if not isinstance(sections, list):
+        return ["sections: must be a list"]
+    return [
+        f"sections: unknown section {section!r}; known sections are {', '.join(SECTIONS)}"
+        for section in sections
+        if section not in SECTIONS
+    ]
+
+
+def _negated_problems(raw: Mapping[Any, Any], classes: Mapping[Any, Any]) -> list[str]:
+    negated = raw.get("negated") or {}
+    if not isinstance(negated, Mapping):
+        return ["negated: must be a mapping from classes to classes"]
+    problems = [
+        f"negated: {name!r} is not a class of this set"
+        for name in dict.fromkeys([*negated, *negated.values()])
+        if name not in classes
+    ]
+    return problems + [f"negated.{name}: must be another class" for name, other in negated.items() if name == other]

@@ -1,0 +1,117 @@
+"""Labels from report text by rules: phrases per class, with negation and uncertainty handled.
+
+A rule set lists phrases per class. Each phrase that a report contains is a mention; its sentence decides whether it is
+affirmed, negated or uncertain (`assertion.py`). A report whose mentions count for exactly one class has that class;
+otherwise its answer is "both" or "none".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from clipit.reports.assertion import Status
+from clipit.reports.cleaning import clean_text, drop_long_words
+from clipit.reports.phrases import Match
+from clipit.reports.rule_set import BOTH, IGNORED, NONE, RuleSet, load_rules
+from clipit.reports.sentences import split_sentences
+
+__all__ = ["BOTH", "NONE", "Mention", "ReportLabel", "RuleSet", "label_report", "load_rules"]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A phrase of a class in a report.
+
+    Attributes:
+        class_name: Class of the phrase, before negation is taken into account.
+        section: Section of the report.
+        sentence: Sentence that contains the phrase; two or more, if the phrase runs over their ends.
+        start: Index of the first character of the phrase in the sentence.
+        end: Index after its last character.
+        status: "affirmed", "negated" or "uncertain".
+    """
+
+    class_name: str
+    section: str
+    sentence: str
+    start: int
+    end: int
+    status: Status
+
+    @property
+    def phrase(self) -> str:
+        """The matched text."""
+        return self.sentence[self.start : self.end]
+
+
+@dataclass(frozen=True)
+class ReportLabel:
+    """Answer of the rules for one report, and the mentions that it is based on.
+
+    Attributes:
+        answer: A class, "both" or "none".
+        mentions: All mentions in the sections of the rule set, in reading order.
+    """
+
+    answer: str
+    mentions: tuple[Mention, ...]
+
+    @property
+    def uncertain_only(self) -> bool:
+        """Whether no mention counts for a class, but at least one is uncertain."""
+        return self.answer == NONE and any(mention.status == "uncertain" for mention in self.mentions)
+
+
+def label_report(text: str, rules: RuleSet) -> ReportLabel:
+    """Label one report by rules.
+
+    The text is cleaned and split into sections and sentences as for snippets. A phrase may run over the end of a
+    sentence that has no full stop, as where OCR breaks a line. Time is linear in the length of the text.
+
+    Args:
+        text: Text of the report as read.
+        rules: Rule set.
+    """
+    cleaned, _ = drop_long_words(clean_text(text))
+    mentions = _find_mentions(split_sentences(cleaned), rules)
+    counted = {
+        mention.class_name if mention.status == "affirmed" else rules.negated.get(mention.class_name)
+        for mention in mentions
+        if mention.status != "uncertain"
+    } - {None}
+    answer = str(next(iter(counted))) if len(counted) == 1 else BOTH if counted else NONE
+    return ReportLabel(answer, tuple(mentions))
+
+
+def _find_mentions(sentences: Sequence[tuple[str, str]], rules: RuleSet) -> list[Mention]:
+    """Find the mentions of a report in the sections of the rule set, in reading order."""
+    text = "\n".join(sentence for _, sentence in sentences)
+    starts = [0, *accumulate(len(sentence) + 1 for _, sentence in sentences)]
+    contexts: dict[tuple[int, int], list[Match]] = {}  # first and last sentence of a match -> matches
+    for match, first, last in _with_sentences(rules.finder.find(text), starts):
+        sections = {section for section, _ in sentences[first : last + 1]}
+        if len(sections) == 1 and (not rules.sections or sections <= {*rules.sections}):
+            contexts.setdefault((first, last), []).append(match)
+    mentions: list[Mention] = []
+    for (first, last), matches in sorted(contexts.items()):
+        begin = starts[first]
+        context = text[begin : starts[last + 1] - 1].replace("\n", " ")
+        spans = [(match.start - begin, match.end - begin) for match in matches]
+        for match, span, status in zip(matches, spans, rules.assertions.statuses(context, spans), strict=True):
+            if match.name != IGNORED:
+                mentions.append(Mention(match.name, sentences[first][0], context, *span, status))
+    return mentions
+
+
+def _with_sentences(matches: Sequence[Match], starts: Sequence[int]) -> list[tuple[Match, int, int]]:
+    """Add to each match, in reading order, the indices of the sentences in which it begins and ends."""
+    found = []
+    first = 0
+    for match in matches:
+        while starts[first + 1] <= match.start:
+            first += 1
+        last = first
+        while starts[last + 1] < match.end:
+            last += 1
+        found.append((match, first, last))
+    return found

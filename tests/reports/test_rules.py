@@ -1,0 +1,308 @@
+"""Labels from report text by rules: phrases, negation, uncertainty, and the files of rule sets."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clipit.errors import DataError
+from clipit.reports.rule_set import packaged_rules
+from clipit.reports.rules import RuleSet, label_report, load_rules
+
+TUMOUR = RuleSet(
+    "tumour",
+    {"high": ("MSI-H", "microsatellite instability-high", "grade high"), "stable": ("MSS", "MSI", "microsatellite")},
+    negated={"high": "stable"},
+)
+
+
+def statuses(text: str, rules: RuleSet = TUMOUR) -> list[tuple[str, str]]:
+    """Class and status of each mention."""
+    return [(mention.class_name, mention.status) for mention in label_report(text, rules).mentions]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The tumour is MSI-H.",
+        "the tumour is msi-h",
+        "MSI H tumour",
+        "MSI -  H tumour",
+        "Tumour (MSI\u2013H), see comment.",
+        "The carcinoma in the right colon shows a microsatellite\ninstability-high phenotype.",
+        "Microsatellite\nInstability-High",
+        "Microsatellite insta-\nbility-high",
+    ],
+)
+def test_phrases_are_found_in_any_case_with_any_white_space_hyphens_and_line_breaks(text: str) -> None:
+    assert label_report(text, TUMOUR).answer == "high"
+
+
+@pytest.mark.parametrize("text", ["XMSI-H", "MSI-High", "MSI. H", "MSI/H", "MSI, H"])
+def test_only_whole_words_match_and_punctuation_separates_them(text: str) -> None:
+    assert "high" not in dict(statuses(text))
+
+
+def test_a_longer_phrase_hides_the_shorter_ones_within_it() -> None:
+    assert statuses("MSI-H") == [("high", "affirmed")]
+    assert statuses("MSI") == [("stable", "affirmed")]
+    assert statuses("microsatellite instability high; microsatellite") == [("high", "affirmed"), ("stable", "affirmed")]
+
+
+def test_an_ignored_phrase_counts_for_no_class_and_hides_the_shorter_ones_within_it() -> None:
+    rules = RuleSet("r", {"high": ("MSI",)}, ignored=("MSI testing",))
+    assert label_report("MSI testing was performed.", rules).answer == "none"
+    assert label_report("MSI testing: MSI.", rules).answer == "high"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No evidence of MSI-H.",
+        "The tumour is not MSI-H.",
+        "Negative for MSI-H",
+        "Tumour without MSI-H.",
+        "MSI-H is not identified.",
+        "MSI-H: negative",
+        "MSI-H: no",
+        "MSI-H was ruled out.",
+        "The tumour is non-MSI-H.",
+        "No necrosis or MSI-H.",
+        "No MSI-H identified, not seen in any block.",
+    ],
+)
+def test_a_negation_before_or_after_a_mention_negates_it(text: str) -> None:
+    label = label_report(text, TUMOUR)
+    assert [mention.status for mention in label.mentions] == ["negated"]
+    assert label.answer == "stable"  # by `negated`
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No invasion of the margin, but MSI-H.",
+        "Margins are not involved; MSI-H.",
+        "No invasion was seen. MSI-H.",
+        "MSI-H, margins negative.",
+        "MSI-H. Not identified: invasion.",
+        "Not only MSI-H.",
+        "No invasion of any vessel was found in all of the many blocks of this MSI-H tumour.",
+        "MSI-H tumour of the ascending part of the colon with all margins negative.",
+    ],
+)
+def test_the_scope_of_a_negation_ends_at_but_a_semicolon_the_sentence_and_after_a_few_words(text: str) -> None:
+    assert statuses(text) == [("high", "affirmed")]
+
+
+@pytest.mark.parametrize("text", ["The tumour is not negative for MSI-H.", "MSI-H is not absent.", "No lack of MSI-H."])
+def test_a_double_negation_affirms(text: str) -> None:
+    assert statuses(text) == [("high", "affirmed")]
+
+
+def test_a_negation_on_both_sides_is_not_a_double_negation() -> None:
+    assert statuses("No MSI-H was not identified.") == [("high", "negated")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Possible MSI-H.",
+        "MSI-H cannot be excluded.",
+        "MSI-H is not excluded.",
+        "Suspicious for MSI-H.",
+        "MSI-H?",
+        "MSI-H: not tested",
+        "Probably not MSI-H.",
+        "MSI-H: pending",
+        "Rule out MSI-H.",
+    ],
+)
+def test_an_uncertain_mention_counts_for_no_class(text: str) -> None:
+    label = label_report(text, TUMOUR)
+    assert [mention.status for mention in label.mentions] == ["uncertain"]
+    assert label.answer == "none"
+    assert label.uncertain_only
+
+
+def test_a_trigger_within_a_phrase_has_no_effect_and_one_beside_it_still_has() -> None:
+    rules = RuleSet("r", {"intact": ("no loss of MLH1",), "residual": ("residual tumour",)})
+    assert statuses("No loss of MLH1.", rules) == [("intact", "affirmed")]
+    assert statuses("There is no evidence of residual tumour.", rules) == [("residual", "negated")]
+
+
+def test_the_triggers_of_a_rule_set_are_used_beside_those_of_the_package(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "name: mine\nclasses: {high: [MSI-H]}\nnegation: {before: [kein]}\nuncertainty: {after: [fraglich]}\n",
+        encoding="utf-8",
+    )
+    rules = load_rules(path)
+    assert statuses("Kein MSI-H.", rules) == statuses("No MSI-H.", rules) == [("high", "negated")]
+    assert statuses("MSI-H fraglich.", rules) == [("high", "uncertain")]
+
+
+def test_several_classes_are_both_and_no_class_is_none() -> None:
+    assert label_report("First tumour MSS. Second tumour MSI-H.", TUMOUR).answer == "both"
+    silent = label_report("Adenocarcinoma of the colon.", TUMOUR)
+    assert (silent.answer, silent.mentions, silent.uncertain_only) == ("none", (), False)
+    assert label_report("", TUMOUR).answer == "none"
+    assert not label_report("MSS. Possible MSI-H.", TUMOUR).uncertain_only
+
+
+def test_a_negated_mention_counts_for_no_class_unless_the_set_maps_it() -> None:
+    assert label_report("Not MSS.", TUMOUR).answer == "none"
+    assert label_report("Not MSS, not MSI-H.", TUMOUR).answer == "stable"
+
+
+def test_only_the_sections_of_the_set_are_read_and_each_mention_names_its_own() -> None:
+    text = "CLINICAL HISTORY:\nKnown tumour, MSI-H.\nFINAL DIAGNOSIS:\nAdenocarcinoma of the colon, MSS.\n"
+    assert label_report(text, TUMOUR).answer == "both"
+    rules = RuleSet("r", TUMOUR.classes, sections=("diagnosis",))
+    label = label_report(text, rules)
+    assert label.answer == "stable"
+    (mention,) = label.mentions
+    assert (mention.section, mention.phrase) == ("diagnosis", "MSS")
+    assert mention.sentence == "Adenocarcinoma of the colon, MSS."
+
+
+def test_a_regular_expression_is_found_and_its_mention_is_placed_in_its_sentence() -> None:
+    rules = RuleSet("r", {"7": (r"/\b3 ?\+ ?4\b/",)})
+    label = label_report("Biopsy before. GLEASON SCORE 3 + 4 = 7, no invasion.", rules)
+    (mention,) = label.mentions
+    assert (mention.phrase, mention.status) == ("3 + 4", "affirmed")
+    assert mention.sentence[mention.start :].startswith("3 + 4 = 7, no")
+
+
+def test_a_phrase_over_a_line_end_has_both_lines_as_its_sentence() -> None:
+    rules = RuleSet("r", {"4+3": (r"/primary grade: 4\s+secondary grade: 3/",)})
+    (mention,) = label_report("PRIMARY GRADE: 4\nSECONDARY GRADE: 3\n", rules).mentions
+    assert mention.sentence == "PRIMARY GRADE: 4 SECONDARY GRADE: 3"
+
+
+def test_a_report_of_one_megabyte_with_thousands_of_phrases_takes_linear_time() -> None:
+    phrases = tuple(f"marker {number} is lost" for number in range(3000))
+    rules = RuleSet("r", {"high": ("MSI-H", *phrases), "stable": ("MSS",)})
+    sentence = "The tumour with marker 7 shows no MSI-H component in any block of this case and was sampled, "
+    seconds = []
+    for repeats in (1_100, 11_000):  # 0.1 MB and 1 MB in a single sentence
+        begin = time.perf_counter()
+        label = label_report(sentence * repeats, rules)
+        seconds.append(time.perf_counter() - begin)
+        assert len(label.mentions) == repeats
+        assert {mention.status for mention in label.mentions} == {"negated"}
+    assert seconds[1] < 40 * seconds[0] + 5  # quadratic time would be a hundred times as long
+    assert seconds[1] < 120
+
+
+def test_the_sentence_of_many_mentions_is_stored_once() -> None:
+    mentions = label_report("MSI-H and " * 200, TUMOUR).mentions
+    assert len({id(mention.sentence) for mention in mentions}) == 1
+
+
+def valid() -> dict[str, Any]:
+    return {"name": "mine", "classes": {"high": ["MSI-H"], "stable": ["MSS"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"class": {}}, "class: unknown key"),
+        ({"name": None}, "name: is missing"),
+        ({"classes": {}}, "classes: is missing or empty"),
+        ({"classes": {"high": []}}, "classes.high: must be a list of at least one phrase"),
+        ({"classes": {"high": "MSI"}}, "classes.high: must be a list"),
+        ({"classes": {"high": [" "]}}, "classes.high[0]: is empty"),
+        ({"classes": {"high": ["--"]}}, "classes.high[0]: is empty"),
+        ({"classes": {"high": ["HER2-"]}}, "a hyphen at its start or end"),
+        ({"classes": {"high": [3]}}, "3 is not a string"),
+        ({"classes": {"high": ["/a(/"]}}, "'/a(/' is not a valid regular expression"),
+        ({"classes": {"high": ["/a*/"]}}, "matches the empty text"),
+        ({"classes": {"both": ["a"]}}, "'both' is not a class name"),
+        ({"classes": {1: ["a"]}}, "1 is not a class name"),
+        ({"classes": {"a": ["MSI-H"], "b": ["msi h"]}}, "classes.a ('MSI-H') and classes.b ('msi h')"),
+        ({"classes": {"a": ["/x/"], "b": ["/x/"]}}, "the same phrase is given twice"),
+        ({"ignored": ["MSS"]}, "classes.stable ('MSS') and ignored ('MSS')"),
+        ({"sections": ["Diagnosis"]}, "unknown section 'Diagnosis'"),
+        ({"sections": "diagnosis"}, "sections: must be a list"),
+        ({"negated": {"low": "high"}}, "negated: 'low' is not a class"),
+        ({"negated": {"high": "high"}}, "negated.high: must be another class"),
+        ({"negated": ["high"]}, "negated: must be a mapping"),
+        ({"negation": {"befor": ["no"]}}, "negation: must be a mapping with the keys before and after"),
+        ({"uncertainty": {"before": ["/x/"]}}, "triggers cannot be regular expressions"),
+    ],
+)
+def test_an_invalid_rule_set_is_refused_with_the_key_that_is_wrong(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump(valid() | changes), encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        load_rules(path)
+    assert expected in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_all_problems_of_a_rule_set_are_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("nam: x\nclasses:\n  a: [b]\n  a: ['/(/']\nsections: [x]\n", encoding="utf-8")
+    with pytest.raises(DataError, match="5 problems in a rule set"):
+        load_rules(path)
+
+
+def test_an_unknown_rule_set_names_the_packaged_ones() -> None:
+    with pytest.raises(DataError, match="gleason, msi"):
+        load_rules("grading")
+
+
+@pytest.mark.parametrize("name", packaged_rules())
+def test_every_packaged_rule_set_is_valid_and_has_a_fingerprint_of_its_own(name: str) -> None:
+    rules = load_rules(name)
+    assert rules.name == name
+    assert len(rules.classes) > 1
+    assert rules.hash == load_rules(name).hash != TUMOUR.hash
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("MSI-High.", "MSI-H"),
+        ("Microsatellite instability: MSS", "MSS"),
+        ("Microsatellite instability (MSI): not detected", "MSS"),
+        ("Microsatellite instability: high", "MSI-H"),
+        ("No evidence of microsatellite instability.", "MSS"),
+        ("Loss of nuclear expression of MLH1 and PMS2.", "MSI-H"),
+        ("Loss of MLH1 and PMS2. No loss of MSH2 or MSH6.", "MSI-H"),
+        ("MLH1 and PMS2 are lost; MSH2 and MSH6 retained.", "MSI-H"),
+        ("No loss of MLH1, PMS2, MSH2 or MSH6.", "MSS"),
+        ("MLH1, PMS2, MSH2 and MSH6 are intact.", "MSS"),
+        ("Mismatch repair proteins: intact nuclear expression.", "MSS"),
+        ("Mismatch repair deficient (dMMR).", "MSI-H"),
+        ("MSI testing: pending.", "none"),
+        ("MSH2 is retained.", "none"),
+        ("Microsatellite instability testing will be reported separately.", "none"),
+    ],
+)
+def test_microsatellite_status(text: str, answer: str) -> None:
+    assert label_report(text, load_rules("msi")).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Prostatic adenocarcinoma, Gleason score 3+4=7.", "grade group 2"),
+        ("GLEASON SCORE 7 (4 + 3)", "grade group 3"),
+        ("Gleason's score 3+3 = 6/10", "grade group 1"),
+        ("PRIMARY GLEASON GRADE: 3\nSECONDARY GLEASON GRADE: 5\n", "grade group 4"),
+        ("a. Primary pattern: 4/5.\nb. Secondary pattern: 5/5.\n", "grade group 5"),
+        ("Total Gleason Score: 9", "grade group 5"),
+        ("Gleason score 7.", "none"),
+        ("Size 13+4 cm.", "none"),
+        ("Gleason score 4+3=7. The biopsy showed Gleason score 3+3=6.", "grade group 3"),
+        ("Gleason score 4+3=7 on the left. Gleason score 3+3=6 on the right.", "both"),
+        ("ISUP grade 4", "grade group 4"),
+    ],
+)
+def test_gleason_grade_groups(text: str, answer: str) -> None:
+    assert label_report(text, load_rules("gleason")).answer == answer

@@ -35,8 +35,8 @@ not confirmed; not involved; no longer present; cannot be identified; can not be
 cannot be demonstrated
 """
 _UNCERTAINTY_BEFORE = """
-possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of; suspicion for;
-suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; cannot exclude;
+possible; possibly; probable; probably; likely; unlikely; perhaps; suspicious for; suspected; suspicion of;
+suspicion for; suggestive of; suggests; suggest; suggesting; concerning for; concern for; worrisome for; cannot exclude;
 can not exclude; cannot rule out; can not rule out; could not exclude; could not rule out; rule out; r/o; questionable;
 question of; may be; may represent; might be; might represent; could be; could represent; favor; favors; favored;
 favoring; favour; favours; favoured; favouring; equivocal for; borderline for; indeterminate for; pending; awaiting; if;
@@ -57,10 +57,12 @@ _ENDS = """
 yet; while; whereas; whilst; because; due to; secondary to; still
 """
 _NO_TRIGGER = """
-not only; not necessarily; no increase; no change; no significant change; no further; gram negative; no.; with or without
+not only; not necessarily; no increase; no change; no significant change; no further; gram negative; no.;
+with or without
 """
 
 _END = "end"
+_BITS = {"negated": 1, "uncertain": 2}
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,7 @@ class Assertions:
         """
         tokens = tokenize(sentence)
         first, last = _token_spans(tokens, mentions)
-        before: list[set[str]] = [set() for _ in tokens]
-        after: list[set[str]] = [set() for _ in tokens]
+        before, after = bytearray(len(tokens)), bytearray(len(tokens))  # bits of the triggers in whose scope a token is
         triggers = _without_double_negation(self._find(tokens, zip(first, last, strict=True)), tokens)
         ends = [index for begin, end, names in triggers if _END in names for index in range(begin, end)]
         barrier = frozenset(ends)
@@ -111,13 +112,15 @@ class Assertions:
                 status, _, place = name.partition(" ")
                 if place in ("before", "next"):
                     words = WORDS_BEFORE if place == "before" else 1
-                    _mark_following(before, tokens, end, words, barrier, status)
+                    _mark_following(before, tokens, end, words, barrier, _BITS[status])
                 elif place == "after":
-                    _mark_preceding(after, tokens, begin, barrier, status)
+                    _mark_preceding(after, tokens, begin, barrier, _BITS[status])
         statuses: list[Status] = []
         for begin, end in zip(first, last, strict=True):
-            found = before[begin] | after[end - 1] if end > begin else set()
-            statuses.append("uncertain" if "uncertain" in found else "negated" if "negated" in found else "affirmed")
+            found = before[begin] | after[end - 1] if end > begin else 0
+            statuses.append(
+                "uncertain" if found & _BITS["uncertain"] else "negated" if found & _BITS["negated"] else "affirmed"
+            )
         return statuses
 
     def _find(
@@ -170,23 +173,23 @@ def _negates(names: Sequence[str]) -> bool:
 
 
 def _mark_following(
-    marks: list[set[str]], tokens: Sequence[Token], begin: int, words: int, barrier: frozenset[int], status: str
+    marks: bytearray, tokens: Sequence[Token], begin: int, words: int, barrier: frozenset[int], bit: int
 ) -> None:
     """Mark the tokens in the scope of a trigger that ends before `begin`."""
     for index in range(begin, len(tokens)):
         if index in barrier or words == 0:
             return
-        marks[index].add(status)
+        marks[index] |= bit
         words -= tokens[index].is_word
 
 
 def _mark_preceding(
-    marks: list[set[str]], tokens: Sequence[Token], begin: int, barrier: frozenset[int], status: str
+    marks: bytearray, tokens: Sequence[Token], begin: int, barrier: frozenset[int], bit: int
 ) -> None:
     """Mark the tokens in the scope of a trigger that starts at `begin`; a comma ends this scope, too."""
     words = WORDS_AFTER
     for index in range(begin - 1, -1, -1):
         if index in barrier or tokens[index].text == "," or words == 0:
             return
-        marks[index].add(status)
+        marks[index] |= bit
         words -= tokens[index].is_word

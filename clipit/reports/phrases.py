@@ -31,7 +31,7 @@ class Match(NamedTuple):
 
 def tokenize(text: str) -> list[Token]:
     """Split a text into words and punctuation marks; hyphens separate words as white space does."""
-    return [Token(found.group().casefold(), found.start(), found.end()) for found in _TOKEN.finditer(text)]
+    return [Token(found.group().casefold(), *found.span()) for found in _TOKEN.finditer(text)]
 
 
 @dataclass

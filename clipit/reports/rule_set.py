@@ -45,8 +45,8 @@ class RuleSet:
     sections: tuple[str, ...] = ()
     negated: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    negation: Triggers = Triggers()
-    uncertainty: Triggers = Triggers()
+    negation: Triggers = field(default_factory=Triggers)
+    uncertainty: Triggers = field(default_factory=Triggers)
     source: str = ""
 
     @property
@@ -73,8 +73,9 @@ def packaged_rules() -> list[str]:
 def load_rules(name_or_path: str | Path) -> RuleSet:
     """Read a rule set from a YAML file, or a packaged one by its name.
 
-    Keys: `name` and `classes` (class -> list of phrases) are required; `source`, `sections`, `negated` (class -> class),
-    `ignored` (list of phrases), `negation` and `uncertainty` (`before` and `after`, lists of triggers) are optional.
+    Keys: `name` and `classes` (class -> list of phrases) are required; `source`, `sections`, `negated` (class ->
+    class), `ignored` (list of phrases), `negation` and `uncertainty` (`before` and `after`, lists of triggers) are
+    optional.
 
     Raises:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.

@@ -183,9 +183,7 @@ def _mark_following(
         words -= tokens[index].is_word
 
 
-def _mark_preceding(
-    marks: bytearray, tokens: Sequence[Token], begin: int, barrier: frozenset[int], bit: int
-) -> None:
+def _mark_preceding(marks: bytearray, tokens: Sequence[Token], begin: int, barrier: frozenset[int], bit: int) -> None:
     """Mark the tokens in the scope of a trigger that starts at `begin`; a comma ends this scope, too."""
     words = WORDS_AFTER
     for index in range(begin - 1, -1, -1):

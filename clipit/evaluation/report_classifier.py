@@ -1,0 +1,241 @@
+"""Text-only classifier of reports: logistic regression on TF-IDF or on embeddings, cross-fitted by group, calibrated."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
+
+from clipit.errors import DataError
+from clipit.evaluation.calibration import fit_temperature, with_temperature
+from clipit.evaluation.intervals import group_numbers
+
+FOLDS = 5
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Inverses of the L2 penalty, for features of norm 1 (TF-IDF) or of root mean square norm 1."""
+_MIN_PROBABILITY = 1e-6  # bounds the log loss of a class that is absent from the training documents
+_MIN_DOCUMENTS = 2  # training documents that contain a word or pair of words, below which it is dropped
+_MAX_ITERATIONS = 2000
+
+_FitFeatures = Callable[[Int64[np.ndarray, " k"]], Any]
+"""Function from the rows of the training documents to the features of all documents, a dense or sparse matrix."""
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Class probabilities of documents from models that did not see the labels of the document's own group.
+
+    Attributes:
+        probabilities: Calibrated class probabilities, one row per document.
+        folds: Fold of each document, whose model was fitted on the other folds; -1 for documents of groups without a
+            label, which get the mean over the models of all folds.
+        strengths: Selected inverse of the L2 penalty of each fold's model.
+        temperatures: Temperature of each fold's model; 1 where none could be fitted.
+        note: Sentence on the folds without a fitted temperature; "" if there are none.
+    """
+
+    probabilities: Float32[np.ndarray, "n c"]
+    folds: Int64[np.ndarray, " n"]
+    strengths: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    note: str = ""
+
+    @property
+    def temperature(self) -> float:
+        """Geometric mean of the temperatures."""
+        return float(np.exp(np.mean(np.log(self.temperatures))))
+
+
+def cross_fitted_probabilities(
+    documents: "Sequence[str] | Float[np.ndarray, 'n d']",
+    labels: Int64[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+    n_classes: int,
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+    strengths: Sequence[float] = STRENGTHS,
+) -> CrossFitted:
+    """Predict the class of each document with models fitted on the labelled documents of other groups.
+
+    Groups are drawn into folds; labels play no part in it. The model of a fold is a multinomial logistic regression on
+    the labelled documents of all other folds. Its penalty (lowest log loss) and its temperature
+    (`calibration.fit_temperature`) are chosen on predictions for the same documents, cross-fitted over those folds
+    alone. The labels of a group therefore change nothing about the predictions of its own documents.
+
+    Classes are not weighted: with equal weights for rare and frequent classes, probabilities would not be calibrated,
+    which no temperature repairs. A class that is absent from the training documents of a fold gets probability 0 there;
+    if only one class is left, the probabilities are (count + 1) / (documents + classes).
+
+    Args:
+        documents: Texts, from which TF-IDF features of words and pairs of words are computed (`tfidf_features`), or
+            embeddings, one row per document.
+        labels: Class number of each document; -1 if unknown.
+        groups: Group of each document, such as the patient; "" where unknown, for a group of its own.
+        n_classes: Number of classes.
+        folds: Number of folds; at most the number of groups with labels.
+        seed: Seed of the folds.
+        strengths: Inverses of the L2 penalty to choose from; the middle one is used where none can be chosen.
+
+    Raises:
+        DataError: Fewer than two classes or groups with labels, texts without words, or embeddings that are not finite.
+    """
+    units = group_numbers(groups)
+    labelled = np.flatnonzero(labels >= 0).astype(np.int64)
+    classes, owners = np.unique(labels[labelled]), np.unique(units[labelled])
+    if len(classes) < 2 or len(owners) < 2:
+        raise DataError(
+            f"a text classifier needs labelled reports of two classes and two groups; there are {len(classes)} classes "
+            f"and {len(owners)} groups among {len(labelled)} labelled reports",
+            where="labels of reports",
+            fix="label more reports, or use rules",
+        )
+    folds = min(folds, len(owners))
+    fold_of = np.full(int(units.max()) + 1, -1, dtype=np.int64)
+    fold_of[np.random.default_rng(seed).permutation(owners)] = np.arange(len(owners)) % folds
+    assigned = fold_of[units]
+    fit_features = embedding_features(documents) if isinstance(documents, np.ndarray) else tfidf_features(documents)
+    probabilities: Float64[np.ndarray, "n c"] = np.zeros((len(labels), n_classes))
+    without = np.flatnonzero(assigned < 0).astype(np.int64)
+    choices: list[_Choice] = []
+    for fold in range(folds):
+        train = labelled[assigned[labelled] != fold]
+        choices.append(_choose(fit_features, labels, train, assigned[train], n_classes, sorted(strengths)))
+        own = np.flatnonzero(assigned == fold).astype(np.int64)
+        predicted = _fit_and_predict(
+            fit_features(train), labels, train, np.concatenate([own, without]), n_classes, choices[-1].strength
+        )
+        scaled = with_temperature(predicted, choices[-1].temperature)
+        probabilities[own] = scaled[: len(own)]
+        probabilities[without] += scaled[len(own) :] / folds
+    missing = sum(not choice.calibrated for choice in choices)
+    note = (
+        f"{missing} of {folds} folds are not calibrated: a temperature needs at least 20 labelled reports, not all of "
+        "which are predicted correctly or no better than by chance"
+    )
+    return CrossFitted(
+        probabilities.astype(np.float32),
+        assigned,
+        tuple(choice.strength for choice in choices),
+        tuple(choice.temperature for choice in choices),
+        note if missing else "",
+    )
+
+
+def tfidf_features(texts: Sequence[str]) -> _FitFeatures:
+    """Count words and pairs of words; the TF-IDF weights depend on the training documents alone.
+
+    Words of one character are kept, because grades are single digits. Counts enter as 1 + log(count), the vectors have
+    norm 1. Words and pairs that occur in fewer than two training documents are dropped, unless all are.
+
+    Returns:
+        Function from the rows of the training documents to the features of all documents, as a sparse matrix.
+
+    Raises:
+        DataError: No text contains a word.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
+    try:
+        counts = CountVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b").fit_transform(texts).tocsc()
+    except ValueError as error:
+        raise DataError("the reports contain no words", fix="check reports.text_column") from error
+
+    def fit(train: Int64[np.ndarray, " k"]) -> Any:
+        documents = np.diff(counts[train].tocsc().indptr)
+        columns = np.flatnonzero(documents >= min(_MIN_DOCUMENTS, int(documents.max())))
+        kept = counts[:, columns].tocsr().astype(np.float64)
+        return TfidfTransformer(sublinear_tf=True).fit(kept[train]).transform(kept)
+
+    return fit
+
+
+def embedding_features(vectors: Float[np.ndarray, "n d"]) -> _FitFeatures:
+    """Centre embeddings and divide them by the root mean square of their norms, both over the training documents.
+
+    Returns:
+        Function from the rows of the training documents to the features of all documents.
+
+    Raises:
+        DataError: An embedding is not finite.
+    """
+    if not np.isfinite(vectors).all():
+        raise DataError("embeddings that are not finite", fix="check the VLM's precision (fp16 can overflow)")
+    values = vectors.astype(np.float64)
+
+    def fit(train: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, "n d"]:
+        centred = values - values[train].mean(axis=0)
+        scale = float(np.sqrt((centred[train] ** 2).sum(axis=1).mean()))
+        return np.asarray(centred / (scale or 1.0))
+
+    return fit
+
+
+def _fit_and_predict(
+    features: Any,
+    labels: Int64[np.ndarray, " n"],
+    train: Int64[np.ndarray, " k"],
+    rows: Int64[np.ndarray, " r"],
+    n_classes: int,
+    strength: float,
+) -> Float64[np.ndarray, "r c"]:
+    """Fit a logistic regression on some rows, and predict class probabilities of others."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    probabilities: Float64[np.ndarray, "r c"] = np.zeros((len(rows), n_classes))
+    counts = np.bincount(labels[train], minlength=n_classes)
+    if (counts > 0).sum() < 2:
+        probabilities[:] = (counts + 1) / (len(train) + n_classes)
+    elif len(rows):
+        model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is used
+            model.fit(features[train], labels[train])
+        probabilities[:, model.classes_] = model.predict_proba(features[rows])
+    return probabilities
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Penalty and temperature of a fold's model."""
+
+    strength: float
+    temperature: float = 1.0
+    calibrated: bool = False
+
+
+def _choose(
+    fit_features: _FitFeatures,
+    labels: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " k"],
+    folds: Int64[np.ndarray, " k"],
+    n_classes: int,
+    strengths: Sequence[float],
+) -> _Choice:
+    """Choose the penalty with the lowest log loss, and its temperature, on cross-fitted predictions for some rows.
+
+    Ties go to the stronger penalty. Without a second fold, nothing can be chosen.
+    """
+    numbers = np.unique(folds).tolist()
+    if len(numbers) < 2:
+        return _Choice(strengths[len(strengths) // 2])
+    predicted: Float64[np.ndarray, "s k c"] = np.zeros((len(strengths), len(rows), n_classes))
+    for fold in numbers:
+        train, held_out = rows[folds != fold], rows[folds == fold]
+        features = fit_features(train)
+        for row, strength in enumerate(strengths):
+            predicted[row, folds == fold] = _fit_and_predict(features, labels, train, held_out, n_classes, strength)
+    best, lowest = _Choice(strengths[0]), np.inf
+    for strength, probabilities in zip(strengths, predicted, strict=True):
+        try:
+            choice = _Choice(strength, fit_temperature(labels[rows], probabilities).value, calibrated=True)
+        except DataError:
+            choice = _Choice(strength)
+        scaled = with_temperature(probabilities, choice.temperature)[np.arange(len(rows)), labels[rows]]
+        loss = float(-np.log(np.maximum(scaled, _MIN_PROBABILITY)).mean())
+        if loss < lowest:
+            best, lowest = choice, loss
+    return best

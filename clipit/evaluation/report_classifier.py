@@ -1,4 +1,4 @@
-"""Text-only classifier of reports: logistic regression on TF-IDF or on embeddings, cross-fitted by group, calibrated."""
+"""Text-only classifier of reports: logistic regression on TF-IDF or embeddings, cross-fitted by group, calibrated."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from clipit.evaluation.calibration import fit_temperature, with_temperature
 from clipit.evaluation.intervals import group_numbers
 
 FOLDS = 5
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 """Inverses of the L2 penalty, for features of norm 1 (TF-IDF) or of root mean square norm 1."""
 _MIN_PROBABILITY = 1e-6  # bounds the log loss of a class that is absent from the training documents
 _MIN_DOCUMENTS = 2  # training documents that contain a word or pair of words, below which it is dropped

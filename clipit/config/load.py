@@ -17,6 +17,7 @@ from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_NO_TILES = ""  # path of the placeholder for tiles that a command does not need
 _LONGEST_SHOWN = 500  # characters of options in a message
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
@@ -214,11 +215,26 @@ def read_command(
     return file.run, options
 
 
+def read_reports_command(
+    description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
+) -> tuple[RunConfig, bool, argparse.Namespace]:
+    """Parse the command line of a script on reports, whose configuration may lack tiles; see `read_file_command`.
+
+    Returns:
+        The configuration, whether it names tiles, and the script's own options. Without tiles, the section `tiles` is
+        a placeholder that must not be read.
+    """
+    file, options = read_file_command(description, (), argv, extra, needs_tiles=False)
+    return file.run, file.run.tiles.path != _NO_TILES, options
+
+
 def read_file_command(
     description: str | None,
     sections: Sequence[str],
     argv: Sequence[str] | None = None,
     extra: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    needs_tiles: bool = True,
 ) -> tuple[ConfigFile, argparse.Namespace]:
     """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
 
@@ -228,6 +244,7 @@ def read_file_command(
             options. The others are validated as well.
         argv: Arguments; those of the process by default.
         extra: Further options of the script: name -> keyword arguments of `add_argument`.
+        needs_tiles: Whether the section `tiles` is required.
 
     Returns:
         The validated file, and the script's own options. The run's keys given as options are listed in `overrides`.
@@ -259,6 +276,8 @@ def read_file_command(
     overrides = merge(parsed, nested(decoded))
     values = merge(read_yaml(options.config), overrides)
     values = merge(values, nested({key: decode_text(text) for key, text in unknown.items()}))
+    if not needs_tiles and "tiles" not in values:
+        values["tiles"] = {"source": "table", "path": _NO_TILES}
     earlier = values.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
         given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]

@@ -124,6 +124,38 @@ class Cards:
 
 
 @dataclass(frozen=True)
+class Quote:
+    """A quoted text with its origin.
+
+    Attributes:
+        source: Origin of the text.
+        segments: Consecutive pieces of the text, each with the name of its mark, "" for none. The name is shown in
+            brackets behind the piece, so that marks do not depend on colour.
+    """
+
+    source: str
+    segments: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A heading, a line of facts, quotes, and a line below them; empty for no such line."""
+
+    heading: str
+    facts: str
+    quotes: Sequence[Quote]
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Quoted passages of texts, one below the other."""
+
+    passages: Sequence[Passage]
+    kind: ClassVar[str] = "passages"
+
+
+@dataclass(frozen=True)
 class Include:
     """A template of this package, such as a form that a script fills."""
 
@@ -154,7 +186,7 @@ class Folded:
     kind: ClassVar[str] = "folded"
 
 
-Part = Text | Table | Rows | Figure | Cards | Include | Links | Folded
+Part = Text | Table | Rows | Figure | Cards | Passages | Include | Links | Folded
 
 
 @dataclass(frozen=True)

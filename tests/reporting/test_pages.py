@@ -30,6 +30,9 @@ from clipit.reporting.html import (
     Include,
     Links,
     PageSection,
+    Passage,
+    Passages,
+    Quote,
     Rows,
     Table,
     Text,
@@ -123,6 +126,7 @@ def test_every_text_is_escaped_and_nothing_comes_from_outside() -> None:
         Figure(inline_svg(plot_lines({HOSTILE: ([1, 2], [1.0, 2.0])}, y_label=HOSTILE), HOSTILE), HOSTILE),
         Links([(HOSTILE, [(HOSTILE, HOSTILE)])], HOSTILE),
         Folded(HOSTILE, [Text(HOSTILE)]),
+        Passages([Passage(HOSTILE, HOSTILE, [Quote(HOSTILE, [(HOSTILE, HOSTILE), (HOSTILE, "")])], HOSTILE)]),
     ]
     text = page(HOSTILE, HOSTILE, [PageSection(HOSTILE, parts), PageSection("end", [], folded=True)])
     seen = Reader(text)

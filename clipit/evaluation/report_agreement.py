@@ -1,0 +1,133 @@
+"""Agreement of the answers for reports with reference labels, where an answer may also be "both" or "none"."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64, Shaped
+
+from clipit.evaluation.intervals import Interval, bootstrap
+from clipit.evaluation.metrics import count_scores
+
+SCORES = {
+    "accuracy": "accuracy (any other answer is wrong)",
+    "macro_f1": "macro F1",
+    "answered": "share answered with a class",
+    "accuracy_answered": "accuracy where answered with a class",
+}
+"""Scores of an agreement, and their names on pages."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Confusion table of reference classes and answers, and its scores.
+
+    Attributes:
+        title: What is compared with what.
+        classes: Reference classes, the rows of the table.
+        answers: Answers, the columns of the table: the classes, then "both" and "none" if they occur.
+        counts: Number of reports per cell.
+        groups: Number of groups (patients) of these reports.
+        scores: Value of each of `SCORES`; None where undefined.
+        intervals: 95 % bootstrap intervals over groups.
+        note: Remark on the comparison; empty for none.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    answers: tuple[str, ...]
+    counts: Int64[np.ndarray, "c a"]
+    groups: int
+    scores: dict[str, float | None]
+    intervals: dict[str, Interval]
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the table and the scores as JSON-like values."""
+        bounds = {name: [interval.low, interval.high] for name, interval in self.intervals.items()}
+        return {
+            "title": self.title,
+            "classes": list(self.classes),
+            "answers": list(self.answers),
+            "counts": self.counts.tolist(),
+            "reports": int(self.counts.sum()),
+            "groups": self.groups,
+            "scores": {
+                name: {"value": value, "low": bounds[name][0], "high": bounds[name][1]}
+                for name, value in self.scores.items()
+            },
+            "note": self.note,
+        }
+
+
+def measure_agreement(
+    title: str,
+    labels: Int64[np.ndarray, " n"],
+    answers: Sequence[str],
+    classes: Sequence[str],
+    groups: Shaped[np.ndarray, " n"],
+    *,
+    note: str = "",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Agreement:
+    """Compare answers with reference labels; an answer that is no class counts as wrong.
+
+    Macro F1 is the mean over the classes that have labels or answers; answers that are no class lower the recall of
+    their class alone.
+
+    Args:
+        title: What is compared with what.
+        labels: Reference class number of each report; reports with -1 are left out.
+        answers: Answer for each report: a class, or another text.
+        classes: Class names in the order of the class numbers.
+        groups: Group of each report, resampled as a whole; "" where unknown.
+        note: Remark on the comparison.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+    """
+    known = np.flatnonzero(labels >= 0)
+    labels, groups = labels[known], groups[known]
+    given = [answers[row] for row in known.tolist()]
+    columns = (*classes, *sorted(set(given) - {*classes}))
+    predicted = np.array([columns.index(answer) for answer in given], dtype=np.int64)
+    counts = np.zeros((len(classes), len(columns)), dtype=np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+
+    def statistics(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        return _scores(labels, predicted, len(classes), weights)
+
+    values = statistics(np.ones((len(labels), 1)))
+    return Agreement(
+        title=title,
+        classes=tuple(classes),
+        answers=columns,
+        counts=counts,
+        groups=len(set(groups.tolist()) - {""}) + int((groups == "").sum()),
+        scores={name: float(value[0]) if np.isfinite(value[0]) else None for name, value in values.items()},
+        intervals=bootstrap(statistics, groups, resamples, seed),
+        note=note,
+    )
+
+
+def _scores(
+    labels: Int64[np.ndarray, " n"],
+    predicted: Int64[np.ndarray, " n"],
+    n_classes: int,
+    weights: Float[np.ndarray, "n r"],
+) -> dict[str, Float[np.ndarray, " r"]]:
+    """Compute `SCORES` for each of r weightings; macro F1 is NaN in resamples without one of the classes."""
+    truth, answers = np.eye(n_classes)[labels], np.eye(max(n_classes, int(predicted.max(initial=0)) + 1))[predicted]
+    answers = answers[:, :n_classes]
+    true, given, hits = weights.T @ truth, weights.T @ answers, weights.T @ (truth * answers)
+    scores = count_scores(hits, true, given)
+    incomplete = ((true == 0) & (truth.sum(axis=0) > 0)).any(axis=1)
+    answered = given.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            "accuracy": scores["accuracy"],
+            "macro_f1": np.where(incomplete, np.nan, scores["macro_f1"]),
+            "answered": answered / weights.sum(axis=0),
+            "accuracy_answered": hits.sum(axis=1) / answered,
+        }

@@ -1,0 +1,164 @@
+"""Page of the labels that rules and the text classifier found in a corpus of reports, with a sample to check."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from clipit.evaluation.report_agreement import SCORES, Agreement
+from clipit.reporting.html import PageSection, Part, Passage, Passages, Quote, Table, Text, facts_table, page
+from clipit.reporting.tables import MOST_CLASSES, with_interval
+from clipit.reports.assertion import Status
+from clipit.reports.rules import BOTH, NONE, Mention, ReportLabel
+
+_AROUND = 160  # characters shown on either side of a phrase
+_MENTIONS = 8  # mentions shown per report
+_BEGINNING = 400  # characters shown of a report without a mention
+_STATUSES: tuple[Status, ...] = ("affirmed", "negated", "uncertain")
+
+
+@dataclass(frozen=True)
+class SampledReport:
+    """A report to check by eye.
+
+    Attributes:
+        report_id: Id of the report.
+        label: What the rules found.
+        facts: Further answers for this report, such as its own label, by name.
+        text: Text of the report.
+    """
+
+    report_id: str
+    label: ReportLabel
+    facts: Mapping[str, str]
+    text: str
+
+
+def report_labels_page(
+    title: str,
+    note: str,
+    facts: Mapping[str, object],
+    labels: Sequence[ReportLabel],
+    classes: Sequence[str],
+    agreements: Sequence[Agreement],
+    sample: Sequence[SampledReport],
+    problems: Sequence[str] = (),
+) -> str:
+    """Render the page as HTML.
+
+    Args:
+        title: Heading of the page.
+        note: Warning shown at the top of the page; empty for none.
+        facts: Facts about the corpus, the rule set and the classifier.
+        labels: What the rules found in each report; empty without rules.
+        classes: Classes of the rule set.
+        agreements: Agreement of each kind of label with a reference, one section each.
+        sample: Reports to check by eye.
+        problems: Remarks on skipped reports and labels, one line each.
+    """
+    sections = [PageSection("Corpus", [facts_table(facts)])]
+    if labels:
+        sections.append(PageSection("What the rules found", _counts(labels, classes)))
+    sections += [PageSection(agreement.title, _agreement(agreement)) for agreement in agreements]
+    if sample:
+        about = (
+            "Reports drawn at random for each answer, with the matched phrases marked. In brackets: the class of the "
+            "phrase and its status. Negated mentions count only where the rule set maps them to a class, uncertain "
+            "ones never."
+        )
+        sections.append(
+            PageSection("Sample to check", [Text(about), Passages([_passage(report) for report in sample])])
+        )
+    if problems:
+        sections.append(PageSection("Remarks", [Text("\n".join(problems), fixed=True)], folded=True))
+    return page(title, note, sections)
+
+
+def count_answers(labels: Sequence[ReportLabel], classes: Sequence[str]) -> dict[str, int]:
+    """Count the reports of each answer, classes first; "none" is split into uncertain mentions only, and no mention."""
+    answers = Counter(label.answer for label in labels)
+    uncertain = sum(label.uncertain_only for label in labels)
+    counts = {name: answers[name] for name in (*classes, BOTH)}
+    return counts | {
+        f"{NONE}, uncertain mentions only": uncertain,
+        f"{NONE}, no mention that counts": answers[NONE] - uncertain,
+    }
+
+
+def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]:
+    rows = [
+        [answer, count, f"{100 * count / len(labels):.1f} %"]
+        for answer, count in count_answers(labels, classes).items()
+    ]
+    mentions = [mention for label in labels for mention in label.mentions]
+    by_class = Counter((mention.class_name, mention.status) for mention in mentions)
+    by_section = Counter((mention.section, mention.status) for mention in mentions)
+    return [
+        Table(("answer", "reports", "share"), rows, caption=f"Answers for {len(labels):,} reports"),
+        Table(
+            ("class of the phrase", *_STATUSES),
+            [[name, *(by_class[name, status] for status in _STATUSES)] for name in classes],
+            caption="Mentions by class and status",
+        ),
+        Table(
+            ("section", *_STATUSES),
+            [
+                [name, *(by_section[name, status] for status in _STATUSES)]
+                for name in sorted({mention.section for mention in mentions})
+            ],
+            caption="Mentions by section and status",
+        ),
+    ]
+
+
+def _agreement(agreement: Agreement) -> list[Part]:
+    parts: list[Part] = [Text(agreement.note)] if agreement.note else []
+    parts.append(
+        Table(
+            ("score", "value [95 % interval]"),
+            [
+                [
+                    SCORES.get(name, name),
+                    with_interval(value, agreement.intervals[name].low, agreement.intervals[name].high),
+                ]
+                for name, value in agreement.scores.items()
+            ],
+            caption=f"{int(agreement.counts.sum()):,} labelled reports of {agreement.groups:,} groups; intervals by "
+            "bootstrap over groups",
+        )
+    )
+    if len(agreement.answers) > MOST_CLASSES:
+        return parts
+    counts = agreement.counts.tolist()
+    shares = (agreement.counts / agreement.counts.sum(axis=1, keepdims=True).clip(min=1)).tolist()
+    parts.append(
+        Table(
+            ("label \\ answer", *agreement.answers),
+            [[name, *row] for name, row in zip(agreement.classes, counts, strict=True)],
+            caption="Reports by label (rows) and answer (columns)",
+            shades=shares,
+        )
+    )
+    return parts
+
+
+def _passage(report: SampledReport) -> Passage:
+    """Quote the mentions of a report, or its beginning if there are none."""
+    mentions = report.label.mentions
+    answer = f"{report.label.answer}, uncertain mentions only" if report.label.uncertain_only else report.label.answer
+    facts = [f"rules: {answer}", *(f"{name}: {value}" for name, value in report.facts.items())]
+    quotes = [_quote(mention) for mention in mentions[:_MENTIONS]]
+    if not mentions:
+        text = " ".join(report.text.split())
+        shown = text if len(text) <= _BEGINNING else f"{text[:_BEGINNING]} ..."
+        quotes = [Quote("no phrase found; beginning of the report", [(shown, "")])]
+    more = len(mentions) - _MENTIONS
+    return Passage(report.report_id, "; ".join(facts), quotes, f"and {more} more mentions" if more > 0 else "")
+
+
+def _quote(mention: Mention) -> Quote:
+    """Quote the sentence around a mention, with the phrase marked."""
+    before, after = mention.sentence[: mention.start], mention.sentence[mention.end :]
+    before = before if len(before) <= _AROUND else f"... {before[-_AROUND:]}"
+    after = after if len(after) <= _AROUND else f"{after[:_AROUND]} ..."
+    mark = f"{mention.class_name}, {mention.status}"
+    return Quote(f"section {mention.section}", [(before, ""), (mention.phrase, mark), (after, "")])

@@ -1,0 +1,136 @@
+"""Page and tables of the labels of a corpus of reports: report_labels.html, .json and .csv."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipit.artifacts import whole_file, write_json
+from clipit.config.run import RunConfig
+from clipit.evaluation.report_agreement import Agreement
+from clipit.reporting.html import write_page
+from clipit.reporting.report_labels_page import SampledReport, count_answers, report_labels_page
+from clipit.workspace.report_labels import CorpusLabels, measure_own_labels
+
+_COLUMNS = (
+    "report_id", "group", "label", "answer", "uncertain_only", "text_class", "text_probability", "mentions",
+)  # fmt: skip
+
+
+def write_report_labels(
+    config: RunConfig, labels: CorpusLabels, *, further: Sequence[Agreement] = (), per_answer: int = 5
+) -> Path:
+    """Write the page, and the answers as JSON and CSV, to `<output>/report_labels/<name>`.
+
+    Args:
+        config: Configuration of the labels.
+        labels: Labels from `label_corpus`.
+        further: Further agreements to show, such as that with labelled tiles.
+        per_answer: Number of reports to check for each answer.
+
+    Returns:
+        Path of the page, report_labels.html; report_labels.json and report_labels.csv stand beside it.
+    """
+    folder = config.output / "report_labels" / config.name
+    agreements = [*measure_own_labels(labels, config.seed), *further]
+    facts = _facts(config, labels)
+    records = [_record(labels, row) for row in range(len(labels.reports))]
+    write_json(
+        folder / "report_labels.json",
+        {
+            "facts": facts,
+            "classes": list(labels.classes),
+            "rules": labels.rules.hash if labels.rules else None,
+            "answers": count_answers(labels.found, labels.classes) if labels.found else {},
+            "agreements": [agreement.as_dict() for agreement in agreements],
+            "notes": list(labels.notes),
+            "reports": records,
+        },
+    )
+    with (
+        whole_file(folder / "report_labels.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(record | {"mentions": _mentions_text(record["mentions"])} for record in records)
+    path = folder / "report_labels.html"
+    text = report_labels_page(
+        f"{config.name}: labels from reports",
+        config.note.strip(),
+        facts,
+        labels.found,
+        labels.classes,
+        agreements,
+        sample_reports(labels, per_answer, config.seed),
+        labels.notes,
+    )
+    write_page(path, text)
+    return path
+
+
+def sample_reports(labels: CorpusLabels, per_answer: int, seed: int) -> list[SampledReport]:
+    """Draw reports for each answer of the rules; reports with uncertain mentions only are drawn apart from "none"."""
+    strata: dict[str, list[int]] = {}
+    for row in sorted(range(len(labels.found)), key=lambda row: labels.reports[row].report_id):
+        found = labels.found[row]
+        strata.setdefault("uncertain" if found.uncertain_only else found.answer, []).append(row)
+    order = [*labels.classes, "both", "uncertain", "none"]
+    generator = np.random.default_rng(seed)
+    sample: list[SampledReport] = []
+    for answer in sorted(strata, key=order.index):
+        rows = strata[answer]
+        for row in sorted(generator.permutation(rows)[:per_answer].tolist()):
+            record = _record(labels, row)
+            facts = {"own label": record["label"] or "unknown"}
+            if record["text_class"]:
+                facts["text classifier"] = f"{record['text_class']} ({record['text_probability']:.2f})"
+            report = labels.reports[row]
+            sample.append(SampledReport(report.report_id, labels.found[row], facts, report.text))
+    return sample
+
+
+def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
+    patients = set(labels.patients.tolist()) - {""}
+    facts: dict[str, Any] = {
+        "reports": len(labels.reports),
+        "patients": len(patients),
+        "reports with a label of their own that is a class": int((labels.own >= 0).sum()),
+        "source": Path(config.reports.path).name if config.reports else "",
+    }
+    if labels.rules is not None:
+        facts["rule set"] = f"{labels.rules.name} ({labels.rules.hash})"
+        facts["sections read"] = ", ".join(labels.rules.sections) or "all"
+    facts["text classifier"] = "not fitted" if labels.probabilities is None else "TF-IDF, cross-fitted by patient"
+    return facts
+
+
+def _record(labels: CorpusLabels, row: int) -> dict[str, Any]:
+    """Collect what is known about one report."""
+    report = labels.reports[row]
+    found = labels.found[row] if labels.found else None
+    record: dict[str, Any] = {
+        "report_id": report.report_id,
+        "group": report.group,
+        "label": labels.classes[labels.own[row]] if labels.own[row] >= 0 else None,
+        "answer": found.answer if found else None,
+        "uncertain_only": found.uncertain_only if found else None,
+        "text_class": None,
+        "text_probability": None,
+        "mentions": [asdict(mention) for mention in found.mentions] if found else [],
+    }
+    if labels.probabilities is not None:
+        best = int(labels.probabilities[row].argmax())
+        record["text_class"] = labels.classes[best]
+        record["text_probability"] = round(float(labels.probabilities[row, best]), 4)
+    return record
+
+
+def _mentions_text(mentions: Sequence[dict[str, Any]]) -> str:
+    """Format mentions for one cell: "MSI-H, negated, diagnosis: microsatellite instability; ..."."""
+    return "; ".join(
+        f"{m['class_name']}, {m['status']}, {m['section']}: {m['sentence'][m['start'] : m['end']]}" for m in mentions
+    )

@@ -1,0 +1,173 @@
+"""Labels of a whole corpus of reports, by rules and by a text classifier, and their agreement with its own labels."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64, Shaped
+
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError, DataError, shortlist
+from clipit.evaluation.report_agreement import Agreement, measure_agreement
+from clipit.evaluation.report_classifier import cross_fitted_probabilities
+from clipit.pairing.leaks import patient_of, report_leaks
+from clipit.progress import progress
+from clipit.reports.readers import Report, read_reports
+from clipit.reports.rules import ReportLabel, RuleSet, label_report, load_rules
+from clipit.tiles.load import read_tiles
+
+
+@dataclass(frozen=True)
+class CorpusLabels:
+    """Reports of a corpus with their own labels, the answers of the rules, and those of the text classifier.
+
+    Attributes:
+        reports: Reports, without those of patients with validation or test tiles.
+        classes: Class names.
+        own: Class number of each report's own label; -1 if it has none, or one that is no class.
+        rules: Rule set; None if none is configured.
+        found: What the rules found in each report; empty without rules.
+        probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
+        notes: Remarks on skipped reports, labels and the classifier, one line each.
+    """
+
+    reports: tuple[Report, ...]
+    classes: tuple[str, ...]
+    own: Int64[np.ndarray, " n"]
+    rules: RuleSet | None
+    found: tuple[ReportLabel, ...]
+    probabilities: Float32[np.ndarray, "n c"] | None
+    notes: tuple[str, ...]
+
+    @property
+    def patients(self) -> Shaped[np.ndarray, " n"]:
+        """Patient of each report; "" if unknown."""
+        return np.array([patient_of(report) for report in self.reports], dtype=np.str_)
+
+    @property
+    def text_classes(self) -> list[str]:
+        """Most probable class of each report by the text classifier; empty if it was not fitted."""
+        if self.probabilities is None:
+            return []
+        return [self.classes[number] for number in self.probabilities.argmax(axis=1).tolist()]
+
+
+def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> CorpusLabels:
+    """Label the reports of a configuration by `soft_labels.own_report.rules`, and by a TF-IDF text classifier.
+
+    The classifier is fitted on the reports' own labels, cross-fitted by patient.
+
+    Args:
+        config: Configuration with reports.
+        tiles: Whether the configuration names tiles; reports of patients with validation or test tiles are then
+            left out.
+        classifier: Whether to fit the text classifier, which takes minutes for thousands of labelled reports.
+
+    Raises:
+        ConfigError: There is neither a rule set nor a column of labels.
+        DataError: The reports or the rule set cannot be read, or no label is a class.
+    """
+    if config.reports is None:
+        raise ConfigError("this command needs reports", where="reports", fix="set reports.path")
+    section = config.soft_labels.own_report
+    if section.rules is None and config.reports.label_column is None:
+        raise ConfigError(
+            "this command needs rules, or labels of the reports",
+            where="soft_labels.own_report.rules and reports.label_column",
+            fix="set one of them, or both to compare them",
+        )
+    rules = load_rules(section.rules) if section.rules is not None else None
+    corpus = read_reports(config.reports)
+    notes = list(corpus.problems)
+    reports = _without_later_patients(corpus.reports, config, notes) if tiles else corpus.reports
+    mapped = [_mapped(report.label, section.class_map) for report in reports]
+    classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)
+    own = _class_numbers(reports, mapped, classes, notes)
+    found: list[ReportLabel] = []
+    if rules is not None:
+        with progress("reports labelled by rules", len(reports)) as advance:
+            for report in reports:
+                found.append(label_report(report.text, rules))
+                advance()
+    probabilities = None
+    if classifier and (own >= 0).any():
+        groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
+        try:
+            fitted = cross_fitted_probabilities(
+                [report.text for report in reports], own, groups, len(classes), seed=config.seed
+            )
+            probabilities = fitted.probabilities
+            notes += [f"text classifier: {fitted.note}"] if fitted.note else []
+        except DataError as error:
+            notes.append(f"text classifier not fitted: {str(error).splitlines()[0]}")
+    return CorpusLabels(tuple(reports), classes, own, rules, tuple(found), probabilities, tuple(notes))
+
+
+def measure_own_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
+    """Measure the agreement of the rules and of the text classifier with the reports' own labels, where they exist."""
+    if not (labels.own >= 0).any():
+        return []
+    agreements = []
+    for title, answers, note in (
+        ("Rules and the reports' own labels", [label.answer for label in labels.found], ""),
+        (
+            "Text classifier and the reports' own labels",
+            labels.text_classes,
+            "Logistic regression on TF-IDF of words and word pairs. It is fitted on these labels, cross-fitted by "
+            "patient: no label of a patient was used for the predictions of that patient's reports.",
+        ),
+    ):
+        if answers:
+            agreements.append(
+                measure_agreement(title, labels.own, answers, labels.classes, labels.patients, note=note, seed=seed)
+            )
+    return agreements
+
+
+def _without_later_patients(reports: tuple[Report, ...], config: RunConfig, notes: list[str]) -> tuple[Report, ...]:
+    """Drop the reports of patients with validation or test tiles."""
+    leaks = {leak.id for leak in report_leaks(reports, read_tiles(config.tiles, check=False))}
+    if leaks:
+        notes.append(f"{len(leaks)} reports of patients with validation or test tiles left out")
+    kept = tuple(report for report in reports if report.report_id not in leaks)
+    if not kept:
+        raise DataError(
+            "every report is of a patient with validation or test tiles",
+            where=config.reports.path if config.reports else "reports",
+            fix="add reports of training patients",
+        )
+    return kept
+
+
+def _mapped(label: str | None, class_map: dict[str, str]) -> str | None:
+    """Map a report's own label to its class; None if it has none."""
+    return label if label is None or not class_map else class_map.get(label)
+
+
+def _label_classes(mapped: Sequence[str | None], class_map: dict[str, str]) -> tuple[str, ...]:
+    """Return the classes of the labels: in the order of the class map, or sorted."""
+    names = {name for name in mapped if name is not None}
+    return tuple(dict.fromkeys(class_map.values())) if class_map else tuple(sorted(names))
+
+
+def _class_numbers(
+    reports: Sequence[Report], mapped: Sequence[str | None], classes: Sequence[str], notes: list[str]
+) -> Int64[np.ndarray, " n"]:
+    """Number the classes of the reports' own labels, and count the labels that are no class."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    own = np.array([numbers.get(name or "", -1) for name in mapped], dtype=np.int64)
+    labelled = [report.label for report in reports if report.label is not None]
+    other = Counter(
+        report.label for report, number in zip(reports, own.tolist(), strict=True) if report.label and number < 0
+    )
+    if labelled and not (own >= 0).any():
+        raise DataError(
+            f"no label of a report is a class; labels: {shortlist(sorted(other))}; classes: {shortlist(classes)}",
+            where="reports.label_column",
+            fix="map labels to classes with soft_labels.own_report.class_map",
+        )
+    if other:
+        listed = shortlist([f"{label}: {count}" for label, count in other.most_common()])
+        notes.append(f"{sum(other.values())} reports with labels that are no class ({listed})")
+    return own

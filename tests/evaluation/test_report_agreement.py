@@ -1,0 +1,55 @@
+"""Agreement of answers that may be no class with reference labels."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from clipit.evaluation.report_agreement import measure_agreement
+
+
+def test_scores_equal_those_of_scikit_learn_with_other_answers_as_errors() -> None:
+    generator = np.random.default_rng(0)
+    classes = ["a", "b", "c"]
+    labels = generator.integers(-1, 3, 200)
+    answers = [str(answer) for answer in generator.choice([*classes, "both", "none"], 200)]
+    agreement = measure_agreement("t", labels, answers, classes, np.arange(200).astype(str), resamples=50)
+    known = labels >= 0
+    truth = [classes[number] for number in labels[known]]
+    given = [answer for answer, kept in zip(answers, known, strict=True) if kept]
+    assert agreement.scores["accuracy"] == pytest.approx(accuracy_score(truth, given))
+    expected = f1_score(truth, given, labels=classes, average="macro")
+    assert agreement.scores["macro_f1"] == pytest.approx(expected)
+    answered = [answer in classes for answer in given]
+    assert agreement.scores["answered"] == pytest.approx(np.mean(answered))
+    right = [a == b for a, b, kept in zip(truth, given, answered, strict=True) if kept]
+    assert agreement.scores["accuracy_answered"] == pytest.approx(np.mean(right))
+    assert agreement.answers == ("a", "b", "c", "both", "none")
+    assert agreement.counts.sum() == known.sum() == agreement.groups
+    for name, value in agreement.scores.items():
+        interval = agreement.intervals[name]
+        assert value is not None and interval.low is not None and interval.high is not None
+        assert interval.low < value < interval.high
+
+
+def test_groups_are_resampled_as_a_whole() -> None:
+    labels = np.array([0, 1] * 50)
+    answers = ["a", "b"] * 40 + ["none"] * 20
+    narrow = measure_agreement("t", labels, answers, ["a", "b"], np.full(100, "")).intervals["accuracy"]
+    few = np.repeat([f"g{i}" for i in range(5)], 20)
+    agreement = measure_agreement("t", labels, answers, ["a", "b"], few)
+    wide = agreement.intervals["accuracy"]
+    assert agreement.groups == 5
+    assert wide.low is not None and wide.high is not None and narrow.low is not None and narrow.high is not None
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_an_agreement_without_any_answer_is_undefined_and_can_be_written_as_json() -> None:
+    labels = np.array([0, 1, 0, 1])
+    agreement = measure_agreement("t", labels, ["none"] * 4, ["a", "b"], np.array(["p", "q", "r", "s"]))
+    assert agreement.scores["accuracy"] == 0
+    assert agreement.scores["accuracy_answered"] is None
+    written = json.loads(json.dumps(agreement.as_dict(), allow_nan=False))
+    assert written["counts"] == [[0, 0, 2], [0, 0, 2]]
+    assert written["scores"]["accuracy_answered"] == {"value": None, "low": None, "high": None}

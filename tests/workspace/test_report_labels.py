@@ -1,0 +1,254 @@
+"""Labels of a corpus of reports: what is counted, compared, left out, sampled and written."""
+
+import csv
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from clipit.config.load import nested, read_reports_command
+from clipit.errors import ConfigError, DataError
+from clipit.evaluation.report_agreement import measure_agreement
+from clipit.workspace.report_label_files import sample_reports, write_report_labels
+from clipit.workspace.report_labels import CorpusLabels, label_corpus, measure_own_labels
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "report_labels.py"
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
+TEXTS = {
+    "unstable": "Adenocarcinoma. The tumour is MSI-H.",
+    "negated": "Adenocarcinoma. No evidence of microsatellite instability.",
+    "stable": f"Adenocarcinoma {HOSTILE} of the colon is MSS.",
+    "both": "First tumour MSS. Second tumour MSI-H.",
+    "uncertain": "MSI-H cannot be excluded.",
+    "silent": "Adenocarcinoma of the colon.",
+}
+TRUTH = {"unstable": "instable", "negated": "stable", "stable": "stable", "both": "stable", "uncertain": "instable"}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write_files(tmp_path: Path) -> Write:
+    """A corpus of 60 reports with labels, and a configuration without tiles; further keys may be changed."""
+
+    def write(**changes: Any) -> Path:
+        with (tmp_path / "reports.jsonl").open("w", encoding="utf-8") as stream:
+            for number in range(60):
+                kind = list(TEXTS)[number % len(TEXTS)]
+                row = {"id": f"r{number:02d}", "text": TEXTS[kind], "patient": f"p{number // 2}"}
+                stream.write(json.dumps(row | {"msi": TRUTH.get(kind, "not done")}) + "\n")
+        values = {
+            "name": "msi",
+            "output": str(tmp_path / "out"),
+            "reports.path": str(tmp_path / "reports.jsonl"),
+            "reports.id_column": "id",
+            "reports.group_column": "patient",
+            "reports.label_column": "msi",
+            "soft_labels.own_report.rules": "msi",
+            "soft_labels.own_report.class_map": {"instable": "MSI-H", "stable": "MSS"},
+        } | {key.replace("__", "."): value for key, value in changes.items()}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(nested({k: v for k, v in values.items() if v is not None})), encoding="utf-8")
+        return path
+
+    return write
+
+
+def label(path: Path, **options: Any) -> CorpusLabels:
+    config, tiles, _ = read_reports_command("", ["--config", str(path)])
+    return label_corpus(config, tiles=tiles, **options)
+
+
+def test_the_answers_of_the_rules_are_counted_and_compared_with_the_labels(write_files: Write) -> None:
+    labels = label(write_files())
+    assert [found.answer for found in labels.found[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
+    assert [found.uncertain_only for found in labels.found[:6]] == [False] * 4 + [True, False]
+    assert any("10 reports with labels that are no class (not done: 10)" in note for note in labels.notes)
+    rules, text = measure_own_labels(labels)
+    assert rules.answers == ("MSI-H", "MSS", "both", "none")
+    assert rules.counts.tolist() == [[10, 0, 0, 10], [0, 20, 10, 0]]
+    assert rules.scores["accuracy"] == pytest.approx(0.6)
+    assert rules.scores["accuracy_answered"] == 1
+    assert text.scores["accuracy"] == 1  # each text has one label
+    assert text.groups == rules.groups == 30
+
+
+def test_the_configuration_needs_no_tiles_but_reports_and_rules_or_labels(write_files: Write) -> None:
+    config, tiles, _ = read_reports_command("", ["--config", str(write_files())])
+    assert not tiles
+    with pytest.raises(ConfigError, match="needs rules, or labels"):
+        label(write_files(**{"soft_labels__own_report__rules": None, "reports__label_column": None}))
+    with pytest.raises(ConfigError, match="needs reports"):
+        label_corpus(config.model_copy(update={"reports": None}), tiles=False)
+    with pytest.raises(ConfigError, match=r"unknown key 'reports\.paht'"):
+        read_reports_command("", ["--config", str(write_files(reports__paht="x"))])
+
+
+def test_without_rules_only_the_classifier_is_compared(write_files: Write) -> None:
+    labels = label(write_files(soft_labels__own_report__rules=None))
+    assert labels.classes == ("MSI-H", "MSS")
+    assert labels.found == ()
+    assert [agreement.title for agreement in measure_own_labels(labels)] == [
+        "Text classifier and the reports' own labels"
+    ]
+
+
+def test_without_labels_only_the_rules_are_shown(write_files: Write) -> None:
+    labels = label(write_files(reports__label_column=None))
+    assert len(labels.found) == 60
+    assert labels.probabilities is None
+    assert measure_own_labels(labels) == []
+
+
+def test_labels_that_are_no_class_are_refused_if_there_is_no_other(write_files: Write) -> None:
+    with pytest.raises(DataError, match="labels: instable, not done, stable; classes: MSI-H, MSS"):
+        label(write_files(soft_labels__own_report__class_map=None))
+
+
+def test_a_classifier_that_cannot_be_fitted_is_noted(write_files: Write) -> None:
+    labels = label(write_files(soft_labels__own_report__class_map={"stable": "MSS"}))
+    assert labels.probabilities is None
+    assert any(note.startswith("text classifier not fitted: a text classifier needs") for note in labels.notes)
+
+
+def test_reports_of_patients_with_test_tiles_are_left_out(
+    world: dict[str, Any], write_files: Write, tmp_path: Path
+) -> None:
+    table = tmp_path / "tiles.csv"
+    with Path(world["tiles"]["path"]).open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"group": {"test": "p3", "train": "p4"}.get(row["split"], "other")} for row in rows)
+    images = str(Path(world["tiles"]["path"]).parent)
+    tiles = {"source": "table", "path": str(table), "images": images}
+    labels = label(write_files(tiles=tiles), classifier=False)
+    assert len(labels.reports) == 58
+    assert "p3" not in labels.patients.tolist()
+    assert "p4" in labels.patients.tolist()
+    assert "2 reports of patients with validation or test tiles left out" in labels.notes
+
+
+def test_the_sample_has_reports_of_every_answer_and_depends_on_the_seed(write_files: Write) -> None:
+    labels = label(write_files(), classifier=False)
+    sample = sample_reports(labels, 3, seed=0)
+    answers = ["uncertain" if s.label.uncertain_only else s.label.answer for s in sample]
+    assert answers == [name for name in ("MSI-H", "MSS", "both", "uncertain", "none") for _ in range(3)]
+    ids = [s.report_id for s in sample]
+    assert ids == [s.report_id for s in sample_reports(labels, 3, seed=0)]
+    assert ids != [s.report_id for s in sample_reports(labels, 3, seed=1)]
+
+
+def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_reports(
+    write_files: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report_labels.py", "--config", str(write_files()), "--per-answer", "2"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    folder = tmp_path / "out" / "report_labels" / "msi"
+    assert str(folder / "report_labels.html") in capsys.readouterr().out
+    text = (folder / "report_labels.html").read_text(encoding="utf-8")
+    assert "<mark>microsatellite instability</mark> <strong>[MSI-H, negated]</strong>" in text
+    assert "<mark>MSI-H</mark> <strong>[MSI-H, uncertain]</strong>" in text
+    assert "no phrase found; beginning of the report" in text
+    assert "rules: none, uncertain mentions only" in text
+    assert "<img" not in text
+    assert "Content-Security-Policy" in text
+    values = json.loads((folder / "report_labels.json").read_text(encoding="utf-8"))
+    assert values["answers"] == {
+        "MSI-H": 10,
+        "MSS": 20,
+        "both": 10,
+        "none, uncertain mentions only": 10,
+        "none, no mention that counts": 10,
+    }
+    assert [agreement["reports"] for agreement in values["agreements"]] == [50, 50]
+    (mention,) = values["reports"][1]["mentions"]
+    assert mention["sentence"][mention["start"] : mention["end"]] == "microsatellite instability"
+    with (folder / "report_labels.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["report_id"] for row in rows] == [f"r{number:02d}" for number in range(60)]
+    assert rows[1]["mentions"] == "MSI-H, negated, unknown: microsatellite instability"
+    assert (rows[1]["answer"], rows[1]["label"], rows[1]["text_class"]) == ("MSS", "MSS", "MSS")
+    assert (rows[5]["answer"], rows[5]["label"], rows[5]["mentions"]) == ("none", "", "")
+
+
+def test_further_agreements_have_a_section_of_their_own(write_files: Write) -> None:
+    path = write_files()
+    config, tiles, _ = read_reports_command("", ["--config", str(path)])
+    labels = label_corpus(config, tiles=tiles, classifier=False)
+    answers = [found.answer for found in labels.found]
+    further = measure_agreement(
+        "Rules and labelled tiles", np.zeros(60, dtype=np.int64), answers, labels.classes, labels.patients
+    )
+    page = write_report_labels(config, labels, further=[further])
+    assert "Rules and labelled tiles</h2>" in page.read_text(encoding="utf-8")
+
+
+DATA = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
+REPORTS, WORKBOOK = DATA / "tcga_prad_reports_denoised.zip", DATA / "tcga_prad_gleason_labels.xlsx"
+
+
+@pytest.mark.skipif(not WORKBOOK.is_file(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+def test_the_gleason_rules_agree_with_the_published_grades_of_the_prostate_reports(tmp_path: Path) -> None:
+    table = tmp_path / "grades.csv"
+    write_grade_groups(WORKBOOK, table)
+    values = {
+        "output": str(tmp_path),
+        "reports.path": str(REPORTS),
+        "reports.format": "tcga",
+        "reports.metadata": str(table),
+        "reports.label_column": "grade_group",
+        "soft_labels.own_report.rules": "gleason",
+    }
+    (tmp_path / "prostate.yaml").write_text(yaml.safe_dump(nested(values)), encoding="utf-8")
+    labels = label(tmp_path / "prostate.yaml", classifier=False)
+    held_out = sorted(set(labels.patients[labels.own >= 0].tolist()))[1::2]  # the rules were written on the others
+    own = np.where(np.isin(labels.patients, held_out), labels.own, -1)
+    answers = [found.answer for found in labels.found]
+    agreement = measure_agreement("held out", own, answers, labels.classes, labels.patients)
+    assert agreement.counts.sum() == 198
+    assert (agreement.scores["macro_f1"] or 0) > 0.88
+    assert (agreement.scores["accuracy_answered"] or 0) > 0.97
+    assert (agreement.scores["answered"] or 0) > 0.8
+
+
+def write_grade_groups(workbook: Path, table: Path) -> None:
+    """Write the ISUP grade group of each patient, from the primary and secondary pattern in the workbook."""
+    groups = {(3, 4): 2, (4, 3): 3}
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("group", "grade_group"))
+        for row in read_first_sheet(workbook):
+            if row.get("B", "").startswith("TCGA-") and "H" in row:
+                patterns = int(float(row["H"])), int(float(row["I"]))
+                group = groups.get(patterns, {6: 1, 8: 4}.get(sum(patterns), 5 if sum(patterns) > 8 else 1))
+                writer.writerow((row["B"], f"grade group {group}"))
+
+
+def read_first_sheet(workbook: Path) -> list[dict[str, str]]:
+    """Read the rows of the first sheet of an .xlsx file, by column letter."""
+    import zipfile
+    from xml.etree import ElementTree
+
+    name = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+    with zipfile.ZipFile(workbook) as archive:
+        strings = ElementTree.fromstring(archive.read("xl/sharedStrings.xml")).iter(f"{name}si")
+        shared = ["".join(part.text or "" for part in item.iter(f"{name}t")) for item in strings]
+        sheet = ElementTree.fromstring(archive.read("xl/worksheets/sheet1.xml"))
+    rows = []
+    for row in sheet.iter(f"{name}row"):
+        cells = {}
+        for cell in row.iter(f"{name}c"):
+            value = cell.find(f"{name}v")
+            if value is not None and value.text is not None:
+                text = shared[int(value.text)] if cell.get("t") == "s" else value.text
+                cells[(cell.get("r") or "").rstrip("0123456789")] = text
+        rows.append(cells)
+    return rows

@@ -100,8 +100,8 @@ def pair_tiles(
         k: Maximum number of snippets per tile.
         block: Tiles per search; memory depends on it, not on the number of tiles.
         rules: Pairing rules, of which k, block and index are ignored; None for no rules.
-        sources: Table snippet_sources, for the rules `organs` and `exclude_same_group`.
-        groups: Tile id -> group, for `exclude_same_group`.
+        sources: Table snippet_sources, for the rules `organs`, `exclude_same_group` and `reports`.
+        groups: Tile id -> group, for `exclude_same_group` and `reports`.
 
     Raises:
         ArtifactError: Index and tiles come from different VLMs.
@@ -122,7 +122,7 @@ def pair_tiles(
         "nprobe": index.nprobe,
         **rule_keys,
     }
-    if rules.exclude_same_group:
+    if rules.exclude_same_group or rules.reports != "any":
         inputs["groups"] = fingerprint([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()])
 
     def make(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from clipit.config.run import PairingConfig
 from clipit.errors import ConfigError, DataError
 from clipit.pairing.correction import TileBlocks, nearest_tiles, snippet_biases
 from clipit.pairing.nearest import SPARE, Keys, best_first, cosines, index_matrix, nearest, search
-from clipit.pairing.sources import allowed_snippets, owners, sole_groups
+from clipit.pairing.sources import OwnSnippets, allowed_snippets, own_snippets, owners, sole_groups
 from clipit.progress import progress
 from clipit.stores.embed import Store
 from clipit.stores.index import Index
@@ -32,7 +32,8 @@ class Selection:
         index: Index of the snippets.
         keys: Snippets for exact search; None to search the index.
         mutual: Cosine of each snippet's last mutual neighbour; None without that rule.
-        owners: Group number of each tile, -1 for none; all -1 unless `exclude_same_group` is set.
+        owners: Number of each tile's patient, -1 for none; all -1 unless `exclude_same_group` or `reports` is set.
+        own: Snippets of each patient; None unless `reports` is set.
     """
 
     rules: PairingConfig
@@ -40,6 +41,7 @@ class Selection:
     keys: Keys | None
     mutual: Float32[np.ndarray, "s"] | None
     owners: Int[np.ndarray, "n"]
+    own: OwnSnippets | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def rule_inputs(rules: PairingConfig) -> dict[str, Any]:
         inputs["organs"] = sorted({organ.strip().casefold() for organ in rules.organs})
     if rules.exclude_same_group:
         inputs["exclude_same_group"] = True
+    if rules.reports != "any":
+        inputs["reports"] = rules.reports
     return inputs | {
         name: value
         for name in ("threshold", "margin", "score_temperature")
@@ -93,13 +97,13 @@ def prepare(
         tiles: Store of training tiles.
         rules: Pairing rules; only the keys from `correction` on are used.
         block: Number of tiles per block.
-        sources: Table snippet_sources, for `organs` and `exclude_same_group`.
-        groups: Tile id -> group, for `exclude_same_group`.
+        sources: Table snippet_sources, for `organs`, `exclude_same_group` and `reports`.
+        groups: Tile id -> group, for `exclude_same_group` and `reports`.
         shown: Whether to show a progress bar.
 
     Raises:
         ConfigError: The index is not Flat, and a rule needs all scores.
-        DataError: `organs` leaves no snippet, or no group is known for `exclude_same_group`.
+        DataError: `organs` leaves no snippet, no group is known, or `reports` finds no report of a tile's patient.
     """
     no_owners: Int[np.ndarray, "n"] = np.full(len(tiles.ids), -1, dtype=np.int64)
     if not rules.exact:
@@ -107,7 +111,7 @@ def prepare(
     if index.artifact.manifest.facts["key"] != "Flat":
         raise ConfigError(
             f"index {index.artifact.manifest.facts['key']!r} does not compute all scores, which correction, mutual, "
-            "organs and exclude_same_group require",
+            "organs, exclude_same_group and reports require",
             where="pairing.index",
             fix="use pairing.index=Flat, or remove these rules",
         )
@@ -116,6 +120,7 @@ def prepare(
     tile_owners = no_owners
     if rules.exclude_same_group:
         snippet_owners, tile_owners = owners(sole_groups(index, sources), tiles, groups)
+    own = own_snippets(index, sources, tiles, groups) if rules.reports != "any" else None
     snippets = index_matrix(index)
     blocks = TileBlocks(tiles, tiles.mean() if index.mean is not None else None, block)
     count = max(
@@ -129,7 +134,7 @@ def prepare(
         biases = snippet_biases(snippets, blocks, rules, near, advance)
     mutual = near[:, min(rules.mutual_neighbours, near.shape[1]) - 1] if rules.mutual and near is not None else None
     keys = Keys(snippets, np.where(allowed, biases, np.inf), snippet_owners)
-    return Selection(rules, index, keys, mutual, tile_owners)
+    return Selection(rules, index, keys, mutual, tile_owners if own is None else own.owners, own)
 
 
 def find_candidates(
@@ -140,7 +145,8 @@ def find_candidates(
     Args:
         selection: Rules from `prepare`.
         queries: Unit-norm tile embeddings, centred like the index.
-        owners: Group numbers of the tiles (`selection.owners`).
+        owners: Patients of the tiles (`selection.owners`); -1 for tiles of other splits, which may be paired with any
+            report.
         k: Snippets per tile.
     """
     index, keys = selection.index, selection.keys
@@ -148,7 +154,10 @@ def find_candidates(
         rows, scores = search(index, queries, k + 1)
         ranking = scores.astype(np.float64)
     else:
-        rows = nearest(queries, owners, keys, min(k + 1 + SPARE, len(index.ids)))
+        wide = min(k + 1 + SPARE, len(index.ids))
+        rows = nearest(queries, owners, keys, wide)
+        if selection.own is not None:
+            rows = _among_own(selection.own, selection.rules.reports == "own", queries, owners, keys, rows)
         # Use the centred vectors in memory: reading and centring them again takes a third of the search time.
         scores = cosines(queries, keys.vectors[torch.from_numpy(np.maximum(rows, 0))].cpu().numpy())
         scores[rows < 0] = -np.inf
@@ -161,6 +170,39 @@ def find_candidates(
         scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
         ranking = np.pad(ranking, ((0, 0), (0, missing)), constant_values=-np.inf)
     return Candidates(rows, scores, ranking)
+
+
+def _among_own(
+    own: OwnSnippets,
+    only: bool,
+    queries: Float32[np.ndarray, "q dim"],
+    owners: Int[np.ndarray, "q"],
+    keys: Keys,
+    rows: Int[np.ndarray, "q wide"],
+) -> Int[np.ndarray, "q wide"]:
+    """Replace the candidates of tiles whose patient has a report by that patient's snippets.
+
+    Args:
+        own: Snippets of each patient.
+        only: Whether tiles of patients without a report get no candidate; otherwise they keep theirs.
+        queries: Unit-norm tile embeddings.
+        owners: Patients of the tiles; tiles with -1 keep their candidates.
+        keys: All snippets.
+        rows: Candidates among all snippets.
+    """
+    rows = rows.copy()
+    for owner in np.unique(owners[owners >= 0]).tolist():
+        tiles, snippets = np.flatnonzero(owners == owner), own.rows[owner]
+        allowed = snippets[np.isfinite(keys.bias[snippets])]
+        if not len(allowed) and not only:
+            continue
+        some = Keys(keys.vectors[torch.from_numpy(allowed)], keys.bias[allowed], keys.owners[allowed])
+        count = min(rows.shape[1], len(allowed))
+        rows[tiles] = -1
+        if count:
+            found = nearest(queries[tiles], owners[tiles], some, count)
+            rows[tiles, :count] = np.where(found >= 0, allowed[found], -1)
+    return rows
 
 
 def judge_candidates(
@@ -214,7 +256,7 @@ def check_pairs_left(judged: pa.Table, rules: PairingConfig) -> None:
         raise DataError(
             "the rules allow no snippet for any tile",
             where="pairing",
-            fix="relax pairing.organs or remove pairing.exclude_same_group",
+            fix="relax pairing.organs, or remove pairing.exclude_same_group or pairing.reports",
         )
     scores = np.asarray(judged.column("score"))
     low, middle, high = (float(value) for value in np.quantile(scores, (0.05, 0.5, 0.95)))

@@ -1,6 +1,7 @@
-"""Pairing rules by the report: organs and groups of the reports that contain each snippet of the index."""
+"""Pairing rules by the report: organs and patients of the reports that contain each snippet of the index."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Int
 from clipit.errors import DataError, shortlist
 from clipit.stores.embed import Store
 from clipit.stores.index import Index
+from clipit.tiles.splits import patient, patient_in
 
 
 def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[str]) -> Bool[np.ndarray, "s"]:
@@ -38,8 +40,8 @@ def allowed_snippets(index: Index, sources: pa.Table | None, organs: Sequence[st
 
 
 def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
-    """Return the only group that contains each row of the index; "" if there are several or it is unknown."""
-    rows, values = _sources(index, sources, "group")
+    """Return the only patient whose reports contain each row of the index; "" if there are several or it is unknown."""
+    rows, values = _source_patients(index, sources)
     sole = np.full(len(index.ids), "", dtype=values.dtype)
     several = np.zeros(len(index.ids), dtype=np.bool_)
     sole[rows] = values  # keeps the last source of each row
@@ -51,25 +53,79 @@ def sole_groups(index: Index, sources: pa.Table | None) -> np.ndarray:
 def owners(
     snippet_groups: np.ndarray, tiles: Store, groups: Mapping[str, str] | None
 ) -> tuple[Int[np.ndarray, "s"], Int[np.ndarray, "n"]]:
-    """Number the groups of snippets and tiles consistently; -1 if unknown.
+    """Number the patients of snippets and tiles consistently; -1 if unknown.
 
     Raises:
         DataError: No group of a tile, or of a report, is known.
     """
-    tile_groups = np.asarray([(groups or {}).get(tile, "") for tile in tiles.ids.tolist()], dtype=np.str_)
-    for kind, names, fix in (
-        ("tiles", tile_groups, "add a group column to the tiles (tiles.columns)"),
-        ("reports", snippet_groups, "set reports.group_column"),
-    ):
-        if not (names != "").any():
-            raise DataError(
-                f"no groups of {kind} are known",
-                where="pairing.exclude_same_group",
-                fix=f"{fix}, or remove pairing.exclude_same_group",
-            )
+    tile_groups = _tile_patients(tiles, groups)
+    _check_known(tile_groups, snippet_groups, "pairing.exclude_same_group")
     names, numbers = np.unique(np.concatenate([snippet_groups, tile_groups]), return_inverse=True)
     numbers = np.where(names[numbers] == "", -1, numbers).astype(np.int64)
     return numbers[: len(snippet_groups)], numbers[len(snippet_groups) :]
+
+
+@dataclass(frozen=True)
+class OwnSnippets:
+    """Snippets from the reports of each tile's own patient.
+
+    Attributes:
+        rows: Rows of the index of each patient, ascending; the last entry is empty, for tiles of unknown patients.
+        owners: Index in `rows` of each tile's patient.
+    """
+
+    rows: tuple[Int[np.ndarray, "_"], ...]
+    owners: Int[np.ndarray, "n"]
+
+
+def own_snippets(
+    index: Index, sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None
+) -> OwnSnippets:
+    """Find the snippets of each tile's own patient.
+
+    Raises:
+        DataError: No group of a tile, or of a report, is known, or no tile has a snippet.
+    """
+    tile_patients = _tile_patients(tiles, groups)
+    rows, patients = _source_patients(index, sources)
+    _check_known(tile_patients, patients, "pairing.reports")
+    names = sorted(set(tile_patients.tolist()) - {""})
+    found: dict[str, set[int]] = {name: set() for name in names}
+    for row, name in zip(rows.tolist(), patients.tolist(), strict=True):
+        if name in found:
+            found[name].add(row)
+    if not any(found.values()):
+        raise DataError(
+            f"no training tile has a report of its own patient: groups of tiles are {shortlist(names, 3)}, of reports "
+            f"{shortlist(sorted(set(patients.tolist()) - {''}), 3)}",
+            where="pairing.reports",
+            fix="use the same patient ids in both (reports.group_column, reports.metadata), or pairing.reports=any",
+        )
+    number = {name: place for place, name in enumerate(names)} | {"": len(names)}
+    return OwnSnippets(
+        (*(np.array(sorted(found[name]), dtype=np.int64) for name in names), np.empty(0, dtype=np.int64)),
+        np.asarray([number[name] for name in tile_patients.tolist()], dtype=np.int64),
+    )
+
+
+def _tile_patients(tiles: Store, groups: Mapping[str, str] | None) -> np.ndarray:
+    known = groups or {}
+    return np.asarray([patient(known.get(tile, "")) or patient_in(tile) for tile in tiles.ids.tolist()], dtype=np.str_)
+
+
+def _check_known(tile_patients: np.ndarray, report_patients: np.ndarray, key: str) -> None:
+    for kind, names, fix in (
+        ("tiles", tile_patients, "add a group column to the tiles (tiles.columns)"),
+        ("reports", report_patients, "set reports.group_column"),
+    ):
+        if not (names != "").any():
+            raise DataError(f"no groups of {kind} are known", where=key, fix=f"{fix}, or remove {key}")
+
+
+def _source_patients(index: Index, sources: pa.Table | None) -> tuple[Int[np.ndarray, "_"], np.ndarray]:
+    """Return the row of the index and the patient of each source of each snippet, "" if unknown."""
+    rows, groups = _sources(index, sources, "group")
+    return rows, np.asarray([patient(group) for group in groups.tolist()], dtype=np.str_)
 
 
 def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[np.ndarray, "_"], np.ndarray]:

@@ -112,6 +112,9 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
 def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], config: RunConfig) -> "Reports":
     """Return the reports from which snippets may be extracted.
 
+    If tiles are paired with reports of their own patients (`pairing.reports`), a corpus with the reports of all
+    patients is expected: reports of validation and test patients are then dropped under every policy.
+
     Args:
         reports: Reports before leaks are dropped.
         read_tiles: Function that returns the tiles of all splits; called only if a report names its patient.
@@ -120,6 +123,8 @@ def enforce_on_reports(reports: "Reports", read_tiles: Callable[[], TileSet], co
     Raises:
         DataError: Reports of validation or test patients exist and the policy is `error`, or no report would remain.
     """
+    if config.pairing.reports != "any":
+        config = config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": "exclude"})})
     if config.leaks.policy == "off" or not any(patient_of(report) for report in reports.reports):
         return reports
     leaks = report_leaks(reports.reports, read_tiles())

@@ -18,6 +18,7 @@ from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfi
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.pairing.cases import Cases, join_cases
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
@@ -173,9 +174,21 @@ class Workspace:
     @cached_property
     def reports(self) -> "Reports":
         """The reports, without those that `leaks` drops."""
+        return enforce_on_reports(self._reports_as_read, lambda: self._tiles_as_read, self.config)
+
+    @cached_property
+    def _reports_as_read(self) -> "Reports":
         from clipit.reports.readers import read_reports
 
-        return enforce_on_reports(read_reports(self._reports_config), lambda: self._tiles_as_read, self.config)
+        reports: Reports = self._cached(
+            _key("reports", self.config, "reports"), lambda: read_reports(self._reports_config)
+        )
+        return reports
+
+    @cached_property
+    def cases(self) -> Cases:
+        """The training tiles with the reports of their own patients."""
+        return join_cases(self._reports_as_read.reports, self.all_tiles)
 
     @property
     def _reports_config(self) -> ReportsConfig:
@@ -333,9 +346,9 @@ class Workspace:
     def rule_inputs(self) -> tuple[pa.Table | None, dict[str, str] | None]:
         """Return the sources of the snippets and the groups of the training tiles, each None unless a rule needs it."""
         p = self.config.pairing
-        needs_sources = bool(p.organs) or p.exclude_same_group
-        sources = self.snippets.table("snippet_sources.parquet") if needs_sources else None
-        if not p.exclude_same_group:
+        needs_groups = p.exclude_same_group or p.reports != "any"
+        sources = self.snippets.table("snippet_sources.parquet") if needs_groups or p.organs else None
+        if not needs_groups:
             return sources, None
         tiles = self.all_tiles.of_split("train")
         return sources, dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True))

@@ -143,6 +143,33 @@ def test_a_tile_gets_no_snippet_of_its_own_group_alone(
         assert found[tile][0][0] == IDS[second[i] if own else first[i]]
 
 
+@pytest.mark.parametrize("reports", ["own", "own_then_any"])
+def test_a_tile_gets_the_nearest_snippets_of_its_own_patient(
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, reports: str
+) -> None:
+    owner = [f"TCGA-AA-000{i % 4}" for i in range(SNIPPETS)]  # patients 0 to 3
+    groups = {tile: f"TCGA-AA-000{i % 5}-01Z" for i, tile in enumerate(tiles.ids.tolist())}  # slides of 0 to 4
+    groups["t003"] = ""
+    rules = PairingConfig(reports=reports)
+    table = sources(group=[*owner, owner[0]])
+    found = by_tile(pair_tiles(tmp_path, index, tiles, k=2, block=7, rules=rules, sources=table, groups=groups))
+    for i, tile in enumerate(tiles.ids.tolist()):
+        mine = np.array([f"{name}-01Z" == groups[tile] for name in owner])
+        if not mine.any() and reports == "own":
+            assert tile not in found
+            continue
+        order = np.argsort(-np.where(mine if mine.any() else True, cosines[i], -2))[:2]
+        assert [s for s, _ in found[tile]] == [IDS[j] for j in order]
+
+
+def test_own_reports_that_no_tile_has(tmp_path: Path, index: Index, tiles: Store) -> None:
+    rules, groups = PairingConfig(reports="own"), dict.fromkeys(tiles.ids.tolist(), "P1")
+    with pytest.raises(DataError, match="groups of tiles are P1, of reports Q1"):
+        pair_tiles(tmp_path, index, tiles, rules=rules, sources=sources(group=["Q1"] * 61), groups=groups)
+    with pytest.raises(ValueError, match="exclude_same_group excludes the own reports"):
+        PairingConfig(reports="own", exclude_same_group=True)
+
+
 def test_equal_embeddings_have_the_sources_of_all(tmp_path: Path, tiles: Store) -> None:
     two = vectors(2, 5)
     index = build_index(tmp_path, write_store(tmp_path, ["a", "b", "c"], two[[0, 0, 1]]), centring=False)
@@ -180,7 +207,7 @@ def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, t
 
 
 @pytest.mark.parametrize(
-    "keys", [{"correction": "csls"}, {"mutual": True}, {"organs": ("colon",)}, {"exclude_same_group": True}]
+    "keys", [{"correction": "csls"}, {"mutual": True}, {"organs": ("colon",)}, {"exclude_same_group": True}, {"reports": "own"}]
 )
 def test_the_configuration_refuses_them_with_lists(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="so index: Flat, not index: IVF16"):

@@ -1,0 +1,63 @@
+"""Multiple-instance assumption: a patient's finding is visible on at least one tile, and which ones is unknown."""
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from clipit.errors import DataError
+
+_ROUNDS = 20
+
+
+def assign_instances(
+    features: Float[np.ndarray, "n d"],
+    bags: Int64[np.ndarray, " n"],
+    bag_labels: Int64[np.ndarray, " b"],
+    background: int,
+) -> Int64[np.ndarray, " n"]:
+    """Choose the instances that show the label of their bag: mi-SVM (Andrews et al., NIPS 2002) with a linear probe.
+
+    Start with the label of the bag for all instances. Then repeat until nothing changes, 20 times at most: fit a
+    logistic regression on standardised features; an instance keeps the label of its bag if the regression finds that
+    label at least as probable as the background. In a bag without such an instance, the one with the highest log ratio
+    of the two keeps it. Bags of the background class contain only background.
+
+    Args:
+        features: Features of the instances.
+        bags: Bag of each instance.
+        bag_labels: Class of each bag.
+        background: Class of the instances that do not show the label of their bag.
+
+    Returns:
+        Class of each instance: that of its bag, or `background`.
+
+    Raises:
+        DataError: No bag has the background class, or all have it.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    wanted = bag_labels[bags]
+    if (wanted == background).all() or not (wanted == background).any():
+        raise DataError(
+            "choosing tiles needs patients with the background class and patients with another class",
+            where="soft_labels.own_report.background",
+            fix="set it to a class that some reports have, or use soft_labels.own_report.tiles=all",
+        )
+    scaled = StandardScaler().fit_transform(features.astype(np.float64))
+    assigned = wanted.copy()
+    open_rows = np.flatnonzero(wanted != background)
+    for _ in range(_ROUNDS):
+        model = LogisticRegression(max_iter=1000).fit(scaled, assigned)
+        log_p = model.predict_log_proba(scaled[open_rows])
+        place = {int(label): column for column, label in enumerate(model.classes_)}
+        own = log_p[np.arange(len(open_rows)), [place[label] for label in wanted[open_rows].tolist()]]
+        ratio = own - log_p[:, place[background]]
+        shows = ratio >= 0
+        order = np.lexsort((-ratio, bags[open_rows]))  # the most probable instance of each bag comes first
+        first = np.unique(bags[open_rows][order], return_index=True)[1]
+        shows[order[first]] = True
+        new = np.where(shows, wanted[open_rows], background)
+        if (new == assigned[open_rows]).all():
+            break
+        assigned[open_rows] = new
+    return assigned

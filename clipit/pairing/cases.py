@@ -1,0 +1,193 @@
+"""Cases: join the training tiles with the reports of their own patients."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.artifacts import fingerprint
+from clipit.errors import DataError, shortlist
+from clipit.pairing.leaks import patient_of
+from clipit.reports.readers import Report
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import TileSet
+
+_SHOWN = 3  # groups in a message
+
+
+@dataclass(frozen=True)
+class CaseAccount:
+    """Counts of tiles, patients and reports that the join found.
+
+    Attributes:
+        tiles: Training tiles.
+        tiles_without_patient: Training tiles without a group.
+        cases: Patients with training tiles.
+        cases_with_report: Those with a report of their own.
+        cases_with_several: Those with several reports.
+        reports: Reports of the corpus.
+        own: Reports of these cases.
+        later_splits: Reports of patients with validation or test tiles; never used.
+        both_sides: Patients with training tiles and with validation or test tiles; their reports are never used.
+        external: Reports of patients without tiles.
+        without_patient: Reports without a group.
+    """
+
+    tiles: int
+    tiles_without_patient: int
+    cases: int
+    cases_with_report: int
+    cases_with_several: int
+    reports: int
+    own: int
+    later_splits: int
+    both_sides: int
+    external: int
+    without_patient: int
+
+    def text(self) -> str:
+        """Summarise the counts in two lines; the second counts the reports that are not used."""
+        unused = {
+            "of patients with validation or test tiles (never read for training)": self.later_splits,
+            "of patients without tiles": self.external,
+            "without a group": self.without_patient,
+        }
+        lines = [
+            f"{self.cases_with_report:,} of {self.cases:,} training patients have a report of their own"
+            f" ({self.own:,} reports; {self.cases_with_several:,} patients have several)",
+            "other reports: " + (", ".join(f"{count:,} {kind}" for kind, count in unused.items() if count) or "none"),
+        ]
+        if self.tiles_without_patient:
+            lines.append(f"{self.tiles_without_patient:,} of {self.tiles:,} training tiles have no group")
+        if self.both_sides:
+            lines.append(f"{self.both_sides:,} patients have tiles in training and in a later split: no report is used")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Training tiles and the reports of their own patients.
+
+    Attributes:
+        names: Patients that have a report, sorted.
+        reports: Reports of each of these patients, by date (undated ones first), then by id.
+        case_of: Index in `names` of each training tile's patient; -1 without a report.
+        patients: Patient of each training tile; "" if unknown.
+        account: Counts.
+    """
+
+    names: tuple[str, ...]
+    reports: tuple[tuple[Report, ...], ...]
+    case_of: Int64[np.ndarray, "n"]
+    patients: np.ndarray
+    account: CaseAccount
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything in the own reports: ids, texts, organs, labels and dates, by patient."""
+        return fingerprint(
+            [
+                [name, [[r.report_id, r.text, r.organ, r.label, r.date] for r in reports]]
+                for name, reports in zip(self.names, self.reports, strict=True)
+            ]
+        )
+
+    def latest(self) -> "Cases":
+        """Keep the report with the latest date of each patient.
+
+        Raises:
+            DataError: A patient has several reports, of which the latest is not defined.
+        """
+        unclear = [
+            name
+            for name, reports in zip(self.names, self.reports, strict=True)
+            if len(reports) > 1 and (any(r.date is None for r in reports) or reports[-1].date == reports[-2].date)
+        ]
+        if unclear:
+            raise DataError(
+                f"{len(unclear)} patients have several reports without different dates: {shortlist(unclear, _SHOWN)}",
+                where="reports.date_column",
+                fix="set it to a column with the dates of all reports, or soft_labels.own_report.several=all",
+            )
+        return replace(self, reports=tuple(reports[-1:] for reports in self.reports))
+
+
+def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
+    """Join the training tiles with the reports of the same patients.
+
+    The patient of a tile or report is its group, or else the TCGA barcode in its id; TCGA barcodes are cut to the
+    patient. Reports of patients with validation or test tiles are only counted: nothing else is computed from them.
+
+    Raises:
+        DataError: The tiles or the reports have no groups, or no training patient has a report.
+    """
+    own, later = (tiles.select(tiles.splits == "train"), tiles.select(tiles.splits != "train"))
+    tile_patients = patients(own.groups, own.ids)
+    training = set(tile_patients.tolist()) - {""}
+    evaluated = set(patients(later.groups, later.ids).tolist()) - {""}
+    by_patient: dict[str, list[Report]] = {}
+    for report in reports:
+        by_patient.setdefault(patient_of(report), []).append(report)
+    _check_groups(training, by_patient.keys() - {""})
+    names = sorted(name for name in training - evaluated if name in by_patient)
+    account = CaseAccount(
+        tiles=len(own),
+        tiles_without_patient=int((tile_patients == "").sum()),
+        cases=len(training),
+        cases_with_report=len(names),
+        cases_with_several=sum(len(by_patient[name]) > 1 for name in names),
+        reports=len(reports),
+        own=sum(len(by_patient[name]) for name in names),
+        later_splits=sum(len(found) for name, found in by_patient.items() if name in evaluated),
+        both_sides=len(training & evaluated),
+        external=sum(len(found) for name, found in by_patient.items() if name not in {*training, *evaluated, ""}),
+        without_patient=len(by_patient.get("", ())),
+    )
+    if not names:
+        raise _never_meet(training, by_patient.keys() - {""}, account)
+    number = {name: index for index, name in enumerate(names)}
+    return Cases(
+        names=tuple(names),
+        reports=tuple(tuple(sorted(by_patient[name], key=lambda r: (r.date or "", r.report_id))) for name in names),
+        case_of=np.asarray([number.get(name, -1) for name in tile_patients.tolist()], dtype=np.int64),
+        patients=tile_patients,
+        account=account,
+    )
+
+
+def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
+    for kind, names, fix in (
+        ("training tiles", tile_patients, "add a group column with the patient to the tiles (tiles.columns)"),
+        ("reports", report_patients, "set reports.group_column, or reports.metadata for reports without columns"),
+    ):
+        if not names:
+            raise DataError(f"the {kind} have no groups, so own reports cannot be found", where="groups", fix=fix)
+
+
+def _never_meet(tile_patients: set[str], report_patients: set[str], account: CaseAccount) -> DataError:
+    """Return the error for groups that never match, with three of each and what would match them."""
+    tile_names, report_names = sorted(tile_patients), sorted(report_patients)
+    hints = []
+    for description, change in (
+        ("in lower case", str.casefold),
+        ("without leading zeros", lambda name: name.lstrip("0")),
+        ("cut at the first '-'", lambda name: name.partition("-")[0]),
+        ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),
+        ("cut at the first '_'", lambda name: name.partition("_")[0]),
+        ("without file suffixes", lambda name: name.partition(".")[0]),
+        ("cut to 12 characters, as a TCGA barcode", lambda name: name[:12]),
+    ):
+        matched = {change(name) for name in tile_names} & {change(name) for name in report_names}
+        if matched:
+            hints.append(f"{len(matched)} would match {description}")
+    cause = "; ".join(hints) or "no simple change of spelling would match them"
+    if account.later_splits:
+        cause = f"{account.later_splits} reports belong to patients with validation or test tiles; {cause}"
+    return DataError(
+        f"no training patient has a report: groups of tiles are {shortlist(tile_names, _SHOWN)}, of reports "
+        f"{shortlist(report_names, _SHOWN)}; {cause}",
+        where="groups of tiles and reports",
+        fix="use the same patient ids in both, or assign groups to reports with reports.metadata",
+    )

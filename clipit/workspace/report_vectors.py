@@ -1,0 +1,61 @@
+"""One VLM embedding per report: the mean of its snippets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipit.artifacts import fingerprint, whole_file
+from clipit.config.effects import select_keys
+from clipit.config.run import ReportsConfig
+from clipit.distributed import build_once, get_processes
+from clipit.reports.readers import Report, Reports
+from clipit.stores.embed import unit
+from clipit.workspace.workspace import Workspace
+
+_FILE = "vectors.npy"
+
+
+def report_vectors(
+    workspace: Workspace, reports: Sequence[Report], config: ReportsConfig
+) -> Float32[np.ndarray, "n dim"]:
+    """Return the normalised mean embedding of each report's snippets; 0 for a report without a snippet.
+
+    The snippets are those of the text store before its filter by morphology. The vectors are an artefact, computed
+    once.
+
+    Args:
+        workspace: Workspace with the VLM.
+        reports: Reports to embed.
+        config: Section `reports` with the filters.
+    """
+    corpus = Reports(tuple(reports), (), config.path)
+    inputs: dict[str, Any] = {
+        "reports": corpus.fingerprint,
+        "config": select_keys(config, "results"),
+        "vlm": workspace.vlm.fingerprint,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        from clipit.reports.build import build_snippets
+
+        if not get_processes().main:
+            return {}
+        plain = config.model_copy(update={"morphology_prompts": None, "boilerplate_prompts": None})
+        built = build_snippets(corpus, plain, workspace.vlm.count_tokens, workspace.vlm.context_length)
+        embedded = workspace.encode(built.snippets.column("text").to_pylist())
+        row_of = {name: row for row, name in enumerate(built.snippets.column("snippet_id").to_pylist())}
+        number = {report.report_id: index for index, report in enumerate(reports)}
+        sums = np.zeros((len(reports), embedded.shape[1]), dtype=np.float32)
+        sources = zip(
+            built.sources.column("report_id").to_pylist(), built.sources.column("snippet_id").to_pylist(), strict=True
+        )
+        for report, snippet in sources:
+            sums[number[report]] += embedded[row_of[snippet]]
+        with whole_file(folder / _FILE) as temporary, temporary.open("wb") as stream:
+            np.save(stream, unit(sums))
+        return {"reports": len(reports), "fingerprint": fingerprint(list(number))}
+
+    return np.asarray(build_once(workspace.root, "report_vectors", inputs, make).array(_FILE), dtype=np.float32)

@@ -1,6 +1,6 @@
 """Cases: join the training tiles with the reports of their own patients."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 

@@ -78,9 +78,7 @@ class OwnSnippets:
     owners: Int[np.ndarray, "n"]
 
 
-def own_snippets(
-    index: Index, sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None
-) -> OwnSnippets:
+def own_snippets(index: Index, sources: pa.Table | None, tiles: Store, groups: Mapping[str, str] | None) -> OwnSnippets:
     """Find the snippets of each tile's own patient.
 
     Raises:

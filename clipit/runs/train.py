@@ -118,7 +118,9 @@ def _train_and_evaluate(
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
         outcome = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
         # All processes help to compute the exported parts; only one writes them.
-        facts = _facts(config, workspace, tiles, backbone) | term_facts
+        facts = _facts(config, workspace, tiles, backbone)
+        sections = facts.get("sections", {}) | term_facts.pop("sections", {})
+        facts |= term_facts | ({"sections": sections} if sections else {})
         text = _text_side(config, workspace)
         if processes.main:
             write_record(folder / "training.json", asdict(outcome) | facts | {RUN_FINGERPRINT: fingerprint.value})

@@ -75,6 +75,19 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     # Control: soft labels from an image-only student of the same seed, without a VLM.
     "self_training": {**_IMAGE_ONLY, "soft_labels.source": "image_only"},
     "consistency": {**_IMAGE_ONLY, "consistency.weight": 1.0},
+    # Labels from the reports of the tiles' own patients: a column of the reports, rules, or a text classifier.
+    "own_label": {**_IMAGE_ONLY, "soft_labels.source": "own_report", "soft_labels.own_report.labels": "label"},
+    "own_rules": {"base": "own_label", "soft_labels.own_report.labels": "rules"},
+    "own_text": {"base": "own_label", "soft_labels.own_report.labels": "text"},
+    # Control: the labels of tiles, spread over the other tiles of the same patient, without text.
+    "own_case": {"base": "own_label", "soft_labels.own_report.labels": "case"},
+    # Control: the reports' labels, exchanged between patients.
+    "own_shuffled": {"base": "own_label", "soft_labels.own_report.shuffled": True},
+    # The nearest snippet of the patient's own report in place of the nearest of all.
+    "own_snippet": {"base": "clip_it_all", "pairing.reports": "own_then_any"},
+    "own_bags": {"base": "bags", "pairing.reports": "own_then_any"},
+    # Control: the nearest snippet of another patient's report.
+    "other_snippet": {"base": "clip_it_all", "pairing.exclude_same_group": True},
     # No labels: prompts and reports supervise training, and the step is selected without labels.
     "zero_label": {
         "base": "prompt_bags",

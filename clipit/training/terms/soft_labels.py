@@ -18,6 +18,7 @@ from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.losses import prior_corrected, sharpen, soft_cross_entropy_sum
 from clipit.training.terms.class_prompts import zero_shot
+from clipit.training.terms.own_reports import own_report_fingerprints, own_report_labels
 from clipit.training.terms.term import MicroBatch, Probabilities, Term, TermInputs
 from clipit.workspace.workspace import Workspace
 
@@ -25,6 +26,12 @@ _SOURCES = {
     "zero_shot": "the VLM's zero-shot predictions",
     "vlm_probe": "a linear probe of the VLM",
     "image_only": "an image-only student's predictions",
+}
+_OWN_REPORT = {
+    "label": "labels of the patients' own reports",
+    "rules": "rules on the patients' own reports",
+    "text": "a text classifier of the patients' own reports",
+    "case": "labels spread over the patients' tiles, without text",
 }
 
 
@@ -49,8 +56,12 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     @property
     def uses_vlm(self) -> bool:
-        """True for every source except the image-only student."""
-        return self.options.source in ("zero_shot", "vlm_probe")
+        """True for sources that embed tiles, prompts or reports with the VLM."""
+        own = self.options.own_report
+        from_report = own.tiles != "all" or (own.labels == "text" and own.features == "vlm")
+        return self.options.source in ("zero_shot", "vlm_probe") or (
+            self.options.source == "own_report" and from_report
+        )
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -73,14 +84,48 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             )
         if self.config.training.monitor == "agreement" and not self.active:
             problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
-        return problems
+        return problems + (self._own_report_problems() if self.options.source == "own_report" else [])
+
+    def _own_report_problems(self) -> list[str]:
+        """Check that labels from own reports have their inputs."""
+        own, key = self.options.own_report, "soft_labels.own_report"
+        reports, no_labels = self.config.reports, self.config.tiles.labels.kind == "none"
+        label_column = None if reports is None else reports.label_column
+        checks = [
+            (reports is None, "soft_labels.source=own_report needs reports: reports.path"),
+            (own.labels == "label" and label_column is None, f"{key}.labels=label needs reports.label_column"),
+            (own.labels == "rules" and own.rules is None, f"{key}.labels=rules needs a file or name: {key}.rules"),
+            (
+                own.labels in ("text", "case") and no_labels,
+                f"{key}.labels={own.labels} uses the labels of tiles: tiles.labels, or {key}.labels=label or rules",
+            ),
+            (
+                own.tiles == "tissue" and (own.tissue_prompts is None or not own.tissue_classes),
+                f"{key}.tiles=tissue needs {key}.tissue_prompts and tissue_classes",
+            ),
+            (
+                own.tiles == "at_least_one" and own.background is None,
+                f"{key}.tiles=at_least_one needs the class of the other tiles: {key}.background",
+            ),
+            (
+                self.config.training.monitor == "agreement",
+                "training.monitor=agreement compares validation tiles with soft labels, and reports of validation "
+                "patients are never used: training.monitor=balanced_accuracy or information",
+            ),
+        ]
+        return [problem for applies, problem in checks if applies]
 
     def describe(self) -> str:
         """Describe the term with its source and weight."""
-        return f"{_SOURCES[self.options.source]} (soft labels, weight {self.weight:g})"
+        own = self.options.own_report
+        source = _OWN_REPORT[own.labels] if self.options.source == "own_report" else _SOURCES[self.options.source]
+        control = ", exchanged between patients" if self.options.source == "own_report" and own.shuffled else ""
+        return f"{source}{control} (soft labels, weight {self.weight:g})"
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
-        """Return the training keys of the image-only run, if it is the source of the soft labels."""
+        """Return the fingerprints of own reports, rules and prompts, or the training keys of the image-only run."""
+        if self.options.source == "own_report":
+            return own_report_fingerprints(self.config, workspace)
         if self.options.source != "image_only":
             return {}
         image_only = resolve_arm(self.config.model_copy(update={"arm": "image_only"}))
@@ -88,13 +133,24 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Predict the training tiles' probabilities with the source, and correct them."""
+        if self.options.source == "own_report":
+            own = own_report_labels(self.config, inputs.workspace, inputs.tiles)
+            labelled = own.weights > 0
+            soft = make_soft_labels(own.probabilities, self.options, own.probabilities[labelled])
+            self._soft = SoftLabels(soft.probabilities, soft.weights * own.weights)
+            return {"own_reports": own.facts, "sections": {"Own reports": own.text}}
         self._predict = _source(self.config, inputs)
         self._training = self._predict("train")
         self._soft = make_soft_labels(self._training, self.options)
         return {}
 
     def class_probabilities(self, split: str) -> Probabilities | None:
-        """Return the probabilities of the tiles of a split, corrected like those of the training tiles."""
+        """Return the probabilities of the tiles of a split, corrected like those of the training tiles.
+
+        None for own reports: those of validation and test patients are never used.
+        """
+        if self.options.source == "own_report":
+            return None
         return make_soft_labels(self._predict(split), self.options, self._training).probabilities
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:

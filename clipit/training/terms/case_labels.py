@@ -1,0 +1,186 @@
+"""Class of each patient from the patient's own reports: a label column, rules, a text classifier; and a control."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from clipit.config.run import OwnReportConfig, RunConfig
+from clipit.errors import ConfigError, DataError, shortlist
+from clipit.evaluation.report_classifier import cross_fitted_probabilities
+from clipit.pairing.cases import Cases
+from clipit.reports.rules import label_report, load_rules
+from clipit.tiles.tileset import TileSet
+from clipit.training.terms.target_vectors import derangement
+from clipit.workspace.report_vectors import report_vectors
+from clipit.workspace.workspace import Workspace
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class CaseLabels:
+    """Class probabilities of each patient's tiles, from the patient's reports.
+
+    Attributes:
+        probabilities: Class probabilities, one row per patient with a report; 0 where unknown.
+        known: Mask of the patients with a label.
+        answers: Number of reports (for `text` and `case`: patients) by answer, including unused ones.
+    """
+
+    probabilities: Float32[np.ndarray, "cases classes"]
+    known: Bool[np.ndarray, "cases"]
+    answers: dict[str, int]
+
+
+def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: TileSet) -> CaseLabels:
+    """Compute the class probabilities of each patient, as `soft_labels.own_report.labels` says.
+
+    Args:
+        config: Run configuration, with its arm resolved.
+        workspace: Workspace of this configuration.
+        cases: Patients and their reports.
+        train: Training tiles, with the labels that the run may use.
+    """
+    options, classes = config.soft_labels.own_report, train.classes
+    if options.labels == "label":
+        answers = [[_mapped(report.label, options, classes) for report in reports] for reports in cases.reports]
+        _check_mapped(answers, cases, options, classes)
+        return _average_answers(answers, classes)
+    if options.labels == "rules":
+        rules = load_rules(options.rules or "")
+        strange = sorted(set(rules.classes) - set(classes))
+        if strange:
+            raise DataError(
+                f"the rules have classes that the tiles lack: {shortlist(strange)}; the tiles have "
+                f"{shortlist(classes, 20)}",
+                where=options.rules,
+                fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
+            )
+        return _average_answers(
+            [[label_report(report.text, rules).answer for report in reports] for reports in cases.reports], classes
+        )
+    tile_labels = _case_histogram(cases, train)
+    if options.labels == "case":
+        counts = tile_labels.sum(axis=1)
+        known = counts > 0
+        probabilities = tile_labels / np.maximum(counts, 1)[:, None]
+        return CaseLabels(probabilities.astype(np.float32), known, _count_classes(probabilities, known, classes))
+    labelled = tile_labels.sum(axis=1) > 0
+    labels = np.where(labelled, tile_labels.argmax(axis=1), -1).astype(np.int64)
+    fitted = cross_fitted_probabilities(
+        _documents(config, workspace, cases), labels, np.asarray(cases.names, dtype=object), len(classes)
+    )
+    known = np.ones(len(cases.names), dtype=np.bool_)
+    return CaseLabels(fitted.probabilities, known, _count_classes(fitted.probabilities, known, classes))
+
+
+def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
+    """Give each labelled patient the label of another one of the same organ (control).
+
+    Patients who are alone in their organ exchange labels with each other.
+    """
+    order = np.arange(len(organs))
+    counts = Counter(organ for organ, known in zip(organs, labels.known.tolist(), strict=True) if known)
+    pools = np.asarray([organ if counts[organ] > 1 else "" for organ in organs], dtype=object)
+    for pool in sorted(set(pools[labels.known].tolist())):
+        members = np.flatnonzero(labels.known & (pools == pool))
+        if len(members) > 1:
+            order[members] = members[derangement(len(members), seed)]
+    return replace(labels, probabilities=labels.probabilities[order])
+
+
+def label_agreement(labels: CaseLabels, cases: Cases, train: TileSet) -> dict[str, Any]:
+    """Compare the patients' labels with the labels of their tiles, where a run may use these.
+
+    Returns:
+        `agreeing_tiles` of `compared_tiles`, and for patients (the majority of their labelled tiles): `agreeing_cases`
+        of `compared_cases`, with the Wilson interval of their share.
+    """
+    from scipy.stats import binomtest
+
+    histogram = _case_histogram(cases, train)
+    predicted = labels.probabilities.argmax(axis=1)
+    compared = labels.known & (histogram.sum(axis=1) > 0)
+    agreeing = compared & (histogram.argmax(axis=1) == predicted)
+    k, n = int(agreeing.sum()), int(compared.sum())
+    interval = binomtest(k, n).proportion_ci(_CONFIDENCE, method="wilson") if n else None
+    return {
+        "agreeing_tiles": int(histogram[np.arange(len(predicted)), predicted][compared].sum()),
+        "compared_tiles": int(histogram[compared].sum()),
+        "agreeing_cases": k,
+        "compared_cases": n,
+        "agreement_interval": None if interval is None else [float(interval.low), float(interval.high)],
+    }
+
+
+def _mapped(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> str:
+    """Return the class of a report's label, "none" without a label, or the label itself if it has no class."""
+    if label is None:
+        return "none"
+    return options.class_map.get(label, label) if options.class_map else label
+
+
+def _check_mapped(
+    answers: Sequence[Sequence[str]], cases: Cases, options: OwnReportConfig, classes: Sequence[str]
+) -> None:
+    strange = sorted(set(options.class_map.values()) - set(classes))
+    if strange:
+        raise ConfigError(
+            f"class_map names classes that the tiles lack: {shortlist(strange)}",
+            where="soft_labels.own_report.class_map",
+            fix=f"use {shortlist(classes, 20)}",
+        )
+    given = {report.label for reports in cases.reports for report in reports if report.label is not None}
+    if given and not {answer for each in answers for answer in each} & set(classes):
+        raise DataError(
+            f"no label of a report is a class: the labels are {shortlist(sorted(given), 10)}, the classes "
+            f"{shortlist(classes, 20)}",
+            where="reports.label_column",
+            fix="map the labels in soft_labels.own_report.class_map",
+        )
+
+
+def _average_answers(answers: Sequence[Sequence[str]], classes: Sequence[str]) -> CaseLabels:
+    """Average the answers of each patient's reports that are classes."""
+    number = {name: index for index, name in enumerate(classes)}
+    votes = np.zeros((len(answers), len(classes)), dtype=np.float32)
+    for row, of_case in enumerate(answers):
+        for answer in of_case:
+            if answer in number:
+                votes[row, number[answer]] += 1
+    total = votes.sum(axis=1)
+    counts = Counter(answer for of_case in answers for answer in of_case)
+    return CaseLabels(votes / np.maximum(total, 1)[:, None], total > 0, dict(sorted(counts.items())))
+
+
+def _case_histogram(cases: Cases, train: TileSet) -> Int64[np.ndarray, "cases classes"]:
+    """Count the labelled tiles of each patient by class."""
+    counts = np.zeros((len(cases.names), len(train.classes)), dtype=np.int64)
+    rows = np.flatnonzero((cases.case_of >= 0) & (train.labels >= 0))
+    np.add.at(counts, (cases.case_of[rows], train.labels[rows]), 1)
+    return counts
+
+
+def _count_classes(
+    probabilities: Float32[np.ndarray, "cases classes"], known: Bool[np.ndarray, "cases"], classes: Sequence[str]
+) -> dict[str, int]:
+    counts = Counter(classes[index] for index in probabilities[known].argmax(axis=1).tolist())
+    return dict(sorted(counts.items())) | {"none": int((~known).sum())}
+
+
+def _documents(config: RunConfig, workspace: Workspace, cases: Cases) -> Any:
+    """Return the inputs of the text classifier: one text, or one mean VLM embedding, per patient."""
+    if config.soft_labels.own_report.features == "tfidf":
+        return ["\n\n".join(report.text for report in reports) for reports in cases.reports]
+    flat = [report for reports in cases.reports for report in reports]
+    if config.reports is None:
+        raise ConfigError("own reports need reports", where="reports", fix="set reports.path")
+    vectors = report_vectors(workspace, flat, config.reports)
+    case = np.repeat(np.arange(len(cases.reports)), [len(reports) for reports in cases.reports])
+    means = np.zeros((len(cases.reports), vectors.shape[1]), dtype=np.float32)
+    np.add.at(means, case, vectors)
+    return means / np.bincount(case)[:, None].astype(np.float32)

@@ -1,0 +1,174 @@
+"""Labels of training tiles from the reports of their own patients."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from clipit.artifacts import fingerprint
+from clipit.config.effects import select_keys
+from clipit.config.run import OwnReportConfig, RunConfig
+from clipit.errors import ConfigError, DataError, shortlist
+from clipit.evaluation.multiple_instance import assign_instances
+from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
+from clipit.pairing.cases import Cases
+from clipit.prompts.prompt_set import load_prompts
+from clipit.reports.rules import load_rules
+from clipit.tiles.tileset import TileSet
+from clipit.training.terms.case_labels import CaseLabels, exchange_labels, label_agreement, label_cases
+from clipit.workspace.workspace import Workspace
+
+_WHERE = "soft_labels.own_report"
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """Class probabilities of the training tiles, from the reports of their own patients.
+
+    Attributes:
+        probabilities: Class probabilities, one row per training tile; uniform where the weight is 0.
+        weights: Weight of each tile, between 0 and 1; 0 without a label.
+        facts: Counts and estimated label noise, for training.json.
+        text: The same as text, for the summary.
+    """
+
+    probabilities: Float32[np.ndarray, "n classes"]
+    weights: Float32[np.ndarray, "n"]
+    facts: dict[str, Any]
+    text: str
+
+    @property
+    def classes(self) -> Int64[np.ndarray, "n"]:
+        """Most probable class of each tile; -1 where the weight is 0."""
+        return np.where(self.weights > 0, self.probabilities.argmax(axis=1), -1).astype(np.int64)
+
+
+def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> OwnLabels:
+    """Compute the labels of the training tiles from the reports of their own patients.
+
+    Only reports of patients whose tiles are all in training are used.
+
+    Args:
+        config: Run configuration, with its arm resolved.
+        workspace: Workspace of this configuration.
+        tiles: All tiles, with the labels that the run may use.
+
+    Raises:
+        DataError: No training patient has a report, no report gives a class, or the labels are not those of the tiles.
+    """
+    options, train = config.soft_labels.own_report, tiles.of_split("train")
+    cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
+    found = label_cases(config, workspace, cases, train)
+    if not found.known.any():
+        raise DataError(
+            f"no report gives a label: {_format_answers(found.answers)}",
+            where=f"{_WHERE}.{'rules' if options.labels == 'rules' else 'labels'}",
+            fix="check the classes, class_map or rules against the reports: scripts/report_labels.py --config ...",
+        )
+    if options.shuffled:
+        found = exchange_labels(found, [reports[0].organ or "" for reports in cases.reports], config.seed)
+    agreement = label_agreement(found, cases, train)
+    row = np.maximum(cases.case_of, 0)
+    weights = ((cases.case_of >= 0) & found.known[row]).astype(np.float32)
+    probabilities = np.where(weights[:, None] > 0, found.probabilities[row], 1 / len(tiles.classes))
+    if options.tiles == "tissue":
+        weights = weights * _tissue_probability(options, workspace, train)
+    elif options.tiles == "at_least_one":
+        probabilities = _choose_tiles(options, workspace, train, cases, found, weights > 0, probabilities)
+    silent = _silent_classes(found, tiles.classes)
+    facts = {
+        "cases": cases.account.__dict__,
+        "answers": found.answers,
+        "labelled_cases": int(found.known.sum()),
+        "weighted_tiles": float(weights.sum()),
+        **agreement,
+    }
+    lines = [
+        cases.account.text(),
+        f"answers: {_format_answers(found.answers)}; {int(found.known.sum()):,} patients have a label",
+        *([f"no report gives the classes {shortlist(silent, 10)}"] if silent else []),
+        _format_agreement(agreement),
+    ]
+    return OwnLabels(probabilities.astype(np.float32), weights.astype(np.float32), facts, "\n".join(lines))
+
+
+def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str, str]:
+    """Return the fingerprints of the reports of training patients, of the rules and of the tissue prompts, as used."""
+    options = config.soft_labels.own_report
+    inputs = {"own reports": workspace.cases.fingerprint}
+    if options.labels == "rules":
+        inputs["rules"] = fingerprint(asdict(load_rules(options.rules or "")))
+    if options.tiles == "tissue":
+        inputs["tissue prompts"] = load_prompts(options.tissue_prompts or "").hash
+    if config.reports is not None and options.labels == "text" and options.features == "vlm":
+        inputs["snippets of own reports"] = fingerprint(select_keys(config.reports, "results"))
+    return inputs
+
+
+def _tissue_probability(options: OwnReportConfig, workspace: Workspace, train: TileSet) -> Float32[np.ndarray, "n"]:
+    """Return the VLM's zero-shot probability that each tile shows the tissue that the label is about."""
+    prompts = load_prompts(options.tissue_prompts or "")
+    names = list(prompts.classes)
+    missing = sorted(set(options.tissue_classes) - set(names))
+    if missing:
+        raise ConfigError(
+            f"not in the prompt set: {shortlist(missing)}",
+            where=f"{_WHERE}.tissue_classes",
+            fix=f"use some of {shortlist(names, 20)}",
+        )
+    store = workspace.tile_store("train")
+    embeddings = prompt_embeddings(prompts, workspace.encode)
+    probabilities = zero_shot_probabilities(
+        store.rows(store.positions(train.ids)), embeddings, workspace.vlm.logit_scale
+    )
+    columns = [names.index(name) for name in options.tissue_classes]
+    return probabilities[:, columns].sum(axis=1).clip(0, 1)
+
+
+def _choose_tiles(
+    options: OwnReportConfig,
+    workspace: Workspace,
+    train: TileSet,
+    cases: Cases,
+    found: CaseLabels,
+    with_label: Bool[np.ndarray, "n"],
+    probabilities: Float32[np.ndarray, "n classes"],
+) -> Float32[np.ndarray, "n classes"]:
+    """Give at least one tile of each patient the patient's most probable class, and the others the background."""
+    if options.background not in train.classes:
+        raise ConfigError(
+            f"the background {options.background!r} is not a class",
+            where=f"{_WHERE}.background",
+            fix=f"use one of {shortlist(train.classes, 20)}",
+        )
+    store = workspace.tile_store("train")
+    rows = np.flatnonzero(with_label)
+    features = store.rows(store.positions(train.ids[rows]))
+    labels = found.probabilities.argmax(axis=1).astype(np.int64)
+    background = train.classes.index(options.background)
+    assigned = assign_instances(features, cases.case_of[rows], labels, background)
+    chosen = probabilities.astype(np.float32).copy()
+    chosen[rows] = np.eye(len(train.classes), dtype=np.float32)[assigned]
+    return chosen
+
+
+def _format_agreement(agreement: dict[str, Any]) -> str:
+    if not agreement["compared_cases"]:
+        return "label noise: not estimated, because no patient with a label from a report has a labelled tile"
+    low, high = agreement["agreement_interval"]
+    return (
+        f"label noise: labels from reports agree with {agreement['agreeing_tiles']} of "
+        f"{agreement['compared_tiles']} labelled tiles and {agreement['agreeing_cases']} of "
+        f"{agreement['compared_cases']} patients (95 % interval {low:.0%} to {high:.0%})"
+    )
+
+
+def _silent_classes(found: CaseLabels, classes: Sequence[str]) -> list[str]:
+    given = found.probabilities[found.known].max(axis=0) > 0
+    return [name for name, has in zip(classes, given.tolist(), strict=True) if not has]
+
+
+def _format_answers(answers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in answers.items()) or "none"

@@ -22,7 +22,8 @@ def unwritten_paths(config: RunConfig, shifted: Mapping[str, TilesConfig]) -> li
     paths = [
         config.tiles.path, config.tiles.images, config.prompts, config.vlm.name, config.backbone.name,
         *(path for tiles in shifted.values() for path in (tiles.path, tiles.images)),
-        *([reports.path, reports.morphology_prompts, reports.boilerplate_prompts] if reports else []),
+        *([reports.path, reports.metadata, reports.morphology_prompts, reports.boilerplate_prompts] if reports else []),
+        config.soft_labels.own_report.rules, config.soft_labels.own_report.tissue_prompts,
     ]  # fmt: skip
     return [path for path in dict.fromkeys(paths) if path is not None and is_unwritten(path)]
 
@@ -74,14 +75,17 @@ def _on_hub(subject: str, name: str) -> Check:
 
 
 def check_prompts(config: RunConfig) -> list[Check]:
-    """Check that the prompt set and the bags of the snippet filter can be read."""
+    """Check that the prompt sets, the bags of the snippet filter and the rules for reports can be read."""
     from clipit.prompts.prompt_set import load_bag, load_prompts
+    from clipit.reports.rule_set import load_rules
 
-    reports = config.reports
+    reports, own = config.reports, config.soft_labels.own_report
     inputs: dict[str, tuple[Callable[[str], object], str | None]] = {
         "prompts": (load_prompts, config.prompts),
         "morphology prompts": (load_bag, reports.morphology_prompts if reports else None),
         "boilerplate prompts": (load_bag, reports.boilerplate_prompts if reports else None),
+        "tissue prompts": (load_prompts, own.tissue_prompts),
+        "rules for reports": (load_rules, own.rules),
     }
     checks = []
     for subject, (load, name) in inputs.items():

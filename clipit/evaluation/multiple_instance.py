@@ -60,4 +60,4 @@ def assign_instances(
         if (new == assigned[open_rows]).all():
             break
         assigned[open_rows] = new
-    return assigned
+    return np.asarray(assigned, dtype=np.int64)

@@ -67,8 +67,8 @@ def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: Ti
     if options.labels == "case":
         counts = tile_labels.sum(axis=1)
         known = counts > 0
-        probabilities = tile_labels / np.maximum(counts, 1)[:, None]
-        return CaseLabels(probabilities.astype(np.float32), known, _count_classes(probabilities, known, classes))
+        probabilities = (tile_labels / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        return CaseLabels(probabilities, known, _count_classes(probabilities, known, classes))
     labelled = tile_labels.sum(axis=1) > 0
     labels = np.where(labelled, tile_labels.argmax(axis=1), -1).astype(np.int64)
     fitted = cross_fitted_probabilities(

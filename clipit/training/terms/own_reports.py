@@ -124,7 +124,7 @@ def _tissue_probability(options: OwnReportConfig, workspace: Workspace, train: T
         store.rows(store.positions(train.ids)), embeddings, workspace.vlm.logit_scale
     )
     columns = [names.index(name) for name in options.tissue_classes]
-    return probabilities[:, columns].sum(axis=1).clip(0, 1)
+    return np.asarray(probabilities[:, columns].sum(axis=1).clip(0, 1), dtype=np.float32)
 
 
 def _choose_tiles(

@@ -1,0 +1,115 @@
+"""Cases: training tiles and the reports of their own patients."""
+
+import numpy as np
+import pytest
+
+from clipit.errors import DataError
+from clipit.pairing.cases import join_cases
+from clipit.reports.readers import Report
+from clipit.tiles.tileset import TileSet
+
+
+class NoImages:
+    """A reader of tiles whose images are never read."""
+
+    def read(self, row: int) -> None:
+        raise AssertionError("no image is needed")
+
+    def where(self, row: int) -> str:
+        return f"row {row}"
+
+
+def tiles(*rows: tuple[str, str]) -> TileSet:
+    """Tiles from (split, group)."""
+    n = len(rows)
+    return TileSet(
+        ids=np.array([f"t{i}" for i in range(n)], dtype=object),
+        labels=np.zeros(n, dtype=np.int64),
+        truth=np.zeros(n, dtype=np.int64),
+        classes=("a", "b"),
+        splits=np.array([split for split, _ in rows], dtype=object),
+        groups=np.array([group for _, group in rows], dtype=object),
+        mpp=np.full(n, np.nan),
+        rows=np.arange(n),
+        stamps=np.array(["s"] * n, dtype=object),
+        reader=NoImages(),  # type: ignore[arg-type]
+        where="test",
+    )
+
+
+def report(name: str, group: str | None, date: str | None = None, label: str | None = None) -> Report:
+    return Report(name, f"Text of {name}.", None, group, label, date)
+
+
+TILES = tiles(
+    ("train", "TCGA-AA-0001-01Z"), ("train", "TCGA-AA-0001-01Z"), ("train", "TCGA-AA-0002-01Z"), ("train", ""),
+    ("train", "TCGA-AA-0003-01A"), ("validation", "TCGA-AA-0004-01Z"), ("test", "TCGA-AA-0003-01Z"),
+)  # fmt: skip
+
+
+def test_barcodes_are_cut_to_the_patient_and_every_report_is_accounted_for() -> None:
+    cases = join_cases(
+        [
+            report("late", "TCGA-AA-0001", "2021-01-01"),
+            report("early", "tcga-aa-0001", "2020-01-01"),
+            report("validation", "TCGA-AA-0004"),
+            report("both", "TCGA-AA-0003"),
+            report("stranger", "TCGA-ZZ-9999"),
+            report("nobody", None),
+        ],
+        TILES,
+    )
+    assert cases.names == ("TCGA-AA-0001",)
+    assert [r.report_id for r in cases.reports[0]] == ["early", "late"], "by date"
+    assert cases.case_of.tolist() == [0, 0, -1, -1, -1]
+    account = cases.account
+    assert (account.cases, account.cases_with_report, account.cases_with_several) == (3, 1, 1)
+    assert (account.own, account.later_splits, account.both_sides) == (2, 2, 1)
+    assert (account.external, account.without_patient, account.tiles_without_patient) == (1, 1, 1)
+    assert "1 of 3 training patients have a report of their own (2 reports; 1 patients have several)" in account.text()
+
+
+def test_reports_of_later_splits_do_not_enter_the_fingerprint() -> None:
+    own = report("own", "TCGA-AA-0001")
+    first = join_cases([own, report("v", "TCGA-AA-0004"), report("x", "Z")], TILES)
+    other = join_cases([own, report("w", "TCGA-AA-0004", label="b"), report("both", "TCGA-AA-0003")], TILES)
+    assert first.fingerprint == other.fingerprint
+    assert first.fingerprint != join_cases([report("own", "TCGA-AA-0001", label="b")], TILES).fingerprint
+
+
+def test_the_latest_report_needs_dates() -> None:
+    dated = [report("a", "TCGA-AA-0001", "2021-01-01"), report("b", "TCGA-AA-0001", "2020-12-31")]
+    latest = join_cases(dated, TILES).latest()
+    assert [r.report_id for r in latest.reports[0]] == ["a"]
+    for date in (None, "2021-01-01"):
+        unclear = [dated[0], report("b", "TCGA-AA-0001", date)]
+        with pytest.raises(DataError, match=r"(?s)1 patients have several reports.*TCGA-AA-0001.*date_column"):
+            join_cases(unclear, TILES).latest()
+
+
+@pytest.mark.parametrize(
+    ("groups", "names", "hint"),
+    [
+        (("p1", "p2"), ("P1", "P3"), "1 would match in lower case"),
+        (("0017", "0018"), ("17", "19"), "1 would match without leading zeros"),
+        (("P1-A", "P2-B"), ("P1", "P9"), "1 would match cut at the last '-'"),
+        (("P1", "P2"), ("Q1", "Q2"), "no simple change of spelling would match"),
+    ],
+)
+def test_groups_that_never_meet(groups: tuple[str, ...], names: tuple[str, ...], hint: str) -> None:
+    with pytest.raises(DataError) as error:
+        join_cases([report(f"r{name}", name) for name in names], tiles(*(("train", group) for group in groups)))
+    message = str(error.value)
+    assert hint in message and all(name in message for name in (*groups, *names)), message
+
+
+def test_no_groups_on_one_side() -> None:
+    with pytest.raises(DataError, match="the training tiles have no groups"):
+        join_cases([report("a", "P1")], tiles(("train", ""), ("test", "P1")))
+    with pytest.raises(DataError, match=r"(?s)the reports have no groups.*reports\.metadata"):
+        join_cases([report("a", None)], tiles(("train", "P1")))
+
+
+def test_only_test_patients_have_reports() -> None:
+    with pytest.raises(DataError, match="1 reports belong to patients with validation or test tiles"):
+        join_cases([report("a", "P2")], tiles(("train", "P1"), ("test", "P2")))

@@ -1,0 +1,217 @@
+"""Labels from the reports of the tiles' own patients, and their controls."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tiny_models import CLASSES, MakeConfig
+
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError, DataError
+from clipit.runs.train import train_run
+from clipit.training.arms import resolve_arm
+from clipit.training.checks import check
+from clipit.training.terms.case_labels import CaseLabels, exchange_labels
+from clipit.training.terms.own_reports import OwnLabels, own_report_labels
+from clipit.workspace.workspace import Workspace
+
+WITH_REPORT = 15  # of 18 training patients; tile n of a split belongs to patient n // 4
+Own = Callable[..., RunConfig]
+
+
+def write_reports(path: Path, change: Callable[[str, dict[str, Any]], None] = lambda split, row: None) -> Path:
+    """Reports of 15 training patients, all validation and test patients, and one stranger.
+
+    Patient g of training has the label of class g % 3; the report of patient 4 is of another label, that of 5 of none.
+    """
+    rows = []
+    for split, count in (("train", WITH_REPORT), ("validation", 6), ("test", 6), ("external", 1)):
+        for g in range(count):
+            finding = CLASSES[g % 3]
+            text = f"FINAL DIAGNOSIS:\nThere is {finding}. No {CLASSES[(g + 1) % 3]} is seen."
+            row = {"id": f"{split}-{g}", "text": text, "patient": f"{split}-{g}", "finding": finding, "organ": "colon"}
+            if split == "train" and g in (4, 5):
+                row |= {"finding": "" if g == 5 else "something else", "text": "Nothing is said."}
+            change(split, row)
+            rows.append(row)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def own(configure: MakeConfig, tmp_path: Path) -> Own:
+    """`own("label", seed=1)`: a resolved configuration with soft labels from own reports."""
+    reports = write_reports(tmp_path / "own.jsonl")
+    rules = {"name": "small", "classes": {name: [name] for name in CLASSES}}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+
+    def make(labels: str, **keys: Any) -> RunConfig:
+        values = {
+            "reports.path": str(reports),
+            "reports.group_column": "patient",
+            "reports.organ_column": "organ",
+            "soft_labels.own_report.rules": str(tmp_path / "rules.yaml"),
+        }
+        return resolve_arm(configure({**values, **keys}, arm=f"own_{labels}"))
+
+    return make
+
+
+def labels_of(config: RunConfig) -> OwnLabels:
+    workspace = Workspace(config)
+    return own_report_labels(config, workspace, workspace.tiles(config.seed))
+
+
+def test_labels_of_a_column(own: Own) -> None:
+    found = labels_of(own("label"))
+    patient = np.arange(72) // 4
+    known = (patient < WITH_REPORT) & (patient != 4) & (patient != 5)
+    assert found.weights.tolist() == known.astype(float).tolist()
+    assert (found.classes == np.where(known, patient % 3, -1)).all()
+    assert found.facts["answers"] == {"gland": 5, "none": 1, "something else": 1, "stroma": 4, "tumour": 4}
+    assert found.facts["labelled_cases"] == 13
+    assert found.facts["cases"]["later_splits"] == 12 and found.facts["cases"]["external"] == 1
+    # A tile's label is n % 3, so that a report that agrees with one tile of four disagrees with two or three.
+    assert 0 < found.facts["compared_tiles"] <= 12 and "label noise: labels from reports agree with" in found.text
+
+
+def test_rules_give_the_affirmed_class(own: Own) -> None:
+    found, by_column = labels_of(own("rules")), labels_of(own("label"))
+    assert (found.classes == by_column.classes).all(), "the negated class does not count"
+    assert found.facts["answers"]["none"] == 2
+
+
+def test_a_class_map_renames_labels(own: Own) -> None:
+    config = own("label", **{"soft_labels.own_report.class_map": {"something else": "stroma", "gland": "tumour"}})
+    found = labels_of(config)
+    patient = np.arange(72) // 4
+    assert (found.classes[patient == 4] == 1).all() and (found.classes[patient == 0] == 2).all()
+    assert "no report gives the classes gland" in found.text
+
+
+def test_text_classifies_every_report_and_leaves_out_its_own_patient(own: Own, configure: MakeConfig) -> None:
+    for features in ("tfidf", "vlm"):
+        found = labels_of(own("text", **{"soft_labels.own_report.features": features}))
+        assert np.allclose(found.probabilities.sum(axis=1), 1, atol=1e-5)
+        assert (found.weights > 0).sum() == 4 * WITH_REPORT, "also patients whose report has no label"
+
+
+def test_case_spreads_the_labels_of_tiles_without_text(own: Own) -> None:
+    config = own("case")
+    workspace = Workspace(config)
+    train = workspace.tiles(config.seed).of_split("train")
+    found = labels_of(config)
+    patient = np.arange(72) // 4
+    for g in range(WITH_REPORT):
+        labels = train.labels[(patient == g) & (train.labels >= 0)]
+        mean = np.bincount(labels, minlength=3) / max(len(labels), 1)
+        assert np.allclose(found.probabilities[patient == g], mean if len(labels) else 1 / 3)
+        assert (found.weights[patient == g] == float(len(labels) > 0)).all()
+
+
+def test_shuffled_labels_are_those_of_another_patient(own: Own) -> None:
+    right, wrong = labels_of(own("label")), labels_of(own("shuffled"))
+    assert (right.weights == wrong.weights).all()
+    known = right.weights > 0
+    assert np.bincount(right.classes[known][::4]).tolist() == np.bincount(wrong.classes[known][::4]).tolist()
+    assert (right.classes != wrong.classes).any()
+
+
+def test_labels_are_exchanged_within_an_organ() -> None:
+    probabilities = np.eye(6, dtype=np.float32)
+    labels = CaseLabels(probabilities, np.array([True, True, True, True, False, True]), {})
+    exchanged = exchange_labels(labels, ["colon", "colon", "liver", "colon", "colon", "skin"], seed=0)
+    source = exchanged.probabilities.argmax(axis=1).tolist()
+    assert sorted(source[i] for i in (0, 1, 3)) == [0, 1, 3] and all(source[i] != i for i in (0, 1, 3))
+    assert (source[2], source[5], source[4]) == (5, 2, 4), "those alone in their organ exchange with each other"
+
+
+def test_tiles_are_weighted_by_the_probability_of_the_tissue(own: Own, tmp_path: Path) -> None:
+    prompts = {"name": "tissue", "version": 1, "templates": ["{}."], "classes": {"yes": ["tumour"], "no": ["mucin"]}}
+    (tmp_path / "tissue.yaml").write_text(yaml.safe_dump(prompts), encoding="utf-8")
+    keys = {
+        "soft_labels.own_report.tiles": "tissue",
+        "soft_labels.own_report.tissue_prompts": str(tmp_path / "tissue.yaml"),
+        "soft_labels.own_report.tissue_classes": ["yes"],
+    }
+    found, plain = labels_of(own("label", **keys)), labels_of(own("label"))
+    known = plain.weights > 0
+    assert ((found.weights[known] > 0) & (found.weights[known] < 1)).all() and not found.weights[~known].any()
+    keys["soft_labels.own_report.tissue_classes"] = ["maybe"]
+    with pytest.raises(ConfigError, match=r"(?s)not in the prompt set: maybe.*no, yes"):
+        labels_of(own("label", **keys))
+
+
+def test_at_least_one_tile_carries_the_label(own: Own) -> None:
+    keys = {"soft_labels.own_report.tiles": "at_least_one", "soft_labels.own_report.background": "gland"}
+    found, plain = labels_of(own("label", **keys)), labels_of(own("label"))
+    patient = np.arange(72) // 4
+    for g in np.unique(patient[plain.weights > 0]).tolist():
+        classes = set(found.classes[patient == g].tolist())
+        assert g % 3 in classes and classes <= {g % 3, 0}
+    with pytest.raises(ConfigError, match="the background 'fat' is not a class"):
+        labels_of(own("label", **{**keys, "soft_labels.own_report.background": "fat"}))
+
+
+def test_reports_of_validation_and_test_patients_change_nothing(own: Own, tmp_path: Path) -> None:
+    """Byte by byte: other texts, labels, dates and ids of these reports leave the classifier as it is."""
+
+    def other(split: str, row: dict[str, Any]) -> None:
+        if split != "train":
+            row |= {"id": f"other {row['id']}", "text": "Quite another text, tumour. " * 9, "finding": "tumour"}
+
+    keys = {"training.steps": 2, "training.evaluate_every": 2, "output": str(tmp_path / "out")}
+    for labels in ("label", "text"):
+        config = own(labels, name=labels, **keys)
+        folder = train_run(config)
+        before = {path.name: path.read_bytes() for path in (folder / "classifier").iterdir() if path.is_file()}
+        changed = write_reports(tmp_path / "changed.jsonl", other)
+        again = config.model_copy(update={"reports": config.reports.model_copy(update={"path": str(changed)})})  # type: ignore[union-attr]
+        assert train_run(again) == folder, "the same run: nothing that it depends on has changed"
+        assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["inputs"]["own reports"]
+        fresh = train_run(again.model_copy(update={"output": tmp_path / "fresh"}))
+        assert before["model.safetensors"] == (fresh / "classifier" / "model.safetensors").read_bytes()
+        text = (folder / "summary.md").read_text(encoding="utf-8")
+        assert "Own reports" in text and "15 of 18 training patients have a report of their own" in text
+
+
+def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:
+    keys = {"tiles.labels.kind": "none", "tiles.classes": list(CLASSES), "training.monitor": "information"}
+    folder = train_run(own("rules", name="none", **keys, **{"training.steps": 2, "output": str(tmp_path / "out")}))
+    facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    assert facts["training_labels"] == 0 and "not estimated" in facts["sections"]["Own reports"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "keys", "message"),
+    [
+        ("label", {"reports.label_column": None}, r"labels=label needs reports\.label_column"),
+        ("rules", {"soft_labels.own_report.rules": None}, "labels=rules needs a file or name"),
+        ("text", {"tiles.labels.kind": "none"}, "labels=text uses the labels of tiles"),
+        ("label", {"soft_labels.own_report.tiles": "tissue"}, "needs soft_labels.own_report.tissue_prompts"),
+        ("label", {"soft_labels.own_report.tiles": "at_least_one"}, "needs the class of the other tiles"),
+        ("label", {"training.monitor": "agreement"}, "reports of validation patients are never used"),
+    ],
+)
+def test_keys_that_are_missing(own: Own, labels: str, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(own(labels, **keys))
+
+
+def test_labels_that_are_no_classes(own: Own, tmp_path: Path) -> None:
+    strange = write_reports(tmp_path / "strange.jsonl", lambda split, row: row.update(finding="grade 2"))
+    with pytest.raises(DataError, match=r"(?s)no label of a report is a class: the labels are grade 2.*class_map"):
+        labels_of(own("label", **{"reports.path": str(strange)}))
+    with pytest.raises(ConfigError, match="class_map names classes that the tiles lack: fat"):
+        labels_of(own("label", **{"soft_labels.own_report.class_map": {"gland": "fat"}}))
+    silent = write_reports(tmp_path / "silent.jsonl", lambda split, row: row.update(text="Nothing."))
+    with pytest.raises(DataError, match=r"no report gives a label: none 15"):
+        labels_of(own("rules", **{"reports.path": str(silent)}))
+    rules = {"name": "wrong", "classes": {"fat": ["fat"]}}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    with pytest.raises(DataError, match="the rules have classes that the tiles lack: fat"):
+        labels_of(own("rules", **{"soft_labels.own_report.rules": str(tmp_path / "wrong.yaml")}))

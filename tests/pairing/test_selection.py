@@ -207,7 +207,14 @@ def test_rules_over_all_scores_need_a_flat_index(tmp_path: Path, index: Index, t
 
 
 @pytest.mark.parametrize(
-    "keys", [{"correction": "csls"}, {"mutual": True}, {"organs": ("colon",)}, {"exclude_same_group": True}, {"reports": "own"}]
+    "keys",
+    [
+        {"correction": "csls"},
+        {"mutual": True},
+        {"organs": ("colon",)},
+        {"exclude_same_group": True},
+        {"reports": "own"},
+    ],
 )
 def test_the_configuration_refuses_them_with_lists(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="so index: Flat, not index: IVF16"):

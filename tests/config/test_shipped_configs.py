@@ -30,7 +30,7 @@ ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PAPER = ("pcam", "crc", "bach")
 WITH_MODELS = [CONFIGS / f"{name}{kind}.yaml" for name in PAPER for kind in ("", "_open")]
 OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
-TO_GIVE = {"own_table": OWN, "own_comparison": OWN}
+TO_GIVE = {"own_table": OWN, "own_comparison": OWN, "own_reports": OWN}
 
 
 def file_of(path: Path) -> ConfigFile:

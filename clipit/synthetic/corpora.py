@@ -125,8 +125,8 @@ def draw_cases(rng: np.random.Generator, count: int, noise: float = 0.01) -> Ite
         name = names[int(rng.choice(len(names), p=shares))]
         grade, latents = _findings(rng, name)
         organ = choose(rng, words.ORGANS)
-        micro = " ".join(_microscopic(rng, latents, row) for row in range(len(latents)))
-        line = _diagnosis_line(rng, words.PROCEDURES, organ, _named(rng, name, grade))
+        micro = " ".join(microscopic_sentence(rng, latents, row) for row in range(len(latents)))
+        line = diagnosis_line(rng, words.PROCEDURES, organ, diagnosis_name(rng, name, grade))
         text = _case_report(rng, organ, micro, line, words.REPORT_CLINICAL, words.REPORT_GROSS)
         # A patient may have two reports, as in the other corpus.
         patient = f"C{number * 4 // 5:05d}"
@@ -141,7 +141,7 @@ def draw_other_organ(rng: np.random.Generator, count: int, noise: float = 0.01) 
         main, called, beside = words.OTHER_DIAGNOSES[name]
         tissues = [main] * int(rng.integers(1, 3)) + list(beside)
         micro = " ".join(_other_sentence(rng, tissues[row]) for row in rng.permutation(len(tissues)))
-        line = _diagnosis_line(rng, words.OTHER_PROCEDURES, organ, called)
+        line = diagnosis_line(rng, words.OTHER_PROCEDURES, organ, called)
         text = _case_report(rng, organ, micro, line, words.OTHER_CLINICAL, words.OTHER_GROSS)
         patient = f"B{number * 4 // 5:05d}"
         yield CaseReport(f"synthetic-{organ}-{number:05d}", ocr_noise(rng, text, noise), organ, patient, name, "")
@@ -168,7 +168,7 @@ def _findings(rng: np.random.Generator, name: str) -> tuple[str, Latents]:
     return grade, latents
 
 
-def _microscopic(rng: np.random.Generator, latents: Latents, row: int) -> str:
+def microscopic_sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
     """Draw a sentence about one finding; tumour names do not reveal the grade."""
     if CLASSES[latents.tissue[row]] not in ("tumour_low_grade", "tumour_high_grade"):
         return sentence(rng, latents, row)
@@ -181,7 +181,7 @@ def _other_sentence(rng: np.random.Generator, tissue: str) -> str:
     return choose(rng, words.REPORT_FULL if more else words.REPORT_NAMED).format(name=name, more=more)
 
 
-def _named(rng: np.random.Generator, name: str, grade: str) -> str:
+def diagnosis_name(rng: np.random.Generator, name: str, grade: str) -> str:
     """Draw the name for the diagnosis line, with the grade if there is a tumour."""
     if grade == "none":
         named = words.INFLAMMATORY_NAMES if name == "inflammatory_lesion" else words.NO_TUMOUR_NAMES
@@ -190,7 +190,8 @@ def _named(rng: np.random.Generator, name: str, grade: str) -> str:
     return words.MUCINOUS_TYPE.format(name=graded) if name == "mucinous_tumour" else graded
 
 
-def _diagnosis_line(rng: np.random.Generator, procedures: tuple[str, ...], organ: str, name: str) -> str:
+def diagnosis_line(rng: np.random.Generator, procedures: tuple[str, ...], organ: str, name: str) -> str:
+    """Draw the line of the final diagnosis with a name from `diagnosis_name`."""
     return choose(rng, words.DIAGNOSES[:2]).format(
         site=organ.capitalize(), procedure=choose(rng, procedures), name=name
     )

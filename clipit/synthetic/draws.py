@@ -19,6 +19,18 @@ VLM_CENTRES = (0, 1, 2, 3, 4, 5)
 """Centres of the embedded VLM's training tiles; synthetic worlds use other centres."""
 
 
+def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
+    """Check that the two sets of centres of a world share none, with each other or with the VLM's training tiles.
+
+    Raises:
+        ValueError: A centre is used twice.
+    """
+    if set(centres) & set(shift_centres):
+        raise ValueError("centres and shift_centres must not share a centre")
+    if {*centres, *shift_centres} & set(VLM_CENTRES):
+        raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use others, from 6")
+
+
 Wording = Literal["graded", "coarse"]
 WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {"graded": words.SHARED_NAMES, "coarse": words.COARSE_NAMES}
 """Class names in captions; `coarse` uses the same names for tumours of both grades."""

@@ -1,6 +1,7 @@
 """Named random streams, and latent variables (tissue class and attributes) of synthetic tiles and sentences."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -64,6 +65,8 @@ class Latents:
     gland: Int64[np.ndarray, " n"]
     nec: Int64[np.ndarray, " n"]
     dens: Int64[np.ndarray, " n"]
+    status: Int64[np.ndarray, " n"] | None = None
+    """1 where a tumour tile shows the morphology of the mutated status, else 0; None: no tile shows it."""
 
     def __len__(self) -> int:
         """Return the number of tiles."""
@@ -71,7 +74,17 @@ class Latents:
 
     def select(self, keep: Bool[np.ndarray, " n"] | Int64[np.ndarray, " m"] | slice) -> "Latents":
         """Select the latents of a subset of tiles."""
-        return Latents(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Latents(**{name: None if value is None else value[keep] for name, value in values.items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Latents"]) -> "Latents":
+        """Concatenate latents that all have a status, or all have none."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            columns = [getattr(part, field.name) for part in parts]
+            values[field.name] = None if columns[0] is None else np.concatenate(columns)
+        return cls(**values)
 
 
 def _values(

@@ -198,7 +198,27 @@ def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
     present = (rng.random((count, 4)) < chance[:, None]).astype(np.int64)
     radius = rng.uniform(8.0, 15.0, (count, 4)).astype(np.float32)
     _glands(rng, layer, present, _grid_centres(rng, count, 2, 4.0), radius, 0.22, False, 2.2)
+    if latents.status is not None and latents.status.any():
+        _mutated_cytoplasm(rng.spawn(1)[0], layer, np.flatnonzero(latents.status))
     return layer
+
+
+_BLUISH = 0.11
+"""Concentration by which haematoxylin rises, and eosin falls, in the cytoplasm of a mutated tumour."""
+_GRANULE = 0.15
+"""Concentration by which haematoxylin falls, and eosin rises, in its granules."""
+
+
+def _mutated_cytoplasm(rng: np.random.Generator, layer: Stains, shown: Int64[np.ndarray, " m"]) -> None:
+    """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with pink granules between nuclei."""
+    tile, total = scatter(rng, rng.poisson(40, len(shown)))
+    grains = np.zeros((len(shown), SIZE, SIZE), dtype=np.float32)
+    x, y = rng.uniform(0, SIZE, (2, total))
+    splat(grains, make_spots(tile, x, y, rng.uniform(1.5, 2.0, total), 1.0, 0.0, 1.0))
+    cytoplasm = ramp((0.6 - layer.haematoxylin[shown]) / 0.15)
+    change = (_BLUISH - _GRANULE * grains) * cytoplasm
+    layer.haematoxylin[shown] = np.maximum(layer.haematoxylin[shown] + change, 0)
+    layer.eosin[shown] = np.maximum(layer.eosin[shown] - change, 0)
 
 
 def _necrosis(rng: np.random.Generator, latents: Latents) -> Stains:

@@ -1,0 +1,157 @@
+"""Write the reports of a case world: they describe the case's tissues and state its molecular status, or not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.cases import Case, CaseWorldConfig, draw_case_part
+from clipit.synthetic.corpora import diagnosis_line, diagnosis_name, microscopic_sentence
+from clipit.synthetic.language import boilerplate, choose, lay_out, ocr_noise
+from clipit.synthetic.latents import HIGH, LOW, stream
+from clipit.synthetic.status_words import (
+    HISTORY_SENTENCES,
+    MUTATED,
+    STATUS_SENTENCES,
+    UNCERTAIN_SENTENCES,
+    WILD_TYPE,
+)
+from clipit.synthetic.world_files import write_reports
+
+_HISTORY = 0.1
+"""Probability that the clinical history of a tumour mentions the gene."""
+
+
+@dataclass(frozen=True)
+class OwnReport:
+    """One report of a case."""
+
+    id: str
+    text: str
+    organ: str
+    group: str
+    """Name of the patient, as in the table of tiles."""
+    date: str
+    """Date of the report, as 2019-07-31."""
+    diagnosis: str
+    grade: str
+    """`low`, `high`, or `none` without a tumour."""
+    status: str
+    """Status that the report states, right or wrong; empty if it states none."""
+
+
+def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[str, int]]:
+    """Write the reports of all cases of a world as JSON lines, those of cases without tiles last.
+
+    Configurations of one seed that differ in `reported`, `silent` or `wrong` give variants of the reports of one
+    world: a case with a report at a smaller share has one at each larger share, and a text is the same unless the
+    status that it states differs.
+
+    Args:
+        path: File to write.
+        config: Configuration of the world.
+
+    Returns:
+        Counts by split (and `external`): `cases`, `with_tumour`, `with_report`, `reports`, `stating` a status, and
+        `wrong` ones.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    reports: list[OwnReport] = []
+    for part in config.parts:
+        cases = draw_case_part(config, part)
+        own = list(_draw_part(config, cases))
+        truth = {case.name: case.status for case in cases}
+        stating = [report for report in own if report.status]
+        counts[part] = {
+            "cases": len(cases),
+            "with_tumour": sum(case.tumour for case in cases),
+            "with_report": len({report.group for report in own}),
+            "reports": len(own),
+            "stating": len(stating),
+            "wrong": sum(report.status != truth[report.group] for report in stating),
+        }
+        reports += own
+    write_reports(path, reports)
+    return counts
+
+
+def _draw_part(config: CaseWorldConfig, cases: Sequence[Case]) -> Iterator[OwnReport]:
+    """Draw the reports of one split; the shares of the configuration are met up to rounding."""
+    tumours = [case.name for case in cases if case.tumour]
+    reported = _choose_share(config, [case.name for case in cases], config.reported, "reported")
+    earlier = _choose_share(config, tumours, config.earlier, "earlier")
+    silent = _choose_share(config, tumours, config.silent, "silent")
+    wrong = _choose_share(config, [name for name in tumours if name not in silent], config.wrong, "wrong")
+    other = {MUTATED: WILD_TYPE, WILD_TYPE: MUTATED}
+    for case in cases:
+        if case.name not in reported:
+            continue
+        if case.name in earlier:
+            yield _draw_report(config, case, "biopsy", "")
+        stated = "" if not case.tumour or case.name in silent else case.status
+        yield _draw_report(config, case, "report", other[stated] if case.name in wrong else stated)
+
+
+def _choose_share(config: CaseWorldConfig, names: Sequence[str], share: float, purpose: str) -> set[str]:
+    """Choose a share of the cases, such that a smaller share is a subset of a larger one."""
+    keys = {name: stream(config.seed, "cases/chosen", purpose, name).random() for name in names}
+    return set(sorted(names, key=keys.__getitem__)[: round(share * len(names))])
+
+
+def _draw_report(config: CaseWorldConfig, case: Case, kind: str, stated: str) -> OwnReport:
+    """Draw a report (`kind` is `report`) or that of an earlier biopsy; `stated` changes only the status sentence."""
+    rng = stream(config.seed, "cases/reports", case.name, kind)
+    early = kind == "biopsy"
+    rows = _findings(rng, case, 2 if early else int(rng.integers(3, 6)))
+    micro = " ".join(microscopic_sentence(rng, case.latents, row) for row in rows.tolist())
+    procedures = words.PROCEDURES[:1] if early else words.PROCEDURES[1:]
+    line = diagnosis_line(rng, procedures, case.organ, diagnosis_name(rng, case.diagnosis, case.grade))
+    clinical = boilerplate(rng, words.REPORT_CLINICAL, 1, case.organ)
+    gross = boilerplate(rng, words.REPORT_GROSS, int(rng.integers(1, 3)), case.organ)
+    comment = boilerplate(rng, words.REPORT_CLOSING, int(rng.integers(1, 3)), case.organ)
+    if case.tumour:
+        history = choose(rng, HISTORY_SENTENCES)
+        if rng.random() < _HISTORY:
+            clinical = f"{clinical} {history}"
+        sentence = _status_sentence(rng, stated, silent=early)
+        if rng.random() < 0.5:
+            line = f"{line} {sentence}".strip()
+        else:
+            comment = f"{sentence} {comment}".strip()
+    text = lay_out(clinical=clinical, gross=gross, microscopic=micro, diagnosis=line, comment=comment)
+    # The day and the earlier date depend on the case alone.
+    days = stream(config.seed, "cases/dates", case.name)
+    day = date(2015, 1, 1) + timedelta(days=int(days.integers(100, 3000)))
+    if early:
+        day -= timedelta(days=int(days.integers(10, 90)))
+    text = ocr_noise(rng, text, config.noise)
+    identifier = f"{case.name}-{kind}"
+    return OwnReport(identifier, text, case.organ, case.name, str(day), case.diagnosis, case.grade, stated)
+
+
+def _status_sentence(rng: np.random.Generator, stated: str, silent: bool) -> str:
+    """Draw a sentence for each status and an uncertain one, and return that for `stated`, or ""."""
+    sentences = {status: choose(rng, options) for status, options in STATUS_SENTENCES.items()}
+    uncertain = choose(rng, UNCERTAIN_SENTENCES)
+    mentioned = rng.random() < 0.5
+    if stated:
+        return sentences[stated]
+    return uncertain if mentioned and not silent else ""
+
+
+def _findings(rng: np.random.Generator, case: Case, count: int) -> Int64[np.ndarray, " k"]:
+    """Choose tiles to describe: half of them (rounded up) of the tumour, if any, the others of different tissues."""
+    tissue = case.latents.tissue
+    tumour = np.flatnonzero((tissue == LOW) | (tissue == HIGH))
+    others = rng.permutation(np.setdiff1d(np.arange(len(tissue)), tumour))
+    areas = rng.permutation(tumour)[: (count + 1) // 2]
+    _, first = np.unique(tissue[others], return_index=True)
+    distinct = rng.permutation(others[first])[: count - len(areas)]
+    return rng.permutation(np.concatenate([areas, distinct])).astype(np.int64)

@@ -1,0 +1,152 @@
+"""Write a synthetic world of cases: every patient has tiles, a report, and a molecular status that a VLM never read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipit.artifacts import write_json
+from clipit.errors import ConfigError
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.case_reports import write_case_reports
+from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_case_part
+from clipit.synthetic.draws import Draw
+from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, stream
+from clipit.synthetic.render import render
+from clipit.synthetic.status_words import NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES
+from clipit.synthetic.world import GRADE_PROMPTS, grade_prompts
+from clipit.synthetic.world_files import ensure_written, prompt_set, write_bags, write_tiles, write_yaml
+
+STATUS_PROMPT_FILE = "status_prompts.yaml"
+TISSUE_PROMPT_FILE = "tissue_prompts.yaml"
+STATUS_RULE_FILE = "status_rules.yaml"
+REPORTS = "reports.jsonl"
+VARIED = ("reported", "silent", "wrong", "earlier")
+"""Keys of the configuration that change the reports of a world and nothing else."""
+
+
+def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
+    """Write a world of cases to a folder unless it exists, completely or not at all.
+
+    Raises:
+        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+    """
+    return ensure_written(folder, config, lambda partial: write_case_world(partial, config))
+
+
+def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
+    """Write the files of a world of cases to a folder; the same configuration gives the same bytes.
+
+    `tiles.zip` with `tiles.csv` (train, validation and test), `tiles_shift.zip` with `tiles_shift.csv` (unseen stain),
+    `reports.jsonl` (see `write_case_reports`), `status_prompts.yaml`, `tissue_prompts.yaml`, `grade_prompts.yaml`,
+    `morphology.yaml`, `boilerplate.yaml`, `status_rules.yaml`, and last `world.json`: the configuration, counts and
+    SHA-256 of each image set. In the tables, `status` and `grade` are those of the case for tumour tiles, and
+    `not_tumour` for the others; `shows` is 1 for tiles that show the morphology of the mutated status.
+
+    Returns:
+        The content of `world.json`.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    cases = {split: draw_case_part(config, split) for split in config.parts if split != EXTERNAL}
+    parts = {split: _render(config.seed, split, of_split) for split, of_split in cases.items()}
+    columns = {split: _columns(cases[split], parts[split].latents) for split in parts}
+    digests = {
+        name: write_tiles(folder, name, {split: parts[split] for split in splits}, columns)
+        for name, splits in (("tiles", ("train", "validation", "test")), ("tiles_shift", ("shift",)))
+    }
+    reports = write_case_reports(folder / REPORTS, config)
+    _write_prompts(folder)
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "classes": list(CLASSES),
+        "counts": {split: _counts(columns[split], part.latents) for split, part in parts.items()},
+        "reports": reports,
+        "pixels_sha256": digests,
+    }
+    write_json(folder / "world.json", facts)
+    return facts
+
+
+def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
+    """Write further reports of a world's cases, such as `reports_reported0.25.jsonl`; existing files are kept.
+
+    Args:
+        folder: Folder of the world.
+        config: Configuration of the world.
+        variants: Changed keys of each file, such as `["reported=0.25", "wrong=0.4"]`; keys: `VARIED`.
+
+    Returns:
+        Paths of the files, in the order of `variants`.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is not a number from 0 to 1; nothing is written.
+        ArtifactError: A file cannot be written.
+    """
+    configs = {
+        folder / f"reports_{'_'.join(item.replace('=', '') for item in items)}.jsonl": _varied(config, items)
+        for items in variants
+    }
+    for path, varied in configs.items():
+        if not path.is_file():
+            write_case_reports(path, varied)
+    return list(configs)
+
+
+def _varied(config: CaseWorldConfig, items: Sequence[str]) -> CaseWorldConfig:
+    values = dict(item.partition("=")[::2] for item in items)
+    try:
+        if unknown := set(values) - set(VARIED):
+            raise ValueError(f"unknown key {min(unknown)!r}")
+        return CaseWorldConfig.model_validate(
+            config.model_dump() | {key: float(value) for key, value in values.items()}
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"not a variant of the reports: {' '.join(items)}",
+            where="--variant",
+            fix=f"use KEY=SHARE with a key of {', '.join(VARIED)} and a share from 0 to 1, such as reported=0.25",
+        ) from error
+
+
+def _render(seed: int, split: str, cases: list[Case]) -> Draw:
+    latents = Latents.concatenate([case.latents for case in cases])
+    each = [len(case.latents) for case in cases]
+    centres = np.repeat(np.array([case.centre for case in cases], dtype=np.int64), each)
+    patients = np.repeat(np.arange(len(cases), dtype=np.int64), each)
+    return Draw(render(stream(seed, "cases", split, "pixels"), latents, centres), latents, centres, patients)
+
+
+def _columns(cases: list[Case], latents: Latents) -> dict[str, list[object]]:
+    """Return the further columns of the table of tiles."""
+    tumour = (latents.tissue == LOW) | (latents.tissue == HIGH)
+    owners = [case for case in cases for _ in range(len(case.latents))]
+    shown = np.zeros(len(latents), dtype=np.int64) if latents.status is None else latents.status
+    return {
+        "status": [case.status if is_tumour else NOT_TUMOUR for case, is_tumour in zip(owners, tumour, strict=True)],
+        "grade": [case.grade if is_tumour else NOT_TUMOUR for case, is_tumour in zip(owners, tumour, strict=True)],
+        "shows": shown.tolist(),
+    }
+
+
+def _counts(columns: dict[str, list[object]], latents: Latents) -> dict[str, Any]:
+    statuses = columns["status"]
+    return {
+        "tissue": {name: int((latents.tissue == k).sum()) for k, name in enumerate(CLASSES)},
+        "status": {name: statuses.count(name) for name in sorted(set(map(str, statuses)))},
+        "shows": columns["shows"].count(1),
+    }
+
+
+def _write_prompts(folder: Path) -> None:
+    tissues = {label: words.PROMPT_NAMES[label] for label in CLASSES}
+    for file, content in (
+        (STATUS_PROMPT_FILE, prompt_set("synthetic-status", STATUS_PROMPTS)),
+        (TISSUE_PROMPT_FILE, prompt_set("synthetic-8", tissues)),
+        (GRADE_PROMPTS, grade_prompts("synthetic-grades", words.GRADE_NAMES)),
+        (STATUS_RULE_FILE, STATUS_RULES),
+    ):
+        write_yaml(folder / file, content)
+    write_bags(folder)

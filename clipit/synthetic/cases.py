@@ -1,0 +1,147 @@
+"""Draw the cases of a case world: diagnosis, grade, molecular status, centre, and the latents of the tiles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from clipit.config.data import Section, Share
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.corpora import DIAGNOSES
+from clipit.synthetic.draws import check_centres
+from clipit.synthetic.language import choose
+from clipit.synthetic.latents import HIGH, LOW, STROMA, Latents, attributes, stream
+from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, WILD_TYPE
+from clipit.synthetic.world_files import patient_name
+
+EXTERNAL = "external"
+"""Name of the part of the cases that have reports and no tiles."""
+
+
+class CaseWorldConfig(Section):
+    """Size and make of a world whose tiles and reports come from the same cases."""
+
+    seed: int = Field(0, ge=0)
+    train: int = Field(200, ge=2)
+    """Number of training cases."""
+    validation: int = Field(40, ge=2)
+    test: int = Field(150, ge=2)
+    shift: int = Field(150, ge=2)
+    """Number of test cases from centres that training never sees."""
+    external: int = Field(300, ge=0)
+    """Number of further patients, who have reports and no tiles."""
+    tiles_per_case: int = Field(10, ge=1)
+    centres: tuple[int, ...] = (6, 7)
+    """Centres of train, validation and test."""
+    shift_centres: tuple[int, ...] = (8, 9)
+    with_tumour: Share = 0.9
+    """Probability that a case has a tumour."""
+    tumour_tiles: Share = 0.6
+    """Probability that a tile of such a case is of the tumour; at least one is."""
+    mutated_low_grade: Share = 0.5
+    """Probability that a low grade tumour is mutated."""
+    mutated_high_grade: Share = 0.5
+    shows: Share = 0.8
+    """Probability that a tumour tile of a mutated case shows the morphology of the status."""
+    reported: Share = 1.0
+    """Share of the cases that have a report."""
+    earlier: Share = 0.1
+    """Share of the tumour cases with a second report, of an earlier biopsy, which does not state the status."""
+    silent: Share = 0.1
+    """Share of the tumour cases whose report does not state the status; half of these mention it as uncertain."""
+    wrong: Share = 0.05
+    """Share of the other tumour cases whose report states the wrong status."""
+    noise: Share = 0.01
+    """Share of the characters of a report that are misread."""
+
+    @model_validator(mode="after")
+    def _check_centres(self) -> "CaseWorldConfig":
+        check_centres(self.centres, self.shift_centres)
+        return self
+
+    @property
+    def parts(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Number of cases and the centres of each split, and of the external cases."""
+        return {
+            "train": (self.train, self.centres),
+            "validation": (self.validation, self.centres),
+            "test": (self.test, self.centres),
+            "shift": (self.shift, self.shift_centres),
+            EXTERNAL: (self.external, self.centres),
+        }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A patient with one lesion, and the latents of the tiles."""
+
+    name: str
+    """Name of the patient: `group` of tiles and reports."""
+    diagnosis: str
+    """Key of `DIAGNOSES`."""
+    grade: str
+    """`low`, `high`, or `none` without a tumour."""
+    status: str
+    """`mutated`, `wild_type`, or `not_tumour`."""
+    organ: str
+    centre: int
+    latents: Latents
+
+    @property
+    def tumour(self) -> bool:
+        """Whether the case has a tumour."""
+        return self.grade != "none"
+
+
+def draw_case_part(config: CaseWorldConfig, part: str) -> list[Case]:
+    """Draw the cases of a split, or the external ones.
+
+    Each case has its own random stream, so the number of cases does not change them.
+    """
+    count, centres = config.parts[part]
+    return [_draw_case(config, patient_name(part, number), centres) for number in range(count)]
+
+
+def _draw_case(config: CaseWorldConfig, name: str, centres: Sequence[int]) -> Case:
+    rng = stream(config.seed, "cases", name)
+    tumour = rng.random() < config.with_tumour
+    names = [key for key, value in DIAGNOSES.items() if (value.low is not None) == tumour]
+    shares = np.array([DIAGNOSES[key].share for key in names])
+    diagnosis = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+    grade, status = "none", NOT_TUMOUR
+    low = DIAGNOSES[diagnosis].low
+    if low is not None:
+        grade = "low" if rng.random() < low else "high"
+        mutated = config.mutated_low_grade if grade == "low" else config.mutated_high_grade
+        status = MUTATED if rng.random() < mutated else WILD_TYPE
+    centre, organ = int(rng.choice(list(centres))), choose(rng, words.ORGANS)
+    return Case(name, diagnosis, grade, status, organ, centre, _draw_latents(rng, config, diagnosis, grade, status))
+
+
+def _draw_latents(
+    rng: np.random.Generator, config: CaseWorldConfig, diagnosis: str, grade: str, status: str
+) -> Latents:
+    """Draw tiles of the tumour, if there is one, and of the tissues beside it.
+
+    As in `draw_latents`, 60 % have a second tissue on up to 45 % of the area: stroma (70 %) or one beside the tumour.
+    """
+    count = config.tiles_per_case
+    beside = list(DIAGNOSES[diagnosis].beside)
+    chances = list(DIAGNOSES[diagnosis].beside.values())
+    areas = 0 if grade == "none" else max(1, int(rng.binomial(count, config.tumour_tiles)))
+    tumour = np.full(areas, LOW if grade == "low" else HIGH)
+    tissue = rng.permutation(np.concatenate([tumour, rng.choice(beside, count - areas, p=chances)])).astype(np.int64)
+    other = np.where(rng.random(count) < 0.7, STROMA, rng.choice(beside, count, p=chances))
+    mixed = (rng.random(count) < 0.6) & (other != tissue)
+    latents = Latents(
+        tissue=tissue,
+        second=np.where(mixed, other, -1).astype(np.int64),
+        share=np.where(mixed, rng.uniform(0.0, 0.45, count), 0.0),
+        **attributes(rng, tissue),
+    )
+    is_tumour = (tissue == LOW) | (tissue == HIGH)
+    shown = is_tumour & (rng.random(count) < config.shows) & (status == MUTATED)
+    if diagnosis == "mucinous_tumour":
+        latents = replace(latents, mucin=np.where(is_tumour, 2, latents.mucin))
+    return replace(latents, status=shown.astype(np.int64))

@@ -1,0 +1,168 @@
+"""Write the files of a synthetic world, completely or not at all: tiles, reports and prompt sets."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import UInt8
+
+from clipit.artifacts import locked, whole_file
+from clipit.config.data import Section
+from clipit.errors import ArtifactError, disk_errors
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.draws import MPP, Draw
+from clipit.synthetic.latents import CLASSES
+
+logger = logging.getLogger(__name__)
+
+
+def write_tiles(
+    folder: Path,
+    name: str,
+    parts: Mapping[str, Draw],
+    more: Mapping[str, Mapping[str, Sequence[object]]] | None = None,
+) -> str:
+    """Write `<name>.zip` and `<name>.csv`; returns the SHA-256 of all pixels in order.
+
+    Args:
+        folder: Folder of the world.
+        name: Name of both files.
+        parts: Tiles by split; the split `shift` is written as `test`.
+        more: Further columns of the table, by split and name, with one value per tile.
+    """
+    digest = hashlib.sha256()
+    further = {split: {} if more is None else more[split] for split in parts}
+    rows = []
+    with whole_file(folder / f"{name}.zip") as path, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for split, part in parts.items():
+            for row, image in enumerate(part.images):
+                tile = f"{split}-{row:05d}"
+                # A fixed date, so that equal tiles give equal bytes.
+                archive.writestr(zipfile.ZipInfo(f"{split}/{tile}.png", (1980, 1, 1, 0, 0, 0)), _png(image))
+                digest.update(image.tobytes())
+                rows.append(
+                    {
+                        "id": tile,
+                        "path": f"{split}/{tile}.png",
+                        "label": CLASSES[part.latents.tissue[row]],
+                        **{column: values[row] for column, values in further[split].items()},
+                        "split": "test" if split == "shift" else split,
+                        "group": patient_name(split, int(part.patients[row])),
+                        "mpp": MPP,
+                        "centre": part.centres[row],
+                    }
+                )
+    with whole_file(folder / f"{name}.csv") as path, path.open("w", encoding="utf-8", newline="") as stream_out:
+        writer = csv.DictWriter(stream_out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return digest.hexdigest()
+
+
+def patient_name(split: str, number: int) -> str:
+    """Return the name of a patient, the `group` of tiles and reports."""
+    return f"{split}-P{number:04d}"
+
+
+def _png(image: UInt8[np.ndarray, "64 64 3"]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_reports(path: Path, reports: Iterable[object]) -> None:
+    """Write the fields of report dataclasses as JSON lines."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream_out:
+        for report in reports:
+            stream_out.write(json.dumps(report.__dict__) + "\n")
+
+
+def write_bags(folder: Path) -> None:
+    """Write `morphology.yaml` and `boilerplate.yaml`, the prompt bags of the snippet filter."""
+    for name, texts in (("morphology", words.MORPHOLOGY_BAG), ("boilerplate", words.BOILERPLATE_BAG)):
+        write_yaml(folder / f"{name}.yaml", {"name": f"synthetic-{name}", "version": 1, "texts": list(texts)})
+
+
+def prompt_set(name: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the content of a prompt set with these names per class."""
+    classes = {label: list(class_names) for label, class_names in names.items()}
+    return {"name": name, "version": 1, "templates": list(words.PROMPT_TEMPLATES), "classes": classes}
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a YAML file with its keys in order."""
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False, width=120), encoding="utf-8")
+
+
+def ensure_written(folder: Path, config: Section, write: Callable[[Path], object]) -> Path:
+    """Write a world to a folder unless it exists, completely or not at all.
+
+    Args:
+        folder: Folder of the world.
+        config: Configuration that `world.json` in the folder must contain under `config`.
+        write: Function that writes all files of the world to a folder, `world.json` last.
+
+    Raises:
+        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+    """
+    world = folder.absolute()  # absolute, because lock and partial folder lie next to it, even for "."
+    if _is_written(world, config):
+        return world
+    with locked(world):
+        if not _is_written(world, config):
+            logger.info(f"writing the synthetic world (tiles, reports, prompts) to {world}")
+            partial = Path(f"{world}.partial")
+            write(partial)
+            with disk_errors(world):
+                for leftover in partial.glob(".*.tmp"):  # left by a killed attempt
+                    leftover.unlink()
+                if not world.is_dir():
+                    partial.rename(world)
+                    return world
+                # An existing empty folder may be the working directory: fill it rather than replace it.
+                for path in sorted(partial.iterdir(), key=lambda path: path.name == "world.json"):
+                    path.rename(world / path.name)
+                partial.rmdir()
+    return world
+
+
+def _is_written(world: Path, config: Section) -> bool:
+    """Return whether the folder contains this world; False if it is empty or missing.
+
+    Raises:
+        ArtifactError: The folder holds something else.
+    """
+    with disk_errors(world):
+        if not world.exists() or not any(world.iterdir()):
+            return False
+    facts = world / "world.json"
+    if not facts.is_file():
+        raise ArtifactError(
+            "the folder for a synthetic world holds other files and was not changed",
+            where=world,
+            fix="choose a new folder (--output of scripts/make_world.py; for the demo, tiles.path and the other paths "
+            "of its configuration); for your own tiles use scripts/train.py or scripts/compare.py; a half-written "
+            "world may be deleted",
+        )
+    try:
+        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == config.model_dump(mode="json")
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ArtifactError(
+            "this synthetic world differs from the one that this version writes for these settings",
+            where=facts,
+            fix="delete its folder and run the command again to rewrite it",
+        )
+    return True

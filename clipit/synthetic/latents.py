@@ -74,8 +74,11 @@ class Latents:
 
     def select(self, keep: Bool[np.ndarray, " n"] | Int64[np.ndarray, " m"] | slice) -> "Latents":
         """Select the latents of a subset of tiles."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Latents(**{name: None if value is None else value[keep] for name, value in values.items()})
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            column = getattr(self, field.name)
+            values[field.name] = None if column is None else column[keep]
+        return Latents(**values)
 
     @classmethod
     def concatenate(cls, parts: Sequence["Latents"]) -> "Latents":

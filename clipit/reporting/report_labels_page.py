@@ -93,6 +93,7 @@ def _counts(labels: Sequence[ReportLabel], classes: Sequence[str]) -> list[Part]
     by_class = Counter((mention.class_name, mention.status) for mention in mentions)
     by_section = Counter((mention.section, mention.status) for mention in mentions)
     return [
+        Text("A report whose mentions count for several classes is answered with `both`, one without any with `none`."),
         Table(("answer", "reports", "share"), rows, caption=f"Answers for {len(labels):,} reports"),
         Table(
             ("class of the phrase", *_STATUSES),

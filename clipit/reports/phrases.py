@@ -1,6 +1,7 @@
 """Find phrases in a text: whole words in any case, with flexible white space and hyphens, and regular expressions."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,7 +31,10 @@ class Match(NamedTuple):
 
 
 def tokenize(text: str) -> list[Token]:
-    """Split a text into words and punctuation marks; hyphens separate words as white space does."""
+    """Split a text into words and punctuation marks; hyphens separate words as white space does.
+
+    Composed and decomposed accents differ; normalise the text (NFC) first.
+    """
     return [Token(found.group().casefold(), *found.span()) for found in _TOKEN.finditer(text)]
 
 
@@ -44,7 +48,7 @@ class PhraseTree:
     def add(self, phrase: str, name: str) -> None:
         """Add a phrase under a name."""
         node = self
-        for token in tokenize(phrase):
+        for token in tokenize(unicodedata.normalize("NFC", phrase)):
             node = node.following.setdefault(token.text, PhraseTree())
         if name not in node.names:
             node.names.append(name)

@@ -5,6 +5,7 @@ affirmed, negated or uncertain (`assertion.py`). A report whose mentions count f
 otherwise its answer is "both" or "none".
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -72,7 +73,7 @@ def label_report(text: str, rules: RuleSet) -> ReportLabel:
         text: Text of the report as read.
         rules: Rule set.
     """
-    cleaned, _ = drop_long_words(clean_text(text))
+    cleaned, _ = drop_long_words(clean_text(unicodedata.normalize("NFC", text)))
     mentions = _find_mentions(split_sentences(cleaned), rules)
     counted = {
         mention.class_name if mention.status == "affirmed" else rules.negated.get(mention.class_name)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
@@ -90,6 +91,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
             for report in reports:
                 found.append(label_report(report.text, rules))
                 advance()
+        notes += _rule_notes(rules, found)
     probabilities = None
     if classifier and (own >= 0).any():
         groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
@@ -123,6 +125,23 @@ def measure_own_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
                 measure_agreement(title, labels.own, answers, labels.classes, labels.patients, note=note, seed=seed)
             )
     return agreements
+
+
+def _rule_notes(rules: RuleSet, found: Sequence[ReportLabel]) -> list[str]:
+    """List classes that no report names, and texts that phrases of two classes match."""
+    answers = {label.answer for label in found}
+    notes = [f"no report gets the class {name} by the rules" for name in rules.classes if name not in answers]
+    matched: dict[str, set[str]] = {}
+    for label in found:
+        for first, second in pairwise(label.mentions):
+            same_place = (first.start, first.end) == (second.start, second.end)
+            if same_place and first.sentence is second.sentence and first.class_name != second.class_name:
+                matched.setdefault(first.phrase, set()).update((first.class_name, second.class_name))
+    return notes + [
+        f"{phrase!r} is matched by phrases of several classes ({', '.join(sorted(classes))}), so that its reports are "
+        "answered with both"
+        for phrase, classes in sorted(matched.items())
+    ]
 
 
 def _without_later_patients(reports: tuple[Report, ...], config: RunConfig, notes: list[str]) -> tuple[Report, ...]:

@@ -196,6 +196,13 @@ def test_a_report_of_one_megabyte_with_thousands_of_phrases_takes_linear_time() 
     assert seconds[1] < 120
 
 
+def test_composed_and_decomposed_accents_are_the_same() -> None:
+    rules = RuleSet("r", {"size": ("Gr\u00f6\u00dfe",)})
+    assert label_report("GRO\u0308\u00dfE 3 cm", rules).answer == "size"
+    decomposed = RuleSet("r", {"size": ("Gro\u0308\u00dfe",)})
+    assert label_report("Gr\u00f6\u00dfe 3 cm", decomposed).answer == "size"
+
+
 def test_the_sentence_of_many_mentions_is_stored_once() -> None:
     mentions = label_report("MSI-H and " * 200, TUMOUR).mentions
     assert len({id(mention.sentence) for mention in mentions}) == 1
@@ -281,6 +288,17 @@ def test_every_packaged_rule_set_is_valid_and_has_a_fingerprint_of_its_own(name:
         ("Mismatch repair deficient (dMMR).", "MSI-H"),
         ("MSI testing: pending.", "none"),
         ("MSH2 is retained.", "none"),
+        ("Negative for microsatellite instability.", "MSS"),
+        ("The tumour shows microsatellite instability.", "MSI-H"),
+        ("The tumour does not show microsatellite instability.", "MSS"),
+        ("Microsatellite instability was not identified.", "MSS"),
+        ("Microsatellite instability is present.", "MSI-H"),
+        ("Block for MSI.", "none"),
+        ("No MSI testing was done.", "none"),
+        ("MSI-high carcinomas often show mucin.", "none"),
+        ("A few carcinomas with defective MMR genes and high MSI may stain.", "none"),
+        ("MSI-high carcinoma.", "MSI-H"),
+        ("Intact mismatch repair without evidence of microsatellite instability.", "MSS"),
         ("Microsatellite instability testing will be reported separately.", "none"),
     ],
 )

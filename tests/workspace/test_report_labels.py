@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from clipit.config.load import nested, read_reports_command
 from clipit.errors import ConfigError, DataError
@@ -23,7 +24,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "report_labels.py"
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
 TEXTS = {
     "unstable": "Adenocarcinoma. The tumour is MSI-H.",
-    "negated": "Adenocarcinoma. No evidence of microsatellite instability.",
+    "negated": "Adenocarcinoma. The tumour is not MSI-H.",
     "stable": f"Adenocarcinoma {HOSTILE} of the colon is MSS.",
     "both": "First tumour MSS. Second tumour MSI-H.",
     "uncertain": "MSI-H cannot be excluded.",
@@ -117,18 +118,29 @@ def test_a_classifier_that_cannot_be_fitted_is_noted(write_files: Write) -> None
     assert any(note.startswith("text classifier not fitted: a text classifier needs") for note in labels.notes)
 
 
-def test_reports_of_patients_with_test_tiles_are_left_out(
-    world: dict[str, Any], write_files: Write, tmp_path: Path
+def test_unused_classes_and_texts_that_phrases_of_two_classes_match_are_noted(
+    write_files: Write, tmp_path: Path
 ) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "name: x\nclasses: {high: [MSI-H], any: ['/MSI-H|MSI-L/'], low: [MSI-L], never: [zebra]}\n", encoding="utf-8"
+    )
+    labels = label(write_files(soft_labels__own_report__rules=str(rules), reports__label_column=None))
+    assert [note for note in labels.notes if "matched" in note] == [
+        "'MSI-H' is matched by phrases of several classes (any, high), so that its reports are answered with both"
+    ]
+    assert "no report gets the class never by the rules" in labels.notes
+
+
+def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{split}.png")
     table = tmp_path / "tiles.csv"
-    with Path(world["tiles"]["path"]).open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    with table.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(row | {"group": {"test": "p3", "train": "p4"}.get(row["split"], "other")} for row in rows)
-    images = str(Path(world["tiles"]["path"]).parent)
-    tiles = {"source": "table", "path": str(table), "images": images}
+    table.write_text(
+        "path,label,split,group\ntrain.png,a,train,p4\nvalidation.png,a,validation,other\ntest.png,a,test,p3\n",
+        encoding="utf-8",
+    )
+    tiles = {"source": "table", "path": str(table)}
     labels = label(write_files(tiles=tiles), classifier=False)
     assert len(labels.reports) == 58
     assert "p3" not in labels.patients.tolist()
@@ -154,7 +166,7 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
     folder = tmp_path / "out" / "report_labels" / "msi"
     assert str(folder / "report_labels.html") in capsys.readouterr().out
     text = (folder / "report_labels.html").read_text(encoding="utf-8")
-    assert "<mark>microsatellite instability</mark> <strong>[MSI-H, negated]</strong>" in text
+    assert "<mark>MSI-H</mark> <strong>[MSI-H, negated]</strong>" in text
     assert "<mark>MSI-H</mark> <strong>[MSI-H, uncertain]</strong>" in text
     assert "no phrase found; beginning of the report" in text
     assert "rules: none, uncertain mentions only" in text
@@ -170,11 +182,11 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
     }
     assert [agreement["reports"] for agreement in values["agreements"]] == [50, 50]
     (mention,) = values["reports"][1]["mentions"]
-    assert mention["sentence"][mention["start"] : mention["end"]] == "microsatellite instability"
+    assert mention["sentence"][mention["start"] : mention["end"]] == "MSI-H"
     with (folder / "report_labels.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["report_id"] for row in rows] == [f"r{number:02d}" for number in range(60)]
-    assert rows[1]["mentions"] == "MSI-H, negated, unknown: microsatellite instability"
+    assert rows[1]["mentions"] == "MSI-H, negated, unknown: MSI-H"
     assert (rows[1]["answer"], rows[1]["label"], rows[1]["text_class"]) == ("MSS", "MSS", "MSS")
     assert (rows[5]["answer"], rows[5]["label"], rows[5]["mentions"]) == ("none", "", "")
 

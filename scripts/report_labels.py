@@ -25,11 +25,10 @@ def main() -> None:
         from clipit.workspace.report_label_files import write_report_labels
         from clipit.workspace.report_labels import label_corpus
 
-        if not get_processes().main:
-            return
         labels = label_corpus(config, tiles=tiles, classifier=not options.rules_only)
-        page = write_report_labels(config, labels, per_answer=options.per_answer)
-        print(f"page: {page} (and .json, .csv)")
+        if get_processes().main:
+            page = write_report_labels(config, labels, per_answer=options.per_answer)
+            print(f"page: {page} (and .json, .csv)")
 
 
 if __name__ == "__main__":

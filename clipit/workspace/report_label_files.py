@@ -13,7 +13,7 @@ from clipit.config.run import RunConfig
 from clipit.evaluation.report_agreement import Agreement
 from clipit.reporting.html import write_page
 from clipit.reporting.report_labels_page import SampledReport, count_answers, report_labels_page
-from clipit.workspace.report_labels import CorpusLabels, measure_own_labels
+from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_own_labels
 
 _COLUMNS = (
     "report_id", "group", "label", "answer", "uncertain_only", "text_class", "text_probability", "mentions",
@@ -104,7 +104,9 @@ def _facts(config: RunConfig, labels: CorpusLabels) -> dict[str, Any]:
     if labels.rules is not None:
         facts["rule set"] = f"{labels.rules.name} ({labels.rules.hash})"
         facts["sections read"] = ", ".join(labels.rules.sections) or "all"
-    facts["text classifier"] = "not fitted" if labels.probabilities is None else "TF-IDF, cross-fitted by patient"
+    facts["text classifier"] = (
+        "not fitted" if labels.probabilities is None else f"{FEATURES[labels.features]}, cross-fitted by patient"
+    )
     return facts
 
 

@@ -17,6 +17,11 @@ from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
 from clipit.reports.rules import ReportLabel, RuleSet, label_report, load_rules
 from clipit.tiles.load import read_tiles
+from clipit.workspace.report_vectors import report_vectors
+from clipit.workspace.workspace import Workspace
+
+FEATURES = {"tfidf": "TF-IDF of words and word pairs", "vlm": "the mean VLM embedding of a report's snippets"}
+"""Descriptions of `soft_labels.own_report.features`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class CorpusLabels:
     found: tuple[ReportLabel, ...]
     probabilities: Float32[np.ndarray, "n c"] | None
     notes: tuple[str, ...]
+    features: str = "tfidf"
+    """Features of the text classifier, a key of `FEATURES`."""
 
     @property
     def patients(self) -> Shaped[np.ndarray, " n"]:
@@ -55,9 +62,10 @@ class CorpusLabels:
 
 
 def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> CorpusLabels:
-    """Label the reports of a configuration by `soft_labels.own_report.rules`, and by a TF-IDF text classifier.
+    """Label the reports of a configuration by `soft_labels.own_report.rules`, and by a text classifier.
 
-    The classifier is fitted on the reports' own labels, cross-fitted by patient.
+    The classifier is fitted on `soft_labels.own_report.features` and the reports' own labels, cross-fitted by patient.
+    Called by all processes.
 
     Args:
         config: Configuration with reports.
@@ -66,7 +74,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
         classifier: Whether to fit the text classifier, which takes minutes for thousands of labelled reports.
 
     Raises:
-        ConfigError: There is neither a rule set nor a column of labels.
+        ConfigError: There is neither a rule set nor a column of labels, or VLM embeddings are configured without tiles.
         DataError: The reports or the rule set cannot be read, or no label is a class.
     """
     if config.reports is None:
@@ -96,14 +104,15 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     if classifier and (own >= 0).any():
         groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
         try:
-            fitted = cross_fitted_probabilities(
-                [report.text for report in reports], own, groups, len(classes), seed=config.seed
-            )
+            documents = _documents(config, reports, tiles=tiles)
+            fitted = cross_fitted_probabilities(documents, own, groups, len(classes), seed=config.seed)
             probabilities = fitted.probabilities
             notes += [f"text classifier: {fitted.note}"] if fitted.note else []
         except DataError as error:
             notes.append(f"text classifier not fitted: {str(error).splitlines()[0]}")
-    return CorpusLabels(tuple(reports), classes, own, rules, tuple(found), probabilities, tuple(notes))
+    return CorpusLabels(
+        tuple(reports), classes, own, rules, tuple(found), probabilities, tuple(notes), section.features
+    )
 
 
 def measure_own_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
@@ -116,7 +125,7 @@ def measure_own_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
         (
             "Text classifier and the reports' own labels",
             labels.text_classes,
-            "Logistic regression on TF-IDF of words and word pairs. It is fitted on these labels, cross-fitted by "
+            f"Logistic regression on {FEATURES[labels.features]}. It is fitted on these labels, cross-fitted by "
             "patient: no label of a patient was used for the predictions of that patient's reports.",
         ),
     ):
@@ -125,6 +134,21 @@ def measure_own_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
                 measure_agreement(title, labels.own, answers, labels.classes, labels.patients, note=note, seed=seed)
             )
     return agreements
+
+
+def _documents(
+    config: RunConfig, reports: Sequence[Report], *, tiles: bool
+) -> "list[str] | Float32[np.ndarray, 'n d']":
+    """Return the inputs of the text classifier."""
+    if config.reports is None or config.soft_labels.own_report.features == "tfidf":
+        return [report.text for report in reports]
+    if not tiles:
+        raise ConfigError(
+            "VLM embeddings of reports need a configuration with tiles",
+            where="soft_labels.own_report.features",
+            fix="set features: tfidf, or add the section tiles",
+        )
+    return report_vectors(Workspace(config), reports, config.reports)
 
 
 def _rule_notes(rules: RuleSet, found: Sequence[ReportLabel]) -> list[str]:

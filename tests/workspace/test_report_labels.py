@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from clipit.config.load import nested, read_reports_command
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.report_agreement import measure_agreement
 from clipit.workspace.report_label_files import sample_reports, write_report_labels
@@ -146,6 +147,19 @@ def test_reports_of_patients_with_test_tiles_are_left_out(write_files: Write, tm
     assert "p3" not in labels.patients.tolist()
     assert "p4" in labels.patients.tolist()
     assert "2 reports of patients with validation or test tiles left out" in labels.notes
+
+
+def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(
+    write_files: Write, configure: Callable[..., RunConfig]
+) -> None:
+    embeddings = {"soft_labels.own_report.features": "vlm", "soft_labels.own_report.rules": None}
+    labels = label_corpus(configure(**embeddings), tiles=True)
+    assert labels.probabilities is not None
+    assert labels.probabilities.shape == (60, 3)
+    (agreement,) = measure_own_labels(labels)
+    assert "mean VLM embedding" in agreement.note
+    with pytest.raises(ConfigError, match="need a configuration with tiles"):
+        label(write_files(soft_labels__own_report__features="vlm"))
 
 
 def test_the_sample_has_reports_of_every_answer_and_depends_on_the_seed(write_files: Write) -> None:

@@ -1,9 +1,10 @@
 """What the tests of several rooms share: a small world with tiny models, and configurations over it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client
 
@@ -15,12 +16,39 @@ from tiny_models import MakeConfig, MakeFile, write_small_world
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file
 from clipit.config.run import RunConfig
+from clipit.reporting import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @pytest.fixture(autouse=True)
 def _stop_capturing_log() -> Iterator[None]:
     yield
     stop_capturing()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _empty_run_plots() -> Iterator[None]:
+    """Render the plots of runs as empty figures; rendering them takes longer than training a tiny student."""
+    if "clipit.runs.evaluate" not in sys.modules:  # the module of tests trains nothing; do not import torch for it
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipit.runs.evaluate.save_plot", lambda _, path: plots.save_plot(empty_figure(), path))
+        patch.setattr("clipit.reporting.run_page.inline_svg", lambda _, label: plots.inline_svg(empty_figure(), label))
+        yield
+
+
+@pytest.fixture
+def run_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render the plots of runs as users get them."""
+    monkeypatch.setattr("clipit.runs.evaluate.save_plot", plots.save_plot)
+    monkeypatch.setattr("clipit.reporting.run_page.inline_svg", plots.inline_svg)
+
+
+def empty_figure() -> "Figure":
+    return plots.new_figure(0.2, 0.2, fixed=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Search grid of a comparison: the points to try for each arm, and a check that all arms had the same search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from itertools import pairwise, product
 from math import prod
@@ -85,11 +85,17 @@ def _values(config: RunConfig, keys: Sequence[str]) -> dict[str, Any]:
 
 def is_tuned(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> bool:
     """Return whether the arms differ from each other, or from the configuration file, in a key of the grid."""
+    values = (arm_values(config, arm, list(grid_axes(config, comparison, arm))) for arm in arms)
+    return _differ(config, comparison, values)
+
+
+def _differ(config: RunConfig, comparison: ComparisonConfig, arms: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether the values of arms differ from each other, or from the configuration in a key of the grid."""
     distinct = {key: {value} for key, value in _values(config, list(comparison.grid)).items()}
-    for arm in arms:
-        for key, value in arm_values(config, arm, list(grid_axes(config, comparison, arm))).items():
+    for values in arms:
+        for key, value in values.items():
             distinct.setdefault(key, set()).add(value)
-    return any(len(values) > 1 for values in distinct.values())
+    return any(len(found) > 1 for found in distinct.values())
 
 
 def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[str]) -> None:
@@ -101,16 +107,13 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
         ConfigError: Values lie outside the grid, or a built-in arm differs in keys that were not searched.
     """
     _check_built_in_arms(config, comparison, arms)
-    if not is_tuned(config, comparison, arms):
+    axes = {arm: grid_axes(config, comparison, arm) for arm in arms}
+    values = {arm: arm_values(config, arm, list(axes[arm])) for arm in arms}
+    if not _differ(config, comparison, values.values()):
         return
     outside = []
     for arm in arms:
-        axes = grid_axes(config, comparison, arm)
-        strange = [
-            format_value(key, value)
-            for key, value in arm_values(config, arm, list(axes)).items()
-            if value not in axes[key]
-        ]
+        strange = [format_value(key, value) for key, value in values[arm].items() if value not in axes[arm][key]]
         if strange:
             outside.append(f"{arm} ({', '.join(strange)})")
     if outside:

@@ -98,14 +98,20 @@ def _refuse_undecodable(values: Any, where: object) -> None:
         raise ConfigError(f"not valid UTF-8: {text}", where=where, fix="rename the file, or correct the text")
 
 
-def _undecodable(value: Any) -> str:
+def _undecodable(values: Any) -> str:
     """Return the first text that cannot be written as UTF-8, escaped; "" if there is none."""
-    if isinstance(value, str):
-        escaped = value.encode("utf-8", "backslashreplace").decode()
-        return "" if escaped == value else escaped
-    if isinstance(value, Mapping):
-        return next(filter(None, map(_undecodable, [*value, *value.values()])), "")
-    return next(filter(None, map(_undecodable, value)), "") if isinstance(value, list | tuple) else ""
+    left = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            escaped = value.encode("utf-8", "backslashreplace").decode()
+            if escaped != value:
+                return escaped
+        elif isinstance(value, Mapping):
+            left += reversed([*value, *value.values()])
+        elif isinstance(value, list | tuple):
+            left += reversed(value)
+    return ""
 
 
 def _config_error(error: ValidationError, where: object) -> ConfigError:

@@ -62,6 +62,7 @@ def trained_names(folder: Path) -> set[str]:
     return set(load_file(next((folder / "checkpoints").glob("step-*")) / "weights.safetensors"))
 
 
+@pytest.mark.usefixtures("run_plots")
 def test_a_run_leaves_what_is_promised(configure: MakeConfig, train: Train) -> None:
     folder = train(configure(name="whole", arm="clip_it_all"))
     names = {path.name for path in folder.iterdir()}

@@ -20,5 +20,5 @@ def launch(
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script), *arguments]
     with_cpu = {"ACCELERATE_USE_CPU": "1"} if cpu else {}
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(**with_cpu), timeout=120, check=False
+        command, capture_output=True, text=True, env=environment(**with_cpu), timeout=300, check=False
     )

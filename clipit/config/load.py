@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -150,7 +151,8 @@ def keys_of(model: type[Any]) -> list[str]:
     return [*_types(model)]
 
 
-def _types(model: type[Any], prefix: str = "") -> dict[str, Any]:
+@cache
+def _types(model: type[Any], prefix: str = "") -> Mapping[str, Any]:
     """Return the type of every dotted key of a model and of its sections."""
     types: dict[str, Any] = {}
     for name, field in model.model_fields.items():
@@ -265,7 +267,7 @@ def read_file_command(
     for name, keywords in (extra or {}).items():
         kind = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | kind))
-    settings = _settings(sections)
+    settings = _settings(tuple(sections))
     if "-h" in arguments or "--help" in arguments:
         help_parser = argparse.ArgumentParser(
             usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[parser]
@@ -292,7 +294,8 @@ def read_file_command(
     return validate_file(values, f"{options.config} and the command line"), options
 
 
-def _settings(sections: Sequence[str]) -> type[BaseSettings]:
+@cache
+def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
     """Build a settings model of the run's keys and these sections, from which pydantic-settings derives a parser."""
     fields: dict[str, Any] = {
         name: (ConfigFile.model_fields[name].annotation, ConfigFile.model_fields[name]) for name in sections

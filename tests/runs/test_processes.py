@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from launching import ROOT, TWO, environment, launch
 from run_files import losses, predictions
 
 from clipit.comparison.compare import compare
 from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested
 from clipit.config.run import RunConfig
 from clipit.runs.train import train_run
 from clipit.stores import embed as embedding
@@ -25,19 +27,36 @@ from clipit.workspace.workspace import Workspace
 pytestmark = pytest.mark.slow
 WriteConfig = Callable[..., Path]
 
-# Small shards, so that both processes have some; arguments: a configuration and the arms to run.
-SEVERAL_RUNS = """
-import atexit, sys
+# Runs commands one after another in the same two processes, each with its own number of rows per shard; starting
+# processes takes longer than the commands.
+COMMANDS = """
+import atexit, json, runpy, sys
 from pathlib import Path
 # Registered first, so called last: threads that outlive the process group may end the program with SIGABRT.
 atexit.register(lambda: print("threads", [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]))
 import clipit.stores.embed
-clipit.stores.embed.SHARD = 20
-from clipit.runs.train import train_run
-from clipit.config.load import read_command
-for arm in sys.argv[2].split(","):
-    train_run(read_command("", [f"--config={sys.argv[1]}", f"--arm={arm}"])[0])
+for shard, command in json.loads(Path(sys.argv[1]).read_text()):
+    clipit.stores.embed.SHARD = shard or clipit.stores.embed.SHARD
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
 """
+WHOLE_BATCHES = {
+    "training.steps": 20, "training.accumulation": 2, "training.tiles_per_step": 13, "training.learning_rate": 1e-3,
+    "training.evaluate_every": 10, "arm": "clip_it_all", "pairing.block": 16, "pairing.k": 2,
+}  # fmt: skip
+EVERY_TERM = {
+    "training.steps": 12, "training.tiles_per_step": 13, "training.learning_rate": 1e-3, "arm": "bags",
+    "training.evaluate_every": 6, "bags.learn_temperature": True, "bags.prompts": 2, "pairing.correction": "csls",
+    "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot", "soft_labels.confidence": True,
+    "consistency.weight": 0.5,
+}  # fmt: skip
+COMPARED = {
+    "training.steps": 4, "training.learning_rate": 1e-3, "training.evaluate_every": 2, "evaluation.bootstrap": 20,
+    "comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1, 2], "comparison.steps": [4],
+    "comparison.learning_rates": [1e-3],
+}  # fmt: skip
+SEVERAL_SHARDS = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
+ARMS = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
 
 # Dies without any clean-up when the n-th file is about to get its final name.
 DYING = """
@@ -81,50 +100,60 @@ def same_predictions(one: Path, other: Path) -> bool:
     return same and all(np.allclose(a[name], b[name], atol=1e-4) for name in columns)
 
 
-def test_two_processes_equal_one(
-    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    changes = {
-        "training.steps": 20, "training.accumulation": 2, "training.tiles_per_step": 13, "training.learning_rate": 1e-3,
-        "training.evaluate_every": 10, "arm": "clip_it_all", "pairing.block": 16, "pairing.k": 2,
-    }  # fmt: skip
-    config = write_config(changes)
-    done = launch(TWO, ROOT / "scripts" / "train.py", f"--config={config}")
+@pytest.fixture(scope="module")
+def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folders of commands that two processes ran together: equal, terms, compared and shards."""
+    folder = tmp_path_factory.mktemp("two")
+
+    def command(script: str, name: str, changes: dict[str, Any], *options: str) -> list[str]:
+        values = merge({**world, "output": str(folder / name)}, nested(changes))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+        return [str(ROOT / "scripts" / script), f"--config={folder / name}.yaml", *options]
+
+    commands = [
+        (None, command("train.py", "equal", WHOLE_BATCHES)),
+        (None, command("train.py", "terms", EVERY_TERM)),
+        (None, command("compare.py", "compared", COMPARED)),
+        # Small shards, so that both processes have some.
+        *((20, command("train.py", "shards", SEVERAL_SHARDS, f"--arm={arm}")) for arm in ARMS),
+    ]
+    (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
+    (folder / "commands.py").write_text(COMMANDS, encoding="utf-8")
+    done = launch(TWO, folder / "commands.py", str(folder / "commands.json"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("classifier:") == 1
-    two = tmp_path / "out" / "runs" / "small" / "clip_it_all-seed0"
-    one = in_this_process(configure, tmp_path / "one", changes)
+    assert done.stdout.count("classifier:") == 2 + len(ARMS), "only the main process prints"
+    assert done.stdout.count("comparison.html") == 1
+    assert done.stdout.count("threads") == 2 and "gloo" not in done.stdout
+    return folder
+
+
+def test_two_processes_equal_one(two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path) -> None:
+    two = two_processes / "equal" / "runs" / "small" / "clip_it_all-seed0"
+    one = in_this_process(configure, tmp_path / "one", WHOLE_BATCHES)
     assert len(losses(one)) == 20
     assert np.allclose(losses(two), losses(one), rtol=1e-4)
     assert same_predictions(two, one)
     for kind in ("snippets", "text_store", "tile_store", "index", "pairs"):
-        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "one", kind)
+        assert files_of(two_processes / "equal", kind) == files_of(tmp_path / "one", kind)
 
 
 def test_two_processes_with_several_shards_and_arms(
-    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"training.steps": 6, "pairing.block": 10, "training.learning_rate": 1e-3}
-    arms = ("clip_it_paper", "word_drop", "image_embedding", "heads_without_text")
-    script = tmp_path / "several.py"
-    script.write_text(SEVERAL_RUNS)
-    done = launch(TWO, script, str(write_config(changes)), ",".join(arms))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("threads") == 2 and "gloo" not in done.stdout
+    output = two_processes / "shards"
     monkeypatch.setattr(embedding, "SHARD", 20)
-    for arm in arms:
-        one = in_this_process(configure, tmp_path / "one", {**changes, "arm": arm})
-        two = tmp_path / "out" / "runs" / "small" / one.name
+    for arm in ARMS:
+        one = in_this_process(configure, tmp_path / "one", {**SEVERAL_SHARDS, "arm": arm})
+        two = output / "runs" / "small" / one.name
         assert np.allclose(losses(two), losses(one), rtol=1e-4), arm
         assert same_predictions(two, one), arm
     for kind in ("tile_store", "pairs"):
-        assert files_of(tmp_path / "out", kind) == files_of(tmp_path / "one", kind)
-    stores = [sorted(p.name for p in (tmp_path / o / "artefacts").glob("text_store-*[0-9a-f]")) for o in ("out", "one")]
+        assert files_of(output, kind) == files_of(tmp_path / "one", kind)
+    artefacts = [output / "artefacts", tmp_path / "one" / "artefacts"]
+    stores = [sorted(path.name for path in folder.glob("text_store-*[0-9a-f]")) for folder in artefacts]
     assert len(stores[0]) == 2 and stores[0] == stores[1]
     for name in stores[0]:
-        manifests = [
-            json.loads((tmp_path / o / "artefacts" / name / "manifest.json").read_text()) for o in ("out", "one")
-        ]
+        manifests = [json.loads((folder / name / "manifest.json").read_text()) for folder in artefacts]
         assert manifests[0]["files"] == manifests[1]["files"] and len(manifests[0]["files"]) > 20
 
 
@@ -214,18 +243,10 @@ def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Pa
 
 
 def test_two_processes_equal_one_with_every_term(
-    write_config: WriteConfig, configure: Callable[..., RunConfig], tmp_path: Path
+    two_processes: Path, configure: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    changes = {
-        "training.steps": 12, "training.tiles_per_step": 13, "training.learning_rate": 1e-3, "arm": "bags",
-        "training.evaluate_every": 6, "bags.learn_temperature": True, "bags.prompts": 2, "pairing.correction": "csls",
-        "prompt_bags.weight": 0.5, "soft_labels.source": "zero_shot", "soft_labels.confidence": True,
-        "consistency.weight": 0.5,
-    }  # fmt: skip
-    done = launch(TWO, ROOT / "scripts" / "train.py", f"--config={write_config(changes)}")
-    assert done.returncode == 0, done.stderr
-    two = tmp_path / "out" / "runs" / "small" / "bags-seed0"
-    one = in_this_process(configure, tmp_path / "one", changes)
+    two = two_processes / "terms" / "runs" / "small" / "bags-seed0"
+    one = in_this_process(configure, tmp_path / "one", EVERY_TERM)
     assert np.allclose(losses(two), losses(one), rtol=1e-4)
     assert same_predictions(two, one)
     first = json.loads((one / "metrics.jsonl").read_text().splitlines()[0])
@@ -233,23 +254,13 @@ def test_two_processes_equal_one_with_every_term(
 
 
 def test_two_processes_make_the_comparison_of_one(
-    write_config: WriteConfig, configure_file: Callable[..., ConfigFile], tmp_path: Path
+    two_processes: Path, configure_file: Callable[..., ConfigFile], tmp_path: Path
 ) -> None:
-    changes = {
-        "training.steps": 4, "training.learning_rate": 1e-3, "training.evaluate_every": 2, "evaluation.bootstrap": 20,
-        "comparison.arms": ["image_only", "clip_it_all"], "comparison.seeds": [1, 2], "comparison.steps": [4],
-        "comparison.learning_rates": [1e-3],
-    }  # fmt: skip
-    done = launch(TWO, ROOT / "scripts" / "compare.py", f"--config={write_config(changes)}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("comparison.html") == 1
-    file = configure_file({**changes, "output": str(tmp_path / "one")})
+    file = configure_file({**COMPARED, "output": str(tmp_path / "one")})
     alone = compare(file.run, file.comparison)
-    two, one = (
-        pq.read_table(folder / "comparison.parquet").to_pylist()
-        for folder in (tmp_path / "out" / "comparisons" / alone.name, alone)
-    )
+    together = two_processes / "compared" / "comparisons" / alone.name
+    two, one = (pq.read_table(folder / "comparison.parquet").to_pylist() for folder in (together, alone))
     places = ("data_set", "arm", "part", "seed")
     assert [[row[key] for key in places] for row in two] == [[row[key] for key in places] for row in one]
     assert np.allclose([row["score"] for row in two], [row["score"] for row in one], atol=1e-4)
-    assert (tmp_path / "out" / "comparisons" / alone.name / "comparison.html").is_file()
+    assert (together / "comparison.html").is_file()

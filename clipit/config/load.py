@@ -151,8 +151,7 @@ def keys_of(model: type[Any]) -> list[str]:
     return [*_types(model)]
 
 
-@cache
-def _types(model: type[Any], prefix: str = "") -> Mapping[str, Any]:
+def _types(model: type[Any], prefix: str = "") -> dict[str, Any]:
     """Return the type of every dotted key of a model and of its sections."""
     types: dict[str, Any] = {}
     for name, field in model.model_fields.items():

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,32 +14,40 @@ from clipit.comparison.compare import compare
 from clipit.comparison.export import export_csv
 from clipit.comparison.tune import ScoredPoint, best_point, tune
 from clipit.config.file import ConfigFile
-from clipit.config.load import merge, validate, validate_file
+from clipit.config.load import merge, nested, validate, validate_file
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.reporting.csv_export import check_export
 
 pytestmark = pytest.mark.slow
 
 
+SMALL = {
+    "training.steps": 2,
+    "training.evaluate_every": 1,
+    "evaluation.bootstrap": 20,
+    "comparison.arms": ["image_only", "clip_it_all"],
+    "comparison.seeds": [1, 2],
+    "comparison.tuning_seeds": [3],
+    "comparison.learning_rates": [0.001, 0.01],
+    "comparison.steps": [1, 2],
+}
+
+
 @pytest.fixture
 def small(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
-    return configure_file(
-        {
-            "output": tmp_path,
-            "training.steps": 2,
-            "training.evaluate_every": 1,
-            "evaluation.bootstrap": 20,
-            "comparison.arms": ["image_only", "clip_it_all"],
-            "comparison.seeds": [1, 2],
-            "comparison.tuning_seeds": [3],
-            "comparison.learning_rates": [0.001, 0.01],
-            "comparison.steps": [1, 2],
-        }
-    )
+    return configure_file({**SMALL, "output": tmp_path})
 
 
-def test_comparison_has_a_row_for_every_arm_seed_and_reference(small: ConfigFile) -> None:
-    folder = compare(small.run, small.comparison)
+@pytest.fixture(scope="module")
+def compared(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[ConfigFile, Path]:
+    """The same comparison, made once, and its folder; tests only read it or make it again."""
+    values = merge({**world, "output": tmp_path_factory.mktemp("compared")}, nested(SMALL))
+    file = validate_file(values, "test")
+    return file, compare(file.run, file.comparison)
+
+
+def test_comparison_has_a_row_for_every_arm_seed_and_reference(compared: tuple[ConfigFile, Path]) -> None:
+    _, folder = compared
     rows = pq.read_table(folder / "comparison.parquet").to_pylist()
     assert {(row["arm"], row["seed"]) for row in rows if not row["arm"].startswith("reference")} == {
         ("image_only", 1), ("image_only", 2), ("clip_it_all", 1), ("clip_it_all", 2),
@@ -63,8 +72,8 @@ def test_wrong_prompt_set_is_an_error_before_training(small: ConfigFile, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_runs_are_not_trained_again(small: ConfigFile) -> None:
-    compare(small.run, small.comparison)
+def test_finished_runs_are_not_trained_again(compared: tuple[ConfigFile, Path]) -> None:
+    small, _ = compared
     stamps = {path: path.stat().st_mtime_ns for path in small.run.output.rglob("results.json")}
     said = capture_log()
     compare(small.run, small.comparison)
@@ -72,8 +81,8 @@ def test_finished_runs_are_not_trained_again(small: ConfigFile) -> None:
     assert sum(line.startswith("kept") for line in said) == 4
 
 
-def test_markdown_page_and_latex_have_all_sections(small: ConfigFile) -> None:
-    folder = compare(small.run, small.comparison)
+def test_markdown_page_and_latex_have_all_sections(compared: tuple[ConfigFile, Path]) -> None:
+    _, folder = compared
     markdown, page, latex = (
         (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "html", "tex")
     )
@@ -115,8 +124,8 @@ def test_each_data_set_uses_its_own_keys(small: ConfigFile) -> None:
         compare(small.run, small.comparison.model_copy(update=wrong))
 
 
-def test_csv_export_has_the_provenance_of_every_score(small: ConfigFile, tmp_path: Path) -> None:
-    folder = compare(small.run, small.comparison)
+def test_csv_export_has_the_provenance_of_every_score(compared: tuple[ConfigFile, Path], tmp_path: Path) -> None:
+    file, folder = compared
     export_csv(folder, tmp_path / "record.csv")
     with (tmp_path / "record.csv").open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -135,7 +144,7 @@ def test_csv_export_has_the_provenance_of_every_score(small: ConfigFile, tmp_pat
     for row in rows:
         if row["arm"] == "clip_it_all":
             assert all(row[name] for name in (*needed, "pairs", "index", "score", "tiles"))
-    assert len(rows) == 10 and str(tmp_path) not in json.dumps([row["arm"] for row in rows])
+    assert len(rows) == 10 and str(file.run.output) not in json.dumps([row["arm"] for row in rows])
 
 
 def test_every_arm_gets_the_same_trials_and_no_test_tile_is_read(small: ConfigFile) -> None:

@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from clipit.comparison.plan import plan_comparison
+from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.published import published_score
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import read_file_command
@@ -35,6 +36,13 @@ TO_GIVE = {"own_table": OWN, "own_comparison": OWN, "own_reports": OWN}
 
 def file_of(path: Path) -> ConfigFile:
     return read_file_command("", SECTIONS, [f"--config={path}", *TO_GIVE.get(path.stem, ())])[0]
+
+
+@cache
+def planned(path: Path) -> tuple[ConfigFile, list[Plan]]:
+    """Read a file and plan its comparison once for all tests."""
+    file = file_of(path)
+    return file, plan_comparison(file.run, file.comparison)
 
 
 def head_of(path: Path) -> list[str]:
@@ -69,9 +77,9 @@ def test_the_head_says_command_needs_and_expected(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=names)
 def test_every_run_and_every_arm_of_every_comparison_fits(path: Path) -> None:
-    file = file_of(path)
+    file, plans = planned(path)  # checks each arm, too
     check(resolve_arm(file.run))
-    for setting in plan_comparison(file.run, file.comparison):  # checks each arm, too
+    for setting in plans:
         for arm in setting.arms:
             resolved = resolve_arm(setting.run_config(arm, 0))
             assert resolved.arm == arm
@@ -113,8 +121,7 @@ def test_the_organs_of_the_reports_are_tcga_s() -> None:
     from clipit.reports.tcga import ORGANS
 
     for path in RUNS:
-        file = file_of(path)
-        for setting in plan_comparison(file.run, file.comparison):
+        for setting in planned(path)[1]:
             reports = setting.config.reports
             if reports is not None and reports.format == "tcga":
                 assert reports.organs and set(reports.organs) <= set(ORGANS.values())
@@ -127,8 +134,7 @@ def test_the_word_drop_of_the_paper_is_of_the_paper_s_recipe() -> None:
 
 
 def test_the_published_table_has_a_published_figure_for_every_cell() -> None:
-    file = file_of(CONFIGS / "published_table.yaml")
-    settings = plan_comparison(file.run, file.comparison)
+    _, settings = planned(CONFIGS / "published_table.yaml")
     assert len(settings) == 18
     head = "\n".join(head_of(CONFIGS / "published_table.yaml"))
     for setting in settings:

@@ -10,6 +10,7 @@ import numpy as np
 
 from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
+from clipit.errors import ConfigError
 from clipit.evaluation.report_agreement import Agreement
 from clipit.reporting.html import write_page
 from clipit.reporting.report_labels_page import SampledReport, count_answers, report_labels_page
@@ -32,8 +33,13 @@ def write_report_labels(
         per_answer: Number of reports to check for each answer.
 
     Returns:
-        Path of the page, report_labels.html; report_labels.json and report_labels.csv stand beside it.
+        Path of the page, report_labels.html; report_labels.json and report_labels.csv are written beside it.
+
+    Raises:
+        ConfigError: `per_answer` is negative.
     """
+    if per_answer < 0:
+        raise ConfigError(f"cannot draw {per_answer} reports", where="--per-answer", fix="use 0 or more")
     folder = config.output / "report_labels" / config.name
     agreements = [*measure_own_labels(labels, config.seed), *further]
     facts = _facts(config, labels)

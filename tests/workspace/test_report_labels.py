@@ -215,6 +215,8 @@ def test_further_agreements_have_a_section_of_their_own(write_files: Write) -> N
     )
     page = write_report_labels(config, labels, further=[further])
     assert "Rules and labelled tiles</h2>" in page.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot draw -1 reports"):
+        write_report_labels(config, labels, per_answer=-1)
 
 
 DATA = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"

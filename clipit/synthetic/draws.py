@@ -1,16 +1,17 @@
 """Draw synthetic tiles: patients, centres, latents, images and captions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from clipit.synthetic import vocabulary as words
-from clipit.synthetic.language import caption
-from clipit.synthetic.latents import Latents, draw_latents, stream
+from clipit.synthetic.language import caption, choose
+from clipit.synthetic.latents import HIGH, LOW, Latents, draw_latents, stream
 from clipit.synthetic.render import render
+from clipit.synthetic.status_words import MUTATED, STATUS_CAPTIONS, WILD_TYPE
 
 MPP = 1.0
 """Micrometres per pixel of every synthetic tile; a lymphocyte is about 6 px wide."""
@@ -31,9 +32,16 @@ def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
         raise ValueError(f"centres {VLM_CENTRES} were used to train the embedded VLM; use others, from 6")
 
 
-Wording = Literal["graded", "coarse"]
-WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {"graded": words.SHARED_NAMES, "coarse": words.COARSE_NAMES}
+Wording = Literal["graded", "coarse", "status", "rare_status"]
+WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {
+    "graded": words.SHARED_NAMES,
+    "coarse": words.COARSE_NAMES,
+    "status": words.SHARED_NAMES,
+    "rare_status": words.SHARED_NAMES,
+}
 """Class names in captions; `coarse` uses the same names for tumours of both grades."""
+STATUS_NAMED: dict[Wording, float] = {"status": 0.5, "rare_status": 0.05}
+"""Probability that the caption of a tumour tile names its molecular status, by wording; 0 for the others."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,19 @@ class Draw:
     patients: Int64[np.ndarray, " n"]
 
 
-def draw_tiles(seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10) -> Draw:
-    """Draw `count` tiles of the given centres from the random stream of this seed and name."""
+def draw_tiles(
+    seed: int, name: str, count: int, centres: Sequence[int], tiles_per_patient: int = 10, mutated: float = 0.0
+) -> Draw:
+    """Draw `count` tiles of the given centres from the random stream of this seed and name.
+
+    `mutated` is the share of the tumour tiles that show the morphology of the mutated status; it changes no other tile.
+    """
     patients = np.arange(count, dtype=np.int64) // tiles_per_patient
     latents = tile_latents(seed, name, count)
+    if mutated:
+        tumour = (latents.tissue == LOW) | (latents.tissue == HIGH)
+        shown = tumour & (stream(seed, name, "status").random(count) < mutated)
+        latents = replace(latents, status=shown.astype(np.int64))
     homes = stream(seed, name, "centres").choice(np.asarray(centres, dtype=np.int64), count // tiles_per_patient + 1)
     return Draw(render(stream(seed, name, "pixels"), latents, homes[patients]), latents, homes[patients], patients)
 
@@ -62,7 +79,18 @@ def tile_latents(seed: int, name: str, count: int) -> Latents:
 def draw_captions(
     seed: int, name: str, latents: Latents, each: int, wording: Wording = "graded"
 ) -> list[tuple[str, ...]]:
-    """Draw `each` captions per tile from the random stream of this seed and name; `wording` selects class names."""
-    rng = stream(seed, name, "captions")
-    names = WORDINGS[wording]
-    return [tuple(caption(rng, latents, row, names) for _ in range(each)) for row in range(len(latents))]
+    """Draw `each` captions per tile from the random stream of this seed and name.
+
+    `wording` selects class names, and how often the status of a tumour tile follows the caption (`STATUS_NAMED`).
+    """
+    rng, status_rng = stream(seed, name, "captions"), stream(seed, name, "status captions")
+    names, chance = WORDINGS[wording], STATUS_NAMED.get(wording, 0.0)
+    captions = [[caption(rng, latents, row, names) for _ in range(each)] for row in range(len(latents))]
+    if chance and latents.status is not None:
+        for row in np.flatnonzero((latents.tissue == LOW) | (latents.tissue == HIGH)).tolist():
+            phrases = STATUS_CAPTIONS[MUTATED if latents.status[row] else WILD_TYPE]
+            captions[row] = [
+                f"{text}, {choose(status_rng, phrases)}" if status_rng.random() < chance else text
+                for text in captions[row]
+            ]
+    return [tuple(of_tile) for of_tile in captions]

@@ -20,6 +20,7 @@ from clipit.synthetic.case_reports import write_case_reports
 from clipit.synthetic.case_world import add_variants, ensure_case_world, write_case_world
 from clipit.synthetic.cases import EXTERNAL, Case, CaseWorldConfig, draw_case_part
 from clipit.synthetic.corpora import DIAGNOSES
+from clipit.synthetic.draws import STATUS_NAMED, draw_captions, draw_tiles
 from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import CLASSES, HIGH, LOW
 
@@ -244,3 +245,29 @@ def test_prompt_sets_name_the_classes_of_the_table(world: Path) -> None:
     assert set(load_prompts(world / "status_prompts.yaml").classes) == {"mutated", "wild_type"}
     assert set(load_prompts(world / "tissue_prompts.yaml").classes) == set(CLASSES)
     assert set(load_prompts(world / "grade_prompts.yaml").classes) == {"low grade", "high grade"}
+
+
+def test_captions_name_the_status_as_often_as_their_wording_says() -> None:
+    tiles = draw_tiles(100, "captions", 800, (0, 1), mutated=0.5)
+    tumour = np.isin(tiles.latents.tissue, (LOW, HIGH))
+    shown = np.asarray(tiles.latents.status)
+    assert shown[tumour].mean() == pytest.approx(0.5, abs=0.1)
+    assert not shown[~tumour].any()
+    plain = draw_captions(100, "captions", tiles.latents, 2)
+    for wording, chance in STATUS_NAMED.items():
+        captions = draw_captions(100, "captions", tiles.latents, 2, wording)
+        assert [captions[row] for row in np.flatnonzero(~tumour)] == [plain[row] for row in np.flatnonzero(~tumour)]
+        named = []
+        for row in np.flatnonzero(tumour).tolist():
+            phrases = status_words.STATUS_CAPTIONS["mutated" if shown[row] else "wild_type"]
+            for text, before in zip(captions[row], plain[row], strict=True):
+                assert text == before or text in {f"{before}, {phrase}" for phrase in phrases}
+                named.append(text != before)
+        assert np.mean(named) == pytest.approx(chance, abs=0.08)
+
+
+def test_without_mutated_tiles_a_draw_is_as_before() -> None:
+    plain, mutated = (draw_tiles(100, "draw", 64, (0, 1), mutated=share) for share in (0.0, 1.0))
+    tumour = np.isin(plain.latents.tissue, (LOW, HIGH))
+    changed = (plain.images != mutated.images).any(axis=(1, 2, 3))
+    assert changed.tolist() == tumour.tolist()

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.sources import row_of_each
 from clipit.prompts.prompt_set import load_prompts
 from clipit.stores.embed import centred
+from clipit.synthetic.case_world import write_case_world
+from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.corpora import GRADES
-from clipit.synthetic.draws import tile_latents
+from clipit.synthetic.draws import Wording, tile_latents
 from clipit.synthetic.vocabulary import ORGANS
 from clipit.synthetic.world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
 from clipit.versions import versions
 from clipit.workspace.workspace import Workspace
 from tools.embedded.measure import check_embedded
+from tools.embedded.measure_status import check_status
 from tools.embedded.train_backbone import BackboneRecipe, train_backbone
 from tools.embedded.train_vlm import VLMRecipe, train_vlm
 
@@ -83,6 +86,45 @@ def make_embedded_weights(
         for part in ("vlm", "backbone"):
             _replace(work / part, folder / part)
     write_json(folder / SUMS, sums(folder))
+    write_json(folder / CARD, facts)
+    return facts
+
+
+def make_status_vlm(
+    folder: Path, seed: int, recipe: VLMRecipe, world: CaseWorldConfig, threads: int = 1
+) -> dict[str, Any]:
+    """Train a VLM alone, and measure what it and the shipped one tell of the molecular status in a world of cases.
+
+    `vlm/` and `measured.json` (recipe, versions, scores) are written to `folder`; an earlier VLM is replaced.
+
+    Args:
+        folder: Folder for the VLM's folder.
+        seed: Seed of the training data and the training.
+        recipe: Recipe of the VLM.
+        world: World of cases on which it is measured.
+        threads: CPU threads of torch; the same number gives the same weights on the same machine.
+
+    Returns:
+        Content of `measured.json`.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    torch.set_num_threads(threads)
+    facts: dict[str, Any] = {"seed": seed, "threads": threads, "recipe": vars(recipe)}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        start = time.perf_counter()
+        facts["vlm"] = train_vlm(work / "vlm", seed, recipe)
+        facts["training_seconds"] = round(time.perf_counter() - start)
+        write_case_world(work / "world", world)
+        facts["world"] = world.model_dump(mode="json")
+        facts["scores"] = {
+            "trained": check_status(str(work / "vlm"), work / "world"),
+            "shipped": check_status("embedded", work / "world"),
+        }
+        facts["versions"] = versions()
+        _replace(work / "vlm", folder / "vlm")
     write_json(folder / CARD, facts)
     return facts
 
@@ -230,9 +272,18 @@ def main() -> None:
     parser.add_argument("--vlm-tiles", type=int, default=12_000, help="training tiles of the VLM; fewer make it weaker")
     parser.add_argument("--vlm-epochs", type=int, default=10, help="training epochs of the VLM")
     parser.add_argument(
-        "--captions", choices=("graded", "coarse"), default="graded", help="coarse: captions without tumour grades"
+        "--captions",
+        choices=get_args(Wording),
+        default="graded",
+        help="coarse: captions without tumour "
+        "grades; status, rare_status: captions with the molecular status, often or rarely",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument(
+        "--vlm-only",
+        action="store_true",
+        help="train no backbone, and measure the molecular status in a world of cases",
+    )
     parser.add_argument("--small", action="store_true", help="a few steps only, to test the program")
     arguments = parser.parse_args()
 
@@ -246,6 +297,13 @@ def main() -> None:
                 VLMRecipe(tiles=256, epochs=1, wording=arguments.captions),
                 BackboneRecipe(tiles=192, epochs=1),
             )
+        if arguments.vlm_only:
+            sizes = {"train": 8, "validation": 8, "test": 8, "shift": 8, "external": 0} if arguments.small else {}
+            cases = CaseWorldConfig(seed=arguments.world_seed, **sizes)
+            facts = make_status_vlm(arguments.output, arguments.seed, vlm, cases, arguments.threads)
+            print(json.dumps(facts["scores"], indent=2))
+            print(f"weights and measured.json: {arguments.output}")
+            return
         facts = make_embedded_weights(arguments.output, arguments.seed, vlm, backbone, world, arguments.threads)
         print(json.dumps(facts["scores"], indent=2))
         if not facts["gate"]["passed"]:

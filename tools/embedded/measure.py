@@ -35,10 +35,10 @@ def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: 
     """
     vlm, backbone = load_vlm(VLMConfig(name=str(vlm_folder))), load_backbone(BackboneConfig(name=str(backbone_folder)))
     tiles, shift = _tiles(world, "tiles"), _tiles(world, "tiles_shift")
-    encode = lambda texts: _text_vectors(vlm, list(texts))  # noqa: E731
+    encode = lambda texts: text_vectors(vlm, list(texts))  # noqa: E731
     classes = prompt_embeddings(load_prompts(world / "prompts.yaml"), encode, classes=CLASSES)
     parts = {name: tiles.of_split(name) for name in ("train", "validation", "test")} | {"shift": shift}
-    seen = {name: _vlm_images(vlm, part) for name, part in parts.items()}
+    seen = {name: vlm_images(vlm, part) for name, part in parts.items()}
     plain = {name: _backbone_images(backbone, part) for name, part in parts.items()}
     scores: dict[str, Any] = {
         f"zero_shot_{name}": _accuracy(seen[name] @ classes.T, parts[name].truth) for name in ("test", "shift")
@@ -61,13 +61,13 @@ def _pairing(vlm: VLM, images: Vectors, truth: Int64[np.ndarray, " n"], world: P
     )
     snippets = build_snippets(read_reports(config), config, vlm.count_tokens, vlm.context_length, None).snippets
     texts = snippets["text"].to_pylist()
-    vectors = _text_vectors(vlm, texts)
+    vectors = text_vectors(vlm, texts)
     named = np.array([named_class(text) for text in texts])
     mean = vectors.mean(0)
     nearest = [
-        (
-            centred(vectors, mean) @ centred(_text_vectors(vlm, list(load_bag(world / f"{name}.yaml").texts)), mean).T
-        ).max(1)
+        (centred(vectors, mean) @ centred(text_vectors(vlm, list(load_bag(world / f"{name}.yaml").texts)), mean).T).max(
+            1
+        )
         for name in ("morphology", "boilerplate")
     ]
     kept = nearest[0] >= nearest[1]
@@ -121,7 +121,8 @@ def _accuracy(scores: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) 
     return float((scores.argmax(1) == truth).mean())
 
 
-def _text_vectors(vlm: VLM, texts: list[str]) -> Vectors:
+def text_vectors(vlm: VLM, texts: list[str]) -> Vectors:
+    """Encode texts as unit vectors."""
     parts = [vlm.encode_texts(texts[start : start + 256], truncate=True) for start in range(0, len(texts), 256)]
     return unit(torch.cat(parts).numpy())
 
@@ -131,7 +132,8 @@ def _pixels(tiles: TileSet, model: VLM | Backbone) -> list[torch.Tensor]:
     return list(torch.split(torch.stack(images), 128))
 
 
-def _vlm_images(vlm: VLM, tiles: TileSet) -> Vectors:
+def vlm_images(vlm: VLM, tiles: TileSet) -> Vectors:
+    """Encode the images of tiles as unit vectors."""
     return unit(torch.cat([vlm.encode_images(part) for part in _pixels(tiles, vlm)]).numpy())
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipit.artifacts import write_json
 from clipit.config.run import AugmentationConfig
 from clipit.progress import progress
-from clipit.synthetic.draws import MPP, VLM_CENTRES, Wording, draw_captions, draw_tiles
+from clipit.synthetic.draws import MPP, STATUS_NAMED, VLM_CENTRES, Wording, draw_captions, draw_tiles
 from clipit.synthetic.latents import stream
 from clipit.tiles.augment import augment, tile_keys
 
@@ -40,7 +40,9 @@ class VLMRecipe:
     stain_jitter: float = 0.25
     merges: int = 700
     wording: Wording = "graded"
-    """`coarse`: captions call tumours of both grades by the same names, and keep what they say of nuclei and glands."""
+    """`coarse`: captions call tumours of both grades by the same names, and keep what they say of nuclei and glands.
+    `status` and `rare_status`: half of the tumour tiles show the molecular status, and captions name it
+    (`STATUS_NAMED`)."""
 
 
 def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def train_vlm(folder: Path, seed: int, recipe: VLMRecipe) -> dict[str, Any]:
     Returns:
         Counts, steps and last losses for the data card.
     """
-    draw = draw_tiles(seed, "vlm", recipe.tiles, VLM_CENTRES)
+    mutated = 0.5 if recipe.wording in STATUS_NAMED else 0.0
+    draw = draw_tiles(seed, "vlm", recipe.tiles, VLM_CENTRES, mutated=mutated)
     captions = draw_captions(seed, "vlm", draw.latents, recipe.captions, recipe.wording)
     tokeniser = build_tokeniser(list(chain.from_iterable(captions)), recipe.merges)
     torch.manual_seed(seed)

@@ -203,22 +203,17 @@ def _tumour(rng: np.random.Generator, latents: Latents) -> Stains:
     return layer
 
 
-_BLUISH = 0.11
-"""Concentration by which haematoxylin rises, and eosin falls, in the cytoplasm of a mutated tumour."""
-_GRANULE = 0.15
-"""Concentration by which haematoxylin falls, and eosin rises, in its granules."""
-
-
 def _mutated_cytoplasm(rng: np.random.Generator, layer: Stains, shown: Int64[np.ndarray, " m"]) -> None:
-    """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with pink granules between nuclei."""
-    tile, total = scatter(rng, rng.poisson(40, len(shown)))
-    grains = np.zeros((len(shown), SIZE, SIZE), dtype=np.float32)
+    """Draw the morphology of the mutated status on these tiles: bluish cytoplasm with clear vacuoles between nuclei."""
+    tile, total = scatter(rng, rng.poisson(50, len(shown)))
+    vacuoles = np.zeros((len(shown), SIZE, SIZE), dtype=np.float32)
     x, y = rng.uniform(0, SIZE, (2, total))
-    splat(grains, make_spots(tile, x, y, rng.uniform(1.5, 2.0, total), 1.0, 0.0, 1.0))
-    cytoplasm = ramp((0.6 - layer.haematoxylin[shown]) / 0.15)
-    change = (_BLUISH - _GRANULE * grains) * cytoplasm
-    layer.haematoxylin[shown] = np.maximum(layer.haematoxylin[shown] + change, 0)
-    layer.eosin[shown] = np.maximum(layer.eosin[shown] - change, 0)
+    splat(vacuoles, make_spots(tile, x, y, rng.uniform(1.5, 2.0, total), 1.0, 0.0, 1.0))
+    haematoxylin, eosin = layer.haematoxylin[shown], layer.eosin[shown]
+    cytoplasm = ramp((0.6 - haematoxylin) / 0.15)
+    left = 1 - 0.8 * vacuoles * cytoplasm
+    layer.haematoxylin[shown] = np.maximum(haematoxylin * left + 0.08 * cytoplasm, 0)
+    layer.eosin[shown] = np.maximum(eosin * left - 0.12 * cytoplasm, 0)
 
 
 def _necrosis(rng: np.random.Generator, latents: Latents) -> Stains:

@@ -10,8 +10,10 @@ from clipit.comparison.export import export_comparison, write_points
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
+from clipit.comparison.report_reference import score_report_probes
 from clipit.comparison.rows import add_costs, read_run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
+from clipit.comparison.verdict import compare_own_reports
 from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -51,7 +53,8 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     analyses: list[AnalysisResult] = []
     for plan, workspace in zip(plans, workspaces, strict=True):
         predictions = folder / "predictions" / plan.config.name
-        rows = [*_train(plan, workspace), *score_vlm(plan, workspace, predictions)]
+        rows = _train(plan, workspace)
+        rows += score_vlm(plan, workspace, predictions) + score_report_probes(plan, workspace, predictions)
         if get_processes().main:
             rows = add_costs(plan, rows, workspace)
         analyses += run_analyses(plan, workspace, rows, predictions)
@@ -61,8 +64,9 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         analyses = write_points(analyses, folder)
         results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
         tiles = [workspace.all_tiles for workspace in workspaces]
-        notes = write_report(config, comparison, plans, results, analyses, folder, tiles)
-        export_comparison(config, comparison, results, analyses, notes, folder)
+        own = compare_own_reports(plans, results.arms)
+        notes = write_report(config, comparison, plans, results, analyses, folder, tiles, own)
+        export_comparison(config, comparison, results, analyses, notes, folder, own)
     get_processes().barrier()
     return folder
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from clipit.artifacts import read_json, whole_file, write_record
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.statistics import ArmResult, ComparisonResults
+from clipit.comparison.verdict import Contrast, OwnReportResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
@@ -31,6 +32,7 @@ def export_comparison(
     analyses: Sequence[AnalysisResult],
     notes: Sequence[str],
     folder: Path,
+    own: Sequence[OwnReportResult] = (),
 ) -> None:
     """Write comparison.parquet (the rows) and comparison.json (the rows and all numbers in the tables).
 
@@ -41,13 +43,15 @@ def export_comparison(
         analyses: Results of the analyses, their points written (`write_points`).
         notes: Notes below the main table.
         folder: Folder of the comparison.
+        own: Contrasts and verdicts of the arms with own reports.
     """
     records = [row.to_record() for row in results.rows]
     with whole_file(folder / "comparison.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(records), temporary)
     settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     provenance = {"config": settings, "commit": git_commit(), "rows": records}
-    write_record(folder / "comparison.json", provenance | export_numbers(results, analyses) | {"notes": list(notes)})
+    numbers = export_numbers(results, analyses) | export_own_reports(own)
+    write_record(folder / "comparison.json", provenance | numbers | {"notes": list(notes)})
 
 
 def export_csv(folder: Path, path: Path) -> None:
@@ -95,6 +99,15 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
     }
 
 
+def export_own_reports(own: Sequence[OwnReportResult]) -> dict[str, Any]:
+    """Return `own_reports`, ready for JSON: the contrasts and the verdict of each arm; nothing without such an arm."""
+    records = [
+        {**result.key._asdict(), "verdict": result.verdict, "contrasts": [_contrast(c) for c in result.contrasts]}
+        for result in own
+    ]
+    return {"own_reports": records} if records else {}
+
+
 def write_points(analyses: Sequence[AnalysisResult], folder: Path) -> list[AnalysisResult]:
     """Write the points of each scatter plot as plane-<number>.parquet, and name the file in the result's source.
 
@@ -140,6 +153,18 @@ def _arm(arm: ArmResult) -> dict[str, Any]:
         "p_holm": _test(arm.p_holm),
         "costs": {name: _mean_of(arm.rows, name) for name in (*COSTS, "zero_shot")},
         "seeds": [_seed(row, arm.differences.get(row.seed)) for row in arm.rows],
+    }
+
+
+def _contrast(contrast: Contrast) -> dict[str, Any]:
+    return {
+        "role": contrast.role,
+        "control": contrast.control,
+        "difference": contrast.difference,
+        "over_seeds": asdict(contrast.interval),
+        "p": _test(contrast.p),
+        "p_holm": _test(contrast.p_holm),
+        "seeds": [{"seed": seed, "difference": value} for seed, value in contrast.differences.items()],
     }
 
 

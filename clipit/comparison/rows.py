@@ -81,15 +81,16 @@ def _provenance(recorded: dict[str, Any]) -> Provenance:
 def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> list[ScoreRow]:
     """Add parameter count and inference speed (tiles per second) to rows, measured once per arm.
 
-    Reference rows get the cost of the VLM's image tower.
+    Reference rows get the cost of the VLM's image tower, measured once.
     """
     costs: dict[str, tuple[int, float]] = {}
-    for row in rows:
-        if row.arm in costs:
+    names = ["" if row.run is None else row.arm for row in rows]
+    for row, name in zip(rows, names, strict=True):
+        if name in costs:
             continue
         if row.run is None:
             source = workspace.pixels("test", workspace.vlm.preprocess)
-            costs[row.arm] = workspace.vlm.image_parameters, _tiles_per_second(source, workspace.vlm.encode_images)
+            costs[name] = workspace.vlm.image_parameters, _tiles_per_second(source, workspace.vlm.encode_images)
         else:
             classifier = open_classifier(plan.config, row.run)
             source, normalise = (
@@ -97,8 +98,11 @@ def add_costs(plan: Plan, rows: Sequence[ScoreRow], workspace: Workspace) -> lis
                 classifier.spec.preprocess.normalise,
             )
             speed = _tiles_per_second(source, lambda x, c=classifier, n=normalise: c.forward(n(x)))  # type: ignore[misc]
-            costs[row.arm] = classifier.parameters, speed
-    return [replace(row, parameters=costs[row.arm][0], tiles_per_second=costs[row.arm][1]) for row in rows]
+            costs[name] = classifier.parameters, speed
+    return [
+        replace(row, parameters=costs[name][0], tiles_per_second=costs[name][1])
+        for row, name in zip(rows, names, strict=True)
+    ]
 
 
 def _tiles_per_second(source: PixelSource, forward: "Callable[[Tensor], object]") -> float:

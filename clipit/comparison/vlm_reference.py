@@ -4,11 +4,12 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from clipit.artifacts import file_sha256, fingerprint
 from clipit.comparison.plan import Plan
@@ -17,7 +18,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.predictions import Predictions, write_predictions
-from clipit.evaluation.probes import LinearProbe, linear_probe
+from clipit.evaluation.probes import DEFAULT_GRID, LinearProbe, linear_probe
 from clipit.evaluation.score_row import Provenance, ScoreRow
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.stores.embed import Store, centred, embed_tiles
@@ -45,12 +46,12 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
         workspace: Workspace of the plan's configuration.
         folder: Output folder for the predictions files.
     """
-    tests, zero_shot = _test_sets(plan, workspace), _zero_shot_classifiers(workspace)
+    tests, zero_shot = reference_test_sets(plan, workspace), _zero_shot_classifiers(workspace)
     rows = []
     for seed in plan.comparison.seeds:
         tiles = workspace.tiles(seed)
         provenance = _provenance(workspace, tiles)
-        probe, reason = _fit_probe(workspace, tiles)
+        probe, reason = fit_vlm_probe(workspace, tiles)
         for part, (test, store) in tests.items():
             vectors = store.rows(store.positions(test.ids))
             probabilities: dict[str, Float32[np.ndarray, "n c"] | None]
@@ -70,29 +71,45 @@ def score_vlm(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
                     score=None,
                     reason=reason,
                 )
-                rows.append(row if predicted is None else _scored(row, test, predicted, folder))
+                file = reference_file(folder, _FILES[arm], seed if arm == PROBE else None, part)
+                rows.append(row if predicted is None else score_reference(row, test, predicted, file))
     return sorted(rows, key=lambda row: row.arm)
 
 
-def _fit_probe(workspace: Workspace, tiles: TileSet) -> tuple[LinearProbe | None, str | None]:
-    """Fit the probe, or return the reason why it cannot be fitted; too few labels then give a row without a score."""
+def fit_vlm_probe(
+    workspace: Workspace,
+    tiles: TileSet,
+    training_labels: Int64[np.ndarray, " n"] | None = None,
+    grid: Sequence[float] = DEFAULT_GRID,
+) -> tuple[LinearProbe | None, str | None]:
+    """Fit a logistic regression on the VLM's image embeddings, or return the reason why it cannot be fitted.
+
+    Too few labels then give a row without a score.
+
+    Args:
+        workspace: Workspace with the VLM.
+        tiles: All tiles, with the labels that the run may use.
+        training_labels: Class numbers of the training tiles, -1 for none; those of `tiles` by default.
+        grid: Values of C to choose from on the validation labels.
+    """
     vectors, labels = {}, {}
     for split in ("train", "validation"):
         store, part = workspace.tile_store(split), tiles.of_split(split)
         vectors[split], labels[split] = store.rows(store.positions(part.ids)), part.labels
+    if training_labels is not None:
+        labels["train"] = training_labels
     try:
         probe = linear_probe(
-            vectors["train"], labels["train"], vectors["validation"], labels["validation"], len(tiles.classes)
+            vectors["train"], labels["train"], vectors["validation"], labels["validation"], len(tiles.classes), grid
         )
     except DataError as error:
         return None, str(error).splitlines()[0]
     return probe, None
 
 
-def _scored(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n c"], folder: Path) -> ScoreRow:
-    """Write the predictions and add the score to the row."""
+def score_reference(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n c"], file: Path) -> ScoreRow:
+    """Write the predictions for a test set and add the score to the row."""
     known = test.labels >= 0
-    file = reference_file(folder, _FILES[row.arm], row.seed if row.arm == PROBE else None, row.part)
     write_once(file, Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities))
     return replace(
         row,
@@ -104,7 +121,8 @@ def _scored(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndarray, "n 
     )
 
 
-def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
+def reference_test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Store]]:
+    """Return the test tiles of a plan and of its shifted sets, by name, with their VLM embeddings."""
     tests = {"test": (workspace.all_tiles.of_split("test"), workspace.tile_store("test"))}
     for name, section in plan.comparison.shifted.items():
         shifted = workspace.shifted_tiles(name, section)
@@ -115,8 +133,20 @@ def _test_sets(plan: Plan, workspace: Workspace) -> dict[str, tuple[TileSet, Sto
 
 def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
     """Return the provenance of each reference row: the probe reads no prompts, and only centring reads the snippets."""
-    vlm, prompts = workspace.vlm, workspace.prompts
-    probe = Provenance(
+    prompts, probe = workspace.prompts, probe_provenance(workspace, tiles)
+    if prompts is None:
+        return {PROBE: probe}
+    zero_shot = replace(probe, prompts=prompts.name, prompts_hash=prompts.hash, training_labels=0)
+    provenance = {PROBE: probe, ZERO_SHOT: zero_shot}
+    if workspace.text_mean is not None:
+        provenance[CENTRED] = replace(zero_shot, index=workspace.index.artifact.fingerprint)
+    return provenance
+
+
+def probe_provenance(workspace: Workspace, tiles: TileSet) -> Provenance:
+    """Return the provenance of a probe on the VLM's image embeddings, with the number of tile labels."""
+    vlm = workspace.vlm
+    return Provenance(
         classes=len(workspace.all_tiles.classes),
         pixels=vlm.preprocess.size,
         preprocess=vlm.preprocess.hash,
@@ -128,13 +158,6 @@ def _provenance(workspace: Workspace, tiles: TileSet) -> dict[str, Provenance]:
         command=shlex.join(sys.argv),
         versions=json.dumps(versions(), sort_keys=True),
     )
-    if prompts is None:
-        return {PROBE: probe}
-    zero_shot = replace(probe, prompts=prompts.name, prompts_hash=prompts.hash, training_labels=0)
-    provenance = {PROBE: probe, ZERO_SHOT: zero_shot}
-    if workspace.text_mean is not None:
-        provenance[CENTRED] = replace(zero_shot, index=workspace.index.artifact.fingerprint)
-    return provenance
 
 
 def reference_file(folder: Path, name: str, seed: int | None, part: str) -> Path:
@@ -142,13 +165,17 @@ def reference_file(folder: Path, name: str, seed: int | None, part: str) -> Path
 
     Args:
         folder: Folder of one data set and backbone.
-        name: Name of the classifier, valid as part of a file name.
+        name: Name of the classifier; a hash is appended if it is not valid in file names.
         seed: Seed of the labels; None for a classifier that does not depend on labels.
-        part: Name of the test set; a hash is appended if it is not valid in file names, so that names stay distinct.
+        part: Name of the test set; a hash is appended as for `name`, so that names stay distinct.
     """
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", part)
-    file = part if plain == part else f"{plain}-{fingerprint(part)[:6]}"
-    return folder / "-".join([name, *([] if seed is None else [f"seed{seed}"]), f"{file}.parquet"])
+    seeds = [] if seed is None else [f"seed{seed}"]
+    return folder / "-".join([_file_name(name), *seeds, f"{_file_name(part)}.parquet"])
+
+
+def _file_name(text: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return text if plain == text else f"{plain}-{fingerprint(text)[:6]}"
 
 
 def write_once(path: Path, predictions: Predictions) -> None:

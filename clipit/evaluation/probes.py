@@ -74,11 +74,12 @@ def linear_probe(
     """Fit a multinomial logistic regression (L-BFGS) with the C of the grid that has the lowest validation log loss.
 
     Features are standardised by the training tiles. Tiles labelled -1 are dropped; ties go to the stronger penalty. A
-    fit that has not converged after 2,000 iterations (a weak penalty on linearly separable tiles) is used as it is.
+    fit that has not converged after 2,000 iterations (a weak penalty on linearly separable tiles) is used as it is. A
+    grid of one value needs no validation labels.
 
     Raises:
-        DataError: Fewer than two classes among the training labels, no labelled validation tile, or features that are
-            not finite.
+        DataError: Fewer than two classes among the training labels, no labelled validation tile to choose from several
+            values of C, or features that are not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -86,7 +87,8 @@ def linear_probe(
     train_x, train_y = _labelled(features, labels)
     valid_x, valid_y = _labelled(validation_features, validation_labels)
     present = np.unique(train_y)
-    _require_labels(present, valid_y)
+    if len(grid) != 1 or len(present) < 2:
+        _require_labels(present, valid_y)
     centre, scale = train_x.mean(axis=0), train_x.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     best: LinearProbe | None = None
@@ -99,8 +101,9 @@ def linear_probe(
         weight, bias = _all_classes(model.coef_ / scale, model.intercept_, present, n_classes)
         converged = int(model.n_iter_.max()) < _MAX_ITERATIONS
         probe = LinearProbe(weight, bias - weight @ centre, strength, losses, converged)
-        likelihood = probe.probabilities(valid_x)[np.arange(len(valid_y)), valid_y]
-        losses[strength] = float(-np.log(np.maximum(likelihood, _MIN_PROBABILITY)).mean())
+        if len(valid_y):
+            likelihood = probe.probabilities(valid_x)[np.arange(len(valid_y)), valid_y]
+            losses[strength] = float(-np.log(np.maximum(likelihood, _MIN_PROBABILITY)).mean())
         if best is None or losses[strength] < losses[best.strength]:
             best = probe
     if best is None:

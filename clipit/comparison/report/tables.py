@@ -62,9 +62,9 @@ def cells(result: ArmResult) -> list[str]:
     return [
         *shown,
         difference(PERCENT * mean(result.differences.values()), None, 1),
-        _interval(result.over_seeds),
-        _interval(result.over_tiles.interval if result.over_tiles else None),
-        _p_value(result.p_holm),
+        interval_cell(result.over_seeds),
+        interval_cell(result.over_tiles.interval if result.over_tiles else None),
+        p_cell(result.p_holm),
     ]
 
 
@@ -186,13 +186,14 @@ def _percent(bounds: Interval | None) -> tuple[float, float] | None:
     return PERCENT * bounds.low, PERCENT * bounds.high
 
 
-def _interval(bounds: Interval | None) -> str:
+def interval_cell(bounds: Interval | None) -> str:
     """Format the interval in %, or the reason why it is undefined."""
     low, high = _percent(bounds) or (None, None)
     return interval(low, high, 1, signed=True) or (bounds.reason if bounds else "none")
 
 
-def _p_value(test: Significance) -> str:
+def p_cell(test: Significance) -> str:
+    """Format a p-value, or the reason why it is undefined."""
     if test.p is None:
         return f"none: {test.reason}"
     return f"{test.p:.3f}" if test.p >= 0.001 else "< 0.001"

@@ -1,6 +1,6 @@
 """The report of a comparison: comparison.md, comparison.tex and comparison.html."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipit.artifacts import whole_file
@@ -11,6 +11,11 @@ from clipit.comparison.report.arm_figures import confusion_sections, curve_secti
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.notes import compose_notes
+from clipit.comparison.report.own_reports import (
+    own_report_markdown,
+    own_report_notes,
+    own_report_sections,
+)
 from clipit.comparison.report.sections import (
     cost_section,
     finding_sections,
@@ -30,6 +35,7 @@ from clipit.comparison.report.tables import (
     shown_columns,
 )
 from clipit.comparison.statistics import ArmResult, ComparisonResults
+from clipit.comparison.verdict import OwnReportResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.reporting.html import page, write_page
@@ -45,6 +51,7 @@ def write_report(
     analyses: Sequence[AnalysisResult],
     folder: Path,
     tiles: Sequence[TileSet] = (),
+    own: Sequence[OwnReportResult] = (),
 ) -> list[str]:
     """Write comparison.md, comparison.tex and comparison.html.
 
@@ -56,6 +63,7 @@ def write_report(
         analyses: Results of the analyses.
         folder: Output folder of the comparison.
         tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
+        own: Contrasts and verdicts of the arms with own reports.
 
     Returns:
         The notes under the main table.
@@ -64,13 +72,16 @@ def write_report(
     published_scores, published_notes = collect_published(plans, c.metric)
     published_source = SOURCE if any(published_scores.values()) else ""
     notes = [*compose_notes(config, c, plans, arms, published_source), *published_notes]
+    notes += own_report_notes(plans, arms)
     with whole_file(folder / "comparison.md") as temporary:
-        temporary.write_text(_markdown(config, c, arms, against, published_scores, notes, analyses), encoding="utf-8")
+        text = _markdown(config, c, results, published_scores, notes, analyses, own)
+        temporary.write_text(text, encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
         temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
     tiles_by_place = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     sections = [
         *score_sections(c, arms, against, published_scores, notes),
+        *own_report_sections(own),
         *tile_sections(arms, c.arms, c.baseline, tiles_by_place),
         *confusion_sections(arms),
         *curve_sections(arms, c.baseline),
@@ -87,20 +98,22 @@ def write_report(
 def _markdown(
     config: RunConfig,
     c: ComparisonConfig,
-    results: Sequence[ArmResult],
-    against: Mapping[str, Sequence[ArmResult]],
+    results: ComparisonResults,
     published_scores: PublishedScores,
     notes: Sequence[str],
     analyses: Sequence[AnalysisResult],
+    own: Sequence[OwnReportResult],
 ) -> str:
-    parts = [f"# {config.name}", main_table(results, published_scores), *map(markdown_line, notes)]
+    arms = results.arms
+    parts = [f"# {config.name}", main_table(arms, published_scores), *map(markdown_line, notes)]
     if config.note:
         parts.append(markdown_line(config.note))
-    for control, arms_against in against.items():
+    parts += own_report_markdown(own)
+    for control, arms_against in results.against.items():
         parts += [f"## Against {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
-    for title, header, rows in paper_tables(c, results):
+    for title, header, rows in paper_tables(c, arms):
         parts += [f"## {markdown_line(title)}", markdown_table(header, rows)]
-    parts += ["## Costs", markdown_table(*cost_table(results)), COST_NOTE]
+    parts += ["## Costs", markdown_table(*cost_table(arms)), COST_NOTE]
     for result in analyses:
         parts += [
             f"## {markdown_line(result.heading)}",

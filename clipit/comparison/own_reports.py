@@ -1,0 +1,92 @@
+"""Arms of a comparison that use reports of the tiles' own patients, and the controls of each."""
+
+from collections.abc import Mapping
+
+from clipit.artifacts import fingerprint
+from clipit.comparison.plan import Plan
+from clipit.comparison.statistics import REFERENCE
+from clipit.comparison.vlm_reference import PROBE
+from clipit.config.run import RunConfig
+from clipit.training.arms import resolve_arm
+from clipit.training.terms.table import uses_reports
+
+ROLES = ("baseline", "image embedding", "case", "shuffled", "snippet", "report probe", "tile probe")
+"""What the controls of an arm with own reports test, in the order of the table."""
+ARM_CONTROLS: Mapping[str, tuple[str, ...]] = {
+    "image embedding": ("image_embedding",),
+    "case": ("own_case",),
+    "shuffled": ("own_shuffled",),
+    "snippet": ("other_snippet", "clip_it_all"),
+}
+"""Role of a control -> names of the arms that can have it; the first that is compared is used."""
+_CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
+_LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
+"""Sections that determine the labels from own reports, with `soft_labels.own_report`."""
+
+
+def own_report_arms(plan: Plan) -> dict[str, dict[str, str | None]]:
+    """Return the arms with own reports, each with the control of each role; None if the comparison has none.
+
+    These arms learn labels from own reports, or are paired with their snippets (`pairing.reports`). The latter have no
+    labels from reports, so exchanged labels and the probe on these labels are no controls for them. A control that is
+    the baseline has only that role.
+    """
+    sources = label_sources(plan)
+    paired = [arm for arm in plan.arms if _reads_own_snippets(resolve_plan_arm(plan, arm))]
+    found = {}
+    for arm in plan.arms:
+        if arm not in sources and arm not in paired:
+            continue
+        controls: dict[str, str | None] = {"baseline": plan.comparison.baseline, "tile probe": PROBE}
+        for role, names in ARM_CONTROLS.items():
+            controls[role] = next((name for name in names if name in plan.arms and name not in paired), None)
+        if arm in sources:
+            controls["report probe"] = report_probe_name(sources[arm])
+        else:
+            del controls["shuffled"]
+        found[arm] = {
+            role: controls[role]
+            for role in ROLES
+            if role in controls
+            and controls[role] != arm
+            and (role == "baseline" or controls[role] != plan.comparison.baseline)
+        }
+    return found
+
+
+def label_sources(plan: Plan) -> dict[str, str]:
+    """Return the arms that learn labels from own reports, each with the first arm that has the same labels.
+
+    Arms without text (labels of cases) and with shuffled reports are controls, and not included. Arms that differ only
+    in their training, such as those at equal steps, have the same labels and share one reference row.
+    """
+    first: dict[str, str] = {}
+    sources = {}
+    for arm in plan.arms:
+        config = resolve_plan_arm(plan, arm)
+        if _learns_own_labels(config):
+            values = config.model_dump(mode="json")
+            labels = fingerprint([values["soft_labels"]["own_report"], *(values[key] for key in _LABEL_SECTIONS)])
+            sources[arm] = first.setdefault(labels, arm)
+    return sources
+
+
+def report_probe_name(arm: str) -> str:
+    """Return the name of the reference row for the labels of an arm."""
+    return f"{REFERENCE}: VLM probe on labels of {arm}"
+
+
+def resolve_plan_arm(plan: Plan, arm: str) -> RunConfig:
+    """Return the resolved configuration of an arm, for the first seed."""
+    return resolve_arm(plan.run_config(arm, plan.comparison.seeds[0]))
+
+
+def _learns_own_labels(config: RunConfig) -> bool:
+    own = config.soft_labels.own_report
+    return config.soft_labels.source == "own_report" and own.labels != "case" and not own.shuffled
+
+
+def _reads_own_snippets(config: RunConfig) -> bool:
+    """Check whether an arm is paired with snippets of own reports, other than as a control."""
+    paired = config.pairing.reports != "any" and uses_reports(config)
+    return paired and config.distillation.target not in _CONTROL_TARGETS

@@ -1,0 +1,83 @@
+"""Reference rows of arms with own reports: the VLM's linear probe on the labels that each arm takes from reports."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.comparison.own_reports import label_sources, report_probe_name
+from clipit.comparison.plan import Plan
+from clipit.comparison.vlm_reference import (
+    fit_vlm_probe,
+    probe_provenance,
+    reference_file,
+    reference_test_sets,
+    score_reference,
+)
+from clipit.config.run import RunConfig
+from clipit.evaluation.probes import DEFAULT_GRID
+from clipit.evaluation.score_row import ScoreRow
+from clipit.tiles.tileset import TileSet
+from clipit.training.arms import resolve_arm
+from clipit.training.terms.own_reports import own_report_labels
+from clipit.workspace.workspace import Workspace
+
+STRENGTH_WITHOUT_VALIDATION = 1.0
+"""C of the probe where no validation tile has a label by which to choose it."""
+
+
+def score_report_probes(plan: Plan, workspace: Workspace, folder: Path) -> list[ScoreRow]:
+    """Score a linear probe of the VLM on the labels of each arm with own reports, on the test sets of a plan.
+
+    The probe is a logistic regression on the VLM's image embeddings, fitted with the label of the tile where the arm
+    sees it, and otherwise with the most probable class of the report's label; weights of tiles are not used. Its C is
+    chosen on the validation labels that the arms of the same seed see; it is 1 if there are none.
+
+    Args:
+        plan: Data set and backbone.
+        workspace: Workspace of the plan's configuration.
+        folder: Output folder for the predictions files.
+
+    Returns:
+        One row per arm with labels of its own (see `label_sources`), seed and test set; none without such arms.
+    """
+    rows = []
+    for arm in dict.fromkeys(label_sources(plan).values()):
+        for seed in plan.comparison.seeds:
+            config = resolve_arm(plan.run_config(arm, seed))
+            own_workspace = workspace.for_config(config)
+            tiles = own_workspace.tiles(seed)
+            validation_labels = int((tiles.of_split("validation").labels >= 0).sum())
+            grid = DEFAULT_GRID if validation_labels else (STRENGTH_WITHOUT_VALIDATION,)
+            probe, reason = fit_vlm_probe(own_workspace, tiles, _training_labels(config, own_workspace, tiles), grid)
+            provenance = replace(
+                probe_provenance(own_workspace, tiles),
+                validation_labels=validation_labels,
+                training_tiles=len(tiles.of_split("train")),
+            )
+            for part, (test, store) in reference_test_sets(plan, own_workspace).items():
+                row = ScoreRow(
+                    data_set=plan.data_set,
+                    backbone=plan.backbone,
+                    arm=report_probe_name(arm),
+                    seed=seed,
+                    provenance=provenance,
+                    part=part,
+                    tiles=0,
+                    metric=plan.comparison.metric,
+                    score=None,
+                    reason=reason,
+                )
+                if probe is not None:
+                    probabilities = probe.probabilities(store.rows(store.positions(test.ids)))
+                    file = reference_file(folder, f"vlm-probe-on-labels-of-{arm}", seed, part)
+                    row = score_reference(row, test, probabilities, file)
+                rows.append(row)
+    return rows
+
+
+def _training_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> Int64[np.ndarray, " n"]:
+    """Return the class of each training tile: its own label, or else that of the report; -1 for neither."""
+    labels = tiles.of_split("train").labels
+    return np.where(labels >= 0, labels, own_report_labels(config, workspace, tiles).classes)

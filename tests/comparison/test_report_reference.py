@@ -1,0 +1,135 @@
+"""Comparisons with own reports: the probe on report labels as fitted by hand, the record, and pages made again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from tiny_models import CLASSES, WORDS, MakeFile
+
+from clipit.comparison.compare import compare
+from clipit.comparison.plan import plan_comparison
+from clipit.comparison.rebuild import rebuild_comparison
+from clipit.comparison.report_reference import score_report_probes
+from clipit.comparison.vlm_reference import PROBE, score_vlm
+from clipit.config.file import ConfigFile
+from clipit.evaluation.predictions import read_predictions
+from clipit.evaluation.probes import linear_probe
+from clipit.workspace.workspace import Workspace
+
+FINDINGS = {f"train-{number}": CLASSES[number % 3] for number in range(14)}  # 4 of 18 patients have no report
+
+
+@pytest.fixture
+def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
+    """A comparison with reports of 14 training patients, one test patient and one patient without tiles."""
+    path = tmp_path / "own.jsonl"
+    with path.open("w", encoding="utf-8") as stream:
+        for patient, finding in {**FINDINGS, "test-0": "tumour", "elsewhere": "gland"}.items():
+            text = f"{' '.join(WORDS[:8]).capitalize()}. {finding.capitalize()} is seen."
+            stream.write(
+                json.dumps({"id": f"r-{patient}", "patient": patient, "text": text, "finding": finding}) + "\n"
+            )
+    return configure_file(
+        {
+            "output": tmp_path / "out",
+            "name": "own",
+            "reports.path": str(path),
+            "reports.group_column": "patient",
+            "training.steps": 2,
+            "training.evaluate_every": 1,
+            "evaluation.bootstrap": 20,
+            "comparison.arms": ["image_only", "own_label", "own_case"],
+            "comparison.seeds": [1, 2],
+            "comparison.analyses": [],
+            "comparison.pairing_page": 0,
+        }
+    )
+
+
+def vectors(workspace: Workspace, split: str) -> np.ndarray:
+    store, tiles = workspace.tile_store(split), workspace.all_tiles.of_split(split)
+    return store.rows(store.positions(tiles.ids)).astype(np.float64)
+
+
+def with_report_labels(workspace: Workspace, seed: int) -> np.ndarray:
+    """The tile's own label, or else the finding of its patient."""
+    train = workspace.tiles(seed).of_split("train")
+    found = [CLASSES.index(FINDINGS[group]) if group in FINDINGS else -1 for group in train.groups.tolist()]
+    return np.where(train.labels >= 0, train.labels, found)
+
+
+def test_the_probe_is_fitted_on_labels_of_tiles_and_of_reports(own: ConfigFile, tmp_path: Path) -> None:
+    (plan,) = plan_comparison(own.run, own.comparison)
+    workspace = Workspace(plan.config)
+    rows = score_report_probes(plan, workspace, tmp_path / "predictions")
+    assert [(row.arm, row.seed) for row in rows] == [("reference: VLM probe on labels of own_label", s) for s in (1, 2)]
+    labels, validation = with_report_labels(workspace, 1), workspace.tiles(1).of_split("validation").labels
+    assert (labels >= 0).sum() > 56 > (workspace.tiles(1).of_split("train").labels >= 0).sum() == 12
+    probe = linear_probe(vectors(workspace, "train"), labels, vectors(workspace, "validation"), validation, 3)
+    test = workspace.all_tiles.of_split("test")
+    predicted = probe.probabilities(vectors(workspace, "test"))
+    assert rows[0].score == pytest.approx((predicted.argmax(axis=1) == test.labels).mean())
+    path = tmp_path / "predictions" / "vlm-probe-on-labels-of-own_label-seed1-test.parquet"
+    assert rows[0].predictions == path and rows[0].run is None and rows[0].tiles == 24
+    np.testing.assert_allclose(read_predictions(path).probabilities, predicted, atol=1e-6)
+    provenance = rows[0].provenance
+    assert (provenance.training_labels, provenance.validation_labels, provenance.training_tiles) == (12, 12, 72)
+
+
+def test_without_labels_of_tiles_the_probe_has_c_1_and_the_plain_probe_no_score(
+    own: ConfigFile, configure_file: MakeFile, tmp_path: Path
+) -> None:
+    values = {**own.run.model_dump(mode="json"), "comparison": {"arms": ["own_label"], "baseline": "own_label"}}
+    file = configure_file(values, **{"tiles.labels.kind": "none"})
+    (plan,) = plan_comparison(file.run, file.comparison)
+    workspace = Workspace(plan.config)
+    row = score_report_probes(plan, workspace, tmp_path / "predictions")[0]
+    x, y = vectors(workspace, "train"), with_report_labels(workspace, 0)
+    scaler = StandardScaler().fit(x[y >= 0])
+    by_hand = LogisticRegression(C=1, max_iter=2000).fit(scaler.transform(x[y >= 0]), y[y >= 0])
+    test = workspace.all_tiles.of_split("test")
+    assert row.score == by_hand.score(scaler.transform(vectors(workspace, "test")), test.truth)
+    assert (row.provenance.training_labels, row.provenance.validation_labels) == (0, 0)
+    plain = next(row for row in score_vlm(plan, workspace, tmp_path / "predictions") if row.arm == PROBE)
+    assert plain.score is None and "0 classes and 0 validation labels" in str(plain.reason)
+
+
+@pytest.mark.slow
+def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: ConfigFile) -> None:
+    folder = compare(own.run, own.comparison)
+    name = "reference: VLM probe on labels of own_label"
+    rows = [row for row in pq.read_table(folder / "comparison.parquet").to_pylist() if row["arm"] == name]
+    assert [row["seed"] for row in rows] == [1, 2] and all(row["predictions_sha256"] for row in rows)
+    assert all(row["parameters"] and row["tiles_per_second"] for row in rows)
+    found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    (result,) = found["own_reports"]
+    assert (result["arm"], result["part"]) == ("own_label", "test") and result["verdict"]
+    contrasts = {contrast["role"]: contrast for contrast in result["contrasts"]}
+    lines = {line["arm"]: line["mean"] for line in found["lines"]}
+    for role, control in (("baseline", "image_only"), ("case", "own_case"), ("report probe", name)):
+        assert contrasts[role]["control"] == control
+        assert contrasts[role]["difference"] == pytest.approx(lines["own_label"] - lines[control])
+    assert contrasts["shuffled"]["control"] is None and contrasts["shuffled"]["over_seeds"]["reason"] == "not tested"
+    facts = [note for note in found["notes"] if "training patients have a label" in note]
+    assert [note.partition(":")[0] for note in facts] == ["own_label", "own_case"]
+    assert facts[0].startswith("own_label: 14 of 18 training patients have a label (gland 5, stroma 5, tumour 4)")
+
+    texts = {
+        kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html", "json")
+    }
+    assert "## Own reports" in texts["md"] and f"own_label: {result['verdict']}" in texts["md"]
+    assert "Own reports</h2>" in texts["html"] and name in texts["html"]
+    for kind in ("md", "tex", "html"):
+        (folder / f"comparison.{kind}").unlink()
+    rebuild_comparison(own.run)
+    assert texts == {kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in texts}
+
+
+def test_other_comparisons_have_no_such_rows_and_records(own: ConfigFile, tmp_path: Path) -> None:
+    comparison = own.comparison.model_copy(update={"arms": ("image_only", "clip_it_all", "own_case")})
+    (plan,) = plan_comparison(own.run, comparison)
+    assert score_report_probes(plan, Workspace(plan.config), tmp_path) == [] and not any(tmp_path.glob("*.parquet"))

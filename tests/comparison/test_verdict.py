@@ -1,0 +1,169 @@
+"""Verdict on arms with own reports: each rule on made-up scores, contrasts as scipy computes them, the section."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from markupsafe import escape
+from scipy import stats
+from tiny_models import MakeFile
+
+from clipit.comparison.own_reports import label_sources, own_report_arms
+from clipit.comparison.plan import Plan, plan_comparison
+from clipit.comparison.report.own_reports import own_report_markdown, own_report_sections
+from clipit.comparison.statistics import ArmResult, compute_results
+from clipit.comparison.verdict import OwnReportResult, compare_own_reports
+from clipit.evaluation.score_row import ScoreRow
+from clipit.reporting.html import page
+
+ARMS = ("image_only", "image_embedding", "own_label", "own_case", "own_shuffled", "other_snippet")
+REPORT_PROBE, TILE_PROBE = "reference: VLM probe on labels of own_label", "reference: VLM linear probe"
+LOW = dict.fromkeys([*ARMS, REPORT_PROBE, TILE_PROBE], 0.5)
+
+
+@pytest.fixture
+def make_plan(configure_file: MakeFile) -> Any:
+    def make(compared: tuple[str, ...] = ARMS, **keys: Any) -> Plan:
+        file = configure_file({"comparison.arms": compared, "comparison.seeds": list(range(5)), **keys})
+        (plan,) = plan_comparison(file.run, file.comparison)
+        return plan
+
+    return make
+
+
+def results(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> list[ArmResult]:
+    """Arms with these mean scores over five seeds, with a standard deviation of about a percent."""
+    noise = {}
+    for number, arm in enumerate(means):
+        drawn = np.random.default_rng(number).normal(0, 0.01, 5)
+        noise[arm] = (drawn - drawn.mean()).tolist()
+    rows = [
+        ScoreRow(
+            data_set=plan.data_set, backbone=plan.backbone, part="test", arm=arm, seed=seed, metric="accuracy",
+            score=None if mean is None else mean + noise[arm][seed],
+        )
+        for arm, mean in means.items()
+        for seed in range(seeds)
+    ]  # fmt: skip
+    return compute_results(rows, plan.comparison.baseline, lambda *_: None)
+
+
+def compared(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> OwnReportResult:
+    (result,) = compare_own_reports([plan], results(plan, means, seeds))
+    return result
+
+
+VERDICTS: list[tuple[dict[str, float | None], str]] = [
+    (
+        {"own_label": 0.8},
+        "Text from own reports adds information: better than image_only, image_embedding (the VLM's embedding of the "
+        "tile in place of text), own_case (labels of the same patients' tiles, without text), own_shuffled (reports "
+        "exchanged between patients), other_snippet (the nearest snippet of any other report), the VLM's linear probe "
+        "on the same labels and the VLM's linear probe on the labels of tiles.",
+    ),
+    ({"own_label": 0.8, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
+    ({"own_label": 0.8, REPORT_PROBE: 0.8}, "Use the VLM's linear probe on the report labels instead: no student"),
+    ({"own_label": 0.5, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
+    ({"own_label": 0.4, REPORT_PROBE: 0.9}, "Use the VLM's linear probe on the report labels instead: no student"),
+    ({"own_label": 0.8, TILE_PROBE: 0.9}, "Use the VLM's linear probe on the labels of tiles instead: no student"),
+    ({"own_label": 0.8, "own_case": 0.8}, "The gain is due to knowing which tiles belong to one patient, not to text."),
+    (
+        {"own_label": 0.8, "own_shuffled": 0.8},
+        "Better than image_only, but the gain is not shown to be due to text from own reports. Not better than "
+        "own_shuffled (reports exchanged between patients).",
+    ),
+    ({"own_label": 0.5}, "No gain here: not better than image_only."),
+    ({"own_label": 0.3}, "Worse than image_only."),
+    ({"own_label": None}, "Not decided: a score is not defined."),
+]
+
+
+@pytest.mark.parametrize(("changes", "verdict"), VERDICTS)
+def test_each_rule_gives_its_verdict(make_plan: Any, changes: dict[str, float | None], verdict: str) -> None:
+    assert compared(make_plan(), {**LOW, **changes}).verdict.startswith(verdict)
+
+
+def test_controls_that_an_arm_is_not_better_than_are_named_after_the_verdict(make_plan: Any) -> None:
+    means = {**LOW, "own_label": 0.8, REPORT_PROBE: 0.9, "own_case": 0.85, TILE_PROBE: None}
+    assert compared(make_plan(), means).verdict.endswith(
+        "at most. Not better than own_case (labels of the same patients' tiles, without text). Not tested against the "
+        "VLM's linear probe on the labels of tiles."
+    )
+    same = results(make_plan(), {**LOW, "own_label": 0.8})
+    own = next(r for r in same if r.key.arm == "own_label")
+    for seed in range(5):
+        next(r for r in same if r.key.arm == "own_case").scores[seed] = float(own.scores[seed] or 0) - 0.1
+    (result,) = compare_own_reports([make_plan()], same)
+    assert result.verdict.startswith("Better than image_only, but") and "Not decided against own_case" in result.verdict
+
+
+def test_one_seed_decides_nothing(make_plan: Any) -> None:
+    plan = make_plan(**{"comparison.seeds": [0]})
+    assert compared(plan, {**LOW, "own_label": 0.9}, seeds=1).verdict == "Not decided: one seed."
+
+
+def test_controls_that_were_not_run_are_named(make_plan: Any) -> None:
+    plan = make_plan(("image_only", "own_label"))
+    verdict = compared(plan, {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}).verdict
+    assert verdict.startswith("Text from own reports adds information: better than image_only and the VLM's linear")
+    for name in ("image_embedding", "own_case", "own_shuffled", "other_snippet or clip_it_all", "labels of tiles"):
+        assert name in verdict.partition("Not tested against")[2]
+
+
+def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_plan: Any) -> None:
+    plan = make_plan((*ARMS, "own_rules"), **{"soft_labels.own_report.rules": "gleason"})
+    both = results(
+        plan, {**LOW, "own_label": 0.53, "own_rules": 0.9, "reference: VLM probe on labels of own_rules": 0.6}
+    )
+    arms = {result.key.arm: result.scores for result in both}
+    found = compare_own_reports([plan], both)
+    assert [result.key.arm for result in found] == ["own_label", "own_rules"]
+    raw = []
+    for result in found:
+        for contrast in result.contrasts:
+            gains = [(arms[result.key.arm][s] or 0) - (arms[str(contrast.control)][s] or 0) for s in range(5)]
+            test = stats.ttest_1samp(gains, 0)
+            assert contrast.difference == pytest.approx(sum(gains) / 5) and contrast.p.p == pytest.approx(test.pvalue)
+            assert (contrast.interval.low, contrast.interval.high) == pytest.approx(test.confidence_interval(0.95))
+            raw.append((contrast.p.p or 0, contrast.p_holm.p))
+    assert len(raw) == 14 and min(raw)[1] == pytest.approx(14 * min(raw)[0])
+
+
+def test_arms_with_the_same_labels_share_a_reference_row(make_plan: Any) -> None:
+    arms = {
+        "longer": {"base": "own_label", "training.learning_rate": 0.01},
+        "latest": {"base": "own_label", "soft_labels.own_report.several": "latest"},
+    }
+    plan = make_plan((*ARMS, "longer", "latest", "own_snippet", "clip_it_all"), arms=arms)
+    assert label_sources(plan) == {"own_label": "own_label", "longer": "own_label", "latest": "latest"}
+    controls = own_report_arms(plan)
+    assert list(controls) == ["own_label", "longer", "latest", "own_snippet"]
+    assert controls["longer"]["report probe"] == REPORT_PROBE and controls["latest"]["snippet"] == "other_snippet"
+    assert set(controls["own_snippet"]) == {"baseline", "image embedding", "case", "snippet", "tile probe"}
+    assert (
+        own_report_arms(make_plan(("image_only", "own_label", "clip_it_all")))["own_label"]["snippet"] == "clip_it_all"
+    )
+
+
+def test_a_baseline_is_compared_once(make_plan: Any) -> None:
+    plan = make_plan(**{"comparison.baseline": "own_case"})
+    controls = own_report_arms(plan)["own_label"]
+    assert controls["baseline"] == "own_case" and "case" not in controls
+    plan = make_plan(**{"comparison.baseline": "own_label"})
+    assert compared(plan, LOW).verdict == "Not decided: this arm is the baseline."
+
+
+def test_the_section_escapes_names_and_is_missing_without_own_reports(make_plan: Any) -> None:
+    hostile = "<img src=x onerror=alert(1)>|"
+    plan = make_plan()
+    plans = [plan, replace(plan, data_set=hostile)]
+    means = {**LOW, "own_label": 0.7}
+    own = compare_own_reports(plans, [result for each in plans for result in results(each, means)])
+    html = page("t", "", own_report_sections(own))
+    assert hostile not in html and str(escape(f"own_label ({hostile}): Text from own reports adds")) in html
+    heading, *verdicts, table, rule = own_report_markdown(own)
+    assert heading == "## Own reports" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
+    assert table.count("\n") == 2 + 14 - 1 and "+20.0" in table
+    assert rule in html.replace("&#39;", "'")
+    assert own_report_sections([]) == own_report_markdown([]) == []

@@ -39,6 +39,7 @@ def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
             "name": "own",
             "reports.path": str(path),
             "reports.group_column": "patient",
+            "leaks.policy": "exclude",
             "training.steps": 2,
             "training.evaluate_every": 1,
             "evaluation.bootstrap": 20,

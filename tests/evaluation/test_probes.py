@@ -79,3 +79,14 @@ def test_adamw_gives_absent_classes_probability_0_and_refuses_too_few_labels() -
         for probe in (adamw_probe, linear_probe):
             with pytest.raises(DataError, match="needs training labels of two classes and validation labels"):
                 probe(train.vectors, labels, valid.vectors, validation, 3)
+
+
+def test_one_value_of_c_needs_no_validation_labels() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(40, 3)), np.arange(40) % 2
+    none = np.full(5, -1)
+    probe = linear_probe(x, y, x[:5], none, 2, (1.0,))
+    chosen = linear_probe(x, y, x[:5], y[:5], 2, (1.0,))
+    assert probe.strength == 1.0 and probe.validation_loss == {} and (probe.weight == chosen.weight).all()
+    with pytest.raises(DataError, match="0 validation labels"):
+        linear_probe(x, y, x[:5], none, 2, (0.1, 1.0))

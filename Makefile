@@ -24,10 +24,11 @@ export TOKENIZERS_PARALLELISM ?= false
 CORES := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),2)
 WORKERS ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 
-.PHONY: demo test check docs env benchmarks tune comparison question clean
+.PHONY: demo test check docs env benchmarks tune comparison question own-reports clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo.yaml
+	$(BIN)/python scripts/demo.py --config configs/demo_own_reports.yaml --cases
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -69,6 +70,14 @@ question: $(READY)
 	$(BIN)/python scripts/compare.py --config configs/knowing_reports.yaml --record results/knowing_reports.csv
 	$(BIN)/python scripts/compare.py --config configs/other_views.yaml --record results/other_views.csv
 	$(BIN)/python scripts/compare.py --config configs/more_steps.yaml --record results/more_steps.csv
+
+# Own reports: the search on world 2, then the comparison on worlds 0 and 1. Hours on two cores, resumable.
+own-reports: $(READY)
+	for seed in 0 1 2; do $(BIN)/python scripts/make_world.py --cases --seed $$seed --output outputs/cases/$$seed || exit; done
+	$(BIN)/python scripts/tune.py --config configs/own_reports_synthetic.yaml --name=own_reports_tuning \
+		--tiles.path=outputs/cases/2/tiles.csv --tiles.images=outputs/cases/2/tiles.zip \
+		--reports.path=outputs/cases/2/reports.jsonl --comparison.data_sets='{}'
+	$(BIN)/python scripts/compare.py --config configs/own_reports_synthetic.yaml --record results/own_reports_synthetic.csv
 
 env: $(READY)
 

@@ -11,6 +11,8 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
 from clipit.runs.predict import open_classifier
+from clipit.synthetic.case_world import ensure_case_world
+from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.world import WorldConfig, ensure_world
 from clipit.workspace.workspace import Workspace
 
@@ -18,22 +20,26 @@ logger = logging.getLogger(__name__)
 
 WORLD = WorldConfig(seed=0)
 """World of the demo; comparisons over several worlds write the others with `ensure_world`."""
+CASE_WORLD = CaseWorldConfig(seed=0)
+"""World of the demo's part with own reports."""
+_SHOWN_ARMS = ("clip_it_all", "own_rules")
 
 
-def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
+def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False) -> Path:
     """Write the synthetic world, compare the arms on it, and try the exported classifier.
 
     Args:
         config: Configuration such as configs/demo.yaml, with tiles and reports in one folder; it is written if missing.
         comparison: Arms and seeds to compare.
+        cases: Whether to write the world whose tiles and reports come from the same patients.
 
     Returns:
         Folder of the comparison.
     """
     start = time.perf_counter()
-    world = write_demo_world(config)
+    world = write_demo_world(config, cases=cases)
     folder = compare(config, comparison)
-    arm = "clip_it_all" if "clip_it_all" in comparison.arms else comparison.arms[0]
+    arm = next((name for name in _SHOWN_ARMS if name in comparison.arms), comparison.arms[0])
     run = run_folder(config.model_copy(update={"arm": arm, "seed": comparison.seeds[0]}))
     logger.info("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
     logger.info(_try_classifier(config, run))
@@ -46,15 +52,20 @@ def demo(config: RunConfig, comparison: ComparisonConfig) -> Path:
     return folder
 
 
-def write_demo_world(config: RunConfig) -> Path:
+def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
     """Write the synthetic world into the folder of the configuration's tiles, unless it is there.
 
     The folder is written atomically, so a folder with any other content belongs to the user.
 
+    Args:
+        config: Configuration whose tiles lie in the folder of the world.
+        cases: Whether to write the world whose tiles and reports come from the same patients.
+
     Raises:
         ArtifactError: The folder contains something else, or another world; it is left unchanged.
     """
-    return ensure_world(Path(config.tiles.path).parent, WORLD)
+    folder = Path(config.tiles.path).parent
+    return ensure_case_world(folder, CASE_WORLD) if cases else ensure_world(folder, WORLD)
 
 
 def _try_classifier(config: RunConfig, run: Path) -> str:

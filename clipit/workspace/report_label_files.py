@@ -11,25 +11,21 @@ import numpy as np
 from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
-from clipit.evaluation.report_agreement import Agreement
 from clipit.reporting.html import write_page
 from clipit.reporting.report_labels_page import SampledReport, count_answers, report_labels_page
-from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_own_labels
+from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 
 _COLUMNS = (
     "report_id", "group", "label", "answer", "uncertain_only", "text_class", "text_probability", "mentions",
 )  # fmt: skip
 
 
-def write_report_labels(
-    config: RunConfig, labels: CorpusLabels, *, further: Sequence[Agreement] = (), per_answer: int = 5
-) -> Path:
+def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: int = 5) -> Path:
     """Write the page, and the answers as JSON and CSV, to `<output>/report_labels/<name>`.
 
     Args:
         config: Configuration of the labels.
         labels: Labels from `label_corpus`.
-        further: Further agreements to show, such as that with labelled tiles.
         per_answer: Number of reports to check for each answer.
 
     Returns:
@@ -41,7 +37,7 @@ def write_report_labels(
     if per_answer < 0:
         raise ConfigError(f"cannot draw {per_answer} reports", where="--per-answer", fix="use 0 or more")
     folder = config.output / "report_labels" / config.name
-    agreements = [*measure_own_labels(labels, config.seed), *further]
+    agreements = measure_labels(labels, config.seed)
     facts = _facts(config, labels)
     records = [_record(labels, row) for row in range(len(labels.reports))]
     write_json(

@@ -16,7 +16,10 @@ from clipit.pairing.leaks import patient_of, report_leaks
 from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
 from clipit.reports.rules import ReportLabel, RuleSet, label_report, load_rules
+from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import read_tiles
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import TileSet
 from clipit.workspace.report_vectors import report_vectors
 from clipit.workspace.workspace import Workspace
 
@@ -32,6 +35,7 @@ class CorpusLabels:
         reports: Reports, without those of patients with validation or test tiles.
         classes: Class names.
         own: Class number of each report's own label; -1 if it has none, or one that is no class.
+        of_tiles: Class number of most labelled training tiles of each report's patient; -1 if there are none.
         rules: Rule set; None if none is configured.
         found: What the rules found in each report; empty without rules.
         probabilities: Cross-fitted class probabilities of the text classifier; None if it was not fitted.
@@ -41,6 +45,7 @@ class CorpusLabels:
     reports: tuple[Report, ...]
     classes: tuple[str, ...]
     own: Int64[np.ndarray, " n"]
+    of_tiles: Int64[np.ndarray, " n"]
     rules: RuleSet | None
     found: tuple[ReportLabel, ...]
     probabilities: Float32[np.ndarray, "n c"] | None
@@ -80,19 +85,27 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     if config.reports is None:
         raise ConfigError("this command needs reports", where="reports", fix="set reports.path")
     section = config.soft_labels.own_report
-    if section.rules is None and config.reports.label_column is None:
+    if section.rules is None and config.reports.label_column is None and not tiles:
         raise ConfigError(
-            "this command needs rules, or labels of the reports",
+            "this command needs rules, or labels of the reports or of tiles",
             where="soft_labels.own_report.rules and reports.label_column",
             fix="set one of them, or both to compare them",
         )
     rules = load_rules(section.rules) if section.rules is not None else None
     corpus = read_reports(config.reports)
     notes = list(corpus.problems)
-    reports = _without_later_patients(corpus.reports, config, notes) if tiles else corpus.reports
+    reports, read = corpus.reports, None
+    if tiles:
+        read = hide_labels(read_tiles(config.tiles, check=False), config.tiles.labels, config.seed)
+        reports = _without_later_patients(reports, read, config, notes)
     mapped = [_mapped(report.label, section.class_map) for report in reports]
     classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)
+    if not classes and read is not None:
+        classes = read.classes
     own = _class_numbers(reports, mapped, classes, notes)
+    of_tiles = np.full(len(reports), -1, dtype=np.int64)
+    if read is not None:
+        of_tiles = _tile_labels(reports, read, classes, notes)
     found: list[ReportLabel] = []
     if rules is not None:
         with progress("reports labelled by rules", len(reports)) as advance:
@@ -101,38 +114,47 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
                 advance()
         notes += _rule_notes(rules, found)
     probabilities = None
-    if classifier and (own >= 0).any():
+    fitted_to = own if (own >= 0).any() else of_tiles
+    if classifier and (fitted_to >= 0).any():
         groups = np.array([patient_of(report) for report in reports], dtype=np.str_)
         try:
             documents = _documents(config, reports, tiles=tiles)
-            fitted = cross_fitted_probabilities(documents, own, groups, len(classes), seed=config.seed)
+            fitted = cross_fitted_probabilities(documents, fitted_to, groups, len(classes), seed=config.seed)
             probabilities = fitted.probabilities
             notes += [f"text classifier: {fitted.note}"] if fitted.note else []
         except DataError as error:
             notes.append(f"text classifier not fitted: {str(error).splitlines()[0]}")
     return CorpusLabels(
-        tuple(reports), classes, own, rules, tuple(found), probabilities, tuple(notes), section.features
+        tuple(reports), classes, own, of_tiles, rules, tuple(found), probabilities, tuple(notes), section.features
     )
 
 
-def measure_own_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
-    """Measure the agreement of the rules and of the text classifier with the reports' own labels, where they exist."""
-    if not (labels.own >= 0).any():
-        return []
+def measure_labels(labels: CorpusLabels, seed: int = 0) -> list[Agreement]:
+    """Measure the agreement of the rules and of the text classifier with the labels of reports and of tiles.
+
+    Labels of reports are their own (`reports.label_column`). Those of tiles are the class of most labelled training
+    tiles of the report's patient. Kinds of labels that do not exist are omitted.
+    """
     agreements = []
-    for title, answers, note in (
-        ("Rules and the reports' own labels", [label.answer for label in labels.found], ""),
-        (
-            "Text classifier and the reports' own labels",
-            labels.text_classes,
-            f"Logistic regression on {FEATURES[labels.features]}. It is fitted on these labels, cross-fitted by "
-            "patient: no label of a patient was used for the predictions of that patient's reports.",
-        ),
-    ):
-        if answers:
-            agreements.append(
-                measure_agreement(title, labels.own, answers, labels.classes, labels.patients, note=note, seed=seed)
-            )
+    own = bool((labels.own >= 0).any())
+    for reference, known in (("the reports' own labels", labels.own), ("the labels of tiles", labels.of_tiles)):
+        if not (known >= 0).any():
+            continue
+        fitted = known is labels.own or not own
+        classifier = f"Logistic regression on {FEATURES[labels.features]}. " + (
+            "It is fitted on these labels, cross-fitted by patient: no label of a patient was used for the predictions "
+            "of that patient's reports."
+            if fitted
+            else "It is fitted on the reports' own labels, cross-fitted by patient."
+        )
+        for title, answers, note in (
+            (f"Rules and {reference}", [label.answer for label in labels.found], ""),
+            (f"Text classifier and {reference}", labels.text_classes, classifier),
+        ):
+            if answers:
+                agreements.append(
+                    measure_agreement(title, known, answers, labels.classes, labels.patients, note=note, seed=seed)
+                )
     return agreements
 
 
@@ -168,9 +190,11 @@ def _rule_notes(rules: RuleSet, found: Sequence[ReportLabel]) -> list[str]:
     ]
 
 
-def _without_later_patients(reports: tuple[Report, ...], config: RunConfig, notes: list[str]) -> tuple[Report, ...]:
+def _without_later_patients(
+    reports: tuple[Report, ...], tiles: TileSet, config: RunConfig, notes: list[str]
+) -> tuple[Report, ...]:
     """Drop the reports of patients with validation or test tiles."""
-    leaks = {leak.id for leak in report_leaks(reports, read_tiles(config.tiles, check=False))}
+    leaks = {leak.id for leak in report_leaks(reports, tiles)}
     if leaks:
         notes.append(f"{len(leaks)} reports of patients with validation or test tiles left out")
     kept = tuple(report for report in reports if report.report_id not in leaks)
@@ -181,6 +205,22 @@ def _without_later_patients(reports: tuple[Report, ...], config: RunConfig, note
             fix="add reports of training patients",
         )
     return kept
+
+
+def _tile_labels(
+    reports: Sequence[Report], tiles: TileSet, classes: Sequence[str], notes: list[str]
+) -> Int64[np.ndarray, " n"]:
+    """Return the class of most labelled training tiles of each report's patient; -1 if there are none."""
+    train = tiles.of_split("train")
+    numbers = np.array([classes.index(name) if name in classes else -1 for name in train.classes], dtype=np.int64)
+    counts: dict[str, Counter[int]] = {}
+    for patient, label in zip(patients(train.groups, train.ids).tolist(), train.labels.tolist(), strict=True):
+        if patient and label >= 0 and numbers[label] >= 0:
+            counts.setdefault(patient, Counter())[int(numbers[label])] += 1
+    if not counts:
+        notes.append("no labelled training tile has a patient and a class of the labels: no agreement with tiles")
+    most = {patient: count.most_common(1)[0][0] for patient, count in counts.items()}
+    return np.array([most.get(patient_of(report), -1) for report in reports], dtype=np.int64)
 
 
 def _mapped(label: str | None, class_map: dict[str, str]) -> str | None:

@@ -17,9 +17,8 @@ from PIL import Image
 from clipit.config.load import nested, read_reports_command
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
-from clipit.evaluation.report_agreement import measure_agreement
 from clipit.workspace.report_label_files import sample_reports, write_report_labels
-from clipit.workspace.report_labels import CorpusLabels, label_corpus, measure_own_labels
+from clipit.workspace.report_labels import CorpusLabels, label_corpus, measure_labels
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report_labels.py"
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
@@ -72,7 +71,7 @@ def test_the_answers_of_the_rules_are_counted_and_compared_with_the_labels(write
     assert [found.answer for found in labels.found[:6]] == ["MSI-H", "MSS", "MSS", "both", "none", "none"]
     assert [found.uncertain_only for found in labels.found[:6]] == [False] * 4 + [True, False]
     assert any("10 reports with labels that are no class (not done: 10)" in note for note in labels.notes)
-    rules, text = measure_own_labels(labels)
+    rules, text = measure_labels(labels)
     assert rules.answers == ("MSI-H", "MSS", "both", "none")
     assert rules.counts.tolist() == [[10, 0, 0, 10], [0, 20, 10, 0]]
     assert rules.scores["accuracy"] == pytest.approx(0.6)
@@ -96,7 +95,7 @@ def test_without_rules_only_the_classifier_is_compared(write_files: Write) -> No
     labels = label(write_files(soft_labels__own_report__rules=None))
     assert labels.classes == ("MSI-H", "MSS")
     assert labels.found == ()
-    assert [agreement.title for agreement in measure_own_labels(labels)] == [
+    assert [agreement.title for agreement in measure_labels(labels)] == [
         "Text classifier and the reports' own labels"
     ]
 
@@ -105,7 +104,7 @@ def test_without_labels_only_the_rules_are_shown(write_files: Write) -> None:
     labels = label(write_files(reports__label_column=None))
     assert len(labels.found) == 60
     assert labels.probabilities is None
-    assert measure_own_labels(labels) == []
+    assert measure_labels(labels) == []
 
 
 def test_labels_that_are_no_class_are_refused_if_there_is_no_other(write_files: Write) -> None:
@@ -156,7 +155,7 @@ def test_the_classifier_can_use_vlm_embeddings_if_there_are_tiles(
     labels = label_corpus(configure(**embeddings), tiles=True)
     assert labels.probabilities is not None
     assert labels.probabilities.shape == (60, 3)
-    (agreement,) = measure_own_labels(labels)
+    (agreement,) = measure_labels(labels)
     assert "mean VLM embedding" in agreement.note
     with pytest.raises(ConfigError, match="need a configuration with tiles"):
         label(write_files(soft_labels__own_report__features="vlm"))
@@ -205,18 +204,49 @@ def test_page_json_and_csv_are_written_with_marks_and_without_markup_from_report
     assert (rows[5]["answer"], rows[5]["label"], rows[5]["mentions"]) == ("none", "", "")
 
 
-def test_further_agreements_have_a_section_of_their_own(write_files: Write) -> None:
-    path = write_files()
+@pytest.fixture
+def labelled_tiles(tmp_path: Path) -> dict[str, Any]:
+    """Tiles of the patients of reports, three each, two of which have the label of most; one patient is a test one."""
+    lines = ["path,label,split,group"]
+    for patient in range(30):
+        for number in range(3):
+            shade = patient * 4 + number
+            Image.new("RGB", (8, 8), (shade, 0, shade)).save(tmp_path / f"{patient}-{number}.png")
+            label = ("MSS", "MSI-H")[(patient % 3 == 0) == (number < 2)]
+            split = {28: "validation", 29: "test"}.get(patient, "train")
+            lines.append(f"{patient}-{number}.png,{label},{split},p{patient}")
+    (tmp_path / "tiles.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"source": "table", "path": str(tmp_path / "tiles.csv")}
+
+
+def test_answers_are_compared_with_the_labelled_tiles_of_the_patient(
+    write_files: Write, labelled_tiles: dict[str, Any]
+) -> None:
+    path = write_files(tiles=labelled_tiles)
     config, tiles, _ = read_reports_command("", ["--config", str(path)])
     labels = label_corpus(config, tiles=tiles, classifier=False)
+    # Reports 2 p and 2 p + 1 belong to patient p; most tiles of every third patient are MSI-H.
+    expected = [int(number // 2 % 3 != 0) for number in range(56)]
+    assert labels.of_tiles.tolist() == expected
+    own, with_tiles = measure_labels(labels)
+    assert own.title == "Rules and the reports' own labels" and with_tiles.title == "Rules and the labels of tiles"
     answers = [found.answer for found in labels.found]
-    further = measure_agreement(
-        "Rules and labelled tiles", np.zeros(60, dtype=np.int64), answers, labels.classes, labels.patients
-    )
-    page = write_report_labels(config, labels, further=[further])
-    assert "Rules and labelled tiles</h2>" in page.read_text(encoding="utf-8")
+    right = np.mean([answer == labels.classes[k] for answer, k in zip(answers, expected, strict=True)])
+    assert with_tiles.scores["accuracy"] == pytest.approx(right)
+    page = write_report_labels(config, labels)
+    assert "Rules and the labels of tiles</h2>" in page.read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="cannot draw -1 reports"):
         write_report_labels(config, labels, per_answer=-1)
+
+
+def test_without_rules_and_labels_of_reports_the_classifier_learns_from_the_tiles(
+    write_files: Write, labelled_tiles: dict[str, Any]
+) -> None:
+    nothing = {"reports.label_column": None, "soft_labels.own_report.rules": None}
+    labels = label(write_files(tiles=labelled_tiles, **nothing, **{"soft_labels.own_report.class_map": None}))
+    assert labels.classes == ("MSI-H", "MSS") and not labels.found and labels.probabilities is not None
+    (agreement,) = measure_labels(labels)
+    assert agreement.title == "Text classifier and the labels of tiles" and "fitted on these labels" in agreement.note
 
 
 DATA = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"

@@ -95,9 +95,7 @@ def test_without_rules_only_the_classifier_is_compared(write_files: Write) -> No
     labels = label(write_files(soft_labels__own_report__rules=None))
     assert labels.classes == ("MSI-H", "MSS")
     assert labels.found == ()
-    assert [agreement.title for agreement in measure_labels(labels)] == [
-        "Text classifier and the reports' own labels"
-    ]
+    assert [agreement.title for agreement in measure_labels(labels)] == ["Text classifier and the reports' own labels"]
 
 
 def test_without_labels_only_the_rules_are_shown(write_files: Write) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.export import export_comparison, write_points
+from clipit.comparison.own_reports import resolve_plan_arm
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
@@ -24,6 +25,7 @@ from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
+from clipit.training.terms.own_reports import own_report_labels
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     workspaces = [Workspace(plan.config, shared) for plan in plans]
     for plan, workspace in zip(plans, workspaces, strict=True):
         _check_test_sets(plan, workspace)
+        _check_own_reports(plan, workspace)
     folder = config.output / "comparisons" / config.name
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
@@ -87,6 +90,15 @@ def _train(plan: Plan, workspace: Workspace) -> list[ScoreRow]:
 
 def _percent(score: float | None) -> str:
     return "not defined" if score is None else f"{PERCENT * score:.1f}"
+
+
+def _check_own_reports(plan: Plan, workspace: Workspace) -> None:
+    """Check, before training, that the arms with labels from own reports find reports and labels."""
+    for arm in plan.arms:
+        config = resolve_plan_arm(plan, arm)
+        if config.soft_labels.source == "own_report":
+            arm_workspace = workspace.for_config(config)
+            own_report_labels(config, arm_workspace, arm_workspace.tiles(config.seed))
 
 
 def _check_test_sets(plan: Plan, workspace: Workspace) -> None:

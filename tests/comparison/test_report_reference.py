@@ -16,6 +16,7 @@ from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report_reference import score_report_probes
 from clipit.comparison.vlm_reference import PROBE, score_vlm
 from clipit.config.file import ConfigFile
+from clipit.errors import DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.probes import linear_probe
 from clipit.workspace.workspace import Workspace
@@ -49,6 +50,13 @@ def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
             "comparison.pairing_page": 0,
         }
     )
+
+
+def test_labels_are_checked_before_the_first_run(own: ConfigFile, tmp_path: Path) -> None:
+    config = own.run.model_copy(update={"arms": {"own_label": {"base": "own_label", "reports.group_column": "id"}}})
+    with pytest.raises(DataError, match="no training patient has a report"):
+        compare(config, own.comparison)
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def vectors(workspace: Workspace, split: str) -> np.ndarray:

@@ -26,6 +26,7 @@ from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
+from clipit.training.terms.table import uses_reports
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     workspaces = [Workspace(plan.config, shared) for plan in plans]
     for plan, workspace in zip(plans, workspaces, strict=True):
         _check_test_sets(plan, workspace)
-        _check_own_reports(plan, workspace)
+        _check_reports(plan, workspace)
     folder = config.output / "comparisons" / config.name
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
@@ -92,12 +93,16 @@ def _percent(score: float | None) -> str:
     return "not defined" if score is None else f"{PERCENT * score:.1f}"
 
 
-def _check_own_reports(plan: Plan, workspace: Workspace) -> None:
-    """Check, before training, that the arms with labels from own reports find reports and labels."""
+def _check_reports(plan: Plan, workspace: Workspace) -> None:
+    """Check, before training, the reports that arms and reference rows read, and the labels from own reports."""
+    if plan.config.reports is not None and plan.config.prompts is not None:  # the centred zero-shot reference
+        _ = workspace.reports
     for arm in plan.arms:
         config = resolve_plan_arm(plan, arm)
+        arm_workspace = workspace.for_config(config)
+        if uses_reports(config):
+            _ = arm_workspace.reports
         if config.soft_labels.source == "own_report":
-            arm_workspace = workspace.for_config(config)
             own_report_labels(config, arm_workspace, arm_workspace.tiles(config.seed))
 
 

@@ -52,10 +52,19 @@ def own(configure_file: MakeFile, tmp_path: Path) -> ConfigFile:
     )
 
 
-def test_labels_are_checked_before_the_first_run(own: ConfigFile, tmp_path: Path) -> None:
-    config = own.run.model_copy(update={"arms": {"own_label": {"base": "own_label", "reports.group_column": "id"}}})
-    with pytest.raises(DataError, match="no training patient has a report"):
-        compare(config, own.comparison)
+@pytest.mark.parametrize(
+    ("section", "keys", "message"),
+    [
+        ("reports", {"group_column": "id"}, "no training patient has a report"),
+        ("leaks", {"policy": "error"}, "reports of patients with validation or test tiles"),
+    ],
+)
+def test_reports_are_checked_before_the_first_run(
+    own: ConfigFile, tmp_path: Path, section: str, keys: dict[str, str], message: str
+) -> None:
+    changed = getattr(own.run, section).model_copy(update=keys)
+    with pytest.raises(DataError, match=message):
+        compare(own.run.model_copy(update={section: changed}), own.comparison)
     assert not (tmp_path / "out" / "runs").exists()
 
 

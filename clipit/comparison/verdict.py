@@ -126,7 +126,8 @@ def decide_verdict(contrasts: Sequence[Contrast], gains: Mapping[str, Interval |
     4. Worse than the baseline: worse. Not better than the baseline: no gain.
     5. Not better than labels of the same patients' tiles (`own_case`): the gain is due to knowing which tiles belong to
        one patient.
-    6. Better than every control that was run: text from own reports adds information.
+    6. Better than every control that was run, one of which tests the text: text from own reports adds information.
+       Labels from reports are tested by `own_case` or `own_shuffled`, snippets by `own_case` or other snippets.
     7. Otherwise there is a gain, but it is not shown to be due to text.
 
     Except after rules 1 and 4, the verdict also lists the controls that the arm is not better than, those without an
@@ -154,7 +155,8 @@ def decide_verdict(contrasts: Sequence[Contrast], gains: Mapping[str, Interval |
     if "case" in by_role and by_role["case"].not_better:
         verdict = "The gain is due to knowing which tiles belong to one patient, not to text."
         return " ".join([verdict, *_details(contrasts, "case")])
-    if all(contrast.better for contrast in tested):
+    tests_of_text = {"case", "shuffled" if "shuffled" in by_role else "snippet"}
+    if all(contrast.better for contrast in tested) and any(contrast.role in tests_of_text for contrast in tested):
         verdict = f"Text from own reports adds information: better than {_listed(tested)}."
         return " ".join([verdict, *_details(contrasts)])
     verdict = f"Better than {base.control}, but the gain is not shown to be due to text from own reports."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Int64
 from clipit.artifacts import fingerprint
 from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import patient_of
+from clipit.reports.metadata import parse_date
 from clipit.reports.readers import Report
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
@@ -94,6 +96,20 @@ class Cases:
             ]
         )
 
+    def with_all_patients(self) -> "Cases":
+        """Add the patients without a report; they have no reports in `reports`.
+
+        Patients with tiles in a later split are added, too: nothing but their training tiles is used.
+        """
+        own = dict(zip(self.names, self.reports, strict=True))
+        names = sorted(set(self.patients.tolist()) - {""})
+        return replace(
+            self,
+            names=tuple(names),
+            reports=tuple(own.get(name, ()) for name in names),
+            case_of=_number(names, self.patients),
+        )
+
     def latest(self) -> "Cases":
         """Keep the report with the latest date of each patient.
 
@@ -103,7 +119,8 @@ class Cases:
         unclear = [
             name
             for name, reports in zip(self.names, self.reports, strict=True)
-            if len(reports) > 1 and (any(r.date is None for r in reports) or reports[-1].date == reports[-2].date)
+            if len(reports) > 1
+            and (any(r.date is None for r in reports) or _by_date(reports[-1])[0] == _by_date(reports[-2])[0])
         ]
         if unclear:
             raise DataError(
@@ -132,6 +149,7 @@ def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
         by_patient.setdefault(patient_of(report), []).append(report)
     _check_groups(training, by_patient.keys() - {""})
     names = sorted(name for name in training - evaluated if name in by_patient)
+    with_tiles = training | evaluated | {""}
     account = CaseAccount(
         tiles=len(own),
         tiles_without_patient=int((tile_patients == "").sum()),
@@ -142,19 +160,29 @@ def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
         own=sum(len(by_patient[name]) for name in names),
         later_splits=sum(len(found) for name, found in by_patient.items() if name in evaluated),
         both_sides=len(training & evaluated),
-        external=sum(len(found) for name, found in by_patient.items() if name not in {*training, *evaluated, ""}),
+        external=sum(len(found) for name, found in by_patient.items() if name not in with_tiles),
         without_patient=len(by_patient.get("", ())),
     )
     if not names:
         raise _never_meet(training, by_patient.keys() - {""}, account)
-    number = {name: index for index, name in enumerate(names)}
     return Cases(
         names=tuple(names),
-        reports=tuple(tuple(sorted(by_patient[name], key=lambda r: (r.date or "", r.report_id))) for name in names),
-        case_of=np.asarray([number.get(name, -1) for name in tile_patients.tolist()], dtype=np.int64),
+        reports=tuple(tuple(sorted(by_patient[name], key=_by_date)) for name in names),
+        case_of=_number(names, tile_patients),
         patients=tile_patients,
         account=account,
     )
+
+
+def _by_date(report: Report) -> tuple[datetime, str]:
+    """Return the key that sorts reports by date (undated ones first), then by id."""
+    return datetime.min if report.date is None else parse_date(report.date), report.report_id
+
+
+def _number(names: Sequence[str], tile_patients: np.ndarray) -> Int64[np.ndarray, "n"]:
+    """Return the index in `names` of each tile's patient; -1 if it is not there."""
+    number = {name: index for index, name in enumerate(names)}
+    return np.asarray([number.get(name, -1) for name in tile_patients.tolist()], dtype=np.int64)
 
 
 def _check_groups(tile_patients: set[str], report_patients: set[str]) -> None:
@@ -185,6 +213,11 @@ def _never_meet(tile_patients: set[str], report_patients: set[str], account: Cas
     cause = "; ".join(hints) or "no simple change of spelling would match them"
     if account.later_splits:
         cause = f"{account.later_splits} reports belong to patients with validation or test tiles; {cause}"
+    if account.both_sides:
+        cause = (
+            f"{account.both_sides} training patients also have tiles in a later split, so that their reports are "
+            f"not used; {cause}"
+        )
     return DataError(
         f"no training patient has a report: groups of tiles are {shortlist(tile_names, _SHOWN)}, of reports "
         f"{shortlist(report_names, _SHOWN)}; {cause}",

@@ -123,7 +123,9 @@ def _check_known(tile_patients: np.ndarray, report_patients: np.ndarray, key: st
 def _source_patients(index: Index, sources: pa.Table | None) -> tuple[Int[np.ndarray, "_"], np.ndarray]:
     """Return the row of the index and the patient of each source of each snippet, "" if unknown."""
     rows, groups = _sources(index, sources, "group")
-    return rows, np.asarray([patient(group) for group in groups.tolist()], dtype=np.str_)
+    _, reports = _sources(index, sources, "report_id")
+    pairs = zip(groups.tolist(), reports.tolist(), strict=True)
+    return rows, np.asarray([patient(group) or patient_in(report) for group, report in pairs], dtype=np.str_)
 
 
 def _sources(index: Index, sources: pa.Table | None, column: str) -> tuple[Int[np.ndarray, "_"], np.ndarray]:

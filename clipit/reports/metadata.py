@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -131,10 +131,20 @@ def check_dates(dates: Sequence[str | None], where: str) -> None:
         )
 
 
+def parse_date(text: str) -> datetime:
+    """Parse an ISO 8601 date or time; times with an offset are converted to UTC, so that all can be compared.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo is None else found.astimezone(UTC).replace(tzinfo=None)
+
+
 def _is_date(text: str) -> bool:
     try:
-        datetime.fromisoformat(text)
-    except ValueError:
+        parse_date(text)
+    except (ValueError, OverflowError):
         return False
     return True
 

@@ -98,7 +98,7 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     if tiles:
         read = hide_labels(read_tiles(config.tiles, check=False), config.tiles.labels, config.seed)
         reports = _without_later_patients(reports, read, config, notes)
-    mapped = [_mapped(report.label, section.class_map) for report in reports]
+    mapped = [map_label(report.label, section.class_map) for report in reports]
     classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)
     if not classes and read is not None:
         classes = read.classes
@@ -223,8 +223,8 @@ def _tile_labels(
     return np.array([most.get(patient_of(report), -1) for report in reports], dtype=np.int64)
 
 
-def _mapped(label: str | None, class_map: dict[str, str]) -> str | None:
-    """Map a report's own label to its class; None if it has none."""
+def map_label(label: str | None, class_map: dict[str, str]) -> str | None:
+    """Map a report's own label to a class; None without a label, or if a class map is given that lacks it."""
     return label if label is None or not class_map else class_map.get(label)
 
 

@@ -22,6 +22,7 @@ from clipit.pairing.cases import Cases, join_cases
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
+from clipit.reports.rules import RuleSet, label_report
 from clipit.stores.embed import Store, centred, embed_texts, embed_tiles, unit
 from clipit.stores.index import Index, build_index
 from clipit.tiles.labels import hide_labels
@@ -189,6 +190,16 @@ class Workspace:
     def cases(self) -> Cases:
         """The training tiles with the reports of their own patients."""
         return join_cases(self._reports_as_read.reports, self.all_tiles)
+
+    def rule_answers(self, rules: RuleSet) -> dict[str, str]:
+        """Return the answer of a rule set for each report of `cases`, by report id; computed once for all arms."""
+
+        def label() -> dict[str, str]:
+            reports = [report for each in self.cases.reports for report in each]
+            return {report.report_id: label_report(report.text, rules).answer for report in reports}
+
+        answers: dict[str, str] = self._cached(f"answers {self.cases.fingerprint} {rules.hash}", label)
+        return answers
 
     @property
     def _reports_config(self) -> ReportsConfig:

@@ -104,11 +104,21 @@ def test_one_seed_decides_nothing(make_plan: Any) -> None:
 
 
 def test_controls_that_were_not_run_are_named(make_plan: Any) -> None:
-    plan = make_plan(("image_only", "own_label"))
-    verdict = compared(plan, {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}).verdict
-    assert verdict.startswith("Text from own reports adds information: better than image_only and the VLM's linear")
-    for name in ("image_embedding", "own_case", "own_shuffled", "other_snippet or clip_it_all", "labels of tiles"):
+    means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: None}
+    verdict = compared(make_plan(("image_only", "own_label", "own_case")), means | {"own_case": 0.5}).verdict
+    assert verdict.startswith("Text from own reports adds information: better than image_only, own_case")
+    for name in ("image_embedding", "own_shuffled", "other_snippet or clip_it_all", "labels of tiles"):
         assert name in verdict.partition("Not tested against")[2]
+
+
+def test_text_is_not_credited_without_a_control_that_tests_it(make_plan: Any) -> None:
+    means: dict[str, float | None] = {"image_only": 0.5, "own_label": 0.8, REPORT_PROBE: 0.5, TILE_PROBE: 0.5}
+    for control in ({}, {"image_embedding": 0.5}, {"clip_it_all": 0.5}):
+        verdict = compared(make_plan(("image_only", "own_label", *control)), means | control).verdict
+        assert verdict.startswith("Better than image_only, but the gain is not shown to be due to text"), control
+        assert "own_case" in verdict.partition("Not tested against")[2]
+    verdict = compared(make_plan(("image_only", "own_label", "own_shuffled")), means | {"own_shuffled": 0.5}).verdict
+    assert verdict.startswith("Text from own reports adds information")
 
 
 def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_plan: Any) -> None:

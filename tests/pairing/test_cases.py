@@ -1,5 +1,7 @@
 """Cases: training tiles and the reports of their own patients."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,31 @@ def test_the_latest_report_needs_dates() -> None:
             join_cases(unclear, TILES).latest()
 
 
+def test_dates_are_compared_as_dates() -> None:
+    for early, late in (
+        ("2020-12-31", "20210101"),
+        ("20201231", "2021-01-01"),
+        ("2021-01-01T08:00+09:00", "2021-01-01"),
+    ):
+        cases = join_cases([report("a", "TCGA-AA-0001", late), report("b", "TCGA-AA-0001", early)], TILES)
+        assert [r.report_id for r in cases.latest().reports[0]] == ["a"], (early, late)
+
+
+def test_all_patients_include_those_without_a_report() -> None:
+    cases = join_cases([report("a", "TCGA-AA-0001")], TILES).with_all_patients()
+    assert cases.names == ("TCGA-AA-0001", "TCGA-AA-0002", "TCGA-AA-0003")
+    assert [len(reports) for reports in cases.reports] == [1, 0, 0] and cases.case_of.tolist() == [0, 0, 1, -1, 2]
+
+
+def test_time_is_linear_in_the_number_of_patients() -> None:
+    n = 20_000  # several seconds if the patients were collected again for every report
+    many = tiles(*(("train", f"P{i}") for i in range(n)))
+    reports = [report(f"r{i}", f"P{i + 1}") for i in range(n)]
+    start = time.process_time()
+    assert join_cases(reports, many).account.external == 1
+    assert time.process_time() - start < 3
+
+
 @pytest.mark.parametrize(
     ("groups", "names", "hint"),
     [
@@ -113,3 +140,5 @@ def test_no_groups_on_one_side() -> None:
 def test_only_test_patients_have_reports() -> None:
     with pytest.raises(DataError, match="1 reports belong to patients with validation or test tiles"):
         join_cases([report("a", "P2")], tiles(("train", "P1"), ("test", "P2")))
+    with pytest.raises(DataError, match="1 training patients also have tiles in a later split"):
+        join_cases([report("a", "P1")], tiles(("train", "P1"), ("test", "P1")))

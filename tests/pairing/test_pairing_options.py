@@ -57,6 +57,7 @@ def sources() -> pa.Table:
             "snippet_id": [f"s{i:03d}" for i in numbers],
             "organ": [organ_of.get(i) for i in numbers],
             "group": [f"p{i % 4}" for i in numbers],
+            "report_id": [f"r{i}" for i in numbers],
         }
     )
 

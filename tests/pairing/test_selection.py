@@ -40,7 +40,8 @@ def cosines(index: Index, tiles: Store) -> np.ndarray:
 
 def sources(**columns: list[str]) -> pa.Table:
     """One source per snippet; snippet s000 has two."""
-    rows = {"snippet_id": [*IDS, "s000"], "organ": [""] * (SNIPPETS + 1), "group": [""] * (SNIPPETS + 1)}
+    rows = {"snippet_id": [*IDS, "s000"], "report_id": [f"r{i}" for i in range(SNIPPETS + 1)]}
+    rows |= {"organ": [""] * (SNIPPETS + 1), "group": [""] * (SNIPPETS + 1)}
     return pa.table({**rows, **columns})
 
 
@@ -143,15 +144,15 @@ def test_a_tile_gets_no_snippet_of_its_own_group_alone(
         assert found[tile][0][0] == IDS[second[i] if own else first[i]]
 
 
-@pytest.mark.parametrize("reports", ["own", "own_then_any"])
+@pytest.mark.parametrize(("reports", "column"), [("own", "group"), ("own", "report_id"), ("own_then_any", "group")])
 def test_a_tile_gets_the_nearest_snippets_of_its_own_patient(
-    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, reports: str
+    tmp_path: Path, index: Index, tiles: Store, cosines: np.ndarray, reports: str, column: str
 ) -> None:
     owner = [f"TCGA-AA-000{i % 4}" for i in range(SNIPPETS)]  # patients 0 to 3
     groups = {tile: f"TCGA-AA-000{i % 5}-01Z" for i, tile in enumerate(tiles.ids.tolist())}  # slides of 0 to 4
     groups["t003"] = ""
     rules = PairingConfig(reports=reports)
-    table = sources(group=[*owner, owner[0]])
+    table = sources(**{column: [*owner, owner[0]]})  # reports without a group may have the barcode in their id
     found = by_tile(pair_tiles(tmp_path, index, tiles, k=2, block=7, rules=rules, sources=table, groups=groups))
     for i, tile in enumerate(tiles.ids.tolist()):
         mine = np.array([f"{name}-01Z" == groups[tile] for name in owner])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_models import CLASSES, MakeConfig
 
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
+from clipit.reports.rules import label_report
 from clipit.runs.train import train_run
 from clipit.training.arms import resolve_arm
 from clipit.training.checks import check
@@ -77,6 +79,14 @@ def test_labels_of_a_column(own: Own) -> None:
     assert found.facts["cases"]["later_splits"] == 12 and found.facts["cases"]["external"] == 1
     # A tile's label is n % 3, so that a report that agrees with one tile of four disagrees with two or three.
     assert 0 < found.facts["compared_tiles"] <= 12 and "label noise: labels from reports agree with" in found.text
+    unlabelled = found.facts["unlabelled_tiles"]
+    assert 0 < unlabelled < 52 and f"{unlabelled} of" in found.text
+
+
+def test_labels_of_reports_for_labelled_tiles_alone_are_a_warning(own: Own, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        found = labels_of(own("label", **{"tiles.labels.kind": "all"}))
+    assert found.facts["unlabelled_tiles"] == 0 and "own reports change nothing" in caplog.text
 
 
 def test_rules_give_the_affirmed_class(own: Own) -> None:
@@ -85,12 +95,39 @@ def test_rules_give_the_affirmed_class(own: Own) -> None:
     assert found.facts["answers"]["none"] == 2
 
 
+def test_rules_read_every_report_once_for_all_arms(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(
+        "clipit.workspace.workspace.label_report", lambda text, rules: read.append(text) or label_report(text, rules)
+    )
+    workspace = Workspace(own("rules"))
+    for keys in ({}, {"seed": 1}, {"soft_labels.own_report.shuffled": True}, {"pairing.k": 2}):
+        config = own("rules", **keys)
+        shared = workspace.for_config(config)
+        own_report_labels(config, shared, shared.tiles(config.seed))
+    assert len(read) == WITH_REPORT
+
+
 def test_a_class_map_renames_labels(own: Own) -> None:
     config = own("label", **{"soft_labels.own_report.class_map": {"something else": "stroma", "gland": "tumour"}})
     found = labels_of(config)
     patient = np.arange(72) // 4
     assert (found.classes[patient == 4] == 1).all() and (found.classes[patient == 0] == 2).all()
     assert "no report gives the classes gland" in found.text
+    answers = found.facts["answers"]
+    assert answers["stroma"] == 1 and answers["stroma (not in class_map)"] == 4, "counted and not used, as on the page"
+    assert (found.classes[patient == 1] == -1).all()
+
+
+def test_a_class_named_none_is_not_the_class_of_reports_without_an_answer(own: Own, tmp_path: Path) -> None:
+    rules = {"name": "two", "classes": {name: [name] for name in CLASSES[:2]}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    for labels in ("label", "rules"):
+        config = own(labels, **{"soft_labels.own_report.rules": str(tmp_path / "two.yaml")})
+        workspace = Workspace(config)
+        tiles = replace(workspace.tiles(config.seed), classes=(*CLASSES[:2], "none"))
+        found = own_report_labels(config, workspace, tiles)
+        assert found.facts["answers"]["none"] and 2 not in found.classes, "the report of patient 5 has no label"
 
 
 def test_text_classifies_every_report_and_leaves_out_its_own_patient(own: Own, configure: MakeConfig) -> None:
@@ -106,7 +143,7 @@ def test_case_spreads_the_labels_of_tiles_without_text(own: Own) -> None:
     train = workspace.tiles(config.seed).of_split("train")
     found = labels_of(config)
     patient = np.arange(72) // 4
-    for g in range(WITH_REPORT):
+    for g in range(18):  # patients without a report, too: a control that lacks them would be too weak
         labels = train.labels[(patient == g) & (train.labels >= 0)]
         mean = np.bincount(labels, minlength=3) / max(len(labels), 1)
         assert np.allclose(found.probabilities[patient == g], mean if len(labels) else 1 / 3)
@@ -128,6 +165,18 @@ def test_labels_are_exchanged_within_an_organ() -> None:
     source = exchanged.probabilities.argmax(axis=1).tolist()
     assert sorted(source[i] for i in (0, 1, 3)) == [0, 1, 3] and all(source[i] != i for i in (0, 1, 3))
     assert (source[2], source[5], source[4]) == (5, 2, 4), "those alone in their organ exchange with each other"
+
+
+@pytest.mark.parametrize("organs", [["colon", "colon", "skin"], ["colon", "colon", ""], ["", "", "skin"], [""] * 3])
+def test_nobody_keeps_the_own_label(organs: list[str]) -> None:
+    labels = CaseLabels(np.eye(3, dtype=np.float32), np.ones(3, dtype=np.bool_), {})
+    source = exchange_labels(labels, organs, seed=0).probabilities.argmax(axis=1).tolist()
+    assert sorted(source) == [0, 1, 2] and all(source[i] != i for i in range(3))
+
+
+def test_one_label_cannot_be_exchanged() -> None:
+    with pytest.raises(DataError, match="only one patient has a label from a report"):
+        exchange_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
 
 
 def test_tiles_are_weighted_by_the_probability_of_the_tissue(own: Own, tmp_path: Path) -> None:

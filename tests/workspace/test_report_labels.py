@@ -17,6 +17,7 @@ from PIL import Image
 from clipit.config.load import nested, read_reports_command
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
+from clipit.evaluation.report_agreement import measure_agreement
 from clipit.workspace.report_label_files import sample_reports, write_report_labels
 from clipit.workspace.report_labels import CorpusLabels, label_corpus, measure_labels
 

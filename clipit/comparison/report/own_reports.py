@@ -22,7 +22,9 @@ RULE = (
     "not needed: use the probe. Without a gain over the baseline, the verdict is no gain, or worse if the interval "
     "lies below 0. If the arm is not better than own_case, whose labels are spread over the tiles of a patient without "
     "text, its gain is due to knowing which tiles belong to one patient. Text from own reports adds information if the "
-    "arm is better than every control that was run; controls that were not run are named."
+    "arm is better than every control that was run, among them own_case or own_shuffled (for snippets, own_case or "
+    "other snippets); controls that were not run are named. Intervals over seeds do not cover the choice of test "
+    "patients."
 )
 _HEADER = ("data set", "backbone", "arm", "compared with", "difference", "t over seeds", "p (Holm)")
 _TEXT_COLUMNS = _HEADER[:4]
@@ -74,6 +76,8 @@ def _describe(facts: Mapping[str, Any], seed: int) -> str:
     """Describe the record of the labels in training.json: how many, which, and how often they are right."""
     answers = ", ".join(f"{name} {count:,}" for name, count in facts["answers"].items()) or "none"
     text = f"{facts['labelled_cases']:,} of {facts['cases']['cases']:,} training patients have a label ({answers})"
+    if "compared_cases" not in facts:  # labels of tiles, spread over their patients
+        return f"{text} (seed {seed})"
     if not facts["compared_cases"]:
         return f"{text}; none of them has a labelled tile to compare with (seed {seed})"
     return (

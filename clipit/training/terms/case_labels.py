@@ -12,13 +12,17 @@ from clipit.config.run import OwnReportConfig, RunConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
 from clipit.pairing.cases import Cases
-from clipit.reports.rules import label_report, load_rules
+from clipit.reports.rules import NONE, load_rules
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.target_vectors import derangement
+from clipit.workspace.report_labels import map_label
 from clipit.workspace.report_vectors import report_vectors
 from clipit.workspace.workspace import Workspace
 
 _CONFIDENCE = 0.95
+
+_Answer = tuple[str, int]
+"""Answer for one report, and the number of its class; -1 if it is no class."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class CaseLabels:
         probabilities: Class probabilities, one row per patient with a report; 0 where unknown.
         known: Mask of the patients with a label.
         answers: Number of reports (for `text` and `case`: patients) by answer, including unused ones.
+        note: Remark on the calibration of the text classifier; empty for none.
     """
 
     probabilities: Float32[np.ndarray, "cases classes"]
     known: Bool[np.ndarray, "cases"]
     answers: dict[str, int]
+    note: str = ""
 
 
 def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: TileSet) -> CaseLabels:
@@ -47,9 +53,9 @@ def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: Ti
     """
     options, classes = config.soft_labels.own_report, train.classes
     if options.labels == "label":
-        answers = [[_mapped(report.label, options, classes) for report in reports] for reports in cases.reports]
-        _check_mapped(answers, cases, options, classes)
-        return _average_answers(answers, classes)
+        answers = [[_answer(report.label, options, classes) for report in reports] for reports in cases.reports]
+        _check_answers(answers, cases, options, classes)
+        return _average_answers(answers, len(classes))
     if options.labels == "rules":
         rules = load_rules(options.rules or "")
         strange = sorted(set(rules.classes) - set(classes))
@@ -60,9 +66,10 @@ def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: Ti
                 where=options.rules,
                 fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
             )
-        return _average_answers(
-            [[label_report(report.text, rules).answer for report in reports] for reports in cases.reports], classes
-        )
+        number = {name: classes.index(name) for name in rules.classes}
+        answer_of = workspace.rule_answers(rules)
+        found = [[answer_of[report.report_id] for report in reports] for reports in cases.reports]
+        return _average_answers([[(answer, number.get(answer, -1)) for answer in each] for each in found], len(classes))
     tile_labels = _case_histogram(cases, train)
     if options.labels == "case":
         counts = tile_labels.sum(axis=1)
@@ -75,17 +82,28 @@ def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: Ti
         _documents(config, workspace, cases), labels, np.asarray(cases.names, dtype=object), len(classes)
     )
     known = np.ones(len(cases.names), dtype=np.bool_)
-    return CaseLabels(fitted.probabilities, known, _count_classes(fitted.probabilities, known, classes))
+    return CaseLabels(fitted.probabilities, known, _count_classes(fitted.probabilities, known, classes), fitted.note)
 
 
 def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> CaseLabels:
     """Give each labelled patient the label of another one of the same organ (control).
 
-    Patients who are alone in their organ exchange labels with each other.
+    Patients who are alone in their organ exchange labels with each other; a single one joins the largest organ.
+
+    Raises:
+        DataError: Only one patient has a label.
     """
+    if labels.known.sum() < 2:
+        raise DataError(
+            "only one patient has a label from a report, so labels cannot be exchanged",
+            where="soft_labels.own_report.shuffled",
+            fix="add reports of training patients",
+        )
     order = np.arange(len(organs))
     counts = Counter(organ for organ, known in zip(organs, labels.known.tolist(), strict=True) if known)
-    pools = np.asarray([organ if counts[organ] > 1 else "" for organ in organs], dtype=object)
+    loose = sum(count for organ, count in counts.items() if count == 1 or not organ)
+    alone = counts.most_common(1)[0][0] if loose == 1 else ""
+    pools = np.asarray([organ if counts[organ] > 1 else alone for organ in organs], dtype=object)
     for pool in sorted(set(pools[labels.known].tolist())):
         members = np.flatnonzero(labels.known & (pools == pool))
         if len(members) > 1:
@@ -117,15 +135,18 @@ def label_agreement(labels: CaseLabels, cases: Cases, train: TileSet) -> dict[st
     }
 
 
-def _mapped(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> str:
-    """Return the class of a report's label, "none" without a label, or the label itself if it has no class."""
+def _answer(label: str | None, options: OwnReportConfig, classes: Sequence[str]) -> _Answer:
+    """Return the answer that a report's label gives, and its class."""
     if label is None:
-        return "none"
-    return options.class_map.get(label, label) if options.class_map else label
+        return NONE, -1
+    mapped = map_label(label, options.class_map)
+    if mapped is None:
+        return f"{label} (not in class_map)", -1
+    return mapped, classes.index(mapped) if mapped in classes else -1
 
 
-def _check_mapped(
-    answers: Sequence[Sequence[str]], cases: Cases, options: OwnReportConfig, classes: Sequence[str]
+def _check_answers(
+    answers: Sequence[Sequence[_Answer]], cases: Cases, options: OwnReportConfig, classes: Sequence[str]
 ) -> None:
     strange = sorted(set(options.class_map.values()) - set(classes))
     if strange:
@@ -135,7 +156,7 @@ def _check_mapped(
             fix=f"use {shortlist(classes, 20)}",
         )
     given = {report.label for reports in cases.reports for report in reports if report.label is not None}
-    if given and not {answer for each in answers for answer in each} & set(classes):
+    if given and not any(number >= 0 for of_case in answers for _, number in of_case):
         raise DataError(
             f"no label of a report is a class: the labels are {shortlist(sorted(given), 10)}, the classes "
             f"{shortlist(classes, 20)}",
@@ -144,16 +165,15 @@ def _check_mapped(
         )
 
 
-def _average_answers(answers: Sequence[Sequence[str]], classes: Sequence[str]) -> CaseLabels:
+def _average_answers(answers: Sequence[Sequence[_Answer]], n_classes: int) -> CaseLabels:
     """Average the answers of each patient's reports that are classes."""
-    number = {name: index for index, name in enumerate(classes)}
-    votes = np.zeros((len(answers), len(classes)), dtype=np.float32)
+    votes = np.zeros((len(answers), n_classes), dtype=np.float32)
     for row, of_case in enumerate(answers):
-        for answer in of_case:
-            if answer in number:
-                votes[row, number[answer]] += 1
+        for _, number in of_case:
+            if number >= 0:
+                votes[row, number] += 1
     total = votes.sum(axis=1)
-    counts = Counter(answer for of_case in answers for answer in of_case)
+    counts = Counter(answer for of_case in answers for answer, _ in of_case)
     return CaseLabels(votes / np.maximum(total, 1)[:, None], total > 0, dict(sorted(counts.items())))
 
 

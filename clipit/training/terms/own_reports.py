@@ -1,5 +1,6 @@
 """Labels of training tiles from the reports of their own patients."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from clipit.reports.rules import load_rules
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.case_labels import CaseLabels, exchange_labels, label_agreement, label_cases
 from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 _WHERE = "soft_labels.own_report"
 
@@ -48,7 +51,8 @@ class OwnLabels:
 def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> OwnLabels:
     """Compute the labels of the training tiles from the reports of their own patients.
 
-    Only reports of patients whose tiles are all in training are used.
+    Only reports of patients whose tiles are all in training are used. The control `case` needs no report, so it
+    includes the patients without one.
 
     Args:
         config: Run configuration, with its arm resolved.
@@ -60,6 +64,8 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     """
     options, train = config.soft_labels.own_report, tiles.of_split("train")
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
+    if options.labels == "case":  # which needs no report
+        cases = cases.with_all_patients()
     found = label_cases(config, workspace, cases, train)
     if not found.known.any():
         raise DataError(
@@ -68,8 +74,9 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
             fix="check the classes, class_map or rules against the reports: scripts/report_labels.py --config ...",
         )
     if options.shuffled:
-        found = exchange_labels(found, [reports[0].organ or "" for reports in cases.reports], config.seed)
-    agreement = label_agreement(found, cases, train)
+        organs = [(reports[0].organ or "") if reports else "" for reports in cases.reports]
+        found = exchange_labels(found, organs, config.seed)
+    agreement = {} if options.labels == "case" else label_agreement(found, cases, train)
     row = np.maximum(cases.case_of, 0)
     weights = ((cases.case_of >= 0) & found.known[row]).astype(np.float32)
     probabilities = np.where(weights[:, None] > 0, found.probabilities[row], 1 / len(tiles.classes))
@@ -78,18 +85,25 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     elif options.tiles == "at_least_one":
         probabilities = _choose_tiles(options, workspace, train, cases, found, weights > 0, probabilities)
     silent = _silent_classes(found, tiles.classes)
+    unlabelled = train.labels < 0
+    labelled_tiles = int(((weights > 0) & unlabelled).sum())
+    if not labelled_tiles:
+        logger.info("warning: own reports change nothing: no unlabelled training tile gets a label from them")
     facts = {
         "cases": cases.account.__dict__,
         "answers": found.answers,
         "labelled_cases": int(found.known.sum()),
         "weighted_tiles": float(weights.sum()),
+        "unlabelled_tiles": labelled_tiles,
         **agreement,
     }
     lines = [
         cases.account.text(),
         f"answers: {_format_answers(found.answers)}; {int(found.known.sum()):,} patients have a label",
+        f"{labelled_tiles:,} of {int(unlabelled.sum()):,} unlabelled training tiles get one of these labels",
         *([f"no report gives the classes {shortlist(silent, 10)}"] if silent else []),
-        _format_agreement(agreement),
+        *([_format_agreement(agreement)] if agreement else []),
+        *([f"text classifier: {found.note}"] if found.note else []),
     ]
     return OwnLabels(probabilities.astype(np.float32), weights.astype(np.float32), facts, "\n".join(lines))
 

@@ -103,7 +103,10 @@ def _check_reports(plan: Plan, workspace: Workspace) -> None:
         if uses_reports(config):
             _ = arm_workspace.reports
         if config.soft_labels.source == "own_report":
-            own_report_labels(config, arm_workspace, arm_workspace.tiles(config.seed))
+            of_tiles = config.soft_labels.own_report.labels in ("text", "case")  # each seed keeps other labels of tiles
+            for seed in plan.comparison.seeds if of_tiles else plan.comparison.seeds[:1]:
+                seeded = resolve_arm(plan.run_config(arm, seed))
+                own_report_labels(seeded, arm_workspace.for_config(seeded), arm_workspace.tiles(seed))
 
 
 def _check_test_sets(plan: Plan, workspace: Workspace) -> None:

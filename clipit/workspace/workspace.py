@@ -195,8 +195,7 @@ class Workspace:
         """Return the answer of a rule set for each report of `cases`, by report id; computed once for all arms."""
 
         def label() -> dict[str, str]:
-            reports = [report for each in self.cases.reports for report in each]
-            return {report.report_id: label_report(report.text, rules).answer for report in reports}
+            return {r.report_id: label_report(r.text, rules).answer for each in self.cases.reports for r in each}
 
         answers: dict[str, str] = self._cached(f"answers {self.cases.fingerprint} {rules.hash}", label)
         return answers

@@ -16,9 +16,11 @@ from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report_reference import score_report_probes
 from clipit.comparison.vlm_reference import PROBE, score_vlm
 from clipit.config.file import ConfigFile
+from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.probes import linear_probe
+from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
 FINDINGS = {f"train-{number}": CLASSES[number % 3] for number in range(14)}  # 4 of 18 patients have no report
@@ -66,6 +68,23 @@ def test_reports_are_checked_before_the_first_run(
     with pytest.raises(DataError, match=message):
         compare(own.run.model_copy(update={section: changed}), own.comparison)
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_labels_that_depend_on_the_seed_are_checked_for_every_seed(
+    own: ConfigFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[str | None, int]] = []
+
+    def labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -> None:
+        assert tiles is workspace.tiles(config.seed)
+        checked.append((config.arm, config.seed))
+        if len(checked) == 3:
+            raise DataError("that is all")
+
+    monkeypatch.setattr("clipit.comparison.compare.own_report_labels", labels)
+    with pytest.raises(DataError, match="that is all"):
+        compare(own.run, own.comparison)
+    assert checked == [("own_label", 1), ("own_case", 1), ("own_case", 2)]
 
 
 def vectors(workspace: Workspace, split: str) -> np.ndarray:

@@ -174,6 +174,14 @@ def test_nobody_keeps_the_own_label(organs: list[str]) -> None:
     assert sorted(source) == [0, 1, 2] and all(source[i] != i for i in range(3))
 
 
+def test_no_label_can_be_spread_without_a_labelled_tile(own: Own) -> None:
+    config = own("case")
+    workspace = Workspace(config)
+    tiles = workspace.tiles(config.seed)
+    with pytest.raises(DataError, match="no labelled training tile has a patient"):
+        own_report_labels(config, workspace, replace(tiles, labels=np.full_like(tiles.labels, -1)))
+
+
 def test_one_label_cannot_be_exchanged() -> None:
     with pytest.raises(DataError, match="only one patient has a label from a report"):
         exchange_labels(CaseLabels(np.eye(2, dtype=np.float32), np.array([True, False]), {}), ["a", "a"], seed=0)
@@ -226,6 +234,17 @@ def test_reports_of_validation_and_test_patients_change_nothing(own: Own, tmp_pa
         assert before["model.safetensors"] == (fresh / "classifier" / "model.safetensors").read_bytes()
         text = (folder / "summary.md").read_text(encoding="utf-8")
         assert "Own reports" in text and "15 of 18 training patients have a report of their own" in text
+
+
+def test_snippets_come_from_no_report_of_a_later_patient(own: Own, tmp_path: Path) -> None:
+    def other(split: str, row: dict[str, Any]) -> None:
+        if split in ("validation", "test"):
+            row |= {"id": f"other {row['id']}", "text": "Quite another text, tumour.", "finding": "tumour"}
+
+    changed = write_reports(tmp_path / "changed.jsonl", other)
+    for labels in ("snippet", "bags"):
+        inputs = Workspace(own(labels)).snippet_inputs()
+        assert inputs == Workspace(own(labels, **{"reports.path": str(changed)})).snippet_inputs()
 
 
 def test_a_run_without_any_tile_label(own: Own, tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     if options.labels == "case":  # which needs no report
         cases = cases.with_all_patients()
     found = label_cases(config, workspace, cases, train)
+    if not found.known.any() and options.labels == "case":
+        raise DataError(
+            "no labelled training tile has a patient, so no label can be spread",
+            where=f"{_WHERE}.labels",
+            fix="label tiles of patients that are known (group), or keep more labels: tiles.labels",
+        )
     if not found.known.any():
         raise DataError(
             f"no report gives a label: {_format_answers(found.answers)}",

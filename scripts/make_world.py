@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the world; the demo uses 0")
     parser.add_argument("--output", type=option_path, required=True, help="folder of the world")
     parser.add_argument(
-        "--cases", action="store_true", help="a world of cases, whose tiles and reports have the patients in common"
+        "--cases", action="store_true", help="write a world of cases: tiles and reports of the same patients"
     )
     parser.add_argument(
         "--variant",

@@ -1,6 +1,7 @@
 """Compare arms over seeds, data sets and backbones: plan, train, collect scores, compute statistics, report."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
+from clipit.pairing.leaks import patient_of
 from clipit.prompts.prompt_set import check_classes, load_prompts
+from clipit.reports.readers import Report
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
+from clipit.tiles.splits import patients
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
 from clipit.training.terms.table import uses_reports
@@ -101,12 +105,25 @@ def _check_reports(plan: Plan, workspace: Workspace) -> None:
         config = resolve_plan_arm(plan, arm)
         arm_workspace = workspace.for_config(config)
         if uses_reports(config):
-            _ = arm_workspace.reports
+            _warn_of_shifted_patients(plan, workspace, arm_workspace.reports.reports, arm)
         if config.soft_labels.source == "own_report":
             of_tiles = config.soft_labels.own_report.labels in ("text", "case")  # each seed keeps other labels of tiles
             for seed in plan.comparison.seeds if of_tiles else plan.comparison.seeds[:1]:
                 seeded = resolve_arm(plan.run_config(arm, seed))
                 own_report_labels(seeded, arm_workspace.for_config(seeded), arm_workspace.tiles(seed))
+
+
+def _warn_of_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequence[Report], arm: str) -> None:
+    """Warn of reports whose snippets may be paired, of patients with tiles in a shifted test set."""
+    for name, section in plan.comparison.shifted.items():
+        tiles = workspace.shifted_tiles(name, section)
+        shifted = set(patients(tiles.groups, tiles.ids).tolist()) - {""}
+        count = sum(patient_of(report) in shifted for report in reports)
+        if count:
+            logger.info(
+                f"warning: {arm} may retrieve snippets of {count} reports of patients of the shifted set {name}; "
+                "remove these reports from the corpus"
+            )
 
 
 def _check_test_sets(plan: Plan, workspace: Workspace) -> None:

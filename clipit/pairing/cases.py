@@ -1,5 +1,8 @@
 """Cases: join the training tiles with the reports of their own patients."""
 
+import hashlib
+import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -8,7 +11,6 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.artifacts import fingerprint
 from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import patient_of
 from clipit.reports.metadata import parse_date
@@ -89,12 +91,12 @@ class Cases:
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of everything in the own reports: ids, texts, organs, labels and dates, by patient."""
-        return fingerprint(
-            [
-                [name, [[r.report_id, r.text, r.organ, r.label, r.date] for r in reports]]
-                for name, reports in zip(self.names, self.reports, strict=True)
-            ]
-        )
+        digest = hashlib.sha256()
+        for name, reports in zip(self.names, self.reports, strict=True):
+            for r in reports:
+                line = json.dumps([name, r.report_id, r.text, r.organ, r.label, r.date], ensure_ascii=True)
+                digest.update(line.encode() + b"\n")
+        return digest.hexdigest()[:16]
 
     def with_all_patients(self) -> "Cases":
         """Add the patients without a report; they have no reports in `reports`.
@@ -200,6 +202,7 @@ def _never_meet(tile_patients: set[str], report_patients: set[str], account: Cas
     hints = []
     for description, change in (
         ("in lower case", str.casefold),
+        ("in one Unicode normal form (NFC)", lambda name: unicodedata.normalize("NFC", name)),
         ("without leading zeros", lambda name: name.lstrip("0")),
         ("cut at the first '-'", lambda name: name.partition("-")[0]),
         ("cut at the last '-'", lambda name: name.rpartition("-")[0] or name),

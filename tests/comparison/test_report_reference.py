@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from logged_lines import capture_log
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tiny_models import CLASSES, WORDS, MakeFile
 
-from clipit.comparison.compare import compare
+from clipit.comparison.compare import _check_reports, compare
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report_reference import score_report_probes
@@ -85,6 +86,22 @@ def test_labels_that_depend_on_the_seed_are_checked_for_every_seed(
     with pytest.raises(DataError, match="that is all"):
         compare(own.run, own.comparison)
     assert checked == [("own_label", 1), ("own_case", 1), ("own_case", 2)]
+
+
+def test_reports_of_shifted_patients_are_named(own: ConfigFile, tmp_path: Path) -> None:
+    said = capture_log()
+    table = Path(own.run.tiles.path)
+    rows = [row for row in table.read_text(encoding="utf-8").splitlines() if ",test," in row][:8]
+    rows = [row.rpartition(",")[0] + ",elsewhere" for row in rows]
+    (tmp_path / "far.csv").write_text("\n".join(["path,label,split,group", *rows]) + "\n", encoding="utf-8")
+    far = own.run.tiles.model_copy(update={"path": str(tmp_path / "far.csv"), "images": str(table.parent)})
+    changes = {"arms": ("image_only", "own_snippet"), "shifted": {"far": far}}
+    leaks = own.run.leaks.model_copy(update={"pixels": "off"})
+    comparison = own.comparison.model_copy(update=changes)
+    (plan,) = plan_comparison(own.run.model_copy(update={"leaks": leaks}), comparison)
+    _check_reports(plan, Workspace(plan.config))
+    warning = "own_snippet may retrieve snippets of 1 reports of patients of the shifted set far"
+    assert any(warning in line for line in said)
 
 
 def vectors(workspace: Workspace, split: str) -> np.ndarray:

@@ -120,6 +120,7 @@ def test_time_is_linear_in_the_number_of_patients() -> None:
         (("p1", "p2"), ("P1", "P3"), "1 would match in lower case"),
         (("0017", "0018"), ("17", "19"), "1 would match without leading zeros"),
         (("P1-A", "P2-B"), ("P1", "P9"), "1 would match cut at the last '-'"),
+        (("Jose\u0301",), ("Jos\u00e9",), "1 would match in one Unicode normal form"),
         (("P1", "P2"), ("Q1", "Q2"), "no simple change of spelling would match"),
     ],
 )

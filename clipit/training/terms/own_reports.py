@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,7 +119,7 @@ def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str
     options = config.soft_labels.own_report
     inputs = {"own reports": workspace.cases.fingerprint}
     if options.labels == "rules":
-        inputs["rules"] = fingerprint(asdict(load_rules(options.rules or "")))
+        inputs["rules"] = load_rules(options.rules or "").hash
     if options.tiles == "tissue":
         inputs["tissue prompts"] = load_prompts(options.tissue_prompts or "").hash
     if config.reports is not None and options.labels == "text" and options.features == "vlm":

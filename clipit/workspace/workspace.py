@@ -175,7 +175,12 @@ class Workspace:
     @cached_property
     def reports(self) -> "Reports":
         """The reports, without those that `leaks` drops."""
-        return enforce_on_reports(self._reports_as_read, lambda: self._tiles_as_read, self.config)
+        own = self.config.pairing.reports != "any"
+        reports: Reports = self._cached(
+            f"{own} {_key('kept reports', self.config, 'tiles', 'reports', 'leaks', 'prompts')}",
+            lambda: enforce_on_reports(self._reports_as_read, lambda: self._tiles_as_read, self.config),
+        )
+        return reports
 
     @cached_property
     def _reports_as_read(self) -> "Reports":

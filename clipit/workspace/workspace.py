@@ -213,20 +213,6 @@ class Workspace:
             )
         return self.config.reports
 
-    def report_labels(self, report_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Look up the labels and groups of reports.
-
-        Args:
-            report_ids: Ids of reports [n].
-
-        Returns:
-            Labels [n], "" if unlabelled, and groups [n], the report itself if it has no group.
-        """
-        known = {r.report_id: (r.label or "", r.group or r.report_id) for r in self.reports.reports}
-        rows = [known[report_id] for report_id in report_ids.tolist()]
-        labels, groups = [label for label, _ in rows], [group for _, group in rows]
-        return np.array(labels, dtype=np.str_), np.array(groups, dtype=np.str_)
-
     @cached_property
     def snippets(self) -> Artifact:
         """The snippets of the reports, truncated to the context length of the VLM's text tower."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, shortlist
@@ -74,7 +74,7 @@ def _snippet_vectors(
         if d.target == "report_context":
             from_reports = report_context(store, snippet_ids, report_ids, stored, _in_context(config, sources))
         else:
-            from_reports = report_label_vectors(store, snippet_ids, *workspace.report_labels(report_ids), stored)
+            from_reports = report_label_vectors(store, snippet_ids, *_labels_and_groups(workspace, report_ids), stored)
         return from_reports.vectors, {"fallbacks": from_reports.describe_fallbacks(paired)}
     if d.text == "adapter":
         positions, labels = labelled_snippets(paired, train.labels)
@@ -107,3 +107,13 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
         wanted = {organ.casefold() for organ in config.pairing.organs}
         counts &= np.array([str(organ).casefold() in wanted for organ in sources.column("organ").to_pylist()])
     return counts
+
+
+def _labels_and_groups(
+    workspace: Workspace, report_ids: Shaped[np.ndarray, "_"]
+) -> tuple[Shaped[np.ndarray, "_"], Shaped[np.ndarray, "_"]]:
+    """Look up the labels of reports, "" if unlabelled, and their groups, the report itself if it has none."""
+    known = {r.report_id: (r.label or "", r.group or r.report_id) for r in workspace.reports.reports}
+    rows = [known[report_id] for report_id in report_ids.tolist()]
+    labels, groups = [label for label, _ in rows], [group for _, group in rows]
+    return np.array(labels, dtype=np.str_), np.array(groups, dtype=np.str_)

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from logged_lines import capture_log
 from run_files import losses, predictions
+from tiny_models import CLASSES, WORDS
 
 import clipit.runs.train as run_module
 import clipit.training.loop as loop_module
@@ -81,12 +83,32 @@ def test_a_run_leaves_what_is_promised(configure: MakeConfig, train: Train) -> N
         assert row["loss"] == pytest.approx(row["cross_entropy"] + row["distillation"], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Keys of a configuration with reports of the small world's training patients, and of one without tiles."""
+    folder = tmp_path_factory.mktemp("own")
+    with (folder / "own.jsonl").open("w", encoding="utf-8") as stream:
+        for number in range(19):
+            row = {"id": f"own{number}", "patient": f"train-{number}", "finding": CLASSES[number % 3]}
+            stream.write(json.dumps(row | {"text": f"Large {row['finding']} with {WORDS[number + 3]} and atypia."}) + "\n")
+    rules = {"name": "small", "classes": {name: [name] for name in CLASSES}}
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    return {
+        "reports.path": str(folder / "own.jsonl"),
+        "reports.group_column": "patient",
+        "soft_labels.own_report.rules": str(folder / "rules.yaml"),
+    }
+
+
 @usual
 @pytest.mark.parametrize("arm", [*ARMS, "distil_more"])
-def test_every_arm_trains_and_exports(configure: MakeConfig, train: Train, arm: str) -> None:
+def test_every_arm_trains_and_exports(
+    configure: MakeConfig, train: Train, own_reports: dict[str, Any], arm: str
+) -> None:
     import clipit
 
-    config = configure({"training.steps": 2}, name="arms", arm=arm, arms=OWN)
+    keys = own_reports if arm.startswith("own_") or arm == "other_snippet" else {}
+    config = configure({"training.steps": 2, **keys}, name="arms", arm=arm, arms=OWN)
     if arm == "report_diagnosis":  # the small world's reports have no headings
         given = config.distillation.model_copy(update={"sections": ("unknown",)})
         config = config.model_copy(update={"distillation": given, "overrides": ("distillation.sections",)})

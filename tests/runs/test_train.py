@@ -90,7 +90,9 @@ def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with (folder / "own.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(19):
             row = {"id": f"own{number}", "patient": f"train-{number}", "finding": CLASSES[number % 3]}
-            stream.write(json.dumps(row | {"text": f"Large {row['finding']} with {WORDS[number + 3]} and atypia."}) + "\n")
+            stream.write(
+                json.dumps(row | {"text": f"Large {row['finding']} with {WORDS[number + 3]} and atypia."}) + "\n"
+            )
     rules = {"name": "small", "classes": {name: [name] for name in CLASSES}}
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules), encoding="utf-8")
     return {

@@ -225,12 +225,13 @@ def _grade_workspace(vlm: Path, world: Path, output: Path, centring: bool) -> Wo
 def _grades_nearby(workspace: Workspace, tiles: np.ndarray) -> Float[np.ndarray, "n 20 3"]:
     """Compute the shares of low, high and none among the reports that contain each tile's snippets, nearest first."""
     sources = workspace.snippets.table("snippet_sources.parquet")
-    grades = workspace.report_labels(np.asarray(sources.column("report_id")))[0]
+    label_of = {report.report_id: report.label for report in workspace.reports.reports}
+    grades = [label_of[report] for report in sources.column("report_id").to_pylist()]
     index = workspace.index  # a row represents all snippets with equal embeddings, with the sources of all
     named = np.asarray(sources.column("snippet_id").to_pylist(), dtype=np.str_)
     snippets = index.ids[row_of_each(index)[index.store.positions(named)]]
     counts: dict[str, Counter[str]] = {}
-    for snippet, grade in zip(snippets.tolist(), grades.tolist(), strict=True):
+    for snippet, grade in zip(snippets.tolist(), grades, strict=True):
         if grade:  # reports of the other organ have none
             counts.setdefault(snippet, Counter())[grade] += 1
     pairs = workspace.pairs.table  # by tile, then by rank

@@ -151,7 +151,11 @@ def decide_verdict(contrasts: Sequence[Contrast], gains: Mapping[str, Interval |
         if probe is not None and probe.not_better and helps:
             return " ".join([verdict, *_details(contrasts, role)])
     if not base.better:
-        return f"Worse than {base.control}." if base.worse else f"No gain shown: the interval against {base.control} includes 0."
+        return (
+            f"Worse than {base.control}."
+            if base.worse
+            else f"No gain shown: the interval against {base.control} includes 0."
+        )
     if "case" in by_role and by_role["case"].not_better:
         verdict = "The gain is due to knowing which tiles belong to one patient, not to text."
         return " ".join([verdict, *_details(contrasts, "case")])

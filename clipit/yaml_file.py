@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from clipit.errors import ClipitError, ConfigError
+from clipit.errors import ClipitError, ConfigError, DataError
 
 _STANDARD = "tag:yaml.org,2002:"
 _MERGE = f"{_STANDARD}merge"  # tag of the key `<<`
@@ -126,3 +126,22 @@ def load_yaml(path: Path, error: type[ClipitError] = ConfigError) -> tuple[Any, 
         line = content.decode("utf-8").count("\n", 0, found.position) + 1
         problem = f"the character #x{found.character:04x} is not allowed"
         raise error(f"not valid YAML: {problem}", where=f"{path}, line {line}", fix="delete this character") from None
+
+
+def load_mapping(path: Path, first_keys: str) -> tuple[dict[Any, Any], list[tuple[str, int]]]:
+    """Read the mapping of a YAML file; also returns its repeated keys with their lines.
+
+    Args:
+        path: Path of the file.
+        first_keys: Keys with which such a file starts, for the error message.
+
+    Raises:
+        DataError: The file cannot be read, is not UTF-8 or YAML, or does not contain a mapping.
+    """
+    try:
+        value, repeated = load_yaml(path, DataError)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
+    if not isinstance(value, dict):
+        raise DataError("not a YAML mapping", where=path, fix=f"start with {first_keys}")
+    return value, repeated

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clipit.errors import DataError
-from clipit.yaml_file import load_yaml
+from clipit.yaml_file import load_mapping
 
 _HERE = Path(__file__).parent
 
@@ -39,12 +39,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         DataError: The file cannot be read, is not UTF-8 or YAML, or holds no mapping.
     """
-    try:
-        value, repeated = load_yaml(path, DataError)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
-    if not isinstance(value, dict):
-        raise DataError("not a YAML mapping", where=path, fix="start with `name:`, one key per line")
+    value, repeated = load_mapping(path, "`name:`, one key per line")
     return {str(key): entry for key, entry in value.items()}, [f"{key} (line {line})" for key, line in repeated]
 
 

@@ -12,7 +12,7 @@ from clipit.errors import DataError
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.headings import SECTIONS
 from clipit.reports.phrases import PhraseFinder, regular_expression, tokenize
-from clipit.yaml_file import load_yaml
+from clipit.yaml_file import load_mapping
 
 _FOLDER = Path(__file__).parent / "rule_sets"
 _KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negation", "uncertainty")
@@ -81,12 +81,7 @@ def load_rules(name_or_path: str | Path) -> RuleSet:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.
     """
     path = _find(name_or_path)
-    try:
-        raw, repeated = load_yaml(path, DataError)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
-    if not isinstance(raw, dict):
-        raise DataError("not a YAML mapping", where=path, fix="start with `name:` and `classes:`")
+    raw, repeated = load_mapping(path, "`name:` and `classes:`")
     problems = [f"{key} (line {line}): is given twice; only the last one would count" for key, line in repeated]
     problems += _problems(raw)
     if problems:

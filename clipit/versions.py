@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
+DISTRIBUTION = "clipit-pathology"
 _RECORDED_PACKAGES = (
     "torch", "timm", "open_clip_torch", "transformers", "peft", "accelerate", "faiss-cpu", "faiss-gpu",
     "numpy", "scikit-learn",
@@ -27,6 +28,11 @@ def installed(names: Collection[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def package_version() -> str:
+    """Return the version of this package; "" if it is on the path without being installed."""
+    return installed([DISTRIBUTION]).get(DISTRIBUTION, "")
 
 
 @cache

@@ -1,62 +1,6 @@
-"""Check prompt sets (`lint FILE...`), or measure how much their wording matters (`study --config FILE`)."""
+"""The command `clipit prompts`."""
 
-import argparse
-import sys
-from pathlib import Path
-
-from clipit.config.load import read_command, read_file_command
-from clipit.config.paths import expand_home
-from clipit.errors import user_errors
-from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
-
-
-def lint(arguments: list[str]) -> None:
-    """Print the problems of each file; the exit status is 1 if one is an error."""
-    parser = argparse.ArgumentParser(prog="prompts.py lint", description="Check prompt sets.")
-    parser.add_argument("files", type=expand_home, nargs="+", help="YAML files, or names of packaged sets")
-    parser.add_argument("--config", help="configuration whose classes and token limit the prompts are checked against")
-    options = parser.parse_args(arguments)
-    from clipit.prompts.lint import lint_file
-
-    classes = count_tokens = budget = None
-    if options.config:
-        from clipit.workspace.workspace import Workspace
-
-        workspace = Workspace(read_command("", ["--config", options.config])[0])
-        classes = workspace.all_tiles.classes
-        count_tokens, budget = workspace.vlm.count_tokens, workspace.vlm.context_length
-    errors = 0
-    for file in options.files:
-        findings = lint_file(file, classes, count_tokens, budget)
-        errors += sum(finding.level == "error" for finding in findings)
-        print(f"{file}: {len(findings)} problems" if findings else f"{file}: no problems")
-        for finding in findings:
-            print(f"  {finding.text()}")
-    raise SystemExit(1 if errors else 0)
-
-
-def study(arguments: list[str]) -> None:
-    """Run the study."""
-    extra = {"--run": {"type": Path, "help": "folder of a run whose student is measured as well"}, **RECORD_OPTION}
-    file, options = read_file_command(
-        "Measure how much the wording of prompts matters.", ["prompt_study"], arguments, extra
-    )
-    if options.record:
-        check_export(options.record)
-    from clipit.studies.prompts.study import prompt_study
-    from clipit.workspace.workspace import Workspace
-
-    finish_study(prompt_study(file.run, file.prompt_study, Workspace(file.run), options.run), "prompts", options.record)
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("lint", "study"))
-    command = parser.parse_args(sys.argv[1:2]).command
-    with user_errors():
-        {"lint": lint, "study": study}[command](sys.argv[2:])
-
+from clipit.cli.prompts import main
 
 if __name__ == "__main__":
     main()

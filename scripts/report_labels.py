@@ -1,35 +1,6 @@
-"""Label the reports of a corpus by rules and by a text classifier, and write a page to check them by eye.
+"""The command `clipit report-labels`."""
 
-The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are left out.
-"""
-
-from typing import Any
-
-from clipit.config.load import read_reports_command
-from clipit.errors import user_errors
-
-
-def main() -> None:
-    """Run the command."""
-    with user_errors():
-        extra: dict[str, dict[str, Any]] = {
-            "--per-answer": {
-                "type": int,
-                "default": 5,
-                "help": "number of reports to check for each answer of the rules (default: 5)",
-            },
-            "--rules-only": {"action": "store_true", "help": "do not fit the text classifier"},
-        }
-        config, tiles, options = read_reports_command(__doc__, extra=extra)
-        from clipit.distributed import get_processes
-        from clipit.workspace.report_label_files import write_report_labels
-        from clipit.workspace.report_labels import label_corpus
-
-        labels = label_corpus(config, tiles=tiles, classifier=not options.rules_only)
-        if get_processes().main:
-            page = write_report_labels(config, labels, per_answer=options.per_answer)
-            print(f"page: {page} (and .json, .csv)")
-
+from clipit.cli.report_labels import main
 
 if __name__ == "__main__":
     main()

@@ -1,27 +1,6 @@
-"""Measure robustness of finished runs: perturbations, shifted sets, calibration and test-time adaptation."""
+"""The command `clipit robustness`."""
 
-from pathlib import Path
-
-from clipit.config.load import read_file_command
-from clipit.errors import user_errors
-from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
-
-
-def main() -> None:
-    """Run the command."""
-    with user_errors():
-        run = {
-            "type": Path, "action": "append", "default": [], "metavar": "FOLDER",
-            "help": "finished run of this configuration; repeat the option for several runs",
-        }  # fmt: skip
-        file, options = read_file_command(__doc__, ["robustness", "comparison"], extra={"--run": run, **RECORD_OPTION})
-        if options.record:
-            check_export(options.record)
-        from clipit.studies.robustness.study import measure_robustness
-
-        folder = measure_robustness(file.run, file.robustness, options.run, file.comparison.shifted)
-        finish_study(folder, "robustness", options.record)
-
+from clipit.cli.robustness import main
 
 if __name__ == "__main__":
     main()

@@ -1,18 +1,6 @@
-"""Search learning rates, steps and further keys on validation tiles: the same grid for every arm of a comparison."""
+"""The command `clipit tune`."""
 
-from clipit.config.load import read_file_command
-from clipit.errors import user_errors
-
-
-def main() -> None:
-    """Parse the command line, search, and print where the scores and the chosen `arms` are."""
-    with user_errors():
-        file, _ = read_file_command(__doc__, ["comparison"])
-        from clipit.comparison.tune import tune
-
-        path = tune(file.run, file.comparison)
-        print(f"\nall trials: {path}\nfor the configuration: {path.with_suffix('.yaml')}")
-
+from clipit.cli.tune import main
 
 if __name__ == "__main__":
     main()

@@ -407,7 +407,7 @@ def test_a_published_set_that_is_not_there(configure: MakeConfig, tmp_path: Path
     config = configure(**{"tiles.source": "pcam", "tiles.path": str(tmp_path)})
     (check,) = check_tiles("tiles", config.tiles)
     assert check.status == "FAIL" and "zenodo.org/records/2546921" in check.fix
-    assert "python scripts/download.py pcam --to data/pcam" in check.fix
+    assert "clipit download pcam --to data/pcam" in check.fix
 
 
 def test_problems_of_reports_are_counted(configure: MakeConfig, tmp_path: Path) -> None:

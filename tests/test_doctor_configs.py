@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from clipit.config.run import RunConfig
+from clipit.config.shipped import shipped_configs, shipped_folder
 from clipit.doctor.configs import (
-    SHIPPED,
     check_config,
     check_shipped_config,
     check_shipped_configs,
@@ -15,7 +15,6 @@ from clipit.doctor.configs import (
     head_entry,
     missing_keys,
     read_incomplete,
-    shipped_configs,
 )
 from clipit.doctor.diagnose import diagnose
 from clipit.doctor.models import Access
@@ -48,7 +47,7 @@ def test_each_problem_is_listed_once_with_its_files(monkeypatch: pytest.MonkeyPa
 
 
 def test_keys_that_are_the_users_to_give() -> None:
-    (check,) = check_shipped_config(SHIPPED / "own_table.yaml", silent)
+    (check,) = check_shipped_config(shipped_folder() / "own_table.yaml", silent)
     assert check.status == "WARN" and "--tiles.path=... --reports.path=..." in check.message
     assert missing_keys({"tiles": {"source": "table"}}) == ["tiles.path"]
 
@@ -83,24 +82,24 @@ def test_what_the_head_of_a_configuration_needs(tmp_path: Path) -> None:
 
 def test_every_model_and_data_set_of_the_published_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    checks = check_shipped_config(SHIPPED / "published_table.yaml", offline)
+    checks = check_shipped_config(shipped_folder() / "published_table.yaml", offline)
     messages = [check.message for check in checks]
     assert sum("kaiko" in line for line in messages) == 5 and sum("uni " in line for line in messages) == 1
     assert sum(check.subject == "tiles" for check in checks) == 3
     fixes = " ".join(check.fix for check in checks)
     for name in ("pcam", "bach", "nct_crc"):
-        assert f"scripts/download.py {name} --to data/{name}" in fixes
+        assert f"clipit download {name} --to data/{name}" in fixes
 
 
 def test_worlds_that_the_command_of_a_configuration_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("synthetic.yaml", "demo.yaml"):
-        (check,) = check_shipped_config(SHIPPED / name, offline)
+        (check,) = check_shipped_config(shipped_folder() / name, offline)
         assert check.status == "PASS"
 
 
 def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfig]) -> None:
-    path, own = SHIPPED / "own_table.yaml", configure()
+    path, own = shipped_folder() / "own_table.yaml", configure()
     config, missing = read_incomplete(path, [])
     last = check_config(config, missing, path, silent)[-1]
     assert (last.status, last.subject) == ("FAIL", "keys") and "--tiles.path=... --reports.path=..." in last.message
@@ -108,10 +107,10 @@ def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfi
     config, missing = read_incomplete(path, [*keys, "--output=elsewhere"])
     assert config.run.output == Path("elsewhere") and not missing
     assert {check.status for check in check_config(config, missing, path, silent)} == {"PASS"}
-    assert read_incomplete(SHIPPED / "own_comparison.yaml", keys[:1])[1] == ["reports.path"]
+    assert read_incomplete(shipped_folder() / "own_comparison.yaml", keys[:1])[1] == ["reports.path"]
 
 
 @pytest.mark.parametrize("name", ["sweeps/lora_rank.yaml", "accelerate/two_cpu_processes.yaml"])
 def test_files_that_configure_no_run_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="not of a run"):
-        diagnose(SHIPPED / name)
+        diagnose(shipped_folder() / name)

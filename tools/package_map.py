@@ -12,7 +12,7 @@ PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
     "config", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation", "reporting", "pairing",
-    "workspace", "training", "runs", "comparison", "studies", "sweeps", "doctor",
+    "workspace", "training", "runs", "comparison", "studies", "sweeps", "doctor", "cli",
 )  # fmt: skip
 
 

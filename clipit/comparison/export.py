@@ -22,7 +22,7 @@ from clipit.evaluation.significance import Significance
 from clipit.reporting.csv_export import write_csv
 from clipit.versions import git_commit
 
-RERUN = "start scripts/compare.py again with the comparison's configuration: finished runs are kept"
+RERUN = "start clipit compare again with the comparison's configuration: finished runs are kept"
 
 
 def export_comparison(
@@ -73,7 +73,7 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     """
     source = folder / "comparison.json"
     if not source.is_file():
-        raise DataError("no finished comparison here", where=folder, fix="run scripts/compare.py first")
+        raise DataError("no finished comparison here", where=folder, fix="run clipit compare first")
     saved = read_json(source, RERUN)
     kinds = {"config": dict, "rows": list, "findings": list}
     missing = [name for name, kind in kinds.items() if not isinstance(saved.get(name), kind)]

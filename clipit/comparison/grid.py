@@ -121,7 +121,7 @@ def check_grid(config: RunConfig, comparison: ComparisonConfig, arms: Sequence[s
             f"values outside the common search grid: {shortlist(outside, 10)}; an arm with another search than the "
             "others cannot be compared with them",
             where="arms, against comparison.learning_rates, comparison.steps and comparison.grid",
-            fix="use the values that scripts/tune.py chose for every arm, or widen the grid and tune all arms again",
+            fix="use the values that clipit tune chose for every arm, or widen the grid and tune all arms again",
         )
 
 

@@ -133,5 +133,5 @@ def _check_tiles(plan: Plan, tiles: TileSet, rows: Sequence[ScoreRow], source: P
             f"the tiles of {plan.data_set} have changed since the comparison: it read "
             f"{', '.join(sorted(map(str, others)))}, now there are {tiles.fingerprint}",
             where=source,
-            fix="restore the tiles, or run scripts/compare.py with another --name",
+            fix="restore the tiles, or run clipit compare with another --name",
         )

@@ -40,7 +40,7 @@ class ComparisonConfig(Section):
     )
     """Analyses of the finished runs of each data set and backbone."""
     learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
-    """Learning rates of the search grid of scripts/tune.py, which is the same for every arm."""
+    """Learning rates of the search grid of clipit tune, which is the same for every arm."""
     steps: tuple[int, ...] = Field((150, 300), min_length=1)
     """Numbers of steps of the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
@@ -51,7 +51,7 @@ class ComparisonConfig(Section):
     pairing_page: int = Field(1000, ge=0)
     """Training tiles on the page of the pairing, with the predictions of the first arm with text; 0: no page."""
     searched: LocalPath[str | None] = None
-    """Record of the search (the .json of scripts/tune.py) that `arms` was taken from; null: the one in the output
+    """Record of the search (the .json of clipit tune) that `arms` was taken from; null: the one in the output
     folder, if there is one. The comparison reports which arms differ from it."""
 
     @field_validator("grid")

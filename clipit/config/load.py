@@ -14,6 +14,7 @@ from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.option_values import decode_options, decode_text
 from clipit.config.paths import option_path
 from clipit.config.run import RunConfig
+from clipit.config.shipped import config_file
 from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
 
@@ -242,6 +243,7 @@ def read_file_command(
     extra: Mapping[str, dict[str, Any]] | None = None,
     *,
     needs_tiles: bool = True,
+    default_config: str | None = None,
 ) -> tuple[ConfigFile, argparse.Namespace]:
     """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
 
@@ -252,6 +254,7 @@ def read_file_command(
         argv: Arguments; those of the process by default.
         extra: Further options of the script: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
+        default_config: Name of the shipped configuration that is read without `--config`; None: it is required.
 
     Returns:
         The validated file, and the script's own options. The run's keys given as options are listed in `overrides`.
@@ -262,7 +265,9 @@ def read_file_command(
     arguments = list(sys.argv[1:] if argv is None else argv)
     _refuse_undecodable(arguments, "the command line")
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", type=option_path, required=True, help="YAML file of the run")
+    about = "YAML file of the run, or the name of a shipped one (see clipit init)"
+    default = None if default_config is None else config_file(default_config)
+    parser.add_argument("--config", type=config_file, default=default, required=default is None, help=about)
     for name, keywords in (extra or {}).items():
         kind = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | kind))

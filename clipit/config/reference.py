@@ -42,10 +42,10 @@ The effect of each key is given in bold. A key without one changes results.
 
 """
 _USED_BY = {
-    "comparison": "Used by `scripts/compare.py`, `scripts/tune.py` and `scripts/demo.py`, not by a run.",
-    "probing": "Used by `scripts/probe.py`, not by a run.",
-    "robustness": "Used by `scripts/robustness.py`, not by a run.",
-    "prompt_study": "Used by `scripts/prompts.py study`, not by a run.",
+    "comparison": "Used by `clipit compare`, `clipit tune` and `clipit demo`, not by a run.",
+    "probing": "Used by `clipit probe`, not by a run.",
+    "robustness": "Used by `clipit robustness`, not by a run.",
+    "prompt_study": "Used by `clipit prompts study`, not by a run.",
 }
 
 

@@ -52,7 +52,7 @@ class VLMConfig(Section):
     """The frozen vision-language model."""
 
     name: LocalPath[str] = "embedded"
-    """`embedded`, a known name such as `plip` or `conch` (`scripts/doctor.py --models` lists them),
+    """`embedded`, a known name such as `plip` or `conch` (`clipit doctor --models` lists them),
     `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), or a local folder."""
     path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""

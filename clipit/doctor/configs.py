@@ -18,15 +18,9 @@ from clipit.doctor.data import check_prompts, check_reports, check_tiles, is_unw
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist
 
-SHIPPED = Path(__file__).parents[2] / "configs"
 _PLACEHOLDER = "(to be given)"
 _ENTRY = re.compile(r"#\s?(?P<word>[a-z]+)\s{2,}(?P<text>\S.*)")
 _CONTINUATION = re.compile(r"#\s{3,}(?P<text>\S.*)")
-
-
-def shipped_configs(folder: Path = SHIPPED) -> list[Path]:
-    """List the run configurations in a folder: files with a section `tiles`, unlike those of sweeps and Accelerate."""
-    return [path for path in sorted(folder.rglob("*.yaml")) if re.search(r"^tiles:", path.read_text("utf-8"), re.M)]
 
 
 def check_shipped_configs(paths: Sequence[Path], ask: AskHub) -> CheckGroup:
@@ -38,7 +32,7 @@ def check_shipped_configs(paths: Sequence[Path], ask: AskHub) -> CheckGroup:
     checks = [replace(check, message=f"{check.message} [{', '.join(names)}]") for check, names in files.items()]
     if not checks:
         checks = [
-            Check("WARN", "configs", f"{SHIPPED} contains no configuration", "run from a clone, or pass --config")
+            Check("WARN", "configs", "the package contains no configuration", "install it again, or pass --config")
         ]
     return CheckGroup("Shipped configurations", checks)
 
@@ -135,7 +129,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
     paths = list(dict.fromkeys(path for config in configs for path in unwritten_paths(config, shifted)))
     if not paths:
         return []
-    if command.startswith("make ") or "scripts/demo.py" in command:  # the demo and the comparison of synthetic worlds
+    if command.startswith("make ") or "clipit demo" in command:  # the demo and the comparison of synthetic worlds
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
     fix = f"first: {command}" if command else "first run what writes them, or correct these paths"
     return [Check("FAIL", "data", f"not written yet: {shortlist(paths, 3)}", fix)]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipit.config.load import read_yaml
+from clipit.config.shipped import shipped_configs
 from clipit.doctor.checks import CheckGroup
-from clipit.doctor.configs import check_config, check_shipped_configs, read_incomplete, shipped_configs
+from clipit.doctor.configs import check_config, check_shipped_configs, read_incomplete
 from clipit.doctor.machine import check_machine
 from clipit.doctor.models import ask_hub, check_hub
 from clipit.doctor.packages import check_packages

@@ -10,7 +10,7 @@ from typing import Any
 from clipit.doctor.checks import Check
 
 _GIB = 2**30
-_TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 scripts/train.py --config ..."
+_TWO_ON_CPU = "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train --config ..."
 
 
 def check_machine(output: Path) -> list[Check]:

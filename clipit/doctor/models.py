@@ -173,9 +173,7 @@ def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
     except ClipitError as error:
         return failed_check(subject, error)
     except (ImportError, OSError, RuntimeError) as error:
-        return Check(
-            "FAIL", subject, f"{name} cannot be loaded: {error}", "python scripts/doctor.py --models lists names"
-        )
+        return Check("FAIL", subject, f"{name} cannot be loaded: {error}", "clipit doctor --models lists names")
     return Check("PASS", subject, f"{name} loads")
 
 

@@ -147,12 +147,12 @@ def read_predictions(path: Path, sha256: str | None = None, tiles: TileSet | Non
         table = None if changed else pq.read_table(path, page_checksum_verification=True)
         present = [] if table is None else table.column_names
     except FileNotFoundError as error:
-        raise DataError("no predictions here", where=path, fix="run scripts/evaluate.py first") from error
+        raise DataError("no predictions here", where=path, fix="run clipit evaluate first") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"unreadable predictions: {error}", where=path, fix="delete and rebuild it") from error
     if table is None:
         raise DataError(
-            "the predictions have changed since they were scored", where=path, fix="run scripts/evaluate.py again"
+            "the predictions have changed since they were scored", where=path, fix="run clipit evaluate again"
         )
     try:
         classes = tuple(json.loads((table.schema.metadata or {})[_CLASSES_KEY]))
@@ -203,8 +203,8 @@ def read_run_predictions(run: Path, tiles: TileSet | None = None) -> Predictions
         ArtifactError: results.json is damaged.
     """
     if not (run / RESULTS).is_file():
-        raise DataError("no predictions of a finished run here", where=run, fix="run scripts/train.py first")
-    results = read_json(run / RESULTS, "run scripts/train.py again; a trained run is only evaluated again")
+        raise DataError("no predictions of a finished run here", where=run, fix="run clipit train first")
+    results = read_json(run / RESULTS, "run clipit train again; a trained run is only evaluated again")
     return read_predictions(run / PREDICTIONS, results.get("predictions_sha256"), tiles)
 
 
@@ -225,7 +225,7 @@ def _matrix(table: pa.Table, names: Sequence[str]) -> Float32[np.ndarray, "n c"]
 
 def _check_tiles(predictions: Predictions, tiles: TileSet, where: Path) -> None:
     """Check that the predictions cover whole splits of these tiles, with the same classes and labels."""
-    fix = "use the run of this configuration, or delete the file and run scripts/evaluate.py again"
+    fix = "use the run of this configuration, or delete the file and run clipit evaluate again"
     if predictions.classes != tiles.classes:
         theirs, ours = ", ".join(predictions.classes), ", ".join(tiles.classes)
         raise DataError(f"the classes of the predictions are {theirs}; those of the tiles {ours}", where=where, fix=fix)

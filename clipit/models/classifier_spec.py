@@ -37,7 +37,7 @@ ADAPTER = "adapter"
 
 _SELF = "sha256"  # key of the digest of all other keys
 _AGAIN = (
-    "copy the classifier again from its source; or delete this folder and run scripts/train.py with the run's "
+    "copy the classifier again from its source; or delete this folder and run clipit train with the run's "
     "configuration, which exports it again"
 )
 
@@ -140,7 +140,7 @@ def read_spec(folder: Path) -> ClassifierSpec:
         raise ModelError(
             f"unsupported classifier format {found}{older}; this version reads format {FORMAT}",
             where=file,
-            fix="export or train it again: delete this folder and run scripts/train.py with the run's configuration",
+            fix="export or train it again: delete this folder and run clipit train with the run's configuration",
         )
     digest = values.pop(_SELF, None)
     spec = _validated(values, file)

@@ -23,7 +23,7 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
         raise ModelError(
             f"{spec.name} cannot pair tiles with texts: {spec.note}",
             where=f"vlm.name: {spec.name}",
-            fix="choose a VLM with a text tower (python scripts/doctor.py --models)",
+            fix="choose a VLM with a text tower (clipit doctor --models)",
         )
     _check_quick_gelu(
         config, spec.family == "open_clip" or (path is not None and path.is_dir() and _is_open_clip(path))

@@ -64,7 +64,7 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
 
 
 def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
-    """Evaluate a finished run again (`scripts/evaluate.py`); returns its folder and the content of results.json.
+    """Evaluate a finished run again (`clipit evaluate`); returns its folder and the content of results.json.
 
     If the folder cannot be written, such as that of another user, its results are returned as they are.
 

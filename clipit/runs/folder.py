@@ -48,7 +48,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    fix = "delete this file and run scripts/train.py again; the run is evaluated again without training"
+    fix = "delete this file and run clipit train again; the run is evaluated again without training"
     results = read_json(folder / "results.json", fix)
     splits = results.get("splits")
     scored = isinstance(splits, dict) and all(
@@ -70,7 +70,7 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         ArtifactError: The file is missing or damaged, lacks one of these facts, or belongs to another run.
     """
     fix = (
-        f"delete it and the folder {folder / 'classifier'}, and run scripts/train.py again; both are restored from the "
+        f"delete it and the folder {folder / 'classifier'}, and run clipit train again; both are restored from the "
         "last checkpoint"
     )
     facts = read_json(folder / "training.json", fix)
@@ -104,7 +104,7 @@ def is_trained(folder: Path) -> bool:
         raise ArtifactError(
             f"the run's classifier is incomplete: {str(error).splitlines()[0]}",
             where=classifier,
-            fix="delete this folder and run scripts/train.py again; the classifier is exported again from the last "
+            fix="delete this folder and run clipit train again; the classifier is exported again from the last "
             "checkpoint",
         ) from error
     return True
@@ -193,7 +193,7 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint) -> None:
     file = folder / "run.json"
     if not file.is_file():
         raise ArtifactError(
-            "this folder does not contain a run", where=folder, fix="train it first: scripts/train.py --config ..."
+            "this folder does not contain a run", where=folder, fix="train it first: clipit train --config ..."
         )
     fix = "choose another --name, or delete the run's folder"
     record = read_json(file, fix)

@@ -163,7 +163,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = read_yaml(config_file) if config_file.is_file() else {}
     except ConfigError as error:
-        fix = "run scripts/train.py with the run's configuration to write it again"
+        fix = "run clipit train with the run's configuration to write it again"
         raise ArtifactError(
             f"the run's configuration is damaged: {str(error).splitlines()[0]}", where=config_file, fix=fix
         ) from error

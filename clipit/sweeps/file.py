@@ -42,7 +42,6 @@ class Sweep:
     Attributes:
         path: Path of the file.
         name: Name of the sweep, used as the prefix of its runs' names.
-        program: Script that starts one trial.
         method: "grid", "random" or "bayes".
         metric: Name of the logged metric; None for the metric that `training.monitor` selects.
         options: Command-line options shared by all trials, without leading dashes.
@@ -53,7 +52,6 @@ class Sweep:
 
     path: Path
     name: str
-    program: str
     method: str
     metric: str | None
     options: Mapping[str, str]
@@ -104,7 +102,6 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep(
         path=path,
         name=plain_name(str(content.get("name") or path.stem)),
-        program=str(content.get("program", "scripts/sweep.py")),
         method=str(method),
         metric=metric.get("name"),
         options=options,

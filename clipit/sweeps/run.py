@@ -84,7 +84,7 @@ def _check_launch(plan: SweepPlan, launch: str | None) -> None:
         raise ConfigError(
             "--launch starts processes for each trial, but this is already one of several processes",
             where="--launch",
-            fix="start scripts/sweep.py with python alone, or remove --launch",
+            fix="start clipit sweep with python alone, or remove --launch",
         )
 
 
@@ -136,7 +136,7 @@ def _launch(sweep: Sweep, trial: Trial, launch: str) -> None:
     words = shlex.split(launch)
     prefix = ["env"] if words and "=" in words[0] else []  # NAME=value before the command
     options = [f"--{key}={value}" for key, value in {**sweep.options, **trial.values}.items()]
-    command = [*prefix, *words, sweep.program, str(sweep.path), "--trial", *options]
+    command = [*prefix, *words, "-m", "clipit", "sweep", str(sweep.path), "--trial", *options]
     try:
         status = subprocess.run(command, check=False).returncode
     except OSError as error:

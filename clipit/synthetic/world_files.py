@@ -151,8 +151,8 @@ def _is_written(world: Path, config: Section) -> bool:
         raise ArtifactError(
             "the folder for a synthetic world holds other files and was not changed",
             where=world,
-            fix="choose a new folder (--output of scripts/make_world.py; for the demo, tiles.path and the other paths "
-            "of its configuration); for your own tiles use scripts/train.py or scripts/compare.py; a half-written "
+            fix="choose a new folder (--output of clipit world; for the demo, tiles.path and the other paths "
+            "of its configuration); for your own tiles use clipit train or clipit compare; a half-written "
             "world may be deleted",
         )
     try:

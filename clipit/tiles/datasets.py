@@ -90,7 +90,7 @@ class DataSet:
         """Build the error for missing or unexpected files, with instructions for obtaining the data set."""
         fix = f"get {self.title} from {self.page} (licence: {self.licence})"
         if self.files:
-            command = f"python scripts/download.py {self.name} --to data/{self.name}"
+            command = f"clipit download {self.name} --to data/{self.name}"
             fix = f"{command} (licence: {self.licence}); or {fix}"
         fix += f" and set tiles.path to the folder with {self.layout}"
         return DataError(what, where=where, fix=f"{hint}; otherwise {fix}" if hint else fix)

@@ -1,4 +1,4 @@
-"""List all leaks between splits, for `scripts/check_leaks.py`."""
+"""List all leaks between splits, for `clipit check-leaks`."""
 
 import logging
 from collections import Counter

@@ -178,7 +178,7 @@ def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str)
             f"leaks between the splits: {counts}",
             where=where,
             fix="correct the data; or --leaks.policy=exclude drops these from training, note only logs them. "
-            "All of them: scripts/check_leaks.py --config ...",
+            "All of them: clipit check-leaks --config ...",
         )
     path = leak_folder(config) / f"{name}.json"
     note = f"leaks, {_outcome(config.leaks.policy)}: {counts}"

@@ -306,5 +306,5 @@ def test_similar_test_set_names_have_different_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{}", '{"rows": 3, "config": {}, "findings": []}', '{"rows": [], "checksum": ""}'])
 def test_csv_of_another_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "comparison.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"(?s)comparison\.json.*scripts/compare\.py again"):
+    with pytest.raises(ArtifactError, match=r"(?s)comparison\.json.*clipit compare again"):
         export_csv(tmp_path, tmp_path / "rows.csv")

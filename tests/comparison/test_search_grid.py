@@ -159,7 +159,7 @@ def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> N
     record_lost = with_run(tuned, output=tuned.run.output / "elsewhere")
     assert "Trials per" not in notes(record_lost), "where no search is known, none is counted"
     record.write_text(json.dumps(content | {"arms": other}), encoding="utf-8")
-    assert "chosen by scripts/tune.py on validation tiles" in notes(tuned)
+    assert "chosen by clipit tune on validation tiles" in notes(tuned)
     assert "Trials per searched arm: 4, each on 1 seed" in notes(tuned) and "the search was not repeated" not in notes(
         tuned
     )

@@ -165,7 +165,7 @@ def test_fewer_processes_than_asked_for(write_config: WriteConfig, tmp_path: Pat
         pytest.skip("with GPUs this launch is right")
     done = launch(options, ROOT / "scripts" / "train.py", f"--config={write_config()}", cpu=False)
     assert done.returncode != 0
-    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 scripts/train.py" in done.stderr
+    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train" in done.stderr
     own = done.stderr.split("torch.distributed.elastic", 1)[0]  # the launcher may add a report of its own
     assert f"{ROOT / 'clipit'}" not in own
     assert not (tmp_path / "out").exists()

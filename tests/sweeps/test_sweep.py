@@ -434,7 +434,7 @@ def test_launched_trials_get_their_options_and_are_not_repeated(
 
     def run(command: list[str], check: bool) -> SimpleNamespace:
         commands.append(command)
-        monkeypatch.setattr(sys, "argv", command[3:])
+        monkeypatch.setattr(sys, "argv", command[5:])
         runpy.run_path(str(ROOT / "scripts" / "sweep.py"), run_name="__main__")
         return SimpleNamespace(returncode=0)
 
@@ -442,8 +442,8 @@ def test_launched_trials_get_their_options_and_are_not_repeated(
     path = write_sweep({"parameters": {"lora.rank": {"values": [2, 4]}}})
     launch = "ACCELERATE_USE_CPU=1 launcher"
     folder = run_sweep(plan_of(path, {"lora.alpha": "4"}), launch)
-    assert [command[:4] for command in commands] == [
-        ["env", "ACCELERATE_USE_CPU=1", "launcher", "scripts/sweep.py"]
+    assert [command[:6] for command in commands] == [
+        ["env", "ACCELERATE_USE_CPU=1", "launcher", "-m", "clipit", "sweep"]
     ] * 2
     assert all("--trial" in command and "--lora.alpha=4" in command for command in commands)
     rows = pq.read_table(folder / "trials.parquet").to_pylist()

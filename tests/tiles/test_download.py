@@ -132,5 +132,5 @@ def test_all_of_pcams_unpacked_files_have_a_checksum() -> None:
 def test_a_missing_set_names_the_command_that_fetches_it(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read_tiles(TilesConfig.model_validate({"source": name, "path": str(tmp_path / "none")}))
-    command = f"python scripts/download.py {name} --to data/{name}"
+    command = f"clipit download {name} --to data/{name}"
     assert (command in str(error.value)) == bool(DATASETS[name].files)

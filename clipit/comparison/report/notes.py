@@ -156,7 +156,7 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
             raise DataError(
                 "the record of the hyperparameter search is missing",
                 where=f"comparison.searched: {file}",
-                fix="tune again with scripts/tune.py, or remove the key",
+                fix="tune again with clipit tune, or remove the key",
             )
         return "set in the configuration", list(c.arms)
     fix = "delete it and tune again"
@@ -182,7 +182,7 @@ def _read_search(config: RunConfig, c: ComparisonConfig, first: RunConfig) -> tu
         )
     ]
     changed = [name for name, values in now.items() if _differs(before.get(name), values)]
-    how = f"chosen by scripts/tune.py on validation tiles ({file.name})"
+    how = f"chosen by clipit tune on validation tiles ({file.name})"
     if changed:
         how += f", with other values of {', '.join(changed)}: the search was not repeated for this configuration"
     return how + (f"; overridden in the configuration for {', '.join(set_by_hand)}" if set_by_hand else ""), set_by_hand

@@ -77,7 +77,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
         raise DataError(
             f"no report gives a label: {_format_answers(found.answers)}",
             where=f"{_WHERE}.{'rules' if options.labels == 'rules' else 'labels'}",
-            fix="check the classes, class_map or rules against the reports: scripts/report_labels.py --config ...",
+            fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     if options.shuffled:
         organs = [(reports[0].organ or "") if reports else "" for reports in cases.reports]

@@ -1,0 +1,26 @@
+"""Compare arms over seeds, data sets and backbones: whether text helps, by how much, and why."""
+
+from pathlib import Path
+
+from clipit.config.load import read_file_command
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Run the command."""
+    with user_errors():
+        option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also export all rows to this file"}}
+        file, options = read_file_command(__doc__, ["comparison"], extra=option)
+        from clipit.comparison.compare import compare
+        from clipit.comparison.export import export_csv
+        from clipit.distributed import get_processes
+        from clipit.reporting.csv_export import check_export
+
+        if options.record:
+            check_export(options.record)
+        folder = compare(file.run, file.comparison)
+        if get_processes().main:
+            if options.record:
+                export_csv(folder, options.record)
+            print("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
+            print(f"page: {folder / 'comparison.html'}\nrows: {folder / 'comparison.parquet'}")

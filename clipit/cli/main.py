@@ -1,0 +1,39 @@
+"""The command `clipit`: find the subcommand and run it."""
+
+import difflib
+import importlib
+import sys
+
+from clipit.cli.commands import COMMANDS, command_names
+
+
+def main() -> None:
+    """Run the subcommand that is the first argument of the process."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
+    elif name == "--version":
+        from clipit.versions import package_version
+
+        print(f"clipit {package_version()}")
+    elif name in command_names():
+        sys.argv = [f"clipit {name}", *rest]  # the name in usage messages and in provenance
+        importlib.import_module(f"clipit.cli.{name.replace('-', '_')}").main()
+    else:
+        close = difflib.get_close_matches(name.replace("_", "-"), command_names(), 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        print(f"error: clipit has no command {name!r}\n  to do: {hint}clipit --help lists all", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def usage() -> str:
+    """Compose the page of `clipit --help`."""
+    lines = ["usage: clipit COMMAND [options]", "       clipit COMMAND --help"]
+    for title, commands in COMMANDS.items():
+        lines += ["", f"{title}:", *(f"  {name:<14} {summary}" for name, summary in commands.items())]
+    lines += [
+        "",
+        "Several processes: accelerate launch -m clipit COMMAND ...",
+        "Exit status: 0 done, 1 a check found problems, 2 an error that the message explains, 130 interrupted.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""Write the pages of a finished run (--arm, --seed) and its pairing again, or those of a comparison."""
+
+from typing import Any
+
+from clipit.config.load import read_command
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Run the command."""
+    with user_errors():
+        extra: dict[str, dict[str, Any]] = {
+            "--of": {
+                "choices": ("run", "comparison"),
+                "default": "run",
+                "help": "a run with its pairing (default), or a comparison: its tables and page, without training",
+            },
+            "--most": {
+                "type": int,
+                "default": 3000,
+                "help": "largest number of tiles on the page of the pairing (default: 3000)",
+            },
+        }
+        config, options = read_command(__doc__, extra=extra)
+        from clipit.comparison.rebuild import rebuild_comparison
+        from clipit.runs.page import write_pages
+        from clipit.training.arms import resolve_arm
+        from clipit.workspace.workspace import Workspace
+
+        if options.of == "comparison":
+            pages = rebuild_comparison(config)
+        else:
+            config = resolve_arm(config)
+            pages = write_pages(config, Workspace(config), options.most)
+        for path in pages:
+            print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,48 @@
+"""Run a sweep file in wandb's format without wandb's server; several agents may share one output folder.
+
+Further options (--config=FILE, --section.key=value) change the configuration that all trials share.
+"""
+
+import argparse
+
+from clipit.config.shipped import config_file
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Parse the command line, check all trials, run the unfinished ones and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, usage="%(prog)s FILE [options] [--section.key=value ...]", allow_abbrev=False
+    )
+    parser.add_argument("file", type=config_file, help="sweep file, or the name of a shipped one: sweeps/lora_rank")
+    parser.add_argument(
+        "--launch", metavar="COMMAND", help='start each trial in processes of its own: "accelerate launch ..."'
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="largest number of trials (default: run_cap of the file)"
+    )
+    parser.add_argument(
+        "--draws-seed", type=int, default=0, metavar="N", help="seed of the values (methods random and bayes)"
+    )
+    parser.add_argument(
+        "--trial", action="store_true", help="run one trial, with its values given as options (by wandb's agent)"
+    )
+    arguments, rest = parser.parse_known_args()
+    with user_errors():
+        from clipit.sweeps.file import parse_options, read_sweep
+        from clipit.sweeps.trials import make_trial, plan_sweep
+
+        sweep, options = read_sweep(arguments.file), parse_options(rest)
+        if arguments.trial:
+            from clipit.runs.train import train_run
+
+            train_run(make_trial(sweep, options).config)
+            return
+        plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
+        from clipit.distributed import get_processes
+        from clipit.sweeps.run import run_sweep
+
+        folder = run_sweep(plan, arguments.launch)
+        if get_processes().main:
+            print("\n" + (folder / "sweep.md").read_text(encoding="utf-8"))
+            print(f"trials: {folder / 'trials.csv'}\nplot: {folder / 'sweep.png'}")

@@ -1,0 +1,48 @@
+"""The configurations that come with the package, by name."""
+
+import re
+from pathlib import Path
+
+from clipit.config.paths import option_path
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the shipped configurations: `configs/` of a checkout, or its installed copy."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped_names() -> dict[str, str]:
+    """List all shipped YAML files: name without suffix -> first sentence of the head comment."""
+    folder = shipped_folder()
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml")))
+    return {name: _summary((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
+
+
+def shipped_configs(folder: Path | None = None) -> list[Path]:
+    """List the run configurations in a folder: files with a section `tiles`, unlike those of sweeps and Accelerate."""
+    files = sorted((folder or shipped_folder()).rglob("*.yaml"))
+    return [path for path in files if re.search(r"^tiles:", path.read_text("utf-8"), re.M)]
+
+
+def config_file(text: str) -> Path:
+    """Convert the value of `--config`: a path, or the name of a shipped configuration such as `own_table`.
+
+    Raises:
+        argparse.ArgumentTypeError: `~` cannot be expanded.
+    """
+    path = option_path(text)
+    shipped = shipped_folder() / f"{text}.yaml"
+    is_name = re.fullmatch(r"\w+(/\w+)?", text) is not None
+    return shipped if is_name and not path.exists() and shipped.is_file() else path
+
+
+def _summary(text: str) -> str:
+    head = []
+    for line in text.splitlines():
+        if not line.startswith("# "):
+            break
+        head.append(line[2:])
+    return re.split(r"(?<=[.?:])\s", " ".join(head), maxsplit=1)[0].rstrip(":")

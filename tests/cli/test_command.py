@@ -1,0 +1,104 @@
+"""The command `clipit`: its subcommands, shipped configurations by name, and the scripts that mirror it."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipit.cli.commands import COMMANDS, command_names
+from clipit.cli.completion import completion_script
+from clipit.cli.main import main, usage
+from clipit.config.load import read_file_command
+from clipit.config.shipped import config_file, shipped_folder, shipped_names
+from clipit.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+RENAMED = {"index": "build_text_index", "world": "make_world"}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["clipit", *arguments])
+    main()
+
+
+def test_every_command_has_a_module_and_a_script_that_only_calls_it() -> None:
+    modules = {path.stem for path in (ROOT / "clipit/cli").glob("*.py")} - {"__init__", "main", "commands"}
+    assert {name.replace("-", "_") for name in command_names()} == modules
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == {RENAMED.get(name, name) for name in modules}
+    for name in modules:
+        text = (ROOT / f"scripts/{RENAMED.get(name, name)}.py").read_text(encoding="utf-8")
+        assert f"from clipit.cli.{name} import main" in text and len(ast.parse(text).body) == 3
+
+
+def test_help_lists_every_command_by_task_in_a_second_without_torch() -> None:
+    code = "import sys; sys.argv = ['clipit']; import clipit.cli.main as m; m.main(); assert 'torch' not in sys.modules"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for title, commands in COMMANDS.items():
+        assert f"{title}:" in text
+        assert all(f"  {name} " in text for name in commands)
+    assert text.strip() == usage() and max(map(len, text.splitlines())) <= 110
+
+
+def test_the_version_is_the_distribution_s(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    run(monkeypatch, "--version")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{capsys.readouterr().out.split()[1]}"' in project
+
+
+def test_an_unknown_command_names_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "check_leak")
+    assert "did you mean check-leaks?" in capsys.readouterr().err
+
+
+def test_a_subcommand_has_its_own_name_in_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, "train", "--help")
+    assert capsys.readouterr().out.startswith("usage: clipit train --config FILE")
+
+
+def test_init_prints_lists_and_never_overwrites(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    run(monkeypatch, "init")
+    listed = capsys.readouterr().out
+    assert {line.split()[0] for line in listed.splitlines()} == set(shipped_names())
+    run(monkeypatch, "init", "own_table")
+    text = capsys.readouterr().out
+    assert text == (ROOT / "configs/own_table.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    run(monkeypatch, "init", "own_table", "--to", str(path))
+    assert path.read_text(encoding="utf-8") == text
+    for arguments, message in ((("own_table", "--to", str(path)), "this file exists"), (("mine",), "own_table")):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, "init", *arguments)
+        assert message in capsys.readouterr().err
+
+
+def test_config_takes_a_file_or_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config_file("demo") == shipped_folder() / "demo.yaml"
+    assert config_file("sweeps/lora_rank") == shipped_folder() / "sweeps/lora_rank.yaml"
+    assert config_file("demo.yaml") == Path("demo.yaml") and config_file("../demo") == Path("../demo")
+    Path("demo").write_text("name: mine\ntiles: {source: table, path: a.csv}\n")
+    assert config_file("demo") == Path("demo")
+    assert read_file_command("", (), ["--config", "demo"])[0].run.name == "mine"
+    Path("demo").unlink()
+    assert read_file_command("", (), [], default_config="demo")[0].run.name == "demo"
+    with pytest.raises(ConfigError, match="no such"):
+        read_file_command("", (), ["--config", "nothing"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_keys(shell: str) -> None:
+    script = completion_script(shell)
+    assert all(re.search(rf"\b{name}\b", script) for name in command_names())
+    assert ("lora.rank" in script and "--config" in script) or shell == "fish"
+    if shell == "bash":
+        test = f"{script}\nCOMP_WORDS=(clipit tra); COMP_CWORD=1; _clipit; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", test], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["train"]

@@ -1,16 +1,18 @@
 """Inference with an exported classifier: classes, probabilities and zero-shot classification."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 
 from clipit.config.run import StudentConfig, VLMConfig
 from clipit.errors import DataError, ModelError
+from clipit.image_set import ZIP, open_images
 from clipit.models.classifier_spec import (
     HEADS,
     WEIGHTS,
@@ -29,7 +31,10 @@ from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last
 from clipit.models.vlm import VLM, load_vlm
+from clipit.read_ahead import read_ahead, reading_threads
 
+Images = Sequence[Picture] | str | Path
+"""A list of images, or the path of a folder or zip, whose images are read in the order of their paths."""
 Prompts = Mapping[str, Sequence[str] | str | np.ndarray]
 """Mapping from class to its texts, or to their embeddings by the classifier's VLM ([D] or [n,D])."""
 
@@ -66,23 +71,31 @@ class Classifier:
         self._vlm: VLM | None = None
         self._trust_remote_code = trust_remote_code
 
-    def predict(self, images: Sequence[Picture], *, batch_size: int = 64) -> list[str]:
-        """Predict the most probable class of each image."""
-        return [self.classes[int(best)] for best in self.predict_proba(images, batch_size=batch_size).argmax(axis=1)]
+    def predict(self, images: Images, *, batch_size: int = 64, workers: int = 0) -> list[str]:
+        """Predict the most probable class of each image; the arguments are those of `predict_proba`."""
+        probabilities = self.predict_proba(images, batch_size=batch_size, workers=workers)
+        return [self.classes[int(best)] for best in probabilities.argmax(axis=1)]
 
-    def predict_proba(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n C"]:
+    def predict_proba(self, images: Images, *, batch_size: int = 64, workers: int = 0) -> Float[np.ndarray, "n C"]:
         """Predict class probabilities, one row per image, in the order of `classes`.
+
+        Args:
+            images: Images as paths, arrays or PIL images; or a folder or zip, in the order of sorted paths.
+            batch_size: Images per batch.
+            workers: Threads that read images beside the model; 0: one per core, at most 8.
 
         Raises:
             DataError: An image cannot be read; it is named.
         """
-        logits = [self.forward(batch)[0] for batch in self._batches(images, batch_size)]
+        logits = [self.forward(batch)[0] for batch in self._batches(images, batch_size, workers)]
         if not logits:
             return np.zeros((0, len(self.classes)))
         return torch.cat(logits).double().softmax(dim=1).cpu().numpy()
 
-    def project(self, images: Sequence[Picture], *, batch_size: int = 64) -> Float[np.ndarray, "n D"]:
+    def project(self, images: Images, *, batch_size: int = 64, workers: int = 0) -> Float[np.ndarray, "n D"]:
         """Predict text embeddings of images in the VLM's joint space, as float32 without normalisation.
+
+        The arguments are those of `predict_proba`.
 
         Raises:
             ModelError: The classifier was trained without text.
@@ -94,28 +107,29 @@ class Classifier:
                 where="zero_shot",
                 fix="use a classifier trained with student.projector_layers: 1 or 2",
             )
-        parts = [self.forward(batch)[1] for batch in self._batches(images, batch_size)]
+        parts = [self.forward(batch)[1] for batch in self._batches(images, batch_size, workers)]
         if not parts:
             return np.zeros((0, self.joint_dim), dtype=np.float32)
         return torch.cat([part for part in parts if part is not None]).cpu().numpy()
 
     def zero_shot(
-        self, images: Sequence[Picture], prompts: Prompts | str | None = None, *, batch_size: int = 64
+        self, images: Images, prompts: Prompts | str | None = None, *, batch_size: int = 64, workers: int = 0
     ) -> Float[np.ndarray, "n K"]:
         """Classify images zero-shot: softmax over the scaled cosines of predicted text embedding and class prompts.
 
         Args:
-            images: Images as paths, arrays or PIL images.
+            images: Images as for `predict_proba`.
             prompts: None for the prompt set stored in the classifier; its name if there are several; or a mapping from
                 class to texts, or to embeddings by the classifier's VLM (without centring, which is applied here).
             batch_size: Images per batch.
+            workers: Reading threads, as for `predict_proba`.
 
         Raises:
             ModelError: The classifier was trained without text or does not contain this prompt set, or the VLM that is
                 needed for new texts is missing or differs from that of the training.
             DataError: An image cannot be read; it is named.
         """
-        projected = torch.from_numpy(self.project(images, batch_size=batch_size))
+        projected = torch.from_numpy(self.project(images, batch_size=batch_size, workers=workers))
         classes = torch.from_numpy(self.prompt_embeddings(prompts))
         scale = float((self.spec.vlm or {}).get("logit_scale", 100.0))
         cosines = _normalised(projected.double()) @ classes.double().T
@@ -166,15 +180,13 @@ class Classifier:
             logits = self._heads.heads(features).logits
         return logits, None if self._projector is None else self._projector(features)
 
-    def _batches(self, images: Sequence[Picture], batch_size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
-        check_several(images)
+    def _batches(self, images: Images, batch_size: int, workers: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+        count, read = _opened(images)
         preprocess = self.spec.preprocess
-        for start in range(0, len(images), batch_size):
-            batch = [
-                preprocess.pixels(open_picture(image, start + i))
-                for i, image in enumerate(images[start : start + batch_size])
-            ]
-            yield preprocess.normalise(torch.from_numpy(np.stack(batch)).to(self.device))
+        rows = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
+        with reading_threads(workers) as pool:
+            for _, batch in read_ahead(rows, lambda row: preprocess.pixels(read(row)), pool):
+                yield preprocess.normalise(torch.from_numpy(np.stack(batch)).to(self.device))
 
     def _read_cached(self, name: str | None) -> Tensor:
         known = list(self.spec.prompts)
@@ -310,6 +322,17 @@ def load_classifier(
     if heads is not None:
         heads = heads.to(chosen).eval().requires_grad_(False)
     return Classifier(spec, model, heads, zero_shot, vlm, trust_remote_code)
+
+
+def _opened(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
+    """Return the number of images, and a function that reads one of them by its position."""
+    if isinstance(images, str | Path):
+        path = Path(images).expanduser()
+        if path.suffix.lower() == ZIP or path.is_dir():
+            source = open_images(path)
+            return len(source), source.read
+    listed = check_several(images)
+    return len(listed), lambda position: open_picture(listed[position], position)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -1,7 +1,8 @@
 """Preprocessing of images, as the specification of each model prescribes."""
 
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,7 @@ _PIL_FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+_one_at_a_time = threading.Lock()
 _LONGEST = 8
 """Aspect ratio above which only the part of an image that is kept is resized."""
 
@@ -224,14 +226,19 @@ def _triple(values: Any) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def check_several(images: object) -> None:
-    """Check that a list of images was given.
+def check_several(images: Sequence[Picture] | str | Path) -> Sequence[Picture]:
+    """Return a list of images as it is.
 
     Raises:
         DataError: A single image was given.
     """
     if isinstance(images, str | Path | Image.Image):
-        raise DataError("expected a list of images, got one", where=repr(images), fix="put it into a list: [image]")
+        raise DataError(
+            "expected a list of images, a folder or a zip, got one image or a path that does not exist",
+            where=repr(images),
+            fix="put an image into a list: [image]; correct the path of a folder or zip",
+        )
+    return images
 
 
 def open_picture(image: Picture, position: int) -> Image.Image:
@@ -258,7 +265,8 @@ def open_picture(image: Picture, position: int) -> Image.Image:
                 )
             return Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return to_rgb(image)
+            with _one_at_a_time:  # the same image may occur twice in a list, and two threads must not load it at once
+                return to_rgb(image)
         return decode(Path(image))
     except (DataError, MemoryError):
         raise

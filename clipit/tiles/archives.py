@@ -15,7 +15,7 @@ from typing import IO
 
 from clipit.artifacts import whole_file
 from clipit.errors import DataError, disk_errors
-from clipit.tiles.readers import zip_stamps
+from clipit.image_readers import zip_stamps
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import shortlist
+from clipit.image_files import image_files
+from clipit.image_readers import FileReader, Reader, file_stamp
 from clipit.images import ImageError, decode
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.image_files import image_files
-from clipit.tiles.readers import FileReader, Reader, file_stamp
 from clipit.tiles.source import SourceTiles
 
 BACH = DATASETS["bach"]

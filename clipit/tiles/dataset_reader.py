@@ -7,9 +7,9 @@ from pathlib import Path
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
+from clipit.image_files import image_files, image_stamps
+from clipit.image_readers import FileReader
 from clipit.tiles.datasets import Count, DataSet
-from clipit.tiles.image_files import image_files, image_stamps
-from clipit.tiles.readers import FileReader
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 from clipit.tiles.table import read_table

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
+from clipit.image_files import image_files, image_stamps, subfolders
+from clipit.image_readers import FileReader
 from clipit.images import SUFFIXES
-from clipit.tiles.image_files import image_files, image_stamps, subfolders
-from clipit.tiles.readers import FileReader
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 

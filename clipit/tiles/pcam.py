@@ -10,9 +10,9 @@ from PIL import Image
 from clipit.config.run import TilesConfig
 from clipit.data_files import FolderFiles, list_files
 from clipit.errors import DataError, shortlist
+from clipit.image_readers import LazyHandle, file_stamp
 from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.readers import LazyHandle, file_stamp
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.splits import part_map
 

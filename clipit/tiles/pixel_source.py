@@ -1,14 +1,12 @@
 """Batches of tile pixels, prefetched by threads while the model computes."""
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL.Image import Image
 
+from clipit.read_ahead import read_ahead, reading_threads
 from clipit.tiles.tileset import TileSet
 
 Geometry = Callable[[Image], UInt8[np.ndarray, "3 h w"]]
@@ -37,7 +35,7 @@ class PixelSource:
         self._geometry = geometry
         self._mode = cache
         self._cache: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
-        self._pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1), thread_name_prefix="tiles")
+        self._pool = reading_threads(threads)
 
     def _pixels(self, row: int) -> UInt8[np.ndarray, "3 h w"]:
         cached = self._cache.get(row)
@@ -58,20 +56,5 @@ class PixelSource:
         self, batches: Iterable[Int[np.ndarray, "_"]], depth: int = 4
     ) -> Iterator[tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]]:
         """Yield each batch of rows with its pixels, reading `depth` batches ahead."""
-        pending: deque[tuple[Int[np.ndarray, "b"], list[Future[UInt8[np.ndarray, "3 h w"]]]]] = deque()
-
-        def next_batch() -> tuple[Int[np.ndarray, "b"], UInt8[np.ndarray, "b 3 h w"]]:
-            rows, futures = pending.popleft()
-            return rows, np.stack([future.result() for future in futures])
-
-        try:
-            for rows in batches:
-                pending.append((rows, [self._pool.submit(self._pixels, int(row)) for row in rows]))
-                if len(pending) > depth:
-                    yield next_batch()
-            while pending:
-                yield next_batch()
-        finally:
-            for _, futures in pending:
-                for future in futures:
-                    future.cancel()
+        for rows, pixels in read_ahead(batches, lambda row: self._pixels(int(row)), self._pool, depth):
+            yield rows, np.stack(pixels)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from clipit.errors import DataError, shortlist
-from clipit.tiles.readers import Reader
+from clipit.image_readers import Reader
 
 ALIASES: Mapping[str, str] = {
     "train": "train",

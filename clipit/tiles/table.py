@@ -10,10 +10,10 @@ from typing import Any, Literal
 from clipit.config.run import TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
+from clipit.image_files import dangling_links, image_stamps
+from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
-from clipit.tiles.image_files import dangling_links, image_stamps
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
-from clipit.tiles.readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.tiles.source import SourceTiles
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}

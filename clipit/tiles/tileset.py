@@ -12,8 +12,8 @@ from PIL import Image
 
 from clipit.data_files import is_unicode
 from clipit.errors import DataError, shortlist
+from clipit.image_readers import Reader
 from clipit.images import Unreadable, attempt
-from clipit.tiles.readers import Reader
 
 SPLITS = ("train", "validation", "test")
 NO_LABEL = "(no label)"

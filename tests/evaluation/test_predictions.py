@@ -22,7 +22,7 @@ from clipit.evaluation.predictions import (
     softmax,
     write_predictions,
 )
-from clipit.tiles.readers import FileReader
+from clipit.image_readers import FileReader
 from clipit.tiles.tileset import TileSet
 
 CLASSES = ("AC", "H", "S")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.image_readers import FileReader
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import load_tiles, read_tiles
-from clipit.tiles.readers import FileReader
 
 from .conftest import paint, write_table
 

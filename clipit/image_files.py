@@ -7,8 +7,8 @@ from typing import Literal
 
 from clipit.data_files import list_files
 from clipit.errors import DataError, shortlist
+from clipit.image_readers import file_stamp
 from clipit.images import is_image
-from clipit.tiles.readers import file_stamp
 
 
 def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,169 @@
+"""Images with ids, from image files, folders and zips."""
+
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+
+from PIL import Image
+
+from clipit.errors import DataError, shortlist
+from clipit.image_files import image_files, image_stamps
+from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
+from clipit.images import SUFFIXES, Unreadable, attempt, is_image
+
+ZIP = ".zip"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order; they stay on disk until they are read.
+
+    Attributes:
+        ids: Unique names, such as paths relative to a folder.
+        stamps: Stamp of each image's content, which changes when the file is replaced.
+        reader: Reader of the images by row.
+        where: Folder, zip or table, for messages.
+        notes: Remarks such as the number of skipped files.
+    """
+
+    ids: Sequence[str]
+    stamps: Sequence[str]
+    reader: Reader
+    where: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 over ids and stamps."""
+        digest = sha256()
+        for column in (self.ids, self.stamps):
+            digest.update("\n".join(column).encode())
+            digest.update(b"\0")
+        return digest.hexdigest()[:16]
+
+    def read(self, row: int) -> Image.Image:
+        """Read an image as RGB.
+
+        Raises:
+            DataError: The image cannot be opened or decoded.
+        """
+        image = self.try_read(row)
+        if isinstance(image, Unreadable):
+            raise DataError(
+                f"the image {self.ids[row]} cannot be decoded: {image.reason}",
+                where=self.reader.where(row),
+                fix="replace the file, or remove it",
+            )
+        return image
+
+    def try_read(self, row: int) -> Image.Image | Unreadable:
+        """Read an image as RGB; return an `Unreadable` if it cannot be decoded or may not be read.
+
+        Raises:
+            DataError: The file cannot be opened for another reason, such as a disk that is gone.
+        """
+        where = self.reader.where(row)
+        try:
+            return attempt(lambda: self.reader.read(row), tile_id=self.ids[row], where=where)
+        except DataError as error:
+            if isinstance(error.__cause__, PermissionError):
+                return Unreadable("no permission to read the file")
+            raise
+
+
+class _JoinedReader:
+    """Reads the rows of several readers, one after the other."""
+
+    def __init__(self, sets: Sequence[ImageSet]) -> None:
+        self._readers = [images.reader for images in sets]
+        self._starts = [0, *accumulate(len(images) for images in sets)][:-1]
+
+    def _find(self, row: int) -> tuple[Reader, int]:
+        place = bisect_right(self._starts, row) - 1
+        return self._readers[place], row - self._starts[place]
+
+    def read(self, row: int) -> Image.Image:
+        """Decode the image of a row as RGB."""
+        reader, inner = self._find(row)
+        return reader.read(inner)
+
+    def where(self, row: int) -> str:
+        """Return the file of a row, for messages."""
+        reader, inner = self._find(row)
+        return reader.where(inner)
+
+
+def open_images(path: Path) -> ImageSet:
+    """List the images of a folder or zip, sorted by id, or open one image file.
+
+    The id of an image is its path relative to the folder or in the zip, and the name of a single file. Hidden files are
+    skipped, and so are files that are not images, with a note.
+
+    Raises:
+        DataError: The path does not exist, contains no image, or is a file of another kind.
+    """
+    if path.is_dir():
+        names, others = image_files(path, "quarantine")
+        return _checked(path, names, image_stamps(path, names), FileReader(path, names), others)
+    if not path.exists():
+        raise DataError("no such file or folder", where=path, fix="correct the path")
+    if path.suffix.lower() == ZIP:
+        stamp_of = zip_stamps(path)
+        names = sorted(name for name in stamp_of if is_image(name))
+        others = [name for name in stamp_of if not is_image(name) and not Path(name).name.startswith(".")]
+        return _checked(path, names, [stamp_of[name] for name in names], ZipReader(path, names), others)
+    if not is_image(path):
+        raise DataError(
+            "not an image file that clipit reads, nor a folder or zip of them",
+            where=path,
+            fix=f"use files of the kinds {', '.join(sorted(SUFFIXES))}",
+        )
+    return ImageSet([path.name], [file_stamp(path)], FileReader(path.parent, [path.name]), str(path))
+
+
+def join_images(sets: Sequence[ImageSet]) -> ImageSet:
+    """Join several sets of images in their order.
+
+    Raises:
+        DataError: An id occurs more than once.
+    """
+    ids = [name for images in sets for name in images.ids]
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        reader = _JoinedReader(sets)
+        places = [reader.where(row) for row, name in enumerate(ids) if name == repeated[0]]
+        parent = os.path.commonpath([images.where for images in sets])
+        raise DataError(
+            f"{len(repeated)} images have the id of another one: {shortlist(repeated)}",
+            where=shortlist(places, 2),
+            fix="give each image once; images in several folders keep different ids if the input is the folder that "
+            f"contains all of them ({parent}), or a table with a column id",
+        )
+    if len(sets) == 1:
+        return sets[0]
+    stamps = [stamp for images in sets for stamp in images.stamps]
+    notes = tuple(note for images in sets for note in images.notes)
+    return ImageSet(ids, stamps, _JoinedReader(sets), shortlist([images.where for images in sets], 3), notes)
+
+
+def _checked(
+    path: Path, names: Sequence[str], stamps: Sequence[str], reader: Reader, others: Sequence[str]
+) -> ImageSet:
+    """Make the set of a folder or zip, which must contain images."""
+    if not names:
+        found = f"; it contains {shortlist(others, 3)}" if others else ""
+        raise DataError(
+            f"no images here{found}", where=path, fix=f"use files of the kinds {', '.join(sorted(SUFFIXES))}"
+        )
+    note = (f"{len(others)} files in {path} are not images and were skipped: {shortlist(others, 3)}",) if others else ()
+    return ImageSet(names, stamps, reader, str(path), note)

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,24 @@ def test_kinds_of_pictures(tmp_path: Path, timm_folder: Path, vlm: VLM, pictures
         classifier.predict([opened])
     with pytest.raises(DataError, match="list"):
         classifier.predict(str(tmp_path / "a.png"))  # type: ignore[arg-type]
+
+
+def test_folders_and_zips_are_read_in_the_order_of_their_paths(
+    tmp_path: Path, timm_folder: Path, vlm: VLM, pictures: list[Image.Image]
+) -> None:
+    _, _, classifier = export(tmp_path / "c", timm_folder, LINEAR, vlm)
+    (tmp_path / "tiles/b").mkdir(parents=True)
+    names = ["z.png", "b/1.png", "a.png", "b/0.png"]
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for picture, name in zip(pictures, names, strict=True):
+            picture.save(tmp_path / "tiles" / name)
+            archive.write(tmp_path / "tiles" / name, name)
+    order = [names.index(name) for name in sorted(names)]
+    listed = [pictures[i] for i in order]
+    for source in (tmp_path / "tiles", str(tmp_path / "tiles.zip")):
+        np.testing.assert_array_equal(classifier.predict_proba(source), classifier.predict_proba(listed))
+        np.testing.assert_array_equal(classifier.zero_shot(source, workers=2), classifier.zero_shot(listed))
+        assert classifier.predict(source) == classifier.predict(listed)
 
 
 def test_export_refuses_what_does_not_fit(tmp_path: Path, timm_folder: Path, vlm: VLM) -> None:

@@ -1,0 +1,98 @@
+"""Images of files, folders and zips: ids, order, what is refused; and reading ahead."""
+
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.errors import DataError
+from clipit.image_set import join_images, open_images
+from clipit.images import Unreadable
+from clipit.read_ahead import read_ahead, reading_threads
+
+
+def save(path: Path, value: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+    return path
+
+
+def test_ids_are_paths_below_the_folder_or_in_the_zip_in_sorted_order(tmp_path: Path) -> None:
+    folder = tmp_path / "tiles"
+    for value, name in enumerate(("b/2.png", "a.png", "b/1.jpg", ".hidden.png")):
+        save(folder / name, value * 10)
+    (folder / "notes.txt").write_text("not an image")
+    with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
+        for file in ("b/2.png", "a.png", "b/1.jpg", "notes.txt"):
+            archive.write(folder / file, file)
+        archive.write(folder / ".hidden.png", "__MACOSX/._a.png")
+    for source in (open_images(folder), open_images(tmp_path / "tiles.zip")):
+        assert list(source.ids) == ["a.png", "b/1.jpg", "b/2.png"]
+        assert np.asarray(source.read(0)).max() == 10 and np.asarray(source.read(2)).max() == 0
+        assert "1 files" in source.notes[0] and "notes.txt" in source.notes[0]
+    one = open_images(folder / "b/2.png")
+    assert list(one.ids) == ["2.png"] and one.notes == ()
+
+
+def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> None:
+    sets = [open_images(save(tmp_path / name, value)) for name, value in (("z/1.png", 1), ("a/2.png", 2))]
+    joined = join_images(sets)
+    assert list(joined.ids) == ["1.png", "2.png"]
+    assert [int(np.asarray(joined.read(row)).max()) for row in range(2)] == [1, 2]
+    assert joined.fingerprint != join_images(sets[::-1]).fingerprint
+    save(tmp_path / "b/1.png")
+    with pytest.raises(DataError, match=rf"1 images have the id of another one: 1\.png(.|\n)*contains all of .*{tmp_path}"):
+        join_images([*sets, open_images(tmp_path / "b")])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("gone", "no such file"), ("a.txt", "not an image file"), ("empty", "no images here")]
+)
+def test_paths_without_images_are_refused(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=words):
+        open_images(tmp_path / name)
+
+
+def test_damaged_images_and_links_without_target_are_unreadable_rather_than_errors(tmp_path: Path) -> None:
+    data = save(tmp_path / "whole.png", 7).read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+    source = open_images(tmp_path)
+    found = [source.try_read(row) for row in range(3)]
+    assert [isinstance(image, Unreadable) for image in found] == [True, True, False]
+    with pytest.raises(DataError, match=r"cut\.png cannot be decoded"):
+        source.read(0)
+
+
+def test_batches_are_read_ahead_in_order_and_only_a_few_of_them() -> None:
+    started: list[int] = []
+    lock = threading.Lock()
+
+    def read(item: int) -> int:
+        with lock:
+            started.append(item)
+        return item * 10
+
+    with reading_threads(2) as pool:
+        stream = read_ahead([range(i, i + 2) for i in range(0, 40, 2)], read, pool, depth=3)
+        assert next(stream) == (range(0, 2), [0, 10])
+        assert max(started) < 8, "one batch is yielded, three are read ahead"
+        assert [results[0] for _, results in stream] == list(range(20, 400, 20))
+
+
+def test_an_error_of_a_reader_appears_at_its_batch() -> None:
+    def read(item: int) -> int:
+        if item == 3:
+            raise DataError("item 3")
+        return item
+
+    with reading_threads(2) as pool:
+        stream = read_ahead([[0, 1], [2, 3], [4]], read, pool)
+        assert next(stream)[1] == [0, 1]
+        with pytest.raises(DataError, match="item 3"):
+            next(stream)

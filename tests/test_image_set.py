@@ -44,7 +44,9 @@ def test_joined_sets_keep_their_order_and_refuse_equal_ids(tmp_path: Path) -> No
     assert [int(np.asarray(joined.read(row)).max()) for row in range(2)] == [1, 2]
     assert joined.fingerprint != join_images(sets[::-1]).fingerprint
     save(tmp_path / "b/1.png")
-    with pytest.raises(DataError, match=rf"1 images have the id of another one: 1\.png(.|\n)*contains all of .*{tmp_path}"):
+    with pytest.raises(
+        DataError, match=rf"1 images have the id of another one: 1\.png(.|\n)*contains all of .*{tmp_path}"
+    ):
         join_images([*sets, open_images(tmp_path / "b")])
 
 

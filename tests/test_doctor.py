@@ -51,10 +51,11 @@ def test_lines_are_aligned_counted_and_worst_first() -> None:
         CheckGroup("Two", [Check("WARN", "b", "so so")]),
     ]
     lines = format_checks(groups).splitlines()
-    assert lines[0] == "One"
+    assert lines[0] == "Problems"
     assert lines[1].startswith("  FAIL  longer  ill ill") and lines[2].startswith("                ill")
     assert "                to do: do this" in lines
-    assert lines.index("  PASS  a       well") > lines.index("                to do: do this")
+    assert lines.index("  WARN  b       so so") > lines.index("                to do: do this")
+    assert lines[lines.index("One") + 1] == "  PASS  a  well" and "Two" not in lines
     assert lines[-1] == "1 FAIL, 1 WARN, 1 PASS"
     assert max(map(len, lines)) <= 120
 
@@ -67,8 +68,8 @@ def test_colours_only_when_asked_for() -> None:
 
 def test_an_error_of_the_package_becomes_a_failed_check() -> None:
     check = failed_check("tiles", DataError(explain("the folder is empty", where="/data", fix="fill it")))
-    assert check == Check("FAIL", "tiles", "the folder is empty (/data)", "fill it")
-    assert failed_check("x", DataError("short")).message == "short"
+    assert check == Check("FAIL", "tiles", "The folder is empty (/data).", "fill it")
+    assert failed_check("x", DataError("CONCH is missing.")).message == "CONCH is missing."
 
 
 # Machine ----------------------------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def test_access_to_the_weights_is_checked_though_the_package_is_missing(monkeypa
     assert "gated, and this user has no access" in weights.message
     with_path = VLMConfig(name="conch", path="/no/such/folder")
     package, weights = check_vlm("VLM", with_path, hub("gated"))
-    assert "needs its own package" in package.message and "/no/such/folder does not exist" in weights.message
+    assert "needs its own package" in package.message and "does not exist: /no/such/folder" in weights.message
 
 
 @pytest.mark.parametrize("name", ["", "plip", "quiltnet-b-32"])
@@ -362,8 +363,8 @@ def test_folders_without_weights(configure: MakeConfig, tmp_path: Path) -> None:
             file.unlink()
     vlm = check_vlm("VLM", VLMConfig(name=str(tmp_path / "vlm")), silent)[0]
     backbone = check_backbone(BackboneConfig(name=str(tmp_path / "backbone")), silent)[0]
-    assert vlm.status == "FAIL" and "weights (" in vlm.message
-    assert backbone.status == "FAIL" and "no weights" in backbone.message
+    assert vlm.status == "FAIL" and "eights (" in vlm.message
+    assert backbone.status == "FAIL" and "No weights" in backbone.message
 
 
 def test_local_folders_and_embedded_models_need_no_hub(configure: MakeConfig) -> None:
@@ -427,11 +428,11 @@ def test_reports_of_tcga_that_are_not_there(configure: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("gpu", "precision", "needs", "match"),
     [
-        (0, "bf16", "", "torch sees none"),
-        (0, "fp16", "a GPU", "torch sees none"),
+        (0, "bf16", "", "No GPU is available"),
+        (0, "fp16", "a GPU", "No GPU"),
         (0, "no", "a GPU and 20 minutes", "the file needs a GPU and 20 minutes"),
         (0, "no", "2 cores", ""),
-        (7, "bf16", "a GPU", "this GPU emulates"),
+        (7, "bf16", "a GPU", "This GPU emulates"),
         (7, "fp16", "a GPU", ""),
         (9, "bf16", "a GPU", ""),
     ],

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from clipit.config.run import RunConfig
-from clipit.config.shipped import shipped_configs, shipped_folder
+from clipit.config.shipped import run_configs, shipped_folder
+from clipit.doctor.checks import Check, merge_checks
 from clipit.doctor.configs import (
     check_config,
     check_shipped_config,
-    check_shipped_configs,
     command_of,
     head_entry,
     missing_keys,
@@ -30,7 +30,7 @@ def silent(name: str) -> Access:
 
 
 def test_no_shipped_configuration_fails() -> None:
-    files = shipped_configs()
+    files = run_configs(shipped_folder())
     assert {"demo.yaml", "own_table.yaml"} <= {path.name for path in files}
     for path in files:
         checks = check_shipped_config(path, offline)
@@ -39,7 +39,8 @@ def test_no_shipped_configuration_fails() -> None:
 
 def test_each_problem_is_listed_once_with_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    checks = check_shipped_configs(shipped_configs(), offline).checks
+    files = run_configs(shipped_folder())
+    checks = merge_checks({path.name: check_shipped_config(path, offline) for path in files})
     keys = [(check.subject, check.message.partition(" [")[0], check.fix) for check in checks]
     assert len(keys) == len(set(keys))
     (bach,) = [check for check in checks if check.subject == "tiles" and "bach" in check.message]
@@ -48,7 +49,7 @@ def test_each_problem_is_listed_once_with_its_files(monkeypatch: pytest.MonkeyPa
 
 def test_keys_that_are_the_users_to_give() -> None:
     (check,) = check_shipped_config(shipped_folder() / "own_table.yaml", silent)
-    assert check.status == "WARN" and "--tiles.path=... --reports.path=..." in check.message
+    assert check.status == "WARN" and "--tiles.path=... --reports.path=..." in check.fix
     assert missing_keys({"tiles": {"source": "table"}}) == ["tiles.path"]
 
 
@@ -64,7 +65,7 @@ def test_sweeps_and_broken_files_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text("method: grid\nparameters: {}\n")
     (tmp_path / "broken.yaml").write_text("tiles: [\n")
     (tmp_path / "wrong.yaml").write_text("tiles: {source: table, path: a, colour: red}\n")
-    files = shipped_configs(tmp_path)
+    files = run_configs(tmp_path)
     assert [path.name for path in files] == ["broken.yaml", "wrong.yaml"]
     broken, wrong = (check_shipped_config(path, silent)[0] for path in files)
     assert (broken.status, wrong.status) == ("FAIL", "FAIL")
@@ -76,7 +77,7 @@ def test_what_the_head_of_a_configuration_needs(tmp_path: Path) -> None:
     path.write_text("# T\n#\n# command   do it\n# needs     a GPU; memory:\n#           much\n# models    x\nname: a\n")
     assert head_entry(path, "needs") == "a GPU; memory: much"
     assert head_entry(path, "models") == "x" and head_entry(path, "data") == ""
-    for path in shipped_configs():
+    for path in run_configs(shipped_folder()):
         assert head_entry(path, "needs"), path
 
 
@@ -102,12 +103,42 @@ def test_a_configuration_with_keys_of_its_user(configure: Callable[..., RunConfi
     path, own = shipped_folder() / "own_table.yaml", configure()
     config, missing = read_incomplete(path, [])
     last = check_config(config, missing, path, silent)[-1]
-    assert (last.status, last.subject) == ("FAIL", "keys") and "--tiles.path=... --reports.path=..." in last.message
+    assert (last.status, last.subject) == ("FAIL", "keys") and "--tiles.path=... --reports.path=..." in last.fix
     keys = [f"--tiles.path={own.tiles.path}", f"--reports.path={own.reports.path if own.reports else ''}"]
     config, missing = read_incomplete(path, [*keys, "--output=elsewhere"])
     assert config.run.output == Path("elsewhere") and not missing
     assert {check.status for check in check_config(config, missing, path, silent)} == {"PASS"}
     assert read_incomplete(shipped_folder() / "own_comparison.yaml", keys[:1])[1] == ["reports.path"]
+
+
+def test_wrong_tiles_are_found_although_reports_are_not_set() -> None:
+    path = shipped_folder() / "own_table.yaml"
+    config, missing = read_incomplete(path, ["--tiles.path=/nowhere/tiles.csv"])
+    failed = [check for check in check_config(config, missing, path, silent) if check.status == "FAIL"]
+    assert [check.subject for check in failed] == ["tiles", "keys"]
+    assert "/nowhere/tiles.csv" in failed[0].message and failed[1].message == "Required keys are not set: reports.path."
+
+
+def test_findings_of_several_files_are_listed_once() -> None:
+    both, one = Check("FAIL", "tiles", "No tiles."), Check("WARN", "GPU", "No GPU.")
+    assert merge_checks({"a.yaml": [both, one], "b.yaml": [both]}) == [
+        both, Check("WARN", "GPU", "No GPU. [a.yaml]"),
+    ]  # fmt: skip
+
+
+def test_by_default_the_configurations_in_the_folder_are_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (check,) = diagnose()[0].checks
+    assert check.status == "PASS" and "clipit init own_table" in check.message
+    text = (shipped_folder() / "own_table.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "wrong.yaml").write_text("tiles: {source: table, path: a, colour: red}\n")
+    checks = diagnose()[0].checks
+    assert checks[0].message == "mine.yaml, wrong.yaml"
+    assert [check.message for check in checks if check.status == "FAIL"][0].endswith("[mine.yaml]")
+    assert any("tiles.colour" in check.message and "[wrong.yaml]" in check.message for check in checks)
 
 
 @pytest.mark.parametrize("name", ["sweeps/lora_rank.yaml", "accelerate/two_cpu_processes.yaml"])

@@ -1,6 +1,6 @@
-"""Check this machine, its packages and a configuration: PASS, WARN or FAIL for each, and what to do.
+"""Check this machine, its packages and your configuration: problems with what to do, worst first, then what is fine.
 
-Without --config, every shipped configuration is checked. The exit status is 1 when a check fails.
+Without --config, the configurations in the current folder are checked. The exit status is 1 when a check fails.
 """
 
 import argparse
@@ -14,14 +14,17 @@ from clipit.errors import ConfigError, user_errors
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]"
+        description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--shipped] [--models]"
     )
     parser.add_argument("--config", type=config_file, help="YAML file of a run; its keys can be overridden")
+    parser.add_argument("--shipped", action="store_true", help="check the shipped configurations instead")
     parser.add_argument("--models", action="store_true", help="print the tables of known models and exit")
     options, keys = parser.parse_known_args()
     with user_errors():
         if keys and options.config is None:
             raise ConfigError(f"unknown options: {' '.join(keys)}", fix="keys go with --config; see --help")
+        if options.shipped and options.config is not None:
+            raise ConfigError("--shipped and --config exclude each other", fix="leave one out")
         if options.models:
             from clipit.doctor.models import model_tables
 
@@ -30,6 +33,6 @@ def main() -> None:
         from clipit.doctor.checks import format_checks
         from clipit.doctor.diagnose import diagnose
 
-        groups = diagnose(options.config, keys)
+        groups = diagnose(options.config, keys, shipped=options.shipped)
         print(format_checks(groups, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
         raise SystemExit(any(check.status == "FAIL" for group in groups for check in group.checks))

@@ -21,10 +21,10 @@ def shipped_names() -> dict[str, str]:
     return {name: _summary((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in names}
 
 
-def shipped_configs(folder: Path | None = None) -> list[Path]:
+def run_configs(folder: Path) -> list[Path]:
     """List the run configurations in a folder: files with a section `tiles`, unlike those of sweeps and Accelerate."""
-    files = sorted((folder or shipped_folder()).rglob("*.yaml"))
-    return [path for path in files if re.search(r"^tiles:", path.read_text("utf-8"), re.M)]
+    files = (path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) if path.is_file())
+    return [path for path in files if re.search(r"^tiles:", path.read_text("utf-8", "replace"), re.M)]
 
 
 def config_file(text: str) -> Path:

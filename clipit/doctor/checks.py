@@ -1,8 +1,8 @@
 """Results of the doctor's checks, and how they are printed."""
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,7 @@ class Check:
     Attributes:
         status: Outcome; `WARN` for a problem that does not prevent a run.
         subject: What was checked, in a word or two.
-        message: Result of the check.
+        message: Result of the check; a whole sentence if there is a problem.
         fix: How to fix the problem; "" if there is none.
     """
 
@@ -42,29 +42,58 @@ def failed_check(subject: str, error: Exception) -> Check:
     text, _, fix = str(error).partition("\n  to do: ")
     what, _, where = text.partition("\n  where: ")
     message = f"{what} ({where})" if where else what
-    return Check("FAIL", subject, " ".join(message.split()), " ".join(fix.split()))
+    return Check("FAIL", subject, _sentence(" ".join(message.split())), " ".join(fix.split()))
+
+
+def _sentence(text: str) -> str:
+    """Start a message with a capital letter, unless it starts with a name or path, and end it with a full stop."""
+    first = text.partition(" ")[0]
+    start = text[:1].upper() if first.isalpha() and first.islower() else text[:1]
+    return f"{start}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def merge_checks(checks: Mapping[str, Sequence[Check]]) -> list[Check]:
+    """List each finding of several files once, followed by the files; a finding of all files has no such list.
+
+    Args:
+        checks: Checks of each file, by its name.
+    """
+    files: dict[Check, list[str]] = {}
+    for name, findings in checks.items():
+        for check in dict.fromkeys(findings):
+            files.setdefault(check, []).append(name)
+    return [
+        check if len(names) == len(checks) else replace(check, message=f"{check.message} [{', '.join(names)}]")
+        for check, names in files.items()
+    ]
 
 
 def format_checks(groups: Sequence[CheckGroup], *, colour: bool = False) -> str:
-    """Format groups of checks as aligned lines, worst first in each group, followed by a line of counts.
+    """Format all problems, worst first, then what passed group by group, and a line of counts.
 
     Args:
         groups: Groups of checks, in printing order.
         colour: Whether to colour the status for a terminal.
     """
     lines: list[str] = []
-    for group in groups:
-        width = max((len(check.subject) for check in group.checks), default=0)
-        indent = " " * (width + 10)
-        wrap = partial(textwrap.wrap, width=_WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
-        lines.append(group.title)
-        for check in sorted(group.checks, key=lambda check: list(_COLOURS).index(check.status)):
-            status = f"{_COLOURS[check.status]}{check.status}\033[0m" if colour else check.status
-            first, *rest = wrap(check.message) or [""]
-            lines.append(f"  {status}  {check.subject.ljust(width)}  {first}".rstrip())
-            lines += [indent + line for line in rest]
-            if check.fix:
-                lines += [indent + line for line in wrap(f"to do: {check.fix}", subsequent_indent=" " * 7)]
-        lines.append("")
-    statuses = [check.status for group in groups for check in group.checks]
+    checks = [check for group in groups for check in group.checks]
+    problems = sorted((c for c in checks if c.status != "PASS"), key=lambda c: list(_COLOURS).index(c.status))
+    passed = [CheckGroup(group.title, [c for c in group.checks if c.status == "PASS"]) for group in groups]
+    for group in (CheckGroup("Problems", problems), *passed):
+        if group.checks:
+            lines += [group.title, *_format_group(group.checks, colour), ""]
+    statuses = [check.status for check in checks]
     return "\n".join([*lines, ", ".join(f"{statuses.count(status)} {status}" for status in _COLOURS)])
+
+
+def _format_group(checks: Sequence[Check], colour: bool) -> Iterator[str]:
+    width = max(len(check.subject) for check in checks)
+    indent = " " * (width + 10)
+    wrap = partial(textwrap.wrap, width=_WIDTH - len(indent), break_long_words=False, break_on_hyphens=False)
+    for check in checks:
+        status = f"{_COLOURS[check.status]}{check.status}\033[0m" if colour else check.status
+        first, *rest = wrap(check.message) or [""]
+        yield f"  {status}  {check.subject.ljust(width)}  {first}".rstrip()
+        yield from (indent + line for line in rest)
+        if check.fix:
+            yield from (indent + line for line in wrap(f"to do: {check.fix}", subsequent_indent=" " * 7))

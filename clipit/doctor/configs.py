@@ -23,20 +23,6 @@ _ENTRY = re.compile(r"#\s?(?P<word>[a-z]+)\s{2,}(?P<text>\S.*)")
 _CONTINUATION = re.compile(r"#\s{3,}(?P<text>\S.*)")
 
 
-def check_shipped_configs(paths: Sequence[Path], ask: AskHub) -> CheckGroup:
-    """Check configurations that are not about to be used; each problem is reported once, with the files affected."""
-    files: dict[Check, list[str]] = {}
-    for path in paths:
-        for check in check_shipped_config(path, ask):
-            files.setdefault(check, []).append(path.name)
-    checks = [replace(check, message=f"{check.message} [{', '.join(names)}]") for check, names in files.items()]
-    if not checks:
-        checks = [
-            Check("WARN", "configs", "the package contains no configuration", "install it again, or pass --config")
-        ]
-    return CheckGroup("Shipped configurations", checks)
-
-
 def check_shipped_config(path: Path, ask: AskHub) -> list[Check]:
     """Check a configuration that is not about to be used: missing data and models are warnings."""
     try:
@@ -76,7 +62,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
 
     Args:
         file: Configuration of a run or comparison.
-        missing: Required keys with placeholders; if there are any, the data are not checked.
+        missing: Required keys with placeholders; what they belong to is not checked.
         path: File of the configuration, whose head comment gives the command and its requirements.
         ask: Function that returns whether a hub repository may be downloaded.
 
@@ -91,12 +77,13 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
         plans = [plan.config for plan in plan_comparison(config, comparison)]
     pending: dict[str, Callable[[], list[Check]]] = {}
     for plan in plans:
-        for key, run in _pending_checks(plan, ask, None if missing else comparison.shifted):
+        for key, run in _pending_checks(plan, ask, comparison.shifted, missing):
             pending.setdefault(key, run)
     checks = [check for run in pending.values() for check in run()]
     if missing:
         options = " ".join(f"--{key}=..." for key in missing)
-        checks.append(Check("FAIL", "keys", f"required keys: {options}", f"see the head of {path}"))
+        message = f"Required keys are not set: {', '.join(missing)}."
+        checks.append(Check("FAIL", "keys", message, f"set them in {path.name}, or give {options}"))
     else:
         checks += check_unwritten(plans, comparison.shifted, command_of(path))
     checks += check_gpu(config, head_entry(path, "needs"))
@@ -104,7 +91,7 @@ def check_config(file: ConfigFile, missing: Sequence[str], path: Path, ask: AskH
 
 
 def _pending_checks(
-    config: RunConfig, ask: AskHub, shifted: Mapping[str, TilesConfig] | None
+    config: RunConfig, ask: AskHub, shifted: Mapping[str, TilesConfig], missing: Sequence[str]
 ) -> Iterator[tuple[str, Callable[[], list[Check]]]]:
     """Yield the checks of models and existing data, each with a key that identifies the model or data."""
     for subject, vlm in (("VLM", config.vlm), ("second VLM", config.second_vlm)):
@@ -112,14 +99,12 @@ def _pending_checks(
             yield f"{subject} {vlm!r}", partial(check_vlm, subject, vlm, ask)
     if not is_unwritten(config.backbone.name):
         yield f"backbone {config.backbone!r}", partial(check_backbone, config.backbone, ask)
-    if shifted is None:  # required keys are missing, so the data cannot be checked
-        return
     sets = {f"shifted tiles {name}": tiles for name, tiles in shifted.items()}
     for subject, tiles in {"tiles": config.tiles, **sets}.items():
-        if not is_unwritten(tiles.path):
+        if not is_unwritten(tiles.path) and tiles.path != _PLACEHOLDER:
             key = fingerprint(tiles.model_dump(mode="json", exclude={"labels"}))
             yield f"{subject} {key}", partial(check_tiles, subject, tiles)
-    if config.reports is not None and not is_unwritten(config.reports.path):
+    if config.reports is not None and not is_unwritten(config.reports.path) and "reports.path" not in missing:
         yield f"reports {config.reports!r}", partial(check_reports, config)
     yield f"prompts {config.prompts} {config.reports!r}", partial(check_prompts, config)
 
@@ -132,7 +117,7 @@ def check_unwritten(configs: Sequence[RunConfig], shifted: Mapping[str, TilesCon
     if command.startswith("make ") or "clipit demo" in command:  # the demo and the comparison of synthetic worlds
         return [Check("PASS", "data", f"synthetic, written by the command itself: {command}")]
     fix = f"first: {command}" if command else "first run what writes them, or correct these paths"
-    return [Check("FAIL", "data", f"not written yet: {shortlist(paths, 3)}", fix)]
+    return [Check("FAIL", "data", f"Not written yet: {shortlist(paths, 3)}.", fix)]
 
 
 def check_gpu(config: RunConfig, needs: str) -> list[Check]:
@@ -142,15 +127,15 @@ def check_gpu(config: RunConfig, needs: str) -> list[Check]:
     precision = config.training.precision
     if torch.cuda.is_available():
         if precision == "bf16" and torch.cuda.get_device_properties(0).major < 8:
-            message = "training.precision is bf16, which this GPU emulates slowly"
+            message = "This GPU emulates bf16 (training.precision) slowly."
             return [Check("WARN", "precision", message, "--training.precision=fp16 or no")]
         return []
     if precision != "no":
-        message = f"training.precision is {precision}, made for GPUs, and torch sees none"
+        message = f"No GPU is available for training.precision {precision}."
         fix = "run it where there is a GPU; on a CPU: --training.precision=no, and expect hours or days"
         return [Check("WARN", "precision", message, fix)]
     if "a GPU" in needs:
-        return [Check("WARN", "GPU", f"torch sees no GPU, and the file needs {needs}", "expect hours")]
+        return [Check("WARN", "GPU", f"No GPU is available, and the file needs {needs}.", "expect hours")]
     return []
 
 

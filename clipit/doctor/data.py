@@ -41,7 +41,7 @@ def check_tiles(subject: str, config: TilesConfig) -> list[Check]:
     counts = ", ".join(f"{int((tiles.splits == split).sum())} {split}" for split in ("train", "validation", "test"))
     if subject == "tiles" and not (tiles.splits == "train").any():
         fix = "name the source's training part in tiles.splits.train, or correct the split column"
-        return [Check("FAIL", subject, f"{config.path}: no training tiles ({counts})", fix)]
+        return [Check("FAIL", subject, f"There are no training tiles in {config.path} ({counts}).", fix)]
     return [Check("PASS", subject, f"{config.path}: {counts}")]
 
 
@@ -60,7 +60,7 @@ def check_reports(config: RunConfig) -> list[Check]:
         if reports.format == "tcga":
             fix = f"get TCGA-Reports from {_TCGA_PAGE}, see data_cards/tcga_reports.md; or use your own reports"
         what = f"{reports.path} does not exist; {neighbours(reports.path)}".rstrip("; ")
-        return [Check("FAIL", "reports", what, fix)]
+        return [Check("FAIL", "reports", f"{what}.", fix)]
     try:
         corpus = read_reports(reports)
     except ClipitError as error:
@@ -71,7 +71,7 @@ def check_reports(config: RunConfig) -> list[Check]:
 
 def _on_hub(subject: str, name: str) -> Check:
     fix = "it is downloaded at its first use; without a network, use a local folder"
-    return Check("WARN", subject, f"{name} is on the Hugging Face hub; whether it is cached was not checked", fix)
+    return Check("WARN", subject, f"{name} is on the Hugging Face hub; whether it is cached was not checked.", fix)
 
 
 def check_prompts(config: RunConfig) -> list[Check]:

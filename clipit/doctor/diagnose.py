@@ -1,30 +1,36 @@
-"""Run all checks: the machine, its packages, the hub, and one configuration or every shipped one."""
+"""Run all checks: the machine, its packages, the hub, and configurations."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from clipit.config.load import read_yaml
-from clipit.config.shipped import shipped_configs
-from clipit.doctor.checks import CheckGroup
-from clipit.doctor.configs import check_config, check_shipped_configs, read_incomplete
+from clipit.config.shipped import run_configs, shipped_folder
+from clipit.doctor.checks import Check, CheckGroup, failed_check, merge_checks
+from clipit.doctor.configs import check_config, check_shipped_config, read_incomplete
 from clipit.doctor.machine import check_machine
 from clipit.doctor.models import ask_hub, check_hub
 from clipit.doctor.packages import check_packages
-from clipit.errors import ConfigError
+from clipit.errors import ClipitError, ConfigError
 
 
-def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[CheckGroup]:
+def diagnose(path: Path | None = None, options: Sequence[str] = (), *, shipped: bool = False) -> list[CheckGroup]:
     """Run all checks.
 
     Args:
-        path: Configuration file of a run or comparison; None: every shipped configuration.
+        path: Configuration file of a run or comparison; None: those in the current folder.
         options: Overrides, as on a command line (`--lora.rank=8`).
+        shipped: Whether to check the shipped configurations instead, of which most lack data and models.
 
     Raises:
         ConfigError: The file cannot be read, is not a run configuration, or has invalid keys.
     """
-    if path is None:
-        output, group = Path("outputs"), check_shipped_configs(shipped_configs(), ask_hub)
+    output = Path("outputs")
+    if shipped:
+        files = run_configs(shipped_folder())
+        checks = merge_checks({file.name: check_shipped_config(file, ask_hub) for file in files})
+        group = CheckGroup("Shipped configurations", checks)
+    elif path is None:
+        group = CheckGroup("Configurations in this folder", _check_folder(Path()))
     else:
         if {"method", "distributed_type"} & set(read_yaml(path)):
             fix = "use the configuration that the command at its head names"
@@ -32,8 +38,24 @@ def diagnose(path: Path | None = None, options: Sequence[str] = ()) -> list[Chec
         file, missing = read_incomplete(path, options)
         output, group = file.run.output, CheckGroup(str(path), check_config(file, missing, path, ask_hub))
     return [
+        group,
         CheckGroup("This machine", check_machine(output)),
         CheckGroup("Packages", check_packages()),
         CheckGroup("Hugging Face hub", check_hub()),
-        group,
     ]
+
+
+def _check_folder(folder: Path) -> list[Check]:
+    """Check all run configurations of a folder; one with an invalid key fails by itself."""
+    files = run_configs(folder)
+    if not files:
+        hint = "none here; clipit init own_table > config.yaml writes one, --shipped checks those of the package"
+        return [Check("PASS", "configurations", hint)]
+    checks = {}
+    for file in files:
+        try:
+            checks[file.name] = check_config(*read_incomplete(file, []), file, ask_hub)
+        except ClipitError as error:
+            checks[file.name] = [failed_check("keys", error)]
+    names = Check("PASS", "configurations", ", ".join(checks))
+    return [names, *merge_checks(checks)]

@@ -24,7 +24,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     if tuple(version) >= (3, 11):
         return Check("PASS", "Python", f"{text}, {sys.executable}")
     return Check(
-        "FAIL", "Python", f"{text} is too old", "make env with Python 3.11 or later: PYTHON=python3.12 make env"
+        "FAIL", "Python", f"Python {text} is too old.", "make env with Python 3.11 or later: PYTHON=python3.12 make env"
     )
 
 
@@ -33,7 +33,7 @@ def check_torch() -> list[Check]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [Check("FAIL", "torch", f"torch cannot be imported: {error}", "make env (or pip install -e '.[cpu]')")]
+        return [Check("FAIL", "torch", f"torch cannot be imported: {error}.", "make env (or pip install -e '.[cpu]')")]
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return [Check("PASS", "torch", f"{torch.__version__}, {build} build"), check_torchvision(), *check_devices()]
 
@@ -47,7 +47,7 @@ def check_torchvision() -> Check:
     error = (result.stderr.strip().splitlines() or ["no message"])[-1]
     mixed = "torchvision::nms" in error  # incompatible builds of torch and torchvision
     fix = "python -m tools.torchvision_hook" if mixed else "install the torchvision release that matches this torch"
-    return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}", fix)
+    return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}.", fix)
 
 
 def check_devices() -> list[Check]:
@@ -60,14 +60,14 @@ def check_devices() -> list[Check]:
         precision = "bf16" if gpu.major >= 8 else "no bf16: use fp16 or fp32"
         checks.append(Check("PASS", f"GPU {number}", f"{gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, {precision}"))
     if not checks and torch.version.cuda:
-        message = "torch has a CUDA build but sees no GPU: everything runs on the CPU"
+        message = "torch is a CUDA build but finds no GPU: everything runs on the CPU."
         fix = "check nvidia-smi, and that CUDA_VISIBLE_DEVICES is not empty; without a GPU, ignore this"
         checks.append(Check("WARN", "GPU", message, fix))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # `import clipit` sets this to passive unless the user has set it
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        message = "OMP_WAIT_POLICY=active: spinning threads slow small models down as soon as anything else runs"
-        checks.append(Check("WARN", "CPU", f"{cores} cores; {message}", "unset OMP_WAIT_POLICY"))
+        message = "OMP_WAIT_POLICY is active: waiting threads slow down everything else on these cores"
+        checks.append(Check("WARN", "CPU", f"{message} ({cores}).", "unset OMP_WAIT_POLICY"))
     else:
         checks.append(Check("PASS", "CPU", f"{cores} cores"))
     return checks
@@ -80,13 +80,13 @@ def check_disk(output: Path) -> Check:
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Check("FAIL", subject, f"{folder} cannot be written to", other_folder)
+        return Check("FAIL", subject, f"{folder} cannot be written to.", other_folder)
     free = shutil.disk_usage(folder).free / _GIB
     message = f"{free:.0f} GiB free"
     if free < 1:
-        return Check("FAIL", subject, message, f"free some space, or {other_folder}")
+        return Check("FAIL", subject, f"Only {message}.", f"free some space, or {other_folder}")
     if free < 10:
-        return Check("WARN", subject, message, "large data sets need tens of GiB; see --output")
+        return Check("WARN", subject, f"Only {message}.", "large data sets need tens of GiB; see --output")
     return Check("PASS", subject, message)
 
 
@@ -102,7 +102,7 @@ def check_default_launch() -> Check:
     try:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
-        message = f"accelerate cannot be imported: {error}"
+        message = f"accelerate cannot be imported: {error}."
         return Check("FAIL", "accelerate", message, "make env; python -m tools.torchvision_hook")
     path = Path(default_config_file)
     if not path.is_file():
@@ -111,7 +111,7 @@ def check_default_launch() -> Check:
     try:
         values: Any = load_config_from_file(str(path))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return Check("FAIL", "accelerate", f"{path} cannot be read: {error}", f"accelerate config, or delete {path}")
+        return Check("FAIL", "accelerate", f"{path} cannot be read: {error}.", f"accelerate config, or delete {path}")
     kind = str(getattr(values.distributed_type, "value", values.distributed_type))
     return check_launch_file(path, kind, values.num_processes or 1, use_cpu=bool(values.use_cpu), gpus=gpu_count())
 
@@ -131,10 +131,10 @@ def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus:
     if count > 1 and on_cpu:
         started = "independent processes that do not communicate" if kind == "MULTI_GPU" else "one process only"
         fix = f"start two processes on CPUs with {_TWO_ON_CPU}"
-        return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}", fix)
+        return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}.", fix)
     if count > gpus > 0:
-        return Check("FAIL", "accelerate", f"{message}, but {gpus} GPUs", f"set num_processes: {gpus} in that file")
+        return Check("FAIL", "accelerate", f"{message}, but there are {gpus} GPUs.", f"set num_processes: {gpus} in that file")
     if gpus > 1 and count == 1:
         fix = f"accelerate launch --multi_gpu --num_processes {gpus} ..., or accelerate config"
-        return Check("WARN", "accelerate", f"{message}: {gpus - 1} of {gpus} GPUs stay idle", fix)
+        return Check("WARN", "accelerate", f"{message}: {gpus - 1} of {gpus} GPUs stay idle.", fix)
     return Check("PASS", "accelerate", message)

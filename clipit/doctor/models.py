@@ -59,10 +59,10 @@ def check_hub() -> list[Check]:
         fix = (
             "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"
         )
-        mode = Check("WARN", "hub", f"{constants.ENDPOINT} does not answer; cache: {constants.HF_HUB_CACHE}", fix)
+        mode = Check("WARN", "hub", f"{constants.ENDPOINT} does not answer. Cached models are in {constants.HF_HUB_CACHE}.", fix)
     if get_token():
         return [mode, Check("PASS", "token", "present")]
-    message = "no token: gated models cannot be downloaded"
+    message = "There is no token: gated models cannot be downloaded."
     return [mode, Check("WARN", "token", message, "hf auth login (or set HF_TOKEN)")]
 
 
@@ -91,7 +91,7 @@ def check_vlm(subject: str, config: VLMConfig, ask: AskHub) -> list[Check]:
         if config.path is not None:
             if not Path(config.path).expanduser().exists():
                 fix = f"get the files from {spec.page}, all into this folder"
-                checks.append(Check("FAIL", subject, f"{config.name}: {config.path} does not exist", fix))
+                checks.append(Check("FAIL", subject, f"The path of {config.name} does not exist: {config.path}.", fix))
             return checks
     hub_id = vlm_hub_id(config, spec)
     if hub_id is None:
@@ -173,7 +173,7 @@ def _check_load(subject: str, name: str, load: Callable[[], object]) -> Check:
     except ClipitError as error:
         return failed_check(subject, error)
     except (ImportError, OSError, RuntimeError) as error:
-        return Check("FAIL", subject, f"{name} cannot be loaded: {error}", "clipit doctor --models lists names")
+        return Check("FAIL", subject, f"{name} cannot be loaded: {error}.", "clipit doctor --models lists names")
     return Check("PASS", subject, f"{name} loads")
 
 
@@ -201,10 +201,10 @@ def check_download(subject: str, name: str, hub_id: str, spec: "ModelSpec | None
     missing = f"{model} is not in the local cache, and"
     answers: dict[Access, tuple[Status, str, str]] = {
         "granted": ("PASS", f"{model} is downloaded at its first use", ""),
-        "gated": ("FAIL", f"{model} is gated, and this user has no access", licence),
-        "absent": ("FAIL", f"{model} does not exist on the hub, or is private", f"check the spelling: {page}"),
-        "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set", f"unset HF_HUB_OFFLINE; or {download}"),
-        "unreachable": ("WARN", f"{missing} the hub does not answer{unknown}", download),
+        "gated": ("FAIL", f"{model} is gated, and this user has no access.", licence),
+        "absent": ("FAIL", f"{model} does not exist on the hub, or is private.", f"check the spelling: {page}"),
+        "offline": ("FAIL", f"{missing} HF_HUB_OFFLINE is set.", f"unset HF_HUB_OFFLINE; or {download}"),
+        "unreachable": ("WARN", f"{missing} the hub does not answer{unknown}.", download),
     }
     status, message, fix = answers[ask(repository)]
     return Check(status, subject, message, fix)

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from clipit.doctor.checks import Check
-from clipit.versions import installed
+from clipit.versions import DISTRIBUTION, installed
 
-_DISTRIBUTION = "clipit-pathology"
 _FAISS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12")
 _MODERN_KERNELS = frozenset({"haswell", "zen", "skylakex", "cooperlake", "sapphirerapids", "excavator"})
 """OpenBLAS kernels that use at least AVX2."""
@@ -26,9 +25,9 @@ def check_requirements() -> Check:
     from packaging.requirements import Requirement
 
     try:
-        lines = importlib.metadata.requires(_DISTRIBUTION) or []
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        return Check("FAIL", "packages", f"{_DISTRIBUTION} is not installed in {sys.prefix}", "make env")
+        return Check("FAIL", "packages", f"{DISTRIBUTION} is not installed in {sys.prefix}.", "make env")
     required = [r for r in map(Requirement, lines) if r.marker is None or r.marker.evaluate({"extra": ""})]
     versions = installed({requirement.name for requirement in required})
     unmet = [
@@ -37,7 +36,7 @@ def check_requirements() -> Check:
         if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
     ]
     if unmet:
-        return Check("FAIL", "packages", f"missing or too old: {', '.join(unmet)}", "make env (or pip install -e .)")
+        return Check("FAIL", "packages", f"Packages are missing or too old: {', '.join(unmet)}.", "pip install -U clipit-pathology (in a checkout: make env)")
     return Check("PASS", "packages", "all required packages are installed")
 
 
@@ -51,10 +50,10 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
     has_gpu = _has_gpu()
     if len(versions) > 1:
         keep = next(name for name in versions if name != "faiss-cpu") if has_gpu else min(versions)
-        message = f"{listed} are both installed and overwrite each other's files"
+        message = f"{listed} are both installed and overwrite each other's files."
         return Check("FAIL", "faiss", message, f"pip uninstall -y {' '.join(versions)} && pip install {keep}")
     if not versions:
-        message = "faiss is not installed: torch searches exactly instead, and pairing.index can only be Flat"
+        message = "faiss is not installed: torch searches instead, exactly, and pairing.index can only be Flat."
         return Check("WARN", "faiss", message, f"pip install {'faiss-gpu' if has_gpu else 'faiss-cpu'}")
     try:
         import faiss
@@ -63,12 +62,12 @@ def check_faiss(versions: Mapping[str, str]) -> Check:
         options = str(faiss.get_compile_options()).strip()
     except (ImportError, OSError, AttributeError) as error:
         fix = f"pip install --force-reinstall --no-deps {next(iter(versions))}"
-        return Check("FAIL", "faiss", f"{listed} cannot be imported: {error}", fix)
+        return Check("FAIL", "faiss", f"{listed} cannot be imported: {error}.", fix)
     if has_gpu and "faiss-cpu" in versions:
         return Check("PASS", "faiss", f"{listed} ({options}) searches on the CPU; EXTRA=gpu make env uses the GPU")
     if has_gpu and not gpus:
         fix = "compare its CUDA version with the driver's (nvidia-smi); until then it searches on the CPU"
-        return Check("WARN", "faiss", f"{listed} ({options}) sees no GPU, although torch does", fix)
+        return Check("WARN", "faiss", f"{listed} ({options}) finds no GPU, although torch does.", fix)
     return Check("PASS", "faiss", f"{listed} ({options})")
 
 
@@ -107,5 +106,5 @@ def check_kernel(kernel: str, cpu_flags: Collection[str]) -> Check:
     best = "SKYLAKEX" if "avx512f" in cpu_flags else "Haswell" if "avx2" in cpu_flags else ""
     if kernel.lower() in _MODERN_KERNELS or not best:
         return Check("PASS", "OpenBLAS of faiss", f"kernel {kernel}")
-    message = f"kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'}: exact search is slow"
+    message = f"kernel {kernel} on a CPU with {'AVX-512' if best == 'SKYLAKEX' else 'AVX2'}: exact search is slow."
     return Check("WARN", "OpenBLAS of faiss", message, f"export OPENBLAS_CORETYPE={best}")

@@ -13,7 +13,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import key_of, read_file_command, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
-from clipit.doctor.checks import Check, CheckGroup, failed_check
+from clipit.doctor.checks import Check, failed_check
 from clipit.doctor.data import check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths
 from clipit.doctor.models import AskHub, check_backbone, check_vlm
 from clipit.errors import ClipitError, shortlist

@@ -133,7 +133,9 @@ def check_launch_file(path: Path, kind: str, count: int, *, use_cpu: bool, gpus:
         fix = f"start two processes on CPUs with {_TWO_ON_CPU}"
         return Check("WARN", "accelerate", f"{message}: without GPUs this starts {started}.", fix)
     if count > gpus > 0:
-        return Check("FAIL", "accelerate", f"{message}, but there are {gpus} GPUs.", f"set num_processes: {gpus} in that file")
+        return Check(
+            "FAIL", "accelerate", f"{message}, but there are {gpus} GPUs.", f"set num_processes: {gpus} in that file"
+        )
     if gpus > 1 and count == 1:
         fix = f"accelerate launch --multi_gpu --num_processes {gpus} ..., or accelerate config"
         return Check("WARN", "accelerate", f"{message}: {gpus - 1} of {gpus} GPUs stay idle.", fix)

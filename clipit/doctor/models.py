@@ -59,7 +59,9 @@ def check_hub() -> list[Check]:
         fix = (
             "without a network, use models in local folders and set HF_HUB_OFFLINE=1, so that no run waits for the hub"
         )
-        mode = Check("WARN", "hub", f"{constants.ENDPOINT} does not answer. Cached models are in {constants.HF_HUB_CACHE}.", fix)
+        mode = Check(
+            "WARN", "hub", f"{constants.ENDPOINT} does not answer. Cached models are in {constants.HF_HUB_CACHE}.", fix
+        )
     if get_token():
         return [mode, Check("PASS", "token", "present")]
     message = "There is no token: gated models cannot be downloaded."

@@ -36,7 +36,12 @@ def check_requirements() -> Check:
         if r.name not in versions or not r.specifier.contains(versions[r.name], prereleases=True)
     ]
     if unmet:
-        return Check("FAIL", "packages", f"Packages are missing or too old: {', '.join(unmet)}.", "pip install -U clipit-pathology (in a checkout: make env)")
+        return Check(
+            "FAIL",
+            "packages",
+            f"Packages are missing or too old: {', '.join(unmet)}.",
+            "pip install -U clipit-pathology (in a checkout: make env)",
+        )
     return Check("PASS", "packages", "all required packages are installed")
 
 

@@ -137,7 +137,7 @@ def test_by_default_the_configurations_in_the_folder_are_checked(
     (tmp_path / "wrong.yaml").write_text("tiles: {source: table, path: a, colour: red}\n")
     checks = diagnose()[0].checks
     assert checks[0].message == "mine.yaml, wrong.yaml"
-    assert [check.message for check in checks if check.status == "FAIL"][0].endswith("[mine.yaml]")
+    assert next(check.message for check in checks if check.status == "FAIL").endswith("[mine.yaml]")
     assert any("tiles.colour" in check.message and "[wrong.yaml]" in check.message for check in checks)
 
 

@@ -4,9 +4,16 @@ import io
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 class _Console(logging.Handler):
@@ -52,26 +59,52 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> Iterator[Advance]:
-    """Show a progress bar, on terminals only.
+    """Show progress: a bar with a clock on terminals, a line every 30 seconds elsewhere.
+
+    Both go on while one unit takes long, so that a slow step can be told from a stopped one.
 
     Args:
         title: Title of the bar.
         total: Total number of units.
-        shown: Whether this process shows the bar.
+        shown: Whether this process shows anything.
         done: Number of units done before a resume.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    if shown and 0 < done < total:
+        logger.info(f"{title}: resuming at {done:,} of {total:,}")
+    if not shown:
+        yield lambda units=1, note="": None
+    elif sys.stderr is not None and sys.stderr.isatty():
+        with _bar(title, total, done) as advance:
+            yield advance
+    else:
+        with _lines(title, total, done) as advance:
+            yield advance
 
-    console = Console(stderr=True)
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
+        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(units: int = 1, note: str = "") -> None:
@@ -80,3 +113,65 @@ def progress(title: str, total: int, *, shown: bool = True, done: int = 0) -> It
                 bar.update(task, note=note)
 
         yield advance
+
+
+@contextmanager
+def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
+    finished, latest = done, ""
+    start = time.monotonic()
+    ended = threading.Event()
+
+    def advance(units: int = 1, note: str = "") -> None:
+        nonlocal finished, latest
+        finished, latest = finished + units, note or latest
+
+    def report() -> None:
+        while not ended.wait(LINE_SECONDS):
+            seconds = time.monotonic() - start
+            speed = (finished - done) / seconds
+            left = f"about {duration((total - finished) / speed)} left" if speed else f"none yet in {duration(seconds)}"
+            count = f"{finished:,} of {total:,}"
+            logger.info(f"{title}: {', '.join(part for part in (count, latest, left) if part)}")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        thread.join()
+
+
+def duration(seconds: float) -> str:
+    """Format a time: `40 seconds`, `12 minutes`, `3.5 hours`, `2 days`."""
+    for limit, unit, name in ((90, 1, "seconds"), (5400, 60, "minutes"), (172_800, 3600, "hours")):
+        if seconds < limit:
+            value = seconds / unit
+            text = f"{value:.1f}".removesuffix(".0") if name == "hours" and value < 10 else f"{value:.0f}"
+            return f"{text} {name.removesuffix('s') if text == '1' else name}"
+    return f"{seconds / 86_400:.0f} days"
+
+
+class RunsLeft:
+    """Count of the runs of a comparison or search, and an estimate of the time left from the runs done so far."""
+
+    def __init__(self, total: int) -> None:
+        """Start the clock for this many runs."""
+        self.total, self.finished, self._seconds, self._timed = total, 0, 0.0, 0
+        self._start = time.monotonic()
+
+    def finish(self, *, kept: bool = False) -> str:
+        """Count a run, which took the time since the last one; return `3 of 35, about 20 minutes left`.
+
+        Args:
+            kept: Whether the run was finished before, so that its time says nothing about the others.
+        """
+        now = time.monotonic()
+        if not kept:
+            self._seconds, self._timed = self._seconds + now - self._start, self._timed + 1
+        self.finished, self._start = self.finished + 1, now
+        left = self.total - self.finished
+        count = f"{self.finished} of {self.total}"
+        if not left or not self._timed:
+            return count
+        return f"{count}, about {duration(left * self._seconds / self._timed)} left"

@@ -23,6 +23,7 @@ from clipit.distributed import get_processes
 from clipit.errors import DataError
 from clipit.evaluation.score_row import ScoreRow
 from clipit.pairing.leaks import patient_of
+from clipit.progress import RunsLeft
 from clipit.prompts.prompt_set import check_classes, load_prompts
 from clipit.reports.readers import Report
 from clipit.runs.folder import run_folder
@@ -57,11 +58,12 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         _check_test_sets(plan, workspace)
         _check_reports(plan, workspace)
     folder = config.output / "comparisons" / config.name
+    runs = RunsLeft(sum(len(plan.arms) * len(comparison.seeds) for plan in plans))
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
     for plan, workspace in zip(plans, workspaces, strict=True):
         predictions = folder / "predictions" / plan.config.name
-        rows = _train(plan, workspace)
+        rows = _train(plan, workspace, runs)
         rows += score_vlm(plan, workspace, predictions) + score_report_probes(plan, workspace, predictions)
         if get_processes().main:
             rows = add_costs(plan, rows, workspace)
@@ -79,7 +81,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     return folder
 
 
-def _train(plan: Plan, workspace: Workspace) -> list[ScoreRow]:
+def _train(plan: Plan, workspace: Workspace, runs: RunsLeft) -> list[ScoreRow]:
     rows: list[ScoreRow] = []
     for seed in plan.comparison.seeds:
         for arm in plan.arms:
@@ -89,7 +91,8 @@ def _train(plan: Plan, workspace: Workspace) -> list[ScoreRow]:
             rows += new
             scores = ", ".join(f"{row.part} {_percent(row.score)}" for row in new)
             where = "" if plan.data_set == plan.config.name else f" on {plan.data_set}"
-            logger.info(f"{'kept' if finished else 'done'}: {arm}{where}, seed {seed}: {new[0].metric} % {scores}")
+            done, left = "kept" if finished else "done", runs.finish(kept=finished)
+            logger.info(f"{done}: {arm}{where}, seed {seed}: {new[0].metric} % {scores} ({left})")
     return rows
 
 

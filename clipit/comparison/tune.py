@@ -18,8 +18,9 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError
+from clipit.progress import RunsLeft
 from clipit.reporting.tables import markdown_table
-from clipit.runs.folder import read_training, run_folder
+from clipit.runs.folder import is_trained, read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
 from clipit.versions import git_commit, versions
@@ -60,10 +61,13 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
     points = {arm: grid_points(config, comparison, arm) for arm in comparison.arms}
     trials = [_trial(base, arm, point, seed) for arm in points for point in points[arm] for seed in seeds]
 
+    runs = RunsLeft(len(trials))
+
     def run_trial(trial: Trial) -> float:
+        kept = is_trained(run_folder(trial.config))
         train_run(trial.config, workspace)
         score = _validation_score(trial)
-        logger.info(f"{format_point(trial.values)}: {score:.4f}")
+        logger.info(f"{format_point(trial.values)}: {score:.4f} ({runs.finish(kept=kept)})")
         return score
 
     SharedSearch(base.output / "searches" / config.name).run(lambda study: trials, run_trial)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Float16, Float32, Float64, Int
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, DataError, shortlist
-from clipit.progress import progress
+from clipit.progress import Advance, progress
 
 if TYPE_CHECKING:
     from clipit.models.vlm import VLM, Space
@@ -161,13 +161,14 @@ def embed_texts(
         if word_drop:
             texts = [drop_words(text, word_drop, seed, snippet) for text, snippet in zip(texts, ids, strict=True)]
 
-        def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
+        def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
             # Group texts of similar length into batches to reduce padding.
             order = sorted(range(start, stop), key=lambda row: (len(texts[row]), row))
             vectors = np.empty((stop - start, vlm.joint_dim), dtype=np.float32)
             for first in range(0, len(order), batch_size):
                 rows = order[first : first + batch_size]
                 vectors[np.array(rows) - start] = vlm.encode_texts([texts[row] for row in rows]).float().cpu().numpy()
+                advance(len(rows))
             return vectors
 
         return _write_embeddings(folder, ids, vlm, "joint", encode, "embedding snippets")
@@ -207,12 +208,13 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
 
         source = PixelSource(tiles, vlm.preprocess.pixels)
 
-        def encode(start: int, stop: int) -> Float32[np.ndarray, "_ dim"]:
+        def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
             batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-            vectors = [
-                vlm.encode_images(torch.from_numpy(pixels).to(vlm.device), space=space).float().cpu().numpy()
-                for _, pixels in source.ahead(batches)
-            ]
+            vectors = []
+            for rows, pixels in source.ahead(batches):
+                images = torch.from_numpy(pixels).to(vlm.device)
+                vectors.append(vlm.encode_images(images, space=space).float().cpu().numpy())
+                advance(len(rows))
             return np.concatenate(vectors)
 
         return _write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
@@ -225,29 +227,38 @@ def _encoder(vlm: "VLM", space: "Space" = "joint") -> dict[str, Any]:
 
 
 def write_shards(
-    folder: Path, ids: Sequence[str], encode: Callable[[int, int], Float[np.ndarray, "_ dim"]], title: str
+    folder: Path, ids: Sequence[str], encode: Callable[[int, int, Advance], Float[np.ndarray, "_ dim"]], title: str
 ) -> None:
     """Write the missing shards of a store, distributed over the processes.
 
     Args:
         folder: Folder of the artefact.
         ids: Ids of all rows.
-        encode: Function from the first and last (exclusive) row of a shard to its vectors, in the stored precision.
+        encode: Function from the first and last (exclusive) row of a shard to its vectors, in the stored precision; it
+            advances the bar by the rows of each batch.
         title: Title of the progress bar.
     """
     processes = get_processes()
-    with progress(title, len(ids), shown=processes.main) as advance:
-        for start in processes.share(range(0, len(ids), SHARD)):
+    missing = [start for start in range(0, len(ids), SHARD) if not all(f.is_file() for f in _shard(folder, start))]
+    rows = sum(min(SHARD, len(ids) - start) for start in missing)
+    processes.barrier()  # all processes share the same list of missing shards
+    with progress(title, len(ids), shown=processes.main, done=len(ids) - rows) as bar:
+
+        def advance(units: int = 1, note: str = "") -> None:
+            bar(units * processes.count, note)
+
+        for start in processes.share(missing):
             stop = min(start + SHARD, len(ids))
-            vectors_file = folder / f"emb-{start // SHARD:05d}.npy"
-            ids_file = folder / f"ids-{start // SHARD:05d}.parquet"
-            if not (vectors_file.is_file() and ids_file.is_file()):
-                vectors = encode(start, stop)
-                with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, vectors)
-                with whole_file(ids_file) as temporary:
-                    pq.write_table(pa.table({"id": list(ids[start:stop])}), temporary)
-            advance((stop - start) * processes.count)
+            vectors_file, ids_file = _shard(folder, start)
+            vectors = encode(start, stop, advance)
+            with whole_file(vectors_file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, vectors)
+            with whole_file(ids_file) as temporary:
+                pq.write_table(pa.table({"id": list(ids[start:stop])}), temporary)
+
+
+def _shard(folder: Path, start: int) -> tuple[Path, Path]:
+    return folder / f"emb-{start // SHARD:05d}.npy", folder / f"ids-{start // SHARD:05d}.parquet"
 
 
 def _write_embeddings(
@@ -255,11 +266,11 @@ def _write_embeddings(
     ids: list[str],
     vlm: "VLM",
     space: "Space",
-    encode: Callable[[int, int], Float32[np.ndarray, "_ dim"]],
+    encode: Callable[[int, int, Advance], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
-    def encode_half(start: int, stop: int) -> Float16[np.ndarray, "_ dim"]:
-        vectors = encode(start, stop)
+    def encode_half(start: int, stop: int, advance: Advance) -> Float16[np.ndarray, "_ dim"]:
+        vectors = encode(start, stop, advance)
         with np.errstate(over="ignore"):  # half-precision overflow is reported by _check_finite
             half = (unit(vectors) if space == "joint" else vectors).astype(np.float16)
         _check_finite(half, ids[start:stop], vlm.name)

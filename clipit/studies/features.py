@@ -14,6 +14,7 @@ from clipit.config.run import BackboneConfig, RunConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.features import Features
+from clipit.progress import Advance
 from clipit.runs.folder import read_training
 from clipit.stores.embed import Store, embed_tiles, write_shards
 from clipit.studies.report import PromptColumns
@@ -220,10 +221,13 @@ def cached_features(
     """
     ids = [str(name) for name in source.tiles.ids]
 
-    def encode(start: int, stop: int) -> Float32[np.ndarray, "_ d"]:
+    def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ d"]:
         batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-        features = np.concatenate([forward(pixels) for _, pixels in source.ahead(batches)])
-        return np.asarray(features, dtype=np.float32)
+        features = []
+        for rows, pixels in source.ahead(batches):
+            features.append(forward(pixels))
+            advance(len(rows))
+        return np.asarray(np.concatenate(features), dtype=np.float32)
 
     def make(folder: Path) -> dict[str, Any]:
         write_shards(folder, ids, encode, "features of tiles")

@@ -10,6 +10,7 @@ from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, LaunchError, disk_errors, shortlist
+from clipit.progress import RunsLeft
 from clipit.runs.folder import read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
@@ -50,19 +51,18 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             described = "; ".join(format_values(plan.trials[position].values) for position in same)
             logger.info(f"note: the same run: {described}")
     workspace = None if launch else Workspace(plan.trials[0].config)
-    count = 0
+    runs = RunsLeft(plan.count)
 
     def run_trial(trial: Trial) -> float | None:
-        nonlocal count
+        kept = _is_finished(trial.config)
         if launch is None:
             train_run(trial.config, workspace)
-        elif not _is_finished(trial.config):
+        elif not kept:
             _launch(sweep, trial, launch)
         score: float | None = read_training(run_folder(trial.config), "score")["score"]
-        count += 1
         if processes.main:
             values = format_values(trial.values)
-            logger.info(f"{count} of {plan.count}: {values}: validation {format_score(score)}")
+            logger.info(f"{values}: validation {format_score(score)} ({runs.finish(kept=kept)})")
         return score
 
     trials = search.run(Proposals(plan) if sweep.method == "bayes" else lambda _: plan.trials, run_trial)

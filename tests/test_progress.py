@@ -1,0 +1,70 @@
+"""Progress: lines where there is no terminal, a bar with a clock where there is one, and estimates."""
+
+import logging
+import sys
+import time
+
+import pytest
+
+from clipit import progress as module
+from clipit.progress import RunsLeft, duration, progress
+
+
+def test_without_a_terminal_lines_go_on_even_while_nothing_advances(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LINE_SECONDS", 0.05)
+    with caplog.at_level(logging.INFO, "clipit"), progress("embedding tiles", 1000, done=100) as advance:
+        time.sleep(0.12)
+        advance(400, "10 tiles/s")
+        time.sleep(0.12)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "embedding tiles: resuming at 100 of 1,000"
+    assert lines[1].startswith("embedding tiles: 100 of 1,000, none yet in ")
+    assert lines[-1].startswith("embedding tiles: 500 of 1,000, 10 tiles/s, about ") and lines[-1].endswith(" left")
+    count = len(caplog.records)
+    time.sleep(0.12)
+    assert len(caplog.records) == count
+
+
+def test_short_work_and_other_processes_print_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "clipit"):
+        with progress("short", 3) as advance:
+            advance(3)
+        with progress("hidden", 3, shown=False, done=1) as advance:
+            advance(2)
+    assert not caplog.records
+
+
+def test_a_terminal_has_a_bar_with_a_clock(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress("embedding tiles", 10) as advance:
+        advance(4, "note")
+        time.sleep(0.3)
+    shown = capsys.readouterr().err
+    assert "embedding tiles" in shown and "4/10" in shown and "0:00:0" in shown and "note" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 seconds"), (40.0, "40 seconds"), (720.0, "12 minutes"), (5400.0, "1.5 hours"), (7200.0, "2 hours"),
+        (100_000.0, "28 hours"), (400_000.0, "5 days"),
+    ],
+)  # fmt: skip
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_time_left_is_estimated_from_runs_that_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 61.0, 181.0, 182.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    runs = RunsLeft(4)
+    assert runs.finish(kept=True) == "1 of 4"
+    assert runs.finish() == "2 of 4, about 2 minutes left"
+    assert runs.finish() == "3 of 4, about 2 minutes left"
+    assert runs.finish() == "4 of 4"

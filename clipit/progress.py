@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def close_console() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Callback that advances a progress bar by some units, with a short note such as a speed."""
 

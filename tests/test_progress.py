@@ -36,9 +36,7 @@ def test_short_work_and_other_processes_print_nothing(caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-def test_a_terminal_has_a_bar_with_a_clock(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_terminal_has_a_bar_with_a_clock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")

@@ -1,5 +1,6 @@
 """clipit: tiles, unpaired reports and a frozen vision-language model in; an image-only classifier out."""
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -8,20 +9,51 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
+    from clipit.api.configuration import load_config
+    from clipit.api.experiments import compare, probe, tune
+    from clipit.api.runs import evaluate, train
+    from clipit.api.texts import build_text_index, pair
+    from clipit.errors import ClipitError
     from clipit.models.inference import load_classifier
 
-__all__ = ["load_classifier"]
+    __version__: str
+
+__all__ = [
+    "ClipitError",
+    "__version__",
+    "build_text_index",
+    "compare",
+    "evaluate",
+    "load_classifier",
+    "load_config",
+    "pair",
+    "probe",
+    "train",
+    "tune",
+]
+
+_MODULES = {
+    "ClipitError": "clipit.errors",
+    "load_config": "clipit.api.configuration",
+    "load_classifier": "clipit.models.inference",
+    **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
+    **dict.fromkeys(("train", "evaluate"), "clipit.api.runs"),
+    **dict.fromkeys(("compare", "tune", "probe"), "clipit.api.experiments"),
+}
+"""Modules of the public names, which are imported at first use: `import clipit` does not import torch."""
 
 
 def __dir__() -> list[str]:
-    """List the public names, also those that are imported at first use."""
-    return sorted({*globals(), *__all__})
+    """List the public names, which are imported at first use."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_classifier`, and with it torch, at first use."""
-    if name == "load_classifier":
-        from clipit.models.inference import load_classifier
+    """Import a public name at first use."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name == "__version__":
+        from clipit.versions import package_version
 
-        return load_classifier
+        return package_version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

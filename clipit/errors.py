@@ -174,11 +174,18 @@ def _limit_errors() -> Iterator[None]:
 
 
 @contextmanager
+def machine_errors() -> Iterator[None]:
+    """Turn a full disk, a lack of memory and other limits of the machine into a `ClipitError`."""
+    with disk_errors("the output folder"), _limit_errors():
+        yield
+
+
+@contextmanager
 def user_errors() -> Iterator[None]:
     """Run a command: print log messages, and turn a `ClipitError` into its message and exit status 2."""
     log_to_console()
     try:
-        with disk_errors("the output folder"), _limit_errors():
+        with machine_errors():
             try:
                 yield
             except SystemExit:

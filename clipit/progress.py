@@ -39,6 +39,15 @@ def log_to_console() -> None:
         package.setLevel(logging.INFO)
 
 
+def show_messages() -> None:
+    """Print log messages of the package, unless the program has configured logging: notebooks rarely do."""
+    package = logging.getLogger("clipit")
+    configured = package.level != logging.NOTSET or package.handlers or logging.getLogger().handlers
+    if os.environ.get("RANK", "0") == "0" and not configured:
+        package.addHandler(_Console())
+        package.setLevel(logging.INFO)
+
+
 def flush_console() -> None:
     """Write out buffered output."""
     if sys.stdout is not None:  # None if the standard output is closed

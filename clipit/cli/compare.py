@@ -11,16 +11,16 @@ def main() -> None:
     with user_errors():
         option = {"--record": {"type": Path, "metavar": "FILE.csv", "help": "also export all rows to this file"}}
         file, options = read_file_command(__doc__, ["comparison"], extra=option)
-        from clipit.comparison.compare import compare
+        from clipit.api.experiments import compare
         from clipit.comparison.export import export_csv
         from clipit.distributed import get_processes
         from clipit.reporting.csv_export import check_export
 
         if options.record:
             check_export(options.record)
-        folder = compare(file.run, file.comparison)
+        comparison = compare(file)
         if get_processes().main:
             if options.record:
-                export_csv(folder, options.record)
-            print("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
-            print(f"page: {folder / 'comparison.html'}\nrows: {folder / 'comparison.parquet'}")
+                export_csv(comparison.folder, options.record)
+            print("\n" + comparison.report.read_text(encoding="utf-8"))
+            print(f"page: {comparison.page}\nrows: {comparison.folder / 'comparison.parquet'}")

@@ -1,19 +1,16 @@
 """Read reports, cut them into snippets, embed them and build the FAISS index."""
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
-        config, _ = read_command(__doc__)
+        config, _ = read_file_command(__doc__, ())
+        from clipit.api.texts import build_text_index
         from clipit.distributed import get_processes
-        from clipit.workspace.workspace import Workspace
 
-        index = Workspace(config).index
+        index = build_text_index(config)
         if get_processes().main:
-            facts = index.artifact.manifest.facts
-            kind = f"{facts['key']} ({facts['backend']}{', centred' if facts['centring'] else ''})"
-            print(f"{facts['rows']} distinct snippets in the index: {kind}")
-            print(f"index: {index.artifact.folder}")
+            print(f"{index.rows} distinct snippets in the index: {index.kind}\nindex: {index.folder}")

@@ -1,6 +1,6 @@
 """Pair every training tile with its nearest snippets, and write a page that shows the pairs."""
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
@@ -10,19 +10,19 @@ def main() -> None:
         extra = {
             "--options": {"action": "store_true", "help": "compare pairing rules in a table instead; writes no pairs"}
         }
-        config, options = read_command(__doc__, extra=extra)
+        config, options = read_file_command(__doc__, (), extra=extra)
+        from clipit.api.texts import pair
         from clipit.distributed import get_processes
-        from clipit.workspace.pairing_report import compare_pairing_rules, write_pairs_page
+        from clipit.workspace.pairing_report import compare_pairing_rules
         from clipit.workspace.workspace import Workspace
 
-        workspace = Workspace(config)
         if options.options:
+            table = compare_pairing_rules(Workspace(config.run))
             if get_processes().main:
-                print(compare_pairing_rules(workspace))
+                print(table)
             return
-        pairs = workspace.pairs
+        pairs = pair(config)
         if get_processes().main:
-            print(workspace.pairing_summary())
-            print(f"pairs: {pairs.artifact.file('pairs.parquet')}")
-            page = write_pairs_page(config, workspace)
-            print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+            print(f"{pairs.summary}\npairs: {pairs.file}")
+            if pairs.page is not None:
+                print(f"page: {pairs.page} ({pairs.page.stat().st_size / 1e6:.1f} MB)")

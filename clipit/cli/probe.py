@@ -19,6 +19,6 @@ def main() -> None:
         file, options = read_file_command(__doc__, ["probing"], extra={"--run": run, **RECORD_OPTION})
         if options.record:
             check_export(options.record)
-        from clipit.studies.probing.study import probe
+        from clipit.api.experiments import probe
 
-        finish_study(probe(file.run, file.probing, options.run), "probing", options.record)
+        finish_study(probe(file, options.run).folder, "probing", options.record)

@@ -1,25 +1,23 @@
 """Train one run: build missing inputs, train the student, export the classifier and evaluate it."""
 
-from clipit.config.load import read_command
+from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
-        config, _ = read_command(__doc__)
+        config, _ = read_file_command(__doc__, ())
+        from clipit.api.runs import train
         from clipit.distributed import get_processes
         from clipit.models.classifier_spec import read_spec
         from clipit.reporting.tables import metrics_table
-        from clipit.runs.folder import read_results
-        from clipit.runs.train import train_run
 
-        folder = train_run(config)
+        run = train(config)
         if get_processes().main:
-            results = read_results(folder)
-            if results["note"]:
-                print(f"\nnote: {results['note']}")
+            if run.results["note"]:
+                print(f"\nnote: {run.results['note']}")
             print(
-                f"\n{metrics_table(results)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}\n"
-                f"classifier: {folder / 'classifier'}\n{read_spec(folder / 'classifier').export_note}"
+                f"\n{metrics_table(run.results)}\n\nsummary: {run.summary}\npage: {run.page}\n"
+                f"classifier: {run.classifier}\n{read_spec(run.classifier).export_note}"
             )

@@ -8,7 +8,7 @@ def main() -> None:
     """Parse the command line, search, and print where the scores and the chosen `arms` are."""
     with user_errors():
         file, _ = read_file_command(__doc__, ["comparison"])
-        from clipit.comparison.tune import tune
+        from clipit.api.experiments import tune
 
-        path = tune(file.run, file.comparison)
-        print(f"\nall trials: {path}\nfor the configuration: {path.with_suffix('.yaml')}")
+        search = tune(file)
+        print(f"\nall trials: {search.file}\nfor the configuration: {search.arms_file}")

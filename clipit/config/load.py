@@ -53,6 +53,15 @@ def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
+def override(values: Mapping[str, Any], changes: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Merge changes into the content of a file, and add their dotted keys to `overrides`, which an arm keeps."""
+    merged = merge(values, changes)
+    earlier = merged.get("overrides", [])  # present if the file was written by a run
+    if isinstance(earlier, list):  # anything else fails validation
+        merged["overrides"] = [*earlier, *(key for key in given if key not in earlier)]
+    return merged
+
+
 def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """Copy a tree without these dotted keys, and without values that stand in place of their sections."""
     kept: dict[str, Any] = {}
@@ -286,15 +295,12 @@ def read_file_command(
     decoded = decode_options(known, types)
     parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
     overrides = merge(parsed, nested(decoded))
-    values = merge(read_yaml(options.config), overrides)
-    values = merge(values, nested({key: decode_text(text) for key, text in unknown.items()}))
+    given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
+    given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
+    changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
+    values = override(read_yaml(options.config), changes, given)
     if not needs_tiles and "tiles" not in values:
         values["tiles"] = {"source": "table", "path": _NO_TILES}
-    earlier = values.get("overrides", [])  # present if the file was written by a run
-    if isinstance(earlier, list):  # anything else fails validation
-        given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
-        given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
-        values["overrides"] = [*earlier, *(key for key in given if key not in earlier)]
     return validate_file(values, f"{options.config} and the command line"), options
 
 

@@ -10,6 +10,8 @@ import pytest
 from logged_lines import capture_log
 from tiny_models import MakeFile, with_comparison, with_run
 
+import clipit
+from clipit.api.experiments import CompareResult
 from clipit.comparison.compare import compare
 from clipit.comparison.export import export_csv
 from clipit.comparison.tune import ScoredPoint, best_point, tune
@@ -43,7 +45,21 @@ def compared(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     """The same comparison, made once, and its folder; tests only read it or make it again."""
     values = merge({**world, "output": tmp_path_factory.mktemp("compared")}, nested(SMALL))
     file = validate_file(values, "test")
-    return file, compare(file.run, file.comparison)
+    return file, clipit.compare(file).folder
+
+
+def test_the_table_in_python_is_the_one_of_the_page(compared: tuple[ConfigFile, Path]) -> None:
+    result = CompareResult(compared[1])
+    saved = json.loads((result.folder / "comparison.json").read_text(encoding="utf-8"))
+    table = result.table.set_index(["part", "arm"])
+    for line in saved["lines"]:
+        row = table.loc[(line["part"], line["arm"])]
+        assert row["mean"] == line["mean"] and row["reference"] == line["reference"]
+    row, line = table.loc[("test", "clip_it_all")], next(x for x in saved["lines"] if x["arm"] == "clip_it_all")
+    assert (row["low"], row["high"]) == (line["over_seeds"]["low"], line["over_seeds"]["high"])
+    assert row["low"] < row["difference"] < row["high"] and row["tiles_low"] <= row["tiles_high"]
+    assert table.loc[("test", "image_only")].isna()["difference"], "the baseline"
+    assert set(result.rows["seed"].dropna()) >= {1, 2} and result.page.is_file() and result.report.is_file()
 
 
 def test_comparison_has_a_row_for_every_arm_seed_and_reference(compared: tuple[ConfigFile, Path]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tiny_models import MakeFile, with_comparison, with_run
 
+import clipit
 from clipit.comparison.grid import check_grid, grid_points, interpolate_rates, is_tuned
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.report.notes import compose_notes
@@ -143,10 +144,17 @@ def test_a_stopped_search_resumes_without_training_again(grid: ConfigFile, monke
 
 def test_the_notes_name_the_source_of_the_hyperparameters(grid: ConfigFile) -> None:
     small = with_comparison(grid, grid={"distillation.weight": (1.0, 4.0)})
-    record = tune(small.run, small.comparison)
+    search = clipit.tune(small)
+    record = search.file
     content = json.loads(record.read_text(encoding="utf-8"))
     assert {arm: len(trials) for arm, trials in content["trials"].items()} == {"image_only": 4, "clip_it_all": 4}
     assert content["seeds"] == [3] and content["made_with"]["training"]["steps"] == 1 and content["vlm"]
+    trials = search.trials
+    assert len(trials) == 8 and set(trials["seed"]) == {3} and trials["score"].between(0, 1).all()
+    means = trials.groupby(["arm", "distillation.weight"])["score"].max()
+    weight = search.chosen["clip_it_all"]["distillation.weight"]
+    assert means["clip_it_all", weight] == means["clip_it_all"].max()
+    assert search.arms_file.is_file() and clipit.load_config(small, arms=search.chosen).run.arms == content["arms"]
     other = {**content["arms"], "image_only": {"base": "image_only", "training.learning_rate": 0.001}}
     other["clip_it_all"] = {**other["clip_it_all"], "training.learning_rate": 0.01}
     tuned = with_run(small, arms=other)

@@ -12,6 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from study_records import lacking
 from tiny_models import MakeConfig, MakeFile
 
+import clipit
+from clipit.api.experiments import ProbeResult
 from clipit.comparison.analyses.complementarity import (
     image_probe_predictions,
     mean_snippets,
@@ -64,7 +66,13 @@ def probed(
     keys = SMALL | {"probing.captions": str(captions), "arm": "clip_it_all", "name": "probed"}
     file = validate_file(merge({**world, "output": shared_output}, nested(keys)), "test")
     run = train_run(file.run)
-    return file, run, probe(file.run, file.probing, run)
+    return file, run, clipit.probe(file, run).folder
+
+
+def test_the_rows_in_python_are_those_of_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
+    result = ProbeResult(probed[2])
+    assert len(result.rows) == pq.read_table(probed[2] / "probing.parquet").num_rows
+    assert result.page.is_file() and result.report.is_file()
 
 
 def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:

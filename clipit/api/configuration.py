@@ -1,0 +1,77 @@
+"""Configurations in Python: read a file or a shipped configuration, with some keys changed."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.load import dotted, merge, nested, override, read_yaml, validate_file
+from clipit.config.shipped import config_file
+from clipit.errors import ConfigError
+
+Config = ConfigFile | str | Path
+"""A configuration of `load_config`, the path of a YAML file, or the name of a shipped configuration."""
+
+
+def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **keys: Any) -> ConfigFile:
+    """Read a configuration, with some keys changed.
+
+    Every key of docs/configuration.md can be changed, by its dotted name in `overrides` or as a keyword with the name
+    of its section. As on the command line, changed keys take precedence over those of the arm.
+
+    Example:
+        >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)
+        >>> config = clipit.load_config("config.yaml", lora={"rank": 16})
+        >>> text_free = clipit.load_config(config, arm="image_only")
+
+    Args:
+        config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or a configuration to
+            start from.
+        overrides: Values by dotted key; paths may be `Path` objects.
+        keys: Values by top-level key; sections are dictionaries, merged into those of the file.
+
+    Returns:
+        The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`
+        and `prompt_study`.
+
+    Raises:
+        ConfigError: The file cannot be read, or keys or values are wrong; all of them are listed.
+    """
+    both = sorted({*(overrides or {})} & {*keys})
+    if both:
+        raise ConfigError(f"given twice: {', '.join(both)}", where="load_config", fix="keep one of each")
+    changes = _as_values(nested({**keys, **(overrides or {})}))
+    given = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
+    if isinstance(config, ConfigFile):
+        values, where = _values(config), "this configuration"
+    else:
+        path = _path(config)
+        values, where = read_yaml(path), str(path)
+    return validate_file(override(values, changes, given), f"{where} and the overrides" if changes else where)
+
+
+def as_config(config: Config) -> ConfigFile:
+    """Return a configuration as it is, or read it by its path or name."""
+    return config if isinstance(config, ConfigFile) else load_config(config)
+
+
+def _path(config: str | Path) -> Path:
+    try:
+        return config_file(str(config))
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(str(error), where=config, fix="write the whole path") from None
+
+
+def _values(config: ConfigFile) -> dict[str, Any]:
+    """Return a configuration as the values of its file, with the keys of the run at the top level."""
+    values = config.model_dump(mode="json")
+    return merge(values.pop("run"), values)
+
+
+def _as_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the paths of a tree to text, as they are in a YAML file."""
+    return {
+        key: _as_values(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
+        for key, value in tree.items()
+    }

@@ -1,0 +1,196 @@
+"""Experiments in Python: compare arms, search hyperparameters and probe frozen features."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clipit.api.configuration import Config, as_config
+from clipit.api.entry import public
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """A finished comparison.
+
+    Attributes:
+        folder: Folder of the comparison.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page of the comparison."""
+        return self.folder / "comparison.html"
+
+    @property
+    def report(self) -> Path:
+        """Tables and notes as Markdown."""
+        return self.folder / "comparison.md"
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """Content of comparison.json: every number of the page, with its provenance."""
+        from clipit.comparison.export import read_comparison
+
+        return read_comparison(self.folder)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Scores, one row per data set, backbone, test set, arm and seed, with their costs and provenance."""
+        return pd.DataFrame(self.numbers["rows"])
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Main table, one row per data set, backbone, test set (`part`) and arm; scores in 0..1.
+
+        Columns: mean and sd over seeds; difference to the baseline, paired by seed, with its 95 % t-interval over seeds
+        (low, high) and its bootstrap interval over test tiles (tiles_low, tiles_high); p (paired t-test) and p_holm
+        (Holm-corrected over the arms of the test set); reference (the VLM itself instead of a student).
+        """
+        columns = ("data_set", "backbone", "part", "arm", "mean", "sd", "difference")
+        rows = []
+        for line in self.numbers["lines"]:
+            seeds, tiles = line["over_seeds"] or {}, line["over_tiles"] or {}
+            rows.append(
+                {name: line[name] for name in columns}
+                | {"low": seeds.get("low"), "high": seeds.get("high")}
+                | {"tiles_low": tiles.get("low"), "tiles_high": tiles.get("high")}
+                | {"p": line["p"]["value"], "p_holm": line["p_holm"]["value"], "reference": line["reference"]}
+            )
+        numeric = ("mean", "sd", "difference", "low", "high", "tiles_low", "tiles_high", "p", "p_holm")
+        return pd.DataFrame(rows).astype(dict.fromkeys(numeric, "float64"))
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A finished search of hyperparameters.
+
+    Attributes:
+        file: JSON file with every trial and the choice.
+    """
+
+    file: Path
+
+    @property
+    def arms_file(self) -> Path:
+        """YAML file with the block `arms` for the configuration."""
+        return self.file.with_suffix(".yaml")
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        from clipit.artifacts import read_json
+
+        return read_json(self.file, "delete it and run clipit tune again: finished trials are kept")
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Trials, one row per arm, point of the grid and seed: arm, the searched keys, seed and validation score."""
+        rows = [
+            {"arm": arm, **trial["keys"], "seed": seed, "score": score}
+            for arm, trials in self._record["trials"].items()
+            for trial in trials
+            for seed, score in zip(self._record["seeds"], trial["scores"], strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    @property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """Arm -> its keys at the point with the best mean validation score, for `load_config(config, arms=...)`."""
+        arms: dict[str, dict[str, Any]] = self._record["arms"]
+        return arms
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Finished probes of frozen features.
+
+    Attributes:
+        folder: Folder of the study.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page of the study."""
+        return self.folder / "probing.html"
+
+    @property
+    def report(self) -> Path:
+        """Tables as Markdown."""
+        return self.folder / "probing.md"
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Scores, one row per model (`subject`), task (`what`) and metric, with intervals and provenance."""
+        from clipit.artifacts import reading
+
+        path = self.folder / "probing.parquet"
+        with reading(path, fix="run the study again"):
+            return pd.read_parquet(path)
+
+
+@public
+def compare(config: Config) -> CompareResult:
+    """Compare arms over seeds, data sets and backbones; finished runs are kept.
+
+    Example:
+        >>> comparison = clipit.compare(clipit.load_config("demo", {"comparison.seeds": [0, 1]}))
+        >>> comparison.table[["arm", "mean", "difference", "low", "high"]]
+
+    Args:
+        config: Configuration with a section `comparison`.
+
+    Raises:
+        ConfigError: An arm's keys are invalid, or the arms' hyperparameters were searched differently.
+        DataError: A data set has no test tile, or a prompt set's classes differ from those of the tiles.
+    """
+    from clipit.comparison.compare import compare as compare_arms
+
+    file = as_config(config)
+    return CompareResult(compare_arms(file.run, file.comparison))
+
+
+@public
+def tune(config: Config) -> TuneResult:
+    """Search learning rates, steps and further keys on validation tiles: the same grid for every arm.
+
+    Example:
+        >>> search = clipit.tune(config)
+        >>> tuned = clipit.load_config(config, arms=search.chosen)
+
+    Args:
+        config: Configuration with a section `comparison`, which names the arms and the grid.
+
+    Raises:
+        DataError: There are no validation labels to choose by.
+    """
+    from clipit.comparison.tune import tune as tune_arms
+
+    file = as_config(config)
+    return TuneResult(tune_arms(file.run, file.comparison))
+
+
+@public
+def probe(config: Config, run: str | Path | None = None) -> ProbeResult:
+    """Measure frozen features by linear probes, k-NN, few-shot episodes, label-efficiency curves and retrieval.
+
+    Example:
+        >>> probes = clipit.probe(config, run=clipit.train(config).folder)
+        >>> probes.rows.query("what == 'linear' and metric == 'accuracy'")[["subject", "value", "low", "high"]]
+
+    Args:
+        config: Configuration, with or without a section `probing`.
+        run: Folder of a finished run of this configuration, whose classifier is measured as well.
+
+    Raises:
+        DataError: No test tile has a label, or the run has different classes.
+    """
+    from clipit.studies.probing.study import probe as probe_features
+
+    file = as_config(config)
+    return ProbeResult(probe_features(file.run, file.probing, None if run is None else Path(run)))

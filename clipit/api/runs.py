@@ -1,0 +1,153 @@
+"""Runs in Python: train and evaluate a classifier."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from clipit.api.configuration import Config, as_config
+from clipit.api.entry import public
+
+if TYPE_CHECKING:
+    import torch
+
+    from clipit.config.run import VLMConfig
+    from clipit.models.inference import Classifier
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: Folder of the run.
+    """
+
+    folder: Path
+
+    @property
+    def classifier(self) -> Path:
+        """Folder of the exported classifier, which works without this run and its data."""
+        return self.folder / "classifier"
+
+    @property
+    def page(self) -> Path:
+        """HTML page of the run."""
+        return self.folder / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """Scores and provenance as Markdown."""
+        return self.folder / "summary.md"
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """Content of results.json: scores, intervals, confusion matrices, reliability and provenance."""
+        from clipit.runs.folder import read_results
+
+        return read_results(self.folder)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores, one row per split, output and metric: value in 0..1 with its 95 % interval.
+
+        The output is `classifier`, or `zero_shot` for the predictions by class prompts. `reason` says why a value or an
+        interval is undefined.
+        """
+        rows = []
+        for split, scores in self.results["splits"].items():
+            for output, part in (("classifier", scores), ("zero_shot", scores.get("zero_shot") or {})):
+                for metric, entry in part.get("metrics", {}).items():
+                    row = {"split": split, "output": output, "metric": metric}
+                    row |= {name: entry.get(name) for name in ("value", "low", "high")}
+                    rows.append(row | {"tiles": scores["labelled"], "reason": entry.get("reason", "")})
+        numbers = dict.fromkeys(("value", "low", "high"), "float64")
+        return pd.DataFrame(rows).astype(numbers)
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Predictions, one row per evaluated tile.
+
+        Columns: id, split, group, label (class name; missing if unknown), predicted, one probability p_<class> per
+        class and, if there are class prompts, zero_shot (predicted class) and its probabilities zs_<class>.
+        """
+        from clipit.evaluation.predictions import read_run_predictions
+
+        p = read_run_predictions(self.folder)
+        names = pd.Series(p.classes)
+        label = names.reindex(p.labels).to_numpy()  # missing for -1
+        predicted = names.to_numpy()[p.probabilities.argmax(axis=1)]
+        columns: dict[str, Any] = {"id": p.ids, "split": p.splits, "group": p.groups, "label": label}
+        columns["predicted"] = predicted
+        columns |= {f"p_{name}": p.probabilities[:, c] for c, name in enumerate(p.classes)}
+        if p.zero_shot is not None:
+            columns["zero_shot"] = names.to_numpy()[p.zero_shot.argmax(axis=1)]
+            columns |= {f"zs_{name}": p.zero_shot[:, c] for c, name in enumerate(p.classes)}
+        return pd.DataFrame(columns)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """Training log, one row per record of metrics.jsonl: step, losses and validation scores."""
+        from clipit.reporting.curves import read_log
+
+        return pd.DataFrame(read_log(self.folder / "metrics.jsonl"))
+
+    def load_classifier(
+        self,
+        device: "torch.device | str | None" = None,
+        *,
+        vlm: "str | VLMConfig | None" = None,
+        trust_remote_code: bool = False,
+    ) -> "Classifier":
+        """Load the classifier; the arguments are those of `clipit.load_classifier`."""
+        from clipit.models.inference import load_classifier
+
+        return load_classifier(self.classifier, device, vlm=vlm, trust_remote_code=trust_remote_code)
+
+
+@public
+def train(config: Config) -> RunResult:
+    """Train, export and evaluate a run, or resume it; a finished run is not repeated.
+
+    Missing inputs (snippets, embeddings, index, pairs) are built first.
+
+    Example:
+        >>> run = clipit.train(clipit.load_config(config, arm="clip_it_all", seed=0))
+        >>> run.scores.query("split == 'test' and metric == 'accuracy'")
+        >>> run.load_classifier().predict(["tile.png"])
+
+    Args:
+        config: Configuration; its arm and seed name the run.
+
+    Raises:
+        ConfigError: The arm's keys contradict each other.
+        ArtifactError: The folder contains a run of another configuration.
+        ClipitError: Tiles, reports or models have a problem; the message says what to do.
+    """
+    from clipit.runs.train import train_run
+
+    return RunResult(train_run(as_config(config).run))
+
+
+@public
+def evaluate(config: Config) -> RunResult:
+    """Evaluate a finished run again: write its predictions, scores, summary and page.
+
+    Example:
+        >>> run = clipit.evaluate(clipit.load_config(config, {"evaluation.splits": ["train", "test"]}))
+        >>> run.predictions.head()
+
+    Args:
+        config: Configuration of the run; keys of `evaluation` may differ.
+
+    Raises:
+        ArtifactError: The run does not exist, or its folder belongs to another configuration.
+    """
+    from clipit.runs.evaluate import evaluate_again
+    from clipit.training.arms import resolve_arm
+    from clipit.workspace.workspace import Workspace
+
+    run = resolve_arm(as_config(config).run)
+    return RunResult(evaluate_again(run, Workspace(run))[0])

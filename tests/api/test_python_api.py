@@ -1,0 +1,144 @@
+"""The Python API: names, configurations, and the results of an index, pairs and a run."""
+
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import MakeFile
+
+import clipit
+from clipit.api.runs import RunResult
+from clipit.cli.train import main as train_command
+from clipit.config.load import read_file_command
+from clipit.errors import ConfigError, DataError
+from clipit.progress import show_messages
+
+FUNCTIONS = (
+    "load_config", "build_text_index", "pair", "train", "evaluate", "compare", "tune", "probe", "load_classifier",
+)  # fmt: skip
+
+
+def test_all_names_are_listed_documented_and_imported_at_first_use() -> None:
+    assert {*FUNCTIONS, "ClipitError", "__version__"} == {*clipit.__all__}
+    assert {name for name in dir(clipit) if not name.startswith("__")} == {*clipit.__all__} - {"__version__"}
+    for name in FUNCTIONS:
+        function = getattr(clipit, name)
+        assert callable(function) and "Args:" in function.__doc__
+        assert ">>> " in function.__doc__ or name == "load_classifier"
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        clipit.trian  # noqa: B018
+
+
+def test_an_import_and_a_configuration_need_no_torch() -> None:
+    code = (
+        "import sys, clipit; dir(clipit); heavy = {'torch', 'pandas', 'pydantic'} & {*sys.modules}; assert not heavy\n"
+        "clipit.load_config('demo'), clipit.train, clipit.compare; assert 'torch' not in sys.modules\n"
+        "print(clipit.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == clipit.__version__
+
+
+def test_a_configuration_in_python_is_the_one_of_the_command_line(tmp_path: Path) -> None:
+    options = ["--config", "demo", "--tiles.path=t.csv", "--seed=3", "--lora.rank=2", "--comparison.seeds=[5]"]
+    expected = read_file_command("", ["comparison"], options)[0]
+    path = Path("t.csv")
+    made = clipit.load_config("demo", {"tiles.path": path, "lora.rank": 2, "comparison.seeds": [5]}, seed=3)
+    assert made.run.model_dump(exclude={"overrides"}) == expected.run.model_dump(exclude={"overrides"})
+    assert {*made.run.overrides} == {*expected.run.overrides} and made.comparison == expected.comparison
+    assert clipit.load_config("demo", lora={"rank": 2}).run.lora.alpha == made.run.lora.alpha
+    assert clipit.load_config(made) == made
+    assert clipit.load_config(made, arm="image_only").run.arm == "image_only"
+
+
+def test_a_wrong_configuration_is_an_exception_that_lists_all_problems() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)2 configuration errors.*lora\.rnk.*did you mean.*training\.steps"):
+        clipit.load_config("demo", {"lora.rnk": 2, "training.steps": -1})
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        clipit.train("nothing")
+    with pytest.raises(ConfigError, match="given twice: seed"):
+        clipit.load_config("demo", {"seed": 1}, seed=2)
+    with pytest.raises(ConfigError, match="home folder"):
+        clipit.load_config("~nobody-has-this-name/config.yaml")
+
+
+def test_the_index_and_the_pairs_are_data_frames_with_texts(configure_file: MakeFile) -> None:
+    config = configure_file()
+    index = clipit.build_text_index(config)
+    assert index.folder.is_dir() and 0 < index.rows <= len(index.snippets) and index.kind.startswith("Flat")
+    assert re.match(r"reports +60 ", index.account)
+    result = clipit.pair(config, page=False)
+    pairs = result.pairs
+    assert result.page is None and result.file.is_file() and "72" in result.summary
+    assert pairs.columns.tolist() == ["tile_id", "rank", "snippet_id", "similarity", "text"]
+    assert len(pairs) == 72 and pairs["text"].isin(index.snippets["text"]).all()
+    assert pairs["similarity"].between(-1, 1).all()
+    assert result.image(pairs["tile_id"][0]).size == (32, 32)
+    with pytest.raises(DataError, match="there is no tile 'x'"):
+        result.image("x")
+
+
+@pytest.fixture(scope="module")
+def run(
+    world: dict, shared_output: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple["clipit.api.configuration.Config", RunResult]:
+    from clipit.config.load import merge, nested, validate_file
+
+    keys = {"output": shared_output, "name": "python_api", "arm": "clip_it_all"}
+    config = validate_file(merge(world, nested(keys)), "test")
+    return config, clipit.train(config)
+
+
+@pytest.mark.slow
+def test_a_run_gives_scores_predictions_and_its_classifier(run: tuple) -> None:
+    _, result = run
+    assert result.page.is_file() and result.summary.is_file()
+    scores = result.scores.set_index(["split", "output", "metric"])
+    saved = result.results["splits"]["test"]["metrics"]["accuracy"]
+    assert scores.loc[("test", "classifier", "accuracy"), "value"] == saved["value"]
+    assert {output for _, output, _ in scores.index} == {"classifier", "zero_shot"}
+    test = result.predictions.query("split == 'test'")
+    assert len(test) == 24 and (test["predicted"] == test["label"]).mean() == saved["value"]
+    assert np.allclose(test.filter(regex="^p_").sum(axis=1), 1, atol=1e-3)
+    assert result.history["step"].max() == 8
+    classifier = result.load_classifier("cpu")
+    assert {f"p_{name}" for name in classifier.classes} == {*test.filter(regex="^p_").columns}
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_the_function_returns(
+    run: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    _, result = run
+    monkeypatch.setattr(sys, "argv", ["clipit train", "--config", str(result.folder / "config.yaml")])
+    train_command()
+    printed = capsys.readouterr().out
+    assert f"classifier: {result.classifier}" in printed and f"page: {result.page}" in printed
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_again_with_other_splits(run: tuple) -> None:
+    config, result = run
+    again = clipit.evaluate(clipit.load_config(config, {"evaluation.splits": ["train", "test"]}))
+    assert again == result and set(again.predictions["split"]) == {"train", "test"}
+    assert set(again.scores["split"]) == {"train", "test"}
+
+
+def test_messages_are_printed_unless_the_program_configures_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = logging.getLogger("clipit")
+    monkeypatch.setattr(package, "handlers", [])
+    monkeypatch.setattr(package, "level", logging.NOTSET)
+    show_messages()
+    assert not package.handlers, "pytest has configured logging"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    show_messages()
+    show_messages()
+    assert len(package.handlers) == 1 and package.level == logging.INFO
+    monkeypatch.setattr(package, "handlers", [])
+    package.setLevel(logging.WARNING)
+    show_messages()
+    assert not package.handlers, "the program has chosen a level"

@@ -1,4 +1,4 @@
-"""Check prompt sets (`lint FILE...`), or measure how much their wording matters (`study --config FILE`)."""
+"""List the packaged prompt sets (`list`), check prompt sets (`lint FILE...`), or measure their wording (`study`)."""
 
 import argparse
 import sys
@@ -10,10 +10,20 @@ from clipit.errors import user_errors
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 
 
+def list_sets(arguments: list[str]) -> None:
+    """Print the packaged sets with their classes, number of prompts, source and licence."""
+    argparse.ArgumentParser(prog="clipit prompts list", description="List the packaged prompt sets.").parse_args(
+        arguments
+    )
+    from clipit.prompts.catalogue import list_text, packaged_sets
+
+    print(list_text(packaged_sets()))
+
+
 def lint(arguments: list[str]) -> None:
     """Print the problems of each file; the exit status is 1 if one is an error."""
     parser = argparse.ArgumentParser(prog="clipit prompts lint", description="Check prompt sets.")
-    parser.add_argument("files", type=expand_home, nargs="+", help="YAML files, or names of packaged sets")
+    parser.add_argument("files", type=expand_home, nargs="+", help="YAML or JSON files, or names of packaged sets")
     parser.add_argument("--config", help="configuration whose classes and token limit the prompts are checked against")
     options = parser.parse_args(arguments)
     from clipit.prompts.lint import lint_file
@@ -52,7 +62,7 @@ def study(arguments: list[str]) -> None:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=("lint", "study"))
+    parser.add_argument("command", choices=("list", "lint", "study"))
     command = parser.parse_args(sys.argv[1:2]).command
     with user_errors():
-        {"lint": lint, "study": study}[command](sys.argv[2:])
+        {"list": list_sets, "lint": lint, "study": study}[command](sys.argv[2:])

@@ -1,5 +1,6 @@
-"""Find, read and validate YAML prompt files."""
+"""Find, read and validate prompt files, in YAML or JSON."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from clipit.errors import DataError
 from clipit.yaml_file import load_mapping
 
 _HERE = Path(__file__).parent
+_MOST_BYTES = 8 * 2**20
 
 
 def packaged(kind: str) -> list[str]:
@@ -29,18 +31,45 @@ def find(name_or_path: str | Path, kind: str) -> Path:
     raise DataError(
         f"unknown prompt {kind.removesuffix('s')}: {name_or_path}",
         where=path.absolute(),
-        fix=f"use the path of a YAML file, or one of: {', '.join(packaged(kind))}",
+        fix=f"use the path of a YAML or JSON file, or one of: {', '.join(packaged(kind))}",
     )
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read the top-level mapping of a YAML file; also returns its repeated keys.
+    """Read the top-level mapping of a YAML or JSON file; also returns its repeated keys.
 
     Raises:
-        DataError: The file cannot be read, is not UTF-8 or YAML, or holds no mapping.
+        DataError: The file cannot be read, is not UTF-8, YAML or JSON, or holds no mapping.
     """
+    if path.suffix.lower() == ".json":
+        return _read_json(path)
     value, repeated = load_mapping(path, "`name:`, one key per line")
     return {str(key): entry for key, entry in value.items()}, [f"{key} (line {line})" for key, line in repeated]
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a JSON file, which YAML does not always include: it may be indented by tabs."""
+    repeated: list[str] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
+        return dict(pairs)
+
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"larger than {_MOST_BYTES >> 20} MiB")
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=mapping)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is no text
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON: {error}", where=path, fix="correct or replace the file") from None
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object", where=path, fix="start with { and the keys of a prompt set")
+    return value, repeated
 
 
 def key_problems(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from clipit.prompts import files
 from clipit.prompts.prompt_set import PLACEHOLDER, PromptSet, parse_prompts, set_problems
+from clipit.prompts.published import read_set
 from clipit.types import TokenCounter
 
 _SMALL_WORDS = frozenset(("a", "an", "of", "the"))
@@ -83,13 +84,13 @@ def lint_file(
     count_tokens: TokenCounter | None = None,
     budget: int | None = None,
 ) -> list[LintMessage]:
-    """Lint a YAML file or a packaged set; if the file is invalid, its problems are returned as errors.
+    """Lint a file or a packaged set; if the file is invalid, its problems are returned as errors.
 
     Raises:
         DataError: The file does not exist, or is not YAML.
     """
     path = files.find(name_or_path, "sets")
-    raw, repeated = files.read(path)
+    raw, repeated = read_set(path)
     problems = set_problems(raw, repeated)
     if problems:
         parts = [problem.partition(": ") for problem in problems]

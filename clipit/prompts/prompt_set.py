@@ -8,6 +8,7 @@ from typing import Any
 from clipit.artifacts import fingerprint
 from clipit.errors import DataError
 from clipit.prompts import files
+from clipit.prompts.published import read_set
 
 _BAG_KEYS = ("name", "version", "source", "texts")
 
@@ -41,7 +42,7 @@ def load_bag(name_or_path: str | Path) -> PromptBag:
     return PromptBag(str(raw["name"]), str(raw["version"]), tuple(raw["texts"]), str(raw.get("source", "")).strip())
 
 
-_SET_KEYS = ("name", "version", "source", "templates", "classes")
+_SET_KEYS = ("name", "version", "source", "licence", "templates", "classes")
 PLACEHOLDER = "{}"
 
 
@@ -55,6 +56,7 @@ class PromptSet:
         templates: Sentences with one `{}` each.
         classes: Names of each class, in the order of the file.
         source: Origin of names and templates.
+        licence: Licence of names and templates; "" if it is not stated.
     """
 
     name: str
@@ -62,6 +64,7 @@ class PromptSet:
     templates: tuple[str, ...]
     classes: Mapping[str, tuple[str, ...]]
     source: str = ""
+    licence: str = ""
 
     def texts(self, class_name: str) -> list[str]:
         """Return every name of a class in every template: `len(names) * len(templates)` texts.
@@ -83,13 +86,16 @@ class PromptSet:
 
 
 def load_prompts(name_or_path: str | Path) -> PromptSet:
-    """Read a prompt set from a YAML file, or a packaged one by its name.
+    """Read a prompt set from a file, or a packaged one by its name.
+
+    The file has the keys of a prompt set (YAML or JSON), or is one published with CONCH, MI-Zero, KEP or KEEP; see
+    `clipit.prompts.published.read_set`.
 
     Raises:
         DataError: The file does not exist, or its content is invalid; all problems are listed at once.
     """
     path = files.find(name_or_path, "sets")
-    raw, repeated = files.read(path)
+    raw, repeated = read_set(path)
     return parse_prompts(raw, path, repeated)
 
 
@@ -97,7 +103,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
     """Validate a mapping with the keys of a prompt set's YAML file and convert it to a `PromptSet`.
 
     Args:
-        raw: Mapping with the keys name, version, templates, classes and, optionally, source.
+        raw: Mapping with the keys name, version, templates, classes and, optionally, source and licence.
         where: File, for the error message.
         repeated: Keys that occur twice in the file.
 
@@ -112,6 +118,7 @@ def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str]
         templates=tuple(raw["templates"]),
         classes={name: tuple(names) for name, names in raw["classes"].items()},
         source=str(raw.get("source", "")).strip(),
+        licence=str(raw.get("licence", "")).strip(),
     )
 
 

@@ -1,0 +1,65 @@
+"""List the packaged prompt sets: for `clipit prompts list`, and for docs/prompts.md."""
+
+from collections.abc import Sequence
+
+from clipit.prompts.files import packaged
+from clipit.prompts.prompt_set import PromptSet, load_prompts
+
+_HEAD = """# Prompt sets
+
+Class prompts that come with the package; name one as `prompts:` in a configuration, or pass it to `clipit prompts`.
+A class is embedded as the mean over its prompts: every name in every template. `clipit prompts lint NAME` checks a set,
+`clipit prompts study` measures how much its wording matters.
+
+The path of a file works in place of a name. The prompt files of CONCH, MI-Zero, KEP and KEEP (JSON) are read as they
+are. Those with many sampled entries are read as their pool: all distinct names of each class, in all distinct
+templates.
+
+This page is generated: `python -m clipit.prompts.catalogue > docs/prompts.md`."""
+
+
+def packaged_sets() -> dict[str, PromptSet]:
+    """Read all packaged prompt sets, by the name of their file, sorted."""
+    return {name: load_prompts(name) for name in packaged("sets")}
+
+
+def count_prompts(prompts: PromptSet) -> int:
+    """Count the prompts of a set, over all classes."""
+    return sum(len(prompts.texts(name)) for name in prompts.classes)
+
+
+def list_text(sets: dict[str, PromptSet]) -> str:
+    """Compose the list for a terminal: name, number of classes and prompts, classes, source and licence."""
+    width = max(map(len, sets))
+    lines = [f"{'name':<{width}}  classes  prompts"]
+    for name, prompts in sets.items():
+        lines += [
+            f"{name:<{width}}  {len(prompts.classes):>7}  {count_prompts(prompts):>7}",
+            f"    classes: {', '.join(prompts.classes)}",
+            f"    source: {prompts.source}",
+            f"    licence: {prompts.licence}",
+        ]
+    return "\n".join(lines)
+
+
+def page(sets: dict[str, PromptSet]) -> str:
+    """Compose docs/prompts.md."""
+    rows = [
+        [f"[{name}](#{name})", str(len(prompts.classes)), str(len(prompts.templates)), str(count_prompts(prompts))]
+        for name, prompts in sets.items()
+    ]
+    parts = [_HEAD, _table(["name", "classes", "templates", "prompts"], rows)]
+    for name, prompts in sets.items():
+        classes = [f"- `{label}`: {', '.join(names)}" for label, names in prompts.classes.items()]
+        origin = [f"Source: {prompts.source}.", f"Licence: {prompts.licence}."]
+        parts += [f"## {name}", "\n".join(origin), "\n".join(classes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(page(packaged_sets()), end="")

@@ -1,0 +1,93 @@
+"""Prompt files as published with CONCH, MI-Zero, KEP and KEEP, converted to the keys of a prompt set."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipit.errors import DataError
+from clipit.prompts import files
+
+_NAME = "CLASSNAME"
+_KEYS = {"classnames", "templates"}
+_OURS = ("classes", "name, version, templates and classes (a prompt set of clipit)")
+_ONE = ("classnames", "classnames and templates (one published set)")
+_MANY = "numbered entries that each hold classnames and templates (CONCH, MI-Zero, KEP, KEEP)"
+_EXPECTED = f"use a file with one of these structures: {_OURS[1]}; {_ONE[1]}; {_MANY}"
+
+
+def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read a prompt set from YAML or JSON as a mapping with the keys of a prompt set, and its repeated keys.
+
+    A published file has one or many entries, each with names per class and templates with the word CLASSNAME. Files
+    with many entries (50 in MI-Zero's, 100 in KEP's) are samples from one pool of names and templates. The pool is
+    read: all distinct names of each class, and all distinct templates, in the order of the file. The prompt study's
+    mode `sampled` draws from it.
+
+    Args:
+        path: File, whose structure decides how it is read.
+
+    Raises:
+        DataError: The file cannot be read, has no known structure or more than one, or its entries differ in their
+            classes; all problems are listed at once.
+    """
+    raw, repeated = files.read(path)
+    structures = _structures(raw)
+    if len(structures) != 1:
+        found = "none of the known structures" if not structures else f"{len(structures)} structures at once"
+        keys = ", ".join(list(raw)[:5]) or "no keys"
+        problem = f"prompts with {found}; the file has the keys {keys}"
+        raise DataError(problem, where=path, fix=_EXPECTED)
+    if structures[0] == _OURS[0]:
+        return raw, repeated
+    entries = {"": raw} if structures[0] == _ONE[0] else raw
+    return _pool(entries, path), repeated
+
+
+def _structures(raw: Mapping[str, Any]) -> list[str]:
+    """List the structures that a file's keys belong to."""
+    found = [name for name, _ in (_OURS, _ONE) if name in raw]
+    if any(isinstance(value, Mapping) and _KEYS & {*value} for key, value in raw.items() if key != _OURS[0]):
+        found.append(_MANY)
+    own_keys = {"name", "version"} & {*raw}  # an incomplete set of ours: its own problems are listed
+    return found or ([_OURS[0]] if own_keys else [])
+
+
+def _pool(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Merge the entries of a published file: distinct names by class and distinct templates, in their order."""
+    problems: list[str] = []
+    classes: dict[str, list[str]] = {}
+    templates: list[str] = []
+    first: set[str] | None = None
+    for key, entry in entries.items():
+        at = f"{key}." if key else ""
+        if not isinstance(entry, Mapping) or {*entry} != _KEYS:
+            keys = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else repr(entry)[:60]
+            problems.append(f"{key or 'file'}: must hold classnames and templates, and nothing else, not {keys}")
+            continue
+        names = entry["classnames"]
+        if not isinstance(names, Mapping):
+            problems.append(f"{at}classnames: must be a mapping from class to names")
+            continue
+        first = {*names} if first is None else first
+        if {*names} != first:
+            odd = ", ".join(sorted(map(str, {*names} ^ first)))
+            problems.append(f"{at}classnames: not the classes of the first entry: {odd}")
+        for name, texts in names.items():
+            _add(classes.setdefault(str(name), []), texts, f"{at}classnames.{name}", problems)
+        for template in _add([], entry["templates"], f"{at}templates", problems):
+            if template.count(_NAME) != 1:
+                problems.append(f"{at}templates: {template!r} must hold {_NAME} exactly once")
+            _add(templates, template.replace(_NAME, "{}"), f"{at}templates", problems)
+    files.raise_problems(problems, path)
+    source = f"published prompts, read from {path.name}"
+    return {"name": path.stem, "version": "published", "source": source, "templates": templates, "classes": classes}
+
+
+def _add(known: list[str], texts: object, key: str, problems: list[str]) -> list[str]:
+    """Add one text or a list of texts to those that are known, without repetitions."""
+    several = [texts] if isinstance(texts, str) else texts
+    wrong = files.text_problems(key, several, "texts")
+    problems += wrong
+    if not wrong and isinstance(several, Sequence):
+        known += [text for text in several if text not in known]
+    return known

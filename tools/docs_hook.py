@@ -1,9 +1,11 @@
 """MkDocs hook: adds README, CONTRIBUTING, data cards and result tables, which lie outside docs/, to the site.
 
-Links in the Markdown files stay those that work in the repository; the hook rewrites them for the site.
+The notebook of the tutorial is run, and shown with its outputs. Links in the Markdown files stay those that work in the
+repository; the hook rewrites them for the site.
 """
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,25 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 _RENAMED = {"README.md": "index.md"}
 _ADDED = ("README.md", "CONTRIBUTING.md", "data_cards/*.md", "results/*.csv", "results/README.md", "results/tuning/*")
+_NOTEBOOK = "tutorial_python.py"
 _SOURCE_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*((?:clipit|configs|scripts|tests|tools)/[^)]*)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files that lie outside docs/."""
+    """Add the files that lie outside docs/, and the page of the notebook."""
     for pattern in _ADDED:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, _RENAMED.get(name, name), abs_src_path=str(path)))
+    sys.path.insert(0, str(ROOT))  # mkdocs loads this file by its path
+    from tools.tutorial import render_notebook
+
+    notebook = render_notebook(ROOT / "docs" / _NOTEBOOK)
+    download = f"[Download this notebook]({_NOTEBOOK}): it is a script, and opens in Jupyter with jupytext.\n"
+    page = _NOTEBOOK.replace(".py", ".md")
+    files.append(File.generated(config, page, content=f"{notebook.markdown}\n{download}"))
+    for name, picture in notebook.pictures.items():
+        files.append(File.generated(config, name, content=picture))
     return files
 
 

@@ -29,7 +29,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         config: Path of a YAML file, name of a shipped configuration (`clipit init` lists them), or a configuration to
             start from.
         overrides: Values by dotted key; paths may be `Path` objects.
-        keys: Values by top-level key; sections are dictionaries, merged into those of the file.
+        keys: Values by top-level key; sections are dictionaries, merged into those of the file (`{}` empties one).
 
     Returns:
         The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`

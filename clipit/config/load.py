@@ -27,11 +27,11 @@ RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `changes` into a copy of `base`: sections are merged, other values replaced."""
+    """Merge `changes` into a copy of `base`: sections are merged, other values replaced; `{}` empties a section."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if value and isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

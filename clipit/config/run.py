@@ -53,7 +53,8 @@ class VLMConfig(Section):
 
     name: LocalPath[str] = "embedded"
     """`embedded`, a known name such as `plip` or `conch` (`clipit doctor --models` lists them),
-    `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), or a local folder."""
+    `open_clip:ARCH/PRETRAINED`, `hf-hub:ID` (open_clip), `clip:ID` (transformers), a local folder, or
+    `python:package.module:function`, a function of yours that returns `clipit.models.towers.Towers`."""
     path: Data[LocalPath[str | None]] = None
     """Local folder or checkpoint file of a model with a known name, which is read by the rules of that name."""
     trust_remote_code: bool = False

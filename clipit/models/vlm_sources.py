@@ -49,13 +49,13 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
 
 
 def unnamed_towers(config: VLMConfig) -> Towers:
-    """Load a VLM outside the table: a built-in name of open_clip, a hub id, or a folder.
+    """Load a VLM outside the table: a built-in name of open_clip, a hub id, a folder, or a function of the user's.
 
     Raises:
         ConfigError: `vlm.path` is given with such a name.
         ModelError: The name is unknown, or the model cannot be loaded.
     """
-    from clipit.models import clip_vlm, open_clip_vlm
+    from clipit.models import clip_vlm, open_clip_vlm, python_vlm
 
     name = config.name
     if config.path is not None:
@@ -67,6 +67,9 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     if name == "embedded":
         return _from_folder(EMBEDDED / "vlm", config)
     scheme, _, rest = name.partition(":")
+    if scheme == python_vlm.PREFIX and rest:
+        _check_quick_gelu(config, False)
+        return python_vlm.python_towers(rest)
     if scheme == "open_clip" and rest:
         return open_clip_vlm.builtin_towers(rest, config.quick_gelu)
     if scheme in ("hf-hub", "clip") and Path(rest).expanduser().is_dir():  # a folder, despite the prefix
@@ -107,7 +110,7 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
             where=folder,
             fix=(f"similar names: {', '.join(near)}; or " if near else "")
             + f"use embedded, a name of the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
-            "hf-hub:ID (open_clip), clip:ID (transformers), or a folder",
+            "hf-hub:ID (open_clip), clip:ID (transformers), python:package.module:function, or a folder",
         )
     if _is_open_clip(folder):
         return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu, config.trust_remote_code)

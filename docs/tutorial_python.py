@@ -17,7 +17,7 @@
 # object with paths and DataFrames. This notebook indexes reports, pairs tiles with them, trains a
 # classifier and asks whether the text helped.
 #
-# It runs in half a minute on two CPU cores, because its tiles and reports are synthetic and its
+# It runs in less than a minute on two CPU cores, because its tiles and reports are synthetic and its
 # models are the tiny ones of the package. Its scores therefore say nothing about pathology;
 # [Results](results.md) has measured ones.
 
@@ -52,6 +52,7 @@ config = clipit.load_config(
         "reports.morphology_prompts": None,
         "reports.boilerplate_prompts": None,
         "prompts": world / "prompts.yaml",
+        "evaluation.splits": ["test"],
         "evaluation.bootstrap": 50,
     },
     training={"steps": 12, "evaluate_every": 6, "checkpoint_every": 12, "tiles_per_step": 24, "log_every": 1},

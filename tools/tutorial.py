@@ -45,7 +45,7 @@ def render_notebook(path: Path) -> RenderedNotebook:
                 else:
                     parts.append(f"```python\n{cell.source}\n```")
                     output = _run(cell.source, f"<{path.name}, cell {number}>", namespace)
-                    parts += [_shown(output)] if output else []
+                    parts += [output.replace(f"{Path(folder).resolve()}/", "")] if output else []
                     parts += _pictures(f"{path.stem}-{number}", rendered.pictures)
     finally:
         matplotlib.use(before)
@@ -70,12 +70,8 @@ def _run(source: str, name: str, namespace: dict[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a block of text, without the progress that a terminal would overwrite."""
+    """Return a block of text; "" for none."""
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
-
-
-def _shown(output: str) -> str:
-    return f'<div class="output" markdown="1">\n\n{output}\n\n</div>'
 
 
 def _pictures(stem: str, pictures: dict[str, bytes]) -> Iterator[str]:

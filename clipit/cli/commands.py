@@ -19,6 +19,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "One classifier": {
         "train": "train, export and evaluate a classifier",
         "evaluate": "evaluate a finished run again",
+        "predict": "predict images with an exported classifier",
         "pages": "write the pages of a run or comparison again",
     },
     "Experiments": {

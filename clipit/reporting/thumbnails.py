@@ -5,6 +5,7 @@ import io
 
 from PIL import Image
 
+from clipit.image_set import ImageSet
 from clipit.images import Unreadable
 from clipit.tiles.tileset import TileSet
 
@@ -18,7 +19,7 @@ def jpeg(image: Image.Image, side: int, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def thumbnail(tiles: TileSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
+def thumbnail(tiles: TileSet | ImageSet, row: int, *, side: int = 64, quality: int = 70) -> str | None:
     """Return a tile's thumbnail as the base64 text of a JPEG; None if the image cannot be decoded.
 
     Raises:

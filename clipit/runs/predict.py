@@ -14,6 +14,7 @@ from clipit.errors import DataError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.prompts.prompt_set import check_classes
+from clipit.runs.prediction_inputs import class_embeddings
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
 from clipit.workspace.workspace import Workspace
@@ -65,9 +66,7 @@ def predict_tiles(
     zero_shot = None
     if projected is not None and vlm is not None and prompts is not None:
         check_classes(prompts, tiles.classes)
-        cached = classifier.spec.provenance.get("prompt_hashes", {}).get(prompts.name) == prompts.hash
-        texts = prompts.name if cached else {name: prompts.texts(name) for name in tiles.classes}
-        embeddings = classifier.prompt_embeddings(texts)
+        embeddings = class_embeddings(classifier, prompts, tiles.classes)
         zero_shot = zero_shot_probabilities(projected, embeddings, float(vlm["logit_scale"]))
     return Predictions(tiles.ids, tiles.splits, tiles.labels, tiles.groups, tiles.classes, softmax(logits), zero_shot)
 

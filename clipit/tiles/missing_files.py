@@ -85,7 +85,8 @@ def missing_files(missing: Sequence[str], total: int, present: Sequence[str], im
         f"{len(missing)} of {total} files that the table names are missing: {shortlist(missing)}; {images} contains "
         f"{found}{hint}",
         where=f"{table}, images in {images}",
-        fix="correct the paths, set tiles.images to the folder or zip that they are relative to, or remove the rows",
+        fix="correct the paths, set tiles.images (clipit predict: --images) to the folder or zip that they are "
+        "relative to, or remove the rows",
     )
 
 

@@ -2,21 +2,24 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clipit.config.run import TilesConfig
+from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
 from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
+from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.source import SourceTiles
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*_DELIMITERS, ".parquet")
+"""Suffixes of tables."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +46,66 @@ def read_table(config: TilesConfig) -> SourceTiles:
     """
     path = Path(config.path).expanduser()
     table = _open_table(path)
-    columns = _read_columns(path, config, table)
-    files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
-    _check_files(path, files, table)
-    images = Path(config.images).expanduser() if config.images else path.parent
-    reader, stamps = _open_images(images, files, path, config.unreadable)
-    empty = [""] * len(files)
-    ids = columns.get("id", files)
-    without_id = [table.place(row) for row, name in enumerate(ids) if not name]
-    if without_id:
-        raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
+    columns = _read_columns(path, config, table, ("id", "path", "label", "split", "group", "mpp"))
+    located = _locate(path, config, table, columns)
+    empty = [""] * len(located)
     labels, label_notes = resolve_missing(columns.get("label", empty), "label", config, path, table.place)
     groups, group_notes = resolve_missing(columns.get("group", empty), "group", config, path, table.place)
     return SourceTiles(
-        ids=ids,
+        ids=located.ids,
         labels=labels,
         parts=columns.get("split", empty),
         groups=groups,
         mpp=parse_mpp(columns.get("mpp", empty), path, table.place),
-        stamps=stamps,
-        reader=reader,
+        stamps=located.stamps,
+        reader=located.reader,
         where=str(path),
         notes=(*label_notes, *group_notes),
     )
+
+
+def table_images(
+    path: Path, images: Path | None = None, path_column: str | None = None, id_column: str | None = None
+) -> ImageSet:
+    """Read which images a table names; only its columns of paths and, if it has one, of ids are read.
+
+    Args:
+        path: Table.
+        images: Folder or zip that the paths are relative to; None for the folder of the table.
+        path_column: Name of the column of paths; None for `path`.
+        id_column: Name of the column of ids; None for `id`, which may be missing: then ids are paths.
+
+    Raises:
+        DataError: The table cannot be read or is inconsistent, or files that it names are missing.
+    """
+    columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = {}
+    if path_column:
+        columns["path"] = path_column
+    if id_column:
+        columns["id"] = id_column
+    config = TilesConfig(
+        source="table",
+        path=str(path),
+        images=str(images) if images else None,
+        columns=columns,
+        labels=LabelsConfig(kind="none"),
+        unreadable="quarantine",
+    )
+    table = _open_table(path)
+    return _locate(path, config, table, _read_columns(path, config, table, ("id", "path")))
+
+
+def _locate(path: Path, config: TilesConfig, table: _Table, columns: Mapping[str, list[str]]) -> ImageSet:
+    """Find the image of each row."""
+    files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
+    _check_files(path, files, table)
+    images = Path(config.images).expanduser() if config.images else path.parent
+    reader, stamps = _open_images(images, files, path, config.unreadable)
+    ids = columns.get("id", files)
+    without_id = [table.place(row) for row, name in enumerate(ids) if not name]
+    if without_id:
+        raise DataError(f"tiles without an id: {shortlist(without_id)}", where=path, fix="fill in the id column")
+    return ImageSet(ids, stamps, reader, str(path))
 
 
 def _open_table(path: Path) -> _Table:
@@ -90,21 +130,23 @@ def _open_table(path: Path) -> _Table:
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
 
 
-def _read_columns(path: Path, config: TilesConfig, table: _Table) -> dict[str, list[str]]:
-    """Read the columns that describe tiles, under our names.
+def _read_columns(path: Path, config: TilesConfig, table: _Table, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Read the wanted columns that describe tiles, under our names.
 
     `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
     optional unless tiles.columns names them.
     """
     required = {"path"} | set(config.columns) | ({"label"} if config.labels.kind != "none" else set())
-    names = {ours: config.columns.get(ours, ours) for ours in ("id", "path", "label", "split", "group", "mpp")}
+    by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
+    names = {ours: by_name.get(ours, ours) for ours in wanted}
     missing = sorted(names[ours] for ours in required if names[ours] not in table.names)
     if missing:
         raise DataError(
             f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
             where=path,
             fix=delimiter_hint(table.names)
-            or "name the right ones in tiles.columns, e.g. --tiles.columns.label=diagnosis",
+            or "name the right ones in tiles.columns, e.g. --tiles.columns.label=diagnosis "
+            "(clipit predict: --path-column)",
         )
     columns = {
         ours: read_cells(table.column(theirs), theirs, path, table.place)
@@ -194,7 +236,11 @@ def _open_images(
             raise missing_files(missing, len(files), list(stamp_of), images, table)
         return ZipReader(images, members), [stamp_of[member] for member in members]
     if not images.is_dir():
-        raise DataError("the folder or zip with the images does not exist", where=images, fix="correct tiles.images")
+        raise DataError(
+            "the folder or zip with the images does not exist",
+            where=images,
+            fix="correct tiles.images (clipit predict: --images)",
+        )
     stamps: list[str] = []
     missing = []
     dangling: list[str] = []

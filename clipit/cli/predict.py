@@ -1,0 +1,133 @@
+"""Predict the classes of images with an exported classifier: files, folders, zips, or tables with a column of paths.
+
+Writes a table with an id, the most probable class and the probability of each class per image; beside it a summary, a
+page with the most and least certain images, and a list of the images that could not be read, if there are any.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipit.config.paths import option_path
+from clipit.errors import LaunchError, user_errors
+
+
+def main() -> None:
+    """Run the command."""
+    options = _parser().parse_intermixed_args()
+    with user_errors():
+        from clipit.runs.prediction_files import PredictionPaths
+        from clipit.runs.prediction_inputs import open_inputs, read_prompts
+
+        paths = PredictionPaths(options.out)
+        images = open_inputs(options.inputs, options.images, options.path_column, options.id_column)
+        prompts = read_prompts(options.prompts, options.classes)
+
+        from clipit.distributed import get_processes
+        from clipit.models.inference import load_classifier
+        from clipit.runs.predict_images import predict_images
+        from clipit.runs.prediction_chunks import PredictionOptions
+        from clipit.runs.prediction_inputs import embed_classes
+
+        processes = get_processes()
+        if options.device and processes.count > 1:
+            raise LaunchError(
+                "the launcher chooses the device of each process",
+                where="--device",
+                fix="remove --device; without GPUs set ACCELERATE_USE_CPU=1",
+            )
+        classifier = load_classifier(
+            _classifier_folder(options.classifier),
+            options.device or processes.device,
+            vlm=options.vlm,
+            trust_remote_code=options.trust_remote_code,
+        )
+        asked = prompts or options.prompts
+        summary = predict_images(
+            classifier,
+            images,
+            options.out,
+            zero_shot=embed_classes(classifier, asked) if asked else None,
+            options=PredictionOptions(options.batch_size, options.workers, options.bf16),
+        )
+        if processes.main:
+            print(_report(summary, paths))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("classifier", metavar="CLASSIFIER", help="folder classifier/ of a run, or the run's folder")
+    parser.add_argument(
+        "inputs",
+        type=option_path,
+        nargs="+",
+        metavar="INPUT",
+        help="image file, folder, zip, or table (.csv, .tsv, .parquet) with a column of paths",
+    )
+    parser.add_argument(
+        "--out", type=option_path, required=True, metavar="FILE", help="table to write: .csv or .parquet"
+    )
+    zero_shot = parser.add_mutually_exclusive_group()
+    zero_shot.add_argument(
+        "--prompts", metavar="NAME", help="also classify zero-shot: prompt file, packaged set, or set of the classifier"
+    )
+    zero_shot.add_argument(
+        "--classes", metavar='"A; B"', help="also classify zero-shot: names separated by semicolons, used as prompts"
+    )
+    parser.add_argument(
+        "--images", type=option_path, metavar="PATH", help="folder or zip that the paths of tables are relative to"
+    )
+    parser.add_argument("--path-column", metavar="NAME", help="column of a table with the paths (default: path)")
+    parser.add_argument(
+        "--id-column", metavar="NAME", help="column of a table with the ids (default: id if there is one, or the path)"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images per batch (default: 64)")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="threads that read images beside the model (default: one per core, at most 8)",
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on GPUs, less precise")
+    parser.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that new prompts need")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that defines the backbone or the VLM"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _classifier_folder(text: str) -> str:
+    """Return the classifier of a run if the path is the run's folder."""
+    inside = Path(text).expanduser() / "classifier"
+    return str(inside) if (inside / "clipit.json").is_file() else text
+
+
+def _report(summary: dict[str, Any], paths: Any) -> str:
+    """Describe the predictions and where their files are."""
+    from clipit.reporting.prediction_page import SHARES_HEADER, shares_rows
+    from clipit.reporting.tables import markdown_table, number
+
+    lines = ["", f"{summary['predicted']} images predicted, mean confidence {number(summary['mean_confidence'])}"]
+    lines += ["", markdown_table(SHARES_HEADER, shares_rows(summary))]
+    if "zero_shot" in summary:
+        scores = summary["zero_shot"]
+        lines += ["", f"zero-shot ({scores['prompts']}), mean confidence {number(scores['mean_confidence'])}", ""]
+        lines.append(markdown_table(SHARES_HEADER, shares_rows(scores)))
+    lines.append("")
+    if summary["unreadable"]:
+        lines.append(f"note: {summary['unreadable']} images could not be read; they are listed in {paths.unreadable}")
+    if summary["note"]:
+        lines.append(f"note: {summary['note']}")
+    lines += [f"table: {paths.table}", f"page: {paths.page}", f"summary: {paths.summary}"]
+    return "\n".join(lines)

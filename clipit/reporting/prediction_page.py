@@ -1,0 +1,110 @@
+"""Page of predicted images: class shares, and the most and least certain images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.evaluation.predicted_classes import PredictedClasses
+from clipit.image_set import ImageSet
+from clipit.reporting.html import Card, Cards, PageSection, Part, Rows, Table, Text, facts_table, page
+from clipit.reporting.tables import number
+from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+
+LEAST = 24
+"""Number of least certain images."""
+MOST_PER_CLASS = 6
+"""Number of most certain images of each class."""
+MOST_CLASSES = 20
+"""Number of classes, the most frequent ones, whose most certain images are shown."""
+MOST_UNREADABLE = 200
+"""Number of unreadable images that are listed."""
+_SIDE = 112  # pixels of a thumbnail
+
+
+def prediction_page(
+    name: str,
+    summary: Mapping[str, Any],
+    predicted: PredictedClasses,
+    zero_shot: PredictedClasses | None,
+    images: ImageSet,
+    facts: Mapping[str, object],
+    unreadable: Sequence[tuple[str, str, str]],
+) -> str:
+    """Render the page of a table of predictions.
+
+    Args:
+        name: File name of the table.
+        summary: Content of its summary.
+        predicted: Classes by the classifier's head.
+        zero_shot: Zero-shot classes; None without them.
+        images: Images that were predicted, which are read for the thumbnails.
+        facts: What is known about the classifier.
+        unreadable: Id, file and reason of each unreadable image.
+    """
+    counts = {"images": summary["images"], "predicted": summary["predicted"], "unreadable": summary["unreadable"]}
+    sections = [
+        PageSection("Classes", [facts_table(counts, f"{name}"), _shares(summary, "Predicted classes")]),
+        PageSection("Least certain", [_cards(predicted, predicted.least_certain(LEAST), images, zero_shot, "")]),
+        PageSection("Most certain", _most_certain(predicted, images, zero_shot)),
+    ]
+    if zero_shot is not None:
+        shares = _shares(summary["zero_shot"], f"Zero-shot classes of {summary['zero_shot']['prompts']}")
+        least = _cards(zero_shot, zero_shot.least_certain(LEAST), images, None, "Least certain zero-shot classes")
+        sections.append(PageSection("Zero-shot", [shares, least]))
+    if unreadable:
+        shown = unreadable[:MOST_UNREADABLE]
+        caption = f"{len(shown)} of {len(unreadable)} images that could not be read"
+        sections.append(PageSection("Unreadable images", [Rows(("id", "file", "reason"), shown, caption)]))
+    sections.append(PageSection("Classifier", [facts_table(facts)]))
+    return page(f"Predictions: {name}", str(summary["note"]), sections)
+
+
+def shares_rows(summary: Mapping[str, Any]) -> list[tuple[str, int, str, str]]:
+    """Return class, number of images, share and mean confidence, the most frequent class first."""
+    ordered = sorted(summary["classes"].items(), key=lambda entry: -entry[1]["images"])
+    return [
+        (name, values["images"], f"{values['share']:.1%}", number(values["mean_confidence"]))
+        for name, values in ordered
+    ]
+
+
+SHARES_HEADER = ("class", "images", "share", "mean confidence")
+
+
+def _shares(summary: Mapping[str, Any], caption: str) -> Table:
+    return Table(SHARES_HEADER, shares_rows(summary), caption=caption)
+
+
+def _most_certain(predicted: PredictedClasses, images: ImageSet, zero_shot: PredictedClasses | None) -> list[Part]:
+    counts = np.bincount(predicted.best, minlength=len(predicted.classes))
+    order = np.argsort(-counts, kind="stable")
+    parts: list[Part] = [
+        _cards(predicted, predicted.most_certain(int(c), MOST_PER_CLASS), images, zero_shot, predicted.classes[c])
+        for c in order[:MOST_CLASSES]
+        if counts[c]
+    ]
+    if (counts > 0).sum() > MOST_CLASSES:
+        parts.append(Text(f"Only the {MOST_CLASSES} most frequent classes are shown."))
+    return parts
+
+
+def _cards(
+    predicted: PredictedClasses,
+    which: Int64[np.ndarray, " k"],
+    images: ImageSet,
+    zero_shot: PredictedClasses | None,
+    caption: str,
+) -> Cards:
+    cards = []
+    for index in which.tolist():
+        row, name = int(predicted.rows[index]), predicted.classes[int(predicted.best[index])]
+        lines = [f"{name} {predicted.confidence[index]:.3f}"]
+        if zero_shot is not None:
+            other = zero_shot.classes[int(zero_shot.best[index])]
+            lines.append(f"zero-shot: {other} {zero_shot.confidence[index]:.3f}")
+        encoded = thumbnail(images, row, side=_SIDE)
+        picture = None if encoded is None else jpeg_uri(encoded)
+        cards.append(Card(picture, f"image {images.ids[row]}: predicted {name}", lines, f"id {images.ids[row]}"))
+    return Cards(cards, caption)

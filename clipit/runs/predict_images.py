@@ -1,0 +1,178 @@
+"""Predict images with an exported classifier: a table, a list of unreadable images, a summary and a page."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipit.artifacts import file_sha256, fingerprint, locked, make_folder, read_json, write_record
+from clipit.distributed import get_processes
+from clipit.errors import ArtifactError, DataError, shortlist
+from clipit.image_set import ImageSet
+from clipit.reporting.html import write_page
+from clipit.reporting.prediction_page import prediction_page
+from clipit.runs.prediction_chunks import PredictionOptions, read_chunks, write_chunks
+from clipit.runs.prediction_files import PredictionPaths, different_keys, list_unreadable, write_table
+from clipit.runs.prediction_inputs import ZeroShotClasses
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+logger = logging.getLogger(__name__)
+
+
+def predict_images(
+    classifier: "Classifier",
+    images: ImageSet,
+    out: Path,
+    *,
+    zero_shot: ZeroShotClasses | None = None,
+    options: PredictionOptions | None = None,
+) -> dict[str, Any]:
+    """Predict all images, in all processes together, and write the table and the files beside it.
+
+    A killed call resumes: finished chunks of images are kept in `<out>.partial`. The files do not depend on kills or on
+    the number of processes.
+
+    Args:
+        classifier: Classifier on this process's device.
+        images: Images to predict.
+        out: Table to write, .csv or .parquet.
+        zero_shot: Classes for zero-shot prediction; None without it.
+        options: Batch size, reading threads and precision.
+
+    Returns:
+        The summary: number of images, and count, share and mean confidence per class.
+
+    Raises:
+        ArtifactError: The files exist and belong to other inputs or options, or cannot be written.
+        DataError: No image can be read.
+    """
+    options, paths, processes = options or PredictionOptions(), PredictionPaths(out), get_processes()
+    inputs = _inputs(classifier, images, zero_shot, options)
+    make_folder(out.absolute().parent)
+    complete = paths.is_complete(inputs)
+    processes.barrier()  # no process writes before all have looked
+    if not complete:
+        make_folder(paths.partial)
+        with locked(paths.partial / "chunks") if processes.main else nullcontext():
+            # another command may have finished while the main process waited for the lock
+            complete = processes.broadcast(processes.main and paths.is_complete(inputs))
+            if not complete:
+                if processes.main:
+                    _prepare(paths, inputs, images)
+                processes.barrier()
+                files = write_chunks(paths.partial, classifier, images, zero_shot, options)
+                if processes.main:
+                    _finish(paths, files, inputs, classifier, images, zero_shot)
+    if processes.main:
+        if complete:
+            logger.info("nothing to do: the same command has finished before")
+        _remove(paths)
+    processes.barrier()
+    return read_json(paths.summary, "delete it and start again")
+
+
+def _inputs(
+    classifier: "Classifier", images: ImageSet, zero_shot: ZeroShotClasses | None, options: PredictionOptions
+) -> dict[str, Any]:
+    """Collect everything that determines the predictions."""
+    return {
+        "classifier": fingerprint(asdict(classifier.spec)),
+        "images": f"{len(images)}, fingerprint {images.fingerprint}",
+        "zero_shot": ""
+        if zero_shot is None
+        else f"{zero_shot.source}, fingerprint "
+        + fingerprint([zero_shot.classes, zero_shot.embeddings.tolist(), zero_shot.logit_scale]),
+        "batch_size": options.batch_size,
+        "precision": "bf16" if options.bf16 else "fp32",
+        "device": classifier.device.type,
+    }
+
+
+def _prepare(paths: PredictionPaths, inputs: Mapping[str, Any], images: ImageSet) -> None:
+    """Record what the chunks are predicted from.
+
+    Raises:
+        ArtifactError: The folder contains chunks of other inputs or options.
+    """
+    if paths.command.is_file() and any(paths.partial.glob("rows-*.parquet")):
+        differing = different_keys(read_json(paths.command, "delete the folder and start again"), inputs)
+        if differing:
+            raise ArtifactError(
+                f"unfinished predictions with other inputs or options: {shortlist(differing)}",
+                where=paths.partial,
+                fix="start the earlier command again to finish them, or delete this folder",
+            )
+    write_record(paths.command, inputs)
+    for note in images.notes:
+        logger.info(f"note: {note}")
+
+
+def _finish(
+    paths: PredictionPaths,
+    files: list[Path],
+    inputs: Mapping[str, Any],
+    classifier: "Classifier",
+    images: ImageSet,
+    zero_shot: ZeroShotClasses | None,
+) -> None:
+    """Write the table, the list of unreadable images, the page and the summary.
+
+    Raises:
+        DataError: No image can be read; nothing is written.
+    """
+    heads = {"p_": classifier.classes} | ({"zs_": zero_shot.classes} if zero_shot else {})
+    outcomes, unreadable = write_table(paths.table, read_chunks(files), images, heads)
+    if len(unreadable) == len(images):
+        paths.table.unlink()
+        _remove(paths)
+        raise DataError(
+            f"none of the {len(images)} images can be read: "
+            + shortlist([f"{reason} ({name})" for name, _, reason in unreadable], 3),
+            where=images.where,
+            fix="check that the files are complete images",
+        )
+    list_unreadable(paths.unreadable, unreadable)
+    summary: dict[str, Any] = {
+        "images": len(images),
+        "predicted": len(images) - len(unreadable),
+        "unreadable": len(unreadable),
+        "note": _caution(classifier),
+        **outcomes["p_"].summarise(),
+    }
+    if zero_shot:
+        summary["zero_shot"] = {"prompts": zero_shot.source, **outcomes["zs_"].summarise()}
+    page = prediction_page(
+        paths.table.name, summary, outcomes["p_"], outcomes.get("zs_"), images, _facts(classifier), unreadable
+    )
+    write_page(paths.page, page)
+    write_record(paths.summary, summary | {"sha256": file_sha256(paths.table), "inputs": dict(inputs)})
+
+
+def _facts(classifier: "Classifier") -> dict[str, object]:
+    """Describe the classifier for the page."""
+    spec = classifier.spec
+    return {
+        "run": spec.provenance.get("run", "unknown"),
+        "backbone": spec.provenance.get("backbone", {}).get("name", "unknown"),
+        "classes": ", ".join(spec.classes),
+        "preprocessing": spec.preprocess.describe(),
+        "expected micrometres per pixel": "unknown" if spec.mpp is None else f"{spec.mpp:g}",
+    }
+
+
+def _caution(classifier: "Classifier") -> str:
+    """Warn of a backbone that was trained on synthetic tiles."""
+    if classifier.spec.provenance.get("backbone", {}).get("name") != "embedded":
+        return ""
+    return "The embedded backbone saw only synthetic tiles: on real tiles these predictions only show that it runs."
+
+
+def _remove(paths: PredictionPaths) -> None:
+    """Delete the chunks, their record first, so that a kill meanwhile leaves a finished command."""
+    paths.command.unlink(missing_ok=True)
+    shutil.rmtree(paths.partial, ignore_errors=True)

@@ -1,0 +1,207 @@
+"""Predictions in chunks of images, shared among processes and kept on disk so that a killed command can resume."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from clipit.artifacts import reading, whole_file
+from clipit.distributed import get_processes
+from clipit.errors import ModelError
+from clipit.evaluation.predictions import softmax
+from clipit.evaluation.zero_shot import zero_shot_probabilities
+from clipit.image_set import ImageSet
+from clipit.images import Unreadable
+from clipit.progress import progress
+from clipit.read_ahead import read_ahead, reading_threads
+from clipit.runs.prediction_inputs import ZeroShotClasses
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+logger = logging.getLogger(__name__)
+
+REASON = "reason"
+"""Column of a chunk: why an image could not be read; null for images with predictions."""
+_LARGEST = 1024  # images per chunk; a kill loses at most these
+_SMALL_SHARES = 16  # chunks of a small set, so that several processes can share it
+
+Read = UInt8[np.ndarray, "3 h w"] | Unreadable
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How images are predicted.
+
+    Attributes:
+        batch_size: Images per batch.
+        workers: Threads that read images beside the model; 0: one per core, at most 8.
+        bf16: Whether to compute in bfloat16 instead of float32.
+    """
+
+    batch_size: int = 64
+    workers: int = 0
+    bf16: bool = False
+
+
+def chunk_starts(total: int, batch_size: int) -> range:
+    """Divide images into chunks of whole batches; depends on nothing else, so that a resumed command agrees."""
+    wanted = min(_LARGEST, -(-total // _SMALL_SHARES))
+    return range(0, total, max(1, -(-wanted // batch_size)) * batch_size)
+
+
+def chunk_file(folder: Path, start: int) -> Path:
+    """Return the file of the chunk that starts at this row."""
+    return folder / f"rows-{start:09d}.parquet"
+
+
+def write_chunks(
+    folder: Path,
+    classifier: "Classifier",
+    images: ImageSet,
+    zero_shot: ZeroShotClasses | None,
+    options: PredictionOptions,
+) -> list[Path]:
+    """Predict the chunks that do not exist yet, shared among all processes.
+
+    Args:
+        folder: Folder of the chunks.
+        classifier: Classifier on this process's device.
+        images: Images to predict.
+        zero_shot: Classes for zero-shot prediction; None without it.
+        options: Batch size, reading threads and precision.
+
+    Returns:
+        Files of all chunks, in order, once all processes have written theirs.
+    """
+    processes = get_processes()
+    total, starts = len(images), chunk_starts(len(images), options.batch_size)
+    files = {start: chunk_file(folder, start) for start in starts}
+    missing = processes.broadcast([start for start in starts if not files[start].is_file()])
+    done = total - sum(min(starts.step, total - start) for start in missing)
+    if done and processes.main:
+        logger.info(f"resuming: {done} of {total} images are done")
+    preprocess = classifier.spec.preprocess
+
+    def read(row: int) -> Read:
+        image = images.try_read(row)
+        return image if isinstance(image, Unreadable) else preprocess.pixels(image)
+
+    mine = processes.share(missing)
+    batches = [batch for start in mine for batch in _batches(start, min(start + starts.step, total), options)]
+    chunk = _Chunk(classifier, images, zero_shot)
+    with (
+        progress("predicting images", total, shown=processes.main, done=done) as advance,
+        torch.inference_mode(),
+        torch.autocast(classifier.device.type, dtype=torch.bfloat16, enabled=options.bf16),
+        reading_threads(options.workers) as pool,
+    ):
+        for rows, results in read_ahead(batches, read, pool):
+            chunk.add(rows, results)
+            if rows.stop == total or rows.stop % starts.step == 0:
+                with whole_file(files[chunk.start]) as temporary:
+                    pq.write_table(chunk.finish(), temporary)
+            advance(len(rows) * processes.count)
+    processes.barrier()
+    return list(files.values())
+
+
+def read_chunks(files: Sequence[Path]) -> Iterator[pa.Table]:
+    """Read the chunks one after the other.
+
+    Raises:
+        ArtifactError: A chunk is unreadable.
+    """
+    for file in files:
+        with reading(file, fix="delete this file and start the same command again"):
+            table = pq.read_table(file)
+        yield table
+
+
+def _batches(start: int, stop: int, options: PredictionOptions) -> Iterator[range]:
+    for first in range(start, stop, options.batch_size):
+        yield range(first, min(first + options.batch_size, stop))
+
+
+class _Chunk:
+    """Predictions of the current chunk; they stay on the device until it is finished, so that a GPU never waits."""
+
+    def __init__(self, classifier: "Classifier", images: ImageSet, zero_shot: ZeroShotClasses | None) -> None:
+        self._classifier, self._images, self._zero_shot = classifier, images, zero_shot
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[int] = []
+        self._reasons: list[str | None] = []
+        self._outputs: list[tuple[Tensor, Tensor | None]] = []
+
+    @property
+    def start(self) -> int:
+        """First row of the chunk."""
+        return self._rows[0]
+
+    def add(self, rows: range, results: Sequence[Read]) -> None:
+        """Predict a batch; unreadable images are left out of it."""
+        self._rows += rows
+        self._reasons += [result.reason if isinstance(result, Unreadable) else None for result in results]
+        pixels = [result for result in results if not isinstance(result, Unreadable)]
+        if pixels:
+            batch, device = torch.from_numpy(np.stack(pixels)), self._classifier.device
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            normalised = self._classifier.spec.preprocess.normalise(batch.to(device, non_blocking=True))
+            self._outputs.append(self._classifier.forward(normalised))
+
+    def finish(self) -> pa.Table:
+        """Return the table of the chunk, and begin the next one."""
+        readable = np.array([reason is None for reason in self._reasons])
+        columns: dict[str, pa.Array] = {"id": pa.array([self._images.ids[row] for row in self._rows], pa.string())}
+        classes = self._classifier.classes
+        probabilities = self._probabilities(classes)
+        columns |= _columns("predicted", "p_", classes, probabilities, readable)
+        if self._zero_shot is not None:
+            cosines = self._zero_shot_probabilities(self._zero_shot)
+            columns |= _columns("zero_shot", "zs_", self._zero_shot.classes, cosines, readable)
+        columns[REASON] = pa.array(self._reasons, pa.string())
+        self._clear()
+        return pa.table(columns)
+
+    def _probabilities(self, classes: Sequence[str]) -> Float32[np.ndarray, "n C"]:
+        if not self._outputs:
+            return np.empty((0, len(classes)), dtype=np.float32)
+        logits = torch.cat([logits for logits, _ in self._outputs]).float().cpu().numpy()
+        bad = ~np.isfinite(logits).all(axis=1)
+        if bad.any():
+            rows = [row for row, reason in zip(self._rows, self._reasons, strict=True) if reason is None]
+            raise ModelError(
+                f"the classifier gives values that are not finite for {int(bad.sum())} of {len(bad)} images",
+                where=self._images.reader.where(rows[int(bad.argmax())]),
+                fix="predict without --bf16, on another device, or check the classifier's weights",
+            )
+        return softmax(logits)
+
+    def _zero_shot_probabilities(self, zero_shot: ZeroShotClasses) -> Float32[np.ndarray, "n K"]:
+        projected = [part for _, part in self._outputs if part is not None]
+        if not projected:
+            return np.empty((0, len(zero_shot.classes)), dtype=np.float32)
+        vectors = torch.cat(projected).float().cpu().numpy()
+        return zero_shot_probabilities(vectors, zero_shot.embeddings, zero_shot.logit_scale)
+
+
+def _columns(
+    best: str, prefix: str, classes: Sequence[str], values: Float32[np.ndarray, "n C"], readable: np.ndarray
+) -> dict[str, pa.Array]:
+    """Make a column with the most probable class and one column per class; null where an image is unreadable."""
+    every = np.full((len(readable), len(classes)), np.nan, dtype=np.float32)
+    every[readable] = values
+    names = np.array(classes, dtype=object)[every.argmax(axis=1)]
+    columns = {best: pa.array(names, pa.string(), mask=~readable)}
+    return columns | {prefix + name: pa.array(every[:, c], mask=~readable) for c, name in enumerate(classes)}

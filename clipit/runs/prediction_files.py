@@ -1,0 +1,210 @@
+"""Files of `clipit predict`: the table, the list of unreadable images, and the summary."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clipit.artifacts import file_sha256, read_json, whole_file
+from clipit.errors import ArtifactError, ConfigError, shortlist
+from clipit.evaluation.predicted_classes import PredictedClasses
+from clipit.image_set import ImageSet
+from clipit.runs.prediction_chunks import REASON
+
+FORMATS = (".csv", ".parquet")
+_DIGITS = 6
+_ANOTHER = "delete these files, or choose another --out"
+
+
+@dataclass(frozen=True)
+class PredictionPaths:
+    """Files of a prediction.
+
+    Attributes:
+        table: Table of the predictions, csv or parquet.
+    """
+
+    table: Path
+
+    def __post_init__(self) -> None:
+        """Check the format.
+
+        Raises:
+            ConfigError: The suffix is neither .csv nor .parquet.
+        """
+        if self.table.suffix.lower() not in FORMATS:
+            raise ConfigError(
+                "unknown format of the table", where=f"--out {self.table}", fix=f"use {' or '.join(FORMATS)}"
+            )
+
+    @property
+    def summary(self) -> Path:
+        """Counts, shares and mean confidences, and what the predictions were made from."""
+        return self.table.with_suffix(".summary.json")
+
+    @property
+    def unreadable(self) -> Path:
+        """List of unreadable images; exists only if there are any."""
+        return self.table.with_suffix(".unreadable.csv")
+
+    @property
+    def page(self) -> Path:
+        """Page with the most and least certain images."""
+        return self.table.with_suffix(".html")
+
+    @property
+    def partial(self) -> Path:
+        """Folder of the finished chunks while the command runs."""
+        return self.table.with_name(f"{self.table.name}.partial")
+
+    @property
+    def command(self) -> Path:
+        """Record of what the chunks are predicted from; written only if no file of another command exists."""
+        return self.partial / "command.json"
+
+    def is_complete(self, inputs: Mapping[str, Any]) -> bool:
+        """Return whether the same command has finished before.
+
+        Raises:
+            ArtifactError: The files exist, but are those of another command, or have changed.
+        """
+        if self.command.is_file() and read_json(self.command, _ANOTHER) == inputs:
+            return False  # killed, perhaps while the files were written
+        present = [path for path in (self.table, self.summary, self.unreadable, self.page) if path.exists()]
+        if not present:
+            return False
+        if self.table.is_file() and self.summary.is_file():
+            summary = read_json(self.summary, _ANOTHER)
+            differing = different_keys(summary.get("inputs", {}), inputs)
+            if not differing and summary.get("sha256") == file_sha256(self.table):
+                return True
+            if differing:
+                raise ArtifactError(
+                    f"these predictions were made with other inputs or options: {shortlist(differing)}",
+                    where=self.table,
+                    fix=_ANOTHER,
+                )
+        raise ArtifactError(
+            f"these files exist and are not those of this command, or have changed: {shortlist(present)}",
+            where=self.table,
+            fix=_ANOTHER,
+        )
+
+
+def different_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List the keys with different values, with the old and the new value where they are short."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if before != after:
+            short = all(isinstance(value, int | str | bool) for value in (before, after))
+            lines.append(f"{key} (before: {before}, now: {after})" if short else key)
+    return lines
+
+
+def write_table(
+    path: Path, chunks: Iterable[pa.Table], images: ImageSet, heads: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, PredictedClasses], list[tuple[str, str, str]]]:
+    """Write the table of the readable images, chunk by chunk.
+
+    Args:
+        path: Table to write, .csv or .parquet.
+        chunks: Tables of all chunks, in order.
+        images: Images that were predicted.
+        heads: Classes by prefix of their columns: `p_`, and with zero-shot classes `zs_`.
+
+    Returns:
+        Predicted classes by prefix; and id, file and reason of each unreadable image.
+    """
+    found: dict[str, list[np.ndarray]] = {prefix: [] for prefix in heads}
+    rows: list[np.ndarray] = []
+    unreadable: list[tuple[str, str, str]] = []
+    first = 0
+    with whole_file(path) as temporary, _open(temporary, path.suffix.lower()) as writer:
+        for chunk in chunks:
+            reasons = chunk[REASON]
+            readable = pc.is_null(reasons).to_numpy(zero_copy_only=False)
+            rows.append(first + np.flatnonzero(readable))
+            for row in np.flatnonzero(~readable).tolist():
+                where = images.reader.where(first + row)
+                unreadable.append((images.ids[first + row], where, reasons[row].as_py()))
+            table = chunk.filter(pc.is_null(reasons)).drop_columns([REASON])
+            for prefix, classes in heads.items():
+                found[prefix].append(np.stack([table[prefix + name].to_numpy() for name in classes], axis=1))
+            writer.write(table)
+            first += chunk.num_rows
+    outcomes = {}
+    for prefix, classes in heads.items():
+        values = np.concatenate(found[prefix])
+        outcomes[prefix] = PredictedClasses(
+            classes, np.concatenate(rows).astype(np.int64), values.argmax(axis=1), values.max(axis=1)
+        )
+    return outcomes, unreadable
+
+
+def list_unreadable(path: Path, unreadable: Sequence[tuple[str, str, str]]) -> None:
+    """Write id, file and reason of each unreadable image as csv; no file without any."""
+    if unreadable:
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, lineterminator="\n").writerows([("id", "file", "reason"), *unreadable])
+
+
+class _Writer(Protocol):
+    def write(self, table: pa.Table) -> None: ...
+
+
+class _CsvWriter:
+    """Appends tables to a csv file; probabilities have six significant digits."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("w", encoding="utf-8", newline="")
+        self._csv = csv.writer(self._stream, lineterminator="\n")
+        self._begun = False
+
+    def write(self, table: pa.Table) -> None:
+        if not self._begun:
+            self._csv.writerow(table.column_names)
+            self._begun = True
+        columns = [_cells(table[name]) for name in table.column_names]
+        self._csv.writerows(zip(*columns, strict=True))
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _ParquetWriter:
+    """Appends tables to a Parquet file, one row group each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._parquet: Any = None
+
+    def write(self, table: pa.Table) -> None:
+        if self._parquet is None:
+            self._parquet = pq.ParquetWriter(self._path, table.schema, write_page_checksum=True)
+        self._parquet.write_table(table)
+
+    def close(self) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+
+
+@contextmanager
+def _open(path: Path, suffix: str) -> Iterator[_Writer]:
+    writer = _CsvWriter(path) if suffix == ".csv" else _ParquetWriter(path)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _cells(column: pa.ChunkedArray) -> list[object]:
+    values = column.to_pylist()
+    return [f"{value:.{_DIGITS}g}" for value in values] if pa.types.is_floating(column.type) else values

@@ -1,0 +1,137 @@
+"""Inputs of `clipit predict`: images from files, folders, zips and tables, and classes for zero-shot prediction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipit.errors import ConfigError, DataError, ModelError, shortlist
+from clipit.image_set import ImageSet, join_images, open_images
+from clipit.prompts.files import packaged
+from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.tiles.table import TABLES, table_images
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+
+@dataclass(frozen=True)
+class ZeroShotClasses:
+    """Classes for zero-shot prediction.
+
+    Attributes:
+        source: Name of the prompt set, or `--classes`.
+        classes: Class names, in the order of the rows.
+        embeddings: One unit vector per class, in the space that the classifier predicts.
+        logit_scale: Logit scale of the VLM.
+    """
+
+    source: str
+    classes: tuple[str, ...]
+    embeddings: Float32[np.ndarray, "K D"]
+    logit_scale: float
+
+
+def open_inputs(
+    inputs: Sequence[Path],
+    images: Path | None = None,
+    path_column: str | None = None,
+    id_column: str | None = None,
+) -> ImageSet:
+    """List the images of all inputs, in their order.
+
+    Args:
+        inputs: Image files, folders, zips, and tables with a column of paths.
+        images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
+        path_column: Name of the column of paths of tables; None for `path`.
+        id_column: Name of the column of ids of tables; None for `id`, if there is one, or else the paths.
+
+    Raises:
+        ConfigError: An option of tables is given, but no input is a table.
+        DataError: An input is missing or unsuitable, or an id occurs more than once.
+    """
+    tables = {path for path in inputs if path.suffix.lower() in TABLES and not path.is_dir()}
+    given = {"--images": images, "--path-column": path_column, "--id-column": id_column}
+    options = [option for option, value in given.items() if value]
+    if options and not tables:
+        raise ConfigError(
+            f"only tables have use for {' and '.join(options)}, and no input is a table",
+            where=shortlist(inputs, 3),
+            fix=f"remove it, or name a table ({', '.join(TABLES)})",
+        )
+    sets = [
+        table_images(path, images, path_column, id_column) if path in tables else open_images(path) for path in inputs
+    ]
+    return join_images(sets)
+
+
+def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:
+    """Read the classes for zero-shot prediction, before a model is loaded.
+
+    Args:
+        prompts: YAML file or packaged prompt set; None without one, or for a set that only the classifier contains.
+        classes: Class names separated by semicolons, each of which is its own prompt; None without them.
+
+    Raises:
+        DataError: The prompt set is invalid.
+        ConfigError: There are fewer than two classes, or a class is repeated.
+    """
+    if classes is None:
+        found = prompts is not None and (Path(prompts).exists() or prompts in packaged("sets"))
+        return load_prompts(prompts) if prompts is not None and found else None
+    names = [name.strip() for name in classes.split(";") if name.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--classes names {', '.join(names) or 'nothing'}: two or more different classes are needed",
+            where=f"--classes {classes!r}",
+            fix='separate classes by semicolons: --classes "adenocarcinoma; normal mucosa"',
+        )
+    return PromptSet("--classes", "1", ("{}",), {name: (name,) for name in names})
+
+
+def embed_classes(classifier: "Classifier", prompts: PromptSet | str) -> ZeroShotClasses:
+    """Embed the classes of a prompt set for a classifier.
+
+    Args:
+        classifier: Classifier that was trained with text.
+        prompts: Prompt set, or the name of one that the classifier contains.
+
+    Raises:
+        ModelError: The classifier was trained without text, or the VLM that new texts need cannot be loaded.
+        DataError: The prompt set is neither a file, nor packaged, nor contained in the classifier.
+    """
+    spec = classifier.spec
+    if not spec.projector_layers or spec.vlm is None:
+        raise ModelError(
+            "this classifier was trained without text and does not support zero-shot classification",
+            where="--prompts and --classes",
+            fix="remove the option, or use a classifier trained with student.projector_layers: 1 or 2",
+        )
+    if isinstance(prompts, PromptSet):
+        classes = tuple(prompts.classes)
+        return ZeroShotClasses(
+            prompts.name, classes, class_embeddings(classifier, prompts, classes), float(spec.vlm["logit_scale"])
+        )
+    if prompts not in spec.prompts:
+        raise DataError(
+            f"no prompt set {prompts!r}",
+            where="--prompts",
+            fix=f"use the path of a prompt file, a packaged set ({', '.join(packaged('sets'))}), or one that the "
+            f"classifier contains ({', '.join(spec.prompts) or 'none'})",
+        )
+    embeddings = classifier.prompt_embeddings(prompts)
+    return ZeroShotClasses(prompts, tuple(spec.prompts[prompts]), embeddings, float(spec.vlm["logit_scale"]))
+
+
+def class_embeddings(
+    classifier: "Classifier", prompts: PromptSet, classes: Sequence[str]
+) -> Float32[np.ndarray, "K D"]:
+    """Embed the classes of a prompt set, in this order; those that the classifier contains need no VLM."""
+    hashes = classifier.spec.provenance.get("prompt_hashes", {})
+    if prompts.name in classifier.spec.prompts and hashes.get(prompts.name) == prompts.hash:
+        stored = classifier.spec.prompts[prompts.name]
+        return classifier.prompt_embeddings(prompts.name)[[stored.index(name) for name in classes]]
+    return classifier.prompt_embeddings({name: prompts.texts(name) for name in classes})

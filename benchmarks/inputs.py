@@ -27,8 +27,6 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
         count: Number of tiles.
         distinct: Number of different images; further tiles repeat them.
     """
-    from PIL import Image
-
     from clipit.config.run import LabelsConfig, TilesConfig
     from clipit.tiles.load import load_tiles
 
@@ -36,14 +34,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
     folder.mkdir(parents=True, exist_ok=True)
     rows = ["path,label,split"]
     with zipfile.ZipFile(folder / "tiles.zip", "w") as archive:
-        images: list[bytes] = []
-        for _ in range(min(count, distinct)):
-            coarse = Image.fromarray(rng.integers(60, 240, (14, 14, 3), dtype=np.uint8))
-            soft = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
-            noisy = (soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8)
-            buffer = io.BytesIO()
-            Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
-            images.append(buffer.getvalue())
+        images = [_encode(rng, "JPEG") for _ in range(min(count, distinct))]
         for number in range(count):
             archive.writestr(f"{number:05d}.jpg", images[number % len(images)])
             rows.append(f"{number:05d}.jpg,{CLASSES[number % 3]},{'train' if number < count - 6 else 'validation'}")
@@ -53,6 +44,30 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024) -> "TileSet":
         source="table", path=str(folder / "tiles.csv"), images=str(folder / "tiles.zip"), labels=labels
     )
     return load_tiles(config, 0)
+
+
+def make_image_folder(folder: Path, count: int, distinct: int = 1024) -> Path:
+    """Write image files to a folder, JPEG and PNG in turn, with pixels as in `make_tiles`."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    kinds = ("JPEG", "PNG")
+    images = [_encode(rng, kinds[number % 2]) for number in range(min(count, distinct))]
+    for number in range(count):
+        suffix = ("jpg", "png")[number % 2]
+        (folder / f"{number:05d}.{suffix}").write_bytes(images[number % len(images)])
+    return folder
+
+
+def _encode(rng: np.random.Generator, kind: str) -> bytes:
+    """Draw a tile and encode it."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(60, 240, (14, 14, 3), dtype=np.uint8))
+    soft = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
+    noisy = (soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, kind, quality=90)
+    return buffer.getvalue()
 
 
 def make_vlm(folder: Path, options: "Options") -> "VLM":

@@ -75,11 +75,12 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     timed = next(figure for figure in written["figures"] if "same_rows_as_torch" in figure["facts"])
     assert timed["facts"]["same_rows_as_torch"] > 0.99
     assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
+    assert figures["prediction"]["facts"]["largest_difference_of_probabilities"] < 1e-5
     assert "say nothing about speed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["embedding", "pairing", "training_step", "bag_step", "classifier"])
+@pytest.mark.parametrize("name", ["embedding", "pairing", "training_step", "bag_step", "classifier", "prediction"])
 def test_the_variant_for_a_gpu_runs_on_a_cpu_at_quick_sizes(tmp_path: Path, name: str) -> None:
     from accelerate.state import AcceleratorState
 

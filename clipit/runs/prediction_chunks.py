@@ -1,6 +1,5 @@
 """Predictions in chunks of images, shared among processes and kept on disk so that a killed command can resume."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ from clipit.runs.prediction_inputs import ZeroShotClasses
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
-
-logger = logging.getLogger(__name__)
 
 REASON = "reason"
 """Column of a chunk: why an image could not be read; null for images with predictions."""
@@ -87,8 +84,6 @@ def write_chunks(
     files = {start: chunk_file(folder, start) for start in starts}
     missing = processes.broadcast([start for start in starts if not files[start].is_file()])
     done = total - sum(min(starts.step, total - start) for start in missing)
-    if done and processes.main:
-        logger.info(f"resuming: {done} of {total} images are done")
     preprocess = classifier.spec.preprocess
 
     def read(row: int) -> Read:

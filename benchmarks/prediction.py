@@ -1,0 +1,86 @@
+"""Predicting a folder of tiles end to end, against the bare model on batches in memory."""
+
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.inputs import CLASSES, make_image_folder
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the images per second of `predict_images` (read, decode, forward, write) relative to the bare model.
+
+    Half of the files are JPEG, half PNG, all of 224 pixels. The page with thumbnails is part of the measured time, the
+    loading of the model is not.
+    """
+    import timm
+    import torch
+
+    from clipit import load_classifier
+    from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+    from clipit.distributed import get_processes
+    from clipit.image_set import open_images
+    from clipit.models.backbones import load_backbone
+    from clipit.models.export import export_classifier
+    from clipit.models.student import build_student
+    from clipit.runs.predict_images import predict_images
+    from clipit.runs.prediction_chunks import PredictionOptions
+
+    device = get_processes().device
+    given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=16 if options.gpu else 0, bf16=options.gpu)
+    images = make_image_folder(options.folder / "tiles", options.size(384, 12, 16384))
+    torch.manual_seed(0)
+    backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False))
+    student = build_student(
+        backbone, StudentConfig(projector_layers=0), LoraConfig(), "lora", n_classes=len(CLASSES), joint_dim=None
+    )
+    folder = export_classifier(student, backbone, options.folder / "classifier", classes=CLASSES)
+    classifier = load_classifier(folder, device)
+    bare = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
+    source, preprocess = open_images(images), classifier.spec.preprocess
+    ready = []
+    for start in range(0, len(source), given.batch_size):
+        pixels = [
+            preprocess.pixels(source.read(row)) for row in range(start, min(start + given.batch_size, len(source)))
+        ]
+        ready.append(preprocess.normalise(torch.from_numpy(np.stack(pixels)).to(device)))
+    number = count()
+
+    def table(turn: int) -> Path:
+        return options.folder / f"out{turn}/predictions.parquet"
+
+    def ours() -> float:
+        out = table(next(number))
+        return seconds(lambda: predict_images(classifier, open_images(images), out, options=given))
+
+    @torch.inference_mode()
+    def forward() -> list[torch.Tensor]:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=given.bf16):
+            return [bare(batch) for batch in ready]
+
+    def reading() -> None:
+        for row in range(len(source)):
+            preprocess.pixels(source.read(row))
+
+    samples = alternate({"predict": ours, "forward": lambda: seconds(forward)}, options)
+    samples["reading_in_one_thread"] = [seconds(reading)]
+    facts = {
+        "backbone": options.vit,
+        "images": len(source),
+        "batch": given.batch_size,
+        "images_per_second": {name: len(source) / min(taken) for name, taken in samples.items()},
+        "largest_difference_of_probabilities": _difference(table(0), torch.cat(forward()).float().softmax(1).cpu()),
+    }
+    values = ratios(samples, "forward", "predict")
+    name = "predict: images/s against the bare forward"
+    return [Figure("prediction", name, values, goal=0.95, at_least=True, samples=samples, facts=facts)]
+
+
+def _difference(table: Path, wanted: "np.ndarray") -> float:
+    import pyarrow.parquet as pq
+
+    written = pq.read_table(table)
+    found = np.stack([written[f"p_{name}"].to_numpy() for name in CLASSES], axis=1)
+    return float(np.abs(found - np.asarray(wanted)).max())

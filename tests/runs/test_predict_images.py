@@ -1,0 +1,350 @@
+"""Prediction of folders, zips and tables with an exported classifier: resume, processes, damaged images, files."""
+
+import csv
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from launching import TWO, launch
+from PIL import Image
+from tiny_models import save_clip, save_timm
+
+import clipit
+from clipit.cli.predict import main
+from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
+from clipit.image_set import open_images
+from clipit.models.inference import Classifier
+from clipit.runs import prediction_chunks
+from clipit.runs.predict_images import predict_images
+from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts
+from clipit.runs.prediction_inputs import embed_classes, open_inputs, read_prompts
+
+CLASSES = ("gland", "stroma", "tumour")
+ROOT = Path(__file__).parents[2]
+SMALL = PredictionOptions(batch_size=4, workers=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with text, whose VLM is a local folder beside it."""
+    import torch
+
+    from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
+    from clipit.models.backbones import load_backbone
+    from clipit.models.export import export_classifier
+    from clipit.models.student import build_student
+    from clipit.models.vlm import load_vlm
+
+    root = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
+    backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
+    student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+    for weight in student.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight))
+    prompts = {"stored": (CLASSES, np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32))}
+    export_classifier(
+        student.eval(), backbone, root / "run/classifier", classes=CLASSES, vlm_info=vlm.describe(), prompts=prompts
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(folder: Path) -> Classifier:
+    return clipit.load_classifier(folder / "run/classifier", "cpu", vlm=str(folder / "clip"))
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 37 images, of which three are damaged, and a file that is no image."""
+    root = tmp_path_factory.mktemp("tiles")
+    rng = np.random.default_rng(0)
+    for number in range(37):
+        path = root / f"case {number % 3}" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    for name in ("case 0/00.png", "case 1/19.png"):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[: len(data) // 2])
+    (root / "case 2/35.png").write_bytes(b"")
+    (root / "case 2/notes.txt").write_text("no image")
+    return root
+
+
+def readable(tiles: Path) -> list[Path]:
+    return [path for path in sorted(tiles.rglob("*.png")) if path.name not in ("00.png", "19.png", "35.png")]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.parent.iterdir() if path.is_file()}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_table_holds_what_the_classifier_predicts_and_lists_damaged_images(
+    classifier: Classifier, tiles: Path, tmp_path: Path
+) -> None:
+    prompts = embed_classes(classifier, "stored")
+    for name in ("a/p.parquet", "p.csv"):
+        summary = predict_images(classifier, open_images(tiles), tmp_path / name, zero_shot=prompts, options=SMALL)
+    whole = pq.read_table(tmp_path / "a/p.parquet").to_pydict()
+    paths = readable(tiles)
+    assert whole["id"] == [path.relative_to(tiles).as_posix() for path in paths]
+    np.testing.assert_allclose(
+        np.stack([whole[f"p_{name}"] for name in CLASSES], 1), classifier.predict_proba(paths), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        np.stack([whole[f"zs_{name}"] for name in CLASSES], 1), classifier.zero_shot(paths), atol=1e-5
+    )
+    assert whole["predicted"] == classifier.predict(paths)
+    rows = table(tmp_path / "p.csv")
+    assert list(rows[0]) == [
+        "id",
+        "predicted",
+        *(f"p_{c}" for c in CLASSES),
+        "zero_shot",
+        *(f"zs_{c}" for c in CLASSES),
+    ]
+    assert [row["id"] for row in rows] == whole["id"] and [row["zero_shot"] for row in rows] == whole["zero_shot"]
+    assert max(abs(float(row["p_gland"]) - value) for row, value in zip(rows, whole["p_gland"], strict=True)) < 1e-6
+    damaged = table(tmp_path / "p.unreadable.csv")
+    assert [row["id"] for row in damaged] == ["case 0/00.png", "case 1/19.png", "case 2/35.png"]
+    assert all(Path(row["file"]).is_file() and row["reason"] for row in damaged)
+    assert (summary["images"], summary["predicted"], summary["unreadable"]) == (37, 34, 3)
+    shares = summary["classes"]
+    assert sum(values["images"] for values in shares.values()) == 34
+    assert shares["tumour"]["images"] == whole["predicted"].count("tumour")
+    assert not (tmp_path / "p.csv.partial").exists()
+
+
+def test_the_page_shows_the_least_and_most_certain_images(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
+    predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    sure = {row["id"]: max(float(row[f"p_{name}"]) for name in CLASSES) for row in table(tmp_path / "p.csv")}
+    order = sorted(sure, key=lambda name: sure[name])
+    least, rest = page.split("Least certain")[-1].split("Most certain")
+    assert least.index(f"id {order[0]}<") < least.index(f"id {order[1]}<") and f"id {order[-1]}<" in rest
+    assert f"id {order[-1]}<" not in least and "data:image/jpeg" in least and "case 2/35.png" in page
+
+
+@contextmanager
+def killed_after_two_chunks() -> Iterator[None]:
+    finish, written = prediction_chunks._Chunk.finish, []
+
+    def stop(chunk: Any) -> Any:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(chunk.start)
+        return finish(chunk)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prediction_chunks._Chunk, "finish", stop)
+        yield
+
+
+def test_a_killed_command_goes_on_and_the_files_are_the_same(
+    classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("once", "twice"):
+        (tmp_path / name).mkdir()
+    out = tmp_path / "twice/p.csv"
+    with killed_after_two_chunks():
+        predict_images(classifier, open_images(tiles), out, options=SMALL)
+    assert not out.exists() and len(list(tmp_path.rglob("rows-*.parquet"))) == 2
+    with pytest.raises(ArtifactError, match=r"batch_size \(before: 4, now: 5\)"):
+        predict_images(classifier, open_images(tiles), out, options=PredictionOptions(batch_size=5))
+    read: list[int] = []
+    add = prediction_chunks._Chunk.add
+    monkeypatch.setattr(
+        prediction_chunks._Chunk, "add", lambda self, rows, got: (read.extend(rows), add(self, rows, got))
+    )
+    predict_images(classifier, open_images(tiles), out, options=SMALL)
+    assert read == list(range(8, 37)), "the two finished chunks of four images are not predicted again"
+    predict_images(classifier, open_images(tiles), tmp_path / "once/p.csv", options=SMALL)
+    assert files(out) == files(tmp_path / "once/p.csv")
+
+
+def test_a_kill_while_the_files_are_written_is_resumed(
+    classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clipit.runs.predict_images.write_page", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+    assert (tmp_path / "p.csv").is_file() and not (tmp_path / "p.summary.json").exists()
+    predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+    assert set(files(tmp_path / "p.csv")) == {"p.csv", "p.html", "p.summary.json", "p.unreadable.csv"}
+
+
+def test_finished_files_are_kept_and_never_overwritten_by_another_command(
+    classifier: Classifier, tiles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.csv"
+    predict_images(classifier, open_images(tiles), out, options=SMALL)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    predict_images(classifier, open_images(tiles), out, options=SMALL)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    with pytest.raises(ArtifactError, match="other inputs or options: images"):
+        predict_images(classifier, open_images(tiles / "case 2"), out, options=SMALL)
+    out.write_text(out.read_text("utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="have changed"):
+        predict_images(classifier, open_images(tiles), out, options=SMALL)
+    (tmp_path / "mine.html").write_text("a page of the user")
+    with pytest.raises(ArtifactError, match=r"not those of this command(.|\n)*mine\.html"):
+        predict_images(classifier, open_images(tiles), tmp_path / "mine.csv", options=SMALL)
+
+
+def test_nothing_is_left_if_no_image_can_be_read(classifier: Classifier, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "bad" / name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"none of the 2 images can be read(.|\n)*a\.png"):
+        predict_images(classifier, open_images(tmp_path / "bad"), tmp_path / "p.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"bad"}
+
+
+def test_chunks_are_whole_batches_and_small_sets_can_be_shared() -> None:
+    assert chunk_starts(10_000, 64) == range(0, 10_000, 640)
+    assert chunk_starts(10**6, 64) == range(0, 10**6, 1024)
+    assert chunk_starts(10**6, 3000) == range(0, 10**6, 3000)
+    assert chunk_starts(100, 4) == range(0, 100, 8) and len(chunk_starts(1, 64)) == 1
+
+
+def test_values_that_are_not_finite_are_an_error_that_names_the_image(
+    classifier: Classifier, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = classifier.forward
+
+    def overflow(pixels: Any) -> Any:
+        logits, projected = forward(pixels)
+        logits[1] = float("nan")
+        return logits, projected
+
+    monkeypatch.setattr(classifier, "forward", overflow)
+    with pytest.raises(ModelError, match=r"not finite for 1 of 3 images(.|\n)*06\.png"):
+        predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
+
+
+def test_bfloat16_agrees_within_its_precision(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
+    values = []
+    for bf16 in (False, True):
+        out = tmp_path / f"{bf16}.parquet"
+        predict_images(classifier, open_images(tiles), out, options=PredictionOptions(bf16=bf16))
+        values.append(pq.read_table(out)["p_gland"].to_numpy())
+    assert 0 < np.abs(values[0] - values[1]).max() < 0.05
+
+
+def test_tables_name_images_by_their_own_columns_and_labels_do_not_matter(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("file,label,key\ncase 1/01.png,NA,x\ncase 0/03.png,,y\n")
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        for name in ("case 0/03.png", "case 1/01.png"):
+            archive.write(tiles / name, name)
+    for images in (tiles, tmp_path / "t.zip"):
+        found = open_inputs([tmp_path / "t.csv"], images, "file", "key")
+        assert list(found.ids) == ["x", "y"]
+        wanted = np.asarray(Image.open(tiles / "case 1/01.png"))
+        np.testing.assert_array_equal(np.asarray(found.read(0)), wanted)
+    assert list(open_inputs([tmp_path / "t.csv"], tiles, "file").ids) == ["case 1/01.png", "case 0/03.png"]
+    with pytest.raises(DataError, match=r"missing columns: path(.|\n)*--path-column"):
+        open_inputs([tmp_path / "t.csv"], tiles)
+    with pytest.raises(ConfigError, match="only tables have use for --images"):
+        open_inputs([tiles], images=tiles)
+    both = open_inputs([tiles / "case 0", tmp_path / "t.csv"], tiles, "file", "key")
+    assert list(both.ids)[-3:] == ["36.png", "x", "y"]
+
+
+def test_zero_shot_classes_come_from_files_names_and_the_command_line(
+    classifier: Classifier, world: dict[str, Any]
+) -> None:
+    prompts = read_prompts(world["prompts"], None)
+    assert prompts is not None
+    found = embed_classes(classifier, prompts)
+    texts = {name: prompts.texts(name) for name in prompts.classes}
+    np.testing.assert_allclose(found.embeddings, classifier.prompt_embeddings(texts))
+    named = read_prompts(None, "necrosis; normal mucosa ;")
+    assert named is not None and embed_classes(classifier, named).classes == ("necrosis", "normal mucosa")
+    np.testing.assert_allclose(
+        embed_classes(classifier, named).embeddings,
+        classifier.prompt_embeddings({"necrosis": "necrosis", "normal mucosa": "normal mucosa"}),
+    )
+    assert read_prompts("stored", None) is None and embed_classes(classifier, "stored").classes == CLASSES
+    with pytest.raises(DataError, match=r"no prompt set 'absent'(.|\n)*stored"):
+        embed_classes(classifier, "absent")
+    for wrong in ("one", "a; a", ";"):
+        with pytest.raises(ConfigError, match="two or more different classes"):
+            read_prompts(None, wrong)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["clipit predict", *map(str, arguments)])
+    main()
+
+
+def test_the_command_prints_shares_and_where_the_files_are(
+    folder: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new/p.csv"
+    command(
+        monkeypatch, folder / "run", "--out", out, "--classes", "necrosis; mucin", "--vlm", folder / "clip",
+        "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "13 images predicted, mean confidence 0." in printed and "1 images could not be read" in printed
+    assert all(name in printed for name in (*CLASSES, "necrosis", "mucin", str(out), str(out.with_suffix(".html"))))
+    summary = json.loads(out.with_suffix(".summary.json").read_text("utf-8"))
+    assert f"{summary['classes']['stroma']['share']:.1%}" in printed
+    command(
+        monkeypatch, folder / "run", "--out", out, "--classes", "necrosis; mucin", "--vlm", folder / "clip",
+        "--device", "cpu", tiles / "case 0", tiles / "case 1/01.png",
+    )  # fmt: skip
+    assert "the same command has finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("{tiles}", "--out", "{tmp}/p.txt"), "unknown format"),
+        (("{tmp}/gone", "--out", "{tmp}/p.csv"), "no such file or folder"),
+        (("{tiles}/case 0", "{tiles}/case 0", "--out", "{tmp}/p.csv"), "images have the id of another one"),
+        (("{tiles}", "--out", "{tmp}/p.csv", "--prompts", "absent"), "no prompt set 'absent'"),
+        (("{tiles}", "--out", "{tmp}/p.csv", "--device", "tpu9"), "device"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(
+    arguments: tuple[str, ...], words: str, folder: Path, tiles: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with pytest.raises(SystemExit, match="2"):
+        command(monkeypatch, folder / "run/classifier", *(part.format(tiles=tiles, tmp=tmp_path) for part in arguments))
+    message = capsys.readouterr().err
+    assert words in message and "to do:" in message and "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_files_as_one(
+    classifier: Classifier, folder: Path, tiles: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "two/p.csv"
+    done = launch(
+        TWO, ROOT / "scripts/predict.py", str(folder / "run"), str(tiles), "--out", str(out), "--batch-size", "4",
+        "--prompts", "stored",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("34 images predicted") == 1
+    (tmp_path / "one").mkdir()
+    prompts = embed_classes(classifier, "stored")
+    predict_images(classifier, open_images(tiles), tmp_path / "one/p.csv", zero_shot=prompts, options=SMALL)
+    assert files(out) == files(tmp_path / "one/p.csv")

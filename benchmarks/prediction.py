@@ -71,7 +71,9 @@ def measure(options: Options) -> list[Figure]:
         "images": len(source),
         "batch": given.batch_size,
         "images_per_second": {name: len(source) / min(taken) for name, taken in samples.items()},
-        "largest_difference_of_probabilities": _difference(table(0), torch.cat(forward()).float().softmax(1).cpu()),
+        "largest_difference_of_probabilities": _difference(
+            table(0), torch.cat(forward()).float().softmax(1).cpu().numpy()
+        ),
     }
     values = ratios(samples, "forward", "predict")
     name = "predict: images/s against the bare forward"
@@ -83,4 +85,4 @@ def _difference(table: Path, wanted: "np.ndarray") -> float:
 
     written = pq.read_table(table)
     found = np.stack([written[f"p_{name}"].to_numpy() for name in CLASSES], axis=1)
-    return float(np.abs(found - np.asarray(wanted)).max())
+    return float(np.abs(found - wanted).max())

@@ -1,5 +1,6 @@
 """Reports and pairs in Python: build the index of snippets, and pair tiles with their nearest snippets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from clipit.api.entry import public
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from clipit.pairing.pairs import Pairs
     from clipit.workspace.workspace import Workspace
 
 
@@ -42,17 +44,20 @@ class IndexResult:
 
 @dataclass(frozen=True)
 class PairResult:
-    """Pairs of training tiles and snippets.
+    """Pairs of tiles and snippets.
 
     Attributes:
         file: Parquet file of the pairs.
         page: HTML page to browse the pairs; None if it was not requested.
         summary: Statistics of the pairs, as text.
+        places: Slide and coordinates (x, y) by tile_id, for features of slides; None for tiles with images.
     """
 
     file: Path
     page: Path | None
     summary: str
+    places: pd.DataFrame | None = field(repr=False, compare=False)
+    _pairs: "Pairs" = field(repr=False, compare=False)
     _workspace: "Workspace" = field(repr=False, compare=False)
 
     @cached_property
@@ -61,7 +66,7 @@ class PairResult:
 
         The column weight is present if `pairing.score_temperature` is set.
         """
-        pairs: pd.DataFrame = self._workspace.pairs.table.to_pandas()
+        pairs: pd.DataFrame = self._pairs.table.to_pandas()
         pairs = pairs.rename(columns={"score": "similarity"})
         return pairs.assign(text=pairs["snippet_id"].map(self._workspace.snippet_texts()))
 
@@ -104,16 +109,21 @@ def build_text_index(config: Config) -> IndexResult:
 
 
 @public
-def pair(config: Config, *, page: bool = True) -> PairResult:
+def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None = None, page: bool = True) -> PairResult:
     """Pair every training tile with its nearest snippets, and write a page that shows the pairs.
 
     Example:
         >>> pairs = clipit.pair(config)
         >>> pairs.pairs.nlargest(5, "similarity")[["tile_id", "similarity", "text"]]
         >>> pairs.image(pairs.pairs["tile_id"][0])
+        >>> slides = clipit.pair(config, features="trident/features_conch_v1")
 
     Args:
         config: Configuration with tiles and reports.
+        features: Files of TRIDENT or CLAM (.h5), or a folder of them, whose tiles are paired in place of the
+            configured ones. They must be unit vectors of the image tower of `vlm`, projected into the joint space (in
+            TRIDENT's encoder of CONCH: `with_proj=True, normalize=True`). The group of a tile is its slide; no page is
+            written, because there are no images.
         page: Whether to write the page.
 
     Raises:
@@ -125,7 +135,27 @@ def pair(config: Config, *, page: bool = True) -> PairResult:
 
     run = as_config(config).run
     workspace = Workspace(run)
-    file = workspace.pairs.artifact.file("pairs.parquet")
+    if features is not None:
+        paths = [features] if isinstance(features, str | Path) else features
+        return _pair_features(workspace, [Path(path).expanduser() for path in paths])
+    pairs = workspace.pairs
     summary = workspace.pairing_summary()
     written = write_pairs_page(run, workspace) if page and get_processes().main else None
-    return PairResult(file, written, summary, workspace)
+    return PairResult(pairs.artifact.file("pairs.parquet"), written, summary, None, pairs, workspace)
+
+
+def _pair_features(workspace: "Workspace", paths: Sequence[Path]) -> PairResult:
+    """Pair the tiles of slides whose features are given."""
+    from clipit.pairing.pairs import pair_tiles
+    from clipit.pairing.summary import summary_text
+    from clipit.stores.slide_features import TILES, import_features
+
+    rules = workspace.config.pairing
+    store = import_features(workspace.root, paths, workspace.vlm)
+    places: pd.DataFrame = store.artifact.table(TILES).to_pandas().set_index("id")
+    sources = workspace.snippets.table("snippet_sources.parquet")
+    groups = {str(tile): str(slide) for tile, slide in places["slide"].items()}
+    root, index = workspace.root, workspace.index
+    pairs = pair_tiles(root, index, store, k=rules.k, block=rules.block, rules=rules, sources=sources, groups=groups)
+    summary = summary_text(pairs.summary, workspace.snippet_texts())
+    return PairResult(pairs.artifact.file("pairs.parquet"), None, summary, places, pairs, workspace)

@@ -1,5 +1,8 @@
 """Pair every training tile with its nearest snippets, and write a page that shows the pairs."""
 
+from pathlib import Path
+from typing import Any
+
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
 
@@ -7,8 +10,14 @@ from clipit.errors import user_errors
 def main() -> None:
     """Run the command."""
     with user_errors():
-        extra = {
-            "--options": {"action": "store_true", "help": "compare pairing rules in a table instead; writes no pairs"}
+        extra: dict[str, dict[str, Any]] = {
+            "--options": {"action": "store_true", "help": "compare pairing rules in a table instead; writes no pairs"},
+            "--features": {
+                "type": Path,
+                "action": "append",
+                "metavar": "FILE.h5",
+                "help": "pair the tiles of slides by features of TRIDENT or CLAM (a file or folder; may be repeated)",
+            },
         }
         config, options = read_file_command(__doc__, (), extra=extra)
         from clipit.api.texts import pair
@@ -21,7 +30,7 @@ def main() -> None:
             if get_processes().main:
                 print(table)
             return
-        pairs = pair(config)
+        pairs = pair(config, features=options.features)
         if get_processes().main:
             print(f"{pairs.summary}\npairs: {pairs.file}")
             if pairs.page is not None:

@@ -1,6 +1,6 @@
 """Store embeddings of texts and tiles on disk: half-precision vectors in shards, with their ids.
 
-Vectors of the joint space are normalised before they are written (`_write_embeddings`); raw features are not.
+Vectors of the joint space are normalised before they are written (`write_embeddings`); raw features are not.
 
 A shard is the unit of work: it is written atomically, so that an interrupted job resumes at the next shard, and shards
 are distributed over the processes. The content of a batch depends only on its shard, so the bytes do not depend on the
@@ -171,7 +171,7 @@ def embed_texts(
                 advance(len(rows))
             return vectors
 
-        return _write_embeddings(folder, ids, vlm, "joint", encode, "embedding snippets")
+        return write_embeddings(folder, ids, vlm, "joint", encode, "embedding snippets")
 
     return Store(build_once(root, "text_store", inputs, make))
 
@@ -217,7 +217,7 @@ def embed_tiles(root: Path, vlm: "VLM", tiles: "TileSet", *, batch_size: int = 6
                 advance(len(rows))
             return np.concatenate(vectors)
 
-        return _write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
+        return write_embeddings(folder, [str(i) for i in tiles.ids], vlm, space, encode, "embedding tiles")
 
     return Store(build_once(root, "tile_store", inputs, make))
 
@@ -261,7 +261,7 @@ def _shard(folder: Path, start: int) -> tuple[Path, Path]:
     return folder / f"emb-{start // SHARD:05d}.npy", folder / f"ids-{start // SHARD:05d}.parquet"
 
 
-def _write_embeddings(
+def write_embeddings(
     folder: Path,
     ids: list[str],
     vlm: "VLM",
@@ -269,6 +269,20 @@ def _write_embeddings(
     encode: Callable[[int, int, Advance], Float32[np.ndarray, "_ dim"]],
     title: str,
 ) -> dict[str, Any]:
+    """Write a store of a VLM's embeddings in half precision, as unit vectors in the joint space; return its facts.
+
+    Args:
+        folder: Folder of the artefact.
+        ids: Ids of all rows.
+        vlm: VLM of the embeddings.
+        space: Space of the embeddings.
+        encode: Function from the first and last (exclusive) row of a shard to its vectors, which advances the bar.
+        title: Title of the progress bar.
+
+    Raises:
+        DataError: An embedding is not finite.
+    """
+
     def encode_half(start: int, stop: int, advance: Advance) -> Float16[np.ndarray, "_ dim"]:
         vectors = encode(start, stop, advance)
         with np.errstate(over="ignore"):  # half-precision overflow is reported by _check_finite

@@ -1,0 +1,200 @@
+"""Features of slides that TRIDENT or CLAM computed (HDF5), opened as a tile store."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from clipit.artifacts import file_sha256, whole_file, write_json
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError, shortlist
+from clipit.progress import Advance
+from clipit.stores.embed import Store, write_embeddings
+
+if TYPE_CHECKING:
+    from clipit.models.vlm import VLM
+
+logger = logging.getLogger(__name__)
+
+TILES = "tiles.parquet"
+"""File of the store: id, slide, x and y (pixels of the slide's finest level) of each tile."""
+_CHECKED, _TOLERANCE = 1000, 0.02  # vectors per slide; half precision and rounding
+_EXPECTED = "datasets `features` [n, d] or [1, n, d] and `coords` [n, 2], as TRIDENT and CLAM write them"
+
+
+@dataclass(frozen=True)
+class SlideFeatures:
+    """Features of the tiles of one slide; the vectors stay on disk until they are read.
+
+    Attributes:
+        path: HDF5 file.
+        slide: Name of the slide: the name of the file without suffix.
+        dim: Length of a vector.
+        coords: Upper left corner of each tile, x and y, in pixels of the slide's finest level.
+        attributes: Attributes of `coords`, such as patch_size and patch_level (CLAM) or patch_size_level0 (TRIDENT).
+    """
+
+    path: Path
+    slide: str
+    dim: int
+    coords: Int64[np.ndarray, "n 2"]
+    attributes: dict[str, Any]
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.coords)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the tiles: slide:x_y."""
+        return [f"{self.slide}:{x}_{y}" for x, y in self.coords.tolist()]
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> Float32[np.ndarray, "_ dim"]:
+        """Read the vectors of the tiles from `start` to `stop` (exclusive; all by default)."""
+        with h5py.File(self.path, "r") as file:
+            features = file["features"]
+            rows = features[0, start:stop] if features.ndim == 3 else features[start:stop]
+        return np.asarray(rows, dtype=np.float32)
+
+
+def open_slide_features(path: Path) -> SlideFeatures:
+    """Open the features of one slide.
+
+    Raises:
+        DataError: The file is missing or damaged, or lacks a dataset, or shapes or types are not those expected.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            found = {name: file[name] for name in ("features", "coords") if isinstance(file.get(name), h5py.Dataset)}
+            problem = _problem(found, list(file))
+            if problem:
+                raise DataError(problem, where=path, fix=f"use a file with {_EXPECTED}")
+            coords = found["coords"]
+            values = np.asarray(coords[0] if coords.ndim == 3 else coords[:], dtype=np.int64)
+            attributes = {name: _plain(value) for name, value in coords.attrs.items()}
+            return SlideFeatures(path, path.stem, int(found["features"].shape[-1]), values, attributes)
+    except FileNotFoundError:
+        raise DataError("no such file of features", where=path, fix=f"use a file with {_EXPECTED}") from None
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DataError(f"not a readable HDF5 file: {error}", where=path, fix="copy or compute it again") from error
+
+
+def find_feature_files(paths: Sequence[Path]) -> list[Path]:
+    """List files of features; a folder stands for its .h5 files.
+
+    Raises:
+        DataError: There is no file, or two slides have the same name.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.h5")) if path.is_dir() else [path])]
+    where = shortlist([str(path) for path in paths])
+    if not files:
+        raise DataError("no files of features", where=where, fix="use .h5 files of TRIDENT or CLAM, or their folder")
+    repeated = [name for name, count in Counter(file.stem for file in files).items() if count > 1]
+    if repeated:
+        raise DataError(f"slides with the same name: {shortlist(repeated)}", where=where, fix="rename the files")
+    return files
+
+
+def import_features(root: Path, paths: Sequence[Path], vlm: "VLM") -> Store:
+    """Import features of slides as a tile store in the joint space of a VLM, to be paired with its index of snippets.
+
+    A file does not record whether the vectors were projected into the joint space, and features before the projection
+    may have as many dimensions. Unit vectors are therefore required: TRIDENT's encoder of CONCH, for example, neither
+    projects nor normalises unless it is built with `with_proj=True, normalize=True`.
+
+    Args:
+        root: Output root.
+        paths: HDF5 files, or folders of them.
+        vlm: VLM whose image tower computed the features, projected into the joint space.
+
+    Raises:
+        DataError: A file is not readable, its vectors have another dimension than those of the VLM or are no unit
+            vectors, a tile occurs twice, or there is no tile.
+    """
+    slides = [open_slide_features(path) for path in find_feature_files(paths)]
+    other = [f"{slide.path.name} ({slide.dim})" for slide in slides if slide.dim != vlm.joint_dim]
+    if other:
+        raise DataError(
+            f"features of other dimensions than the {vlm.joint_dim} of {vlm.name}: {shortlist(other)}",
+            where=slides[0].path.parent,
+            fix="compute them with the image tower of `vlm`, projected into the joint space",
+        )
+    for slide in slides:
+        _check_unit_vectors(slide)
+    ids = [tile for slide in slides for tile in slide.ids]
+    repeated = [tile for tile, count in Counter(ids).items() if count > 1]
+    if repeated or not ids:
+        what = f"tiles that occur twice: {shortlist(repeated)}" if repeated else "the files contain no tile"
+        raise DataError(what, where=slides[0].path.parent, fix="compute the features of these slides again")
+    empty = [slide.slide for slide in slides if not len(slide)]
+    if empty and get_processes().main:
+        logger.info(f"note: {len(empty)} of {len(slides)} slides have no tile: {shortlist(empty)}")
+    content = [[slide.slide, file_sha256(slide.path)] for slide in slides]
+    inputs = {"slide_features": content, "vlm": vlm.fingerprint, "space": "joint"}
+    first = np.cumsum([0, *map(len, slides)])
+
+    def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ dim"]:
+        parts = []
+        for slide, offset in zip(slides, first[:-1].tolist(), strict=True):
+            low, high = max(start - offset, 0), min(stop - offset, len(slide))
+            if low < high:
+                parts.append(slide.vectors(low, high))
+                advance(high - low)
+        return np.concatenate(parts)
+
+    def make(folder: Path) -> dict[str, Any]:
+        facts = write_embeddings(folder, ids, vlm, "joint", encode, "importing features")
+        if get_processes().main:
+            coords = np.concatenate([slide.coords for slide in slides])
+            names = [slide.slide for slide in slides for _ in range(len(slide))]
+            table = pa.table({"id": ids, "slide": names, "x": coords[:, 0], "y": coords[:, 1]})
+            with whole_file(folder / TILES) as temporary:
+                pq.write_table(table, temporary)
+            write_json(folder / "slides.json", {slide.slide: slide.attributes for slide in slides})
+        return facts | {"slides": len(slides)}
+
+    return Store(build_once(root, "tile_store", inputs, make))
+
+
+def _check_unit_vectors(slide: SlideFeatures) -> None:
+    """Check the lengths of the first vectors of a slide; values that are not finite are reported by the store."""
+    lengths = np.linalg.norm(slide.vectors(0, _CHECKED), axis=1)
+    lengths = lengths[np.isfinite(lengths)]
+    if len(lengths) and not np.allclose(lengths, 1, atol=_TOLERANCE):
+        raise DataError(
+            f"the vectors have lengths around {np.median(lengths):.3g} instead of 1: features before the projection "
+            "into the joint space cannot be compared with texts",
+            where=slide.path,
+            fix="compute them with the projection and normalised (TRIDENT's conch_v1: with_proj=True, normalize=True)",
+        )
+
+
+def _problem(found: dict[str, Any], names: list[str]) -> str:
+    """Describe what is wrong with the datasets of a file; "" if nothing is."""
+    missing = [name for name in ("features", "coords") if name not in found]
+    if missing:
+        return f"no dataset {' or '.join(missing)}; the file has {shortlist(names) or 'none'}"
+    shapes = {name: tuple(found[name].shape) for name in found}
+    features, coords = shapes["features"], shapes["coords"]
+    batched = (len(features) == 3 and features[0] == 1, len(coords) == 3 and coords[0] == 1)
+    rows = [shape[1:] if batch else shape for shape, batch in zip((features, coords), batched, strict=True)]
+    if any(len(shape) != 2 for shape in rows) or rows[0][0] != rows[1][0] or rows[1][1] != 2 or not rows[0][1]:
+        return f"features have the shape {list(features)}, coords {list(coords)}"
+    if found["features"].dtype.kind != "f" or found["coords"].dtype.kind not in "iuf":
+        return f"features are {found['features'].dtype}, coords {found['coords'].dtype}: numbers are expected"
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    """Convert an attribute to a value that JSON can hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

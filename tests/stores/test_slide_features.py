@@ -1,0 +1,106 @@
+"""Features of TRIDENT and CLAM as a tile store: what opens, what is refused, and that pairs are those of the tiles."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from tiny_models import MakeFile
+
+import clipit
+from clipit.errors import DataError
+from clipit.stores.slide_features import find_feature_files, import_features, open_slide_features
+from clipit.workspace.workspace import Workspace
+
+
+def write(path: Path, features: Any, coords: Any, **attributes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        if features is not None:
+            file["features"] = features
+        if coords is not None:
+            file["coords"] = coords
+            file["coords"].attrs.update(attributes)
+    return path
+
+
+def grid(n: int) -> np.ndarray:
+    return np.stack([np.arange(n) * 256, np.zeros(n)], axis=1).astype(np.int64)
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (1, 5, 24)])
+def test_both_shapes_open_with_coordinates_and_attributes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+    attributes = {"patch_size": 256, "name": b"slide", "level_dim": np.array([4, 5])}
+    slide = open_slide_features(write(tmp_path / "TCGA-A.h5", vectors, grid(5), **attributes))
+    assert (slide.slide, len(slide), slide.dim) == ("TCGA-A", 5, 24)
+    assert slide.ids[1] == "TCGA-A:256_0"
+    assert slide.attributes == {"patch_size": 256, "name": "slide", "level_dim": [4, 5]}
+    assert np.array_equal(slide.vectors(1, 3), vectors.reshape(5, 24)[1:3].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("features", "coords", "message"),
+    [
+        (None, grid(2), "no dataset features; the file has coords"),
+        (np.zeros((2, 3)), None, "no dataset coords"),
+        (np.zeros((2, 3)), grid(3), "features have the shape [2, 3], coords [3, 2]"),
+        (np.zeros((2, 2, 3)), grid(2), "features have the shape [2, 2, 3]"),
+        (np.zeros(3), grid(3), "features have the shape [3]"),
+        (np.zeros((2, 3), np.int64), grid(2), "numbers are expected"),
+    ],
+)
+def test_a_file_of_another_layout_is_refused(features: Any, coords: Any, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", features, coords)
+    with pytest.raises(DataError) as caught:
+        open_slide_features(path)
+    assert message in str(caught.value) and str(path) in str(caught.value) and "coords` [n, 2]" in str(caught.value)
+
+
+def test_files_that_are_missing_damaged_or_named_alike_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        open_slide_features(tmp_path / "none.h5")
+    (tmp_path / "text.h5").write_text("no HDF5")
+    with pytest.raises(DataError, match="not a readable HDF5 file"):
+        open_slide_features(tmp_path / "text.h5")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no files of features"):
+        find_feature_files([tmp_path / "empty"])
+    paths = [write(tmp_path / name / "same.h5", np.zeros((1, 3)), grid(1)) for name in ("a", "b")]
+    with pytest.raises(DataError, match="slides with the same name: same"):
+        find_feature_files(paths)
+
+
+def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_path: Path) -> None:
+    config = configure_file()
+    workspace = Workspace(config.run)
+    store = workspace.tile_store("train")
+    vectors = store.rows(np.arange(len(store.ids)))
+    for name, part in (("one", slice(0, 40)), ("two", slice(40, None))):
+        write(tmp_path / f"{name}.h5", vectors[part], grid(len(vectors[part])), patch_size=256)
+    write(tmp_path / "without_tissue.h5", np.zeros((0, 24)), np.zeros((0, 2)))
+    result = clipit.pair(config, features=tmp_path)
+    assert result.page is None and result.places is not None
+    assert result.places.loc["two:256_0"].tolist() == ["two", 256, 0]
+    own = workspace.pairs.table.to_pandas()
+    assert result.pairs["snippet_id"].tolist() == own["snippet_id"].tolist()
+    assert np.allclose(result.pairs["similarity"], own["score"], atol=2e-3)
+    assert result.pairs["tile_id"].tolist()[40:42] == ["two:0_0", "two:256_0"]
+
+
+def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_file: MakeFile, tmp_path: Path) -> None:
+    config = configure_file()
+    vlm = Workspace(config.run).vlm
+    with pytest.raises(DataError, match=r"other dimensions than the 24 of .*wrong\.h5 \(3\)"):
+        import_features(tmp_path, [write(tmp_path / "wrong.h5", np.zeros((2, 3)), grid(2))], vlm)
+    with pytest.raises(DataError, match="tiles that occur twice: twice:0_0"):
+        import_features(tmp_path, [write(tmp_path / "twice.h5", np.eye(2, 24), np.zeros((2, 2)))], vlm)
+    with pytest.raises(DataError, match=r"(?s)lengths around 3 instead of 1.*with_proj=True"):
+        import_features(tmp_path, [write(tmp_path / "raw.h5", 3 * np.eye(2, 24), grid(2))], vlm)
+    with pytest.raises(DataError, match="the files contain no tile"):
+        import_features(tmp_path, [write(tmp_path / "no.h5", np.ones((0, 24)), np.zeros((0, 2)))], vlm)
+    damaged = np.eye(2, 24)
+    damaged[1, 3] = np.nan
+    with pytest.raises(DataError, match="1 embeddings are not finite: nan:256_0"):
+        import_features(tmp_path, [write(tmp_path / "nan.h5", damaged, grid(2))], vlm)

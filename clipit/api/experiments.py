@@ -38,6 +38,11 @@ class CompareResult:
 
         return read_comparison(self.folder)
 
+    @property
+    def verdict(self) -> str:
+        """Whether text helps, in one sentence; "" for a comparison that an earlier version wrote."""
+        return str(self.numbers.get("verdict", ""))
+
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Scores, one row per data set, backbone, test set, arm and seed, with their costs and provenance."""

@@ -59,6 +59,7 @@ def test_the_table_in_python_is_the_one_of_the_page(compared: tuple[ConfigFile, 
     assert (row["low"], row["high"]) == (line["over_seeds"]["low"], line["over_seeds"]["high"])
     assert row["low"] < row["difference"] < row["high"] and row["tiles_low"] <= row["tiles_high"]
     assert table.loc[("test", "image_only")].isna()["difference"], "the baseline"
+    assert result.verdict == saved.get("verdict", "")
     assert set(result.rows["seed"].dropna()) >= {1, 2} and result.page.is_file() and result.report.is_file()
 
 

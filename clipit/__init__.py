@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING:
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
+    from clipit.api.prediction import predict
     from clipit.api.runs import evaluate, train
     from clipit.api.texts import build_text_index, pair
     from clipit.errors import ClipitError
@@ -27,6 +28,7 @@ __all__ = [
     "load_classifier",
     "load_config",
     "pair",
+    "predict",
     "probe",
     "train",
     "tune",
@@ -37,6 +39,7 @@ _MODULES = {
     "load_config": "clipit.api.configuration",
     "load_classifier": "clipit.models.inference",
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
+    "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate"), "clipit.api.runs"),
     **dict.fromkeys(("compare", "tune", "probe"), "clipit.api.experiments"),
 }

@@ -5,53 +5,28 @@ page with the most and least certain images, and a list of the images that could
 """
 
 import argparse
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clipit.config.paths import option_path
-from clipit.errors import LaunchError, user_errors
+from clipit.errors import user_errors
+
+if TYPE_CHECKING:
+    from clipit.api.prediction import PredictResult
 
 
 def main() -> None:
     """Run the command."""
     options = _parser().parse_intermixed_args()
     with user_errors():
-        from clipit.runs.prediction_files import PredictionPaths
-        from clipit.runs.prediction_inputs import open_inputs, read_prompts
+        from clipit.api.prediction import predict
 
-        paths = PredictionPaths(options.out)
-        images = open_inputs(options.inputs, options.images, options.path_column, options.id_column)
-        prompts = read_prompts(options.prompts, options.classes)
+        given = vars(options)
+        result = predict(given.pop("classifier"), given.pop("inputs"), given.pop("out"), **given)
 
         from clipit.distributed import get_processes
-        from clipit.models.inference import load_classifier
-        from clipit.runs.predict_images import predict_images
-        from clipit.runs.prediction_chunks import PredictionOptions
-        from clipit.runs.prediction_inputs import embed_classes
 
-        processes = get_processes()
-        if options.device and processes.count > 1:
-            raise LaunchError(
-                "the launcher chooses the device of each process",
-                where="--device",
-                fix="remove --device; without GPUs set ACCELERATE_USE_CPU=1",
-            )
-        classifier = load_classifier(
-            _classifier_folder(options.classifier),
-            options.device or processes.device,
-            vlm=options.vlm,
-            trust_remote_code=options.trust_remote_code,
-        )
-        asked = prompts or options.prompts
-        summary = predict_images(
-            classifier,
-            images,
-            options.out,
-            zero_shot=embed_classes(classifier, asked) if asked else None,
-            options=PredictionOptions(options.batch_size, options.workers, options.bf16),
-        )
-        if processes.main:
-            print(_report(summary, paths))
+        if get_processes().main:
+            print(_report(result))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,17 +82,12 @@ def _positive(text: str) -> int:
     return number
 
 
-def _classifier_folder(text: str) -> str:
-    """Return the classifier of a run if the path is the run's folder."""
-    inside = Path(text).expanduser() / "classifier"
-    return str(inside) if (inside / "clipit.json").is_file() else text
-
-
-def _report(summary: dict[str, Any], paths: Any) -> str:
+def _report(result: "PredictResult") -> str:
     """Describe the predictions and where their files are."""
     from clipit.reporting.prediction_page import SHARES_HEADER, shares_rows
     from clipit.reporting.tables import markdown_table, number
 
+    summary = result.summary
     lines = ["", f"{summary['predicted']} images predicted, mean confidence {number(summary['mean_confidence'])}"]
     lines += ["", markdown_table(SHARES_HEADER, shares_rows(summary))]
     if "zero_shot" in summary:
@@ -126,8 +96,10 @@ def _report(summary: dict[str, Any], paths: Any) -> str:
         lines.append(markdown_table(SHARES_HEADER, shares_rows(scores)))
     lines.append("")
     if summary["unreadable"]:
-        lines.append(f"note: {summary['unreadable']} images could not be read; they are listed in {paths.unreadable}")
+        lines.append(
+            f"note: {summary['unreadable']} images could not be read; they are listed in {result.unreadable_file}"
+        )
     if summary["note"]:
         lines.append(f"note: {summary['note']}")
-    lines += [f"table: {paths.table}", f"page: {paths.page}", f"summary: {paths.summary}"]
+    lines += [f"table: {result.table}", f"page: {result.page}", f"summary: {result.summary_file}"]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError
+from clipit.errors import DataError, LaunchError
 from clipit.evaluation.predictions import Predictions, softmax
 from clipit.evaluation.zero_shot import zero_shot_probabilities
 from clipit.prompts.prompt_set import check_classes
@@ -20,6 +20,7 @@ from clipit.tiles.pixel_source import PixelSource
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from clipit.config.run import VLMConfig
     from clipit.models.inference import Classifier
 
 
@@ -47,6 +48,40 @@ def open_classifier(config: RunConfig, folder: Path, classes: Sequence[str] | No
             fix="set tiles.classes to the classifier's classes, in their order, or use another run",
         )
     return classifier
+
+
+def open_exported(
+    path: str | Path,
+    device: str | None = None,
+    *,
+    vlm: "str | VLMConfig | None" = None,
+    trust_remote_code: bool = False,
+) -> "Classifier":
+    """Open a classifier on this process's device.
+
+    Args:
+        path: Folder of a classifier, or of a run with one.
+        device: Device; None for the one that the launcher chose, or else the GPU, if there is one.
+        vlm: VLM that new prompts need, as for `load_classifier`.
+        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
+
+    Raises:
+        LaunchError: A device is given, but there are several processes.
+        ModelError: See `load_classifier`.
+    """
+    from clipit.models.classifier_spec import DESCRIPTION
+    from clipit.models.inference import load_classifier
+
+    processes = get_processes()
+    if device is not None and processes.count > 1:
+        raise LaunchError(
+            "the launcher chooses the device of each process",
+            where="--device",
+            fix="remove --device; without GPUs set ACCELERATE_USE_CPU=1",
+        )
+    inside = Path(path).expanduser() / "classifier"
+    folder = inside if (inside / DESCRIPTION).is_file() else path
+    return load_classifier(folder, device or processes.device, vlm=vlm, trust_remote_code=trust_remote_code)
 
 
 def predict_tiles(

@@ -31,4 +31,4 @@ def test_studies_comparisons_and_commands_open_classifiers_here() -> None:
         for path in files
         if re.search(r"(?<!def )\bload_classifier\((?!\.\.\.)", path.read_text("utf-8"))
     }
-    assert callers <= {"clipit/runs/predict.py", "clipit/models/export.py", "clipit/cli/predict.py"}
+    assert callers <= {"clipit/runs/predict.py", "clipit/models/export.py", "clipit/api/runs.py"}

@@ -288,6 +288,18 @@ def test_zero_shot_classes_come_from_files_names_and_the_command_line(
             read_prompts(None, wrong)
 
 
+def test_the_python_function_returns_data_frames(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
+    for name in ("a/p.csv", "b/p.parquet"):
+        result = clipit.predict(classifier, tiles, tmp_path / name, prompts="stored", batch_size=4)
+        found = result.predictions
+        assert len(found) == result.summary["predicted"] == 34 and list(found["id"]) == sorted(found["id"])
+        assert set(found["zero_shot"]) <= set(CLASSES)
+        assert found.filter(regex="^p_").sum(axis=1).between(0.999, 1.001).all()
+        assert list(result.unreadable["id"]) == ["case 0/00.png", "case 1/19.png", "case 2/35.png"]
+    whole = clipit.predict(classifier, str(tiles / "case 2/02.png"), tmp_path / "c/p.csv")
+    assert whole.unreadable_file is None and whole.unreadable.empty and list(whole.predictions["id"]) == ["02.png"]
+
+
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["clipit predict", *map(str, arguments)])
     main()

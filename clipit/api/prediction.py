@@ -1,0 +1,135 @@
+"""Prediction in Python: classify image files, folders, zips and tables with an exported classifier."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from clipit.api.entry import public
+from clipit.config.paths import expand_home
+
+if TYPE_CHECKING:
+    from clipit.config.run import VLMConfig
+    from clipit.models.inference import Classifier
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Finished predictions.
+
+    Attributes:
+        table: Table of the predictions, csv or parquet.
+        page: HTML page with the most and least certain images.
+        summary_file: Summary as JSON.
+        unreadable_file: List of unreadable images, csv; None without any.
+    """
+
+    table: Path
+    page: Path
+    summary_file: Path
+    unreadable_file: Path | None
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Number of images, and count, share and mean confidence per class."""
+        from clipit.artifacts import read_json
+
+        return read_json(self.summary_file, "predict again")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Predictions, one row per readable image.
+
+        Columns: id, predicted, one probability p_<class> per class and, with zero-shot classes, zero_shot (predicted
+        class) and its probabilities zs_<class>.
+        """
+        if self.table.suffix.lower() == ".parquet":
+            return pd.read_parquet(self.table)
+        texts = {"id": str, "predicted": str, "zero_shot": str}
+        return pd.read_csv(self.table, dtype=texts, keep_default_na=False)
+
+    @cached_property
+    def unreadable(self) -> pd.DataFrame:
+        """Unreadable images: id, file and reason."""
+        if self.unreadable_file is None:
+            return pd.DataFrame(columns=["id", "file", "reason"], dtype=str)
+        return pd.read_csv(self.unreadable_file, dtype=str, keep_default_na=False)
+
+
+@public
+def predict(
+    classifier: "str | Path | Classifier",
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    prompts: str | Path | None = None,
+    classes: str | None = None,
+    images: str | Path | None = None,
+    path_column: str | None = None,
+    id_column: str | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    bf16: bool = False,
+    device: str | None = None,
+    vlm: "str | VLMConfig | None" = None,
+    trust_remote_code: bool = False,
+) -> PredictResult:
+    """Predict the classes of images, and write a table, a page and a summary.
+
+    A killed call resumes, and finished predictions are not repeated. Unreadable images are listed and counted.
+
+    Example:
+        >>> result = clipit.predict(run.classifier, "new_tiles/", "predictions.csv", classes="tumour; normal mucosa")
+        >>> result.predictions["predicted"].value_counts()
+
+    Args:
+        classifier: Folder of a classifier or of a run, or a loaded classifier.
+        inputs: Image files, folders, zips, and tables (.csv, .tsv, .parquet) with a column of paths.
+        out: Table to write, .csv or .parquet.
+        prompts: Prompt file, packaged prompt set, or set of the classifier, for zero-shot classes.
+        classes: Zero-shot classes separated by semicolons, used as prompts as they are.
+        images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
+        path_column: Column of tables with the paths; None for `path`.
+        id_column: Column of tables with the ids; None for `id`, if there is one, or else the paths.
+        batch_size: Images per batch.
+        workers: Threads that read images beside the model; 0: one per core, at most 8.
+        bf16: Whether to compute in bfloat16.
+        device: Device such as `cuda:1`; None for the GPU, if there is one.
+        vlm: VLM that new prompts need, as for `load_classifier`.
+        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
+
+    Raises:
+        ArtifactError: The files exist and belong to other inputs or options.
+        DataError: An input is missing, ids clash, or no image can be read.
+        ModelError: The classifier cannot be loaded, or does not support zero-shot classification.
+    """
+    from clipit.runs.prediction_files import PredictionPaths
+    from clipit.runs.prediction_inputs import open_inputs, read_prompts
+
+    listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    paths = PredictionPaths(expand_home(Path(out)))
+    folder = None if images is None else expand_home(Path(images))
+    source = open_inputs([expand_home(Path(path)) for path in listed], folder, path_column, id_column)
+    name = None if prompts is None else str(prompts)
+    asked = read_prompts(name, classes) or name
+
+    # torch is imported from here on: mistakes in the inputs are found before
+    from clipit.runs.predict import open_exported
+    from clipit.runs.predict_images import predict_images
+    from clipit.runs.prediction_chunks import PredictionOptions
+    from clipit.runs.prediction_inputs import embed_classes
+
+    loaded = (
+        open_exported(classifier, device, vlm=vlm, trust_remote_code=trust_remote_code)
+        if isinstance(classifier, str | Path)
+        else classifier
+    )
+    zero_shot = embed_classes(loaded, asked) if asked else None
+    options = PredictionOptions(batch_size, workers, bf16)
+    predict_images(loaded, source, paths.table, zero_shot=zero_shot, options=options)
+    return PredictResult(
+        paths.table, paths.page, paths.summary, paths.unreadable if paths.unreadable.is_file() else None
+    )

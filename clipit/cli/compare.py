@@ -13,6 +13,7 @@ def main() -> None:
         file, options = read_file_command(__doc__, ["comparison"], extra=option)
         from clipit.api.experiments import compare
         from clipit.comparison.export import export_csv
+        from clipit.comparison.report.write import read_head
         from clipit.distributed import get_processes
         from clipit.reporting.csv_export import check_export
 
@@ -22,5 +23,7 @@ def main() -> None:
         if get_processes().main:
             if options.record:
                 export_csv(comparison.folder, options.record)
-            print("\n" + comparison.report.read_text(encoding="utf-8"))
-            print(f"page: {comparison.page}\nrows: {comparison.folder / 'comparison.parquet'}")
+            print(f"\n{read_head(comparison.folder)}\n")
+            files = {"page": comparison.page, "text": comparison.report}
+            files["rows"] = comparison.folder / "comparison.parquet"
+            print("\n".join(f"{what}: {path}" for what, path in files.items()))

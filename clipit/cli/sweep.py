@@ -40,9 +40,11 @@ def main() -> None:
             return
         plan = plan_sweep(sweep, options, arguments.count, arguments.draws_seed)
         from clipit.distributed import get_processes
+        from clipit.sweeps.report import read_head
         from clipit.sweeps.run import run_sweep
 
         folder = run_sweep(plan, arguments.launch)
         if get_processes().main:
-            print("\n" + (folder / "sweep.md").read_text(encoding="utf-8"))
-            print(f"trials: {folder / 'trials.csv'}\nplot: {folder / 'sweep.png'}")
+            print(f"\n{read_head(folder)}\n")
+            files = {"page": "sweep.html", "text": "sweep.md", "trials": "trials.csv", "plot": "sweep.png"}
+            print("\n".join(f"{what}: {folder / name}" for what, name in files.items()))

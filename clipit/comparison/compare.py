@@ -8,6 +8,7 @@ from typing import Any
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
 from clipit.comparison.export import export_comparison, write_points
+from clipit.comparison.headline import judge_comparison
 from clipit.comparison.own_reports import resolve_plan_arm
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.pairing_browser import write_pairing_page
@@ -15,7 +16,6 @@ from clipit.comparison.report.write import write_report
 from clipit.comparison.report_reference import score_report_probes
 from clipit.comparison.rows import add_costs, read_run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
-from clipit.comparison.verdict import compare_own_reports
 from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
@@ -74,9 +74,9 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         analyses = write_points(analyses, folder)
         results = compute_statistics(comparison, all_rows, config.evaluation.bootstrap)
         tiles = [workspace.all_tiles for workspace in workspaces]
-        own = compare_own_reports(plans, results.arms)
-        notes = write_report(config, comparison, plans, results, analyses, folder, tiles, own)
-        export_comparison(config, comparison, results, analyses, notes, folder, own)
+        verdict = judge_comparison(plans, results.arms, comparison.metric)
+        notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles)
+        export_comparison(config, comparison, results, analyses, notes, folder, verdict)
     get_processes().barrier()
     return folder
 

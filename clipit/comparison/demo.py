@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clipit.comparison.compare import compare
+from clipit.comparison.report.write import read_head
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.runs.folder import run_folder
@@ -41,7 +42,7 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
     folder = compare(config, comparison)
     arm = next((name for name in _SHOWN_ARMS if name in comparison.arms), comparison.arms[0])
     run = run_folder(config.model_copy(update={"arm": arm, "seed": comparison.seeds[0]}))
-    logger.info("\n" + (folder / "comparison.md").read_text(encoding="utf-8"))
+    logger.info(f"\n{read_head(folder)}\n")
     logger.info(_try_classifier(config, run))
     logger.info(f"\nThe world:      {world}")
     logger.info(f"Comparison:     {folder / 'comparison.html'} (and .md, .tex, .parquet)")

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from clipit.artifacts import read_json, whole_file, write_record
 from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.contrasts import Contrast
+from clipit.comparison.headline import ComparisonVerdict
 from clipit.comparison.statistics import ArmResult, ComparisonResults
-from clipit.comparison.verdict import Contrast, OwnReportResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, DataError
@@ -32,7 +33,7 @@ def export_comparison(
     analyses: Sequence[AnalysisResult],
     notes: Sequence[str],
     folder: Path,
-    own: Sequence[OwnReportResult] = (),
+    verdict: ComparisonVerdict,
 ) -> None:
     """Write comparison.parquet (the rows) and comparison.json (the rows and all numbers in the tables).
 
@@ -43,14 +44,14 @@ def export_comparison(
         analyses: Results of the analyses, their points written (`write_points`).
         notes: Notes below the main table.
         folder: Folder of the comparison.
-        own: Contrasts and verdicts of the arms with own reports.
+        verdict: Verdict on the comparison and on its arms.
     """
     records = [row.to_record() for row in results.rows]
     with whole_file(folder / "comparison.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(records), temporary)
     settings = config.model_dump(mode="json") | {"comparison": comparison.model_dump(mode="json")}
     provenance = {"config": settings, "commit": git_commit(), "rows": records}
-    numbers = export_numbers(results, analyses) | export_own_reports(own)
+    numbers = export_numbers(results, analyses) | export_verdict(verdict)
     write_record(folder / "comparison.json", provenance | numbers | {"notes": list(notes)})
 
 
@@ -99,13 +100,18 @@ def export_numbers(results: ComparisonResults, analyses: Sequence[AnalysisResult
     }
 
 
-def export_own_reports(own: Sequence[OwnReportResult]) -> dict[str, Any]:
-    """Return `own_reports`, ready for JSON: the contrasts and the verdict of each arm; nothing without such an arm."""
+def export_verdict(verdict: ComparisonVerdict) -> dict[str, Any]:
+    """Return `verdict`, the sentence, and `verdicts`, the contrasts and the verdict of each judged arm, for JSON."""
     records = [
-        {**result.key._asdict(), "verdict": result.verdict, "contrasts": [_contrast(c) for c in result.contrasts]}
-        for result in own
+        {
+            **arm.key._asdict(),
+            "outcome": arm.outcome,
+            "verdict": arm.verdict,
+            "contrasts": [_contrast(contrast) for contrast in arm.contrasts],
+        }
+        for arm in verdict.arms
     ]
-    return {"own_reports": records} if records else {}
+    return {"verdict": verdict.headline, "verdicts": records}
 
 
 def write_points(analyses: Sequence[AnalysisResult], folder: Path) -> list[AnalysisResult]:

@@ -19,7 +19,7 @@ ARM_CONTROLS: Mapping[str, tuple[str, ...]] = {
     "snippet": ("other_snippet", "clip_it_all"),
 }
 """Role of a control -> names of the arms that can have it; the first that is compared is used."""
-_CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
+CONTROL_TARGETS = ("shuffled_text", "random_text", "random_codes")
 _LABEL_SECTIONS = ("tiles", "reports", "leaks", "vlm")
 """Sections that determine the labels from own reports, with `soft_labels.own_report`."""
 
@@ -89,4 +89,4 @@ def _learns_own_labels(config: RunConfig) -> bool:
 def _reads_own_snippets(config: RunConfig) -> bool:
     """Check whether an arm is paired with snippets of own reports, other than as a control."""
     paired = config.pairing.reports != "any" and uses_reports(config)
-    return paired and config.distillation.target not in _CONTROL_TARGETS
+    return paired and config.distillation.target not in CONTROL_TARGETS

@@ -8,7 +8,7 @@ from clipit.comparison.grid import check_grid
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.file import SECTIONS
 from clipit.config.load import dotted, merge, nested, validate, without
-from clipit.config.run import RunConfig
+from clipit.config.run import RunConfig, TrackingConfig
 from clipit.errors import ConfigError, shortlist
 from clipit.training.arms import arm_keys, resolve_arm
 from clipit.training.checks import check
@@ -79,6 +79,7 @@ def _data_set_config(
     name = _slug("-".join(parts)) or "comparison"
     changes = without(nested({**keys, "backbone.name": backbone}), config.overrides)
     resolved = validate(merge(config.model_dump(), changes) | {"name": name}, where)
+    resolved = resolved.model_copy(update={"tracking": _grouped(config.tracking, config.name)})
     errors = []
     for arm in comparison.arms:
         try:
@@ -89,6 +90,11 @@ def _data_set_config(
         raise ConfigError("\n".join(errors))
     check_grid(resolved, comparison, comparison.arms)
     return resolved
+
+
+def _grouped(tracking: TrackingConfig, name: str) -> TrackingConfig:
+    """Put the runs of a comparison into one group of the tracker, unless the configuration names another."""
+    return tracking.model_copy(update={"group": tracking.group or name})
 
 
 def _with_equal_steps(

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from clipit.artifacts import file_sha256, write_record
 from clipit.comparison.analyses.result import AnalysisResult
-from clipit.comparison.export import RERUN, export_own_reports, read_comparison
+from clipit.comparison.export import RERUN, export_verdict, read_comparison
+from clipit.comparison.headline import judge_comparison
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.report.write import write_report
 from clipit.comparison.statistics import compute_statistics
-from clipit.comparison.verdict import compare_own_reports
 from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, shortlist
@@ -53,9 +53,9 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
         _check_tiles(plan, plan_tiles, rows, source)
     _check_predictions(rows, source)
     results = compute_statistics(file.comparison, rows, file.run.evaluation.bootstrap)
-    own = compare_own_reports(plans, results.arms)
-    notes = write_report(file.run, file.comparison, plans, results, analyses, folder, tiles, own)
-    texts = export_own_reports(own) | {"notes": notes}
+    verdict = judge_comparison(plans, results.arms, file.comparison.metric)
+    notes = write_report(file.run, file.comparison, plans, results, analyses, folder, verdict, tiles)
+    texts = export_verdict(verdict) | {"notes": notes}
     if saved != saved | texts:  # the record of the search may be gone, or the wording may have changed
         write_record(source, saved | texts)
     return [folder / f"comparison.{kind}" for kind in ("md", "tex", "html")]

@@ -1,23 +1,18 @@
-"""Contrasts of arms with own reports against their controls, and the verdict that follows from them."""
+"""Verdict on each arm that a comparison is about, from its contrasts with its controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from typing import Literal
 
-from clipit.comparison.own_reports import ARM_CONTROLS, own_report_arms
+from clipit.comparison.contrasts import Contrast, compare_with
+from clipit.comparison.judged_arms import Text, judged_arms
 from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import ArmKey, ArmResult
-from clipit.evaluation.intervals import Interval, t_interval
-from clipit.evaluation.significance import Significance, holm, paired_t_test
+from clipit.evaluation.intervals import Interval
+from clipit.evaluation.significance import holm
 
-_MEANING = {
-    "image embedding": "the VLM's embedding of the tile in place of text",
-    "case": "labels of the same patients' tiles, without text",
-    "shuffled": "reports exchanged between patients",
-    "snippet": "the nearest snippet of any other report",
-    "report probe": "the VLM's linear probe on the same labels",
-    "tile probe": "the VLM's linear probe on the labels of tiles",
-}
+Outcome = Literal["helps", "no gain", "no gain from text", "harms", "not decided"]
+"""What the contrasts of an arm show; for an arm without text, a gain over the baseline alone helps."""
 _USE_PROBE = {
     "report probe": "Use the VLM's linear probe on the report labels instead: no student needed. The gain lies in the "
     "labels; the student adds speed and independence of the VLM at most.",
@@ -26,95 +21,58 @@ _USE_PROBE = {
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """An arm minus one of its controls on the test split, paired by seed.
+class ArmVerdict:
+    """Contrasts of one arm on one data set and backbone, and the verdict that follows from them.
 
     Attributes:
-        role: What the control tests: one of `own_reports.ROLES`.
-        control: Name of the arm or reference row; None if the comparison has none.
-        differences: Seed -> score of the arm minus score of the control; empty if one of them is undefined.
-        interval: 95 % t-interval of the mean difference over seeds, or the reason why there is none.
-        p: Paired t-test over seeds, uncorrected.
-        p_holm: The same, Holm-corrected over all contrasts of the comparison.
+        key: Data set, backbone, test set and arm.
+        text: Text that the arm learns from.
+        contrasts: Contrasts with its controls.
+        outcome: What the contrasts show.
+        limit: Role of the control that limits the verdict: the one that the arm is not better than; empty if none does.
+        verdict: The verdict in words.
     """
 
-    role: str
-    control: str | None
-    differences: Mapping[int, float]
-    interval: Interval
-    p: Significance
-    p_holm: Significance
-
-    @property
-    def tested(self) -> bool:
-        """Whether both sides have scores."""
-        return bool(self.differences)
-
-    @property
-    def better(self) -> bool:
-        """Whether the interval lies above 0."""
-        return self.interval.low is not None and self.interval.low > 0
-
-    @property
-    def worse(self) -> bool:
-        """Whether the interval lies below 0."""
-        return self.interval.high is not None and self.interval.high < 0
-
-    @property
-    def not_better(self) -> bool:
-        """Whether the interval includes 0 or lies below it."""
-        return self.interval.low is not None and self.interval.low <= 0
-
-    @property
-    def difference(self) -> float | None:
-        """Mean difference over seeds; None if it is undefined."""
-        return fmean(self.differences.values()) if self.differences else None
-
-    def describe(self) -> str:
-        """Name the control, with its meaning."""
-        meaning = _MEANING.get(self.role, "")
-        if self.role in ARM_CONTROLS:
-            return f"{self.control or ' or '.join(ARM_CONTROLS[self.role])} ({meaning})"
-        return meaning or str(self.control)
-
-
-@dataclass(frozen=True)
-class OwnReportResult:
-    """Contrasts of one arm with own reports on one data set and backbone, and their verdict."""
-
     key: ArmKey
+    text: Text
     contrasts: tuple[Contrast, ...]
-    verdict: str
+    outcome: Outcome = "not decided"
+    limit: str = ""
+    verdict: str = ""
+
+    def contrast(self, role: str) -> Contrast | None:
+        """Return the contrast with the control of a role; None if the arm has no such control."""
+        return next((contrast for contrast in self.contrasts if contrast.role == role), None)
 
 
-def compare_own_reports(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[OwnReportResult]:
-    """Compare every arm with own reports with its controls on the test split, and decide on a verdict.
+def judge_arms(plans: Sequence[Plan], arms: Sequence[ArmResult]) -> list[ArmVerdict]:
+    """Compare every arm that the comparison is about with its controls on the test split, and decide on a verdict.
 
     Args:
         plans: Plans, one per data set and backbone.
         arms: Every arm and reference row.
     """
     by_key = {result.key: result for result in arms}
-    found, gains = list[OwnReportResult](), dict[ArmKey, dict[str, Interval | None]]()
+    found, gains = list[ArmVerdict](), dict[ArmKey, dict[str, Interval | None]]()
     for plan in plans:
-        for arm, controls in own_report_arms(plan).items():
+        for arm, judged in judged_arms(plan).items():
             key = ArmKey(plan.data_set, plan.backbone, "test", arm)
             if key not in by_key:
                 continue
-            results = {role: by_key.get(key._replace(arm=name or "")) for role, name in controls.items()}
-            contrasts = tuple(_contrast(role, by_key[key], control) for role, control in results.items())
-            found.append(OwnReportResult(key, contrasts, ""))
+            results = {role: by_key.get(key._replace(arm=name or "")) for role, name in judged.controls.items()}
+            contrasts = tuple(compare_with(role, by_key[key], control) for role, control in results.items())
+            found.append(ArmVerdict(key, judged.text, contrasts))
             gains[key] = {role: result.over_seeds for role, result in results.items() if result is not None}
     corrected = holm({(result.key, c.role): c.p for result in found for c in result.contrasts})
     decided = []
     for result in found:
         contrasts = tuple(replace(c, p_holm=corrected[result.key, c.role]) for c in result.contrasts)
-        decided.append(OwnReportResult(result.key, contrasts, decide_verdict(contrasts, gains[result.key])))
+        decided.append(decide_verdict(replace(result, contrasts=contrasts), gains[result.key]))
     return decided
 
 
-def decide_verdict(contrasts: Sequence[Contrast], gains: Mapping[str, Interval | None]) -> str:
-    """Decide what the contrasts of an arm with own reports say.
+def decide_verdict(arm: ArmVerdict, gains: Mapping[str, Interval | None]) -> ArmVerdict:
+    """Decide what the contrasts of an arm say.
 
     An arm is better than a control if the 95 % interval of the difference lies above 0, worse if it lies below 0. The
     first rule that applies gives the verdict:
@@ -123,48 +81,62 @@ def decide_verdict(contrasts: Sequence[Contrast], gains: Mapping[str, Interval |
     2. Not better than the VLM's linear probe on the same labels from reports, while the arm or this probe is better
        than the baseline: use the probe.
     3. The same for the VLM's linear probe on the labels of tiles.
-    4. Worse than the baseline: worse. Not better than the baseline: no gain.
+    4. Worse than the baseline: harms. Not better than the baseline: no gain.
     5. Not better than labels of the same patients' tiles (`own_case`): the gain is due to knowing which tiles belong to
        one patient.
-    6. Better than every control that was run, one of which tests the text: text from own reports adds information.
-       Labels from reports are tested by `own_case` or `own_shuffled`, snippets by `own_case` or other snippets.
+    6. Better than every control that was run, one of which tests the text: text adds information. Labels from own
+       reports are tested by `own_case` or `own_shuffled`, own snippets by `own_case` or other snippets, text of any
+       reports by `image_embedding`. An arm without text needs no such control.
     7. Otherwise there is a gain, but it is not shown to be due to text.
 
-    Except after rules 1 and 4, the verdict also lists the controls that the arm is not better than, those without an
-    interval, and those that were not run.
+    Rules 2, 3 and 5 need controls that only arms with own reports have. Except after rules 1 and 4, the verdict also
+    lists the controls that the arm is not better than, those without an interval, and those that were not run.
 
     Args:
-        contrasts: Contrasts of the arm.
+        arm: The arm with its contrasts.
         gains: Role of a control -> interval of the control minus the baseline.
     """
-    by_role = {contrast.role: contrast for contrast in contrasts}
-    base = by_role.get("baseline")
+    contrasts, base = arm.contrasts, arm.contrast("baseline")
     if base is None:
-        return "Not decided: this arm is the baseline."
+        return replace(arm, verdict="Not decided: this arm is the baseline.")
     if base.interval.low is None:
         seeds = len(base.differences)
-        return f"Not decided: {'one seed' if seeds == 1 else base.interval.reason}."
+        return replace(arm, verdict=f"Not decided: {'one seed' if seeds == 1 else base.interval.reason}.")
+
+    def decide(outcome: Outcome, verdict: str, limit: str = "") -> ArmVerdict:
+        return replace(arm, outcome=outcome, limit=limit, verdict=" ".join([verdict, *_details(contrasts, limit)]))
+
     tested = [contrast for contrast in contrasts if contrast.tested]
     for role, verdict in _USE_PROBE.items():
-        probe, gain = by_role.get(role), gains.get(role)
+        probe, gain = arm.contrast(role), gains.get(role)
         helps = base.better or (gain is not None and gain.low is not None and gain.low > 0)
         if probe is not None and probe.not_better and helps:
-            return " ".join([verdict, *_details(contrasts, role)])
+            return decide("no gain", verdict, role)
+    if base.worse:
+        return replace(arm, outcome="harms", limit="baseline", verdict=f"Worse than {base.control}.")
     if not base.better:
-        return (
-            f"Worse than {base.control}."
-            if base.worse
-            else f"No gain shown: the interval against {base.control} includes 0."
-        )
-    if "case" in by_role and by_role["case"].not_better:
+        verdict = f"No gain shown: the interval against {base.control} includes 0."
+        return replace(arm, outcome="no gain", limit="baseline", verdict=verdict)
+    case = arm.contrast("case")
+    if case is not None and case.not_better:
         verdict = "The gain is due to knowing which tiles belong to one patient, not to text."
-        return " ".join([verdict, *_details(contrasts, "case")])
-    tests_of_text = {"case", "shuffled" if "shuffled" in by_role else "snippet"}
-    if all(contrast.better for contrast in tested) and any(contrast.role in tests_of_text for contrast in tested):
-        verdict = f"Text from own reports adds information: better than {_listed(tested)}."
-        return " ".join([verdict, *_details(contrasts)])
-    verdict = f"Better than {base.control}, but the gain is not shown to be due to text from own reports."
-    return " ".join([verdict, *_details(contrasts)])
+        return decide("no gain from text", verdict, "case")
+    if all(contrast.better for contrast in tested) and (not arm.text or _tests_text(arm)):
+        start = f"Text from {arm.text if arm.text == 'own reports' else 'the reports'} adds information: better than"
+        return decide("helps", f"{start if arm.text else 'Better than'} {_listed(tested)}.")
+    due = "text from own reports" if arm.text == "own reports" else "text"
+    result = decide("no gain from text", f"Better than {base.control}, but the gain is not shown to be due to {due}.")
+    limits = [contrast for contrast in tested if not contrast.better]
+    return replace(result, limit=min(limits, key=lambda c: c.difference or 0.0).role if limits else "")
+
+
+def _tests_text(arm: ArmVerdict) -> bool:
+    """Check whether one of the controls that were run tests whether the gain is due to text."""
+    tested = {contrast.role for contrast in arm.contrasts if contrast.tested}
+    if arm.text == "own reports":
+        return bool(tested & {"case", "shuffled" if arm.contrast("shuffled") is not None else "snippet"})
+    # Without the role, the baseline itself is the VLM's embedding of the tile.
+    return arm.contrast("image embedding") is None or "image embedding" in tested
 
 
 def _details(contrasts: Sequence[Contrast], named: str = "") -> list[str]:
@@ -181,20 +153,3 @@ def _details(contrasts: Sequence[Contrast], named: str = "") -> list[str]:
 def _listed(contrasts: Sequence[Contrast]) -> str:
     names = [contrast.describe() for contrast in contrasts]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _contrast(role: str, arm: ArmResult, control: ArmResult | None) -> Contrast:
-    if control is None:
-        return _without_test(role, None, "not tested")
-    pairs = {seed: (score, control.scores.get(seed)) for seed, score in arm.scores.items()}
-    differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
-    if len(differences) < len(pairs):
-        return _without_test(role, control.key.arm, "a score is not defined")
-    values = list(differences.values())
-    p = paired_t_test(values)
-    return Contrast(role, control.key.arm, differences, t_interval(values), p, p)
-
-
-def _without_test(role: str, control: str | None, reason: str) -> Contrast:
-    none = Significance(None, reason)
-    return Contrast(role, control, {}, Interval(None, None, reason), none, none)

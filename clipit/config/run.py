@@ -177,6 +177,8 @@ class TrackingConfig(Section):
     """Tracker that training reports to."""
     project: str = "clipit"
     """Name of the project in the tracker."""
+    group: str = ""
+    """Group of the run in wandb; empty: the name of the comparison or sweep, or of the run."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """Mode of wandb; offline keeps the records in local files."""
 

@@ -38,9 +38,9 @@ class Table:
     Attributes:
         header: One name per column.
         rows: Cells, one per column of the header.
-        traces: Source of each row's figures, in a last column of small print; empty for no such column.
+        traces: Source of each row's figures, in a folded list below; empty for no such list.
         caption: Caption of the table.
-        source: File and key of the table's data, in small print below.
+        source: File and key of the table's data, folded away below.
         left: Number of left-aligned columns; the others contain figures, aligned right.
         shades: Share in 0..1 that colours each cell after the first of each row (as in a confusion matrix).
     """
@@ -88,7 +88,7 @@ class Figure:
         picture: SVG of `plots.inline_svg`, which has its own alternative text, or the bytes of a PNG.
         caption: Caption of the figure.
         alt: Alternative text of a PNG; the caption where it is empty.
-        source: File and key of the data shown, in small print.
+        source: File and key of the data shown, folded away below.
     """
 
     picture: Markup | bytes
@@ -199,7 +199,13 @@ class PageSection:
 
 
 def page(
-    title: str, note: str, sections: Sequence[PageSection], *, script: str = "filter_script.html", data: Any = None
+    title: str,
+    note: str,
+    sections: Sequence[PageSection],
+    *,
+    verdict: str = "",
+    script: str = "filter_script.html",
+    data: Any = None,
 ) -> str:
     """Render a complete page.
 
@@ -207,6 +213,7 @@ def page(
         title: Heading of the page and title of the window.
         note: Warning shown at the top of the page; empty for none.
         sections: Sections in order; each gets a link at the top.
+        verdict: Sentence shown large under the title; empty for none.
         script: Template with the page's script.
         data: JSON-like value that the script reads from the element `data`; None for none.
 
@@ -217,7 +224,13 @@ def page(
     code = environment.get_template(script).render()
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template("page.html").render(
-        title=title, note=note, sections=sections, script=Markup(code), script_hash=f"sha256-{digest}", data=data
+        title=title,
+        note=note,
+        verdict=verdict,
+        sections=sections,
+        script=Markup(code),
+        script_hash=f"sha256-{digest}",
+        data=data,
     )
 
 

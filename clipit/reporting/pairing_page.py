@@ -11,9 +11,16 @@ from jaxtyping import Shaped
 from clipit.reporting.html import Include, PageSection, Text, page
 
 MOST_TILES = 3000
-"""Default maximum number of tiles on a page: about 7 MB of pictures."""
+"""Default maximum number of tiles on a page."""
 ROWS = 100
 """Tiles shown at a time."""
+
+
+RATING_HELP = (
+    "Rating: does the snippet describe what the tile shows (good), in part (partly), or not (wrong)? Ratings and "
+    "comments stay in this browser, also after a reload; save them as a csv file with the columns tile_id, snippet_id, "
+    "rank, score, rating and comment. Nothing is sent anywhere."
+)
 
 
 def choose_tiles(pairs: pa.Table, most: int = MOST_TILES) -> list[str]:
@@ -44,6 +51,8 @@ def pairing_page(
     labels: Mapping[str, int],
     predictions: Mapping[str, tuple[int, float]] | None = None,
     pictures: Mapping[str, str | None],
+    origins: Mapping[str, str] | None = None,
+    key: str = "",
     about: Sequence[str] = (),
     summary: str = "",
 ) -> str:
@@ -58,11 +67,15 @@ def pairing_page(
         classes: Class names, in the order of the class indices.
         labels: Class index by tile id; -1 or absent if unknown.
         predictions: Index of the predicted class and its probability, by tile id; None without a run.
-        pictures: Base64 text of a JPEG by tile id; None or absent for no picture.
+        pictures: Base64 text of a JPEG by tile id, shown small and enlarged on a click; None or absent for no picture.
+        origins: Section and report of each snippet by id, shown beside it.
+        key: Fingerprint of the pairing, under which the browser keeps the ratings of its pairs.
         about: Paragraphs on the origin of pairs, labels and predictions.
         summary: Summary of the pairing, as preformatted lines.
     """
     data = _data(pairs, texts, shown, classes, labels, predictions, pictures)
+    data["key"] = f"clipit-ratings-{key}"
+    data["snippets"]["origin"] = [(origins or {}).get(name, "") for name in data["snippets"]["id"]]
     total = len(pc.unique(pairs["tile_id"]))
     size = sum(len(text) for text in data["tiles"]["picture"] if text) / 1e6
     sampled = (
@@ -75,6 +88,7 @@ def pairing_page(
             "Tiles and their snippets",
             [
                 Text(f"{sampled}; their pictures take {size:.1f} MB. Scores are cosines."),
+                Text(RATING_HELP),
                 *(Text(paragraph) for paragraph in about),
                 Include("pairs.html"),
             ],

@@ -46,7 +46,7 @@ def run_page(
     facts = dict(results["provenance"])
     versions = {f"version of {name}": version for name, version in facts.pop("versions", {}).items()}
     shown = {key: value for key, value in (facts | versions).items() if value not in (None, [], "", {})}
-    sections.append(PageSection("Provenance", [facts_table(shown, "results.json: provenance")]))
+    sections.append(PageSection("Provenance", [facts_table(shown, "results.json: provenance")], folded=True))
     return page(title, str(results.get("note", "")), sections)
 
 

@@ -26,7 +26,9 @@ LabelSeries = Mapping[str, Sequence[tuple[float, float | None]]]
 def plot_seed_scores(
     scores: Mapping[str, Mapping[str, float | None]], *, x_label: str, baseline: str | None = None
 ) -> "Figure":
-    """Plot scores by seed, one row per arm: a dot per seed and a bar at the mean; undefined scores are counted as n/a.
+    """Plot scores by seed, one row per arm: a dot per seed, and a stroke at the mean of several seeds.
+
+    Undefined scores are counted as n/a.
 
     Args:
         scores: Arm -> seed -> score.
@@ -42,7 +44,8 @@ def plot_seed_scores(
             axes.plot(value, row, "o", color=COLOURS[0], alpha=0.7, markeredgewidth=0, gid=text)
         if defined:
             average = mean(defined.values())
-            axes.plot([average, average], [row - 0.35, row + 0.35], color="black", linewidth=2, label="mean")
+            if len(defined) > 1:  # a stroke through a single dot would hide it
+                axes.plot([average, average], [row - 0.35, row + 0.35], color="black", linewidth=2, label="mean")
             if arm == baseline:
                 axes.axvline(average, color="0.5", linestyle="--", linewidth=1)
         if len(defined) < len(by_seed):
@@ -59,8 +62,9 @@ def plot_seed_scores(
 def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") -> "Figure":
     """Plot a score over the share of training labels: one line per name through the means over seeds.
 
-    With up to 7 names, a band spans the lowest to the highest seed. An arm that uses no labels is a horizontal line.
-    Shares at which the score is undefined for any seed have no point; the axis title gives their number.
+    With up to 7 names, a band (a bar at a single share) spans the lowest to the highest seed. An arm that uses no
+    labels is a horizontal line. Shares at which the score is undefined for any seed have no point; the axis title gives
+    their number.
 
     Args:
         series: Scores by share, of probes of frozen features or of arms.
@@ -83,8 +87,12 @@ def plot_label_efficiency(series: LabelSeries, *, metric: str, title: str = "") 
                 continue
         shares = [100 * share for share, *_ in summary]
         averages = [average for _, average, _, _ in summary]
-        axes.plot(shares, averages, style, color=colour, marker="o", markersize=3, label=name, gid=tooltip(name))
-        if few:
+        size = 6 if len(shares) == 1 else 3  # a single point has no line through it
+        axes.plot(shares, averages, style, color=colour, marker="o", markersize=size, label=name, gid=tooltip(name))
+        if few and len(shares) == 1:
+            error = [[averages[0] - summary[0][2]], [summary[0][3] - averages[0]]]
+            axes.errorbar(shares, averages, error, color=colour, linewidth=1, capsize=3)
+        elif few:
             lowest, highest = [low for *_, low, _ in summary], [high for *_, high in summary]
             axes.fill_between(shares, lowest, highest, color=colour, alpha=0.1)
     axes.set_xscale("log")
@@ -190,4 +198,8 @@ def _draw_trials(
     face = colour if filled else "none"
     axes.scatter([x for x, _ in points], [y for _, y in points], s=22, facecolors=face, edgecolors=colour, alpha=0.7)
     averages = mean_per_value(points)
-    axes.plot([x for x, _ in averages], [y for _, y in averages], style, color=colour, linewidth=1.4, label=label)
+    marker = "" if len(averages) > 1 else "o"  # a line through a single value has no length
+    axes.plot(
+        [x for x, _ in averages], [y for _, y in averages], style, color=colour, linewidth=1.4, marker=marker,
+        markerfacecolor=face, label=label,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
@@ -27,6 +28,44 @@ def thumbnail(tiles: TileSet | ImageSet, row: int, *, side: int = 64, quality: i
     """
     image = tiles.try_read(row)
     return None if isinstance(image, Unreadable) else base64.b64encode(jpeg(image, side, quality)).decode()
+
+
+LARGE, SMALL = 224, 64
+"""Sides of the pictures on a page that enlarges tiles, in pixels."""
+LARGE_BYTES = 12_000_000
+"""Maximum size of all pictures of `LARGE` pixels on a page, as base64 text."""
+
+
+def page_pictures(
+    tiles: TileSet, rows: Sequence[int], *, most_bytes: int = LARGE_BYTES, advance: Callable[[], object] = lambda: None
+) -> Iterator[str | None]:
+    """Yield the picture of each tile for one page: 224 pixels as long as these take no more than `most_bytes`, else 64.
+
+    The large ones are spread evenly over the rows. A picture is the base64 text of a JPEG; None if the image cannot be
+    decoded.
+
+    Args:
+        tiles: Tiles with their images.
+        rows: Rows of the tiles on the page.
+        most_bytes: Maximum number of bytes of all large pictures.
+        advance: Called after each tile, for a progress bar.
+
+    Raises:
+        DataError: A file cannot be opened.
+    """
+    used = 0
+    for i, row in enumerate(rows, start=1):
+        image = tiles.try_read(row)
+        if isinstance(image, Unreadable):
+            yield None
+        else:
+            picture = base64.b64encode(jpeg(image, LARGE, 75)).decode()
+            if used + len(picture) <= most_bytes * i // len(rows):
+                used += len(picture)
+                yield picture
+            else:
+                yield base64.b64encode(jpeg(image, SMALL, 70)).decode()
+        advance()
 
 
 def jpeg_uri(encoded: str) -> str:

@@ -14,6 +14,7 @@ from clipit.errors import ArtifactError
 from clipit.evaluation.evaluate import evaluate_predictions
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.reporting.curves import read_curves
+from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
 from clipit.reporting.summary import run_summary, write_summary
 from clipit.runs.fingerprint import run_fingerprint
@@ -29,6 +30,7 @@ from clipit.runs.folder import (
 from clipit.runs.page import write_run_page
 from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
+from clipit.training.terms.table import uses_vlm
 from clipit.versions import git_commit, versions
 from clipit.workspace.workspace import Workspace
 
@@ -169,7 +171,8 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
         plots.append("curves.png")
         curves = plot_training_curves(read_curves(folder / "metrics.jsonl"), title=folder.name)
         save_plot(curves, folder / "curves.png")
-    note = " ".join(part for part in (_embedded_note(config), config.note.strip()) if part)
+    vlms = [config.vlm.name] if uses_vlm(config) else []
+    note = compose_note(config.note, backbones=[config.backbone.name], vlms=vlms)
     results["note"] = note
     tiles = workspace.tiles(config.seed)
     texts = {"Tiles": tiles.describe()} | texts
@@ -180,18 +183,3 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     write_run_page(title, folder, results, predictions, tiles, texts)
     write_record(folder / "results.json", results)  # written last, since it marks the run as finished
     return results
-
-
-def _embedded_note(config: RunConfig) -> str:
-    """Return the caveat for scores of the embedded models."""
-    parts = {"backbone": config.backbone.name, "VLM": config.vlm.name}
-    used = [what for what, name in parts.items() if name == "embedded"]
-    if config.distillation.tiles == "none" and "VLM" in used:
-        used.remove("VLM")
-    if not used:
-        return ""
-    return (
-        f"The embedded {' and '.join(used)} {'has' if len(used) == 1 else 'have'} only seen synthetic tiles: on real "
-        "tiles these scores prove that the path from reports to classifier works, and say nothing about CLIP-IT on "
-        "real pathology."
-    )

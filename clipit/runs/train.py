@@ -14,7 +14,6 @@ from jaxtyping import Float32
 from clipit.artifacts import write_record
 from clipit.config.run import RunConfig
 from clipit.distributed import Processes, get_processes
-from clipit.errors import ConfigError
 from clipit.evaluation.predictions import softmax
 from clipit.runs.evaluate import evaluate_run
 from clipit.runs.fingerprint import run_fingerprint
@@ -28,6 +27,7 @@ from clipit.runs.folder import (
     run_lock,
 )
 from clipit.runs.predict import open_classifier, predict_logits
+from clipit.runs.tracking import finish_trackers, log_test_scores, start_trackers
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
@@ -48,6 +48,8 @@ from clipit.versions import git_commit
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from clipit.models.backbones import Backbone
     from clipit.models.student import Student
     from clipit.training.loop import Outcome
@@ -112,11 +114,13 @@ def _train_and_evaluate(
         claim_folder(folder, config, fingerprint)
     processes.barrier()
     evaluated = processes.broadcast((folder / "results.json").is_file())
+    tracked: tuple[Accelerator, int] | None = None  # its trackers stay open for the test scores
     if not processes.broadcast(is_trained(folder)):
         if evaluated:
             logger.info(f"note: {folder} has results but no classifier: it is trained again")
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
-        outcome = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
+        outcome, accelerator = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
+        tracked = accelerator, outcome.steps
         # All processes help to compute the exported parts; only one writes them.
         facts = _facts(config, workspace, tiles, backbone)
         sections = facts.get("sections", {}) | term_facts.pop("sections", {})
@@ -132,7 +136,11 @@ def _train_and_evaluate(
         if evaluated:
             logger.info(f"note: {folder} lacks {missing}: it is evaluated again")
     processes.barrier()
-    evaluate_run(config, workspace, folder)
+    results = evaluate_run(config, workspace, folder)
+    if tracked is not None:
+        accelerator, steps = tracked
+        log_test_scores(accelerator, results, steps)
+        finish_trackers(accelerator)
     processes.barrier()
 
 
@@ -171,7 +179,8 @@ def _fit(
     backbone: "Backbone",
     terms: Sequence[Term[Any]],
     folder: Path,
-) -> "Outcome":
+) -> "tuple[Outcome, Accelerator]":
+    """Train; the trackers of the returned accelerator are still open."""
     from accelerate import Accelerator
 
     from clipit.training.checkpoints import latest_checkpoint
@@ -200,19 +209,9 @@ def _fit(
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
-    if tracker != "none" and not accelerator.log_with:
-        raise ConfigError(f"tracker {tracker} is not installed", where="tracking.tracker", fix=f"pip install {tracker}")
-    if tracker != "none":
-        name = f"{config.name}/{folder.name}"
-        options = {"wandb": {"mode": config.tracking.wandb_mode, "name": name, "dir": str(folder)}}
-        accelerator.init_trackers(
-            config.tracking.project, {"arm": config.arm or "custom", "seed": config.seed}, options
-        )
+    start_trackers(accelerator, config, folder)
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
-    outcome = train(config, student, normalise, data, scored, folder, accelerator)
-    for open_tracker in accelerator.trackers:  # not end_training, which also ends the process group
-        open_tracker.finish()
-    return outcome
+    return train(config, student, normalise, data, scored, folder, accelerator), accelerator
 
 
 @dataclass(frozen=True)

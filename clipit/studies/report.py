@@ -16,6 +16,7 @@ from clipit.artifacts import whole_file
 from clipit.config.run import RunConfig
 from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, facts_table, page, write_page
+from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import UNDEFINED, markdown_line, markdown_table, markdown_text
 from clipit.versions import git_commit, versions
 
@@ -159,11 +160,8 @@ def pivot_cells(
 
 
 def study_note(config: RunConfig) -> str:
-    """Compose the note shown above the results: limits of the embedded models, and the configuration's `note`."""
-    models = {"backbone": config.backbone.name, "VLM": config.vlm.name}
-    embedded = " and ".join(role for role, name in models.items() if name == "embedded")
-    caution = f"The embedded {embedded} saw only synthetic tiles: on real tiles these figures only show that it runs."
-    return " ".join(part for part in (caution if embedded else "", " ".join(config.note.split())) if part)
+    """Compose the note shown above the results of a study, which measures the backbone and the VLM."""
+    return compose_note(config.note, backbones=[config.backbone.name], vlms=[config.vlm.name])
 
 
 def write_study(

@@ -1,6 +1,7 @@
 """Report the results of a sweep: one row per trial, means over seeds, selection on validation, and a plot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from clipit.artifacts import whole_file, write_json
+from clipit.reporting.html import Figure, PageSection, Rows, Table, Text, page, write_page
+from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_sweep
 from clipit.reporting.tables import markdown_line, markdown_table, mean_sd
@@ -15,13 +18,14 @@ from clipit.runs.folder import read_results, read_training, run_folder
 from clipit.runs.search import Trial
 from clipit.sweeps.trials import SweepPlan
 from clipit.training.arms import resolve_arm
+from clipit.training.terms.table import uses_vlm
 from clipit.versions import git_commit, versions
 
 _PERCENT = 100.0
 
 
 def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None:
-    """Write sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials."""
+    """Write sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json for the finished trials."""
     sweep = plan.sweep
     rows = [_result(trial, plan.comparison_metric) for trial in trials]
     table = pd.DataFrame(rows, dtype=object)
@@ -42,8 +46,14 @@ def write_tables(plan: SweepPlan, trials: Sequence[Trial], folder: Path) -> None
         table.to_parquet(temporary, index=False)
     with whole_file(folder / "trials.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
+    summary = _summarise(plan, groups, chosen, metric, tested)
+    configs = [resolve_arm(trial.config) for trial in trials]
+    backbones, vlms = [c.backbone.name for c in configs], [c.vlm.name for c in configs if uses_vlm(c)]
+    note = compose_note(configs[0].note, backbones=backbones, vlms=vlms)
     with whole_file(folder / "sweep.md") as temporary:
-        temporary.write_text(_markdown(plan, groups, chosen, metric, tested), encoding="utf-8")
+        temporary.write_text(_markdown(sweep.name, summary, note), encoding="utf-8")
+    picture = (folder / "sweep.png").read_bytes()
+    write_page(folder / "sweep.html", _page(sweep.name, summary, note, picture, table))
     facts = {"sweep": sweep.path.name, "options": dict(sweep.options), "metric": metric, "test_metric": tested}
     write_json(
         folder / "sweep.json", facts | {"chosen": chosen, "rows": rows, "commit": git_commit(), "versions": versions()}
@@ -77,9 +87,21 @@ def best_group(scores: Mapping[str, Sequence[float | None]]) -> str | None:
     return max(means, key=lambda name: means[name]) if means else None
 
 
-def _markdown(plan: SweepPlan, groups: Mapping[str, pd.DataFrame], chosen: str | None, metric: str, tested: str) -> str:
+@dataclass(frozen=True)
+class _Summary:
+    """Table of a sweep and the sentences below it."""
+
+    header: list[str]
+    rows: list[list[object]]
+    choice: str
+    remarks: list[str]
+
+
+def _summarise(
+    plan: SweepPlan, groups: Mapping[str, pd.DataFrame], chosen: str | None, metric: str, tested: str
+) -> _Summary:
     test_header = f"test {tested} %" if tested else "test (not evaluated)"
-    rows = [
+    rows: list[list[object]] = [
         [
             f"{name} (chosen)" if name == chosen else name,
             len(group),
@@ -90,19 +112,56 @@ def _markdown(plan: SweepPlan, groups: Mapping[str, pd.DataFrame], chosen: str |
         ]
         for name, group in groups.items()
     ]
-    paragraphs = [
-        f"# {markdown_line(plan.sweep.name)}",
-        markdown_table(["values", "seeds", f"validation {metric} %", test_header, "chosen step", "seconds"], rows),
-        f"Chosen by the mean validation score: {markdown_line(chosen)}. Its own validation score is optimistic, being "
+    choice = (
+        f"Chosen by the mean validation score: {chosen}. Its own validation score is optimistic, being "
         f"the best of {len(groups)}; test scores chose nothing."
         if chosen
-        else "Nothing is chosen: no validation score is defined (are there labels in the validation part?).",
+        else "Nothing is chosen: no validation score is defined (are there labels in the validation part?)."
+    )
+    several = any(len(group) > 1 for group in groups.values())
+    remarks = [
         "Mean and standard deviation over seeds; smaller differences are no grounds for a choice."
-        if any(len(group) > 1 for group in groups.values())
+        if several
         else "One seed per row: the variation between seeds is not known.",
-        *(f"Note: {markdown_line(note)}." for note in plan.sweep.notes),
+        *(f"Note: {note}." for note in plan.sweep.notes),
+    ]
+    header = ["values", "seeds", f"validation {metric} %", test_header, "chosen step", "seconds"]
+    return _Summary(header, rows, choice, remarks)
+
+
+def _markdown(name: str, summary: _Summary, note: str) -> str:
+    paragraphs = [
+        f"# {markdown_line(name)}",
+        markdown_table(summary.header, summary.rows),
+        markdown_line(summary.choice),
+        *map(markdown_line, summary.remarks),
+        *([f"> **Note.** {markdown_line(note)}"] if note else []),
     ]
     return "\n\n".join([*paragraphs, "![scores](sweep.png)"]) + "\n"
+
+
+def _page(name: str, summary: _Summary, note: str, picture: bytes, table: pd.DataFrame) -> str:
+    rows = Rows(list(table.columns), table.to_numpy().tolist(), "One row per trial", "trials.parquet")
+    caption = "Score by swept value: a dot per trial, a line through the means."
+    sections = [
+        PageSection(
+            "Scores",
+            [
+                Table(
+                    summary.header, summary.rows, source="sweep.json: rows, from training.json and results.json"
+                ),
+                *map(Text, summary.remarks),
+                Figure(picture, caption, source="trials.parquet: columns validation and test"),
+            ],
+        ),
+        PageSection("All trials", [rows]),
+    ]
+    return page(name, note, sections, verdict=summary.choice)
+
+
+def read_head(folder: Path) -> str:
+    """Return the head of sweep.md for the console: title, table and choice."""
+    return "\n\n".join((folder / "sweep.md").read_text(encoding="utf-8").split("\n\n")[:3])
 
 
 def _mean_percent(scores: "pd.Series[Any]") -> str:

@@ -33,7 +33,7 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             None runs all trials in this process, where they share tiles, VLM and stores.
 
     Returns:
-        The folder with sweep.md, trials.csv, trials.parquet, sweep.png and sweep.json.
+        The folder with sweep.md, sweep.html, trials.csv, trials.parquet, sweep.png and sweep.json.
 
     Raises:
         ConfigError: The trials cannot share one process or cannot be launched from this one, or the folder belongs to

@@ -107,7 +107,9 @@ def make_trial(sweep: Sweep, values: Mapping[str, Any]) -> Trial:
         raise ConfigError(
             f"metric.name is {sweep.metric!r}, but the runs log {logged!r} (training.monitor)", where=sweep.path
         )
-    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, file.run)
+    tracking = file.run.tracking.model_copy(update={"group": file.run.tracking.group or sweep.name})
+    run = file.run.model_copy(update={"tracking": tracking})
+    return Trial({parameter.key: values[parameter.key] for parameter in sweep.parameters}, run)
 
 
 def _read_config(sweep: Sweep, options: Mapping[str, str]) -> ConfigFile:

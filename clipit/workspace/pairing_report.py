@@ -1,5 +1,6 @@
 """Reports on a pairing: the page of its pairs, and the comparison of pairing rules."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.options import compare_options, options_text
 from clipit.progress import progress
 from clipit.reporting.html import write_page
+from clipit.reporting.notes import compose_note
 from clipit.reporting.pairing_page import MOST_TILES, choose_tiles, pairing_page
-from clipit.reporting.thumbnails import thumbnail
+from clipit.reporting.thumbnails import LARGE, LARGE_BYTES, SMALL, page_pictures
 from clipit.stores.index import Index, build_index
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
@@ -49,14 +51,14 @@ def write_pairs_page(
     shown = choose_tiles(pairs.table, most)
     tiles = workspace.all_tiles.of_split("train")
     rows = {str(tile_id): row for row, tile_id in enumerate(tiles.ids.tolist())}
-    pictures: dict[str, str | None] = {}
     with progress("pictures of tiles", len(shown)) as advance:
-        for tile_id in shown:
-            pictures[tile_id] = thumbnail(tiles, rows[tile_id])
-            advance()
+        encoded = page_pictures(tiles, [rows[tile_id] for tile_id in shown], advance=advance)
+        pictures = dict(zip(shown, encoded, strict=True))
     about = [
         f"Pairs: {pairs.artifact.folder.name}/pairs.parquet (VLM {workspace.vlm.name}). "
         "Only training tiles are paired. Labels are those of the data set, including those that runs may not use.",
+        f"Pictures are at most {LARGE} pixels wide as long as these take no more than {LARGE_BYTES / 1e6:.0f} MB of "
+        f"the page, and {SMALL} pixels otherwise.",
     ]
     predictions: TilePredictions | None = None
     if given is not None:
@@ -74,12 +76,9 @@ def write_pairs_page(
                 "To see predictions of training tiles, evaluate the run with evaluation.splits that include train, "
                 "then write this page again."
             )
-    note = config.note.strip()
-    if config.vlm.name == "embedded":
-        note = f"The embedded VLM was trained on synthetic tiles only: its pairs of real tiles mean nothing. {note}"
     text = pairing_page(
         f"{config.name}: pairs" + (f", {run.name}" if run else ""),
-        note,
+        compose_note(config.note, backbones=[config.backbone.name] if predictions else [], vlms=[config.vlm.name]),
         pairs.table,
         workspace.snippet_texts(),
         shown,
@@ -87,12 +86,25 @@ def write_pairs_page(
         labels=dict(zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)),
         predictions=predictions,
         pictures=pictures,
+        origins=_origins(workspace),
+        key=pairs.artifact.folder.name,
         about=about,
         summary=workspace.pairing_summary(),
     )
     path = (run or config.output / "pairings" / config.name) / "pairs.html"
     write_page(path, text)
     return path
+
+
+def _origins(workspace: Workspace) -> dict[str, str]:
+    """Return section and report of each snippet; of one that occurs in several places, the first with their number."""
+    table = workspace.snippets.table("snippet_sources.parquet", ["snippet_id", "section", "report_id"])
+    first: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for snippet, section, report in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        first.setdefault(snippet, f"{section}, report {report}" if section else f"report {report}")
+        counts[snippet] += 1
+    return {name: f"{text} and {counts[name] - 1:,} more" if counts[name] > 1 else text for name, text in first.items()}
 
 
 def _predictions(run: Path, tiles: TileSet) -> TilePredictions:

@@ -12,6 +12,7 @@ from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.reporting.html import write_page
+from clipit.reporting.notes import compose_note
 from clipit.reporting.report_labels_page import SampledReport, count_answers, report_labels_page
 from clipit.workspace.report_labels import FEATURES, CorpusLabels, measure_labels
 
@@ -60,9 +61,10 @@ def write_report_labels(config: RunConfig, labels: CorpusLabels, *, per_answer: 
         writer.writeheader()
         writer.writerows(record | {"mentions": _mentions_text(record["mentions"])} for record in records)
     path = folder / "report_labels.html"
+    uses_vlm = labels.probabilities is not None and labels.features == "vlm"
     text = report_labels_page(
         f"{config.name}: labels from reports",
-        config.note.strip(),
+        compose_note(config.note, vlms=[config.vlm.name] if uses_vlm else []),
         facts,
         labels.found,
         labels.classes,

@@ -160,7 +160,7 @@ def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: Co
     assert [row["seed"] for row in rows] == [1, 2] and all(row["predictions_sha256"] for row in rows)
     assert all(row["parameters"] and row["tiles_per_second"] for row in rows)
     found = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    (result,) = found["own_reports"]
+    (result,) = found["verdicts"]
     assert (result["arm"], result["part"]) == ("own_label", "test") and result["verdict"]
     contrasts = {contrast["role"]: contrast for contrast in result["contrasts"]}
     lines = {line["arm"]: line["mean"] for line in found["lines"]}

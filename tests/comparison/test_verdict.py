@@ -1,4 +1,4 @@
-"""Verdict on arms with own reports: each rule on made-up scores, contrasts as scipy computes them, the section."""
+"""Verdicts: each rule on made-up scores, contrasts as scipy computes them, the section, the sentence above all."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,11 +9,13 @@ from markupsafe import escape
 from scipy import stats
 from tiny_models import MakeFile
 
+from clipit.comparison.headline import judge_comparison
+from clipit.comparison.judged_arms import judged_arms
 from clipit.comparison.own_reports import label_sources, own_report_arms
 from clipit.comparison.plan import Plan, plan_comparison
-from clipit.comparison.report.own_reports import own_report_markdown, own_report_sections
+from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, compute_results
-from clipit.comparison.verdict import OwnReportResult, compare_own_reports
+from clipit.comparison.verdict import ArmVerdict, judge_arms
 from clipit.evaluation.score_row import ScoreRow
 from clipit.reporting.html import page
 
@@ -49,8 +51,8 @@ def results(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> list[
     return compute_results(rows, plan.comparison.baseline, lambda *_: None)
 
 
-def compared(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> OwnReportResult:
-    (result,) = compare_own_reports([plan], results(plan, means, seeds))
+def compared(plan: Plan, means: dict[str, float | None], seeds: int = 5) -> ArmVerdict:
+    (result,) = judge_arms([plan], results(plan, means, seeds))
     return result
 
 
@@ -94,7 +96,7 @@ def test_controls_that_an_arm_is_not_better_than_are_named_after_the_verdict(mak
     own = next(r for r in same if r.key.arm == "own_label")
     for seed in range(5):
         next(r for r in same if r.key.arm == "own_case").scores[seed] = float(own.scores[seed] or 0) - 0.1
-    (result,) = compare_own_reports([make_plan()], same)
+    (result,) = judge_arms([make_plan()], same)
     assert result.verdict.startswith("Better than image_only, but") and "Not decided against own_case" in result.verdict
 
 
@@ -127,7 +129,7 @@ def test_contrasts_are_paired_by_seed_and_corrected_over_the_whole_table(make_pl
         plan, {**LOW, "own_label": 0.53, "own_rules": 0.9, "reference: VLM probe on labels of own_rules": 0.6}
     )
     arms = {result.key.arm: result.scores for result in both}
-    found = compare_own_reports([plan], both)
+    found = judge_arms([plan], both)
     assert [result.key.arm for result in found] == ["own_label", "own_rules"]
     raw = []
     for result in found:
@@ -164,16 +166,97 @@ def test_a_baseline_is_compared_once(make_plan: Any) -> None:
     assert compared(plan, LOW).verdict == "Not decided: this arm is the baseline."
 
 
-def test_the_section_escapes_names_and_is_missing_without_own_reports(make_plan: Any) -> None:
+def test_the_section_escapes_names_and_is_missing_without_arms(make_plan: Any) -> None:
     hostile = "<img src=x onerror=alert(1)>|"
     plan = make_plan()
     plans = [plan, replace(plan, data_set=hostile)]
     means = {**LOW, "own_label": 0.7}
-    own = compare_own_reports(plans, [result for each in plans for result in results(each, means)])
-    html = page("t", "", own_report_sections(own))
+    own = judge_arms(plans, [result for each in plans for result in results(each, means)])
+    html = page("t", "", verdict_sections(own))
     assert hostile not in html and str(escape(f"own_label ({hostile}): Text from own reports adds")) in html
-    heading, *verdicts, table, rule = own_report_markdown(own)
-    assert heading == "## Own reports" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
+    heading, *verdicts, table, rule = verdict_markdown(own)
+    assert heading == "## Verdicts" and len(verdicts) == 2 and "<img" not in "".join([*verdicts, table])
     assert table.count("\n") == 2 + 14 - 1 and "+20.0" in table
     assert rule in html.replace("&#39;", "'")
-    assert own_report_sections([]) == own_report_markdown([]) == []
+    assert verdict_sections([]) == verdict_markdown([]) == []
+
+
+CLIP_IT = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
+EQUAL: dict[str, float | None] = dict.fromkeys(CLIP_IT, 0.5)
+HEADLINES: list[tuple[dict[str, float | None], str, str]] = [
+    ({"clip_it_all": 0.8}, "helps", "clip_it_all helps: accuracy +30.0 points ["),
+    ({"clip_it_all": 0.2}, "harms", "clip_it_all harms: accuracy -30.0 points ["),
+    ({}, "no gain", "clip_it_all: no gain shown: accuracy"),
+    (
+        {"clip_it_all": 0.8, "image_embedding": 0.8},
+        "no gain from text",
+        "clip_it_all: no gain from text shown: accuracy",
+    ),
+    (
+        {"clip_it_all": 0.8, "shuffled_pairs": 0.9},
+        "no gain from text",
+        "clip_it_all: no gain from text shown: accuracy -10",
+    ),
+    ({"clip_it_all": None}, "not decided", "clip_it_all: not decided, because a score is not defined."),
+]
+
+
+@pytest.mark.parametrize(("changes", "outcome", "start"), HEADLINES)
+def test_a_comparison_begins_with_what_the_text_does(
+    make_plan: Any, changes: dict[str, float | None], outcome: str, start: str
+) -> None:
+    plan = make_plan(CLIP_IT)
+    verdict = judge_comparison([plan], results(plan, {**EQUAL, **changes}), "accuracy")
+    assert [arm.outcome for arm in verdict.arms] == [outcome]
+    assert verdict.headline.startswith(start) and verdict.headline.endswith(".")
+    if outcome == "helps":
+        assert "over image_only and +30.0 points" in verdict.headline and "its closest control, " in verdict.headline
+        assert "95 % intervals over 5 seeds; p < 0.001 and < 0.001, Holm-corrected" in verdict.headline
+
+
+def test_the_sentence_names_the_control_that_takes_the_gain_away(make_plan: Any) -> None:
+    plan = make_plan(CLIP_IT)
+    means = {**EQUAL, "clip_it_all": 0.8, "image_embedding": 0.85}
+    headline = judge_comparison([plan], results(plan, means), "accuracy").headline
+    assert "-5.0 points" in headline and "against image_embedding (the VLM's embedding of the tile" in headline
+    alone = make_plan(CLIP_IT[:2])
+    headline = judge_comparison([alone], results(alone, {"image_only": 0.5, "clip_it_all": 0.8}), "accuracy").headline
+    assert (
+        headline.startswith("clip_it_all: no gain from text shown") and "not compared with image_embedding" in headline
+    )
+
+
+def test_the_sentence_is_about_the_first_arm_with_text_and_counts_the_others(make_plan: Any) -> None:
+    plan = make_plan((*CLIP_IT, "consensus"))
+    assert {arm: judged.text for arm, judged in judged_arms(plan).items()} == dict.fromkeys(
+        ("clip_it_all", "consensus"), "reports"
+    )
+    both = judge_comparison([plan], results(plan, {**EQUAL, "consensus": 0.9}), "accuracy")
+    assert both.headline.startswith("clip_it_all: no gain shown")
+    assert both.headline.endswith("; of the other arms, consensus helps.")
+    places = [plan, replace(plan, data_set="other")]
+    scores = [result for each in places for result in results(each, {**EQUAL, "clip_it_all": 0.8, "consensus": 0.5})]
+    headline = judge_comparison(places, scores, "accuracy").headline
+    assert headline.startswith(
+        "clip_it_all helps on 2 of 2 data sets: accuracy +30.0 to +30.0 points against image_only, +30.0 to"
+    )
+    assert headline.endswith("; of the other arms, none helps.")
+
+
+def test_arms_without_text_are_judged_against_the_baseline_alone(make_plan: Any) -> None:
+    plan = make_plan(("image_only", "self_training", "image_embedding"))
+    means: dict[str, float | None] = {"image_only": 0.5, "self_training": 0.8, "image_embedding": 0.5}
+    verdict = judge_comparison([plan], results(plan, means), "accuracy")
+    assert [(arm.key.arm, arm.outcome) for arm in verdict.arms] == [
+        ("self_training", "helps"), ("image_embedding", "no gain")
+    ]  # fmt: skip
+    assert verdict.headline.startswith("self_training helps: accuracy +30.0 points")
+    alone = make_plan(("image_only",))
+    assert judge_comparison([alone], results(alone, {"image_only": 0.5}), "accuracy").headline.startswith("Nothing is")
+
+
+def test_one_seed_gives_a_difference_but_no_verdict(make_plan: Any) -> None:
+    plan = make_plan(CLIP_IT, **{"comparison.seeds": [0]})
+    verdict = judge_comparison([plan], results(plan, {**EQUAL, "clip_it_all": 0.8}, seeds=1), "accuracy")
+    assert verdict.headline.startswith("clip_it_all: not decided (one seed): accuracy +")
+    assert verdict.headline.endswith("points over image_only.")

@@ -160,7 +160,7 @@ def test_json_in_a_script_element_ends_nothing_and_stays_itself() -> None:
 def test_tables_have_scopes_reasons_and_sources() -> None:
     table = Table(("arm", "score"), [("a", 0.25), ("b", None)], traces=["x.parquet: 1", "x.parquet: 2"], caption="c")
     seen = Reader(page("t", "", [PageSection("s", [table])]))
-    assert [cell.get("scope") for cell in seen.named("th")] == ["col", "col", "col", "row", "row"]
+    assert [cell.get("scope") for cell in seen.named("th")] == ["col", "col", "row", "row"]
     assert "n/a" in seen.texts and "0.25" in seen.texts and "x.parquet: 2" in seen.texts
     common = {"data_set": "d", "backbone": "b", "part": "test", "seed": 0, "metric": "accuracy"}
     rows = [ScoreRow(arm="a", score=1.0, **common), ScoreRow(arm="b", score=None, **common)]
@@ -174,7 +174,11 @@ def test_tables_have_scopes_reasons_and_sources() -> None:
 def test_each_score_of_a_run_is_where_its_source_says() -> None:
     results = results_of(example())
     text = run_page("a run", results, example(), curves={"loss": ([1, 2], [1.0, 0.5])}, texts={"Snippets": "400 <b>"})
-    rows = re.findall(r'<tr><th scope="row">[^<]*</th><td class="n">([^<]*)</td>.*?results\.json: ([\w.]+)</td>', text)
+    scores = text[text.index('id="s0"') : text.index('id="s1"')]
+    names = re.findall(r'<tr><th scope="row">([^<]*)</th><td class="n">([^<]*)</td>', scores)
+    sources = re.findall(r"<dt>([^<]*)</dt><dd>results\.json: ([\w.]+)</dd>", scores)
+    assert [name for name, _ in names] == [name for name, _ in sources]
+    rows = [(shown, keys) for (_, shown), (_, keys) in zip(names, sources, strict=True)]
     assert len(rows) == 28, "7 scores x 2 splits x (head, prompts)"
     for shown, keys in rows:
         assert shown == number(look_up(results, keys)["value"]), keys

@@ -1,7 +1,9 @@
 """The pages in a real headless browser (Debian's chromium), opened from disk."""
 
 import base64
+import csv
 import html
+import io
 import json
 import re
 import time
@@ -39,12 +41,13 @@ def pairs_page(n: int, k: int = 2, run: bool = True) -> str:
         labels={tile_id: (0, 1, -1)[i % 3] for i, tile_id in enumerate(ids)},
         predictions={tile_id: (i % 2, 0.9) for i, tile_id in enumerate(ids)} if run else None,
         pictures={tile_id: pictures[i % 20] for i, tile_id in enumerate(ids)},
+        origins={f"s{i}": f"microscopic, report {HOSTILE}" for i in range(8)}, key="pairs-1",
     )  # fmt: skip
 
 
 def rows_of(dom: str) -> list[str]:
     """Ids of the tiles that are shown."""
-    return re.findall(r'<th scope="row">([^<]*)</th>', dom)
+    return re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', dom)
 
 
 def test_three_thousand_tiles_are_usable_and_hostile_text_stays_text(tmp_path: Path) -> None:
@@ -79,6 +82,8 @@ FILTERS: dict[str, Callable[[int], bool]] = {
     "snippet=s3": lambda i: i % 7 in (2, 3),
     "snippet=s3&from=0.5": lambda i: (i % 7 == 3 and i >= 30) or (i % 7 == 2 and i / 60 - 0.01 >= 0.5),
     "words=nowhere": lambda i: False,
+    "rated=none&label=1": lambda i: i % 3 == 1,
+    "rated=good": lambda i: False,
 }
 
 
@@ -109,7 +114,7 @@ def test_without_a_run_there_is_nothing_about_predictions(tmp_path: Path) -> Non
 
 
 def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> None:
-    click = "document.querySelectorAll('#list button')[1].click();"  # the second snippet of the tile of the best score
+    click = "document.querySelectorAll('#list .snippet')[1].click();"  # the second one of the tile of the best score
     dom = opened(pairs_page(700), tmp_path, then=click)
     shown = [int(tile_id[5:]) for tile_id in rows_of(dom)]  # tile 699 has snippets 6 and 7; 7 is nobody's first
     assert shown == [i for i in range(699, -1, -1) if i % 7 == 6][:100]
@@ -122,6 +127,55 @@ def test_a_click_on_a_snippet_shows_its_tiles_and_pages_turn(tmp_path: Path) -> 
     )
     assert rows_of(dom) == [f"tile-{i:05d}" for i in range(200, 250)]
     assert "rows 201 to 250 of 250 tiles" in dom
+
+
+def test_a_click_enlarges_a_tile_and_its_picture_is_decoded_only_then(tmp_path: Path) -> None:
+    click = """
+    document.body.dataset.before = at("viewer").open + " " + document.images.length;
+    document.querySelector("#list .enlarge").click();
+    const caption = at("large-caption").textContent;
+    document.body.dataset.after = at("viewer").open + " " + document.images.length + " " + caption;
+    at("close").click();
+    document.body.dataset.closed = at("viewer").open;"""
+    dom = opened(pairs_page(5), tmp_path, then=click)
+    assert 'data-before="false 5"' in dom and 'data-closed="false"' in dom
+    assert re.search(r'data-after="true 6 tile-00004: &lt;b&gt;stroma|data-after="true 6 tile-00004: <b>stroma', dom)
+
+
+RATE = """
+if (!sessionStorage.getItem("again")) {
+  localStorage.clear();
+  sessionStorage.setItem("again", "yes");
+  const [first, second] = document.querySelectorAll("#list .rating");
+  const set = (field, value) => { field.value = value; field.dispatchEvent(new Event("input")); };
+  set(first.children[0], "good");
+  set(second.children[0], "wrong");
+  set(second.children[1], 'no, "glands", here');
+  set(document.querySelectorAll("#list .rating")[2].children[0], "partly");
+  set(document.querySelectorAll("#list .rating")[2].children[0], "");
+  location.reload();
+} else {
+  document.body.dataset.kept = document.querySelector("#list .rating select").value;
+  const parts = [];
+  const Given = Blob;
+  Blob = function (content, options) { parts.push(...content); return new Given(content, options); };
+  at("save").click();
+  document.body.append(Object.assign(document.createElement("samp"), { textContent: JSON.stringify(parts) }));
+  at("rated").value = "wrong";
+  at("rated").dispatchEvent(new Event("input"));
+}"""
+
+
+def test_ratings_survive_a_reload_and_are_saved_as_csv(tmp_path: Path) -> None:
+    dom = opened(pairs_page(12), tmp_path, "#order=low", then=RATE)
+    assert 'data-kept="good"' in dom and "2 pairs rated" in dom
+    (text,) = json.loads(html.unescape(re.findall("<samp>(.*?)</samp>", dom)[0]))
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [(row["tile_id"], row["snippet_id"], row["rank"], row["rating"], row["comment"]) for row in rows] == [
+        ("tile-00000", "s0", "0", "good", ""), ("tile-00000", "s1", "1", "wrong", 'no, "glands", here')
+    ]  # fmt: skip
+    assert rows_of(dom) == ["tile-00000"], "the filter of ratings"
+    assert "Words" not in text, "no text of a report leaves the page"
 
 
 def test_raw_rows_of_a_comparison_are_filtered(tmp_path: Path) -> None:

@@ -92,10 +92,11 @@ def tile_sections(
         picture = _load_pictures(tiles.get(place))
         parts: list[Part] = [
             Text(
-                f"Test tiles whose prediction changes relative to {baseline}. These are examples, selected by their "
-                "labels, and some tiles change by chance between any two arms. Each card shows the true class with "
-                "the change in its mean probability and, for each arm, the number of seeds that are correct, the class "
-                "predicted by most seeds (ties go to the more probable class), and the mean probability of that class."
+                f"Gained: most seeds of the arm classify the test tile correctly, and most seeds of {baseline} do not. "
+                "Lost: the reverse. These are examples, selected by their labels, and some tiles change by chance "
+                "between any two arms. Each card shows the true class with the change in its mean probability and, for "
+                "each arm, the number of seeds that are correct, the class predicted by most seeds (ties go to the "
+                "more probable class), and the mean probability of that class."
             )
         ]
         for result in shown:

@@ -5,17 +5,15 @@ from pathlib import Path
 
 from clipit.artifacts import whole_file
 from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.headline import ComparisonVerdict
+from clipit.comparison.own_reports import resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION, SOURCE, PublishedScores, collect_published
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.links import link_sections
 from clipit.comparison.report.notes import compose_notes
-from clipit.comparison.report.own_reports import (
-    own_report_markdown,
-    own_report_notes,
-    own_report_sections,
-)
+from clipit.comparison.report.own_reports import own_report_notes
 from clipit.comparison.report.sections import (
     cost_section,
     finding_sections,
@@ -34,13 +32,15 @@ from clipit.comparison.report.tables import (
     paper_tables,
     shown_columns,
 )
+from clipit.comparison.report.verdicts import verdict_markdown, verdict_sections
 from clipit.comparison.statistics import ArmResult, ComparisonResults
-from clipit.comparison.verdict import OwnReportResult
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.run import RunConfig
 from clipit.reporting.html import page, write_page
+from clipit.reporting.notes import compose_note
 from clipit.reporting.tables import markdown_line, markdown_table, markdown_text
 from clipit.tiles.tileset import TileSet
+from clipit.training.terms.table import uses_vlm
 
 
 def write_report(
@@ -50,8 +50,8 @@ def write_report(
     results: ComparisonResults,
     analyses: Sequence[AnalysisResult],
     folder: Path,
+    verdict: ComparisonVerdict,
     tiles: Sequence[TileSet] = (),
-    own: Sequence[OwnReportResult] = (),
 ) -> list[str]:
     """Write comparison.md, comparison.tex and comparison.html.
 
@@ -62,8 +62,8 @@ def write_report(
         results: Scores and statistics.
         analyses: Results of the analyses.
         folder: Output folder of the comparison.
+        verdict: Verdict on the comparison and on its arms.
         tiles: Tiles of each plan, for pictures; without them, tiles are shown by id only.
-        own: Contrasts and verdicts of the arms with own reports.
 
     Returns:
         The notes under the main table.
@@ -73,15 +73,16 @@ def write_report(
     published_source = SOURCE if any(published_scores.values()) else ""
     notes = [*compose_notes(config, c, plans, arms, published_source), *published_notes]
     notes += own_report_notes(plans, arms)
+    note = _models_note(config, plans, arms)
     with whole_file(folder / "comparison.md") as temporary:
-        text = _markdown(config, c, results, published_scores, notes, analyses, own)
+        text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
         temporary.write_text(text, encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
         temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
     tiles_by_place = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     sections = [
         *score_sections(c, arms, against, published_scores, notes),
-        *own_report_sections(own),
+        *verdict_sections(verdict.arms),
         *tile_sections(arms, c.arms, c.baseline, tiles_by_place),
         *confusion_sections(arms),
         *curve_sections(arms, c.baseline),
@@ -91,8 +92,23 @@ def write_report(
         *link_sections(config, plans, arms, folder),
         row_section(results.rows),
     ]
-    write_page(folder / "comparison.html", page(config.name, " ".join(config.note.split()), sections))
+    write_page(folder / "comparison.html", page(config.name, note, sections, verdict=verdict.headline))
     return notes
+
+
+def read_head(folder: Path) -> str:
+    """Return the head of comparison.md for the console: title, verdict and main table."""
+    return "\n\n".join((folder / "comparison.md").read_text(encoding="utf-8").split("\n\n")[:3])
+
+
+def _models_note(config: RunConfig, plans: Sequence[Plan], arms: Sequence[ArmResult]) -> str:
+    """Compose the note that the runs and the reference rows carry."""
+    vlms = {
+        plan.config.vlm.name
+        for plan in plans
+        if any(result.reference for result in arms) or any(uses_vlm(resolve_plan_arm(plan, arm)) for arm in plan.arms)
+    }
+    return compose_note(config.note, backbones=[plan.config.backbone.name for plan in plans], vlms=vlms)
 
 
 def _markdown(
@@ -102,13 +118,14 @@ def _markdown(
     published_scores: PublishedScores,
     notes: Sequence[str],
     analyses: Sequence[AnalysisResult],
-    own: Sequence[OwnReportResult],
+    verdict: ComparisonVerdict,
+    note: str,
 ) -> str:
     arms = results.arms
-    parts = [f"# {config.name}", main_table(arms, published_scores), *map(markdown_line, notes)]
-    if config.note:
-        parts.append(markdown_line(config.note))
-    parts += own_report_markdown(own)
+    parts = [f"# {config.name}", markdown_line(verdict.headline), main_table(arms, published_scores)]
+    parts += [f"> **Note.** {markdown_line(note)}"] if note else []
+    parts += map(markdown_line, notes)
+    parts += verdict_markdown(verdict.arms)
     for control, arms_against in results.against.items():
         parts += [f"## Against {markdown_line(control)}", main_table(arms_against), CONTROL_NOTE]
     for title, header, rows in paper_tables(c, arms):

@@ -34,9 +34,12 @@ def plot_curve(
             points = pd.concat([points, clean.assign(level=neutral)])
         points = points.sort_values("level")
         colour, style = line_style(i)
-        axes.plot(points.level, points.value, style, color=colour, marker="o", markersize=3, label=": ".join(key))
-        if len(groups) <= _MAX_BANDS:
-            bands = points[points.low.notna()][["level", "low", "high"]].astype(float)
+        size = 6 if len(points) == 1 else 3  # a single point has no line through it
+        axes.plot(points.level, points.value, style, color=colour, marker="o", markersize=size, label=": ".join(key))
+        bands = points[points.low.notna()][["level", "low", "high"]].astype(float)
+        if len(groups) <= _MAX_BANDS and len(points) == 1:
+            axes.vlines(bands.level, bands.low, bands.high, color=colour, linewidth=1)
+        elif len(groups) <= _MAX_BANDS:
             axes.fill_between(bands.level, bands.low, bands.high, color=colour, alpha=0.12)
         for value in clean.value:
             axes.axhline(value, color=colour, linestyle=":", linewidth=0.9)

@@ -1,0 +1,99 @@
+"""Contrasts of an arm with its controls on the test split, paired by seed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from clipit.comparison.judged_arms import TEXT_CONTROLS
+from clipit.comparison.own_reports import ARM_CONTROLS
+from clipit.comparison.statistics import ArmResult
+from clipit.evaluation.intervals import Interval, t_interval
+from clipit.evaluation.significance import Significance, paired_t_test
+
+_MEANING = {
+    "image embedding": "the VLM's embedding of the tile in place of text",
+    "shuffled pairs": "the snippets of other tiles",
+    "case": "labels of the same patients' tiles, without text",
+    "shuffled": "reports exchanged between patients",
+    "snippet": "the nearest snippet of any other report",
+    "report probe": "the VLM's linear probe on the same labels",
+    "tile probe": "the VLM's linear probe on the labels of tiles",
+}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An arm minus one of its controls on the test split, paired by seed.
+
+    Attributes:
+        role: What the control tests: one of `own_reports.ROLES` or `judged_arms.TEXT_CONTROLS`.
+        control: Name of the arm or reference row; None if the comparison has none.
+        differences: Seed -> score of the arm minus score of the control; empty if one of them is undefined.
+        interval: 95 % t-interval of the mean difference over seeds, or the reason why there is none.
+        p: Paired t-test over seeds, uncorrected.
+        p_holm: The same, Holm-corrected over all contrasts of the comparison.
+    """
+
+    role: str
+    control: str | None
+    differences: Mapping[int, float]
+    interval: Interval
+    p: Significance
+    p_holm: Significance
+
+    @property
+    def tested(self) -> bool:
+        """Whether both sides have scores."""
+        return bool(self.differences)
+
+    @property
+    def better(self) -> bool:
+        """Whether the interval lies above 0."""
+        return self.interval.low is not None and self.interval.low > 0
+
+    @property
+    def worse(self) -> bool:
+        """Whether the interval lies below 0."""
+        return self.interval.high is not None and self.interval.high < 0
+
+    @property
+    def not_better(self) -> bool:
+        """Whether the interval includes 0 or lies below it."""
+        return self.interval.low is not None and self.interval.low <= 0
+
+    @property
+    def difference(self) -> float | None:
+        """Mean difference over seeds; None if it is undefined."""
+        return fmean(self.differences.values()) if self.differences else None
+
+    def describe(self) -> str:
+        """Name the control, with its meaning."""
+        meaning = _MEANING.get(self.role, "")
+        names = ARM_CONTROLS.get(self.role) or (TEXT_CONTROLS.get(self.role, ""),)
+        if any(names):
+            return f"{self.control or ' or '.join(names)} ({meaning})"
+        return meaning or str(self.control)
+
+
+def compare_with(role: str, arm: ArmResult, control: ArmResult | None) -> Contrast:
+    """Contrast an arm with one of its controls; without a result of the control, the contrast is not tested.
+
+    Args:
+        role: What the control tests.
+        arm: Results of the arm.
+        control: Results of the control; None if the comparison has none.
+    """
+    if control is None:
+        return _without_test(role, None, "not tested")
+    pairs = {seed: (score, control.scores.get(seed)) for seed, score in arm.scores.items()}
+    differences = {seed: a - b for seed, (a, b) in pairs.items() if a is not None and b is not None}
+    if len(differences) < len(pairs):
+        return _without_test(role, control.key.arm, "a score is not defined")
+    values = list(differences.values())
+    p = paired_t_test(values)
+    return Contrast(role, control.key.arm, differences, t_interval(values), p, p)
+
+
+def _without_test(role: str, control: str | None, reason: str) -> Contrast:
+    none = Significance(None, reason)
+    return Contrast(role, control, {}, Interval(None, None, reason), none, none)

@@ -1,0 +1,139 @@
+"""The sentence that a comparison begins with: whether text helps, by how much, against which control, how sure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipit.comparison.contrasts import Contrast
+from clipit.comparison.plan import Plan
+from clipit.comparison.statistics import PERCENT, ArmResult
+from clipit.comparison.verdict import ArmVerdict, Outcome, judge_arms
+from clipit.reporting.tables import LABELS, interval, number
+
+_WORDS: dict[Outcome, str] = {
+    "helps": "helps", "no gain": "no gain shown", "no gain from text": "no gain from text shown", "harms": "harms",
+    "not decided": "not decided",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ComparisonVerdict:
+    """Verdict on a comparison: in one sentence, and on each judged arm by data set and backbone."""
+
+    headline: str
+    arms: tuple[ArmVerdict, ...]
+
+
+def judge_comparison(plans: Sequence[Plan], arms: Sequence[ArmResult], metric: str) -> ComparisonVerdict:
+    """Compare every arm that the comparison is about with its controls, and sum up the verdicts in one sentence.
+
+    Args:
+        plans: Plans, one per data set and backbone.
+        arms: Every arm and reference row.
+        metric: Name of the score.
+    """
+    verdicts = judge_arms(plans, arms)
+    return ComparisonVerdict(compose_headline(verdicts, arms, metric), tuple(verdicts))
+
+
+def compose_headline(verdicts: Sequence[ArmVerdict], arms: Sequence[ArmResult], metric: str) -> str:
+    """Compose the verdict on a comparison in one sentence.
+
+    It is about the first judged arm in the order of the configuration, so that no score chooses it; others that help
+    are named. Differences are percentage points.
+
+    Args:
+        verdicts: Verdict on each judged arm, by data set and backbone.
+        arms: Statistics of every arm, for the intervals over test tiles.
+        metric: Name of the score.
+    """
+    judged = [verdict for verdict in verdicts if verdict.contrast("baseline") is not None]
+    if not judged:
+        return "Nothing is compared: there is no arm besides the baseline."
+    first = judged[0].key.arm
+    places = [verdict for verdict in judged if verdict.key.arm == first]
+    others = [verdict for verdict in judged if verdict.key.arm != first]
+    text = _one_place(places[0], arms, LABELS[metric]) if len(places) == 1 else _several_places(places, LABELS[metric])
+    if others:
+        helpful = dict.fromkeys(verdict.key.arm for verdict in others if verdict.outcome == "helps")
+        text += f"; of the other arms, {', '.join(helpful) or 'none'} help{'s' * (len(helpful) < 2)}"
+    return f"{text}."
+
+
+def _one_place(verdict: ArmVerdict, arms: Sequence[ArmResult], metric: str) -> str:
+    base, arm = verdict.contrasts[0], verdict.key.arm
+    if base.difference is None:
+        return f"{arm}: not decided, because {base.interval.reason}"
+    over_base = f"{_amount(base)} {base.control}"
+    over_tiles = _over_tiles(verdict, arms)
+    if verdict.outcome == "not decided":
+        reason = "one seed" if len(base.differences) == 1 else base.interval.reason
+        return f"{arm}: not decided ({reason}): {metric} {over_base}" + (f" ({over_tiles})" if over_tiles else "")
+    limit = verdict.contrast(verdict.limit) if verdict.limit not in ("", "baseline") else None
+    named = [base]
+    if verdict.outcome == "helps":
+        text = f"{arm} helps: {metric} {over_base}"
+        if controls := [contrast for contrast in verdict.contrasts[1:] if contrast.tested]:
+            closest = min(controls, key=lambda contrast: contrast.difference or 0.0)
+            text += f" and {_amount(closest)} its closest control, {closest.describe()}"
+            named.append(closest)
+    elif verdict.outcome == "harms":
+        text = f"{arm} harms: {metric} {over_base}"
+    elif limit is not None:
+        text = f"{arm}: {_WORDS[verdict.outcome]}: {metric} {_amount(limit)} {limit.describe()}, {over_base}"
+        named.insert(0, limit)
+    elif verdict.outcome == "no gain":
+        text = f"{arm}: no gain shown: {metric} {over_base}"
+    else:
+        untested = " or ".join(contrast.describe() for contrast in verdict.contrasts if not contrast.tested)
+        text = f"{arm}: no gain from text shown: {metric} {over_base}, but not compared with {untested}"
+    seeds = f"95 % interval{'s' * (len(named) > 1)} over {len(base.differences)} seeds"
+    values = [contrast.p_holm.p for contrast in named]
+    tests = " and ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in values if p is not None)
+    sure = [seeds, f"p {tests}, Holm-corrected" if tests else f"no p: {base.p.reason}", over_tiles]
+    return f"{text} ({'; '.join(part for part in sure if part)})"
+
+
+def _several_places(verdicts: Sequence[ArmVerdict], metric: str) -> str:
+    """Count the outcomes over data sets and backbones, with the range of the differences."""
+    counts = Counter(_WORDS[verdict.outcome] for verdict in verdicts)
+    n = len(verdicts)
+    several = len({verdict.key.backbone for verdict in verdicts}) > 1
+    units = f"data sets{' and backbones' * several}"
+    words = [word for word in _WORDS.values() if counts[word]]
+    outcomes = [f"{word} on {counts[word]}" + ("" if i else f" of {n} {units}") for i, word in enumerate(words)]
+    text = f"{verdicts[0].key.arm}{'' if words[0] in ('helps', 'harms') else ':'} {', '.join(outcomes)}"
+    ranges = []
+    for role in dict.fromkeys(contrast.role for verdict in verdicts for contrast in verdict.contrasts):
+        contrasts = [contrast for verdict in verdicts if (contrast := verdict.contrast(role)) is not None]
+        points = [PERCENT * contrast.difference for contrast in contrasts if contrast.difference is not None]
+        if points and role in ("baseline", "image embedding", "case"):
+            name = contrasts[0].control or role
+            low, high = (number(bound, 1, signed=True) for bound in (min(points), max(points)))
+            ranges.append(f"{low} to {high} points against {name}")
+    seeds = len(verdicts[0].contrasts[0].differences)
+    sure = f"{seeds} seed{'s' * (seeds != 1)} each; intervals and p-values under Verdicts"
+    return f"{text}: {metric} {', '.join(ranges)} ({sure})" if ranges else text
+
+
+def _amount(contrast: Contrast) -> str:
+    """Format a difference in percentage points with its interval over seeds, before the name of the control."""
+    if contrast.difference is None:
+        return "an undefined difference from"
+    low, high = (
+        None if bound is None else PERCENT * bound for bound in (contrast.interval.low, contrast.interval.high)
+    )
+    points = f"{number(PERCENT * contrast.difference, 1, signed=True)} points"
+    preposition = "over" if contrast.difference >= 0 else "against"
+    return " ".join(part for part in (points, interval(low, high, 1, signed=True), preposition) if part)
+
+
+def _over_tiles(verdict: ArmVerdict, arms: Sequence[ArmResult]) -> str:
+    """Format the interval of the difference from the baseline when test tiles are resampled; empty without one."""
+    found = next((result for result in arms if result.key == verdict.key), None)
+    if found is None or found.over_tiles is None or found.over_tiles.interval.low is None:
+        return ""
+    bounds = found.over_tiles.interval
+    low, high = (PERCENT * bound for bound in (bounds.low or 0.0, bounds.high or 0.0))
+    units = found.rows[0].resampled or "test tiles"
+    return f"resampling {units}: {interval(low, high, 1, signed=True)} against {verdict.contrasts[0].control}"

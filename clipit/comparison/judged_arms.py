@@ -1,0 +1,50 @@
+"""Arms that a comparison judges, and the controls of each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from clipit.comparison.own_reports import CONTROL_TARGETS, own_report_arms, resolve_plan_arm
+from clipit.comparison.plan import Plan
+from clipit.training.terms.table import uses_reports
+
+Text = Literal["own reports", "reports", ""]
+"""Text that an arm learns from: of the tiles' own patients, of any reports, or none."""
+TEXT_CONTROLS: Mapping[str, str] = {"image embedding": "image_embedding", "shuffled pairs": "shuffled_pairs"}
+"""Role of a control of CLIP-IT's arms -> name of the arm that has it."""
+
+
+@dataclass(frozen=True)
+class JudgedArm:
+    """An arm with the text that it learns from and, by role, the name of each control; None if it was not run."""
+
+    text: Text
+    controls: Mapping[str, str | None]
+
+
+def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
+    """Return the arms that the comparison is about, in the order of the table.
+
+    These are the arms that learn from text: from own reports (controls: see `own_report_arms`), or from any reports
+    (controls: the baseline and `TEXT_CONTROLS`), except those that serve as a control of another. If no arm learns from
+    text, all arms are judged against the baseline alone.
+    """
+    own, baseline = own_report_arms(plan), plan.comparison.baseline
+    used = {name for controls in own.values() for name in controls.values()}
+    judged: dict[str, JudgedArm] = {}
+    for arm in plan.arms:
+        if arm in own:
+            judged[arm] = JudgedArm("own reports", own[arm])
+        elif arm not in used and arm != baseline and _learns_text(plan, arm):
+            controls: dict[str, str | None] = {"baseline": baseline}
+            for role, name in TEXT_CONTROLS.items():
+                if name != baseline:
+                    controls[role] = name if name in plan.arms else None
+            judged[arm] = JudgedArm("reports", controls)
+    others = [arm for arm in plan.arms if arm != baseline]
+    return judged or {arm: JudgedArm("", {"baseline": baseline}) for arm in others}
+
+
+def _learns_text(plan: Plan, arm: str) -> bool:
+    config = resolve_plan_arm(plan, arm)
+    return uses_reports(config) and config.distillation.target not in CONTROL_TARGETS

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from clipit.errors import ConfigError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +76,11 @@ def _log_once(line: str) -> None:
     logger.info(f"to open the tracker: {line}")
 
 
-def log_test_scores(accelerator: "Accelerator", results: Mapping[str, Any], step: int) -> None:
+def log_test_scores(trackers: "Sequence[GeneralTracker]", results: Mapping[str, Any], step: int) -> None:
     """Log the test scores of a run as `test_<metric>`, the zero-shot ones as `test_zero_shot_<metric>`.
 
     Args:
-        accelerator: Accelerator whose trackers are still open.
+        trackers: Open trackers.
         results: Content of results.json; empty outside the main process.
         step: Last step of the training.
     """
@@ -90,11 +91,11 @@ def log_test_scores(accelerator: "Accelerator", results: Mapping[str, Any], step
         for name, metric in metrics.get("metrics", {}).items()
         if metric["value"] is not None
     }
-    if scores and accelerator.trackers:
-        accelerator.log(scores, step=step)
+    for tracker in trackers if scores else ():
+        tracker.log(scores, step=step)
 
 
-def finish_trackers(accelerator: "Accelerator") -> None:
+def finish_trackers(trackers: "Sequence[GeneralTracker]") -> None:
     """Close the trackers, without ending the process group as `Accelerator.end_training` does."""
-    for tracker in accelerator.trackers:
+    for tracker in trackers:
         tracker.finish()

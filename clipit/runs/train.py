@@ -48,7 +48,7 @@ from clipit.versions import git_commit
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
 
     from clipit.models.backbones import Backbone
     from clipit.models.student import Student
@@ -114,13 +114,14 @@ def _train_and_evaluate(
         claim_folder(folder, config, fingerprint)
     processes.barrier()
     evaluated = processes.broadcast((folder / "results.json").is_file())
-    tracked: tuple[Accelerator, int] | None = None  # its trackers stay open for the test scores
+    trackers: list[GeneralTracker] = []  # open until the test scores are logged
+    steps = 0
     if not processes.broadcast(is_trained(folder)):
         if evaluated:
             logger.info(f"note: {folder} has results but no classifier: it is trained again")
         terms, term_facts = prepare_terms(config, workspace, tiles, image_only)
-        outcome, accelerator = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
-        tracked = accelerator, outcome.steps
+        outcome, trackers = _fit(config, workspace, tiles, plan, student, backbone, terms, folder)
+        steps = outcome.steps
         # All processes help to compute the exported parts; only one writes them.
         facts = _facts(config, workspace, tiles, backbone)
         sections = facts.get("sections", {}) | term_facts.pop("sections", {})
@@ -137,10 +138,8 @@ def _train_and_evaluate(
             logger.info(f"note: {folder} lacks {missing}: it is evaluated again")
     processes.barrier()
     results = evaluate_run(config, workspace, folder)
-    if tracked is not None:
-        accelerator, steps = tracked
-        log_test_scores(accelerator, results, steps)
-        finish_trackers(accelerator)
+    log_test_scores(trackers, results, steps)
+    finish_trackers(trackers)
     processes.barrier()
 
 
@@ -179,8 +178,8 @@ def _fit(
     backbone: "Backbone",
     terms: Sequence[Term[Any]],
     folder: Path,
-) -> "tuple[Outcome, Accelerator]":
-    """Train; the trackers of the returned accelerator are still open."""
+) -> "tuple[Outcome, list[GeneralTracker]]":
+    """Train; the returned trackers are still open."""
     from accelerate import Accelerator
 
     from clipit.training.checkpoints import latest_checkpoint
@@ -211,7 +210,7 @@ def _fit(
     )
     start_trackers(accelerator, config, folder)
     scored = Validation(workspace.pixels("validation", backbone.preprocess), rows, monitor)
-    return train(config, student, normalise, data, scored, folder, accelerator), accelerator
+    return train(config, student, normalise, data, scored, folder, accelerator), accelerator.trackers
 
 
 @dataclass(frozen=True)

@@ -147,9 +147,7 @@ def _page(name: str, summary: _Summary, note: str, picture: bytes, table: pd.Dat
         PageSection(
             "Scores",
             [
-                Table(
-                    summary.header, summary.rows, source="sweep.json: rows, from training.json and results.json"
-                ),
+                Table(summary.header, summary.rows, source="sweep.json: rows, from training.json and results.json"),
                 *map(Text, summary.remarks),
                 Figure(picture, caption, source="trials.parquet: columns validation and test"),
             ],

@@ -143,39 +143,38 @@ def test_a_click_enlarges_a_tile_and_its_picture_is_decoded_only_then(tmp_path: 
 
 
 RATE = """
-if (!sessionStorage.getItem("again")) {
-  localStorage.clear();
-  sessionStorage.setItem("again", "yes");
-  const [first, second] = document.querySelectorAll("#list .rating");
-  const set = (field, value) => { field.value = value; field.dispatchEvent(new Event("input")); };
-  set(first.children[0], "good");
-  set(second.children[0], "wrong");
-  set(second.children[1], 'no, "glands", here');
-  set(document.querySelectorAll("#list .rating")[2].children[0], "partly");
-  set(document.querySelectorAll("#list .rating")[2].children[0], "");
-  location.reload();
-} else {
-  document.body.dataset.kept = document.querySelector("#list .rating select").value;
-  const parts = [];
-  const Given = Blob;
-  Blob = function (content, options) { parts.push(...content); return new Given(content, options); };
-  at("save").click();
-  document.body.append(Object.assign(document.createElement("samp"), { textContent: JSON.stringify(parts) }));
-  at("rated").value = "wrong";
-  at("rated").dispatchEvent(new Event("input"));
-}"""
+const set = (field, value) => { field.value = value; field.dispatchEvent(new Event("input")); };
+const [first, second, third] = document.querySelectorAll("#list .rating");
+set(first.children[0], "good");
+set(second.children[0], "wrong");
+set(second.children[1], 'no, "glands", here');
+set(third.children[0], "partly");
+set(third.children[0], "");
+"""
+SAVE = """
+document.body.dataset.kept = document.querySelector("#list .rating select").value;
+const parts = [], Given = Blob;
+Blob = function (content, options) { parts.push(...content); return new Given(content, options); };
+at("save").click();
+document.body.append(Object.assign(document.createElement("samp"), { textContent: JSON.stringify(parts) }));
+at("rated").value = "wrong";
+at("rated").dispatchEvent(new Event("input"));
+"""
 
 
-def test_ratings_survive_a_reload_and_are_saved_as_csv(tmp_path: Path) -> None:
-    dom = opened(pairs_page(12), tmp_path, "#order=low", then=RATE)
+def test_ratings_are_there_when_the_page_is_opened_again_and_are_saved_as_csv(tmp_path: Path) -> None:
+    text = pairs_page(12)
+    assert "2 pairs rated" in opened(text, tmp_path, "#order=low", then=RATE)
+    dom = opened(text, tmp_path, "#order=low", then=SAVE)  # another start of the browser
     assert 'data-kept="good"' in dom and "2 pairs rated" in dom
-    (text,) = json.loads(html.unescape(re.findall("<samp>(.*?)</samp>", dom)[0]))
-    rows = list(csv.DictReader(io.StringIO(text)))
+    (saved,) = json.loads(html.unescape(re.findall("<samp>(.*?)</samp>", dom)[0]))
+    rows = list(csv.DictReader(io.StringIO(saved)))
     assert [(row["tile_id"], row["snippet_id"], row["rank"], row["rating"], row["comment"]) for row in rows] == [
-        ("tile-00000", "s0", "0", "good", ""), ("tile-00000", "s1", "1", "wrong", 'no, "glands", here')
-    ]  # fmt: skip
+        ("tile-00000", "s0", "0", "good", ""),
+        ("tile-00000", "s1", "1", "wrong", 'no, "glands", here'),
+    ]
     assert rows_of(dom) == ["tile-00000"], "the filter of ratings"
-    assert "Words" not in text, "no text of a report leaves the page"
+    assert "Words" not in saved, "no text of a report leaves the page"
 
 
 def test_raw_rows_of_a_comparison_are_filtered(tmp_path: Path) -> None:

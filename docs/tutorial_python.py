@@ -22,6 +22,7 @@
 # [Results](results.md) has measured ones.
 
 # %%
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -86,12 +87,12 @@ best[["tile_id", "similarity", "text"]]
 # Look at the pairs before training on them. `paired.page` is the path of a page with all of them.
 
 # %%
-figure, axes = plt.subplots(1, len(best), figsize=(12, 3))
+figure, axes = plt.subplots(1, len(best), figsize=(12, 2.5))
 for axis, (_, row) in zip(axes, best.iterrows(), strict=True):
     axis.imshow(paired.image(row.tile_id))
-    words = row.text.split()
-    axis.set_title("\n".join(" ".join(words[i : i + 3]) for i in range(0, min(len(words), 9), 3)), fontsize=7)
+    axis.set_title(textwrap.fill(row.text, 26), fontsize=7)
     axis.axis("off")
+figure.tight_layout()
 
 # %% [markdown]
 # ## Training

@@ -12,7 +12,8 @@ PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
     "config", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation", "reporting", "pairing",
-    "workspace", "training", "runs", "comparison", "studies", "sweeps", "doctor", "cli",
+    "workspace", "training", "runs", "comparison", "studies", "sweeps", "doctor", "api",
+    "cli",
 )  # fmt: skip
 
 

@@ -166,8 +166,16 @@ class CsvTable:
     lines: list[int]
 
 
-def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> CsvTable:
-    """Read a csv file with a header; quoted fields may contain line breaks, and empty lines are skipped.
+def read_csv(
+    path: Path, delimiter: str = ",", encoding: str = "utf-8-sig", columns: Sequence[str] | None = None
+) -> CsvTable:
+    """Read a csv file; quoted fields may contain line breaks, and empty lines are skipped.
+
+    Args:
+        path: The file.
+        delimiter: Character between fields.
+        encoding: Python codec.
+        columns: Names of the columns by position, if the file has no header; None: its first row is the header.
 
     Raises:
         DataError: Broken quotes, a repeated column name, or a row of the wrong length.
@@ -180,7 +188,7 @@ def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> C
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         line = 1
         try:
-            header = next(reader, [])
+            header = next(reader, []) if columns is None else list(columns)
             line = reader.line_num + 1
             for row in reader:
                 if row:
@@ -198,10 +206,11 @@ def read_csv(path: Path, delimiter: str = ",", encoding: str = "utf-8-sig") -> C
     if ragged:
         first = ragged[0]
         raise DataError(
-            f"record {first + 1} (line {lines[first]}) has {len(rows[first])} fields, the header {len(header)}"
-            f" ({len(ragged)} such rows)",
+            f"record {first + 1} (line {lines[first]}) has {len(rows[first])} fields, "
+            f"{'the header' if columns is None else 'the list of columns'} {len(header)} ({len(ragged)} such rows)",
             where=path,
-            fix=delimiter_hint(header) or "quote fields that contain the delimiter or a line break",
+            fix=delimiter_hint(header if columns is None else rows[first])
+            or "quote fields that contain the delimiter or a line break",
         )
     return CsvTable(header, rows, lines)
 

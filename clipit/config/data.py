@@ -132,14 +132,42 @@ class TilesConfig(Section):
         return name
 
 
+class TextChecksConfig(Section):
+    """Repairs and checks of the reports' text, before the filters."""
+
+    ligatures: bool = True
+    """Mend words in which a font's ligature was read as another character ("intesFnal"), if exactly one word that the
+    corpus contains undamaged fits."""
+    headings: bool = True
+    """Drop snippets that are only a heading or the label of a field."""
+    readable: float = Field(0.5, ge=0, le=1)
+    """Drop snippets in which a smaller share of the letters belongs to readable words; 0 keeps all."""
+    short_diagnoses: bool = True
+    """Keep short snippets that name a diagnosis, such as "Adenocarcinoma", despite `min_words` and the prompts."""
+    section_weight: float = Field(0.5, ge=0)
+    """Weight of the section in the filter by prompts, in standard deviations of its similarity: added for microscopic
+    descriptions and diagnoses, subtracted for gross descriptions, clinical data, specimens, blocks, stages and
+    administrative text."""
+
+
+ReportFormat = Literal[
+    "auto", "lines", "texts", "csv", "tsv", "xlsx", "jsonl", "parquet", "huggingface", "tcga"
+]  # fmt: skip
+
+
 class ReportsConfig(Section):
     """Pathology reports, and filters for their snippets."""
 
     path: Data[LocalPath[str]]
     """File, folder, zip, or data set on the Hugging Face hub (`hf:owner/name`)."""
-    format: Data[Literal["auto", "lines", "texts", "csv", "tsv", "jsonl", "parquet", "huggingface", "tcga"]] = "auto"
+    format: Data[ReportFormat] = "auto"
     """`lines`: one report per line; `texts`: a folder or zip of .txt files; `tcga`: the CSV file of TCGA-Reports, or a
     folder or zip of .txt files named by TCGA barcode; the patient in the barcode becomes the group."""
+    columns: Data[tuple[str, ...]] = ()
+    """Names of all columns by position, for a csv, tsv or xlsx file without a header; empty: the first row is the
+    header."""
+    sheet: Data[str | None] = None
+    """Sheet of an xlsx file; null: the only one that is not empty."""
     text_column: str = "text"
     """Column with the text."""
     id_column: str | None = None
@@ -154,10 +182,19 @@ class ReportsConfig(Section):
     date_column: Data[str | None] = None
     """Column with the date of the report (ISO 8601, such as 2024-05-31); used by `soft_labels.own_report.several`."""
     metadata: Data[LocalPath[str | None]] = None
-    """CSV file beside the reports, with one row per report (key column `report_id`) or per patient (key column
-    `group`). The configured columns for organ, group, label and date are read from it where it has them."""
+    """Table (csv, tsv or xlsx) beside the reports, with one row per report or per patient. The configured columns for
+    organ, group, label and date are read from it where it has them."""
+    metadata_id_column: Data[str | None] = None
+    """Column of `metadata` with report ids; null: `report_id`, if it exists."""
+    metadata_group_column: Data[str | None] = None
+    """Column of `metadata` with patients; null: `group`, or the only column of TCGA barcodes."""
+    metadata_sheet: Data[str | None] = None
+    """Sheet of `metadata`, if that is an xlsx file; null: the only one that is not empty."""
+    tcga_barcodes: Data[bool] = True
+    """Recognise TCGA barcodes in ids, file names and table cells, in any format: the patient becomes the group of
+    reports without one, and the project, if the names contain it or `cancer_types` is set, gives the organ."""
     cancer_types: Data[LocalPath[str | None]] = None
-    """`tcga` only: CSV file with the columns patient_id and cancer_type, from which the organ is derived."""
+    """CSV file with the columns patient_id and cancer_type, from which the organ of TCGA patients is derived."""
     organs: tuple[str, ...] = ()
     """Keep only reports of these organs (case-insensitive); empty keeps all."""
     encoding: Data[str] = "utf-8"
@@ -174,19 +211,23 @@ class ReportsConfig(Section):
     """Keep only snippets that contain at least one of these terms (whole words, case-insensitive); empty keeps all."""
     exclude_terms: tuple[str, ...] = ()
     """Drop snippets that contain any of these terms."""
-    morphology_prompts: Data[LocalPath[str | None]] = None
-    """Prompts that resemble the snippets to keep: a YAML file or the name of a packaged set."""
-    boilerplate_prompts: Data[LocalPath[str | None]] = None
-    """Prompts that resemble the snippets to drop; a snippet nearer to these than to `morphology_prompts` is dropped."""
+    text_checks: Data[TextChecksConfig | None] = TextChecksConfig()
+    """Repairs and checks of the text; null: none of them."""
+    morphology_prompts: Data[LocalPath[str | None]] = "morphology"
+    """Prompts that resemble the snippets to keep: a YAML file or the name of a packaged set; null: no filter."""
+    boilerplate_prompts: Data[LocalPath[str | None]] = "boilerplate"
+    """Prompts that resemble the snippets to drop; a snippet nearer to these than to `morphology_prompts` is dropped.
+    null: no filter."""
     morphology_margin: float = 0.0
     """Margin by which the similarity to `morphology_prompts` must exceed that to `boilerplate_prompts`."""
 
     @model_validator(mode="after")
     def _check_combination(self) -> "ReportsConfig":
-        if (self.morphology_prompts is None) != (self.boilerplate_prompts is None):
-            raise ValueError("set both morphology_prompts and boilerplate_prompts, or neither")
-        if self.cancer_types is not None and self.format != "tcga":
-            raise ValueError("cancer_types requires format: tcga")
+        if self.cancer_types is not None and self.format != "tcga" and not self.tcga_barcodes:
+            raise ValueError("cancer_types requires format: tcga or tcga_barcodes: true")
+        if self.metadata_id_column is not None and self.metadata_group_column is not None:
+            raise ValueError("set metadata_id_column or metadata_group_column, not both")
+        check_once(self.columns)
         return self
 
 

@@ -13,8 +13,8 @@ _SHOWN_PROBLEMS = 5
 
 
 @dataclass
-class Dropped:
-    """Snippets that one filter dropped."""
+class Tally:
+    """Number of snippets that one step dropped or kept."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Account:
     """Number of sentences over the budget, which were split into parts."""
     duplicates: int
     """Number of duplicate pieces that were merged."""
-    dropped: dict[str, Dropped]
+    dropped: dict[str, Tally]
     """Filter -> snippets that it dropped, in the order of application."""
     kept: int
     sections: dict[str, int]
@@ -54,29 +54,39 @@ class Account:
     """Number of words of more than 500 characters, which were dropped before splitting."""
     long_word_reports: tuple[str, ...] = ()
     """Descriptions of the reports with such words, one line each."""
+    kept_short: Tally | None = None
+    """Short snippets that were kept because they name a diagnosis."""
+    mended: dict[str, int] | None = None
+    """Mended words, written as "intesFnal -> intestinal", with their numbers; the most frequent first."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-serialisable values."""
-        return asdict(self)
+        """Return JSON-serialisable values, without those of steps that were off."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Account":
         """Restore an account from the content of `account.json`."""
         known = {key: values[key] for key in cls.__dataclass_fields__ if key in values}
-        dropped = {name: Dropped(**kept) for name, kept in values["dropped"].items()}
+        dropped = {name: Tally(**kept) for name, kept in values["dropped"].items()}
         listed = tuple(values.get("long_word_reports", ()))
-        return cls(**{**known, "dropped": dropped, "long_word_reports": listed})
+        short = Tally(**values["kept_short"]) if "kept_short" in values else None
+        return cls(**{**known, "dropped": dropped, "long_word_reports": listed, "kept_short": short})
 
     def text(self, reports: Reports) -> str:
         """Format the account for printing, with the source and the problems of this reading of the reports."""
         lines = [
             f"reports    {self.reports:>9,}  with text, {reports.empty:,} empty; from {reports.source}",
+            *(f"{'':23}{note}" for note in reports.notes),
+            *self._format_mended(),
             f"pieces     {self.pieces:>9,}  {self.split_sentences:,} sentences over {self.budget} tokens were split",
             f"merged     {self.duplicates:>9,}  exact duplicates; all their sources are kept",
         ]
         for name, dropped in self.dropped.items():
             lines.append(f"dropped    {dropped.count:>9,}  by {name}")
             lines += [f"{'':23}e.g. {_shorten(example)!r}" for example in dropped.examples]
+        if self.kept_short is not None and self.kept_short.count:
+            lines.append(f"rescued    {self.kept_short.count:>9,}  short diagnoses kept despite the filters")
+            lines += [f"{'':23}e.g. {_shorten(example)!r}" for example in self.kept_short.examples]
         lines.append(f"snippets   {self.kept:>9,}  kept")
         largest = max(self.tokens.values(), default=0)
         lines.append(f"tokens (special tokens included; budget {self.budget})")
@@ -88,6 +98,12 @@ class Account:
             lines += _first(self.long_word_reports)
         lines.append(f"problems   {len(reports.problems):>9,}")
         return "\n".join([*lines, *_first(reports.problems)])
+
+    def _format_mended(self) -> list[str]:
+        if not self.mended:
+            return []
+        examples = [f"{'':23}e.g. {printable(pair)} ({count:,})" for pair, count in [*self.mended.items()][:_EXAMPLES]]
+        return [f"mended     {sum(self.mended.values()):>9,}  words with a damaged ligature", *examples]
 
 
 def _first(problems: Sequence[str]) -> list[str]:

@@ -2,15 +2,19 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
+from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
 from clipit.reports.account import Account, token_histogram
 from clipit.reports.cleaning import clean_text, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
+from clipit.reports.ligatures import find_damage, mend
 from clipit.reports.readers import Report, Reports
 from clipit.reports.snippets import Piece, split_reports
 from clipit.types import TokenCounter
@@ -45,6 +49,12 @@ class Snippets:
     account: Account
 
 
+def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
+    """Return the keys that determine the snippets, for fingerprints; those of text checks only where these are on."""
+    checks = {} if config.text_checks is None else {"text_checks": config.text_checks.model_dump(mode="json")}
+    return {**select_keys(config, "results"), **checks}
+
+
 def build_snippets(
     reports: Reports,
     config: ReportsConfig,
@@ -70,16 +80,23 @@ def build_snippets(
         DataError: No snippet is left.
     """
     check_sections(config)
-    if config.morphology_prompts is not None and similarity is None:
+    if config.morphology_prompts is not None and config.boilerplate_prompts is not None and similarity is None:
         raise ConfigError(
             "the similarity filter needs a VLM to embed its prompt bags",
             where="reports.morphology_prompts",
-            fix="configure a VLM, or remove morphology_prompts and boilerplate_prompts",
+            fix="configure a VLM, or set reports.morphology_prompts to null",
         )
     long_words: dict[str, list[str]] = {}
-    occurrences = _split_and_merge(reports, count_tokens, budget, long_words)
+    mends = config.text_checks is not None and config.text_checks.ligatures
+    damage = find_damage([report.text for report in reports.reports]) if mends else {}
+    mended: Counter[str] = Counter()
+
+    def clean(text: str) -> str:
+        return mend(clean_text(text), damage, mended)
+
+    occurrences = _split_and_merge(reports, count_tokens, budget, clean, long_words)
     sections_of = {text: {piece.section for _, piece in places} for text, places in occurrences.items()}
-    texts, dropped = filter_snippets(sections_of, config, similarity)
+    texts, dropped, kept_short = filter_snippets(sections_of, config, similarity)
     snippets, sources = _tables(occurrences, texts)
     pieces = [piece for places in occurrences.values() for _, piece in places]
     account = Account(
@@ -94,6 +111,8 @@ def build_snippets(
         tokens=token_histogram(snippets["n_tokens"].to_pylist(), budget),
         long_words=sum(map(len, long_words.values())),
         long_word_reports=tuple(_describe_long_words(name, words) for name, words in long_words.items()),
+        kept_short=kept_short,
+        mended=dict(sorted(mended.items(), key=lambda pair: (-pair[1], pair[0]))) if mends else None,
     )
     if not texts:
         raise DataError(
@@ -109,7 +128,11 @@ def _snippet_id(text: str) -> str:
 
 
 def _split_and_merge(
-    reports: Reports, count_tokens: TokenCounter, budget: int, long_words: dict[str, list[str]]
+    reports: Reports,
+    count_tokens: TokenCounter,
+    budget: int,
+    clean: Callable[[str], str],
+    long_words: dict[str, list[str]],
 ) -> _Occurrences:
     """Clean, split and merge reports; adds their over-long words to `long_words`, by report id."""
     occurrences: _Occurrences = {}
@@ -117,7 +140,7 @@ def _split_and_merge(
         block = reports.reports[begin : begin + _BLOCK]
         texts: list[str] = []
         for report in block:
-            text, dropped = drop_long_words(clean_text(report.text))
+            text, dropped = drop_long_words(clean(report.text))
             texts.append(text)
             if dropped:
                 long_words[report.report_id] = dropped

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from itertools import pairwise
 
-_LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
+LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
 _BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
@@ -51,7 +51,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 def _characters(text: str) -> str:
     """Expand ligatures, unify dashes and quotes, drop invisible characters."""
-    text = text.translate(_LIGATURES).translate(_SYMBOLS)
+    text = text.translate(LIGATURES).translate(_SYMBOLS)
     out: list[str] = []
     for char in text.replace("\r\n", "\n").replace("\r", "\n"):
         if char == "\n" or char in "\f\v\u2028\u2029\x85":

@@ -8,17 +8,21 @@ from jaxtyping import Float
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, shortlist
-from clipit.reports.account import Dropped
+from clipit.reports.account import Tally
+from clipit.reports.garbage import familiar_words, is_bare_heading, names_diagnosis, readability
 from clipit.reports.headings import SECTIONS
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 """Function that returns each text's similarity to the morphology bag minus that to the boilerplate bag."""
+_TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe what a tile shows
+_OTHER = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
+_SHORT_DIAGNOSIS = 4  # readable words; a longer diagnosis passes the filters or not, like any snippet
 
 
 def filter_snippets(
     sections_of: Mapping[str, Collection[str]], config: ReportsConfig, similarity: Similarity | None
-) -> tuple[list[str], dict[str, Dropped]]:
-    """Apply the configured filters in order: length, sections, include terms, exclude terms, similarity.
+) -> tuple[list[str], dict[str, Tally], Tally | None]:
+    """Apply the configured filters in order: text checks, length, sections, include and exclude terms, similarity.
 
     Args:
         sections_of: Sections in which each snippet occurs, by its text.
@@ -26,19 +30,40 @@ def filter_snippets(
         similarity: Similarity function; required with `config.morphology_prompts`.
 
     Returns:
-        Texts that pass all filters, and a record of those dropped by each filter.
+        Texts that pass all filters, a record of those dropped by each filter, and a record of the short diagnoses that
+        were kept although one of them would have dropped them (None if `config.text_checks` does not ask for it).
     """
     texts = list(sections_of)
-    dropped: dict[str, Dropped] = {}
+    dropped: dict[str, Tally] = {}
+    checks = config.text_checks
+    rescued: dict[str, None] = {}
 
     def keep(name: str, passes: Sequence[bool]) -> None:
         nonlocal texts
-        dropped[name] = Dropped()
+        dropped[name] = Tally()
         dropped[name].add([text for text, passed in zip(texts, passes, strict=True) if not passed])
         texts = [text for text, passed in zip(texts, passes, strict=True) if passed]
 
+    def rescue(passes: Sequence[bool]) -> list[bool]:
+        """Let short diagnoses pass."""
+        if checks is None or not checks.short_diagnoses:
+            return list(passes)
+        short = [
+            text
+            for text, passed in zip(texts, passes, strict=True)
+            if not passed and _is_short_diagnosis(text, sections_of[text])
+        ]
+        rescued.update(dict.fromkeys(short))
+        return [passed or text in rescued for text, passed in zip(texts, passes, strict=True)]
+
+    if checks is not None and checks.headings:
+        keep("headings without text", [not is_bare_heading(text) for text in texts])
+    if checks is not None and checks.readable > 0:
+        familiar = familiar_words(texts)
+        passes = [readability(text, familiar) >= checks.readable for text in texts]
+        keep(f"unreadable text (under {checks.readable:.0%} readable)", passes)
     length = f"length (fewer than {config.min_words} readable words)"
-    keep(length, [_readable_words(text) >= config.min_words for text in texts])
+    keep(length, rescue([_readable_words(text) >= config.min_words for text in texts]))
     if config.sections is not None or config.exclude_sections:
         keep("section", [_in_kept_section(sections_of[text], config) for text in texts])
     include = _term_pattern(config.include_terms)
@@ -48,9 +73,32 @@ def filter_snippets(
     if exclude is not None:
         keep("exclude_terms", [exclude.search(text) is None for text in texts])
     if similarity is not None:
-        near = _pass_similarity(texts, similarity, config.morphology_margin)
-        keep("similarity (nearer to boilerplate than to morphology)", near)
-    return texts, dropped
+        scores = _similarity_scores(texts, similarity)
+        name = "similarity (nearer to boilerplate than to morphology)"
+        if checks is not None and checks.section_weight:
+            scores = scores + checks.section_weight * scores.std() * _section_signs(texts, sections_of)
+            name += ", weighted by section; off: reports.morphology_prompts=null"
+        keep(name, rescue([bool(score >= config.morphology_margin) for score in scores]))
+    kept = set(texts)
+    short = Tally()
+    short.add([text for text in rescued if text in kept])
+    return texts, dropped, short if checks is not None and checks.short_diagnoses else None
+
+
+def _is_short_diagnosis(text: str, sections: Collection[str]) -> bool:
+    """Return whether a text of few words names a diagnosis, outside of sections such as the clinical history."""
+    return _readable_words(text) < _SHORT_DIAGNOSIS and not _OTHER.issuperset(sections) and names_diagnosis(text)
+
+
+def _section_signs(texts: Sequence[str], sections_of: Mapping[str, Collection[str]]) -> Float[np.ndarray, " n"]:
+    """Return 1 for texts of microscopic descriptions and diagnoses, -1 for those of gross ones and others, else 0."""
+    return np.array(
+        [
+            1.0 if not _TISSUE.isdisjoint(sections_of[text]) else -float(_OTHER.issuperset(sections_of[text]))
+            for text in texts
+        ],
+        dtype=np.float64,
+    )
 
 
 def _readable_words(text: str) -> int:
@@ -91,13 +139,13 @@ def _in_kept_section(sections: Collection[str], config: ReportsConfig) -> bool:
     return any(section not in config.exclude_sections for section in kept)
 
 
-def _pass_similarity(texts: Sequence[str], similarity: Similarity, margin: float) -> list[bool]:
-    """Return whether each text is nearer to morphology than to boilerplate by at least the margin."""
-    scores = np.asarray(similarity(texts)) if texts else np.zeros(0)
+def _similarity_scores(texts: Sequence[str], similarity: Similarity) -> Float[np.ndarray, " n"]:
+    """Return how much nearer each text is to morphology than to boilerplate."""
+    scores = np.asarray(similarity(texts) if texts else np.zeros(0), dtype=np.float64)
     if scores.shape != (len(texts),) or not np.isfinite(scores).all():
         raise ConfigError(
             f"the similarity filter returned no finite value for each of {len(texts)} snippets (shape {scores.shape})",
             where="reports.morphology_prompts, reports.boilerplate_prompts",
             fix="check the VLM that embeds the two prompt bags",
         )
-    return [bool(score >= margin) for score in scores]
+    return scores

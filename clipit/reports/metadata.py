@@ -1,5 +1,6 @@
-"""Facts about reports from a csv file beside them: organ, group, label and date, by report or by patient."""
+"""Facts about reports from a table beside them: organ, group, label and date, by report or by patient."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,27 +8,31 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import MISSING_VALUES, cell_text, delimiter_hint, neighbours
+from clipit.data_files import MISSING_VALUES, CsvTable, cell_text, delimiter_hint, neighbours
 from clipit.errors import DataError, shortlist
-from clipit.reports.tables import read_csv_table
-from clipit.reports.tcga import patient_of
+from clipit.reports.barcodes import patient_of
+from clipit.reports.tables import read_side_table
 from clipit.reports.textfiles import RawReport
 
 _FACTS = ("organ", "group", "label", "date")
+_TCGA_MISSING = frozenset({"[Not Available]", "[Not Applicable]", "[Not Evaluated]", "[Unknown]", "[Discrepancy]"})
+"""Marks of missing values in TCGA's clinical tables."""
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Rows of the csv file, by report or by patient.
+    """Rows of the table, by report or by patient.
 
     Attributes:
         path: The file.
+        column: Column with the keys.
         by_report: Whether the rows belong to reports; otherwise to patients.
         rows: Fact -> value, by report id or patient.
         facts: Facts that the file contains.
     """
 
     path: Path
+    column: str
     by_report: bool
     rows: dict[str, dict[str, str | None]]
     facts: tuple[str, ...]
@@ -36,22 +41,28 @@ class Metadata:
         """Return the configuration of the reports themselves, without the columns that this file has."""
         return config.model_copy(update={f"{fact}_column": None for fact in self.facts})
 
-    def add(self, reports: Sequence[RawReport], problems: list[str]) -> list[RawReport]:
-        """Add the facts to the reports; reports and rows that do not match are counted in `problems`.
+    def add(self, reports: Sequence[RawReport], notes: list[str], problems: list[str]) -> list[RawReport]:
+        """Add the facts to the reports; a fact that has no value here is kept as the reports have it.
+
+        `notes` tells how many reports have a row; reports and rows that do not match are counted in `problems`.
 
         Raises:
             DataError: No report has a row; the message shows ids of both.
         """
-        keys = [(report.report_id or "") if self.by_report else _patient(report) for report in reports]
+        keys = self._report_keys(reports) if self.by_report else [_patient(report) for report in reports]
         matched = [key in self.rows for key in keys]
-        name = "report_id" if self.by_report else "group"
         if not any(matched):
             raise DataError(
                 f"no report has a row: the reports have {shortlist([key for key in keys if key] or ['no group'], 3)}, "
-                f"column {name} has {shortlist(list(self.rows), 3)}",
+                f"column {self.column} has {shortlist(list(self.rows), 3)}",
                 where=self.path,
-                fix=f"write the {'ids' if self.by_report else 'groups'} of the reports into the column {name}",
+                fix=f"write the {'ids' if self.by_report else 'groups'} of the reports into the column {self.column}",
             )
+        unit = "report" if self.by_report else "patient"
+        notes.append(
+            f"{self.path.name}: joined by {unit} (column {self.column}); {sum(matched):,} of {len(reports):,} reports "
+            f"have a row, {len(self.rows.keys() & set(keys)):,} of {len(self.rows):,} rows a report"
+        )
         if not all(matched):
             missing = [
                 report.report_id or report.where for report, row in zip(reports, matched, strict=True) if not row
@@ -62,19 +73,32 @@ class Metadata:
             problems.append(f"{self.path}: {len(unused)} rows without a report ({shortlist(unused, 3)})")
         added = []
         for report, key in zip(reports, keys, strict=True):
-            changes: dict[str, Any] = dict(self.rows.get(key, dict.fromkeys(self.facts)))
-            if changes.get("group") is None:  # keep a group that the reports have
-                changes.pop("group", None)
+            changes: dict[str, Any] = {
+                name: value for name, value in self.rows.get(key, {}).items() if value is not None
+            }
             added.append(report._replace(**changes))
         return added
 
+    def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:
+        """Return the key of each report: its id or, if no other report has the same, its file name; maybe with .txt."""
+        names = Counter(PurePosixPath(report.report_id or "").name for report in reports)
+        keys = []
+        for report in reports:
+            own = report.report_id or ""
+            name = PurePosixPath(own).name
+            spellings = [own, f"{own}.txt", *([name, f"{name}.txt"] if names[name] == 1 else [])]
+            keys.append(next((spelling for spelling in spellings if spelling in self.rows), own))
+        return keys
+
 
 def read_metadata(config: ReportsConfig) -> Metadata | None:
-    """Read the configured csv file; None if there is none.
+    """Read the configured table; None if there is none.
+
+    Rows with the same key and the same facts are read as one, such as one row per slide of a patient.
 
     Raises:
-        DataError: The file is missing or malformed, has neither or both of the key columns or none of the configured
-            columns, or a key is empty or repeated.
+        DataError: The file is missing or malformed, has no key column or none of the configured columns; a key is
+            empty; or rows of the same key have different facts.
     """
     if config.metadata is None:
         return None
@@ -83,15 +107,8 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
         raise DataError(
             f"no such file; {neighbours(config.metadata)}".rstrip("; "), where=path, fix="correct reports.metadata"
         )
-    table = read_csv_table(path, config.encoding)
-    keys = [name for name in ("report_id", "group") if name in table.header]
-    if not keys:
-        raise DataError(
-            f"neither a column report_id nor a column group; the columns are {shortlist(table.header, 10)}",
-            where=path,
-            fix=delimiter_hint(table.header) or "name the column with the reports' ids or patients so",
-        )
-    by_report = "report_id" in keys
+    table = read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
+    column, by_report = _key_column(table, config, path)
     columns = {fact: getattr(config, f"{fact}_column") for fact in _FACTS}
     if by_report and columns["group"] is None and "group" in table.header:
         columns["group"] = "group"
@@ -105,15 +122,48 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     rows: dict[str, dict[str, str | None]] = {}
     for line, cells in zip(table.lines, table.rows, strict=True):
         values = dict(zip(table.header, (_text(cell, path, line) for cell in cells), strict=True))
-        key = values[keys[0]] if by_report else (patient_of(values["group"]) or values["group"])
-        if not key or key in rows:
+        key = values[column] if by_report else (patient_of(values[column]) or values[column])
+        row = {fact: values[columns[fact]] or None for fact in facts}
+        if not key or rows.setdefault(key, row) != row:
             raise DataError(
-                f"{keys[0]} {key!r} occurs twice" if key else f"an empty {keys[0]}",
+                f"{column} {key!r} occurs twice" if key else f"an empty {column}",
                 where=f"{path}, line {line}",
                 fix=f"write one row per {'report' if by_report else 'patient'}",
             )
-        rows[key] = {fact: values[columns[fact]] or None for fact in facts}
-    return Metadata(path, by_report, rows, facts)
+    return Metadata(path, column, by_report, rows, facts)
+
+
+def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str, bool]:
+    """Return the column with the keys, and whether these are report ids; otherwise they are patients.
+
+    Raises:
+        DataError: The column is missing, or none is configured and the default names are missing.
+    """
+    named = {"metadata_id_column": config.metadata_id_column, "metadata_group_column": config.metadata_group_column}
+    for key, column in named.items():
+        if column is not None:
+            if column not in table.header:
+                raise DataError(
+                    f"no column {column!r}; the columns are {shortlist(table.header, 20)}",
+                    where=path,
+                    fix=delimiter_hint(table.header) or f"set reports.{key} to one of them",
+                )
+            return column, key == "metadata_id_column"
+    for column, by_report in (("report_id", True), ("group", False)):
+        if column in table.header:
+            return column, by_report
+    if config.tcga_barcodes and table.rows:
+        barcodes = [
+            name for place, name in enumerate(table.header) if all(patient_of(row[place]) for row in table.rows)
+        ]
+        if len(barcodes) == 1:
+            return barcodes[0], False
+    raise DataError(
+        f"neither a column report_id nor a column group; the columns are {shortlist(table.header, 10)}",
+        where=path,
+        fix=delimiter_hint(table.header)
+        or "set reports.metadata_id_column or reports.metadata_group_column to the column with report ids or patients",
+    )
 
 
 def check_dates(dates: Sequence[str | None], where: str) -> None:
@@ -160,4 +210,4 @@ def _text(cell: str, path: Path, line: int) -> str:
         text = cell_text(cell)
     except ValueError as error:
         raise DataError(f"a cell contains {error}", where=f"{path}, line {line}", fix="correct this cell") from None
-    return "" if text in MISSING_VALUES else text
+    return "" if text in MISSING_VALUES | _TCGA_MISSING else text

@@ -12,16 +12,17 @@ from typing import Any
 from clipit.config.run import ReportsConfig
 from clipit.data_files import MISSING_VALUES, hub_id, is_saved_dataset, list_files, neighbours
 from clipit.errors import DataError, is_limit, printable, shortlist
+from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import check_lfs_pointer
 from clipit.reports.metadata import check_dates, read_metadata
 from clipit.reports.missing_values import resolve_missing
-from clipit.reports.tables import read_csv_reports, read_huggingface_reports, read_jsonl, read_parquet
+from clipit.reports.tables import read_huggingface_reports, read_jsonl, read_parquet, read_table_reports
 from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 
 _FORMAT_OF_SUFFIX = {
-    ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet",
+    ".txt": "lines", ".zip": "texts", ".csv": "csv", ".tsv": "tsv", ".xlsx": "xlsx", ".jsonl": "jsonl",
+    ".ndjson": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 _TABLES = (".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")  # files of Hugging Face data sets
 _SHOWN_PROBLEMS = 5
@@ -52,6 +53,8 @@ class Reports:
     """Path from which the reports were read, or `hf:owner/name`."""
     empty: int = 0
     """Number of empty reports (without letters or digits), which are listed in `problems`."""
+    notes: tuple[str, ...] = ()
+    """Where groups, organs and labels came from, one line each."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,14 +80,15 @@ def read_reports(config: ReportsConfig) -> Reports:
     path = Path(config.path).expanduser()
     format_name = _detect_format(config, path)
     problems: list[str] = []
+    notes: list[str] = []
     metadata = read_metadata(config)
+    own = config if metadata is None else metadata.without_columns(config)
     try:
-        if metadata is None:
-            raw_reports = _read_source(config, format_name, path, problems)
-        else:
-            raw_reports = iter(
-                metadata.add([*_read_source(metadata.without_columns(config), format_name, path, problems)], problems)
-            )
+        raw_reports: Iterable[RawReport] = _read_source(own, format_name, path, problems)
+        if config.tcga_barcodes and format_name != "tcga":
+            raw_reports = add_patients(raw_reports, own, notes, problems)
+        if metadata is not None:
+            raw_reports = metadata.add([*raw_reports], notes, problems)
         reports, empty = _assign_ids(raw_reports, problems)
     except PermissionError:
         raise
@@ -104,7 +108,7 @@ def read_reports(config: ReportsConfig) -> Reports:
         )
     reports = _select_organs(_resolve_missing(reports, config, problems), config, problems)
     check_dates([report.date for report in reports], config.path)
-    return Reports(tuple(reports), tuple(problems), config.path, empty)
+    return Reports(tuple(reports), tuple(problems), config.path, empty, tuple(notes))
 
 
 def _detect_format(config: ReportsConfig, path: Path) -> str:
@@ -125,7 +129,9 @@ def _detect_format(config: ReportsConfig, path: Path) -> str:
         raise DataError(
             f"cannot infer the format of this report file from its suffix {path.suffix!r}",
             where=path,
-            fix="set reports.format to lines, texts, csv, tsv, jsonl or parquet",
+            fix="save it as .xlsx or .csv"
+            if path.suffix.lower() in (".xls", ".xlsm", ".xlsb", ".ods")
+            else "set reports.format to lines, texts, csv, tsv, xlsx, jsonl or parquet",
         )
     return "lines"
 
@@ -152,8 +158,8 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
             return read_lines(path, config.encoding)
         case "texts":
             return read_texts(path, config.encoding, problems)
-        case "csv" | "tsv":
-            return read_csv_reports(path, config, "," if format_name == "csv" else "\t", problems)
+        case "csv" | "tsv" | "xlsx":
+            return read_table_reports(path, config, format_name, problems)
         case "tcga":
             return read_tcga(path, config, problems)
         case "jsonl":

@@ -1,4 +1,4 @@
-"""Reports in tables: csv, tsv, jsonl, parquet and Hugging Face data sets."""
+"""Reports in tables: csv, tsv, xlsx, jsonl, parquet and Hugging Face data sets."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,15 +22,30 @@ from clipit.data_files import (
     read_csv,
 )
 from clipit.errors import DataError, shortlist
+from clipit.reports.barcodes import patient_of, tcga_names
 from clipit.reports.encodings import check_lfs_pointer, codec, decoding
 from clipit.reports.textfiles import RawReport
+from clipit.reports.workbooks import read_workbook
 
 _BATCH = 1024  # rows of parquet in memory at once
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_LONGEST_NAME = 60  # characters of a column's name; a longer one is probably a report
 
 
-def read_csv_reports(path: Path, config: ReportsConfig, delimiter: str, problems: list[str]) -> Iterator[RawReport]:
-    """Read a csv or tsv file with a header; cells that seem to have swallowed rows are listed in `problems`."""
-    table = read_csv_table(path, config.encoding, delimiter)
+def read_table_reports(path: Path, config: ReportsConfig, format_name: str, problems: list[str]) -> Iterator[RawReport]:
+    """Read a csv, tsv or xlsx file; csv cells that seem to have swallowed rows are listed in `problems`.
+
+    The first row is the header, unless `config.columns` names the columns by position.
+
+    Raises:
+        DataError: The file cannot be read, its first row repeats `config.columns`, or a configured column is missing.
+    """
+    columns = config.columns or None
+    if format_name == "xlsx":
+        table = read_workbook(path, config.sheet, columns, "reports.sheet")
+        return csv_reports(table, path, config, "row")
+    delimiter = _DELIMITERS[format_name]
+    table = read_csv_table(path, config.encoding, delimiter, columns)
     for row in joined_rows(table, delimiter, least=1):
         problems.append(
             f"{path}, line {table.lines[row]}: one report, whose further lines look like rows of the table; if they "
@@ -39,17 +54,51 @@ def read_csv_reports(path: Path, config: ReportsConfig, delimiter: str, problems
     return csv_reports(table, path, config)
 
 
-def read_csv_table(path: Path, encoding: str, delimiter: str = ",") -> CsvTable:
-    """Read a csv file in the given encoding."""
+def read_csv_table(path: Path, encoding: str, delimiter: str = ",", columns: Sequence[str] | None = None) -> CsvTable:
+    """Read a csv file in the given encoding; `columns` names the columns of a file without a header."""
     with decoding(path, encoding):
-        return read_csv(path, delimiter, codec(encoding))
+        return read_csv(path, delimiter, codec(encoding), columns)
 
 
-def csv_reports(table: CsvTable, path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    """Yield the reports of a csv file that has been read."""
-    _check_columns(config, table.header, path, delimiter_hint(table.header))
+def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> CsvTable:
+    """Read a csv, tsv or xlsx file with a header, by its suffix; any other suffix is read as csv.
+
+    Args:
+        path: The file.
+        encoding: Encoding of a csv or tsv file.
+        sheet: Sheet of an xlsx file; None: the only one with data.
+        key: Configuration key of the sheet, for error messages.
+    """
+    if path.suffix.lower() == ".xlsx":
+        return read_workbook(path, sheet, None, key)
+    return read_csv_table(path, encoding, _DELIMITERS.get(path.suffix.lower().removeprefix("."), ","))
+
+
+def csv_reports(table: CsvTable, path: Path, config: ReportsConfig, unit: str = "line") -> Iterator[RawReport]:
+    """Yield the reports of a table that has been read; `unit` names its rows in messages."""
+    if config.columns and table.rows and [cell.strip() for cell in table.rows[0]] == list(config.columns):
+        raise DataError(
+            "the first row is a header, but reports.columns is for tables without one",
+            where=f"{path}, {unit} {table.lines[0]}",
+            fix="remove reports.columns",
+        )
+    _check_columns(config, table.header, path, delimiter_hint(table.header) or _header_hint(config, table))
     for line, cells in zip(table.lines, table.rows, strict=True):
-        yield _raw_report(config, dict(zip(table.header, cells, strict=True)), f"{path}, line {line}")
+        yield _raw_report(config, dict(zip(table.header, cells, strict=True)), f"{path}, {unit} {line}")
+
+
+def _header_hint(config: ReportsConfig, table: CsvTable) -> str:
+    """Return advice if the first row looks like data: a long cell, a number, a barcode, or one that occurs again."""
+    first_row = table.header
+    if config.columns or not any(
+        len(cell) > _LONGEST_NAME or patient_of(cell) or cell.strip().replace(".", "", 1).isdecimal()
+        for cell in first_row
+    ):
+        return ""
+    return (
+        "if the table has no header, name its columns by position, such as "
+        f"--reports.columns='{json.dumps([config.text_column, *(f'c{i}' for i in range(2, len(first_row) + 1))])}'"
+    )
 
 
 def read_jsonl(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
@@ -194,7 +243,8 @@ def _raw_report(config: ReportsConfig, cells: Mapping[str, Any], where: str) -> 
             where=where,
             fix="fill it in, or remove reports.id_column",
         )
-    return RawReport(where, text, report_id, organ, group, label, date)
+    names = tcga_names(cells, config.text_column) if config.tcga_barcodes else ()
+    return RawReport(where, text, report_id, organ, group, label, date, names)
 
 
 def _cell(value: Any, column: str, where: str) -> str | None:

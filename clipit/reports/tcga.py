@@ -1,13 +1,13 @@
 """TCGA reports: the csv of TCGA-Reports, or text files named by barcode."""
 
-import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
-from clipit.data_files import delimiter_hint, list_files, read_csv
+from clipit.data_files import delimiter_hint, list_files
 from clipit.errors import DataError, shortlist
+from clipit.reports.barcodes import patient_of, read_organs
 from clipit.reports.tables import csv_reports, read_csv_table
 from clipit.reports.textfiles import RawReport, is_text, read_texts, zip_members
 
@@ -15,46 +15,6 @@ ID_COLUMN = "patient_filename"
 """Column of the published csv: barcode, dot, name of the scanned file."""
 CSV = "TCGA_Reports.csv"
 """File name of the published csv."""
-ORGANS: Mapping[str, str] = {
-    "ACC": "adrenal gland",
-    "BLCA": "bladder",
-    "BRCA": "breast",
-    "CESC": "cervix",
-    "CHOL": "bile duct",
-    "COAD": "colon",
-    "DLBC": "lymph node",
-    "ESCA": "oesophagus",
-    "GBM": "brain",
-    "HNSC": "head and neck",
-    "KICH": "kidney",
-    "KIRC": "kidney",
-    "KIRP": "kidney",
-    "LAML": "bone marrow",
-    "LGG": "brain",
-    "LIHC": "liver",
-    "LUAD": "lung",
-    "LUSC": "lung",
-    "MESO": "pleura",
-    "OV": "ovary",
-    "PAAD": "pancreas",
-    "PCPG": "adrenal gland",
-    "PRAD": "prostate",
-    "READ": "rectum",
-    "SARC": "soft tissue",
-    "SKCM": "skin",
-    "STAD": "stomach",
-    "TGCT": "testis",
-    "THCA": "thyroid",
-    "THYM": "thymus",
-    "UCEC": "uterus",
-    "UCS": "uterus",
-    "UVM": "eye",
-}
-"""Organ of the primary tumour by TCGA project code, without `TCGA-`.
-
-Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC (soft tissue of any site).
-"""
-_BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
 
 
 def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
@@ -67,7 +27,7 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
         DataError: A csv row has no barcode or a repeated id, a folder or zip contains a csv, or the table of cancer
             types is invalid.
     """
-    organ_of = _read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
+    organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
     unknown: set[str] = set()
     for raw in _read_raw(path, config, problems):
         patient = patient_of(PurePosixPath(raw.report_id or "").name)
@@ -88,12 +48,6 @@ def read_tcga(path: Path, config: ReportsConfig, problems: list[str]) -> Iterato
             f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))}); "
             "their reports have no organ"
         )
-
-
-def patient_of(name: str) -> str | None:
-    """Return the patient barcode (`TCGA-BP-5195`) at the beginning of a name; None without one."""
-    match = _BARCODE.match(name)
-    return match[1].upper() if match else None
 
 
 def _is_csv(path: Path) -> bool:
@@ -152,36 +106,3 @@ def _read_published_csv(path: Path, config: ReportsConfig) -> Iterator[RawReport
                 fix="remove one of the rows, or copy the csv again",
             )
         yield raw
-
-
-def _read_organs(path: Path) -> dict[str, str]:
-    """Read the organ of each patient from a csv with the columns patient_id and cancer_type.
-
-    Raises:
-        DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.
-    """
-    fix = "set reports.cancer_types to the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
-    try:
-        table = read_csv(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the cancer types: {error}", where=path, fix=fix) from error
-    if not {"patient_id", "cancer_type"} <= set(table.header):
-        columns = shortlist(table.header, 20)
-        raise DataError(
-            f"expected the columns patient_id and cancer_type, found {columns}",
-            where=path,
-            fix=delimiter_hint(table.header) or fix,
-        )
-    organ_of: dict[str, str] = {}
-    for line, cells in zip(table.lines, table.rows, strict=True):
-        row = dict(zip(table.header, cells, strict=True))
-        patient, code = patient_of(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
-        if patient is None or code not in ORGANS:
-            raise DataError(
-                f"{row['patient_id']!r} with cancer type {row['cancer_type']!r} is no TCGA patient or project code",
-                where=f"{path}, line {line}",
-                fix=f"correct the row; the codes are {', '.join(ORGANS)}",
-            )
-        if organ_of.setdefault(patient, ORGANS[code]) != ORGANS[code]:
-            raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one row")
-    return organ_of

@@ -35,6 +35,8 @@ class RawReport(NamedTuple):
     group: str | None = None
     label: str | None = None
     date: str | None = None
+    names: tuple[str, ...] = ()
+    """Further cells of the row with a TCGA barcode or project."""
 
 
 def read_lines(path: Path, encoding: str) -> Iterator[RawReport]:

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.artifacts import fingerprint, whole_file
-from clipit.config.effects import select_keys
 from clipit.config.run import ReportsConfig
 from clipit.distributed import build_once, get_processes
+from clipit.reports.build import snippet_keys
 from clipit.reports.readers import Report, Reports
 from clipit.stores.embed import unit
 from clipit.workspace.workspace import Workspace
@@ -34,7 +34,7 @@ def report_vectors(
     corpus = Reports(tuple(reports), (), config.path)
     inputs: dict[str, Any] = {
         "reports": corpus.fingerprint,
-        "config": select_keys(config, "results"),
+        "config": snippet_keys(config),
         "vlm": workspace.vlm.fingerprint,
     }
 

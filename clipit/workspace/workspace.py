@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
 from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, reading, whole_file, write_json
-from clipit.config.effects import select_keys
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError, shortlist
@@ -22,6 +21,7 @@ from clipit.pairing.cases import Cases, join_cases
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
+from clipit.reports.build import snippet_keys
 from clipit.reports.rules import RuleSet, label_report
 from clipit.stores.embed import Store, centred, embed_texts, embed_tiles, unit
 from clipit.stores.index import Index, build_index
@@ -224,7 +224,7 @@ class Workspace:
             if not get_processes().main:
                 return {}
             logger.info(f"cutting {len(reports.reports):,} reports into snippets")
-            morphology = self._score_morphology if section.morphology_prompts else None
+            morphology = self._score_morphology if _filter_bags(section) else None
             built = build_snippets(reports, section, self.vlm.count_tokens, self.vlm.context_length, morphology)
             for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
                 with whole_file(folder / f"{name}.parquet") as temporary:
@@ -241,7 +241,7 @@ class Workspace:
         section = self._reports_config
         return {
             "reports": self.reports.fingerprint,
-            "config": select_keys(section, "results"),
+            "config": snippet_keys(section),
             "vlm": self.vlm.fingerprint,
             **{key: fingerprint(list(load_bag(name).texts)) for key, name in _filter_bags(section).items()},
         }

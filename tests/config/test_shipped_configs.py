@@ -118,7 +118,7 @@ def test_published_data_sets_with_known_models(path: Path) -> None:
 
 
 def test_the_organs_of_the_reports_are_tcga_s() -> None:
-    from clipit.reports.tcga import ORGANS
+    from clipit.reports.barcodes import ORGANS
 
     for path in RUNS:
         for setting in planned(path)[1]:

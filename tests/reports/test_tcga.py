@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
 from clipit.reports.readers import read_reports
-from clipit.reports.tcga import CSV, ORGANS, patient_of
+from clipit.reports.barcodes import ORGANS, patient_of
+from clipit.reports.tcga import CSV
 
 REAL = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
 KIDNEY = "TCGA-BP-5195.25c0b433-5557-4165-922e-2c1eac9c26f0"
@@ -109,8 +110,8 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
     (tmp_path / "a.txt").write_text("one report")
     with pytest.raises(DataError, match=r"neither a \.csv nor a zip"):
         read_reports(config(tmp_path / "a.txt"))
-    with pytest.raises(ValidationError, match="cancer_types requires format: tcga"):
-        ReportsConfig(path="x.csv", cancer_types=str(types))
+    with pytest.raises(ValidationError, match="cancer_types requires format: tcga or tcga_barcodes"):
+        ReportsConfig(path="x.csv", cancer_types=str(types), tcga_barcodes=False)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from clipit.artifacts import fingerprint
-from clipit.config.effects import select_keys
 from clipit.config.run import OwnReportConfig, RunConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.multiple_instance import assign_instances
@@ -123,7 +122,7 @@ def own_report_fingerprints(config: RunConfig, workspace: Workspace) -> dict[str
     if options.tiles == "tissue":
         inputs["tissue prompts"] = load_prompts(options.tissue_prompts or "").hash
     if config.reports is not None and options.labels == "text" and options.features == "vlm":
-        inputs["snippets of own reports"] = fingerprint(select_keys(config.reports, "results"))
+        inputs["snippets of own reports"] = fingerprint(snippet_keys(config.reports))
     return inputs
 
 

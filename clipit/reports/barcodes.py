@@ -1,0 +1,165 @@
+"""Patients and organs from TCGA barcodes in the names and tables of reports."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clipit.config.run import ReportsConfig
+from clipit.data_files import delimiter_hint, read_csv
+from clipit.errors import DataError, shortlist
+from clipit.reports.textfiles import RawReport
+
+ORGANS: Mapping[str, str] = {
+    "ACC": "adrenal gland",
+    "BLCA": "bladder",
+    "BRCA": "breast",
+    "CESC": "cervix",
+    "CHOL": "bile duct",
+    "COAD": "colon",
+    "DLBC": "lymph node",
+    "ESCA": "oesophagus",
+    "GBM": "brain",
+    "HNSC": "head and neck",
+    "KICH": "kidney",
+    "KIRC": "kidney",
+    "KIRP": "kidney",
+    "LAML": "bone marrow",
+    "LGG": "brain",
+    "LIHC": "liver",
+    "LUAD": "lung",
+    "LUSC": "lung",
+    "MESO": "pleura",
+    "OV": "ovary",
+    "PAAD": "pancreas",
+    "PCPG": "adrenal gland",
+    "PRAD": "prostate",
+    "READ": "rectum",
+    "SARC": "soft tissue",
+    "SKCM": "skin",
+    "STAD": "stomach",
+    "TGCT": "testis",
+    "THCA": "thyroid",
+    "THYM": "thymus",
+    "UCEC": "uterus",
+    "UCS": "uterus",
+    "UVM": "eye",
+}
+"""Organ of the primary tumour by TCGA project code, without `TCGA-`.
+
+Two codes have no single organ: DLBC (lymphoma, mostly of lymph nodes) and SARC (soft tissue of any site).
+"""
+_BARCODE = re.compile(r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})(?![A-Z0-9])", re.IGNORECASE)
+_ANYWHERE = re.compile(rf"(?<![A-Z0-9]){_BARCODE.pattern}", re.IGNORECASE)
+_PROJECT = re.compile(rf"(?<![A-Z0-9])TCGA-({'|'.join(ORGANS)})(?![A-Z0-9-])", re.IGNORECASE)
+_PROJECT_COLUMNS = frozenset({"project", "project_id", "cancer_type", "study"})
+_LONGEST_NAME = 300  # characters of a cell or path; longer cells are texts
+
+
+def patient_of(name: str) -> str | None:
+    """Return the patient barcode (`TCGA-BP-5195`) at the beginning of a name; None without one."""
+    match = _BARCODE.match(name)
+    return match[1].upper() if match else None
+
+
+def tcga_names(cells: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
+    """Select the cells of a row that contain a TCGA barcode or project.
+
+    A project is written `TCGA-COAD`, or `COAD` in a column called project, project_id, cancer_type or study.
+    """
+    names = []
+    for column, value in cells.items():
+        if column == text_column or not isinstance(value, str) or len(value) > _LONGEST_NAME:
+            continue
+        if column.lower() in _PROJECT_COLUMNS and value.strip().upper() in ORGANS:
+            names.append(f"TCGA-{value.strip()}")
+        elif "tcga-" in value.lower():
+            names.append(value)
+    return tuple(names)
+
+
+def add_patients(
+    reports: Iterable[RawReport], config: ReportsConfig, notes: list[str], problems: list[str]
+) -> Iterator[RawReport]:
+    """Set the group and organ of reports from the TCGA barcode and project in their id or row.
+
+    Groups and organs that the source has are kept. A name with barcodes of several patients gives none and is counted
+    in `problems`; `notes` tells how many reports have a patient and an organ from their barcode.
+
+    Raises:
+        DataError: The table of cancer types is invalid.
+    """
+    organ_of = read_organs(Path(config.cancer_types).expanduser()) if config.cancer_types else {}
+    total = grouped = located = 0
+    several: list[str] = []
+    unknown: set[str] = set()
+    for raw in reports:
+        total += 1
+        names = " ".join((raw.report_id or "", *raw.names))
+        if "tcga-" not in names.lower():
+            yield raw
+            continue
+        patients = {match[1].upper() for match in _ANYWHERE.finditer(names)}
+        if len(patients) > 1:
+            several.append(raw.report_id or raw.where)
+            yield raw
+            continue
+        patient = next(iter(patients), None)
+        projects = {match[1].upper() for match in _PROJECT.finditer(names)}
+        organs = {ORGANS[project] for project in projects}
+        if patient in organ_of:
+            organs = {organ_of[patient]}
+        elif organ_of and patient:
+            unknown.add(patient)
+        organ = next(iter(organs)) if len(organs) == 1 else None
+        if patient and raw.group is None:
+            raw, grouped = raw._replace(group=patient), grouped + 1
+        if organ and raw.organ is None:
+            raw, located = raw._replace(organ=organ), located + 1
+        yield raw
+    if grouped or located:
+        notes.append(
+            f"TCGA barcodes: {grouped:,} of {total:,} reports have a patient (group) from them, {located:,} an organ "
+            "from their project; off: reports.tcga_barcodes: false"
+        )
+    if several:
+        problems.append(
+            f"{len(several)} reports name several TCGA patients, so that none is set ({shortlist(several, 3)})"
+        )
+    if unknown:
+        problems.append(
+            f"{config.cancer_types}: no cancer type for {len(unknown)} patients ({shortlist(sorted(unknown))})"
+        )
+
+
+def read_organs(path: Path) -> dict[str, str]:
+    """Read the organ of each patient from a csv with the columns patient_id and cancer_type.
+
+    Raises:
+        DataError: The file is missing or lacks a column; a cancer type is unknown; or a patient has two organs.
+    """
+    fix = "set reports.cancer_types to the file tcga_patient_to_cancer_type.csv of TCGA-Reports"
+    try:
+        table = read_csv(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the cancer types: {error}", where=path, fix=fix) from error
+    if not {"patient_id", "cancer_type"} <= set(table.header):
+        columns = shortlist(table.header, 20)
+        raise DataError(
+            f"expected the columns patient_id and cancer_type, found {columns}",
+            where=path,
+            fix=delimiter_hint(table.header) or fix,
+        )
+    organ_of: dict[str, str] = {}
+    for line, cells in zip(table.lines, table.rows, strict=True):
+        row = dict(zip(table.header, cells, strict=True))
+        patient, code = patient_of(row["patient_id"]), row["cancer_type"].upper().removeprefix("TCGA-")
+        if patient is None or code not in ORGANS:
+            raise DataError(
+                f"{row['patient_id']!r} with cancer type {row['cancer_type']!r} is no TCGA patient or project code",
+                where=f"{path}, line {line}",
+                fix=f"correct the row; the codes are {', '.join(ORGANS)}",
+            )
+        if organ_of.setdefault(patient, ORGANS[code]) != ORGANS[code]:
+            raise DataError(f"two organs for {patient}", where=f"{path}, line {line}", fix="keep one row")
+    return organ_of

@@ -1,0 +1,105 @@
+"""Recognise snippets without content: headings that stand alone, and text that OCR has wrecked."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+
+from clipit.reports.headings import FIELD, STRONG, WEAK
+
+_FAMILIAR = 5  # occurrences from which a word of the corpus is one, however it looks
+_COMMON = frozenset({
+    "a", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "do", "for", "from", "had", "has", "have",
+    "he", "her", "him", "his", "if", "in", "into", "is", "it", "its", "may", "no", "none", "nor", "not", "of", "off",
+    "on", "or", "our", "out", "over", "per", "she", "so", "than", "that", "the", "then", "they", "to", "two", "up",
+    "was", "we", "were", "who", "with", "yes", "x", "am", "pm", "dr", "mr", "mrs", "cm", "mm", "ml", "mg", "gm", "gms",
+    "kg", "g", "um", "hpf", "hpfs", "vs", "re", "nos", "tan", "red", "wt", "old", "rt", "see", "few", "fat", "all",
+    "one", "six", "ten", "top", "tip", "rim", "ink", "due", "left", "pre", "pin", "nil", "iv", "ii", "iii", "vi", "p",
+    "n", "t", "m", "i", "c", "y", "r", "l",
+})  # fmt: skip
+"""Short words and units that are readable in a corpus of any size."""
+_PART = re.compile(r"[^\W_]+")
+_NUMBERED = re.compile(
+    r"[^\W\d_]*\d+[^\W\d_]{0,3}(?:\d+[^\W\d_]{0,3})?|[pcymrua]{0,2}(?:[TNMGLVR][\dOoXx]?[a-dis]{0,3})+\d?"
+)
+_DIGIT = re.compile(r"\d")
+_SHAPE = re.compile(r"[^\W\d_]?[a-zß-öø-ÿ]+|[A-ZÀ-ÖØ-Þ]+s?|[A-Zl]{4,}|(?:[A-Z]?[a-z]{2,}){2,3}")
+_VOWEL = re.compile(r"[aeiouyà-æè-ïò-öù-ýÿ]", re.IGNORECASE)
+_UNLIKELY = re.compile(r"[^\W\d_aeiouyà-öù-ý]{6}|[aeiou]{4}|([^\W\d_])\1\1", re.IGNORECASE)
+_LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
+_JUNK = re.compile(r"(?<=[^\W\d_])[:;~^\\|{}<>=*#@!?$]+(?=[^\W\d_])")
+_SHORT = 3  # letters; a shorter word in lower case is readable only if it is common or familiar
+_MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # of a list item: "A. ", "2) "
+_LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")
+_MOST_LABEL_WORDS = 4
+_DIAGNOSIS = re.compile(
+    r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|omatous|itis|plasias?|plasms?|osis|oses|plastic)\b|"
+    r"\bmetasta(?:sis|ses|tic)\b|\b(?:benign|malignan\w+|polyps?|ulcers?|infarct\w*|necrotic)\b"
+)
+
+
+def names_diagnosis(text: str) -> bool:
+    """Return whether a text names a diagnosis, such as "Adenocarcinoma"; a label that ends in a colon does not."""
+    return not text.rstrip().endswith(":") and _DIAGNOSIS.search(text) is not None
+
+
+def is_bare_heading(text: str) -> bool:
+    """Return whether a text is only a heading, the label of a field, or several of them, without what follows it."""
+    rest = _MARK.sub("", text.strip())
+    for _ in range(4):
+        match = STRONG.match(rest) or WEAK.match(rest)
+        if match is None:
+            break
+        rest = rest[match.end() :].strip(" .,;:/&-")
+        if not rest:
+            return True
+    if not rest.endswith(":") or names_diagnosis(rest[:-1]):
+        return False
+    field = FIELD.match(rest)
+    return (field is not None and field.end() == len(rest)) or (
+        len(rest.split()) <= _MOST_LABEL_WORDS and _LABEL.fullmatch(rest) is not None
+    )
+
+
+def familiar_words(texts: Iterable[str]) -> frozenset[str]:
+    """Return the words that occur at least five times in a corpus, in lower case; wrecks rarely repeat."""
+    counts = Counter(word.lower() for text in texts for word in _PART.findall(text))
+    return frozenset(word for word, count in counts.items() if count >= _FAMILIAR)
+
+
+def readability(text: str, familiar: Collection[str] = frozenset()) -> float:
+    """Return the share of a text's letters and digits that belong to readable words, from 0 to 1.
+
+    A word is readable if it is familiar in the corpus; a number or code (pT3a, CD117, 5cm); or a word in ordinary
+    letter case that has a vowel, no six consonants, four vowels or three equal letters in a row, and at least three
+    letters if it is in lower case. Words that are glued by a mark such as ":" or "~" count only from four letters on.
+    Other scripts than Latin are readable. The time is linear in the length of the text.
+    """
+    good = total = 0
+    for token in text.split():
+        glued = _JUNK.search(token) is not None
+        for part in _PART.findall(token):
+            total += len(part)
+            if (part.lower() in familiar and not (glued and len(part) < 4)) or (
+                _is_plausible(part) and not (glued and len(part) < 4)
+            ):
+                good += len(part)
+    return good / total if total else 1.0
+
+
+@lru_cache(maxsize=2**16)
+def _is_plausible(word: str) -> bool:
+    """Return whether a word looks like one, from its letters alone."""
+    if not _LATIN.search(word):
+        return True
+    if _DIGIT.search(word) or len(word) > 40:
+        return _NUMBERED.fullmatch(word) is not None
+    if word.lower() in _COMMON:
+        return word.islower() or word.isupper() or word.istitle()
+    if _SHAPE.fullmatch(word) is None:
+        return _NUMBERED.fullmatch(word) is not None
+    if len(word) < _SHORT:
+        return word.isupper()
+    if word.isupper() and len(word) <= 5:
+        return True
+    return _VOWEL.search(word) is not None and _UNLIKELY.search(word) is None

@@ -15,6 +15,7 @@ _HARD = {
     "no sentence ends": "J. ",
     "headings on one line": "Diagnosis: glands. Comment: none. ",
     "items on one line": "A. - 1) ",
+    "damaged words": "intesFnal tissue, intestinal Fssue: NVAS:i:ONt ltO ",
 }
 """Texts that repeat something that is slow to split unless the search is bounded."""
 _GROWTH = 4
@@ -58,7 +59,7 @@ def _split(options: Options, name: str, texts: Sequence[str]) -> None:
     if not path.is_file():
         with path.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([["text"], *([f"Report {i}. {text}"] for i, text in enumerate(texts))])
-    config = ReportsConfig(path=str(path), min_words=1)
+    config = ReportsConfig(path=str(path), min_words=1, morphology_prompts=None)
     build_snippets(read_reports(config), config, _count_words, 77)
 
 

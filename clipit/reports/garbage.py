@@ -1,6 +1,7 @@
 """Recognise snippets without content: headings that stand alone, and text that OCR has wrecked."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from functools import lru_cache
@@ -18,22 +19,27 @@ _COMMON = frozenset({
     "n", "t", "m", "i", "c", "y", "r", "l",
 })  # fmt: skip
 """Short words and units that are readable in a corpus of any size."""
-_PART = re.compile(r"[^\W_]+")
-_NUMBERED = re.compile(
-    r"[^\W\d_]*\d+[^\W\d_]{0,3}(?:\d+[^\W\d_]{0,3})?|[pcymrua]{0,2}(?:[TNMGLVR][\dOoXx]?[a-dis]{0,3})+\d?"
-)
+_LATIN = "0-9A-Za-z\u00c0-\u024f\u1e00-\u1eff"
+_PART = re.compile(rf"[{_LATIN}]+|[^\W_{_LATIN}]+")  # words of Latin letters and digits; those of other scripts
+_CODE = r"(?:[a-z]+|[a-z]?[A-Z]*|[A-Z][a-z]+[A-Z]?)(?:\d+(?:[a-z]{0,3}|[A-Z]{0,3})){1,2}"  # 5cm, CD117, 2x3cm
+_STAGE = r"[pcymrua]{0,2}(?:[TNMGLVR][\dOoXx]?[a-dis]{0,3})+\d?"  # pT2cN0M0
+_NUMBERED = re.compile(rf"{_CODE}|{_STAGE}")
 _DIGIT = re.compile(r"\d")
-_SHAPE = re.compile(r"[^\W\d_]?[a-zß-öø-ÿ]+|[A-ZÀ-ÖØ-Þ]+s?|[A-Zl]{4,}|(?:[A-Z]?[a-z]{2,}){2,3}")
-_VOWEL = re.compile(r"[aeiouyà-æè-ïò-öù-ýÿ]", re.IGNORECASE)
-_UNLIKELY = re.compile(r"[^\W\d_aeiouyà-öù-ý]{6}|[aeiou]{4}|([^\W\d_])\1\1", re.IGNORECASE)
-_LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
+_GLUED = re.compile(
+    r"[A-Z]+s|[A-Zl]{4,}|[A-Z]?[a-z]{3,}[A-Z]|(?:[A-Z]?[a-z]{2,}){2,3}"
+)  # CTs, PROXlMAL, DukesB, colonTumor
+_VOWEL = re.compile(r"[aeiouy]")
+_UNLIKELY = re.compile(r"[b-df-hj-np-tv-xz]{6}|[aeiou]{4}|([a-z])\1\1")
+_ANY_LATIN = re.compile(rf"[{_LATIN}]")
 _JUNK = re.compile(r"(?<=[^\W\d_])[:;~^\\|{}<>=*#@!?$]+(?=[^\W\d_])")
+_LONGEST = 40  # letters; longer words are glued, or codes
 _SHORT = 3  # letters; a shorter word in lower case is readable only if it is common or familiar
+_ACRONYM = 5  # letters of an acronym, which needs no vowel
 _MARK = re.compile(r"^(?:[(\[]?(?:[A-Z]|\d{1,2}|[IVX]{1,4})[\])]?[.:)]\s*)+")  # of a list item: "A. ", "2) "
 _LABEL = re.compile(r"[A-Za-z][A-Za-z()/&' -]{2,60}:")
 _MOST_LABEL_WORDS = 4
 _DIAGNOSIS = re.compile(
-    r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|omatous|itis|plasias?|plasms?|osis|oses|plastic)\b|"
+    r"(?i)\b(?!stroma|(?:dia|pro)gnos|anastomos)\w{2,}(?:omas?|itis|plasias?|plasms?|osis|oses)\b|"
     r"\bmetasta(?:sis|ses|tic)\b|\b(?:benign|malignan\w+|polyps?|ulcers?|infarct\w*|necrotic)\b"
 )
 
@@ -90,16 +96,20 @@ def readability(text: str, familiar: Collection[str] = frozenset()) -> float:
 @lru_cache(maxsize=2**16)
 def _is_plausible(word: str) -> bool:
     """Return whether a word looks like one, from its letters alone."""
-    if not _LATIN.search(word):
+    if _ANY_LATIN.search(word) is None:
         return True
-    if _DIGIT.search(word) or len(word) > 40:
+    if len(word) > _LONGEST:
+        return False
+    if _DIGIT.search(word):
         return _NUMBERED.fullmatch(word) is not None
+    ordinary = word.isupper() or word[1:].islower() or (len(word) == 1 and word.islower())
     if word.lower() in _COMMON:
-        return word.islower() or word.isupper() or word.istitle()
-    if _SHAPE.fullmatch(word) is None:
+        return ordinary
+    if not ordinary and _GLUED.fullmatch(word) is None:
         return _NUMBERED.fullmatch(word) is not None
     if len(word) < _SHORT:
         return word.isupper()
-    if word.isupper() and len(word) <= 5:
+    if word.isupper() and len(word) <= _ACRONYM:
         return True
-    return _VOWEL.search(word) is not None and _UNLIKELY.search(word) is None
+    letters = unicodedata.normalize("NFD", word).lower()
+    return _VOWEL.search(letters) is not None and _UNLIKELY.search(letters) is None

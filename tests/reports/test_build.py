@@ -11,7 +11,7 @@ import pytest
 from clipit.config.run import ReportsConfig
 from clipit.errors import ConfigError, DataError
 from clipit.reports.account import Account
-from clipit.reports.build import Snippets, build_snippets
+from clipit.reports.build import Snippets, build_snippets, snippet_keys
 from clipit.reports.readers import Report, Reports
 
 FREE = "Margins are free of tumor."
@@ -36,6 +36,8 @@ def words_and_two(texts: Sequence[str]) -> list[int]:
 
 
 def build(similarity: Any = None, budget: int = 60, **keys: Any) -> Snippets:
+    """Snippets without text checks and without prompt bags, unless `keys` ask for them."""
+    keys = {"text_checks": None, "morphology_prompts": None, **keys}
     return build_snippets(REPORTS, ReportsConfig(path="corpus.txt", **keys), words_and_two, budget, similarity)
 
 
@@ -113,17 +115,111 @@ def test_similarity_is_asked_last_and_only_for_the_rest() -> None:
 
 def test_result_does_not_depend_on_the_order_of_reports() -> None:
     turned = Reports(REPORTS.reports[::-1], (), "corpus.txt")
-    other = build_snippets(turned, ReportsConfig(path="corpus.txt"), words_and_two, 60)
+    plain = ReportsConfig(path="corpus.txt", morphology_prompts=None, text_checks=None)
+    other = build_snippets(turned, plain, words_and_two, 60)
     assert other.snippets.equals(build().snippets)
 
 
 def test_long_words_are_counted_and_listed() -> None:
     picture = "data:image/png;base64," + "iVBORw0KGgoAAAANSUhEUg" * 4000
     reports = Reports((Report("r1", f"Glands invade the muscularis. {picture} Margins are free of tumor."),), (), "x")
-    built = build_snippets(reports, ReportsConfig(path="x"), words_and_two, 60)
+    built = build_snippets(reports, ReportsConfig(path="x", morphology_prompts=None), words_and_two, 60)
     assert texts(built) == {"Glands invade the muscularis.", FREE}
     assert built.account.long_words == 1
     shown = built.account.text(reports)
     assert "long words         1  of more than 500 characters were dropped" in shown
     assert "report r1: 1 dropped (88,022 characters), first data:image/png" in shown
     assert "long words" not in build().account.text(REPORTS)
+
+
+CHECKED = Reports(
+    (
+        Report("r1", "DIAGNOSIS: Adenocarcinoma. MICROSCOPIC DESCRIPTION: Atypical glands invade the fat."),
+        Report("r2", "GROSS AND MICROSCOPIC DESCRIPTION:\nThe wall was cut into four thin pieces. NVAS:i:ONt ltO iIt:"),
+        Report("r3", "HISTORY: Melanoma. COMMENT: Fssue of the intesFne was fixed; the intesFnal wall too."),
+        *(Report(f"o{n}", "Tissue of the intestine: intestinal tissue, with intestine near tissue.") for n in range(3)),
+    ),
+    (),
+    "corpus.txt",
+)
+
+
+def build_checked(similarity: Any = None, **keys: Any) -> Snippets:
+    """Snippets of reports with everything that the text checks look for."""
+    keys = {"morphology_prompts": None, **keys}
+    return build_snippets(CHECKED, ReportsConfig(path="corpus.txt", **keys), words_and_two, 60, similarity)
+
+
+def test_text_checks_drop_headings_and_wrecks_and_keep_short_diagnoses() -> None:
+    built = build_checked()
+    assert "DIAGNOSIS: Adenocarcinoma." in texts(built)
+    dropped = {name.split()[0]: tally for name, tally in built.account.dropped.items()}
+    assert "GROSS AND MICROSCOPIC DESCRIPTION:" in dropped["headings"].examples
+    assert any("NVAS" in text for text in dropped["unreadable"].examples)
+    assert not any("Melanoma" in text for text in texts(built)), "a short diagnosis of the clinical history is dropped"
+    account = built.account
+    assert account.kept_short is not None and account.kept_short.examples == ["DIAGNOSIS: Adenocarcinoma."]
+    assert account.pieces - account.duplicates - sum(d.count for d in account.dropped.values()) == account.kept
+    shown = account.text(CHECKED)
+    assert Account.from_dict(json.loads(json.dumps(account.as_dict()))).text(CHECKED) == shown
+    for part in ("rescued            1", "by headings without text", "by unreadable text", "e.g. Fssue -> tissue (1)"):
+        assert part in shown
+
+
+def test_damaged_ligatures_are_mended_before_duplicates_are_merged() -> None:
+    assert "tissue of the intestine was fixed; the intestinal wall too." in texts(build_checked())
+    mended = build_checked().account.mended
+    assert mended == {"Fssue -> tissue": 1, "intesFnal -> intestinal": 1, "intesFne -> intestine": 1}
+
+
+@pytest.mark.parametrize(
+    ("check", "opposite", "present"),
+    [
+        ({"headings": False}, {}, "GROSS AND MICROSCOPIC DESCRIPTION:"),
+        ({"readable": 0}, {}, "NVAS:i:ONt ltO iIt:"),
+        ({"ligatures": False}, {}, "Fssue of the intesFne was fixed; the intesFnal wall too."),
+        ({}, {"short_diagnoses": False}, "DIAGNOSIS: Adenocarcinoma."),
+    ],
+)
+def test_each_text_check_can_be_turned_off(check: dict[str, Any], opposite: dict[str, Any], present: str) -> None:
+    assert present in texts(build_checked(text_checks=check))
+    assert present not in texts(build_checked(text_checks=opposite))
+
+
+def test_without_text_checks_snippets_are_those_of_earlier_versions() -> None:
+    built = build_checked(text_checks=None)
+    content = json.dumps([built.snippets.to_pylist(), built.sources.to_pylist(), built.account.as_dict()])
+    assert hashlib.sha256(content.encode()).hexdigest()[:16] == "abc5521ccba0a5eb"
+    assert snippet_keys(ReportsConfig(path="x", text_checks=None)) == {
+        "text_column": "text", "id_column": None, "organ_column": None, "group_column": None, "organs": [],
+        "min_words": 3, "sections": None, "exclude_sections": [], "include_terms": [], "exclude_terms": [],
+        "morphology_margin": 0.0,
+    }  # fmt: skip
+    assert snippet_keys(ReportsConfig(path="x"))["text_checks"]["readable"] == 0.5
+
+
+def test_microscopy_and_diagnoses_rank_before_gross_descriptions() -> None:
+    def similarity(batch: Sequence[str]) -> np.ndarray:
+        return np.array([0.01 * (-1) ** row for row in range(len(batch))])
+
+    reports = Reports(
+        (
+            Report("r1", "MICROSCOPIC DESCRIPTION: Atypical glands invade the fat. Tumor cells form many nests."),
+            Report("r2", "GROSS DESCRIPTION: The wall was cut into four pieces. The fat was not inked at all."),
+            Report("r3", "DIAGNOSIS: Adenocarcinoma. GROSS DESCRIPTION: Adenoma."),
+        ),
+        (),
+        "x",
+    )
+    config = ReportsConfig(path="x", text_checks={"section_weight": 2.0})
+    built = build_snippets(reports, config, words_and_two, 60, similarity)
+    assert texts(built) == {
+        "Atypical glands invade the fat.", "Tumor cells form many nests.", "DIAGNOSIS: Adenocarcinoma."
+    }  # fmt: skip
+    (name,) = [name for name in built.account.dropped if name.startswith("similarity")]
+    assert "off: reports.morphology_prompts=null" in name and built.account.dropped[name].count == 3
+    for off in ({"morphology_prompts": None}, {"boilerplate_prompts": None}):
+        everything = build_snippets(reports, ReportsConfig(path="x", **off), words_and_two, 60)
+        assert "The fat was not inked at all." in texts(everything)
+    with pytest.raises(ConfigError, match=r"needs a VLM(.|\n)*reports.morphology_prompts to null"):
+        build_snippets(reports, ReportsConfig(path="x"), words_and_two, 60)

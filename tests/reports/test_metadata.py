@@ -1,7 +1,9 @@
 """Labels, groups and dates of reports from a csv file beside them."""
 
 import json
+import os
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,63 @@ def test_tables_that_cannot_be_joined(tmp_path: Path, lines: tuple[str, ...], me
     config = ReportsConfig(path=str(folder), metadata=table(tmp_path / "m.csv", *lines), label_column="status")
     with pytest.raises(DataError, match=message):
         read_reports(config)
+
+
+def test_columns_with_other_names_and_file_names_without_folder(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "a", "b")
+    (folder / "deep").mkdir()
+    (folder / "a.txt").rename(folder / "deep" / "a.txt")
+    metadata = table(tmp_path / "m.tsv", "file\tstatus", "a.txt\twild", "b\tmutated", "c\twild")
+    config = ReportsConfig(path=str(folder), metadata=metadata, metadata_id_column="file", label_column="status")
+    reports = read_reports(config)
+    assert [(r.report_id, r.label) for r in reports.reports] == [("b", "mutated"), ("deep/a", "wild")]
+    assert reports.notes == ("m.tsv: joined by report (column file); 2 of 2 reports have a row, 2 of 3 rows a report",)
+    with pytest.raises(DataError, match=r"no column 'name'; the columns are file, status"):
+        read_reports(config.model_copy(update={"metadata_id_column": "name"}))
+
+
+def test_patients_of_several_reports_and_rows_that_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("patient,text\nP1,A tumour.\nP1,Another tumour.\nP3,Benign.\n", encoding="utf-8")
+    metadata = table(tmp_path / "m.csv", "who,slide,status", "P1,s1,wild", "P1,s2,wild", "P2,s3,mutated")
+    config = ReportsConfig(
+        path=str(path), group_column="patient", metadata=metadata, metadata_group_column="who", label_column="status"
+    )
+    reports = read_reports(config)
+    assert [r.label for r in reports.reports] == ["wild", "wild", None]
+    assert "by patient (column who); 2 of 3 reports have a row, 1 of 2 rows a report" in reports.notes[0]
+    assert any("1 rows without a report (P2)" in problem for problem in reports.problems)
+    table(tmp_path / "m.csv", "who,slide,status", "P1,s1,wild", "P1,s2,mutated")
+    with pytest.raises(DataError, match=r"who 'P1' occurs twice(.|\n)*line 3"):
+        read_reports(config)
+
+
+def test_the_only_column_of_barcodes_is_the_patient(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "TCGA-AB-1234.x", "TCGA-AB-1235.x")
+    metadata = table(tmp_path / "m.csv", "n,barcode,gleason", "1,TCGA-AB-1234,6", "2,TCGA-AB-1235,[Not Available]")
+    config = ReportsConfig(path=str(folder), metadata=metadata, label_column="gleason")
+    assert [r.label for r in read_reports(config).reports] == ["6", None]
+    with pytest.raises(DataError, match=r"neither a column report_id(.|\n)*metadata_group_column"):
+        read_reports(config.model_copy(update={"tcga_barcodes": False}))
+
+
+REAL = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
+def test_gleason_scores_of_an_xlsx_join_the_prostate_reports() -> None:
+    config = ReportsConfig(
+        path=str(REAL / "tcga_prad_reports_denoised.zip"),
+        metadata=str(REAL / "tcga_prad_gleason_labels.xlsx"),
+        metadata_sheet="nationwidechildrens.org_clinica",
+        metadata_group_column="bcr_patient_barcode",
+        label_column="gleason_score",
+    )
+    reports = read_reports(config)
+    scores = Counter(report.label for report in reports.reports)
+    assert set(scores) == {"6", "7", "8", "9", "10", None} and scores[None] == 8
+    assert "404 of 404 reports have a row, 404 of 500 rows a report" in reports.notes[1]
+    assert any("96 rows without a report (TCGA-EJ-7218" in problem for problem in reports.problems)
 
 
 def test_a_missing_file_and_a_date_that_is_none(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_nothing_is_lost(path: Path, n_reports: int, count_tokens: TokenCounter)
 
 
 def test_snippets_of_the_colon_reports(count_tokens: TokenCounter) -> None:
-    config = ReportsConfig(path=str(COLON), exclude_sections=("administrative",))
+    config = ReportsConfig(path=str(COLON), exclude_sections=("administrative",), morphology_prompts=None)
     built = build_snippets(read_reports(config), config, count_tokens, BUDGET)
     account = built.account
     assert account.reports == 376

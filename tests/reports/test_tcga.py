@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
-from clipit.reports.readers import read_reports
 from clipit.reports.barcodes import ORGANS, patient_of
+from clipit.reports.readers import read_reports
 from clipit.reports.tcga import CSV
 
 REAL = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"

@@ -1,0 +1,84 @@
+"""Headings that stand alone, and text that OCR has wrecked."""
+
+import time
+
+import pytest
+
+from clipit.reports.garbage import familiar_words, is_bare_heading, names_diagnosis, readability
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MICROSCOPIC DESCRIPTION:", "Gross Description", "GROSS AND MICROSCOPIC DESCRIPTION:", "Tumor site:",
+        "FINAL DIAGNOSIS: Comment:", "B. LEFT PELVIC LYMPH NODES:", "Clinical history: Gross description:",
+        "Lymphovascular invasion:", "3) Regional lymph nodes:",
+    ],
+)  # fmt: skip
+def test_bare_headings(text: str) -> None:
+    assert is_bare_heading(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Adenocarcinoma", "DIAGNOSIS: Adenocarcinoma",
+        "Tumor necrosis: present", "Microscopic examination shows glands.",
+        "Carcinoma in situ:", "The following structures are seen in the submitted tissue:", "Gleason 3 + 4 = 7",
+    ],
+)  # fmt: skip
+def test_text_that_is_no_bare_heading(text: str) -> None:
+    assert not is_bare_heading(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVAS:i:ONt ltO", "jr. lJd t~hW kQ", "IIIlII lIIl IIIIIII llII IlI", "a8Kq3Zx 9dfJ2kLm4 tR7v1",
+        "cQl0n;fr;~gme nt iF",
+        "Crrnr wlt tnhQ rrstvd zxk",
+    ],
+)  # fmt: skip
+def test_wrecks(text: str) -> None:
+    assert readability(text) < 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Moderately differentiated adenocarcinoma", "DukesB; Astler-CollerB2; pT3; pNO.",
+        "pT3a pN1b M0, stage IIIB", "CD117, CK7 and CK20 are positive; p53 wt",
+        "MLH1, MSH2, PMS2: intact", "BRAF V600E mutation is not detected", "ER 90%, PR 10%, HER2 2+", "pT2cNOMX",
+        "3.5 x 2 x 1 cm", "IDH1 R132H", "A1-A4: tumor; B1: margin", "Größe 3 cm, mäßig differenziert",
+        "腺癌、中分化型",
+        "乳腺浸润性导管癌HER2阳性、Ki-67约30%、未见脉管内癌栓、肿瘤大小约为二点五厘米乘以二厘米乘以一点五厘米",
+        "Guz o średnicy około 3 cm, rak gruczołowy średnio zróżnicowany", "Опухоль яичника, SMA (+)",
+        "Ung thư biểu mô tuyến biệt hóa vừa",
+        "TTF-1 and Ki-67 (30%)", "colonTumor size: 3 cm", "RIGHT PROXlMAL MARGIN", "EGFR, KRAS, NRAS",
+    ],
+)  # fmt: skip
+def test_codes_genes_stages_and_other_languages_are_readable(text: str) -> None:
+    assert readability(text) > 0.7
+
+
+def test_words_of_the_corpus_are_readable_however_they_look() -> None:
+    texts = ["qRtpcr xcel"] * 5
+    assert readability(texts[0]) < 0.5 < readability(texts[0], familiar_words(texts))
+    assert readability("") == readability("--- ...") == 1.0
+
+
+def test_diagnoses() -> None:
+    for text in ("Adenocarcinoma", "Tubular adenomas.", "No metastasis", "Chronic colitis", "Benign."):
+        assert names_diagnosis(text)
+    for text in ("Desmoplastic stroma", "Final diagnosis", "Carcinoma:", "Prognosis", "The wall of the bowel"):
+        assert not names_diagnosis(text)
+
+
+@pytest.mark.parametrize("unit", ["NVAS:i:ONt ltO ", "A. ", "x:", "MICROSCOPIC DESCRIPTION: ", "l1"])
+def test_the_time_is_linear_in_the_length(unit: str) -> None:
+    start = time.process_time()
+    text = unit * (400_000 // len(unit))
+    readability(text)
+    is_bare_heading(text)
+    names_diagnosis(text)
+    assert time.process_time() - start < 10, "quadratic time would take minutes"

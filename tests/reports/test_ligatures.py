@@ -1,0 +1,55 @@
+"""Words with a damaged ligature, which only the vocabulary of their own corpus mends."""
+
+from collections import Counter
+
+import pytest
+
+from clipit.reports.cleaning import clean_text
+from clipit.reports.ligatures import find_damage, mend
+
+WORDS = "tissue intestine intestinal differentiated submitted specific tired fiction friction fraction faction"
+VOCABULARY = [WORDS] * 3
+
+
+@pytest.mark.parametrize(
+    ("damaged", "whole"),
+    [
+        ("intesFnal Fssue", "intestinal tissue"),
+        ("differen\u019fated", "differentiated"),
+        ("di\ufb00eren\u019fated", "differentiated"),
+        ("submiHed", "submitted"),
+        ("speci\ufffdc", "specific"),
+        ("IntesFne.", "Intestine."),
+    ],
+)
+def test_certain_words_are_mended(damaged: str, whole: str) -> None:
+    counts: Counter[str] = Counter()
+    text = clean_text(damaged)
+    assert mend(text, find_damage([*VOCABULARY, text]), counts) == whole
+    assert sum(counts.values()) == len(damaged.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pT3a pTis BRAF KRas eGFR mTOR HercepTest ProExC NFkB CDKN2A c-Met pMMR dMMR",
+        "McDonald and DeFries saw Fred in the Fall; Fat is firm.",
+        "TTF1 intesF2nal F4ssue INTESFNAL",
+        "fFon",  # fiction, friction do not result, and no other word does
+    ],
+)
+def test_genes_codes_names_and_uncertain_words_are_left_alone(text: str) -> None:
+    damage = find_damage([*VOCABULARY, "intesFnal", text])
+    assert mend(text, damage, Counter()) == text
+
+
+def test_two_candidates_are_none() -> None:
+    both = ["affirm stiffing attest affest"] * 3
+    assert find_damage([*both, "aHest"]) == {}
+    assert find_damage([*both, "aHest", "stiHing"]) == {"stiHing": "stiffing"}
+
+
+def test_without_a_vocabulary_nothing_is_mended() -> None:
+    assert find_damage(["intesFnal Fssue", "intestinal tissue"]) == {}
+    assert find_damage(["Fssue", *VOCABULARY]) == {}, "no damage inside of a word shows that F is one"
+    assert mend("intesFnal", {}, Counter()) == "intesFnal"

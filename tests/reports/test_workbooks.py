@@ -1,0 +1,129 @@
+"""Reports and labels in xlsx files, and tables without a header."""
+
+import re
+import sys
+import zipfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+
+from clipit.config.run import ReportsConfig
+from clipit.errors import DataError
+from clipit.reports.readers import Reports, read_reports
+
+HEADER = ["id", "text", "grade", "signed"]
+FIRST = ["a", "Infiltrating glands.", 7.0, datetime(2024, 5, 31)]
+
+
+def workbook(path: Path, *rows: list[Any], **sheets: list[list[Any]]) -> Path:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for row in rows:
+        sheet.append(row)
+    for name, others in sheets.items():
+        other = book.create_sheet(name)
+        for row in others:
+            other.append(row)
+    book.save(path)
+    return path
+
+
+def change(path: Path, edit: Any) -> Path:
+    book = openpyxl.load_workbook(path)
+    edit(book.active)
+    book.save(path)
+    return path
+
+
+def read(path: Path, **keys: Any) -> Reports:
+    columns = {"id_column": "id", "label_column": "grade", "date_column": "signed"}
+    return read_reports(ReportsConfig(path=str(path), **{**columns, **keys}))
+
+
+def test_numbers_and_dates_are_written_as_in_a_csv(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "r.xlsx", HEADER, FIRST, [], ["b", "Benign.", 3.5, None, None], Empty=[])
+    reports = read(path).reports
+    assert [(r.report_id, r.text, r.label, r.date) for r in reports] == [
+        ("a", "Infiltrating glands.", "7", "2024-05-31"),
+        ("b", "Benign.", "3.5", None),
+    ]
+
+
+def test_one_of_several_sheets_has_to_be_named(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "r.xlsx", ["notes"], Reports=[HEADER, FIRST])
+    with pytest.raises(DataError, match=r"2 sheets contain data: Sheet, Reports(.|\n)*reports\.sheet"):
+        read(path)
+    assert len(read(path, sheet="Reports").reports) == 1
+    with pytest.raises(DataError, match=r"no sheet 'reports'; the sheets are Sheet, Reports"):
+        read(path, sheet="reports")
+
+
+def test_merged_cells_formulas_and_errors_are_refused(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "r.xlsx", HEADER, FIRST)
+    with pytest.raises(DataError, match=r"merged cells: C2:C3(.|\n)*unmerge"):
+        read(change(path, lambda sheet: sheet.merge_cells("C2:C3")))
+    path = workbook(tmp_path / "f.xlsx", HEADER, ["a", "Glands.", "=3+4", None])
+    with pytest.raises(DataError, match=r"1 formulas without a saved value: C2"):
+        read(path)
+    path = workbook(tmp_path / "e.xlsx", HEADER, ["a", "Glands.", "#REF!", None], ["b", "Glands", "#N/A", None])
+    with pytest.raises(DataError, match=r"1 error values: C2"):
+        read(path)
+    path = workbook(tmp_path / "w.xlsx", HEADER, [*FIRST, "beyond"])
+    with pytest.raises(DataError, match=r"1 values in columns without a name: E2"):
+        read(path)
+
+
+def test_a_formula_is_read_as_its_saved_value(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "plain.xlsx", HEADER, ["a", "Glands.", "=3+4", None])
+    saved = tmp_path / "saved.xlsx"
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(saved, "w") as after:
+        for name in before.namelist():
+            content = re.sub(rb"(</f>)<v\s*/>|(</f>)<v></v>", rb"</f><v>7</v>", before.read(name))
+            after.writestr(name, content)
+    assert [report.label for report in read(saved).reports] == ["7"]
+
+
+def test_damaged_and_old_workbooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.xlsx"
+    path.write_bytes(b"PK no zip")
+    with pytest.raises(DataError, match="cannot read this workbook"):
+        read(path)
+    path.rename(tmp_path / "r.xls")
+    with pytest.raises(DataError, match=r"'\.xls'(.|\n)*save it as \.xlsx or \.csv"):
+        read(tmp_path / "r.xls")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(DataError, match=r"openpyxl, which is not installed(.|\n)*pip install"):
+        read(workbook_without_import(tmp_path))
+
+
+def workbook_without_import(folder: Path) -> Path:
+    (folder / "n.xlsx").write_bytes(b"PK")
+    return folder / "n.xlsx"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".xlsx"])
+def test_a_table_without_a_header_has_its_columns_named_by_position(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r{suffix}"
+    rows = [["P1", "Infiltrating glands."], ["P2", "Benign mucosa."]]
+    if suffix == ".xlsx":
+        workbook(path, *rows)
+    else:
+        path.write_text("\n".join(("," if suffix == ".csv" else "\t").join(row) for row in rows))
+    reports = read_reports(ReportsConfig(path=str(path), columns=("patient", "text"), group_column="patient"))
+    assert [(r.group, r.text) for r in reports.reports] == [(row[0], row[1]) for row in rows]
+
+
+def test_a_missing_header_is_noticed_and_a_superfluous_list_of_columns_too(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text(f"1,{'Infiltrating glands. ' * 5}\n2,Benign mucosa.\n")
+    with pytest.raises(DataError, match=r"no column 'text'(.|\n)*has no header(.|\n)*--reports\.columns"):
+        read_reports(ReportsConfig(path=str(path)))
+    with pytest.raises(DataError, match=r"has 2 fields, the list of columns 3"):
+        read_reports(ReportsConfig(path=str(path), columns=("a", "text", "c")))
+    path.write_text("a,text\n2,Benign mucosa.\n")
+    with pytest.raises(DataError, match="the first row is a header"):
+        read_reports(ReportsConfig(path=str(path), columns=("a", "text")))

@@ -15,6 +15,7 @@ from clipit.evaluation.multiple_instance import assign_instances
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.pairing.cases import Cases
 from clipit.prompts.prompt_set import load_prompts
+from clipit.reports.build import snippet_keys
 from clipit.reports.rules import load_rules
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.case_labels import CaseLabels, exchange_labels, label_agreement, label_cases

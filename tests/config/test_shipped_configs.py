@@ -237,3 +237,14 @@ def test_wandb_s_command_line_is_ours(path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_launcher_is_there() -> None:
     assert shutil.which("accelerate", path=str(Path(sys.executable).parent)), "the sweep's command starts it"
+
+
+TEMPLATES = ("own_table", "own_comparison", "own_reports")
+"""Configurations for reports of users, which have the default checks and filters of text."""
+
+
+@pytest.mark.parametrize("path", [path for path in RUNS if path.stem not in TEMPLATES], ids=names)
+def test_configurations_with_results_keep_the_snippets_of_these(path: Path) -> None:
+    reports = values_of(path).get("reports")
+    if reports is not None:
+        assert reports["text_checks"] is None and "morphology_prompts" in reports

@@ -175,8 +175,9 @@ def test_a_comparison_with_own_reports_has_references_verdicts_and_facts(own: Co
     texts = {
         kind: (folder / f"comparison.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html", "json")
     }
-    assert "## Own reports" in texts["md"] and f"own_label: {result['verdict']}" in texts["md"]
-    assert "Own reports</h2>" in texts["html"] and name in texts["html"]
+    assert texts["md"].split("\n\n")[1] == found["verdict"] and found["verdict"].startswith("own_label")
+    assert "## Verdicts" in texts["md"] and f"own_label: {result['verdict']}" in texts["md"]
+    assert "Verdicts</h2>" in texts["html"] and name in texts["html"]
     for kind in ("md", "tex", "html"):
         (folder / f"comparison.{kind}").unlink()
     rebuild_comparison(own.run)

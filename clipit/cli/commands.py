@@ -20,6 +20,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "train": "train, export and evaluate a classifier",
         "evaluate": "evaluate a finished run again",
         "predict": "predict images with an exported classifier",
+        "export": "write a classifier as an ONNX or torch.export file",
+        "push": "upload a classifier to the Hugging Face Hub",
         "pages": "write the pages of a run or comparison again",
     },
     "Experiments": {

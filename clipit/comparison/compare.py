@@ -7,6 +7,7 @@ from typing import Any
 
 from clipit.comparison.analyses.registry import run_analyses
 from clipit.comparison.analyses.result import AnalysisResult
+from clipit.comparison.cards import write_cards
 from clipit.comparison.export import export_comparison, write_points
 from clipit.comparison.headline import judge_comparison
 from clipit.comparison.own_reports import resolve_plan_arm
@@ -77,6 +78,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
         verdict = judge_comparison(plans, results.arms, comparison.metric)
         notes = write_report(config, comparison, plans, results, analyses, folder, verdict, tiles)
         export_comparison(config, comparison, results, analyses, notes, folder, verdict)
+        write_cards(plans, results)
     get_processes().barrier()
     return folder
 

@@ -7,6 +7,9 @@ exports keep their head in `heads.safetensors`. Of these, ViT and DINOv2 backbon
 are also written as transformers' own image classifiers, which its pipeline opens; the rest (late fusion, other
 models) only `load_classifier` loads. `export_note` in the folder says which. The projector and the prompts are never
 part of the packages' files.
+
+`README.md` is the classifier's card. It has no checksum, because every evaluation of the run writes it again, and no
+loader reads it.
 """
 
 import hashlib
@@ -34,6 +37,7 @@ WEIGHTS = "model.safetensors"  # the loader's
 HEADS = "heads.safetensors"
 ZERO_SHOT = "zero_shot.safetensors"
 ADAPTER = "adapter"
+CARD = "README.md"
 
 _SELF = "sha256"  # key of the digest of all other keys
 _AGAIN = (
@@ -61,7 +65,7 @@ class ClassifierSpec:
         pooling: Pooling of tokens by clipit; `default`: the package's own.
         remote_code: Whether Python code beside the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
-        files: SHA-256 of every other file, by path in the folder.
+        files: SHA-256 of every other file but the card, by path in the folder.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -111,17 +115,21 @@ def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> 
 
 
 def write_spec(folder: Path, spec: ClassifierSpec) -> None:
-    """Write `clipit.json`, with the SHA-256 of every other file of the folder and of the description itself."""
+    """Write `clipit.json`, with the SHA-256 of every other file of the folder but the card, and of itself."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: file_sha256(folder / name) for name in names if name != DESCRIPTION}
+    files = {name: file_sha256(folder / name) for name in names if name not in (DESCRIPTION, CARD)}
     values = json.loads(json.dumps({"format": FORMAT, **asdict(replace(spec, files=files))}, default=str))
     write_json(folder / DESCRIPTION, {**values, _SELF: _digest(values)})
 
 
-def read_spec(folder: Path) -> ClassifierSpec:
+def read_spec(folder: Path, *, check_files: bool = True) -> ClassifierSpec:
     """Read and validate `clipit.json`, and check that the files it lists exist.
 
     Their content is verified by `verify_files`, which reads all of them.
+
+    Args:
+        folder: Folder of the classifier.
+        check_files: Whether the files must exist.
 
     Raises:
         ModelError: The folder holds no classifier, is incomplete or damaged, or was written by another version.
@@ -149,7 +157,7 @@ def read_spec(folder: Path) -> ClassifierSpec:
     needed = {CONFIG, WEIGHTS, *(() if spec.plain else (HEADS,)), *((ZERO_SHOT,) if spec.projector_layers else ())}
     if unlisted := needed - spec.files.keys():
         raise ModelError(f"no checksum of {', '.join(sorted(unlisted))}", where=file, fix=_AGAIN)
-    absent = [name for name in _read_files(spec) if not (folder / name).is_file()]
+    absent = [name for name in _read_files(spec) if check_files and not (folder / name).is_file()]
     if absent:
         raise ModelError(f"files are missing: {shortlist(absent)}", where=folder, fix=_AGAIN)
     return spec
@@ -171,6 +179,11 @@ def verify_files(folder: Path, spec: ClassifierSpec) -> None:
             where=folder,
             fix=_AGAIN,
         )
+
+
+def opens_in_transformers(folder: Path, spec: ClassifierSpec) -> bool:
+    """Check whether transformers' image-classification pipeline opens a classifier's folder."""
+    return spec.plain or bool(_label_names(read_json(folder / CONFIG)))
 
 
 def check_tensors(spec: ClassifierSpec, tensors: Mapping[str, torch.Tensor], where: object) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from clipit.config.run import StudentConfig, VLMConfig
-from clipit.errors import DataError, ModelError
+from clipit.config.run import VLMConfig
+from clipit.errors import DataError, ModelError, is_out_of_memory, out_of_memory
 from clipit.image_set import ZIP, open_images
+from clipit.models.classifier_network import ClassifierNetwork, parse_device, parse_dtype
 from clipit.models.classifier_spec import (
     HEADS,
     WEIGHTS,
@@ -23,10 +24,10 @@ from clipit.models.classifier_spec import (
     read_spec,
     verify_files,
 )
+from clipit.models.hub import classifier_folder
 from clipit.models.loading import foreign_errors
 from clipit.models.preprocess import Picture, check_several, open_picture
 from clipit.models.remote_code import guard_remote_code
-from clipit.models.student import Student
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last
@@ -51,25 +52,67 @@ class Classifier:
     def __init__(
         self,
         spec: ClassifierSpec,
-        model: Any,
-        heads: Student | None,
+        network: ClassifierNetwork,
         zero_shot: Mapping[str, Tensor],
         vlm: str | VLMConfig | None,
         trust_remote_code: bool = False,
     ) -> None:
-        """Assemble the parts read by `load_classifier`; `heads` is None if the model has timm's classifier head."""
+        """Assemble the parts read by `load_classifier`."""
         self.spec = spec
         self.classes = spec.classes
-        self.device = next(model.parameters()).device
-        self._model = model
-        self._heads = heads
-        self._projector = (
-            _projector(zero_shot, spec.projector_layers).to(self.device) if spec.projector_layers else None
-        )
+        self.network = network
+        self.device = next(network.parameters()).device
+        self._compute: Callable[[Tensor], tuple[Tensor, Tensor | None]] = network
         self._tensors = zero_shot
         self._vlm_given = vlm
         self._vlm: VLM | None = None
         self._trust_remote_code = trust_remote_code
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> "Classifier":
+        """Move the classifier to a device, or convert its backbone to another data type; returns the same object.
+
+        Heads and outputs stay in float32. Weights that were rounded to bfloat16 stay rounded after a conversion back to
+        float32.
+
+        Args:
+            device: Device, such as `cuda:1`; None keeps it.
+            dtype: `float32` or `bfloat16` (`bf16`); None keeps it.
+
+        Raises:
+            ModelError: The device does not exist on this machine, or the data type is not supported.
+        """
+        if dtype is not None:
+            self.network.backbone.to(parse_dtype(dtype))
+        if device is not None:
+            self.device = parse_device(device)
+            self.network.to(self.device)
+        return self
+
+    def compile(self, **options: Any) -> "Classifier":
+        """Compile the network with `torch.compile`, and run it once to report errors early; returns the same object.
+
+        The first batch of another size is compiled again, for any size.
+
+        Args:
+            options: Arguments of `torch.compile`, such as `mode="max-autotune"`.
+
+        Raises:
+            ModelError: The network cannot be compiled on this machine.
+        """
+        self._compute = torch.compile(self.network, **options)
+        size = self.spec.preprocess.size
+        try:
+            self.forward(torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last))
+        except Exception as error:  # of the compiler's many packages
+            self._compute = self.network
+            if is_out_of_memory(error):
+                raise out_of_memory(error) from error
+            raise ModelError(
+                f"torch.compile failed: {' '.join(str(error).split())[:300]}",
+                where="compile",
+                fix="install a C++ compiler (on a GPU also Triton), or load the classifier without compile",
+            ) from error
+        return self
 
     def predict(self, images: Images, *, batch_size: int = 64, workers: int = 0) -> list[str]:
         """Predict the most probable class of each image; the arguments are those of `predict_proba`."""
@@ -101,7 +144,7 @@ class Classifier:
             ModelError: The classifier was trained without text.
             DataError: An image cannot be read; it is named.
         """
-        if self._projector is None or self.spec.vlm is None:
+        if self.network.projector is None or self.spec.vlm is None:
             raise ModelError(
                 "this classifier was trained without text and does not support zero-shot classification",
                 where="zero_shot",
@@ -158,27 +201,25 @@ class Classifier:
         return torch.cat(rows).float().numpy()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the backbone's weights."""
+        dtype: torch.dtype = next(self.network.backbone.parameters()).dtype
+        return dtype
+
+    @property
     def parameters(self) -> int:
         """Number of parameters used to classify an image."""
-        parts = [self._model, *([] if self._heads is None else [self._heads])]
-        return sum(weight.numel() for part in parts for weight in part.parameters())
+        return self.network.parameter_count
 
     @property
     def joint_dim(self) -> int:
         """Dimension of the joint space; 0 if trained without text."""
-        return 0 if self._projector is None else _last(self._projector).out_features
+        return self.network.joint_dim
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor | None]:
         """Map normalised pixels to logits [b,C] and predicted text embeddings [b,D] (None without a projector)."""
-        pixels = pixels.to(self.device)
-        if self._heads is None:  # timm's own head
-            features = self._model.forward_head(self._model.forward_features(pixels), pre_logits=True)
-            logits = self._model.get_classifier()(features)
-        else:
-            features = self._model(pixels)
-            logits = self._heads.heads(features).logits
-        return logits, None if self._projector is None else self._projector(features)
+        return self._compute(pixels.to(self.device, self.dtype))
 
     def _batches(self, images: Images, batch_size: int, workers: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
         count, read = _opened(images)
@@ -277,26 +318,34 @@ def load_classifier(
     device: torch.device | str | None = None,
     *,
     vlm: str | VLMConfig | None = None,
+    dtype: torch.dtype | str | None = None,
+    compile: bool = False,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Classifier:
     """Load an exported classifier.
 
     Args:
-        path: Folder `classifier/` of a run.
+        path: Folder `classifier/` of a run, or a repository on the Hugging Face Hub (`owner/name`); a folder of that
+            name takes precedence.
         device: Device of the model; by default the GPU, if available.
         vlm: Name, folder or configuration of the VLM that it was trained with. Needed only for new prompt texts, unless
             that VLM is embedded or listed in the table of VLMs.
+        dtype: Data type of the backbone: `float32` (the default) or `bfloat16`, which needs half of the memory and is
+            faster on most GPUs; heads and outputs are float32.
+        compile: Whether to compile the network with `torch.compile`, which takes up to minutes.
+        revision: Branch, tag or commit of the repository; None for its main branch.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 
     Raises:
-        ModelError: The folder does not contain a classifier, files are missing, weights do not match their
-            description, or it contains code that is not trusted.
+        ModelError: There is no such folder or repository, it does not contain a classifier, files are missing, weights
+            do not match their description, or it contains code that is not trusted.
     """
     from safetensors.torch import load_file
 
-    folder = Path(path).expanduser()
+    folder = classifier_folder(path, revision)
     spec = read_spec(folder)
-    chosen = _device(device)
+    chosen = parse_device(device)
     if spec.remote_code and not trust_remote_code:
         raise ModelError(
             "the backbone of this classifier is defined by Python code in its folder",
@@ -317,11 +366,10 @@ def load_classifier(
         head = load_file(folder / HEADS) if not spec.plain else {}
         zero_shot = load_file(folder / ZERO_SHOT) if spec.projector_layers else {}
         check_tensors(spec, head | zero_shot, folder)
-        heads = None if spec.plain else _heads(spec, head, zero_shot)
-    model = channels_last(model.to(chosen)).eval().requires_grad_(False)
-    if heads is not None:
-        heads = heads.to(chosen).eval().requires_grad_(False)
-    return Classifier(spec, model, heads, zero_shot, vlm, trust_remote_code)
+        network = ClassifierNetwork(spec, channels_last(model), head, zero_shot)
+    network = network.to(chosen).eval().requires_grad_(False)
+    classifier = Classifier(spec, network, zero_shot, vlm, trust_remote_code).to(dtype=dtype)
+    return classifier.compile() if compile else classifier
 
 
 def _opened(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
@@ -333,60 +381,6 @@ def _opened(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
             return len(source), source.read
     listed = check_several(images)
     return len(listed), lambda position: open_picture(listed[position], position)
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    """Return the device, or by default the GPU if there is one.
-
-    Raises:
-        ModelError: The device does not exist on this machine.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        available = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise ModelError(
-            f"the device cannot be used: {str(error).partition(chr(10))[0]}",
-            where=f"device={str(device)!r}",
-            fix=f"use one of: {', '.join(available)}",
-        ) from error
-    return chosen
-
-
-def _heads(spec: ClassifierSpec, tensors: Mapping[str, Tensor], zero_shot: Mapping[str, Tensor]) -> Student:
-    """Build a student without backbone, whose input is features; a linear head is stored collapsed."""
-    state = dict(tensors)
-    config, joint_dim = StudentConfig(projector_layers=0), None
-    if spec.head == "late_fusion":
-        config = StudentConfig(head="late_fusion", projector_layers=spec.projector_layers)
-        projector = _projector(zero_shot, spec.projector_layers)
-        joint_dim = _last(projector).out_features
-        state |= {name: value for name, value in zero_shot.items() if name.startswith("projector.")}
-    student = Student(nn.Identity(), config, dim=spec.dim, n_classes=len(spec.classes), joint_dim=joint_dim)
-    student.load_state_dict(state)
-    return student
-
-
-def _projector(tensors: Mapping[str, Tensor], layers: int) -> nn.Linear | nn.Sequential:
-    state = {name.removeprefix("projector."): value for name, value in tensors.items() if name.startswith("projector.")}
-    if layers == 1:
-        out, dim = state["weight"].shape
-        projector: nn.Linear | nn.Sequential = nn.Linear(dim, out)
-    else:
-        (hidden, dim), out = state["0.weight"].shape, state["2.weight"].shape[0]
-        projector = nn.Sequential(nn.Linear(dim, hidden), nn.LeakyReLU(0.1), nn.Linear(hidden, out))
-    projector.load_state_dict(state)
-    return projector.requires_grad_(False)
-
-
-def _last(projector: nn.Linear | nn.Sequential) -> nn.Linear:
-    last = projector if isinstance(projector, nn.Linear) else projector[-1]
-    if not isinstance(last, nn.Linear):
-        raise ModelError("the projector does not end in a linear layer", where="zero_shot", fix="export again")
-    return last
 
 
 def _normalised(vectors: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:

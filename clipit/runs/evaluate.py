@@ -17,6 +17,7 @@ from clipit.reporting.curves import read_curves
 from clipit.reporting.notes import compose_note
 from clipit.reporting.plots import plot_confusion, plot_reliability, plot_training_curves, save_plot
 from clipit.reporting.summary import run_summary, write_summary
+from clipit.runs.card import write_card
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
     check_fingerprint,
@@ -181,5 +182,6 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     text = run_summary(title, scores, shown, note=note, sections=texts, plots=plots)
     write_summary(folder / "summary.md", text)
     write_run_page(title, folder, results, predictions, tiles, texts)
+    write_card(folder, config, results)
     write_record(folder / "results.json", results)  # written last, since it marks the run as finished
     return results

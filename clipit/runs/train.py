@@ -129,7 +129,7 @@ def _train_and_evaluate(
         text = _text_side(config, workspace)
         if processes.main:
             write_record(folder / "training.json", asdict(outcome) | facts | {RUN_FINGERPRINT: fingerprint.value})
-            _export(student, backbone, tiles, text, folder, config.seed)
+            _export(student, backbone, tiles, text, folder, config)
     else:
         missing = processes.broadcast(find_missing_output(folder, config))
         if not missing:
@@ -234,9 +234,10 @@ def _text_side(config: RunConfig, workspace: Workspace) -> _TextSide | None:
 
 
 def _export(
-    student: "Student", backbone: "Backbone", tiles: TileSet, text: _TextSide | None, folder: Path, seed: int
+    student: "Student", backbone: "Backbone", tiles: TileSet, text: _TextSide | None, folder: Path, config: RunConfig
 ) -> None:
     from clipit.models.export import export_classifier
+    from clipit.models.loading import public_name
 
     known = tiles.mpp[~np.isnan(tiles.mpp)]
     export_classifier(
@@ -251,7 +252,8 @@ def _export(
         provenance={
             "run": folder.name,
             "commit": git_commit(),
-            "seed": seed,
+            "seed": config.seed,
+            "vlms": [public_name(vlm.name) for vlm in (config.vlm, config.second_vlm) if vlm and uses_vlm(config)],
             "prompt_hashes": text.hashes if text else {},
         },
     )

@@ -262,6 +262,8 @@ def test_a_comparison_is_made_again_without_training(
     data = json.loads(pairs.split('id="data">')[1].split("</script>")[0])
     assert len(data["tiles"]["id"]) == 20 and min(data["tiles"]["predicted"]) >= 0, "each with its prediction"
     assert "classifier of small/clip_it_all-seed1" in pairs and "../../pairings/small/pairs.html" in page
+    card = (small.run.output / "runs/small/clip_it_all-seed1/classifier/README.md").read_text(encoding="utf-8")
+    assert "| this classifier |" in card and re.search(r"image\\_only +\| baseline", card)
     # somewhere else, without classifiers and checkpoints, and with a changed configuration
     moved = tmp_path / "moved"
     shutil.move(small.run.output, moved)

@@ -1,0 +1,35 @@
+"""Upload a classifier to the Hugging Face Hub: shows the files and licences, and asks for consent."""
+
+import argparse
+
+from clipit.config.paths import option_path
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Run the command."""
+    with user_errors():
+        from clipit.models.hub import plan_upload, push_classifier
+
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("classifier", type=option_path, metavar="CLASSIFIER", help="folder classifier/ of a run")
+        parser.add_argument("repository", metavar="REPO", help="repository on the hub: owner/name")
+        parser.add_argument("--private", action="store_true", help="make a new repository private")
+        parser.add_argument("--yes", action="store_true", help="upload without being asked")
+        parser.add_argument(
+            "--i-have-permission",
+            action="store_true",
+            help="upload although a licence forbids it, because its holder permitted it",
+        )
+        options = parser.parse_args()
+        upload = plan_upload(options.classifier, options.repository, private=options.private)
+        print(upload.describe())
+        address = push_classifier(upload, accept=lambda: options.yes or _agreed(), permitted=options.i_have_permission)
+        print(f'{address}: clipit.load_classifier("{upload.repository}")')
+
+
+def _agreed() -> bool:
+    try:
+        return input("Upload these files? Type yes: ").strip().lower() in ("y", "yes")
+    except EOFError:  # no terminal
+        return False

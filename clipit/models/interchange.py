@@ -1,0 +1,248 @@
+"""Export a classifier as an ONNX file or a `torch.export` program, and compare its logits with the classifier's."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from clipit.artifacts import make_folder, whole_file, write_json
+from clipit.errors import ClipitError, ModelError, disk_errors, is_out_of_memory, out_of_memory
+from clipit.models.inference import Classifier
+from clipit.models.licences import model_licences
+from clipit.versions import installed, package_version
+
+Format = Literal["onnx", "torch_export"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch_export": ".pt2"}
+"""Suffix of the file in each format."""
+TOLERANCE = 1e-4
+"""Default of the largest difference allowed, relative to the largest logit (at least 1)."""
+INPUT, OUTPUT = "pixels", "logits"
+"""Names of the input and the output of an exported program."""
+
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_LARGE = 1.8e9  # bytes of weights, above which an ONNX file keeps them in a second file; its limit is 2 GiB
+
+
+@dataclass(frozen=True)
+class ExportedProgram:
+    """A file written by `export_program`.
+
+    Attributes:
+        path: The file; weights of more than 1.8 GB of an ONNX file are in `<file>.data` beside it.
+        description: JSON file beside it, with classes, preprocessing and the comparison of logits.
+        differences: Largest difference of a logit, by input.
+        allowed: Largest difference allowed.
+    """
+
+    path: Path
+    description: Path
+    differences: dict[str, float]
+    allowed: float
+
+
+class _Logits(nn.Module):
+    """The network of a classifier without the predicted text embeddings."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.network = classifier.network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels)[0]
+        return logits
+
+
+def export_program(
+    classifier: Classifier, path: Path, format: Format = "onnx", *, tolerance: float = TOLERANCE
+) -> ExportedProgram:
+    """Write a classifier as one program that maps normalised pixels [b,3,h,w] to logits [b,C], for any batch size.
+
+    The classes and the preprocessing are stored in the file (ONNX: metadata; torch.export: extra file `clipit.json`)
+    and in `<file>.json` beside it. The program is compared with the classifier before the file is put in place.
+
+    Args:
+        classifier: Classifier in float32, which is moved to the CPU.
+        path: File to write, `.onnx` or `.pt2`; an earlier one is replaced.
+        format: `onnx` (by torch's dynamo exporter) or `torch_export`.
+        tolerance: Largest difference of a logit allowed, relative to the largest logit (at least 1).
+
+    Raises:
+        ModelError: Packages are missing, the backbone cannot be exported, or the logits differ.
+        ArtifactError: The file cannot be written.
+    """
+    suffix = SUFFIXES[format]
+    if path.suffix != suffix:
+        raise ModelError(
+            f"a file in the format {format} ends in {suffix}", where=path, fix=f"name it {path.with_suffix(suffix)}"
+        )
+    if format == "onnx":
+        _require_onnx()
+    if classifier.dtype != torch.float32:
+        raise ModelError(
+            f"the classifier is in {classifier.dtype}", where="dtype", fix="load it in float32 to export it"
+        )
+    classifier.to("cpu")
+    model = _Logits(classifier).eval()
+    description = describe_program(classifier, format)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with disk_errors(path):
+            shutil.rmtree(partial, ignore_errors=True)
+            make_folder(partial)
+            with _exporter_errors(path):
+                written = partial / path.name
+                write = _write_onnx if format == "onnx" else _write_torch
+                write(model, written, classifier.spec.preprocess.size, description)
+                run = _open_onnx(written) if format == "onnx" else _open_torch(written)
+                differences, allowed = _compare(classifier, model, run, tolerance, path)
+            for file in sorted(partial.iterdir(), reverse=True):  # <file>.data before the file that refers to it
+                with whole_file(path.with_name(file.name)) as temporary:
+                    shutil.move(file, temporary)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    beside = path.with_name(f"{path.name}.json")
+    write_json(beside, description | {"largest_differences": differences, "allowed_difference": allowed})
+    return ExportedProgram(path, beside, differences, allowed)
+
+
+def describe_program(classifier: Classifier, format: Format) -> dict[str, Any]:
+    """Describe an exported program: input, output, classes, preprocessing, licences and versions."""
+    spec, size = classifier.spec, classifier.spec.preprocess.size
+    return {
+        "format": format,
+        "input": {"name": INPUT, "shape": ["batch", 3, size, size], "type": "float32", "layout": "RGB, normalised"},
+        "output": {"name": OUTPUT, "shape": ["batch", len(spec.classes)], "type": "float32"},
+        "classes": list(spec.classes),
+        "preprocess": asdict(spec.preprocess),
+        "preprocess_in_words": spec.preprocess.describe(),
+        "mpp": spec.mpp,
+        "backbone": str(spec.provenance.get("backbone", {}).get("name", "unknown")),
+        "licences": [f"{licence.role} {licence.model}: {licence.licence}" for licence in model_licences(spec)],
+        "use": "research use only",
+        "versions": {"clipit": package_version(), **installed(("torch", "timm", "transformers", *_ONNX_PACKAGES))},
+    }
+
+
+def _require_onnx() -> None:
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"export to ONNX needs packages that are not installed: {', '.join(missing)}",
+            where="--format onnx",
+            fix="pip install 'clipit-pathology[export]', or use --format torch_export",
+        )
+
+
+def _write_onnx(model: nn.Module, path: Path, size: int, description: dict[str, Any]) -> None:
+    program = torch.onnx.export(
+        model,
+        (torch.zeros(2, 3, size, size),),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes={"pixels": {0: "batch"}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update(
+        {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
+    )
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    program.save(path, external_data=weights > _LARGE)
+
+
+def _write_torch(model: nn.Module, path: Path, size: int, description: dict[str, Any]) -> None:
+    batch = torch.export.Dim("batch", min=1)
+    shapes = {"pixels": {0: batch}}
+    program = torch.export.export(model, (torch.zeros(2, 3, size, size),), dynamic_shapes=shapes)
+    torch.export.save(program, path, extra_files={"clipit.json": json.dumps(description)})
+
+
+def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.contiguous().numpy()})[0])
+
+
+def _open_torch(path: Path) -> Callable[[Tensor], Tensor]:
+    module = torch.export.load(path).module()
+    return lambda pixels: module(pixels)
+
+
+def _inputs(classifier: Classifier) -> dict[str, Float[Tensor, "b 3 h w"]]:
+    """Normalised pixels to compare on: random values, and random images in sizes of real tiles."""
+    preprocess, rng = classifier.spec.preprocess, np.random.default_rng(0)
+    edges = ((preprocess.resize_to, preprocess.resize_to), (512, 512), (300, 400))
+    images = [Image.fromarray(rng.integers(0, 256, (*edge, 3), dtype=np.uint8)) for edge in edges]
+    smooth = [image.resize((16, 16)).resize(image.size, Image.Resampling.BICUBIC) for image in images]
+    pixels = torch.from_numpy(np.stack([preprocess.pixels(image) for image in smooth]))
+    noise = torch.randn(4, 3, preprocess.size, preprocess.size, generator=torch.Generator().manual_seed(0))
+    return {"random values": noise, "one image": noise[:1], "images": preprocess.normalise(pixels)}
+
+
+@torch.no_grad()
+def _compare(
+    classifier: Classifier, model: nn.Module, run: Callable[[Tensor], Tensor], tolerance: float, path: Path
+) -> tuple[dict[str, float], float]:
+    """Compare the logits of the exported program with the classifier's.
+
+    Returns:
+        Largest difference by input, and the largest allowed.
+
+    Raises:
+        ModelError: A difference is larger than allowed.
+    """
+    differences: dict[str, float] = {}
+    largest = 1.0
+    for name, pixels in _inputs(classifier).items():
+        expected = model(pixels)
+        differences[name] = float((run(pixels) - expected).abs().max())
+        largest = max(largest, float(expected.abs().max()))
+    allowed = tolerance * largest
+    if not max(differences.values()) <= allowed:  # also true for NaN
+        found = ", ".join(f"{name} {value:.2g}" for name, value in differences.items())
+        raise ModelError(
+            f"the exported program differs from the classifier: {found} (allowed {allowed:.2g}); no file was written",
+            where=path,
+            fix="report this backbone; if such differences do not matter to you, pass a larger --tolerance",
+        )
+    return differences, allowed
+
+
+@contextlib.contextmanager
+def _exporter_errors(path: Path) -> Iterator[None]:
+    """Silence the exporters' remarks, and turn their errors into a `ModelError`."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ClipitError, OSError):
+        raise
+    except Exception as error:  # the exporters raise errors of many packages
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
+        raise ModelError(
+            f"the backbone cannot be exported: {' '.join(str(error).split())[:300]}",
+            where=path,
+            fix="try the other --format; otherwise report this backbone",
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

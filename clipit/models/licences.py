@@ -1,0 +1,85 @@
+"""Licences of the models that a classifier is made of, and whether they permit to share it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from clipit.models.backbone_specs import BACKBONES
+from clipit.models.classifier_spec import ClassifierSpec
+from clipit.models.specs import ModelSpec
+from clipit.models.vlm_specs import VLMS
+
+OTHER = "other"
+_IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0"}
+"""Licences of the tables that Hugging Face has an identifier for."""
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ModelLicence:
+    """Licence of a model that a classifier was built on or taught by.
+
+    Attributes:
+        role: `backbone`, whose adapted weights are part of the classifier, or `VLM`, which taught it.
+        model: Name of the model that is valid on other machines.
+        licence: Licence by the tables of models; `unknown` for other models.
+        page: Page of the model; "" if unknown.
+        source: Hugging Face repository of the model; "" if unknown.
+        gated: Whether access to the model must be requested.
+    """
+
+    role: Literal["backbone", "VLM"]
+    model: str
+    licence: str = _UNKNOWN
+    page: str = ""
+    source: str = ""
+    gated: bool = False
+
+    @property
+    def identifier(self) -> str:
+        """Identifier in a card's field `license`; `other` for licences without one."""
+        return _IDENTIFIERS.get(self.licence, OTHER)
+
+    @property
+    def known(self) -> bool:
+        """Whether the tables give a licence."""
+        return self.licence != _UNKNOWN
+
+    @property
+    def objection(self) -> str:
+        """Reason against sharing a classifier; "" if there is none."""
+        if "-ND" in self.licence.upper():
+            return "forbids to share derivatives"
+        if self.gated and self.identifier == OTHER:
+            return "is not known to permit sharing, and access to the model must be requested"
+        return ""
+
+
+def model_licences(spec: ClassifierSpec) -> list[ModelLicence]:
+    """Look up the licences of a classifier's backbone, first, and of the VLMs that taught it."""
+    backbone = str(spec.provenance.get("backbone", {}).get("name", _UNKNOWN))
+    teachers = spec.provenance.get("vlms")
+    if not isinstance(teachers, list):  # not in earlier classifiers
+        teachers = [spec.vlm["name"]] if spec.vlm else []
+    return [
+        _look_up("backbone", backbone, BACKBONES),
+        *(_look_up("VLM", str(name), VLMS) for name in dict.fromkeys(teachers)),
+    ]
+
+
+def _look_up(role: Literal["backbone", "VLM"], name: str, table: Mapping[str, ModelSpec]) -> ModelLicence:
+    if name == "embedded":
+        return ModelLicence(role, "embedded (part of clipit)", "Apache-2.0")
+    hub_id = name.rpartition(":")[2].partition("@")[0]
+    by_source = {entry.source.lower(): entry for entry in table.values()}
+    entry = table.get(name) or by_source.get(hub_id.lower())
+    if entry is not None:
+        source = entry.source if "/" in entry.source else ""
+        if role == "backbone" and not source:
+            source = f"timm/{entry.source}"
+        return ModelLicence(role, entry.name, entry.licence, entry.page, source, entry.gated)
+    if re.search("(^|[:/])local ", name):  # see clipit.models.loading.public_name
+        return ModelLicence(role, "a local model")
+    published = "/" in hub_id and not name.startswith("open_clip:")
+    return ModelLicence(role, name, source=hub_id if published else "")

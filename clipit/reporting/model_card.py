@@ -1,0 +1,255 @@
+"""Model card of a classifier: README.md in Hugging Face's format, without report texts, patient ids or paths."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clipit.errors import printable
+from clipit.models.classifier_spec import ClassifierSpec
+from clipit.models.licences import OTHER, ModelLicence, model_licences
+from clipit.models.specs import LICENCE_NOTE
+from clipit.reporting.tables import LABELS, difference, markdown_line, markdown_table, metrics_table, number
+
+_MOST_CLASSES = 40
+_METRIC_TYPES = {"accuracy": "accuracy", "macro_f1": "f1", "auroc": "roc_auc"}
+"""Metrics of a card's `model-index`, by our names."""
+
+
+@dataclass(frozen=True)
+class ComparedArm:
+    """One line of a card's table of arms.
+
+    Attributes:
+        name: Name of the arm.
+        role: `this classifier`, `baseline`, `control` or "".
+        mean: Mean score over seeds; None if undefined.
+        difference: Mean difference to the baseline; None for the baseline.
+        interval: 95 % interval of the difference, over test tiles or groups.
+    """
+
+    name: str
+    role: str
+    mean: float | None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The comparison that a classifier was part of: its metric, seeds and arms, of which a card shows a few."""
+
+    metric: str
+    seeds: int
+    baseline: str
+    arms: Sequence[ComparedArm]
+    further: int = 0
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Facts of a run for its classifier's card.
+
+    Attributes:
+        arm: Name of the arm; "" for an arm or settings of the user's own.
+        seed: Seed of the run.
+        data: Description of the tiles, without names of files.
+        training_tiles: Number of training tiles.
+        training_labels: Number of their labels that the run used.
+        validation_labels: Number of labels of validation tiles that the run used.
+        teaching: Loss terms, in words.
+        results: Content of results.json.
+        compared: Comparison that the run was part of, if any.
+    """
+
+    arm: str
+    seed: int
+    data: str
+    training_tiles: int | None
+    training_labels: int | None
+    validation_labels: int | None
+    teaching: Sequence[str]
+    results: Mapping[str, Any] = field(default_factory=dict)
+    compared: Compared | None = None
+
+
+def model_card(spec: ClassifierSpec, facts: CardFacts, *, transformers_opens: bool) -> str:
+    """Compose the card of a classifier: YAML front matter for the hub, and the text for readers.
+
+    Args:
+        spec: Description of the classifier.
+        facts: Facts of its run.
+        transformers_opens: Whether transformers opens the folder as an image classifier.
+    """
+    licences = model_licences(spec)
+    sections = {
+        "Data and labels": _data(spec, facts),
+        "Training": _training(spec, facts, licences),
+        "Scores": _scores(facts),
+        "Comparison": _comparison(facts.compared),
+        "Limits": _limits(spec, licences),
+        "Licences": _licences(licences),
+        "Use": _usage(spec, transformers_opens),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    intro = (
+        f"Image classifier of histology tiles with {len(spec.classes)} classes, trained with clipit. "
+        "**For research use only: not a medical device, and not for diagnosis or treatment.**"
+    )
+    front_matter = _front_matter(spec, facts, licences, transformers_opens)
+    return f"---\n{front_matter}---\n\n# {_title(facts)}\n\n{intro}\n\n{body}\n"
+
+
+def plain_text(text: object) -> str:
+    """Escape a name for one line of Markdown: control characters, HTML, links, and marks of emphasis or code."""
+    line = printable(" ".join(str(text).split()))
+    return re.sub(r"([`*_~#])", r"\\\1", markdown_line(line.replace("\\", "\\\\")))
+
+
+def _title(facts: CardFacts) -> str:
+    return f"Histology tile classifier ({plain_text(facts.arm)})" if facts.arm else "Histology tile classifier"
+
+
+def _front_matter(
+    spec: ClassifierSpec, facts: CardFacts, licences: Sequence[ModelLicence], transformers_opens: bool
+) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    backbone = licences[0]
+    values: dict[str, Any] = {
+        "license": backbone.identifier,
+        "library_name": "timm" if spec.plain else "transformers" if transformers_opens else "clipit",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "histopathology", "pathology", "clipit", *(["timm"] if spec.plain else [])],
+    }
+    if backbone.identifier == OTHER:
+        values["license_name"] = re.sub(r"[^a-z0-9.]+", "-", backbone.licence.lower()).strip("-")
+        if backbone.page:
+            values["license_link"] = backbone.page
+    if backbone.source:
+        values |= {"base_model": backbone.source, "base_model_relation": "finetune"}
+    scores = facts.results.get("splits", {}).get("test", {}).get("metrics", {})
+    found = [
+        EvalResult(
+            task_type="image-classification", dataset_type="histology-tiles", dataset_name="test tiles of the run",
+            dataset_split="test", metric_type=kind, metric_name=LABELS[name], metric_value=round(value, 4),
+        )
+        for name, kind in _METRIC_TYPES.items()
+        if isinstance(value := scores.get(name, {}).get("value"), float | int)
+    ]  # fmt: skip
+    if found:
+        values |= {"eval_results": found, "model_name": "clipit classifier"}
+    return f"{ModelCardData(**values).to_yaml()}\n"
+
+
+def _data(spec: ClassifierSpec, facts: CardFacts) -> str:
+    names = [plain_text(name) for name in spec.classes[:_MOST_CLASSES]]
+    more = f" and {len(spec.classes) - len(names)} more" if len(spec.classes) > len(names) else ""
+    lines = [f"- Tiles: {facts.data}", f"- Classes: {', '.join(names)}{more}"]
+    if facts.training_tiles is not None:
+        lines.append(f"- Training: {facts.training_tiles} tiles, {facts.training_labels} labels used")
+        lines.append(f"- Validation: {facts.validation_labels} labels used")
+    for split, scored in facts.results.get("splits", {}).items():
+        groups = f" of {scored['groups']} patients or slides" if scored.get("groups") else ", patients unknown"
+        lines.append(f"- Scored, {split}: {scored['n']} tiles{groups}, {scored['labelled']} labelled")
+    scale = f"{spec.mpp:g} micrometres per pixel" if spec.mpp else "micrometres per pixel unknown"
+    return "\n".join([*lines, f"- Input: {spec.preprocess.describe()}; {scale}"])
+
+
+def _training(spec: ClassifierSpec, facts: CardFacts, licences: Sequence[ModelLicence]) -> str:
+    taught = [plain_text(licence.model) for licence in licences if licence.role == "VLM"]
+    lines = [
+        f"- Arm: {plain_text(facts.arm) if facts.arm else 'settings of its own'}, seed {facts.seed}",
+        f"- Backbone: {plain_text(licences[0].model)}",
+        f"- Teacher: {'vision-language model ' + ' and '.join(taught) if taught else 'none'}",
+        *(f"- Learns from {plain_text(text)}" for text in facts.teaching),
+    ]
+    if spec.projector_layers:
+        lines.append("- Also predicts the text embedding of a tile, for zero-shot classification in clipit")
+    return "\n".join(lines)
+
+
+def _scores(facts: CardFacts) -> str:
+    if not facts.results.get("splits"):
+        return ""
+    protocol = facts.results.get("protocol", {})
+    return (
+        f"{metrics_table(facts.results)}\n\nIn brackets: {protocol.get('interval', 'none')} over patients or slides "
+        "where known, otherwise tiles. One run with one seed: the intervals do not cover the variation between seeds."
+    )
+
+
+def _comparison(compared: Compared | None) -> str:
+    if compared is None:
+        return ""
+    rows = [
+        (
+            plain_text(arm.name),
+            arm.role,
+            number(arm.mean),
+            "" if arm.difference is None else difference(arm.difference, arm.interval),
+        )
+        for arm in compared.arms
+    ]
+    table = markdown_table(("arm", "", LABELS[compared.metric], f"minus {plain_text(compared.baseline)}"), rows, left=2)
+    further = f" {compared.further} further arms are not shown." if compared.further else ""
+    seeds = f"{compared.seeds} seed{'s' if compared.seeds > 1 else ''}"
+    return (
+        f"{table}\n\nTest tiles, mean over {seeds}; differences with 95% intervals over test tiles or groups. "
+        f"A control that does as well shows that the gain is not due to the text.{further}"
+    )
+
+
+def _limits(spec: ClassifierSpec, licences: Sequence[ModelLicence]) -> str:
+    lines = [
+        "- Every image gets one of these classes, also an image of anything else.",
+        "- Other scanners, stains, magnifications and centres can lower the scores; test it on your own tiles first.",
+        "- Scores are per tile. Nothing here is about patients or slides as a whole.",
+    ]
+    embedded = [licence.role for licence in licences if licence.model.startswith("embedded")]
+    if embedded:
+        lines.append(
+            f"- The embedded {' and '.join(embedded)} of clipit {'was' if len(embedded) == 1 else 'were'} trained on "
+            "synthetic tiles: scores on real tiles say nothing about pathology."
+        )
+    if spec.remote_code:
+        lines.append("- Python code in this folder defines the backbone; read it before you trust it.")
+    return "\n".join(lines)
+
+
+def _licences(licences: Sequence[ModelLicence]) -> str:
+    rows = [
+        (
+            licence.role,
+            plain_text(licence.model),
+            licence.licence if licence.known else "unknown: ask its publisher",
+            licence.page,
+        )
+        for licence in licences
+    ]
+    return (
+        f"{markdown_table(('model', 'name', 'licence', 'page'), rows, left=4)}\n\nThe weights are those of the "
+        f"backbone, adapted: its licence applies. {LICENCE_NOTE}"
+    )
+
+
+def _usage(spec: ClassifierSpec, transformers_opens: bool) -> str:
+    trust = ", trust_remote_code=True" if spec.remote_code else ""
+    lines = [
+        "FOLDER is this folder, REPO the id of its repository on the hub. clipit verifies the checksums of the files.",
+        f'```python\nimport clipit\n\nclassifier = clipit.load_classifier("FOLDER or REPO"{trust})\n'
+        'classifier.predict(["tile.png"])\n```',
+    ]
+    if spec.plain:
+        lines.append(
+            "```python\nimport timm\n\n"
+            'model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:REPO"\n```'
+        )
+    if transformers_opens:
+        lines.append(
+            "```python\nimport transformers\n\n"
+            'classify = transformers.pipeline("image-classification", model="FOLDER or REPO")\n```'
+        )
+    if not spec.plain and not transformers_opens:
+        lines.append("timm and transformers alone do not open this classifier.")
+    return "\n\n".join(lines)

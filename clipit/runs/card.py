@@ -1,0 +1,84 @@
+"""Write the model card of a run's classifier, from the run's configuration, results and comparison."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clipit.artifacts import read_json, whole_file, write_record
+from clipit.config.run import RunConfig
+from clipit.models.classifier_spec import CARD, opens_in_transformers, read_spec
+from clipit.reporting.model_card import CardFacts, Compared, ComparedArm, model_card
+from clipit.tiles.datasets import DATASETS
+from clipit.training.arms import ARMS
+from clipit.training.terms.distillation import DistillationTerm
+from clipit.training.terms.table import active_terms
+
+_COMPARED = "compared.json"
+_SOURCES = {"folders": "one folder per class", "table": "a table of images", "huggingface": "a Hugging Face data set"}
+
+
+def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> Path:
+    """Write README.md into the classifier of a run's folder, or replace it.
+
+    Args:
+        folder: Folder of the run.
+        config: Run configuration with its arm resolved.
+        results: Content of results.json.
+    """
+    classifier, recorded = folder / "classifier", results["provenance"]
+    spec = read_spec(classifier)
+    facts = CardFacts(
+        arm=config.arm if config.arm and config.arm in ARMS and config.arm not in config.arms else "",
+        seed=config.seed,
+        data=_describe_source(config),
+        training_tiles=recorded.get("training_tiles"),
+        training_labels=recorded.get("training_labels"),
+        validation_labels=recorded.get("validation_labels"),
+        teaching=_describe_terms(config),
+        results=results,
+        compared=_read_compared(folder),
+    )
+    text = model_card(spec, facts, transformers_opens=opens_in_transformers(classifier, spec))
+    with whole_file(classifier / CARD) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return classifier / CARD
+
+
+def record_comparison(folder: Path, compared: Compared) -> None:
+    """Record a run's comparison in its folder, from which every later card of its classifier shows it."""
+    write_record(folder / _COMPARED, asdict(compared))
+
+
+def _read_compared(folder: Path) -> Compared | None:
+    path = folder / _COMPARED
+    if not path.is_file():
+        return None
+    values = read_json(path, "delete this file; the next comparison writes it again")
+    arms = [
+        ComparedArm(**{**arm, "interval": tuple(arm["interval"]) if arm["interval"] else None})
+        for arm in values.pop("arms")
+    ]
+    return Compared(**values, arms=arms)
+
+
+def _describe_source(config: RunConfig) -> str:
+    """Describe the source of the tiles, without paths."""
+    data_set = DATASETS.get(config.tiles.source)
+    if data_set is None:
+        return _SOURCES.get(config.tiles.source, config.tiles.source)
+    return f"{data_set.title} (licence: {data_set.licence}; {data_set.page})"
+
+
+def _describe_terms(config: RunConfig) -> list[str]:
+    """Describe the loss terms of a run in words that contain nothing of the user's own."""
+    described = []
+    for term in active_terms(config):
+        if isinstance(term, DistillationTerm):
+            target = config.distillation.target.replace("_", " ")
+            described.append(f"{target} targets in the teacher's joint space, for {config.distillation.tiles} tiles")
+        elif type(term).__module__.startswith("clipit."):
+            described.append(term.describe())
+        else:
+            described.append("a loss term that is not part of clipit")
+    return [text for text in described if text]

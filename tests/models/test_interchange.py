@@ -1,0 +1,136 @@
+"""Export as ONNX and torch.export: the same logits outside of clipit, for any batch size."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import clipit
+from clipit.cli.main import main
+from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig
+from clipit.errors import ModelError
+from clipit.models import interchange
+from clipit.models.backbones import load_backbone
+from clipit.models.export import export_classifier
+from clipit.models.inference import Classifier
+from clipit.models.interchange import export_program
+from clipit.models.student import build_student
+
+CLASSES = ("adipose", "mucin", "tumour; 'quoted'")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("traceable")]
+
+
+@pytest.fixture(scope="module")
+def folders(vision_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for family, head in (("fused", "linear"), ("Dinov2", "late_fusion")):
+        torch.manual_seed(0)
+        backbone = load_backbone(BackboneConfig(name=str(vision_folders[family])))
+        config = StudentConfig(head=head)  # type: ignore[arg-type]
+        student = build_student(backbone, config, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+        folder = tmp_path_factory.mktemp(family) / "classifier"
+        made[family] = export_classifier(student.eval(), backbone, folder, classes=CLASSES)
+    return made
+
+
+def normalised(classifier: Classifier, pictures: list[Image.Image]) -> torch.Tensor:
+    preprocess = classifier.spec.preprocess
+    return preprocess.normalise(torch.from_numpy(np.stack([preprocess.pixels(picture) for picture in pictures])))
+
+
+def test_onnxruntime_gives_the_same_logits_for_any_batch(
+    folders: dict[str, Path], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    classifier = clipit.load_classifier(folders["fused"], "cpu")
+    exported = export_program(classifier, tmp_path / "out/model.onnx")
+    assert max(exported.differences.values()) <= exported.allowed and len(exported.differences) == 3
+    session = onnxruntime.InferenceSession(exported.path)
+    for count in (1, 2, 4):
+        pixels = normalised(classifier, pictures[:count])
+        (logits,) = session.run(["logits"], {"pixels": pixels.contiguous().numpy()})
+        np.testing.assert_allclose(logits, classifier.forward(pixels)[0].numpy(), atol=1e-4)
+    assert sorted(path.name for path in exported.path.parent.iterdir()) == ["model.onnx", "model.onnx.json"]
+    properties = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
+    described = json.loads(exported.description.read_text())
+    for values in (json.loads(properties["preprocess"]), described["preprocess"]):
+        assert values["size"] == 32 and values["resize_to"] == classifier.spec.preprocess.resize_to
+        assert tuple(values["mean"]) == classifier.spec.preprocess.mean
+        assert tuple(values["std"]) == classifier.spec.preprocess.std
+    assert json.loads(properties["classes"]) == described["classes"] == list(CLASSES)
+    assert described["largest_differences"] == exported.differences
+    assert str(folders["fused"].parent) not in exported.description.read_text() + str(properties)
+
+
+def test_a_torch_program_gives_the_same_logits_and_contains_the_classes(
+    folders: dict[str, Path], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    classifier = clipit.load_classifier(folders["Dinov2"], "cpu")
+    exported = export_program(classifier, tmp_path / "model.pt2", "torch_export")
+    extra = {"clipit.json": ""}
+    program = torch.export.load(exported.path, extra_files=extra).module()
+    for count in (1, 4):
+        pixels = normalised(classifier, pictures[:count])
+        torch.testing.assert_close(program(pixels), classifier.forward(pixels)[0], atol=1e-5, rtol=1e-5)
+    assert json.loads(extra["clipit.json"])["classes"] == list(CLASSES)
+
+
+def test_a_difference_above_the_tolerance_is_refused_and_leaves_no_file(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = clipit.load_classifier(folders["fused"], "cpu")
+    (tmp_path / "model.onnx").write_text("earlier")
+
+    def write(_: nn.Module, path: Path, *rest: object) -> None:
+        path.write_text("another program")
+
+    monkeypatch.setattr(interchange, "_write_onnx", write)
+    monkeypatch.setattr(interchange, "_open_onnx", lambda _: lambda pixels: classifier.forward(pixels)[0] + 0.1)
+    with pytest.raises(ModelError, match=r"differs from the classifier: random values 0\.1"):
+        export_program(classifier, tmp_path / "model.onnx")
+    assert export_program(classifier, tmp_path / "other.onnx", tolerance=0.2).path.is_file()
+    (tmp_path / "other.onnx").unlink()
+    (tmp_path / "other.onnx.json").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "earlier"
+
+
+def test_what_cannot_be_exported_is_explained(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ModelError, match=r"ends in \.onnx"):
+        export_program(clipit.load_classifier(folders["fused"], "cpu"), tmp_path / "tile.png")
+    with pytest.raises(ModelError, match="load it in float32"):
+        export_program(clipit.load_classifier(folders["fused"], "cpu", dtype="bf16"), tmp_path / "m.onnx")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "onnxscript" else find(name, *rest)
+    )
+    with pytest.raises(ModelError, match=r"(?s)not installed: onnxscript.*clipit-pathology\[export\]"):
+        export_program(clipit.load_classifier(folders["fused"], "cpu"), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_the_largest_difference(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(interchange, "_write_torch", lambda _, path, *rest: path.write_text(""))
+    monkeypatch.setattr(interchange, "_open_torch", lambda _: lambda pixels: torch.full((len(pixels), 3), float("nan")))
+    arguments = [str(folders["fused"]), "--format", "torch_export", "--out", str(tmp_path / "model.pt2")]
+    monkeypatch.setattr(sys, "argv", ["clipit", "export", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "random values nan" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    exact = clipit.load_classifier(folders["fused"], "cpu").forward
+    monkeypatch.setattr(interchange, "_open_torch", lambda _: lambda pixels: exact(pixels)[0])
+    monkeypatch.setattr(sys, "argv", ["clipit", "export", *arguments])
+    main()
+    printed = capsys.readouterr().out
+    assert "model.pt2.json" in printed and "largest difference of a logit: random values 0," in printed

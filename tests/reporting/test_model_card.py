@@ -1,0 +1,96 @@
+"""Model cards of classifiers: licences, ways to load, and names that could break or reveal something."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from clipit.models.classifier_spec import ClassifierSpec
+from clipit.models.licences import model_licences
+from clipit.models.preprocess import Preprocess
+from clipit.reporting.model_card import CardFacts, model_card
+
+PREPROCESS = Preprocess(224, 224, "shortest", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+FACTS = CardFacts("clip_it_all", 3, "a table of images", 100, 12, 5, ["labels (cross-entropy, weight 1)"])
+
+
+def spec(backbone: str, vlms: list[str] | None = None, **changes: Any) -> ClassifierSpec:
+    values: dict[str, Any] = {
+        "classes": ("gland", "stroma"), "head": "linear", "projector_layers": 0, "plain": True, "dim": 8,
+        "preprocess": PREPROCESS, "mpp": 0.5, "vlm": None, "prompts": {},
+    }  # fmt: skip
+    provenance = {"backbone": {"name": backbone, "fingerprint": "0"}, "vlms": vlms or []}
+    return ClassifierSpec(**{**values, "provenance": provenance, **changes})
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    assert ModelCard(text).data.to_dict().keys() == values.keys()
+    return values
+
+
+@pytest.mark.parametrize(
+    ("backbone", "licence", "base"),
+    [
+        ("uni", "cc-by-nc-nd-4.0", "MahmoodLab/UNI"),
+        ("MahmoodLab/UNI", "cc-by-nc-nd-4.0", "MahmoodLab/UNI"),
+        ("hf-hub:MahmoodLab/UNI", "cc-by-nc-nd-4.0", "MahmoodLab/UNI"),
+        ("midnight", "mit", "kaiko-ai/midnight"),
+        ("dinov2-vits14", "apache-2.0", "timm/vit_small_patch14_dinov2.lvd142m"),
+        ("embedded", "apache-2.0", None),
+        ("phikon", "other", "owkin/phikon"),
+        ("prov-gigapath", "other", "prov-gigapath/prov-gigapath"),
+        ("vit_small_patch16_224", "other", None),
+        ("local secret-patient-9", "other", None),
+        ("transformers:local secret-patient-9", "other", None),
+    ],
+)
+def test_the_licence_field_is_the_backbone_s(backbone: str, licence: str, base: str | None) -> None:
+    text = model_card(spec(backbone, ["conch"]), FACTS, transformers_opens=True)
+    values = front_matter(text)
+    assert values["license"] == licence and values.get("base_model") == base
+    assert ("license_name" in values) == (licence == "other")
+    assert "CC-BY-NC-ND-4.0" in text and "secret-patient" not in text
+    if backbone == "phikon":
+        assert values["license_name"] == "owkin-non-commercial"
+        assert values["license_link"] == "https://huggingface.co/owkin/phikon"
+    if "secret" in backbone:
+        assert values["license_name"] == "unknown" and "ask its publisher" in text
+
+
+@pytest.mark.parametrize(
+    ("plain", "opens", "library", "words"),
+    [
+        (True, True, "timm", ("timm.create_model", "transformers.pipeline")),
+        (False, True, "transformers", ("transformers.pipeline",)),
+        (False, False, "clipit", ("alone do not open",)),
+    ],
+)
+def test_ways_to_load_are_those_of_the_folder(plain: bool, opens: bool, library: str, words: tuple[str, ...]) -> None:
+    text = model_card(spec("uni", plain=plain), FACTS, transformers_opens=opens)
+    assert front_matter(text)["library_name"] == library and 'clipit.load_classifier("' in text
+    calls = ("timm.create_model", "transformers.pipeline", "alone do not open")
+    assert tuple(call for call in calls if call in text) == words
+
+
+def test_names_cannot_end_the_front_matter_add_headings_or_links() -> None:
+    hostile = ("a\n---\n# Fake", "<script>x</script>", "[x](http://evil)", "`rm`|*b*", "\x1b[31m", "c\\")
+    facts = replace(FACTS, arm="x\n---\nlicense: mit", data="tiles")
+    text = model_card(spec("local <script>", classes=hostile), facts, transformers_opens=True)
+    assert front_matter(text)["license"] == "other"
+    assert [line for line in text.splitlines() if line.startswith("---")] == ["---", "---"]
+    assert sum(line.startswith("# ") for line in text.splitlines()) == 1 + 0
+    assert "<script" not in text and "](http://evil)" not in text.replace("\\](", "") and "\x1b" not in text
+    many = model_card(spec("uni", classes=tuple(map(str, range(100)))), FACTS, transformers_opens=True)
+    assert "39 and 60 more" in many
+
+
+def test_licences_of_earlier_classifiers_are_those_of_the_vlm_that_they_name() -> None:
+    earlier = spec("uni", projector_layers=1, vlm={"name": "conch"})
+    earlier.provenance.pop("vlms")
+    assert [(entry.role, entry.model) for entry in model_licences(earlier)] == [("backbone", "uni"), ("VLM", "conch")]
+    assert len(model_licences(spec("embedded", ["embedded"]))) == 2
+    objections = {name: bool(model_licences(spec(name))[0].objection) for name in ("uni", "prov-gigapath", "midnight")}
+    assert objections == {"uni": True, "prov-gigapath": True, "midnight": False}

@@ -169,7 +169,7 @@ def make_folder(path: Path) -> None:
             path.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError as error:  # a file system without folders, such as /proc
             raise ArtifactError(
-                "the folder cannot be created", where=path, fix="choose another folder with --output"
+                "the folder cannot be created", where=path, fix="choose another folder with --output or --out"
             ) from error
 
 

@@ -90,7 +90,7 @@ def disk_errors(where: object) -> Iterator[None]:
             where=error.filename or where,
             fix="make the file readable"
             if _unreadable(error.filename)
-            else "choose another folder with --output, or change the folder's permissions",
+            else "choose another folder with --output or --out, or change the folder's permissions",
         ) from error
     except ClipitError:
         raise
@@ -108,7 +108,7 @@ def disk_errors(where: object) -> Iterator[None]:
         raise ArtifactError(
             f"cannot write: {reason}",
             where=getattr(error, "filename", None) or where,
-            fix=f"{space} or choose another folder with --output; then start again: finished parts are kept",
+            fix=f"{space} or choose another folder with --output or --out; then start again: finished parts are kept",
         ) from error
 
 
@@ -149,7 +149,7 @@ def out_of_memory(error: BaseException) -> ClipitError:
     return ClipitError(
         f"not enough memory{f': {reason}' if reason else ''}",
         fix="use a machine or GPU with more memory, or smaller batches: vlm.batch_size, training.tiles_per_step, "
-        "evaluation.batch_size, pairing.block",
+        "evaluation.batch_size, pairing.block (clipit predict: --batch-size)",
     )
 
 

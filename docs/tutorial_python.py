@@ -158,6 +158,9 @@ axis.axvline(0, color="grey", linestyle=":")
 axis.set(xlabel="accuracy minus image_only (95 % t-interval over seeds)")
 figure.tight_layout()
 
+# %%
+print(comparison.verdict)
+
 # %% [markdown]
 # `comparison.page` is the path of the whole report, with the tiles on which the arms differ.
 # `clipit.tune` searches hyperparameters with the same grid for every arm, and `clipit.probe`

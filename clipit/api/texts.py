@@ -99,9 +99,11 @@ def build_text_index(config: Config) -> IndexResult:
     Raises:
         ClipitError: The reports, the VLM or the index have a problem; the message says what to do.
     """
+    from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
 
     workspace = Workspace(as_config(config).run)
+    check_inputs(workspace, ["vlm"], reports=True)
     artifact = workspace.index.artifact
     facts = artifact.manifest.facts
     kind = f"{facts['key']} ({facts['backend']}{', centred' if facts['centring'] else ''})"
@@ -131,6 +133,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
     """
     from clipit.distributed import get_processes
     from clipit.workspace.pairing_report import write_pairs_page
+    from clipit.workspace.preflight import check_inputs
     from clipit.workspace.workspace import Workspace
 
     run = as_config(config).run
@@ -138,6 +141,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
     if features is not None:
         paths = [features] if isinstance(features, str | Path) else features
         return _pair_features(workspace, [Path(path).expanduser() for path in paths])
+    check_inputs(workspace, ["vlm"], reports=True)
     pairs = workspace.pairs
     summary = workspace.pairing_summary()
     written = write_pairs_page(run, workspace) if page and get_processes().main else None

@@ -1,4 +1,7 @@
-"""Read reports, cut them into snippets, embed them and build the FAISS index."""
+"""Read reports, cut them into snippets, embed them and build the FAISS index.
+
+The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are left out.
+"""
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
@@ -7,7 +10,7 @@ from clipit.errors import user_errors
 def main() -> None:
     """Run the command."""
     with user_errors():
-        config, _ = read_file_command(__doc__, ())
+        config, _ = read_file_command(__doc__, (), needs_tiles=False)
         from clipit.api.texts import build_text_index
         from clipit.distributed import get_processes
 

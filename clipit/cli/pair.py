@@ -23,10 +23,13 @@ def main() -> None:
         from clipit.api.texts import pair
         from clipit.distributed import get_processes
         from clipit.workspace.pairing_report import compare_pairing_rules
+        from clipit.workspace.preflight import check_inputs
         from clipit.workspace.workspace import Workspace
 
         if options.options:
-            table = compare_pairing_rules(Workspace(config.run))
+            workspace = Workspace(config.run)
+            check_inputs(workspace, ["vlm"], reports=True)
+            table = compare_pairing_rules(workspace)
             if get_processes().main:
                 print(table)
             return

@@ -30,9 +30,11 @@ from clipit.reports.readers import Report
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.tiles.splits import patients
+from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
-from clipit.training.terms.table import uses_reports
+from clipit.training.terms.table import models_of, uses_reports
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,8 @@ def compare(config: RunConfig, comparison: ComparisonConfig) -> Path:
     plans = plan_comparison(config, comparison)
     shared: dict[str, Any] = {}
     workspaces = [Workspace(plan.config, shared) for plan in plans]
+    for plan, workspace in zip(plans, workspaces, strict=True):
+        _check_inputs(plan, workspace)
     for plan, workspace in zip(plans, workspaces, strict=True):
         _check_test_sets(plan, workspace)
         _check_reports(plan, workspace)
@@ -131,15 +135,27 @@ def _warn_of_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequenc
             )
 
 
-def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
-    """Check, before training, that every data set has test tiles and that prompts match their classes."""
-    tests = workspace.all_tiles.of_split("test")
+def _check_inputs(plan: Plan, workspace: Workspace) -> None:
+    """Check, before images are decoded, what the arms read, and that the data set has labelled test tiles."""
+    for arm in plan.arms:
+        config = resolve_plan_arm(plan, arm)
+        check_inputs(workspace.for_config(config), [*models_of(config), "vlm"], reports=uses_reports(config))
+    _require_test_tiles(plan, workspace.listed_tiles)
+
+
+def _require_test_tiles(plan: Plan, tiles: TileSet) -> None:
+    tests = tiles.of_split("test")
     if not (tests.labels >= 0).any() or "test" not in plan.config.evaluation.splits:
         raise DataError(
             "a comparison needs labelled test tiles",
             where=f"tiles.splits and evaluation.splits ({plan.data_set})",
-            fix="add test tiles, and keep test in evaluation.splits",
+            fix="add test tiles, or set tiles.test_fraction or tiles.folds; and keep test in evaluation.splits",
         )
+
+
+def _check_test_sets(plan: Plan, workspace: Workspace) -> None:
+    """Check, before training, that every data set has test tiles and that prompts match their classes."""
+    _require_test_tiles(plan, workspace.all_tiles)
     for name, section in plan.comparison.shifted.items():
         workspace.shifted_tiles(name, section)
     seed = plan.comparison.seeds[0]

@@ -15,7 +15,7 @@ from clipit.runs.predict import open_classifier
 from clipit.synthetic.case_world import ensure_case_world
 from clipit.synthetic.cases import CaseWorldConfig
 from clipit.synthetic.world import WorldConfig, ensure_world
-from clipit.workspace.workspace import Workspace
+from clipit.tiles.load import read_tiles
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:
 
 def _try_classifier(config: RunConfig, run: Path) -> str:
     """Describe the exported classifier's predictions for a few test tiles, with its own prompts and with new ones."""
-    tiles = Workspace(config).tiles(config.seed).of_split("test")
+    tiles = read_tiles(config.tiles, check=False).of_split("test")
     rows = np.linspace(0, len(tiles) - 1, 4).astype(int)
     images = [tiles.read(int(row)) for row in rows]
     classifier = open_classifier(config, run)

@@ -23,7 +23,10 @@ from clipit.reporting.tables import markdown_table
 from clipit.runs.folder import is_trained, read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
 from clipit.runs.train import train_run
+from clipit.training.arms import resolve_arm
+from clipit.training.terms.table import models_of, uses_reports
 from clipit.versions import git_commit, versions
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -59,6 +62,9 @@ def tune(config: RunConfig, comparison: ComparisonConfig) -> Path:
     workspace = Workspace(base)
     seeds = comparison.tuning_seeds
     points = {arm: grid_points(config, comparison, arm) for arm in comparison.arms}
+    for arm in points:
+        first = resolve_arm(_trial(base, arm, points[arm][0], seeds[0]).config)
+        check_inputs(workspace.for_config(first), models_of(first), reports=uses_reports(first))
     trials = [_trial(base, arm, point, seed) for arm in points for point in points[arm] for seed in seeds]
 
     runs = RunsLeft(len(trials))

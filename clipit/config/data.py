@@ -1,6 +1,7 @@
 """Configuration of the data: tiles, labels, reports and leakage between splits."""
 
 import difflib
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -87,9 +88,14 @@ class TilesConfig(Section):
     """`table` only: folder or zip to which the paths in the table are relative; null: the folder of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = Field(default_factory=dict)
     """`table` and `huggingface`: mapping from clipit's column names to those of the source, where they differ."""
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
-    """Mapping from splits to their names in the source, where they differ. Any column can define the splits,
-    such as the centre."""
+    group_pattern: Data[str | None] = None
+    """Regular expression that finds the patient or slide in the id of a tile, or else in its path, if the source has no
+    groups, such as `patient_\\d+`; its first parenthesis, if it has one, is the group. Null: TCGA barcodes alone are
+    found."""
+    splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
+    """Mapping from splits to their names in the source, where they differ; a list joins several, as in
+    `{train: [labelled, unlabelled]}`, and `""` stands for rows without a split. Any column can define the splits, such
+    as the centre."""
     other_parts: Literal["error", "ignore"] = "error"
     """Rows without a split, or with one not in `splits` (such as other centres): fail, or drop and count them."""
     classes: tuple[str, ...] | None = None
@@ -99,8 +105,17 @@ class TilesConfig(Section):
     are the classes."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the training groups held out as the validation split if the source has none."""
+    test_fraction: Data[float | None] = Field(None, gt=0, lt=1)
+    """Share of the training groups held out as the test split if the source has none, drawn by group and stratified by
+    class; null: none, or the share of a published data set."""
+    folds: Data[int | None] = Field(None, ge=2)
+    """Number of folds into which a source without a test part is divided by group, stratified by class; `fold` is the
+    test split, so that each tile is tested in exactly one fold."""
+    fold: Data[int] = Field(0, ge=0)
+    """Fold that is the test split, from 0 to `folds` - 1; run all of them with `comparison.data_sets`."""
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
-    """Seed of this held-out split; independent of the run's seed, so that all arms and seeds see the same splits."""
+    """Seed of these held-out splits and folds; independent of the run's seed, so that all arms and seeds see the same
+    splits."""
     photos: Literal["resize", "crops"] = "resize"
     """BACH only: resize the whole image as the eva benchmark does, or cut it into crops of 512 px."""
     unreadable: Literal["error", "quarantine"] = "error"
@@ -114,12 +129,40 @@ class TilesConfig(Section):
     def _check_quotes(cls, value: Any) -> Any:
         """Refuse names that YAML reads as numbers, booleans, dates or null."""
         names: list[Any] = list(value) if isinstance(value, list | tuple | dict) else []
-        names += value.values() if isinstance(value, dict) else []
+        for inner in value.values() if isinstance(value, dict) else ():
+            names += inner if isinstance(inner, list | tuple) else [inner]
         wrong = [name for name in names if not isinstance(name, str)]
         if wrong:
             listed = ", ".join(str(name).lower() if isinstance(name, bool) else str(name) for name in wrong)
             raise ValueError(f"names must be text, not {listed}; write them in quotes, such as '0'")
         return value
+
+    @field_validator("splits")
+    @classmethod
+    def _check_lists(cls, splits: dict[str, Any]) -> dict[str, Any]:
+        empty = sorted(split for split, names in splits.items() if names == ())
+        if empty:
+            raise ValueError(f"an empty list for {', '.join(empty)}; name at least one part, or omit the split")
+        return splits
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _check_cuts(self) -> "TilesConfig":
+        if self.folds is None and self.fold:
+            raise ValueError("fold needs folds, the number of folds")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} of {self.folds} folds; they are numbered from 0 to {self.folds - 1}")
+        if self.folds is not None and self.test_fraction is not None:
+            raise ValueError("set folds or test_fraction, not both")
+        return self
 
     @field_validator("source", mode="before")
     @classmethod

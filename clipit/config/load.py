@@ -19,7 +19,7 @@ from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_NO_TILES = ""  # path of the placeholder for tiles that a command does not need
+NO_TILES = ""  # path of the placeholder for tiles that a command does not need
 _LONGEST_SHOWN = 500  # characters of options in a message
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
@@ -242,7 +242,12 @@ def read_reports_command(
         a placeholder that must not be read.
     """
     file, options = read_file_command(description, (), argv, extra, needs_tiles=False)
-    return file.run, file.run.tiles.path != _NO_TILES, options
+    return file.run, names_tiles(file.run), options
+
+
+def names_tiles(config: RunConfig) -> bool:
+    """Return whether a configuration names tiles; without them, the section `tiles` is a placeholder."""
+    return config.tiles.path != NO_TILES
 
 
 def read_file_command(
@@ -299,8 +304,9 @@ def read_file_command(
     given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
     changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
     values = override(read_yaml(options.config), changes, given)
-    if not needs_tiles and "tiles" not in values:
-        values["tiles"] = {"source": "table", "path": _NO_TILES}
+    tiles = values.get("tiles", {})
+    if not needs_tiles and isinstance(tiles, Mapping) and "path" not in tiles:
+        values["tiles"] = {"source": "table", "path": NO_TILES, **tiles}
     return validate_file(values, f"{options.config} and the command line"), options
 
 

@@ -31,6 +31,9 @@ class ProbingConfig(Section):
     """k of recall@k and precision@k."""
     votes_at: tuple[int, ...] = (1, 3, 5)
     """k of the majority vote of the nearest images."""
+    centred: bool = False
+    """Also score zero-shot prediction with centred embeddings, as `pairing.centring` centres them; this embeds the
+    reports."""
     exclude_groups: bool = True
     """Exclude tiles of the query's own group, a patient or slide, from what is retrieved."""
     captions: LocalPath[str | None] = None
@@ -126,6 +129,8 @@ class PromptStudyConfig(Section):
     of the choices with the most confident predictions on unlabelled training tiles."""
     simple: LocalPath[str | None] = None
     """Simpler prompt set of the same classes, compared with `prompts`: a YAML file or a packaged name."""
+    centred: bool = False
+    """Also measure the VLM with centred embeddings, as `pairing.centring` centres them; this embeds the reports."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "weighted_f1", "auroc"] = "balanced_accuracy"
     """Metric of the tables and plots; prompts.parquet holds all metrics."""
     draws: int = Field(100, ge=1)

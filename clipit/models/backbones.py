@@ -14,7 +14,7 @@ from clipit.models.loading import expected_mpp, public_name, read_json, weights_
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import ModelSpec, check_spec
-from clipit.models.timm_backbones import load_timm
+from clipit.models.timm_backbones import check_timm_name, load_timm
 from clipit.models.transformers_backbones import PREFIX, load_transformers
 from clipit.models.trunks import Loader, Pooling, TimmSpec, TokenPool, Trunk, channels_last, inner_model
 
@@ -60,6 +60,17 @@ class Backbone:
         return name if name == self.name or self.timm is None else self.timm.architecture
 
 
+def check_backbone_name(config: BackboneConfig) -> None:
+    """Check the name and path of a backbone without loading it; whether the hub has it is not checked.
+
+    Raises:
+        ModelError: The name is unknown, or files are missing.
+    """
+    config, spec = _resolve(config)
+    if (spec.family if spec else _family(config.name)) != "transformers":
+        check_timm_name(config, spec, BACKBONES)
+
+
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
     """Load the backbone of a configuration; without `pretrained`, its weights are random.
 
@@ -67,22 +78,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         ModelError: The name is unknown, files are missing, weights are gated or missing, the features are not one
             vector per tile, the input size is not supported, or the model differs from its entry in the table.
     """
-    unprefixed = config.name.removeprefix("hf-hub:")
-    if unprefixed != config.name and Path(unprefixed).expanduser().is_dir():  # a folder, despite the prefix
-        config = config.model_copy(update={"name": unprefixed})
-    spec = BACKBONES.get(config.name)
-    if config.path is not None and spec is not None and not Path(config.path).expanduser().exists():
-        raise ModelError(
-            "backbone.path does not exist",
-            where=Path(config.path).expanduser(),
-            fix=f"use the folder or file of {spec.name} ({spec.page})",
-        )
-    if config.path is not None and spec is None:
-        raise ModelError(
-            f"backbone.path requires a backbone of clipit's table, and {config.name} is not one",
-            where="backbone.path",
-            fix="set backbone.name to a name of the table, or to the folder itself",
-        )
+    config, spec = _resolve(config)
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
     if (spec.family if spec else _family(config.name)) == "transformers":
         with guard_remote_code(config.trust_remote_code, "set backbone.trust_remote_code: true"):
@@ -106,6 +102,27 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         pooling=trunk.pooling,
         remote_code=trunk.remote_code,
     )
+
+
+def _resolve(config: BackboneConfig) -> tuple[BackboneConfig, ModelSpec | None]:
+    """Return the configuration, with a folder in place of its name if it is one, and the entry of the table."""
+    unprefixed = config.name.removeprefix("hf-hub:")
+    if unprefixed != config.name and Path(unprefixed).expanduser().is_dir():  # a folder, despite the prefix
+        config = config.model_copy(update={"name": unprefixed})
+    spec = BACKBONES.get(config.name)
+    if config.path is not None and spec is not None and not Path(config.path).expanduser().exists():
+        raise ModelError(
+            "backbone.path does not exist",
+            where=Path(config.path).expanduser(),
+            fix=f"use the folder or file of {spec.name} ({spec.page})",
+        )
+    if config.path is not None and spec is None:
+        raise ModelError(
+            f"backbone.path requires a backbone of clipit's table, and {config.name} is not one",
+            where="backbone.path",
+            fix="set backbone.name to a name of the table, or to the folder itself",
+        )
+    return config, spec
 
 
 def _family(name: str) -> Loader:

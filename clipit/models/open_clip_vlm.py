@@ -43,11 +43,11 @@ def named_towers(spec: ModelSpec, quick_gelu: bool | None = None, trusted: bool 
     return hub_towers(spec.source, quick_gelu, trusted)
 
 
-def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
-    """Load `ARCH/PRETRAINED`: a built-in architecture with a pretrained tag or the path of a checkpoint.
+def check_builtin(spec: str) -> None:
+    """Check `ARCH/PRETRAINED`: a built-in architecture with a pretrained tag or the path of a checkpoint.
 
     Raises:
-        ModelError: The architecture or tag is unknown (known ones are listed), or the download fails.
+        ModelError: The architecture or tag is unknown; known ones are listed.
     """
     import open_clip
 
@@ -70,6 +70,18 @@ def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
             fix=f"use open_clip:{architecture}/TAG with one of: {', '.join(tags) or 'none published'}; "
             f"or open_clip:{architecture}/PATH with the path of a checkpoint file",
         )
+
+
+def builtin_towers(spec: str, quick_gelu: bool | None = None) -> Towers:
+    """Load `ARCH/PRETRAINED`: a built-in architecture with a pretrained tag or the path of a checkpoint.
+
+    Raises:
+        ModelError: The architecture or tag is unknown (known ones are listed), or the download fails.
+    """
+    import open_clip
+
+    check_builtin(spec)
+    architecture, _, pretrained = spec.partition("/")
     hub_id = None
     published = {} if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(architecture, pretrained)
     if published:

@@ -110,6 +110,15 @@ def load_timm(
     )
 
 
+def check_timm_name(config: BackboneConfig, spec: ModelSpec | None, table: Mapping[str, ModelSpec]) -> None:
+    """Check the name and path of a backbone that timm loads, without loading it; arguments as of `load_timm`.
+
+    Raises:
+        ModelError: The name is unknown, or files are missing.
+    """
+    _ = _request_of_spec(config, spec) if spec else _request_of_name(config, table)
+
+
 def build_timm(spec: TimmSpec, num_classes: int) -> Any:
     """Build a timm model from its specification, with random weights."""
     import timm

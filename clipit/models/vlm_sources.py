@@ -10,6 +10,27 @@ from clipit.models.towers import Towers
 from clipit.models.vlm_specs import VLMS
 
 
+def check_vlm_name(config: VLMConfig) -> None:
+    """Check the name and path of a VLM without loading it; whether the hub has it is not checked.
+
+    Raises:
+        ConfigError: `vlm.path` is given with a name outside the table.
+        ModelError: The name is unknown, the path does not exist, or the model has no text tower.
+    """
+    spec = VLMS.get(config.name)
+    if spec is not None:
+        _check_named(spec, config)
+        return
+    _check_path(config)
+    scheme, _, rest = config.name.partition(":")
+    if scheme == "open_clip" and rest:
+        from clipit.models import open_clip_vlm
+
+        open_clip_vlm.check_builtin(rest)
+    elif config.name != "embedded" and not (scheme in ("hf-hub", "clip") and rest):
+        _check_folder(Path(config.name).expanduser(), config)
+
+
 def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     """Load an entry of the table from the hub, or from the folder or file `vlm.path`.
 
@@ -18,20 +39,8 @@ def named_towers(spec: ModelSpec, config: VLMConfig) -> Towers:
     """
     from clipit.models import clip_vlm, conch_vlm, keep_vlm, musk_vlm, open_clip_vlm
 
+    _check_named(spec, config)
     path = None if config.path is None else Path(config.path).expanduser()
-    if spec.family == "image_only":
-        raise ModelError(
-            f"{spec.name} cannot pair tiles with texts: {spec.note}",
-            where=f"vlm.name: {spec.name}",
-            fix="choose a VLM with a text tower (clipit doctor --models)",
-        )
-    _check_quick_gelu(
-        config, spec.family == "open_clip" or (path is not None and path.is_dir() and _is_open_clip(path))
-    )
-    if path is not None and not path.exists():
-        raise ModelError(
-            "vlm.path does not exist", where=path, fix=f"use the folder or file of {spec.name} ({spec.page})"
-        )
     if spec.family == "conch":
         return conch_vlm.conch_towers(spec, path)
     if spec.family == "musk":
@@ -58,12 +67,7 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     from clipit.models import clip_vlm, open_clip_vlm, python_vlm
 
     name = config.name
-    if config.path is not None:
-        raise ConfigError(
-            f"vlm.path requires a vlm.name from the table, and {name!r} is not one",
-            where=f"vlm.path: {config.path}",
-            fix=f"set vlm.name: {config.path} and remove vlm.path, or use one of: {', '.join(VLMS)}",
-        )
+    _check_path(config)
     if name == "embedded":
         return _from_folder(EMBEDDED / "vlm", config)
     scheme, _, rest = name.partition(":")
@@ -82,6 +86,31 @@ def unnamed_towers(config: VLMConfig) -> Towers:
     return _from_folder(Path(name).expanduser(), config)
 
 
+def _check_named(spec: ModelSpec, config: VLMConfig) -> None:
+    path = None if config.path is None else Path(config.path).expanduser()
+    if spec.family == "image_only":
+        raise ModelError(
+            f"{spec.name} cannot pair tiles with texts: {spec.note}",
+            where=f"vlm.name: {spec.name}",
+            fix="choose a VLM with a text tower (clipit doctor --models)",
+        )
+    of_open_clip = spec.family == "open_clip" or (path is not None and path.is_dir() and _is_open_clip(path))
+    _check_quick_gelu(config, of_open_clip)
+    if path is not None and not path.exists():
+        raise ModelError(
+            "vlm.path does not exist", where=path, fix=f"use the folder or file of {spec.name} ({spec.page})"
+        )
+
+
+def _check_path(config: VLMConfig) -> None:
+    if config.path is not None:
+        raise ConfigError(
+            f"vlm.path requires a vlm.name from the table, and {config.name!r} is not one",
+            where=f"vlm.path: {config.path}",
+            fix=f"set vlm.name: {config.path} and remove vlm.path, or use one of: {', '.join(VLMS)}",
+        )
+
+
 def _check_quick_gelu(config: VLMConfig, is_open_clip: bool) -> None:
     if config.quick_gelu is not None and not is_open_clip:
         raise ConfigError(
@@ -98,9 +127,7 @@ def _is_open_clip(folder: Path) -> bool:
     return (folder / open_clip_vlm.CONFIG).is_file()
 
 
-def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None) -> Towers:
-    from clipit.models import clip_vlm, open_clip_vlm
-
+def _check_folder(folder: Path, config: VLMConfig) -> None:
     if not folder.is_dir():
         near = similar_names(config.name, VLMS)
         if config.name in {VLMS[key].source for key in near if VLMS[key].family == "clip"}:
@@ -112,6 +139,12 @@ def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None)
             + f"use embedded, a name of the table ({', '.join(VLMS)}), open_clip:ARCH/PRETRAINED, "
             "hf-hub:ID (open_clip), clip:ID (transformers), python:package.module:function, or a folder",
         )
+
+
+def _from_folder(folder: Path, config: VLMConfig, spec: ModelSpec | None = None) -> Towers:
+    from clipit.models import clip_vlm, open_clip_vlm
+
+    _check_folder(folder, config)
     if _is_open_clip(folder):
         return open_clip_vlm.folder_towers(folder, spec, config.quick_gelu, config.trust_remote_code)
     _check_quick_gelu(config, False)

@@ -124,8 +124,8 @@ def _class_list(prompts: PromptSet, classes: Sequence[str] | None) -> Iterator[L
     for name in (name for name in classes if name not in prompts.classes):
         yield LintMessage("error", "classes", f"the tiles' class {name} is missing", f"add classes.{name}")
     for name in (name for name in prompts.classes if name not in classes):
-        what = f"no tiles have this class; theirs are {', '.join(classes)}"
-        yield LintMessage("error", f"classes.{name}", what, "remove it, or name it as the tiles do")
+        what = f"no tiles have this class, so it is left out; theirs are {', '.join(classes)}"
+        yield LintMessage("warning", f"classes.{name}", what, "name it as the tiles do if it is one of theirs")
 
 
 def _empty(names: Sequence[_Name]) -> Iterator[LintMessage]:

@@ -130,16 +130,21 @@ def set_problems(raw: Mapping[str, Any], repeated: Sequence[str] = ()) -> list[s
     return problems
 
 
+def unused_classes(prompts: PromptSet, classes: Sequence[str]) -> list[str]:
+    """List the classes of a prompt set that the tiles do not have; zero-shot prediction leaves them out."""
+    return sorted(set(prompts.classes) - set(classes))
+
+
 def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
-    """Check that a prompt set has the classes of the tiles, in any order.
+    """Check that a prompt set has all classes of the tiles, in any order; further ones are left out.
 
     Raises:
-        DataError: The classes differ; the message lists both.
+        DataError: Classes of the tiles have no prompts; the message lists the classes of both.
     """
-    if set(prompts.classes) == set(classes):
-        return
     without_prompts = sorted(set(classes) - set(prompts.classes))
-    without_tiles = sorted(set(prompts.classes) - set(classes))
+    if not without_prompts:
+        return
+    without_tiles = unused_classes(prompts, classes)
     raise DataError(
         f"the classes of prompt set {prompts.name} are not those of the tiles\n"
         f"  prompts: {', '.join(prompts.classes)}\n"
@@ -147,7 +152,8 @@ def check_classes(prompts: PromptSet, classes: Sequence[str]) -> None:
         f"  without prompts: {', '.join(without_prompts) or 'none'}; "
         f"without tiles: {', '.join(without_tiles) or 'none'}",
         where="key prompts of the configuration",
-        fix="use a prompt set with exactly these classes, or rename its classes as the tiles' are",
+        fix="use a prompt set with all classes of the tiles, or rename its classes as the tiles' are (or the tiles' "
+        "in tiles.class_map)",
     )
 
 

@@ -31,8 +31,9 @@ from clipit.runs.folder import (
 from clipit.runs.page import write_run_page
 from clipit.runs.predict import join_predictions, open_classifier, predict_tiles
 from clipit.tiles.tileset import TileSet
-from clipit.training.terms.table import uses_vlm
+from clipit.training.terms.table import models_of, uses_vlm
 from clipit.versions import git_commit, versions
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[
     from clipit.models.backbones import load_backbone
 
     processes, folder = get_processes(), run_folder(config)
+    check_inputs(workspace, models_of(config))
     check_fingerprint(folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint))
     with run_lock(folder) if processes.main else nullcontext(False) as locked:
         if processes.broadcast(locked):

@@ -38,6 +38,7 @@ from clipit.training.terms.distillation import second_workspace
 from clipit.training.terms.table import (
     active_terms,
     describe_terms,
+    models_of,
     prepare_terms,
     teaches_text,
     uses_reports,
@@ -45,6 +46,7 @@ from clipit.training.terms.table import (
 )
 from clipit.training.terms.term import Probabilities, Term
 from clipit.versions import git_commit
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
     folder = run_folder(config)
     # An arm may change pairing or embedding; inputs that it shares with other arms stay in memory.
     workspace = Workspace(config) if workspace is None else workspace.for_config(config)
+    check_inputs(workspace, models_of(config), reports=uses_reports(config))
 
     @cache
     def image_only_run() -> Path:

@@ -19,6 +19,8 @@ from clipit.sweeps.live_keys import equal_trials
 from clipit.sweeps.report import format_score, format_values, write_tables
 from clipit.sweeps.trials import Proposals, SweepPlan
 from clipit.training.arms import resolve_arm
+from clipit.training.terms.table import models_of, uses_reports
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,9 @@ def run_sweep(plan: SweepPlan, launch: str | None = None) -> Path:
             described = "; ".join(format_values(plan.trials[position].values) for position in same)
             logger.info(f"note: the same run: {described}")
     workspace = None if launch else Workspace(plan.trials[0].config)
+    if workspace is not None:
+        for config in [resolve_arm(trial.config) for trial in plan.trials]:
+            check_inputs(workspace.for_config(config), models_of(config), reports=uses_reports(config))
     runs = RunsLeft(plan.count)
 
     def run_trial(trial: Trial) -> float | None:

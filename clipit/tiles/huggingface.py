@@ -12,7 +12,7 @@ from clipit.errors import DataError, is_limit, shortlist
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.source import ALIASES, SourceTiles
-from clipit.tiles.splits import part_map
+from clipit.tiles.splits import configured_parts, part_map
 
 _DEFAULTS = {"path": "image", "label": "label"}
 
@@ -111,7 +111,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
 
 
 def _select_parts(parts: dict[str, Any], config: TilesConfig) -> dict[str, Any]:
-    absent = sorted(set(config.splits.values()) - set(parts))
+    absent = sorted(set(configured_parts(config.splits)) - set(parts))
     if absent:
         raise DataError(
             f"no part {shortlist(absent)}; the data set has: {', '.join(parts)}",

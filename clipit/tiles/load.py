@@ -9,16 +9,18 @@ import numpy as np
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.tiles.bach import read_bach
+from clipit.tiles.cuts import cut_fold, cut_test, cut_validation
 from clipit.tiles.dataset_reader import read_data_set
-from clipit.tiles.datasets import DATASETS
+from clipit.tiles.datasets import DATASETS, DataSet
 from clipit.tiles.folders import read_folders
+from clipit.tiles.groups import add_groups, group_advice
 from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
 from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
-from clipit.tiles.splits import check_groups, cut_test, cut_validation, resolve_parts
+from clipit.tiles.splits import check_groups, resolve_parts
 from clipit.tiles.table import read_table
 from clipit.tiles.tileset import TileSet
 
@@ -53,8 +55,8 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) 
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
-    images if configured, split a test part off train for a published data set without one (with the fraction and seed
-    of its entry), and split a validation part off train if there is none (with `split_seed`).
+    images if configured, cut a test part or fold off train if there is none (as configured, or with the fraction and
+    seed of a published data set), and cut a validation part off train if there is none (with `split_seed`).
 
     Args:
         config: Section `tiles`.
@@ -78,8 +80,7 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) 
         check_groups(tiles)
     if decode:
         tiles = check_images(tiles, config.unreadable)
-    if data_set is not None and data_set.test_fraction is not None and not (tiles.splits == "test").any():
-        tiles = cut_test(tiles, data_set.test_fraction, data_set.test_seed)
+    tiles = _cut_test_part(tiles, config, data_set)
     if data_set is not None and not (tiles.splits == "test").any():
         note = f"no test part, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
@@ -89,9 +90,33 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) 
     return tiles
 
 
+def _cut_test_part(tiles: TileSet, config: TilesConfig, data_set: DataSet | None) -> TileSet:
+    """Cut the configured test part or fold off train; else that of a published data set, if it has no test part.
+
+    Raises:
+        ConfigError: A test part or fold is configured, but the source has a test part.
+    """
+    wanted = "folds" if config.folds is not None else "test_fraction" if config.test_fraction is not None else ""
+    tests = int((tiles.splits == "test").sum())
+    if wanted and tests:
+        raise ConfigError(
+            f"the source has a test part already ({tests} tiles), so none can be cut",
+            where=f"tiles.{wanted} ({tiles.where})",
+            fix=f"remove tiles.{wanted}; or read all parts as train, in tiles.splits: {{train: [train, test]}} with "
+            "the names of the source",
+        )
+    if config.folds is not None:
+        return cut_fold(tiles, config.folds, config.fold, config.split_seed)
+    if config.test_fraction is not None:
+        return cut_test(tiles, config.test_fraction, config.split_seed)
+    if data_set is not None and data_set.test_fraction is not None and not tests:
+        return cut_test(tiles, data_set.test_fraction, data_set.test_seed)
+    return tiles
+
+
 def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
     """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts."""
-    source = map_labels(source, config.class_map)
+    source = add_groups(map_labels(source, config.class_map), config.group_pattern)
     classes = _resolve_classes(source, config)
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
@@ -121,6 +146,7 @@ def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
         stamps=np.asarray(source.stamps, dtype=np.str_),
         notes=(*source.notes, *_part_notes(source, splits)),
         where=source.where,
+        advice=group_advice(source),
     )
     return tiles if kept.all() else tiles.select(kept)
 

@@ -14,7 +14,7 @@ from clipit.image_readers import LazyHandle, file_stamp
 from clipit.images import ImageError
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.source import SourceTiles
-from clipit.tiles.splits import part_map
+from clipit.tiles.splits import configured_parts, part_map
 
 if TYPE_CHECKING:
     import h5py
@@ -68,7 +68,7 @@ def read_pcam(config: TilesConfig) -> SourceTiles:
     if not root.is_dir():
         raise PCAM.missing("PatchCamelyon's folder does not exist", root)
     parts = [part for part in part_map(config.splits, _PART_NAMES) if part in COUNTS]
-    unknown = sorted(set(config.splits.values()) - set(COUNTS))
+    unknown = sorted(set(configured_parts(config.splits)) - set(COUNTS))
     if unknown:
         raise DataError(f"PatchCamelyon has no part {unknown[0]}", where="tiles.splits", fix=f"use {', '.join(COUNTS)}")
     found = list_files(root, lambda path: path.name.removesuffix(".gz") in _FILES)

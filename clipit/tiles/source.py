@@ -50,6 +50,10 @@ class SourceTiles:
     part_names: Mapping[str, str] = field(default_factory=lambda: ALIASES)
     """Our split by the source's part name, unless the configuration maps the parts."""
     notes: tuple[str, ...] = ()
+    paths: Sequence[str] = ()
+    """Path of each tile, if the ids are others."""
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Further columns of a table that seem to name patients or slides, by name."""
 
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:

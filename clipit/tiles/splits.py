@@ -1,10 +1,8 @@
-"""Splits: map published parts, split off validation and test parts, and check that no group crosses splits."""
+"""Splits: map the parts of a source, name the patients of tiles, and check that no group crosses splits."""
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -56,62 +54,77 @@ def patients(groups: Shaped[np.ndarray, " n"], ids: Shaped[np.ndarray, " n"]) ->
 
 
 SplitName = Literal["train", "validation", "test"]
+Configured = Mapping[SplitName, str | tuple[str, ...]]
+"""The source's parts by our split (`tiles.splits`)."""
 
 
-def part_map(configured: Mapping[SplitName, str], known: Mapping[str, str]) -> dict[str, str]:
+def configured_parts(configured: Configured) -> dict[str, SplitName]:
+    """Return our split by the source's part, as configured.
+
+    Raises:
+        ConfigError: A part is named twice.
+    """
+    pairs = [
+        (name, ours) for ours, names in configured.items() for name in ([names] if isinstance(names, str) else names)
+    ]
+    if len(dict(pairs)) < len(pairs):
+        raise ConfigError(
+            "two splits are mapped to the same part, or a part is named twice",
+            where=f"tiles.splits = {dict(configured)}",
+            fix="name each part once; omit validation to split it off train",
+        )
+    return dict(pairs)
+
+
+def part_map(configured: Configured, known: Mapping[str, str]) -> dict[str, str]:
     """Map the source's parts to our splits.
 
     Args:
-        configured: The source's part by our split (`tiles.splits`).
+        configured: The source's parts by our split (`tiles.splits`).
         known: Our split by the source's part, for the splits that are not configured.
 
     Raises:
-        ConfigError: Two splits have the same part.
+        ConfigError: A part is named twice.
     """
-    if len(set(configured.values())) < len(configured):
-        raise ConfigError(
-            "two splits are mapped to the same part",
-            where=f"tiles.splits = {dict(configured)}",
-            fix="map each split to a different part; omit validation to split it off train",
-        )
     unchanged = {name: ours for name, ours in known.items() if ours not in configured}
-    return unchanged | {name: ours for ours, name in configured.items()}
+    return unchanged | configured_parts(configured)
 
 
 def resolve_parts(
     parts: Sequence[str],
-    configured: Mapping[SplitName, str],
+    configured: Configured,
     known: Mapping[str, str],
     where: str,
     others: Literal["error", "ignore"] = "error",
 ) -> list[str]:
     """Return our split for each row; all rows are train if the source has no parts.
 
-    With `others` "ignore", rows with an unknown part, or without a part while others have one, get "".
+    With `others` "ignore", rows with an unknown part, or without a part while others have one, get "". A configured
+    part "" stands for the rows without one.
 
     Raises:
         DataError: A part is unknown, only some rows have a part, or a configured part does not occur.
     """
     mapping = part_map(configured, known)
     present = set(parts)
-    absent = sorted(set(configured.values()) - present)
+    absent = sorted(set(configured_parts(configured)) - present)
     unknown = sorted(name for name in present - {""} if name not in mapping and name.lower() not in mapping)
     problem = ""
     if absent:
-        problem = f"tiles.splits names {shortlist(absent)}, which does not occur"
+        problem = f"tiles.splits names {shortlist([name or repr(name) for name in absent])}, which does not occur"
     elif others == "error" and unknown:
         problem = f"unknown split values: {shortlist(unknown)}"
-    elif others == "error" and "" in present and len(present) > 1:
+    elif others == "error" and "" in present and len(present) > 1 and "" not in mapping:
         problem = f"{list(parts).count('')} rows have no split, the others have"
     if problem:
         raise DataError(
             f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
             where=where,
-            fix="map them in tiles.splits (ours: theirs), remove those rows from the source, "
-            "or set tiles.other_parts: ignore",
+            fix="map them in tiles.splits (ours: theirs, or several of theirs, as in train: [labelled, unlabelled]), "
+            "remove those rows from the source, or set tiles.other_parts: ignore",
         )
     ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in present}
-    if present == {""}:
+    if present == {""} and "" not in mapping:
         ours = {"": "train"}
     return [ours[name] for name in parts]
 
@@ -133,73 +146,3 @@ def check_groups(tiles: TileSet) -> None:
             where=tiles.where,
             fix="keep each patient or slide in one split: correct the split or the group of these tiles",
         )
-
-
-def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
-    """Move about `fraction` of train to validation (see `_cut`); with `blind`, without using labels.
-
-    Raises:
-        DataError: No group could be moved.
-    """
-    if not blind:
-        return _cut(tiles, "validation", fraction, seed)
-    cut = _cut(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed)
-    return replace(cut, truth=tiles.truth)
-
-
-def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to test, for a data set published without a test part (see `_cut`).
-
-    Raises:
-        DataError: No group could be moved.
-    """
-    return _cut(tiles, "test", fraction, seed)
-
-
-def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
-    """Move about `fraction` of train to another part, by complete groups and stratified by class where possible.
-
-    A tile without a group is its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient form
-    one group. If there are labelled tiles, only their groups move, because validation needs labels. The result depends
-    on the names of the groups and the seed, not on the order of the rows.
-
-    Raises:
-        DataError: No group could be moved.
-    """
-    inside = np.flatnonzero(tiles.splits == "train")
-    known = tiles.truth[inside] >= 0
-    counted = inside[known] if known.any() else inside
-    groups, ids = patients(tiles.groups, tiles.ids), tiles.ids.tolist()
-    name_of = {index: f"group:{groups[index]}" if groups[index] else f"tile:{ids[index]}" for index in inside.tolist()}
-    members: dict[str, list[int]] = {}
-    for index in counted.tolist():
-        members.setdefault(name_of[index], []).append(index)
-    truth = tiles.truth.tolist()
-    strata: dict[int, list[str]] = {}
-    for name, indices in members.items():
-        # The stratum of a group is its most frequent class (the first if tied).
-        counts = sorted(Counter(truth[index] for index in indices).items())
-        strata.setdefault(max(counts, key=lambda item: item[1])[0], []).append(name)
-
-    moved: set[str] = set()
-    for _, stratum in sorted(strata.items()):
-        target = fraction * sum(len(members[name]) for name in stratum)
-        taken = 0
-        for position in shuffled(stratum, seed, part):
-            size = len(members[stratum[position]])
-            if abs(taken + size - target) < abs(taken - target):
-                moved.add(stratum[position])
-                taken += size
-    if not moved:
-        raise DataError(
-            f"no {part} part can be cut: train has {len(members)} groups for {len(counted)} tiles",
-            where=tiles.where,
-            fix=f"name a {part} part in tiles.splits"
-            + (", or raise tiles.validation_fraction" if part == "validation" else ""),
-        )
-    splits = tiles.splits.astype("<U10")
-    splits[[index for index in inside.tolist() if name_of[index] in moved]] = part
-    note = f"{part}: {fraction:g} of train, cut with seed {seed}"
-    if (groups[inside] == "").any():
-        note += f"; groups unknown: tiles of one patient may be on both sides, so {part} scores may be too high"
-    return replace(tiles, splits=splits, notes=(*tiles.notes, note))

@@ -14,6 +14,7 @@ from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
+from clipit.tiles.groups import GROUP_COLUMNS, folded_name
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.source import SourceTiles
 
@@ -61,6 +62,8 @@ def read_table(config: TilesConfig) -> SourceTiles:
         reader=located.reader,
         where=str(path),
         notes=(*label_notes, *group_notes),
+        paths=columns["path"],
+        columns=_other_columns(path, table, config),
     )
 
 
@@ -155,6 +158,18 @@ def _read_columns(path: Path, config: TilesConfig, table: _Table, wanted: Sequen
     }
     if not columns["path"]:
         raise DataError("the table has no rows", where=path, fix="add a row per tile")
+    return columns
+
+
+def _other_columns(path: Path, table: _Table, config: TilesConfig) -> dict[str, list[str]]:
+    """Read further columns whose name is that of a patient or slide; those with cells of another kind are left out."""
+    columns = {}
+    for name in table.names:
+        if folded_name(name) in GROUP_COLUMNS and name not in {"group", *config.columns.values()}:
+            try:
+                columns[name] = read_cells(table.column(name), name, path, table.place)
+            except DataError:
+                continue
     return columns
 
 

@@ -50,6 +50,8 @@ class TileSet:
     """Remarks on these tiles that affect results."""
     where: str | None = None
     """Source table or folder, for messages."""
+    advice: str = ""
+    """How to name the patients, if the source seems to name them and no groups are configured."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""

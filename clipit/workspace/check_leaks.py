@@ -16,11 +16,12 @@ from clipit.distributed import get_processes
 from clipit.pairing.leaks import Leak, Prints, find_leaks, patient_of
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.load import read_tiles
 from clipit.tiles.perceptual import Fingerprints
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.leak_policy import hash_images, leak_folder
+from clipit.workspace.preflight import check_output
+from clipit.workspace.tile_reading import read_with_overview
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
     """
     from clipit.reports.readers import read_reports
 
+    check_output(config.output)
     section = config.leaks.model_copy(update={"pixels": pixels or config.leaks.pixels})
-    tiles = read_tiles(config.tiles, check=False)
+    tiles = read_with_overview(config.tiles, lambda _, read: read(), check=False)
     reports = read_reports(config.reports).reports if config.reports else ()
     prints = hash_images(tiles, config, section.pixels)
     leaks = find_leaks(tiles, section, prints, reports)
@@ -70,7 +72,7 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
         )
         with whole_file(path.with_suffix(".parquet")) as temporary:
             pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), temporary)
-        logger.info("\n".join([tiles.describe(), "", leaks_table(leaks), *(f"not checked: {x}" for x in unchecked)]))
+        logger.info("\n".join(["", leaks_table(leaks), *(f"not checked: {x}" for x in unchecked)]))
     return path, len({(leak.kind == "report", leak.id) for leak in leaks})
 
 

@@ -17,10 +17,10 @@ from clipit.progress import progress
 from clipit.reports.readers import Report, read_reports
 from clipit.reports.rules import ReportLabel, RuleSet, label_report, load_rules
 from clipit.tiles.labels import hide_labels
-from clipit.tiles.load import read_tiles
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.report_vectors import report_vectors
+from clipit.workspace.tile_reading import read_with_overview
 from clipit.workspace.workspace import Workspace
 
 FEATURES = {"tfidf": "TF-IDF of words and word pairs", "vlm": "the mean VLM embedding of a report's snippets"}
@@ -96,7 +96,9 @@ def label_corpus(config: RunConfig, *, tiles: bool, classifier: bool = True) -> 
     notes = list(corpus.problems)
     reports, read = corpus.reports, None
     if tiles:
-        read = hide_labels(read_tiles(config.tiles, check=False), config.tiles.labels, config.seed)
+        read = hide_labels(
+            read_with_overview(config.tiles, lambda _, read: read(), check=False), config.tiles.labels, config.seed
+        )
         reports = _without_later_patients(reports, read, config, notes)
     mapped = [map_label(report.label, section.class_map) for report in reports]
     classes = tuple(rules.classes) if rules else _label_classes(mapped, section.class_map)

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Float32
 
 from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, reading, whole_file, write_json
+from clipit.config.load import names_tiles
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ConfigError, DataError, shortlist
+from clipit.errors import ConfigError, DataError
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.pairing.cases import Cases, join_cases
 from clipit.pairing.pairs import Pairs, pair_tiles
@@ -26,10 +27,13 @@ from clipit.reports.rules import RuleSet, label_report
 from clipit.stores.embed import Store, centred, embed_texts, embed_tiles, unit
 from clipit.stores.index import Index, build_index
 from clipit.tiles.labels import hide_labels
-from clipit.tiles.load import mpp_warning, read_tiles
+from clipit.tiles.load import mpp_warning
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
+from clipit.workspace.near_copies import warn_of_near_copies
+from clipit.workspace.preflight import NO_REPORTS
+from clipit.workspace.tile_reading import note_many_classes, read_with_overview
 
 if TYPE_CHECKING:
     from clipit.models.preprocess import Preprocess
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MANY_CLASSES = 20  # with fewer, a small data set is plausible
 _SECTIONS = ("output", "tiles", "reports", "leaks", "prompts", "vlm", "pairing")
 """Keys of the configuration that determine a workspace."""
 
@@ -85,34 +88,37 @@ class Workspace:
     def all_tiles(self) -> TileSet:
         """All tiles with all labels, without those that `leaks` drops; not for training on labels."""
         key = _key("checked", self.config, "tiles", "leaks")
-        tiles: TileSet = self._cached(
-            key, lambda: _note_many_classes(enforce_on_tiles(self._tiles_as_read, self.config))
-        )
+
+        def check() -> TileSet:
+            kept = enforce_on_tiles(self._tiles_as_read, self.config)
+            return note_many_classes(warn_of_near_copies(kept, self.config))
+
+        tiles: TileSet = self._cached(key, check)
         return tiles
+
+    @property
+    def listed_tiles(self) -> TileSet:
+        """All tiles of the source, before images are decoded and leaks are dropped; for checks that must be cheap."""
+        return self._read_tiles(decode=False)
 
     @cached_property
     def _tiles_as_read(self) -> TileSet:
         """All tiles of the data set, including leaks."""
+        return self._read_tiles()
+
+    def _read_tiles(self, *, decode: bool = True) -> TileSet:
         # Which labels are kept is irrelevant here, unless the configuration forbids reading any.
         unlabelled = self.config.tiles.labels.kind == "none"
         labels = LabelsConfig(kind="none" if unlabelled else "all")
-        tiles = self._read_tiles(self.config.tiles.model_copy(update={"labels": labels}), check=False)
+        section = self.config.tiles.model_copy(update={"labels": labels})
+        tiles = read_with_overview(section, self._cached, check=False, decode=decode, shown=self.config.tiles)
         if not tiles.classes and self.prompts is not None:  # without labels, the prompts define the classes
             return replace(tiles, classes=tuple(self.prompts.classes))
         return tiles
 
-    def _read_tiles(self, section: TilesConfig, *, check: bool = True) -> TileSet:
-        def read() -> TileSet:
-            tiles = read_tiles(section, check=check)
-            if tiles.quarantined:
-                count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
-                logger.info(
-                    f"note: {count} of {total} images cannot be decoded, dropped: {shortlist(tiles.quarantined)}"
-                )
-            return tiles
-
-        tiles: TileSet = self._cached(f"tiles {fingerprint(section.model_dump(mode='json'))}", read)
-        return tiles
+    def log_once(self, text: str) -> None:
+        """Log a text that no workspace with the same memory has logged."""
+        self._cached(f"logged {text}", lambda: logger.info(text))
 
     def shifted_tiles(self, name: str, section: TilesConfig) -> TileSet:
         """Read a shifted test set without the tiles that `leaks` drops; called by all processes.
@@ -126,7 +132,8 @@ class Workspace:
         """
 
         def check() -> TileSet:
-            tests, own = self._read_tiles(section).of_split("test"), self.all_tiles
+            tests = read_with_overview(section, self._cached, shifted=name).of_split("test")
+            own = self.all_tiles
             where = f"comparison.shifted.{name}"
             if not len(tests):
                 raise DataError("no test tiles in a shifted set", where=where, fix="map its split to test (splits)")
@@ -160,9 +167,12 @@ class Workspace:
 
     def warn_of_mpp(self, model: str, expected: float | None, preprocess: "Preprocess") -> None:
         """Warn if a model receives tiles at a resolution other than that of its training."""
-        if expected is not None and len(self.all_tiles):
-            resize = preprocess.resize_to / min(self.all_tiles.read(0).size)
-            if warning := mpp_warning(self.all_tiles, expected, model, resize=resize):
+        if expected is None or not names_tiles(self.config):
+            return
+        tiles = self._tiles_as_read
+        if len(tiles):
+            resize = preprocess.resize_to / min(tiles.read(0).size)
+            if warning := mpp_warning(tiles, expected, model, resize=resize):
                 logger.info(f"warning: {warning}")
 
     @cached_property
@@ -178,8 +188,14 @@ class Workspace:
         own = self.config.pairing.reports != "any"
         reports: Reports = self._cached(
             f"{own} {_key('kept reports', self.config, 'tiles', 'reports', 'leaks', 'prompts')}",
-            lambda: enforce_on_reports(self._reports_as_read, lambda: self._tiles_as_read, self.config),
+            lambda: self._keep_reports(self._reports_as_read),
         )
+        return reports
+
+    def _keep_reports(self, reports: "Reports") -> "Reports":
+        if names_tiles(self.config):
+            return enforce_on_reports(reports, lambda: self._tiles_as_read, self.config)
+        logger.info("note: no tiles are configured, so no report of a validation or test patient can be left out")
         return reports
 
     @cached_property
@@ -208,15 +224,13 @@ class Workspace:
     @property
     def _reports_config(self) -> ReportsConfig:
         if self.config.reports is None:
-            raise ConfigError(
-                "this command needs reports, but none are configured", where="reports", fix="set reports.path"
-            )
+            raise ConfigError(NO_REPORTS, where="reports", fix="set reports.path")
         return self.config.reports
 
     @cached_property
     def snippets(self) -> Artifact:
         """The snippets of the reports, truncated to the context length of the VLM's text tower."""
-        reports, section = self.reports, self._reports_config
+        reports, section, made = self.reports, self._reports_config, list[bool]()
 
         def make(folder: Path) -> dict[str, Any]:
             from clipit.reports.build import build_snippets
@@ -230,10 +244,12 @@ class Workspace:
                 with whole_file(folder / f"{name}.parquet") as temporary:
                     pq.write_table(table, temporary)
             write_json(folder / "account.json", built.account.as_dict())
+            made.append(True)
             return {"reports": len(reports.reports), "snippets": built.snippets.num_rows}
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
-        logger.info(_format_account(snippets, self.reports))
+        if made:  # a command that finds the snippets does not repeat their account
+            logger.info(_format_account(snippets, self.reports))
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:
@@ -357,16 +373,6 @@ class Workspace:
     def pairing_summary(self) -> str:
         """Summarise the pairs as text."""
         return summary_text(self.pairs.summary, self.snippet_texts())
-
-
-def _note_many_classes(tiles: TileSet) -> TileSet:
-    """Log and note if there are hardly more labelled tiles than classes, which suggests ids in place of labels."""
-    labelled = int((tiles.truth >= 0).sum())
-    if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
-        return tiles
-    note = f"{len(tiles.classes)} classes for {labelled} labelled tiles: check that the labels are class names, not ids"
-    logger.info(f"warning: {note}")
-    return replace(tiles, notes=(*tiles.notes, note))
 
 
 def _format_account(snippets: Artifact, reports: "Reports") -> str:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from clipit.errors import DataError
-from clipit.tiles.splits import check_groups, cut_validation
+from clipit.tiles.cuts import cut_validation
+from clipit.tiles.splits import check_groups
 from clipit.tiles.tileset import TileSet
 
 Make = Callable[..., TileSet]

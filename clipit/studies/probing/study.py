@@ -48,6 +48,7 @@ from clipit.studies.report import (
     write_study,
 )
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -108,12 +109,13 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
         DataError: No test tile has a label, or the run has different classes.
     """
     workspace = Workspace(config)
-    _require_test_labels(config, workspace.all_tiles)
+    check_inputs(workspace, ["vlm", "backbone"])
+    _require_test_labels(config, workspace.listed_tiles)
     rows = [] if run is None else list(_run_rows(config, workspace, run))  # first, so that a wrong folder fails early
     models = [*vlm_features(config, workspace), backbone_features(config, workspace)]
     if run is not None:
         models.append(classifier_features(config, workspace, run))
-    rows += _zero_shot_rows(config, workspace, models[0])
+    rows += _zero_shot_rows(config, probing, workspace, models[0])
     for task, score in text_retrieval(probing, workspace, models[0]):
         prompts = prompt_columns(None if "caption" in task else workspace.prompts)
         rows.append(replace(_retrieval_row(JOINT, task, score), **prompts))
@@ -150,8 +152,10 @@ def _run_rows(config: RunConfig, workspace: Workspace, run: Path) -> Iterator[Pr
         yield from _score_rows(config, zero_shot, p.labels, p.zero_shot, p.groups, p.classes)
 
 
-def _zero_shot_rows(config: RunConfig, workspace: Workspace, joint: FrozenFeatures) -> Iterator[ProbingRow]:
-    """Compute zero-shot scores of the VLM, also with centring if pairing is centred; yields nothing without prompts."""
+def _zero_shot_rows(
+    config: RunConfig, probing: ProbingConfig, workspace: Workspace, joint: FrozenFeatures
+) -> Iterator[ProbingRow]:
+    """Compute zero-shot scores of the VLM, also with centring if configured; yields nothing without prompts."""
     prompts, tiles = workspace.prompts, workspace.all_tiles
     if prompts is None:
         return
@@ -159,7 +163,7 @@ def _zero_shot_rows(config: RunConfig, workspace: Workspace, joint: FrozenFeatur
     row = ProbingRow(subject=joint.name, what="zero_shot", labels=0, validation_labels=0, **prompt_columns(prompts))
     variants: list[tuple[ProbingRow, Float32[np.ndarray, " D"] | None, Float32[np.ndarray, " D"] | None]]
     variants = [(row, None, None)]
-    if workspace.text_mean is not None:  # the mean over the snippets of the index
+    if probing.centred and workspace.text_mean is not None:  # the mean over the snippets of the index
         fingerprint = workspace.index.artifact.fingerprint
         centred_row = replace(row, what="zero_shot, centred", index=fingerprint)
         variants.append((centred_row, workspace.tile_mean, workspace.text_mean))
@@ -283,7 +287,8 @@ def _retrieval_row(subject: str, task: str, score: RetrievalScore) -> ProbingRow
 
 def _require_test_labels(config: RunConfig, tiles: TileSet) -> None:
     if not (tiles.of_split("test").labels >= 0).any():
-        raise DataError("no test tile has a label", where=config.tiles.path, fix="add labelled test tiles")
+        fix = "add labelled test tiles, or set tiles.test_fraction"
+        raise DataError("no test tile has a label", where=config.tiles.path, fix=fix)
 
 
 def _write(

@@ -66,15 +66,15 @@ def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Works
     return test, train.select(np.sort(sample))
 
 
-def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet) -> list[ZeroShotModel]:
-    """Load the VLM and, if pairing is centred, a second model with centred tiles and texts."""
+def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet, *, centre: bool) -> list[ZeroShotModel]:
+    """Load the VLM and, with `centre` and if pairing is centred, a second model with centred tiles and texts."""
     encode = memoise(workspace.encode)
     test_store, train_store = workspace.tile_store("test"), workspace.tile_store("train")
     test_vectors = test_store.rows(test_store.positions(test.ids))
     train_vectors = train_store.rows(train_store.positions(screening.ids))
     scale, facts = workspace.vlm.logit_scale, vlm_facts(workspace)
     models = [ZeroShotModel("VLM", test_vectors, train_vectors, screening.splits, encode, scale, facts)]
-    text_mean, tile_mean = workspace.text_mean, workspace.tile_mean
+    text_mean, tile_mean = (workspace.text_mean, workspace.tile_mean) if centre else (None, None)
     if text_mean is not None:
 
         def encode_centred(texts: Sequence[str]) -> Float32[np.ndarray, "n D"]:

@@ -22,7 +22,7 @@ from clipit.evaluation.metrics import METRICS, compute_metrics, explain_undefine
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
 from clipit.prompts.prompt_grid import prompt_grid
-from clipit.prompts.prompt_set import PromptSet, check_classes, load_prompts
+from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.studies.prompts.models import (
     ZeroShotModel,
     count_cut_tokens,
@@ -42,6 +42,7 @@ from clipit.studies.report import (
     write_study,
 )
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -146,10 +147,9 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
         ModelError: The run's classifier cannot predict zero-shot.
     """
     prompt_sets = _load_prompt_sets(options, workspace)
+    check_inputs(workspace, ["vlm"], prompt_sets)
     test, screening = select_tiles(config, options, workspace)
-    for prompts in prompt_sets:
-        check_classes(prompts, test.classes)
-    models = load_vlm_models(workspace, test, screening)
+    models = load_vlm_models(workspace, test, screening, centre=options.centred)
     if run is not None:
         models.append(load_student(run, workspace, test, screening))
     folder = config.output / "prompts" / (config.name if run is None else f"{config.name}-{run.name}")

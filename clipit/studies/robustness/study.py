@@ -38,6 +38,7 @@ from clipit.studies.robustness.scores import (
 )
 from clipit.studies.robustness.tables import robustness_chapters
 from clipit.tiles.tileset import TileSet
+from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def measure_robustness(
         DataError: There is nothing to measure, no test tile has a label, or a run or shifted set has other classes.
     """
     workspace = Workspace(config)
+    check_inputs(workspace, ["vlm"] if robustness.vlm and config.prompts else [])
     models = _load_models(config, robustness, workspace, runs)
     sets = {"test": workspace.all_tiles.of_split("test")}
     sets |= {name: workspace.shifted_tiles(name, section) for name, section in (shifted or {}).items()}

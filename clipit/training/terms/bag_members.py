@@ -158,9 +158,8 @@ def _prompts(config: RunConfig, workspace: Workspace, train: TileSet) -> PromptM
                 "class prompts need a prompt set", where="bags.class_prompts", fix="set prompts: NAME or FILE"
             )
         check_classes(workspace.prompts, workspace.all_tiles.classes)
-        pools.append(
-            ([t for name in workspace.prompts.classes for t in workspace.prompts.texts(name)], b.class_prompts)
-        )
+        names = [name for name in workspace.prompts.classes if name in workspace.all_tiles.classes]
+        pools.append(([t for name in names for t in workspace.prompts.texts(name)], b.class_prompts))
     parts: list[np.ndarray] = []
     nearest: list[np.ndarray] = []
     for texts, most in pools:

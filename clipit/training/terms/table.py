@@ -23,6 +23,7 @@ from clipit.training.terms.distillation import DistillationTerm, SecondDistillat
 from clipit.training.terms.prompt_bags import PromptBagsTerm
 from clipit.training.terms.soft_labels import SoftLabelsTerm
 from clipit.training.terms.term import Probabilities, Term, TermInputs
+from clipit.workspace.preflight import Model
 from clipit.workspace.workspace import Workspace
 
 TERMS: tuple[type[Term[Any]], ...] = (
@@ -94,6 +95,13 @@ def uses_reports(config: RunConfig) -> bool:
 def uses_vlm(config: RunConfig) -> bool:
     """Check whether training uses the VLM."""
     return config.student.projector_layers > 0 or any(term.uses_vlm for term in active_terms(config))
+
+
+def models_of(config: RunConfig) -> list[Model]:
+    """Return the sections of the models that training loads."""
+    models: list[Model] = ["backbone"]
+    models += ["vlm"] if uses_vlm(config) else []
+    return [*models, "second_vlm"] if config.second_vlm is not None else models
 
 
 def uses_unlabelled(config: RunConfig) -> bool:

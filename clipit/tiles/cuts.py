@@ -1,0 +1,154 @@
+"""Cut a validation part, a test part or folds off the training tiles: by group, stratified by class, reproducibly."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from clipit.errors import DataError, shortlist
+from clipit.tiles.splits import patients, shuffled
+from clipit.tiles.tileset import TileSet
+
+_UNKNOWN = "groups unknown: tiles of one patient may be on both sides, so {part} scores may be too high"
+
+
+def cut_validation(tiles: TileSet, fraction: float, seed: int, *, blind: bool = False) -> TileSet:
+    """Move about `fraction` of train to validation (see `_cut`); with `blind`, without using labels.
+
+    Raises:
+        DataError: No group could be moved.
+    """
+    if not blind:
+        return _cut(tiles, "validation", fraction, seed)
+    cut = _cut(replace(tiles, truth=np.full_like(tiles.truth, -1)), "validation", fraction, seed)
+    return replace(cut, truth=tiles.truth)
+
+
+def cut_test(tiles: TileSet, fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to test, for a data set published without a test part (see `_cut`).
+
+    Raises:
+        DataError: No group could be moved.
+    """
+    return _cut(tiles, "test", fraction, seed)
+
+
+def cut_fold(tiles: TileSet, folds: int, fold: int, seed: int) -> TileSet:
+    """Move one of several folds of train to test.
+
+    Every tile of train belongs to exactly one fold, and all tiles of a group to the same one. The groups of each class
+    are drawn in a random order, the largest first, and each goes to the fold with the fewest tiles of its class. The
+    folds depend on the names of the groups and the seed, not on the order of the rows.
+
+    Args:
+        tiles: Tiles without a test part.
+        folds: Number of folds.
+        fold: Fold that becomes the test part, from 0.
+        seed: Seed of the order of the groups.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    inside = np.flatnonzero(tiles.splits == "train").tolist()
+    name_of = _group_names(tiles, inside)
+    members = _members(name_of, inside)
+    if len(members) < folds:
+        raise DataError(
+            f"{folds} folds need as many groups: train has {len(members)} groups for {len(inside)} tiles",
+            where=tiles.where,
+            fix="lower tiles.folds",
+        )
+    fold_of: dict[str, int] = {}
+    totals = [0] * folds
+    for _, stratum in sorted(_strata(tiles, members).items()):
+        sizes = [0] * folds
+        order = [stratum[position] for position in shuffled(stratum, seed, "folds")]
+        for name in sorted(order, key=lambda name: -len(members[name])):
+            chosen = min(range(folds), key=lambda place: (sizes[place], totals[place], place))
+            fold_of[name] = chosen
+            sizes[chosen] += len(members[name])
+            totals[chosen] += len(members[name])
+    moved = {name for name, place in fold_of.items() if place == fold}
+    note = f"test: fold {fold} of {folds} (numbered from 0), cut with seed {seed}"
+    moved_tiles = _move(tiles, inside, name_of, moved, "test", note)
+    codes = set(moved_tiles.truth[moved_tiles.splits == "test"].tolist())
+    absent = [name for code, name in enumerate(tiles.classes) if code not in codes]
+    if not absent:
+        return moved_tiles
+    return replace(moved_tiles, notes=(*moved_tiles.notes, f"no tile of {shortlist(absent)} in this fold"))
+
+
+def _cut(tiles: TileSet, part: Literal["validation", "test"], fraction: float, seed: int) -> TileSet:
+    """Move about `fraction` of train to another part, by complete groups and stratified by class where possible.
+
+    A tile without a group is its own group, unless its id contains a TCGA barcode; the slides of one TCGA patient form
+    one group. If there are labelled tiles, only their groups move, because validation needs labels. The result depends
+    on the names of the groups and the seed, not on the order of the rows.
+
+    Raises:
+        DataError: No group could be moved.
+    """
+    inside = np.flatnonzero(tiles.splits == "train").tolist()
+    labelled = [index for index in inside if tiles.truth[index] >= 0]
+    counted = labelled or inside
+    name_of = _group_names(tiles, inside)
+    members = _members(name_of, counted)
+    moved: set[str] = set()
+    for _, stratum in sorted(_strata(tiles, members).items()):
+        target = fraction * sum(len(members[name]) for name in stratum)
+        taken = 0
+        for position in shuffled(stratum, seed, part):
+            size = len(members[stratum[position]])
+            if abs(taken + size - target) < abs(taken - target):
+                moved.add(stratum[position])
+                taken += size
+    if not moved:
+        key = "validation_fraction" if part == "validation" else "test_fraction"
+        raise DataError(
+            f"no {part} part can be cut: train has {len(members)} groups for {len(counted)} tiles",
+            where=tiles.where,
+            fix=f"name a {part} part in tiles.splits, or raise tiles.{key}",
+        )
+    return _move(tiles, inside, name_of, moved, part, f"{part}: {fraction:g} of train, cut with seed {seed}")
+
+
+def _group_names(tiles: TileSet, rows: Sequence[int]) -> dict[int, str]:
+    """Return the name of each tile's group; a tile without a group is its own."""
+    groups, ids = patients(tiles.groups, tiles.ids), tiles.ids.tolist()
+    return {row: f"group:{groups[row]}" if groups[row] else f"tile:{ids[row]}" for row in rows}
+
+
+def _members(name_of: Mapping[int, str], rows: Iterable[int]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = {}
+    for row in rows:
+        members.setdefault(name_of[row], []).append(row)
+    return members
+
+
+def _strata(tiles: TileSet, members: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:
+    """Sort the groups into strata: by the most frequent class of their labelled tiles (the first if tied), else -1."""
+    truth = tiles.truth.tolist()
+    strata: dict[int, list[str]] = {}
+    for name, rows in members.items():
+        counts = sorted(Counter(truth[row] for row in rows if truth[row] >= 0).items())
+        stratum = max(counts, key=lambda item: item[1])[0] if counts else -1
+        strata.setdefault(stratum, []).append(name)
+    return strata
+
+
+def _move(
+    tiles: TileSet,
+    inside: Sequence[int],
+    name_of: Mapping[int, str],
+    moved: set[str],
+    part: Literal["validation", "test"],
+    note: str,
+) -> TileSet:
+    """Move whole groups of train to a part, with a note, and a further one if groups are unknown."""
+    splits = tiles.splits.astype("<U10")
+    splits[[row for row in inside if name_of[row] in moved]] = part
+    if any(name_of[row].startswith("tile:") for row in inside):
+        note += f"; {_UNKNOWN.format(part=part)}"
+    return replace(tiles, splits=splits, notes=(*tiles.notes, note))

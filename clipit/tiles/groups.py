@@ -1,0 +1,96 @@
+"""Groups of tiles, patients or slides, from patterns in their names; advice where a source seems to name them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from clipit.errors import DataError, shortlist
+from clipit.tiles.source import SourceTiles
+from clipit.tiles.splits import patient_in
+
+GROUP_COLUMNS = (
+    "patientid", "patient", "patientbarcode", "bcrpatientbarcode", "patientno", "patientnumber", "patientname",
+    "subjectid", "subject", "donorid", "donor", "participantid", "participant",
+    "caseid", "case", "casesubmitterid", "submitterid", "caseno", "casenumber",
+    "slideid", "slide", "slidename", "slidebarcode", "wsiid", "wsi", "wsiname", "specimenid", "specimen",
+)  # fmt: skip
+"""Names of columns that usually name patients or slides, as `folded_name` writes them, the best group first."""
+_BARCODES: Mapping[str, str] = {
+    "TCGA barcodes": r"TCGA-[A-Za-z0-9]{2}-[A-Za-z0-9]{4}",
+    "CPTAC barcodes": r"C3[LN]-\d{5}",
+    "GTEx barcodes": r"GTEX-[A-Z0-9]{4,5}",
+    "names of patients": r"(?i:patient|subject|donor)[-_ ]?[a-z]?\d+",
+    "names of cases": r"(?i:case)[-_ ]?[a-z]?\d+",
+    "names of slides": r"(?i:slide|wsi)[-_ ]?[a-z]?\d+",
+}
+"""Patterns of barcodes and of usual names of patients and slides in file names, the best group first."""
+_COMMON = 0.5  # share of the tiles in which a pattern must occur
+
+
+def folded_name(column: str) -> str:
+    """Return the name of a column in lower case, with letters and digits alone."""
+    return "".join(char for char in column.casefold() if char.isalnum())
+
+
+def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
+    """Take the groups from the ids of the tiles, or else from their paths (`tiles.group_pattern`).
+
+    Raises:
+        DataError: The source has groups already, or no tile matches.
+    """
+    if pattern is None:
+        return source
+    if any(source.groups):
+        raise DataError(
+            "the source has groups already, which tiles.group_pattern would replace",
+            where=source.where,
+            fix="remove tiles.group_pattern, or the column of the groups",
+        )
+    groups = _find(source, re.compile(pattern))
+    missing = [name for name, group in zip(source.ids, groups, strict=True) if not group]
+    if len(missing) == len(groups):
+        raise DataError(
+            f"tiles.group_pattern {pattern!r} occurs in no tile; their ids are such as: {shortlist(source.ids, 3)}",
+            where=source.where,
+            fix="correct the regular expression",
+        )
+    note = f"{len(missing)} tiles without a group: tiles.group_pattern does not occur in {shortlist(missing, 3)}"
+    return replace(source, groups=groups, notes=(*source.notes, note) if missing else source.notes)
+
+
+def group_advice(source: SourceTiles) -> str:
+    """Return how to name the patients of a source without groups that seems to name them; "" without a sign of them."""
+    if any(source.groups) or any(patient_in(name) for name in source.ids):
+        return ""
+    rank = {name: place for place, name in enumerate(GROUP_COLUMNS)}
+    for name in sorted(source.columns, key=lambda name: rank[folded_name(name)]):
+        values = source.columns[name]
+        if _is_shared(values):
+            count = len({value for value in values if value})
+            return (
+                f"the column {name} names {count} patients or slides, but is not used: set --tiles.columns.group={name}"
+            )
+    for what, pattern in _BARCODES.items():
+        values = _find(source, re.compile(pattern))
+        if _is_shared(values):
+            count = len({value for value in values if value})
+            example = next(value for value in values if value)
+            return (
+                f"the ids or paths contain {count} {what}, such as {example}, but no groups are set: set "
+                f"--tiles.group_pattern='{pattern}'"
+            )
+    return ""
+
+
+def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
+    """Find the pattern in the id of each tile, or else in its path; "" where it does not occur."""
+    paths = source.paths or [""] * len(source.ids)
+    matches = (pattern.search(name) or pattern.search(path) for name, path in zip(source.ids, paths, strict=True))
+    return ["" if match is None else (match[1] or "" if pattern.groups else match[0]) for match in matches]
+
+
+def _is_shared(values: Sequence[str]) -> bool:
+    """Return whether values could be groups: most tiles have one, there are several, and tiles share them."""
+    named = [value for value in values if value]
+    distinct = len(set(named))
+    return len(named) >= _COMMON * len(values) and 1 < distinct < len(named)

@@ -1,0 +1,92 @@
+"""Overview of a tile set for the start of a command: what was read, and what is missing."""
+
+import numpy as np
+
+from clipit.config.run import TilesConfig
+from clipit.errors import printable, shortlist
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import SPLITS, TileSet
+
+_MOST_CLASSES = 10  # listed; the others are counted
+
+
+def tiles_overview(tiles: TileSet, config: TilesConfig, title: str = "tiles") -> str:
+    """Format source, classes, splits, labels and patients of tiles, and what is missing with its consequence.
+
+    Args:
+        tiles: Tiles with all labels of the source.
+        config: Section `tiles` that they were read with.
+        title: What the tiles are.
+    """
+    counts = np.bincount(tiles.truth[tiles.truth >= 0], minlength=len(tiles.classes)).tolist()
+    classes = [f"{name} {count:,}" for name, count in zip(tiles.classes, counts, strict=True)]
+    named = patients(tiles.groups, tiles.ids)
+    lines = [
+        f"{title}: {config.source} {config.path}",
+        f"  {len(tiles):,} tiles, {len(classes)} classes: {shortlist(classes, _MOST_CLASSES) or 'no labels'}",
+    ]
+    for split in SPLITS:
+        inside = tiles.splits == split
+        if inside.any():
+            labelled = int((tiles.truth[inside] >= 0).sum())
+            unlabelled = int(inside.sum()) - labelled
+            labels = "no labels" if not labelled else f"{labelled:,} labelled, {unlabelled:,} not"
+            labels = "all labelled" if labelled and not unlabelled else labels
+            lines.append(f"  {split:<10} {int(inside.sum()):>7,} tiles, {labels}, {_patients_of(named[inside])}")
+    lines += [f"  labels used: {used}" for used in [_labels_used(config)] if used]
+    lines += [f"  missing: {problem}" for problem in _missing(tiles, named)]
+    lines += [f"  note: {note}" for note in tiles.notes]
+    if tiles.advice:
+        lines.append(f"  WARNING: {tiles.advice}")
+    return printable("\n".join(lines), keep="\n")
+
+
+def _patients_of(named: np.ndarray) -> str:
+    known = named[named != ""]
+    if not known.size:
+        return "patients unknown"
+    rest = int(named.size - known.size)
+    text = f"{np.unique(known.astype(str)).size:,} patients or slides"
+    return f"{text} and {rest:,} tiles without one" if rest else text
+
+
+def _labels_used(config: TilesConfig) -> str:
+    """Describe the limit of the labels that a run may use; "" without a limit."""
+    labels = config.labels
+    limits = {
+        "all": "",
+        "none": "none (tiles.labels.kind: none)",
+        "fraction": f"{labels.value:.4g} of each class, drawn for each seed (tiles.labels)",
+        "per_class": f"{labels.value:g} of each class, drawn for each seed (tiles.labels)",
+    }
+    return "" if labels.kind == "fraction" and labels.value == 1 else limits[labels.kind]
+
+
+def _missing(tiles: TileSet, named: np.ndarray) -> list[str]:
+    """List missing parts, labels and groups, each with its consequence."""
+    problems = []
+    inside = {split: tiles.splits == split for split in SPLITS}
+    labelled = {split: mask & (tiles.truth >= 0) for split, mask in inside.items()}
+    if not inside["train"].any():
+        problems.append("no train part, so nothing can be trained: name it in tiles.splits")
+    elif not inside["validation"].any():
+        problems.append("no validation part, so the best step cannot be chosen")
+    if not inside["test"].any():
+        problems.append("no test part, so there is no test score: tiles.test_fraction or tiles.folds cuts one")
+    for split, use in (("train", "to learn from"), ("validation", "to choose the step by"), ("test", "to score")):
+        if inside[split].any() and not labelled[split].any():
+            problems.append(f"no labels in {split}, so there are none {use}")
+    for split in ("train", "test"):
+        present = set(tiles.truth[labelled[split]].tolist())
+        absent = [name for code, name in enumerate(tiles.classes) if code not in present]
+        if absent and present:
+            effect = "so these cannot be learnt from labels" if split == "train" else "so these are not scored"
+            problems.append(f"no labelled {split} tiles of {shortlist(absent)}, {effect}")
+    nameless = int((named == "").sum())
+    if nameless:
+        how_many = "no groups" if nameless == len(tiles) else f"no group for {nameless:,} tiles"
+        problems.append(
+            f"{how_many}, so tiles of one patient or slide may be in two splits, and scores too high: name the patient "
+            "in a column group, tiles.columns.group or tiles.group_pattern"
+        )
+    return problems

@@ -1,0 +1,56 @@
+"""Look for near copies between the splits of tiles whose patients are unknown."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.config.run import RunConfig
+from clipit.errors import shortlist
+from clipit.pairing.leaks import near_leaks
+from clipit.tiles.splits import patients, shuffled
+from clipit.tiles.tileset import SPLITS, TileSet
+from clipit.workspace.tile_hashes import tile_hashes
+
+logger = logging.getLogger(__name__)
+
+_MOST = 1000  # tiles of each split that are compared
+
+
+def warn_of_near_copies(tiles: TileSet, config: RunConfig) -> TileSet:
+    """Warn of images that look alike in two splits if no tile has a group; called by all processes.
+
+    At most 1,000 tiles of each split are compared, drawn by id. Nothing is dropped; the warning becomes a note of the
+    returned tiles. If `leaks.pixels` is near, all tiles have been compared already; with off, or with the policy off,
+    no images are compared.
+
+    Args:
+        tiles: Tiles of all splits.
+        config: Run configuration with the section `leaks`.
+    """
+    unknown = not (patients(tiles.groups, tiles.ids) != "").any()
+    several = np.unique(tiles.splits).size > 1
+    if config.leaks.policy == "off" or config.leaks.pixels != "exact" or not unknown or not several:
+        return tiles
+    sample = tiles.select(np.sort(np.concatenate([_sample(tiles, split) for split in SPLITS])))
+    leaks = near_leaks(sample, tile_hashes(config.output / "artefacts", sample), config.leaks)
+    if not leaks:
+        return tiles
+    later = sorted({leak.other_id for leak in leaks})
+    compared = int((sample.splits != "train").sum())
+    examples = [f"{leak.id} ({leak.split}) ~ {leak.other_id} ({leak.other_split})" for leak in leaks]
+    note = (
+        f"{len(later)} of {compared} validation and test tiles look like a tile of an earlier split "
+        f"({shortlist(examples, 2)}), and no groups are set: scores will be too high"
+    )
+    logger.warning(
+        f"{note}\n  to do: name the patient or slide (tiles.columns.group, tiles.group_pattern); or "
+        "--leaks.pixels=near --leaks.policy=exclude; all of them: clipit check-leaks --config ..."
+    )
+    return replace(tiles, notes=(*tiles.notes, note))
+
+
+def _sample(tiles: TileSet, split: str) -> Int64[np.ndarray, " n"]:
+    rows = np.flatnonzero(tiles.splits == split)
+    return np.asarray(rows[shuffled(tiles.ids[rows], 0, "near copies")[:_MOST]])

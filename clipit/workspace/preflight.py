@@ -1,0 +1,122 @@
+"""Checks that take seconds, made before a model is loaded, an image decoded or a text embedded."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from clipit.config.load import names_tiles
+from clipit.config.run import RunConfig
+from clipit.data_files import hub_id, neighbours
+from clipit.errors import ArtifactError, ClipitError, ConfigError, DataError, shortlist
+from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
+
+if TYPE_CHECKING:
+    from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+NO_REPORTS = "this command needs reports, but none are configured"
+
+Model = Literal["vlm", "second_vlm", "backbone"]
+
+
+def check_inputs(
+    workspace: "Workspace", models: Sequence[Model] = (), prompts: Sequence[PromptSet] = (), *, reports: bool = False
+) -> None:
+    """Check the output folder, model names, reports' path, tiles and prompts of a workspace; log what was read.
+
+    Reads everything but images, reports and weights. Independent problems are reported together; a class of a prompt
+    set that no tile has is a note. Called by all processes.
+
+    Args:
+        workspace: Workspace of the configuration.
+        models: Sections of the models that the command loads.
+        prompts: Further prompt sets that are used with these tiles.
+        reports: Whether the command needs reports.
+
+    Raises:
+        ClipitError: Something cannot be used.
+    """
+    config = workspace.config
+    steps: list[Callable[[], None]] = [
+        lambda: check_output(config.output),
+        *(_model_check(config, model) for model in models),
+        lambda: _check_reports(config, needed=reports),
+        lambda: _check_tiles_and_prompts(workspace, prompts),
+    ]
+    problems: list[ClipitError] = []
+    for step in steps:
+        try:
+            step()
+        except ClipitError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ClipitError("\n".join([f"{len(problems)} problems:", *(str(problem) for problem in problems)]))
+
+
+def check_output(folder: Path) -> None:
+    """Check that an output folder can be created, or written if it is new or empty, without creating it.
+
+    A folder with content is not checked here, since finished runs of another user can be read from it.
+
+    Raises:
+        ArtifactError: The folder, or the nearest existing parent, is a file or cannot be written.
+    """
+    nearest = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()), Path("/"))
+    if not nearest.is_dir():
+        raise ArtifactError(
+            "a file is where a folder belongs", where=nearest, fix="choose another folder with --output"
+        )
+    is_used = nearest == folder.absolute() and any(nearest.iterdir())
+    if not is_used and not os.access(nearest, os.W_OK | os.X_OK):
+        raise ArtifactError(
+            f"no permission to write into this folder, in which {folder} belongs",
+            where=nearest,
+            fix="choose another folder with --output, or change the folder's permissions",
+        )
+
+
+def _model_check(config: RunConfig, model: Model) -> Callable[[], None]:
+    def check() -> None:
+        if model == "backbone":
+            from clipit.models.backbones import check_backbone_name
+
+            check_backbone_name(config.backbone)
+            return
+        from clipit.models.vlm_sources import check_vlm_name
+
+        vlm = config.vlm if model == "vlm" else config.second_vlm
+        if vlm is not None:
+            check_vlm_name(vlm)
+
+    return check
+
+
+def _check_reports(config: RunConfig, *, needed: bool) -> None:
+    reports = config.reports
+    if reports is None and needed:
+        raise ConfigError(NO_REPORTS, where="reports", fix="set reports.path")
+    if reports is None or hub_id(reports.path) is not None or Path(reports.path).expanduser().exists():
+        return
+    raise DataError(
+        "the reports do not exist", where=reports.path, fix=f"correct reports.path; {neighbours(reports.path)}"
+    )
+
+
+def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet]) -> None:
+    own = workspace.prompts
+    sets = [*([own] if own is not None else []), *further]
+    if not names_tiles(workspace.config):
+        return
+    tiles = workspace.listed_tiles
+    for prompts in sets if tiles.classes else ():
+        check_classes(prompts, tiles.classes)
+        unused = unused_classes(prompts, tiles.classes)
+        if unused:
+            workspace.log_once(
+                f"note: the prompt set {prompts.name} has classes that no tile has; left out: {shortlist(unused)}"
+            )

@@ -1,0 +1,76 @@
+"""Read the tiles of a configuration for a workspace, and log what was read before any image is decoded."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from clipit.artifacts import fingerprint
+from clipit.config.run import TilesConfig
+from clipit.errors import shortlist
+from clipit.tiles.load import read_tiles
+from clipit.tiles.overview import tiles_overview
+from clipit.tiles.tileset import TileSet
+
+logger = logging.getLogger(__name__)
+
+_MANY_CLASSES = 20  # with fewer, a small data set is plausible
+
+Memory = Callable[[str, Callable[[], Any]], Any]
+"""Function from a key and a function to the function's value, which is computed once."""
+
+
+def read_with_overview(
+    section: TilesConfig,
+    remember: Memory,
+    *,
+    check: bool = True,
+    decode: bool = True,
+    shown: TilesConfig | None = None,
+    shifted: str = "",
+) -> TileSet:
+    """Read tiles once, and log their overview once, before any image is decoded.
+
+    Args:
+        section: Section `tiles` to read.
+        remember: Memory of the workspace.
+        check: Whether groups in two splits are an error.
+        decode: Whether to decode every image if tiles.unreadable is quarantine.
+        shown: Section with the labels that the run may use, for the overview; `section` by default.
+        shifted: Name of a shifted test set, of which only the test tiles are used; "" for the tiles of a run.
+    """
+    quarantine = section.unreadable == "quarantine"
+
+    def read() -> TileSet:
+        if quarantine and decode:
+            read_with_overview(section, remember, check=check, decode=False, shown=shown, shifted=shifted)
+            tiles = read_tiles(section, check=check)
+            if tiles.quarantined:
+                count, total = len(tiles.quarantined), len(tiles) + len(tiles.quarantined)
+                logger.info(
+                    f"note: {count} of {total} images cannot be decoded, dropped: {shortlist(tiles.quarantined)}"
+                )
+            return tiles
+        tiles = read_tiles(section, check=check, decode=False)
+        title = f"shifted test set {shifted}" if shifted else "tiles"
+        text = tiles_overview(tiles.of_split("test") if shifted else tiles, shown or section, title)
+        # Arms with other labels read the same source again.
+        remember(
+            f"overview {title} {fingerprint(section.model_dump(mode='json', exclude={'labels'}))}",
+            lambda: logger.info(text),
+        )
+        return tiles
+
+    listed = "listed " if quarantine and not decode else ""
+    tiles: TileSet = remember(f"{listed}tiles {fingerprint(section.model_dump(mode='json'))}", read)
+    return tiles
+
+
+def note_many_classes(tiles: TileSet) -> TileSet:
+    """Log and note if there are hardly more labelled tiles than classes, which suggests ids in place of labels."""
+    labelled = int((tiles.truth >= 0).sum())
+    if len(tiles.classes) < _MANY_CLASSES or not 0 < labelled < 2 * len(tiles.classes):
+        return tiles
+    note = f"{len(tiles.classes)} classes for {labelled} labelled tiles: check that the labels are class names, not ids"
+    logger.info(f"warning: {note}")
+    return replace(tiles, notes=(*tiles.notes, note))

@@ -1,6 +1,7 @@
 """Groups of tiles, patients or slides, from patterns in their names; advice where a source seems to name them."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,11 @@ _COMMON = 0.5  # share of the tiles in which a pattern must occur
 def folded_name(column: str) -> str:
     """Return the name of a column in lower case, with letters and digits alone."""
     return "".join(char for char in column.casefold() if char.isalnum())
+
+
+def names_groups(column: str) -> bool:
+    """Return whether a column usually names patients or slides, by its name."""
+    return folded_name(column) in GROUP_COLUMNS
 
 
 def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
@@ -67,9 +73,8 @@ def group_advice(source: SourceTiles) -> str:
         values = source.columns[name]
         if _is_shared(values):
             count = len({value for value in values if value})
-            return (
-                f"the column {name} names {count} patients or slides, but is not used: set --tiles.columns.group={name}"
-            )
+            key = f"--tiles.columns.group={shlex.quote(name)}"
+            return f"the column {name} names {count} patients or slides, but is not used: set {key}"
     for what, pattern in _BARCODES.items():
         values = _find(source, re.compile(pattern))
         if _is_shared(values):

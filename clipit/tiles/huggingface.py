@@ -11,6 +11,7 @@ from clipit.data_files import check_arrow, load_huggingface
 from clipit.errors import DataError, is_limit, shortlist
 from clipit.images import ImageError, decode
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
+from clipit.tiles.groups import names_groups
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import configured_parts, part_map
 
@@ -64,6 +65,10 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     part_of_row: list[str] = []
     stamps: list[str] = []
     classes: tuple[str, ...] | None = None
+    present = {name for rows in parts.values() for name in rows.column_names}
+    others: dict[str, list[str]] = {
+        name: [] for name in sorted(present - {*names.values()}) if names_groups(name) and names["group"] not in present
+    }
     undecoded: dict[str, Any] = {}
     for part, rows in parts.items():
         missing = sorted(names[key] for key in required if names[key] not in rows.column_names)
@@ -85,6 +90,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
             columns[key] += _column_as_text(
                 rows, names[key], part_classes if key == "label" else None, f"{config.path}, part {part}"
             )
+        for name, values in others.items():
+            values += _column_as_text(rows, name, None, f"{config.path}, part {part}")
     if not part_of_row:
         raise DataError("the data set has no rows", where=config.path, fix="choose another")
     row_ids = [f"{part}/{row:06d}" for part, rows in parts.items() for row in range(rows.num_rows)]
@@ -107,6 +114,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         where=config.path,
         classes=classes,
         notes=(*label_notes, *group_notes),
+        columns=others,
     )
 
 

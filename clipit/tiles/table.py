@@ -14,7 +14,7 @@ from clipit.image_files import dangling_links, image_stamps
 from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
-from clipit.tiles.groups import GROUP_COLUMNS, folded_name
+from clipit.tiles.groups import names_groups
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
 from clipit.tiles.source import SourceTiles
 
@@ -165,7 +165,7 @@ def _other_columns(path: Path, table: _Table, config: TilesConfig) -> dict[str, 
     """Read further columns whose name is that of a patient or slide; those with cells of another kind are left out."""
     columns = {}
     for name in table.names:
-        if folded_name(name) in GROUP_COLUMNS and name not in {"group", *config.columns.values()}:
+        if names_groups(name) and name not in {"group", *config.columns.values()}:
             try:
                 columns[name] = read_cells(table.column(name), name, path, table.place)
             except DataError:

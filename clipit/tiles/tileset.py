@@ -165,4 +165,5 @@ class TileSet:
         if self.quarantined:
             lines.append(f"  dropped, unreadable: {len(self.quarantined)} ({shortlist(self.quarantined)})")
         lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  warning: {self.advice}"] if self.advice else []
         return "\n".join(lines)

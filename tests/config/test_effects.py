@@ -158,3 +158,18 @@ def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
     assert one == two == _model(VLMConfig(name=f"clip:{tmp_path / 'one'}")) != three
     assert _model(VLMConfig(name="plip", path=str(tmp_path / "one"))).startswith("plip ")
     assert _model(VLMConfig(name="hf-hub:owner/name")) == "hf-hub:owner/name"
+
+
+def test_keys_of_cuts_and_groups_act_through_the_tiles_alone() -> None:
+    """They are not in the fingerprint themselves, so that runs from before these keys keep theirs."""
+    keys = {"tiles.test_fraction", "tiles.folds", "tiles.fold", "tiles.group_pattern"}
+    assert keys <= set(select_keys(CONFIG, "data"))
+    one = validate({"tiles": {"source": "folders", "path": "t", "splits": {"test": "a"}}}, "test")
+    assert select_keys(one, "results")["tiles.splits"] == {"test": "a"}, "a text stays a text"
+
+
+def test_another_fold_is_another_run(tiles: Callable[..., Path], tmp_path: Path) -> None:
+    table = tiles("a.csv")
+    pooled = {"splits": {"train": ["train", "validation", "test"]}, "folds": 4}
+    folds = [table_fingerprint(tmp_path, table, **pooled, fold=fold) for fold in (0, 1)]
+    assert folds[0].value != folds[1].value and folds[0].keys == folds[1].keys

@@ -1,9 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.errors import ConfigError
 from clipit.image_readers import FileReader
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import load_tiles, read_tiles
@@ -41,3 +44,54 @@ def test_what_is_read_once_serves_every_seed(tmp_path: Path, monkeypatch: pytest
         )
     monkeypatch.setattr(FileReader, "read", None)  # hiding looks at no image
     hide_labels(everything, asked.labels, 9)
+
+
+def bare_table(folder: Path, splits: list[str] | None = None) -> str:
+    """A table of 40 tiles in two classes, without groups, and without splits unless given."""
+    rows: list[dict[str, object]] = []
+    for place in range(40):
+        paint(folder / f"{place}.png", place)
+        rows.append({"path": f"{place}.png", "label": place % 2})
+        rows[-1] |= {"split": splits[place]} if splits else {}
+    return str(write_table(folder / "bare.csv", rows))
+
+
+def test_a_bare_table_gets_a_test_part_or_folds_on_request(tmp_path: Path) -> None:
+    bare = bare_table(tmp_path)
+    assert set(read_tiles(TilesConfig(source="table", path=bare)).splits) == {"train", "validation"}
+    cut = read_tiles(TilesConfig(source="table", path=bare, test_fraction=0.25))
+    assert cut.counts()["test"] == {"0": 5, "1": 5, "(no label)": 0}
+    assert cut.counts()["validation"] == {"0": 3, "1": 3, "(no label)": 0}
+    other = read_tiles(TilesConfig(source="table", path=bare, test_fraction=0.25, split_seed=1))
+    assert set(other.ids[other.splits == "test"]) != set(cut.ids[cut.splits == "test"])
+    folds = [read_tiles(TilesConfig(source="table", path=bare, folds=4, fold=fold)) for fold in range(4)]
+    tested = [name for tiles in folds for name in tiles.ids[tiles.splits == "test"]]
+    assert sorted(tested) == sorted(cut.ids), "each tile once"
+    assert all(set(tiles.splits) == {"train", "validation", "test"} for tiles in folds)
+
+
+def test_a_test_part_is_not_cut_beside_another(tmp_path: Path) -> None:
+    table = bare_table(tmp_path, ["labelled"] * 20 + ["unlabelled"] * 10 + ["test"] * 10)
+    keys: dict[str, Any] = {"source": "table", "path": table, "splits": {"train": ["labelled", "unlabelled"]}}
+    assert (read_tiles(TilesConfig(**keys)).splits == "test").sum() == 10
+    for cut in ({"test_fraction": 0.2}, {"folds": 2}):
+        with pytest.raises(ConfigError, match=r"test part already \(10 tiles\)(?s:.*)train: \[train, test\]"):
+            read_tiles(TilesConfig(**keys, **cut))
+    pooled = {**keys, "splits": {"train": ["labelled", "unlabelled", "test"]}, "folds": 2}
+    assert (read_tiles(TilesConfig(**pooled)).splits == "test").sum() == 20
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"fold": 1}, "fold needs folds"),
+        ({"folds": 3, "fold": 3}, "fold 3 of 3 folds; they are numbered from 0 to 2"),
+        ({"folds": 3, "test_fraction": 0.2}, "set folds or test_fraction, not both"),
+        ({"splits": {"train": []}}, "an empty list for train"),
+        ({"splits": {"train": ["a", 1]}}, "names must be text, not 1"),
+        ({"group_pattern": "("}, "not a regular expression"),
+    ],
+)
+def test_contradicting_keys_of_splits_are_refused(keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        TilesConfig.model_validate({"source": "table", "path": "t.csv", **keys})

@@ -1,0 +1,82 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clipit.config.run import TilesConfig
+from clipit.errors import DataError
+from clipit.tiles.groups import add_groups, group_advice
+from clipit.tiles.load import read_tiles
+from clipit.tiles.source import SourceTiles
+
+from .conftest import NoReader, paint, write_table
+
+
+def source(ids: list[str], **more: object) -> SourceTiles:
+    nothing = [""] * len(ids)
+    made = SourceTiles(ids, nothing, nothing, nothing, [float("nan")] * len(ids), nothing, NoReader(), "here")
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def test_a_pattern_finds_the_groups_in_ids_or_paths() -> None:
+    tiles = source(["patient_1_a", "patient_1_b", "x"], paths=["a/1.png", "a/2.png", "patient_7/3.png"])
+    assert add_groups(tiles, r"patient_\d+").groups == ["patient_1", "patient_1", "patient_7"]
+    assert add_groups(tiles, r"patient_(\d+)").groups == ["1", "1", "7"]
+    assert add_groups(tiles, None) is tiles
+
+
+def test_tiles_without_a_match_are_noted_and_no_match_at_all_is_an_error() -> None:
+    tiles = source(["HE12_1", "HE12_2", "blank"])
+    found = add_groups(tiles, r"HE\d+")
+    assert found.groups == ["HE12", "HE12", ""]
+    assert found.notes == ("1 tiles without a group: tiles.group_pattern does not occur in blank",)
+    with pytest.raises(DataError, match=r"occurs in no tile; their ids are such as: HE12_1"):
+        add_groups(tiles, r"HE-\d+")
+    with pytest.raises(DataError, match="has groups already"):
+        add_groups(replace(tiles, groups=["a", "", ""]), r"HE\d+")
+
+
+def test_advice_names_the_best_column_and_its_key() -> None:
+    columns = {"slide": ["s1", "s2", "s3", "s3"], "Patient ID": ["p1", "p1", "p2", "p2"]}
+    told = group_advice(source(["a", "b", "c", "d"], columns=columns))
+    assert told == (
+        "the column Patient ID names 2 patients or slides, but is not used: set --tiles.columns.group='Patient ID'"
+    )
+    alone = {"case": ["1", "2", "3", "4"]}
+    assert group_advice(source(["a", "b", "c", "d"], columns=alone)) == "", "no two tiles share a case"
+
+
+@pytest.mark.parametrize(
+    ("ids", "paths", "pattern"),
+    [
+        (["C3L-00001-21_0", "C3L-00001-21_1", "C3N-00002-22_0"], [], r"C3[LN]-\d{5}"),
+        (["1", "2", "3"], ["patient_004_node_4/1.png", "patient_004_node_4/2.png", "patient_010/3.png"], "patient"),
+        (["1", "2", "3"], ["TCGA-A6-2671/1.png", "TCGA-A6-2671/2.png", "TCGA-A6-2672/1.png"], "TCGA-"),
+        (["train/slide12_0", "train/slide12_1", "train/slide13_1"], [], "slide"),
+    ],
+)
+def test_barcodes_in_ids_or_paths_are_advised_as_a_pattern_that_works(
+    ids: list[str], paths: list[str], pattern: str
+) -> None:
+    tiles = source(ids, paths=paths)
+    told = group_advice(tiles)
+    key, _, advised = told.partition("--tiles.group_pattern=")
+    assert key and pattern in advised and "contain 2 " in told
+    assert len(set(add_groups(tiles, advised.strip("'")).groups)) == 2
+    assert group_advice(add_groups(tiles, advised.strip("'"))) == ""
+
+
+def test_no_advice_where_ids_name_the_patient_already_or_nothing_does() -> None:
+    assert group_advice(source(["TCGA-A6-2671-01_1", "TCGA-A6-2671-01_2", "TCGA-A6-2672-01_1"])) == ""
+    assert group_advice(source(["image_0_label_0", "image_1_label_0", "colonca12"])) == ""
+
+
+def test_a_table_with_patients_but_no_groups_gets_advice_that_helps(tmp_path: Path) -> None:
+    for place in range(8):
+        paint(tmp_path / f"{place}.png", place)
+    rows = [{"path": f"{place}.png", "label": place % 2, "patient_id": f"p{place // 2}"} for place in range(8)]
+    table = str(write_table(tmp_path / "t.csv", rows))
+    unaware = read_tiles(TilesConfig(source="table", path=table))
+    assert unaware.advice.endswith("set --tiles.columns.group=patient_id")
+    aware = read_tiles(TilesConfig(source="table", path=table, columns={"group": "patient_id"}))
+    assert aware.advice == "" and set(aware.groups) == {"p0", "p1", "p2", "p3"}

@@ -1,0 +1,50 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.tiles.overview import tiles_overview
+from clipit.tiles.tileset import TileSet
+
+Make = Callable[..., TileSet]
+TABLE = TilesConfig(source="table", path="t.csv")
+
+
+def test_a_complete_set_is_described_in_a_line_per_split(make_tiles: Make) -> None:
+    splits, groups = ["train"] * 4 + ["validation"] * 2 + ["test"] * 2, list("aabbccdd")
+    told = tiles_overview(make_tiles([0, 1, 0, -1, 0, 1, 0, 1], splits, groups), TABLE).splitlines()
+    assert told == [
+        "tiles: table t.csv",
+        "  8 tiles, 2 classes: c0 4, c1 3",
+        "  train            4 tiles, 3 labelled, 1 not, 2 patients or slides",
+        "  validation       2 tiles, all labelled, 1 patients or slides",
+        "  test             2 tiles, all labelled, 1 patients or slides",
+    ]
+
+
+def test_what_is_missing_is_said_with_its_consequence_and_key(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 0, 0, 1], ["train"] * 3 + ["validation"])
+    told = tiles_overview(replace(tiles, advice="set --tiles.columns.group=case", notes=("cut",)), TABLE)
+    assert "missing: no test part, so there is no test score: tiles.test_fraction or tiles.folds" in told
+    assert "missing: no labelled train tiles of c1, so these cannot be learnt" in told
+    assert "missing: no groups, so tiles of one patient or slide may be in two splits" in told
+    assert told.endswith("  note: cut\n  WARNING: set --tiles.columns.group=case")
+    part = tiles_overview(make_tiles([-1, 0, 0], ["test", "test", "test"], ["", "p", "p"]), TABLE)
+    assert "no train part, so nothing can be trained" in part and "1 patients or slides and 1 tiles without one" in part
+    assert "missing: no group for 1 tiles" in part
+
+
+def test_many_classes_are_folded_and_the_limit_of_labels_is_named(make_tiles: Make) -> None:
+    tiles = make_tiles(list(range(30)), ["train"] * 30)
+    few = TABLE.model_copy(update={"labels": LabelsConfig(kind="per_class", value=5)})
+    told = tiles_overview(tiles, few, "shifted test set b")
+    assert told.startswith("shifted test set b: table") and "c9 1 and 20 more" in told and "c10" not in told
+    assert "labels used: 5 of each class, drawn for each seed" in told
+    assert "labels used" not in tiles_overview(tiles, TABLE)
+    none = tiles_overview(tiles, TABLE.model_copy(update={"labels": LabelsConfig(kind="none")}))
+    assert "labels used: none (tiles.labels.kind: none)" in none
+
+
+def test_tcga_barcodes_in_ids_count_as_patients(make_tiles: Make) -> None:
+    tiles = make_tiles([0, 1], ["train", "test"])
+    tiles.ids[:] = ["TCGA-A6-2671-01_1", "TCGA-A6-2672-01_1"]
+    assert "1 patients or slides" in (told := tiles_overview(tiles, TABLE)) and "no groups" not in told

@@ -1,0 +1,173 @@
+"""Checks that come before a model is loaded, an image decoded or a text embedded."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from logged_lines import capture_log
+from tiny_models import MakeConfig, MakeFile
+
+from clipit.cli import index as index_command
+from clipit.comparison.compare import compare
+from clipit.comparison.tune import tune
+from clipit.errors import ArtifactError, ClipitError, ConfigError, DataError, ModelError
+from clipit.runs.evaluate import evaluate_again
+from clipit.runs.train import train_run
+from clipit.studies.probing.study import probe
+from clipit.studies.prompts.study import prompt_study
+from clipit.studies.robustness.study import measure_robustness
+from clipit.training.arms import resolve_arm
+from clipit.workspace.preflight import check_inputs, check_output
+from clipit.workspace.workspace import Workspace
+
+COMMANDS = ("train", "evaluate", "compare", "tune", "probe", "prompts study", "robustness")
+
+
+@pytest.fixture
+def nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail as soon as a model is loaded, or images are hashed."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("too early")
+
+    monkeypatch.setattr("clipit.models.vlm.load_vlm", refuse)
+    monkeypatch.setattr("clipit.models.backbones.load_backbone", refuse)
+    for module in ("leak_policy", "near_copies"):
+        monkeypatch.setattr(f"clipit.workspace.{module}.tile_hashes", refuse)
+    monkeypatch.setattr("clipit.workspace.leak_policy.tile_digests", refuse)
+
+
+@pytest.fixture
+def run_command(configure_file: MakeFile, tmp_path: Path) -> Callable[..., None]:
+    """Run a command of the package with changed keys, in an output folder of its own."""
+
+    def run(command: str, **keys: Any) -> None:
+        file = configure_file({"output": tmp_path / "out", "arm": "clip_it_all", **keys})
+        config = resolve_arm(file.run)
+        calls: dict[str, Callable[[], object]] = {
+            "train": lambda: train_run(file.run),
+            "evaluate": lambda: evaluate_again(config, Workspace(config)),
+            "compare": lambda: compare(file.run, file.comparison),
+            "tune": lambda: tune(file.run, file.comparison),
+            "probe": lambda: probe(file.run, file.probing),
+            "prompts study": lambda: prompt_study(file.run, file.prompt_study, Workspace(file.run)),
+            "robustness": lambda: measure_robustness(file.run, file.robustness, []),
+        }
+        calls[command]()
+
+    return run
+
+
+@pytest.mark.usefixtures("nothing_heavy")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_checks_its_input_before_anything_heavy(
+    command: str, run_command: Callable[..., None], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="without prompts: gland"):
+        run_command(command, prompts="pcam")
+    with pytest.raises(DataError, match=r"tiles\.splits names nowhere, which does not occur"):
+        run_command(command, **{"tiles.splits": {"test": "nowhere"}})
+    with pytest.raises(DataError, match="missing columns: nothing"):
+        run_command(command, **{"tiles.columns": {"group": "nothing"}})
+    with pytest.raises(ModelError, match="unknown VLM"):
+        run_command(command, **{"vlm.name": "plipp"})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="a file is where a folder belongs"):
+        run_command(command, output=tmp_path / "file")
+
+
+@pytest.mark.usefixtures("nothing_heavy")
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare", "tune", "probe"])
+def test_the_name_of_the_backbone_is_checked_early(command: str, run_command: Callable[..., None]) -> None:
+    with pytest.raises(ModelError, match="unknown backbone"):
+        run_command(command, **{"backbone.name": "vit_tiny_patch17"})
+
+
+@pytest.mark.usefixtures("nothing_heavy")
+def test_independent_problems_are_reported_together(configure: MakeConfig) -> None:
+    config = configure({"vlm.name": "plipp", "backbone.name": "resnet5", "reports.path": "no.txt", "prompts": "pcam"})
+    with pytest.raises(ClipitError) as caught:
+        check_inputs(Workspace(config), ["vlm", "backbone"])
+    told = str(caught.value)
+    assert told.startswith("4 problems:")
+    for part in ("unknown VLM", "unknown backbone", "the reports do not exist", "without prompts: gland"):
+        assert part in told
+    with pytest.raises(ConfigError, match="needs reports"):
+        check_inputs(Workspace(configure(reports=None)), reports=True)
+
+
+def test_further_classes_of_a_prompt_set_are_noted_and_left_out(
+    configure: MakeConfig, world: dict[str, Any], tmp_path: Path
+) -> None:
+    prompts = yaml.safe_load(Path(world["prompts"]).read_text(encoding="utf-8"))
+    more = {"adipose": ["adipose tissue"], **prompts["classes"], "mucin": ["mucin"]}
+    path = tmp_path / "more.yaml"
+    path.write_text(yaml.safe_dump({**prompts, "classes": more}, sort_keys=False), encoding="utf-8")
+    said = capture_log()
+    wide, narrow = Workspace(configure(prompts=str(path))), Workspace(configure())
+    check_inputs(wide)
+    check_inputs(wide)
+    assert [line for line in said if "left out" in line] == [
+        "note: the prompt set small has classes that no tile has; left out: adipose, mucin"
+    ]
+    ours, theirs = wide.class_embeddings(), narrow.class_embeddings()
+    assert ours is not None and theirs is not None and (ours == theirs).all()
+
+
+def test_the_overview_comes_once_and_before_the_images(configure: MakeConfig, tmp_path: Path) -> None:
+    config = configure({"output": tmp_path, "tiles.unreadable": "quarantine"})
+    said = capture_log()
+    workspace = Workspace(config)
+    check_inputs(workspace)
+    told = [line for line in said if line.startswith("tiles: table")]
+    assert len(told) == 1 and "120 tiles, 3 classes: gland 40, stroma 40, tumour 40" in told[0]
+    assert "labels used: 4 of each class" in told[0]
+    assert not tmp_path.joinpath("artefacts").exists()
+    _ = workspace.tiles(0), workspace.for_config(config.model_copy(update={"seed": 1})).tiles(1)
+    unlabelled = config.tiles.labels.model_copy(update={"kind": "none"})
+    blind = config.model_copy(update={"tiles": config.tiles.model_copy(update={"labels": unlabelled})})
+    _ = workspace.for_config(blind).all_tiles
+    assert sum(line.startswith("tiles: table") for line in said) == 1
+
+
+def test_output_folders_are_checked_without_creating_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_output(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ArtifactError, match="no permission"):
+        check_output(tmp_path / "new" / "folder")
+    (tmp_path / "run").mkdir()
+    check_output(tmp_path)  # it may hold finished runs, which can be read
+
+
+def test_an_index_needs_no_tiles(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {name: world[name] for name in ("name", "reports", "vlm")}
+    path = tmp_path / "reports.yaml"
+    path.write_text(yaml.safe_dump({**keys, "output": str(tmp_path / "out")}), encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["clipit index", "--config", str(path)])
+    index_command.main()
+    first = capsys.readouterr().out
+    assert "distinct snippets in the index" in first and "no tiles are configured" in first
+    assert first.count("reports read") == first.count("reports:") or "with text" in first
+    index_command.main()
+    again = capsys.readouterr().out
+    assert "distinct snippets in the index" in again and "with text" not in again, "the account is printed once"
+
+
+def test_studies_of_zero_shot_build_no_index_unless_centred(configure_file: MakeFile, tmp_path: Path) -> None:
+    keys = {"output": tmp_path, "probing.probes": [], "probing.shots": [], "probing.shares": []}
+    keys |= {
+        "prompt_study.draws": 2,
+        "prompt_study.candidates": 2,
+        "prompt_study.templates": ["{organ}{} {magnification}{stain}"],
+    }
+    file = configure_file(keys)
+    probe(file.run, file.probing)
+    prompt_study(file.run, file.prompt_study, Workspace(file.run))
+    built = {path.name.partition("-")[0] for path in (tmp_path / "artefacts").iterdir() if path.is_dir()}
+    assert built and not built & {"snippets", "text_store", "index"}

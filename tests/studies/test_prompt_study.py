@@ -31,6 +31,7 @@ SIMPLE = {
     },
 }
 KEYS = {
+    "prompt_study.centred": True,
     "prompt_study.draws": 7,
     "prompt_study.candidates": 5,
     "prompt_study.screening_tiles": 10,

@@ -181,8 +181,6 @@ def _request_of_spec(config: BackboneConfig, spec: ModelSpec) -> _Request:
 
 
 def _request_of_name(config: BackboneConfig, table: Mapping[str, ModelSpec]) -> _Request:
-    import timm
-
     name = config.name
     if name.startswith("hf-hub:"):
         return _Request(name, name.removeprefix("hf-hub:"))
@@ -190,6 +188,8 @@ def _request_of_name(config: BackboneConfig, table: Mapping[str, ModelSpec]) -> 
     if folder.is_dir():
         _check_folder(folder, config.pretrained)
         return _Request(f"local-dir:{folder}", file=_weights(folder))
+    import timm
+
     architecture = name.partition(".")[0]
     known = timm.list_models()
     if name == "embedded" or architecture not in known:

@@ -27,8 +27,9 @@ def check_inputs(
 ) -> None:
     """Check the output folder, model names, reports' path, tiles and prompts of a workspace; log what was read.
 
-    Reads everything but images, reports and weights. Independent problems are reported together; a class of a prompt
-    set that no tile has is a note. Called by all processes.
+    Reads everything but images, reports and weights. Problems of the data are reported together, and then those of
+    models, whose packages take seconds to import; a class of a prompt set that no tile has is a note. Called by all
+    processes.
 
     Args:
         workspace: Workspace of the configuration.
@@ -40,12 +41,16 @@ def check_inputs(
         ClipitError: Something cannot be used.
     """
     config = workspace.config
-    steps: list[Callable[[], None]] = [
+    _run_together(
         lambda: check_output(config.output),
-        *(_model_check(config, model) for model in models),
         lambda: _check_reports(config, needed=reports),
         lambda: _check_tiles_and_prompts(workspace, prompts),
-    ]
+    )
+    _run_together(*(_model_check(config, model) for model in models))
+
+
+def _run_together(*steps: Callable[[], None]) -> None:
+    """Run all checks, and raise one error for all problems."""
     problems: list[ClipitError] = []
     for step in steps:
         try:

@@ -34,6 +34,7 @@ from clipit.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
+    "probing.centred": True,
     "probing.probes": ["linear", "adamw", "knn", "simple_shot"],
     "probing.adamw_steps": 20,
     "probing.episodes": 5,

@@ -78,7 +78,7 @@ def test_templates() -> None:
 def test_classes_of_the_tiles() -> None:
     prompts = PromptSet("x", "1", ("{}",), {"a": ("fat",), "b": ("stroma",)})
     found = lint_prompts(prompts, classes=["a", "c"])
-    assert keys(found) == [("error", "classes"), ("error", "classes.b")]
+    assert keys(found) == [("error", "classes"), ("warning", "classes.b")]
     assert "class c is missing" in found[0].what
     assert lint_prompts(prompts, classes=["b", "a"]) == []
     assert keys(lint({"a": ("fat",)})) == [("error", "classes")]

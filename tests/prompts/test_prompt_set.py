@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipit.errors import DataError
-from clipit.prompts.prompt_set import check_classes, load_bag, load_prompts
+from clipit.prompts.prompt_set import check_classes, load_bag, load_prompts, unused_classes
 from clipit.tiles.datasets import DATASETS
 
 DATA = os.environ.get("CLIPIT_TEST_DATA")
@@ -224,6 +224,8 @@ def test_no_such_set_names_those_that_exist() -> None:
 def test_classes_must_be_those_of_the_tiles() -> None:
     prompts = load_prompts("pcam")
     check_classes(prompts, ["tumor", "no_tumor"])
+    check_classes(prompts, ["tumor"])
+    assert unused_classes(prompts, ["tumor"]) == ["no_tumor"] and unused_classes(prompts, ["tumor", "no_tumor"]) == []
     with pytest.raises(DataError) as caught:
         check_classes(prompts, ["tumor", "normal"])
     assert "without prompts: normal" in str(caught.value)

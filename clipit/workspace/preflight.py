@@ -33,7 +33,8 @@ def check_inputs(
 
     Args:
         workspace: Workspace of the configuration.
-        models: Sections of the models that the command loads.
+        models: Sections of the models that the command loads; the key `prompts` is checked against the classes if the
+            VLM is among them, since nothing else uses it.
         prompts: Further prompt sets that are used with these tiles.
         reports: Whether the command needs reports.
 
@@ -43,8 +44,8 @@ def check_inputs(
     config = workspace.config
     _run_together(
         lambda: check_output(config.output),
-        lambda: _check_reports(config, needed=reports),
-        lambda: _check_tiles_and_prompts(workspace, prompts),
+        *([lambda: _check_reports(config)] if reports else []),
+        lambda: _check_tiles_and_prompts(workspace, prompts, own="vlm" in models),
     )
     _run_together(*(_model_check(config, model) for model in models))
 
@@ -101,20 +102,20 @@ def _model_check(config: RunConfig, model: Model) -> Callable[[], None]:
     return check
 
 
-def _check_reports(config: RunConfig, *, needed: bool) -> None:
+def _check_reports(config: RunConfig) -> None:
     reports = config.reports
-    if reports is None and needed:
+    if reports is None:
         raise ConfigError(NO_REPORTS, where="reports", fix="set reports.path")
-    if reports is None or hub_id(reports.path) is not None or Path(reports.path).expanduser().exists():
+    if hub_id(reports.path) is not None or Path(reports.path).expanduser().exists():
         return
     raise DataError(
         "the reports do not exist", where=reports.path, fix=f"correct reports.path; {neighbours(reports.path)}"
     )
 
 
-def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet]) -> None:
-    own = workspace.prompts
-    sets = [*([own] if own is not None else []), *further]
+def _check_tiles_and_prompts(workspace: "Workspace", further: Sequence[PromptSet], *, own: bool) -> None:
+    prompts_of_run = workspace.prompts if own else None
+    sets = [*([prompts_of_run] if prompts_of_run is not None else []), *further]
     if not names_tiles(workspace.config):
         return
     tiles = workspace.listed_tiles

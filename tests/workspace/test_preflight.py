@@ -97,7 +97,7 @@ def test_independent_problems_are_reported_together(configure: MakeConfig) -> No
         (models, ("unknown VLM", "unknown backbone")),
     ):
         with pytest.raises(ClipitError) as caught:
-            check_inputs(Workspace(configure(keys)), ["vlm", "backbone"])
+            check_inputs(Workspace(configure(keys)), ["vlm", "backbone"], reports=True)
         told = str(caught.value)
         assert told.startswith("2 problems:") and all(part in told for part in parts)
     with pytest.raises(ConfigError, match="needs reports"):
@@ -113,8 +113,8 @@ def test_further_classes_of_a_prompt_set_are_noted_and_left_out(
     path.write_text(yaml.safe_dump({**prompts, "classes": more}, sort_keys=False), encoding="utf-8")
     said = capture_log()
     wide, narrow = Workspace(configure(prompts=str(path))), Workspace(configure())
-    check_inputs(wide)
-    check_inputs(wide)
+    check_inputs(wide, ["vlm"])
+    check_inputs(wide, ["vlm"])
     assert [line for line in said if "left out" in line] == [
         "note: the prompt set small has classes that no tile has; left out: adipose, mucin"
     ]

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from clipit.config.load import names_tiles
-from clipit.config.run import RunConfig
+from clipit.config.run import ReportsConfig, RunConfig
 from clipit.data_files import hub_id, neighbours
-from clipit.errors import ArtifactError, ClipitError, ConfigError, DataError, shortlist
+from clipit.errors import ArtifactError, ClipitError, DataError, shortlist
 from clipit.prompts.prompt_set import PromptSet, check_classes, unused_classes
 
 if TYPE_CHECKING:
     from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
-
-NO_REPORTS = "this command needs reports, but none are configured"
 
 Model = Literal["vlm", "second_vlm", "backbone"]
 
@@ -44,7 +42,7 @@ def check_inputs(
     config = workspace.config
     _run_together(
         lambda: check_output(config.output),
-        *([lambda: _check_reports(config)] if reports else []),
+        *([lambda: _check_reports(workspace.reports_config)] if reports else []),
         lambda: _check_tiles_and_prompts(workspace, prompts, own="vlm" in models),
     )
     _run_together(*(_model_check(config, model) for model in models))
@@ -102,10 +100,7 @@ def _model_check(config: RunConfig, model: Model) -> Callable[[], None]:
     return check
 
 
-def _check_reports(config: RunConfig) -> None:
-    reports = config.reports
-    if reports is None:
-        raise ConfigError(NO_REPORTS, where="reports", fix="set reports.path")
+def _check_reports(reports: ReportsConfig) -> None:
     if hub_id(reports.path) is not None or Path(reports.path).expanduser().exists():
         return
     raise DataError(

@@ -32,7 +32,6 @@ from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
 from clipit.workspace.near_copies import warn_of_near_copies
-from clipit.workspace.preflight import NO_REPORTS
 from clipit.workspace.tile_reading import note_many_classes, read_with_overview
 
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ class Workspace:
         from clipit.reports.readers import read_reports
 
         reports: Reports = self._cached(
-            _key("reports", self.config, "reports"), lambda: read_reports(self._reports_config)
+            _key("reports", self.config, "reports"), lambda: read_reports(self.reports_config)
         )
         return reports
 
@@ -222,15 +221,18 @@ class Workspace:
         return answers
 
     @property
-    def _reports_config(self) -> ReportsConfig:
+    def reports_config(self) -> ReportsConfig:
+        """The section `reports`; an error without it."""
         if self.config.reports is None:
-            raise ConfigError(NO_REPORTS, where="reports", fix="set reports.path")
+            raise ConfigError(
+                "this command needs reports, but none are configured", where="reports", fix="set reports.path"
+            )
         return self.config.reports
 
     @cached_property
     def snippets(self) -> Artifact:
         """The snippets of the reports, truncated to the context length of the VLM's text tower."""
-        reports, section, made = self.reports, self._reports_config, list[bool]()
+        reports, section, made = self.reports, self.reports_config, list[bool]()
 
         def make(folder: Path) -> dict[str, Any]:
             from clipit.reports.build import build_snippets
@@ -254,7 +256,7 @@ class Workspace:
 
     def snippet_inputs(self) -> dict[str, Any]:
         """Return everything that determines the snippets."""
-        section = self._reports_config
+        section = self.reports_config
         return {
             "reports": self.reports.fingerprint,
             "config": snippet_keys(section),
@@ -282,7 +284,7 @@ class Workspace:
         mean = embedded.mean(axis=0)
         nearest = [
             (centred(embedded, mean) @ centred(self.encode(load_bag(name).texts), mean).T).max(axis=1)
-            for name in _filter_bags(self._reports_config).values()
+            for name in _filter_bags(self.reports_config).values()
         ]
         return np.asarray(nearest[0] - nearest[1], dtype=np.float64)
 

@@ -29,7 +29,7 @@ def measure(options: Options) -> list[Figure]:
     from clipit.runs.prediction_chunks import PredictionOptions
 
     device = get_processes().device
-    given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=16 if options.gpu else 0, bf16=options.gpu)
+    given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=16 if options.gpu else 0)
     images = make_image_folder(options.folder / "tiles", options.size(384, 12, 16384))
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False))
@@ -37,7 +37,7 @@ def measure(options: Options) -> list[Figure]:
         backbone, StudentConfig(projector_layers=0), LoraConfig(), "lora", n_classes=len(CLASSES), joint_dim=None
     )
     folder = export_classifier(student, backbone, options.folder / "classifier", classes=CLASSES)
-    classifier = load_classifier(folder, device)
+    classifier = load_classifier(folder, device, dtype="bfloat16" if options.gpu else None)
     bare = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
     source, preprocess = open_images(images), classifier.spec.preprocess
     ready = []
@@ -57,7 +57,7 @@ def measure(options: Options) -> list[Figure]:
 
     @torch.inference_mode()
     def forward() -> list[torch.Tensor]:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=given.bf16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.gpu):
             return [bare(batch) for batch in ready]
 
     def reading() -> None:

@@ -96,7 +96,7 @@ def predict(
         id_column: Column of tables with the ids; None for `id`, if there is one, or else the paths.
         batch_size: Images per batch.
         workers: Threads that read images beside the model; 0: one per core, at most 8.
-        bf16: Whether to compute in bfloat16.
+        bf16: Whether to load the classifier in bfloat16; a loaded classifier keeps its own type and device.
         device: Device such as `cuda:1`; None for the GPU, if there is one.
         vlm: VLM that new prompts need, as for `load_classifier`.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
@@ -123,12 +123,14 @@ def predict(
     from clipit.runs.prediction_inputs import embed_classes
 
     loaded = (
-        open_exported(classifier, device, vlm=vlm, trust_remote_code=trust_remote_code)
+        open_exported(
+            classifier, device, vlm=vlm, dtype="bfloat16" if bf16 else None, trust_remote_code=trust_remote_code
+        )
         if isinstance(classifier, str | Path)
         else classifier
     )
     zero_shot = embed_classes(loaded, asked) if asked else None
-    options = PredictionOptions(batch_size, workers, bf16)
+    options = PredictionOptions(batch_size, workers)
     predict_images(loaded, source, paths.table, zero_shot=zero_shot, options=options)
     return PredictResult(
         paths.table, paths.page, paths.summary, paths.unreadable if paths.unreadable.is_file() else None

@@ -55,6 +55,7 @@ def open_exported(
     device: str | None = None,
     *,
     vlm: "str | VLMConfig | None" = None,
+    dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> "Classifier":
     """Open a classifier on this process's device.
@@ -63,6 +64,7 @@ def open_exported(
         path: Folder of a classifier, or of a run with one.
         device: Device; None for the one that the launcher chose, or else the GPU, if there is one.
         vlm: VLM that new prompts need, as for `load_classifier`.
+        dtype: Data type of the backbone: `float32` (the default) or `bfloat16`.
         trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
 
     Raises:
@@ -81,7 +83,9 @@ def open_exported(
         )
     inside = Path(path).expanduser() / "classifier"
     folder = inside if (inside / DESCRIPTION).is_file() else path
-    return load_classifier(folder, device or processes.device, vlm=vlm, trust_remote_code=trust_remote_code)
+    return load_classifier(
+        folder, device or processes.device, vlm=vlm, dtype=dtype, trust_remote_code=trust_remote_code
+    )
 
 
 def predict_tiles(

@@ -42,7 +42,7 @@ def predict_images(
         images: Images to predict.
         out: Table to write, .csv or .parquet.
         zero_shot: Classes for zero-shot prediction; None without it.
-        options: Batch size, reading threads and precision.
+        options: Batch size and reading threads.
 
     Returns:
         The summary: number of images, and count, share and mean confidence per class.
@@ -88,7 +88,7 @@ def _inputs(
         else f"{zero_shot.source}, fingerprint "
         + fingerprint([zero_shot.classes, zero_shot.embeddings.tolist(), zero_shot.logit_scale]),
         "batch_size": options.batch_size,
-        "precision": "bf16" if options.bf16 else "fp32",
+        "precision": str(classifier.dtype).removeprefix("torch."),
         "device": classifier.device.type,
     }
 

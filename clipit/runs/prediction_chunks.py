@@ -36,17 +36,15 @@ Read = UInt8[np.ndarray, "3 h w"] | Unreadable
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How images are predicted.
+    """How images are read and batched.
 
     Attributes:
         batch_size: Images per batch.
         workers: Threads that read images beside the model; 0: one per core, at most 8.
-        bf16: Whether to compute in bfloat16 instead of float32.
     """
 
     batch_size: int = 64
     workers: int = 0
-    bf16: bool = False
 
 
 def chunk_starts(total: int, batch_size: int) -> range:
@@ -74,7 +72,7 @@ def write_chunks(
         classifier: Classifier on this process's device.
         images: Images to predict.
         zero_shot: Classes for zero-shot prediction; None without it.
-        options: Batch size, reading threads and precision.
+        options: Batch size and reading threads.
 
     Returns:
         Files of all chunks, in order, once all processes have written theirs.
@@ -96,7 +94,6 @@ def write_chunks(
     with (
         progress("predicting images", total, shown=processes.main, done=done) as advance,
         torch.inference_mode(),
-        torch.autocast(classifier.device.type, dtype=torch.bfloat16, enabled=options.bf16),
         reading_threads(options.workers) as pool,
     ):
         for rows, results in read_ahead(batches, read, pool):

@@ -238,12 +238,13 @@ def test_values_that_are_not_finite_are_an_error_that_names_the_image(
         predict_images(classifier, open_images(tiles), tmp_path / "p.csv", options=SMALL)
 
 
-def test_bfloat16_agrees_within_its_precision(classifier: Classifier, tiles: Path, tmp_path: Path) -> None:
+def test_bfloat16_agrees_within_its_precision(folder: Path, tiles: Path, tmp_path: Path) -> None:
     values = []
     for bf16 in (False, True):
         out = tmp_path / f"{bf16}.parquet"
-        predict_images(classifier, open_images(tiles), out, options=PredictionOptions(bf16=bf16))
-        values.append(pq.read_table(out)["p_gland"].to_numpy())
+        found = clipit.predict(folder / "run", tiles, out, bf16=bf16, device="cpu")
+        values.append(found.predictions["p_gland"].to_numpy())
+        assert found.summary["inputs"]["precision"] == ("bfloat16" if bf16 else "float32")
     assert 0 < np.abs(values[0] - values[1]).max() < 0.05
 
 

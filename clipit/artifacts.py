@@ -193,6 +193,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Write a folder completely or not at all: yield an empty folder, which replaces `path` if the block succeeds."""
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    with disk_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        make_folder(partial)
+        try:
+            yield partial
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically."""
     with whole_file(path) as temporary:

@@ -21,6 +21,7 @@ from clipit.artifacts import (
     read_json,
     start_partial,
     whole_file,
+    whole_folder,
     write_json,
     write_record,
 )
@@ -317,3 +318,16 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"(?s)a folder is where a file belongs.*results\.json.*delete or rename"):
         write_json(path, {})
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    with whole_folder(folder) as partial:
+        (partial / "a").write_text("1")
+    with pytest.raises(ValueError, match="killed"), whole_folder(folder) as partial:
+        (partial / "a").write_text("2")
+        raise ValueError("killed")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"] and (folder / "a").read_text() == "1"
+    with whole_folder(folder) as partial:
+        (partial / "b").write_text("3")
+    assert [path.name for path in tmp_path.rglob("*")] == ["results", "b"]

@@ -18,7 +18,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "One classifier": {
         "train": "train, export and evaluate a classifier",
-        "evaluate": "evaluate a finished run again",
+        "evaluate": "evaluate a finished run again, or on new tiles and prompts",
         "predict": "predict images with an exported classifier",
         "export": "write a classifier as an ONNX or torch.export file",
         "push": "upload a classifier to the Hugging Face Hub",

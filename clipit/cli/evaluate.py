@@ -1,13 +1,29 @@
-"""Evaluate a finished run again: write predictions.parquet, and from it results.json, summary.md and plots."""
+"""Evaluate a finished run again, or on new tiles and prompts with --run FOLDER and --tiles.path or --prompts."""
+
+import sys
+from pathlib import Path
+from typing import Any
 
 from clipit.config.load import read_file_command
 from clipit.errors import user_errors
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--run": {
+        "type": Path,
+        "help": "folder of a finished run, in place of --config. Alone: evaluate it again. With --tiles.path (and any "
+        "other tiles.* key, or --config FILE with a section tiles) or --prompts: score these beside the run's own test "
+        "results, in external/NAME of its folder; --name chooses NAME",
+    }
+}
 
 
 def main() -> None:
     """Run the command."""
     with user_errors():
-        config, _ = read_file_command(__doc__, ())
+        if any(argument.partition("=")[0] == "--run" for argument in sys.argv[1:]):
+            _evaluate_folder()
+            return
+        config, _ = read_file_command(__doc__, (), extra=_OPTIONS)
         from clipit.api.runs import evaluate
         from clipit.distributed import get_processes
         from clipit.reporting.tables import metrics_table
@@ -15,3 +31,25 @@ def main() -> None:
         run = evaluate(config)
         if get_processes().main:
             print(f"{metrics_table(run.results)}\n\nsummary: {run.summary}\npage: {run.page}")
+
+
+def _evaluate_folder() -> None:
+    from clipit.config.new_inputs import read_new_inputs
+
+    given = read_new_inputs(__doc__, _OPTIONS)
+    from clipit.reporting.external_page import scores_beside_own
+    from clipit.reporting.tables import metrics_table
+    from clipit.runs.evaluate import evaluate_again
+    from clipit.runs.external import evaluate_external
+    from clipit.runs.folder import read_run_config
+    from clipit.workspace.workspace import Workspace
+
+    config = given.apply(read_run_config(given.run))
+    if given.tiles is None and given.prompts is None:
+        folder, results = evaluate_again(config, Workspace(config), given.run)
+        table = results
+    else:
+        folder, results = evaluate_external(given.run, given.tiles, given.prompts, given.name, config)
+        table = scores_beside_own(results) if results else {}
+    if results:
+        print(f"{metrics_table(table)}\n\nsummary: {folder / 'summary.md'}\npage: {folder / 'report.html'}")

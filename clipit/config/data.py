@@ -78,7 +78,8 @@ class TilesConfig(Section):
     source: TileSource
     """`folders`, `table` or `huggingface` for your own tiles, or the name of a published data set (`data_cards/`)."""
     path: Data[LocalPath[str]]
-    """Folder, table file, or data set on the Hugging Face hub (`hf:owner/name`), depending on the source."""
+    """Folder or zip of class folders, table file, or data set on the Hugging Face hub (`hf:owner/name`), depending on
+    the source."""
     check_counts: bool = True
     """Published data sets: fail if the number of tiles differs from the published one; false: only log the difference,
     for partial copies."""

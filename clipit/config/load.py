@@ -257,6 +257,7 @@ def read_file_command(
     extra: Mapping[str, dict[str, Any]] | None = None,
     *,
     needs_tiles: bool = True,
+    needs_config: bool = True,
     default_config: str | None = None,
 ) -> tuple[ConfigFile, argparse.Namespace]:
     """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
@@ -268,6 +269,7 @@ def read_file_command(
         argv: Arguments; those of the process by default.
         extra: Further options of the script: name -> keyword arguments of `add_argument`.
         needs_tiles: Whether the section `tiles` is required.
+        needs_config: Whether `--config` is required.
         default_config: Name of the shipped configuration that is read without `--config`; None: it is required.
 
     Returns:
@@ -281,7 +283,9 @@ def read_file_command(
     parser = argparse.ArgumentParser(add_help=False)
     about = "YAML file of the run, or the name of a shipped one (see clipit init)"
     default = None if default_config is None else config_file(default_config)
-    parser.add_argument("--config", type=config_file, default=default, required=default is None, help=about)
+    parser.add_argument(
+        "--config", type=config_file, default=default, required=needs_config and not default, help=about
+    )
     for name, keywords in (extra or {}).items():
         kind = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | kind))
@@ -303,11 +307,12 @@ def read_file_command(
     given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
     given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
     changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
-    values = override(read_yaml(options.config), changes, given)
+    values = override(read_yaml(options.config) if options.config else {}, changes, given)
     tiles = values.get("tiles", {})
     if not needs_tiles and isinstance(tiles, Mapping) and "path" not in tiles:
         values["tiles"] = {"source": "table", "path": NO_TILES, **tiles}
-    return validate_file(values, f"{options.config} and the command line"), options
+    origin = f"{options.config} and the command line" if options.config else "the command line"
+    return validate_file(values, origin), options
 
 
 @cache

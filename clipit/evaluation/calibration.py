@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
 
 from clipit.errors import DataError
+from clipit.evaluation.intervals import Interval, bootstrap
 from clipit.evaluation.metrics import expected_calibration_error
 from clipit.evaluation.predictions import softmax
 
@@ -97,6 +98,53 @@ def weighted_calibration(
         "ece": expected_calibration_error(labels, probabilities, weights),
         "nll": losses @ weights / total,
         "brier": squares @ weights / total,
+    }
+
+
+@dataclass(frozen=True)
+class CalibrationScore:
+    """One of `MEASURES`, with its interval and, for scaled probabilities, the paired change."""
+
+    value: float
+    interval: Interval
+    change: float | None = None
+    change_interval: Interval | None = None
+
+
+def measure_calibration(
+    labels: Int64[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n c"],
+    groups: Shaped[np.ndarray, " n"],
+    before: Float[np.ndarray, "n c"] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, CalibrationScore]:
+    """Compute `MEASURES` of n labelled tiles with 95 % intervals and, given `before`, the paired changes.
+
+    Args:
+        labels: Class numbers.
+        probabilities: Class probabilities.
+        groups: Patient or slide of each tile; "" where unknown.
+        before: Probabilities before scaling.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
+    """
+
+    def compute(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        measures = weighted_calibration(labels, probabilities, weights)
+        if before is not None:
+            reference = weighted_calibration(labels, before, weights)
+            measures |= {f"change {name}": measures[name] - reference[name] for name in MEASURES}
+        return measures
+
+    values = {name: float(value[0]) for name, value in compute(np.ones((len(labels), 1))).items()}
+    intervals = bootstrap(compute, groups, resamples, seed)
+    return {
+        name: CalibrationScore(
+            values[name], intervals[name], values.get(f"change {name}"), intervals.get(f"change {name}")
+        )
+        for name in MEASURES
     }
 
 

@@ -21,7 +21,12 @@ from clipit.evaluation.predictions import Predictions
 
 
 def evaluate_predictions(
-    predictions: Predictions, splits: Sequence[str], bootstrap: int = 1000, seed: int = 0
+    predictions: Predictions,
+    splits: Sequence[str],
+    bootstrap: int = 1000,
+    seed: int = 0,
+    *,
+    present_only: bool = False,
 ) -> dict[str, Any]:
     """Compute the scores of each split, ready for results.json.
 
@@ -35,6 +40,8 @@ def evaluate_predictions(
         splits: Names of the splits to evaluate, in the order of the results.
         bootstrap: Number of resamples; 0 for no intervals.
         seed: Seed of the bootstrap.
+        present_only: Whether to average every score over classes over those that have tiles; otherwise AUROC is
+            undefined if a class has none, and macro F1 counts classes that are only predicted.
 
     Raises:
         DataError: A split has no tile in the table.
@@ -56,14 +63,14 @@ def evaluate_predictions(
             "seed": seed,
             "auroc": f"binary, positive class {predictions.classes[-1]}"
             if len(predictions.classes) == 2
-            else "macro mean of one class against the rest",
+            else "macro mean of one class against the rest" + (", over classes with tiles" if present_only else ""),
             "ece": f"top class, {ECE_BINS} equally wide bins",
         },
-        "splits": {split: _split_results(predictions.select(split), bootstrap, seed) for split in splits},
+        "splits": {split: _split_results(predictions.select(split), bootstrap, seed, present_only) for split in splits},
     }
 
 
-def _split_results(predictions: Predictions, bootstrap: int, seed: int) -> dict[str, Any]:
+def _split_results(predictions: Predictions, bootstrap: int, seed: int, present_only: bool) -> dict[str, Any]:
     labelled = predictions.labels >= 0
     groups = predictions.groups[labelled]
     n_known = len(np.unique(groups[groups != ""]))
@@ -73,20 +80,21 @@ def _split_results(predictions: Predictions, bootstrap: int, seed: int) -> dict[
         "groups": n_known,
         "resampled": f"{len(np.unique(group_numbers(groups)))} {'groups' if n_known else 'tiles'}",
     }
-    results |= _scores(predictions, predictions.probabilities, bootstrap, seed)
+    results |= _scores(predictions, predictions.probabilities, bootstrap, seed, present_only)
     if predictions.zero_shot is not None:
-        results["zero_shot"] = _scores(predictions, predictions.zero_shot, bootstrap, seed)
+        results["zero_shot"] = _scores(predictions, predictions.zero_shot, bootstrap, seed, present_only)
     return results
 
 
 def _scores(
-    predictions: Predictions, probabilities: Float32[np.ndarray, "n c"], bootstrap: int, seed: int
+    predictions: Predictions, probabilities: Float32[np.ndarray, "n c"], bootstrap: int, seed: int, present_only: bool
 ) -> dict[str, Any]:
     rows = predictions.labels >= 0
     labels, probabilities = predictions.labels[rows], probabilities[rows]
-    intervals = bootstrap_intervals(labels, probabilities, predictions.groups[rows], bootstrap, seed)
+    groups = predictions.groups[rows]
+    intervals = bootstrap_intervals(labels, probabilities, groups, bootstrap, seed, present_only=present_only)
     metrics: dict[str, dict[str, Any]] = {}
-    for name, value in compute_metrics(labels, probabilities).items():
+    for name, value in compute_metrics(labels, probabilities, present_only=present_only).items():
         interval = intervals[name]
         metrics[name] = {"value": value, "low": interval.low, "high": interval.high}
         reason = explain_undefined(name, labels, predictions.classes) if value is None else interval.reason

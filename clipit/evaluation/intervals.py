@@ -80,9 +80,15 @@ def bootstrap_intervals(
     groups: Shaped[np.ndarray, " n"],
     resamples: int = 1000,
     seed: int = 0,
+    *,
+    present_only: bool = False,
 ) -> dict[str, Interval]:
     """Compute bootstrap intervals of all `metrics.METRICS` of n labelled tiles; see `bootstrap`."""
-    return bootstrap(lambda weights: weighted_scores(labels, probabilities, weights), groups, resamples, seed)
+
+    def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        return weighted_scores(labels, probabilities, weights, present_only=present_only)
+
+    return bootstrap(scores, groups, resamples, seed)
 
 
 def paired_bootstrap(

@@ -49,9 +49,15 @@ def count_scores(
 
 
 def auroc(
-    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], weights: Float[np.ndarray, "n r"]
+    labels: Int64[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n c"],
+    weights: Float[np.ndarray, "n r"],
+    *,
+    present_only: bool = False,
 ) -> Float[np.ndarray, " r"]:
     """Compute the area under the ROC curve: of the second class if there are two, otherwise the one-vs-rest macro mean.
+
+    With `present_only`, the macro mean is taken over the classes that have tiles.
 
     The area is the weighted share of pairs (tile of the class, other tile) in which the first has the higher
     probability; ties count half (Mann-Whitney). NaN where a class, or its complement, has no weight. Equals
@@ -59,6 +65,10 @@ def auroc(
     """
     n_classes = probabilities.shape[1]
     positives = [1] if n_classes == 2 else range(n_classes)
+    if present_only and n_classes > 2:
+        positives = np.unique(labels).tolist()
+    if not positives:
+        return np.full(weights.shape[1], np.nan)
     areas = [_area(labels == c, probabilities[:, c], weights) for c in positives]
     mean: Float[np.ndarray, " r"] = np.mean(areas, axis=0)
     return mean
@@ -83,6 +93,8 @@ def weighted_scores(
     probabilities: Float[np.ndarray, "n c"],
     weights: Float[np.ndarray, "n r"],
     names: Sequence[str] = METRICS,
+    *,
+    present_only: bool = False,
 ) -> dict[str, Float[np.ndarray, " r"]]:
     """Compute scores for each of r weightings of n labelled tiles.
 
@@ -91,6 +103,7 @@ def weighted_scores(
         probabilities: Class probabilities.
         weights: Number of times each tile is drawn, one column per resample.
         names: Names of the metrics, from `METRICS`.
+        present_only: Whether to average macro F1 and AUROC over the classes that have tiles, too.
 
     Returns:
         Score per weighting by metric; NaN where undefined.
@@ -98,24 +111,27 @@ def weighted_scores(
     n_classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
     true = _class_totals(labels, weights, n_classes)
     hits = _class_totals(labels, weights * (predicted == labels)[:, None], n_classes)
-    scores = count_scores(hits, true, _class_totals(predicted, weights, n_classes))
+    guessed = _class_totals(predicted, weights, n_classes)
+    scores = count_scores(hits, true, guessed)
     # Without a class, a resample would be averaged over fewer classes, which is a different score.
     present = np.bincount(labels, minlength=n_classes) > 0
     incomplete = ((true == 0) & present).any(axis=1)
+    if present_only:
+        scores["macro_f1"] = _mean_defined(_divide(2 * hits, true + guessed)[:, present])
     for name in CLASS_AVERAGED:
         scores[name] = np.where(incomplete, np.nan, scores[name])
     if "auroc" in names:
-        scores["auroc"] = auroc(labels, probabilities, weights)
+        scores["auroc"] = auroc(labels, probabilities, weights, present_only=present_only)
     if "ece" in names:
         scores["ece"] = expected_calibration_error(labels, probabilities, weights)
     return {name: scores[name] for name in names}
 
 
 def compute_metrics(
-    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
+    labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"], *, present_only: bool = False
 ) -> dict[str, float | None]:
     """Compute all `METRICS` on n labelled tiles; None where undefined (see `explain_undefined`)."""
-    scores = weighted_scores(labels, probabilities, np.ones((len(labels), 1)))
+    scores = weighted_scores(labels, probabilities, np.ones((len(labels), 1)), present_only=present_only)
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
 
 
@@ -132,7 +148,7 @@ def explain_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple
 def describe_averaging(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
     """Describe how many classes a class-averaged score covers; "" if every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
-    if name not in (*CLASS_AVERAGED, "weighted_f1") or not absent or not len(labels):
+    if name not in (*CLASS_AVERAGED, "weighted_f1", "auroc") or not absent or not len(labels):
         return ""
     return f"over {len(classes) - len(absent)} of {len(classes)} classes; no tile of {', '.join(absent)}"
 

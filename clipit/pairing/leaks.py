@@ -47,6 +47,25 @@ class Leak:
     """Correlation of the two thumbnails (kind near)."""
 
 
+@dataclass(frozen=True)
+class SeenTiles:
+    """Tiles that a run was trained or validated on, without their images.
+
+    Attributes:
+        ids: Unique tile ids.
+        splits: Split of each tile: train or validation.
+        groups: Patient or slide of each tile; "" where unknown.
+    """
+
+    ids: Shaped[np.ndarray, " n"]
+    splits: Shaped[np.ndarray, " n"]
+    groups: Shaped[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return int(self.ids.size)
+
+
 def find_leaks(
     tiles: TileSet, config: LeaksConfig, prints: Prints | None = None, reports: Sequence[Report] = ()
 ) -> list[Leak]:
@@ -153,7 +172,7 @@ def near_leaks(tiles: TileSet, prints: Fingerprints, config: LeaksConfig) -> lis
 
 
 def find_copies(
-    tests: TileSet, of_tests: Prints, learnt: TileSet, of_learnt: Prints, config: LeaksConfig
+    tests: TileSet, of_tests: Prints, learnt: TileSet | SeenTiles, of_learnt: Prints, config: LeaksConfig
 ) -> dict[str, Leak]:
     """Find tiles of another data set that are copies of training tiles; returns leaks by test id.
 
@@ -192,7 +211,27 @@ def _digests(prints: Prints) -> UInt8[np.ndarray, "n 16"]:
     return prints.digests if isinstance(prints, Fingerprints) else prints
 
 
-def _copy(kind: Kind, learnt: TileSet, a: int, tests: TileSet, b: int, distance: int, similarity: float | None) -> Leak:
+def find_shared_patients(tests: TileSet, learnt: TileSet | SeenTiles) -> dict[str, Leak]:
+    """Find tiles of another data set whose patient or slide was trained on, as leaks by test id.
+
+    The leak names the training tile of that patient with the lowest id.
+    """
+    first: dict[str, int] = {}
+    names = patients(learnt.groups, learnt.ids).tolist()
+    for row in np.argsort(learnt.ids, kind="stable").tolist():
+        first.setdefault(names[row], row)
+    return {
+        tile: Leak("group", str(learnt.ids[first[name]]), str(learnt.splits[first[name]]), tile, split, name)
+        for tile, split, name in zip(
+            tests.ids.tolist(), tests.splits.tolist(), patients(tests.groups, tests.ids).tolist(), strict=True
+        )
+        if name and name in first
+    }
+
+
+def _copy(
+    kind: Kind, learnt: TileSet | SeenTiles, a: int, tests: TileSet, b: int, distance: int, similarity: float | None
+) -> Leak:
     ends = (str(learnt.ids[a]), str(learnt.splits[a]), str(tests.ids[b]), str(tests.splits[b]))
     return Leak(kind, *ends, distance=distance, similarity=similarity)
 

@@ -25,6 +25,7 @@ def run_page(
     curves: Series | None = None,
     picture: Callable[[str], str | None] = lambda tile_id: None,
     texts: Mapping[str, str] | None = None,
+    more: Sequence[PageSection] = (),
 ) -> str:
     """Render the page of a run from the files in its folder.
 
@@ -35,8 +36,9 @@ def run_page(
         curves: Content of metrics.jsonl.
         picture: Function that returns the data URI of a tile's image by its id, or None.
         texts: Preformatted text by heading (tiles, snippets, pairing).
+        more: Further sections, after the scores.
     """
-    sections = [PageSection("Scores", _scores(results))]
+    sections = [PageSection("Scores", _scores(results)), *more]
     for split, split_results in results["splits"].items():
         sections.append(PageSection(f"Classes: {split}", _classes(results["classes"], split, split_results)))
         sections.append(PageSection(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))

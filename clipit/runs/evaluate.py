@@ -67,10 +67,15 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     return _report(config, workspace, folder, classifier)
 
 
-def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
+def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
     """Evaluate a finished run again (`clipit evaluate`); returns its folder and the content of results.json.
 
     If the folder cannot be written, such as that of another user, its results are returned as they are.
+
+    Args:
+        config: Run configuration with its arm resolved.
+        workspace: Cached inputs of this configuration.
+        folder: Folder of the run; by default the one that the configuration names.
 
     Raises:
         ArtifactError: The run does not exist, its folder belongs to another configuration, or it cannot be written and
@@ -78,9 +83,11 @@ def evaluate_again(config: RunConfig, workspace: Workspace) -> tuple[Path, dict[
     """
     from clipit.models.backbones import load_backbone
 
-    processes, folder = get_processes(), run_folder(config)
+    processes, folder = get_processes(), folder or run_folder(config)
     check_inputs(workspace, models_of(config))
-    check_fingerprint(folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint))
+    check_fingerprint(
+        folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint), config
+    )
     with run_lock(folder) if processes.main else nullcontext(False) as locked:
         if processes.broadcast(locked):
             return folder, evaluate_run(config, workspace, folder)

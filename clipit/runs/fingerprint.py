@@ -1,6 +1,5 @@
 """Fingerprint of everything that determines a run's results: keys, and the content of its inputs, not their paths."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,9 @@ from typing import Any
 from clipit.artifacts import file_sha256, fingerprint
 from clipit.config.effects import select_keys
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.errors import printable
+from clipit.differences import list_differences
 from clipit.training.terms.table import active_terms, uses_reports, uses_vlm
 from clipit.workspace.workspace import Workspace
-
-_MOST_SHOWN = 10  # differences in a message
-_LONGEST_SHOWN = 80  # characters of a value
-_ABSENT = "(absent)"
 
 
 @dataclass(frozen=True)
@@ -41,14 +36,8 @@ class RunFingerprint:
         lines = []
         for part, current in (("keys", self.keys), ("inputs", self.inputs)):
             recorded = record.get(part)
-            before = recorded if isinstance(recorded, dict) else {}
-            now = json.loads(json.dumps(dict(current), default=str))  # as it would be recorded
-            for name in sorted({*now, *before}):
-                old, new = before.get(name, _ABSENT), now.get(name, _ABSENT)
-                if old != new:
-                    lines.append(f"{name}: {_shown(old)} in the folder, {_shown(new)} now")
-        more = len(lines) - _MOST_SHOWN
-        return [*lines[:_MOST_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+            lines += list_differences(recorded if isinstance(recorded, dict) else {}, current)
+        return lines
 
 
 def run_fingerprint(config: RunConfig, workspace: Workspace, backbone_fingerprint: str) -> RunFingerprint:
@@ -85,9 +74,3 @@ def _model(config: VLMConfig | BackboneConfig) -> str:
         return config.name if config.path is not None or not named.is_file() else "local file"
     descriptions = {path.name: file_sha256(path) for path in sorted(folder.glob("*config.json"))}
     return f"{'local folder' if config.path is None else config.name} {fingerprint(descriptions)}"
-
-
-def _shown(value: object) -> str:
-    """Shorten a value for a message."""
-    text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,22 @@ from typing import Any
 import yaml
 
 from clipit.artifacts import locked, make_folder, read_json, whole_file, write_json
-from clipit.config.effects import select_keys
+from clipit.config.effects import Effect, select_keys
+from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.differences import difference_lines, list_differences
+from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
+from clipit.training.arms import resolve_arm
 from clipit.training.checkpoints import latest_checkpoint
 from clipit.versions import git_commit, versions
 
 logger = logging.getLogger(__name__)
 
+EXTERNAL = "external"
+"""Folder inside a run's folder with its evaluations on new test sets, by name."""
 RUN_FINGERPRINT = "run_fingerprint"
 """Key of training.json: the fingerprint in run.json."""
 _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
@@ -40,6 +45,27 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file
 def run_folder(config: RunConfig) -> Path:
     """Return the path of a run's folder."""
     return config.output / "runs" / config.name / f"{config.arm or 'custom'}-seed{config.seed}"
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Read the configuration of a run from its folder, with its arm resolved and `output` where the folder lies now.
+
+    Raises:
+        DataError: The folder does not contain a run.
+        ConfigError: The configuration is damaged or was written by an incompatible version.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file() or not (folder / "classifier").is_dir():
+        raise DataError(
+            "this folder does not contain a trained run: config.yaml or classifier/ is missing",
+            where=folder,
+            fix="pass the folder of a run, such as outputs/runs/NAME/ARM-seed0",
+        )
+    config = resolve_arm(validate(read_yaml(file), file))
+    place = folder.resolve()
+    if len(place.parents) > 2 and place == run_folder(config.model_copy(update={"output": place.parents[2]})):
+        return config.model_copy(update={"output": place.parents[2]})
+    return config
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -80,7 +106,12 @@ def read_training(folder: Path, *needed: str) -> dict[str, Any]:
         raise ArtifactError(f"missing or impossible: {', '.join(wrong)}", where=folder / "training.json", fix=fix)
     mark, run = facts.pop(RUN_FINGERPRINT, None), folder / "run.json"  # the mark is not in earlier versions
     if mark is not None and run.is_file() and read_json(run, fix).get("fingerprint") != mark:
-        raise ArtifactError("this file belongs to another run", where=folder / "training.json", fix=fix)
+        raise ArtifactError(
+            f"this file belongs to another run: its run has the fingerprint {mark}, the one of run.json "
+            f"{read_json(run, fix).get('fingerprint')}",
+            where=folder / "training.json",
+            fix=fix,
+        )
     return facts
 
 
@@ -125,7 +156,8 @@ def find_missing_output(folder: Path, config: RunConfig) -> str:
         return f"{PREDICTIONS} as it was scored"
     recorded = results.get("evaluation")
     if recorded is not None and recorded != evaluation_keys(config):
-        return "results for these keys of `evaluation`"
+        changes = list_differences(recorded if isinstance(recorded, dict) else {}, evaluation_keys(config))
+        return f"results for these keys of `evaluation` ({'; '.join(changes)})"
     return ""
 
 
@@ -170,7 +202,7 @@ def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -
                 where=folder,
                 fix="choose another --name, restore run.json, or delete the folder",
             )
-        check_fingerprint(folder, fingerprint)
+        check_fingerprint(folder, fingerprint, config)
         return
     make_folder(folder)
     with whole_file(folder / "config.yaml") as temporary:
@@ -184,8 +216,13 @@ def claim_folder(folder: Path, config: RunConfig, fingerprint: RunFingerprint) -
     write_json(folder / "run.json", record | {"keys": fingerprint.keys, "inputs": fingerprint.inputs})
 
 
-def check_fingerprint(folder: Path, fingerprint: RunFingerprint) -> None:
+def check_fingerprint(folder: Path, fingerprint: RunFingerprint, config: RunConfig | None = None) -> None:
     """Check that a folder belongs to the run with this fingerprint.
+
+    Args:
+        folder: Folder of the run.
+        fingerprint: Fingerprint of the run.
+        config: Configuration of the run, with its arm resolved, to list the keys that select other inputs.
 
     Raises:
         ArtifactError: The folder belongs to another run or does not contain a run.
@@ -198,23 +235,71 @@ def check_fingerprint(folder: Path, fingerprint: RunFingerprint) -> None:
     fix = "choose another --name, or delete the run's folder"
     record = read_json(file, fix)
     if record.get("fingerprint") != fingerprint.value:
-        differences = "\n    ".join(fingerprint.differences(record))
+        differences = fingerprint.differences(record)
+        if config is not None and record.get("inputs") != fingerprint.inputs:
+            differences += config_differences(folder, config, "data")
+        lines = difference_lines(differences)
         if not (isinstance(record.get("keys"), dict) and isinstance(record.get("inputs"), dict)):
-            differences = "unknown, because run.json was written by an earlier version of clipit"
-        message = (
-            f"this folder belongs to a run with another configuration or other inputs; differences:\n    {differences}"
-        )
+            lines = "unknown, because run.json was written by an earlier version of clipit"
+        message = f"this folder belongs to a run with another configuration or other inputs; differences:\n    {lines}"
         raise ArtifactError(message, where=folder, fix=fix)
+
+
+def config_differences(folder: Path, config: RunConfig, *effects: Effect, sections: Sequence[str] = ()) -> list[str]:
+    """List the keys in which the configuration of a run's folder differs from another one, with both values.
+
+    Args:
+        folder: Folder of the run.
+        config: The other configuration.
+        effects: Effects of the keys to compare; by default those that change results or select data.
+        sections: Top-level keys to compare; empty for all.
+
+    Returns:
+        One line per key; empty if the folder's config.yaml is missing or no longer valid.
+    """
+    try:
+        recorded = validate(read_yaml(folder / "config.yaml"), folder)
+    except ConfigError:
+        return []
+    before, now = (
+        {
+            key: value
+            for key, value in select_keys(each, *(effects or ("results", "data"))).items()
+            if not sections or key.partition(".")[0] in sections
+        }
+        for each in (recorded, config)
+    )
+    return list_differences(before, now)
+
+
+@contextmanager
+def explaining_differences(folder: Path, config: RunConfig) -> Iterator[None]:
+    """Add the differing keys of tiles, prompts and VLM to an error about a run that is read with a configuration.
+
+    Args:
+        folder: Folder of the run.
+        config: Configuration that the run is read with, such as that of a study.
+    """
+    try:
+        yield
+    except (ArtifactError, DataError, ModelError) as error:
+        differences = config_differences(folder, config, sections=("tiles", "leaks", "prompts", "vlm"))
+        if not differences:
+            raise
+        lines = difference_lines(differences)
+        raise type(error)(f"{error}\n  the run has another configuration:\n    {lines}") from error
 
 
 def delete_temporary_files(folder: Path) -> None:
     """Delete temporary files of killed processes. The caller holds the run's lock, so no writer is active.
 
-    Predictions on shifted sets are written without the lock, so their files are kept while the process is alive.
+    Predictions on shifted and new sets are written without the lock, so their files are kept while the process is
+    alive.
     """
     for path in folder.rglob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not (path.name.startswith(".predictions_shifted") and _is_alive(int(match[1]))):
+        unlocked = path.name.startswith(".predictions_shifted") or EXTERNAL in path.relative_to(folder).parts
+        if match and not (unlocked and _is_alive(int(match[1]))):
             path.unlink(missing_ok=True)
 
 

@@ -2,19 +2,20 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipit.config.run import RunConfig
+from clipit.differences import difference_lines
 from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.predictions import Predictions, read_run_predictions
 from clipit.reporting.curves import read_curves
-from clipit.reporting.html import write_page
+from clipit.reporting.html import PageSection, write_page
 from clipit.reporting.pairing_page import MOST_TILES
 from clipit.reporting.run_page import run_page
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
-from clipit.runs.folder import read_results, read_training, run_folder
+from clipit.runs.folder import config_differences, read_results, read_training, run_folder
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.pairing_report import write_pairs_page
 from clipit.workspace.workspace import Workspace
@@ -31,6 +32,7 @@ def write_run_page(
     predictions: Predictions,
     tiles: TileSet,
     texts: Mapping[str, str],
+    more: Sequence[PageSection] = (),
 ) -> Path:
     """Write `report.html` into a run's folder.
 
@@ -41,6 +43,7 @@ def write_run_page(
         predictions: Content of predictions.parquet.
         tiles: All tiles, from which the thumbnails are rendered.
         texts: Lines of text by heading (tiles, snippets, pairing).
+        more: Further sections, after the scores.
 
     Raises:
         DataError: A tile's file cannot be opened.
@@ -54,7 +57,7 @@ def write_run_page(
     log = folder / "metrics.jsonl"
     curves = read_curves(log) if log.is_file() else None
     path = folder / "report.html"
-    write_page(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=texts))
+    write_page(path, run_page(title, results, predictions, curves=curves, picture=picture, texts=texts, more=more))
     return path
 
 
@@ -73,8 +76,10 @@ def run_page_again(config: RunConfig, workspace: Workspace) -> Path:
     results = _results(folder)
     trained_on, tiles = results["provenance"].get("tiles"), workspace.tiles(config.seed)
     if trained_on not in (None, tiles.fingerprint):
+        changes = config_differences(folder, config, sections=("tiles", "leaks"))
+        differing = f"; differences:\n    {difference_lines(changes)}" if changes else ""
         raise ArtifactError(
-            f"the run was trained on other tiles ({trained_on}) than these ({tiles.fingerprint})",
+            f"the run was trained on other tiles ({trained_on}) than these ({tiles.fingerprint}){differing}",
             where=folder / "results.json",
             fix="use the run's own configuration: --config <run folder>/config.yaml",
         )

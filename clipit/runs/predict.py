@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
@@ -100,12 +100,34 @@ def predict_tiles(
         source: Tiles to predict; their classes must be those of the classifier.
         title: Title of the progress bar.
     """
-    tiles, prompts, vlm = source.tiles, workspace.prompts, classifier.spec.vlm
-    logits, projected = predict_logits(config, classifier, source, title)
-    zero_shot = None
-    if projected is not None and vlm is not None and prompts is not None:
+    tiles, prompts = source.tiles, workspace.prompts
+    if prompts is not None and classifier.spec.vlm is not None and classifier.spec.projector_layers:
         check_classes(prompts, tiles.classes)
         embeddings = class_embeddings(classifier, prompts, tiles.classes)
+        return predict_with_embeddings(config, classifier, source, title, embeddings)
+    return predict_with_embeddings(config, classifier, source, title, None)
+
+
+def predict_with_embeddings(
+    config: RunConfig,
+    classifier: "Classifier",
+    source: PixelSource,
+    title: str,
+    embeddings: Float[np.ndarray, "c D"] | None,
+) -> Predictions:
+    """Predict the class probabilities of all tiles of a source and, with class embeddings, zero-shot probabilities.
+
+    Args:
+        config: Run configuration.
+        classifier: The run's classifier.
+        source: Tiles to predict; their classes must be those of the classifier.
+        title: Title of the progress bar.
+        embeddings: Embeddings of the classes, in their order; None for no zero-shot predictions.
+    """
+    tiles, vlm = source.tiles, classifier.spec.vlm
+    logits, projected = predict_logits(config, classifier, source, title)
+    zero_shot = None
+    if embeddings is not None and projected is not None and vlm is not None:
         zero_shot = zero_shot_probabilities(projected, embeddings, float(vlm["logit_scale"]))
     return Predictions(tiles.ids, tiles.splits, tiles.labels, tiles.groups, tiles.classes, softmax(logits), zero_shot)
 

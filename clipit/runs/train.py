@@ -28,6 +28,7 @@ from clipit.runs.folder import (
 )
 from clipit.runs.predict import open_classifier, predict_logits
 from clipit.runs.tracking import finish_trackers, log_test_scores, start_trackers
+from clipit.runs.training_tiles import write_training_tiles
 from clipit.tiles.augment import tile_keys
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
@@ -131,6 +132,7 @@ def _train_and_evaluate(
         facts |= term_facts | ({"sections": sections} if sections else {})
         text = _text_side(config, workspace)
         if processes.main:
+            write_training_tiles(folder, tiles, workspace.tiles_as_read.fingerprint)
             write_record(folder / "training.json", asdict(outcome) | facts | {RUN_FINGERPRINT: fingerprint.value})
             _export(student, backbone, tiles, text, folder, config)
     else:

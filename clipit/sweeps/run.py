@@ -8,8 +8,9 @@ from pathlib import Path
 from clipit.config.effects import select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
+from clipit.differences import difference_lines, list_differences
 from clipit.distributed import get_processes
-from clipit.errors import ConfigError, LaunchError, disk_errors, shortlist
+from clipit.errors import ConfigError, LaunchError, disk_errors
 from clipit.progress import RunsLeft
 from clipit.runs.folder import read_training, run_folder
 from clipit.runs.search import SharedSearch, Trial
@@ -104,13 +105,14 @@ def _check_folder(search: SharedSearch, plan: SweepPlan, folder: Path) -> None:
     if sweep.method != "bayes":
         values = {p.key: recorded.get(p.key) for p in sweep.parameters if p.values}
         extended = {key for key, before in values.items() if isinstance(before, list) and {*before} <= {*swept[key]}}
-    differences = [
-        key for key in sorted({*recorded, *definition} - extended) if recorded.get(key) != definition.get(key)
-    ]
+    before, now = (
+        {key: value for key, value in each.items() if key not in extended} for each in (recorded, definition)
+    )
+    differences = list_differences(before, now)
     if differences:
         raise ConfigError(
-            f"another sweep called {sweep.name!r} has its tables in this folder; it differs in: "
-            f"{shortlist(differences)}",
+            f"another sweep called {sweep.name!r} has its tables in this folder; differences:\n    "
+            f"{difference_lines(differences)}",
             where=folder,
             fix=f"change the name of the sweep in {sweep.path}, choose another --output, or delete the folder (runs "
             "are kept)",

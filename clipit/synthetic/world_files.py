@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from clipit.artifacts import locked, whole_file
 from clipit.config.data import Section
+from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, disk_errors
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, Draw
@@ -155,14 +156,22 @@ def _is_written(world: Path, config: Section) -> bool:
             "of its configuration); for your own tiles use clipit train or clipit compare; a half-written "
             "world may be deleted",
         )
-    try:
-        same = json.loads(facts.read_text(encoding="utf-8"))["config"] == config.model_dump(mode="json")
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
+    settings, recorded = config.model_dump(mode="json"), _read_settings(facts)
+    if recorded != settings:
+        changes = [] if recorded is None else list_differences(recorded, settings)
         raise ArtifactError(
-            "this synthetic world differs from the one that this version writes for these settings",
+            "this synthetic world differs from the one that this version writes for these settings"
+            + (f":\n    {difference_lines(changes)}" if changes else ""),
             where=facts,
             fix="delete its folder and run the command again to rewrite it",
         )
     return True
+
+
+def _read_settings(facts: Path) -> dict[str, Any] | None:
+    """Read the settings of a world from its world.json; None if the file is damaged."""
+    try:
+        settings = json.loads(facts.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return settings if isinstance(settings, dict) else None

@@ -1,15 +1,15 @@
-"""Tiles in class folders: `<split>/<class>/*` or `<class>/*`."""
+"""Tiles in class folders, or in a zip of them: `<split>/<class>/*` or `<class>/*`."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.image_files import image_files, image_stamps, subfolders
-from clipit.image_readers import FileReader
-from clipit.images import SUFFIXES
+from clipit.image_readers import FileReader, Reader, ZipReader, zip_stamps
+from clipit.images import SUFFIXES, is_image
 from clipit.tiles.source import ALIASES, SourceTiles
 from clipit.tiles.splits import part_map
 
@@ -22,7 +22,7 @@ UNLABELLED = ("unlabelled", "unlabeled")
 
 
 def read_folders(config: TilesConfig) -> SourceTiles:
-    """Read tiles from class folders; the id of a tile is its path inside `tiles.path`.
+    """Read tiles from class folders, or a zip of them; the id of a tile is its path inside `tiles.path`.
 
     The first level holds splits if one of its folders has the name of a split. Folders inside a class folder belong to
     that class. A folder `unlabelled` (or `Unlabeled`, in any letter case) holds tiles without a label, unless
@@ -33,37 +33,84 @@ def read_folders(config: TilesConfig) -> SourceTiles:
             unreadable class folder.
     """
     root = Path(config.path).expanduser()
+    if root.suffix.lower() == ".zip" and root.is_file():
+        return _read_zip(config, root)
     if not root.is_dir():
         raise DataError("the tile folder does not exist", where=root, fix="correct tiles.path")
-    mapping = part_map(config.splits, ALIASES)
-    with_splits = any(name in mapping or name.lower() in mapping for name in subfolders(root))
+    with_splits = _has_splits(config, subfolders(root))
     depth = 2 if with_splits else 1  # folders above a tile
     images, others = image_files(root, config.unreadable)
+    ids = _sort_images(config, root, images, with_splits=with_splits)
+    notes = _check_kinds(config, root, ids, [file for file in others if file.count("/") >= depth], depth)
+    others = [str(root / file) for file in others if file.count("/") >= depth]
+    stamps, reader = image_stamps(root, ids), FileReader(root, ids)
+    return _source(config, root, ids, others, stamps, reader, notes, with_splits=with_splits)
+
+
+def _read_zip(config: TilesConfig, archive: Path) -> SourceTiles:
+    """Read tiles from the class folders of a zip; if all of them are in one top-level folder, its name is dropped."""
+    stamp_of = zip_stamps(archive)
+    visible = [name for name in stamp_of if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    images = [name for name in visible if is_image(name)]
+    tops = {name.split("/", 1)[0] for name in images} - {*(config.classes or ()), *config.class_map}
+    in_one = len(tops) == 1 and all(name.startswith(f"{min(tops)}/") and name.count("/") > 1 for name in images)
+    prefix = f"{min(tops)}/" if in_one and not _has_splits(config, tops) else ""
+    member_of = {name.removeprefix(prefix): name for name in images}
+    with_splits = _has_splits(config, {name.split("/", 1)[0] for name in member_of})
+    ids = _sort_images(config, archive, [*member_of], with_splits=with_splits)
+    members = [member_of[name] for name in ids]
+    others = [f"{archive}!{name}" for name in visible if not is_image(name)]
+    stamps, reader = [stamp_of[name] for name in members], ZipReader(archive, members)
+    return _source(config, archive, ids, others, stamps, reader, (), with_splits=with_splits)
+
+
+def _has_splits(config: TilesConfig, names: Iterable[str]) -> bool:
+    """Return whether one of the first-level folders has the name of a split."""
+    mapping = part_map(config.splits, ALIASES)
+    return any(name in mapping or name.lower() in mapping for name in names)
+
+
+def _sort_images(config: TilesConfig, root: Path, images: Sequence[str], *, with_splits: bool) -> list[str]:
+    """Check that all images are in class folders, and sort them by split, class and name."""
+    depth = 2 if with_splits else 1
     _no_loose_images(root, [file for file in images if file.count("/") < depth], with_splits=with_splits)
     ids = sorted(images, key=lambda file: file.split("/", depth))
-    others = [file for file in others if file.count("/") >= depth]
     if not with_splits:
-        _no_split_folders(config, root, ids, mapping)
-    notes = _check_kinds(config, root, ids, others, depth)
+        _no_split_folders(config, root, ids, part_map(config.splits, ALIASES))
+    return ids
+
+
+def _source(
+    config: TilesConfig,
+    root: Path,
+    ids: Sequence[str],
+    others: Sequence[str],
+    stamps: Sequence[str],
+    reader: Reader,
+    notes: tuple[str, ...],
+    *,
+    with_splits: bool,
+) -> SourceTiles:
+    """Derive labels and parts from the ids; `others` are files of class folders that are not images."""
     if not ids:
         raise DataError(
             "no images in class folders", where=root, fix="put them into <split>/<class>/ or <class>/ folders"
         )
+    depth = 2 if with_splits else 1
     folders = [file.split("/", depth)[depth - 1] for file in ids]
     classes = {*(config.classes or ()), *config.class_map}
     labels = ["" if name.casefold() in UNLABELLED and name not in classes else name for name in folders]
     _check_class_folders(config, root, set(labels) - {""})
     if others:
-        listed = shortlist([str(root / file) for file in others])
-        notes = (f"{len(others)} files are not images and were dropped: {listed}", *notes)
+        notes = (f"{len(others)} files are not images and were dropped: {shortlist(others)}", *notes)
     return SourceTiles(
         ids=ids,
         labels=labels,
         parts=[file.split("/", 1)[0] if with_splits else "" for file in ids],
         groups=[""] * len(ids),
         mpp=[float("nan")] * len(ids),
-        stamps=image_stamps(root, ids),
-        reader=FileReader(root, ids),
+        stamps=stamps,
+        reader=reader,
         where=str(root),
         notes=notes,
     )

@@ -51,7 +51,7 @@ def load_tiles(config: TilesConfig, seed: int) -> TileSet:
     return hide_labels(read_tiles(config), config.labels, seed)
 
 
-def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) -> TileSet:
+def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True, cut: bool = True) -> TileSet:
     """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
@@ -62,6 +62,7 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) 
         config: Section `tiles`.
         check: Whether groups in two splits are an error; False if the caller handles leaks.
         decode: Whether to decode every image if tiles.unreadable is quarantine.
+        cut: Whether to split off a missing test or validation part; False for tiles that are only predicted.
 
     Raises:
         DataError: The data set is missing, contradictory or not as published.
@@ -80,6 +81,8 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True) 
         check_groups(tiles)
     if decode:
         tiles = check_images(tiles, config.unreadable)
+    if not cut:
+        return tiles
     tiles = _cut_test_part(tiles, config, data_set)
     if data_set is not None and not (tiles.splits == "test").any():
         note = f"no test part, so no test score; the expected layout of {data_set.title} is {data_set.layout}"

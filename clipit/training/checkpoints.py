@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipit.artifacts import file_sha256, whole_file, with_checksum, without_checksum
+from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, disk_errors
 
 logger = logging.getLogger(__name__)
@@ -110,9 +111,11 @@ def load_weights(path: Path, model: nn.Module, sha256: str = "") -> None:
             _verify(path, sha256)
         saved = load_file(path)
     parameters = trainable(model)
-    if {name: value.shape for name, value in saved.items()} != {name: p.shape for name, p in parameters.items()}:
+    before, now = ({name: list(value.shape) for name, value in each.items()} for each in (saved, parameters))
+    if before != now:
+        lines = difference_lines(list_differences(before, now, "in the file"))
         raise ArtifactError(
-            "the checkpoint belongs to another student",
+            f"the checkpoint belongs to another student; shapes of trainable weights that differ:\n    {lines}",
             where=path,
             fix="delete the run's folder, or restore its config",
         )

@@ -87,7 +87,7 @@ def enforce_on_shifted(tests: TileSet, own: TileSet, learnt: TileSet, name: str,
     if prints is None or test_prints is None:
         return tests
     rows = np.flatnonzero(own.among(learnt.ids.tolist()))
-    copies = find_copies(tests, test_prints, own.select(rows), _select(prints, rows), config.leaks)
+    copies = find_copies(tests, test_prints, own.select(rows), select_prints(prints, rows), config.leaks)
     if not copies:
         return tests
     ids = sorted(copies)
@@ -164,7 +164,8 @@ def _check_patients(tests: TileSet, learnt: TileSet, policy: str, where: str) ->
     logger.info(f"note: {where}: {message}")
 
 
-def _select(prints: Prints, rows: Int64[np.ndarray, " m"]) -> Prints:
+def select_prints(prints: Prints, rows: Int64[np.ndarray, " m"]) -> Prints:
+    """Select the hashes of some tiles by their rows."""
     if not isinstance(prints, Fingerprints):
         return np.asarray(prints[rows])
     return Fingerprints(prints.digests[rows], prints.hashes[rows], prints.thumbnails[rows])

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
-from clipit.artifacts import whole_file
+from clipit.artifacts import MANIFEST, artifact_folder, open_artifact, whole_file
 from clipit.distributed import build_once, get_processes
 from clipit.pairing.blocks import read_blocks, write_blocks
+from clipit.pairing.leaks import Prints
 from clipit.tiles.perceptual import SIDE, Fingerprints, fingerprints, pixel_digest
 from clipit.tiles.tileset import TileSet
 
@@ -29,12 +30,7 @@ def tile_hashes(root: Path, tiles: TileSet) -> Fingerprints:
     """
     if not len(tiles):
         return fingerprints([])
-    columns = _columns(root, "tile_hashes", tiles, _fingerprint_table)
-    return Fingerprints(
-        digests=columns["digest"],
-        hashes=columns["hashes"].view("<u8").astype(np.uint64),
-        thumbnails=columns["thumbnail"].reshape(-1, SIDE, SIDE),
-    )
+    return _fingerprints(_columns(root, "tile_hashes", tiles, _fingerprint_table))
 
 
 def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
@@ -48,6 +44,43 @@ def tile_digests(root: Path, tiles: TileSet) -> UInt8[np.ndarray, "n 16"]:
     return _columns(root, "tile_digests", tiles, _digest_table)["digest"]
 
 
+def cached_hashes(root: Path, tiles: str) -> tuple[Shaped[np.ndarray, " n"], Prints] | None:
+    """Return the ids and hashes of tiles whose images may be gone; None if they were never hashed.
+
+    Args:
+        root: Folder of the artefacts.
+        tiles: Fingerprint of the tiles when they were hashed.
+
+    Returns:
+        Ids with perceptual fingerprints if there are any, otherwise with digests of the pixels.
+
+    Raises:
+        ArtifactError: The hashes are damaged.
+    """
+    for kind in ("tile_hashes", "tile_digests"):
+        folder = artifact_folder(root, kind, _inputs(tiles))
+        if (folder / MANIFEST).is_file():
+            table = open_artifact(folder, kind).table("prints.parquet")
+            columns = {
+                name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS
+            }
+            ids = np.asarray(table.column("tile_id").to_pylist(), dtype=object)
+            return ids, _fingerprints(columns) if kind == "tile_hashes" else columns["digest"]
+    return None
+
+
+def _inputs(tiles: str) -> dict[str, Any]:
+    return {"tiles": tiles, "version": 1}
+
+
+def _fingerprints(columns: Mapping[str, np.ndarray]) -> Fingerprints:
+    return Fingerprints(
+        digests=columns["digest"],
+        hashes=columns["hashes"].view("<u8").astype(np.uint64),
+        thumbnails=columns["thumbnail"].reshape(-1, SIDE, SIDE),
+    )
+
+
 def _columns(
     root: Path,
     kind: str,
@@ -55,7 +88,6 @@ def _columns(
     hash_rows: Callable[[TileSet, Sequence[int]], pa.Table],
 ) -> dict[str, np.ndarray]:
     """Return the artefact's columns as uint8 [n, width], in tile order; `hash_rows` hashes a block of rows."""
-    inputs = {"tiles": tiles.fingerprint, "version": 1}
 
     def make(folder: Path) -> dict[str, Any]:
         files = write_blocks(folder, len(tiles), _BLOCK, "hashing images", lambda rows: hash_rows(tiles, rows.tolist()))
@@ -67,7 +99,7 @@ def _columns(
             file.unlink()
         return {"tiles": len(tiles)}
 
-    table = build_once(root, kind, inputs, make).table("prints.parquet")
+    table = build_once(root, kind, _inputs(tiles.fingerprint), make).table("prints.parquet")
     rows = {name: row for row, name in enumerate(table.column("tile_id").to_pylist())}
     table = table.take([rows[name] for name in tiles.ids.tolist()])
     return {name: _bytes(table.column(name), _WIDTHS[name]) for name in table.column_names if name in _WIDTHS}

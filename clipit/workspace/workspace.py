@@ -89,7 +89,7 @@ class Workspace:
         key = _key("checked", self.config, "tiles", "leaks")
 
         def check() -> TileSet:
-            kept = enforce_on_tiles(self._tiles_as_read, self.config)
+            kept = enforce_on_tiles(self.tiles_as_read, self.config)
             return note_many_classes(warn_of_near_copies(kept, self.config))
 
         tiles: TileSet = self._cached(key, check)
@@ -101,7 +101,7 @@ class Workspace:
         return self._read_tiles(decode=False)
 
     @cached_property
-    def _tiles_as_read(self) -> TileSet:
+    def tiles_as_read(self) -> TileSet:
         """All tiles of the data set, including leaks."""
         return self._read_tiles()
 
@@ -144,7 +144,7 @@ class Workspace:
                     fix="map its labels in its class_map, and name all classes of the tiles in its classes",
                 )
             learnt = own.select(own.splits != "test")
-            return enforce_on_shifted(tests, self._tiles_as_read, learnt, name, self.config)
+            return enforce_on_shifted(tests, self.tiles_as_read, learnt, name, self.config)
 
         content = fingerprint(section.model_dump(mode="json"))
         key = f"shifted {name} {content} {_key('checked', self.config, 'tiles', 'leaks', 'prompts')}"
@@ -168,7 +168,7 @@ class Workspace:
         """Warn if a model receives tiles at a resolution other than that of its training."""
         if expected is None or not names_tiles(self.config):
             return
-        tiles = self._tiles_as_read
+        tiles = self.tiles_as_read
         if len(tiles):
             resize = preprocess.resize_to / min(tiles.read(0).size)
             if warning := mpp_warning(tiles, expected, model, resize=resize):
@@ -193,7 +193,7 @@ class Workspace:
 
     def _keep_reports(self, reports: "Reports") -> "Reports":
         if names_tiles(self.config):
-            return enforce_on_reports(reports, lambda: self._tiles_as_read, self.config)
+            return enforce_on_reports(reports, lambda: self.tiles_as_read, self.config)
         logger.info("note: no tiles are configured, so no report of a validation or test patient can be left out")
         return reports
 

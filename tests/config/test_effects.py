@@ -104,6 +104,10 @@ def test_the_folder_of_another_run_is_refused_with_the_keys_that_differ(tmp_path
         ArtifactError, match=r"(?s)lora\.rank: 8 in the folder, 16 now\n +VLM: a in the folder, b now\n.*--name"
     ):
         check_fingerprint(tmp_path, RunFingerprint({"seed": 0, "lora.rank": 16}, {"VLM": "b"}))
+    (tmp_path / "config.yaml").write_text("tiles: {source: table, path: a.csv}\nseed: 3\n")
+    now = validate({"tiles": {"source": "table", "path": "b.csv"}}, "here")
+    with pytest.raises(ArtifactError, match=r"VLM: a .*\n +tiles\.path: a\.csv in the folder, b\.csv now\n"):
+        check_fingerprint(tmp_path, RunFingerprint({"seed": 0, "lora.rank": 16}, {"VLM": "b"}), now)
     write_json(tmp_path / "run.json", {"fingerprint": "x"})
     with pytest.raises(ArtifactError, match=r"(?s)written by an earlier version of clipit\n.*delete the run's folder"):
         check_fingerprint(tmp_path, RunFingerprint({}, {}))

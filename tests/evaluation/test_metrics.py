@@ -71,6 +71,12 @@ def test_a_class_without_tiles() -> None:
     present = sk.recall_score(labels, probabilities.argmax(1), average=None, labels=[0, 1, 3])
     assert ours["balanced_accuracy"] == pytest.approx(np.mean(present))
     assert ours["macro_f1"] == pytest.approx(sk.f1_score(labels, probabilities.argmax(1), average="macro"))
+    over_present = metrics.compute_metrics(labels, probabilities, present_only=True)
+    assert over_present["balanced_accuracy"] == ours["balanced_accuracy"]
+    f1 = sk.f1_score(labels, probabilities.argmax(1), average=None, labels=[0, 1, 3])
+    assert over_present["macro_f1"] == pytest.approx(np.mean(f1))
+    areas = [sk.roc_auc_score(labels == c, probabilities[:, c]) for c in (0, 1, 3)]
+    assert over_present["auroc"] == pytest.approx(np.mean(areas))
 
 
 def test_nothing_to_score() -> None:

@@ -278,12 +278,16 @@ def test_another_sweep_of_the_same_name_does_not_overwrite_the_tables(
     before = (folder / "sweep.md").read_text()
     other = {"lora.alpha": {"values": [1, 2]}, "lora.rank": {"values": [2]}}
     for changes, given, what in (
-        ({"parameters": other}, {}, r"lora\.alpha, lora\.rank, seed"),
-        ({"parameters": {"lora.rank": {"values": [4]}, "seed": {"values": [0, 1]}}}, {}, r"lora\.rank"),
-        ({}, {"training.steps": "3"}, r"training\.steps"),
+        ({"parameters": other}, {}, r"lora\.alpha: \(absent\) in the folder, 1, 2 now\n +lora\.rank: .*\n +seed: .*"),
+        (
+            {"parameters": {"lora.rank": {"values": [4]}, "seed": {"values": [0, 1]}}},
+            {},
+            r"lora\.rank: 2, 4 in the folder, 4 now",
+        ),
+        ({}, {"training.steps": "3"}, r"training\.steps: .* in the folder, 3 now"),
     ):
         path = write_sweep(changes)
-        with pytest.raises(ConfigError, match=rf"another sweep called 'ranks'.* it differs in: {what}\n"):
+        with pytest.raises(ConfigError, match=rf"another sweep called 'ranks'.*; differences:\n +{what}\n"):
             run_sweep(plan_of(path, given))
         assert (folder / "sweep.md").read_text() == before
     more = {"lora.rank": {"values": [4, 2]}, "seed": {"values": [0, 1, 2]}}

@@ -1,5 +1,6 @@
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,20 @@ def test_other_spellings_of_the_unlabelled_folder(tree: Path, name: str) -> None
     assert tiles.classes == ("stroma", "tumour")
     assert (tiles.truth == -1).sum() == 4
     assert name in load_tiles(config(tree, classes=("stroma", "tumour", name)), seed=0).classes
+
+
+@pytest.mark.parametrize("top", ["", "tiles/"])
+def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Path, top: str) -> None:
+    folder = load_tiles(config(tree), seed=0)
+    archive = tmp_path / "tiles.zip"
+    with zipfile.ZipFile(archive, "w") as writer:
+        for path in sorted(tree.rglob("*.png")):
+            writer.write(path, f"{top}{path.relative_to(tree)}")
+        writer.writestr(f"__MACOSX/{top}train/stroma/._0.png", b"x")
+        writer.writestr(f"{top}train/notes.txt", b"x")
+    tiles = load_tiles(config(archive), seed=0)
+    for name in ("ids", "labels", "splits", "truth"):
+        assert getattr(tiles, name).tolist() == getattr(folder, name).tolist()
+    row = tiles.ids.tolist().index("test/tumour/2.png")
+    assert tiles.read(row).tobytes() == folder.read(row).tobytes()
+    assert "1 files are not images" in tiles.describe()

@@ -27,6 +27,7 @@ from clipit.evaluation.retrieval import RetrievalScore, class_match
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_label_efficiency
+from clipit.runs.folder import explaining_differences
 from clipit.stores.embed import centred
 from clipit.studies.features import (
     JOINT,
@@ -111,7 +112,10 @@ def probe(config: RunConfig, probing: ProbingConfig, run: Path | None = None) ->
     workspace = Workspace(config)
     check_inputs(workspace, ["vlm", "backbone"])
     _require_test_labels(config, workspace.listed_tiles)
-    rows = [] if run is None else list(_run_rows(config, workspace, run))  # first, so that a wrong folder fails early
+    rows: list[ProbingRow] = []
+    if run is not None:  # first, so that a wrong folder fails early
+        with explaining_differences(run, config):
+            rows += _run_rows(config, workspace, run)
     models = [*vlm_features(config, workspace), backbone_features(config, workspace)]
     if run is not None:
         models.append(classifier_features(config, workspace, run))

@@ -23,6 +23,7 @@ from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
 from clipit.prompts.prompt_grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.runs.folder import explaining_differences
 from clipit.studies.prompts.models import (
     ZeroShotModel,
     count_cut_tokens,
@@ -151,7 +152,8 @@ def prompt_study(config: RunConfig, options: PromptStudyConfig, workspace: Works
     test, screening = select_tiles(config, options, workspace)
     models = load_vlm_models(workspace, test, screening, centre=options.centred)
     if run is not None:
-        models.append(load_student(run, workspace, test, screening))
+        with explaining_differences(run, workspace.config):
+            models.append(load_student(run, workspace, test, screening))
     folder = config.output / "prompts" / (config.name if run is None else f"{config.name}-{run.name}")
     if get_processes().main:
         tasks = [_Task(model, prompts, test, workspace, options.seed) for model in models for prompts in prompt_sets]

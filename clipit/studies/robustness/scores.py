@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Float64
 from clipit.config.run import RunConfig
 from clipit.config.studies import RobustnessConfig
 from clipit.errors import DataError
-from clipit.evaluation.calibration import MEASURES, fit_temperature, weighted_calibration, with_temperature
+from clipit.evaluation.calibration import MEASURES, fit_temperature, measure_calibration, with_temperature
 from clipit.evaluation.intervals import bootstrap
 from clipit.evaluation.metrics import explain_undefined, reliability_bins, weighted_scores
 from clipit.evaluation.predictions import Predictions, read_run_predictions
@@ -232,24 +232,14 @@ def _measure_calibration(
     before: Float32[np.ndarray, "n c"] | None,
 ) -> Iterator[RobustnessRow]:
     """Yield one row per measure with its 95 % interval and, given `before`, the paired change."""
-
-    def compute(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
-        measures = weighted_calibration(test.labels, probabilities, weights)
-        if before is not None:
-            reference = weighted_calibration(test.labels, before, weights)
-            measures |= {f"change {name}": measures[name] - reference[name] for name in MEASURES}
-        return measures
-
-    values = compute(np.ones((len(test.labels), 1)))
-    intervals = bootstrap(compute, test.groups, config.evaluation.bootstrap, config.seed)
-    for name in MEASURES:
-        bounds = intervals[name]
-        measured = replace(
-            row, metric=name, value=float(values[name][0]), low=bounds.low, high=bounds.high, reason=bounds.reason
-        )
-        if before is not None:
-            bounds, change = intervals[f"change {name}"], float(values[f"change {name}"][0])
-            measured = replace(measured, change=change, change_low=bounds.low, change_high=bounds.high)
+    scores = measure_calibration(
+        test.labels, probabilities, test.groups, before, resamples=config.evaluation.bootstrap, seed=config.seed
+    )
+    for name, score in scores.items():
+        bounds, change = score.interval, score.change_interval
+        measured = replace(row, metric=name, value=score.value, low=bounds.low, high=bounds.high, reason=bounds.reason)
+        if change is not None:
+            measured = replace(measured, change=score.change, change_low=change.low, change_high=change.high)
         yield measured
 
 

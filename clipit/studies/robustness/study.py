@@ -15,6 +15,7 @@ from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.perturb import PERTURBATIONS
+from clipit.runs.folder import explaining_differences
 from clipit.studies.features import run_prompts
 from clipit.studies.report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.studies.robustness.adaptation import adaptation_rows, fit_reference
@@ -105,7 +106,10 @@ def _load_models(
         names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
     if len(set(names)) < len(names):
         raise DataError("a run is given twice", where=shortlist([str(run) for run in runs]), fix="list each run once")
-    models = [load_run_model(workspace, run, name) for run, name in zip(runs, names, strict=True)]
+    models = []
+    for run, name in zip(runs, names, strict=True):
+        with explaining_differences(run, config):
+            models.append(load_run_model(workspace, run, name))
     vlm = load_vlm_model(config, workspace) if robustness.vlm else None
     if vlm is not None:
         models.append(vlm)

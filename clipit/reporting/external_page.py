@@ -1,0 +1,73 @@
+"""Sections of the page and the summary of a run's evaluation on a new test set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clipit.reporting.html import PageSection, Part, Table, Text
+from clipit.reporting.tables import LABELS, interval, markdown_table, metrics_table, number, with_interval
+
+OWN = "own test tiles"
+"""Name of the run's own test tiles in tables."""
+_MEASURES = {"ece": "calibration error (ECE)", "nll": "negative log-likelihood", "brier": "Brier score"}
+
+
+def scores_beside_own(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the results with the run's own test scores as a further split, for tables."""
+    own = results["own"]
+    return {**results, "splits": results["splits"] | ({OWN: own} if own else {})}
+
+
+def external_texts(results: Mapping[str, Any]) -> dict[str, str]:
+    """Compose the sections of the summary: scores beside the run's own, calibration, and what was left out."""
+    texts = {"Beside the run's own test tiles": metrics_table(scores_beside_own(results))}
+    if results["calibration"]["measures"]:
+        rows = [(row["measure"], row["before"], row["after"]) for row in _calibration_rows(results)]
+        texts["Calibration"] = markdown_table(("measure", "before", "after"), rows) + f"\n\n{_temperature(results)}"
+    return texts | {"Checks": "\n".join(results["external"]["notes"]) or "nothing was left out"}
+
+
+def external_sections(results: Mapping[str, Any]) -> list[PageSection]:
+    """Compose the further sections of the page."""
+    name, own = results["external"]["name"], results["own"]
+    parts: list[Part] = []
+    of_set = results["splits"][name]
+    for key, title in (("", "the classifier's head"), ("zero_shot", "zero-shot with the class prompts")):
+        scores, before = (of_set[key], (own or {}).get(key)) if key in of_set else (of_set, own)
+        if before is None or (key and key not in of_set):
+            continue
+        rows = []
+        for metric, score in scores["metrics"].items():
+            other = before["metrics"][metric]
+            cells = [[number(each["value"]), interval(each["low"], each["high"])] for each in (score, other)]
+            rows.append((LABELS.get(metric, metric), *cells[0], *cells[1]))
+        header = ("score", name, "95 % interval", OWN, "95 % interval")
+        parts.append(Table(header, rows, caption=title, source="results.json: splits and own"))
+    sections = [PageSection("Beside the run's own test tiles", parts or [Text("The run has no scores of test tiles.")])]
+    notes = [Text(line) for line in results["external"]["notes"]]
+    sections.append(PageSection("Checks", notes or [Text("Nothing was left out.")]))
+    if results["calibration"]["measures"]:
+        rows = [(row["measure"], row["before"], row["after"]) for row in _calibration_rows(results)]
+        table = Table(("measure", "before", "after scaling"), rows, source="results.json: calibration")
+        sections.append(PageSection("Calibration", [table, Text(_temperature(results))]))
+    return sections
+
+
+def _calibration_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for measure, states in results["calibration"]["measures"].items():
+        row = {"measure": _MEASURES[measure]}
+        for state in ("before", "after"):
+            score = states.get(state)
+            row[state] = "" if score is None else with_interval(score["value"], score["low"], score["high"])
+        rows.append(row)
+    return rows
+
+
+def _temperature(results: Mapping[str, Any]) -> str:
+    calibration = results["calibration"]
+    if calibration["temperature"] is None:
+        return f"No temperature: {calibration['reason']}."
+    return (
+        f"Temperature {calibration['temperature']:.3f}, fitted on {calibration['labels']} validation labels of the "
+        "run; no label of the new set was used."
+    )

@@ -1,0 +1,215 @@
+"""Evaluate a finished run on a new test set, or with new prompts, beside its own results."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from clipit.artifacts import locked, read_json, whole_folder
+from clipit.config.effects import select_keys
+from clipit.config.run import RunConfig, TilesConfig
+from clipit.differences import difference_lines, list_differences
+from clipit.distributed import get_processes
+from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.runs.external_results import score_external, write_external
+from clipit.runs.external_tiles import MappedTiles, map_to_classes, read_external
+from clipit.runs.folder import EXTERNAL, read_results, read_run_config
+from clipit.runs.predict import open_classifier, predict_with_embeddings
+from clipit.runs.prediction_inputs import class_embeddings
+from clipit.runs.training_tiles import find_training_tiles
+from clipit.tiles.datasets import DATASETS
+from clipit.tiles.load import mpp_warning
+from clipit.tiles.splits import patients
+from clipit.training.terms.table import uses_reports
+from clipit.workspace.external_leaks import enforce_on_external, note_reports
+from clipit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_external(
+    run: Path,
+    tiles: TilesConfig | None = None,
+    prompts: str | None = None,
+    name: str = "",
+    config: RunConfig | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Score a finished run on new tiles or with new prompts; called by all processes.
+
+    Predictions, scores, calibration and a page are written to `external/<name>` in the run's folder, completely or not
+    at all. The run's own files are not changed.
+
+    Args:
+        run: Folder of the run.
+        tiles: The new tiles; None for the run's own test tiles.
+        prompts: Prompt set for zero-shot, as a file or packaged name; None for that of the run.
+        name: Name of the folder under `external/`; "" to derive it from the tiles and prompts.
+        config: Configuration of the run (`read_run_config`) with other keys of `evaluation`, `leaks` or the paths of
+            models; read from the folder by default.
+
+    Returns:
+        The folder, and the content of results.json in the main process, an empty dictionary in the others.
+
+    Raises:
+        DataError: Neither tiles nor prompts are given, no class is shared, the prompts lack a class, or tiles leak from
+            the training and `leaks.policy` is `error`.
+        ModelError: Prompts are given for a classifier that was trained without text.
+        ArtifactError: The folder contains the results of other tiles or prompts.
+    """
+    if tiles is None and prompts is None:
+        raise DataError("neither new tiles nor new prompts", where=run, fix="pass --tiles.path=... or --prompts=...")
+    config = read_run_config(run) if config is None else config
+    own = read_results(run)
+    prompt_set = None if prompts is None else load_prompts(prompts)
+    folder = run / EXTERNAL / (name or _default_name(tiles, prompt_set))
+    identity = _identity(tiles, prompt_set)
+    _check_folder(folder, identity)
+    classifier = open_classifier(config, run)
+    notes = [] if prompt_set is None else _check_prompts(prompt_set, classifier, run)
+    workspace = Workspace(read_run_config(run))
+    mapped, checks = _new_tiles(run, tiles, config, workspace, classifier, folder.name)
+    scored = mapped.tiles
+    absent = [name for code, name in enumerate(scored.classes) if not (scored.labels == code).any()]
+    notes += [*scored.notes, *checks["not_checked"]]
+    if absent:
+        present = len(scored.classes) - len(absent)
+        notes.append(f"no tile of {', '.join(absent)}: scores are computed over the {present} classes present")
+    for note in notes:
+        logger.info(note if note.startswith("WARNING") else f"note: {note}")
+    if not (scored.labels >= 0).any():
+        raise DataError("no tile has a label", where=scored.where, fix="for tiles without labels use clipit predict")
+    embeddings = _class_embeddings(classifier, prompt_set)
+    source = workspace.pixels_of(scored, classifier.spec.preprocess)
+    predictions = predict_with_embeddings(config, classifier, source, folder.name, embeddings)
+    results: dict[str, Any] = {}
+    if get_processes().main:
+        named = replace(predictions, splits=np.full(len(scored), folder.name, dtype=object))
+        external = {
+            "name": folder.name,
+            "identity": identity,
+            "tiles": scored.fingerprint,
+            "where": scored.where,
+            "excluded": mapped.excluded,
+            "absent": absent,
+            "notes": notes,
+            **checks,
+        }
+        results = score_external(run, config, own, named, external, prompt_set, classifier)
+        with locked(folder), whole_folder(folder) as partial:
+            write_external(partial, run, results, named, scored)
+    get_processes().barrier()
+    return folder, results
+
+
+def _default_name(tiles: TilesConfig | None, prompts: PromptSet | None) -> str:
+    """Derive a folder's name from the place of the tiles and the name of the prompts."""
+    parts: list[str] = []
+    if tiles is not None:
+        path = Path(tiles.path).absolute()
+        own = [path.parent.name, path.stem] if path.suffix else [path.name]
+        parts = [tiles.source] if tiles.source in DATASETS else own
+    parts += [] if prompts is None else [prompts.name]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-.") or "new"
+
+
+def _identity(tiles: TilesConfig | None, prompts: PromptSet | None) -> dict[str, Any]:
+    """Return the keys that distinguish the results of one folder from another's."""
+    selected = {} if tiles is None else select_keys(tiles, "results", "data")
+    keys = {f"tiles.{key}": value for key, value in selected.items() if not key.startswith("labels.")}
+    return keys | ({} if prompts is None else {"prompts": f"{prompts.name} ({prompts.hash})"})
+
+
+def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse the folder of other tiles or prompts.
+
+    Raises:
+        ArtifactError: The folder contains the results of another set; the message lists the differing keys.
+    """
+    if not folder.exists():
+        return
+    fix = "choose another --name, or delete this folder"
+    file = folder / "results.json"
+    recorded = read_json(file, fix).get("external", {}).get("identity") if file.is_file() else None
+    if not isinstance(recorded, dict):
+        raise ArtifactError("this folder does not contain an evaluation on a new set", where=folder, fix=fix)
+    differences = list_differences(recorded, identity)
+    if differences:
+        raise ArtifactError(
+            f"this folder belongs to an evaluation on other tiles or prompts; differences:\n    "
+            f"{difference_lines(differences)}",
+            where=folder,
+            fix=fix,
+        )
+
+
+def _check_prompts(prompts: PromptSet, classifier: "Classifier", run: Path) -> list[str]:
+    """Check that new prompts cover the classes of a classifier with text; returns a note about further classes."""
+    if classifier.spec.vlm is None or not classifier.spec.projector_layers:
+        raise ModelError(
+            "this classifier was trained without text, so it has no zero-shot predictions",
+            where=run,
+            fix="leave out --prompts, or use a run of an arm with text",
+        )
+    missing = [name for name in classifier.classes if name not in prompts.classes]
+    if missing:
+        raise DataError(
+            f"prompt set {prompts.name} has no prompts for {', '.join(missing)}; it has those of "
+            f"{', '.join(prompts.classes)}",
+            where="--prompts",
+            fix=f"name its classes as the classifier's are: {', '.join(classifier.classes)}",
+        )
+    others = [name for name in prompts.classes if name not in classifier.classes]
+    return [f"prompts of {', '.join(others)} are not used: the classifier lacks these classes"] if others else []
+
+
+def _new_tiles(
+    run: Path,
+    section: TilesConfig | None,
+    config: RunConfig,
+    workspace: Workspace,
+    classifier: "Classifier",
+    name: str,
+) -> tuple[MappedTiles, dict[str, Any]]:
+    """Read the new tiles and drop those of other classes and of the training; or return the run's own test tiles."""
+    if section is None:
+        own = workspace.tiles(config.seed).of_split("test")
+        checks: dict[str, Any] = {"policy": "off", "leaks": [], "not_checked": []}
+        return map_to_classes(replace(own, notes=()), classifier.classes), checks
+    mapped = map_to_classes(read_external(section), classifier.classes)
+    warning = mpp_warning(mapped.tiles, classifier.spec.mpp, f"classifier {run.name}")
+    if warning:
+        logger.info(f"warning: {warning}")
+        mapped = replace(mapped, tiles=replace(mapped.tiles, notes=(*mapped.tiles.notes, warning)))
+    policy = config.leaks.policy
+    if policy == "off":
+        return mapped, {"policy": policy, "leaks": [], "not_checked": ["not checked for leaks: leaks.policy is off"]}
+    training = find_training_tiles(run, config, workspace)
+    tiles, leaks = enforce_on_external(mapped.tiles, training.tiles, training.prints, config, f"new set {name}")
+    own_reports = note_reports(tiles, config) if uses_reports(config) else ""
+    if own_reports:
+        tiles = replace(tiles, notes=(*tiles.notes, own_reports))
+    unknown = int((patients(tiles.groups, tiles.ids) == "").sum())
+    problems = list(training.problems)
+    if unknown:
+        problems.append(f"patients of {unknown} of {len(tiles)} new tiles: the data do not name them")
+    unchecked = [f"WARNING: not checked against the training: {problem}" for problem in problems]
+    checks = {"policy": policy, "leaks": [asdict(leak) for leak in leaks], "not_checked": unchecked}
+    return replace(mapped, tiles=tiles), checks
+
+
+def _class_embeddings(classifier: "Classifier", prompts: PromptSet | None) -> Float[np.ndarray, "c D"] | None:
+    """Embed new prompts, or return the embeddings of the prompt set that the classifier contains, if there is one."""
+    spec = classifier.spec
+    if prompts is not None:
+        return class_embeddings(classifier, prompts, spec.classes)
+    stored = next((name for name, names in spec.prompts.items() if tuple(names) == tuple(spec.classes)), None)
+    return None if stored is None or not spec.projector_layers else classifier.prompt_embeddings(stored)

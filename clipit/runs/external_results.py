@@ -1,0 +1,122 @@
+"""Scores, calibration, summary and page of a run's evaluation on a new test set."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipit.artifacts import file_sha256, write_record
+from clipit.config.run import RunConfig
+from clipit.errors import DataError
+from clipit.evaluation.calibration import fit_temperature, measure_calibration, with_temperature
+from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.predictions import PREDICTIONS, Predictions, read_run_predictions, write_predictions
+from clipit.models.classifier_spec import WEIGHTS
+from clipit.prompts.prompt_set import PromptSet
+from clipit.reporting.external_page import external_sections, external_texts
+from clipit.reporting.summary import run_summary, write_summary
+from clipit.runs.page import write_run_page
+from clipit.tiles.tileset import TileSet
+from clipit.versions import git_commit, versions
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
+
+def score_external(
+    run: Path,
+    config: RunConfig,
+    own: Mapping[str, Any],
+    predictions: Predictions,
+    external: dict[str, Any],
+    prompts: PromptSet | None,
+    classifier: "Classifier",
+) -> dict[str, Any]:
+    """Compute the content of results.json, without the SHA-256 of the predictions.
+
+    Args:
+        run: Folder of the run.
+        config: Configuration of the run.
+        own: Content of the run's own results.json.
+        predictions: Predictions of the new tiles, whose split is the name of the set.
+        external: Facts about the new set.
+        prompts: New prompt set; None for that of the run.
+        classifier: Classifier of the run.
+    """
+    name, resamples = external["name"], config.evaluation.bootstrap
+    scores = evaluate_predictions(predictions, [name], resamples, config.seed, present_only=True)
+    stored = next(iter(classifier.spec.prompts), None)
+    provenance = {
+        "run": str(own["provenance"].get("run", "")),
+        "arm": config.arm or "custom",
+        "seed": config.seed,
+        "folder": str(run),
+        "classifier": file_sha256(run / "classifier" / WEIGHTS),
+        "tiles": external["tiles"],
+        "prompts": f"{prompts.name} ({prompts.hash})" if prompts else stored,
+        "preprocess": classifier.spec.preprocess.hash,
+        "command": shlex.join(sys.argv),
+        "commit": git_commit(),
+    }
+    return scores | {
+        "note": own.get("note", ""),
+        "own": own["splits"].get("test"),
+        "calibration": _calibrate(run, config, predictions),
+        "external": external,
+        "provenance": provenance | {"versions": versions()},
+    }
+
+
+def _calibrate(run: Path, config: RunConfig, predictions: Predictions) -> dict[str, Any]:
+    """Measure calibration before and after temperature scaling on the run's own validation labels."""
+    table = predictions.by_id()
+    table = table.take(table.labels >= 0)
+    resamples, seed = config.evaluation.bootstrap, config.seed
+    before = measure_calibration(table.labels, table.probabilities, table.groups, resamples=resamples, seed=seed)
+    states = {"before": before}
+    temperature, labels, reason = None, 0, ""
+    try:
+        validation = read_run_predictions(run).select("validation")
+        fitted = fit_temperature(validation.labels, validation.probabilities)
+    except DataError as error:
+        reason = str(error).splitlines()[0]
+    else:
+        temperature, labels = fitted.value, fitted.labels
+        scaled = with_temperature(table.probabilities, fitted.value)
+        states["after"] = measure_calibration(
+            table.labels, scaled, table.groups, table.probabilities, resamples=resamples, seed=seed
+        )
+    measures = {
+        measure: {
+            state: {
+                "value": scores[measure].value,
+                "low": scores[measure].interval.low,
+                "high": scores[measure].interval.high,
+            }
+            for state, scores in states.items()
+        }
+        for measure in before
+    }
+    return {"temperature": temperature, "labels": labels, "reason": reason, "measures": measures}
+
+
+def write_external(folder: Path, run: Path, results: dict[str, Any], predictions: Predictions, tiles: TileSet) -> None:
+    """Write predictions.parquet, summary.md, report.html and results.json.
+
+    Args:
+        folder: Folder to write to.
+        run: Folder of the run.
+        results: Content of results.json from `score_external`, to which the SHA-256 of the predictions is added.
+        predictions: Predictions of the new tiles.
+        tiles: The new tiles, from which the thumbnails are rendered.
+    """
+    write_predictions(folder / PREDICTIONS, predictions)
+    results["predictions_sha256"] = file_sha256(folder / PREDICTIONS)
+    title = f"{run.resolve().parent.name}: {run.resolve().name} on {results['external']['name']}"
+    shown = {key: value for key, value in results["provenance"].items() if value not in (None, [], "")}
+    texts = {"Tiles": tiles.describe()}
+    summary = run_summary(title, results, shown, note=results["note"], sections=external_texts(results) | texts)
+    write_summary(folder / "summary.md", summary)
+    write_run_page(title, folder, results, predictions, tiles, texts, external_sections(results))
+    write_record(folder / "results.json", results)

@@ -1,0 +1,82 @@
+"""Tiles of a new test set, with the classes of a finished classifier."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.errors import DataError, shortlist
+from clipit.tiles.load import read_tiles
+from clipit.tiles.source import spelled_alike
+from clipit.tiles.tileset import TileSet
+
+
+@dataclass(frozen=True)
+class MappedTiles:
+    """Tiles whose labels are numbers of a classifier's classes.
+
+    Attributes:
+        tiles: Tiles to predict; those without a label are kept.
+        excluded: Number of tiles of each class that the classifier lacks, which are not in `tiles`.
+    """
+
+    tiles: TileSet
+    excluded: dict[str, int]
+
+
+def read_external(section: TilesConfig) -> TileSet:
+    """Read a new test set with all of its labels: its test part, or all tiles if it has none.
+
+    Raises:
+        DataError: The data set is missing or contradictory.
+        ConfigError: An option does not apply to the source.
+    """
+    cut = section.test_fraction is not None or section.folds is not None
+    tiles = read_tiles(section.model_copy(update={"labels": LabelsConfig()}), check=False, cut=cut)
+    tests = tiles.splits == "test"
+    if not tests.any():
+        return replace(tiles, splits=np.full(len(tiles), "test", dtype="<U10"))
+    if tests.all():
+        return tiles
+    note = f"only the {int(tests.sum())} tiles of the test part are scored, of {len(tiles)} tiles"
+    part = tiles.select(tests)
+    return replace(part, notes=(*part.notes, note))
+
+
+def map_to_classes(tiles: TileSet, classes: Sequence[str]) -> MappedTiles:
+    """Map labels to the classes of a classifier by name; drop and count tiles of other classes.
+
+    Raises:
+        DataError: A class differs from one of the classifier only in spelling, no class is shared, or no tile of a
+            shared class has a label.
+    """
+    counts = {name: int((tiles.truth == code).sum()) for code, name in enumerate(tiles.classes)}
+    excluded = {name: count for name, count in counts.items() if name not in classes and count}
+    where, listed = tiles.where, ", ".join(classes)
+    alike = [pair for name in excluded for known in classes for pair in spelled_alike((name, known))]
+    if alike:
+        raise DataError(
+            f"classes with almost the same name as those of the classifier: {shortlist(alike)}",
+            where=where,
+            fix="map them in tiles.class_map (the new set's label: the classifier's class)",
+        )
+    if not any(counts.get(name) for name in classes):
+        labelled = shortlist([name for name, count in counts.items() if count], 20)
+        example = next((name for name, count in counts.items() if count), "label")
+        raise DataError(
+            f"no labelled tile is of a class of the classifier; the classes of the new set are: {labelled or 'none'}; "
+            f"those of the classifier: {listed}",
+            where=where,
+            fix=f'map the labels: --tiles.class_map=\'{{"{example}": "CLASS"}}\'; for tiles without labels use '
+            "clipit predict",
+        )
+    code_of = np.asarray([classes.index(name) if name in classes else -2 for name in tiles.classes] + [-1], np.int64)
+    labels = code_of[tiles.truth]  # -1, unknown, is the last entry
+    kept = labels != -2
+    notes = tiles.notes
+    if excluded:
+        by_class = ", ".join(f"{name}: {count}" for name, count in excluded.items())
+        notes += (f"{sum(excluded.values())} tiles of classes that the classifier lacks, excluded ({by_class})",)
+    mapped = replace(tiles, labels=labels.clip(-1), truth=labels.clip(-1), classes=tuple(classes), notes=notes)
+    return MappedTiles(mapped.select(kept), excluded)

@@ -1,0 +1,152 @@
+"""Record of the tiles that a run was trained on, with which new test sets are compared even without the images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clipit.artifacts import reading, whole_file
+from clipit.config.run import RunConfig
+from clipit.errors import ClipitError, DataError
+from clipit.evaluation.predictions import read_run_predictions
+from clipit.pairing.leaks import Prints, SeenTiles
+from clipit.runs.folder import read_training
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.leak_policy import hash_images, select_prints
+from clipit.workspace.tile_hashes import cached_hashes
+from clipit.workspace.workspace import Workspace
+
+TRAINING_TILES = "training_tiles.parquet"
+"""File of a run with the id, split and group of each tile of training and validation."""
+_HASHED_KEY = b"clipit_hashed_tiles"
+_COLUMNS = ("id", "split", "group")
+
+
+@dataclass(frozen=True)
+class TrainingTiles:
+    """Tiles that a run was trained or validated on, as far as they are known.
+
+    Attributes:
+        tiles: Ids, splits and groups.
+        prints: Hashes of their images, in the same order; None if they cannot be compared.
+        problems: What cannot be checked, and why.
+    """
+
+    tiles: SeenTiles
+    prints: Prints | None
+    problems: tuple[str, ...] = ()
+
+
+def write_training_tiles(folder: Path, tiles: TileSet, hashed: str) -> None:
+    """Record the training and validation tiles of a run in its folder.
+
+    Args:
+        folder: Folder of the run.
+        tiles: Tiles of the run, without dropped leaks.
+        hashed: Fingerprint of all tiles as read, which names the artefact with the hashes of their images.
+    """
+    learnt = tiles.select(tiles.splits != "test")
+    columns = [pa.array(values.tolist(), pa.string()) for values in (learnt.ids, learnt.splits, learnt.groups)]
+    table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
+    with whole_file(folder / TRAINING_TILES) as temporary:
+        pq.write_table(table.replace_schema_metadata({_HASHED_KEY: hashed.encode()}), temporary)
+
+
+def find_training_tiles(folder: Path, config: RunConfig, workspace: Workspace) -> TrainingTiles:
+    """Find the training and validation tiles of a run and the hashes of their images; called by all processes.
+
+    The record in the run's folder and the hashes in the workspace are used where they exist. Otherwise the tiles are
+    read and hashed again. If that is impossible, too, `problems` says what cannot be checked.
+
+    Args:
+        folder: Folder of the run.
+        config: Configuration of the run, with the section `leaks` that applies to the comparison.
+        workspace: Workspace of this configuration.
+    """
+    recorded = _read_record(folder)
+    trained_on = str(read_training(folder).get("tiles", ""))
+    pixels = config.leaks.pixels
+    found = None if pixels == "off" else cached_hashes(workspace.root, recorded[1] if recorded else trained_on)
+    if recorded is None:
+        return _without_record(folder, config, workspace, trained_on, found)
+    tiles = recorded[0]
+    if pixels == "off":
+        return TrainingTiles(tiles, None, ("images: leaks.pixels is off",))
+    prints, problem = _match(tiles, found), ""
+    if prints is None:
+        prints, problem = _hash_again(tiles, config, workspace)
+    if prints is not None and pixels == "near" and isinstance(prints, np.ndarray):
+        problem = "near-duplicates: the training images were only compared for equal pixels (leaks.pixels: exact)"
+    return TrainingTiles(tiles, prints, (problem,) if problem else ())
+
+
+def _read_record(folder: Path) -> tuple[SeenTiles, str] | None:
+    """Read the recorded tiles and the fingerprint of the tiles that were hashed; None for runs of earlier versions."""
+    path = folder / TRAINING_TILES
+    if not path.is_file():
+        return None
+    with reading(path, "delete it; the training tiles are then read again"):
+        table = pq.read_table(path)
+        columns = [np.asarray(table[name].to_pylist(), dtype=object) for name in _COLUMNS]
+        return SeenTiles(*columns), (table.schema.metadata or {}).get(_HASHED_KEY, b"").decode()
+
+
+def _match(tiles: SeenTiles, found: "tuple[np.ndarray, Prints] | None") -> Prints | None:
+    """Select the cached hashes of these tiles, in their order; None if any is missing."""
+    if found is None:
+        return None
+    rows = {name: row for row, name in enumerate(found[0].tolist())}
+    wanted = [rows.get(name, -1) for name in tiles.ids.tolist()]
+    return None if -1 in wanted else select_prints(found[1], np.asarray(wanted, dtype=np.int64))
+
+
+def _hash_again(tiles: SeenTiles, config: RunConfig, workspace: Workspace) -> tuple[Prints | None, str]:
+    """Hash the training images again; the second value says why this is impossible."""
+    try:
+        present = workspace.tiles_as_read
+        prints = hash_images(present, config, config.leaks.pixels)
+    except (ClipitError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        return None, f"images: those of training cannot be read, and no hashes of them are cached ({reason})"
+    matched = None if prints is None else _match(tiles, (present.ids, prints))
+    if matched is None:
+        return None, "images: the run was trained on tiles that are no longer in its data set, without cached hashes"
+    return matched, ""
+
+
+def _without_record(
+    folder: Path, config: RunConfig, workspace: Workspace, trained_on: str, found: "tuple[np.ndarray, Prints] | None"
+) -> TrainingTiles:
+    """Find the training tiles of a run of an earlier version, which recorded none."""
+    try:
+        present = workspace.all_tiles
+    except (ClipitError, OSError) as error:
+        return _from_hashes(folder, found, str(error).splitlines()[0])
+    learnt = present.select(present.splits != "test")
+    tiles = SeenTiles(learnt.ids, learnt.splits.astype(object), learnt.groups)
+    changed = trained_on not in ("", present.fingerprint)
+    problems = ("the data set has changed since the training: its present tiles are compared",) if changed else ()
+    if config.leaks.pixels == "off":
+        return TrainingTiles(tiles, None, (*problems, "images: leaks.pixels is off"))
+    prints, problem = _hash_again(tiles, config, workspace)
+    return TrainingTiles(tiles, prints, (*problems, problem) if problem else problems)
+
+
+def _from_hashes(folder: Path, found: "tuple[np.ndarray, Prints] | None", reason: str) -> TrainingTiles:
+    """Take all hashed tiles but the run's test tiles as those of training, with no patients but TCGA barcodes."""
+    patients = f"patients: the training tiles cannot be read, and the run did not record them ({reason})"
+    none = np.zeros(0, dtype=object)
+    if found is None:
+        images = "images: the training tiles cannot be read, and no hashes of them are cached"
+        return TrainingTiles(SeenTiles(none, none, none), None, (patients, images))
+    try:
+        tested = set(read_run_predictions(folder).select("test").ids.tolist())
+    except DataError:
+        tested = set()
+    rows = np.asarray([row for row, name in enumerate(found[0].tolist()) if name not in tested], dtype=np.int64)
+    ids = found[0][rows]
+    unknown = np.full(len(ids), "", dtype=object)
+    splits = np.full(len(ids), "train", dtype=object)
+    return TrainingTiles(SeenTiles(ids, splits, unknown), select_prints(found[1], rows), (patients,))

@@ -1,0 +1,103 @@
+"""Apply `leaks.policy` to a new test set of a finished run: tiles of its training patients, and copies of its tiles."""
+
+import logging
+from dataclasses import replace
+
+from clipit.config.run import RunConfig
+from clipit.distributed import get_processes
+from clipit.errors import ClipitError, DataError, shortlist
+from clipit.pairing.leaks import Leak, Prints, SeenTiles, find_copies, find_shared_patients, patient_of
+from clipit.tiles.perceptual import Fingerprints
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.leak_policy import hash_images
+
+logger = logging.getLogger(__name__)
+
+
+def enforce_on_external(
+    tests: TileSet, learnt: SeenTiles, prints: Prints | None, config: RunConfig, where: str
+) -> tuple[TileSet, list[Leak]]:
+    """Return a new test set without patients and images of training or validation; called by all processes.
+
+    Args:
+        tests: Tiles of the new set.
+        learnt: Tiles that the run was trained or validated on.
+        prints: Hashes of their images, in the same order; None to compare patients alone.
+        config: Run configuration with the section `leaks`.
+        where: Name of the new set, for messages.
+
+    Returns:
+        The tiles to score, and all leaks, sorted by id of the new set's tile: shared patients and copies.
+
+    Raises:
+        DataError: There are leaks and the policy is `error`, or the set would become empty.
+    """
+    policy = config.leaks.policy
+    if policy == "off" or not len(tests):
+        return tests, []
+    leaks = list(find_shared_patients(tests, learnt).values())
+    if prints is not None and len(learnt):
+        kind = "near" if isinstance(prints, Fingerprints) and config.leaks.pixels == "near" else "exact"
+        known = prints.digests if isinstance(prints, Fingerprints) and kind == "exact" else prints
+        of_tests = hash_images(tests, config, kind)
+        if of_tests is not None:
+            leaks += find_copies(tests, of_tests, learnt, known, config.leaks).values()
+    if not leaks:
+        return tests, []
+    leaks.sort(key=lambda leak: (leak.other_id, leak.kind))
+    message = describe_leaks(leaks, len(tests))
+    if policy == "error":
+        pairs = [f"{leak.other_id} ({leak.group or 'copy'} of {leak.id})" for leak in leaks]
+        raise DataError(
+            f"{message}: {shortlist(pairs)}",
+            where=where,
+            fix="remove them from the new set; or --leaks.policy=exclude drops them and counts them, note only counts "
+            "them. If different patients have the same name, rename them",
+        )
+    if policy == "note":
+        outcome = "kept on request (leaks.policy: note)"
+        kept = tests
+    else:
+        outcome = "dropped"
+        kept = tests.select(~tests.among(leak.other_id for leak in leaks))
+        if not len(kept):
+            raise DataError(f"no tile is left after dropping leaks; {message}", where=where, fix="use other tiles")
+    note = f"{message}, {outcome}"
+    if get_processes().main:
+        logger.info(f"warning: {where}: {note}")
+    return replace(kept, notes=(*kept.notes, note)), leaks
+
+
+def note_reports(tests: TileSet, config: RunConfig) -> str:
+    """Return a note about reports of the run whose patients have tiles in a new test set; "" if there are none."""
+    from clipit.reports.readers import read_reports
+
+    names = set(patients(tests.groups, tests.ids).tolist()) - {""}
+    if not names or config.reports is None:
+        return ""
+    try:
+        reports = read_reports(config.reports).reports
+    except (ClipitError, OSError) as error:
+        return f"patients of the run's reports were not compared: {str(error).splitlines()[0]}"
+    count = sum(patient_of(report) in names for report in reports)
+    text = "reports of the run are of patients of the new set; their text may have been trained on"
+    return f"WARNING: {count} {text}" if count else ""
+
+
+def describe_leaks(leaks: list[Leak], total: int) -> str:
+    """Describe how many tiles of a new set leak, by kind, such as `3 of 24 new tiles leak ...`."""
+    words = {
+        "group": "of its patients or slides",
+        "exact": "with the same pixels",
+        "near": "that look alike",
+    }
+    counts = [
+        f"{count} {text}"
+        for kind, text in words.items()
+        if (count := len({leak.other_id for leak in leaks if leak.kind == kind}))
+    ]
+    patients = len({leak.group for leak in leaks if leak.group})
+    named = f" ({patients} patients or slides)" if patients else ""
+    tiles = len({leak.other_id for leak in leaks})
+    return f"{tiles} of {total} new tiles leak from training or validation: {', '.join(counts)}{named}"

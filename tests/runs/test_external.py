@@ -1,0 +1,233 @@
+"""Finished runs on new tiles and with new prompts."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from logged_lines import capture_log
+from PIL import Image
+from tiny_models import CLASSES
+
+from clipit.cli.main import main
+from clipit.config.data import TilesConfig
+from clipit.config.load import merge, validate
+from clipit.config.new_inputs import read_new_inputs
+from clipit.config.run import RunConfig
+from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
+from clipit.evaluation.predictions import read_predictions
+from clipit.runs.external import _check_prompts, evaluate_external
+from clipit.runs.folder import read_run_config
+from clipit.runs.train import train_run
+from clipit.runs.training_tiles import TRAINING_TILES
+
+pytestmark = pytest.mark.slow
+MakeSet = Callable[..., TilesConfig]
+
+
+@pytest.fixture(scope="module")
+def home(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small world's tiles, which a test may remove, and a run that was trained on them."""
+    root = tmp_path_factory.mktemp("home")
+    source = Path(world["tiles"]["path"]).parent
+    shutil.copytree(source / "images", root / "images")
+    shutil.copy(source / "tiles.csv", root / "tiles.csv")
+    changes = {"output": str(root / "out"), "arm": "clip_it_all", "tiles": {"path": str(root / "tiles.csv")}}
+    changes |= {"training": {"steps": 2, "evaluate_every": 2}, "name": "home"}
+    train_run(validate(merge(world, changes), "test"))
+    return root
+
+
+@pytest.fixture
+def run(home: Path) -> Path:
+    return home / "out" / "runs" / "home" / "clip_it_all-seed0"
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> MakeSet:
+    """A table of new tiles: class -> number of tiles, two of a patient; `copies` of files under given names."""
+
+    def make(counts: dict[str, int], copies: dict[str, Path] | None = None, **keys: Any) -> TilesConfig:
+        folder = tmp_path / "elsewhere"
+        folder.mkdir(exist_ok=True)
+        rows = []
+        for label, count in counts.items():
+            for number in range(count):
+                name = f"{label}-{number}.png"
+                pixels = np.random.default_rng(len(rows)).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name)
+                rows.append(f"{name},{label},elsewhere-{len(rows) // 2}")
+        for name, original in (copies or {}).items():
+            shutil.copy(original, folder / name)
+            rows.append(f"{name},{CLASSES[0]},elsewhere-copy")
+        (folder / "tiles.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+        return TilesConfig.model_validate({"source": "table", "path": str(folder / "tiles.csv"), **keys})
+
+    return make
+
+
+def with_policy(run: Path, policy: str) -> RunConfig:
+    config = read_run_config(run)
+    return config.model_copy(update={"leaks": config.leaks.model_copy(update={"policy": policy})})
+
+
+def content(run: Path) -> dict[str, bytes]:
+    """The run's own files."""
+    files = [path for path in run.rglob("*") if path.is_file() and "external" not in path.parts]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def test_a_new_set_is_scored_beside_the_run_s_own_and_leaves_it_unchanged(run: Path, make_set: MakeSet) -> None:
+    before = content(run)
+    class_map = {"gland": "gland", "cancer": "tumour", "fat": "fat"}
+    tiles = make_set({"gland": 6, "cancer": 8, "fat": 3}, class_map=class_map)
+    folder, results = evaluate_external(run, tiles)
+    assert folder == run / "external" / "elsewhere-tiles"
+    assert content(run) == before
+    assert {path.name for path in folder.iterdir()} == {
+        "results.json", "predictions.parquet", "summary.md", "report.html"
+    }  # fmt: skip
+    scores = results["splits"]["elsewhere-tiles"]
+    assert (scores["labelled"], scores["resampled"], results["external"]["excluded"]) == (14, "7 groups", {"fat": 3})
+    assert results["external"]["absent"] == ["stroma"]
+    for name in ("balanced_accuracy", "macro_f1", "auroc"):
+        assert scores["metrics"][name]["over"] == "over 2 of 3 classes; no tile of stroma"
+        assert scores["metrics"][name]["value"] is not None
+    assert "zero_shot" in scores, "the run's own prompts"
+    assert results["own"] == json.loads(before["results.json"])["splits"]["test"]
+    assert set(results["calibration"]["measures"]) == {"ece", "nll", "brier"}
+    written = read_predictions(folder / "predictions.parquet", results["predictions_sha256"])
+    assert written.classes == CLASSES and set(written.labels.tolist()) == {0, 2}
+    summary = (folder / "summary.md").read_text()
+    for text in ("3 tiles of classes that the classifier lacks, excluded (fat: 3)", "own test tiles (n = 24)"):
+        assert text in summary
+    assert "own test tiles" in (folder / "report.html").read_text()
+    evaluate_external(run, tiles)
+    assert read_predictions(folder / "predictions.parquet", results["predictions_sha256"]).classes == CLASSES
+
+
+def test_the_folder_of_another_set_is_refused_with_both_values(run: Path, make_set: MakeSet) -> None:
+    evaluate_external(run, make_set({"gland": 2, "tumour": 2}), name="twice")
+    mapped = make_set({"gland": 2, "tumour": 2}, class_map={"gland": "stroma"})
+    with pytest.raises(ArtifactError, match=r"(?s)tiles\.class_map: \{\} in the folder, .*stroma.* now.*--name"):
+        evaluate_external(run, mapped, name="twice")
+
+
+def test_classes_without_a_counterpart_are_an_error(run: Path, make_set: MakeSet) -> None:
+    with pytest.raises(DataError, match=r"(?s)fat.*gland, stroma, tumour.*--tiles\.class_map='\{\"fat\": \"CLASS\"\}'"):
+        evaluate_external(run, make_set({"fat": 2}))
+    with pytest.raises(DataError, match="'Tumour' and 'tumour'"):
+        evaluate_external(run, make_set({"gland": 2, "Tumour": 2}))
+
+
+def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: Path, make_set: MakeSet) -> None:
+    copies = {"copy.png": home / "images" / "train-005.png"}
+    tiles = make_set({"gland": 4, "tumour": 4}, copies)
+    table = Path(tiles.path)
+    table.write_text(table.read_text().replace("elsewhere-0", "train-3"))
+    message = "3 of 9 new tiles leak from training or validation: 2 of its patients or slides, 1 with the same pixels"
+    with pytest.raises(DataError, match=rf"(?s){message}.*gland-0.*--leaks\.policy=exclude"):
+        evaluate_external(run, tiles, name="leaks")
+    for policy, left in (("exclude", 6), ("note", 9)):
+        lines = capture_log()
+        results = evaluate_external(run, tiles, name=f"leaks-{policy}", config=with_policy(run, policy))[1]
+        assert results["splits"][f"leaks-{policy}"]["labelled"] == left
+        leaks = [(leak["kind"], leak["id"], leak["other_id"]) for leak in results["external"]["leaks"]]
+        assert leaks[0] == ("exact", "images/train-005.png", "copy.png") and len(leaks) == 3
+        assert any(message in line for line in lines)
+
+
+def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make_set: MakeSet, tmp_path: Path) -> None:
+    tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": home / "images" / "train-005.png"})
+    hidden = tmp_path / "hidden"
+    (home / "images").rename(hidden)
+    try:
+        results = evaluate_external(run, tiles, name="gone", config=with_policy(run, "exclude"))[1]
+        assert (results["splits"]["gone"]["labelled"], results["external"]["not_checked"]) == (8, [])
+        record = (run / TRAINING_TILES).read_bytes()
+        (run / TRAINING_TILES).unlink()
+        try:
+            earlier = evaluate_external(run, tiles, name="earlier", config=with_policy(run, "exclude"))[1]
+            assert earlier["splits"]["earlier"]["labelled"] == 8
+            assert "WARNING: not checked against the training: patients" in earlier["external"]["not_checked"][0]
+            artefacts = home / "out" / "artefacts"
+            artefacts.rename(tmp_path / "artefacts")
+            lines = capture_log()
+            try:
+                nothing = evaluate_external(run, tiles, name="nothing", config=with_policy(run, "exclude"))[1]
+            finally:
+                shutil.rmtree(artefacts, ignore_errors=True)
+                (tmp_path / "artefacts").rename(artefacts)
+            assert nothing["splits"]["nothing"]["labelled"] == 9
+            assert sum("WARNING: not checked" in line for line in lines) == 2
+        finally:
+            (run / TRAINING_TILES).write_bytes(record)
+    finally:
+        hidden.rename(home / "images")
+
+
+def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str, Any], tmp_path: Path) -> None:
+    values = yaml.safe_load(Path(world["prompts"]).read_text())
+    values |= {"name": "other", "templates": ["a large {}."]}
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(values | {"classes": values["classes"] | {"fat": ["adipose tissue"]}}))
+    folder, results = evaluate_external(run, prompts=str(path))
+    assert folder.name == "other"
+    scores = results["splits"]["other"]
+    assert scores["metrics"]["accuracy"] == results["own"]["metrics"]["accuracy"], "the head does not read prompts"
+    new = read_predictions(folder / "predictions.parquet").zero_shot
+    own = read_predictions(run / "predictions.parquet").select("test").zero_shot
+    assert new is not None and own is not None and not np.allclose(new, own)
+    assert results["external"]["notes"] == ["prompts of fat are not used: the classifier lacks these classes"]
+    del values["classes"]["stroma"]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(DataError, match="no prompts for stroma"):
+        evaluate_external(run, prompts=str(path))
+    without_text: Any = SimpleNamespace(spec=SimpleNamespace(vlm=None, projector_layers=0))
+    with pytest.raises(ModelError, match="trained without text"):
+        _check_prompts(SimpleNamespace(), without_text, run)  # type: ignore[arg-type]
+
+
+def test_the_command_takes_a_run_alone_or_with_new_tiles(
+    run: Path, make_set: MakeSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    before = (run / "predictions.parquet").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", "--run", str(run), "--evaluation.bootstrap=0"])
+    main()
+    assert "test (n = 24)" in capsys.readouterr().out
+    assert (run / "predictions.parquet").read_bytes() == before
+    path = make_set({"gland": 2, "tumour": 2}).path
+    monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", f"--run={run}", f"--tiles.path={path}", "--name=centre2"])
+    main()
+    assert "centre2 (n = 4)" in capsys.readouterr().out
+    assert (run / "external" / "centre2" / "results.json").is_file()
+    monkeypatch.setattr(sys, "argv", ["clipit", "evaluate", "--run", str(run.parent)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "does not contain a trained run" in capsys.readouterr().err
+
+
+def test_options_that_change_a_finished_run_are_refused(tmp_path: Path) -> None:
+    run = ["--run", "folder"]
+    with pytest.raises(ConfigError, match=r"(?s)cannot change: lora\.rank.*keys of tiles and prompts"):
+        read_new_inputs("", OPTIONS, [*run, "--lora.rank=2", "--leaks.policy=note"])
+    given = read_new_inputs("", OPTIONS, [*run, f"--tiles.path={tmp_path}", "--leaks.pixels=near"])
+    assert given.tiles is not None and given.tiles.source == "folders"
+    assert (given.name, given.prompts, given.changes) == ("", None, {"leaks": {"pixels": "near"}})
+    file = tmp_path / "new.yaml"
+    file.write_text("tiles: {source: table, path: a.csv}\nlora: {rank: 3}\nevaluation: {bootstrap: 30}\n")
+    lines = capture_log()
+    given = read_new_inputs("", OPTIONS, [*run, "--config", str(file), "--tiles.images=b.zip", "--name=b"])
+    assert given.tiles is not None and (given.tiles.path, given.tiles.images, given.name) == ("a.csv", "b.zip", "b")
+    assert given.changes == {"evaluation": {"bootstrap": 30}}
+    assert any("not lora" in line for line in lines)
+    assert read_new_inputs("", OPTIONS, run).tiles is None
+
+
+OPTIONS = {"--run": {"type": Path}}

@@ -121,9 +121,9 @@ def test_the_folder_of_another_set_is_refused_with_both_values(run: Path, make_s
 
 def test_classes_without_a_counterpart_are_an_error(run: Path, make_set: MakeSet) -> None:
     with pytest.raises(DataError, match=r"(?s)fat.*gland, stroma, tumour.*--tiles\.class_map='\{\"fat\": \"CLASS\"\}'"):
-        evaluate_external(run, make_set({"fat": 2}))
+        evaluate_external(run, make_set({"fat": 2}), name="classes")
     with pytest.raises(DataError, match="'Tumour' and 'tumour'"):
-        evaluate_external(run, make_set({"gland": 2, "Tumour": 2}))
+        evaluate_external(run, make_set({"gland": 2, "Tumour": 2}), name="classes")
 
 
 def test_tiles_of_the_training_are_refused_dropped_or_counted(run: Path, home: Path, make_set: MakeSet) -> None:
@@ -188,7 +188,7 @@ def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str
     del values["classes"]["stroma"]
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(DataError, match="no prompts for stroma"):
-        evaluate_external(run, prompts=str(path))
+        evaluate_external(run, prompts=str(path), name="incomplete")
     without_text: Any = SimpleNamespace(spec=SimpleNamespace(vlm=None, projector_layers=0))
     with pytest.raises(ModelError, match="trained without text"):
         _check_prompts(SimpleNamespace(), without_text, run)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from clipit.config.new_inputs import read_new_inputs
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import read_predictions
+from clipit.prompts.prompt_set import load_prompts
 from clipit.runs.external import _check_prompts, evaluate_external
 from clipit.runs.folder import read_run_config
 from clipit.runs.train import train_run
@@ -191,7 +192,7 @@ def test_new_prompts_are_scored_on_the_own_test_tiles(run: Path, world: dict[str
         evaluate_external(run, prompts=str(path), name="incomplete")
     without_text: Any = SimpleNamespace(spec=SimpleNamespace(vlm=None, projector_layers=0))
     with pytest.raises(ModelError, match="trained without text"):
-        _check_prompts(SimpleNamespace(), without_text, run)  # type: ignore[arg-type]
+        _check_prompts(load_prompts(world["prompts"]), without_text, run)
 
 
 def test_the_command_takes_a_run_alone_or_with_new_tiles(

@@ -1,16 +1,19 @@
 """What the tests of several rooms share: a small world with tiny models, and configurations over it."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's client
 
 import pytest
 import yaml
 from logged_lines import stop_capturing
+from markupsafe import Markup
 from tiny_models import MakeConfig, MakeFile, write_small_world
 
 from clipit.config.file import ConfigFile
@@ -18,8 +21,11 @@ from clipit.config.load import merge, nested, validate, validate_file
 from clipit.config.run import RunConfig
 from clipit.reporting import plots
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+RUN_PLOTS = {
+    "clipit.runs.evaluate": ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"),
+    "clipit.reporting.run_page": ("plot_reliability", "plot_training_curves", "inline_svg"),
+}
+"""Functions of drawing by the module that calls them after a run."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,26 +41,36 @@ def _stop_capturing_log() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _empty_run_plots() -> Iterator[None]:
-    """Render the plots of runs as empty figures; rendering them takes longer than training a tiny student."""
+def _no_run_plots() -> Iterator[None]:
+    """Write empty pictures instead of the plots of runs; drawing them takes longer than training a tiny student."""
     if "clipit.runs.evaluate" not in sys.modules:  # the module of tests trains nothing; do not import torch for it
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipit.runs.evaluate.save_plot", lambda _, path: plots.save_plot(empty_figure(), path))
-        patch.setattr("clipit.reporting.run_page.inline_svg", lambda _, label: plots.inline_svg(empty_figure(), label))
+        for module, names in RUN_PLOTS.items():
+            for name in names:
+                patch.setattr(f"{module}.{name}", lambda *_, **__: None)
+        patch.setattr("clipit.runs.evaluate.save_plot", lambda _, path: path.write_bytes(empty_picture()))
+        patch.setattr("clipit.reporting.run_page.inline_svg", lambda _, label: Markup("<svg></svg>"))
         yield
 
 
 @pytest.fixture
 def run_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render the plots of runs as users get them."""
-    monkeypatch.setattr("clipit.runs.evaluate.save_plot", plots.save_plot)
-    monkeypatch.setattr("clipit.reporting.run_page.inline_svg", plots.inline_svg)
+    """Draw the plots of runs as users get them."""
+    for module, names in RUN_PLOTS.items():
+        for name in names:
+            monkeypatch.setattr(f"{module}.{name}", getattr(plots, name))
 
 
-def empty_figure() -> "Figure":
-    return plots.new_figure(0.2, 0.2, fixed=True)
+@cache
+def empty_picture() -> bytes:
+    """A PNG of one pixel."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "png")
+    return stream.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -51,8 +51,6 @@ def test_users_are_told_when_the_field_becomes_too_coarse_or_too_fine(
 
 @pytest.mark.slow
 def test_a_run_at_half_the_pixels(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"):
-        monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
     config = configure({"backbone.pixels": 16, "tiles.mpp": 1.0}, name="half", arm="clip_it_all")
     workspace = Workspace(config)
     folder = train_run(config, workspace)

@@ -48,14 +48,7 @@ def train(kept: dict[str, Workspace]) -> Callable[[RunConfig], Path]:
     return run
 
 
-@pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"):
-        monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
-
-
 Train = Callable[[RunConfig], Path]
-usual = pytest.mark.usefixtures("no_plots")
 
 
 def trained_names(folder: Path) -> set[str]:
@@ -102,7 +95,6 @@ def own_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-@usual
 @pytest.mark.parametrize("arm", [*ARMS, "distil_more"])
 def test_every_arm_trains_and_exports(
     configure: MakeConfig, train: Train, own_reports: dict[str, Any], arm: str
@@ -136,7 +128,6 @@ def test_every_arm_trains_and_exports(
     assert classifier.predict_proba([image]).shape == (1, 3)
 
 
-@usual
 def test_full_fine_tuning_trains_everything(configure: MakeConfig, train: Train) -> None:
     folder = train(configure({"training.steps": 2, "backbone.tuning": "full"}, name="full"))
     names = trained_names(folder)
@@ -144,7 +135,6 @@ def test_full_fine_tuning_trains_everything(configure: MakeConfig, train: Train)
     assert not [name for name in names if "lora_" in name]
 
 
-@usual
 def test_mixed_precision_exports_the_trained_student(configure: MakeConfig) -> None:
     from accelerate.state import AcceleratorState
 
@@ -156,7 +146,6 @@ def test_mixed_precision_exports_the_trained_student(configure: MakeConfig) -> N
     assert np.isfinite(losses(folder)).all()
 
 
-@usual
 @pytest.mark.parametrize(
     ("arm", "killed_at"),
     [
@@ -233,7 +222,6 @@ def test_stage_1_fits_both_heads_and_leaves_no_gradient(
         train(configure(name="stage1", arm="clip_it_paper"))
 
 
-@usual
 def test_a_finished_run_is_not_done_again(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure({"training.steps": 2}, name="finished")
     folder = train(config)
@@ -241,7 +229,6 @@ def test_a_finished_run_is_not_done_again(configure: MakeConfig, train: Train, m
     assert train(config) == folder
 
 
-@usual
 def test_early_stopping_keeps_the_best_step(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +242,6 @@ def test_early_stopping_keeps_the_best_step(
     assert len(losses(folder)) == 4
 
 
-@usual
 def test_without_validation_labels_the_last_step_counts_and_it_is_said(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure({"training.steps": 3}, name="blind")
     table = tmp_path / "tiles.csv"
@@ -271,7 +257,6 @@ def test_without_validation_labels_the_last_step_counts_and_it_is_said(configure
     assert any("no validation tile has a label" in line for line in said)
 
 
-@usual
 def test_the_best_weights_are_exported_not_the_last(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +270,6 @@ def test_the_best_weights_are_exported_not_the_last(
     assert not predictions(best).equals(predictions(last))
 
 
-@usual
 def test_accumulation_changes_nothing_but_the_order_of_sums(configure: MakeConfig, train: Train) -> None:
     folders = [
         train(configure({"training.accumulation": parts, "training.steps": 5}, name=f"parts{parts}", arm="clip_it_all"))
@@ -294,7 +278,6 @@ def test_accumulation_changes_nothing_but_the_order_of_sums(configure: MakeConfi
     assert np.allclose(losses(folders[0]), losses(folders[1]), rtol=1e-4)
 
 
-@usual
 def test_copies_of_a_tile_in_one_batch_are_augmented_anew(
     configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +296,6 @@ def all_bytes(folder: Path) -> bytes:
     return b"\0".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-@usual
 def test_no_report_text_and_no_snippet_embedding_in_the_classifier(configure: MakeConfig, train: Train) -> None:
     config = configure({"training.steps": 2}, name="private", arm="clip_it_all")
     content = all_bytes(train(config) / "classifier")
@@ -330,14 +312,12 @@ def test_no_report_text_and_no_snippet_embedding_in_the_classifier(configure: Ma
             assert vector.astype(dtype).tobytes() not in content
 
 
-@usual
 def test_the_folder_of_another_configuration(configure: MakeConfig, train: Train) -> None:
     train(configure({"training.steps": 2}, name="taken"))
     with pytest.raises(ArtifactError, match=r"differences:\n +lora\.rank: 4 in the folder, 2 now\n(?s:.*)--name"):
         train(configure({"training.steps": 2, "lora.rank": 2}, name="taken"))
 
 
-@usual
 @pytest.mark.parametrize("changed", ["reports", "labels", "prompts"])
 def test_the_folder_of_other_data(configure: MakeConfig, tmp_path: Path, changed: str) -> None:
     config = configure()
@@ -380,7 +360,6 @@ def test_lora_layers_that_do_not_reach_the_loss_are_found_at_the_first_step(
         train(configure(name="idle"))
 
 
-@usual
 def test_an_arm_that_pairs_in_its_own_way_gets_its_own_pairs(configure: MakeConfig, train: Train) -> None:
     arms = {"three": {"base": "clip_it_all", "pairing.k": 3}}
     one = train(configure({"training.steps": 1}, name="k", arm="clip_it_all"))
@@ -389,7 +368,6 @@ def test_an_arm_that_pairs_in_its_own_way_gets_its_own_pairs(configure: MakeConf
     assert facts[0] != facts[1]
 
 
-@usual
 def test_full_disk_while_training(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
 

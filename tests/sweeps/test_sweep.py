@@ -239,12 +239,6 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return order
 
 
-@pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"):
-        monkeypatch.setattr(f"clipit.runs.evaluate.{name}", lambda *_, **__: None)
-
-
 def hold(trial: Trial, search: SharedSearch) -> ExitStack:
     """Another agent's claim of a trial."""
     held = ExitStack()
@@ -429,7 +423,6 @@ def test_one_process_trains_with_one_precision(write_sweep: WriteSweep, pretende
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_plots")
 def test_launched_trials_get_their_options_and_are_not_repeated(
     write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,7 +464,6 @@ def test_a_failing_launch_stops_the_sweep(write_sweep: WriteSweep) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_plots")
 def test_two_agents_share_the_trials(write_sweep: WriteSweep) -> None:
     path = write_sweep({"parameters": {"lora.rank": {"values": [2, 4]}}}, {"arm": "image_only"})
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

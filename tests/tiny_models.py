@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def write_store(root: Path, ids: "list[str]", vectors: Any, vlm: str = "encoder-
             pq.write_table(pa.table({"id": ids[part]}), folder / f"ids-{number:05d}.parquet")
         return {"rows": len(ids), "dim": vectors.shape[1], "vlm": f"name of {vlm}"}
 
-    content = [ids, np.asarray(vectors).tolist()]
+    content = [ids, sha256(np.asarray(vectors).tobytes()).hexdigest()]
     return Store(build_once(root, kind, {"vlm": vlm, "content": content}, make))
 
 

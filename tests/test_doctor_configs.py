@@ -29,18 +29,22 @@ def silent(name: str) -> Access:
     raise AssertionError(f"the hub was asked about {name}")
 
 
-def test_no_shipped_configuration_fails() -> None:
-    files = run_configs(shipped_folder())
-    assert {"demo.yaml", "own_table.yaml"} <= {path.name for path in files}
-    for path in files:
-        checks = check_shipped_config(path, offline)
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Check]]:
+    """Checks of every shipped configuration, outside of the checkout and without network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        return {path.name: check_shipped_config(path, offline) for path in run_configs(shipped_folder())}
+
+
+def test_no_shipped_configuration_fails(shipped: dict[str, list[Check]]) -> None:
+    assert {"demo.yaml", "own_table.yaml"} <= shipped.keys()
+    for checks in shipped.values():
         assert checks and all(check.status != "FAIL" for check in checks), checks
 
 
-def test_each_problem_is_listed_once_with_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    files = run_configs(shipped_folder())
-    checks = merge_checks({path.name: check_shipped_config(path, offline) for path in files})
+def test_each_problem_is_listed_once_with_its_files(shipped: dict[str, list[Check]]) -> None:
+    checks = merge_checks(shipped)
     keys = [(check.subject, check.message.partition(" [")[0], check.fix) for check in checks]
     assert len(keys) == len(set(keys))
     (bach,) = [check for check in checks if check.subject == "tiles" and "bach" in check.message]
@@ -81,9 +85,8 @@ def test_what_the_head_of_a_configuration_needs(tmp_path: Path) -> None:
         assert head_entry(path, "needs"), path
 
 
-def test_every_model_and_data_set_of_the_published_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    checks = check_shipped_config(shipped_folder() / "published_table.yaml", offline)
+def test_every_model_and_data_set_of_the_published_table(shipped: dict[str, list[Check]]) -> None:
+    checks = shipped["published_table.yaml"]
     messages = [check.message for check in checks]
     assert sum("kaiko" in line for line in messages) == 5 and sum("uni " in line for line in messages) == 1
     assert sum(check.subject == "tiles" for check in checks) == 3
@@ -92,10 +95,9 @@ def test_every_model_and_data_set_of_the_published_table(monkeypatch: pytest.Mon
         assert f"clipit download {name} --to data/{name}" in fixes
 
 
-def test_worlds_that_the_command_of_a_configuration_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_worlds_that_the_command_of_a_configuration_writes(shipped: dict[str, list[Check]]) -> None:
     for name in ("synthetic.yaml", "demo.yaml"):
-        (check,) = check_shipped_config(shipped_folder() / name, offline)
+        (check,) = shipped[name]
         assert check.status == "PASS"
 
 

@@ -37,7 +37,8 @@ def measure(options: Options) -> list[Figure]:
     }
     for arm, (options_of_arm, heads) in arms.items():
         torch.manual_seed(0)
-        backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False), device)
+        vit = BackboneConfig(name=options.vit, pretrained=False, pixels=options.pixels)
+        backbone = load_backbone(vit, device)
         joint = None if options_of_arm is None else _DIM
         student = build_student(backbone, heads, LoraConfig(), "lora", n_classes=_CLASSES, joint_dim=joint)
         works[arm] = _work(
@@ -104,7 +105,7 @@ def _work(options: Options, student: Any, size: int, steps: int, term: "BagsTerm
 
     processes = get_processes()
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(size, 3, 224, 224, generator=generator).to(processes.device)
+    pixels = torch.randn(size, 3, options.pixels, options.pixels, generator=generator).to(processes.device)
     labels = torch.randint(0, _CLASSES, (size,), generator=generator).to(processes.device)
     draws = np.random.default_rng(0)
     trained = [p for p in student.parameters() if p.requires_grad]

@@ -40,6 +40,11 @@ class Options:
         return f"vit_{'tiny' if self.quick else 'large' if self.gpu else 'small'}_patch16_224"
 
     @property
+    def pixels(self) -> int:
+        """Side of the tiles in pixels: 224, or 32 with `quick`."""
+        return self.size(224, 32)
+
+    @property
     def precision(self) -> Literal["no", "bf16"]:
         """Mixed precision of a training step, as in Accelerate."""
         return "bf16" if self.gpu else "no"

@@ -9,9 +9,10 @@ from clipit.errors import LaunchError
 
 
 def measure(options: Options) -> list[Figure]:
-    """Measure the seconds of `python scripts/NAME.py --help`, for every script and for a bare Python."""
+    """Measure the seconds of `python scripts/NAME.py --help`, for every script (two if quick) and for a bare Python."""
     home = Path(__file__).resolve().parent.parent
-    commands = {path.name: [str(path), "--help"] for path in sorted((home / "scripts").glob("*.py"))}
+    scripts = sorted((home / "scripts").glob("*.py"))
+    commands = {path.name: [str(path), "--help"] for path in (scripts[:2] if options.quick else scripts)}
     commands["bare python"] = ["-c", "pass"]
     works = {name: (lambda c=command: seconds(lambda: _run(home, c))) for name, command in commands.items()}
     samples = alternate(works, options)

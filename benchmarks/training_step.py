@@ -27,7 +27,7 @@ def measure(options: Options) -> list[Figure]:
 
     per_step, steps = options.size(32, 4, 64), options.size(3, 1, 20)
     tiles = make_tiles(options.folder / "tiles", per_step * 2 + 6).of_split("train")
-    backbone = BackboneConfig(name=options.vit, pretrained=False)
+    backbone = BackboneConfig(name=options.vit, pretrained=False, pixels=options.pixels)
     training = TrainingConfig(
         steps=steps,
         tiles_per_step=per_step,

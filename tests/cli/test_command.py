@@ -54,10 +54,14 @@ def test_an_unknown_command_names_the_nearest(monkeypatch: pytest.MonkeyPatch, c
     assert "did you mean check-leaks?" in capsys.readouterr().err
 
 
-def test_a_subcommand_has_its_own_name_in_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("name", command_names())
+def test_every_command_has_a_help_with_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
     with pytest.raises(SystemExit, match="0"):
-        run(monkeypatch, "train", "--help")
-    assert capsys.readouterr().out.startswith("usage: clipit train --config FILE")
+        run(monkeypatch, name, "--help")
+    usage_of = {"train": "train --config FILE"}.get(name, name)
+    assert capsys.readouterr().out.startswith(f"usage: clipit {usage_of}")
 
 
 def test_init_prints_lists_and_never_overwrites(

@@ -26,10 +26,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with user_errors():
         if arguments.cases:
-            from clipit.synthetic.case_world import add_variants, ensure_case_world
+            from clipit.synthetic.case_world import add_variants, check_variants, ensure_case_world
             from clipit.synthetic.cases import CaseWorldConfig
 
             cases = CaseWorldConfig(seed=arguments.seed)
+            check_variants(cases, arguments.variant)  # writing the world takes a while
             folder = ensure_case_world(arguments.output, cases)
             add_variants(folder, cases, arguments.variant)
         else:

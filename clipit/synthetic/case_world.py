@@ -70,6 +70,16 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
     return facts
 
 
+def check_variants(config: CaseWorldConfig, variants: Sequence[Sequence[str]]) -> None:
+    """Check the changed keys of `add_variants` without a world.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is not a number from 0 to 1.
+    """
+    for items in variants:
+        _varied(config, items)
+
+
 def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
     """Write further reports of a world's cases, such as `reports_reported0.25.jsonl`; existing files are kept.
 

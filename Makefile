@@ -20,7 +20,8 @@ READY := $(VENV)/.ready-$(EXTRA)
 # Nothing here needs the network once it is installed, and some machines have none.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
-# Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory.
+# Test files run side by side, each with one thread; a worker needs about 1.5 GB of memory. Compiled modules are kept,
+# which saves each of the many processes from compiling them again.
 CORES := $(or $(shell getconf _NPROCESSORS_ONLN 2>/dev/null),2)
 WORKERS ?= $(shell echo $$(( $(CORES) < 8 ? $(CORES) : 8 )))
 
@@ -31,7 +32,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py --config configs/demo_own_reports.yaml --cases
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -96,6 +96,11 @@ def big_page(folder: Path, config: RunConfig, arms: int) -> str:
     return page(HOSTILE, HOSTILE, sections)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_comparison_plots() -> None:
+    """Override the fixture of all comparisons: pages are tested with their plots."""
+
+
 @pytest.fixture(scope="module")
 def page_of_28_arms(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Made once for all tests: it has some eighty plots."""

@@ -115,7 +115,7 @@ def check_launch(count: int) -> None:
             what,
             where="accelerate launch",
             fix="without GPUs: ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 "
-            "clipit train --config ...; with GPUs: accelerate launch --num_processes N -m clipit train ...",
+            "-m clipit train --config ...; with GPUs: accelerate launch --num_processes N -m clipit train ...",
         )
 
 

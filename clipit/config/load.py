@@ -69,8 +69,8 @@ def without(tree: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         inner = [key.partition(".")[2] for key in keys if key.partition(".")[0] == name]
         if not inner:
             kept[name] = value
-        elif isinstance(value, Mapping) and all(inner):
-            kept[name] = without(value, inner)
+        elif isinstance(value, Mapping) and all(inner) and (rest := without(value, inner)):
+            kept[name] = rest  # an empty section would empty the one that it is merged into
     return kept
 
 

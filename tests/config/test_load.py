@@ -49,6 +49,7 @@ def test_dotted_and_without() -> None:
     assert without(tree, ["a.b", "f", "g"]) == {"a": {"c": {"d": 2}}, "e": {}}
     assert without(tree, ["a.c", "f.x"]) == {"a": {"b": 1}, "e": {}}
     assert without(tree, ["a", "a.b"]) == {"e": {}, "f": None}
+    assert without({"a": {"b": {"c": 1}}, "e": {}}, ["a.b.c"]) == {"e": {}}  # merged, {"a": {}} would empty a section
 
 
 def test_all_keys_reach_into_optional_sections() -> None:

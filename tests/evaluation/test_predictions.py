@@ -185,7 +185,7 @@ def test_predictions_other_than_those_that_were_scored(
 ) -> None:
     run, _ = finished_run(tmp_path)
     rewrite(run, change)
-    with pytest.raises(DataError, match=r"(?s)changed since they were scored.*predictions\.parquet.*evaluate\.py"):
+    with pytest.raises(DataError, match=r"(?s)changed since they were scored.*predictions\.parquet.*clipit evaluate"):
         read_run_predictions(run)
 
 

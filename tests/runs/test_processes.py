@@ -235,7 +235,7 @@ def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Pa
     printed = [program.communicate(timeout=120) for program in programs]
     assert [program.returncode for program in programs] == [0, 0], printed
     assert sum("reports into snippets" in out for out, _ in printed) == 1  # the one that cut them
-    assert all("exact duplicates" in out for out, _ in printed)  # the account
+    assert sum("exact duplicates" in out for out, _ in printed) == 1  # the account, where it was made
     assert all("72 tiles paired" in out for out, _ in printed)
     folders = [path.name for path in (tmp_path / "out" / "artefacts").iterdir() if path.is_dir()]
     kinds = sorted(name.rsplit("-", 1)[0] for name in folders)

@@ -84,5 +84,5 @@ def test_a_studys_page_is_self_contained_and_can_be_filtered(
     assert f'data-told="{kept} of {len(rows)} rows"' in dom
     assert 'data-wide="false"' in dom, "tables scroll, the page does not"
     assert "<title>taken" not in dom
-    sources = re.findall(r'<details class="source"><summary>source</summary><p>(.*?)</p>', dom)
+    sources = re.findall(r'<details class="source"[^>]*><summary>source</summary><p>(.*?)</p>', dom)
     assert sources and all(f"from {name}" in source for source in sources)

@@ -40,7 +40,7 @@ def test_reports_of_one_grade_are_right_for_tiles_of_this_grade_alone(tmp_path: 
     assert found["all"]["probe"] > 0.6
 
     asked = yaml.safe_load((world / GRADE_PROMPTS).read_text(encoding="utf-8"))
-    asked["classes"]["necrosis"] = ["necrosis"]  # as a world of an earlier version has it
+    asked["classes"]["necrosis"] = asked["classes"].pop("low grade")
     (world / GRADE_PROMPTS).write_text(yaml.safe_dump(asked), encoding="utf-8")
-    with pytest.raises(DataError, match="necrosis"):
+    with pytest.raises(DataError, match="low grade"):
         check_grades(EMBEDDED / "vlm", world, tmp_path / "out")

@@ -83,7 +83,10 @@ def check_prompts(config: RunConfig) -> list[Check]:
     inputs: dict[str, tuple[Callable[[str], object], str | None]] = {
         "prompts": (load_prompts, config.prompts),
         "morphology prompts": (load_bag, reports.morphology_prompts if reports else None),
-        "boilerplate prompts": (load_bag, reports.boilerplate_prompts if reports and reports.morphology_prompts else None),
+        "boilerplate prompts": (
+            load_bag,
+            reports.boilerplate_prompts if reports and reports.morphology_prompts else None,
+        ),
         "tissue prompts": (load_prompts, own.tissue_prompts),
         "rules for reports": (load_rules, own.rules),
     }

@@ -87,7 +87,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 		{ echo "error: Python 3.11 or later is needed; name it: PYTHON=python3.12 make demo"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
-	$(BIN)/python -m tools.torchvision_hook
+	$(BIN)/python -m clipit.torchvision_hook
 	touch $@
 
 clean:

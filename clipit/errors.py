@@ -155,7 +155,7 @@ def out_of_memory(error: BaseException) -> ClipitError:
 
 @contextmanager
 def _limit_errors() -> Iterator[None]:
-    """Turn a lack of memory, or a limit on threads, processes or open files, into a `ClipitError`."""
+    """Turn a lack of memory, a limit on threads, processes or files, or mixed builds into a `ClipitError`."""
     try:
         yield
     except (RuntimeError, OSError, MemoryError) as error:
@@ -169,6 +169,11 @@ def _limit_errors() -> Iterator[None]:
                 f"cannot start more threads or processes: {error}",
                 fix="raise the limit (ulimit -u, or the memory and process limits of the job), or lower "
                 "training.threads and OMP_NUM_THREADS",
+            ) from error
+        if "torchvision::nms does not exist" in str(error):
+            raise ClipitError(
+                "the installed torch and torchvision do not fit together: one is a build for CUDA, one for CPUs",
+                fix="python -m clipit.torchvision_hook makes them work; or install both from one source",
             ) from error
         raise
 

@@ -141,7 +141,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
     return ConfigError(
         f"{len(lines)} configuration error{'s' * (len(lines) > 1)}:\n    {listed}",
         where=where,
-        fix="correct these keys; docs/configuration.md explains every key",
+        fix="correct these keys; `clipit train --help` explains every key",
     )
 
 
@@ -207,7 +207,7 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         values, repeated = load_yaml(path)
     except FileNotFoundError:
         shipped = "configs/" if example.endswith(".yaml") else example
-        raise ConfigError("no such configuration file", where=path, fix=f"see {shipped} for those shipped") from None
+        raise ConfigError("no such configuration file", where=path, fix=f"see {shipped} for those shipped, or list them with `clipit init`") from None
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
     except OSError as error:

@@ -46,7 +46,7 @@ def check_torchvision() -> Check:
         return Check("PASS", "torchvision", result.stdout.strip())
     error = (result.stderr.strip().splitlines() or ["no message"])[-1]
     mixed = "torchvision::nms" in error  # incompatible builds of torch and torchvision
-    fix = "python -m tools.torchvision_hook" if mixed else "install the torchvision release that matches this torch"
+    fix = "python -m clipit.torchvision_hook" if mixed else "install the torchvision release that matches this torch"
     return Check("FAIL", "torchvision", f"torchvision cannot be imported: {error}.", fix)
 
 
@@ -103,7 +103,7 @@ def check_default_launch() -> Check:
         from accelerate.commands.config.config_args import default_config_file, load_config_from_file
     except (ImportError, OSError, RuntimeError) as error:
         message = f"accelerate cannot be imported: {error}."
-        return Check("FAIL", "accelerate", message, "make env; python -m tools.torchvision_hook")
+        return Check("FAIL", "accelerate", message, "python -m clipit.torchvision_hook")
     path = Path(default_config_file)
     if not path.is_file():
         hint = "" if gpu_count() else f"; two processes on CPUs need {_TWO_ON_CPU}"

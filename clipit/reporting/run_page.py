@@ -87,7 +87,7 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
                 )
             )
     parts.append(Text(describe_protocol(results)))
-    parts += [Text(f"Undefined: {line}.") for line in list_undefined(results)]
+    parts += [Text(f"Undefined or of some classes only: {line}.") for line in list_undefined(results)]
     return parts
 
 

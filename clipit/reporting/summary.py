@@ -33,7 +33,7 @@ def run_summary(
     parts += ["## Scores", tables.metrics_table(results), tables.markdown_line(describe_protocol(results))]
     missing = list_undefined(results)
     if missing:
-        parts.append("Undefined:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing))
+        parts.append("Undefined or of some classes only:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing))
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
         if len(results["classes"]) <= tables.MOST_CLASSES:
@@ -65,13 +65,13 @@ def describe_protocol(results: Mapping[str, Any]) -> str:
 
 
 def list_undefined(results: Mapping[str, Any]) -> list[str]:
-    """List undefined scores and intervals as `split, score: reason`, and scores that cover only some classes."""
+    """List undefined scores and intervals, and scores that cover only some classes, as `split, score: reason`."""
     lines = []
     for split, split_results in results["splits"].items():
         for kind, scores in (("", split_results), (" zero-shot", split_results.get("zero_shot", {}))):
             for name, score in scores.get("metrics", {}).items():
                 if "over" in score:
-                    lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: {score['over']}")
+                    lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: computed {score['over']}")
                 if score["value"] is None:
                     lines.append(f"{split}{kind}, {tables.LABELS.get(name, name)}: {score['reason']}")
                 elif "reason" in score and results["protocol"]["resamples"]:

@@ -220,5 +220,5 @@ def refuse(problems: Sequence[str], path: Path) -> None:
         raise ConfigError(
             f"{len(distinct)} problem{'s' * (len(distinct) > 1)} in the sweep; no trial was run:\n    {listed}{more}",
             where=path,
-            fix="correct the file; docs/configuration.md explains every key",
+            fix="correct the file; `clipit train --help` explains every key",
         )

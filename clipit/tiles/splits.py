@@ -120,7 +120,8 @@ def resolve_parts(
         raise DataError(
             f"{problem}; the source has: {shortlist(sorted(present - {''}) or ['no splits'], 10)}",
             where=where,
-            fix="map them in tiles.splits (ours: theirs, or several of theirs, as in train: [labelled, unlabelled]), "
+            fix="map them (ours: theirs, or several of theirs), such as "
+            """--tiles.splits='{"train": ["labelled", "unlabelled"], "test": "holdout"}', """
             "remove those rows from the source, or set tiles.other_parts: ignore",
         )
     ours = {name: mapping.get(name) or mapping.get(name.lower()) or "" for name in present}

@@ -43,5 +43,5 @@ def test_a_part_is_named_once_and_must_occur() -> None:
         resolve(["a", "b"], {"train": ("a", "b"), "test": "b"})
     with pytest.raises(DataError, match=r"names unlabeled, which does not occur; the source has: labelled, unlabelled"):
         resolve(["labelled", "unlabelled"], {"train": ("labelled", "unlabeled")})
-    with pytest.raises(DataError, match=r"unknown split values: x(?s:.*)train: \[labelled, unlabelled\]"):
+    with pytest.raises(DataError, match=r'unknown split values: x(?s:.*)"train": \["labelled", "unlabelled"\]'):
         resolve(["train", "x"], {})

@@ -6,7 +6,7 @@ Because `accelerate` itself is affected, the hook has to run before any project 
 site-packages with a `.pth` line, and runs when torchvision is first imported. It does nothing if torchvision's own
 library loads.
 
-`python -m tools.torchvision_hook` installs it if, and only if, a plain `import torchvision` fails in this way.
+`python -m clipit.torchvision_hook` installs it if, and only if, a plain `import torchvision` fails in this way.
 """
 
 import importlib.abc

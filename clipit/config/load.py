@@ -207,7 +207,11 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
         values, repeated = load_yaml(path)
     except FileNotFoundError:
         shipped = "configs/" if example.endswith(".yaml") else example
-        raise ConfigError("no such configuration file", where=path, fix=f"see {shipped} for those shipped, or list them with `clipit init`") from None
+        raise ConfigError(
+            "no such configuration file",
+            where=path,
+            fix=f"see {shipped} for those shipped, or list them with `clipit init`",
+        ) from None
     except PermissionError:
         raise ConfigError("no permission to read this file", where=path, fix="make the file readable") from None
     except OSError as error:

@@ -33,7 +33,9 @@ def run_summary(
     parts += ["## Scores", tables.metrics_table(results), tables.markdown_line(describe_protocol(results))]
     missing = list_undefined(results)
     if missing:
-        parts.append("Undefined or of some classes only:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing))
+        parts.append(
+            "Undefined or of some classes only:\n" + "\n".join(f"- {tables.markdown_line(line)}" for line in missing)
+        )
     for split, split_results in results["splits"].items():
         parts += [f"## Classes ({split})", tables.per_class_table(split_results["per_class"])]
         if len(results["classes"]) <= tables.MOST_CLASSES:

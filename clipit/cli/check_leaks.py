@@ -1,6 +1,6 @@
 """Find tiles, patients and reports that occur on both sides of a split; the exit status is 1 if there are any."""
 
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
 PIXELS = {

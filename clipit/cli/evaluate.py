@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
 _OPTIONS: dict[str, dict[str, Any]] = {

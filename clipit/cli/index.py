@@ -3,7 +3,7 @@
 The configuration needs no tiles. With tiles, reports of patients with validation or test tiles are left out.
 """
 
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
 

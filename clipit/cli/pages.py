@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clipit.config.load import read_command
+from clipit.config.command_line import read_command
 from clipit.errors import user_errors
 
 

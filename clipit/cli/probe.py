@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clipit.config.load import read_command, read_file_command
+from clipit.config.command_line import read_command, read_file_command
 from clipit.config.paths import expand_home
 from clipit.errors import user_errors
 from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study

@@ -5,7 +5,7 @@ The configuration needs no tiles. With tiles, reports of patients with validatio
 
 from typing import Any
 
-from clipit.config.load import read_reports_command
+from clipit.config.command_line import read_reports_command
 from clipit.errors import user_errors
 
 

@@ -1,6 +1,6 @@
 """Train one run: build missing inputs, train the student, export the classifier and evaluate it."""
 
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
 

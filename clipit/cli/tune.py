@@ -1,6 +1,6 @@
 """Search learning rates, steps and further keys on validation tiles: the same grid for every arm of a comparison."""
 
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
 
 

@@ -1,26 +1,18 @@
-"""Load a configuration: a YAML file and command-line overrides, validated together."""
+"""Read and validate configurations, and the trees of keys that they consist of."""
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError, create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ValidationError
 
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.option_values import decode_options, decode_text
-from clipit.config.paths import option_path
 from clipit.config.run import RunConfig
-from clipit.config.shipped import config_file
 from clipit.errors import ConfigError, shortlist
 from clipit.yaml_file import load_yaml
 
 _Model = TypeVar("_Model", bound=BaseModel)
 NO_TILES = ""  # path of the placeholder for tiles that a command does not need
-_LONGEST_SHOWN = 500  # characters of options in a message
 
 RENAMED = {"zero_shot": "prompt_study", "comparison.why": "comparison.analyses"}
 """Former keys of the configuration, dotted, and the keys that replace them."""
@@ -96,14 +88,14 @@ def validate_file(values: Mapping[str, Any], where: object) -> ConfigFile:
 
 
 def _validate(model: type[_Model], values: Mapping[str, Any], where: object) -> _Model:
-    _refuse_undecodable(values, where)
+    refuse_undecodable(values, where)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, where) from None
 
 
-def _refuse_undecodable(values: Any, where: object) -> None:
+def refuse_undecodable(values: Any, where: object) -> None:
     """Refuse texts that cannot be written as UTF-8, such as file names in another encoding."""
     if text := _undecodable(values):
         raise ConfigError(f"not valid UTF-8: {text}", where=where, fix="rename the file, or correct the text")
@@ -158,17 +150,17 @@ def all_keys() -> list[str]:
 
 def keys_of(model: type[Any]) -> list[str]:
     """List every dotted key of a model and of its sections."""
-    return [*_types(model)]
+    return [*key_types(model)]
 
 
-def _types(model: type[Any], prefix: str = "") -> dict[str, Any]:
+def key_types(model: type[Any], prefix: str = "") -> dict[str, Any]:
     """Return the type of every dotted key of a model and of its sections."""
     types: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kinds = () if get_origin(field.annotation) is dict else (field.annotation, *get_args(field.annotation))
         section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
         types[prefix + name] = field.annotation
-        types |= _types(section, f"{prefix}{name}.") if section else {}
+        types |= key_types(section, f"{prefix}{name}.") if section else {}
     return types
 
 
@@ -228,176 +220,6 @@ def read_yaml(path: Path, *, example: str = "configs/own_table.yaml") -> dict[st
     return values
 
 
-def read_command(
-    description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
-) -> tuple[RunConfig, argparse.Namespace]:
-    """Parse the command line of a script that reads the keys of a run alone; see `read_file_command`."""
-    file, options = read_file_command(description, (), argv, extra)
-    return file.run, options
-
-
-def read_reports_command(
-    description: str | None, argv: Sequence[str] | None = None, extra: Mapping[str, dict[str, Any]] | None = None
-) -> tuple[RunConfig, bool, argparse.Namespace]:
-    """Parse the command line of a script on reports, whose configuration may lack tiles; see `read_file_command`.
-
-    Returns:
-        The configuration, whether it names tiles, and the script's own options. Without tiles, the section `tiles` is
-        a placeholder that must not be read.
-    """
-    file, options = read_file_command(description, (), argv, extra, needs_tiles=False)
-    return file.run, names_tiles(file.run), options
-
-
 def names_tiles(config: RunConfig) -> bool:
     """Return whether a configuration names tiles; without them, the section `tiles` is a placeholder."""
     return config.tiles.path != NO_TILES
-
-
-def read_file_command(
-    description: str | None,
-    sections: Sequence[str],
-    argv: Sequence[str] | None = None,
-    extra: Mapping[str, dict[str, Any]] | None = None,
-    *,
-    needs_tiles: bool = True,
-    needs_config: bool = True,
-    default_config: str | None = None,
-) -> tuple[ConfigFile, argparse.Namespace]:
-    """Parse a script's command line: `--config FILE` and any key of the configuration as `--section.key=value`.
-
-    Args:
-        description: Purpose of the script, for `--help`.
-        sections: Sections beside the run that the script reads, such as `comparison`; only these may be given as
-            options. The others are validated as well.
-        argv: Arguments; those of the process by default.
-        extra: Further options of the script: name -> keyword arguments of `add_argument`.
-        needs_tiles: Whether the section `tiles` is required.
-        needs_config: Whether `--config` is required.
-        default_config: Name of the shipped configuration that is read without `--config`; None: it is required.
-
-    Returns:
-        The validated file, and the script's own options. The run's keys given as options are listed in `overrides`.
-
-    Raises:
-        ConfigError: The file cannot be read, or keys or options are wrong.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    _refuse_undecodable(arguments, "the command line")
-    parser = argparse.ArgumentParser(add_help=False)
-    about = "YAML file of the run, or the name of a shipped one (see clipit init)"
-    default = None if default_config is None else config_file(default_config)
-    parser.add_argument(
-        "--config", type=config_file, default=default, required=needs_config and not default, help=about
-    )
-    for name, keywords in (extra or {}).items():
-        kind = {"type": option_path} if keywords.get("type") is Path else {}
-        parser.add_argument(name, **(keywords | kind))
-    settings = _settings(tuple(sections))
-    if "-h" in arguments or "--help" in arguments:
-        help_parser = argparse.ArgumentParser(
-            usage="%(prog)s --config FILE [--section.key=value ...]", description=description, parents=[parser]
-        )
-        CliSettingsSource(settings, root_parser=help_parser, cli_parse_args=["--help"], cli_hide_none_type=True)
-    types = _types(settings)
-    repeatable = [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
-    _refuse_repeated(arguments, repeatable, types)
-    options, rest = parser.parse_known_args(arguments)
-    known, unknown = _sort_options(rest, [*types])
-    _refuse_sections(unknown, sections)
-    decoded = decode_options(known, types)
-    parsed = _parse({key: text for key, text in known.items() if key not in decoded}, settings)
-    overrides = merge(parsed, nested(decoded))
-    given = [key for key in dotted(overrides) if key.partition(".")[0] not in SECTIONS]
-    given += [key for key in unknown if key.startswith("terms.")]  # validated with the class of the term
-    changes = merge(overrides, nested({key: decode_text(text) for key, text in unknown.items()}))
-    values = override(read_yaml(options.config) if options.config else {}, changes, given)
-    tiles = values.get("tiles", {})
-    if not needs_tiles and isinstance(tiles, Mapping) and "path" not in tiles:
-        values["tiles"] = {"source": "table", "path": NO_TILES, **tiles}
-    origin = f"{options.config} and the command line" if options.config else "the command line"
-    return validate_file(values, origin), options
-
-
-@cache
-def _settings(sections: tuple[str, ...]) -> type[BaseSettings]:
-    """Build a settings model of the run's keys and these sections, from which pydantic-settings derives a parser."""
-    fields: dict[str, Any] = {
-        name: (ConfigFile.model_fields[name].annotation, ConfigFile.model_fields[name]) for name in sections
-    }
-
-    class CommandLine(BaseSettings, RunConfig):
-        model_config = SettingsConfigDict(extra="ignore", frozen=False)
-
-    return create_model("CommandLine", __base__=CommandLine, **fields)
-
-
-def _refuse_sections(unknown: Mapping[str, str], sections: Sequence[str]) -> None:
-    """Refuse options of a section that the command does not read, which would otherwise have no effect."""
-    idle = sorted(key for key in unknown if key.partition(".")[0] in {*SECTIONS} - {*sections})
-    if idle:
-        raise ConfigError(
-            f"this command does not read {', '.join(idle)}",
-            where="the command line",
-            fix="leave these options out, or set the keys in the configuration file",
-        )
-
-
-def _refuse_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: Mapping[str, Any]) -> None:
-    """Refuse repeated options: one value would be dropped, or two lists joined."""
-    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    twice = sorted({option for option in given if given.count(option) > 1} - {*repeatable})
-    if twice:
-        lists = [option for option in twice if "tuple" in str(types.get(option[2:]))]
-        raise ConfigError(
-            f"given more than once: {', '.join(twice)}",
-            where="the command line",
-            fix="keep one of each" + (f"; write a list as '{lists[0]}=[a, b]'" if lists else ""),
-        )
-
-
-def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, Any]:
-    """Parse configuration options; the error names the option that cannot be parsed."""
-    if not known:
-        return {}
-    arguments = [f"--{key}={text}" for key, text in known.items()]
-    try:
-        values: dict[str, Any] = CliSettingsSource(settings, cli_parse_args=arguments, cli_exit_on_error=False)()
-    except (SettingsError, argparse.ArgumentError, RecursionError) as error:
-        if len(known) > 1:
-            for key, text in known.items():
-                _parse({key: text}, settings)  # raises for the option that fails
-        shown = " ".join(arguments)
-        raise ConfigError(
-            f"cannot be parsed: {shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + '...'} ({error})",
-            where="the command line",
-            fix="--help shows each option; lists and sections are JSON in single quotes: '[1, 2]', '{\"rank\": 8}'",
-        ) from None
-    return values
-
-
-def _sort_options(arguments: Sequence[str], keys: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Split options into known keys, for the parser, and unknown ones, for the list of all errors; each with its value.
-
-    Raises:
-        ConfigError: A known option has no value, or more than one.
-    """
-    options: dict[str, list[str]] = {}
-    option = ""
-    for argument in arguments:
-        if argument.startswith("--"):
-            option, equals, value = argument[2:].partition("=")
-            options[option] = [value] if equals else []
-        elif option:
-            options[option].append(argument)
-        else:
-            options[argument] = []  # no option: listed as an unknown key
-    for option, values in options.items():
-        if option in keys and len(values) != 1:
-            raise ConfigError(
-                f"--{option} has {f'{len(values)} values: ' + ' '.join(values) if values else 'no value'}",
-                where="the command line",
-                fix=f"write --{option}=VALUE; a value with spaces in single quotes",
-            )
-    known = {option: values[0] for option, values in options.items() if option in keys}
-    return known, {option: " ".join(values) for option, values in options.items() if option not in keys}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipit.config.command_line import read_file_command
 from clipit.config.data import TilesConfig
-from clipit.config.load import dotted, merge, nested, read_file_command, read_yaml, validate
+from clipit.config.load import dotted, merge, nested, read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipit.artifacts import fingerprint
+from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.load import key_of, read_file_command, read_yaml
+from clipit.config.load import key_of, read_yaml
 from clipit.config.run import RunConfig, TilesConfig
 from clipit.doctor.checks import Check, failed_check
 from clipit.doctor.data import check_prompts, check_reports, check_tiles, is_unwritten, unwritten_paths

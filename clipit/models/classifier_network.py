@@ -103,9 +103,8 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """
     names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
     known = dtype if isinstance(dtype, torch.dtype) else names.get(dtype)
-    if known not in names.values():
+    if known is None or known not in names.values():
         raise ModelError(f"unsupported data type {dtype}", where="dtype", fix="use float32 or bfloat16")
-    assert known is not None
     return known
 
 

@@ -155,7 +155,12 @@ def _write_onnx(model: nn.Module, path: Path, size: int, description: dict[str, 
         dynamo=True,
         verbose=False,
     )
-    assert program is not None
+    if program is None:  # torch.onnx.export returns None only where it writes the file itself
+        raise ModelError(
+            "torch.onnx.export returned no program",
+            where=path,
+            fix="pip install --upgrade torch onnxscript",
+        )
     program.model.metadata_props.update(
         {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     )

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 RECORD_OPTION: dict[str, dict[str, Any]] = {
     "--record": {"type": Path, "metavar": "FILE.csv", "help": "also write all rows to this file"}
 }
-"""Command-line option `--record`, in the form that `clipit.config.load.read_command` expects."""
+"""Command-line option `--record`, in the form that `clipit.config.command_line.read_command` expects."""
 _LEFT_OUT = ("batch",)  # values of `what`; thousands of rows, summarised in those of `guard`
 
 

@@ -157,7 +157,8 @@ def list_unreadable(path: Path, unreadable: Sequence[tuple[str, str, str]]) -> N
 
 
 class _Writer(Protocol):
-    def write(self, table: pa.Table) -> None: ...
+    def write(self, table: pa.Table) -> None:
+        """Append a table."""
 
 
 class _CsvWriter:
@@ -169,6 +170,7 @@ class _CsvWriter:
         self._begun = False
 
     def write(self, table: pa.Table) -> None:
+        """Append a table; the first one also gives the header."""
         if not self._begun:
             self._csv.writerow(table.column_names)
             self._begun = True
@@ -176,6 +178,7 @@ class _CsvWriter:
         self._csv.writerows(zip(*columns, strict=True))
 
     def close(self) -> None:
+        """Close the file."""
         self._stream.close()
 
 
@@ -187,11 +190,13 @@ class _ParquetWriter:
         self._parquet: Any = None
 
     def write(self, table: pa.Table) -> None:
+        """Append a table; the first one also gives the schema."""
         if self._parquet is None:
             self._parquet = pq.ParquetWriter(self._path, table.schema, write_page_checksum=True)
         self._parquet.write_table(table)
 
     def close(self) -> None:
+        """Write the footer and close the file."""
         if self._parquet is not None:
             self._parquet.close()
 

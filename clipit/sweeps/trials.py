@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.load import read_file_command
 from clipit.errors import ConfigError
 from clipit.runs.search import Trial
 from clipit.sweeps.file import Sweep, plain_name, refuse

@@ -13,7 +13,7 @@ from tiny_models import MakeFile
 import clipit
 from clipit.api.runs import RunResult
 from clipit.cli.train import main as train_command
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.errors import ConfigError, DataError
 from clipit.progress import show_messages
 

@@ -11,7 +11,7 @@ import pytest
 from clipit.cli.commands import COMMANDS, command_names
 from clipit.cli.completion import completion_script
 from clipit.cli.main import main, usage
-from clipit.config.load import read_file_command
+from clipit.config.command_line import read_file_command
 from clipit.config.shipped import config_file, shipped_folder, shipped_names
 from clipit.errors import ConfigError
 

@@ -7,18 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from clipit.config.command_line import read_command, read_file_command
 from clipit.config.file import SECTIONS
-from clipit.config.load import (
-    all_keys,
-    dotted,
-    merge,
-    nested,
-    read_command,
-    read_file_command,
-    validate,
-    validate_file,
-    without,
-)
+from clipit.config.load import all_keys, dotted, merge, nested, validate, validate_file, without
 from clipit.config.paths import expand_home
 from clipit.errors import ConfigError
 from clipit.sweeps.file import read_sweep

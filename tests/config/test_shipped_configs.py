@@ -13,8 +13,8 @@ import yaml
 
 from clipit.comparison.plan import Plan, plan_comparison
 from clipit.comparison.published import published_score
+from clipit.config.command_line import read_file_command
 from clipit.config.file import SECTIONS, ConfigFile
-from clipit.config.load import read_file_command
 from clipit.models.backbone_specs import BACKBONES
 from clipit.models.vlm_specs import VLMS
 from clipit.prompts.prompt_set import load_bag, load_prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import MakeConfig
 
-from clipit.config.load import read_command
+from clipit.config.command_line import read_command
 from clipit.errors import ConfigError
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.train import train_run

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from clipit.config.load import nested, read_reports_command
+from clipit.config.command_line import read_reports_command
+from clipit.config.load import nested
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.report_agreement import measure_agreement

@@ -11,9 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
-    "config", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation", "reporting", "pairing",
-    "workspace", "training", "runs", "comparison", "studies", "sweeps", "doctor", "api",
-    "cli",
+    "config", "slides", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation", "reporting",
+    "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "doctor", "api", "cli",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 LARGEST_SEED = 2**32 - 1  # largest seed that NumPy accepts
 
 TileSource = Literal[
-    "folders", "table", "huggingface",
+    "folders", "table", "huggingface", "slides",
     "pcam", "nct_crc", "bach", "pannuke", "digestpath", "wsss4luad", "kimia_path24c", "mhist",
     "lc25000", "lc25000_lung", "lc25000_colon", "breakhis", "breakhis_types", "kather2016", "sicapv2",
 ]  # fmt: skip
@@ -72,14 +72,33 @@ class LabelsConfig(Section):
     """Seed for choosing the labelled tiles; null: the seed of the run."""
 
 
+class SlidesConfig(Section):
+    """Tiles of whole slides: their resolution and size, and what counts as tissue."""
+
+    mpp: float = Field(0.5, gt=0)
+    """Resolution of the tiles in micrometres per pixel."""
+    pixels: int = Field(224, ge=16)
+    """Edge of a tile in pixels at this resolution."""
+    overlap: float = Field(0.0, ge=0, lt=1)
+    """Share of a tile's edge that it has in common with the next tile; 0: tiles lie side by side."""
+    min_tissue: float = Field(0.5, ge=0, le=1)
+    """Share of a tile that must be tissue; 0 keeps every tile."""
+    contours: LocalPath[str | None] = None
+    """GeoJSON file of tissue contours, or a folder with one per slide, named after the slide, as QuPath and TRIDENT
+    write them; null: tissue is detected by its colour."""
+    tiles_per_slide: int | None = Field(None, ge=1)
+    """Number of tiles to draw at random from each slide, the same ones every time; null: all."""
+
+
 class TilesConfig(Section):
     """Tiles, their classes and their splits."""
 
     source: TileSource
-    """`folders`, `table` or `huggingface` for your own tiles, or the name of a published data set (`data_cards/`)."""
+    """`folders`, `table` or `huggingface` for your own tiles, `slides` for whole slides, or the name of a published
+    data set (`data_cards/`)."""
     path: Data[LocalPath[str]]
-    """Folder or zip of class folders, table file, or data set on the Hugging Face hub (`hf:owner/name`), depending on
-    the source."""
+    """Folder or zip of class folders, table file, folder or table of slides, or data set on the Hugging Face hub
+    (`hf:owner/name`), depending on the source."""
     check_counts: bool = True
     """Published data sets: fail if the number of tiles differs from the published one; false: only log the difference,
     for partial copies."""
@@ -122,7 +141,10 @@ class TilesConfig(Section):
     unreadable: Literal["error", "quarantine"] = "error"
     """Images that cannot be decoded, and links to images that do not exist: fail, or drop and list them."""
     mpp: float | None = Field(None, gt=0)
-    """Micrometres per pixel, if the source does not state it."""
+    """Micrometres per pixel, if the source does not state it; `slides`: of the finest level of slides that do not state
+    it."""
+    slides: Data[SlidesConfig | None] = None
+    """`slides` only: tiles to cut; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
 
     @field_validator("classes", "class_map", "splits", "columns", mode="before")

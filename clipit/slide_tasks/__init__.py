@@ -1,0 +1,1 @@
+"""Tasks on whole slides: tiles, scores and maps of slides."""

@@ -1,0 +1,78 @@
+"""The grid of a slide: tissue tiles at one resolution, whose ids give their place on the slide."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+
+from clipit.errors import DataError
+
+_TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class SlideGrid:
+    """Tissue tiles of one slide; coordinates are pixels of its finest level (level 0).
+
+    Attributes:
+        slide: Name of the slide.
+        width: Width of level 0.
+        height: Height of level 0.
+        mpp: Micrometres per pixel of level 0.
+        edge: Edge of a tile, rounded to whole pixels.
+        step: Distance between the corners of neighbouring tiles, in fractions of a pixel; smaller than the edge if
+            tiles overlap.
+        x: Left edge of each tile.
+        y: Upper edge of each tile. Tiles are sorted by y, then x.
+        tissue: Share of tissue in each tile.
+    """
+
+    slide: str
+    width: int
+    height: int
+    mpp: float
+    edge: int
+    step: float
+    x: Int32[np.ndarray, " n"]
+    y: Int32[np.ndarray, " n"]
+    tissue: Float32[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.x)
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the tiles: `slide@x,y,edge`."""
+        return [
+            tile_id(self.slide, x, y, self.edge) for x, y in zip(self.x.tolist(), self.y.tolist(), strict=True)
+        ]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the complete grid, tiles without tissue included."""
+        return max(1, round(self.height / self.step + 0.5)), max(1, round(self.width / self.step + 0.5))
+
+    @property
+    def cells(self) -> Int64[np.ndarray, "n 2"]:
+        """Row and column of each tile in the complete grid."""
+        return np.rint(np.stack([self.y, self.x], axis=1) / self.step).astype(np.int64)
+
+
+def tile_id(slide: str, x: int, y: int, edge: int) -> str:
+    """Return the id of a tile, `slide@x,y,edge` in pixels of level 0."""
+    return f"{slide}@{x},{y},{edge}"
+
+
+def parse_tile_id(name: str) -> tuple[str, int, int, int]:
+    """Return slide, x, y and edge of the id of a tile.
+
+    Raises:
+        DataError: The id is not of the form `slide@x,y,edge`.
+    """
+    match = _TILE_ID.match(name)
+    if match is None:
+        raise DataError("not the id of a tile of a slide", where=name, fix="use ids of the form slide@x,y,edge")
+    return match[1], int(match[2]), int(match[3]), int(match[4])

@@ -46,9 +46,7 @@ class SlideGrid:
     @property
     def ids(self) -> list[str]:
         """Ids of the tiles: `slide@x,y,edge`."""
-        return [
-            tile_id(self.slide, x, y, self.edge) for x, y in zip(self.x.tolist(), self.y.tolist(), strict=True)
-        ]
+        return [tile_id(self.slide, x, y, self.edge) for x, y in zip(self.x.tolist(), self.y.tolist(), strict=True)]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,0 +1,183 @@
+"""Read areas on slides (tissue contours, annotations) from GeoJSON, as QuPath, TRIDENT and geopandas write it."""
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from clipit.errors import DataError, disk_errors
+from clipit.slides.polygons import Polygon
+
+logger = logging.getLogger(__name__)
+
+_NO_AREAS = frozenset({"Point", "MultiPoint", "LineString", "MultiLineString"})
+_DEGREES = ("CRS84", "4326")  # in the names of coordinate systems of longitude and latitude
+_TOLERANCE = 0.01  # of the width and height of a slide
+_CORNER = 1 / 8  # contours within this share of the width and height are likely in pixels of a smaller image
+_LEAST_RING = 4  # corners of a triangle, the first one twice
+_PIXELS = "write the coordinates in pixels of the slide's full resolution (level 0)"
+
+
+def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
+    """Read the polygons of a GeoJSON file, in pixels of level 0.
+
+    A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
+    of them are read; the name is that of the class (QuPath's `classification`) or of the object. Points, lines, empty
+    geometries and rings without an area are left out and counted in the log.
+
+    Args:
+        path: GeoJSON file.
+        width: Width of the slide at level 0.
+        height: Height of the slide at level 0.
+
+    Raises:
+        DataError: The file cannot be read, is not GeoJSON, has no polygon, or its coordinates are not pixels of this
+            slide (with a tolerance of 1 % at the borders).
+    """
+    dropped: Counter[str] = Counter()
+    value = _read_json(path)
+    polygons = [
+        whole for polygon in _polygons(value, path, dropped) if (whole := _without_flat_rings(polygon, dropped))
+    ]
+    if dropped:
+        counts = ", ".join(f"{count} x {what}" for what, count in sorted(dropped.items()))
+        logger.info(f"note: {path}: left out, because they have no area: {counts}")
+    if not polygons:
+        raise DataError(
+            "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
+        )
+    system = str(value.get("crs", "")) if isinstance(value, dict) else ""
+    _check_place(polygons, width, height, path, system)
+    return polygons
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with disk_errors(path):
+            return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError("no such contour file", where=path, fix="correct the path") from None
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 included
+        raise DataError(
+            f"the contour file is not JSON: {error}", where=path, fix="export the contours as GeoJSON (.geojson)"
+        ) from None
+
+
+def _polygons(value: Any, path: Path, dropped: Counter[str], name: str = "") -> Iterator[Polygon]:
+    """Yield the polygons of a GeoJSON value."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _polygons(item, path, dropped, name)
+        return
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "FeatureCollection":
+        yield from _polygons(_member(value, "features", path), path, dropped)
+    elif kind == "Feature":
+        if value.get("geometry") is None:
+            dropped["empty geometry"] += 1
+        else:
+            yield from _polygons(value["geometry"], path, dropped, _name(value.get("properties")))
+    elif kind == "GeometryCollection":
+        yield from _polygons(_member(value, "geometries", path), path, dropped, name)
+    elif kind == "Polygon":
+        yield from _polygon(_member(value, "coordinates", path), path, dropped, name)
+    elif kind == "MultiPolygon":
+        for rings in _member(value, "coordinates", path):
+            yield from _polygon(rings, path, dropped, name)
+    elif isinstance(kind, str) and kind in _NO_AREAS:
+        dropped[kind] += 1
+    else:
+        shown = f"type {kind!r}" if isinstance(value, dict) else type(value).__name__
+        raise DataError(
+            f"the contour file is JSON, but not GeoJSON: {shown} in place of a feature or geometry",
+            where=path,
+            fix="export the contours as GeoJSON: a FeatureCollection of polygons",
+        )
+
+
+def _member(value: dict[str, Any], key: str, path: Path) -> list[Any]:
+    member = value.get(key)
+    if not isinstance(member, list):
+        raise DataError(f"a {value['type']} of the contour file has no list of {key}", where=path, fix="export it anew")
+    return member
+
+
+def _name(properties: Any) -> str:
+    """Return the class of a feature, or its name; empty if it has neither."""
+    if not isinstance(properties, dict):
+        return ""
+    of_class = properties.get("classification")
+    if isinstance(of_class, dict):
+        of_class = of_class.get("name") or of_class.get("names")
+    if isinstance(of_class, list):
+        of_class = ": ".join(map(str, of_class))
+    return str(of_class or properties.get("name") or "")
+
+
+def _polygon(rings: Any, path: Path, dropped: Counter[str], name: str) -> Iterator[Polygon]:
+    if not isinstance(rings, list) or not rings:
+        dropped["polygon without a ring"] += 1
+        return
+    exterior, *holes = [_ring(ring, path) for ring in rings]
+    yield Polygon(exterior, tuple(holes), name)
+
+
+def _ring(corners: Any, path: Path) -> Float64[np.ndarray, "_ 2"]:
+    """Return the corners of a ring, closed; a third coordinate is left out."""
+    try:
+        ring = np.array([(corner[0], corner[1]) for corner in corners], dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        raise DataError(
+            "a ring of the contour file is not a list of pairs of numbers", where=path, fix="export the contours anew"
+        ) from None
+    if not np.isfinite(ring).all():
+        raise DataError("a coordinate of the contour file is not finite", where=path, fix="export the contours anew")
+    return ring if len(ring) == 0 or (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+
+
+def _without_flat_rings(polygon: Polygon, dropped: Counter[str]) -> Polygon | None:
+    """Return a polygon without holes of no area; None if the polygon itself has too few corners."""
+    if _is_flat(polygon.exterior):
+        dropped["ring with fewer than three corners"] += 1
+        return None
+    holes = tuple(hole for hole in polygon.holes if not _is_flat(hole))
+    dropped.update({"hole with fewer than three corners": len(polygon.holes) - len(holes)})
+    return replace(polygon, holes=holes)
+
+
+def _is_flat(ring: Float64[np.ndarray, "_ 2"]) -> bool:
+    return len(ring) < _LEAST_RING or bool((np.ptp(ring, axis=0) == 0).any())
+
+
+def _check_place(polygons: list[Polygon], width: int, height: int, path: Path, system: str) -> None:
+    """Check that the coordinates are pixels of this slide."""
+    least = np.min([polygon.exterior.min(axis=0) for polygon in polygons], axis=0)
+    most = np.max([polygon.exterior.max(axis=0) for polygon in polygons], axis=0)
+    size = np.array([width, height])
+    extent = f"x {least[0]:g} to {most[0]:g}, y {least[1]:g} to {most[1]:g}"
+    if any(name in system for name in _DEGREES) and (np.abs([least, most]) <= [180, 90]).all():
+        raise DataError(f"the contour file is in degrees of longitude and latitude: {extent}", where=path, fix=_PIXELS)
+    if most.max() <= 1:
+        raise DataError(
+            f"the coordinates of the contour file are not pixels, but at most 1: {extent}",
+            where=path,
+            fix=f"multiply them by the width and height of the slide ({width} x {height})",
+        )
+    if (least < -_TOLERANCE * size).any() or (most > (1 + _TOLERANCE) * size).any():
+        raise DataError(
+            f"contours lie outside the slide ({width} x {height} pixels): {extent}; a contour file of another slide?",
+            where=path,
+            fix=f"give the contours of this slide, or {_PIXELS}",
+        )
+    if (most < _CORNER * size).all():
+        share = math.ceil(100 * float((most / size).max()))
+        logger.warning(
+            f"{path}: all contours lie in the upper left {share} % of the slide; they must be in pixels of level 0"
+        )

@@ -1,0 +1,46 @@
+"""Heat map of a slide: the scores of its tiles as an array, with overlapping tiles averaged."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from clipit.slides.grid import SlideGrid
+
+
+def map_shape(grid: SlideGrid, downsample: float) -> tuple[int, int]:
+    """Return rows and columns of a map of the whole slide; the last row and column may reach beyond it."""
+    return math.ceil(grid.height / downsample), math.ceil(grid.width / downsample)
+
+
+def heat_map(
+    grid: SlideGrid, scores: Float[np.ndarray, "n classes"], downsample: float
+) -> Float32[np.ndarray, "classes h w"]:
+    """Return the mean score per class of the tiles that contain the centre of each pixel; NaN outside of all tiles.
+
+    Memory is that of the map, plus a count per pixel.
+
+    Args:
+        grid: Tiles of the slide.
+        scores: Score of each tile and class.
+        downsample: Pixels of level 0 per pixel of the map, at most the edge of a tile. With the grid's step, the map
+            has one pixel per cell of the grid.
+
+    Raises:
+        ValueError: Pixels are larger than tiles, which would lose tiles.
+    """
+    if not 0 < downsample <= grid.edge:
+        raise ValueError(f"a map with {downsample} pixels of level 0 per pixel would lose tiles of {grid.edge} pixels")
+    height, width = map_shape(grid, downsample)
+    sums = np.zeros((scores.shape[1], height, width), dtype=np.float32)
+    counts = np.zeros((height, width), dtype=np.int32)
+    corners = np.stack([grid.y, grid.y + grid.edge, grid.x, grid.x + grid.edge], axis=1)
+    # the centre of pixel i is i + 0.5 in pixels of the map
+    borders = np.clip(np.ceil(corners / downsample - 0.5).astype(np.int64), 0, [height, height, width, width])
+    values = scores.astype(np.float32)[:, :, None, None]
+    for (top, bottom, left, right), value in zip(borders.tolist(), values, strict=True):
+        sums[:, top:bottom, left:right] += value
+        counts[top:bottom, left:right] += 1
+    sums /= np.maximum(counts, 1)
+    sums[:, counts == 0] = np.nan
+    return sums

@@ -1,0 +1,184 @@
+"""Write tile predictions and regions as GeoJSON that QuPath (0.4 and later) imports.
+
+QuPath reads each feature as an object: `objectType`, a UUID as `id`, a `classification` with name and colour, numbers
+as `measurements`, and a closed polygon in pixels of level 0.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+
+from clipit.artifacts import whole_file
+from clipit.errors import DataError
+from clipit.slides.grid import SlideGrid, tile_id
+from clipit.slides.heat_map import heat_map
+from clipit.slides.polygons import Polygon, trace_regions
+
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://qupath.github.io/clipit")
+_BLOCK = 2_000  # tiles per write
+_DECIMALS = 2  # of coordinates, as QuPath writes them
+_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def write_tiles_geojson(
+    path: Path, grid: SlideGrid, classes: Sequence[str], scores: Float[np.ndarray, "n classes"], colours: Sequence[str]
+) -> None:
+    """Write each tile as an object of its most probable class, with the probabilities of all classes as measurements.
+
+    The file is written in blocks, atomically; memory does not depend on the number of tiles. The same tiles have the
+    same UUIDs.
+
+    Args:
+        path: Output file (.geojson).
+        grid: Tiles of the slide.
+        classes: Names of the classes.
+        scores: Probability of each tile and class.
+        colours: Colour of each class, as #rrggbb.
+
+    Raises:
+        DataError: A score is not finite.
+        ArtifactError: The file cannot be written, for example because the disk is full.
+    """
+    of_class = [_json(_classification(name, colour)) for name, colour in zip(classes, colours, strict=True)]
+    names = [_json(f"probability: {name}").replace("%", "%%") for name in classes]
+    measurements = "{" + ",".join(f"{name}:%.6g" for name in names) + "}"
+    _check_finite(grid, scores)
+
+    def features() -> Iterator[str]:
+        for start in range(0, len(grid), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            rows = (grid.x[block].tolist(), grid.y[block].tolist(), scores[block].tolist())
+            for x, y, values, best in zip(*rows, scores[block].argmax(axis=1).tolist(), strict=True):
+                name, right, bottom = tile_id(grid.slide, x, y, grid.edge), x + grid.edge, y + grid.edge
+                yield (
+                    f'{{"type":"Feature","id":"{uuid.uuid5(_NAMESPACE, name)}","geometry":{{"type":"Polygon",'
+                    f'"coordinates":[[[{x},{y}],[{right},{y}],[{right},{bottom}],[{x},{bottom}],[{x},{y}]]]}},'
+                    f'"properties":{{"objectType":"tile","name":{_json(name)},"classification":{of_class[best]},'
+                    f'"isLocked":true,"measurements":{measurements % tuple(values)}}}}}'
+                )
+
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        _write_collection(stream, features())
+
+
+def write_regions_geojson(
+    path: Path, grid: SlideGrid, classes: Sequence[str], scores: Float[np.ndarray, "n classes"], colours: Sequence[str]
+) -> None:
+    """Write the connected regions of each most probable class as annotations.
+
+    The class of a cell of the grid is that of the largest mean probability over the tiles that contain its centre.
+    Measurements are the area in square micrometres, the number of cells, and the mean probability of the region's
+    class.
+
+    Args:
+        path: Output file (.geojson).
+        grid: Tiles of the slide.
+        classes: Names of the classes.
+        scores: Probability of each tile and class.
+        colours: Colour of each class, as #rrggbb.
+
+    Raises:
+        DataError: A score is not finite.
+        ArtifactError: The file cannot be written, for example because the disk is full.
+    """
+    _check_finite(grid, scores)
+    means = heat_map(grid, scores, grid.step)
+    best = np.where(np.isnan(means[0]), -1, means.argmax(axis=0))
+
+    def features() -> Iterator[str]:
+        for number, (name, colour) in enumerate(zip(classes, colours, strict=True)):
+            for region in _regions(best, means, number, name, colour, grid):
+                yield _json(region)
+
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        _write_collection(stream, features())
+
+
+def write_polygons_geojson(path: Path, slide: str, polygons: Sequence[Polygon], name: str, colour: str) -> None:
+    """Write polygons, such as the tissue of a slide, as annotations of one class.
+
+    Args:
+        path: Output file (.geojson).
+        slide: Name of the slide, from which the UUIDs are made.
+        polygons: Polygons in pixels of level 0.
+        name: Name of the class.
+        colour: Colour of the class, as #rrggbb.
+
+    Raises:
+        ArtifactError: The file cannot be written, for example because the disk is full.
+    """
+    of_class = _classification(name, colour)
+    features = (
+        _json(_annotation(f"{slide}\n{name}\n{i}", polygon, of_class, {})) for i, polygon in enumerate(polygons)
+    )
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        _write_collection(stream, features)
+
+
+def _regions(
+    best: Int64[np.ndarray, "h w"],
+    means: Float32[np.ndarray, "classes h w"],
+    number: int,
+    name: str,
+    colour: str,
+    grid: SlideGrid,
+) -> Iterator[dict[str, Any]]:
+    """Yield the features of the regions of one class."""
+    from scipy import ndimage
+
+    labels, n = ndimage.label(best == number)
+    if n == 0:
+        return
+    sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
+    probabilities = ndimage.mean(means[number], labels, np.arange(1, n + 1))
+    of_class, limit = _classification(name, colour), np.array([grid.width, grid.height])
+    for i, polygon in enumerate(trace_regions(labels, n, grid.step)):
+        # the last row and column of cells may reach beyond the slide
+        inside = Polygon(np.minimum(polygon.exterior, limit), tuple(np.minimum(hole, limit) for hole in polygon.holes))
+        measurements = {
+            "area um^2": float(f"{inside.area * grid.mpp**2:.6g}"),
+            "cells": int(sizes[i]),
+            "mean probability": float(f"{probabilities[i]:.6g}"),
+        }
+        yield _annotation(f"{grid.slide}\n{name}\n{i}", inside, of_class, measurements)
+
+
+def _annotation(key: str, polygon: Polygon, of_class: dict[str, Any], measurements: dict[str, float]) -> dict[str, Any]:
+    rings = [np.round(ring, _DECIMALS).tolist() for ring in (polygon.exterior, *polygon.holes)]
+    properties = {"objectType": "annotation", "classification": of_class, "isLocked": True}
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, key)),
+        "geometry": {"type": "Polygon", "coordinates": rings},
+        "properties": properties | ({"measurements": measurements} if measurements else {}),
+    }
+
+
+def _classification(name: str, colour: str) -> dict[str, Any]:
+    """Return a class for QuPath, whose names may not have several lines."""
+    return {"name": " ".join(name.split()) or "unnamed", "color": list(bytes.fromhex(colour.removeprefix("#")))}
+
+
+def _check_finite(grid: SlideGrid, scores: Float[np.ndarray, "n classes"]) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        i = int(bad[0])
+        raise DataError(
+            f"scores of {len(bad)} tiles are not finite numbers",
+            where=tile_id(grid.slide, int(grid.x[i]), int(grid.y[i]), grid.edge),
+            fix="score the slide again with a classifier whose outputs are finite",
+        )
+
+
+def _write_collection(stream: TextIO, features: Iterator[str]) -> None:
+    """Write features as a FeatureCollection, one per line."""
+    stream.write('{"type":"FeatureCollection","features":[')
+    for i, feature in enumerate(features):
+        stream.write(",\n" if i else "\n")
+        stream.write(feature)
+    stream.write("\n]}\n")

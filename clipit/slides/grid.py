@@ -1,11 +1,10 @@
 """The grid of a slide: tissue tiles at one resolution, whose ids give their place on the slide."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from clipit.errors import DataError
 

@@ -12,7 +12,8 @@ PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
     "config", "slides", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation", "reporting",
-    "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "doctor", "api", "cli",
+    "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "doctor", "api",
+    "cli",
 )  # fmt: skip
 
 

@@ -14,6 +14,13 @@ LEVEL = 0.95
 _BLOCK = 50
 _MAX_UNDEFINED = 0.05
 _ROUNDING = 1e-12
+MIN_UNITS = 10
+"""Minimum number of groups, or of tiles without groups, for a bootstrap interval.
+
+Resampling a handful of units gives intervals that are too narrow: n units have only (2n - 1)! / (n! (n - 1)!) different
+resamples, 3 for two units. Clustered tests reject too often with 5 to 30 clusters, the more the fewer they are (Cameron,
+Gelbach and Miller, Review of Economics and Statistics 2008).
+"""
 NO_SPREAD = "no spread over seeds"
 """Reason for a missing t-interval or p-value if all seeds agree."""
 
@@ -53,9 +60,10 @@ def bootstrap(
     """Compute percentile bootstrap intervals of scores that are functions of weighted tiles.
 
     Units (groups; single tiles if the group is unknown) are drawn with replacement, as many as there are; the weight of
-    a tile is the number of times its unit was drawn. Resamples in which a score is undefined are dropped; if more than
-    5 % are dropped, the interval is undefined. To bound memory, resamples are drawn 50 at a time. A score with a
-    resampling bias (such as the calibration error, which rises) can lie near the edge of its interval, or outside.
+    a tile is the number of times its unit was drawn. The interval is undefined for fewer than `MIN_UNITS` units, and if
+    the score is undefined in more than 5 % of the resamples; fewer such resamples are dropped. To bound memory,
+    resamples are drawn 50 at a time. A score with a resampling bias (such as the calibration error, which rises) can
+    lie near the edge of its interval, or outside.
 
     Args:
         statistics: Function that computes the scores.
@@ -67,10 +75,10 @@ def bootstrap(
     n_units = int(units.max()) + 1 if len(units) else 0
     parts = [statistics(weights) for weights in _resampled_weights(units, n_units, resamples, seed)]
     names = parts[0] if parts else statistics(np.ones((len(units), 1)))
-    if n_units < 2:
-        return {name: Interval(None, None, f"{n_units} independent unit to resample; 2 are needed") for name in names}
-    if not parts:
+    if not resamples:
         return {name: Interval(None, None, "no resamples requested") for name in names}
+    if n_units < MIN_UNITS:
+        return {name: Interval(None, None, _too_few(n_units)) for name in names}
     return {name: _percentile_interval(np.concatenate([part[name] for part in parts])) for name in names}
 
 
@@ -162,7 +170,7 @@ def standard_deviation(values: Float[np.ndarray, " n"]) -> float:
 def _resampled_weights(
     units: Int64[np.ndarray, " n"], n_units: int, resamples: int, seed: int
 ) -> Iterator[Float[np.ndarray, "n r"]]:
-    if n_units < 2:
+    if n_units < MIN_UNITS:
         return
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, _BLOCK):
@@ -170,6 +178,11 @@ def _resampled_weights(
         drawn = generator.integers(0, n_units, size=(size, n_units)) + n_units * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n_units).reshape(size, n_units)
         yield counts.T.astype(np.float64)[units]
+
+
+def _too_few(n_units: int) -> str:
+    units = "unit" if n_units == 1 else "units"
+    return f"{n_units} independent {units} to resample; a 95 % interval needs {MIN_UNITS}"
 
 
 def _percentile_interval(values: Float[np.ndarray, " r"]) -> Interval:

@@ -135,22 +135,26 @@ def compute_metrics(
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
 
 
-def explain_undefined(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
-    """Return the reason why a score is undefined for tiles with these labels."""
+def explain_undefined(
+    name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], *, unit: str = "tile"
+) -> str:
+    """Return the reason why a score is undefined for tiles (or other units, named by `unit`) with these labels."""
     if not len(labels):
-        return "no labelled tile"
+        return f"no labelled {unit}"
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name == "auroc" and absent:
-        return f"no tile of class {', '.join(absent)}"
-    return "all tiles and all predictions are of one class"
+        return f"no {unit} of class {', '.join(absent)}"
+    return f"all {unit}s and all predictions are of one class"
 
 
-def describe_averaging(name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...]) -> str:
+def describe_averaging(
+    name: str, labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], *, unit: str = "tile"
+) -> str:
     """Describe how many classes a class-averaged score covers; "" if every class has a tile."""
     absent = [classes[c] for c in range(len(classes)) if not (labels == c).any()]
     if name not in (*CLASS_AVERAGED, "weighted_f1", "auroc") or not absent or not len(labels):
         return ""
-    return f"over {len(classes) - len(absent)} of {len(classes)} classes; no tile of {', '.join(absent)}"
+    return f"over {len(classes) - len(absent)} of {len(classes)} classes; no {unit} of {', '.join(absent)}"
 
 
 def class_table(

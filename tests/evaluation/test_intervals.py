@@ -91,6 +91,8 @@ def test_no_interval_says_why() -> None:
     labels, probabilities = two_columns(np.ones(10, bool))
     one = intervals.bootstrap_intervals(labels, probabilities, np.full(10, "patient"))["accuracy"]
     assert one.low is None and "1 independent unit" in one.reason
+    two = intervals.bootstrap_intervals(labels, probabilities, np.repeat(["a", "b"], 5))["accuracy"]
+    assert two == intervals.Interval(None, None, "2 independent units to resample; a 95 % interval needs 10")
     none = intervals.bootstrap_intervals(labels, probabilities, no_groups(10), 0)["accuracy"]
     assert none.low is None and "no resamples" in none.reason
     rare = np.array([1] + [0] * 9)

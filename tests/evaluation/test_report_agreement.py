@@ -37,10 +37,10 @@ def test_groups_are_resampled_as_a_whole() -> None:
     labels = np.array([0, 1] * 50)
     answers = ["a", "b"] * 40 + ["none"] * 20
     narrow = measure_agreement("t", labels, answers, ["a", "b"], np.full(100, "")).intervals["accuracy"]
-    few = np.repeat([f"g{i}" for i in range(5)], 20)
+    few = np.repeat([f"g{i}" for i in range(10)], 10)
     agreement = measure_agreement("t", labels, answers, ["a", "b"], few)
     wide = agreement.intervals["accuracy"]
-    assert agreement.groups == 5
+    assert agreement.groups == 10
     assert wide.low is not None and wide.high is not None and narrow.low is not None and narrow.high is not None
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 

@@ -84,7 +84,7 @@ def test_bootstrap_averages_over_seeds_and_matches_tiles_by_id(metric: str) -> N
 
 
 def test_whole_groups_are_drawn_for_all_seeds_alike() -> None:
-    grouped = [(predictions_of(40, 2, seed=s, groups=4), predictions_of(40, 2, seed=9 + s, groups=4)) for s in (0, 1)]
+    grouped = [(predictions_of(40, 2, seed=s, groups=10), predictions_of(40, 2, seed=9 + s, groups=10)) for s in (0, 1)]
     found = bootstrap_one(grouped, "accuracy", 400, 0)
     tables = [(first.by_id(), second.by_id()) for first, second in grouped]
     hits = np.mean(

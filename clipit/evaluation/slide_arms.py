@@ -1,0 +1,194 @@
+"""Comparison of several classifiers (arms, with one seed or more each) on the labels of the same slides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TypeVar
+
+import pandas as pd
+
+from clipit.errors import DataError
+from clipit.evaluation.intervals import PairedDifference, paired_bootstrap, t_interval
+from clipit.evaluation.significance import Significance, holm, paired_t_test
+from clipit.evaluation.slide_metrics import (
+    SLIDE_METRICS,
+    TRAIN,
+    VALIDATION,
+    PoolingChoice,
+    choose_pooling,
+    score_predictions,
+)
+from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, collect_slides
+
+T = TypeVar("T")
+SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
+"""Arm -> seed -> table of `slide_scores.slide_table`."""
+_COLUMNS = [
+    "arm", "split", "level", "pooling", "smoothed", "metric", "seeds", "mean", "sd", "difference", "low", "high",
+    "reason", "seeds_low", "seeds_high", "p", "p_holm", "p_reason", "labelled", "patients",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlideComparison:
+    """Arms compared on the labels of slides.
+
+    Attributes:
+        reference: Arm that the others are compared with.
+        choices: Pooling of each arm, chosen on validation slides.
+        table: One row per split, level (`slide` or `patient`), metric and arm; without a choice also per pooling.
+            `mean` and `sd` over seeds; `difference` to the reference, with its bootstrap interval over patients
+            (`low`, `high`; `reason` where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`);
+            `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
+            and metric (`p_reason` where undefined); the numbers of `labelled` slides or patients, and of `patients`.
+    """
+
+    reference: str
+    choices: Mapping[str, PoolingChoice]
+    table: pd.DataFrame
+
+
+def compare_slide_arms(
+    tables: SlideTables,
+    slides: pd.DataFrame,
+    classes: Sequence[str],
+    reference: str,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> SlideComparison:
+    """Compare the slide scores of several arms with those of a reference arm.
+
+    If the table of slides has labelled validation slides, each arm's pooling is chosen on them by the mean balanced
+    accuracy over its seeds, in the same way for all arms (`choose_pooling`), and only the other splits are compared.
+    Otherwise the arms are compared by every pooling.
+
+    Differences are paired by seed and slide. An arm with one seed only, such as prompts without training, is paired
+    with every seed of the other.
+
+    Args:
+        tables: Slide scores by arm and seed, all of the same slides.
+        slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
+        classes: Class names of the scores.
+        reference: Name of the reference arm.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: The reference is missing, arms have different slides or poolings, or seeds that cannot be paired.
+    """
+    if reference not in tables:
+        raise DataError(f"no arm {reference} to compare with", fix=f"use one of: {', '.join(tables)}")
+    arms = {
+        arm: {number: collect_slides(table, slides, classes) for number, table in by_seed.items()}
+        for arm, by_seed in tables.items()
+    }
+    _check(arms, reference)
+    choices = {arm: choose_pooling(*by_seed.values()) for arm, by_seed in arms.items()}
+    first = next(iter(arms[reference].values()))
+    rows: list[dict[str, object]] = []
+    for split in first.split_names():
+        chosen = choices[reference].key is not None
+        if split == TRAIN or (chosen and split == VALIDATION):
+            continue
+        for level in LEVELS:
+            for key in (None,) if chosen else tuple(first.scores):
+                keys = {arm: choices[arm].key or key for arm in arms}
+                rows += _compare(arms, keys, reference, split, level, resamples, seed)
+    return SlideComparison(reference, choices, pd.DataFrame(rows, columns=_COLUMNS))
+
+
+def _compare(
+    arms: Mapping[str, Mapping[int, SlideSet]],
+    keys: Mapping[str, PoolingKey | None],
+    reference: str,
+    split: str,
+    level: Level,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, object]]:
+    """Compare all arms on one split and level, each by its pooling."""
+    predictions = {
+        arm: {number: scored.predictions(key, level, split) for number, scored in by_seed.items()}
+        for arm, by_seed in arms.items()
+        if (key := keys[arm]) is not None
+    }
+    scores = {
+        arm: {number: score_predictions(table) for number, table in by_seed.items()}
+        for arm, by_seed in predictions.items()
+    }
+    first = next(iter(predictions[reference].values()))
+    labelled = first.take(first.labels >= 0)
+    patients = len({*labelled.groups.tolist()} - {""}) + int((labelled.groups == "").sum())
+    drawn: dict[str, Mapping[str, PairedDifference]] = {}
+    for arm in predictions:
+        if arm != reference and len(labelled.ids):
+            pairs = _pairs(predictions[reference], predictions[arm])
+            drawn[arm] = paired_bootstrap(pairs, SLIDE_METRICS, resamples, seed)
+    rows = []
+    for metric in SLIDE_METRICS:
+        gains = {arm: _gains(scores[reference], scores[arm], metric) for arm in drawn}
+        tests = {arm: _test(values) for arm, values in gains.items()}
+        corrected = holm(tests)
+        for arm, by_seed in scores.items():
+            values = [entry[metric] for entry in by_seed.values()]
+            defined = [value for value in values if value is not None]
+            complete = len(defined) == len(values)
+            row: dict[str, object] = dict.fromkeys(_COLUMNS)
+            key = keys[arm]
+            row |= {
+                "arm": arm, "split": split, "level": level, "metric": metric, "seeds": len(values),
+                "pooling": key.pooling if key else None, "smoothed": key.smoothed if key else None,
+                "mean": fmean(defined) if complete else None,
+                "sd": stdev(defined) if complete and len(defined) > 1 else None,
+                "labelled": len(labelled.ids), "patients": patients,
+            }  # fmt: skip
+            if arm in drawn:
+                paired, over_seeds = drawn[arm][metric], t_interval(gains[arm])
+                row |= {
+                    "difference": paired.value, "low": paired.interval.low, "high": paired.interval.high,
+                    "reason": paired.interval.reason, "seeds_low": over_seeds.low, "seeds_high": over_seeds.high,
+                    "p": tests[arm].p, "p_holm": corrected[arm].p, "p_reason": tests[arm].reason,
+                }  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+def _pairs(reference: Mapping[int, T], arm: Mapping[int, T]) -> list[tuple[T, T]]:
+    """Pair the seeds of the reference and of an arm; a single seed is paired with every seed of the other."""
+    if len(reference) == 1:
+        return [(next(iter(reference.values())), other) for other in arm.values()]
+    if len(arm) == 1:
+        return [(base, next(iter(arm.values()))) for base in reference.values()]
+    return [(reference[number], arm[number]) for number in sorted(reference)]
+
+
+def _gains(
+    reference: Mapping[int, Mapping[str, float | None]], arm: Mapping[int, Mapping[str, float | None]], metric: str
+) -> list[float]:
+    """Return the differences per pair of seeds; empty if a score is undefined."""
+    pairs = [(base[metric], other[metric]) for base, other in _pairs(reference, arm)]
+    gains = [other - base for base, other in pairs if base is not None and other is not None]
+    return gains if len(gains) == len(pairs) else []
+
+
+def _test(gains: Sequence[float]) -> Significance:
+    return paired_t_test(gains) if gains else Significance(None, "a score is undefined")
+
+
+def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str) -> None:
+    """Check that all arms have the same slides and poolings, and seeds that can be paired with the reference's."""
+    problems = []
+    empty = [arm for arm, by_seed in arms.items() if not by_seed]
+    if empty:
+        raise DataError(f"no slide scores of {', '.join(empty)}", fix="score the slides with every arm")
+    first = next(iter(arms[reference].values()))
+    for arm, by_seed in arms.items():
+        for number, scored in by_seed.items():
+            if scored.slides.tolist() != first.slides.tolist() or scored.scores.keys() != first.scores.keys():
+                problems.append(f"{arm}, seed {number}: its slides or poolings are not those of {reference}")
+        if len(by_seed) > 1 and len(arms[reference]) > 1 and by_seed.keys() != arms[reference].keys():
+            theirs, ours = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))
+            problems.append(f"{arm}: seeds {theirs} cannot be paired with {ours} of {reference}")
+    if problems:
+        raise DataError("\n".join(problems), where="arms", fix="compare the scores of the same slides and seeds")

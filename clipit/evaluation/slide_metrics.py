@@ -1,0 +1,258 @@
+"""Metrics of slide scores per slide and per patient, and the choice of a pooling on validation slides."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Float32, Int64
+
+from clipit.errors import DataError
+from clipit.evaluation.intervals import Statistics, bootstrap
+from clipit.evaluation.metrics import describe_averaging, explain_undefined, weighted_scores
+from clipit.evaluation.predictions import Predictions
+from clipit.evaluation.slide_scores import SCORE_PREFIX
+from clipit.evaluation.slide_sets import LEVELS, Level, PoolingKey, SlideSet, collect_slides
+
+SLIDE_METRICS = ("balanced_accuracy", "accuracy", "macro_f1", "weighted_f1", "auroc")
+CHOSEN_BY = "balanced_accuracy"
+"""Metric that chooses the pooling on validation slides."""
+VALIDATION, TRAIN = "validation", "train"
+NOT_SCORED = "not scored"
+_TIE_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class PoolingChoice:
+    """The pooling that was chosen on validation slides, or the reason why none was.
+
+    Attributes:
+        key: Chosen pooling; None if none was chosen.
+        sentence: How it was chosen, or why none was.
+        scores: Balanced accuracy on validation slides by pooling; empty if none could be computed.
+    """
+
+    key: PoolingKey | None
+    sentence: str
+    scores: Mapping[PoolingKey, float]
+
+
+@dataclass(frozen=True)
+class SlideEvaluation:
+    """Evaluation of slide scores.
+
+    Attributes:
+        classes: Class names.
+        choice: Choice of the pooling.
+        scores: One row per split, level (`slide` or `patient`), pooling and metric: `split`, `level`, `pooling`,
+            `smoothed`, `chosen`, `metric`, `value`, `low`, `high`, `reason` (why the value or its interval is
+            undefined), `over` (the classes that it covers if some have no slide), `labelled` (labelled slides or
+            patients) and `patients`.
+        slides: One row per scored slide: `slide`, `patient`, `label`, `split`, `tiles`; with a chosen pooling also its
+            scores, `predicted` and `tied`, otherwise the class predicted by each pooling.
+        failed: Slides without scores: `slide` and `reason`.
+        notes: Remarks on slides and patients that were left out, and on the reliability of the scores.
+    """
+
+    classes: tuple[str, ...]
+    choice: PoolingChoice
+    scores: pd.DataFrame
+    slides: pd.DataFrame
+    failed: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def evaluate_slides(
+    table: pd.DataFrame,
+    slides: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    failures: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> SlideEvaluation:
+    """Evaluate the scores of slides with labels, per slide and per patient, by every pooling.
+
+    Slides of the split `train` are not evaluated. If there are labelled slides of the split `validation`, the pooling
+    is chosen on them (`choose_pooling`) and marked; otherwise all are given and none is chosen. AUROC is the macro mean
+    of one class against the rest (with two classes, that of the second), of relative scores
+    (`SlideSet.predictions`). Intervals are percentile bootstraps over patients; all poolings share the resamples.
+
+    Args:
+        table: Scores of `slide_scores.slide_table`.
+        slides: Table of slides: `slide`, and optionally `label`, `group` (patient) and `split`.
+        classes: Class names of the scores.
+        failures: Slide -> reason why it has no scores; slides of the table of slides that are in neither table are
+            listed as `not scored`.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: The tables do not match (see `collect_slides`), or there are fewer than two classes.
+    """
+    if len(classes) < 2:
+        raise DataError("slides with scores of one class cannot be evaluated", fix="score two classes or more")
+    scored = collect_slides(table, slides, classes)
+    choice = choose_pooling(scored)
+    rows = []
+    for split in scored.split_names():
+        if split == TRAIN:
+            continue
+        for level in LEVELS:
+            rows += _metric_rows(scored, split, level, choice.key, resamples, seed)
+    failed = _failed_slides(slides, scored, failures or {})
+    return SlideEvaluation(
+        classes=tuple(classes),
+        choice=choice,
+        scores=pd.DataFrame(rows, columns=_COLUMNS),
+        slides=_slide_rows(table, scored, choice.key),
+        failed=failed,
+        notes=tuple(_notes(scored, len(failed))),
+    )
+
+
+def choose_pooling(*sets: SlideSet) -> PoolingChoice:
+    """Choose the pooling with the highest balanced accuracy on labelled validation slides.
+
+    Of equal poolings, the one with the smaller K is chosen, the mean before the share of tiles, and unsmoothed before
+    smoothed. Nothing is chosen if fewer than two classes have validation slides.
+
+    Args:
+        sets: Scores of the same slides by one classifier, one set per seed; their balanced accuracies are averaged.
+    """
+    first = sets[0]
+    rows = (first.splits == VALIDATION) & (first.labels >= 0)
+    present = len(np.unique(first.labels[rows]))
+    if present < 2:
+        have = "there are no labelled validation slides" if not rows.any() else "all validation slides have one class"
+        return PoolingChoice(None, f"No pooling was chosen, because {have}. All poolings are shown.", {})
+    scores = {key: float(np.mean([_validation_score(each, key) for each in sets])) for key in first.scores}
+    best = max(round(score, _TIE_DIGITS) for score in scores.values())
+    tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
+    covered = "" if present == len(first.classes) else f", which show {present} of {len(first.classes)} classes"
+    shared = "" if len(tied) == 1 else f" {len(tied) - 1} others are equal; the smallest K was taken."
+    sentence = (
+        f"{tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {int(rows.sum())} validation "
+        f"slides{covered}, the highest of {len(scores)} poolings.{shared}"
+    )
+    return PoolingChoice(tied[0], sentence, scores)
+
+
+def score_predictions(predictions: Predictions) -> dict[str, float | None]:
+    """Compute `SLIDE_METRICS` of the labelled rows; None where undefined."""
+    rows = predictions.labels >= 0
+    weights = np.ones((int(rows.sum()), 1))
+    scores = weighted_scores(predictions.labels[rows], predictions.probabilities[rows], weights, SLIDE_METRICS)
+    return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in scores.items()}
+
+
+def _validation_score(scored: SlideSet, key: PoolingKey) -> float:
+    value = score_predictions(scored.predictions(key, "slide", VALIDATION))[CHOSEN_BY]
+    return float("nan") if value is None else value
+
+
+_COLUMNS = [
+    "split", "level", "pooling", "smoothed", "chosen", "metric", "value", "low", "high", "reason", "over", "labelled",
+    "patients",
+]  # fmt: skip
+
+
+def _metric_rows(
+    scored: SlideSet, split: str, level: Level, chosen: PoolingKey | None, resamples: int, seed: int
+) -> list[dict[str, object]]:
+    """Compute the metrics of one split and level by every pooling."""
+    by_key = {key: scored.predictions(key, level, split) for key in scored.scores}
+    if not by_key:
+        return []
+    first = next(iter(by_key.values()))
+    rows = first.labels >= 0
+    labels, groups = first.labels[rows], first.groups[rows]
+    probabilities = {key: table.probabilities[rows] for key, table in by_key.items()}
+    intervals = bootstrap(_statistics(labels, probabilities), groups, resamples, seed)
+    known = len(np.unique(groups[groups != ""])) + int((groups == "").sum())
+    result: list[dict[str, object]] = []
+    for key, table in by_key.items():
+        for metric, value in score_predictions(table).items():
+            interval = intervals[_name(key, metric)]
+            undefined = value is None
+            reason = explain_undefined(metric, labels, scored.classes, unit=level) if undefined else interval.reason
+            over = "" if undefined else describe_averaging(metric, labels, scored.classes, unit=level)
+            result.append(
+                {
+                    "split": split, "level": level, "pooling": key.pooling, "smoothed": key.smoothed,
+                    "chosen": key == chosen, "metric": metric, "value": value, "low": interval.low,
+                    "high": interval.high, "reason": reason, "over": over, "labelled": len(labels), "patients": known,
+                }
+            )  # fmt: skip
+    return result
+
+
+def _statistics(
+    labels: Int64[np.ndarray, " n"], probabilities: Mapping[PoolingKey, Float32[np.ndarray, "n c"]]
+) -> Statistics:
+    def statistics(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        return {
+            _name(key, metric): values
+            for key, table in probabilities.items()
+            for metric, values in weighted_scores(labels, table, weights, SLIDE_METRICS).items()
+        }
+
+    return statistics
+
+
+def _name(key: PoolingKey, metric: str) -> str:
+    return f"{key.pooling} {key.smoothed} {metric}"
+
+
+def _slide_rows(table: pd.DataFrame, scored: SlideSet, chosen: PoolingKey | None) -> pd.DataFrame:
+    names = np.array([*scored.classes, ""], dtype=object)  # the last name is that of the unknown label, -1
+    rows = pd.DataFrame(
+        {
+            "slide": scored.slides,
+            "patient": scored.patients,
+            "label": names[scored.labels],
+            "split": scored.splits,
+            "tiles": table.drop_duplicates("slide").set_index("slide")["tiles"].reindex(scored.slides).to_numpy(),
+        }
+    )
+    if chosen is None:
+        for key, scores in scored.scores.items():
+            rows[key.title] = names[scores.argmax(axis=1)]
+        return rows
+    wanted = table[(table["pooling"] == chosen.pooling) & (table["smoothed"] == chosen.smoothed)]
+    columns = [*(SCORE_PREFIX + name for name in scored.classes), "predicted", "tied"]
+    return rows.join(wanted.set_index("slide")[columns], on="slide")
+
+
+def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str, str]) -> pd.DataFrame:
+    have = {str(name) for name in scored.slides.tolist()}
+    listed = [str(name) for name in slides["slide"]]
+    missing = [name for name in (*listed, *(name for name in failures if name not in set(listed))) if name not in have]
+    return pd.DataFrame({"slide": missing, "reason": [failures.get(name, NOT_SCORED) for name in missing]})
+
+
+def _notes(scored: SlideSet, failed: int) -> list[str]:
+    notes = []
+    if failed:
+        notes.append(f"{failed} slides have no scores and are left out of every figure.")
+    unlabelled = int((scored.labels < 0).sum())
+    if unlabelled:
+        notes.append(f"{unlabelled} scored slides have no label: they are listed, and not evaluated.")
+    if (scored.splits == TRAIN).any():
+        notes.append(f"{int((scored.splits == TRAIN).sum())} slides of the training split are not evaluated.")
+    mixed = scored.mixed_patients()
+    if mixed:
+        notes.append(f"{len(mixed)} patients have slides of different classes: they are not evaluated per patient.")
+    crossing = scored.crossing_patients()
+    if crossing:
+        notes.append(
+            f"{len(crossing)} patients have slides in several splits, so that the splits are not independent: "
+            "scores of the test split can be too high."
+        )
+    unknown = int((scored.patients == "").sum())
+    if unknown:
+        notes.append(
+            f"The patient of {unknown} slides is unknown: each counts as a patient of its own, and intervals are too "
+            "narrow if several show the same patient."
+        )
+    return notes

@@ -1,0 +1,182 @@
+"""Pool the scores of a slide's tiles to scores of the slide: top-K means, mean, share of tiles; optionally smoothed.
+
+MI-Zero (Lu et al., CVPR 2023) compares each tile with one text embedding per class and pools the similarities of a
+slide class by class. The functions here take any scores of tiles: such similarities, or a classifier's probabilities.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Float32, Float64, Int64
+
+from clipit.errors import DataError, shortlist
+
+TOP_K = (1, 5, 10, 50, 100)
+"""Numbers of tiles of the top-K means, those of CONCH's slide classification."""
+POOLINGS = (*(f"top{k}" for k in TOP_K), "mean", "share")
+"""Names of the poolings, from the fewest tiles to all."""
+SCORE_PREFIX = "score_"
+"""Beginning of the names of the columns of `slide_table` that contain the score of a class."""
+_NEIGHBOURHOOD = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+
+
+@dataclass(frozen=True)
+class PooledScore:
+    """Scores of a slide by one pooling.
+
+    Attributes:
+        pooling: Name from `POOLINGS`.
+        smoothed: Whether the tiles' scores were averaged with their neighbours' first.
+        tiles: Number of tiles of the slide.
+        pooled: Number of tiles that enter the score of a class: K, or all tiles of a slide with fewer than K.
+        scores: Score of each class.
+    """
+
+    pooling: str
+    smoothed: bool
+    tiles: int
+    pooled: int
+    scores: Float32[np.ndarray, " c"]
+
+    @property
+    def predicted(self) -> int:
+        """Number of the class with the highest score; of several, the first."""
+        return int(self.scores.argmax())
+
+    @property
+    def tied(self) -> bool:
+        """Whether several classes have the highest score."""
+        return int((self.scores == self.scores.max()).sum()) > 1
+
+
+def pool_slide(
+    scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"], smoothing: Sequence[bool] = (False, True)
+) -> list[PooledScore]:
+    """Pool the scores of one slide's tiles by every pooling, without and with smoothing.
+
+    With the scores s(i, c) of n tiles, those of a class sorted in descending order, the score of class c is:
+
+    - `top1` ... `top100`: the mean of the K highest, (1 / K) * sum of s(i, c) over i = 1 ... K. The K tiles of one
+      class need not be those of another. MI-Zero's top-K pooling is the same, up to the factor 1 / K in its code,
+      which changes no prediction. If K exceeds n, all tiles are averaged, and `pooled` is n.
+    - `mean`: the mean over all tiles, MI-Zero's mean pooling.
+    - `share`: the share of tiles whose highest score is that of class c. If several classes share a tile's highest
+      score, the tile counts for the first. With one class the share is 1.
+
+    Sums are taken in double precision and rounded to single precision, so that classes with equal sums are tied. Where
+    tiles have equal scores, a top-K mean is the same whichever of them it takes.
+
+    Args:
+        scores: Score of each class for each tile: probabilities, or cosine similarities to the classes' prompts.
+        cells: Row and column of each tile in the slide's grid (`SlideGrid.cells`), for smoothing.
+        smoothing: Whether to pool the tiles' own scores (False), smoothed scores (True, see `smooth_scores`), or both.
+
+    Returns:
+        One entry per smoothing and pooling, in the order of `smoothing` and `POOLINGS`.
+
+    Raises:
+        DataError: The slide has no tile or no class, a score is not finite, or two tiles have the same cell.
+    """
+    _check(scores)
+    pooled = []
+    for smoothed in smoothing:
+        values = smooth_scores(scores, cells) if smoothed else scores.astype(np.float64)
+        pooled += _pool(values, smoothed)
+    return pooled
+
+
+def smooth_scores(scores: Float[np.ndarray, "n c"], cells: Int64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n c"]:
+    """Replace the scores of each tile by their mean over the 3 x 3 cells around it that contain a tile.
+
+    MI-Zero averages over the 8 nearest tiles instead, which at the edge of the tissue lie further away. Here a tile
+    without neighbours keeps its scores. The time is proportional to n log n.
+
+    Args:
+        scores: Score of each class for each tile.
+        cells: Row and column of each tile in the slide's grid.
+
+    Raises:
+        DataError: Two tiles have the same cell.
+    """
+    width = int(cells[:, 1].max(initial=0)) + 2  # one empty column, so that no row continues in the next
+    keys = cells[:, 0] * width + cells[:, 1]
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        raise DataError("two tiles have the same cell of the slide's grid", fix="score the tiles of one grid at a time")
+    total = np.zeros(scores.shape, dtype=np.float64)
+    count = np.zeros(len(scores), dtype=np.float64)
+    for row, column in _NEIGHBOURHOOD:
+        wanted = keys + row * width + column
+        place = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
+        found = ordered[place] == wanted
+        total[found] += scores[order[place[found]]]
+        count += found
+    return total / count[:, None]
+
+
+def slide_table(pooled: Mapping[str, Sequence[PooledScore]], classes: Sequence[str]) -> pd.DataFrame:
+    """Tabulate the scores of slides, one row per slide, pooling and smoothing.
+
+    Columns: `slide`, `tiles`, `pooling`, `smoothed`, `pooled` (see `PooledScore`), `score_<class>` for each class,
+    `predicted` (name of the class with the highest score) and `tied` (whether several classes have it).
+
+    Args:
+        pooled: Scores of each slide, by its name.
+        classes: Class names, in the order of the scores.
+
+    Raises:
+        DataError: The scores of a slide are not those of the classes.
+    """
+    rows = []
+    for slide, of_slide in pooled.items():
+        for entry in of_slide:
+            if len(entry.scores) != len(classes):
+                raise DataError(
+                    f"{len(entry.scores)} scores for {len(classes)} classes",
+                    where=slide,
+                    fix="score the slide with the same classifier as the others",
+                )
+            scores = {SCORE_PREFIX + name: score for name, score in zip(classes, entry.scores.tolist(), strict=True)}
+            rows.append(
+                {
+                    "slide": slide,
+                    "tiles": entry.tiles,
+                    "pooling": entry.pooling,
+                    "smoothed": entry.smoothed,
+                    "pooled": entry.pooled,
+                    **scores,
+                    "predicted": classes[entry.predicted],
+                    "tied": entry.tied,
+                }
+            )
+    score_names = [SCORE_PREFIX + name for name in classes]
+    columns = ["slide", "tiles", "pooling", "smoothed", "pooled", *score_names, "predicted", "tied"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _pool(values: Float64[np.ndarray, "n c"], smoothed: bool) -> list[PooledScore]:
+    n = len(values)
+    most = min(n, max(TOP_K))
+    highest = np.sort(np.partition(values, n - most, axis=0)[n - most :], axis=0)[::-1]
+    best = np.bincount(values.argmax(axis=1), minlength=values.shape[1])
+    pooled = {f"top{k}": (min(k, n), highest[: min(k, n)].mean(axis=0)) for k in TOP_K}
+    pooled |= {"mean": (n, values.mean(axis=0)), "share": (n, best / n)}
+    return [
+        PooledScore(name, smoothed, n, count, scores.astype(np.float32)) for name, (count, scores) in pooled.items()
+    ]
+
+
+def _check(scores: Float[np.ndarray, "n c"]) -> None:
+    n, n_classes = scores.shape
+    if not n or not n_classes:
+        missing = "tile" if not n else "class"
+        raise DataError(f"no {missing} to score", fix="leave the slide out, and list it as not scored")
+    wrong = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(wrong):
+        raise DataError(
+            f"the scores of {len(wrong)} tiles are not finite: rows {shortlist(wrong.tolist())}",
+            fix="check the classifier; NaN means that its training diverged",
+        )

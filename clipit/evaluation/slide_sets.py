@@ -1,0 +1,183 @@
+"""Scored slides with their labels, patients and splits, as predictions per slide or per patient."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Float32, Int64, Shaped
+
+from clipit.errors import DataError, shortlist
+from clipit.evaluation.predictions import NO_LABEL, Predictions
+from clipit.evaluation.slide_scores import POOLINGS, SCORE_PREFIX
+
+Level = Literal["slide", "patient"]
+LEVELS: tuple[Level, ...] = ("slide", "patient")
+ALL_SLIDES = "all"
+"""Name of the split of slides without one."""
+
+
+class PoolingKey(NamedTuple):
+    """Identifies a pooling: its name from `slide_scores.POOLINGS`, and whether scores were smoothed first."""
+
+    pooling: str
+    smoothed: bool
+
+    @property
+    def title(self) -> str:
+        """Name of the pooling in tables and sentences."""
+        return f"{self.pooling}, smoothed" if self.smoothed else self.pooling
+
+
+@dataclass(frozen=True)
+class SlideSet:
+    """Scores of slides by every pooling, with what is known of each slide.
+
+    Attributes:
+        slides: Names of the slides, in ascending order.
+        labels: Class number of each slide; -1 where unknown.
+        patients: Patient of each slide; "" where unknown.
+        splits: Split of each slide.
+        classes: Class names.
+        scores: Scores of the slides by pooling; one column per class.
+    """
+
+    slides: Shaped[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
+    patients: Shaped[np.ndarray, " n"]
+    splits: Shaped[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    scores: Mapping[PoolingKey, Float32[np.ndarray, "n c"]]
+
+    def predictions(self, key: PoolingKey, level: Level, split: str) -> Predictions:
+        """Return the predictions of one split by one pooling, per slide or per patient.
+
+        The score of a patient is the mean of the scores of the patient's slides. Every slide counts the same, however
+        large its tissue, and the table of slide scores suffices; the top K of all the patient's tiles would come from
+        the largest slides, and from one with artefacts. A slide of an unknown patient counts as a patient of its own.
+
+        A patient's label is that of the patient's labelled slides. Patients whose slides have different labels are
+        unlabelled (see `mixed_patients`).
+
+        The probabilities of the result are relative scores: the scores of a slide minus their mean over the classes.
+        They have the same highest class. Unlike the scores, they can be compared between slides where all scores of a
+        slide are higher than those of another, as cosine similarities are. With two classes they rank slides by the
+        difference of the two scores, as the softmax of the scores does at any temperature.
+        """
+        rows = np.flatnonzero(self.splits == split)
+        names, labels, patients = self.slides[rows], self.labels[rows], self.patients[rows]
+        scores = self.scores[key][rows].astype(np.float64)
+        if level == "patient":
+            owners = _owners(names, patients)
+            names, member = np.unique(owners, return_inverse=True)
+            counts = np.bincount(member, minlength=len(names))
+            sums = [np.bincount(member, column, minlength=len(names)) for column in scores.T]
+            scores = np.stack(sums, axis=1).reshape(len(names), len(self.classes)) / counts[:, None]
+            labels = _patient_labels(labels, member, len(names))
+            patients = names
+        relative = (scores - scores.mean(axis=1, keepdims=True)).astype(np.float32)
+        splits = np.full(len(names), split)
+        return Predictions(names, splits, labels, patients, self.classes, relative)
+
+    def split_names(self) -> list[str]:
+        """Return the names of the splits: train, validation, test, then others."""
+        known = ("train", "validation", "test")
+        present = sorted({str(name) for name in self.splits.tolist()})
+        return [name for name in known if name in present] + [name for name in present if name not in known]
+
+    def mixed_patients(self) -> list[str]:
+        """Return the patients with slides of different labels, which are not scored per patient."""
+        known = (self.labels != NO_LABEL) & (self.patients != "")
+        pairs = pd.DataFrame({"patient": self.patients[known], "label": self.labels[known]})
+        counts = pairs.groupby("patient")["label"].nunique()
+        return sorted(str(name) for name in counts.index[counts > 1])
+
+    def crossing_patients(self) -> list[str]:
+        """Return the patients with slides in several splits."""
+        known = self.patients != ""
+        pairs = pd.DataFrame({"patient": self.patients[known], "split": self.splits[known]})
+        counts = pairs.groupby("patient")["split"].nunique()
+        return sorted(str(name) for name in counts.index[counts > 1])
+
+
+def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[str]) -> SlideSet:
+    """Join the scores of slides with the table of slides.
+
+    Args:
+        table: Scores of `slide_scores.slide_table`.
+        slides: Table of slides with the column `slide`, and optionally `label` (name of a class), `group` (patient) and
+            `split`; empty cells are unknown. Slides without scores are left out.
+        classes: Class names of the scores.
+
+    Raises:
+        DataError: A slide occurs twice in the table of slides or is missing there, a label is not a class, or a slide
+            lacks a pooling that others have.
+    """
+    known = _known_slides(slides)
+    names = np.unique(table["slide"].to_numpy(dtype=str)) if len(table) else np.empty(0, dtype=str)
+    problems = []
+    unknown = sorted(set(names.tolist()) - set(known.index))
+    if unknown:
+        problems.append(f"scored slides are missing in the table of slides: {shortlist(unknown)}")
+    known = known.reindex(names.tolist(), fill_value="")
+    odd = sorted(set(known["label"]) - {*classes, ""})
+    if odd:
+        problems.append(f"labels that are no class of the scores: {shortlist(odd)}; the classes are {shortlist(classes)}")
+    scores: dict[PoolingKey, Float32[np.ndarray, "n c"]] = {}
+    columns = [SCORE_PREFIX + name for name in classes]
+    for (pooling, smoothed), part in table.groupby(["pooling", "smoothed"], sort=False):
+        ordered = part.sort_values("slide", kind="stable")
+        key = PoolingKey(str(pooling), bool(smoothed))
+        if not np.array_equal(ordered["slide"].to_numpy(dtype=str), names):
+            lacking = sorted(set(names.tolist()) - set(ordered["slide"]))
+            problems.append(f"{key.title}: scores of some slides are missing or repeated {shortlist(lacking)}".rstrip())
+            continue
+        scores[key] = ordered[columns].to_numpy(dtype=np.float32)
+    if problems:
+        raise DataError("\n".join(problems), where="slides", fix="correct the table of slides, or score them again")
+    ordered_keys = sorted(scores, key=pooling_order)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return SlideSet(
+        slides=names,
+        labels=np.array([numbers.get(label, NO_LABEL) for label in known["label"]], dtype=np.int64),
+        patients=known["group"].to_numpy(dtype=str),
+        splits=known["split"].replace("", ALL_SLIDES).to_numpy(dtype=str),
+        classes=tuple(classes),
+        scores={key: scores[key] for key in ordered_keys},
+    )
+
+
+def pooling_order(key: PoolingKey) -> tuple[int, bool]:
+    """Return the place of a pooling: fewer tiles first, and unsmoothed before smoothed."""
+    return POOLINGS.index(key.pooling), key.smoothed
+
+
+def _known_slides(slides: pd.DataFrame) -> pd.DataFrame:
+    """Return label, group and split of each slide as texts, by its name."""
+    known = pd.DataFrame({"slide": slides["slide"].astype(str)})
+    for column in ("label", "group", "split"):
+        values = slides[column] if column in slides else pd.Series("", index=slides.index)
+        known[column] = values.astype(object).where(values.notna(), "").astype(str)
+    repeated = sorted(set(known["slide"][known["slide"].duplicated()]))
+    if repeated:
+        raise DataError(f"slides occur twice: {shortlist(repeated)}", where="table of slides", fix="list each slide once")
+    return known.set_index("slide")
+
+
+def _owners(names: Shaped[np.ndarray, " n"], patients: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, " n"]:
+    """Return the patient of each slide; for an unknown patient, a name after the slide."""
+    alone = np.char.add("slide ", names.astype(str)) if len(names) else names
+    return np.where(patients == "", alone, patients)
+
+
+def _patient_labels(
+    labels: Int64[np.ndarray, " n"], member: Int64[np.ndarray, " n"], patients: int
+) -> Int64[np.ndarray, " p"]:
+    """Return the label that all labelled slides of each patient share; -1 without one."""
+    known = labels != NO_LABEL
+    lowest = np.full(patients, np.iinfo(np.int64).max)
+    highest = np.full(patients, NO_LABEL)
+    np.minimum.at(lowest, member[known], labels[known])
+    np.maximum.at(highest, member[known], labels[known])
+    return np.where(lowest == highest, highest, NO_LABEL).astype(np.int64)

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Float32, Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.predictions import NO_LABEL, Predictions
@@ -123,7 +123,9 @@ def collect_slides(table: pd.DataFrame, slides: pd.DataFrame, classes: Sequence[
     known = known.reindex(names.tolist(), fill_value="")
     odd = sorted(set(known["label"]) - {*classes, ""})
     if odd:
-        problems.append(f"labels that are no class of the scores: {shortlist(odd)}; the classes are {shortlist(classes)}")
+        problems.append(
+            f"labels that are no class of the scores: {shortlist(odd)}; the classes are {shortlist(classes)}"
+        )
     scores: dict[PoolingKey, Float32[np.ndarray, "n c"]] = {}
     columns = [SCORE_PREFIX + name for name in classes]
     for (pooling, smoothed), part in table.groupby(["pooling", "smoothed"], sort=False):
@@ -161,7 +163,9 @@ def _known_slides(slides: pd.DataFrame) -> pd.DataFrame:
         known[column] = values.astype(object).where(values.notna(), "").astype(str)
     repeated = sorted(set(known["slide"][known["slide"].duplicated()]))
     if repeated:
-        raise DataError(f"slides occur twice: {shortlist(repeated)}", where="table of slides", fix="list each slide once")
+        raise DataError(
+            f"slides occur twice: {shortlist(repeated)}", where="table of slides", fix="list each slide once"
+        )
     return known.set_index("slide")
 
 

@@ -86,9 +86,7 @@ def test_differences_intervals_and_p_values_are_those_of_the_project_s_tests(tab
     assert (row["difference"], row["low"], row["high"]) == (drawn.value, drawn.interval.low, drawn.interval.high)
     means = line(compared.table, "text", "auroc", "patient"), line(compared.table, "image_only", "auroc", "patient")
     assert row["difference"] == pytest.approx(means[0]["mean"] - means[1]["mean"])
-    gains = [
-        paired_bootstrap([pair], ("auroc",), 0)["auroc"].value or 0.0 for pair in zip(base, text, strict=True)
-    ]
+    gains = [paired_bootstrap([pair], ("auroc",), 0)["auroc"].value or 0.0 for pair in zip(base, text, strict=True)]
     interval = t_interval(gains)
     assert (row["seeds_low"], row["seeds_high"]) == pytest.approx((interval.low, interval.high))
     assert row["p"] == pytest.approx(paired_t_test(gains).p) and row["p_holm"] >= row["p"]

@@ -18,7 +18,7 @@ MIN_UNITS = 10
 """Minimum number of groups, or of tiles without groups, for a bootstrap interval.
 
 Resampling a handful of units gives intervals that are too narrow: n units have only (2n - 1)! / (n! (n - 1)!) different
-resamples, 3 for two units. Clustered tests reject too often with 5 to 30 clusters, the more the fewer they are (Cameron,
+resamples, 3 for two units. Clustered tests reject too often with 5 to 30 clusters, most with the fewest (Cameron,
 Gelbach and Miller, Review of Economics and Statistics 2008).
 """
 NO_SPREAD = "no spread over seeds"

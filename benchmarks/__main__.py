@@ -19,6 +19,7 @@ from benchmarks import (
     pairing,
     prediction,
     report_splitting,
+    slide_geojson,
     start_up,
     training_step,
 )
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "classifier": classifier.measure,
     "prediction": prediction.measure,
     "report_splitting": report_splitting.measure,
+    "slide_geojson": slide_geojson.measure,
     "start_up": start_up.measure,
     "faiss_threads": faiss_threads.measure,
 }

@@ -76,6 +76,7 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     assert timed["facts"]["same_rows_as_torch"] > 0.99
     assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
     assert figures["prediction"]["facts"]["largest_difference_of_probabilities"] < 1e-5
+    assert figures["slide_geojson"]["facts"]["same_features"] is True
     assert "say nothing about speed" in capsys.readouterr().out
 
 

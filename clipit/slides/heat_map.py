@@ -24,17 +24,19 @@ def heat_map(
         grid: Tiles of the slide.
         scores: Score of each tile and class.
         downsample: Pixels of level 0 per pixel of the map, at most the edge of a tile. With the grid's step, the map
-            has one pixel per cell of the grid.
+            has one pixel per cell of the grid. Gaps of less than a pixel of level 0 between tiles, which come from
+            rounded corners, are closed.
 
     Raises:
         ValueError: Pixels are larger than tiles, which would lose tiles.
     """
-    if not 0 < downsample <= grid.edge:
+    if not 0 < downsample <= max(grid.edge, grid.step):
         raise ValueError(f"a map with {downsample} pixels of level 0 per pixel would lose tiles of {grid.edge} pixels")
     height, width = map_shape(grid, downsample)
     sums = np.zeros((scores.shape[1], height, width), dtype=np.float32)
     counts = np.zeros((height, width), dtype=np.int32)
-    corners = np.stack([grid.y, grid.y + grid.edge, grid.x, grid.x + grid.edge], axis=1)
+    extent = grid.edge if grid.edge >= grid.step else math.ceil(grid.step)
+    corners = np.stack([grid.y, grid.y + extent, grid.x, grid.x + extent], axis=1)
     # the centre of pixel i is i + 0.5 in pixels of the map
     borders = np.clip(np.ceil(corners / downsample - 0.5).astype(np.int64), 0, [height, height, width, width])
     values = scores.astype(np.float32)[:, :, None, None]

@@ -54,7 +54,8 @@ def write_tiles_geojson(
             block = slice(start, start + _BLOCK)
             rows = (grid.x[block].tolist(), grid.y[block].tolist(), scores[block].tolist())
             for x, y, values, best in zip(*rows, scores[block].argmax(axis=1).tolist(), strict=True):
-                name, right, bottom = tile_id(grid.slide, x, y, grid.edge), x + grid.edge, y + grid.edge
+                name = tile_id(grid.slide, x, y, grid.edge)
+                right, bottom = min(x + grid.edge, grid.width), min(y + grid.edge, grid.height)
                 yield (
                     f'{{"type":"Feature","id":"{uuid.uuid5(_NAMESPACE, name)}","geometry":{{"type":"Polygon",'
                     f'"coordinates":[[[{x},{y}],[{right},{y}],[{right},{bottom}],[{x},{bottom}],[{x},{y}]]]}},'

@@ -1,0 +1,80 @@
+"""Heat maps as a pyramidal OME-TIFF, which QuPath and other viewers lay over the slide by its pixel size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from clipit.artifacts import whole_file
+from clipit.errors import DataError
+from clipit.slides.grid import SlideGrid
+from clipit.slides.heat_map import heat_map
+
+_TILE = 256  # pixels; the smallest level fits into one tile
+
+
+def write_heat_map_tiff(
+    path: Path,
+    grid: SlideGrid,
+    classes: Sequence[str],
+    scores: Float[np.ndarray, "n classes"],
+    downsample: float | None = None,
+) -> None:
+    """Write the heat maps of a slide as an OME-TIFF with one float32 channel per class and smaller levels as sub-IFDs.
+
+    Values are mean scores of the tiles; NaN marks pixels without a tile. The origin is that of the slide, and the
+    pixel size is given in micrometres, so that viewers lay the map over the slide. A pixel of a smaller level is the
+    mean of the values of up to four pixels.
+
+    Args:
+        path: Output file (.ome.tif).
+        grid: Tiles of the slide.
+        classes: Names of the classes, which become names of channels.
+        scores: Score of each tile and class.
+        downsample: Pixels of level 0 of the slide per pixel of the map; by default one pixel per cell of the grid.
+
+    Raises:
+        DataError: tifffile is not installed.
+        ArtifactError: The file cannot be written, for example because the disk is full.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise DataError(
+            f"cannot write {path.name} without tifffile ({error})",
+            fix="install it: pip install 'clipit-pathology[slides]'",
+        ) from error
+    downsample = grid.step if downsample is None else downsample
+    levels = [heat_map(grid, scores, downsample)]
+    while max(levels[-1].shape[1:]) > _TILE:
+        levels.append(_halved(levels[-1]))
+    size = downsample * grid.mpp
+    metadata: dict[str, Any] = {
+        "axes": "CYX",
+        "Name": grid.slide,
+        "PhysicalSizeX": size,
+        "PhysicalSizeXUnit": "\u00b5m",
+        "PhysicalSizeY": size,
+        "PhysicalSizeYUnit": "\u00b5m",
+        "Channel": {"Name": list(classes)},
+    }
+    options: dict[str, Any] = {"photometric": "minisblack", "tile": (_TILE, _TILE), "compression": "zlib"}
+    with whole_file(path) as temporary, tifffile.TiffWriter(temporary, ome=True, bigtiff=False) as writer:
+        for i, level in enumerate(levels):
+            per_cm = 1e4 / (size * 2**i)
+            first = (
+                {"subifds": len(levels) - 1, "metadata": metadata} if i == 0 else {"subfiletype": 1, "metadata": None}
+            )
+            writer.write(level, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **options, **first)
+
+
+def _halved(values: Float32[np.ndarray, "classes h w"]) -> Float32[np.ndarray, "classes h2 w2"]:
+    """Return the mean of each 2 x 2 pixels, without NaN; NaN where all four are NaN."""
+    height, width = values.shape[1:]
+    padded = np.pad(values, ((0, 0), (0, height % 2), (0, width % 2)), constant_values=np.nan)
+    blocks = padded.reshape(len(values), padded.shape[1] // 2, 2, padded.shape[2] // 2, 2)
+    counts = (~np.isnan(blocks)).sum(axis=(2, 4))
+    sums = np.nansum(blocks, axis=(2, 4), dtype=np.float32)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)

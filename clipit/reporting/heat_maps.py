@@ -1,0 +1,168 @@
+"""Pictures of heat maps over the overview of a slide: one per class, and one of the most probable class."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image
+
+from clipit.reporting.plots import COLOURS, in_style, new_figure, save_plot
+from clipit.slides.grid import SlideGrid
+from clipit.slides.heat_map import heat_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOUR_MAP = "viridis"
+"""Perceptually uniform colours of probabilities from 0 to 1."""
+_OPACITY = 0.55
+_MOST_PIXELS = 1_600  # longest edge of a picture of an overview
+_DPI = 110  # of `save_plot`
+_TINTS = (1.0, 0.55, 0.25)  # shares of a colour in white, when there are more classes than colours
+_SCALE_BAR = 0.2  # largest share of the width
+
+
+def class_colours(n: int) -> list[str]:
+    """Return a colour per class as #rrggbb: the colours of all plots without black, then lighter tints of them."""
+    rgb = [np.array(list(bytes.fromhex(colour[1:]))) for colour in COLOURS if colour != "#000000"]
+    tints = [255 - (255 - colour) * share for share in _TINTS for colour in rgb]
+    return ["#" + bytes(np.rint(tints[i % len(tints)]).astype(np.uint8).tolist()).hex() for i in range(n)]
+
+
+def probability_colours(values: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 4"]:
+    """Return RGBA pixels of probabilities, transparent where they are NaN."""
+    from matplotlib import colormaps
+
+    pixels = np.asarray(colormaps[COLOUR_MAP](np.nan_to_num(values), bytes=True), dtype=np.uint8)
+    pixels[np.isnan(values)] = 0
+    return pixels
+
+
+def best_class_colours(means: Float32[np.ndarray, "classes h w"], colours: Sequence[str]) -> UInt8[np.ndarray, "h w 4"]:
+    """Return RGBA pixels of the most probable class, transparent where there is no tile."""
+    table = np.array([[*bytes.fromhex(colour[1:]), 255] for colour in colours], dtype=np.uint8)
+    pixels = table[means.argmax(axis=0)]
+    pixels[np.isnan(means[0])] = 0
+    return pixels
+
+
+def write_overlays(
+    folder: Path,
+    overview: Image.Image,
+    grid: SlideGrid,
+    classes: Sequence[str],
+    scores: Float[np.ndarray, "n classes"],
+    colours: Sequence[str] | None = None,
+) -> dict[str, Path]:
+    """Write a picture of each class's heat map, and of the most probable class, over the overview of a slide.
+
+    Each has a scale bar in micrometres, and a colour bar from 0 to 1 or a legend of the classes.
+
+    Args:
+        folder: Output folder; files are named by the number and name of their class, and `classes.png`.
+        overview: Image of the whole slide; shrunk to at most 1,600 pixels.
+        grid: Tiles of the slide.
+        classes: Names of the classes.
+        scores: Probability of each tile and class.
+        colours: Colour of each class as #rrggbb; by default those of `class_colours`.
+
+    Returns:
+        Path by name of the class; the empty name is that of the most probable class.
+
+    Raises:
+        ArtifactError: A file cannot be written, for example because the disk is full.
+    """
+    colours = class_colours(len(classes)) if colours is None else colours
+    means = heat_map(grid, scores, grid.step)
+    small = overview.convert("RGB")
+    small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    paths = {"": folder / "classes.png"}
+    save_plot(_plot_classes(small, grid, means, classes, colours), paths[""])
+    for i, name in enumerate(classes):
+        paths[name] = folder / f"{i:02d}_{_file_name(name)}.png"
+        save_plot(_plot_class(small, grid, means[i], name), paths[name])
+    return paths
+
+
+@in_style
+def _plot_class(overview: Image.Image, grid: SlideGrid, values: Float32[np.ndarray, "h w"], name: str) -> "Figure":
+    figure, axes = _overview_figure(overview, grid, f"{grid.slide}: {name}")
+    heat = axes.imshow(
+        np.ma.masked_invalid(values), cmap=COLOUR_MAP, vmin=0, vmax=1, extent=_extent(values.shape, grid),
+        alpha=_OPACITY, interpolation="nearest",
+    )  # fmt: skip
+    _finish(axes, grid)
+    bar = figure.colorbar(heat, ax=axes, label=f"probability of {name}", shrink=0.8)
+    bar.solids.set_alpha(1)
+    return figure
+
+
+@in_style
+def _plot_classes(
+    overview: Image.Image,
+    grid: SlideGrid,
+    means: Float32[np.ndarray, "classes h w"],
+    classes: Sequence[str],
+    colours: Sequence[str],
+) -> "Figure":
+    from matplotlib.patches import Patch
+
+    figure, axes = _overview_figure(overview, grid, f"{grid.slide}: most probable class")
+    pixels = best_class_colours(means, colours)
+    axes.imshow(pixels, extent=_extent(pixels.shape[:2], grid), alpha=_OPACITY, interpolation="nearest")
+    _finish(axes, grid)
+    counts = np.bincount(means.argmax(axis=0)[~np.isnan(means[0])], minlength=len(classes))
+    shares = counts / max(1, counts.sum())
+    patches = [
+        Patch(color=colour, label=f"{name} ({share:.1%})")
+        for name, colour, share in zip(classes, colours, shares, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside right upper", title="class (share of the tissue)")
+    return figure
+
+
+def _overview_figure(overview: Image.Image, grid: SlideGrid, title: str) -> tuple["Figure", "Axes"]:
+    figure = new_figure(max(4.0, overview.width / _DPI + 2.0), max(2.5, overview.height / _DPI + 0.6))
+    axes = figure.add_subplot()
+    axes.imshow(np.asarray(overview), extent=(0, grid.width, grid.height, 0))
+    axes.set_title(title, fontsize=9)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _extent(shape: tuple[int, ...], grid: SlideGrid) -> tuple[float, float, float, float]:
+    """Return left, right, bottom and top of a map with one pixel per cell, in pixels of level 0."""
+    return 0.0, shape[1] * grid.step, shape[0] * grid.step, 0.0
+
+
+def _finish(axes: "Axes", grid: SlideGrid) -> None:
+    """Cut off what reaches beyond the slide, and draw the scale bar at the lower left."""
+    from matplotlib.patheffects import withStroke
+
+    axes.set(xlim=(0, grid.width), ylim=(grid.height, 0))
+    length = scale_bar(grid.width * grid.mpp)
+    halo = [withStroke(linewidth=4, foreground="white")]
+    x, y = 0.03 * grid.width, 0.96 * grid.height
+    axes.plot([x, x + length / grid.mpp], [y, y], color="black", linewidth=2, solid_capstyle="butt", path_effects=halo)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} \u00b5m"
+    axes.annotate(text, (x, y), (0, 4), textcoords="offset points", fontsize=8, path_effects=halo)
+
+
+def scale_bar(width: float) -> float:
+    """Return the length of a scale bar: 1, 2 or 5 times a power of ten, at most a fifth of the width.
+
+    Args:
+        width: Width of the slide in micrometres.
+    """
+    most = _SCALE_BAR * width
+    power = 10.0 ** np.floor(np.log10(most))
+    return float(max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)) * power)
+
+
+def _file_name(name: str) -> str:
+    """Return a class name with everything but letters, digits, dots and hyphens replaced."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.")[:60] or "class"

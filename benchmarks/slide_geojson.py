@@ -35,7 +35,7 @@ def measure(options: Options) -> list[Figure]:
         Figure(
             "slide_geojson", f"{len(grid):,} tiles", samples["clipit"], "s", goal=15.0, samples=samples, facts=facts
         ),
-        Figure("slide_geojson", "ratio to json.dumps", ratios(samples, "clipit", "json.dumps"), goal=5.0, facts=facts),
+        Figure("slide_geojson", "ratio to json.dumps", ratios(samples, "clipit", "json.dumps"), goal=2.0, facts=facts),
     ]
 
 

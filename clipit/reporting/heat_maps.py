@@ -45,7 +45,7 @@ def probability_colours(values: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray,
 def best_class_colours(means: Float32[np.ndarray, "classes h w"], colours: Sequence[str]) -> UInt8[np.ndarray, "h w 4"]:
     """Return RGBA pixels of the most probable class, transparent where there is no tile."""
     table = np.array([[*bytes.fromhex(colour[1:]), 255] for colour in colours], dtype=np.uint8)
-    pixels = table[means.argmax(axis=0)]
+    pixels = np.asarray(table[means.argmax(axis=0)])
     pixels[np.isnan(means[0])] = 0
     return pixels
 
@@ -97,7 +97,8 @@ def _plot_class(overview: Image.Image, grid: SlideGrid, values: Float32[np.ndarr
     )  # fmt: skip
     _finish(axes, grid)
     bar = figure.colorbar(heat, ax=axes, label=f"probability of {name}", shrink=0.8)
-    bar.solids.set_alpha(1)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)
     return figure
 
 

@@ -88,6 +88,8 @@ class SlidesConfig(Section):
     write them; null: tissue is detected by its colour."""
     tiles_per_slide: int | None = Field(None, ge=1)
     """Number of tiles to draw at random from each slide, the same ones every time; null: all."""
+    grids: LocalPath[str] = "outputs/slide_grids"
+    """Folder in which the tissue and the grid of each slide are kept, so that they are computed once."""
 
 
 class TilesConfig(Section):
@@ -105,9 +107,11 @@ class TilesConfig(Section):
     magnification: Literal["40X", "100X", "200X", "400X"] | None = None
     """BreakHis only: keep the tiles of one magnification; null keeps all four."""
     images: Data[LocalPath[str | None]] = None
-    """`table` only: folder or zip to which the paths in the table are relative; null: the folder of the table."""
+    """`table` and `slides`: folder (for tiles also zip) to which the paths in the table are relative; null: the folder
+    of the table."""
     columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = Field(default_factory=dict)
-    """`table` and `huggingface`: mapping from clipit's column names to those of the source, where they differ."""
+    """`table`, `huggingface` and `slides`: mapping from clipit's column names to those of the source, where they
+    differ; for slides, `path` is the file and `id` the name of a slide, by default the columns `path` and `slide`."""
     group_pattern: Data[str | None] = None
     """Regular expression that finds the patient or slide in the id of a tile, or else in its path, if the source has no
     groups, such as `patient_\\d+`; its first parenthesis, if it has one, is the group. Null: TCGA barcodes alone are

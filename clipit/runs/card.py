@@ -15,7 +15,12 @@ from clipit.training.terms.distillation import DistillationTerm
 from clipit.training.terms.table import active_terms
 
 _COMPARED = "compared.json"
-_SOURCES = {"folders": "one folder per class", "table": "a table of images", "huggingface": "a Hugging Face data set"}
+_SOURCES = {
+    "folders": "one folder per class",
+    "table": "a table of images",
+    "huggingface": "a Hugging Face data set",
+    "slides": "whole slides",
+}
 
 
 def write_card(folder: Path, config: RunConfig, results: Mapping[str, Any]) -> Path:

@@ -1,11 +1,14 @@
 """The grid of a slide: tissue tiles at one resolution, whose ids give their place on the slide."""
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
+from clipit.config.data import SlidesConfig
 from clipit.errors import DataError
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
@@ -50,12 +53,44 @@ class SlideGrid:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the complete grid, tiles without tissue included."""
-        return max(1, round(self.height / self.step + 0.5)), max(1, round(self.width / self.step + 0.5))
+        return max(1, math.ceil(self.height / self.step)), max(1, math.ceil(self.width / self.step))
 
     @property
     def cells(self) -> Int64[np.ndarray, "n 2"]:
         """Row and column of each tile in the complete grid."""
         return np.rint(np.stack([self.y, self.x], axis=1) / self.step).astype(np.int64)
+
+
+def make_grid(
+    slide: str,
+    width: int,
+    height: int,
+    mpp: float,
+    config: SlidesConfig,
+    share: Callable[[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"], float], Float32[np.ndarray, " n"]],
+) -> SlideGrid:
+    """Lay a grid over a slide and keep the tiles with enough tissue; the last of a row or column may extend over it.
+
+    Args:
+        slide: Name of the slide.
+        width: Width of level 0.
+        height: Height of level 0.
+        mpp: Micrometres per pixel of level 0.
+        config: Resolution, size and overlap of tiles, and the share of tissue that they need.
+        share: Function from left edges, upper edges and the tiles' edge to the share of tissue.
+    """
+    extent = tile_extent(mpp, config)
+    step = max(1.0, extent * (1 - config.overlap))
+    columns, rows = (np.rint(np.arange(0, length, step)).astype(np.int32) for length in (width, height))
+    x, y = np.tile(columns, len(rows)), np.repeat(rows, len(columns))
+    tissue = share(x, y, extent)
+    kept = tissue >= config.min_tissue
+    return SlideGrid(slide, width, height, mpp, round(extent), step, x[kept], y[kept], tissue[kept])
+
+
+def tile_extent(mpp: float, config: SlidesConfig) -> float:
+    """Return the edge of a tile in pixels of level 0, not necessarily whole."""
+    return config.pixels * config.mpp / mpp
 
 
 def tile_id(slide: str, x: int, y: int, edge: int) -> str:

@@ -19,6 +19,7 @@ from clipit.tiles.labels import hide_labels
 from clipit.tiles.nct_crc import read_nct_crc
 from clipit.tiles.pcam import read_pcam
 from clipit.tiles.quarantine import check_images
+from clipit.tiles.slides import read_slides
 from clipit.tiles.source import DROPPED, SourceTiles, map_labels, sorted_names, spelled_alike
 from clipit.tiles.splits import check_groups, resolve_parts
 from clipit.tiles.table import read_table
@@ -31,6 +32,7 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
     "nct_crc": read_nct_crc,
     "bach": read_bach,
     "huggingface": read_huggingface,
+    "slides": read_slides,
 }
 """Sources with their own reader; `read_data_set` reads the other data sets of `DATASETS`."""
 
@@ -124,7 +126,7 @@ def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
-    if config.mpp is not None:
+    if config.mpp is not None and config.source != "slides":  # there, it is the mpp of the slides, not of the tiles
         mpp = np.where(np.isnan(mpp), config.mpp, mpp)
     splits = resolve_parts(source.parts, config.splits, source.part_names, source.where, config.other_parts)
     kept = np.asarray([bool(split) for split in splits]) & (np.asarray(source.labels, dtype=object) != DROPPED)
@@ -208,10 +210,12 @@ def _check_groups_spelling(source: SourceTiles) -> None:
 def _check_options(config: TilesConfig) -> None:
     """Reject options that the source would ignore."""
     wrong = []
-    if config.images is not None and config.source != "table":
-        wrong.append("tiles.images (table only)")
-    if config.columns and config.source not in ("table", "huggingface"):
-        wrong.append("tiles.columns (table and huggingface only)")
+    if config.images is not None and config.source not in ("table", "slides"):
+        wrong.append("tiles.images (table and slides only)")
+    if config.columns and config.source not in ("table", "huggingface", "slides"):
+        wrong.append("tiles.columns (table, huggingface and slides only)")
+    if config.slides is not None and config.source != "slides":
+        wrong.append("tiles.slides (slides only)")
     if config.photos != "resize" and config.source != "bach":
         wrong.append("tiles.photos (bach only)")
     data_set = DATASETS.get(config.source)

@@ -24,7 +24,7 @@ TABLES = (*_DELIMITERS, ".parquet")
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table of any format."""
 
     names: Sequence[str]
@@ -46,8 +46,8 @@ def read_table(config: TilesConfig) -> SourceTiles:
         DataError: The table cannot be read or is inconsistent, or files that it names are missing.
     """
     path = Path(config.path).expanduser()
-    table = _open_table(path)
-    columns = _read_columns(path, config, table, ("id", "path", "label", "split", "group", "mpp"))
+    table = open_table(path)
+    columns = read_columns(path, config, table, ("id", "path", "label", "split", "group", "mpp"))
     located = _locate(path, config, table, columns)
     empty = [""] * len(located)
     labels, label_notes = resolve_missing(columns.get("label", empty), "label", config, path, table.place)
@@ -94,11 +94,11 @@ def table_images(
         labels=LabelsConfig(kind="none"),
         unreadable="quarantine",
     )
-    table = _open_table(path)
-    return _locate(path, config, table, _read_columns(path, config, table, ("id", "path")))
+    table = open_table(path)
+    return _locate(path, config, table, read_columns(path, config, table, ("id", "path")))
 
 
-def _locate(path: Path, config: TilesConfig, table: _Table, columns: Mapping[str, list[str]]) -> ImageSet:
+def _locate(path: Path, config: TilesConfig, table: Table, columns: Mapping[str, list[str]]) -> ImageSet:
     """Find the image of each row."""
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
@@ -111,7 +111,12 @@ def _locate(path: Path, config: TilesConfig, table: _Table, columns: Mapping[str
     return ImageSet(ids, stamps, reader, str(path))
 
 
-def _open_table(path: Path) -> _Table:
+def open_table(path: Path) -> Table:
+    """Open a table of any format.
+
+    Raises:
+        DataError: It does not exist, is a folder, of another format, or cannot be read.
+    """
     if path.is_dir():
         raise DataError(
             "the path of the table is a folder",
@@ -133,7 +138,7 @@ def _open_table(path: Path) -> _Table:
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
 
 
-def _read_columns(path: Path, config: TilesConfig, table: _Table, wanted: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(path: Path, config: TilesConfig, table: Table, wanted: Sequence[str]) -> dict[str, list[str]]:
     """Read the wanted columns that describe tiles, under our names.
 
     `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
@@ -161,7 +166,7 @@ def _read_columns(path: Path, config: TilesConfig, table: _Table, wanted: Sequen
     return columns
 
 
-def _other_columns(path: Path, table: _Table, config: TilesConfig) -> dict[str, list[str]]:
+def _other_columns(path: Path, table: Table, config: TilesConfig) -> dict[str, list[str]]:
     """Read further columns whose name is that of a patient or slide; those with cells of another kind are left out."""
     columns = {}
     for name in table.names:
@@ -173,7 +178,7 @@ def _other_columns(path: Path, table: _Table, config: TilesConfig) -> dict[str, 
     return columns
 
 
-def _read_text(path: Path, delimiter: str) -> _Table:
+def _read_text(path: Path, delimiter: str) -> Table:
     try:
         table = read_csv(path, delimiter)
     except UnicodeDecodeError as error:
@@ -182,10 +187,10 @@ def _read_text(path: Path, delimiter: str) -> _Table:
         ) from error
     check_joined_rows(table, delimiter, path)
     place_of = {name.strip(): place for place, name in enumerate(table.header)}
-    return _Table(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
+    return Table(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
 
 
-def _read_parquet(path: Path) -> _Table:
+def _read_parquet(path: Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -208,7 +213,7 @@ def _read_parquet(path: Path) -> _Table:
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(f"cannot read column {name}: {error}", where=path, fix="write the file again") from error
 
-    return _Table(names, column)
+    return Table(names, column)
 
 
 def _is_invalid(cell: Any) -> bool:
@@ -220,7 +225,7 @@ def _is_invalid(cell: Any) -> bool:
     return False
 
 
-def _check_files(path: Path, files: list[str], table: _Table) -> None:
+def _check_files(path: Path, files: list[str], table: Table) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(

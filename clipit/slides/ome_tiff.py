@@ -1,0 +1,139 @@
+"""OME-TIFF slides, whose smaller levels lie in sub-IFDs that openslide does not read."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from clipit.errors import DataError
+from clipit.images import ImageError
+from clipit.slides.slide_file import Level
+
+_UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
+_MISSING = "install tifffile: pip install 'clipit-pathology[slides]'"
+
+
+def is_ome_tiff(path: Path) -> bool:
+    """Return whether a TIFF holds OME metadata.
+
+    Raises:
+        DataError: tifffile is not installed.
+    """
+    tifffile = _import()
+    try:
+        with tifffile.TiffFile(path) as file:
+            return bool(file.is_ome)
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
+        return False
+
+
+def _import() -> Any:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise DataError(f"cannot read this slide without tifffile ({error})", fix=_MISSING) from error
+    return tifffile
+
+
+class OmeTiff:
+    """An open OME-TIFF; only the internal tiles that a region touches are decoded."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and read its metadata.
+
+        Raises:
+            DataError: The file is damaged, or no 8-bit RGB image.
+        """
+        tifffile = _import()
+        self._lock = threading.Lock()
+        try:
+            self._file = tifffile.TiffFile(path)
+            series = self._file.series[0]
+            pages = [level.keyframe for level in series.levels]
+        except Exception as error:  # tifffile raises many kinds of exceptions for damaged bytes
+            raise DataError(f"not a readable OME-TIFF: {error}", where=path, fix="copy it again") from error
+        first = pages[0]
+        channels = int(first.samplesperpixel)
+        if str(first.dtype) != "uint8" or channels not in (3, 4) or first.planarconfig != 1 or len(series.pages) > 1:
+            self._file.close()
+            raise DataError(
+                f"not a bright-field RGB image: shape {series.shape} (axes {series.axes}), {first.dtype}",
+                where=path,
+                fix="clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first",
+            )
+        self.format = "ome-tiff"
+        self._pages = pages
+        self.levels = [Level(page.imagewidth, page.imagelength, first.imagewidth / page.imagewidth) for page in pages]
+        self.mpp = _ome_mpp(self._file.ome_metadata)
+        self.magnification: float | None = None
+
+    def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """Read a rectangle as RGB; pixels outside the image are white."""
+        page, downsample = self._pages[level], self.levels[level].downsample
+        left, top = int(x / downsample), int(y / downsample)
+        region = np.full((height, width, 3), 255, dtype=np.uint8)
+        tile_width, tile_height = (
+            (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        )
+        columns = -(-page.imagewidth // tile_width)
+        rows = -(-page.imagelength // tile_height)
+        for row in range(max(0, top // tile_height), min(rows, -(-(top + height) // tile_height))):
+            for column in range(max(0, left // tile_width), min(columns, -(-(left + width) // tile_width))):
+                pixels = self._tile(page, row * columns + column)
+                _paste(region, pixels, column * tile_width - left, row * tile_height - top)
+        return Image.fromarray(region)
+
+    def _tile(self, page: Any, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Decode one internal tile or strip."""
+        try:
+            with self._lock:  # the file handle has one position
+                self._file.filehandle.seek(page.dataoffsets[index])
+                data = self._file.filehandle.read(page.databytecounts[index])
+            pixels = page.decode(data, index, jpegtables=page.jpegtables)[0]
+        except Exception as error:  # decoders raise many kinds of exceptions
+            hint = "; pip install imagecodecs" if "imagecodecs" in str(error) else ""
+            raise ImageError(f"cannot decode a tile of the OME-TIFF: {error}{hint}") from error
+        if pixels is None:
+            return np.full((1, 1, 3), 255, dtype=np.uint8)
+        return np.asarray(pixels[0, ..., :3], dtype=np.uint8)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _paste(region: UInt8[np.ndarray, "h w 3"], pixels: UInt8[np.ndarray, "a b 3"], left: int, top: int) -> None:
+    """Copy the part of a tile that lies inside the region; `left` and `top` may be negative."""
+    height, width = region.shape[:2]
+    first_row, first_column = max(0, -top), max(0, -left)
+    last_row, last_column = min(pixels.shape[0], height - top), min(pixels.shape[1], width - left)
+    if first_row < last_row and first_column < last_column:
+        part = pixels[first_row:last_row, first_column:last_column]
+        region[first_row + top : last_row + top, first_column + left : last_column + left] = part
+
+
+def _ome_mpp(xml: str | None) -> float | None:
+    """Read micrometres per pixel from OME-XML; None if they are missing or in an unknown unit."""
+    from xml.etree import ElementTree
+
+    try:
+        root = ElementTree.fromstring(xml or "")
+    except ElementTree.ParseError:
+        return None
+    pixels = next((node for node in root.iter() if node.tag.endswith("}Pixels") or node.tag == "Pixels"), None)
+    if pixels is None:
+        return None
+    sizes = []
+    for axis in "XY":
+        factor = _UNITS.get(pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m"))
+        try:
+            value = float(pixels.get(f"PhysicalSize{axis}", ""))
+        except ValueError:
+            return None
+        if factor is None or value <= 0:
+            return None
+        sizes.append(value * factor)
+    return sizes[0] if abs(sizes[0] - sizes[1]) <= 0.02 * sizes[0] else None

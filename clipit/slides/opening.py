@@ -1,0 +1,214 @@
+"""Open slides: formats of openslide, OME-TIFF, and flat images; their size, levels and micrometres per pixel."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clipit.errors import DataError
+from clipit.images import SUFFIXES, ImageError, decode
+from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
+from clipit.slides.slide_file import Level, SlideFile
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
+)
+"""Suffixes of slides; flat images (`clipit.images.SUFFIXES`) are read, too, where slides are expected."""
+_BELIEVABLE = (0.02, 50.0)
+"""Micrometres per pixel of level 0; other values come from print resolutions, such as 72 dpi (353 um)."""
+_TOLERANCE = 0.02
+"""Relative difference up to which two statements of micrometres per pixel agree."""
+_TIFF = (".tif", ".tiff")
+_MISSING = (
+    "install the packages that read slides: pip install 'clipit-pathology[slides]' "
+    "(in a checkout: pip install openslide-python openslide-bin tifffile)"
+)
+
+
+def import_openslide() -> Any:
+    """Import openslide.
+
+    Raises:
+        DataError: It is not installed, or its library cannot be loaded.
+    """
+    try:
+        import openslide
+    except (ImportError, OSError) as error:
+        raise DataError(f"cannot read slides without openslide ({error})", fix=_MISSING) from error
+    return openslide
+
+
+def is_slide(path: Path) -> bool:
+    """Check by its suffix whether a file may be a slide and is not hidden."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
+
+
+def open_slide(path: Path) -> SlideFile:
+    """Open a slide or a flat image.
+
+    Raises:
+        DataError: The file is missing, empty, damaged, of an unknown format or no bright-field image; or a package that
+            reads slides is missing.
+    """
+    if not path.is_file():
+        raise DataError("no such slide", where=path, fix="correct the path")
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", where=path, fix="copy the slide again")
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES and suffix not in _TIFF:
+        return _FlatImage(path)
+    openslide = import_openslide()
+    if suffix in _TIFF and is_ome_tiff(path):
+        return OmeTiff(path)
+    try:
+        vendor = openslide.OpenSlide.detect_format(str(path))
+        if vendor is not None:
+            return _OpenSlideFile(openslide, path)
+    except openslide.OpenSlideError as error:
+        raise DataError(f"openslide cannot open the slide: {error}", where=path, fix="copy it again") from error
+    if suffix in _TIFF:
+        return _FlatImage(path)
+    raise DataError(_why_unknown(path), where=path, fix="copy the slide again, or convert it to a pyramidal TIFF")
+
+
+def _why_unknown(path: Path) -> str:
+    """Explain why openslide does not know a file."""
+    try:
+        with Image.open(path) as image:
+            kind = image.format
+    except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
+        return "not a slide that openslide can read: the file is damaged, cut off or of another format"
+    return f"not a slide, but a {kind} image named {path.suffix}"
+
+
+class _OpenSlideFile:
+    """A slide that openslide reads."""
+
+    def __init__(self, openslide: Any, path: Path) -> None:
+        self._error, self._path = openslide.OpenSlideError, path
+        self._slide = slide = openslide.OpenSlide(str(path))
+        properties = slide.properties
+        self.format = str(properties.get("openslide.vendor", "unknown"))
+        self.levels = [
+            Level(width, height, float(downsample))
+            for (width, height), downsample in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+        ]
+        self.mpp = _mean_mpp(
+            _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")), path
+        )
+        self.magnification = _number(properties.get("openslide.objective-power"))
+
+    def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """Read a rectangle as RGB; pixels outside the scanned area are white."""
+        try:
+            rgba = self._slide.read_region((x, y), level, (width, height))
+        except self._error as error:
+            raise ImageError(f"openslide cannot read the pixels: {error}") from error
+        return white_below(rgba)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._slide.close()
+
+
+class _FlatImage:
+    """An image of one level, decoded completely when it is first read."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._image = decode(path)
+        except ImageError as error:
+            raise DataError(f"the image cannot be read as a slide: {error}", where=path, fix="convert it") from error
+        self.format = "flat image"
+        self.magnification: float | None = None
+        self.levels = [Level(*self._image.size, 1.0)]
+        self.mpp = _tiff_mpp(path) if path.suffix.lower() in _TIFF else None
+
+    def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """Cut a rectangle; pixels outside the image are white."""
+        region = Image.new("RGB", (width, height), "white")
+        region.paste(self._image, (-x, -y))
+        return region
+
+    def close(self) -> None:
+        """Free the pixels."""
+        self._image.close()
+
+
+def white_below(image: Image.Image) -> Image.Image:
+    """Show transparent pixels, which lie outside the scanned area, as white."""
+    if image.getchannel("A").getextrema()[0] == 255:
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def _mean_mpp(x: float | None, y: float | None, path: Path) -> float | None:
+    """Return the mean of the two axes; None if one is unknown.
+
+    Raises:
+        DataError: The pixels are not square.
+    """
+    if x is None or y is None:
+        return None
+    if abs(x - y) > _TOLERANCE * max(x, y):
+        raise DataError(
+            f"the pixels are not square: {x:g} by {y:g} micrometres", where=path, fix="convert the slide to square ones"
+        )
+    return (x + y) / 2
+
+
+def _tiff_mpp(path: Path) -> float | None:
+    """Read micrometres per pixel from the resolution of a TIFF in pixels per centimetre; inches are for printers."""
+    with Image.open(path) as image:
+        tags = getattr(image, "tag_v2", {})
+        x, y, unit = tags.get(282), tags.get(283), tags.get(296)
+    return 1e4 / float(x) if unit == 3 and x and x == y else None
+
+
+def resolve_mpp(slide: SlideFile, stated: float | None, where: object) -> tuple[float, str]:
+    """Return micrometres per pixel of level 0, and a note on their source if it is not the file's own statement.
+
+    Without a statement, 10 micrometres are divided by the objective's power; the power is never assumed.
+
+    Args:
+        slide: Open slide.
+        stated: Value of the user's table or option; None without one.
+        where: Slide, for messages.
+
+    Raises:
+        DataError: There is no statement, or two statements differ by more than 2 %.
+    """
+    own = slide.mpp if slide.mpp is not None and _BELIEVABLE[0] <= slide.mpp <= _BELIEVABLE[1] else None
+    if own is not None and stated is not None and abs(own - stated) > _TOLERANCE * own:
+        raise DataError(
+            f"{stated:g} micrometres per pixel are given, but the file states {own:g}",
+            where=where,
+            fix="correct the column mpp (or the option), or leave it empty for this slide",
+        )
+    if own is not None:
+        return own, ""
+    if stated is not None:
+        return stated, f"{stated:g} micrometres per pixel as given"
+    if slide.magnification is not None:
+        mpp = 10 / slide.magnification
+        return mpp, f"{mpp:g} micrometres per pixel from the objective's power of {slide.magnification:g}"
+    unbelievable = f" (it states {slide.mpp:g}, a resolution for printing)" if slide.mpp is not None else ""
+    raise DataError(
+        f"the slide states neither micrometres per pixel nor a magnification{unbelievable}",
+        where=where,
+        fix="give micrometres per pixel of its finest level: column mpp of the table of slides, tiles.mpp, or --mpp",
+    )
+
+
+def slide_name(path: Path) -> str:
+    """Return the name of a slide: its file name without the suffix (`.ome.tiff` counts as one)."""
+    stem = path.stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem

@@ -1,0 +1,277 @@
+"""Prepare slides: tissue and grid of each slide, kept as an artefact of its own, so that a kill loses no slide."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool
+
+from clipit.artifacts import (
+    MANIFEST,
+    Artifact,
+    artifact_folder,
+    file_sha256,
+    fingerprint,
+    finish_partial,
+    locked,
+    open_artifact,
+    start_partial,
+    whole_file,
+)
+from clipit.config.data import SlidesConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError
+from clipit.image_readers import file_stamp
+from clipit.images import ImageError
+from clipit.progress import progress
+from clipit.read_ahead import reading_threads
+from clipit.slides.geojson import read_contours
+from clipit.slides.grid import SlideGrid, make_grid
+from clipit.slides.opening import open_slide, resolve_mpp
+from clipit.slides.polygons import rasterise, trace
+from clipit.slides.qupath import write_polygons_geojson
+from clipit.slides.reading import PlacedSlide, read_overview
+from clipit.slides.slide_file import SlideFile
+from clipit.slides.tissue import TissueShare, find_tissue
+
+logger = logging.getLogger(__name__)
+
+KIND = "slide_grids"
+GRID, OVERVIEW, TISSUE = "grid.parquet", "overview.png", "tissue.geojson"
+_OVERVIEW_MPP = 8.0  # enough for tissue
+_OVERVIEW_EDGE = 4096  # pixels; bounds the memory
+_TISSUE_COLOUR = "#1b7837"
+_THREADS = 4  # each holds one overview
+
+
+@dataclass(frozen=True)
+class SlidePath:
+    """A slide to prepare.
+
+    Attributes:
+        name: Unique name.
+        path: File.
+        mpp: Micrometres per pixel of level 0 as the user states them; None without a statement.
+    """
+
+    name: str
+    path: Path
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class PreparedSlide:
+    """A slide with its tissue tiles.
+
+    Attributes:
+        name: Name of the slide.
+        path: File.
+        stamp: Stamp of the file's content.
+        grid: Tissue tiles.
+        extent: Edge of a tile in pixels of level 0, not necessarily whole.
+        pixels: Edge of a tile as it is read.
+        facts: Format, levels, source of the micrometres per pixel, share of tissue.
+        overview: Image of the whole slide on which tissue was found.
+        tissue: GeoJSON of the tissue's outlines.
+    """
+
+    name: str
+    path: Path
+    stamp: str
+    grid: SlideGrid
+    extent: float
+    pixels: int
+    facts: dict[str, Any]
+    overview: Path
+    tissue: Path
+
+    @property
+    def placed(self) -> PlacedSlide:
+        """What a reader of tiles needs of the slide."""
+        return PlacedSlide(self.name, self.path, self.extent, self.pixels)
+
+
+@dataclass(frozen=True)
+class FailedSlide:
+    """A slide that cannot be used.
+
+    Attributes:
+        name: Name of the slide.
+        path: File.
+        reason: What is wrong.
+        fix: What to do.
+    """
+
+    name: str
+    path: Path
+    reason: str
+    fix: str
+
+
+def prepare_slides(slides: Sequence[SlidePath], config: SlidesConfig) -> list[PreparedSlide | FailedSlide]:
+    """Find tissue and lay the grid of every slide, or open what was computed before.
+
+    Several processes that call this share the slides out; each returns all of them, in order. Slides that cannot be
+    used do not stop the others.
+
+    Args:
+        slides: Slides with unique names.
+        config: Section `tiles.slides`.
+    """
+    processes = get_processes()
+    order = [*range(processes.rank, len(slides), processes.count)]
+    order += [place for place in range(len(slides)) if place % processes.count != processes.rank]
+    results: dict[int, PreparedSlide | FailedSlide] = {}
+    with (
+        progress("finding tissue", len(slides), shown=processes.main and len(slides) > 1) as advance,
+        reading_threads(_THREADS) as pool,
+    ):
+        for place, result in zip(
+            order, pool.map(lambda place: _try_prepare(slides[place], config), order), strict=True
+        ):
+            results[place] = result
+            advance()
+    return [results[place] for place in range(len(slides))]
+
+
+def _try_prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide | FailedSlide:
+    try:
+        return _prepare(slide, config)
+    except DataError as error:
+        return FailedSlide(slide.name, slide.path, error.what, error.fix)
+    except ImageError as error:
+        return FailedSlide(slide.name, slide.path, f"the slide is damaged: {error}", "copy it again")
+
+
+def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
+    if not slide.path.is_file():
+        raise DataError("no such slide", where=slide.path, fix="correct the path")
+    stamp = file_stamp(slide.path)
+    contours = None if config.contours is None else _contour_file(Path(config.contours).expanduser(), slide)
+    inputs = {
+        "slide": slide.name,
+        "stamp": stamp,
+        "stated_mpp": slide.mpp,
+        "contours": contours and file_sha256(contours),
+        "tiles": config.model_dump(mode="json", exclude={"contours", "grids", "tiles_per_slide"}),
+    }
+    folder = artifact_folder(Path(config.grids).expanduser(), KIND, inputs)
+    if not (folder / MANIFEST).is_file():
+        with locked(folder):
+            if not (folder / MANIFEST).is_file():
+                facts = _build(start_partial(folder), slide, config, contours)
+                finish_partial(folder, KIND, inputs, facts)
+    return _open(open_artifact(folder, KIND), slide, stamp, config)
+
+
+def _contour_file(contours: Path, slide: SlidePath) -> Path:
+    """Return the file of contours of a slide.
+
+    Raises:
+        DataError: There is none.
+    """
+    if contours.is_file():
+        return contours
+    for suffix in (".geojson", ".json"):
+        for name in (slide.name, slide.path.stem):
+            if (contours / (name + suffix)).is_file():
+                return contours / (name + suffix)
+    raise DataError(
+        f"no contours of this slide in {contours}",
+        where=slide.path,
+        fix=f"add {slide.name}.geojson, or remove tiles.slides.contours so that tissue is found by colour",
+    )
+
+
+def _build(folder: Path, slide: SlidePath, config: SlidesConfig, contours: Path | None) -> dict[str, Any]:
+    """Write overview, outlines of the tissue and grid; return facts of the slide.
+
+    Raises:
+        DataError: The slide cannot be read, or no tile has enough tissue.
+    """
+    file = open_slide(slide.path)
+    try:
+        mpp, note = resolve_mpp(file, slide.mpp, slide.path)
+        whole = file.levels[0]
+        downsample = _overview_downsample(file, mpp, config)
+        overview = read_overview(file, downsample)
+    finally:
+        file.close()
+    if contours is None:
+        mask = find_tissue(overview, mpp * downsample)
+    else:
+        polygons = read_contours(contours, whole.width, whole.height)
+        mask = rasterise(polygons, (overview.height, overview.width), downsample)
+    grid = make_grid(slide.name, whole.width, whole.height, mpp, config, TissueShare(mask, downsample).of_squares)
+    if not len(grid):
+        raise DataError(
+            _no_tissue(mask, grid, config),
+            where=slide.path,
+            fix="lower tiles.slides.min_tissue, or give contours of the tissue (tiles.slides.contours)",
+        )
+    with whole_file(folder / OVERVIEW) as temporary:
+        overview.save(temporary, format="PNG")
+    write_polygons_geojson(folder / TISSUE, slide.name, trace(mask, downsample), "Tissue", _TISSUE_COLOUR)
+    with whole_file(folder / GRID) as temporary:
+        pq.write_table(pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}), temporary)
+    return {
+        "format": file.format,
+        "width": whole.width,
+        "height": whole.height,
+        "levels": [level.downsample for level in file.levels],
+        "mpp": mpp,
+        "note": note,
+        "overview_downsample": downsample,
+        "tissue": float(mask.mean()),
+        "step": grid.step,
+        "tiles": len(grid),
+    }
+
+
+def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> float:
+    """Return the downsample at which tissue is found: 8 micrometres per pixel, finer for tiles of few micrometres."""
+    wanted = min(_OVERVIEW_MPP, config.mpp * config.pixels / 8)
+    longest = max(slide.levels[0].width, slide.levels[0].height)
+    return max(1.0, wanted / mpp, longest / _OVERVIEW_EDGE)
+
+
+def _no_tissue(mask: Bool[np.ndarray, "h w"], grid: SlideGrid, config: SlidesConfig) -> str:
+    cells = grid.shape[0] * grid.shape[1]
+    return (
+        f"no tissue: none of {cells} tiles is tissue by {config.min_tissue:.0%} or more "
+        f"(of the whole slide, {float(mask.mean()):.1%} are)"
+    )
+
+
+def _open(artifact: Artifact, slide: SlidePath, stamp: str, config: SlidesConfig) -> PreparedSlide:
+    facts = artifact.manifest.facts
+    table = artifact.table(GRID)
+    extent = config.pixels * config.mpp / facts["mpp"]
+    grid = SlideGrid(
+        slide.name,
+        facts["width"],
+        facts["height"],
+        facts["mpp"],
+        round(extent),
+        facts["step"],
+        *(np.asarray(table[name]) for name in ("x", "y", "tissue")),
+    )
+    grid = _drawn(grid, config.tiles_per_slide)
+    return PreparedSlide(
+        slide.name, slide.path, stamp, grid, extent, config.pixels, facts, artifact.folder / OVERVIEW,
+        artifact.folder / TISSUE,
+    )  # fmt: skip
+
+
+def _drawn(grid: SlideGrid, most: int | None) -> SlideGrid:
+    """Draw tiles at random, the same ones every time, and keep their order."""
+    if most is None or len(grid) <= most:
+        return grid
+    generator = np.random.default_rng(int(fingerprint(["tiles_per_slide", grid.slide]), 16))
+    rows = np.sort(generator.permutation(len(grid))[:most])
+    return replace(grid, x=grid.x[rows], y=grid.y[rows], tissue=grid.tissue[rows])

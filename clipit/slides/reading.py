@@ -1,0 +1,178 @@
+"""Read tiles and overviews of slides at an exact resolution."""
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+from PIL import Image
+
+from clipit.images import ImageError
+from clipit.slides.grid import tile_id
+from clipit.slides.opening import open_slide
+from clipit.slides.slide_file import SlideFile
+
+_NEAR = 1.01
+"""A level that is up to 1 % coarser than wanted is read: levels with a downsample of 2.0005 stand for 2."""
+_OPEN = 16
+"""Slides that a process keeps open."""
+_BLOCK = 2048  # edge of the regions from which an overview is made, pixels of the level
+
+
+def choose_level(slide: SlideFile, downsample: float) -> int:
+    """Return the coarsest level that is not coarser than this downsample, by more than 1 %."""
+    fitting = [number for number, level in enumerate(slide.levels) if level.downsample <= downsample * _NEAR]
+    return max(fitting, key=lambda number: slide.levels[number].downsample, default=0)
+
+
+def read_tile(slide: SlideFile, x: int, y: int, extent: float, pixels: int) -> Image.Image:
+    """Read a square tile as RGB, resampled to an exact size from the nearest level.
+
+    Args:
+        slide: Open slide.
+        x: Left edge in pixels of level 0.
+        y: Upper edge in pixels of level 0.
+        extent: Edge in pixels of level 0, not necessarily whole.
+        pixels: Edge of the result.
+
+    Raises:
+        ImageError: The pixels are damaged.
+    """
+    level = choose_level(slide, extent / pixels)
+    inner = extent / slide.levels[level].downsample
+    edge = max(1, math.ceil(inner - 1e-6))
+    region = slide.read_region(x, y, level, edge, edge)
+    if edge == pixels and abs(inner - pixels) < 1e-3:
+        return region
+    return region.resize((pixels, pixels), Image.Resampling.BILINEAR, box=(0, 0, min(inner, edge), min(inner, edge)))
+
+
+def read_overview(slide: SlideFile, downsample: float) -> Image.Image:
+    """Read the whole slide at a downsample, block by block; the label and macro images are never read.
+
+    Args:
+        slide: Open slide.
+        downsample: Pixels of level 0 per pixel of the overview.
+
+    Raises:
+        ImageError: The pixels are damaged.
+    """
+    whole = slide.levels[0]
+    width, height = max(1, math.ceil(whole.width / downsample)), max(1, math.ceil(whole.height / downsample))
+    level = choose_level(slide, downsample)
+    factor = downsample / slide.levels[level].downsample
+    block = max(1, int(_BLOCK / factor))
+    overview = Image.new("RGB", (width, height), "white")
+    for top in range(0, height, block):
+        for left in range(0, width, block):
+            columns, rows = min(block, width - left), min(block, height - top)
+            inner = columns * factor, rows * factor
+            size = math.ceil(inner[0] - 1e-6), math.ceil(inner[1] - 1e-6)
+            region = slide.read_region(int(left * downsample), int(top * downsample), level, *size)
+            box = (0, 0, min(inner[0], size[0]), min(inner[1], size[1]))
+            overview.paste(region.resize((columns, rows), Image.Resampling.BILINEAR, box=box), (left, top))
+    return overview
+
+
+class SlidePool:
+    """Open slides of this process, the last used ones only; pickled copies open their own."""
+
+    def __init__(self, most: int = _OPEN) -> None:
+        """Keep at most this number of slides open."""
+        self._most = most
+        self._forget()
+
+    def _forget(self) -> None:
+        self._slides: OrderedDict[Path, SlideFile] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def get(self, path: Path) -> SlideFile:
+        """Return the open slide.
+
+        Raises:
+            DataError: The slide cannot be opened.
+        """
+        if self._pid != os.getpid():  # a forked process must not share handles, nor a lock that was held
+            self._forget()
+        with self._lock:
+            slide = self._slides.pop(path, None) or open_slide(path)
+            self._slides[path] = slide
+            # The oldest ones are not closed here, because another thread may be reading from them.
+            while len(self._slides) > self._most:
+                self._slides.popitem(last=False)
+            return slide
+
+    def drop(self, path: Path) -> None:
+        """Forget a slide whose reading failed: openslide refuses every read after an error."""
+        with self._lock:
+            self._slides.pop(path, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without open slides."""
+        return {"most": self._most}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle without open slides."""
+        self.__init__(state["most"])  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class PlacedSlide:
+    """A slide with the geometry of its tiles.
+
+    Attributes:
+        name: Name of the slide.
+        path: File.
+        extent: Edge of a tile in pixels of level 0, not necessarily whole.
+        pixels: Edge of a tile as it is read.
+    """
+
+    name: str
+    path: Path
+    extent: float
+    pixels: int
+
+
+class SlideReader:
+    """Reads tiles of slides by row (see `clipit.image_readers.Reader`)."""
+
+    def __init__(
+        self,
+        slides: Sequence[PlacedSlide],
+        slide_of: Int32[np.ndarray, " n"],
+        x: Int32[np.ndarray, " n"],
+        y: Int32[np.ndarray, " n"],
+    ) -> None:
+        """Keep the places of the tiles; nothing is opened yet.
+
+        Args:
+            slides: Slides.
+            slide_of: Position of each tile's slide in `slides`.
+            x: Left edge of each tile, pixels of level 0.
+            y: Upper edge of each tile.
+        """
+        self._slides, self._slide_of, self._x, self._y = tuple(slides), slide_of, x, y
+        self._pool = SlidePool()
+
+    def read(self, row: int) -> Image.Image:
+        """Read a tile as RGB."""
+        slide = self._slides[self._slide_of[row]]
+        try:
+            return read_tile(
+                self._pool.get(slide.path), int(self._x[row]), int(self._y[row]), slide.extent, slide.pixels
+            )
+        except ImageError:
+            self._pool.drop(slide.path)
+            raise
+
+    def where(self, row: int) -> str:
+        """Return the file and the place in it, for messages."""
+        slide = self._slides[self._slide_of[row]]
+        return f"{slide.path}: {tile_id(slide.name, int(self._x[row]), int(self._y[row]), round(slide.extent))}"

@@ -1,0 +1,56 @@
+"""What an open slide offers: levels, micrometres per pixel, and the pixels of a rectangle."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide.
+
+    Attributes:
+        width: Width in pixels of this level.
+        height: Height in pixels of this level.
+        downsample: Pixels of level 0 per pixel of this level.
+    """
+
+    width: int
+    height: int
+    downsample: float
+
+
+class SlideFile(Protocol):
+    """An open slide.
+
+    Attributes:
+        levels: Resolutions, finest first.
+        mpp: Micrometres per pixel of level 0 as the file states them; None if it does not.
+        magnification: Objective power as the file states it; None if it does not.
+        format: Name of the format.
+    """
+
+    levels: list[Level]
+    mpp: float | None
+    magnification: float | None
+    format: str
+
+    def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        """Read a rectangle as RGB; pixels outside the scanned area are white.
+
+        Args:
+            x: Left edge in pixels of level 0.
+            y: Upper edge in pixels of level 0.
+            level: Level to read.
+            width: Width in pixels of that level.
+            height: Height in pixels of that level.
+
+        Raises:
+            ImageError: The pixels are damaged.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...

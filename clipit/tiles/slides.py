@@ -1,0 +1,261 @@
+"""Tiles of whole slides, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clipit.config.data import SlidesConfig, TilesConfig
+from clipit.data_files import list_files
+from clipit.errors import DataError, shortlist
+from clipit.image_set import ImageSet
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_slide, slide_name
+from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
+from clipit.slides.reading import SlideReader
+from clipit.tiles.cells import parse_mpp, resolve_missing
+from clipit.tiles.source import SourceTiles
+from clipit.tiles.table import TABLES, open_table, read_columns
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SlideList:
+    """Slides as the user lists them; one entry per slide in each sequence.
+
+    Attributes:
+        slides: Names, files and stated micrometres per pixel.
+        labels: Class names; "" for unlabelled slides.
+        parts: Part names; "" if there are none.
+        groups: Patients; the name of the slide where unknown.
+        where: Folder or table.
+        notes: Remarks on the list.
+    """
+
+    slides: Sequence[SlidePath]
+    labels: Sequence[str]
+    parts: Sequence[str]
+    groups: Sequence[str]
+    where: str
+    notes: tuple[str, ...] = ()
+
+
+def read_slides(config: TilesConfig) -> SourceTiles:
+    """Read the tissue tiles of all slides; each tile has the label, split and group of its slide.
+
+    Raises:
+        DataError: The list of slides is invalid; or a slide cannot be used and `tiles.unreadable` is `error`.
+    """
+    import_openslide()
+    section = config.slides or SlidesConfig()
+    listed = list_slides(config)
+    results = prepare_slides(listed.slides, section)
+    failed = [result for result in results if isinstance(result, FailedSlide)]
+    if failed and (config.unreadable == "error" or len(failed) == len(results)):
+        raise _failure(failed, len(results), listed.where)
+    prepared = [(row, result) for row, result in enumerate(results) if isinstance(result, PreparedSlide)]
+    images = slide_tiles([slide for _, slide in prepared])
+    sizes = [len(slide.grid) for _, slide in prepared]
+
+    def per_tile(values: Sequence[str]) -> list[str]:
+        return [values[row] for (row, _), size in zip(prepared, sizes, strict=True) for _ in range(size)]
+
+    notes = [*listed.notes, *failure_notes(failed, len(results))]
+    return SourceTiles(
+        ids=images.ids,
+        labels=per_tile(listed.labels),
+        parts=per_tile(listed.parts),
+        groups=per_tile(listed.groups),
+        mpp=[section.mpp] * len(images),
+        stamps=images.stamps,
+        reader=images.reader,
+        where=listed.where,
+        notes=tuple(notes),
+    )
+
+
+def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
+    """Return the tiles of prepared slides as images with ids, slide by slide."""
+    grids = [slide.grid for slide in slides]
+    slide_of = np.repeat(np.arange(len(slides), dtype=np.int32), [len(grid) for grid in grids])
+    x, y = (np.concatenate([getattr(grid, axis) for grid in grids]) for axis in ("x", "y"))
+    reader = SlideReader([slide.placed for slide in slides], slide_of, x, y)
+    return ImageSet(
+        ids=[name for grid in grids for name in grid.ids],
+        stamps=[slide.stamp for slide in slides for _ in range(len(slide.grid))],
+        reader=reader,
+        where=shortlist([str(slide.path) for slide in slides], 3),
+    )
+
+
+def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:
+    """Describe slides that were left out; an empty list if there are none."""
+    if not failed:
+        return []
+    listed = shortlist([f"{slide.name}: {slide.reason}" for slide in failed], 10)
+    return [f"{len(failed)} of {total} slides cannot be used and were left out: {listed}"]
+
+
+def _failure(failed: Sequence[FailedSlide], total: int, where: str) -> DataError:
+    lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
+    more = f"\n    ... and {len(failed) - 10} more" if len(failed) > 10 else ""
+    fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
+    return DataError(
+        f"{len(failed)} of {total} slides cannot be used:{lines}{more}",
+        where=where,
+        fix=f"{'; '.join(fixes[:3])}; or set tiles.unreadable: quarantine to leave such slides out and list them",
+    )
+
+
+def list_slides(config: TilesConfig) -> SlideList:
+    """List the slides of a folder or a table.
+
+    Raises:
+        DataError: There is no slide, a name occurs twice, or a file of the table does not exist.
+    """
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        if config.labels.kind != "none":
+            raise DataError(
+                "a folder of slides has no labels",
+                where=path,
+                fix=f"use a table ({', '.join(TABLES)}) with the columns slide, label, split and group, or set "
+                "tiles.labels.kind: none",
+            )
+        return slides_in_folder(path, config.mpp)
+    if path.suffix.lower() in TABLES:
+        return _slides_of_table(path, config)
+    if is_slide(path) and path.is_file():
+        slide = SlidePath(slide_name(path), path, config.mpp)
+        return SlideList([slide], [""], [""], [slide.name], str(path))
+    raise DataError(
+        "no folder or table of slides",
+        where=path,
+        fix="set tiles.path to a table with a column slide, or to a folder of slides "
+        f"({', '.join(sorted(SLIDE_SUFFIXES))})",
+    )
+
+
+def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
+    """List the slides below a folder, sorted by path.
+
+    Args:
+        folder: Folder; hidden files are skipped, other files are counted.
+        mpp: Micrometres per pixel of slides that do not state them.
+
+    Raises:
+        DataError: There is no slide, or two have the same name.
+    """
+    found = list_files(folder, lambda file: not file.name.startswith(".")).files
+    files = sorted(file for file in found if is_slide(file))
+    if not files:
+        raise DataError(
+            f"no slides here ({len(found)} other files)",
+            where=folder,
+            fix=f"use files of the kinds {', '.join(sorted(SLIDE_SUFFIXES))}",
+        )
+    slides = [SlidePath(slide_name(file), file, mpp) for file in files]
+    _check_names([slide.name for slide in slides], folder)
+    # The data of an MRXS slide lie in a folder beside it.
+    others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
+    notes = (f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}",)
+    empty = [""] * len(slides)
+    names = [slide.name for slide in slides]
+    return SlideList(slides, empty, empty, names, str(folder), notes if others else ())
+
+
+def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
+    """Read a table of slides: column `path`, or else `slide`, names the file, with or without its suffix."""
+    table = open_table(path)
+    name_column = config.columns.get("id", "slide")
+    file_column = config.columns.get("path", "path")
+    named = file_column in table.names and name_column in table.names
+    columns = {**config.columns, "path": file_column if file_column in table.names else name_column}
+    columns.pop("id", None)
+    if named:
+        columns["id"] = name_column
+    wanted = ("path", "label", "split", "group", "mpp", *(["id"] if named else []))
+    cells = read_columns(path, config.model_copy(update={"columns": columns}), table, wanted)
+    root = Path(config.images).expanduser() if config.images else path.parent
+    files = _find_files(cells["path"], root, path)
+    names = cells["id"] if named else [slide_name(file) for file in files]
+    count = len(files)
+    labels, label_notes = resolve_missing(cells.get("label", [""] * count), "label", config, path, table.place)
+    groups, group_notes = resolve_missing(cells.get("group", [""] * count), "group", config, path, table.place)
+    parts = cells.get("split", [""] * count)
+    _check_rows(names, files, parts, path)
+    stated = parse_mpp(cells.get("mpp", [""] * count), path, table.place)
+    slides = [
+        SlidePath(name, file, config.mpp if np.isnan(mpp) else mpp)
+        for name, file, mpp in zip(names, files, stated, strict=True)
+    ]
+    # A slide without a patient is its own group, so that its tiles never cross splits.
+    groups = [group or name for group, name in zip(groups, names, strict=True)]
+    return SlideList(slides, labels, parts, groups, str(path), (*label_notes, *group_notes))
+
+
+def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
+    """Find the file of each row: the cell itself, or the only slide in the folder with this name.
+
+    Raises:
+        DataError: Files are missing, or several have the name.
+    """
+    by_name: dict[str, list[Path]] | None = None
+    files, missing = [], []
+    for cell in cells:
+        file = root / cell.replace("\\", "/")
+        if not file.is_file():
+            if by_name is None:
+                by_name = {}
+                for other in sorted(root.iterdir()) if root.is_dir() else ():
+                    if is_slide(other):
+                        by_name.setdefault(slide_name(other), []).append(other)
+            matches = by_name.get(cell, [])
+            if len(matches) != 1:
+                missing.append(f"{cell or '(empty)'}{' (several files)' if matches else ''}")
+                continue
+            file = matches[0]
+        files.append(file)
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(cells)} slides do not exist in {root}: {shortlist(missing)}",
+            where=table,
+            fix="correct the column slide (or path), or set tiles.images to the folder of the slides",
+        )
+    return files
+
+
+def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str], path: Path) -> None:
+    """Refuse a slide that is listed twice, above all in two splits."""
+    by_file: dict[Path, list[int]] = {}
+    for row, file in enumerate(files):
+        by_file.setdefault(file.resolve(), []).append(row)
+    twice = {file: rows for file, rows in by_file.items() if len(rows) > 1}
+    if twice:
+        listed = []
+        for file, rows in twice.items():
+            splits = sorted({parts[row] for row in rows})
+            listed.append(
+                f"{file.name} in rows {', '.join(str(row + 1) for row in rows)}"
+                + (f" (splits {', '.join(splits)})" if len(splits) > 1 else "")
+            )
+        raise DataError(
+            f"{len(twice)} slides are listed more than once: {shortlist(listed)}",
+            where=path,
+            fix="keep one row per slide; a slide belongs to one split",
+        )
+    _check_names(names, path)
+
+
+def _check_names(names: Sequence[str], where: object) -> None:
+    """Refuse two slides of one name: the ids of their tiles would be the same."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{len(repeated)} names of slides occur more than once: {shortlist(repeated)}",
+            where=where,
+            fix="rename the files, or give the slides different names in a column slide beside a column path",
+        )

@@ -66,6 +66,7 @@ class ClassifierSpec:
         remote_code: Whether Python code beside the weights defines the backbone.
         export_note: How to load this folder without clipit, and what is then unavailable.
         files: SHA-256 of every other file but the card, by path in the folder.
+        tile_pixels: Edge of the training tiles in pixels, before preprocessing; None if they differ in size or unknown.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -85,6 +86,7 @@ class ClassifierSpec:
     remote_code: bool = False
     export_note: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    tile_pixels: int | None = None
 
 
 def export_note(loader: Loader, *, opens: bool, pooling: Pooling, head: str) -> str:

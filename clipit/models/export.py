@@ -53,6 +53,7 @@ def export_classifier(
     text_mean: Float[np.ndarray, " D"] | None = None,
     prompts: Mapping[str, tuple[Sequence[str], Float[np.ndarray, "K D"]]] | None = None,
     mpp: float | None = None,
+    tile_pixels: int | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a classifier atomically, and check that its logits equal the student's.
@@ -69,6 +70,7 @@ def export_classifier(
         prompts: Prompt sets by name: class names and one embedding per class, in the space that the projector was
             trained on (centred with `text_mean` if given).
         mpp: Micrometres per pixel of the training tiles; None: the backbone's.
+        tile_pixels: Edge of the training tiles in pixels; None if they differ in size.
         provenance: Provenance to record.
 
     Returns:
@@ -87,7 +89,8 @@ def export_classifier(
             _check_place(folder)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, mpp, dict(provenance or {}))
+            scale = mpp, tile_pixels
+            _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, scale, dict(provenance or {}))
             _compare(partial, student, backbone)
             _replace(folder, partial)
     finally:
@@ -122,7 +125,7 @@ def _write(
     vlm_info: Mapping[str, Any] | None,
     text_mean: np.ndarray | None,
     prompts: Mapping[str, tuple[Sequence[str], np.ndarray]],
-    mpp: float | None,
+    scale: tuple[float | None, int | None],
     provenance: dict[str, Any],
 ) -> None:
     whole = copy.deepcopy(student).cpu().eval()
@@ -167,7 +170,8 @@ def _write(
         plain=plain,
         dim=backbone.dim,
         preprocess=backbone.preprocess,
-        mpp=backbone.expected_mpp if mpp is None else mpp,
+        mpp=backbone.expected_mpp if scale[0] is None else scale[0],
+        tile_pixels=scale[1],
         vlm=None
         if vlm_info is None or whole.projector is None
         else {**vlm_info, "name": public_name(str(vlm_info.get("name")))},

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SIZED = 9  # tiles whose size is read for the description of the classifier
+
 
 def train_run(config: RunConfig, workspace: Workspace | None = None) -> Path:
     """Train and evaluate a run, or resume it; a finished run is not repeated.
@@ -254,6 +256,7 @@ def _export(
         text_mean=text.mean if text else None,
         prompts=text.prompts if text else None,
         mpp=float(np.median(known)) if known.size else None,
+        tile_pixels=_tile_pixels(tiles),
         provenance={
             "run": folder.name,
             "commit": git_commit(),
@@ -262,6 +265,13 @@ def _export(
             "prompt_hashes": text.hashes if text else {},
         },
     )
+
+
+def _tile_pixels(tiles: TileSet) -> int | None:
+    """Return the edge of the tiles in pixels; None if a few of them differ or are not square."""
+    rows = np.unique(np.linspace(0, len(tiles) - 1, _SIZED).astype(np.int64))
+    edges = {edge for row in rows for edge in tiles.read(row).size}
+    return edges.pop() if len(edges) == 1 else None
 
 
 def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:

@@ -83,6 +83,8 @@ class OmeTiff:
         for row in range(max(0, top // tile_height), min(rows, -(-(top + height) // tile_height))):
             for column in range(max(0, left // tile_width), min(columns, -(-(left + width) // tile_width))):
                 pixels = self._tile(page, row * columns + column)
+                # Tiles at the border are padded.
+                pixels = pixels[: page.imagelength - row * tile_height, : page.imagewidth - column * tile_width]
                 _paste(region, pixels, column * tile_width - left, row * tile_height - top)
         return Image.fromarray(region)
 

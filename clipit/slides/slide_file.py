@@ -1,7 +1,7 @@
 """What an open slide offers: levels, micrometres per pixel, and the pixels of a rectangle."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ class Level:
     downsample: float
 
 
+@runtime_checkable
 class SlideFile(Protocol):
     """An open slide.
 

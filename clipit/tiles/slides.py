@@ -158,7 +158,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
             fix=f"use files of the kinds {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
     slides = [SlidePath(slide_name(file), file, mpp) for file in files]
-    _check_names([slide.name for slide in slides], folder)
+    check_names([slide.name for slide in slides], folder)
     # The data of an MRXS slide lie in a folder beside it.
     others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = (f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}",)
@@ -247,11 +247,22 @@ def _check_rows(names: Sequence[str], files: Sequence[Path], parts: Sequence[str
             where=path,
             fix="keep one row per slide; a slide belongs to one split",
         )
-    _check_names(names, path)
+    check_names(names, path)
 
 
-def _check_names(names: Sequence[str], where: object) -> None:
-    """Refuse two slides of one name: the ids of their tiles would be the same."""
+def check_names(names: Sequence[str], where: object) -> None:
+    """Refuse two slides of one name, whose tiles would have the same ids, and names that cannot name a folder.
+
+    Raises:
+        DataError: Such names occur.
+    """
+    wrong = [name for name in names if "/" in name or "\\" in name or name.startswith(".") or not name.strip()]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} names of slides cannot be the name of a folder: {shortlist([repr(n) for n in wrong])}",
+            where=where,
+            fix="name slides without / and \\, and without a dot at the beginning",
+        )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(

@@ -1,0 +1,60 @@
+"""Slides that a command is given: files, folders, or one table with labels and splits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipit.config.data import LabelsConfig, TilesConfig
+from clipit.errors import DataError, shortlist
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
+from clipit.slides.prepare import SlidePath
+from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
+from clipit.tiles.table import TABLES
+
+
+def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
+    """List the slides of files and folders, or of one table.
+
+    Args:
+        paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
+        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        slides: Folder to which the files in a table are relative; None for the folder of the table.
+
+    Raises:
+        DataError: A path does not exist, holds no slide, or two slides have the same name; or a package that reads
+            slides is missing.
+    """
+    import_openslide()
+    tables = [path for path in paths if path.suffix.lower() in TABLES and not path.is_dir()]
+    if tables and len(paths) > 1:
+        raise DataError(
+            f"a table of slides and {len(paths) - 1} further inputs",
+            where=shortlist(paths, 3),
+            fix="name one table, or slides and folders of slides",
+        )
+    if tables:
+        labels = LabelsConfig(kind="none")  # the column label is optional
+        images = None if slides is None else str(slides)
+        return list_slides(
+            TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
+        )
+    listed: list[SlidePath] = []
+    notes: list[str] = []
+    for path in paths:
+        if path.is_dir():
+            folder = slides_in_folder(path, mpp)
+            listed += folder.slides
+            notes += folder.notes
+        elif path.is_file():
+            listed.append(SlidePath(slide_name(path), path, mpp))
+        else:
+            raise DataError(
+                "no such slide, folder or table",
+                where=path,
+                fix=f"name slides ({', '.join(sorted(SLIDE_SUFFIXES))}), folders of them, or one table "
+                f"({', '.join(TABLES)}) with a column slide",
+            )
+    names = [slide.name for slide in listed]
+    where = shortlist(paths, 3)
+    check_names(names, where)
+    empty = [""] * len(listed)
+    return SlideList(listed, empty, empty, names, where, tuple(notes))

@@ -1,0 +1,168 @@
+"""What scores the tiles of slides: a classifier, or class prompts through a student or a VLM."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image
+from torch import Tensor
+
+from clipit.artifacts import fingerprint
+from clipit.config.data import SlidesConfig
+from clipit.errors import ConfigError, ModelError
+from clipit.evaluation.predictions import softmax
+from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.runs.prediction_inputs import embed_classes
+
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+    from clipit.models.preprocess import Preprocess
+    from clipit.models.vlm import VLM
+    from clipit.prompts.prompt_set import PromptSet
+
+_BELIEVABLE_DIFFERENCE = 1.5  # as for the warning about the resolution of tiles
+
+
+@dataclass(frozen=True)
+class TileScorer:
+    """A model that gives every tile one score per class.
+
+    Attributes:
+        classes: Class names, in the order of the scores.
+        kind: `classifier` (scores are probabilities), `student` or `vlm` (scores are cosine similarities to prompts).
+        title: What scores, for pages.
+        compute: Function from uint8 pixels [b, 3, h, w] on the device to scores and, if the model has a joint space,
+            embeddings in it (un-normalised).
+        preprocess: Preprocessing of the model.
+        device: Device of the model.
+        mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
+        tile_pixels: Edge of these tiles in pixels; None if unknown.
+        logit_scale: Scale that turns cosine similarities into logits.
+        facts: Provenance, and what determines the scores.
+    """
+
+    classes: tuple[str, ...]
+    kind: Literal["classifier", "student", "vlm"]
+    title: str
+    compute: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    preprocess: "Preprocess"
+    device: torch.device
+    mpp: float | None
+    tile_pixels: int | None
+    logit_scale: float
+    facts: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of what determines the scores."""
+        return fingerprint([self.kind, self.classes, dict(self.facts)])
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 h w"]:
+        """Resize and crop a tile."""
+        return self.preprocess.pixels(image)
+
+    def probabilities(self, scores: Float32[np.ndarray, "n c"]) -> Float32[np.ndarray, "n c"]:
+        """Turn scores into probabilities: those of a classifier are, cosines pass a softmax with the model's scale."""
+        return scores if self.kind == "classifier" else softmax(scores * np.float32(self.logit_scale))
+
+
+def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None" = None) -> TileScorer:
+    """Score with a classifier: its own classes, or zero-shot with class prompts.
+
+    Args:
+        classifier: Classifier on this process's device.
+        prompts: Prompt set, or the name of one that the classifier contains; None for the classifier's classes.
+
+    Raises:
+        ModelError: The classifier was trained without text and prompts are given.
+    """
+    spec = classifier.spec
+    facts: dict[str, Any] = {
+        "run": spec.provenance.get("run", "unknown"),
+        "backbone": spec.provenance.get("backbone", {}).get("name", "unknown"),
+        "weights": fingerprint(dict(spec.files)),
+        "precision": str(classifier.dtype).removeprefix("torch."),
+    }
+
+    def logits(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        result, projected = classifier.forward(spec.preprocess.normalise(pixels))
+        return result.float().softmax(dim=1), projected
+
+    if prompts is None:
+        return TileScorer(
+            tuple(spec.classes), "classifier", f"classifier {facts['run']}", logits, spec.preprocess, classifier.device,
+            spec.mpp, spec.tile_pixels, 1.0, facts,
+        )  # fmt: skip
+    zero_shot = embed_classes(classifier, prompts)
+    vectors = torch.from_numpy(zero_shot.embeddings).to(classifier.device)
+
+    def cosines(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        _, projected = classifier.forward(spec.preprocess.normalise(pixels))
+        if projected is None:
+            raise ModelError("this classifier has no projector", fix="use one that was trained with text")
+        return torch.nn.functional.normalize(projected.float(), dim=1) @ vectors.T, projected
+
+    facts |= {"prompts": zero_shot.source, "prompt_vectors": fingerprint(zero_shot.embeddings.tolist())}
+    return TileScorer(
+        zero_shot.classes, "student", f"zero-shot student {facts['run']} with {zero_shot.source}", cosines,
+        spec.preprocess, classifier.device, spec.mpp, spec.tile_pixels, zero_shot.logit_scale, facts,
+    )  # fmt: skip
+
+
+def vlm_scorer(vlm: "VLM", prompts: "PromptSet") -> TileScorer:
+    """Score zero-shot with a VLM and class prompts alone."""
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
+
+    vectors = torch.from_numpy(prompt_embeddings(prompts, encode)).to(vlm.device)
+
+    def cosines(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        embeddings = vlm.encode_images(pixels)
+        return torch.nn.functional.normalize(embeddings, dim=1) @ vectors.T, embeddings
+
+    facts = {
+        "vlm": vlm.name,
+        "vlm_fingerprint": vlm.fingerprint,
+        "precision": vlm.precision,
+        "prompts": prompts.name,
+        "prompt_hash": prompts.hash,
+    }
+    return TileScorer(
+        tuple(prompts.classes), "vlm", f"zero-shot {vlm.name} with {prompts.name}", cosines, vlm.preprocess, vlm.device,
+        vlm.expected_mpp, None, vlm.logit_scale, facts,
+    )  # fmt: skip
+
+
+def tiles_for(scorer: TileScorer, asked: SlidesConfig, given: Sequence[str]) -> tuple[SlidesConfig, list[str]]:
+    """Choose resolution and size of the tiles: those asked for, else those that the model was trained on.
+
+    Args:
+        scorer: Model.
+        asked: Options of the tiles.
+        given: Names of the options among `mpp` and `pixels` that the user gave.
+
+    Returns:
+        Options of the tiles, and warnings.
+
+    Raises:
+        ConfigError: The model does not state its resolution and none is given.
+    """
+    changes: dict[str, Any] = {}
+    warnings = []
+    if "mpp" not in given:
+        if scorer.mpp is None:
+            raise ConfigError(
+                "the model does not state at which micrometres per pixel its tiles were taken",
+                where=scorer.title,
+                fix="give them: --tile-mpp 0.5",
+            )
+        changes["mpp"] = scorer.mpp
+    elif scorer.mpp is not None and not 1 / _BELIEVABLE_DIFFERENCE <= asked.mpp / scorer.mpp <= _BELIEVABLE_DIFFERENCE:
+        warnings.append(f"tiles are read at {asked.mpp:g} micrometres per pixel; the model expects {scorer.mpp:g}")
+    if "pixels" not in given:
+        changes["pixels"] = scorer.tile_pixels or scorer.preprocess.size
+    return asked.model_copy(update=changes), warnings

@@ -1,0 +1,208 @@
+"""Tile slides: the list of slides, their grids, and thumbnails with outlines; on request the tiles or coordinates."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from clipit.artifacts import make_folder, whole_file, whole_folder
+from clipit.config.data import SlidesConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError, disk_errors
+from clipit.progress import progress
+from clipit.read_ahead import read_ahead, reading_threads
+from clipit.slide_tasks.tile_scores import slide_folder
+from clipit.slides.prepare import FailedSlide, PreparedSlide, prepare_slides
+from clipit.tiles.slides import SlideList, failure_notes, slide_tiles
+
+logger = logging.getLogger(__name__)
+
+Extra = Literal["png", "h5"]
+"""Further output per slide: tiles as PNG files, or their coordinates as TRIDENT writes them."""
+SLIDES = "slides.csv"
+"""Table of the slides: where they lie, what is known of them, and why failed ones failed."""
+THUMBNAIL = "tiles.png"
+_TISSUE_LINE, _TILE_LINE = (27, 120, 55), (33, 102, 172)
+
+
+@dataclass(frozen=True)
+class SlideOutcome:
+    """Prepared and failed slides of a list, in its order.
+
+    Attributes:
+        listed: Slides as listed.
+        prepared: Slides with tissue tiles.
+        failed: Slides that cannot be used.
+    """
+
+    listed: SlideList
+    prepared: tuple[PreparedSlide, ...]
+    failed: tuple[FailedSlide, ...]
+
+
+def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
+    """Prepare the slides of a list; called by all processes.
+
+    Raises:
+        DataError: No slide can be used.
+    """
+    results = prepare_slides(listed.slides, config)
+    failed = tuple(result for result in results if isinstance(result, FailedSlide))
+    prepared = tuple(result for result in results if isinstance(result, PreparedSlide))
+    if get_processes().main:
+        for note in [*listed.notes, *failure_notes(failed, len(results))]:
+            logger.info(f"note: {note}")
+        for text in dict.fromkeys(f"note: {slide.name}: {slide.facts['note']}" for slide in prepared if slide.facts["note"]):
+            logger.info(text)
+    if not prepared:
+        lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
+        fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
+        raise DataError(f"none of {len(failed)} slides can be used:{lines}", where=listed.where, fix="; ".join(fixes[:3]))
+    return SlideOutcome(listed, prepared, failed)
+
+
+def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> pd.DataFrame:
+    """Tabulate all slides of a list.
+
+    Columns: slide, path, label, split, group, status (`ok` or `failed`), reason, tiles, mpp, width, height, format and
+    tissue (share of the slide's area).
+
+    Args:
+        outcome: Prepared and failed slides.
+        failed: Slides that failed later.
+    """
+    by_name = {slide.name: slide for slide in outcome.prepared}
+    reasons = {slide.name: slide.reason for slide in (*outcome.failed, *failed)}
+    listed = outcome.listed
+    rows = []
+    for number, slide in enumerate(listed.slides):
+        prepared = by_name.get(slide.name)
+        rows.append(
+            {
+                "slide": slide.name,
+                "path": str(slide.path),
+                "label": listed.labels[number],
+                "split": listed.parts[number],
+                "group": listed.groups[number],
+                "status": "failed" if slide.name in reasons else "ok",
+                "reason": reasons.get(slide.name, ""),
+                "tiles": len(prepared.grid) if prepared else 0,
+                **{
+                    name: prepared.facts[name] if prepared else None
+                    for name in ("mpp", "width", "height", "format", "tissue")
+                },
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_slides_table(out: Path, table: pd.DataFrame) -> Path:
+    """Write the table of slides to the output folder."""
+    make_folder(out)
+    with whole_file(out / SLIDES) as temporary:
+        table.to_csv(temporary, index=False)
+    return out / SLIDES
+
+
+def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequence[Extra] = ()) -> pd.DataFrame:
+    """Find the tissue of slides and lay their grids; called by all processes, which share the slides out.
+
+    Writes `slides.csv`, and for each slide `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the
+    thumbnail `tiles.png` with the outlines of tissue and tiles, and what `extras` name: the folder `tiles/` of PNG
+    files, or `coords.h5`. Files that exist are not written again.
+
+    Returns:
+        The table of slides.
+
+    Raises:
+        DataError: No slide can be used.
+        ArtifactError: The files cannot be written.
+    """
+    processes = get_processes()
+    outcome = open_slides(listed, config)
+    with progress("writing grids", len(outcome.prepared), shown=processes.main) as advance:
+        for slide in processes.share(outcome.prepared):
+            folder = slide_folder(out, slide.name)
+            make_folder(folder)
+            _write_grid(slide, folder)
+            if "h5" in extras:
+                write_coordinates(slide, folder / "coords.h5", config)
+            if "png" in extras:
+                _write_tiles(slide, folder / "tiles")
+            advance(processes.count)
+    table = slides_table(outcome)
+    if processes.main:
+        write_slides_table(out, table)
+    processes.barrier()
+    return table
+
+
+def _write_grid(slide: PreparedSlide, folder: Path) -> None:
+    import shutil
+
+    grid = slide.grid
+    with whole_file(folder / "grid.parquet") as temporary:
+        pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(temporary, index=False)
+    with whole_file(folder / "tissue.geojson") as temporary:
+        shutil.copyfile(slide.tissue, temporary)
+    with whole_file(folder / THUMBNAIL) as temporary:
+        thumbnail(slide).save(temporary, format="PNG")
+
+
+def thumbnail(slide: PreparedSlide) -> Image.Image:
+    """Draw the outlines of the tissue and of the tiles over the overview of a slide."""
+    from clipit.slides.geojson import read_contours
+
+    grid, downsample = slide.grid, float(slide.facts["overview_downsample"])
+    with Image.open(slide.overview) as stored:
+        image = stored.convert("RGB")
+    scale = max(1, round(1000 / max(image.size)))
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BILINEAR)
+    draw, factor = ImageDraw.Draw(image), scale / downsample
+    for x, y in zip((grid.x * factor).tolist(), (grid.y * factor).tolist(), strict=True):
+        draw.rectangle((x, y, x + grid.edge * factor, y + grid.edge * factor), outline=_TILE_LINE)
+    for polygon in read_contours(slide.tissue, grid.width, grid.height):
+        for ring in (polygon.exterior, *polygon.holes):
+            draw.line([tuple(point) for point in (ring * factor).tolist()], fill=_TISSUE_LINE, width=2)
+    return image
+
+
+def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
+    """Write every tile as a PNG file, the whole folder or nothing."""
+    if folder.is_dir():
+        return
+    tiles = slide_tiles([slide])
+    batches = [range(start, min(start + 64, len(tiles))) for start in range(0, len(tiles), 64)]
+    with whole_folder(folder) as partial, disk_errors(folder), reading_threads() as pool:
+
+        def write(row: int) -> None:
+            tiles.read(row).save(partial / f"{tiles.ids[row]}.png", format="PNG")
+
+        for _ in read_ahead(batches, write, pool):
+            pass
+
+
+def write_coordinates(slide: PreparedSlide, path: Path, config: SlidesConfig) -> None:
+    """Write the coordinates of the tiles in the form of TRIDENT: dataset `coords` [n, 2] with attributes."""
+    import h5py
+
+    grid = slide.grid
+    attributes: dict[str, Any] = {
+        "name": slide.name,
+        "patch_size": slide.pixels,
+        "patch_size_level0": grid.edge,
+        "level0_magnification": round(10 / grid.mpp),
+        "target_magnification": round(10 / config.mpp),
+        "overlap": round(slide.pixels * config.overlap),
+        "level0_width": grid.width,
+        "level0_height": grid.height,
+    }
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        coords = file.create_dataset("coords", data=np.stack([grid.x, grid.y], axis=1).astype(np.int64))
+        for name, value in attributes.items():
+            coords.attrs[name] = value

@@ -1,0 +1,218 @@
+"""Score the tiles of slides: one table per slide, shared among processes and kept so that a kill loses no slide."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float32, UInt8
+
+from clipit.artifacts import fingerprint, make_folder, reading, whole_file
+from clipit.distributed import get_processes
+from clipit.errors import DataError, ModelError
+from clipit.images import Unreadable, attempt
+from clipit.progress import progress
+from clipit.read_ahead import read_ahead, reading_threads
+from clipit.slide_tasks.scorer import TileScorer
+from clipit.slides.grid import SlideGrid
+from clipit.slides.prepare import FailedSlide, PreparedSlide
+from clipit.tiles.slides import slide_tiles
+
+TILES = "tiles.parquet"
+"""Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""
+_INPUTS = b"clipit"  # key of the file's metadata
+_AGAIN = "delete this file and start the same command again"
+
+
+@dataclass(frozen=True)
+class TileScores:
+    """Scores of a slide's readable tiles.
+
+    Attributes:
+        grid: Readable tiles.
+        scores: Score of each tile and class.
+        unreadable: Number of tiles that cannot be read.
+    """
+
+    grid: SlideGrid
+    scores: Float32[np.ndarray, "n c"]
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How tiles are read and batched.
+
+    Attributes:
+        batch_size: Tiles per batch.
+        workers: Threads that read tiles beside the model; 0: one per core, at most 8.
+    """
+
+    batch_size: int = 64
+    workers: int = 0
+
+
+def slide_folder(out: Path, slide: str) -> Path:
+    """Return the folder of a slide's files."""
+    return out / "slides" / slide
+
+
+def score_tiles(
+    slides: Sequence[PreparedSlide], scorer: TileScorer, out: Path, options: ScoringOptions
+) -> list[FailedSlide]:
+    """Score the tiles of all slides; called by all processes, which share the slides out.
+
+    Slides that were scored before with the same model and tiles are not scored again. The tables do not depend on the
+    number of processes.
+
+    Args:
+        slides: Prepared slides.
+        scorer: Model on this process's device.
+        out: Output folder.
+        options: Batch size and reading threads.
+
+    Returns:
+        Slides none of whose tiles can be read, in all processes.
+
+    Raises:
+        ModelError: A score is not finite.
+    """
+    processes = get_processes()
+    open_slides = processes.broadcast([place for place, slide in enumerate(slides) if not _is_scored(slide, scorer, out)])
+    # The largest first, so that all processes end at about the same time.
+    open_slides.sort(key=lambda place: (-len(slides[place].grid), place))
+    total = sum(len(slides[place].grid) for place in open_slides)
+    failed: dict[int, str] = {}
+    with (
+        progress("scoring tiles", total, shown=processes.main) as advance,
+        torch.inference_mode(),
+        reading_threads(options.workers) as pool,
+    ):
+        for place in processes.share(open_slides):
+            slide = slides[place]
+
+            def done(count: int) -> None:
+                advance(count * processes.count)
+
+            reason = _score_slide(slide, scorer, out, options.batch_size, pool, done)
+            if reason:
+                failed[place] = reason
+    merged = {place: reason for part in processes.gather(failed) for place, reason in part.items()}
+    return [
+        FailedSlide(slides[place].name, slides[place].path, reason, "copy the slide again")
+        for place, reason in sorted(merged.items())
+    ]
+
+
+def _score_slide(
+    slide: PreparedSlide,
+    scorer: TileScorer,
+    out: Path,
+    batch_size: int,
+    pool: Any,
+    done: Callable[[int], None],
+) -> str:
+    """Score the tiles of one slide and write its table; return why no tile can be read, or ""."""
+    tiles, total = slide_tiles([slide]), len(slide.grid)
+
+    def read(row: int) -> UInt8[np.ndarray, "3 h w"] | Unreadable:
+        image = attempt(lambda: tiles.reader.read(row), tile_id=str(row), where=tiles.reader.where(row))
+        return image if isinstance(image, Unreadable) else scorer.pixels(image)
+
+    reasons: dict[int, str] = {}
+    outputs: list[torch.Tensor] = []  # on the device until the slide is done, so that a GPU never waits
+    for rows, results in read_ahead(_batches(total, batch_size), read, pool):
+        reasons |= {
+            row: result.reason for row, result in zip(rows, results, strict=True) if isinstance(result, Unreadable)
+        }
+        pixels = [result for result in results if not isinstance(result, Unreadable)]
+        if pixels:
+            batch = torch.from_numpy(np.stack(pixels))
+            if scorer.device.type == "cuda":
+                batch = batch.pin_memory()
+            outputs.append(scorer.compute(batch.to(scorer.device, non_blocking=True))[0])
+        done(len(rows))
+    if not outputs:
+        return f"none of its {total} tiles can be read: {next(iter(reasons.values()))}"
+    scores = torch.cat(outputs).float().cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise ModelError(
+            "the model gives scores that are not finite",
+            where=slide.path,
+            fix="score in float32, on another device, or check the model's weights",
+        )
+    _write(slide, scorer, out, scores, reasons)
+    return ""
+
+
+def _batches(total: int, size: int) -> Iterator[range]:
+    for start in range(0, total, size):
+        yield range(start, min(start + size, total))
+
+
+def _write(
+    slide: PreparedSlide,
+    scorer: TileScorer,
+    out: Path,
+    scores: Float32[np.ndarray, "n c"],
+    reasons: dict[int, str],
+) -> None:
+    grid = slide.grid
+    readable = np.array([row not in reasons for row in range(len(grid))])
+    columns = {
+        "id": pa.array([name for name, kept in zip(grid.ids, readable, strict=True) if kept], pa.string()),
+        "x": grid.x[readable],
+        "y": grid.y[readable],
+        "tissue": grid.tissue[readable],
+        **{f"score_{name}": scores[:, code] for code, name in enumerate(scorer.classes)},
+    }
+    record = {"inputs": _inputs(slide, scorer), "unreadable": len(reasons)}
+    table = pa.table(columns).replace_schema_metadata({_INPUTS: json.dumps(record).encode()})
+    folder = slide_folder(out, slide.name)
+    make_folder(folder)
+    with whole_file(folder / TILES) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _inputs(slide: PreparedSlide, scorer: TileScorer) -> str:
+    """Fingerprint of the model, the slide's file and its tiles."""
+    grid = slide.grid
+    places = fingerprint([grid.x.tolist(), grid.y.tolist()])
+    return fingerprint([scorer.identity, slide.stamp, slide.pixels, slide.extent, places])
+
+
+def _record(path: Path) -> dict[str, Any]:
+    with reading(path, _AGAIN):
+        metadata = pq.read_schema(path).metadata or {}
+        value = json.loads(metadata.get(_INPUTS, b"{}"))
+        return value if isinstance(value, dict) else {}
+
+
+def _is_scored(slide: PreparedSlide, scorer: TileScorer, out: Path) -> bool:
+    path = slide_folder(out, slide.name) / TILES
+    return path.is_file() and _record(path).get("inputs") == _inputs(slide, scorer)
+
+
+def read_scores(slide: PreparedSlide, scorer: TileScorer, out: Path) -> TileScores:
+    """Read the scores of a slide's tiles.
+
+    Raises:
+        ArtifactError: The table is missing or damaged.
+        DataError: The table belongs to another model or other tiles.
+    """
+    path = slide_folder(out, slide.name) / TILES
+    record = _record(path)
+    if record.get("inputs") != _inputs(slide, scorer):
+        raise DataError("scores of another model or of other tiles", where=path, fix=_AGAIN)
+    with reading(path, _AGAIN):
+        table = pq.read_table(path)
+    x, y, tissue = (np.asarray(table[name]) for name in ("x", "y", "tissue"))
+    scores = np.stack([np.asarray(table[f"score_{name}"]) for name in scorer.classes], axis=1).astype(np.float32)
+    grid = slide.grid
+    kept = SlideGrid(grid.slide, grid.width, grid.height, grid.mpp, grid.edge, grid.step, x, y, tissue)
+    return TileScores(kept, scores, int(record.get("unreadable", 0)))

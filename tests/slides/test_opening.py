@@ -1,0 +1,98 @@
+"""Slides are opened in real formats; what cannot be read, or states no resolution, is explained."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from slide_files import PINK, picture, write_ome, write_slide
+
+from clipit.errors import DataError
+from clipit.slides.opening import open_slide, resolve_mpp, slide_name, white_below
+
+REAL = "slides"
+
+
+@pytest.mark.parametrize("kind", ["generic", "ome", "png"])
+def test_a_region_has_the_pixels_of_the_picture_at_its_level(kind: str, tmp_path: Path) -> None:
+    pixels = picture()
+    if kind == "generic":
+        slide = open_slide(write_slide(tmp_path / "a.tiff", pixels, mpp=0.5))
+    elif kind == "ome":
+        slide = open_slide(write_ome(tmp_path / "a.ome.tiff", pixels, mpp=0.5, levels=3))
+    else:
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        slide = open_slide(tmp_path / "a.png")
+    assert (slide.levels[0].width, slide.levels[0].height) == (600, 400)
+    assert np.array_equal(np.asarray(slide.read_region(90, 70, 0, 200, 100)), pixels[70:170, 90:290])
+    if kind != "png":
+        assert [level.downsample for level in slide.levels] == [1, 2, 4]
+        assert slide.mpp == pytest.approx(0.5)
+        small = np.asarray(slide.read_region(200, 160, 1, 20, 20))
+        assert (small == PINK).all()
+    outside = np.asarray(slide.read_region(590, 390, 0, 20, 20))
+    assert (outside == 255).all()
+    slide.close()
+
+
+def test_pixels_outside_the_scanned_area_are_white() -> None:
+    image = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    shown = white_below(image)
+    assert [shown.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
+
+
+def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "empty.svs").write_bytes(b"")
+    (tmp_path / "bytes.svs").write_bytes(b"no slide at all" * 50)
+    Image.fromarray(picture()).save(tmp_path / "photo.jpg")
+    shutil.copy(tmp_path / "photo.jpg", tmp_path / "photo.svs")
+    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((64, 64, 3), np.uint16))
+    write_ome(tmp_path / "fluo.ome.tif", np.zeros((5, 64, 64), np.uint16), axes="CYX")
+    whole = write_slide(tmp_path / "whole.tiff", picture())
+    (tmp_path / "cut.svs").write_bytes(whole.read_bytes()[:3000])
+    for name, words in {
+        "missing.svs": "no such slide",
+        "empty.svs": "the file is empty",
+        "bytes.svs": "damaged, cut off or of another format",
+        "photo.svs": "not a slide, but a JPEG image named .svs",
+        "deep.tif": "16 bits per channel",
+        "fluo.ome.tif": "not a bright-field RGB image",
+        "cut.svs": "slide",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            open_slide(tmp_path / name)
+
+
+def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp_path: Path) -> None:
+    stated = open_slide(write_slide(tmp_path / "stated.tiff", picture(), mpp=0.5))
+    silent = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
+    printed = open_slide(write_slide(tmp_path / "printed.tiff", picture(), mpp=352.8))
+    assert resolve_mpp(stated, None, "a") == (pytest.approx(0.5), "")
+    assert resolve_mpp(stated, 0.505, "a")[0] == pytest.approx(0.5)
+    assert resolve_mpp(silent, 0.25, "a")[0] == 0.25
+    with pytest.raises(DataError, match=r"0.25 micrometres per pixel are given, but the file states 0.5"):
+        resolve_mpp(stated, 0.25, "a")
+    with pytest.raises(DataError, match=r"neither micrometres per pixel nor a magnification[\s\S]*column mpp"):
+        resolve_mpp(silent, None, "a")
+    with pytest.raises(DataError, match="a resolution for printing"):
+        resolve_mpp(printed, None, "a")
+    silent.magnification = 20.0
+    assert resolve_mpp(silent, None, "a") == (0.5, "0.5 micrometres per pixel from the objective's power of 20")
+
+
+def test_the_name_of_a_slide_has_no_suffix() -> None:
+    assert [slide_name(Path(name)) for name in ("a.b.svs", "c.ome.tiff")] == ["a.b", "c"]
+
+
+def test_real_slides_open_and_say_what_they_lack(real_data: Path) -> None:
+    aperio = open_slide(real_data / REAL / "CMU-1-Small-Region.svs")
+    assert (aperio.levels[0].width, aperio.mpp, aperio.magnification) == (2220, 0.499, 20)
+    tcga = open_slide(real_data / REAL / "tcga-cr-7395-01a-01-ts1.svs")
+    assert [round(level.downsample, 4) for level in tcga.levels] == [1, 2.0005]
+    with pytest.raises(DataError, match="neither micrometres per pixel nor a magnification"):
+        resolve_mpp(tcga, None, "tcga")
+    with pytest.raises(DataError, match="not a slide"):
+        open_slide(real_data / REAL / "broken.svs")

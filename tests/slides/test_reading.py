@@ -1,0 +1,177 @@
+"""Tiles are read at an exact resolution from the nearest level; tissue, grids and artefacts of slides."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from slide_files import PEN, PINK, PURPLE, picture, write_slide
+
+from clipit.config.data import SlidesConfig
+from clipit.errors import DataError
+from clipit.slides.grid import make_grid, parse_tile_id
+from clipit.slides.opening import open_slide
+from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
+from clipit.slides.reading import PlacedSlide, SlidePool, SlideReader, choose_level, read_overview, read_tile
+from clipit.slides.slide_file import Level
+from clipit.slides.tissue import TissueShare, find_tissue, otsu, remove_small
+
+
+class Levels:
+    """A slide with levels and no pixels."""
+
+    mpp = magnification = None
+    format = "none"
+
+    def __init__(self, *downsamples: float) -> None:
+        self.levels = [Level(100, 100, downsample) for downsample in downsamples]
+
+    def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def test_a_level_counts_as_near_within_one_per_cent() -> None:
+    slide = Levels(1.0, 2.0005, 4.3)
+    assert [choose_level(slide, wanted) for wanted in (0.5, 1.0, 1.97, 2.0, 4.0, 4.3, 50.0)] == [0, 0, 0, 1, 1, 2, 2]
+
+
+def test_a_tile_is_resampled_to_the_exact_resolution(tmp_path: Path) -> None:
+    ramp = np.zeros((400, 600, 3), np.uint8)
+    ramp[...] = np.linspace(0, 255, 600).astype(np.uint8)[None, :, None]
+    slide = open_slide(write_slide(tmp_path / "ramp.tiff", ramp, mpp=0.5))
+    # 0.75 um/px is between levels 0 (0.5) and 1 (1.0): 150 px of level 0 become 100.
+    tile = np.asarray(read_tile(slide, 200, 100, 150.0, 100), dtype=float)[..., 0]
+    assert tile.shape == (100, 100)
+    expected = np.interp(200 + (np.arange(100) + 0.5) * 1.5 - 0.5, np.arange(600), ramp[0, :, 0])
+    assert np.abs(tile[50] - expected).max() < 1.5
+    exact = np.asarray(read_tile(slide, 200, 100, 128.0, 64))  # level 1, no resampling
+    assert np.array_equal(exact, np.asarray(slide.read_region(200, 100, 1, 64, 64)))
+
+
+def test_the_overview_equals_the_reduced_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = open_slide(write_slide(tmp_path / "a.tiff", picture(), mpp=1, levels=1))
+    whole = np.asarray(read_overview(slide, 4.0), dtype=int)
+    assert whole.shape == (100, 150, 3)
+    assert tuple(whole[40, 40]) == PINK and tuple(whole[40, 80]) == PURPLE and tuple(whole[5, 5]) == (255, 255, 255)
+    monkeypatch.setattr("clipit.slides.reading._BLOCK", 100)
+    assert np.abs(np.asarray(read_overview(slide, 4.0), dtype=int) - whole).max() <= 40  # at edges of blocks
+
+
+def test_tissue_is_found_by_colour_without_ink_holes_and_crumbs() -> None:
+    pixels = np.full((200, 300, 3), 240, np.uint8)
+    pixels[40:160, 50:200] = PINK
+    pixels[90:94, 100:104] = 240  # a small hole
+    pixels[10:13, 10:13] = PINK  # a crumb
+    pixels[20:180, 240:260] = PEN
+    pixels[165:175, 20:220] = (15, 15, 15)
+    mask = find_tissue(Image.fromarray(pixels), mpp=8.0)
+    assert mask[100, 102] and mask[60, 60]
+    assert not mask[11, 11] and not mask[100, 250] and not mask[170, 100]
+    assert mask.mean() == pytest.approx(120 * 150 / 60000, abs=0.02)
+
+
+def test_glass_alone_has_no_tissue_and_tissue_alone_no_glass() -> None:
+    noise = np.random.default_rng(0).integers(-3, 4, (100, 100, 3))
+    glass = np.clip(240 + noise, 0, 255).astype(np.uint8)
+    tissue = np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
+    assert not find_tissue(Image.fromarray(glass), 8.0).any()
+    assert find_tissue(Image.fromarray(tissue), 8.0).all()
+
+
+def test_otsus_threshold_lies_between_two_classes() -> None:
+    values = np.concatenate([np.full(500, 0.1), np.full(300, 0.6)]).astype(np.float32).reshape(20, 40)
+    assert 0.1 < otsu(values) < 0.6
+
+
+def test_small_parts_are_dropped_before_holes_are_filled() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[2:12, 2:12] = True
+    mask[5, 5] = False
+    mask[16, 16] = True
+    cleaned = remove_small(mask, part=4.0, hole=4.0)
+    assert cleaned[5, 5] and not cleaned[16, 16] and cleaned.sum() == 100
+
+
+def test_the_share_of_tissue_is_exact_for_fractions_of_pixels() -> None:
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1:3] = True  # covers 10..30 in both directions at a downsample of 10
+    share = TissueShare(mask, 10.0).of_squares(np.array([0, 5, 10, 35], np.int32), np.array([0, 5, 10, 35], np.int32), 20.0)
+    assert share.tolist() == pytest.approx([0.25, 0.5625, 1.0, 0.0])
+
+
+def test_a_grid_covers_the_slide_and_ids_give_the_place() -> None:
+    config = SlidesConfig(mpp=1.0, pixels=64, overlap=0.5, min_tissue=0.0)
+    grid = make_grid("a@b", 300, 150, 0.5, config, lambda x, y, extent: np.ones(len(x), np.float32))
+    assert (grid.edge, grid.step) == (128, 64)
+    assert grid.x.tolist()[:5] == [0, 64, 128, 192, 256] and len(grid) == 15
+    assert grid.ids[6] == "a@b@64,64,128" and parse_tile_id(grid.ids[6]) == ("a@b", 64, 64, 128)
+    assert grid.cells[6].tolist() == [1, 1] and grid.shape == (3, 5)
+    with pytest.raises(DataError, match="not the id of a tile"):
+        parse_tile_id("tile-1")
+
+
+def test_prepared_slides_are_kept_and_failures_do_not_stop_the_others(tmp_path: Path) -> None:
+    write_slide(tmp_path / "good.tiff", picture())
+    (tmp_path / "empty.svs").write_bytes(b"")
+    write_slide(tmp_path / "glass.tiff", np.full((200, 200, 3), 250, np.uint8))
+    slides = [SlidePath(name, tmp_path / file) for name, file in
+              (("good", "good.tiff"), ("bad", "empty.svs"), ("glass", "glass.tiff"))]  # fmt: skip
+    config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"))
+    good, bad, glass = prepare_slides(slides, config)
+    assert isinstance(good, PreparedSlide) and isinstance(bad, FailedSlide) and isinstance(glass, FailedSlide)
+    assert bad.reason == "the file is empty" and glass.reason.startswith("no tissue: none of 49 tiles")
+    assert len(good.grid) == 10 * 8 - 2  # of the upper row, half is tissue, and less of its corners
+    assert (good.grid.tissue >= 0.5).all()
+    folders = sorted(path.name for path in (tmp_path / "grids").iterdir() if path.is_dir())
+    assert len([name for name in folders if not name.endswith(".partial")]) == 1
+    again = prepare_slides(slides[:1], config)[0]
+    assert isinstance(again, PreparedSlide) and again.grid.ids == good.grid.ids
+    few = prepare_slides(slides[:1], config.model_copy(update={"tiles_per_slide": 7}))[0]
+    assert isinstance(few, PreparedSlide) and len(few.grid) == 7 and set(few.grid.ids) < set(good.grid.ids)
+
+
+def test_a_slide_that_changes_gets_a_new_grid(tmp_path: Path) -> None:
+    config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"))
+    path = write_slide(tmp_path / "a.tiff", picture())
+    before = prepare_slides([SlidePath("a", path)], config)[0]
+    moved = np.roll(picture(), 100, axis=1)
+    write_slide(path, moved)
+    after = prepare_slides([SlidePath("a", path)], config)[0]
+    assert isinstance(before, PreparedSlide) and isinstance(after, PreparedSlide)
+    assert before.stamp != after.stamp and before.grid.x.min() < after.grid.x.min()
+
+
+def test_contours_replace_detection(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "a.tiff", picture())
+    square = '{"type": "Polygon", "coordinates": [[[0, 0], [64, 0], [64, 64], [0, 64], [0, 0]]]}'
+    (tmp_path / "contours").mkdir()
+    (tmp_path / "contours" / "a.geojson").write_text(square)
+    config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"), contours=str(tmp_path / "contours"))
+    kept, other = prepare_slides([SlidePath("a", path), SlidePath("b", path)], config)
+    assert isinstance(kept, PreparedSlide) and sorted(zip(kept.grid.x.tolist(), kept.grid.y.tolist(), strict=True)) == [
+        (0, 0), (0, 32), (32, 0), (32, 32),
+    ]  # fmt: skip
+    # The file's own name is tried as well as the slide's.
+    assert isinstance(other, PreparedSlide)
+    (tmp_path / "contours" / "a.geojson").unlink()
+    missing = prepare_slides([SlidePath("c", path)], config)[0]
+    assert isinstance(missing, FailedSlide) and "no contours of this slide" in missing.reason
+
+
+def test_a_reader_of_tiles_survives_pickling_and_closes_what_is_old(tmp_path: Path) -> None:
+    paths = [write_slide(tmp_path / f"{name}.tiff", picture()) for name in "abc"]
+    placed = [PlacedSlide(path.stem, path, 64.0, 64) for path in paths]
+    rows = np.arange(3, dtype=np.int32)
+    reader = SlideReader(placed, rows, np.full(3, 120, np.int32), np.full(3, 100, np.int32))
+    copy = pickle.loads(pickle.dumps(reader))
+    assert all(np.array_equal(np.asarray(copy.read(row)), picture()[100:164, 120:184]) for row in range(3))
+    assert copy.where(1) == f"{paths[1]}: b@120,100,64"
+    pool = SlidePool(most=1)
+    first = pool.get(paths[0])
+    assert pool.get(paths[0]) is first
+    pool.get(paths[1])
+    assert pool.get(paths[0]) is not first

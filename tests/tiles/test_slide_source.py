@@ -1,0 +1,98 @@
+"""Slides as a source of tiles: tables and folders of slides, labels and splits per slide, bad slides listed."""
+
+from pathlib import Path
+
+import pytest
+from conftest import write_table
+from slide_files import picture, write_slide
+
+from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
+from clipit.errors import ConfigError, DataError
+from clipit.tiles.load import read_tiles
+
+
+def section(path: Path, **changes: object) -> TilesConfig:
+    slides = SlidesConfig(mpp=1.0, pixels=64, grids=str(path.parent / "grids"))
+    return TilesConfig(source="slides", path=str(path), slides=slides, **changes)  # type: ignore[arg-type]
+
+
+def write_slides(folder: Path, **mpp: float | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in mpp.items():
+        write_slide(folder / f"{name}.tiff", picture(), value)
+
+
+def test_tiles_have_the_label_split_and_patient_of_their_slide(tmp_path: Path) -> None:
+    write_slides(tmp_path / "images", a=1.0, b=1.0, c=1.0, d=None)
+    rows = [
+        {"slide": "a.tiff", "label": "tumour", "split": "train", "group": "P1", "mpp": ""},
+        {"slide": "b", "label": "normal", "split": "train", "group": "P2", "mpp": ""},
+        {"slide": "c", "label": "", "split": "validation", "group": "", "mpp": 1.0},
+        {"slide": "d", "label": "tumour", "split": "test", "group": "P4", "mpp": 0.5},
+    ]
+    table = write_table(tmp_path / "slides.csv", rows)
+    tiles = read_tiles(section(table, images=str(tmp_path / "images")))
+    assert tiles.classes == ("normal", "tumour")
+    slides = [name.split("@")[0] for name in tiles.ids]
+    of_slide = {name: [row for row, slide in enumerate(slides) if slide == name] for name in "abcd"}
+    assert {name: (set(tiles.labels[rows].tolist()), set(tiles.splits[rows]), set(tiles.groups[rows]))
+            for name, rows in of_slide.items()} == {
+        "a": ({1}, {"train"}, {"P1"}),
+        "b": ({0}, {"train"}, {"P2"}),
+        "c": ({-1}, {"validation"}, {"c"}),
+        "d": ({1}, {"test"}, {"P4"}),
+    }  # fmt: skip
+    assert set(tiles.mpp.tolist()) == {1.0} and tiles.read(0).size == (64, 64)
+    # At 0.5 um, a tile of 64 um is 128 pixels of level 0.
+    assert tiles.ids[of_slide["d"][0]].endswith(",128") and tiles.ids[0].endswith(",64")
+    assert len({*tiles.stamps}) == 4
+
+
+def test_slides_that_cannot_be_used_are_errors_or_are_listed(tmp_path: Path) -> None:
+    write_slides(tmp_path, a=1.0, silent=None)
+    (tmp_path / "empty.svs").write_bytes(b"")
+    rows = [{"slide": name, "label": "x", "split": "test"} for name in ("a", "silent", "empty")]
+    table = write_table(tmp_path / "slides.csv", rows)
+    with pytest.raises(DataError, match=r"2 of 3 slides cannot be used:[\s\S]*silent[\s\S]*column mpp") as caught:
+        read_tiles(section(table))
+    assert "the file is empty" in str(caught.value)
+    tiles = read_tiles(section(table, unreadable="quarantine"))
+    assert {name.split("@")[0] for name in tiles.ids} == {"a"}
+    assert any(note.startswith("2 of 3 slides cannot be used and were left out: silent:") for note in tiles.notes)
+    # tiles.mpp speaks of the slides, not of the tiles.
+    assert len(read_tiles(section(table, unreadable="quarantine", mpp=1.0))) == 2 * len(tiles)
+
+
+def test_tables_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
+    write_slides(tmp_path, a=1.0, b=1.0)
+    columns = ("slide", "label", "split", "group")
+
+    def read(*rows: tuple[str, ...]) -> None:
+        named = [dict(zip(columns, row, strict=True)) for row in rows]
+        read_tiles(section(write_table(tmp_path / "slides.csv", named)))
+
+    with pytest.raises(DataError, match=r"a.tiff in rows 1, 2 \(splits test, train\)"):
+        read(("a", "x", "train", ""), ("a.tiff", "x", "test", ""))
+    with pytest.raises(DataError, match="P1 .*train, test|P1 .*test, train"):
+        read(("a", "x", "train", "P1"), ("b", "x", "test", "P1"))
+    with pytest.raises(DataError, match=r"1 of 2 slides do not exist in .*: c"):
+        read(("a", "x", "train", ""), ("c", "x", "test", ""))
+
+
+def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: Path) -> None:
+    write_slides(tmp_path / "images", a=1.0)
+    (tmp_path / "images" / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="a folder of slides has no labels"):
+        read_tiles(section(tmp_path / "images"))
+    unlabelled = LabelsConfig(kind="none")
+    tiles = read_tiles(section(tmp_path / "images", labels=unlabelled), cut=False)
+    assert len(tiles) and any("1 files are no slides" in note for note in tiles.notes)
+    (tmp_path / "images" / "a.svs").write_bytes(b"")
+    with pytest.raises(DataError, match="1 names of slides occur more than once: a"):
+        read_tiles(section(tmp_path / "images", labels=unlabelled), cut=False)
+
+
+def test_options_of_slides_apply_to_slides_only(tmp_path: Path) -> None:
+    config = TilesConfig(source="folders", path=str(tmp_path), slides=SlidesConfig())
+    with pytest.raises(ConfigError, match=r"tiles.slides \(slides only\)"):
+        read_tiles(config)

@@ -1,5 +1,6 @@
 """Slides are opened in real formats; what cannot be read, or states no resolution, is explained."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from clipit.errors import DataError
 from clipit.slides.opening import open_slide, resolve_mpp, slide_name, white_below
 
 REAL = "slides"
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """Folder of real data."""
+    place = os.environ.get("CLIPIT_TEST_DATA")
+    if not place:
+        pytest.skip("CLIPIT_TEST_DATA is not set: no real slides to test with")
+    return Path(place)
 
 
 @pytest.mark.parametrize("kind", ["generic", "ome", "png"])

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from conftest import write_table
 from slide_files import picture, write_slide
 
 from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.load import read_tiles
+
+
+def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
 
 
 def section(path: Path, **changes: object) -> TilesConfig:

@@ -90,7 +90,9 @@ def export_classifier(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             scale = mpp, tile_pixels
-            _write(partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, scale, dict(provenance or {}))
+            _write(
+                partial, student, backbone, classes, vlm_info, text_mean, prompts or {}, scale, dict(provenance or {})
+            )
             _compare(partial, student, backbone)
             _replace(folder, partial)
     finally:

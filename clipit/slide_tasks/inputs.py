@@ -34,9 +34,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     if tables:
         labels = LabelsConfig(kind="none")  # the column label is optional
         images = None if slides is None else str(slides)
-        return list_slides(
-            TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
-        )
+        return list_slides(TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels))
     listed: list[SlidePath] = []
     notes: list[str] = []
     for path in paths:

@@ -57,12 +57,16 @@ def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     if get_processes().main:
         for note in [*listed.notes, *failure_notes(failed, len(results))]:
             logger.info(f"note: {note}")
-        for text in dict.fromkeys(f"note: {slide.name}: {slide.facts['note']}" for slide in prepared if slide.facts["note"]):
+        for text in dict.fromkeys(
+            f"note: {slide.name}: {slide.facts['note']}" for slide in prepared if slide.facts["note"]
+        ):
             logger.info(text)
     if not prepared:
         lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
         fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
-        raise DataError(f"none of {len(failed)} slides can be used:{lines}", where=listed.where, fix="; ".join(fixes[:3]))
+        raise DataError(
+            f"none of {len(failed)} slides can be used:{lines}", where=listed.where, fix="; ".join(fixes[:3])
+        )
     return SlideOutcome(listed, prepared, failed)
 
 
@@ -147,7 +151,9 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
 
     grid = slide.grid
     with whole_file(folder / "grid.parquet") as temporary:
-        pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(temporary, index=False)
+        pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(
+            temporary, index=False
+        )
     with whole_file(folder / "tissue.geojson") as temporary:
         shutil.copyfile(slide.tissue, temporary)
     with whole_file(folder / THUMBNAIL) as temporary:

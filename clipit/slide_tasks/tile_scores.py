@@ -83,7 +83,9 @@ def score_tiles(
         ModelError: A score is not finite.
     """
     processes = get_processes()
-    open_slides = processes.broadcast([place for place, slide in enumerate(slides) if not _is_scored(slide, scorer, out)])
+    open_slides = processes.broadcast(
+        [place for place, slide in enumerate(slides) if not _is_scored(slide, scorer, out)]
+    )
     # The largest first, so that all processes end at about the same time.
     open_slides.sort(key=lambda place: (-len(slides[place].grid), place))
     total = sum(len(slides[place].grid) for place in open_slides)

@@ -99,7 +99,9 @@ def test_small_parts_are_dropped_before_holes_are_filled() -> None:
 def test_the_share_of_tissue_is_exact_for_fractions_of_pixels() -> None:
     mask = np.zeros((4, 4), bool)
     mask[1:3, 1:3] = True  # covers 10..30 in both directions at a downsample of 10
-    share = TissueShare(mask, 10.0).of_squares(np.array([0, 5, 10, 35], np.int32), np.array([0, 5, 10, 35], np.int32), 20.0)
+    share = TissueShare(mask, 10.0).of_squares(
+        np.array([0, 5, 10, 35], np.int32), np.array([0, 5, 10, 35], np.int32), 20.0
+    )
     assert share.tolist() == pytest.approx([0.25, 0.5625, 1.0, 0.0])
 
 

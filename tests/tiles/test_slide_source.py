@@ -78,7 +78,7 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"a.tiff in rows 1, 2 \(splits test, train\)"):
         read(("a", "x", "train", ""), ("a.tiff", "x", "test", ""))
-    with pytest.raises(DataError, match="P1 .*train, test|P1 .*test, train"):
+    with pytest.raises(DataError, match=r"P1 .*train, test|P1 .*test, train"):
         read(("a", "x", "train", "P1"), ("b", "x", "test", "P1"))
     with pytest.raises(DataError, match=r"1 of 2 slides do not exist in .*: c"):
         read(("a", "x", "train", ""), ("c", "x", "test", ""))

@@ -24,7 +24,7 @@ TABLES = (*_DELIMITERS, ".parquet")
 
 
 @dataclass(frozen=True)
-class Table:
+class TileTable:
     """A table of any format."""
 
     names: Sequence[str]
@@ -98,7 +98,7 @@ def table_images(
     return _locate(path, config, table, read_columns(path, config, table, ("id", "path")))
 
 
-def _locate(path: Path, config: TilesConfig, table: Table, columns: Mapping[str, list[str]]) -> ImageSet:
+def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[str, list[str]]) -> ImageSet:
     """Find the image of each row."""
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
@@ -111,7 +111,7 @@ def _locate(path: Path, config: TilesConfig, table: Table, columns: Mapping[str,
     return ImageSet(ids, stamps, reader, str(path))
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path) -> TileTable:
     """Open a table of any format.
 
     Raises:
@@ -138,7 +138,7 @@ def open_table(path: Path) -> Table:
     return _read_parquet(path) if suffix == ".parquet" else _read_text(path, _DELIMITERS[suffix])
 
 
-def read_columns(path: Path, config: TilesConfig, table: Table, wanted: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequence[str]) -> dict[str, list[str]]:
     """Read the wanted columns that describe tiles, under our names.
 
     `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
@@ -166,7 +166,7 @@ def read_columns(path: Path, config: TilesConfig, table: Table, wanted: Sequence
     return columns
 
 
-def _other_columns(path: Path, table: Table, config: TilesConfig) -> dict[str, list[str]]:
+def _other_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:
     """Read further columns whose name is that of a patient or slide; those with cells of another kind are left out."""
     columns = {}
     for name in table.names:
@@ -178,7 +178,7 @@ def _other_columns(path: Path, table: Table, config: TilesConfig) -> dict[str, l
     return columns
 
 
-def _read_text(path: Path, delimiter: str) -> Table:
+def _read_text(path: Path, delimiter: str) -> TileTable:
     try:
         table = read_csv(path, delimiter)
     except UnicodeDecodeError as error:
@@ -187,10 +187,10 @@ def _read_text(path: Path, delimiter: str) -> Table:
         ) from error
     check_joined_rows(table, delimiter, path)
     place_of = {name.strip(): place for place, name in enumerate(table.header)}
-    return Table(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
+    return TileTable(list(place_of), lambda name: [row[place_of[name]] for row in table.rows], table.lines)
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path) -> TileTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -213,7 +213,7 @@ def _read_parquet(path: Path) -> Table:
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(f"cannot read column {name}: {error}", where=path, fix="write the file again") from error
 
-    return Table(names, column)
+    return TileTable(names, column)
 
 
 def _is_invalid(cell: Any) -> bool:
@@ -225,7 +225,7 @@ def _is_invalid(cell: Any) -> bool:
     return False
 
 
-def _check_files(path: Path, files: list[str], table: Table) -> None:
+def _check_files(path: Path, files: list[str], table: TileTable) -> None:
     nameless = [row for row, name in enumerate(files) if not name]
     if nameless:
         raise DataError(

@@ -8,7 +8,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
 from clipit.errors import DataError
-from clipit.evaluation.intervals import Statistics, bootstrap
+from clipit.evaluation.intervals import Statistics, bootstrap, group_numbers
 from clipit.evaluation.metrics import describe_averaging, explain_undefined, weighted_scores
 from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.slide_scores import SCORE_PREFIX
@@ -47,11 +47,13 @@ class SlideEvaluation:
         scores: One row per split, level (`slide` or `patient`), pooling and metric: `split`, `level`, `pooling`,
             `smoothed`, `chosen`, `metric`, `value`, `low`, `high`, `reason` (why the value or its interval is
             undefined), `over` (the classes that it covers if some have no slide), `labelled` (labelled slides or
-            patients) and `patients`.
+            patients), `patients`, and `single` (whether every labelled slide is of another patient).
         slides: One row per scored slide: `slide`, `patient`, `label`, `split`, `tiles`; with a chosen pooling also its
             scores, `predicted` and `tied`, otherwise the class predicted by each pooling.
         failed: Slides without scores: `slide` and `reason`.
         notes: Remarks on slides and patients that were left out, and on the reliability of the scores.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
     """
 
     classes: tuple[str, ...]
@@ -60,6 +62,8 @@ class SlideEvaluation:
     slides: pd.DataFrame
     failed: pd.DataFrame
     notes: tuple[str, ...]
+    resamples: int
+    seed: int
 
 
 def evaluate_slides(
@@ -108,6 +112,8 @@ def evaluate_slides(
         slides=_slide_rows(table, scored, choice.key),
         failed=failed,
         notes=tuple(_notes(scored, len(failed))),
+        resamples=resamples,
+        seed=seed,
     )
 
 
@@ -130,9 +136,9 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     best = max(round(score, _TIE_DIGITS) for score in scores.values())
     tied = [key for key, score in scores.items() if round(score, _TIE_DIGITS) == best]
     covered = "" if present == len(first.classes) else f", which show {present} of {len(first.classes)} classes"
-    shared = "" if len(tied) == 1 else f" {len(tied) - 1} others are equal; the smallest K was taken."
+    shared = "" if len(tied) == 1 else f" Of {len(tied)} equal ones, that with the smallest K was taken."
     sentence = (
-        f"{tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {int(rows.sum())} validation "
+        f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {int(rows.sum())} validation "
         f"slides{covered}, the highest of {len(scores)} poolings.{shared}"
     )
     return PoolingChoice(tied[0], sentence, scores)
@@ -153,7 +159,7 @@ def _validation_score(scored: SlideSet, key: PoolingKey) -> float:
 
 _COLUMNS = [
     "split", "level", "pooling", "smoothed", "chosen", "metric", "value", "low", "high", "reason", "over", "labelled",
-    "patients",
+    "patients", "single",
 ]  # fmt: skip
 
 
@@ -169,7 +175,8 @@ def _metric_rows(
     labels, groups = first.labels[rows], first.groups[rows]
     probabilities = {key: table.probabilities[rows] for key, table in by_key.items()}
     intervals = bootstrap(_statistics(labels, probabilities), groups, resamples, seed)
-    known = len(np.unique(groups[groups != ""])) + int((groups == "").sum())
+    known = len(np.unique(group_numbers(groups)))
+    single = known == int(((scored.splits == split) & (scored.labels >= 0)).sum())
     result: list[dict[str, object]] = []
     for key, table in by_key.items():
         for metric, value in score_predictions(table).items():
@@ -182,6 +189,7 @@ def _metric_rows(
                     "split": split, "level": level, "pooling": key.pooling, "smoothed": key.smoothed,
                     "chosen": key == chosen, "metric": metric, "value": value, "low": interval.low,
                     "high": interval.high, "reason": reason, "over": over, "labelled": len(labels), "patients": known,
+                    "single": single,
                 }
             )  # fmt: skip
     return result
@@ -232,27 +240,14 @@ def _failed_slides(slides: pd.DataFrame, scored: SlideSet, failures: Mapping[str
 
 
 def _notes(scored: SlideSet, failed: int) -> list[str]:
-    notes = []
-    if failed:
-        notes.append(f"{failed} slides have no scores and are left out of every figure.")
-    unlabelled = int((scored.labels < 0).sum())
-    if unlabelled:
-        notes.append(f"{unlabelled} scored slides have no label: they are listed, and not evaluated.")
-    if (scored.splits == TRAIN).any():
-        notes.append(f"{int((scored.splits == TRAIN).sum())} slides of the training split are not evaluated.")
-    mixed = scored.mixed_patients()
-    if mixed:
-        notes.append(f"{len(mixed)} patients have slides of different classes: they are not evaluated per patient.")
-    crossing = scored.crossing_patients()
-    if crossing:
-        notes.append(
-            f"{len(crossing)} patients have slides in several splits, so that the splits are not independent: "
-            "scores of the test split can be too high."
-        )
-    unknown = int((scored.patients == "").sum())
-    if unknown:
-        notes.append(
-            f"The patient of {unknown} slides is unknown: each counts as a patient of its own, and intervals are too "
-            "narrow if several show the same patient."
-        )
-    return notes
+    counts = {
+        "Slides without scores, left out of every figure": failed,
+        "Scored slides without a label, listed and not evaluated": int((scored.labels < 0).sum()),
+        "Slides of the training split, not evaluated": int((scored.splits == TRAIN).sum()),
+        "Patients with slides of different classes, not evaluated per patient": len(scored.mixed_patients()),
+        "Patients with slides in several splits, so that the scores of later splits can be too high": len(
+            scored.crossing_patients()
+        ),
+        "Slides of unknown patients, each counted as a patient of its own": int((scored.patients == "").sum()),
+    }
+    return [f"{what}: {count:,}." for what, count in counts.items() if count]

@@ -27,7 +27,7 @@ class PoolingKey(NamedTuple):
     @property
     def title(self) -> str:
         """Name of the pooling in tables and sentences."""
-        return f"{self.pooling}, smoothed" if self.smoothed else self.pooling
+        return f"{self.pooling} (smoothed)" if self.smoothed else self.pooling
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def test_the_score_of_a_patient_is_the_mean_of_the_slides() -> None:
     assert per_slide["value"] == pytest.approx(3 / 6) and per_slide["labelled"] == 6
     # p1 has a mean of (0.567, 0.433): correct. The slides of unknown patients stay apart.
     assert per_patient["value"] == pytest.approx(3 / 4) and per_patient["labelled"] == 4
-    assert any("The patient of 2 slides is unknown" in note for note in evaluation.notes)
+    assert any("unknown patients, each counted as a patient of its own: 2." in note for note in evaluation.notes)
 
 
 def test_patients_with_slides_of_different_classes_are_evaluated_per_slide_only() -> None:
@@ -120,7 +120,7 @@ def test_patients_with_slides_of_different_classes_are_evaluated_per_slide_only(
     evaluation = two_class_slides(rows)
     assert value(evaluation, "accuracy", level="slide")["labelled"] == 3
     assert value(evaluation, "accuracy", level="patient")["labelled"] == 1
-    assert any("1 patients have slides of different classes" in note for note in evaluation.notes)
+    assert any("different classes, not evaluated per patient: 1." in note for note in evaluation.notes)
 
 
 def test_intervals_resample_patients_and_are_refused_for_few() -> None:
@@ -145,7 +145,7 @@ def test_the_pooling_is_chosen_on_validation_slides_and_ties_go_to_the_smaller_k
     evaluation = two_class_slides(rows)
     assert evaluation.choice.key == PoolingKey("top5", False)
     assert "balanced accuracy of 1.000 on 2 validation slides" in evaluation.choice.sentence
-    assert "1 others are equal; the smallest K was taken" in evaluation.choice.sentence
+    assert "Of 2 equal ones, that with the smallest K was taken" in evaluation.choice.sentence
     assert set(evaluation.scores.query("chosen")["pooling"]) == {"top5"}
     # The choice is bad on the test slide, and still evaluated there.
     assert value(evaluation, "accuracy", "top5", split="test", level="slide")["value"] == 0.5
@@ -173,7 +173,7 @@ def test_training_slides_are_not_evaluated() -> None:
     slides["split"] = slides["split"].replace("validation", "train")
     evaluation = evaluate_slides(table, slides, CLASSES, resamples=0)
     assert set(evaluation.scores["split"]) == {"test"}
-    assert any("15 slides of the training split" in note for note in evaluation.notes)
+    assert any("Slides of the training split, not evaluated: 15." == note for note in evaluation.notes)
 
 
 def test_slides_without_scores_are_listed_with_the_reason() -> None:
@@ -183,7 +183,7 @@ def test_slides_without_scores_are_listed_with_the_reason() -> None:
         table, pd.concat([slides, more]), CLASSES, failures={"broken": "no tissue was found"}, resamples=0
     )
     assert evaluation.failed.values.tolist() == [["broken", "no tissue was found"], ["forgotten", "not scored"]]
-    assert any("2 slides have no scores" in note for note in evaluation.notes)
+    assert any("left out of every figure: 2." in note for note in evaluation.notes)
 
 
 def test_unlabelled_slides_are_listed_and_not_evaluated() -> None:
@@ -205,7 +205,7 @@ def test_a_class_without_slides_leaves_the_auroc_undefined_with_a_reason() -> No
 def test_patients_in_several_splits_are_pointed_out() -> None:
     table, slides = random_slides(30, patients=2)
     evaluation = evaluate_slides(table, slides, CLASSES, resamples=0)
-    assert any("2 patients have slides in several splits" in note for note in evaluation.notes)
+    assert any("Patients with slides in several splits" in note and note.endswith(": 2.") for note in evaluation.notes)
 
 
 def test_tables_that_do_not_match_are_refused() -> None:

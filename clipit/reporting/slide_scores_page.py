@@ -1,0 +1,217 @@
+"""Page and summary of the scores of slides: metrics by pooling, the chosen pooling, every slide, and failed slides."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from clipit.evaluation.intervals import LEVEL
+from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEvaluation
+from clipit.evaluation.slide_scores import SCORE_PREFIX
+from clipit.evaluation.slide_sets import PoolingKey
+from clipit.reporting.html import Links, PageSection, Part, Rows, Table, Text, facts_table, page
+from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
+
+_MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, header and rows
+MOST_SHOWN = 40
+"""Number of slides up to which their table is not folded, and of failed slides that the summary lists."""
+POOLING_TEXT = (
+    "`top1` to `top100`: mean of the K highest scores of a class among the slide's tiles, or of all tiles of a slide "
+    "with fewer; the K tiles differ between classes (MI-Zero, Lu et al., CVPR 2023). `mean`: mean over all tiles. "
+    "`share`: share of the tiles whose highest score is that of the class. `smoothed`: the scores of each tile are "
+    "first averaged over the 3 x 3 cells around it that contain tissue. The predicted class has the highest score."
+)
+LEVEL_TEXT = (
+    "The score of a patient is the mean of the scores of the patient's slides. AUROC: one class against the rest, "
+    "averaged over classes (with two classes, that of the second), of each score minus the mean of the slide's scores."
+)
+
+
+def slide_scores_page(
+    title: str,
+    note: str,
+    evaluation: SlideEvaluation,
+    facts: Mapping[str, object],
+    pages: Mapping[str, str] | None = None,
+) -> str:
+    """Render the page as HTML.
+
+    Args:
+        title: Heading of the page.
+        note: Warning shown at the top of the page; empty for none.
+        evaluation: Evaluation of the slides; without labels, the page lists their scores.
+        facts: Facts about the classifier, the prompts and the tiles.
+        pages: Slide -> path of its own page, relative to this one.
+    """
+    sections = [PageSection("Scores", _scores(evaluation))]
+    if evaluation.choice.key is not None:
+        every: list[Part] = [_choice(evaluation), *_show_tables(_metric_tables(evaluation))]
+        sections.append(PageSection("All poolings", every, folded=True))
+    sections.append(PageSection("Slides", _slides(evaluation, pages or {})))
+    if len(evaluation.failed):
+        rows = evaluation.failed.values.tolist()
+        failed = Table(("slide", "reason"), rows, caption="Slides without scores, left out of every figure", left=2)
+        sections.append(PageSection("Failed slides", [failed]))
+    sections.append(PageSection("How slides are scored", [Text(POOLING_TEXT), Text(LEVEL_TEXT)]))
+    sections.append(PageSection("Provenance", [facts_table(facts)]))
+    return page(title, note, sections, verdict=_verdict(evaluation))
+
+
+def slide_scores_summary(title: str, note: str, evaluation: SlideEvaluation, facts: Mapping[str, object]) -> str:
+    """Compose the summary as Markdown that is also readable as plain text in a terminal.
+
+    Args:
+        title: Heading.
+        note: Warning shown first; empty for none.
+        evaluation: Evaluation of the slides.
+        facts: Facts about the classifier, the prompts and the tiles.
+    """
+    parts = [f"# {markdown_line(title)}"]
+    parts += [f"> **Note.** {markdown_line(note)}"] if note else []
+    parts += [f"**{markdown_line(_verdict(evaluation))}**"] if _verdict(evaluation) else []
+    parts.append(markdown_line(evaluation.choice.sentence))
+    for caption, header, rows in _main_tables(evaluation):
+        parts += [f"{markdown_line(caption)}:", markdown_table(header, rows)]
+    remarks = [*_reliability(evaluation), *evaluation.notes]
+    if remarks:
+        parts.append("\n".join(f"- {markdown_line(remark)}" for remark in remarks))
+    if len(evaluation.failed):
+        shown = evaluation.failed.head(MOST_SHOWN).values.tolist()
+        more = len(evaluation.failed) - len(shown)
+        parts += ["## Failed slides", markdown_table(("slide", "reason"), shown, left=2)]
+        parts += [f"and {more} more"] if more else []
+    parts += ["## Provenance", key_value_table(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(evaluation: SlideEvaluation) -> list[Part]:
+    remarks = [*_reliability(evaluation), *evaluation.notes]
+    tables = _show_tables(_main_tables(evaluation))
+    return [Text(evaluation.choice.sentence), *tables, *(Text(remark) for remark in remarks)]
+
+
+def _show_tables(tables: Sequence[_MetricTable]) -> list[Table]:
+    return [Table(header, rows, caption=caption) for caption, header, rows in tables]
+
+
+def _main_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
+    """Return the scores of the chosen pooling on other slides than those that chose it; without one, all scores."""
+    key, scores = evaluation.choice.key, evaluation.scores
+    if key is None:
+        return _metric_tables(evaluation)
+    rows: list[list[object]] = []
+    for (split, level), part in scores[scores["chosen"]].groupby(["split", "level"], sort=False):
+        if split != VALIDATION and part["labelled"].iloc[0] and not _repeats_slides(part):
+            rows.append([_describe(str(split), str(level), part), *_cells(part)])
+    header = ("scored on", *(LABELS[metric] for metric in SLIDE_METRICS))
+    return [(f"Pooled by {key.title}", header, rows)] if rows else []
+
+
+def _metric_tables(evaluation: SlideEvaluation) -> list[_MetricTable]:
+    """Return a table per split and level: one row per pooling."""
+    tables: list[_MetricTable] = []
+    for (split, level), part in evaluation.scores.groupby(["split", "level"], sort=False):
+        if not part["labelled"].iloc[0] or _repeats_slides(part):
+            continue
+        rows: list[list[object]] = []
+        for (pooling, smoothed, chosen), scores in part.groupby(["pooling", "smoothed", "chosen"], sort=False):
+            name = PoolingKey(str(pooling), bool(smoothed)).title
+            rows.append([f"{name}, chosen" if chosen else name, *_cells(scores)])
+        header = ("pooling", *(LABELS[metric] for metric in SLIDE_METRICS))
+        tables.append((_describe(str(split), str(level), part), header, rows))
+    return tables
+
+
+def _repeats_slides(part: pd.DataFrame) -> bool:
+    """Return whether scores per patient repeat those per slide, as every patient has one slide."""
+    return bool(part["single"].iloc[0]) and part["level"].iloc[0] == "patient"
+
+
+def _describe(split: str, level: str, part: pd.DataFrame) -> str:
+    labelled, patients = int(part["labelled"].iloc[0]), int(part["patients"].iloc[0])
+    of_patients = f" of {patients:,} patients" if level == "slide" else ""
+    return f"{split}, per {level}: {labelled:,} labelled {level}s{of_patients}"
+
+
+def _cells(scores: pd.DataFrame) -> list[str]:
+    """Return the scores of one pooling with their intervals, one per metric."""
+    by_metric = scores.set_index("metric")[["value", "low", "high"]].to_dict("index")
+    return [_score_cell(by_metric[metric]) for metric in SLIDE_METRICS]
+
+
+def _score_cell(row: Mapping[Any, Any]) -> str:
+    value, low, high = (None if pd.isna(row[name]) else float(row[name]) for name in ("value", "low", "high"))
+    return with_interval(value, low, high)
+
+
+def _verdict(evaluation: SlideEvaluation) -> str:
+    """State the chosen pooling's score on the test slides; "" if there is none."""
+    key = evaluation.choice.key
+    rows = evaluation.scores.query("chosen and level == 'slide' and split == 'test' and metric == 'balanced_accuracy'")
+    if key is None or rows.empty or pd.isna(rows["value"].iloc[0]):
+        return ""
+    row = rows.iloc[0].to_dict()
+    return (
+        f"Balanced accuracy {_score_cell(row)} on {int(row['labelled']):,} test slides of {int(row['patients']):,} "
+        f"patients, pooled by {key.title}"
+    )
+
+
+def _reliability(evaluation: SlideEvaluation) -> list[str]:
+    """Describe the intervals, and list the reasons why scores or intervals are missing."""
+    scores, remarks = evaluation.scores, list[str]()
+    if scores["low"].notna().any():
+        remarks.append(
+            f"In brackets: {LEVEL:.0%} percentile bootstrap over patients, {evaluation.resamples} resamples, seed "
+            f"{evaluation.seed}."
+        )
+    if scores["single"].any():
+        remarks.append("Every patient has one slide: scores per patient are those per slide.")
+    smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
+    remarks += [
+        f"{split}: one slide is {100 / labelled:.1f} points of accuracy."
+        for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True)
+        if labelled < 100
+    ]
+    missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(evaluation.resamples))]
+    for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
+        metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
+        what = "no score" if part["value"].isna().all() else "no interval"
+        named = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
+        remarks.append(f"{split}, per {level}: {what}{named}: {reason}.")
+    covered = scores[scores["over"].astype(bool)]
+    for (split, level, over), _ in covered.groupby(["split", "level", "over"], sort=False):
+        remarks.append(f"{split}, per {level}: averages over classes are computed {over}.")
+    return remarks
+
+
+def _choice(evaluation: SlideEvaluation) -> Table:
+    chosen = evaluation.choice.key
+    rows = [
+        [key.title, number(score), "chosen" if key == chosen else ""] for key, score in evaluation.choice.scores.items()
+    ]
+    caption = "Balanced accuracy on validation slides"
+    return Table(("pooling", "balanced accuracy", ""), rows, caption=caption)
+
+
+def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]:
+    slides, key = evaluation.slides, evaluation.choice.key
+    if slides.empty:
+        return [Text("No slide has scores.")]
+    header = [column.removeprefix(SCORE_PREFIX) for column in slides.columns]
+    rows = [[_show(value) for value in row] for row in slides.itertuples(index=False)]
+    caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
+    parts: list[Part] = []
+    if len(rows) <= MOST_SHOWN:
+        parts.append(Table(header, rows, caption=caption, left=4))
+    else:
+        parts.append(Rows(header, rows, caption))
+    linked = [(name, [("map", pages[name])]) for name in slides["slide"] if name in pages]
+    return [*parts, Links(linked, "Pages of slides")] if linked else parts
+
+
+def _show(value: object) -> object:
+    """Return a cell of the table of slides: scores with three digits, `tied` as a word."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return number(value) if isinstance(value, float) else value

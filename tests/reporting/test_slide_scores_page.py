@@ -1,0 +1,87 @@
+"""Page and summary of slide scores: the chosen pooling, all poolings, failed slides, and escaped names."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from browser import CHROMIUM, HOSTILE, opened
+
+from clipit.evaluation.slide_metrics import SlideEvaluation, evaluate_slides
+from clipit.evaluation.slide_scores import pool_slide, slide_table
+from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
+
+CLASSES = ("normal", "tumour")
+FACTS = {"classifier": "demo", "tiles": "224 pixels at 0.5 micrometres per pixel"}
+
+
+def evaluated(n: int = 48, *, validation: bool = True, patients: int = 100, name: str = "slide") -> SlideEvaluation:
+    generator = np.random.default_rng(0)
+    cells = np.stack([np.arange(30) // 6, np.arange(30) % 6], axis=1)
+    pooled = {}
+    for i in range(n):
+        tumour = generator.random(30) * (0.7 + 0.3 * (i % 2))
+        pooled[f"{name} {i:02}"] = pool_slide(np.stack([1 - tumour, tumour], axis=1).astype(np.float32), cells)
+    slides = pd.DataFrame(
+        {
+            "slide": [*pooled, "empty"],
+            "label": [CLASSES[i % 2] for i in range(n)] + ["normal"],
+            "group": [f"patient {i % patients}" for i in range(n)] + [""],
+            "split": ["validation" if validation and i < n // 3 else "test" for i in range(n)] + ["test"],
+        }
+    )
+    table = slide_table(pooled, CLASSES)
+    return evaluate_slides(table, slides, CLASSES, failures={"empty": "no tissue was found"}, resamples=40)
+
+
+def test_the_summary_names_the_chosen_pooling_and_the_failed_slides() -> None:
+    evaluation = evaluated()
+    text = slide_scores_summary("Slides", "Synthetic slides.", evaluation, FACTS)
+    assert evaluation.choice.key is not None and evaluation.choice.sentence in text
+    assert f"Pooled by {evaluation.choice.key.title}:" in text and "top5 (smoothed)" not in text
+    assert "test, per slide: 32 labelled slides of 32 patients" in text
+    assert "Every patient has one slide" in text and "test, per patient" not in text
+    assert "95% percentile bootstrap over patients, 40 resamples, seed 0" in text
+    assert "test: one slide is 3.1 points of accuracy." in text
+    assert "no tissue was found" in text and "> **Note.** Synthetic slides." in text
+    row = evaluation.scores.query(
+        "chosen and split == 'test' and level == 'slide' and metric == 'balanced_accuracy'"
+    ).iloc[0]
+    assert f"Balanced accuracy {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}] on 32 test slides" in text
+
+
+def test_without_a_choice_no_pooling_is_called_the_score() -> None:
+    evaluation = evaluated(validation=False)
+    text = slide_scores_summary("Slides", "", evaluation, FACTS)
+    assert "No pooling was chosen" in text and ", chosen" not in text and "pooled by" not in text
+    page = slide_scores_page("Slides", "", evaluation, FACTS)
+    assert "Class predicted by each pooling" in page and "All poolings</h2>" not in page
+    chosen = slide_scores_page("Slides", "", evaluated(), FACTS)
+    assert "All poolings</h2>" in chosen and ", chosen<" in chosen and "Scores by" in chosen
+
+
+def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
+    text = slide_scores_summary("Slides", "", evaluated(patients=3), FACTS)
+    assert "test, per slide: no interval: 3 independent units to resample; a 95 % interval needs 10." in text
+    assert "percentile bootstrap" not in text
+
+
+def test_slides_without_labels_are_listed_without_metrics() -> None:
+    evaluation = evaluated(4)
+    table = slide_table({"a": pool_slide(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.int64))}, CLASSES)
+    bare = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
+    page = slide_scores_page("Slides", "", bare, FACTS)
+    assert ">a</th>" in page and "per slide:" in page and "no labelled slide" in page
+    assert "balanced accuracy</th>" not in page
+    assert "balanced accuracy</th>" in slide_scores_page("Slides", "", evaluation, FACTS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser")
+def test_the_page_opens_in_a_browser_with_names_escaped(tmp_path: Path) -> None:
+    evaluation = evaluated(12, name=f"slide {HOSTILE}")
+    links = {str(evaluation.slides["slide"].iloc[0]): "maps/slide 0.html"}
+    dom = opened(slide_scores_page("Scores of slides", "", evaluation, FACTS, links), tmp_path)
+    assert "<title>Scores of slides</title>" in dom
+    assert 'href="maps/slide%200.html"' in dom
+    assert "no tissue was found" in dom and dom.count("<img") == 0

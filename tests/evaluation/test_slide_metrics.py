@@ -173,7 +173,7 @@ def test_training_slides_are_not_evaluated() -> None:
     slides["split"] = slides["split"].replace("validation", "train")
     evaluation = evaluate_slides(table, slides, CLASSES, resamples=0)
     assert set(evaluation.scores["split"]) == {"test"}
-    assert any("Slides of the training split, not evaluated: 15." == note for note in evaluation.notes)
+    assert any(note == "Slides of the training split, not evaluated: 15." for note in evaluation.notes)
 
 
 def test_slides_without_scores_are_listed_with_the_reason() -> None:

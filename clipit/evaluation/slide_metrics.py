@@ -138,7 +138,7 @@ def choose_pooling(*sets: SlideSet) -> PoolingChoice:
     covered = "" if present == len(first.classes) else f", which show {present} of {len(first.classes)} classes"
     shared = "" if len(tied) == 1 else f" Of {len(tied)} equal ones, that with the smallest K was taken."
     sentence = (
-        f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {int(rows.sum())} validation "
+        f"The pooling {tied[0].title} was chosen by its balanced accuracy of {best:.3f} on {rows.sum()} validation "
         f"slides{covered}, the highest of {len(scores)} poolings.{shared}"
     )
     return PoolingChoice(tied[0], sentence, scores)

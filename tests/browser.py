@@ -12,13 +12,18 @@ HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><script>docume
 POLICY = re.compile("<meta http-equiv=[^>]*>")
 
 
-def opened(text: str, folder: Path, hash: str = "", then: str = "") -> str:
-    """The page's elements after its script ran; `then` is more script, for which the page's own policy is taken out."""
+def opened(text: str, folder: Path, hash: str = "", then: str = "", milliseconds: int = 0) -> str:
+    """The page's elements after its script ran; `then` is more script, for which the page's own policy is taken out.
+
+    With `milliseconds`, timers and animations first run for that long, on a clock that does not wait.
+    """
     if then:
         text = POLICY.sub("", text).replace("</body>", f"<script>{then}</script></body>")
     path = folder / "page.html"
     write_page(path, text)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    if milliseconds:
+        command.append(f"--virtual-time-budget={milliseconds}")
     done = subprocess.run(
         [*command, f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{hash}"],
         capture_output=True, text=True, timeout=120, check=False,

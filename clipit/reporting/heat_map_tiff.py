@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 
 from clipit.artifacts import whole_file
 from clipit.errors import DataError
 from clipit.slides.grid import SlideGrid
-from clipit.slides.heat_map import heat_map
+from clipit.slides.heat_map import halved, heat_map
 
 _TILE = 256  # pixels; the smallest level fits into one tile
 
@@ -49,7 +49,7 @@ def write_heat_map_tiff(
     downsample = grid.step if downsample is None else downsample
     levels = [heat_map(grid, scores, downsample)]
     while max(levels[-1].shape[1:]) > _TILE:
-        levels.append(_halved(levels[-1]))
+        levels.append(halved(levels[-1]))
     size = downsample * grid.mpp
     metadata: dict[str, Any] = {
         "axes": "CYX",
@@ -68,13 +68,3 @@ def write_heat_map_tiff(
                 {"subifds": len(levels) - 1, "metadata": metadata} if i == 0 else {"subfiletype": 1, "metadata": None}
             )
             writer.write(level, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER", **options, **first)
-
-
-def _halved(values: Float32[np.ndarray, "classes h w"]) -> Float32[np.ndarray, "classes h2 w2"]:
-    """Return the mean of each 2 x 2 pixels, without NaN; NaN where all four are NaN."""
-    height, width = values.shape[1:]
-    padded = np.pad(values, ((0, 0), (0, height % 2), (0, width % 2)), constant_values=np.nan)
-    blocks = padded.reshape(len(values), padded.shape[1] // 2, 2, padded.shape[2] // 2, 2)
-    counts = (~np.isnan(blocks)).sum(axis=(2, 4))
-    sums = np.nansum(blocks, axis=(2, 4), dtype=np.float32)
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)

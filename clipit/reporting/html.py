@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -157,9 +157,10 @@ class Passages:
 
 @dataclass(frozen=True)
 class Include:
-    """A template of this package, such as a form that a script fills."""
+    """A template of this package, such as a form that a script fills; it finds its values in `part.values`."""
 
     template: str
+    values: Mapping[str, Any] = field(default_factory=dict)
     kind: ClassVar[str] = "include"
 
 
@@ -205,6 +206,7 @@ def page(
     *,
     verdict: str = "",
     script: str = "filter_script.html",
+    library: str = "",
     data: Any = None,
 ) -> str:
     """Render a complete page.
@@ -215,13 +217,14 @@ def page(
         sections: Sections in order; each gets a link at the top.
         verdict: Sentence shown large under the title; empty for none.
         script: Template with the page's script.
+        library: JavaScript of a library that runs before the script; empty for none.
         data: JSON-like value that the script reads from the element `data`; None for none.
 
     Raises:
         ValueError: The data contain NaN or infinity, which JSON does not support.
     """
     environment = _environment()
-    code = environment.get_template(script).render()
+    code = library + environment.get_template(script).render()
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         title=title,

@@ -46,3 +46,13 @@ def heat_map(
     sums /= np.maximum(counts, 1)
     sums[:, counts == 0] = np.nan
     return sums
+
+
+def halved(values: Float32[np.ndarray, "classes h w"]) -> Float32[np.ndarray, "classes h2 w2"]:
+    """Return the mean of each 2 x 2 pixels, without NaN; NaN where all four are NaN."""
+    height, width = values.shape[1:]
+    padded = np.pad(values, ((0, 0), (0, height % 2), (0, width % 2)), constant_values=np.nan)
+    blocks = padded.reshape(len(values), padded.shape[1] // 2, 2, padded.shape[2] // 2, 2)
+    counts = (~np.isnan(blocks)).sum(axis=(2, 4))
+    sums = np.nansum(blocks, axis=(2, 4), dtype=np.float32)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)

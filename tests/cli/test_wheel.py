@@ -24,6 +24,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = zipfile.ZipFile(wheel).namelist()
     assert "clipit/configs/own_table.yaml" in names and "clipit/configs/sweeps/lora_rank.yaml" in names
     assert "clipit/py.typed" in names and not [name for name in names if name.startswith(("tests", "scripts"))]
+    vendor = "clipit/reporting/vendor/openseadragon"
+    assert {f"{vendor}/openseadragon.min.js", f"{vendor}/LICENSE.txt"} <= {*names}
     site = folder / "site"
     subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", str(site), str(wheel)], check=True)
     return site

@@ -8,7 +8,7 @@ from typing import Any
 from clipit.artifacts import fingerprint
 from clipit.errors import DataError
 from clipit.prompts import files
-from clipit.prompts.published import read_set
+from clipit.prompts.published import read_draws, read_set
 
 _BAG_KEYS = ("name", "version", "source", "texts")
 
@@ -97,6 +97,16 @@ def load_prompts(name_or_path: str | Path) -> PromptSet:
     path = files.find(name_or_path, "sets")
     raw, repeated = read_set(path)
     return parse_prompts(raw, path, repeated)
+
+
+def load_prompt_draws(name_or_path: str | Path) -> list[PromptSet]:
+    """Read the sampled prompt sets of a published file one by one; see `clipit.prompts.published.read_draws`.
+
+    Raises:
+        DataError: The file does not exist, or its content is invalid; all problems are listed at once.
+    """
+    path = files.find(name_or_path, "sets")
+    return [parse_prompts(raw, path) for raw in read_draws(path)]
 
 
 def parse_prompts(raw: Mapping[str, Any], where: object, repeated: Sequence[str] = ()) -> PromptSet:

@@ -21,7 +21,7 @@ def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
     A published file has one or many entries, each with names per class and templates with the word CLASSNAME. Files
     with many entries (50 in MI-Zero's, 100 in KEP's) are samples from one pool of names and templates. The pool is
     read: all distinct names of each class, and all distinct templates, in the order of the file. The prompt study's
-    mode `sampled` draws from it.
+    mode `sampled` draws from it; `read_draws` reads the samples themselves.
 
     Args:
         path: File, whose structure decides how it is read.
@@ -31,6 +31,30 @@ def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
             classes; all problems are listed at once.
     """
     raw, repeated = files.read(path)
+    entries = _entries(raw, path)
+    return (raw, repeated) if entries is None else (_pool(entries, path), repeated)
+
+
+def read_draws(path: Path) -> list[dict[str, Any]]:
+    """Read every entry of a published file as a prompt set of its own, as a mapping with the keys of a prompt set.
+
+    MI-Zero samples 50 entries, each with one name per class and some of the templates, and reports the median score of
+    the 50. The sets are named after the file and the key of the entry, such as `mizero_rcc_prompts-0`. A file with one
+    set gives one entry.
+
+    Raises:
+        DataError: See `read_set`.
+    """
+    raw, repeated = read_set(path)
+    files.raise_problems([f"{key}: is given twice" for key in repeated], path)
+    entries = _entries(files.read(path)[0], path)
+    if entries is None or len(entries) == 1:
+        return [raw]
+    return [_pool({key: entry}, path) | {"name": f"{path.stem}-{key}"} for key, entry in entries.items()]
+
+
+def _entries(raw: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
+    """Return the entries of a published file by their keys; None for a prompt set of clipit."""
     structures = _structures(raw)
     if len(structures) != 1:
         found = "none of the known structures" if not structures else f"{len(structures)} structures at once"
@@ -38,9 +62,8 @@ def read_set(path: Path) -> tuple[dict[str, Any], list[str]]:
         problem = f"prompts with {found}; the file has the keys {keys}"
         raise DataError(problem, where=path, fix=_EXPECTED)
     if structures[0] == _OURS[0]:
-        return raw, repeated
-    entries = {"": raw} if structures[0] == _ONE[0] else raw
-    return _pool(entries, path), repeated
+        return None
+    return {"": raw} if structures[0] == _ONE[0] else raw
 
 
 def _structures(raw: Mapping[str, Any]) -> list[str]:

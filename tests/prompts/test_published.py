@@ -12,7 +12,7 @@ from clipit.cli.prompts import main
 from clipit.errors import DataError
 from clipit.prompts.catalogue import count_prompts, packaged_sets, page
 from clipit.prompts.lint import lint_file
-from clipit.prompts.prompt_set import load_prompts
+from clipit.prompts.prompt_set import load_prompt_draws, load_prompts
 
 ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("CLIPIT_TEST_DATA")
@@ -42,6 +42,18 @@ def test_samples_are_read_as_the_pool_that_they_were_drawn_from(tmp_path: Path) 
     assert prompts.templates == ("an image of {}.", "{}.") and prompts.name == "mine"
     one = load_prompts(write(tmp_path, SAMPLES["0"]))
     assert one.texts("a") == ["an image of adenoma."], "one set without a number"
+
+
+def test_the_samples_of_a_file_are_also_read_one_by_one(tmp_path: Path) -> None:
+    first, second = load_prompt_draws(write(tmp_path, SAMPLES, "mine.json"))
+    assert (first.name, second.name) == ("mine-0", "mine-1")
+    assert first.texts("a") == ["an image of adenoma."]
+    assert second.texts("a") == ["polyp.", "an image of polyp."]
+    alone = load_prompt_draws(write(tmp_path, SAMPLES["0"]))
+    assert [each.texts("a") for each in alone] == [["an image of adenoma."]]
+    entry = json.dumps(SAMPLES["0"])
+    with pytest.raises(DataError, match="0: is given twice"):
+        load_prompt_draws(write(tmp_path, f'{{"0": {entry}, "0": {entry}, "1": {entry}}}'))
 
 
 def test_a_set_of_ours_may_be_json(tmp_path: Path) -> None:
@@ -104,6 +116,19 @@ def test_every_published_file_is_read_as_it_is() -> None:
     rcc = read["mizero_rcc_prompts.json"]
     assert list(rcc.classes) == ["CHRCC", "CCRCC", "PRCC"] and (len(rcc.templates), count_prompts(rcc)) == (16, 192)
     assert "none of the known structures" in refused(Path(DATA) / "prompts/kep_templates.json")
+
+
+@needs_data
+def test_the_slide_sets_of_mi_zero_and_conch_name_their_classes_and_have_all_draws() -> None:
+    assert DATA is not None
+    folder = Path(DATA) / "prompts"
+    classes = {"brca": ["IDC", "ILC"], "nsclc": ["LUAD", "LUSC"], "rcc": ["CHRCC", "CCRCC", "PRCC"]}
+    for task, names in classes.items():
+        draws = load_prompt_draws(folder / f"mizero_{task}_prompts.json")
+        assert len(draws) == 50 and all(list(draw.classes) == names for draw in draws)
+        assert all(len(texts) == 1 for draw in draws for texts in draw.classes.values())
+    (conch,) = load_prompt_draws(folder / "conch_nsclc_prompts_all_per_class.json")
+    assert list(conch.classes) == classes["nsclc"] and len(conch.templates) == 22
 
 
 def test_the_list_has_every_packaged_set_with_source_and_licence(

@@ -1,0 +1,137 @@
+"""Zero-shot classification of slides with several wordings of the class prompts: ensembles and single draws.
+
+MI-Zero (Lu et al., CVPR 2023) samples 50 prompt sets, classifies all slides with each, and reports the median of the
+50 balanced accuracies for each K of the top-K pooling. CONCH averages all names and templates of a class instead (the
+ensemble). The two protocols differ by many points, so that tables must name the one they used.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32, Int64
+
+from clipit.errors import DataError
+from clipit.evaluation.intervals import group_numbers
+from clipit.evaluation.prompt_modes import sampled, summarise_scores
+from clipit.evaluation.slide_metrics import score_predictions
+from clipit.evaluation.slide_scores import PooledScore, pool_slide
+from clipit.evaluation.slide_sets import Level, SlideSet, collect_slides
+from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings, unit_rows
+from clipit.prompts.prompt_set import PromptSet
+from clipit.types import TextEncoder
+
+ENSEMBLE, PUBLISHED_DRAWS, RANDOM_DRAWS = "ensemble", "published draws", "random draws"
+"""Kinds of zero-shot classifiers: the mean of all texts; the sampled sets of a published file; own random draws."""
+PROMPT_METRICS = ("balanced_accuracy", "auroc")
+_COLUMNS = [
+    "prompts", "draws", "split", "level", "pooling", "smoothed", "metric", "median", "lower", "upper", "labelled",
+    "patients",
+]  # fmt: skip
+
+
+def prompt_classifiers(
+    prompts: PromptSet, encode: TextEncoder, draws: Sequence[PromptSet] = (), *, random: int = 0, seed: int = 0
+) -> dict[str, Float32[np.ndarray, "N C D"]]:
+    """Embed the class prompts of every kind of zero-shot classifier.
+
+    Args:
+        prompts: Prompt set with all names and templates, which gives the ensemble.
+        encode: Text encoder of the VLM.
+        draws: Sampled sets of a published file (`load_prompt_draws`); fewer than two are left out, because one set is
+            the ensemble.
+        random: Number of own draws, of one name per class and one template each (`prompt_modes.sampled`).
+        seed: Seed of the own draws.
+
+    Returns:
+        Class embeddings of N classifiers by kind.
+
+    Raises:
+        DataError: The draws have other classes, or an embedding is zero or not finite.
+    """
+    texts = embed_prompts(prompts, encode)
+    classifiers = {ENSEMBLE: class_means(texts)[None]}
+    if len(draws) > 1:
+        embedded = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
+        classifiers[PUBLISHED_DRAWS] = np.stack(embedded)
+    if random:
+        classifiers[RANDOM_DRAWS] = texts.vectors[sampled(texts, random, seed)]
+    return classifiers
+
+
+def pool_prompts(
+    tiles: Float32[np.ndarray, "n D"],
+    classifiers: Float32[np.ndarray, "N C D"],
+    cells: Int64[np.ndarray, "n 2"],
+    smoothing: Sequence[bool] = (False,),
+) -> list[list[PooledScore]]:
+    """Pool the cosine similarities of one slide's tiles to the class embeddings of each classifier.
+
+    Args:
+        tiles: Embeddings of the tiles in the joint space, of any length.
+        classifiers: Class embeddings of N classifiers.
+        cells: Row and column of each tile in the slide's grid.
+        smoothing: Whether to pool the tiles' own scores, smoothed scores, or both.
+
+    Returns:
+        For each classifier, the scores by pooling (`slide_scores.pool_slide`).
+
+    Raises:
+        DataError: The slide has no tile, or an embedding is zero or not finite.
+    """
+    unit = unit_rows(tiles.astype(np.float64), range(len(tiles))).astype(np.float32)
+    return [pool_slide(unit @ embeddings.T, cells, smoothing) for embeddings in classifiers]
+
+
+def score_prompts(
+    tables: Mapping[str, Sequence[pd.DataFrame]], slides: pd.DataFrame, classes: Sequence[str]
+) -> pd.DataFrame:
+    """Compute balanced accuracy and AUROC of zero-shot classifiers on labelled slides, as medians over the draws.
+
+    Nothing is chosen: every pooling is given, for every split with labelled slides, per slide and per patient.
+
+    Args:
+        tables: Kind of classifier -> tables of slide scores (`slide_scores.slide_table`), one per draw.
+        slides: Table of slides: `slide`, `label`, and optionally `group` (patient) and `split`.
+        classes: Class names of the scores.
+
+    Returns:
+        One row per kind, split, level, pooling and metric: `prompts` (the kind), `draws` (their number), `split`,
+        `level`, `pooling`, `smoothed`, `metric`, `median`, `lower` and `upper` (quartiles; equal to the median for one
+        classifier; None where a score is undefined), `labelled` slides or patients, and `patients`.
+
+    Raises:
+        DataError: A kind has no table, or the tables do not match (`slide_sets.collect_slides`).
+    """
+    empty = [kind for kind, of_kind in tables.items() if not of_kind]
+    if empty:
+        raise DataError(f"no slide scores of {', '.join(empty)}", fix="score the slides with at least one prompt set")
+    rows = []
+    for kind, of_kind in tables.items():
+        sets = [collect_slides(table, slides, classes) for table in of_kind]
+        for split in sets[0].split_names():
+            for level in ("slide", "patient"):
+                rows += _prompt_rows(kind, sets, split, level)
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _prompt_rows(kind: str, sets: Sequence[SlideSet], split: str, level: Level) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for key in sets[0].scores:
+        predictions = [each.predictions(key, level, split) for each in sets]
+        known = predictions[0].labels >= 0
+        if not known.any():
+            continue
+        scores = [score_predictions(each) for each in predictions]
+        for metric in PROMPT_METRICS:
+            summary = summarise_scores([each[metric] for each in scores])
+            rows.append(
+                {
+                    "prompts": kind, "draws": len(sets), "split": split, "level": level, "pooling": key.pooling,
+                    "smoothed": key.smoothed, "metric": metric, "median": summary.median if summary else None,
+                    "lower": summary.lower if summary else None, "upper": summary.upper if summary else None,
+                    "labelled": int(known.sum()),
+                    "patients": len(np.unique(group_numbers(predictions[0].groups[known]))),
+                }
+            )  # fmt: skip
+    return rows

@@ -1,0 +1,116 @@
+"""Zero-shot slide scores with ensembles and draws of prompts, on embeddings whose answers are known."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clipit.errors import DataError
+from clipit.evaluation.slide_prompts import (
+    ENSEMBLE,
+    PUBLISHED_DRAWS,
+    RANDOM_DRAWS,
+    pool_prompts,
+    prompt_classifiers,
+    score_prompts,
+)
+from clipit.evaluation.slide_scores import slide_table
+from clipit.prompts.prompt_set import PromptSet
+from clipit.reporting.subtyping_table import PUBLISHED, published_subtyping, subtyping_markdown, subtyping_table
+
+CLASSES = ("LUAD", "LUSC")
+WORDS = {"adenocarcinoma": (1.0, 0.0, 0.0), "squamous": (0.0, 1.0, 0.0), "cancer": (0.0, 0.9, 0.1)}
+CELLS = np.stack([np.arange(8) // 4, np.arange(8) % 4], axis=1)
+
+
+def encode(texts: Sequence[str]) -> np.ndarray:
+    """The vector of the first known word of each text."""
+    return np.array([next(WORDS[word] for word in WORDS if word in text) for text in texts], dtype=np.float32)
+
+
+def prompt_set(adenocarcinoma: Sequence[str], squamous: Sequence[str]) -> PromptSet:
+    classes = {"LUAD": tuple(adenocarcinoma), "LUSC": tuple(squamous)}
+    return PromptSet(name="lung", version="1", templates=("{}.", "an image of {}."), classes=classes)
+
+
+def slide_tiles(label: int) -> np.ndarray:
+    """Eight tiles of noise around the vector of the class, of any length."""
+    generator = np.random.default_rng(label)
+    tiles = np.eye(3)[[label] * 8] + 0.2 * generator.normal(size=(8, 3))
+    return (tiles * generator.uniform(0.5, 2, (8, 1))).astype(np.float32)
+
+
+def test_the_ensemble_is_the_mean_of_all_texts_and_draws_are_kept_apart() -> None:
+    pool = prompt_set(["adenocarcinoma"], ["squamous", "cancer"])
+    draws = [prompt_set(["adenocarcinoma"], ["squamous"]), prompt_set(["adenocarcinoma"], ["cancer"])]
+    classifiers = prompt_classifiers(pool, encode, draws, random=5)
+    assert {kind: vectors.shape for kind, vectors in classifiers.items()} == {
+        ENSEMBLE: (1, 2, 3), PUBLISHED_DRAWS: (2, 2, 3), RANDOM_DRAWS: (5, 2, 3),
+    }  # fmt: skip
+    cancer = np.array(WORDS["cancer"]) / np.linalg.norm(WORDS["cancer"])
+    mean = np.array(WORDS["squamous"]) + cancer
+    np.testing.assert_allclose(classifiers[ENSEMBLE][0, 1], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(classifiers[PUBLISHED_DRAWS][1, 1], cancer, atol=1e-6)
+    assert PUBLISHED_DRAWS not in prompt_classifiers(pool, encode, [pool])
+
+
+def test_similarities_are_cosines_pooled_for_each_classifier() -> None:
+    classifiers = np.array([[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [1, 0, 0]]], dtype=np.float32)
+    tiles = slide_tiles(0)
+    first, second = pool_prompts(tiles, classifiers, CELLS)
+    cosines = tiles[:, :2] / np.linalg.norm(tiles, axis=1, keepdims=True)
+    assert first[0].pooling == "top1" and len(first) == len(second) == 7
+    np.testing.assert_allclose(first[0].scores, cosines.max(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(first[0].scores, second[0].scores[::-1], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def scored() -> pd.DataFrame:
+    """Four slides of four patients, classified by one good ensemble and three draws, one of them reversed."""
+    good = np.array([[1, 0, 0], [0, 1, 0]], dtype=np.float32)
+    kinds = {ENSEMBLE: good[None], PUBLISHED_DRAWS: np.stack([good, good, good[::-1]])}
+    slides = {f"s{i}": slide_tiles(i % 2) for i in range(4)}
+    table = pd.DataFrame({"slide": list(slides), "label": [CLASSES[i % 2] for i in range(4)], "split": "test"})
+    tables = {}
+    for kind, classifiers in kinds.items():
+        pooled = {name: pool_prompts(tiles, classifiers, CELLS) for name, tiles in slides.items()}
+        tables[kind] = [
+            slide_table({name: of_slide[i] for name, of_slide in pooled.items()}, CLASSES)
+            for i in range(len(classifiers))
+        ]
+    return score_prompts(tables, table, CLASSES)
+
+
+def test_draws_are_summarised_by_their_median_and_quartiles(scored: pd.DataFrame) -> None:
+    rows = scored.query("level == 'slide' and pooling == 'top5' and metric == 'balanced_accuracy'")
+    ensemble, draws = rows.iloc[0], rows.iloc[1]
+    assert (ensemble["prompts"], ensemble["median"], ensemble["draws"]) == (ENSEMBLE, 1.0, 1)
+    # Two draws are right on every slide, the reversed one on none.
+    assert (draws["median"], draws["lower"], draws["upper"]) == (1.0, 0.5, 1.0)
+    assert (draws["draws"], draws["labelled"], draws["patients"]) == (3, 4, 4)
+
+
+def test_the_table_has_prompts_by_pooling_and_published_scores_marked_with_their_source(scored: pd.DataFrame) -> None:
+    table = subtyping_table(scored, CLASSES, "test", "tiny VLM")
+    own = [row for row in table.rows if row[-1] == "this evaluation"]
+    assert len(own) == 2 * 7 and ["tiny VLM, ensemble", "top1", "1.000", "1.000", 4, "this evaluation"] in own
+    assert own[7][0] == "tiny VLM, 3 published draws" and own[7][2] == "1.000 [0.500, 1.000]"
+    published = [row for row in table.rows if str(row[-1]).startswith("published: ")]
+    assert len(own) + len(published) == len(table.rows)
+    assert [row[0] for row in published if row[2] == "0.902"] == ["KEEP"]
+    assert [row[0] for row in published if row[2] == "0.907 (accuracy)"] == ["CONCH"]
+    text = subtyping_markdown(scored, CLASSES, "test", "tiny VLM")
+    assert "not as a baseline" in text and "published: KEEP (arXiv 2412.13126)" in text
+
+
+def test_published_scores_are_shown_for_their_own_classes_only() -> None:
+    assert published_subtyping(("normal", "tumour")) == []
+    rcc = published_subtyping(("PRCC", "CHRCC", "CCRCC"))
+    assert {entry.task for entry in rcc} == {"RCC"} and len(rcc) == 9
+    assert all(0 < entry.score < 1 and entry.source for entry in PUBLISHED)
+
+
+def test_a_kind_without_scores_is_refused() -> None:
+    with pytest.raises(DataError, match="no slide scores of ensemble"):
+        score_prompts({ENSEMBLE: []}, pd.DataFrame({"slide": []}), CLASSES)

@@ -10,8 +10,10 @@ import pandas as pd
 
 from clipit.api.entry import public
 from clipit.config.paths import expand_home
+from clipit.errors import ConfigError
 
 if TYPE_CHECKING:
+    from clipit.config.data import SlidesConfig
     from clipit.config.run import VLMConfig
     from clipit.models.inference import Classifier
 
@@ -70,6 +72,8 @@ def predict(
     images: str | Path | None = None,
     path_column: str | None = None,
     id_column: str | None = None,
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
     batch_size: int = 64,
     workers: int = 0,
     bf16: bool = False,
@@ -87,13 +91,16 @@ def predict(
 
     Args:
         classifier: Folder of a classifier or of a run, or a loaded classifier.
-        inputs: Image files, folders, zips, and tables (.csv, .tsv, .parquet) with a column of paths.
+        inputs: Image files, folders, zips, tables (.csv, .tsv, .parquet) with a column of paths, and slides, whose
+            tissue tiles are predicted.
         out: Table to write, .csv or .parquet.
         prompts: Prompt file, packaged prompt set, or set of the classifier, for zero-shot classes.
         classes: Zero-shot classes separated by semicolons, used as prompts as they are.
         images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
         path_column: Column of tables with the paths; None for `path`.
         id_column: Column of tables with the ids; None for `id`, if there is one, or else the paths.
+        mpp: Micrometres per pixel of the finest level of slides, if they do not state them.
+        tile_mpp: Micrometres per pixel of tiles of slides; None for those that the classifier was trained on.
         batch_size: Images per batch.
         workers: Threads that read images beside the model; 0: one per core, at most 8.
         bf16: Whether to load the classifier in bfloat16; a loaded classifier keeps its own type and device.
@@ -108,11 +115,21 @@ def predict(
     """
     from clipit.runs.prediction_files import PredictionPaths
     from clipit.runs.prediction_inputs import open_inputs, read_prompts
+    from clipit.tiles.slides import is_slide_input
 
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     paths = PredictionPaths(expand_home(Path(out)))
     folder = None if images is None else expand_home(Path(images))
-    source = open_inputs([expand_home(Path(path)) for path in listed], folder, path_column, id_column)
+    places = [expand_home(Path(path)) for path in listed]
+    has_slides = any(is_slide_input(path) for path in places)
+    if not has_slides:
+        if mpp is not None or tile_mpp is not None:
+            raise ConfigError(
+                "only slides have use for --mpp and --tile-mpp, and no input is a slide",
+                where=places[0],
+                fix="remove the option, or name a slide",
+            )
+        source = open_inputs(places, folder, path_column, id_column)
     name = None if prompts is None else str(prompts)
     asked = read_prompts(name, classes) or name
 
@@ -129,9 +146,23 @@ def predict(
         if isinstance(classifier, str | Path)
         else classifier
     )
+    if has_slides:  # which tiles to cut depends on the classifier
+        source = open_inputs(
+            places, folder, path_column, id_column, _tiles_of_slides(loaded, tile_mpp, paths.table), mpp
+        )
     zero_shot = embed_classes(loaded, asked) if asked else None
     options = PredictionOptions(batch_size, workers)
     predict_images(loaded, source, paths.table, zero_shot=zero_shot, options=options)
     return PredictResult(
         paths.table, paths.page, paths.summary, paths.unreadable if paths.unreadable.is_file() else None
     )
+
+
+def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
+    """Return which tiles of slides suit a classifier; their grids are kept beside the table."""
+    from clipit.config.data import SlidesConfig
+    from clipit.slide_tasks.scorer import classifier_scorer, tiles_for
+
+    given = {} if tile_mpp is None else {"mpp": tile_mpp}
+    grids = str(table.with_name("slide_grids"))
+    return tiles_for(classifier_scorer(classifier), SlidesConfig(grids=grids, **given), list(given))[0]

@@ -1,4 +1,4 @@
-"""Predict the classes of images with an exported classifier: files, folders, zips, or tables with a column of paths.
+"""Predict the classes of images with an exported classifier: files, folders, zips, tables of paths, or slides.
 
 Writes a table with an id, the most probable class and the probability of each class per image; beside it a summary, a
 page with the most and least certain images, and a list of the images that could not be read, if there are any.
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         type=option_path,
         nargs="+",
         metavar="INPUT",
-        help="image file, folder, zip, or table (.csv, .tsv, .parquet) with a column of paths",
+        help="image file, folder, zip, table (.csv, .tsv, .parquet) of paths, or slide (its tissue tiles)",
     )
     parser.add_argument(
         "--out", type=option_path, required=True, metavar="FILE", help="table to write: .csv or .parquet"
@@ -57,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--path-column", metavar="NAME", help="column of a table with the paths (default: path)")
     parser.add_argument(
         "--id-column", metavar="NAME", help="column of a table with the ids (default: id if there is one, or the path)"
+    )
+    parser.add_argument(
+        "--mpp", type=float, metavar="UM", help="micrometres per pixel of slides that do not state them"
+    )
+    parser.add_argument(
+        "--tile-mpp",
+        type=float,
+        metavar="UM",
+        help="micrometres per pixel of tiles of slides (default: those that the classifier was trained on)",
     )
     parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images per batch (default: 64)")
     parser.add_argument(

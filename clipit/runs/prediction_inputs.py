@@ -1,4 +1,4 @@
-"""Inputs of `clipit predict`: images from files, folders, zips and tables, and classes for zero-shot prediction."""
+"""Inputs of `clipit predict`: files, folders, zips, tables and slides, and classes for zero-shot prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32
 
+from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, DataError, ModelError, shortlist
 from clipit.image_set import ImageSet, join_images, open_images
 from clipit.prompts.files import packaged
 from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.tiles.slides import is_slide_input, tiles_of_slide
 from clipit.tiles.table import TABLES, table_images
 
 if TYPE_CHECKING:
@@ -40,14 +42,18 @@ def open_inputs(
     images: Path | None = None,
     path_column: str | None = None,
     id_column: str | None = None,
+    slides: SlidesConfig | None = None,
+    slide_mpp: float | None = None,
 ) -> ImageSet:
     """List the images of all inputs, in their order.
 
     Args:
-        inputs: Image files, folders, zips, and tables with a column of paths.
+        inputs: Image files, folders, zips, tables with a column of paths, and slides, whose tissue tiles are listed.
         images: Folder or zip that the paths of tables are relative to; None for the folder of each table.
         path_column: Name of the column of paths of tables; None for `path`.
         id_column: Name of the column of ids of tables; None for `id`, if there is one, or else the paths.
+        slides: Tiles of slides; needed if an input is a slide (see `is_slide_input`).
+        slide_mpp: Micrometres per pixel of the finest level of slides that do not state them.
 
     Raises:
         ConfigError: An option of tables is given, but no input is a table.
@@ -62,9 +68,14 @@ def open_inputs(
             where=shortlist(inputs, 3),
             fix=f"remove it, or name a table ({', '.join(TABLES)})",
         )
-    sets = [
-        table_images(path, images, path_column, id_column) if path in tables else open_images(path) for path in inputs
-    ]
+    sets = []
+    for path in inputs:
+        if path in tables:
+            sets.append(table_images(path, images, path_column, id_column))
+        elif slides is not None and is_slide_input(path):
+            sets.append(tiles_of_slide(path, slides, slide_mpp))
+        else:
+            sets.append(open_images(path))
     return join_images(sets)
 
 

@@ -43,6 +43,18 @@ def is_slide(path: Path) -> bool:
     return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
 
 
+def count_levels(path: Path) -> int:
+    """Return the number of levels that openslide finds in a file; 1 if it cannot read it or is not installed."""
+    try:
+        openslide = import_openslide()
+        with openslide.OpenSlide(str(path)) as slide:
+            return int(slide.level_count)
+    except DataError:
+        return 1
+    except openslide.OpenSlideError:
+        return 1
+
+
 def open_slide(path: Path) -> SlideFile:
     """Open a slide or a flat image.
 

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.data_files import list_files
 from clipit.errors import DataError, shortlist
 from clipit.image_set import ImageSet
-from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_slide, slide_name
+from clipit.images import is_image
+from clipit.slides.opening import SLIDE_SUFFIXES, count_levels, import_openslide, is_slide, slide_name
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
 from clipit.tiles.cells import parse_mpp, resolve_missing
@@ -89,6 +90,42 @@ def slide_tiles(slides: Sequence[PreparedSlide]) -> ImageSet:
         reader=reader,
         where=shortlist([str(slide.path) for slide in slides], 3),
     )
+
+
+def is_slide_input(path: Path) -> bool:
+    """Check whether a path is a slide, rather than an image or a folder of images.
+
+    A TIFF is a slide if openslide finds several levels in it; a folder, if it contains slides and no images.
+    """
+    if path.is_dir():
+        files = list_files(path, lambda file: not file.name.startswith(".")).files
+        return not any(is_image(file) for file in files) and any(is_slide(file) for file in files)
+    if not is_slide(path) or not path.is_file():
+        return False
+    return not is_image(path) or count_levels(path) > 1
+
+
+def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None) -> ImageSet:
+    """Return the tissue tiles of a slide, or of the slides of a folder.
+
+    Args:
+        path: Slide, or folder of slides.
+        config: Resolution and size of tiles.
+        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+
+    Raises:
+        DataError: No slide can be used, or a package that reads slides is missing.
+    """
+    import_openslide()
+    listed = slides_in_folder(path, mpp).slides if path.is_dir() else [SlidePath(slide_name(path), path, mpp)]
+    results = prepare_slides(listed, config)
+    failed = [result for result in results if isinstance(result, FailedSlide)]
+    if len(failed) == len(results):
+        lines = "".join(f"\n    {slide.path}: {slide.reason}" for slide in failed[:10])
+        fixes = list(dict.fromkeys(slide.fix for slide in failed if slide.fix))
+        raise DataError(f"no slide can be used:{lines}", where=path, fix="; ".join(fixes[:3]))
+    tiles = slide_tiles([result for result in results if isinstance(result, PreparedSlide)])
+    return replace(tiles, notes=tuple(failure_notes(failed, len(results))))
 
 
 def failure_notes(failed: Sequence[FailedSlide], total: int) -> list[str]:

@@ -24,6 +24,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "push": "upload a classifier to the Hugging Face Hub",
         "pages": "write the pages of a run or comparison again",
     },
+    "Whole slides": {
+        "slides": "tiles, scores and maps of whole slides",
+    },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",
         "tune": "search hyperparameters, the same grid for every arm",

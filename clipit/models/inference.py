@@ -212,6 +212,12 @@ class Classifier:
         return self.network.parameter_count
 
     @property
+    def text_mean(self) -> Float[np.ndarray, " D"] | None:
+        """Mean that was subtracted from unit text embeddings in training; None if they were not centred."""
+        mean = self._tensors.get("text_mean")
+        return None if mean is None else mean.float().cpu().numpy()
+
+    @property
     def joint_dim(self) -> int:
         """Dimension of the joint space; 0 if trained without text."""
         return self.network.joint_dim

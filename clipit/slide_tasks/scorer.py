@@ -14,8 +14,9 @@ from clipit.artifacts import fingerprint
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.evaluation.predictions import softmax
-from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.evaluation.zero_shot import class_means, embed_prompts
 from clipit.runs.prediction_inputs import embed_classes
+from clipit.slide_tasks.neighbours import TextNeighbours
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
@@ -42,6 +43,9 @@ class TileScorer:
         tile_pixels: Edge of these tiles in pixels; None if unknown.
         logit_scale: Scale that turns cosine similarities into logits.
         facts: Provenance, and what determines the scores.
+        prompts: Class prompts with their vectors; None for a model without text.
+        vlm: Fingerprint of the VLM whose joint space the embeddings are in; None for a model without one.
+        text_mean: Mean that was subtracted from texts when the model was trained; None for none.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +58,9 @@ class TileScorer:
     tile_pixels: int | None
     logit_scale: float
     facts: Mapping[str, Any]
+    prompts: TextNeighbours | None = None
+    vlm: str | None = None
+    text_mean: Float32[np.ndarray, " dim"] | None = None
 
     @property
     def identity(self) -> str:
@@ -91,10 +98,11 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
         result, projected = classifier.forward(spec.preprocess.normalise(pixels))
         return result.float().softmax(dim=1), projected
 
+    vlm = str(spec.vlm["fingerprint"]) if spec.vlm is not None and spec.projector_layers else None
     if prompts is None:
         return TileScorer(
             tuple(spec.classes), "classifier", f"classifier {facts['run']}", logits, spec.preprocess, classifier.device,
-            spec.mpp, spec.tile_pixels, 1.0, facts,
+            spec.mpp, spec.tile_pixels, 1.0, facts, _own_prompts(classifier), vlm, classifier.text_mean,
         )  # fmt: skip
     zero_shot = embed_classes(classifier, prompts)
     vectors = torch.from_numpy(zero_shot.embeddings).to(classifier.device)
@@ -109,7 +117,19 @@ def classifier_scorer(classifier: "Classifier", prompts: "PromptSet | str | None
     return TileScorer(
         zero_shot.classes, "student", f"zero-shot student {facts['run']} with {zero_shot.source}", cosines,
         spec.preprocess, classifier.device, spec.mpp, spec.tile_pixels, zero_shot.logit_scale, facts,
+        TextNeighbours(zero_shot.classes, [""] * len(zero_shot.classes), zero_shot.embeddings), vlm,
+        classifier.text_mean,
     )  # fmt: skip
+
+
+def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
+    """Return the classes of the first prompt set that a classifier contains; their texts are not part of it."""
+    name = next(iter(classifier.spec.prompts), None)
+    if name is None:
+        return None
+    vectors = classifier.prompt_embeddings(name).astype(np.float32)
+    classes = classifier.spec.prompts[name]
+    return TextNeighbours(classes, [name] * len(classes), vectors)
 
 
 def vlm_scorer(vlm: "VLM", prompts: "PromptSet") -> TileScorer:
@@ -118,7 +138,9 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet") -> TileScorer:
     def encode(texts: Sequence[str]) -> np.ndarray:
         return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
 
-    vectors = torch.from_numpy(prompt_embeddings(prompts, encode)).to(vlm.device)
+    texts = embed_prompts(prompts, encode)
+    vectors = torch.from_numpy(class_means(texts)).to(vlm.device)
+    known = TextNeighbours(texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors)
 
     def cosines(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         embeddings = vlm.encode_images(pixels)
@@ -133,7 +155,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet") -> TileScorer:
     }
     return TileScorer(
         tuple(prompts.classes), "vlm", f"zero-shot {vlm.name} with {prompts.name}", cosines, vlm.preprocess, vlm.device,
-        vlm.expected_mpp, None, vlm.logit_scale, facts,
+        vlm.expected_mpp, None, vlm.logit_scale, facts, known, vlm.fingerprint,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool
+from PIL import Image
 
 from clipit.artifacts import (
     MANIFEST,
@@ -164,8 +165,10 @@ def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
     if not (folder / MANIFEST).is_file():
         with locked(folder):
             if not (folder / MANIFEST).is_file():
-                facts = _build(start_partial(folder), slide, config, contours)
-                finish_partial(folder, KIND, inputs, facts)
+                found = _find(slide, config, contours)
+                partial = start_partial(folder)
+                _write(partial, slide, found)
+                finish_partial(folder, KIND, inputs, found.facts)
     return _open(open_artifact(folder, KIND), slide, stamp, config)
 
 
@@ -188,8 +191,19 @@ def _contour_file(contours: Path, slide: SlidePath) -> Path:
     )
 
 
-def _build(folder: Path, slide: SlidePath, config: SlidesConfig, contours: Path | None) -> dict[str, Any]:
-    """Write overview, outlines of the tissue and grid; return facts of the slide.
+@dataclass(frozen=True)
+class _Found:
+    """Overview, tissue and grid of a slide, with its facts."""
+
+    overview: Image.Image
+    mask: Bool[np.ndarray, "h w"]
+    downsample: float
+    grid: SlideGrid
+    facts: dict[str, Any]
+
+
+def _find(slide: SlidePath, config: SlidesConfig, contours: Path | None) -> _Found:
+    """Read the overview, find the tissue and lay the grid.
 
     Raises:
         DataError: The slide cannot be read, or no tile has enough tissue.
@@ -214,12 +228,7 @@ def _build(folder: Path, slide: SlidePath, config: SlidesConfig, contours: Path 
             where=slide.path,
             fix="lower tiles.slides.min_tissue, or give contours of the tissue (tiles.slides.contours)",
         )
-    with whole_file(folder / OVERVIEW) as temporary:
-        overview.save(temporary, format="PNG")
-    write_polygons_geojson(folder / TISSUE, slide.name, trace(mask, downsample), "Tissue", _TISSUE_COLOUR)
-    with whole_file(folder / GRID) as temporary:
-        pq.write_table(pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}), temporary)
-    return {
+    facts = {
         "format": file.format,
         "width": whole.width,
         "height": whole.height,
@@ -231,6 +240,18 @@ def _build(folder: Path, slide: SlidePath, config: SlidesConfig, contours: Path 
         "step": grid.step,
         "tiles": len(grid),
     }
+    return _Found(overview, mask, downsample, grid, facts)
+
+
+def _write(folder: Path, slide: SlidePath, found: _Found) -> None:
+    """Write overview, outlines of the tissue and grid."""
+    grid = found.grid
+    with whole_file(folder / OVERVIEW) as temporary:
+        found.overview.save(temporary, format="PNG")
+    outlines = trace(found.mask, found.downsample)
+    write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", _TISSUE_COLOUR)
+    with whole_file(folder / GRID) as temporary:
+        pq.write_table(pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}), temporary)
 
 
 def _overview_downsample(slide: SlideFile, mpp: float, config: SlidesConfig) -> float:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from launching import TWO, launch
 from PIL import Image
-from tiny_models import save_clip, save_timm
+from tiny_classifier import CLASSES, save_classifier
 
 import clipit
 from clipit.cli.predict import main
@@ -26,7 +26,6 @@ from clipit.runs.predict_images import predict_images
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts
 from clipit.runs.prediction_inputs import embed_classes, open_inputs, read_prompts
 
-CLASSES = ("gland", "stroma", "tumour")
 ROOT = Path(__file__).parents[2]
 SMALL = PredictionOptions(batch_size=4, workers=2)
 
@@ -34,26 +33,7 @@ SMALL = PredictionOptions(batch_size=4, workers=2)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier with text, whose VLM is a local folder beside it."""
-    import torch
-
-    from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
-    from clipit.models.backbones import load_backbone
-    from clipit.models.export import export_classifier
-    from clipit.models.student import build_student
-    from clipit.models.vlm import load_vlm
-
-    root = tmp_path_factory.mktemp("classifier")
-    torch.manual_seed(0)
-    vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
-    backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
-    student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
-    for weight in student.parameters():
-        weight.data.add_(0.1 * torch.randn_like(weight))
-    prompts = {"stored": (CLASSES, np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32))}
-    export_classifier(
-        student.eval(), backbone, root / "run/classifier", classes=CLASSES, vlm_info=vlm.describe(), prompts=prompts
-    )
-    return root
+    return save_classifier(tmp_path_factory.mktemp("classifier"))
 
 
 @pytest.fixture(scope="module")

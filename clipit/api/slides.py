@@ -1,0 +1,285 @@
+"""Whole slides in Python: tiles, scores and maps of slides."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from clipit.api.entry import public
+from clipit.config.data import SlidesConfig
+from clipit.config.paths import expand_home
+from clipit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clipit.config.run import VLMConfig
+    from clipit.models.inference import Classifier
+    from clipit.slide_tasks.neighbours import TextNeighbours
+    from clipit.slide_tasks.scorer import TileScorer
+
+Inputs = str | Path | Sequence[str | Path]
+"""A slide, a folder of slides or a table of slides; or a list of slides and folders."""
+
+
+@dataclass(frozen=True)
+class SlidesResult:
+    """Finished slides.
+
+    Attributes:
+        folder: Output folder; the files of a slide are in `slides/<name>/`.
+        text: Summary, as the command prints it.
+        page: HTML page of all slides; None if only tiles were cut.
+    """
+
+    folder: Path
+    text: str
+    page: Path | None = None
+
+    @cached_property
+    def slides(self) -> pd.DataFrame:
+        """Slides, one row each: slide, path, label, split, group, status, reason, tiles, mpp, and further facts."""
+        return pd.read_csv(self.folder / "slides.csv", dtype={"slide": str, "group": str}, keep_default_na=True)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Slide scores, one row per slide, pooling and smoothing: slide, tiles, pooling, smoothed, pooled, score_<class>,
+        predicted and tied.
+        """
+        return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str})
+
+
+@public
+def tile_slides(
+    slides: Inputs,
+    out: str | Path,
+    *,
+    extras: Sequence[Literal["png", "h5"]] = (),
+    images: str | Path | None = None,
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
+    tile_pixels: int | None = None,
+    overlap: float = 0.0,
+    min_tissue: float = 0.5,
+    contours: str | Path | None = None,
+) -> SlidesResult:
+    """Find the tissue of slides and lay a grid of tiles over it.
+
+    Slides that cannot be used are listed in `slides.csv` and do not stop the others.
+
+    Args:
+        slides: Slides, folders of slides, or one table with a column `slide`.
+        out: Folder to write to.
+        extras: `png`: also write the tiles as files; `h5`: also write their coordinates as TRIDENT does.
+        images: Folder that the files in a table are relative to; None for the folder of the table.
+        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        tile_mpp: Micrometres per pixel of the tiles; None for 0.5.
+        tile_pixels: Edge of a tile in pixels; None for 224.
+        overlap: Share of a tile's edge that it has in common with the next tile.
+        min_tissue: Share of a tile that must be tissue.
+        contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
+
+    Raises:
+        DataError: No slide can be used, or a package that reads slides is missing.
+        ConfigError: An option is invalid.
+    """
+    from clipit.reporting.tables import markdown_table
+    from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.tile import tile_slides as tile
+
+    folder = expand_home(Path(out))
+    config, _ = _grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
+    table = tile(listed, config, folder, tuple(extras))
+    shown = table[table["status"] == "ok"]
+    rows = [[row.slide, row.format, f"{row.mpp:.4g}", f"{row.tissue:.0%}", row.tiles] for row in shown.itertuples()]
+    text = markdown_table(["slide", "format", "um/px", "tissue", "tiles"], rows[:20])
+    more = f"\n... and {len(rows) - 20} more" if len(rows) > 20 else ""
+    failed = int((table["status"] == "failed").sum())
+    lost = f"\nnote: {failed} slides cannot be used; see the column reason" if failed else ""
+    return SlidesResult(folder, f"{text}{more}{lost}\ntable: {folder / 'slides.csv'}")
+
+
+@public
+def score_slides(
+    slides: Inputs,
+    out: str | Path,
+    *,
+    classifier: "str | Path | Classifier | None" = None,
+    prompts: str | Path | None = None,
+    classes: str | None = None,
+    vlm: "str | VLMConfig | None" = None,
+    images: str | Path | None = None,
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
+    tile_pixels: int | None = None,
+    overlap: float = 0.0,
+    min_tissue: float = 0.5,
+    contours: str | Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+    bf16: bool = False,
+    trust_remote_code: bool = False,
+    maps: bool = False,
+    top: int = 8,
+    snippets: str | Path | None = None,
+) -> SlidesResult:
+    """Score slides with a classifier, or zero-shot with class prompts through a student or a VLM; optionally map them.
+
+    Every tile is scored and the scores are pooled per slide (`clipit.evaluation.slide_scores`). A killed call resumes:
+    slides that were scored are kept. If a table of slides names labels, the scores are evaluated.
+
+    Example:
+        >>> result = clipit.score_slides("slides.csv", "scores", classifier="outputs/run")
+        >>> result.scores.query("pooling == 'mean' and not smoothed")
+
+    Args:
+        slides: Slides, folders of slides, or one table with a column `slide` and, if known, label, split and group.
+        out: Folder to write to.
+        classifier: Folder of a classifier or of a run, or a loaded classifier; None for a VLM with prompts alone.
+        prompts: Prompt file, packaged prompt set, or set of the classifier, to score zero-shot.
+        classes: Classes separated by semicolons, used as prompts as they are.
+        vlm: VLM that prompts need.
+        images: Folder that the files in a table are relative to; None for the folder of the table.
+        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        tile_mpp: Micrometres per pixel of the tiles; None for those that the model was trained on.
+        tile_pixels: Edge of a tile in pixels; None for that of the tiles that the model was trained on.
+        overlap: Share of a tile's edge that it has in common with the next tile.
+        min_tissue: Share of a tile that must be tissue.
+        contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
+        batch_size: Tiles per batch.
+        workers: Threads that read tiles beside the model; 0: one per core, at most 8.
+        device: Device such as `cuda:1`; None for the GPU, if there is one.
+        bf16: Whether to compute in bfloat16.
+        trust_remote_code: Whether to run Python code that defines the backbone or the VLM.
+        maps: Whether to write heat maps, QuPath files and a page per slide.
+        top: Tiles shown per class on a slide's page.
+        snippets: Configuration whose reports' snippets are shown beside the top tiles; None for none.
+
+    Raises:
+        ConfigError: There is neither a classifier nor a VLM with prompts, or an option is invalid.
+        DataError: No slide can be used, or a package that reads slides is missing.
+        ModelError: The model cannot be loaded, or does not support zero-shot classification.
+    """
+    from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.score import score_slides as score
+    from clipit.slide_tasks.score import write_report
+    from clipit.slide_tasks.tile_scores import ScoringOptions
+
+    folder = expand_home(Path(out))
+    asked, given = _grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
+    scorer = _open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
+    scored = score(listed, scorer, asked, given, folder, ScoringOptions(batch_size, workers))
+    pages = None
+    if maps:
+        from clipit.slide_tasks.map import MapOptions, map_slides
+
+        texts = None if snippets is None else _snippets(snippets, scorer)
+        pages = map_slides(scored, scorer, folder, MapOptions(top, texts))
+    report = write_report(scored, scorer, folder, pages)
+    return SlidesResult(folder, report.text, report.page)
+
+
+def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
+    """Open the snippets of a configuration in the space of a model."""
+    from clipit.api.configuration import load_config
+    from clipit.slide_tasks.neighbours import snippet_neighbours
+    from clipit.workspace.workspace import Workspace
+
+    return snippet_neighbours(Workspace(load_config(config).run), scorer.vlm, scorer.text_mean)
+
+
+def _paths(slides: Inputs) -> list[Path]:
+    listed = [slides] if isinstance(slides, str | Path) else list(slides)
+    return [expand_home(Path(path)) for path in listed]
+
+
+def _grid_options(
+    folder: Path,
+    tile_mpp: float | None,
+    tile_pixels: int | None,
+    overlap: float,
+    min_tissue: float,
+    contours: str | Path | None,
+) -> tuple[SlidesConfig, list[str]]:
+    """Return the options of the grid, and which of `mpp` and `pixels` were given."""
+    from pydantic import ValidationError
+
+    given: dict[str, Any] = {"mpp": tile_mpp, "pixels": tile_pixels}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        config = SlidesConfig(
+            overlap=overlap,
+            min_tissue=min_tissue,
+            contours=None if contours is None else str(contours),
+            grids=str(folder / "grids"),
+            **given,
+        )
+    except ValidationError as error:
+        listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"invalid options of the tiles: {listed}", fix="correct them (see --help)") from None
+    if contours is not None and not expand_home(Path(contours)).exists():
+        raise ConfigError("no such file or folder of contours", where=contours, fix="correct --contours")
+    return config, list(given)
+
+
+def _open_scorer(
+    classifier: "str | Path | Classifier | None",
+    prompts: str | Path | None,
+    classes: str | None,
+    vlm: "str | VLMConfig | None",
+    device: str | None,
+    bf16: bool,
+    trust_remote_code: bool,
+) -> "TileScorer":
+    """Load the model that scores tiles, after cheap checks.
+
+    Raises:
+        ConfigError: There is neither a classifier nor a VLM with prompts, or both kinds of prompts are given.
+    """
+    from clipit.runs.prediction_inputs import read_prompts
+
+    if prompts is not None and classes is not None:
+        raise ConfigError("prompts and classes are both given", fix="use --prompts or --classes")
+    name = None if prompts is None else str(prompts)
+    asked = read_prompts(name, classes) or name
+    if classifier is None and (vlm is None or asked is None):
+        raise ConfigError(
+            "there is no model to score with",
+            fix="name a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
+        )
+    if classifier is None and isinstance(asked, str):
+        from clipit.prompts.files import packaged
+
+        raise ConfigError(
+            f"no prompt set {asked!r}",
+            where="--prompts",
+            fix=f"use the path of a prompt file or a packaged set ({', '.join(packaged('sets'))})",
+        )
+    from clipit.config.run import VLMConfig
+    from clipit.distributed import get_processes
+    from clipit.runs.predict import open_exported
+    from clipit.slide_tasks.scorer import classifier_scorer, vlm_scorer
+
+    if classifier is None:
+        from clipit.models.vlm import load_vlm
+
+        section = (
+            VLMConfig(name=str(vlm), precision="bf16" if bf16 else "fp32", trust_remote_code=trust_remote_code)
+            if isinstance(vlm, str)
+            else vlm
+        )
+        if section is None or asked is None or isinstance(asked, str):
+            raise ConfigError("a VLM needs prompts", fix="add --prompts or --classes")
+        return vlm_scorer(load_vlm(section, device or get_processes().device), asked)
+    loaded = (
+        open_exported(
+            classifier, device, vlm=vlm, dtype="bfloat16" if bf16 else None, trust_remote_code=trust_remote_code
+        )
+        if isinstance(classifier, str | Path)
+        else classifier
+    )
+    return classifier_scorer(loaded, asked)

@@ -1,0 +1,168 @@
+"""Whole slides: lay a grid over their tissue (`tile`), score them (`score`), or map them (`map`).
+
+SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with a column `slide` and, if known,
+`label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from clipit.config.paths import option_path
+from clipit.errors import user_errors
+
+
+def main() -> None:
+    """Run the subcommand that is the first argument."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in COMMANDS:
+        with user_errors():
+            COMMANDS[name](rest)
+        return
+    if name in ("-h", "--help"):
+        print(f"usage: clipit slides {{{','.join(COMMANDS)}}} ...\n\n{__doc__}\nclipit slides COMMAND --help")
+        return
+    print(f"error: clipit slides has no command {name!r}\n  to do: use {', '.join(COMMANDS)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def tile(arguments: list[str]) -> None:
+    """Lay a grid over the tissue of slides."""
+    parser = _parser("tile", "Find the tissue of slides and lay a grid of tiles over it.")
+    _add_inputs(parser)
+    parser.add_argument(
+        "--write",
+        choices=("png", "h5"),
+        action="append",
+        default=[],
+        help="also write the tiles as PNG files, or their coordinates as TRIDENT does (may be repeated)",
+    )
+    options = vars(parser.parse_args(arguments))
+    from clipit.api.slides import tile_slides
+
+    result = tile_slides(options.pop("slides"), options.pop("out"), extras=options.pop("write"), **options)
+    _print(result.text)
+
+
+def score(arguments: list[str]) -> None:
+    """Score slides with a classifier, or with class prompts alone."""
+    parser = _parser(
+        "score",
+        "Score slides: tile by tile with a classifier (or with class prompts through a student or a VLM), then pooled "
+        "to one score per class and slide. Labels in the table of slides are evaluated.",
+    )
+    _add_inputs(parser)
+    _add_model(parser)
+    options = vars(parser.parse_args(arguments))
+    from clipit.api.slides import score_slides
+
+    result = score_slides(options.pop("slides"), options.pop("out"), **options)
+    _print(result.text)
+
+
+def draw_maps(arguments: list[str]) -> None:
+    """Score slides and write heat maps, QuPath files and a page per slide."""
+    parser = _parser(
+        "map",
+        "Score slides as `score` does, and write for each slide overlays, a pyramidal heat map (OME-TIFF), its tiles "
+        "and regions for QuPath (GeoJSON), and a page with a zoomable overview.",
+    )
+    _add_inputs(parser)
+    _add_model(parser)
+    parser.add_argument(
+        "--snippets",
+        metavar="CONFIG",
+        help="show the snippets of this configuration's reports that are nearest to the top tiles",
+    )
+    parser.add_argument(
+        "--top", type=_positive, default=8, metavar="N", help="tiles shown per class on a slide's page (default: 8)"
+    )
+    options = vars(parser.parse_args(arguments))
+    from clipit.api.slides import score_slides
+
+    result = score_slides(options.pop("slides"), options.pop("out"), maps=True, **options)
+    _print(result.text)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"tile": tile, "score": score, "map": draw_maps}
+"""Subcommands by name."""
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"clipit slides {name}", description=description, allow_abbrev=False)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "slides", type=option_path, nargs="+", metavar="SLIDES", help="slides, folders of slides, or one table of them"
+    )
+    parser.add_argument("--out", type=option_path, required=True, metavar="FOLDER", help="folder to write to")
+    parser.add_argument(
+        "--images", type=option_path, metavar="FOLDER", help="folder that the files in a table are relative to"
+    )
+    parser.add_argument(
+        "--mpp",
+        type=float,
+        metavar="UM",
+        help="micrometres per pixel of the finest level, for slides that do not state them",
+    )
+    grid = parser.add_argument_group("tiles")
+    grid.add_argument(
+        "--tile-mpp",
+        type=float,
+        metavar="UM",
+        help="micrometres per pixel of the tiles (default: the model's; `tile`: 0.5)",
+    )
+    grid.add_argument(
+        "--tile-pixels", type=_positive, metavar="N", help="edge of a tile in pixels (default: the model's; `tile`: 224)"
+    )
+    grid.add_argument(
+        "--overlap", type=float, default=0.0, metavar="SHARE", help="share of the edge in common with the next tile"
+    )
+    grid.add_argument(
+        "--min-tissue", type=float, default=0.5, metavar="SHARE", help="share of a tile that must be tissue (0.5)"
+    )
+    grid.add_argument(
+        "--contours",
+        type=option_path,
+        metavar="PATH",
+        help="GeoJSON of the tissue (QuPath, TRIDENT) in place of detection: a file, or a folder with one per slide",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    model.add_argument("--classifier", metavar="PATH", help="folder classifier/ of a run, or the run's folder")
+    model.add_argument(
+        "--prompts",
+        metavar="NAME",
+        help="score zero-shot with class prompts: prompt file, packaged set, or set of the classifier",
+    )
+    model.add_argument(
+        "--classes", metavar='"A; B"', help="score zero-shot with these class names, which are their own prompts"
+    )
+    model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that prompts need")
+    model.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="tiles per batch (default: 64)")
+    model.add_argument(
+        "--workers", type=_positive, default=0, metavar="N", help="threads that read tiles (default: one per core)"
+    )
+    model.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    model.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on GPUs, less precise")
+    model.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that defines the backbone or the VLM"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _print(text: Any) -> None:
+    from clipit.distributed import get_processes
+
+    if get_processes().main:
+        print(text)

@@ -1,0 +1,185 @@
+"""Map slides: overlays, heat maps, files for QuPath and a page per slide, kept so that a kill loses no slide."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+from PIL import Image
+
+from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
+from clipit.distributed import get_processes
+from clipit.evaluation.slide_scores import SCORE_PREFIX
+from clipit.progress import progress
+from clipit.reporting.heat_map_tiff import write_heat_map_tiff
+from clipit.reporting.heat_maps import class_colours, write_overlays
+from clipit.reporting.html import write_page
+from clipit.reporting.slide_page import OVERVIEW_PIXELS, Neighbour, SlidePage, TopTile, slide_page, top_rows
+from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.slide_tasks.neighbours import TextNeighbours
+from clipit.slide_tasks.score import ScoredSlides
+from clipit.slide_tasks.scorer import TileScorer
+from clipit.slide_tasks.tile_scores import TILES, TileScores, read_scores, slide_folder
+from clipit.slides.geojson import read_contours
+from clipit.slides.opening import open_slide
+from clipit.slides.prepare import PreparedSlide
+from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
+from clipit.slides.reading import read_overview
+from clipit.tiles.slides import slide_tiles
+
+HEAT_MAP, TILES_QUPATH, REGIONS_QUPATH = "heat_map.ome.tif", "tiles.geojson", "regions.geojson"
+OVERLAYS, PAGE, RECORD = "overlays", "index.html", "map.json"
+_NEIGHBOURS = 3  # texts shown per tile
+_PICTURE = 128  # pixels
+_AGAIN = "delete this file and start the same command again"
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What the pages of slides show.
+
+    Attributes:
+        top: Tiles shown per class.
+        snippets: Snippets of reports, of which the nearest to the top tiles are shown; None for none.
+    """
+
+    top: int = 8
+    snippets: TextNeighbours | None = None
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the options."""
+        return fingerprint([self.top, None if self.snippets is None else list(self.snippets.sources)])
+
+
+def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> dict[str, str]:
+    """Write the maps of all scored slides; called by all processes, which share the slides out.
+
+    For each slide, writes to `slides/<name>/`: `overlays/` (a picture per class and of the most probable class),
+    `heat_map.ome.tif`, `tiles.geojson` and `regions.geojson` for QuPath, the page `index.html`, and last `map.json`. A
+    slide whose `map.json` belongs to the same scores and options is not mapped again.
+
+    Args:
+        scored: Scored slides.
+        scorer: Model on this process's device.
+        out: Output folder.
+        options: What the pages show.
+
+    Returns:
+        Path of each slide's page, relative to the output folder.
+
+    Raises:
+        ArtifactError: A file cannot be written, for example because the disk is full.
+    """
+    processes = get_processes()
+    done = {slide.name: _is_mapped(slide, out, options) for slide in scored.prepared}
+    missing = processes.broadcast([slide.name for slide in scored.prepared if not done[slide.name]])
+    by_name = {slide.name: slide for slide in scored.prepared}
+    with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
+        for name in processes.share(missing):
+            _map_slide(by_name[name], scored, scorer, out, options)
+            advance(processes.count)
+    processes.barrier()
+    return {slide.name: f"slides/{slide.name}/{PAGE}" for slide in scored.prepared}
+
+
+def _inputs(slide: PreparedSlide, out: Path, options: MapOptions) -> dict[str, Any]:
+    return {"scores": file_sha256(slide_folder(out, slide.name) / TILES), "options": options.identity}
+
+
+def _is_mapped(slide: PreparedSlide, out: Path, options: MapOptions) -> bool:
+    record = slide_folder(out, slide.name) / RECORD
+    return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, out, options)
+
+
+def _map_slide(
+    slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions
+) -> None:
+    folder, tiles = slide_folder(out, slide.name), read_scores(slide, scorer, out)
+    (folder / RECORD).unlink(missing_ok=True)
+    grid, classes = tiles.grid, scorer.classes
+    probabilities = scorer.probabilities(tiles.scores)
+    colours = class_colours(len(classes))
+    write_tiles_geojson(folder / TILES_QUPATH, grid, classes, probabilities, colours)
+    write_regions_geojson(folder / REGIONS_QUPATH, grid, classes, probabilities, colours)
+    write_heat_map_tiff(folder / HEAT_MAP, grid, classes, probabilities)
+    overview = read_whole(slide)
+    write_overlays(folder / OVERLAYS, overview, grid, classes, probabilities, colours)
+    content = SlidePage(
+        grid=grid,
+        classes=classes,
+        scores=probabilities,
+        overview=overview,
+        tissue=read_contours(slide.tissue, grid.width, grid.height),
+        facts={
+            "format": slide.facts["format"],
+            "tissue": f"{slide.facts['tissue']:.0%} of the area",
+            **({"resolution from": slide.facts["note"]} if slide.facts["note"] else {}),
+            **scored.facts,
+        },
+        slide_scores=pooled_scores(scored.table, slide.name, classes),
+        top=_top_tiles(slide, tiles, probabilities, scorer, options),
+        colours=colours,
+    )
+    write_page(folder / PAGE, slide_page(content))
+    write_record(folder / RECORD, _inputs(slide, out, options))
+
+
+def read_whole(slide: PreparedSlide) -> Image.Image:
+    """Read the whole slide with a longest edge of at most 2,400 pixels."""
+    file = open_slide(slide.path)
+    try:
+        longest = max(file.levels[0].width, file.levels[0].height)
+        return read_overview(file, max(1.0, longest / OVERVIEW_PIXELS))
+    finally:
+        file.close()
+
+
+def pooled_scores(table: pd.DataFrame, slide: str, classes: Sequence[str]) -> Mapping[str, Sequence[float]]:
+    """Return the scores of a slide by pooling, smoothed ones after the others."""
+    rows = table[table["slide"] == slide]
+    scores = rows[[f"{SCORE_PREFIX}{name}" for name in classes]].to_numpy(dtype=float).tolist()
+    titles = [
+        f"{pooling}, smoothed" if smoothed else str(pooling)
+        for pooling, smoothed in zip(rows["pooling"], rows["smoothed"], strict=True)
+    ]
+    return dict(zip(titles, scores, strict=True))
+
+
+def _top_tiles(
+    slide: PreparedSlide,
+    tiles: TileScores,
+    probabilities: Float32[np.ndarray, "n c"],
+    scorer: TileScorer,
+    options: MapOptions,
+) -> list[list[TopTile]]:
+    """Read the top tiles of each class, and find the texts that are nearest to them."""
+    chosen = top_rows(tiles.grid, probabilities, options.top)
+    rows = sorted({row for of_class in chosen for row in of_class})
+    row_of = {place: row for row, place in enumerate(slide.grid.ids)}  # of all tiles, unreadable ones included
+    images = slide_tiles([slide])
+    ids = tiles.grid.ids
+    places = {row: row_of[ids[row]] for row in rows}
+    with torch.inference_mode():
+        pixels = torch.from_numpy(np.stack([scorer.pixels(images.read(places[row])) for row in rows]))
+        embedded = scorer.compute(pixels.to(scorer.device))[1]
+    texts: dict[str, list[list[Neighbour]]] = {}
+    for kind, known in (("prompts", scorer.prompts), ("snippets", options.snippets)):
+        if embedded is None or known is None:
+            texts[kind] = [[] for _ in rows]
+            continue
+        found = known.nearest(embedded.float().cpu().numpy(), _NEIGHBOURS)
+        texts[kind] = [
+            [Neighbour(known.texts[place], cosine, known.sources[place]) for place, cosine in of_tile]
+            for of_tile in found
+        ]
+    shown = {}
+    for number, row in enumerate(rows):
+        picture = thumbnail(images, places[row], side=_PICTURE, quality=80)
+        uri = None if picture is None else jpeg_uri(picture)
+        shown[row] = TopTile(row, uri, texts["prompts"][number], texts["snippets"][number])
+    return [[shown[row] for row in of_class] for of_class in chosen]

@@ -1,0 +1,172 @@
+"""Score slides: tables of slides and of their scores, an evaluation if labels are known, and a page."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from clipit.artifacts import whole_file, write_record
+from clipit.config.data import SlidesConfig
+from clipit.distributed import get_processes
+from clipit.evaluation.slide_metrics import evaluate_slides
+from clipit.evaluation.slide_scores import pool_slide, slide_table
+from clipit.reporting.html import write_page
+from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
+from clipit.slide_tasks.scorer import TileScorer, tiles_for
+from clipit.slide_tasks.tile import SlideOutcome, open_slides, slides_table, write_slides_table
+from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores, score_tiles
+from clipit.slides.prepare import PreparedSlide
+from clipit.tiles.slides import SlideList
+from clipit.versions import git_commit, versions
+
+logger = logging.getLogger(__name__)
+
+SCORES, METRICS, RECORD, PAGE = "slide_scores.csv", "slide_metrics.csv", "scoring.json", "slides.html"
+SUMMARY = "summary.md"
+
+
+@dataclass(frozen=True)
+class ScoredSlides:
+    """Scored slides of a list, in all processes.
+
+    Attributes:
+        outcome: Prepared and failed slides.
+        prepared: Slides with scores.
+        config: Options of the tiles.
+        table: Slide scores, one row per slide, pooling and smoothing.
+        facts: Provenance.
+    """
+
+    outcome: SlideOutcome
+    prepared: tuple[PreparedSlide, ...]
+    config: SlidesConfig
+    table: pd.DataFrame
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class SlideReport:
+    """Files of scored slides.
+
+    Attributes:
+        text: Summary for the terminal.
+        page: HTML page of all slides.
+    """
+
+    text: str
+    page: Path
+
+
+def score_slides(
+    listed: SlideList,
+    scorer: TileScorer,
+    asked: SlidesConfig,
+    given: Sequence[str],
+    out: Path,
+    options: ScoringOptions,
+) -> ScoredSlides:
+    """Score the tiles of all slides and pool them; called by all processes, which share the slides out.
+
+    Args:
+        listed: Slides.
+        scorer: Model on this process's device.
+        asked: Options of the tiles.
+        given: Names of the options among `mpp` and `pixels` that the user gave; the others are the model's.
+        out: Output folder.
+        options: Batch size and reading threads.
+
+    Raises:
+        ConfigError: The model does not state its resolution and none is given.
+        DataError: No slide can be used.
+    """
+    processes = get_processes()
+    config, warnings = tiles_for(scorer, asked, given)
+    if processes.main:
+        for warning in warnings:
+            logger.warning(f"warning: {warning}")
+        logger.info(f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel, {scorer.title}")
+    outcome = open_slides(listed, config)
+    unread = score_tiles(outcome.prepared, scorer, out, options)
+    lost = {slide.name for slide in unread}
+    prepared = tuple(slide for slide in outcome.prepared if slide.name not in lost)
+    pooled = {}
+    unreadable = {}
+    for slide in processes.share(prepared):
+        scores = read_scores(slide, scorer, out)
+        pooled[slide.name] = pool_slide(scores.scores, scores.grid.cells)
+        if scores.unreadable:
+            unreadable[slide.name] = scores.unreadable
+    parts = processes.gather((pooled, unreadable))
+    merged = {name: entry for part, _ in parts for name, entry in part.items()}
+    table = slide_table({slide.name: merged[slide.name] for slide in prepared}, scorer.classes)
+    damaged = {name: count for _, part in parts for name, count in part.items()}
+    facts: dict[str, object] = {
+        "model": scorer.title,
+        "classes": ", ".join(scorer.classes),
+        "scores": "probabilities" if scorer.kind == "classifier" else "cosine similarities to the class prompts",
+        "tiles read": f"{config.pixels} px at {config.mpp:g} um/px, overlap {config.overlap:g}, tissue {config.min_tissue:g}",
+        **{name: value for name, value in scorer.facts.items() if isinstance(value, str)},
+    }
+    if damaged:
+        facts["unreadable tiles"] = ", ".join(f"{name}: {count}" for name, count in sorted(damaged.items()))
+    outcome = SlideOutcome(outcome.listed, outcome.prepared, (*outcome.failed, *unread))
+    return ScoredSlides(outcome, prepared, config, table, facts)
+
+
+def write_report(
+    scored: ScoredSlides, scorer: TileScorer, out: Path, pages: Mapping[str, str] | None = None
+) -> SlideReport:
+    """Write tables, summary and page of all slides; called by all processes, written by the main one.
+
+    Writes `slides.csv`, `slide_scores.csv`, `slide_metrics.csv` (if labels are known), `summary.md`, `slides.html` and
+    `scoring.json`, which records the model, the tiles and versions.
+
+    Args:
+        scored: Scored slides.
+        scorer: Model.
+        out: Output folder.
+        pages: Slide -> path of its own page, relative to `out`.
+    """
+    processes = get_processes()
+    table = slides_table(scored.outcome)
+    known = table[["slide", "label", "split", "group"]]
+    failures = {slide.name: slide.reason for slide in scored.outcome.failed}
+    evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
+    note = _caution(scorer)
+    title = f"Slides scored by the {scorer.title}"
+    text = slide_scores_summary(title, note, evaluation, scored.facts)
+    if processes.main:
+        write_slides_table(out, table)
+        _write_table(out / SCORES, scored.table)
+        if (known["label"] != "").any():
+            _write_table(out / METRICS, evaluation.scores)
+        with whole_file(out / SUMMARY) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages))
+        record = {
+            "model": dict(scored.facts),
+            "tiles": scored.config.model_dump(mode="json", exclude={"grids"}),
+            "slides": {slide.name: slide.stamp for slide in scored.prepared},
+            "chosen": str(evaluation.choice.sentence),
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+        write_record(out / RECORD, record)
+    processes.barrier()
+    return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {out / SCORES}, {out / 'slides.csv'}", out / PAGE)
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _caution(scorer: TileScorer) -> str:
+    """Warn of models that saw only synthetic tiles."""
+    if "embedded" not in (scorer.facts.get("backbone"), scorer.facts.get("vlm")):
+        return ""
+    return "The embedded models saw only synthetic tiles: on real slides, these scores only show that it runs."
+
+

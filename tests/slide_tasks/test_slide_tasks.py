@@ -1,0 +1,177 @@
+"""Slides are tiled, scored and mapped: files, resume, failures, labels, zero-shot, and two processes."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from slide_files import picture, write_slide
+from tiny_classifier import CLASSES, save_classifier
+
+import clipit
+from clipit.errors import ArtifactError, ConfigError, DataError
+from clipit.slide_tasks import tile_scores
+from clipit.slides.geojson import read_contours
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and the VLM of its texts."""
+    return save_classifier(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of five slides, one of them empty, with labels, splits and patients."""
+    root = tmp_path_factory.mktemp("slides")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, (label, split) in enumerate([("gland", "validation"), ("stroma", "validation"), ("gland", "test"),
+                                             ("stroma", "test"), ("tumour", "test")]):  # fmt: skip
+        pixels = np.clip(picture(300, 300).astype(int) + rng.integers(-20, 20, (300, 300, 3)), 0, 255)
+        write_slide(root / f"s{number}.tiff", pixels.astype(np.uint8), levels=2)
+        rows.append({"slide": f"s{number}", "label": label, "split": split, "group": f"P{number}"})
+    (root / "s4.tiff").write_bytes(b"")
+    pd.DataFrame(rows).to_csv(root / "slides.csv", index=False)
+    return root / "slides.csv"
+
+
+@pytest.fixture(scope="module")
+def mapped(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> clipit.SlidesResult:
+    """The slides, scored and mapped."""
+    out = tmp_path_factory.mktemp("mapped")
+    return clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
+
+
+def contents(folder: Path, pattern: str = "slides/*/tiles.parquet") -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
+def test_tiles_are_listed_drawn_and_written_on_request(slides: Path, tmp_path: Path) -> None:
+    result = clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32, extras=("h5", "png"))
+    table = result.slides
+    assert table["status"].tolist() == ["ok"] * 4 + ["failed"]
+    assert table["reason"].tolist()[-1] == "the file is empty" and table["tiles"].tolist()[-1] == 0
+    folder = tmp_path / "slides" / "s0"
+    grid = pd.read_parquet(folder / "grid.parquet")
+    assert table["tiles"][0] == len(grid) == len(list((folder / "tiles").glob("*.png")))
+    assert {path.stem for path in (folder / "tiles").iterdir()} == set(grid["id"])
+    with h5py.File(folder / "coords.h5") as file:
+        assert file["coords"][:].tolist() == grid[["x", "y"]].to_numpy().tolist()
+        assert dict(file["coords"].attrs)["patch_size_level0"] == 32
+    assert read_contours(folder / "tissue.geojson", 300, 300) and (folder / "tiles.png").is_file()
+    assert "1 slides cannot be used" in result.text
+
+
+def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: clipit.SlidesResult) -> None:
+    folder = mapped.folder
+    for name in ("s0", "s3"):
+        files = {path.name for path in (folder / "slides" / name).iterdir()}
+        assert files >= {"tiles.parquet", "tiles.geojson", "regions.geojson", "heat_map.ome.tif", "index.html", "map.json"}
+        tiles = pd.read_parquet(folder / "slides" / name / "tiles.parquet")
+        assert np.allclose(tiles[[f"score_{c}" for c in CLASSES]].sum(axis=1), 1, atol=1e-5)
+        features = json.loads((folder / "slides" / name / "tiles.geojson").read_text())["features"]
+        assert len(features) == len(tiles)
+    scores = mapped.scores
+    means = scores.query("slide == 's0' and pooling == 'mean' and not smoothed")[[f"score_{c}" for c in CLASSES]]
+    tiles = pd.read_parquet(folder / "slides/s0/tiles.parquet")
+    assert np.allclose(means.to_numpy()[0], tiles[[f"score_{c}" for c in CLASSES]].mean(), atol=1e-5)
+    assert "s4" not in set(scores["slide"]) and "the file is empty" in mapped.text
+    page = (folder / "slides.html").read_text(encoding="utf-8")
+    assert "slides/s0/index.html" in page and "s4" in page
+    metrics = pd.read_csv(folder / "slide_metrics.csv")
+    assert set(metrics["split"]) == {"validation", "test"} and metrics["chosen"].any()
+
+
+def test_tiles_are_read_as_the_classifier_was_trained(mapped: clipit.SlidesResult) -> None:
+    record = json.loads((mapped.folder / "scoring.json").read_text())
+    assert (record["tiles"]["mpp"], record["tiles"]["pixels"]) == (1.0, 32)
+    assert mapped.slides["tiles"][0] == len(pd.read_parquet(mapped.folder / "slides/s0/tiles.parquet"))
+
+
+def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped: clipit.SlidesResult, tmp_path: Path) -> None:
+    result = clipit.predict(models / "run", slides.parent / "s1.tiff", tmp_path / "p.csv", batch_size=16)
+    scored = pd.read_parquet(mapped.folder / "slides/s1/tiles.parquet")
+    assert result.predictions["id"].tolist() == scored["id"].tolist()
+    assert np.allclose(result.predictions[f"p_{CLASSES[0]}"], scored[f"score_{CLASSES[0]}"], atol=1e-5)
+    with pytest.raises(ConfigError, match="only slides have use for --mpp"):
+        clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
+
+
+def test_a_killed_command_keeps_the_slides_that_were_done(
+    models: Path, slides: Path, mapped: clipit.SlidesResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write: Callable[..., None] = tile_scores._write
+    scored: list[str] = []
+
+    def killed(slide: Any, *rest: Any) -> None:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(slide.name)
+        write(slide, *rest)
+
+    monkeypatch.setattr(tile_scores, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        clipit.score_slides(slides, tmp_path, classifier=models / "run", batch_size=16)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("slides/*/tiles.parquet")}
+    assert len(before) == 2
+    monkeypatch.setattr(tile_scores, "_write", write)
+    clipit.score_slides(slides, tmp_path, classifier=models / "run", batch_size=16)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(tmp_path) == contents(mapped.folder)
+
+
+def test_scores_of_another_model_are_replaced_and_a_damaged_table_is_an_error(
+    models: Path, slides: Path, tmp_path: Path
+) -> None:
+    slide = slides.parent / "s0.tiff"
+    clipit.score_slides(slide, tmp_path, classifier=models / "run")
+    first = contents(tmp_path)
+    text = "gland; stroma; tumour"
+    clipit.score_slides(slide, tmp_path, vlm=str(models / "clip"), classes=text, tile_mpp=1.0, tile_pixels=32)
+    assert contents(tmp_path) != first
+    table = tmp_path / "slides/s0/tiles.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="delete this file and start the same command again"):
+        clipit.score_slides(slide, tmp_path, classifier=models / "run")
+
+
+def test_prompts_alone_score_slides_by_cosines(models: Path, slides: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"classes": "gland; stroma", "tile_mpp": 1.0, "tile_pixels": 32}
+    by_vlm = clipit.score_slides(slides.parent / "s0.tiff", tmp_path / "a", vlm=str(models / "clip"), **options)
+    by_student = clipit.score_slides(
+        slides.parent / "s0.tiff", tmp_path / "b", classifier=models / "run", vlm=str(models / "clip"), maps=True, **options
+    )
+    for result in (by_vlm, by_student):
+        tiles = pd.read_parquet(result.folder / "slides/s0/tiles.parquet")
+        assert (tiles[["score_gland", "score_stroma"]].abs().to_numpy() <= 1 + 1e-6).all()
+        assert "cosine similarities" in result.text
+    page = (tmp_path / "b/slides/s0/index.html").read_text(encoding="utf-8")
+    assert "Nearest prompts" in page
+
+
+def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no model to score with"):
+        clipit.score_slides(slides, tmp_path)
+    with pytest.raises(ConfigError, match="no prompt set 'nothing'"):
+        clipit.score_slides(slides, tmp_path, vlm="embedded", prompts="nothing")
+    with pytest.raises(ConfigError, match="does not state at which micrometres per pixel"):
+        clipit.score_slides(slides, tmp_path, vlm=str(models / "clip"), classes="a; b")
+    with pytest.raises(DataError, match="no such slide, folder or table"):
+        clipit.score_slides(tmp_path / "missing.svs", tmp_path, classifier=models / "run")
+    with pytest.raises(ConfigError, match="invalid options of the tiles: overlap"):
+        clipit.tile_slides(slides, tmp_path, overlap=1.5)
+    with pytest.raises(DataError, match=r"none of 1 slides can be used:[\s\S]*the file is empty"):
+        clipit.tile_slides(slides.parent / "s4.tiff", tmp_path)
+
+
+def test_a_table_may_lack_labels(models: Path, slides: Path, tmp_path: Path) -> None:
+    with (tmp_path / "some.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["slide"], ["s0"], ["s1"]])
+    result = clipit.score_slides(tmp_path / "some.csv", tmp_path / "out", classifier=models / "run", images=slides.parent)
+    assert set(result.scores["slide"]) == {"s0", "s1"} and not (tmp_path / "out/slide_metrics.csv").exists()

@@ -1,0 +1,31 @@
+"""A tiny exported classifier with text, and the VLM that its texts were embedded with."""
+
+from pathlib import Path
+
+import numpy as np
+from tiny_models import save_clip, save_timm
+
+CLASSES = ("gland", "stroma", "tumour")
+
+
+def save_classifier(root: Path) -> Path:
+    """Write `run/classifier` and the VLM `clip` to a folder, and return it."""
+    import torch
+
+    from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
+    from clipit.models.backbones import load_backbone
+    from clipit.models.export import export_classifier
+    from clipit.models.student import build_student
+    from clipit.models.vlm import load_vlm
+
+    torch.manual_seed(0)
+    vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
+    backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
+    student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+    for weight in student.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight))
+    prompts = {"stored": (CLASSES, np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32))}
+    export_classifier(
+        student.eval(), backbone, root / "run/classifier", classes=CLASSES, mpp=1.0, tile_pixels=32, vlm_info=vlm.describe(), prompts=prompts
+    )
+    return root

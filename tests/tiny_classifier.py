@@ -26,6 +26,13 @@ def save_classifier(root: Path) -> Path:
         weight.data.add_(0.1 * torch.randn_like(weight))
     prompts = {"stored": (CLASSES, np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32))}
     export_classifier(
-        student.eval(), backbone, root / "run/classifier", classes=CLASSES, mpp=1.0, tile_pixels=32, vlm_info=vlm.describe(), prompts=prompts
+        student.eval(),
+        backbone,
+        root / "run/classifier",
+        classes=CLASSES,
+        mpp=1.0,
+        tile_pixels=32,
+        vlm_info=vlm.describe(),
+        prompts=prompts,
     )
     return root

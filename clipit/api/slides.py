@@ -44,8 +44,9 @@ class SlidesResult:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """Slide scores, one row per slide, pooling and smoothing: slide, tiles, pooling, smoothed, pooled, score_<class>,
-        predicted and tied.
+        """Slide scores, one row per slide, pooling and smoothing.
+
+        Columns: slide, tiles, pooling, smoothed, pooled, score_<class>, predicted and tied.
         """
         return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str})
 

@@ -115,7 +115,10 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="micrometres per pixel of the tiles (default: the model's; `tile`: 0.5)",
     )
     grid.add_argument(
-        "--tile-pixels", type=_positive, metavar="N", help="edge of a tile in pixels (default: the model's; `tile`: 224)"
+        "--tile-pixels",
+        type=_positive,
+        metavar="N",
+        help="edge of a tile in pixels (default: the model's; `tile`: 224)",
     )
     grid.add_argument(
         "--overlap", type=float, default=0.0, metavar="SHARE", help="share of the edge in common with the next tile"

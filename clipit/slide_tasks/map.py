@@ -96,9 +96,7 @@ def _is_mapped(slide: PreparedSlide, out: Path, options: MapOptions) -> bool:
     return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, out, options)
 
 
-def _map_slide(
-    slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions
-) -> None:
+def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> None:
     folder, tiles = slide_folder(out, slide.name), read_scores(slide, scorer, out)
     (folder / RECORD).unlink(missing_ok=True)
     grid, classes = tiles.grid, scorer.classes

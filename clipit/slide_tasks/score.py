@@ -106,7 +106,8 @@ def score_slides(
         "model": scorer.title,
         "classes": ", ".join(scorer.classes),
         "scores": "probabilities" if scorer.kind == "classifier" else "cosine similarities to the class prompts",
-        "tiles read": f"{config.pixels} px at {config.mpp:g} um/px, overlap {config.overlap:g}, tissue {config.min_tissue:g}",
+        "tiles read": f"{config.pixels} px at {config.mpp:g} um/px, overlap {config.overlap:g}, "
+        f"tissue {config.min_tissue:g}",
         **{name: value for name, value in scorer.facts.items() if isinstance(value, str)},
     }
     if damaged:
@@ -168,5 +169,3 @@ def _caution(scorer: TileScorer) -> str:
     if "embedded" not in (scorer.facts.get("backbone"), scorer.facts.get("vlm")):
         return ""
     return "The embedded models saw only synthetic tiles: on real slides, these scores only show that it runs."
-
-

@@ -46,8 +46,8 @@ def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
     polygons = [
         whole for polygon in _polygons(value, path, dropped) if (whole := _without_flat_rings(polygon, dropped))
     ]
-    if dropped:
-        counts = ", ".join(f"{count} x {what}" for what, count in sorted(dropped.items()))
+    if any(dropped.values()):
+        counts = ", ".join(f"{count} x {what}" for what, count in sorted(dropped.items()) if count)
         logger.info(f"note: {path}: left out, because they have no area: {counts}")
     if not polygons:
         raise DataError(

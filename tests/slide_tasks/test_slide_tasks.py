@@ -72,7 +72,14 @@ def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: clipit.Slide
     folder = mapped.folder
     for name in ("s0", "s3"):
         files = {path.name for path in (folder / "slides" / name).iterdir()}
-        assert files >= {"tiles.parquet", "tiles.geojson", "regions.geojson", "heat_map.ome.tif", "index.html", "map.json"}
+        assert files >= {
+            "tiles.parquet",
+            "tiles.geojson",
+            "regions.geojson",
+            "heat_map.ome.tif",
+            "index.html",
+            "map.json",
+        }
         tiles = pd.read_parquet(folder / "slides" / name / "tiles.parquet")
         assert np.allclose(tiles[[f"score_{c}" for c in CLASSES]].sum(axis=1), 1, atol=1e-5)
         features = json.loads((folder / "slides" / name / "tiles.geojson").read_text())["features"]
@@ -94,7 +101,9 @@ def test_tiles_are_read_as_the_classifier_was_trained(mapped: clipit.SlidesResul
     assert mapped.slides["tiles"][0] == len(pd.read_parquet(mapped.folder / "slides/s0/tiles.parquet"))
 
 
-def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped: clipit.SlidesResult, tmp_path: Path) -> None:
+def test_predicting_a_slide_equals_scoring_it(
+    models: Path, slides: Path, mapped: clipit.SlidesResult, tmp_path: Path
+) -> None:
     result = clipit.predict(models / "run", slides.parent / "s1.tiff", tmp_path / "p.csv", batch_size=16)
     scored = pd.read_parquet(mapped.folder / "slides/s1/tiles.parquet")
     assert result.predictions["id"].tolist() == scored["id"].tolist()
@@ -145,7 +154,12 @@ def test_prompts_alone_score_slides_by_cosines(models: Path, slides: Path, tmp_p
     options: dict[str, Any] = {"classes": "gland; stroma", "tile_mpp": 1.0, "tile_pixels": 32}
     by_vlm = clipit.score_slides(slides.parent / "s0.tiff", tmp_path / "a", vlm=str(models / "clip"), **options)
     by_student = clipit.score_slides(
-        slides.parent / "s0.tiff", tmp_path / "b", classifier=models / "run", vlm=str(models / "clip"), maps=True, **options
+        slides.parent / "s0.tiff",
+        tmp_path / "b",
+        classifier=models / "run",
+        vlm=str(models / "clip"),
+        maps=True,
+        **options,
     )
     for result in (by_vlm, by_student):
         tiles = pd.read_parquet(result.folder / "slides/s0/tiles.parquet")
@@ -173,5 +187,7 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
 def test_a_table_may_lack_labels(models: Path, slides: Path, tmp_path: Path) -> None:
     with (tmp_path / "some.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["slide"], ["s0"], ["s1"]])
-    result = clipit.score_slides(tmp_path / "some.csv", tmp_path / "out", classifier=models / "run", images=slides.parent)
+    result = clipit.score_slides(
+        tmp_path / "some.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
+    )
     assert set(result.scores["slide"]) == {"s0", "s1"} and not (tmp_path / "out/slide_metrics.csv").exists()

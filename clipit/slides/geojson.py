@@ -148,7 +148,8 @@ def _without_flat_rings(polygon: Polygon, dropped: Counter[str]) -> Polygon | No
         dropped["ring with fewer than three corners"] += 1
         return None
     holes = tuple(hole for hole in polygon.holes if not _is_flat(hole))
-    dropped.update({"hole with fewer than three corners": len(polygon.holes) - len(holes)})
+    if len(holes) < len(polygon.holes):
+        dropped["hole with fewer than three corners"] += len(polygon.holes) - len(holes)
     return replace(polygon, holes=holes)
 
 

@@ -131,6 +131,7 @@ def test_contours_within_one_percent_of_the_border_are_accepted(tmp_path: Path) 
 
 
 def test_contours_in_the_upper_left_corner_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     contours(tmp_path, polygon(SQUARE), 40_000, 30_000)
     assert "upper left 2 %" in caplog.text
     caplog.clear()

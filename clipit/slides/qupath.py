@@ -19,7 +19,7 @@ from clipit.slides.grid import SlideGrid, tile_id
 from clipit.slides.heat_map import heat_map
 from clipit.slides.polygons import Polygon, trace_regions
 
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://qupath.github.io/clipit")
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "clipit-pathology")
 _BLOCK = 2_000  # tiles per write
 _DECIMALS = 2  # of coordinates, as QuPath writes them
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

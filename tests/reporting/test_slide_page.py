@@ -115,6 +115,16 @@ def test_pictures_are_made_smaller_until_they_keep_to_their_share_of_the_page(mo
     assert 1 <= across < 1.1, "the map still covers the slide"
 
 
+def test_a_slide_without_a_tile_has_a_page() -> None:
+    slide = content(8, 6)
+    none = np.zeros(0, dtype=np.int32)
+    grid = replace(slide.grid, x=none, y=none, tissue=none.astype(np.float32))
+    scores = np.zeros((0, 3), dtype=np.float32)
+    assert top_rows(grid, scores, 3) == [[], [], []]
+    text = slide_page(replace(slide, grid=grid, scores=scores, top=[[], [], []], tissue=[]))
+    assert "No top tiles were chosen." in text and (layer_of(text, 0)[..., 3] == 0).all()
+
+
 def test_top_tiles_do_not_overlap_and_come_in_order() -> None:
     grid = grid_of(5, 1, edge=100, step=50)
     scores = np.array([[0.9, 0.1], [0.95, 0.2], [0.5, 0.3], [0.4, 0.4], [0.3, 0.5]])

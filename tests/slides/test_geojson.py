@@ -279,6 +279,13 @@ def test_tissue_polygons_are_written_and_read_back(tmp_path: Path) -> None:
     assert {one.name for one in read} == {"Tissue"}
 
 
+def test_a_slide_without_a_tile_gives_empty_files(tmp_path: Path) -> None:
+    grid, scores = make_grid([], []), np.zeros((0, 3))
+    for write in (write_tiles_geojson, write_regions_geojson):
+        write(tmp_path / "empty.geojson", grid, CLASSES, scores, COLOURS)
+        assert features_for_qupath(tmp_path / "empty.geojson") == []
+
+
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     grid, scores = make_grid([0, 100], [0, 0]), np.array([[0.5, 0.5, 0.0], [np.nan, 0.5, 0.5]])
     for write in (write_tiles_geojson, write_regions_geojson):

@@ -6,7 +6,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "init": "print a shipped configuration to start from",
         "doctor": "check this machine, its packages and a configuration",
         "download": "download a published data set",
-        "world": "write a synthetic world of tiles and reports",
+        "world": "write a synthetic world of tiles and reports, or slides",
         "completion": "print a script that completes commands and keys in a shell",
     },
     "Tiles, reports and prompts": {

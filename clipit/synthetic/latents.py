@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 
 def stream(seed: int, *name: str | int) -> np.random.Generator:
@@ -67,6 +67,8 @@ class Latents:
     dens: Int64[np.ndarray, " n"]
     status: Int64[np.ndarray, " n"] | None = None
     """1 where a tumour tile shows the morphology of the mutated status, else 0; None: no tile shows it."""
+    direction: Float32[np.ndarray, " n"] | None = None
+    """Direction of the fibres in radians; None: at random."""
 
     def __len__(self) -> int:
         """Return the number of tiles."""
@@ -82,7 +84,7 @@ class Latents:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Latents"]) -> "Latents":
-        """Concatenate latents that all have a status, or all have none."""
+        """Concatenate latents that all have a status or direction, or all have none."""
         values: dict[str, Any] = {}
         for field in fields(cls):
             columns = [getattr(part, field.name) for part in parts]

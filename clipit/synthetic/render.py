@@ -5,13 +5,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt8
 
-from clipit.synthetic.fields import SIZE, Maps, noise, per_tile, ramp
+from clipit.synthetic.fields import SIZE, noise, per_tile, ramp
 from clipit.synthetic.latents import Latents, attributes, stream
 from clipit.synthetic.tissues import Stains, draw_tissue
 
 # Optical density of haematoxylin and eosin in red, green, blue (Ruifrok and Johnston 2001).
 _COLOURS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
 _STRENGTH = np.array([1.15, 1.0])
+
+
+UNEVEN = 0.06
+"""Relative standard deviation of the stains' strength within a tile."""
+GRAIN = 0.10
+"""Relative standard deviation of the texture of haematoxylin."""
+SENSOR_NOISE = 0.012
+"""Standard deviation of the scanner's noise; white is 1."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,44 @@ def centre(number: int) -> Centre:
     )
 
 
-def _blur(maps: Maps, spread: Float[np.ndarray, " n"]) -> Maps:
-    """Apply a five-tap Gaussian blur; `spread` is the standard deviation of each tile in pixels."""
+@dataclass(frozen=True)
+class Scans:
+    """Stain and scanner of n single scans: their centres' values with small variation.
+
+    Attributes:
+        colours: Optical density per stain and channel.
+        gains: Strength of both stains.
+        spread: Standard deviation of the scanner's blur in pixels.
+        white: Intensity of glass per channel.
+    """
+
+    colours: Float[np.ndarray, "n 2 3"]
+    gains: Float[np.ndarray, "n 2"]
+    spread: Float[np.ndarray, " n"]
+    white: Float[np.ndarray, "n 3"]
+
+
+def draw_scans(rng: np.random.Generator, centres: Int64[np.ndarray, " n"]) -> Scans:
+    """Draw one scan at each of these centres."""
+    count = len(centres)
+    centre_by_number = {int(number): centre(int(number)) for number in np.unique(centres)}
+    each = [centre_by_number[int(number)] for number in centres]
+    colours = np.stack([c.colours for c in each]) + rng.normal(0, 0.03, (count, 2, 3))
+    gains = np.stack([c.gains for c in each]) * np.exp(rng.normal(0, (0.12, 0.15), (count, 2)))
+    spread = np.array([c.blur for c in each]) * np.exp(rng.normal(0, 0.04, count))
+    brightness = np.array([c.brightness for c in each]) * (1 + rng.normal(0, 0.01, count))
+    return Scans(colours, gains, spread, brightness[:, None] + np.stack([c.tint for c in each]))
+
+
+def blur(maps: Float32[np.ndarray, "n h w"], spread: Float[np.ndarray, " n"]) -> Float32[np.ndarray, "n h w"]:
+    """Apply a five-tap Gaussian blur; `spread` is the standard deviation of each map in pixels."""
     taps = np.exp(-0.5 * (np.arange(3)[:, None] / np.maximum(spread, 0.05)) ** 2)
     taps /= taps[0] + 2 * taps[1] + 2 * taps[2]
     middle, near, far = (per_tile(tap) for tap in taps)
     for axis in (1, 2):
         padded = np.pad(maps, [(0, 0), (2, 2), (0, 0)] if axis == 1 else [(0, 0), (0, 0), (2, 2)], mode="edge")
-        parts = [np.take(padded, range(start, start + SIZE), axis=axis) for start in range(5)]
+        length = maps.shape[axis]
+        parts = [np.take(padded, range(start, start + length), axis=axis) for start in range(5)]
         maps = middle * parts[2] + near * (parts[1] + parts[3]) + far * (parts[0] + parts[4])
     return np.asarray(maps, dtype=np.float32)
 
@@ -56,26 +94,22 @@ def _blur(maps: Maps, spread: Float[np.ndarray, " n"]) -> Maps:
 def scan(rng: np.random.Generator, layer: Stains, centres: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 64 64 3"]:
     """Stain and scan the layers at their centres, with small variation between tiles.
 
-    Beer-Lambert: intensity = brightness * exp(-concentrations @ colours).
+    Beer-Lambert: intensity = white * exp(-concentrations @ colours).
     """
     count = len(centres)
-    centre_by_number = {int(number): centre(int(number)) for number in np.unique(centres)}
-    tile_centres = [centre_by_number[int(number)] for number in centres]
-    colours = np.stack([c.colours for c in tile_centres]) + rng.normal(0, 0.03, (count, 2, 3))
-    gains = np.stack([c.gains for c in tile_centres]) * np.exp(rng.normal(0, (0.12, 0.15), (count, 2)))
-    spread = np.array([c.blur for c in tile_centres]) * np.exp(rng.normal(0, 0.04, count))
-    brightness = np.array([c.brightness for c in tile_centres]) * (1 + rng.normal(0, 0.01, count))
-    tint = np.stack([c.tint for c in tile_centres])
-    uneven = 1 + 0.06 * noise(rng, count, 2)
+    scans = draw_scans(rng, centres)
+    uneven = 1 + UNEVEN * noise(rng, count, 2)
     haematoxylin = (
-        _blur(layer.haematoxylin * (1 + 0.10 * noise(rng, count, 24)), spread) * per_tile(gains[:, 0]) * uneven
+        blur(layer.haematoxylin * (1 + GRAIN * noise(rng, count, 24)), scans.spread)
+        * per_tile(scans.gains[:, 0])
+        * uneven
     )
-    eosin = _blur(layer.eosin, spread) * per_tile(gains[:, 1]) * uneven
+    eosin = blur(layer.eosin, scans.spread) * per_tile(scans.gains[:, 1]) * uneven
     image = np.empty((count, SIZE, SIZE, 3), dtype=np.float32)
     for channel in range(3):
-        density = haematoxylin * per_tile(colours[:, 0, channel]) + eosin * per_tile(colours[:, 1, channel])
-        light = per_tile(brightness + tint[:, channel]) * np.exp(-np.maximum(density, 0))
-        image[..., channel] = light + 0.012 * rng.standard_normal(light.shape, dtype=np.float32)
+        density = haematoxylin * per_tile(scans.colours[:, 0, channel]) + eosin * per_tile(scans.colours[:, 1, channel])
+        light = per_tile(scans.white[:, channel]) * np.exp(-np.maximum(density, 0))
+        image[..., channel] = light + SENSOR_NOISE * rng.standard_normal(light.shape, dtype=np.float32)
     return np.asarray(np.clip(np.rint(image * 255), 0, 255), dtype=np.uint8)
 
 

@@ -69,9 +69,12 @@ def _flat(count: int, haematoxylin: float, eosin: float) -> Stains:
     )
 
 
-def _fibres(rng: np.random.Generator, count: int) -> tuple[Float32[np.ndarray, "n 64 64"], Float32[np.ndarray, " n"]]:
+def _fibres(rng: np.random.Generator, latents: Latents) -> tuple[Maps, Float32[np.ndarray, " n"]]:
     """Draw wavy parallel fibres (0..1), and return them with their direction (radians)."""
+    count = len(latents)
     angle = rng.uniform(0, np.pi, count).astype(np.float32)
+    if latents.direction is not None:
+        angle = latents.direction
     across = ROWS * per_tile(np.cos(angle)) - COLUMNS * per_tile(np.sin(angle))
     wave = across * per_tile(rng.uniform(0.6, 1.2, count)) + 1.6 * noise(rng, count, 4) + 0.5 * noise(rng, count, 10)
     return np.asarray(0.5 + 0.5 * np.sin(wave), dtype=np.float32), angle
@@ -115,7 +118,7 @@ def _mucin(rng: np.random.Generator, latents: Latents) -> Stains:
 
 def _stroma(rng: np.random.Generator, latents: Latents) -> Stains:
     count = len(latents)
-    fibres, angle = _fibres(rng, count)
+    fibres, angle = _fibres(rng, latents)
     layer = Stains(0.05 + 0.04 * fibres, 0.38 + 0.34 * fibres + 0.08 * noise(rng, count, 3))
     nuclei(rng, layer, rng.poisson(7 + 6 * latents.dens), 1.9, 0.12, (1.35, 1.9), angle)
     return layer
@@ -176,7 +179,7 @@ def _grid_centres(rng: np.random.Generator, count: int, side: int, jitter: float
 
 def _normal(rng: np.random.Generator, latents: Latents) -> Stains:
     count = len(latents)
-    fibres, _ = _fibres(rng, count)
+    fibres, _ = _fibres(rng, latents)
     layer = Stains(0.08 + 0.04 * fibres, 0.34 + 0.16 * fibres)
     nuclei(rng, layer, rng.poisson(8 + 5 * latents.dens), 1.8, 0.12, (1.0, 1.5))
     present = (rng.random((count, 9)) < 0.9).astype(np.int64)

@@ -122,7 +122,7 @@ def ensure_written(folder: Path, config: Section, write: Callable[[Path], object
         return world
     with locked(world):
         if not _is_written(world, config):
-            logger.info(f"writing the synthetic world (tiles, reports, prompts) to {world}")
+            logger.info(f"writing the synthetic world to {world}")
             partial = Path(f"{world}.partial")
             write(partial)
             with disk_errors(world):

@@ -1,0 +1,154 @@
+"""Render a synthetic slide: a mosaic of the fields of tiles, artefacts, the stain and scanner of a centre."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+from scipy.ndimage import gaussian_filter
+
+from clipit.synthetic.fields import SIZE
+from clipit.synthetic.latents import CLASSES, Latents, attributes
+from clipit.synthetic.render import GRAIN, SENSOR_NOISE, UNEVEN, blur, draw_scans
+from clipit.synthetic.slide_layout import BLUR, FOLD, PEN, STRIP, Artefacts, SlideLayout, SmoothNoise
+from clipit.synthetic.tissues import draw_tissue
+
+_STEP = 40
+_MARGIN = (SIZE - _STEP) // 2
+"""Fields lie on a grid of `_STEP` pixels and overlap by `_MARGIN` on each side, where their seams wind."""
+_CELL_ROWS = 8
+"""Rows of the grid that are drawn at a time."""
+_BATCH = 256
+
+INKS = {"blue": (0.10, 0.16, 0.62), "green": (0.05, 0.45, 0.22), "black": (0.08, 0.08, 0.10)}
+"""Colour of a pen mark on glass."""
+_INK_COVER = 0.88
+_OUT_OF_FOCUS = 3.5
+"""Standard deviation in pixels of the blur of an out-of-focus patch."""
+
+Map = Float32[np.ndarray, "size size"]
+
+
+def draw_stains(rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"]) -> tuple[Map, Map]:
+    """Draw haematoxylin and eosin concentrations: at each pixel, those of a field of its tissue.
+
+    Each tissue has its own 64 px field in each cell of a grid, drawn like a tile without a second tissue.
+    """
+    size = len(labels)
+    haematoxylin, eosin = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
+    warps = [SmoothNoise.draw(rng, size, 12.0), SmoothNoise.draw(rng, size, 12.0)]
+    side = size // _STEP + 3  # the first cell begins at -_STEP
+    # Fibres change their direction slowly: independent directions look like another tissue to the embedded VLM.
+    directions = rng.uniform(0, np.pi) + 0.6 * SmoothNoise.draw(rng, side, 8.0).rows(0, side).reshape(-1)
+    for first in range(0, side, _CELL_ROWS):
+        start, stop = (max(0, (row - 1) * _STEP) for row in (first, first + _CELL_ROWS))
+        rows = slice(max(0, start - _MARGIN), min(size, stop + _MARGIN))
+        if rows.start >= rows.stop:
+            continue
+        y = np.arange(rows.start, rows.stop)[:, None]
+        x = np.arange(size)[None, :]
+        cell_row, cell_column = (
+            (position + _STEP + np.clip(6 * warp.rows(rows.start, rows.stop), -11, 11)).astype(np.int64) // _STEP
+            for position, warp in zip((y, x), warps, strict=True)
+        )
+        here = (labels[rows] > 0) & (cell_row >= first) & (cell_row < first + _CELL_ROWS)
+        key = ((cell_row * side + cell_column) * len(CLASSES) + labels[rows].astype(np.int64) - 1)[here]
+        used = np.unique(key)
+        if not len(used):
+            continue
+        fields = _draw_fields(rng, used % len(CLASSES), directions[used // len(CLASSES)].astype(np.float32))
+        where = (
+            np.searchsorted(used, key),
+            (y - (cell_row - 1) * _STEP + _MARGIN)[here],
+            (x - (cell_column - 1) * _STEP + _MARGIN)[here],
+        )
+        haematoxylin[rows][here], eosin[rows][here] = fields[0][where], fields[1][where]
+    return haematoxylin, eosin
+
+
+def _draw_fields(
+    rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], direction: Float32[np.ndarray, " n"]
+) -> Float32[np.ndarray, "2 n 64 64"]:
+    parts = []
+    for start in range(0, len(tissue), _BATCH):
+        part = tissue[start : start + _BATCH]
+        latents = Latents(
+            part,
+            np.full_like(part, -1),
+            np.zeros(len(part)),
+            **attributes(rng, part),
+            direction=direction[start : start + _BATCH],
+        )
+        layer = draw_tissue(rng, latents)
+        parts.append(np.stack([layer.haematoxylin, layer.eosin]))
+    return np.concatenate(parts, axis=1)
+
+
+def add_fold(maps: Sequence[Map], artefacts: Artefacts) -> None:
+    """Add the displaced tissue to the tissue below it in the fold, in place."""
+    rows, columns = np.nonzero(artefacts.mask == FOLD)
+    size = len(artefacts.mask)
+    above = ((rows + artefacts.shift[0]).clip(0, size - 1), (columns + artefacts.shift[1]).clip(0, size - 1))
+    for stain in maps:
+        doubled = 1.15 * stain[rows, columns] + stain[above]
+        stain[rows, columns] = doubled
+
+
+def scan_slide(
+    rng: np.random.Generator,
+    haematoxylin: Map,
+    eosin: Map,
+    layout: SlideLayout,
+    centres: Sequence[int],
+    artefacts: Artefacts | None = None,
+    ink: str = "blue",
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Stain and scan a slide, with one stain for the whole slide or one per piece.
+
+    Beer-Lambert as for tiles (`clipit.synthetic.render.scan`), but colours and scanner are the same over the slide.
+
+    Args:
+        rng: Random generator of this scan.
+        haematoxylin: Concentration of haematoxylin.
+        eosin: Concentration of eosin.
+        layout: Layout of the slide.
+        centres: Centre of the stain of each piece; the first centre's scanner is used.
+        artefacts: Pen marks and out-of-focus patches; None: none.
+        ink: Colour of the pen, a key of `INKS`.
+    """
+    size = len(haematoxylin)
+    scans = draw_scans(rng, np.asarray(centres, dtype=np.int64))
+    colours, gains = scans.colours.astype(np.float32), scans.gains.astype(np.float32)
+    uneven, grain = SmoothNoise.draw(rng, size, SIZE / 2), SmoothNoise.draw(rng, size, SIZE / 24)
+    streaks = SmoothNoise.draw(rng, size, 9.0)
+    image = np.empty((size, size, 3), dtype=np.uint8)
+    for start in range(0, size, STRIP):
+        stop = min(start + STRIP, size)
+        low, high = max(0, start - 2), min(size, stop + 2)  # the blur reaches two pixels
+        kept = slice(start - low, stop - low)
+        stains = np.stack([haematoxylin[low:high] * (1 + GRAIN * grain.rows(low, high)), eosin[low:high]])
+        stains = blur(stains, np.repeat(scans.spread[:1], 2))[:, kept]
+        piece = np.maximum(layout.pieces[start:stop], 1).astype(np.int64) - 1
+        stains *= (1 + UNEVEN * uneven.rows(start, stop)) * np.moveaxis(gains[piece], -1, 0)
+        density = np.maximum(np.einsum("shw,hwsc->hwc", stains, colours[piece]), 0)
+        light = scans.white[0].astype(np.float32) * np.exp(-density)
+        if artefacts is not None:
+            pen = artefacts.mask[start:stop] == PEN
+            cover = np.clip(_INK_COVER + 0.05 * streaks.rows(start, stop), 0, 0.97)[pen][:, None]
+            light[pen] = (1 - cover) * light[pen] + cover * np.asarray(INKS[ink], np.float32)
+        light += SENSOR_NOISE * rng.standard_normal(light.shape, dtype=np.float32)
+        image[start:stop] = np.clip(np.rint(light * 255), 0, 255)
+    if artefacts is not None:
+        _defocus(image, artefacts)
+    return image
+
+
+def _defocus(image: UInt8[np.ndarray, "size size 3"], artefacts: Artefacts) -> None:
+    """Blur the out-of-focus patch in place."""
+    rows, columns = np.nonzero(artefacts.mask == BLUR)
+    if not len(rows):
+        return
+    reach = int(4 * _OUT_OF_FOCUS)
+    box = tuple(slice(max(0, int(at.min()) - reach), int(at.max()) + reach + 1) for at in (rows, columns))
+    blurred = gaussian_filter(image[box].astype(np.float32), (_OUT_OF_FOCUS, _OUT_OF_FOCUS, 0))
+    patch = artefacts.mask[box] == BLUR
+    image[box][patch] = np.rint(blurred[patch])

@@ -1,0 +1,273 @@
+"""Write a world of synthetic slides: pyramidal TIFFs with the tissue and artefacts of every pixel."""
+
+import csv
+import hashlib
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from pydantic import Field, model_validator
+
+from clipit.artifacts import whole_file, write_json
+from clipit.config.data import Share
+from clipit.config.run import Section
+from clipit.errors import DataError, disk_errors
+from clipit.progress import progress
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.draws import MPP, check_centres
+from clipit.synthetic.latents import ADIPOSE, CLASSES, HIGH, LOW, LYMPHOID, MUCIN, NECROSIS, NORMAL, STROMA, stream
+from clipit.synthetic.slide_layout import ARTEFACTS, GLASS, draw_artefacts, draw_layout
+from clipit.synthetic.slide_render import INKS, add_fold, draw_stains, scan_slide
+from clipit.synthetic.world_files import ensure_written, patient_name, prompt_set, write_yaml
+
+SLIDES = "slides.csv"
+_TILE = 256
+_OTHER_TISSUES = {
+    NORMAL: (STROMA, ADIPOSE, LYMPHOID, MUCIN),
+    LOW: (STROMA, ADIPOSE, LYMPHOID, MUCIN, NORMAL),
+    HIGH: (STROMA, ADIPOSE, LYMPHOID, NECROSIS, NORMAL),
+}
+SLIDE_LABELS = tuple(CLASSES[k] for k in _OTHER_TISSUES)
+"""Labels of slides: the grade of the tumour, or `normal_mucosa` without one."""
+
+
+class SlideWorldConfig(Section):
+    """Number, size and centres of synthetic slides; their seed is independent of the seeds of runs."""
+
+    seed: int = Field(0, ge=0)
+    train: int = Field(6, ge=0)
+    """Number of training slides."""
+    validation: int = Field(6, ge=0)
+    test: int = Field(6, ge=0)
+    slides_per_patient: int = Field(1, ge=1)
+    """Number of slides of a patient; all have the patient's label and centre."""
+    size: int = Field(1536, ge=256, le=8192, multiple_of=64)
+    """Edge of a slide in pixels of 1 micrometre; writing takes about 15 bytes of memory per pixel."""
+    centres: tuple[int, ...] = Field((6, 7), min_length=1)
+    second_stain: Share = 0.5
+    """Chance that the second of two tissue pieces has the stain of another centre."""
+    artefacts: bool = True
+    """Whether each slide has a pen mark, a fold and an out-of-focus patch."""
+
+    @model_validator(mode="after")
+    def _valid(self) -> "SlideWorldConfig":
+        check_centres(self.centres, ())
+        if not self.train + self.validation + self.test:
+            raise ValueError("train, validation and test are all 0: nothing to write")
+        return self
+
+
+@dataclass(frozen=True)
+class DrawnSlide:
+    """One slide with the truth about every pixel.
+
+    Attributes:
+        image: RGB pixels.
+        labels: 0 for glass, k + 1 for class k of `CLASSES`, also under artefacts.
+        artefacts: Values of `ARTEFACTS`, 0 elsewhere.
+        centres: Centre of the stain of each piece of tissue.
+        ink: Colour of the pen; empty without artefacts.
+    """
+
+    image: UInt8[np.ndarray, "size size 3"]
+    labels: UInt8[np.ndarray, "size size"]
+    artefacts: UInt8[np.ndarray, "size size"]
+    centres: tuple[int, ...]
+    ink: str
+
+
+def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int) -> DrawnSlide:
+    """Draw a slide from the random streams of the configuration's seed and this name.
+
+    Args:
+        config: Configuration of the world.
+        name: Name of the slide.
+        main: Class of its label: a grade of tumour, or normal mucosa.
+        centre: Centre of its scanner and of the stain of its first piece.
+    """
+    draw = stream(config.seed, "slides", name, "slide")
+    centres = [centre] * int(draw.integers(1, 3))
+    others = [number for number in config.centres if number != centre]
+    if draw.random() < config.second_stain and len(centres) == 2 and others:
+        centres[1] = int(draw.choice(others))
+    ink = str(draw.choice(list(INKS)))
+    layout = draw_layout(
+        stream(config.seed, "slides", name, "layout"), config.size, len(centres), main, _OTHER_TISSUES[main]
+    )
+    stains = draw_stains(stream(config.seed, "slides", name, "tissue"), layout.labels)
+    artefacts = None
+    if config.artefacts:
+        artefacts = draw_artefacts(stream(config.seed, "slides", name, "artefacts"), layout)
+        add_fold(stains, artefacts)
+    image = scan_slide(stream(config.seed, "slides", name, "scan"), *stains, layout, centres, artefacts, ink)
+    mask = np.zeros_like(layout.labels) if artefacts is None else artefacts.mask
+    return DrawnSlide(image, layout.labels, mask, tuple(centres), ink if config.artefacts else "")
+
+
+def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
+    """Write synthetic slides to a folder; the same configuration gives the same bytes.
+
+    For each slide `slides/<slide>.tif` (tiled, pyramidal, lossless), `masks/<slide>.png` (0 for glass, k + 1 for class
+    k), `masks/<slide>_artefacts.png` (1 pen, 2 fold, 3 blur) and `masks/<slide>.json` (its facts); `slides.csv`,
+    `prompts.yaml` (all tissues), `slide_prompts.yaml` (the labels of slides), and last `world.json`. Paths in the table
+    are relative to the folder.
+
+    Returns:
+        The content of `world.json`: configuration, classes, slides per split and label, SHA-256 of all pixels.
+
+    Raises:
+        DataError: tifffile is not installed; nothing is written.
+        ArtifactError: The folder cannot be written.
+    """
+    _require_tifffile()
+    digest = hashlib.sha256()
+    rows: list[dict[str, object]] = []
+    counts = {split: dict.fromkeys(SLIDE_LABELS, 0) for split in ("train", "validation", "test")}
+    total = config.train + config.validation + config.test
+    with progress("synthetic slides", total) as advance:
+        for row, main, centre in _list_slides(config):
+            name = str(row["slide"])
+            slide = draw_slide(config, name, main, centre)
+            levels = _write_slide(folder, name, slide)
+            write_json(folder / "masks" / f"{name}.json", {**row, "seed": config.seed, **_facts(slide, levels)})
+            digest.update(slide.image.tobytes())
+            counts[str(row["split"])][str(row["label"])] += 1
+            rows.append(row)
+            advance()
+    with whole_file(folder / SLIDES) as path, path.open("w", encoding="utf-8", newline="") as stream_out:
+        writer = csv.DictWriter(stream_out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for file, labels in (("prompts", CLASSES), ("slide_prompts", SLIDE_LABELS)):
+        names = {label: words.PROMPT_NAMES[label] for label in labels}
+        write_yaml(folder / f"{file}.yaml", prompt_set(f"synthetic-{len(labels)}", names))
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "classes": list(CLASSES),
+        "counts": counts,
+        "pixels_sha256": digest.hexdigest(),
+    }
+    write_json(folder / "world.json", facts)
+    return facts
+
+
+def ensure_slides(folder: Path, config: SlideWorldConfig) -> Path:
+    """Write synthetic slides to a folder unless it has them, completely or not at all.
+
+    Raises:
+        DataError: tifffile is not installed.
+        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+    """
+
+    def write(partial: Path) -> None:
+        with disk_errors(partial):
+            if partial.exists():  # of a killed attempt, perhaps with more slides
+                shutil.rmtree(partial)
+        write_slides(partial, config)
+
+    return ensure_written(folder, config, write)
+
+
+def _require_tifffile() -> None:
+    if importlib.util.find_spec("tifffile") is None:
+        raise DataError(
+            "cannot write slides without the package tifffile", fix="pip install 'clipit-pathology[slides]'"
+        )
+
+
+def _list_slides(config: SlideWorldConfig) -> Iterator[tuple[dict[str, object], int, int]]:
+    """List the rows of the table of slides, each with the class of its label and its centre.
+
+    Labels alternate between patients.
+    """
+    for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
+        for number in range(count):
+            patient = number // config.slides_per_patient
+            main = list(_OTHER_TISSUES)[patient % len(_OTHER_TISSUES)]
+            group = patient_name(split, patient)
+            name = f"{split}-S{number:03d}"
+            row: dict[str, object] = {
+                "slide": name,
+                "path": f"slides/{name}.tif",
+                "label": CLASSES[main],
+                "split": split,
+                "group": group,
+                "mpp": MPP,
+                "mask": f"masks/{name}.png",
+            }
+            yield row, main, int(stream(config.seed, "slides", group).choice(np.asarray(config.centres)))
+
+
+def _facts(slide: DrawnSlide, levels: int) -> dict[str, Any]:
+    """Return sizes, values of both masks, and areas in pixels."""
+    areas = {name: int((slide.labels == k + 1).sum()) for k, name in enumerate(CLASSES)}
+    return {
+        "size": len(slide.image),
+        "levels": levels,
+        "centres": list(slide.centres),
+        "values": {"glass": GLASS, **{name: k + 1 for k, name in enumerate(CLASSES)}},
+        "pixels": {"glass": int((slide.labels == GLASS).sum()), **areas},
+        "artefact_values": ARTEFACTS,
+        "artefact_pixels": {name: int((slide.artefacts == value).sum()) for name, value in ARTEFACTS.items()},
+        "ink": slide.ink,
+    }
+
+
+def _write_slide(folder: Path, name: str, slide: DrawnSlide) -> int:
+    """Write the TIFF and both masks of a slide; returns the number of levels."""
+    with whole_file(folder / "slides" / f"{name}.tif") as path:
+        levels = write_pyramid(path, slide.image, MPP)
+    for suffix, mask in (("", slide.labels), ("_artefacts", slide.artefacts)):
+        with whole_file(folder / "masks" / f"{name}{suffix}.png") as path:
+            Image.fromarray(mask).save(path, format="PNG")
+    return levels
+
+
+def write_pyramid(path: Path, image: UInt8[np.ndarray, "h w 3"], mpp: float) -> int:
+    """Write a tiled TIFF whose levels are halved until one tile covers the image; returns the number of levels.
+
+    The levels are reduced images of the main sequence, as openslide expects of a generic TIFF, compressed without loss.
+
+    Args:
+        path: File to write.
+        image: Pixels of the finest level.
+        mpp: Micrometres per pixel of the finest level.
+    """
+    import tifffile
+
+    level = 0
+    with tifffile.TiffWriter(path) as file:
+        while True:
+            per_centimetre = 1e4 / (mpp * 2**level)
+            file.write(
+                image,
+                photometric="rgb",
+                tile=(_TILE, _TILE),
+                compression="zlib",
+                predictor=True,
+                subfiletype=1 if level else 0,
+                resolution=(per_centimetre, per_centimetre),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+                software=False,
+            )
+            level += 1
+            if max(image.shape[:2]) <= _TILE:
+                return level
+            image = _halve(image)
+
+
+def _halve(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Average squares of 2 x 2 pixels; an odd last row or column is dropped."""
+    height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    total = np.full((height // 2, width // 2, 3), 2, dtype=np.uint16)
+    for row in range(2):
+        for column in range(2):
+            total += image[row:height:2, column:width:2]
+    return np.asarray(total // 4, dtype=np.uint8)

@@ -11,6 +11,7 @@ from clipit.evaluation.slide_arms import SlideTables, compare_slide_arms
 from clipit.evaluation.slide_metrics import evaluate_slides
 from clipit.evaluation.slide_scores import PooledScore, slide_table
 from clipit.evaluation.slide_sets import PoolingKey, collect_slides
+from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
 
 CLASSES = ("normal", "tumour")
 N = 60
@@ -114,6 +115,23 @@ def test_few_patients_give_a_difference_without_an_interval(tables: SlideTables)
     row = line(compare_slide_arms(tables, slides, CLASSES, "image_only", resamples=40).table, "text", "accuracy")
     assert row["difference"] is not None and pd.isna(row["low"])
     assert row["reason"] == f"3 independent units to resample; a 95 % interval needs {MIN_UNITS}"
+
+
+def test_the_table_shows_means_differences_intervals_and_p_values(tables: SlideTables) -> None:
+    compared = compare_slide_arms(tables, slides_table(), CLASSES, "image_only", resamples=40)
+    base, text, prompts = slide_arms_table(compared, "test", "accuracy").rows
+    row = line(compared.table, "text", "accuracy")
+    assert base[-3:] == ["", "", ""]
+    assert text[:3] == ["text", "mean", 5] and text[3] == f"{row['mean']:.3f} ± {row['sd']:.3f}"
+    assert text[4] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    assert text[5] == f"[{row['seeds_low']:+.3f}, {row['seeds_high']:+.3f}]" and text[6] == f"{row['p_holm']:.3f}"
+    assert (prompts[0], prompts[2]) == ("prompts", 1)
+    markdown = slide_arms_markdown(compared, "test", "accuracy")
+    assert "40 slides of 20 patients" in markdown and "chosen on validation slides" in markdown
+    assert slide_arms_markdown(compared, "elsewhere", "accuracy").startswith("No elsewhere slides to compare")
+    few = slides_table().assign(group=[f"p{i % 3}" for i in range(N)])
+    rows = slide_arms_table(compare_slide_arms(tables, few, CLASSES, "image_only", resamples=40), "test", "auroc").rows
+    assert f"(none: 3 independent units to resample; a 95 % interval needs {MIN_UNITS})" in str(rows[1][4])
 
 
 def test_arms_that_cannot_be_compared_are_refused(tables: SlideTables) -> None:

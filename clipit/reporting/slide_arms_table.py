@@ -1,0 +1,76 @@
+"""Table of arms compared on slide labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from clipit.evaluation.slide_arms import SlideComparison
+from clipit.evaluation.slide_sets import Level, PoolingKey
+from clipit.reporting.html import Table
+from clipit.reporting.tables import LABELS, difference, interval, markdown_table, number
+
+_LEFT = 2  # columns with names
+
+
+def slide_arms_table(comparison: SlideComparison, split: str, metric: str, level: Level = "slide") -> Table:
+    """Build the table of one split, metric and level: one row per arm (and pooling, if none was chosen).
+
+    Args:
+        comparison: Compared arms.
+        split: Split to show.
+        metric: Name of the metric, from `slide_metrics.SLIDE_METRICS`.
+        level: Whether slides or patients are classified.
+    """
+    return Table(
+        *_content(comparison, split, metric, level), caption=_caption(comparison, split, metric, level), left=_LEFT
+    )
+
+
+def slide_arms_markdown(comparison: SlideComparison, split: str, metric: str, level: Level = "slide") -> str:
+    """Format `slide_arms_table` as Markdown."""
+    table = markdown_table(*_content(comparison, split, metric, level), left=_LEFT)
+    return f"{_caption(comparison, split, metric, level)}\n\n{table}"
+
+
+def _select(comparison: SlideComparison, split: str, metric: str, level: Level) -> list[dict[str, Any]]:
+    table = comparison.table
+    shown = table[(table["split"] == split) & (table["metric"] == metric) & (table["level"] == level)]
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in shown.to_dict("records")
+    ]
+
+
+def _caption(comparison: SlideComparison, split: str, metric: str, level: Level) -> str:
+    rows = _select(comparison, split, metric, level)
+    if not rows:
+        return f"No {split} slides to compare"
+    units = f"{rows[0]['labelled']:,} {level}s" + (f" of {rows[0]['patients']:,} patients" if level == "slide" else "")
+    chosen = comparison.choices[comparison.reference].key is not None
+    how = (
+        "the pooling of each arm was chosen on validation slides" if chosen else "no pooling was chosen: all are shown"
+    )
+    return (
+        f"{LABELS[metric]} per {level}, {split}: {units}; mean over seeds, and difference to {comparison.reference} "
+        f"with its 95 % interval over patients (paired bootstrap) and over seeds (Student's t); {how}"
+    )
+
+
+def _content(
+    comparison: SlideComparison, split: str, metric: str, level: Level
+) -> tuple[tuple[str, ...], list[list[object]]]:
+    header = ("arm", "pooling", "seeds", LABELS[metric], "difference [patients]", "[seeds]", "p, Holm")
+    return header, [_row(row) for row in _select(comparison, split, metric, level)]
+
+
+def _row(row: Mapping[str, Any]) -> list[object]:
+    key = PoolingKey(row["pooling"], bool(row["smoothed"]))
+    spread = "" if row["sd"] is None else f" ± {number(row['sd'])}"
+    cells = [row["arm"], key.title, row["seeds"], number(row["mean"]) + spread]
+    if row["p_reason"] is None:  # the reference itself
+        return [*cells, "", "", ""]
+    bounds = None if row["low"] is None else (row["low"], row["high"])
+    gain = difference(row["difference"], bounds) + (f" (none: {row['reason']})" if bounds is None else "")
+    p = f"none: {row['p_reason']}" if row["p_holm"] is None else number(row["p_holm"])
+    return [*cells, gain, interval(row["seeds_low"], row["seeds_high"], signed=True), p]

@@ -69,6 +69,10 @@ def tile_slides(
 
     Slides that cannot be used are listed in `slides.csv` and do not stop the others.
 
+    Example:
+        >>> result = clipit.tile_slides("slides/", "grids", tile_mpp=0.5, tile_pixels=224)
+        >>> result.slides[["slide", "status", "tiles"]]
+
     Args:
         slides: Slides, folders of slides, or one table with a column `slide`.
         out: Folder to write to.

@@ -14,6 +14,7 @@ from slide_files import picture, write_slide
 from tiny_classifier import CLASSES, save_classifier
 
 import clipit
+from clipit.api.slides import SlidesResult
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.slide_tasks import tile_scores
 from clipit.slides.geojson import read_contours
@@ -42,7 +43,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mapped(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> clipit.SlidesResult:
+def mapped(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> SlidesResult:
     """The slides, scored and mapped."""
     out = tmp_path_factory.mktemp("mapped")
     return clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
@@ -68,7 +69,7 @@ def test_tiles_are_listed_drawn_and_written_on_request(slides: Path, tmp_path: P
     assert "1 slides cannot be used" in result.text
 
 
-def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: clipit.SlidesResult) -> None:
+def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: SlidesResult) -> None:
     folder = mapped.folder
     for name in ("s0", "s3"):
         files = {path.name for path in (folder / "slides" / name).iterdir()}
@@ -95,14 +96,14 @@ def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: clipit.Slide
     assert set(metrics["split"]) == {"validation", "test"} and metrics["chosen"].any()
 
 
-def test_tiles_are_read_as_the_classifier_was_trained(mapped: clipit.SlidesResult) -> None:
+def test_tiles_are_read_as_the_classifier_was_trained(mapped: SlidesResult) -> None:
     record = json.loads((mapped.folder / "scoring.json").read_text())
     assert (record["tiles"]["mpp"], record["tiles"]["pixels"]) == (1.0, 32)
     assert mapped.slides["tiles"][0] == len(pd.read_parquet(mapped.folder / "slides/s0/tiles.parquet"))
 
 
 def test_predicting_a_slide_equals_scoring_it(
-    models: Path, slides: Path, mapped: clipit.SlidesResult, tmp_path: Path
+    models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path
 ) -> None:
     result = clipit.predict(models / "run", slides.parent / "s1.tiff", tmp_path / "p.csv", batch_size=16)
     scored = pd.read_parquet(mapped.folder / "slides/s1/tiles.parquet")
@@ -113,7 +114,7 @@ def test_predicting_a_slide_equals_scoring_it(
 
 
 def test_a_killed_command_keeps_the_slides_that_were_done(
-    models: Path, slides: Path, mapped: clipit.SlidesResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write: Callable[..., None] = tile_scores._write
     scored: list[str] = []

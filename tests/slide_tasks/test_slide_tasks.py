@@ -102,9 +102,7 @@ def test_tiles_are_read_as_the_classifier_was_trained(mapped: SlidesResult) -> N
     assert mapped.slides["tiles"][0] == len(pd.read_parquet(mapped.folder / "slides/s0/tiles.parquet"))
 
 
-def test_predicting_a_slide_equals_scoring_it(
-    models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path
-) -> None:
+def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:
     result = clipit.predict(models / "run", slides.parent / "s1.tiff", tmp_path / "p.csv", batch_size=16)
     scored = pd.read_parquet(mapped.folder / "slides/s1/tiles.parquet")
     assert result.predictions["id"].tolist() == scored["id"].tolist()

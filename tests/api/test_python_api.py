@@ -18,8 +18,8 @@ from clipit.errors import ConfigError, DataError
 from clipit.progress import show_messages
 
 FUNCTIONS = (
-    "load_config", "build_text_index", "pair", "train", "evaluate", "compare", "tune", "probe", "predict", "tile_slides",
-    "score_slides", "load_classifier",
+    "load_config", "build_text_index", "pair", "train", "evaluate", "compare", "tune", "probe", "predict",
+    "tile_slides", "score_slides", "load_classifier",
 )  # fmt: skip
 
 

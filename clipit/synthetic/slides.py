@@ -48,7 +48,7 @@ class SlideWorldConfig(Section):
     slides_per_patient: int = Field(1, ge=1)
     """Number of slides of a patient; all have the patient's label and centre."""
     size: int = Field(1536, ge=256, le=8192, multiple_of=64)
-    """Edge of a slide in pixels of 1 micrometre; writing takes about 15 bytes of memory per pixel."""
+    """Edge of a slide in pixels of 1 micrometre; writing takes about 20 bytes of memory per pixel."""
     centres: tuple[int, ...] = Field((6, 7), min_length=1)
     second_stain: Share = 0.5
     """Chance that the second of two tissue pieces has the stain of another centre."""

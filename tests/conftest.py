@@ -1,10 +1,8 @@
 """What the tests of several rooms share: a small world with tiny models, and configurations over it."""
 
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import of the hub's c
 import pytest
 import yaml
 from logged_lines import stop_capturing
-from markupsafe import Markup
+from no_plots import RUN_PLOTS, leave_out_plots
 from tiny_models import MakeConfig, MakeFile, write_small_world
 
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file
 from clipit.config.run import RunConfig
 from clipit.reporting import plots
-
-RUN_PLOTS = {
-    "clipit.runs.evaluate": ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"),
-    "clipit.reporting.run_page": ("plot_reliability", "plot_training_curves", "inline_svg"),
-}
-"""Functions of drawing by the module that calls them after a run."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,11 +39,7 @@ def _no_run_plots() -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        for module, names in RUN_PLOTS.items():
-            for name in names:
-                patch.setattr(f"{module}.{name}", lambda *_, **__: None)
-        patch.setattr("clipit.runs.evaluate.save_plot", lambda _, path: path.write_bytes(empty_picture()))
-        patch.setattr("clipit.reporting.run_page.inline_svg", lambda _, label: Markup("<svg></svg>"))
+        leave_out_plots(patch, RUN_PLOTS)
         yield
 
 
@@ -61,16 +49,6 @@ def run_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in RUN_PLOTS.items():
         for name in names:
             monkeypatch.setattr(f"{module}.{name}", getattr(plots, name))
-
-
-@cache
-def empty_picture() -> bytes:
-    """A PNG of one pixel."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "png")
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="session")

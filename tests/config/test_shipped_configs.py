@@ -1,8 +1,6 @@
 """The files in configs/: each is valid, says at its head what it needs, and fits what reads it."""
 
-import os
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -156,35 +154,6 @@ def test_accelerate_reads_its_files(path: Path) -> None:
     assert found.num_processes % found.num_machines == 0
     head = "\n".join(head_of(path))
     assert f"configs/accelerate/{path.name}" in head and "command" in head and "needs" in head
-
-
-@pytest.mark.slow
-def test_two_cpu_processes_know_of_each_other(tmp_path: Path) -> None:
-    script = tmp_path / "who.py"
-    script.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "import torch.distributed as dist\n"
-        "from clipit.distributed import get_processes\n"
-        "here = get_processes()\n"
-        "found = f'{here.rank} of {here.count} on {here.device.type}: {here.gather(here.rank)}'\n"
-        "Path(sys.argv[1], f'{here.rank}.txt').write_text(found)\n"
-        "dist.destroy_process_group()\n"
-    )
-    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
-    command = [
-        *launcher,
-        "--config_file",
-        str(CONFIGS / "accelerate" / "two_cpu_processes.yaml"),
-        str(script),
-        str(tmp_path),
-    ]
-    plain = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
-    environment = plain | {"ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "0.txt").read_text() == "0 of 2 on cpu: [0, 1]"
-    assert (tmp_path / "1.txt").read_text() == "1 of 2 on cpu: [0, 1]"
 
 
 # Sweeps -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from launching import ROOT, TWO, environment, launch
+from launching import LAUNCHER, ROOT, TWO, launch, run, run_group, start
 from run_files import losses, predictions
 
 from clipit.comparison.compare import compare
@@ -34,7 +32,10 @@ import atexit, json, runpy, sys
 from pathlib import Path
 # Registered first, so called last: threads that outlive the process group may end the program with SIGABRT.
 atexit.register(lambda: print("threads", [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]))
-import clipit.stores.embed
+import clipit.stores.embed, pytest
+sys.path.insert(0, sys.argv[2])
+from no_plots import COMPARISON_PLOTS, RUN_PLOTS, leave_out_plots
+leave_out_plots(pytest.MonkeyPatch(), RUN_PLOTS | COMPARISON_PLOTS)
 for shard, command in json.loads(Path(sys.argv[1]).read_text()):
     clipit.stores.embed.SHARD = shard or clipit.stores.embed.SHARD
     sys.argv = command
@@ -77,12 +78,6 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-def start(*command: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
-
-
 def files_of(output: Path, kind: str) -> dict[str, str]:
     (folder,) = (path for path in (output / "artefacts").glob(f"{kind}-*") if path.is_dir())
     found: dict[str, str] = json.loads((folder / "manifest.json").read_text())["files"]
@@ -119,7 +114,7 @@ def two_processes(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     ]
     (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     (folder / "commands.py").write_text(COMMANDS, encoding="utf-8")
-    done = launch(TWO, folder / "commands.py", str(folder / "commands.json"))
+    done = launch(TWO, folder / "commands.py", str(folder / "commands.json"), str(ROOT / "tests"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("classifier:") == 2 + len(ARMS), "only the main process prints"
     assert done.stdout.count("comparison.html") == 1
@@ -157,17 +152,37 @@ def test_two_processes_with_several_shards_and_arms(
         assert manifests[0]["files"] == manifests[1]["files"] and len(manifests[0]["files"]) > 20
 
 
-@pytest.mark.parametrize("options", [("--cpu", "--num_processes", "2"), TWO])
-def test_fewer_processes_than_asked_for(write_config: WriteConfig, tmp_path: Path, options: tuple[str, ...]) -> None:
+# Writes the variables that the launcher sets for a process; that takes no import of torch.
+VARIABLES = """
+import json, os, sys
+from pathlib import Path
+Path(sys.argv[1], os.environ.get("RANK", "0")).write_text(json.dumps(dict(os.environ)))
+"""
+
+
+@pytest.mark.parametrize(("options", "count"), [(("--cpu", "--num_processes", "2"), 1), (TWO, 2)])
+def test_fewer_processes_than_asked_for(
+    write_config: WriteConfig, tmp_path: Path, options: tuple[str, ...], count: int
+) -> None:
     import torch
 
     if torch.cuda.is_available() and options is TWO:
         pytest.skip("with GPUs this launch is right")
-    done = launch(options, ROOT / "scripts" / "train.py", f"--config={write_config()}", cpu=False)
-    assert done.returncode != 0
-    assert "ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train" in done.stderr
-    own = done.stderr.split("torch.distributed.elastic", 1)[0]  # the launcher may add a report of its own
-    assert f"{ROOT / 'clipit'}" not in own
+    script, folder = tmp_path / "variables.py", tmp_path / "variables"
+    script.write_text(VARIABLES)
+    folder.mkdir()
+    launched = run(*LAUNCHER, *options, script, folder)
+    assert launched.returncode == 0, launched.stderr
+    processes = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
+    assert len(processes) == count
+    command = [ROOT / "scripts" / "train.py", f"--config={write_config()}"]
+    done = run(*command, **processes[0]) if count == 1 else run_group(command, processes)
+    assert done.returncode == 2
+    assert (
+        done.stderr.count("ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train")
+        == count
+    )
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -182,13 +197,13 @@ def test_killed_by_a_signal_while_training(
     }
     config = write_config(changes)
     folder = tmp_path / "out" / "runs" / "small" / "clip_it_all-seed0"
-    program = start(str(ROOT / "scripts" / "train.py"), f"--config={config}")
+    program = start(ROOT / "scripts" / "train.py", f"--config={config}")
     deadline = time.monotonic() + 90
     while not list((folder / "checkpoints").glob("step-000000[1-9]?")):
-        assert program.poll() is None and time.monotonic() < deadline, program.communicate()
+        assert program.running() and time.monotonic() < deadline, program.printed("stderr")
         time.sleep(0.02)
-    program.send_signal(signal.SIGKILL)
-    program.communicate()
+    program.kill()
+    assert program.wait().returncode == -signal.SIGKILL
     assert not (folder / "classifier").exists()
     seen = len((folder / "metrics.jsonl").read_text().splitlines())
     assert 10 <= seen < 120
@@ -214,9 +229,8 @@ def test_death_between_files_of_an_artefact(
         (20, {"snippets", "tile_store"}, "text_store"),
     ):
         config = write_config({"leaks.pixels": "off"})  # no files but those of the path itself
-        program = start(str(script), str(files), str(ROOT / "scripts" / "pair.py"), f"--config={config}")
-        _, errors = program.communicate(timeout=90)
-        assert program.returncode == 9, errors
+        done = run(script, str(files), ROOT / "scripts" / "pair.py", f"--config={config}")
+        assert done.returncode == 9, done.stderr
         manifests = {path.parent.name.split("-")[0] for path in artefacts.glob("*/manifest.json")}
         assert finished <= manifests and unfinished not in manifests and "pairs" not in manifests
         assert list(artefacts.glob(f"{unfinished}-*.partial/emb-*.npy"))
@@ -231,12 +245,12 @@ def test_death_between_files_of_an_artefact(
 
 def test_two_programs_that_want_the_same(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config()
-    programs = [start(str(ROOT / "scripts" / "pair.py"), f"--config={config}") for _ in range(2)]
-    printed = [program.communicate(timeout=120) for program in programs]
-    assert [program.returncode for program in programs] == [0, 0], printed
-    assert sum("reports into snippets" in out for out, _ in printed) == 1  # the one that cut them
-    assert sum("exact duplicates" in out for out, _ in printed) == 1  # the account, where it was made
-    assert all("72 tiles paired" in out for out, _ in printed)
+    programs = [start(ROOT / "scripts" / "pair.py", f"--config={config}") for _ in range(2)]
+    both = [program.wait() for program in programs]
+    assert [done.returncode for done in both] == [0, 0], both
+    assert sum("reports into snippets" in done.stdout for done in both) == 1  # the one that cut them
+    assert sum("exact duplicates" in done.stdout for done in both) == 1  # the account, where it was made
+    assert all("72 tiles paired" in done.stdout for done in both)
     folders = [path.name for path in (tmp_path / "out" / "artefacts").iterdir() if path.is_dir()]
     kinds = sorted(name.rsplit("-", 1)[0] for name in folders)
     assert kinds == ["index", "pairs", "snippets", "text_store", "tile_digests", "tile_store"]

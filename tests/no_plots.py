@@ -1,0 +1,41 @@
+"""Runs and comparisons without their plots; drawing these takes longer than training a tiny student."""
+
+import io
+from functools import cache
+
+import pytest
+from markupsafe import Markup
+
+RUN_PLOTS = {
+    "clipit.runs.evaluate": ("plot_confusion", "plot_reliability", "plot_training_curves", "save_plot"),
+    "clipit.reporting.run_page": ("plot_reliability", "plot_training_curves", "inline_svg"),
+}
+"""Functions of drawing by the module that calls them after a run."""
+COMPARISON_PLOTS = {
+    "clipit.comparison.report.arm_figures": ("plot_lines", "plot_reliability", "inline_svg"),
+    "clipit.comparison.report.sections": ("plot_seed_scores", "inline_svg"),
+}
+"""The same for the page of a comparison."""
+
+
+def leave_out_plots(patch: pytest.MonkeyPatch, plots: dict[str, tuple[str, ...]]) -> None:
+    """Write empty pictures instead of plots."""
+    for module, names in plots.items():
+        for name in names:
+            patch.setattr(f"{module}.{name}", _REPLACED.get(name, lambda *_, **__: None))
+
+
+_REPLACED = {
+    "save_plot": lambda _, path: path.write_bytes(empty_picture()),
+    "inline_svg": lambda _, label: Markup("<svg></svg>"),
+}
+
+
+@cache
+def empty_picture() -> bytes:
+    """A PNG of one pixel."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stream, "png")
+    return stream.getvalue()

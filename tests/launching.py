@@ -1,8 +1,8 @@
 """Programs in processes of their own: forked from one that has imported the libraries, or started by Accelerate.
 
 Importing torch and the model libraries takes longer than most programs of the tests. `start` runs a program in a fork
-of a process that has imported them once: with arguments, environment, output and exit status of its own, and with
-nothing of the test's process (patches, shape checks, threads).
+of a process that has imported them once: in the root of the project, with arguments, environment, output and exit
+status of its own, and with nothing of the test's process (patches, shape checks, threads).
 """
 
 import atexit
@@ -38,16 +38,13 @@ class Program:
     Args:
         command: The script and its arguments.
         environment: All variables of its environment.
-        cwd: Its working directory.
         plots: Whether runs and comparisons draw their plots.
     """
 
-    def __init__(
-        self, command: Sequence[str | Path], environment: Mapping[str, str], *, cwd: Path | None, plots: bool
-    ) -> None:
+    def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], plots: bool) -> None:
         self.command = [str(part) for part in command]
         self._folder = tempfile.TemporaryDirectory(prefix="program")
-        arguments = (self.command, dict(environment), str(cwd or ROOT), self._folder.name, plots)
+        arguments = (self.command, dict(environment), self._folder.name, plots)
         self.process = _FORKS.Process(target=_run, args=arguments, daemon=True)
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # read when the first one imports torch
             self.process.start()
@@ -77,13 +74,13 @@ class Program:
         return subprocess.CompletedProcess(self.command, status, out, errors)
 
 
-def _run(command: list[str], environment: dict[str, str], cwd: str, folder: str, plots: bool) -> None:
+def _run(command: list[str], environment: dict[str, str], folder: str, plots: bool) -> None:
     """Become the program."""
     for number, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(folder, stream), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(cwd)
+    os.chdir(ROOT)
     if not plots:
         leave_out_plots(pytest.MonkeyPatch(), RUN_PLOTS | COMPARISON_PLOTS)
     try:
@@ -104,16 +101,14 @@ def environment(**more: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
 
 
-def start(*command: str | Path, cwd: Path | None = None, plots: bool = False, **variables: str) -> Program:
+def start(*command: str | Path, plots: bool = False, **variables: str) -> Program:
     """Start a program in a forked process."""
-    return Program(command, environment(**variables), cwd=cwd, plots=plots)
+    return Program(command, environment(**variables), plots)
 
 
-def run(
-    *command: str | Path, cwd: Path | None = None, plots: bool = False, **variables: str
-) -> "subprocess.CompletedProcess[str]":
+def run_program(*command: str | Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run a program in a forked process."""
-    return start(*command, cwd=cwd, plots=plots, **variables).wait()
+    return start(*command, **variables).wait()
 
 
 def run_group(command: Sequence[str | Path], variables: Sequence[dict[str, str]]) -> "subprocess.CompletedProcess[str]":

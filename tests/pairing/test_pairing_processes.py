@@ -1,19 +1,16 @@
 """Two real processes make the same pairs and bags as one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import run_program, run_two
 from tiny_models import write_store
 
 from clipit.stores.embed import unit
 from clipit.stores.index import build_index
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 MAKE = """
 import sys
@@ -50,13 +47,9 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     build_index(tmp_path, texts)
     script = tmp_path / "make.py"
     script.write_text(MAKE)
-    inherited = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")}
-    environment = inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    two = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", str(script)]
-    for name, start in {"one": [str(script)], "two": two}.items():
+    for name, run_in in {"one": run_program, "two": run_two}.items():
         (tmp_path / name).mkdir()
-        command = [sys.executable, *start, str(texts.artifact.folder), str(tiles.artifact.folder), str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        done = run_in(script, texts.artifact.folder, tiles.artifact.folder, tmp_path / name)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("refused: the rules keep none of 90") == {"one": 1, "two": 2}[name]
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.parquet"))

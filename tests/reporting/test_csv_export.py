@@ -2,19 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from launching import ROOT, run_program
 from logged_lines import capture_log
 
 from clipit.errors import ArtifactError, DataError
 from clipit.reporting.csv_export import export_study, finish_study, write_csv
 
-ROOT = Path(__file__).parents[2]
 ROWS = [
     {
         "subject": "VLM", "value": 1 / 3, "low": None, "k": 5, "kept": True, "spread": [0.123456789, 1.0],
@@ -92,7 +90,6 @@ def test_a_record_that_cannot_be_written_stops_a_script_before_it_measures(
 
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**world, "output": str(tmp_path / "out")}), encoding="utf-8")
-    command = [sys.executable, f"scripts/{script[0]}", *script[1:], "--config", str(config), "--record", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = run_program(ROOT / "scripts" / script[0], *script[1:], "--config", config, "--record", tmp_path)
     assert done.returncode == 2 and "not a file" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

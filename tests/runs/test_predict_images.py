@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from launching import TWO, launch
+from launching import ROOT, run_two
 from PIL import Image
 from tiny_classifier import CLASSES, save_classifier
 
@@ -26,7 +26,6 @@ from clipit.runs.predict_images import predict_images
 from clipit.runs.prediction_chunks import PredictionOptions, chunk_starts
 from clipit.runs.prediction_inputs import embed_classes, open_inputs, read_prompts
 
-ROOT = Path(__file__).parents[2]
 SMALL = PredictionOptions(batch_size=4, workers=2)
 
 
@@ -331,8 +330,8 @@ def test_two_processes_write_the_same_files_as_one(
     classifier: Classifier, folder: Path, tiles: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "two/p.csv"
-    done = launch(
-        TWO, ROOT / "scripts/predict.py", str(folder / "run"), str(tiles), "--out", str(out), "--batch-size", "4",
+    done = run_two(
+        ROOT / "scripts/predict.py", str(folder / "run"), str(tiles), "--out", str(out), "--batch-size", "4",
         "--prompts", "stored",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from launching import LAUNCHER, ROOT, TWO, launch, run, run_group, start
+from launching import LAUNCHER, ROOT, TWO, launch, run_group, run_program, start
 from run_files import losses, predictions
 
 from clipit.comparison.compare import compare
@@ -171,12 +171,12 @@ def test_fewer_processes_than_asked_for(
     script, folder = tmp_path / "variables.py", tmp_path / "variables"
     script.write_text(VARIABLES)
     folder.mkdir()
-    launched = run(*LAUNCHER, *options, script, folder)
+    launched = run_program(*LAUNCHER, *options, script, folder)
     assert launched.returncode == 0, launched.stderr
     processes = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
     assert len(processes) == count
     command = [ROOT / "scripts" / "train.py", f"--config={write_config()}"]
-    done = run(*command, **processes[0]) if count == 1 else run_group(command, processes)
+    done = run_program(*command, **processes[0]) if count == 1 else run_group(command, processes)
     assert done.returncode == 2
     assert (
         done.stderr.count("ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes 2 -m clipit train")
@@ -229,7 +229,7 @@ def test_death_between_files_of_an_artefact(
         (20, {"snippets", "tile_store"}, "text_store"),
     ):
         config = write_config({"leaks.pixels": "off"})  # no files but those of the path itself
-        done = run(script, str(files), ROOT / "scripts" / "pair.py", f"--config={config}")
+        done = run_program(script, str(files), ROOT / "scripts" / "pair.py", f"--config={config}")
         assert done.returncode == 9, done.stderr
         manifests = {path.parent.name.split("-")[0] for path in artefacts.glob("*/manifest.json")}
         assert finished <= manifests and unfinished not in manifests and "pairs" not in manifests

@@ -2,14 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from launching import ROOT, start
 
-ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("CLIPIT_TEST_DATA")
 
 pytestmark = [
@@ -23,14 +21,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("own_table")
     data = Path(str(DATA))
     command = [
-        *(sys.executable, "scripts/train.py", "--config", "configs/own_table.yaml"),
+        *(ROOT / "scripts/train.py", "--config", "configs/own_table.yaml"),
         f"--tiles.path={data / 'crc_polito5' / 'labels.csv'}",
         f"--tiles.images={data / 'crc_polito5' / 'crc_polito5_tiles.zip'}",
         f"--reports.path={data / 'reports' / 'tcga_colon_reports_clipit.txt'}",
         *("--prompts=crc_polito5", "--tiles.labels.kind=per_class", "--tiles.labels.value=20"),
         *("--training.steps=20", "--training.evaluate_every=10", "--evaluation.bootstrap=50", f"--output={output}"),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
+    done = start(*command, plots=True).wait(540)
     assert done.returncode == 0, done.stderr
     assert "376  with text" in done.stdout, "the account of the reports is printed"
     return output / "runs" / "own_table" / "clip_it_all-seed0"

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from launching import ROOT, TWO, launch
+from launching import ROOT, run_program, run_two
 from PIL import Image
 from study_records import lacking
 from tiny_models import MakeConfig, MakeFile, with_run
@@ -229,7 +227,7 @@ def test_two_processes_write_the_same_rows(
     _, runs, folder = measured
     record = tmp_path / "record.csv"
     options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}", f"--record={record}"]
-    done = launch(TWO, ROOT / "scripts" / "robustness.py", *options)
+    done = run_two(ROOT / "scripts" / "robustness.py", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tables:") == done.stdout.count("page:") == 1
     keys = (
@@ -289,8 +287,7 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     less = configure_file(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
     with pytest.raises(DataError, match="splits or labels of 48 tiles differ"):
         measure(less, runs[:1])
-    script = [sys.executable, "scripts/robustness.py", "--config", str(tmp_path / "none.yaml"), "--run", str(runs[0])]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = run_program(ROOT / "scripts/robustness.py", "--config", tmp_path / "none.yaml", "--run", runs[0])
     assert done.returncode == 2 and "no such configuration file" in done.stderr
 
 

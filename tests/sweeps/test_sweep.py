@@ -2,10 +2,8 @@
 
 import csv
 import json
-import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from launching import ROOT, start
 from logged_lines import capture_log
 from run_files import losses
 
@@ -31,7 +30,6 @@ from clipit.sweeps.report import best_group, format_values
 from clipit.sweeps.run import run_sweep
 from clipit.sweeps.trials import SweepPlan, make_trial, plan_sweep
 
-ROOT = Path(__file__).parents[2]
 WriteConfig = Callable[..., Path]
 WriteSweep = Callable[..., Path]
 
@@ -343,20 +341,20 @@ with ExitStack() as held:
     time.sleep(60)
 """
     folder = plan.trials[0].config.output / "sweeps" / "ranks" / "search"
-    command = [sys.executable, "-c", code, str(path), str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    agent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert agent.stdout is not None and agent.stdout.readline() == "held\n"
+    (path.parent / "agent.py").write_text(code, encoding="utf-8")
+    agent = start(path.parent / "agent.py", path, folder)
+    while agent.running() and agent.printed() != "held\n":
+        time.sleep(0.02)
+    assert agent.running(), agent.printed("stderr")
     begun = time.monotonic()
 
     def kill(line: str) -> None:
         if line.startswith("waiting"):
-            agent.send_signal(signal.SIGKILL)
+            agent.kill()
 
     capture_log(kill)
     run_sweep(plan)
-    agent.wait()
-    agent.stdout.close()
+    assert agent.wait().returncode == -signal.SIGKILL
     assert pretended[-1] == "2/0" and len(pretended) == 4 and time.monotonic() - begun < 30
 
 
@@ -466,15 +464,13 @@ def test_a_failing_launch_stops_the_sweep(write_sweep: WriteSweep) -> None:
 @pytest.mark.slow
 def test_two_agents_share_the_trials(write_sweep: WriteSweep) -> None:
     path = write_sweep({"parameters": {"lora.rank": {"values": [2, 4]}}}, {"arm": "image_only"})
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), str(path)]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    other = start(ROOT / "scripts" / "sweep.py", path)
     folder = run_sweep(plan_of(path))
     summary = (folder / "sweep.md").read_text()
-    out, error = other.communicate(timeout=120)
-    assert other.returncode == 0, error
+    done = other.wait()
+    assert done.returncode == 0, done.stderr
     head = summary[: summary.index("One seed per row")].strip()
-    assert head in out and "| lora.rank 4" in head and "![scores]" not in out
+    assert head in done.stdout and "| lora.rank 4" in head and "![scores]" not in done.stdout
     for trial in all_trials(path):
         assert len(losses(run_folder(trial.config))) == 2, "trained once"
 

@@ -1,14 +1,12 @@
 """The many-to-many term of a batch: members from stores, weights, shared texts, and several processes."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import ROOT, start
 from tiny_models import write_store
 
 from clipit.config.run import BagsConfig, RunConfig, StudentConfig, TilesConfig
@@ -20,7 +18,6 @@ from clipit.training.terms.bag_members import BagMembers, Bags, PromptMembers
 from clipit.training.terms.bags import COLDEST, BagsTerm, share_text
 from clipit.training.terms.term import MicroBatch
 
-ROOT = Path(__file__).parents[2]
 DIM, TILES, SNIPPETS = 6, 9, 7
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -194,13 +191,9 @@ def test_two_processes_share_the_term_and_its_gradient(tmp_path: Path) -> None:
     script.write_text(TWO_PROCESSES.format(tests=str(ROOT / "tests"), training=str(Path(__file__).parent)))
     for rank in ("0", "1"):
         (tmp_path / rank).mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([sys.executable, str(script), rank, str(tmp_path)], env=environment, stderr=subprocess.PIPE)
-        for rank in ("0", "1")
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], errors
+    both = [start(script, rank, tmp_path) for rank in ("0", "1")]
+    done = [program.wait() for program in both]
+    assert [program.returncode for program in done] == [0, 0], done
     rows, projected = np.array([0, 4, 1, 2, 7, 2, 8]), torch.from_numpy(vectors(7, 3)).requires_grad_()
     (tmp_path / "alone").mkdir()
     whole = loss(BagsConfig(weight=1, shared_negatives=False), make_bags(tmp_path / "alone"), projected, rows)

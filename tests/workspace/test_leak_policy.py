@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from launching import ROOT, run_program
 from logged_lines import capture_log
 from PIL import Image
 
@@ -27,7 +26,6 @@ from clipit.workspace.workspace import Workspace
 MakeConfig = Callable[..., RunConfig]
 MakeFile = Callable[..., ConfigFile]
 Leaky = Callable[..., dict[str, Any]]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -267,12 +265,6 @@ def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:
 
 @pytest.mark.slow
 def test_the_script_ends_with_1_when_there_are_leaks(write_config: Callable[..., Path], leaky: Leaky) -> None:
-    command = [
-        sys.executable,
-        "scripts/check_leaks.py",
-        "--config",
-        str(write_config(leaky(groups=False, reports=False))),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_program(ROOT / "scripts/check_leaks.py", "--config", write_config(leaky(groups=False, reports=False)))
     assert done.returncode == 1, done.stderr
     assert "1 tiles and reports leak" in done.stdout

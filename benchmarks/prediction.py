@@ -30,7 +30,7 @@ def measure(options: Options) -> list[Figure]:
 
     device = get_processes().device
     given = PredictionOptions(batch_size=options.size(32, 4, 256), workers=16 if options.gpu else 0)
-    images = make_image_folder(options.folder / "tiles", options.size(384, 12, 16384))
+    images = make_image_folder(options.folder / "tiles", options.size(384, 6, 16384))
     torch.manual_seed(0)
     backbone = load_backbone(BackboneConfig(name=options.vit, pretrained=False))
     student = build_student(

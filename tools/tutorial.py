@@ -1,14 +1,25 @@
 """Run a notebook in jupytext's percent format, and render it as Markdown with its outputs and pictures."""
 
 import ast
+import base64
 import contextlib
+import hashlib
+import importlib.metadata
 import io
+import json
 import linecache
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from clipit.artifacts import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build" / "notebook"
+"""Where `make docs` and the tests keep the rendering."""
 
 
 @dataclass
@@ -53,6 +64,38 @@ def render_notebook(path: Path) -> RenderedNotebook:
     return rendered
 
 
+def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
+    """Read the rendering of a notebook from a folder; run the notebook only if it, the package or Python has changed.
+
+    Args:
+        path: Python file with `# %%` cells.
+        cache: Folder that keeps the last rendering.
+    """
+    key = _digest(path)
+    file = cache / "notebook.json"
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["key"] == key:
+            pictures = {name: base64.b64decode(picture) for name, picture in kept["pictures"].items()}
+            return RenderedNotebook(kept["markdown"], pictures)
+    rendered = render_notebook(path)
+    texts = {name: base64.b64encode(picture).decode("ascii") for name, picture in rendered.pictures.items()}
+    write_json(file, {"key": key, "markdown": rendered.markdown, "pictures": texts})
+    return rendered
+
+
+def _digest(path: Path) -> str:
+    """Compute a digest of a notebook and of all that its outputs depend on: the package, its packages, this file."""
+    versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
+    digest = hashlib.sha256("\n".join([sys.version, *versions]).encode())
+    folders = [ROOT / "clipit", ROOT / "configs"]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    for file in [path, Path(__file__), *sorted(files)]:
+        digest.update(str(file).encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _run(source: str, name: str, namespace: dict[str, Any]) -> str:
     """Run a cell; return what it prints and the value of its last expression."""
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)  # lines of a traceback
@@ -88,6 +131,4 @@ def _pictures(stem: str, pictures: dict[str, bytes]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    import sys
-
     print(render_notebook(Path(sys.argv[1])).markdown)

@@ -63,7 +63,21 @@ def test_an_installed_clipit_trains_with_a_shipped_configuration(installed: Path
         rows.append(f"{number}.png,{'ab'[number % 2]},{('train', 'validation', 'test')[number // 8]}")
     (tmp_path / "tiles.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "reports.txt").write_text("Invasive ductal carcinoma of the breast.\nNormal colonic mucosa is seen.\n")
-    options = ["--tiles.path=tiles.csv", "--reports.path=reports.txt", "--training.steps=4", "--leaks.pixels=off"]
-    done = clipit(installed, tmp_path, "train", "--config", "own_table", *options, "--training.evaluate_every=4")
+    options = [
+        "--tiles.path=tiles.csv",
+        "--reports.path=reports.txt",
+        "--training.steps=4",
+        "--evaluation.bootstrap=20",
+    ]
+    done = clipit(
+        installed,
+        tmp_path,
+        "train",
+        "--config",
+        "own_table",
+        *options,
+        "--training.evaluate_every=4",
+        "--leaks.pixels=off",
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs").is_dir() and "classifier:" in done.stdout

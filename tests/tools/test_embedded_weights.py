@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from launching import run_program
 
 from clipit.config.run import BackboneConfig, VLMConfig
 from clipit.models.backbones import load_backbone
@@ -93,7 +94,6 @@ def test_image_statistics() -> None:
 
 
 def test_help_shows_the_options() -> None:
-    command = [sys.executable, "-m", "tools.embedded.make_weights", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    done = run_program("-m", "tools.embedded.make_weights", "--help")
     assert done.returncode == 0
     assert "--world-seed" in done.stdout

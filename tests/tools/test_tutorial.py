@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import clipit.runs.evaluate  # noqa: F401  (so that plots of runs are empty figures)
-from tools.tutorial import render_notebook
+from tools import tutorial
+from tools.tutorial import KEPT, render_notebook, rendered_notebook
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_shows_tables_and_pictures() -> None:
-    rendered = render_notebook(ROOT / "docs/tutorial_python.py")
+    rendered = rendered_notebook(ROOT / "docs/tutorial_python.py", KEPT)  # not run again after `make docs`
     links = re.findall(r"!\[[^]]+\]\(([^)]+)\)", rendered.markdown)
     assert links == [*rendered.pictures] and len(links) == 3
     assert all(picture.startswith(b"\x89PNG") and len(picture) > 3000 for picture in rendered.pictures.values())
@@ -31,3 +31,25 @@ def test_cells_share_names_and_an_error_names_its_cell(tmp_path: Path) -> None:
     path.write_text("# %%\n1 / 0\n", encoding="utf-8")
     with pytest.raises(ZeroDivisionError):
         render_notebook(path)
+
+
+def test_a_rendering_is_kept_until_something_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache, root = tmp_path / "small.py", tmp_path / "cache", tmp_path / "root"
+    (root / "clipit").mkdir(parents=True)
+    code = root / "clipit/code.py"
+    code.write_text("old")
+    monkeypatch.setattr(tutorial, "ROOT", root)
+    path.write_text("# %%\nimport time\ntime.time_ns()\n", encoding="utf-8")
+
+    def render() -> str:
+        return rendered_notebook(path, cache).markdown
+
+    first = render()
+    assert render() == first
+    code.write_text("new")
+    second = render()
+    assert second != first and render() == second
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert render() != second
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: [])
+    assert render() != second

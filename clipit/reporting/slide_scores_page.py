@@ -10,9 +10,11 @@ from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEval
 from clipit.evaluation.slide_scores import SCORE_PREFIX
 from clipit.evaluation.slide_sets import PoolingKey
 from clipit.reporting.html import Links, PageSection, Part, Rows, Table, Text, facts_table, page
+from clipit.reporting.subtyping_table import CAUTION
 from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
 
 _MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, header and rows
+_PUBLISHED = "Beside published zero-shot scores"
 MOST_SHOWN = 40
 """Number of slides up to which their table is not folded, and of failed slides that the summary lists."""
 POOLING_TEXT = (
@@ -33,6 +35,7 @@ def slide_scores_page(
     evaluation: SlideEvaluation,
     facts: Mapping[str, object],
     pages: Mapping[str, str] | None = None,
+    published: Sequence[Table] = (),
 ) -> str:
     """Render the page as HTML.
 
@@ -42,11 +45,14 @@ def slide_scores_page(
         evaluation: Evaluation of the slides; without labels, the page lists their scores.
         facts: Facts about the classifier, the prompts and the tiles.
         pages: Slide -> path of its own page, relative to this one.
+        published: Tables of zero-shot scores beside published ones (`subtyping_tables`).
     """
     sections = [PageSection("Scores", _scores(evaluation))]
     if evaluation.choice.key is not None:
         every: list[Part] = [_choice(evaluation), *_show_tables(_metric_tables(evaluation))]
         sections.append(PageSection("All poolings", every, folded=True))
+    if published:
+        sections.append(PageSection(_PUBLISHED, [Text(CAUTION), *published]))
     sections.append(PageSection("Slides", _slides(evaluation, pages or {})))
     if len(evaluation.failed):
         rows = evaluation.failed.values.tolist()
@@ -57,7 +63,13 @@ def slide_scores_page(
     return page(title, note, sections, verdict=_verdict(evaluation))
 
 
-def slide_scores_summary(title: str, note: str, evaluation: SlideEvaluation, facts: Mapping[str, object]) -> str:
+def slide_scores_summary(
+    title: str,
+    note: str,
+    evaluation: SlideEvaluation,
+    facts: Mapping[str, object],
+    published: Sequence[Table] = (),
+) -> str:
     """Compose the summary as Markdown that is also readable as plain text in a terminal.
 
     Args:
@@ -65,6 +77,7 @@ def slide_scores_summary(title: str, note: str, evaluation: SlideEvaluation, fac
         note: Warning shown first; empty for none.
         evaluation: Evaluation of the slides.
         facts: Facts about the classifier, the prompts and the tiles.
+        published: Tables of zero-shot scores beside published ones (`subtyping_tables`).
     """
     parts = [f"# {markdown_line(title)}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []
@@ -75,6 +88,10 @@ def slide_scores_summary(title: str, note: str, evaluation: SlideEvaluation, fac
     remarks = [*_reliability(evaluation), *evaluation.notes]
     if remarks:
         parts.append("\n".join(f"- {markdown_line(remark)}" for remark in remarks))
+    if published:
+        parts += [f"## {_PUBLISHED}", CAUTION]
+        for table in published:
+            parts += [f"{table.caption}:", markdown_table(table.header, table.rows, left=table.left)]
     if len(evaluation.failed):
         shown = evaluation.failed.head(MOST_SHOWN).values.tolist()
         more = len(evaluation.failed) - len(shown)
@@ -165,7 +182,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
             f"In brackets: {LEVEL:.0%} percentile bootstrap over patients, {evaluation.resamples} resamples, seed "
             f"{evaluation.seed}."
         )
-    if scores["single"].any():
+    if (scores["single"] & (scores["labelled"] > 0)).any():
         remarks.append("Every patient has one slide: scores per patient are those per slide.")
     smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
     remarks += [
@@ -173,6 +190,7 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
         for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True)
         if labelled < 100
     ]
+    scores = scores[~(scores["single"] & (scores["level"] == "patient"))]
     missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(evaluation.resamples))]
     for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
         metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from clipit.evaluation.slide_sets import PoolingKey
 from clipit.reporting.html import Table
-from clipit.reporting.tables import interval, markdown_table, number
+from clipit.reporting.tables import interval, number
 
 CAUTION = (
     "Published scores are shown for orientation, not as a baseline: they were computed on other slides, at other "
@@ -75,32 +75,27 @@ def published_subtyping(classes: Sequence[str]) -> list[PublishedSubtyping]:
     return [entry for entry in PUBLISHED if entry.task == task]
 
 
-def subtyping_table(scores: pd.DataFrame, classes: Sequence[str], split: str, model: str) -> Table:
-    """Build the table of one split, per slide: own scores by prompts and pooling, then published scores.
+def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -> list[Table]:
+    """Build a table per split, per slide: own scores by prompts and pooling, then published scores.
 
-    Scores of several draws are medians, with quartiles in brackets.
+    Scores of several draws are medians, with quartiles in brackets. Empty if nothing is published for these classes.
 
     Args:
         scores: Scores of `slide_prompts.score_prompts`.
         classes: Class names, which identify the published task.
-        split: Split to show.
         model: Name of the model that was scored.
     """
-    return Table(_HEADER, _rows(scores, classes, split, model), caption=_caption(split), left=2)
+    if not published_subtyping(classes):
+        return []
+    return [
+        Table(
+            _HEADER, _rows(part, classes, model), caption=f"{split} slides; several draws: median [quartiles]", left=2
+        )
+        for split, part in scores[scores["level"] == "slide"].groupby("split", sort=False)
+    ]
 
 
-def subtyping_markdown(scores: pd.DataFrame, classes: Sequence[str], split: str, model: str) -> str:
-    """Format `subtyping_table` as Markdown."""
-    table = markdown_table(_HEADER, _rows(scores, classes, split, model), left=2)
-    return f"{_caption(split)}\n\n{table}" + (f"\n\n{CAUTION}" if published_subtyping(classes) else "")
-
-
-def _caption(split: str) -> str:
-    return f"Zero-shot classification of {split} slides; several draws: median [quartiles]"
-
-
-def _rows(scores: pd.DataFrame, classes: Sequence[str], split: str, model: str) -> list[list[object]]:
-    shown = scores[(scores["split"] == split) & (scores["level"] == "slide")]
+def _rows(shown: pd.DataFrame, classes: Sequence[str], model: str) -> list[list[object]]:
     rows: list[list[object]] = []
     for (prompts, pooling, smoothed), part in shown.groupby(["prompts", "pooling", "smoothed"], sort=False):
         draws = int(part["draws"].iloc[0])

@@ -11,9 +11,11 @@ from clipit.artifacts import whole_file, write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.slide_metrics import evaluate_slides
+from clipit.evaluation.slide_prompts import ENSEMBLE, score_prompts
 from clipit.evaluation.slide_scores import pool_slide, slide_table
-from clipit.reporting.html import write_page
+from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
+from clipit.reporting.subtyping_table import subtyping_tables
 from clipit.slide_tasks.scorer import TileScorer, tiles_for
 from clipit.slide_tasks.tile import SlideOutcome, open_slides, slides_table, write_slides_table
 from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores, score_tiles
@@ -137,7 +139,8 @@ def write_report(
     evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
     note = _caution(scorer)
     title = f"Slides scored by the {scorer.title}"
-    text = slide_scores_summary(title, note, evaluation, scored.facts)
+    published = [] if scorer.kind == "classifier" else _beside_published(scored, known, scorer)
+    text = slide_scores_summary(title, note, evaluation, scored.facts, published)
     if processes.main:
         write_slides_table(out, table)
         _write_table(out / SCORES, scored.table)
@@ -145,7 +148,7 @@ def write_report(
             _write_table(out / METRICS, evaluation.scores)
         with whole_file(out / SUMMARY) as temporary:
             temporary.write_text(text, encoding="utf-8")
-        write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages))
+        write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages, published))
         record = {
             "model": dict(scored.facts),
             "tiles": scored.config.model_dump(mode="json", exclude={"grids"}),
@@ -157,6 +160,12 @@ def write_report(
         write_record(out / RECORD, record)
     processes.barrier()
     return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {out / SCORES}, {out / 'slides.csv'}", out / PAGE)
+
+
+def _beside_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
+    """Tabulate zero-shot scores beside published ones of the same classes; empty if there are none."""
+    scores = score_prompts({ENSEMBLE: [scored.table]}, known, scorer.classes)
+    return subtyping_tables(scores, scorer.classes, scorer.title)
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

@@ -17,7 +17,7 @@ from clipit.evaluation.slide_prompts import (
 )
 from clipit.evaluation.slide_scores import slide_table
 from clipit.prompts.prompt_set import PromptSet
-from clipit.reporting.subtyping_table import PUBLISHED, published_subtyping, subtyping_markdown, subtyping_table
+from clipit.reporting.subtyping_table import PUBLISHED, published_subtyping, subtyping_tables
 
 CLASSES = ("LUAD", "LUSC")
 WORDS = {"adenocarcinoma": (1.0, 0.0, 0.0), "squamous": (0.0, 1.0, 0.0), "cancer": (0.0, 0.9, 0.1)}
@@ -92,7 +92,7 @@ def test_draws_are_summarised_by_their_median_and_quartiles(scored: pd.DataFrame
 
 
 def test_the_table_has_prompts_by_pooling_and_published_scores_marked_with_their_source(scored: pd.DataFrame) -> None:
-    table = subtyping_table(scored, CLASSES, "test", "tiny VLM")
+    (table,) = subtyping_tables(scored, CLASSES, "tiny VLM")
     own = [row for row in table.rows if row[-1] == "this evaluation"]
     assert len(own) == 2 * 7 and ["tiny VLM, ensemble", "top1", "1.000", "1.000", 4, "this evaluation"] in own
     assert own[7][0] == "tiny VLM, 3 published draws" and own[7][2] == "1.000 [0.500, 1.000]"
@@ -100,8 +100,8 @@ def test_the_table_has_prompts_by_pooling_and_published_scores_marked_with_their
     assert len(own) + len(published) == len(table.rows)
     assert [row[0] for row in published if row[2] == "0.902"] == ["KEEP"]
     assert [row[0] for row in published if row[2] == "0.907 (accuracy)"] == ["CONCH"]
-    text = subtyping_markdown(scored, CLASSES, "test", "tiny VLM")
-    assert "not as a baseline" in text and "published: KEEP (arXiv 2412.13126)" in text
+    assert any("published: KEEP (arXiv 2412.13126)" in str(row[-1]) for row in published)
+    assert subtyping_tables(scored, ("a", "b"), "tiny VLM") == []
 
 
 def test_published_scores_are_shown_for_their_own_classes_only() -> None:

@@ -9,6 +9,7 @@ from browser import CHROMIUM, HOSTILE, opened
 
 from clipit.evaluation.slide_metrics import SlideEvaluation, evaluate_slides
 from clipit.evaluation.slide_scores import pool_slide, slide_table
+from clipit.reporting.html import Table
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 
 CLASSES = ("normal", "tumour")
@@ -66,10 +67,24 @@ def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
     assert "percentile bootstrap" not in text
 
 
+def test_published_scores_stand_in_a_section_of_their_own() -> None:
+    table = Table(("prompts or model", "source"), [["KEEP", "published: elsewhere"]], caption="test slides")
+    evaluation = evaluated(validation=False)
+    text = slide_scores_summary("Slides", "", evaluation, FACTS, [table])
+    page = slide_scores_page("Slides", "", evaluation, FACTS, published=[table])
+    for shown in (text, page):
+        assert "Beside published zero-shot scores" in shown and "not as a baseline" in shown and "KEEP" in shown
+    assert "Beside published" not in slide_scores_page("Slides", "", evaluation, FACTS)
+
+
 def test_slides_without_labels_are_listed_without_metrics() -> None:
     evaluation = evaluated(4)
     table = slide_table({"a": pool_slide(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.int64))}, CLASSES)
     bare = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
+    assert "all, per slide: no score: no labelled slide." in slide_scores_summary("Slides", "", bare, FACTS)
+    assert "Every patient" not in slide_scores_summary("Slides", "", bare, FACTS)
+    nothing = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
+    assert "No slide has scores." in slide_scores_page("Slides", "", nothing, FACTS)
     page = slide_scores_page("Slides", "", bare, FACTS)
     assert ">a</th>" in page and "per slide:" in page and "no labelled slide" in page
     assert "balanced accuracy</th>" not in page

@@ -86,7 +86,7 @@ def rendered_notebook(path: Path, cache: Path) -> RenderedNotebook:
 
 def _digest(path: Path) -> str:
     """Compute a digest of a notebook and of all that its outputs depend on: the package, its packages, this file."""
-    versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
+    versions = sorted({f"{found.name} {found.version}" for found in importlib.metadata.distributions()})
     digest = hashlib.sha256("\n".join([sys.version, *versions]).encode())
     folders = [ROOT / "clipit", ROOT / "configs"]
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file() and file.suffix != ".pyc"]

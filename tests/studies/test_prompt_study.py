@@ -12,6 +12,7 @@ import yaml
 from study_records import lacking
 
 from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate_file
 from clipit.errors import ClipitError, ConfigError, DataError, ModelError
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
@@ -41,11 +42,19 @@ KEYS = {
 }
 
 
-@pytest.fixture
-def simple(tmp_path: Path) -> str:
-    path = tmp_path / "plain.yaml"
+@pytest.fixture(scope="module")
+def simple(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "plain.yaml"
     path.write_text(yaml.safe_dump(SIMPLE), encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def two_sets(world: dict[str, Any], shared_output: Path, simple: str) -> tuple[ConfigFile, Path]:
+    """Configuration and folder of a study of rich and simple prompts; nobody changes its files."""
+    keys = nested({**KEYS, "name": "ways", "prompt_study.simple": simple, "note": "A note."})
+    config = validate_file(merge({**world, "output": shared_output}, keys), "test")
+    return config, study(config)
 
 
 def study(file: ConfigFile, run: Path | None = None) -> Path:
@@ -59,10 +68,9 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_every_prompt_variant_has_a_row(configure_file: Callable[..., ConfigFile], simple: str) -> None:
-    config = configure_file(KEYS, name="ways", **{"prompt_study.simple": simple})
+def test_every_prompt_variant_has_a_row(two_sets: tuple[ConfigFile, Path]) -> None:
+    config, folder = two_sets
     workspace = Workspace(config.run)
-    folder = study(config)
     rows = rows_of(folder)
     asked = {(row["subject"], row["prompts"]) for row in rows}
     assert asked == {(who, what) for who in ("VLM", "VLM, centred") for what in ("plain", "small")}
@@ -81,9 +89,8 @@ def test_every_prompt_variant_has_a_row(configure_file: Callable[..., ConfigFile
     assert {name: ensemble[name] for name in expected} == pytest.approx(expected)
 
 
-def test_the_page_has_tables_plots_and_notes(configure_file: Callable[..., ConfigFile], simple: str) -> None:
-    config = configure_file(KEYS, name="page", **{"prompt_study.simple": simple, "note": "A note."})
-    folder = study(config)
+def test_the_page_has_tables_plots_and_notes(two_sets: tuple[ConfigFile, Path]) -> None:
+    _, folder = two_sets
     text = (folder / "prompts.md").read_text(encoding="utf-8")
     for part in (
         "A note.",
@@ -101,13 +108,10 @@ def test_the_page_has_tables_plots_and_notes(configure_file: Callable[..., Confi
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_difference_of_rich_and_simple_prompts_is_written_to_json(
-    configure_file: Callable[..., ConfigFile], simple: str
-) -> None:
-    config = configure_file(KEYS, name="numbers", **{"prompt_study.simple": simple})
-    folder = study(config)
+def test_the_difference_of_rich_and_simple_prompts_is_written_to_json(two_sets: tuple[ConfigFile, Path]) -> None:
+    config, folder = two_sets
     told = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    assert told["commit"] is not None and told["command"] and told["versions"] and told["config"]["name"] == "numbers"
+    assert told["commit"] is not None and told["command"] and told["versions"] and told["config"]["name"] == "ways"
     found = {(row["subject"], row["metric"]): row for row in told["differences"]}
     rows = {
         (row["subject"], row["prompts"]): row
@@ -133,10 +137,10 @@ def test_without_a_second_set_there_is_no_difference(configure_file: Callable[..
     assert json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["differences"] == []
 
 
-def test_every_row_has_its_provenance(configure_file: Callable[..., ConfigFile], simple: str) -> None:
-    config = configure_file(KEYS, name="record", **{"prompt_study.simple": simple})
+def test_every_row_has_its_provenance(two_sets: tuple[ConfigFile, Path]) -> None:
+    config, folder = two_sets
     workspace = Workspace(config.run)
-    rows = rows_of(study(config))
+    rows = rows_of(folder)
     assert not lacking(rows)
     assert all(row["prompts"] and row["prompts_hash"] for row in rows)
     assert {row["classes"] for row in rows} == {3} and {row["metric"] for row in rows} == {"balanced_accuracy"}

@@ -144,7 +144,9 @@ def score_slides(
         slides: Slides, folders of slides, or one table with a column `slide` and, if known, label, split and group.
         out: Folder to write to.
         classifier: Folder of a classifier or of a run, or a loaded classifier; None for a VLM with prompts alone.
-        prompts: Prompt file, packaged prompt set, or set of the classifier, to score zero-shot.
+        prompts: Prompt file, packaged prompt set, or set of the classifier, to score zero-shot. All names and
+            templates of a class are averaged; with a VLM alone, the sampled sets of a published file (MI-Zero, KEP) are
+            also scored one by one, and their median is reported.
         classes: Classes separated by semicolons, used as prompts as they are.
         vlm: VLM that prompts need.
         images: Folder that the files in a table are relative to; None for the folder of the table.
@@ -271,6 +273,7 @@ def _open_scorer(
 
     if classifier is None:
         from clipit.models.vlm import load_vlm
+        from clipit.prompts.prompt_set import load_prompt_draws
 
         section = (
             VLMConfig(name=str(vlm), precision="bf16" if bf16 else "fp32", trust_remote_code=trust_remote_code)
@@ -279,7 +282,9 @@ def _open_scorer(
         )
         if section is None or asked is None or isinstance(asked, str):
             raise ConfigError("a VLM needs prompts", fix="add --prompts or --classes")
-        return vlm_scorer(load_vlm(section, device or get_processes().device), asked)
+        sampled = load_prompt_draws(name) if name is not None else []
+        draws = sampled if len(sampled) > 1 else []
+        return vlm_scorer(load_vlm(section, device or get_processes().device), asked, draws)
     loaded = (
         open_exported(
             classifier, device, vlm=vlm, dtype="bfloat16" if bf16 else None, trust_remote_code=trust_remote_code

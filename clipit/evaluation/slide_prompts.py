@@ -17,7 +17,7 @@ from clipit.evaluation.prompt_modes import sampled, summarise_scores
 from clipit.evaluation.slide_metrics import score_predictions
 from clipit.evaluation.slide_scores import PooledScore, pool_slide
 from clipit.evaluation.slide_sets import Level, SlideSet, collect_slides
-from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings, unit_rows
+from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings
 from clipit.prompts.prompt_set import PromptSet
 from clipit.types import TextEncoder
 
@@ -60,16 +60,12 @@ def prompt_classifiers(
 
 
 def pool_prompts(
-    tiles: Float32[np.ndarray, "n D"],
-    classifiers: Float32[np.ndarray, "N C D"],
-    cells: Int64[np.ndarray, "n 2"],
-    smoothing: Sequence[bool] = (False,),
+    similarities: Float32[np.ndarray, "n N C"], cells: Int64[np.ndarray, "n 2"], smoothing: Sequence[bool] = (False,)
 ) -> list[list[PooledScore]]:
-    """Pool the cosine similarities of one slide's tiles to the class embeddings of each classifier.
+    """Pool the cosine similarities of one slide's tiles to the class embeddings of N zero-shot classifiers.
 
     Args:
-        tiles: Embeddings of the tiles in the joint space, of any length.
-        classifiers: Class embeddings of N classifiers.
+        similarities: Cosine similarity of each tile to the class embeddings of each classifier.
         cells: Row and column of each tile in the slide's grid.
         smoothing: Whether to pool the tiles' own scores, smoothed scores, or both.
 
@@ -77,10 +73,9 @@ def pool_prompts(
         For each classifier, the scores by pooling (`slide_scores.pool_slide`).
 
     Raises:
-        DataError: The slide has no tile, or an embedding is zero or not finite.
+        DataError: The slide has no tile, or a similarity is not finite.
     """
-    unit = unit_rows(tiles.astype(np.float64), range(len(tiles))).astype(np.float32)
-    return [pool_slide(unit @ embeddings.T, cells, smoothing) for embeddings in classifiers]
+    return [pool_slide(similarities[:, number], cells, smoothing) for number in range(similarities.shape[1])]
 
 
 def score_prompts(

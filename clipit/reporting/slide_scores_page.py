@@ -14,7 +14,7 @@ from clipit.reporting.subtyping_table import CAUTION
 from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
 
 _MetricTable = tuple[str, tuple[str, ...], list[list[object]]]  # caption, header and rows
-_PUBLISHED = "Beside published zero-shot scores"
+_PUBLISHED = "Zero-shot scores by prompts"
 MOST_SHOWN = 40
 """Number of slides up to which their table is not folded, and of failed slides that the summary lists."""
 POOLING_TEXT = (
@@ -45,7 +45,7 @@ def slide_scores_page(
         evaluation: Evaluation of the slides; without labels, the page lists their scores.
         facts: Facts about the classifier, the prompts and the tiles.
         pages: Slide -> path of its own page, relative to this one.
-        published: Tables of zero-shot scores beside published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, beside published ones (`subtyping_tables`).
     """
     sections = [PageSection("Scores", _scores(evaluation))]
     if evaluation.choice.key is not None:
@@ -77,7 +77,7 @@ def slide_scores_summary(
         note: Warning shown first; empty for none.
         evaluation: Evaluation of the slides.
         facts: Facts about the classifier, the prompts and the tiles.
-        published: Tables of zero-shot scores beside published ones (`subtyping_tables`).
+        published: Tables of zero-shot scores by prompts, beside published ones (`subtyping_tables`).
     """
     parts = [f"# {markdown_line(title)}"]
     parts += [f"> **Note.** {markdown_line(note)}"] if note else []

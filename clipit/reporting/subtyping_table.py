@@ -11,7 +11,7 @@ from clipit.reporting.html import Table
 from clipit.reporting.tables import interval, number
 
 CAUTION = (
-    "Published scores are shown for orientation, not as a baseline: they were computed on other slides, at other "
+    "Published scores, if there are any, are shown for orientation, not as a baseline: they were computed on other slides, at other "
     "resolutions and with other prompts, and those of a pooling may have been selected on the same slides."
 )
 _MI_ZERO = "MI-Zero's repository, its results file of RCC subtyping: 225 TCGA slides, 50 sampled prompt sets"
@@ -78,14 +78,15 @@ def published_subtyping(classes: Sequence[str]) -> list[PublishedSubtyping]:
 def subtyping_tables(scores: pd.DataFrame, classes: Sequence[str], model: str) -> list[Table]:
     """Build a table per split, per slide: own scores by prompts and pooling, then published scores.
 
-    Scores of several draws are medians, with quartiles in brackets. Empty if nothing is published for these classes.
+    Scores of several draws are medians, with quartiles in brackets. Empty if there are no draws, and nothing is
+    published for these classes.
 
     Args:
         scores: Scores of `slide_prompts.score_prompts`.
         classes: Class names, which identify the published task.
         model: Name of the model that was scored.
     """
-    if not published_subtyping(classes):
+    if not published_subtyping(classes) and not (scores["draws"] > 1).any():
         return []
     return [
         Table(

@@ -11,14 +11,15 @@ from clipit.artifacts import whole_file, write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.evaluation.slide_metrics import evaluate_slides
-from clipit.evaluation.slide_prompts import ENSEMBLE, score_prompts
+from clipit.evaluation.slide_prompts import ENSEMBLE, PUBLISHED_DRAWS, score_prompts
 from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
+from clipit.slide_tasks.prompt_draws import read_draws, split_draws
 from clipit.slide_tasks.scorer import TileScorer, tiles_for
 from clipit.slide_tasks.tile import SlideOutcome, open_slides, slides_table, write_slides_table
-from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores, score_tiles
+from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores, score_tiles, slide_folder
 from clipit.slides.prepare import PreparedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, versions
@@ -39,6 +40,7 @@ class ScoredSlides:
         config: Options of the tiles.
         table: Slide scores, one row per slide, pooling and smoothing.
         facts: Provenance.
+        draws: The same by each sampled prompt set; empty without them.
     """
 
     outcome: SlideOutcome
@@ -46,6 +48,7 @@ class ScoredSlides:
     config: SlidesConfig
     table: pd.DataFrame
     facts: Mapping[str, object]
+    draws: Sequence[pd.DataFrame] = ()
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,19 @@ def score_slides(
     prepared = tuple(slide for slide in outcome.prepared if slide.name not in lost)
     pooled = {}
     unreadable = {}
+    by_draw = []
     for slide in processes.share(prepared):
         scores = read_scores(slide, scorer, out)
         pooled[slide.name] = pool_slide(scores.scores, scores.grid.cells)
         if scores.unreadable:
             unreadable[slide.name] = scores.unreadable
-    parts = processes.gather((pooled, unreadable))
-    merged = {name: entry for part, _ in parts for name, entry in part.items()}
+        if scorer.draws is not None:
+            by_draw.append(read_draws(slide_folder(out, slide.name)))
+    parts = processes.gather((pooled, unreadable, by_draw))
+    merged = {name: entry for part, _, _ in parts for name, entry in part.items()}
     table = slide_table({slide.name: merged[slide.name] for slide in prepared}, scorer.classes)
-    damaged = {name: count for _, part in parts for name, count in part.items()}
+    damaged = {name: count for _, part, _ in parts for name, count in part.items()}
+    draws = split_draws([each for _, _, part in parts for each in part])
     facts: dict[str, object] = {
         "model": scorer.title,
         "classes": ", ".join(scorer.classes),
@@ -115,7 +122,7 @@ def score_slides(
     if damaged:
         facts["unreadable tiles"] = ", ".join(f"{name}: {count}" for name, count in sorted(damaged.items()))
     outcome = SlideOutcome(outcome.listed, outcome.prepared, (*outcome.failed, *unread))
-    return ScoredSlides(outcome, prepared, config, table, facts)
+    return ScoredSlides(outcome, prepared, config, table, facts, draws)
 
 
 def write_report(
@@ -163,8 +170,9 @@ def write_report(
 
 
 def _beside_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:
-    """Tabulate zero-shot scores beside published ones of the same classes; empty if there are none."""
-    scores = score_prompts({ENSEMBLE: [scored.table]}, known, scorer.classes)
+    """Tabulate zero-shot scores by prompts, beside published ones of the same classes; empty without either."""
+    tables = {ENSEMBLE: [scored.table]} | ({PUBLISHED_DRAWS: scored.draws} if scored.draws else {})
+    scores = score_prompts(tables, known, scorer.classes)
     return subtyping_tables(scores, scorer.classes, scorer.title)
 
 

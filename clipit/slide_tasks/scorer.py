@@ -14,7 +14,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.data import SlidesConfig
 from clipit.errors import ConfigError, ModelError
 from clipit.evaluation.predictions import softmax
-from clipit.evaluation.zero_shot import class_means, embed_prompts
+from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings
 from clipit.runs.prediction_inputs import embed_classes
 from clipit.slide_tasks.neighbours import TextNeighbours
 
@@ -46,6 +46,7 @@ class TileScorer:
         prompts: Class prompts with their vectors; None for a model without text.
         vlm: Fingerprint of the VLM whose joint space the embeddings are in; None for a model without one.
         text_mean: Mean that was subtracted from texts when the model was trained; None for none.
+        draws: Class embeddings of sampled prompt sets, whose scores are pooled beside the others; None for none.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +62,7 @@ class TileScorer:
     prompts: TextNeighbours | None = None
     vlm: str | None = None
     text_mean: Float32[np.ndarray, " dim"] | None = None
+    draws: Float32[np.ndarray, "N C D"] | None = None
 
     @property
     def identity(self) -> str:
@@ -132,8 +134,14 @@ def _own_prompts(classifier: "Classifier") -> TextNeighbours | None:
     return TextNeighbours(classes, [name] * len(classes), vectors)
 
 
-def vlm_scorer(vlm: "VLM", prompts: "PromptSet") -> TileScorer:
-    """Score zero-shot with a VLM and class prompts alone."""
+def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = ()) -> TileScorer:
+    """Score zero-shot with a VLM and class prompts alone.
+
+    Args:
+        vlm: VLM.
+        prompts: Prompt set, whose names and templates are averaged per class.
+        draws: Sampled sets of a published file, which are scored one by one beside it.
+    """
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
@@ -153,9 +161,13 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet") -> TileScorer:
         "prompts": prompts.name,
         "prompt_hash": prompts.hash,
     }
+    if draws:
+        facts["prompt_draws"] = f"{len(draws)} ({fingerprint([each.hash for each in draws])})"
+    sampled = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
     return TileScorer(
         tuple(prompts.classes), "vlm", f"zero-shot {vlm.name} with {prompts.name}", cosines, vlm.preprocess, vlm.device,
         vlm.expected_mpp, None, vlm.logit_scale, facts, known, vlm.fingerprint,
+        draws=np.stack(sampled) if sampled else None,
     )  # fmt: skip
 
 

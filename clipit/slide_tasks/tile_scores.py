@@ -18,6 +18,7 @@ from clipit.errors import DataError, ModelError
 from clipit.images import Unreadable, attempt
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
+from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
 from clipit.slide_tasks.scorer import TileScorer
 from clipit.slides.grid import SlideGrid
 from clipit.slides.prepare import FailedSlide, PreparedSlide
@@ -127,7 +128,9 @@ def _score_slide(
         return image if isinstance(image, Unreadable) else scorer.pixels(image)
 
     reasons: dict[int, str] = {}
+    draws = None if scorer.draws is None else torch.from_numpy(scorer.draws).to(scorer.device)
     outputs: list[torch.Tensor] = []  # on the device until the slide is done, so that a GPU never waits
+    similarities: list[torch.Tensor] = []
     for rows, results in read_ahead(_batches(total, batch_size), read, pool):
         reasons |= {
             row: result.reason for row, result in zip(rows, results, strict=True) if isinstance(result, Unreadable)
@@ -137,7 +140,10 @@ def _score_slide(
             batch = torch.from_numpy(np.stack(pixels))
             if scorer.device.type == "cuda":
                 batch = batch.pin_memory()
-            outputs.append(scorer.compute(batch.to(scorer.device, non_blocking=True))[0])
+            output, embeddings = scorer.compute(batch.to(scorer.device, non_blocking=True))
+            outputs.append(output)
+            if draws is not None:
+                similarities.append(draw_similarities(embeddings, draws))
         done(len(rows))
     if not outputs:
         return f"none of its {total} tiles can be read: {next(iter(reasons.values()))}"
@@ -148,6 +154,10 @@ def _score_slide(
             where=slide.path,
             fix="score in float32, on another device, or check the model's weights",
         )
+    if similarities:  # before the table of tiles, whose presence means that the slide is done
+        cells = slide.grid.cells[[row not in reasons for row in range(total)]]
+        pooled = torch.cat(similarities).float().cpu().numpy()
+        write_draws(slide_folder(out, slide.name), slide.name, pooled, cells, scorer.classes)
     _write(slide, scorer, out, scores, reasons)
     return ""
 

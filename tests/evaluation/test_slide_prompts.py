@@ -41,6 +41,12 @@ def slide_tiles(label: int) -> np.ndarray:
     return (tiles * generator.uniform(0.5, 2, (8, 1))).astype(np.float32)
 
 
+def similarities(tiles: np.ndarray, classifiers: np.ndarray) -> np.ndarray:
+    """Cosines of tiles and classes [n, N, C]; the class vectors have length 1."""
+    unit = tiles / np.linalg.norm(tiles, axis=1, keepdims=True)
+    return np.einsum("nd,kcd->nkc", unit, classifiers).astype(np.float32)
+
+
 def test_the_ensemble_is_the_mean_of_all_texts_and_draws_are_kept_apart() -> None:
     pool = prompt_set(["adenocarcinoma"], ["squamous", "cancer"])
     draws = [prompt_set(["adenocarcinoma"], ["squamous"]), prompt_set(["adenocarcinoma"], ["cancer"])]
@@ -58,7 +64,7 @@ def test_the_ensemble_is_the_mean_of_all_texts_and_draws_are_kept_apart() -> Non
 def test_similarities_are_cosines_pooled_for_each_classifier() -> None:
     classifiers = np.array([[[1, 0, 0], [0, 1, 0]], [[0, 1, 0], [1, 0, 0]]], dtype=np.float32)
     tiles = slide_tiles(0)
-    first, second = pool_prompts(tiles, classifiers, CELLS)
+    first, second = pool_prompts(similarities(tiles, classifiers), CELLS)
     cosines = tiles[:, :2] / np.linalg.norm(tiles, axis=1, keepdims=True)
     assert first[0].pooling == "top1" and len(first) == len(second) == 7
     np.testing.assert_allclose(first[0].scores, cosines.max(axis=0), rtol=1e-5)
@@ -74,7 +80,7 @@ def scored() -> pd.DataFrame:
     table = pd.DataFrame({"slide": list(slides), "label": [CLASSES[i % 2] for i in range(4)], "split": "test"})
     tables = {}
     for kind, classifiers in kinds.items():
-        pooled = {name: pool_prompts(tiles, classifiers, CELLS) for name, tiles in slides.items()}
+        pooled = {name: pool_prompts(similarities(tiles, classifiers), CELLS) for name, tiles in slides.items()}
         tables[kind] = [
             slide_table({name: of_slide[i] for name, of_slide in pooled.items()}, CLASSES)
             for i in range(len(classifiers))
@@ -101,7 +107,9 @@ def test_the_table_has_prompts_by_pooling_and_published_scores_marked_with_their
     assert [row[0] for row in published if row[2] == "0.902"] == ["KEEP"]
     assert [row[0] for row in published if row[2] == "0.907 (accuracy)"] == ["CONCH"]
     assert any("published: KEEP (arXiv 2412.13126)" in str(row[-1]) for row in published)
-    assert subtyping_tables(scored, ("a", "b"), "tiny VLM") == []
+    (unpublished,) = subtyping_tables(scored, ("a", "b"), "tiny VLM")
+    assert all(row[-1] == "this evaluation" for row in unpublished.rows)
+    assert subtyping_tables(scored[scored.draws == 1], ("a", "b"), "tiny VLM") == []
 
 
 def test_published_scores_are_shown_for_their_own_classes_only() -> None:

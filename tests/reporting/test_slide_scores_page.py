@@ -73,8 +73,8 @@ def test_published_scores_stand_in_a_section_of_their_own() -> None:
     text = slide_scores_summary("Slides", "", evaluation, FACTS, [table])
     page = slide_scores_page("Slides", "", evaluation, FACTS, published=[table])
     for shown in (text, page):
-        assert "Beside published zero-shot scores" in shown and "not as a baseline" in shown and "KEEP" in shown
-    assert "Beside published" not in slide_scores_page("Slides", "", evaluation, FACTS)
+        assert "Zero-shot scores by prompts" in shown and "not as a baseline" in shown and "KEEP" in shown
+    assert "Zero-shot scores by prompts" not in slide_scores_page("Slides", "", evaluation, FACTS)
 
 
 def test_slides_without_labels_are_listed_without_metrics() -> None:

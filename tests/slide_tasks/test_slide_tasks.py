@@ -168,6 +168,28 @@ def test_prompts_alone_score_slides_by_cosines(models: Path, slides: Path, tmp_p
     assert "Nearest prompts" in page
 
 
+def test_sampled_prompt_sets_are_scored_one_by_one_beside_their_ensemble(
+    models: Path, slides: Path, tmp_path: Path
+) -> None:
+    names = [{"gland": "gland", "stroma": "stroma"}, {"gland": "stroma", "stroma": "gland"}, {"gland": "atypia",
+             "stroma": "fibrosis"}]  # fmt: skip
+    draws = {str(i): {"classnames": each, "templates": ["CLASSNAME."]} for i, each in enumerate(names)}
+    (tmp_path / "draws.json").write_text(json.dumps(dict(list(draws.items())[::2])), encoding="utf-8")
+    options: dict[str, Any] = {"vlm": str(models / "clip"), "tile_mpp": 1.0, "tile_pixels": 32}
+    table = pd.read_csv(slides)[:4]
+    table["slide"] = [str(slides.parent / f"{name}.tiff") for name in table["slide"]]
+    table.to_csv(tmp_path / "slides.csv", index=False)
+    result = clipit.score_slides(tmp_path / "slides.csv", tmp_path / "out", prompts=tmp_path / "draws.json", **options)
+    assert "Zero-shot scores by prompts" in result.text and "2 published draws" in result.text
+    by_draw = pd.read_parquet(result.folder / "slides/s0/prompt_draws.parquet")
+    assert by_draw.groupby("draw").size().tolist() == [7, 7]
+    (tmp_path / "one.json").write_text(json.dumps({"0": draws["0"]}), encoding="utf-8")
+    alone = clipit.score_slides(tmp_path / "slides.csv", tmp_path / "one", prompts=tmp_path / "one.json", **options)
+    own = alone.scores.query("slide == 's0' and not smoothed")[["score_gland", "score_stroma"]].to_numpy()
+    np.testing.assert_allclose(by_draw[by_draw.draw == 0][["score_gland", "score_stroma"]], own, atol=1e-6)
+    assert "published draws" not in alone.text and not (alone.folder / "slides/s0/prompt_draws.parquet").exists()
+
+
 def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no model to score with"):
         clipit.score_slides(slides, tmp_path)

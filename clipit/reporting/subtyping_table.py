@@ -11,8 +11,8 @@ from clipit.reporting.html import Table
 from clipit.reporting.tables import interval, number
 
 CAUTION = (
-    "Published scores, if there are any, are shown for orientation, not as a baseline: they were computed on other slides, at other "
-    "resolutions and with other prompts, and those of a pooling may have been selected on the same slides."
+    "Published scores, if there are any, are shown for orientation, not as a baseline: they were computed on other "
+    "slides, at other resolutions and with other prompts, and some poolings may have been selected on the same slides."
 )
 _MI_ZERO = "MI-Zero's repository, its results file of RCC subtyping: 225 TCGA slides, 50 sampled prompt sets"
 _KEEP = "KEEP (arXiv 2412.13126), repository's README, table of zero-shot cancer subtyping"

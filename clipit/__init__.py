@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clipit.api.experiments import compare, probe, tune
     from clipit.api.prediction import predict
     from clipit.api.runs import evaluate, train
-    from clipit.api.slides import score_slides, tile_slides
+    from clipit.api.slides import compare_slides, score_slides, tile_slides
     from clipit.api.texts import build_text_index, pair
     from clipit.errors import ClipitError
     from clipit.models.inference import load_classifier
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "build_text_index",
     "compare",
+    "compare_slides",
     "evaluate",
     "load_classifier",
     "load_config",
@@ -44,7 +45,7 @@ _MODULES = {
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate"), "clipit.api.runs"),
-    **dict.fromkeys(("score_slides", "tile_slides"), "clipit.api.slides"),
+    **dict.fromkeys(("compare_slides", "score_slides", "tile_slides"), "clipit.api.slides"),
     **dict.fromkeys(("compare", "tune", "probe"), "clipit.api.experiments"),
 }
 """Modules of the public names, which are imported at first use: `import clipit` does not import torch."""

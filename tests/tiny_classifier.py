@@ -8,8 +8,8 @@ from tiny_models import save_clip, save_timm
 CLASSES = ("gland", "stroma", "tumour")
 
 
-def save_classifier(root: Path) -> Path:
-    """Write `run/classifier` and the VLM `clip` to a folder, and return it."""
+def save_classifier(root: Path, seed: int = 0) -> Path:
+    """Write `run/classifier` and the VLM `clip` to a folder, and return it; another seed gives other weights."""
     import torch
 
     from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
@@ -18,7 +18,7 @@ def save_classifier(root: Path) -> Path:
     from clipit.models.student import build_student
     from clipit.models.vlm import load_vlm
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
     backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
     student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)

@@ -1,5 +1,6 @@
-"""Whole slides in Python: tiles, scores and maps of slides."""
+"""Whole slides in Python: tiles, scores and maps of slides, and arms compared on their labels."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from clipit.models.inference import Classifier
     from clipit.slide_tasks.neighbours import TextNeighbours
     from clipit.slide_tasks.scorer import TileScorer
+
+logger = logging.getLogger(__name__)
 
 Inputs = str | Path | Sequence[str | Path]
 """A slide, a folder of slides or a table of slides; or a list of slides and folders."""
@@ -49,6 +52,44 @@ class SlidesResult:
         Columns: slide, tiles, pooling, smoothed, pooled, score_<class>, predicted and tied.
         """
         return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str})
+
+
+@dataclass(frozen=True)
+class SlideCompareResult:
+    """Arms compared on slide labels.
+
+    Attributes:
+        folder: Output folder.
+        text: Summary, as the command prints it.
+        page: HTML page of the comparison.
+    """
+
+    folder: Path
+    text: str
+    page: Path
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Main table, one row per split, level (`slide` or `patient`), metric and arm; scores in 0..1.
+
+        Columns: mean and sd over seeds; difference to the reference with its bootstrap interval over patients (low,
+        high) and its t-interval over seeds (seeds_low, seeds_high); p (paired t-test) and p_holm (Holm-corrected over
+        the arms); the pooling of the arm; the numbers of seeds, labelled slides or patients, and patients.
+        """
+        return pd.read_csv(self.folder / "slide_comparison.csv", dtype={"arm": str, "split": str})
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Slide scores of every arm and seed, one row per slide, pooling and smoothing."""
+        return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str, "arm": str})
+
+    @cached_property
+    def verdict(self) -> str:
+        """Which arms are better than the reference, in one sentence."""
+        from clipit.artifacts import read_json
+
+        record = read_json(self.folder / "slide_comparison.json", "delete it and compare again: scores are kept")
+        return str(record["verdict"])
 
 
 @public
@@ -190,6 +231,116 @@ def score_slides(
     return SlidesResult(folder, report.text, report.page)
 
 
+@public
+def compare_slides(
+    slides: Inputs,
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    reference: str,
+    vlm: "str | VLMConfig | None" = None,
+    prompts: str | Path | None = None,
+    images: str | Path | None = None,
+    mpp: float | None = None,
+    tile_mpp: float | None = None,
+    tile_pixels: int | None = None,
+    overlap: float = 0.0,
+    min_tissue: float = 0.5,
+    contours: str | Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+    bf16: bool = False,
+    trust_remote_code: bool = False,
+) -> SlideCompareResult:
+    """Compare the arms of trained runs on the labels of slides, optionally with a zero-shot VLM as a further arm.
+
+    Arm and seed of a run are those of its configuration. Every run scores the slides as `score_slides` does; a killed
+    call resumes. The pooling of each arm is chosen on the validation slides of the table, if there are any, and the
+    arms are compared on the other slides, except those of the split `train`.
+
+    Example:
+        >>> result = clipit.compare_slides("slides.csv", "outputs/runs/demo", "compared", reference="image_only")
+        >>> print(result.verdict)
+
+    Args:
+        slides: Table of slides with the columns `slide` and `label` and, if known, `split` and `group`.
+        runs: Folders of runs, or folders that contain runs.
+        out: Folder to write to.
+        reference: Arm that the others are compared with.
+        vlm: VLM whose zero-shot prediction is a further arm, `VLM zero-shot`; None for none.
+        prompts: Prompt file or packaged prompt set for the VLM.
+        images: Folder that the files in a table are relative to; None for the folder of the table.
+        mpp: Micrometres per pixel of the finest level, for slides that do not state them.
+        tile_mpp: Micrometres per pixel of the tiles; None for those that each model was trained on.
+        tile_pixels: Edge of a tile in pixels; None for that of the tiles that each model was trained on.
+        overlap: Share of a tile's edge that it has in common with the next tile.
+        min_tissue: Share of a tile that must be tissue.
+        contours: GeoJSON of the tissue, or a folder with one file per slide; None to detect tissue.
+        batch_size: Tiles per batch.
+        workers: Threads that read tiles beside the model; 0: one per core, at most 8.
+        device: Device such as `cuda:1`; None for the GPU, if there is one.
+        bf16: Whether to compute in bfloat16.
+        trust_remote_code: Whether to run Python code that defines a backbone or the VLM.
+
+    Raises:
+        ConfigError: An option is invalid, or there is a VLM without prompts or the reverse.
+        DataError: The runs cannot be compared on these slides, or no slide can be used.
+        ArtifactError: A run is damaged.
+        ModelError: A model cannot be loaded.
+    """
+    from clipit.distributed import get_processes
+    from clipit.slide_tasks.compare import ComparisonOptions
+    from clipit.slide_tasks.compare import compare_slides as compare
+    from clipit.slide_tasks.inputs import list_inputs
+    from clipit.slide_tasks.slide_runs import check_comparison, find_runs
+    from clipit.slide_tasks.tile_scores import ScoringOptions
+
+    folder = expand_home(Path(out))
+    asked, given = _grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
+    found, notes = find_runs(_paths(runs))
+    zero_shot = _zero_shot_classes(vlm, prompts)
+    check_comparison(found, reference, listed, zero_shot)
+    if get_processes().main:
+        for note in notes:
+            logger.info(f"note: {note}")
+    scorer = None if vlm is None else _open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
+    options = ComparisonOptions(reference, ScoringOptions(batch_size, workers), device, bf16, trust_remote_code)
+    report = compare(listed, found, scorer, asked, given, folder, options)
+    return SlideCompareResult(folder, report.text, report.page)
+
+
+def _zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None) -> tuple[str, ...] | None:
+    """Return the classes of the prompts before the VLM is loaded; None without a VLM.
+
+    Raises:
+        ConfigError: There is a VLM without prompts or the reverse, or the prompt set does not exist.
+    """
+    from clipit.runs.prediction_inputs import read_prompts
+
+    if (vlm is None) != (prompts is None):
+        raise ConfigError(
+            "a zero-shot arm needs a VLM and prompts", fix="give both --vlm and --prompts, or neither of them"
+        )
+    if prompts is None:
+        return None
+    read = read_prompts(str(prompts), None)
+    if read is None:
+        raise _no_prompt_set(str(prompts))
+    return tuple(read.classes)
+
+
+def _no_prompt_set(name: str) -> ConfigError:
+    from clipit.prompts.files import packaged
+
+    return ConfigError(
+        f"no prompt set {name!r}",
+        where="--prompts",
+        fix=f"use the path of a prompt file or a packaged set ({', '.join(packaged('sets'))})",
+    )
+
+
 def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
     """Open the snippets of a configuration in the space of a model."""
     from clipit.api.configuration import load_config
@@ -259,13 +410,7 @@ def _open_scorer(
             fix="name a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
         )
     if classifier is None and isinstance(asked, str):
-        from clipit.prompts.files import packaged
-
-        raise ConfigError(
-            f"no prompt set {asked!r}",
-            where="--prompts",
-            fix=f"use the path of a prompt file or a packaged set ({', '.join(packaged('sets'))})",
-        )
+        raise _no_prompt_set(asked)
     from clipit.config.run import VLMConfig
     from clipit.distributed import get_processes
     from clipit.runs.predict import open_exported

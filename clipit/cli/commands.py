@@ -25,7 +25,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "pages": "write the pages of a run or comparison again",
     },
     "Whole slides": {
-        "slides": "tiles, scores and maps of whole slides",
+        "slides": "tiles, scores and maps of whole slides; arms compared on them",
     },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",

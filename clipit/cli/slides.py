@@ -1,4 +1,4 @@
-"""Whole slides: lay a grid over their tissue (`tile`), score them (`score`), or map them (`map`).
+"""Whole slides: lay a grid over their tissue (`tile`), score them (`score`), map them (`map`), or compare arms.
 
 SLIDES are slide files, folders of slides, or one table (.csv, .tsv, .parquet) with a column `slide` and, if known,
 `label`, `split`, `group` (patient) and `mpp` (micrometres per pixel of the finest level).
@@ -85,7 +85,35 @@ def draw_maps(arguments: list[str]) -> None:
     _print(result.text)
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"tile": tile, "score": score, "map": draw_maps}
+def compare(arguments: list[str]) -> None:
+    """Compare the arms of runs on the labels of slides."""
+    parser = _parser(
+        "compare",
+        "Score slides with the classifiers of several runs, and compare their arms on the labels of the slides. Arm "
+        "and seed of each run are read from its configuration.",
+    )
+    _add_inputs(parser)
+    parser.add_argument(
+        "--runs",
+        type=option_path,
+        nargs="+",
+        required=True,
+        metavar="RUN",
+        help="folders of runs, or folders that contain runs, such as outputs/runs/NAME",
+    )
+    parser.add_argument("--reference", required=True, metavar="ARM", help="arm that the others are compared with")
+    zero_shot = parser.add_argument_group("zero-shot VLM as a further arm")
+    zero_shot.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM")
+    zero_shot.add_argument("--prompts", metavar="NAME", help="prompt file or packaged set with the same classes")
+    _add_computing(parser.add_argument_group("computing"))
+    options = vars(parser.parse_args(arguments))
+    from clipit.api.slides import compare_slides
+
+    result = compare_slides(options.pop("slides"), options.pop("runs"), options.pop("out"), **options)
+    _print(result.text)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"tile": tile, "score": score, "map": draw_maps, "compare": compare}
 """Subcommands by name."""
 
 
@@ -146,6 +174,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--classes", metavar='"A; B"', help="score zero-shot with these class names, which are their own prompts"
     )
     model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that prompts need")
+    _add_computing(model)
+
+
+def _add_computing(model: "argparse._ArgumentGroup") -> None:
     model.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="tiles per batch (default: 64)")
     model.add_argument(
         "--workers", type=_positive, default=0, metavar="N", help="threads that read tiles (default: one per core)"

@@ -144,7 +144,7 @@ def write_report(
     known = table[["slide", "label", "split", "group"]]
     failures = {slide.name: slide.reason for slide in scored.outcome.failed}
     evaluation = evaluate_slides(scored.table, known, scorer.classes, failures=failures)
-    note = _caution(scorer)
+    note = embedded_caution(scorer)
     title = f"Slides scored by the {scorer.title}"
     published = [] if scorer.kind == "classifier" else _beside_published(scored, known, scorer)
     text = slide_scores_summary(title, note, evaluation, scored.facts, published)
@@ -181,7 +181,7 @@ def _write_table(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False)
 
 
-def _caution(scorer: TileScorer) -> str:
+def embedded_caution(scorer: TileScorer) -> str:
     """Warn of models that saw only synthetic tiles."""
     if "embedded" not in (scorer.facts.get("backbone"), scorer.facts.get("vlm")):
         return ""

@@ -1,0 +1,222 @@
+"""Page and summary of arms compared on slide labels, with a verdict and published scores of the same task."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from clipit.evaluation.slide_arms import SlideComparison
+from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
+from clipit.evaluation.slide_sets import LEVELS, Level
+from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
+from clipit.reporting.slide_scores_page import LEVEL_TEXT, MOST_SHOWN, POOLING_TEXT
+from clipit.reporting.subtyping_table import CAUTION, published_subtyping
+from clipit.reporting.tables import key_value_table, markdown_line, markdown_table, number
+
+TITLE = "Arms compared on slides"
+_HOW = (
+    "Differences are paired by slide and seed; an arm with one seed, such as a zero-shot VLM, is paired with every "
+    "seed of the other. An arm is better or worse than the reference if both intervals of the difference, over "
+    "patients and over seeds, lie on the same side of 0. p: paired t-test over seeds, Holm-corrected over the arms of "
+    "the table."
+)
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What the page says about one run.
+
+    Attributes:
+        arm: Arm.
+        seed: Seed.
+        model: Folder of the run, or name of the VLM.
+        tiles: Size and resolution of the tiles that it read.
+        page: Page of its scores, relative to the page of the comparison.
+    """
+
+    arm: str
+    seed: int
+    model: str
+    tiles: str
+    page: str
+
+    @property
+    def name(self) -> str:
+        """Arm and seed."""
+        return f"{self.arm}, seed {self.seed}"
+
+
+def slide_verdict(comparison: SlideComparison) -> str:
+    """State in one sentence which arms are better than the reference in balanced accuracy per slide.
+
+    The test split decides, or else the first one that was compared. Nothing is decided without a pooling that was
+    chosen on validation slides: of several poolings, one could always be picked for which an arm is better.
+    """
+    rows = _main_rows(comparison)
+    reference = comparison.choices[comparison.reference]
+    if not rows:
+        return "Not decided: no slide with a label can be compared."
+    if reference.key is None:
+        return f"Not decided: {reference.sentence[0].lower()}{reference.sentence[1:]}"
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row["arm"] != comparison.reference:
+            outcome, reason = _outcome(row)
+            found.setdefault(outcome, []).append(row["arm"] + (f" ({reason})" if reason else ""))
+    first = rows[0]
+    parts = [
+        f"{start}: {', '.join(found[outcome])}"
+        for outcome, start in (
+            ("better", f"better than {comparison.reference}"),
+            ("worse", f"worse than {comparison.reference}"),
+            ("open", f"no difference to {comparison.reference} shown"),
+            ("undecided", "not decided"),
+        )
+        if outcome in found
+    ]
+    return (
+        f"Balanced accuracy on {first['labelled']:,} {first['split']} slides of {first['patients']:,} patients: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return whether an arm is better, worse, open or undecided, and the reason of the last."""
+    if row["low"] is None:
+        return "undecided", row["reason"] or "a score is undefined"
+    if row["seeds_low"] is None:
+        return "undecided", "one seed" if row["seeds"] == 1 else "no interval over seeds"
+    if row["low"] > 0 and row["seeds_low"] > 0:
+        return "better", ""
+    return ("worse", "") if row["high"] < 0 and row["seeds_high"] < 0 else ("open", "")
+
+
+def _main_rows(comparison: SlideComparison) -> list[dict[str, Any]]:
+    table = comparison.table
+    table = table[(table["metric"] == CHOSEN_BY) & (table["level"] == "slide") & (table["labelled"] > 0)]
+    splits = table["split"].unique().tolist()
+    if not splits:
+        return []
+    table = table[table["split"] == ("test" if "test" in splits else splits[0])]
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+def slide_arms_page(
+    note: str,
+    comparison: SlideComparison,
+    classes: Sequence[str],
+    runs: Sequence[ComparedRun],
+    failed: Sequence[tuple[str, str]],
+    facts: Mapping[str, object],
+) -> str:
+    """Render the page as HTML.
+
+    Args:
+        note: Warning shown at the top of the page; empty for none.
+        comparison: Compared arms.
+        classes: Class names.
+        runs: Compared runs.
+        failed: Slides that were left out, with the reason.
+        facts: Provenance.
+    """
+    tables = _tables(comparison)
+    main: list[Part] = [slide_arms_table(comparison, split, CHOSEN_BY, level) for split, level in tables]
+    main += [Text(remark) for remark in _remarks(comparison, runs)]
+    others = [
+        slide_arms_table(comparison, split, metric, level)
+        for split, level in tables
+        for metric in SLIDE_METRICS
+        if metric != CHOSEN_BY
+    ]
+    sections = [
+        PageSection("Comparison", main),
+        PageSection("Pooling", [Table(("arm", "pooling"), _poolings(comparison), left=2)]),
+        PageSection("Other metrics", others, folded=True),
+    ]
+    published = _published(classes)
+    if published:
+        sections.append(PageSection("Published scores", [Table(*published, left=3), Text(CAUTION)]))
+    links = [(run.name, [("scores", run.page)]) for run in runs]
+    sections.append(PageSection("Runs", [Table(*_run_table(runs), left=4), Links(links, "Slide scores of each run")]))
+    if failed:
+        left_out = Table(("slide", "reason"), failed, caption="Slides that were left out for all arms", left=2)
+        sections.append(PageSection("Failed slides", [left_out]))
+    sections.append(PageSection("How arms are compared", [Text(_HOW), Text(POOLING_TEXT), Text(LEVEL_TEXT)]))
+    sections.append(PageSection("Provenance", [facts_table(facts)]))
+    return page(TITLE, note, sections, verdict=slide_verdict(comparison))
+
+
+def slide_arms_summary(
+    note: str,
+    comparison: SlideComparison,
+    classes: Sequence[str],
+    runs: Sequence[ComparedRun],
+    failed: Sequence[tuple[str, str]],
+    facts: Mapping[str, object],
+) -> str:
+    """Compose the summary as Markdown that is also readable as plain text in a terminal; arguments as for the page."""
+    parts = [f"# {TITLE}"]
+    parts += [f"> **Note.** {markdown_line(note)}"] if note else []
+    parts.append(f"**{markdown_line(slide_verdict(comparison))}**")
+    parts += [slide_arms_markdown(comparison, split, CHOSEN_BY, level) for split, level in _tables(comparison)]
+    poolings = [f"{arm}: {sentence}" for arm, sentence in _poolings(comparison)]
+    parts.append("\n".join(f"- {markdown_line(line)}" for line in [*poolings, *_remarks(comparison, runs), _HOW]))
+    published = _published(classes)
+    if published:
+        parts += ["## Published scores", markdown_table(*published, left=3), CAUTION]
+    if failed:
+        parts += ["## Failed slides", markdown_table(("slide", "reason"), failed[:MOST_SHOWN], left=2)]
+        parts += [f"and {len(failed) - MOST_SHOWN} more"] if len(failed) > MOST_SHOWN else []
+    parts += ["## Runs", markdown_table(*_run_table(runs), left=4)]
+    parts += ["## Provenance", key_value_table(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
+    """Return the splits and levels with labelled slides; scores per patient only where patients have several slides."""
+    shown: list[tuple[str, Level]] = []
+    for split, part in comparison.table.groupby("split", sort=False):
+        counts = {level: int(part.loc[part["level"] == level, "labelled"].max()) for level in LEVELS}
+        slides = part[part["level"] == "slide"]
+        if counts["slide"]:
+            shown.append((str(split), "slide"))
+        if counts["patient"] and int(slides["patients"].iloc[0]) < counts["slide"]:
+            shown.append((str(split), "patient"))
+    return shown
+
+
+def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[str]:
+    remarks = []
+    rows = _main_rows(comparison)
+    if rows and rows[0]["labelled"] < 100:
+        remarks.append(f"{rows[0]['split']}: one slide is {100 / rows[0]['labelled']:.1f} points of accuracy.")
+    tiles: dict[str, list[str]] = {}
+    for run in runs:
+        if run.arm not in tiles.setdefault(run.tiles, []):
+            tiles[run.tiles].append(run.arm)
+    if len(tiles) > 1:
+        listed = "; ".join(f"{', '.join(arms)}: {text}" for text, arms in tiles.items())
+        remarks.append(f"The arms read different tiles, so that differences may be due to the tiles: {listed}.")
+    return remarks
+
+
+def _poolings(comparison: SlideComparison) -> list[list[object]]:
+    return [[arm, choice.sentence] for arm, choice in comparison.choices.items()]
+
+
+def _run_table(runs: Sequence[ComparedRun]) -> tuple[tuple[str, ...], list[list[object]]]:
+    return ("arm", "seed", "model", "tiles"), [[run.arm, run.seed, run.model, run.tiles] for run in runs]
+
+
+def _published(classes: Sequence[str]) -> tuple[tuple[str, ...], list[list[object]]] | None:
+    """Return the published zero-shot scores of the task with these classes; None without any."""
+    rows: list[list[object]] = [
+        [entry.model, entry.pooling, f"published: {entry.source}", f"{number(entry.score)} ({entry.metric})"]
+        for entry in published_subtyping(classes)
+    ]
+    return (("model", "pooling", "source", "score"), rows) if rows else None

@@ -1,0 +1,156 @@
+"""Runs whose classifiers are compared on slides: found in folders, and checked before anything is scored."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipit.errors import DataError, shortlist
+from clipit.evaluation.slide_metrics import TRAIN, VALIDATION
+from clipit.models.classifier_spec import read_spec
+from clipit.runs.folder import is_trained, read_run_config
+from clipit.tiles.slides import SlideList
+
+ZERO_SHOT = "VLM zero-shot"
+"""Name of the arm of a VLM with prompts alone."""
+_CONFIG = "config.yaml"
+_DEPTHS = ("*", "*/*", "*/*/*")  # outputs/runs/NAME/ARM-seed0 is three folders below outputs
+
+
+@dataclass(frozen=True)
+class SlideRun:
+    """A trained run.
+
+    Attributes:
+        folder: Folder of the run.
+        arm: Arm in its configuration; `custom` without one.
+        seed: Seed in its configuration.
+        classes: Classes of its classifier.
+        mpp: Micrometres per pixel of the tiles that it was trained on; None if unknown.
+    """
+
+    folder: Path
+    arm: str
+    seed: int
+    classes: tuple[str, ...]
+    mpp: float | None
+
+    @property
+    def name(self) -> str:
+        """Arm and seed, as in the name of the run's folder."""
+        return f"{self.arm}-seed{self.seed}"
+
+
+def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
+    """Find the trained runs among folders of runs and folders that contain them.
+
+    Args:
+        paths: Folders of runs, or folders with runs up to three levels below, such as `outputs/runs/NAME`.
+
+    Returns:
+        Runs, sorted by arm in the order of their discovery and by seed, and notes on runs that are not trained.
+
+    Raises:
+        DataError: A folder does not exist or contains no trained run.
+        ArtifactError: The classifier of a run is incomplete.
+        ConfigError: The configuration of a run is damaged.
+    """
+    folders: dict[Path, Path] = {}
+    notes = []
+    for path in paths:
+        found = _run_folders(path)
+        untrained = [folder for folder in found if not is_trained(folder)]
+        if len(untrained) == len(found):
+            raise DataError(
+                "this folder does not contain a trained run",
+                where=path,
+                fix="name folders of runs, such as outputs/runs/NAME/ARM-seed0, or a folder of them",
+            )
+        if untrained:
+            names = shortlist([folder.name for folder in untrained])
+            notes.append(f"{len(untrained)} runs in {path} are not trained and were left out: {names}")
+        folders |= {folder.resolve(): folder for folder in found if folder not in untrained}
+    runs = [_read_run(folder) for folder in folders.values()]
+    order = list(dict.fromkeys(run.arm for run in runs))
+    return sorted(runs, key=lambda run: (order.index(run.arm), run.seed)), notes
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise DataError("no such folder", where=path, fix="name folders of runs (--runs)")
+    if (path / _CONFIG).is_file():
+        return [path]
+    return sorted({file.parent for depth in _DEPTHS for file in path.glob(f"{depth}/{_CONFIG}")})
+
+
+def _read_run(folder: Path) -> SlideRun:
+    config, spec = read_run_config(folder), read_spec(folder / "classifier")
+    return SlideRun(folder, config.arm or "custom", config.seed, tuple(spec.classes), spec.mpp)
+
+
+def check_comparison(
+    runs: Sequence[SlideRun], reference: str, listed: SlideList, zero_shot: Iterable[str] | None = None
+) -> None:
+    """Check that runs can be compared on the labels of slides; all problems are listed at once.
+
+    Args:
+        runs: Trained runs.
+        reference: Arm that the others are compared with.
+        listed: Slides with labels.
+        zero_shot: Classes of the prompts, if the zero-shot VLM is a further arm; None if it is not.
+
+    Raises:
+        DataError: The reference is missing, there is no other arm, an arm has a seed twice or seeds that cannot be
+            paired, classes differ, or the labels do not suffice or are no classes.
+    """
+    arms = {run.arm: sorted(other.seed for other in runs if other.arm == run.arm) for run in runs}
+    classes = runs[0].classes
+    problems = [*_arm_problems(runs, arms, reference, zero_shot is not None)]
+    for run in runs[1:]:
+        if set(run.classes) != set(classes):
+            problems.append(f"{run.name} has the classes {_listed(run.classes)}; {runs[0].name}: {_listed(classes)}")
+    if zero_shot is not None and set(zero_shot) != set(classes):
+        problems.append(f"the prompts have the classes {_listed(zero_shot)}; {runs[0].name}: {_listed(classes)}")
+    problems += _label_problems(listed, classes)
+    if problems:
+        raise DataError(
+            "these arms cannot be compared on these slides:\n    " + "\n    ".join(problems),
+            where=listed.where,
+            fix="correct --runs, --reference, the prompts or the column label",
+        )
+
+
+def _arm_problems(
+    runs: Sequence[SlideRun], arms: dict[str, list[int]], reference: str, zero_shot: bool
+) -> Iterable[str]:
+    known = [*arms, *([ZERO_SHOT] if zero_shot else [])]
+    if reference not in known:
+        yield f"there is no arm {reference} (--reference); the arms are {_listed(known)}"
+    if len(known) == 1:
+        yield f"{known[0]} is the only arm: another one is needed to compare it with"
+    folders = Counter((run.arm, run.seed) for run in runs)
+    for (arm, seed), count in folders.items():
+        if count > 1:
+            places = shortlist([str(run.folder) for run in runs if (run.arm, run.seed) == (arm, seed)])
+            yield f"{count} runs have the arm {arm} and the seed {seed}: {places}"
+    own = arms.get(reference, [])
+    for arm, seeds in arms.items():
+        if len(own) > 1 and len(seeds) > 1 and set(seeds) != set(own):
+            yield f"the seeds of {arm} ({_listed(seeds)}) cannot be paired with those of {reference} ({_listed(own)})"
+
+
+def _label_problems(listed: SlideList, classes: Sequence[str]) -> Iterable[str]:
+    labels = sorted({label for label in listed.labels if label})
+    if not labels:
+        yield "no slide has a label: the table of slides needs a column label"
+        return
+    odd = [label for label in labels if label not in classes]
+    if odd:
+        yield f"labels that are no class: {shortlist(odd)}; the classes are {_listed(classes)}"
+    labelled = [part for part, label in zip(listed.parts, listed.labels, strict=True) if label]
+    if set(labelled) <= {TRAIN, VALIDATION}:
+        yield f"all labelled slides are of the splits {_listed(sorted(set(labelled)))}: none is left to compare on"
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,62 @@
+"""The verdict of arms compared on slides needs both intervals; published scores are marked; names are escaped."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from clipit.evaluation.slide_arms import _COLUMNS, SlideComparison
+from clipit.evaluation.slide_metrics import SLIDE_METRICS, PoolingChoice
+from clipit.evaluation.slide_sets import LEVELS, PoolingKey
+from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
+
+CHOSEN = PoolingChoice(PoolingKey("top5", False), "The pooling top5 was chosen.", {})
+OPEN = PoolingChoice(None, "No pooling was chosen, because there are no labelled validation slides.", {})
+
+
+def comparison(choice: PoolingChoice = CHOSEN, **arms: dict[str, Any]) -> SlideComparison:
+    base: dict[str, Any] = dict.fromkeys(_COLUMNS)
+    base |= {"split": "test", "pooling": "top5", "smoothed": False, "mean": 0.7, "sd": 0.1}
+    base |= {"labelled": 40, "patients": 30, "seeds": 5}
+    better = {"difference": 0.1, "low": 0.05, "high": 0.2, "reason": "", "seeds_low": 0.02, "seeds_high": 0.2}
+    kinds = [{"level": level, "metric": metric} for level in LEVELS for metric in SLIDE_METRICS]
+    rows = [base | kind | {"arm": "image_only"} for kind in kinds]
+    for arm, changes in arms.items():
+        given = better | {"p": 0.01, "p_holm": 0.02, "p_reason": ""} | changes
+        rows += [base | given | kind | {"arm": arm} for kind in kinds]
+    choices = dict.fromkeys(["image_only", *arms], choice)
+    return SlideComparison("image_only", choices, pd.DataFrame(rows, columns=_COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "better than image_only: text."),
+        ({"low": -0.01}, "no difference to image_only shown: text."),
+        ({"seeds_low": -0.01}, "no difference to image_only shown: text."),
+        ({"low": -0.3, "high": -0.1, "seeds_low": -0.3, "seeds_high": -0.1}, "worse than image_only: text."),
+        ({"low": -0.3, "high": -0.1}, "no difference to image_only shown: text."),
+        ({"seeds": 1, "seeds_low": None, "seeds_high": None}, "not decided: text (one seed)."),
+        ({"low": None, "high": None, "reason": "one patient"}, "not decided: text (one patient)."),
+    ],
+)
+def test_an_arm_is_better_only_if_both_intervals_say_so(changes: dict[str, Any], sentence: str) -> None:
+    verdict = slide_verdict(comparison(text=changes))
+    assert verdict == f"Balanced accuracy on 40 test slides of 30 patients: {sentence}"
+
+
+def test_nothing_is_decided_without_a_chosen_pooling() -> None:
+    found = slide_verdict(comparison(OPEN, text={}))
+    assert found == "Not decided: no pooling was chosen, because there are no labelled validation slides."
+
+
+def test_published_scores_of_the_same_classes_stand_beside_and_names_are_escaped() -> None:
+    runs = [ComparedRun("a<b>", 0, "outputs/run", "224 px", "runs/a/slides.html")]
+    shown = comparison(text={})
+    arguments = ("", shown, ("LUAD", "LUSC"), runs, [("s<u>", "the file is empty")], {"commit": "abc"})
+    page, text = slide_arms_page(*arguments), slide_arms_summary(*arguments)
+    for each in (page, text):
+        assert "published: CONCH" in each and "not as a baseline" in each and "one slide is 2.5 points" in each
+        assert "a<b>" not in each and "s<u>" not in each
+    plain = slide_arms_page("", shown, ("gland", "stroma"), runs, [], {})
+    assert "published" not in plain.lower()

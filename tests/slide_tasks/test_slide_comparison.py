@@ -1,0 +1,163 @@
+"""Runs are compared on slide labels: files, arms and seeds, the zero-shot VLM, resume, failures and wrong input."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from slide_files import picture, write_slide
+from tiny_classifier import CLASSES, save_classifier
+
+import clipit
+from clipit.api.slides import SlideCompareResult
+from clipit.config.data import TilesConfig
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError, DataError
+
+PROMPTS = {
+    "name": "tissue",
+    "version": "1",
+    "templates": ["a picture of {}"],
+    "classes": {name: [name] for name in CLASSES},
+}
+VLM_TILES = {"tile_mpp": 1.0, "tile_pixels": 32}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms with two seeds in `runs/demo`, an untrained run beside them, and the VLM."""
+    root = tmp_path_factory.mktemp("models")
+    for number, (arm, seed) in enumerate((arm, seed) for arm in ("image_only", "clip_it_all") for seed in (0, 1)):
+        folder = root / "runs/demo" / f"{arm}-seed{seed}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(save_classifier(root / str(number), number) / "run", folder)
+        write_config(folder, arm, seed)
+    (root / "runs/demo/bags-seed0").mkdir()
+    write_config(root / "runs/demo/bags-seed0", "bags", 0)
+    (root / "prompts.yaml").write_text(yaml.safe_dump(PROMPTS))
+    return root
+
+
+def write_config(folder: Path, arm: str, seed: int) -> None:
+    config = RunConfig(name="demo", arm=arm, seed=seed, tiles=TilesConfig(source="folders", path="tiles"))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of validation and test slides, one of them empty."""
+    root = tmp_path_factory.mktemp("slides")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, (label, split) in enumerate(
+        [(label, split) for split in ("validation", "test", "test") for label in ("gland", "stroma", "tumour")]
+    ):
+        pixels = np.clip(picture(300, 300).astype(int) + rng.integers(-90, 90, (300, 300, 3)), 0, 255)
+        write_slide(root / f"s{number}.tiff", pixels.astype(np.uint8), levels=2)
+        rows.append({"slide": f"s{number}", "label": label, "split": split, "group": f"P{number % 6}"})
+    (root / "s8.tiff").write_bytes(b"")
+    pd.DataFrame(rows).to_csv(root / "slides.csv", index=False)
+    return root / "slides.csv"
+
+
+@pytest.fixture(scope="module")
+def compared(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> SlideCompareResult:
+    """Both arms and the VLM, compared."""
+    out = tmp_path_factory.mktemp("compared")
+    return clipit.compare_slides(
+        slides, models / "runs", out, reference="image_only", vlm=str(models / "0/clip"),
+        prompts=models / "prompts.yaml", **VLM_TILES,
+    )  # fmt: skip
+
+
+def test_every_arm_is_compared_with_the_reference_on_test_slides(compared: SlideCompareResult) -> None:
+    table = compared.table
+    assert set(table["split"]) == {"test"} and set(table["labelled"]) == {5}
+    main = table[(table["level"] == "slide") & (table["metric"] == "accuracy")].set_index("arm")
+    assert main.index.tolist() == ["clip_it_all", "image_only", "VLM zero-shot"]
+    assert main["seeds"].tolist() == [2, 2, 1]
+    gains = main["mean"] - main.loc["image_only", "mean"]
+    others = ["clip_it_all", "VLM zero-shot"]
+    assert np.allclose(main.loc[others, "difference"], gains[others]) and np.isnan(main.loc["image_only", "difference"])
+    assert compared.verdict.startswith("Balanced accuracy on 5 test slides of 5 patients: ")
+    assert compared.verdict in compared.text
+
+
+def test_means_are_those_of_each_runs_own_scores(models: Path, slides: Path, compared: SlideCompareResult) -> None:
+    alone = clipit.score_slides(
+        slides, compared.folder / "alone", classifier=models / "runs/demo/clip_it_all-seed1", **VLM_TILES
+    )
+    scores = compared.scores.query("arm == 'clip_it_all' and seed == 1").drop(columns=["arm", "seed"])
+    pd.testing.assert_frame_equal(scores.reset_index(drop=True), alone.scores)
+    one = pd.read_csv(compared.folder / "runs/clip_it_all-seed1/slide_metrics.csv")
+    assert set(one["split"]) == {"validation", "test"}
+
+
+def test_page_and_summary_name_runs_poolings_and_left_out_slides(compared: SlideCompareResult) -> None:
+    page = compared.page.read_text(encoding="utf-8")
+    for text in (compared.text, page):
+        assert "the file is empty" in text and "was chosen by its balanced accuracy" in text
+        assert "clip_it_all-seed1" in text and "VLM zero-shot" in text
+    assert "runs/image_only-seed0/slides.html" in page
+    assert (compared.folder / "runs/image_only-seed0/slides.html").is_file()
+    status = pd.read_csv(compared.folder / "slides.csv").set_index("slide")["status"]
+    assert status["s8"] == "failed" and (status.drop("s8") == "ok").all()
+
+
+def test_a_second_call_scores_nothing_again(models: Path, slides: Path, compared: SlideCompareResult) -> None:
+    files = {path: path.stat().st_mtime_ns for path in compared.folder.glob("runs/*/slides/*/tiles.parquet")}
+    assert len(files) == 5 * 8
+    before = compared.table
+    again = clipit.compare_slides(
+        slides, [models / "runs/demo/clip_it_all-seed0", models / "runs"], compared.folder, reference="image_only",
+        vlm=str(models / "0/clip"), prompts=models / "prompts.yaml", **VLM_TILES,
+    )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    pd.testing.assert_frame_equal(again.table, before)
+
+
+def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
+    models: Path, slides: Path, tmp_path: Path
+) -> None:
+    runs, out = models / "runs/demo", tmp_path / "out"
+    table = pd.read_csv(slides)
+    wrong = slides.parent / "wrong.csv"
+    table.assign(label="fat").to_csv(wrong, index=False)
+    with pytest.raises(DataError, match=r"there is no arm bags(.|\n)*labels that are no class: fat"):
+        clipit.compare_slides(wrong, runs, out, reference="bags")
+    table.drop(columns="label").to_csv(wrong, index=False)
+    with pytest.raises(DataError, match=r"image_only is the only arm(.|\n)*no slide has a label"):
+        clipit.compare_slides(wrong, runs / "image_only-seed0", out, reference="image_only")
+    table.assign(split="train").to_csv(wrong, index=False)
+    with pytest.raises(DataError, match="all labelled slides are of the splits train"):
+        clipit.compare_slides(wrong, runs, out, reference="image_only")
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(PROMPTS | {"classes": {"fat": ["fat"], "gland": ["gland"]}}))
+    with pytest.raises(DataError, match="the prompts have the classes fat, gland"):
+        clipit.compare_slides(
+            slides, runs, out, reference="image_only", vlm=str(models / "0/clip"), prompts=tmp_path / "two.yaml"
+        )
+    with pytest.raises(ConfigError, match="needs a VLM and prompts"):
+        clipit.compare_slides(slides, runs, out, reference="image_only", vlm="embedded")
+    with pytest.raises(ConfigError, match="no prompt set 'nothing'"):
+        clipit.compare_slides(slides, runs, out, reference="image_only", vlm="embedded", prompts="nothing")
+    with pytest.raises(ConfigError, match=r"do not state at which(.|\n)*--tile-mpp"):
+        clipit.compare_slides(
+            slides, runs, out, reference="image_only", vlm=str(models / "0/clip"), prompts=models / "prompts.yaml"
+        )
+    assert not out.exists()
+
+
+def test_runs_are_found_and_those_that_do_not_fit_are_named(models: Path, slides: Path, tmp_path: Path) -> None:
+    source, copy = models / "runs/demo/clip_it_all-seed0", tmp_path / "again"
+    shutil.copytree(source, copy)
+    with pytest.raises(DataError, match="2 runs have the arm clip_it_all and the seed 0"):
+        clipit.compare_slides(slides, [models / "runs", copy], tmp_path / "out", reference="image_only")
+    write_config(copy, "clip_it_all", 7)
+    with pytest.raises(DataError, match=r"the seeds of clip_it_all \(0, 1, 7\) cannot be paired"):
+        clipit.compare_slides(slides, [models / "runs", copy], tmp_path / "out", reference="image_only")
+    with pytest.raises(DataError, match="does not contain a trained run"):
+        clipit.compare_slides(slides, models / "runs/demo/bags-seed0", tmp_path / "out", reference="bags")
+    with pytest.raises(DataError, match="no such folder"):
+        clipit.compare_slides(slides, models / "nowhere", tmp_path / "out", reference="bags")

@@ -1,0 +1,127 @@
+"""Agreement of a map of classes with a mask, beside its floor and its ceiling.
+
+The ceiling is a perfect answer per tile: every tile gets the class that covers most of it, and goes through the same
+grid and averaging as the model's scores. The floor calls everything the most frequent class.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64, Integer
+
+from clipit.errors import DataError
+from clipit.slides.grid import SlideGrid
+from clipit.slides.heat_map import heat_map
+
+IGNORED = -1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of a map with a mask, over the labelled pixels of one slide or of several together.
+
+    Attributes:
+        counts: Number of pixels by true class and mapped class; the last column counts pixels without a tile.
+    """
+
+    counts: Int64[np.ndarray, "c c1"]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labelled pixels with the right class; pixels without a tile are wrong."""
+        return float(np.trace(self.counts[:, :-1]) / max(self.counts.sum(), 1))
+
+    @property
+    def dice(self) -> Float[np.ndarray, " c"]:
+        """Dice of each class, 2 |A and B| / (|A| + |B|) over the labelled pixels; nan for a class without pixels."""
+        inside = np.diag(self.counts[:, :-1]).astype(np.float64)
+        total = self.counts.sum(axis=1) + self.counts[:, :-1].sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.counts.sum(axis=1) > 0, 2 * inside / total, np.nan)
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean Dice of the classes that the mask contains."""
+        return float(np.nanmean(self.dice))
+
+    def plus(self, other: "Agreement") -> "Agreement":
+        """Return the agreement over the pixels of both."""
+        return Agreement(self.counts + other.counts)
+
+
+def measure_agreement(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], classes: int) -> Agreement:
+    """Compare a map of classes with a mask of the same shape.
+
+    Args:
+        mapped: Class of each pixel; -1 without a tile.
+        truth: True class of each pixel; -1 is ignored.
+        classes: Number of classes.
+
+    Raises:
+        DataError: No pixel is labelled.
+    """
+    labelled = truth != IGNORED
+    if not labelled.any():
+        raise DataError("the mask has no labelled pixel", fix="use a mask with classes")
+    columns = np.where(mapped == IGNORED, classes, mapped)[labelled]
+    flat = truth[labelled].astype(np.int64) * (classes + 1) + columns
+    return Agreement(np.bincount(flat, minlength=classes * (classes + 1)).reshape(classes, classes + 1))
+
+
+def class_map(grid: SlideGrid, scores: Float[np.ndarray, "n c"], downsample: float) -> Int64[np.ndarray, "h w"]:
+    """Return the most probable class of each pixel of a map, overlapping tiles averaged; -1 without a tile."""
+    means = heat_map(grid, scores, downsample)
+    return np.where(np.isnan(means[0]), IGNORED, np.nan_to_num(means).argmax(axis=0)).astype(np.int64)
+
+
+def perfect_tiles(
+    grid: SlideGrid, truth: Integer[np.ndarray, "h w"], classes: int, downsample: float
+) -> Float32[np.ndarray, "n c"]:
+    """Return a perfect answer per tile: 1 for the class that covers most of its labelled pixels, 0 for the others.
+
+    A tile without labelled pixels gets 0 for all classes.
+
+    Args:
+        grid: Tiles of the slide.
+        truth: True class of each pixel of the map; -1 is ignored.
+        classes: Number of classes.
+        downsample: Pixels of level 0 per pixel of the map.
+    """
+    answers = np.zeros((len(grid), classes), dtype=np.float32)
+    sums = [np.pad((truth == c).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))) for c in range(classes)]
+    height, width = truth.shape
+    top, bottom = (np.clip(np.rint(edge / downsample).astype(int), 0, height) for edge in (grid.y, grid.y + grid.edge))
+    left, right = (np.clip(np.rint(edge / downsample).astype(int), 0, width) for edge in (grid.x, grid.x + grid.edge))
+    areas = np.stack([s[bottom, right] - s[top, right] - s[bottom, left] + s[top, left] for s in sums], axis=1)
+    known = np.flatnonzero(areas.sum(axis=1) > 0)
+    answers[known, areas[known].argmax(axis=1)] = 1
+    return answers
+
+
+def compare_with_mask(
+    grid: SlideGrid,
+    scores: Float[np.ndarray, "n c"],
+    truth: Integer[np.ndarray, "h w"],
+    downsample: float,
+) -> Mapping[str, Agreement]:
+    """Measure the agreement of a map, of its floor and of its ceiling with a mask.
+
+    Args:
+        grid: Tiles of the slide.
+        scores: Probability of each tile and class.
+        truth: True class of each pixel of the map (`clipit.slides.heat_map.map_shape`); -1 is ignored.
+        downsample: Pixels of level 0 per pixel of the map.
+
+    Returns:
+        Agreement of `map`, `floor` (everything is the most frequent class) and `ceiling` (a perfect answer per tile).
+    """
+    classes = scores.shape[1]
+    frequent = np.bincount(truth[truth != IGNORED].astype(np.int64), minlength=classes).argmax()
+    perfect = perfect_tiles(grid, truth, classes, downsample)
+    maps = {
+        "map": class_map(grid, scores, downsample),
+        "floor": np.full(truth.shape, frequent),
+        "ceiling": class_map(grid, perfect, downsample),
+    }
+    return {name: measure_agreement(mapped, truth, classes) for name, mapped in maps.items()}

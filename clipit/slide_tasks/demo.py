@@ -1,0 +1,90 @@
+"""The demo's slides: map synthetic slides with a classifier and with prompts alone, and compare with their masks."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from clipit.config.data import SlidesConfig
+from clipit.config.run import VLMConfig
+from clipit.distributed import get_processes
+from clipit.evaluation.map_agreement import IGNORED, Agreement, compare_with_mask
+from clipit.models.vlm import load_vlm
+from clipit.prompts.prompt_set import load_prompts
+from clipit.reporting.tables import markdown_table
+from clipit.runs.predict import open_exported
+from clipit.slide_tasks.inputs import list_inputs
+from clipit.slide_tasks.map import MapOptions, map_slides
+from clipit.slide_tasks.score import score_slides, write_report
+from clipit.slide_tasks.scorer import TileScorer, classifier_scorer, vlm_scorer
+from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores
+from clipit.slides.prepare import PreparedSlide
+from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
+
+logger = logging.getLogger(__name__)
+
+WORLD = SlideWorldConfig(seed=0, train=0, validation=0, test=3)
+"""Slides of the demo; one of each label."""
+_OVERLAP = 0.5
+_CELL = 16  # pixels of level 0 per pixel at which maps and masks are compared: a quarter of a tile
+
+
+def demo_slides(run: Path, out: Path) -> str:
+    """Map the demo's synthetic slides with a run's classifier and with the VLM and prompts alone.
+
+    Args:
+        run: Folder of a run on the demo's world.
+        out: Folder to write to: the slides to `world/`, the maps to `classifier/` and `prompts/`.
+
+    Returns:
+        The agreement of both maps with the masks, as text.
+    """
+    world = ensure_slides(out / "world", WORLD)
+    scorers = {
+        "classifier": classifier_scorer(open_exported(run)),
+        "prompts": vlm_scorer(load_vlm(VLMConfig(), get_processes().device), load_prompts(str(world / "prompts.yaml"))),
+    }
+    listed = list_inputs([world / SLIDES])
+    asked = SlidesConfig(overlap=_OVERLAP, grids=str(out / "grids"))
+    rows: list[list[object]] = []
+    for name, scorer in scorers.items():
+        folder = out / name
+        scored = score_slides(listed, scorer, asked, (), folder, ScoringOptions())
+        pages = map_slides(scored, scorer, folder, MapOptions())
+        write_report(scored, scorer, folder, pages)
+        found = _agreement(scored.prepared, scorer, folder, world)
+        if not rows:
+            rows += [_row("everything is the most frequent tissue", found["floor"])]
+            ceiling = _row("a perfect answer per tile", found["ceiling"])
+        rows.append(_row(f"map of the {scorer.title}", found["map"]))
+    table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, ceiling])
+    return f"{len(listed.slides)} synthetic slides mapped (tissue of 8 classes, pixels in %):\n\n{table}"
+
+
+def _row(title: str, agreement: Agreement) -> list[object]:
+    return [title, f"{100 * agreement.accuracy:.1f}", f"{100 * agreement.mean_dice:.1f}"]
+
+
+def _agreement(slides: Sequence[PreparedSlide], scorer: TileScorer, folder: Path, world: Path) -> dict[str, Agreement]:
+    """Sum up the agreement with the masks over all slides."""
+    with (world / SLIDES).open(encoding="utf-8", newline="") as stream:
+        mask_of = {row["slide"]: world / row["mask"] for row in csv.DictReader(stream)}
+    total: dict[str, Agreement] = {}
+    for slide in slides:
+        scores = read_scores(slide, scorer, folder)
+        truth = read_mask(mask_of[slide.name])
+        found = compare_with_mask(scores.grid, scorer.probabilities(scores.scores), truth, float(_CELL))
+        total = {name: total[name].plus(part) if name in total else part for name, part in found.items()}
+    return total
+
+
+def read_mask(path: Path) -> Int64[np.ndarray, "h w"]:
+    """Read the mask of a synthetic slide at the pixels of a map: the class at the centre of each; -1 for glass."""
+    with Image.open(path) as image:
+        labels = np.asarray(image)
+    middles = np.arange(_CELL // 2, len(labels), _CELL)
+    return labels[np.ix_(middles, middles)].astype(np.int64) + IGNORED

@@ -1,5 +1,6 @@
 """A tiny exported classifier with text, and the VLM that its texts were embedded with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from tiny_models import save_clip, save_timm
 CLASSES = ("gland", "stroma", "tumour")
 
 
-def save_classifier(root: Path, seed: int = 0) -> Path:
+def save_classifier(root: Path, classes: Sequence[str] = CLASSES, seed: int = 0) -> Path:
     """Write `run/classifier` and the VLM `clip` to a folder, and return it; another seed gives other weights."""
     import torch
 
@@ -21,15 +22,15 @@ def save_classifier(root: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     vlm = load_vlm(VLMConfig(name=str(save_clip(root / "clip"))))
     backbone = load_backbone(BackboneConfig(name=str(save_timm(root / "timm"))))
-    student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=3, joint_dim=24)
+    student = build_student(backbone, StudentConfig(), LoraConfig(rank=2), "lora", n_classes=len(classes), joint_dim=24)
     for weight in student.parameters():
         weight.data.add_(0.1 * torch.randn_like(weight))
-    prompts = {"stored": (CLASSES, np.random.default_rng(0).normal(size=(3, 24)).astype(np.float32))}
+    prompts = {"stored": (classes, np.random.default_rng(0).normal(size=(len(classes), 24)).astype(np.float32))}
     export_classifier(
         student.eval(),
         backbone,
         root / "run/classifier",
-        classes=CLASSES,
+        classes=classes,
         mpp=1.0,
         tile_pixels=32,
         vlm_info=vlm.describe(),

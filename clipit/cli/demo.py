@@ -1,6 +1,7 @@
 """Run the demo: write the synthetic world, compare arms on it over seeds, and try the exported classifier."""
 
 import sys
+from pathlib import Path
 
 from clipit.config.command_line import read_file_command
 from clipit.errors import user_errors
@@ -22,4 +23,24 @@ def main() -> None:
             write_demo_world(file.run, cases=options.cases)
             print(f"\nall trials, and the arms for the configuration beside it: {tune(file.run, file.comparison)}")
         else:
-            demo(file.run, file.comparison, cases=options.cases)
+            run = demo(file.run, file.comparison, cases=options.cases)
+            if not options.cases:
+                _map_slides(run, file.run.output / "slides")
+
+
+def _map_slides(run: Path, out: Path) -> None:
+    """Map synthetic slides with the classifier of a run, if the packages that read slides are installed."""
+    from clipit.distributed import get_processes
+    from clipit.errors import DataError
+    from clipit.slide_tasks.demo import demo_slides
+    from clipit.slides.opening import import_openslide
+
+    try:
+        import_openslide()
+        text = demo_slides(run, out)
+    except DataError as error:
+        if "clipit-pathology[slides]" not in error.fix:
+            raise
+        text = f"note: no slides were mapped: {error.what}\n  to do: {error.fix}"
+    if get_processes().main:
+        print(f"\n{text}")

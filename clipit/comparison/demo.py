@@ -35,7 +35,7 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
         cases: Whether to write the world whose tiles and reports come from the same patients.
 
     Returns:
-        Folder of the comparison.
+        Folder of the run that is shown.
     """
     start = time.perf_counter()
     world = write_demo_world(config, cases=cases)
@@ -50,7 +50,7 @@ def demo(config: RunConfig, comparison: ComparisonConfig, *, cases: bool = False
     logger.info(f"One run's page: {run / 'report.html'}")
     logger.info(f"One classifier: {run / 'classifier'}")
     logger.info(f"{time.perf_counter() - start:.0f} s in all")
-    return folder
+    return run
 
 
 def write_demo_world(config: RunConfig, *, cases: bool = False) -> Path:

@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 COLOUR_MAP = "viridis"
 """Perceptually uniform colours of probabilities from 0 to 1."""
 _OPACITY = 0.55
-_MOST_PIXELS = 1_600  # longest edge of a picture of an overview
+_MOST_PIXELS = 900  # longest edge of a picture of an overview; the page and the heat map have the details
+_COMPRESSION = 1  # of PNG; pictures of tissue hardly get smaller with more, and take ten times as long
 _DPI = 110  # of `save_plot`
+_MORE_COLOURS = ("#7f3c8d", "#6b3e1f", "#f0e442", "#666666")  # purple, brown, yellow, grey
 _TINTS = (1.0, 0.55, 0.25)  # shares of a colour in white, when there are more classes than colours
 _SCALE_BAR = 0.2  # largest share of the width
 
 
 def class_colours(n: int) -> list[str]:
-    """Return a colour per class as #rrggbb: the colours of all plots without black, then lighter tints of them."""
-    rgb = [np.array(list(bytes.fromhex(colour[1:]))) for colour in COLOURS if colour != "#000000"]
+    """Return a colour per class as #rrggbb: the colours of all plots but black, further ones, then tints of them all."""
+    distinct = [colour for colour in (*COLOURS, *_MORE_COLOURS) if colour != "#000000"]
+    rgb = [np.array(list(bytes.fromhex(colour[1:]))) for colour in distinct]
     tints = [255 - (255 - colour) * share for share in _TINTS for colour in rgb]
     return ["#" + bytes(np.rint(tints[i % len(tints)]).astype(np.uint8).tolist()).hex() for i in range(n)]
 
@@ -64,7 +67,7 @@ def write_overlays(
 
     Args:
         folder: Output folder; files are named by the number and name of their class, and `classes.png`.
-        overview: Image of the whole slide; shrunk to at most 1,600 pixels.
+        overview: Image of the whole slide; shrunk to at most 900 pixels.
         grid: Tiles of the slide.
         classes: Names of the classes.
         scores: Probability of each tile and class.
@@ -81,10 +84,10 @@ def write_overlays(
     small = overview.convert("RGB")
     small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     paths = {"": folder / "classes.png"}
-    save_plot(_plot_classes(small, grid, means, classes, colours), paths[""])
+    save_plot(_plot_classes(small, grid, means, classes, colours), paths[""], _COMPRESSION)
     for i, name in enumerate(classes):
         paths[name] = folder / f"{i:02d}_{_file_name(name)}.png"
-        save_plot(_plot_class(small, grid, means[i], name), paths[name])
+        save_plot(_plot_class(small, grid, means[i], name), paths[name], _COMPRESSION)
     return paths
 
 

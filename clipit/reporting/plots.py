@@ -74,13 +74,20 @@ def new_figure(width: float, height: float, *, fixed: bool = False) -> "Figure":
 
 
 @in_style
-def save_plot(figure: "Figure", path: Path) -> None:
+def save_plot(figure: "Figure", path: Path, compression: int = 6) -> None:
     """Write a figure as PNG, atomically; the same figure gives the same bytes.
 
     If matplotlib cannot render it, log a note and write the reason as a picture, because scores must not depend on it.
+
+    Args:
+        figure: Figure drawn in the style of the package.
+        path: Output file.
+        compression: Level of compression, from 1 (fast) to 9 (small).
     """
+    options = {"format": "png", "dpi": 110, "metadata": {"Software": None}}
+    options["pil_kwargs"] = {"compress_level": compression}
     with whole_file(path) as temporary, _missing_glyphs_allowed():
-        _render(figure, lambda f: f.savefig(temporary, format="png", dpi=110, metadata={"Software": None}), path.name)
+        _render(figure, lambda f: f.savefig(temporary, **options), path.name)
 
 
 @in_style

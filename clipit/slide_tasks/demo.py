@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.reporting.tables import markdown_table
 from clipit.runs.predict import open_exported
 from clipit.slide_tasks.inputs import list_inputs
-from clipit.slide_tasks.map import MapOptions, map_slides
+from clipit.slide_tasks.map import PAGE, MapOptions, map_slides
 from clipit.slide_tasks.score import score_slides, write_report
 from clipit.slide_tasks.scorer import TileScorer, classifier_scorer, vlm_scorer
 from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores
 from clipit.slides.prepare import PreparedSlide
+from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ _CELL = 16  # pixels of level 0 per pixel at which maps and masks are compared: 
 
 
 def demo_slides(run: Path, out: Path) -> str:
-    """Map the demo's synthetic slides with a run's classifier and with the VLM and prompts alone.
+    """Score the demo's synthetic slides with a run's classifier and with the VLM and prompts alone, and map the first.
 
     Args:
         run: Folder of a run on the demo's world.
@@ -54,7 +56,7 @@ def demo_slides(run: Path, out: Path) -> str:
     for name, scorer in scorers.items():
         folder = out / name
         scored = score_slides(listed, scorer, asked, (), folder, ScoringOptions())
-        pages = map_slides(scored, scorer, folder, MapOptions())
+        pages = map_slides(replace(scored, prepared=scored.prepared[:1]), scorer, folder, MapOptions())
         write_report(scored, scorer, folder, pages)
         found = _agreement(scored.prepared, scorer, folder, world)
         if not rows:
@@ -62,7 +64,11 @@ def demo_slides(run: Path, out: Path) -> str:
             ceiling = _row("a perfect answer per tile", found["ceiling"])
         rows.append(_row(f"map of the {scorer.title}", found["map"]))
     table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, ceiling])
-    return f"{len(listed.slides)} synthetic slides mapped (tissue of 8 classes, pixels in %):\n\n{table}"
+    page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
+    return (
+        f"{len(listed.slides)} synthetic slides, tissue of {len(scorers['classifier'].classes)} classes, pixels in %:\n\n"
+        f"{table}\n\nOne slide's map: {page}"
+    )
 
 
 def _row(title: str, agreement: Agreement) -> list[object]:
@@ -76,15 +82,21 @@ def _agreement(slides: Sequence[PreparedSlide], scorer: TileScorer, folder: Path
     total: dict[str, Agreement] = {}
     for slide in slides:
         scores = read_scores(slide, scorer, folder)
-        truth = read_mask(mask_of[slide.name])
+        truth = read_mask(mask_of[slide.name], scorer.classes)
         found = compare_with_mask(scores.grid, scorer.probabilities(scores.scores), truth, float(_CELL))
         total = {name: total[name].plus(part) if name in total else part for name, part in found.items()}
     return total
 
 
-def read_mask(path: Path) -> Int64[np.ndarray, "h w"]:
-    """Read the mask of a synthetic slide at the pixels of a map: the class at the centre of each; -1 for glass."""
+def read_mask(path: Path, classes: Sequence[str]) -> Int64[np.ndarray, "h w"]:
+    """Read the mask of a synthetic slide at the pixels of a map: the class at the centre of each; -1 for glass.
+
+    Args:
+        path: Mask, whose value k + 1 is class k of the synthetic world.
+        classes: Classes of the result, the world's in any order.
+    """
     with Image.open(path) as image:
         labels = np.asarray(image)
     middles = np.arange(_CELL // 2, len(labels), _CELL)
-    return labels[np.ix_(middles, middles)].astype(np.int64) + IGNORED
+    code_of = np.array([IGNORED, *(list(classes).index(name) for name in CLASSES)], dtype=np.int64)
+    return code_of[labels[np.ix_(middles, middles)]]

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32
 from PIL import Image
 
-_RANGE = (0.04, 0.15)
+_RANGE = (0.04, 0.10)
 """Limits of the threshold: Otsu's method alone would divide glass, or tissue, where there is nothing else."""
 _DARK = 0.2  # brightness of black ink and of the edge of a slide
 _PEN = 0.06  # by which green exceeds the other colours in green ink
@@ -14,7 +14,7 @@ _SMALLEST_HOLE = 0.02  # mm2
 
 
 def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
-    """Find tissue by the saturation of its colour, with Otsu's threshold between 0.04 and 0.15.
+    """Find tissue by the saturation of its colour, with Otsu's threshold between 0.04 and 0.10.
 
     Ink of pens (green, blue, black) is left out as far as its colour tells. Holes below 0.02 mm2 are filled and parts
     below 0.01 mm2 dropped. Meant for haematoxylin and eosin; weak stains and immunohistochemistry may need contours.

@@ -76,9 +76,9 @@ def test_the_map_is_transparent_where_there_is_no_tile() -> None:
 
 
 def test_classes_have_the_colours_of_all_plots_then_tints() -> None:
-    colours = class_colours(18)
+    colours = class_colours(30)
     assert colours[:6] == [colour.lower() for colour in COLOURS[:6]]
-    assert len(set(colours)) == 18 and class_colours(19)[18] == colours[0]
+    assert len(set(colours)) == 30 and class_colours(31)[30] == colours[0]
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
 
 

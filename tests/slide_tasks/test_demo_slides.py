@@ -1,0 +1,39 @@
+"""The demo's slides: the mask is read at the pixels of the map, and the table has floor and ceiling."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_classifier import save_classifier
+
+from clipit.slide_tasks import demo as demo_module
+from clipit.slide_tasks.demo import demo_slides, read_mask
+from clipit.synthetic.latents import CLASSES
+from clipit.synthetic.slides import SlideWorldConfig
+
+
+def test_a_mask_is_read_at_the_centres_of_the_maps_pixels_and_by_name(tmp_path: Path) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[:16, 16:32] = CLASSES.index("stroma") + 1
+    Image.fromarray(labels).save(tmp_path / "mask.png")
+    classes = sorted(CLASSES)  # another order than that of the mask
+    mask = read_mask(tmp_path / "mask.png", classes)
+    assert mask.shape == (4, 4) and classes[mask[0, 1]] == "stroma"
+    assert (np.delete(mask.ravel(), 1) == -1).all()
+
+
+def test_slides_are_scored_by_classifier_and_prompts_and_compared_with_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_module, "WORLD", SlideWorldConfig(train=0, validation=0, test=1, size=320))
+    run = save_classifier(tmp_path / "models", sorted(CLASSES)) / "run"
+    text = demo_slides(run, tmp_path / "slides")
+    assert "1 synthetic slides, tissue of 8 classes" in text
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in text.splitlines() if line.startswith("|")}
+    ceiling = float(rows["a perfect answer per tile"][0])
+    by_prompts = next(float(cells[0]) for title, cells in rows.items() if "zero-shot embedded" in title)
+    floor = float(rows["everything is the most frequent tissue"][0])
+    assert floor < by_prompts < ceiling
+    for name in ("classifier", "prompts"):
+        assert (tmp_path / "slides" / name / "slides/test-S000/index.html").is_file()

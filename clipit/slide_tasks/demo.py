@@ -65,8 +65,9 @@ def demo_slides(run: Path, out: Path) -> str:
         rows.append(_row(f"map of the {scorer.title}", found["map"]))
     table = markdown_table(("agreement with the masks", "pixels", "mean Dice"), [*rows, ceiling])
     page = out / "classifier" / "slides" / listed.slides[0].name / PAGE
+    classes = len(scorers["classifier"].classes)
     return (
-        f"{len(listed.slides)} synthetic slides, tissue of {len(scorers['classifier'].classes)} classes, pixels in %:\n\n"
+        f"{len(listed.slides)} synthetic slides, tissue of {classes} classes, pixels in %:\n\n"
         f"{table}\n\nOne slide's map: {page}"
     )
 

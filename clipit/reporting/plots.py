@@ -84,10 +84,14 @@ def save_plot(figure: "Figure", path: Path, compression: int = 6) -> None:
         path: Output file.
         compression: Level of compression, from 1 (fast) to 9 (small).
     """
-    options = {"format": "png", "dpi": 110, "metadata": {"Software": None}}
-    options["pil_kwargs"] = {"compress_level": compression}
+    pillow = {"compress_level": compression}
+    metadata = {"Software": None}
     with whole_file(path) as temporary, _missing_glyphs_allowed():
-        _render(figure, lambda f: f.savefig(temporary, **options), path.name)
+        _render(
+            figure,
+            lambda f: f.savefig(temporary, format="png", dpi=110, metadata=metadata, pil_kwargs=pillow),
+            path.name,
+        )
 
 
 @in_style

@@ -100,4 +100,4 @@ def read_mask(path: Path, classes: Sequence[str]) -> Int64[np.ndarray, "h w"]:
         labels = np.asarray(image)
     middles = np.arange(_CELL // 2, len(labels), _CELL)
     code_of = np.array([IGNORED, *(list(classes).index(name) for name in CLASSES)], dtype=np.int64)
-    return code_of[labels[np.ix_(middles, middles)]]
+    return np.asarray(code_of[labels[np.ix_(middles, middles)]], dtype=np.int64)

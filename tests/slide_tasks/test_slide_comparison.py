@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (arm, seed) in enumerate((arm, seed) for arm in ("image_only", "clip_it_all") for seed in (0, 1)):
         folder = root / "runs/demo" / f"{arm}-seed{seed}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(save_classifier(root / str(number), number) / "run", folder)
+        shutil.move(save_classifier(root / str(number), seed=number) / "run", folder)
         write_config(folder, arm, seed)
     (root / "runs/demo/bags-seed0").mkdir()
     write_config(root / "runs/demo/bags-seed0", "bags", 0)

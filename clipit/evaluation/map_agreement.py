@@ -1,4 +1,4 @@
-"""Agreement of a map of classes with a mask, beside its floor and its ceiling.
+"""MapAgreement of a map of classes with a mask, beside its floor and its ceiling.
 
 The ceiling is a perfect answer per tile: every tile gets the class that covers most of it, and goes through the same
 grid and averaging as the model's scores. The floor calls everything the most frequent class.
@@ -18,8 +18,8 @@ IGNORED = -1
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Agreement of a map with a mask, over the labelled pixels of one slide or of several together.
+class MapAgreement:
+    """MapAgreement of a map with a mask, over the labelled pixels of one slide or of several together.
 
     Attributes:
         counts: Number of pixels by true class and mapped class; the last column counts pixels without a tile.
@@ -45,12 +45,14 @@ class Agreement:
         """Mean Dice of the classes that the mask contains."""
         return float(np.nanmean(self.dice))
 
-    def plus(self, other: "Agreement") -> "Agreement":
+    def plus(self, other: "MapAgreement") -> "MapAgreement":
         """Return the agreement over the pixels of both."""
-        return Agreement(self.counts + other.counts)
+        return MapAgreement(self.counts + other.counts)
 
 
-def measure_agreement(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], classes: int) -> Agreement:
+def measure_agreement(
+    mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndarray, "h w"], classes: int
+) -> MapAgreement:
     """Compare a map of classes with a mask of the same shape.
 
     Args:
@@ -66,7 +68,7 @@ def measure_agreement(mapped: Integer[np.ndarray, "h w"], truth: Integer[np.ndar
         raise DataError("the mask has no labelled pixel", fix="use a mask with classes")
     columns = np.where(mapped == IGNORED, classes, mapped)[labelled]
     flat = truth[labelled].astype(np.int64) * (classes + 1) + columns
-    return Agreement(np.bincount(flat, minlength=classes * (classes + 1)).reshape(classes, classes + 1))
+    return MapAgreement(np.bincount(flat, minlength=classes * (classes + 1)).reshape(classes, classes + 1))
 
 
 def class_map(grid: SlideGrid, scores: Float[np.ndarray, "n c"], downsample: float) -> Int64[np.ndarray, "h w"]:
@@ -104,7 +106,7 @@ def compare_with_mask(
     scores: Float[np.ndarray, "n c"],
     truth: Integer[np.ndarray, "h w"],
     downsample: float,
-) -> Mapping[str, Agreement]:
+) -> Mapping[str, MapAgreement]:
     """Measure the agreement of a map, of its floor and of its ceiling with a mask.
 
     Args:
@@ -114,7 +116,7 @@ def compare_with_mask(
         downsample: Pixels of level 0 per pixel of the map.
 
     Returns:
-        Agreement of `map`, `floor` (everything is the most frequent class) and `ceiling` (a perfect answer per tile).
+        MapAgreement of `map`, `floor` (everything is the most frequent class) and `ceiling` (a perfect answer per tile).
     """
     classes = scores.shape[1]
     frequent = np.bincount(truth[truth != IGNORED].astype(np.int64), minlength=classes).argmax()

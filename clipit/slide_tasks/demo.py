@@ -13,7 +13,7 @@ from PIL import Image
 from clipit.config.data import SlidesConfig
 from clipit.config.run import VLMConfig
 from clipit.distributed import get_processes
-from clipit.evaluation.map_agreement import IGNORED, Agreement, compare_with_mask
+from clipit.evaluation.map_agreement import IGNORED, MapAgreement, compare_with_mask
 from clipit.models.vlm import load_vlm
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reporting.tables import markdown_table
@@ -72,15 +72,17 @@ def demo_slides(run: Path, out: Path) -> str:
     )
 
 
-def _row(title: str, agreement: Agreement) -> list[object]:
+def _row(title: str, agreement: MapAgreement) -> list[object]:
     return [title, f"{100 * agreement.accuracy:.1f}", f"{100 * agreement.mean_dice:.1f}"]
 
 
-def _agreement(slides: Sequence[PreparedSlide], scorer: TileScorer, folder: Path, world: Path) -> dict[str, Agreement]:
+def _agreement(
+    slides: Sequence[PreparedSlide], scorer: TileScorer, folder: Path, world: Path
+) -> dict[str, MapAgreement]:
     """Sum up the agreement with the masks over all slides."""
     with (world / SLIDES).open(encoding="utf-8", newline="") as stream:
         mask_of = {row["slide"]: world / row["mask"] for row in csv.DictReader(stream)}
-    total: dict[str, Agreement] = {}
+    total: dict[str, MapAgreement] = {}
     for slide in slides:
         scores = read_scores(slide, scorer, folder)
         truth = read_mask(mask_of[slide.name], scorer.classes)

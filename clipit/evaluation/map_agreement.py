@@ -116,7 +116,7 @@ def compare_with_mask(
         downsample: Pixels of level 0 per pixel of the map.
 
     Returns:
-        MapAgreement of `map`, `floor` (everything is the most frequent class) and `ceiling` (a perfect answer per tile).
+        Agreement of `map`, `floor` (everything is the most frequent class) and `ceiling` (a perfect answer per tile).
     """
     classes = scores.shape[1]
     frequent = np.bincount(truth[truth != IGNORED].astype(np.int64), minlength=classes).argmax()

@@ -20,6 +20,8 @@ from benchmarks import (
     prediction,
     report_splitting,
     slide_geojson,
+    slide_tiles,
+    slide_tissue,
     start_up,
     training_step,
 )
@@ -38,6 +40,8 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "prediction": prediction.measure,
     "report_splitting": report_splitting.measure,
     "slide_geojson": slide_geojson.measure,
+    "slide_tiles": slide_tiles.measure,
+    "slide_tissue": slide_tissue.measure,
     "start_up": start_up.measure,
     "faiss_threads": faiss_threads.measure,
 }

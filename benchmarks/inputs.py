@@ -2,12 +2,15 @@
 
 import io
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from benchmarks.harness import Options
     from clipit.models.vlm import VLM
     from clipit.stores.embed import Store
@@ -58,16 +61,25 @@ def make_image_folder(folder: Path, count: int, distinct: int = 1024) -> Path:
     return folder
 
 
-def _encode(rng: np.random.Generator, kind: str) -> bytes:
-    """Draw a tile and encode it."""
+def draw_tile(rng: np.random.Generator, size: int = SIZE) -> "Image.Image":
+    """Draw noise on smooth random shapes."""
     from PIL import Image
 
-    coarse = Image.fromarray(rng.integers(60, 240, (14, 14, 3), dtype=np.uint8))
-    soft = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
-    noisy = (soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8)
+    coarse = Image.fromarray(rng.integers(60, 240, (size // 16, size // 16, 3), dtype=np.uint8))
+    soft = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
+    return Image.fromarray((soft + rng.normal(0, 12, soft.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encode(image: "Image.Image", kind: str = "JPEG", **options: Any) -> bytes:
+    """Encode an image; with quality 90 unless options of Pillow are given."""
     buffer = io.BytesIO()
-    Image.fromarray(noisy).save(buffer, kind, quality=90)
+    image.save(buffer, kind, **(options or {"quality": 90}))
     return buffer.getvalue()
+
+
+def _encode(rng: np.random.Generator, kind: str) -> bytes:
+    """Draw a tile and encode it."""
+    return encode(draw_tile(rng), kind)
 
 
 def make_vlm(folder: Path, options: "Options") -> "VLM":
@@ -126,3 +138,44 @@ def make_store(root: Path, kind: str, count: int, dim: int, seed: int) -> "Store
 
     inputs = {"rows": count, "dim": dim, "seed": seed, "vlm": "random"}
     return Store(build_once(root, kind, inputs, make))
+
+
+def write_jpeg_slide(
+    path: Path,
+    levels: Sequence[tuple[int, int]],
+    tile: Callable[[int, int, int], bytes],
+    *,
+    edge: int = 256,
+    mpp: float = 0.25,
+    rgb: bool = False,
+) -> Path:
+    """Write a tiled pyramid of JPEG tiles, which openslide opens as generic TIFF.
+
+    tifffile encodes JPEG only with a further package, so the tiles are written as they are, under another compression,
+    and the tags are corrected afterwards.
+
+    Args:
+        path: File.
+        levels: Width and height of each level, finest first.
+        tile: Function from level, row and column to the JPEG of a tile of `edge` pixels.
+        edge: Edge of a tile.
+        mpp: Micrometres per pixel of the finest level.
+        rgb: Whether the tiles hold red, green and blue, as in some SVS files, instead of YCbCr.
+    """
+    import tifffile
+
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for number, (width, height) in enumerate(levels):
+            pixels = 1e4 / mpp * width / levels[0][0]  # per centimetre
+            writer.write(
+                (tile(number, row, column) for row in range(-(-height // edge)) for column in range(-(-width // edge))),
+                shape=(height, width, 3), dtype=np.uint8, tile=(edge, edge), photometric="rgb", compression="deflate",
+                subfiletype=int(number > 0), metadata=None, resolution=(pixels, pixels), resolutionunit="CENTIMETER",
+                extratags=[] if rgb else [(530, "H", 2, (2, 2), True)],
+            )  # fmt: skip
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for page in file.pages:
+            page.tags["Compression"].overwrite(7)
+            if not rgb:
+                page.tags["PhotometricInterpretation"].overwrite(6)
+    return path

@@ -86,6 +86,8 @@ def test_all_run_with_quick_sizes_and_both_sides_compute_the_same(
     assert figures["classifier"]["facts"]["largest_difference_of_logits"] < 1e-4
     assert figures["prediction"]["facts"]["largest_difference_of_probabilities"] < 1e-5
     assert figures["slide_geojson"]["facts"]["same_features"] is True
+    assert figures["slide_tiles"]["facts"]["largest_difference_to_openslide"] <= 1
+    assert figures["slide_tissue"]["facts"]["tiles"] > 0
     assert "say nothing about speed" in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from clipit.errors import DataError
 from clipit.images import SUFFIXES, ImageError, decode
+from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
 from clipit.slides.slide_file import Level, SlideFile
 
@@ -109,9 +110,13 @@ class _OpenSlideFile:
             _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.mpp-y")), path
         )
         self.magnification = _number(properties.get("openslide.objective-power"))
+        self._jpeg = open_jpeg_levels(path, self.levels) if self.format in FORMATS else {}
 
     def read_region(self, x: int, y: int, level: int, width: int, height: int) -> Image.Image:
         """Read a rectangle as RGB; pixels outside the scanned area are white."""
+        jpeg, downsample = self._jpeg.get(level), self.levels[level].downsample
+        if jpeg is not None:
+            return jpeg.read(round(x / downsample), round(y / downsample), width, height)
         try:
             rgba = self._slide.read_region((x, y), level, (width, height))
         except self._error as error:

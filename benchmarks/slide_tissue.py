@@ -1,0 +1,80 @@
+"""Tissue and grid of a slide of 100,000 x 100,000 pixels, against the reading of its overview."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options, alternate, ratios, seconds
+from benchmarks.inputs import draw_tile, encode, write_jpeg_slide
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_EDGE = 256  # of the slide's own tiles
+_MPP = 0.25
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the seconds that tissue and grid take after the overview is read, and their ratio to its reading.
+
+    The overview has 4,096 pixels, the largest size that is used. It is read from a level of 6,250 pixels, as most
+    scanners write one. A third of the slide is tissue, with noise, small parts and holes.
+    """
+    from clipit.config.data import SlidesConfig
+    from clipit.slides.grid import make_grid
+    from clipit.slides.opening import open_slide
+    from clipit.slides.reading import read_overview
+    from clipit.slides.tissue import TissueShare, find_tissue
+
+    side, edge = options.size(100_000, 4096), options.size(4096, 256)
+    slide = _make_slide(options.folder / "slide.tif", side, edge)
+    downsample, tiles = side / edge, SlidesConfig(mpp=0.5, pixels=224)
+    picture, found = _draw_overview(edge), []
+
+    def overview() -> float:
+        opened = open_slide(slide)
+        return seconds(lambda: read_overview(opened, downsample))
+
+    def grid() -> None:
+        share = TissueShare(find_tissue(picture, _MPP * downsample), downsample)
+        found.append(make_grid("slide", side, side, _MPP, tiles, share.of_squares))
+
+    samples = alternate({"tissue and grid": lambda: seconds(grid), "overview": overview}, options)
+    facts = {"overview": edge, "tiles": len(found[0])}
+    values = ratios(samples, "tissue and grid", "overview")
+    return [
+        Figure(
+            "slide_tissue", "tissue and grid of 100,000 px", samples["tissue and grid"], "s", goal=1.0, samples=samples,
+            facts=facts,
+        ),
+        Figure("slide_tissue", "ratio to reading the overview", values, facts=facts),
+    ]  # fmt: skip
+
+
+def _make_slide(path: Path, side: int, edge: int) -> Path:
+    """Write a slide with a blank finest level and a coarser one of random tiles, from which the overview is read."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    blank = encode(Image.new("RGB", (_EDGE, _EDGE), "white"))
+    tiles = [encode(draw_tile(rng, _EDGE)) for _ in range(64)]
+    coarse = side // 16 if side // 16 >= edge else side // 4
+    levels = [(side, side), (coarse, coarse)]
+    return write_jpeg_slide(path, levels, lambda level, row, column: tiles[(7 * row + column) % 64] if level else blank)
+
+
+def _draw_overview(edge: int) -> "Image.Image":
+    """Draw round pieces of tissue with holes and specks on a noisy background."""
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng(0)
+    image = Image.new("RGB", (edge, edge), (243, 241, 244))
+    draw = ImageDraw.Draw(image)
+    parts = (((200, 130, 180), 12, 0.17), ((243, 241, 244), 200, 0.01), ((90, 60, 140), 300, 0.004))
+    for colour, count, largest in parts:
+        radii = rng.uniform(0.3, 1, count) * largest * edge
+        for x, y, radius in zip(*rng.uniform(0, edge, (2, count)), radii, strict=True):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    noisy = np.asarray(image).astype(np.int16) + rng.integers(-12, 13, (edge, edge, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

@@ -1,0 +1,212 @@
+"""JPEG-compressed tiles of TIFF slides, decoded by Pillow: openslide takes longer to draw such tiles than to decode."""
+
+import itertools
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from clipit.images import ImageError
+from clipit.slides.slide_file import Level
+
+FORMATS = frozenset({"aperio", "generic-tiff"})
+"""Formats of openslide each of whose levels is one page of a TIFF, without overlap or gaps."""
+_JPEG, _RGB, _YCBCR = 7, 2, 6  # TIFF: compression, photometric interpretation
+_CACHE = 256 * 2**20  # bytes; two rows of tiles of 256 pixels of a slide that is 130,000 pixels wide
+_BYTES_PER_PIXEL = 4  # in Pillow's memory, RGB takes as much as RGBA
+_FRAMES = (0xC0, 0xC1, 0xC2)  # markers of baseline, extended and progressive frames
+_STRIPES = 64
+_numbers = itertools.count()
+
+
+class TileCache:
+    """Decoded tiles of all slides of a process: the last used ones, up to a number of bytes."""
+
+    def __init__(self, most: int = _CACHE) -> None:
+        """Keep at most this number of bytes."""
+        self._most = most
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all tiles, and make new locks, as a forked process must."""
+        self._tiles: OrderedDict[tuple[int, int], Image.Image] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._decoding = [threading.Lock() for _ in range(_STRIPES)]
+
+    def get(self, key: tuple[int, int], decode: Callable[[], Image.Image]) -> Image.Image:
+        """Return a tile, decoded at most once even if several threads ask for it at the same time."""
+        found = self._find(key)
+        if found is not None:
+            return found
+        with self._decoding[hash(key) % _STRIPES]:
+            found = self._find(key)
+            if found is None:
+                found = decode()
+                self._add(key, found)
+            return found
+
+    def _find(self, key: tuple[int, int]) -> Image.Image | None:
+        with self._lock:
+            if key not in self._tiles:
+                return None
+            self._tiles.move_to_end(key)
+            return self._tiles[key]
+
+    def _add(self, key: tuple[int, int], tile: Image.Image) -> None:
+        with self._lock:
+            self._tiles[key] = tile
+            self._bytes += _size(tile)
+            while self._bytes > self._most:
+                self._bytes -= _size(self._tiles.popitem(last=False)[1])
+
+
+def _size(tile: Image.Image) -> int:
+    return tile.width * tile.height * _BYTES_PER_PIXEL
+
+
+_cache = TileCache()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cache.clear)
+
+
+class _File:
+    """A file that several threads read at any place; it is closed when the last level that uses it is freed."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read bytes at an offset."""
+        return os.pread(self._descriptor, count, offset)
+
+
+class JpegLevel:
+    """One level of a slide whose tiles are JPEG."""
+
+    def __init__(self, file: _File, page: Any) -> None:
+        """Note where the tiles lie; nothing is decoded yet.
+
+        Args:
+            file: Open slide.
+            page: Page of tifffile.
+        """
+        self._file = file
+        self._number = next(_numbers)
+        self.width, self.height = int(page.imagewidth), int(page.imagelength)
+        self.tile_width, self.tile_height = int(page.tilewidth), int(page.tilelength)
+        self._columns, self._rows = -(-self.width // self.tile_width), -(-self.height // self.tile_height)
+        self._offsets: Int64[np.ndarray, " n"] = np.asarray(page.dataoffsets, dtype=np.int64)
+        self._counts: Int64[np.ndarray, " n"] = np.asarray(page.databytecounts, dtype=np.int64)
+        self._head = _head(page)
+
+    def read(self, left: int, top: int, width: int, height: int) -> Image.Image:
+        """Read a rectangle of this level's pixels as RGB; pixels outside the level are white.
+
+        Raises:
+            ImageError: A tile is damaged.
+        """
+        inside = left >= 0 and top >= 0 and left + width <= self.width and top + height <= self.height
+        region = Image.new("RGB", (width, height), None if inside else "white")  # None leaves the memory as it is
+        right, bottom = min(left + width, self.width), min(top + height, self.height)
+        for row in range(max(0, top) // self.tile_height, -(-bottom // self.tile_height)):
+            for column in range(max(0, left) // self.tile_width, -(-right // self.tile_width)):
+                tile = self._tile(row * self._columns + column)
+                region.paste(tile, (column * self.tile_width - left, row * self.tile_height - top))
+        return region
+
+    def _tile(self, index: int) -> Image.Image:
+        return _cache.get((self._number, index), lambda: self._decode(index))
+
+    def _decode(self, index: int) -> Image.Image:
+        """Decode a tile; one at the border is cut to the part inside the level."""
+        data = self._file.read(int(self._offsets[index]), int(self._counts[index]))
+        expected = (self.tile_width, self.tile_height)
+        if _frame_size(data) != expected:  # Pillow's decoder trusts the size that it is given
+            raise ImageError(f"tile {index} of the slide is damaged: not a JPEG of {self.tile_width} pixels")
+        try:
+            # Much of the time of `Image.open` is spent on finding out what is known here.
+            image = Image.frombytes("RGB", expected, self._head + data[2:], "jpeg", "RGB", "")
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+            raise ImageError(f"tile {index} of the slide is damaged: {error}") from error
+        row, column = divmod(index, self._columns)
+        inside = (
+            min(self.tile_width, self.width - column * self.tile_width),
+            min(self.tile_height, self.height - row * self.tile_height),
+        )
+        return image if inside == expected else image.crop((0, 0, *inside))
+
+
+def open_jpeg_levels(path: Path, levels: Sequence[Level]) -> dict[int, JpegLevel]:
+    """Find the levels of a slide whose tiles are JPEG and complete; the others must be read by openslide.
+
+    Args:
+        path: TIFF of one of `FORMATS`.
+        levels: Levels that openslide finds.
+    """
+    try:
+        import tifffile
+    except ImportError:
+        return {}
+    if not hasattr(os, "pread"):
+        return {}
+    try:
+        with tifffile.TiffFile(path) as slide:
+            by_size: dict[tuple[int, int], list[Any]] = {}
+            for page in slide.pages:
+                if page.is_tiled:
+                    by_size.setdefault((page.imagewidth, page.imagelength), []).append(page)
+            file = _File(path)
+            found = {}
+            for number, level in enumerate(levels):
+                pages = by_size.get((level.width, level.height), [])
+                if len(pages) == 1 and _is_plain(pages[0]):
+                    found[number] = JpegLevel(file, pages[0])
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; openslide then explains
+        return {}
+    return found
+
+
+def _is_plain(page: Any) -> bool:
+    """Return whether all tiles of a page are complete JPEG images of three channels of 8 bits."""
+    tiles = -(-page.imagewidth // page.tilewidth) * -(-page.imagelength // page.tilelength)
+    return (
+        int(page.compression) == _JPEG
+        and int(page.photometric) in (_RGB, _YCBCR)
+        and page.samplesperpixel == 3
+        and page.bitspersample == 8
+        and int(page.planarconfig) == 1
+        and len(page.dataoffsets) == len(page.databytecounts) == tiles
+        and min(page.databytecounts) > 4
+    )
+
+
+def _frame_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a JPEG with three channels of 8 bits from its frame header; None for other bytes."""
+    place = 2
+    while place + 10 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker in _FRAMES:
+            height, width = int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
+            return (width, height) if (data[place + 4], data[place + 9]) == (8, 3) else None
+        # A marker may be preceded by any number of fill bytes.
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return None
+
+
+def _head(page: Any) -> bytes:
+    """Return what precedes the data of a tile: start of the image, colour transform, and tables of all tiles."""
+    transform = int(int(page.photometric) == _YCBCR)
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+    tables = page.jpegtables or b""
+    return b"\xff\xd8" + adobe + tables[2:-2]

@@ -24,7 +24,7 @@ def find_tissue(overview: Image.Image, mpp: float) -> Bool[np.ndarray, "h w"]:
         overview: RGB image of the whole slide.
         mpp: Micrometres per pixel of the overview.
     """
-    pixels: UInt8[np.ndarray, "h w 3"] = np.asarray(overview.convert("RGB"))
+    pixels: UInt8[np.ndarray, "h w 3"] = np.asarray(overview if overview.mode == "RGB" else overview.convert("RGB"))
     saturation = np.empty(pixels.shape[:2], dtype=np.float32)
     ink = np.empty(pixels.shape[:2], dtype=np.bool_)
     for top in range(0, len(pixels), _STRIP):

@@ -46,3 +46,14 @@ def write_ome(path: Path, pixels: np.ndarray, mpp: float = 1.0, levels: int = 2,
         for level in others:
             file.write(level, tile=(64, 64), subfiletype=1, **rgb)
     return path
+
+
+def damage_tile(path: Path, x: int, y: int) -> None:
+    """Overwrite the internal tile of the finest level that contains a pixel, so that it cannot be decoded."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        number = (y // 64) * -(-page.imagewidth // 64) + x // 64
+        start, count = page.dataoffsets[number], page.databytecounts[number]
+    content = bytearray(path.read_bytes())
+    content[start : start + count] = bytes(count)
+    path.write_bytes(content)

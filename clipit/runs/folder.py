@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import locked, make_folder, read_json, whole_file, write_json
+from clipit.artifacts import TEMPORARY, is_alive, locked, make_folder, read_json, whole_file, write_json
 from clipit.config.effects import Effect, select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
@@ -39,7 +38,6 @@ _TRAINING_FACTS: dict[str, tuple[type, ...]] = {
     "notes": (list,),
 }
 """Types of the facts in training.json that are used again."""
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # see clipit.artifacts.whole_file
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -297,17 +295,7 @@ def delete_temporary_files(folder: Path) -> None:
     alive.
     """
     for path in folder.rglob(".*.tmp"):
-        match = _TEMPORARY.fullmatch(path.name)
+        match = TEMPORARY.fullmatch(path.name)
         unlocked = path.name.startswith(".predictions_shifted") or EXTERNAL in path.relative_to(folder).parts
-        if match and not (unlocked and _is_alive(int(match[1]))):
+        if match and not (unlocked and is_alive(int(match[1]))):
             path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 tests for existence
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's process
-        return True
-    return True

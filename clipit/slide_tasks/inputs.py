@@ -5,10 +5,12 @@ from pathlib import Path
 
 from clipit.config.data import LabelsConfig, TilesConfig
 from clipit.errors import DataError, shortlist
-from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
 from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
 from clipit.tiles.table import TABLES
+
+_OTHER_TABLES = (".xlsx", ".xls", ".ods", ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
@@ -20,11 +22,13 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
         slides: Folder to which the files in a table are relative; None for the folder of the table.
 
     Raises:
+        ConfigError: `mpp` is not a positive number.
         DataError: A path does not exist, holds no slide, or two slides have the same name; or a package that reads
             slides is missing.
     """
     import_openslide()
-    tables = [path for path in paths if path.suffix.lower() in TABLES and not path.is_dir()]
+    check_mpp(mpp)
+    tables = [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
     if tables and len(paths) > 1:
         raise DataError(
             f"a table of slides and {len(paths) - 1} further inputs",
@@ -42,6 +46,12 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
             folder = slides_in_folder(path, mpp)
             listed += folder.slides
             notes += folder.notes
+        elif path.suffix.lower() in _OTHER_TABLES:
+            raise DataError(
+                f"a table of slides as {path.suffix} is not supported",
+                where=path,
+                fix=f"save it as {' or '.join(TABLES)}",
+            )
         elif path.is_file():
             listed.append(SlidePath(slide_name(path), path, mpp))
         else:

@@ -1,5 +1,6 @@
 """Map slides: overlays, heat maps, files for QuPath and a page per slide, kept so that a kill loses no slide."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 
-from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
+from clipit.artifacts import delete_leftovers, file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes
 from clipit.evaluation.slide_scores import SCORE_PREFIX
+from clipit.images import ImageError
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
 from clipit.reporting.heat_maps import class_colours, write_overlays
@@ -23,16 +25,17 @@ from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.slide_tasks.neighbours import TextNeighbours
 from clipit.slide_tasks.score import ScoredSlides
 from clipit.slide_tasks.scorer import TileScorer
-from clipit.slide_tasks.tile_scores import TILES, TileScores, read_scores, slide_folder
+from clipit.slide_tasks.tile_scores import MAPS, TILES, TileScores, read_scores, slide_folder
 from clipit.slides.geojson import read_contours
-from clipit.slides.opening import open_slide
+from clipit.slides.opening import HEAT_MAP, open_slide
 from clipit.slides.prepare import PreparedSlide
 from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
 from clipit.slides.reading import read_overview
 from clipit.tiles.slides import slide_tiles
 
-HEAT_MAP, TILES_QUPATH, REGIONS_QUPATH = "heat_map.ome.tif", "tiles.geojson", "regions.geojson"
-OVERLAYS, PAGE, RECORD = "overlays", "index.html", "map.json"
+RECORD, PAGE, OVERLAYS, _, TILES_QUPATH, REGIONS_QUPATH = MAPS
+logger = logging.getLogger(__name__)
+
 _NEIGHBOURS = 3  # texts shown per tile
 _PICTURE = 128  # pixels
 _AGAIN = "delete this file and start the same command again"
@@ -99,6 +102,7 @@ def _is_mapped(slide: PreparedSlide, out: Path, options: MapOptions) -> bool:
 def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> None:
     folder, tiles = slide_folder(out, slide.name), read_scores(slide, scorer, out)
     (folder / RECORD).unlink(missing_ok=True)
+    delete_leftovers(folder)
     grid, classes = tiles.grid, scorer.classes
     probabilities = scorer.probabilities(tiles.scores)
     colours = class_colours(len(classes))
@@ -128,11 +132,18 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
 
 
 def read_whole(slide: PreparedSlide) -> Image.Image:
-    """Read the whole slide with a longest edge of at most 2,400 pixels."""
+    """Read the whole slide with a longest edge of at most 2,400 pixels.
+
+    If pixels at this resolution are damaged, the overview on which tissue was found is returned instead.
+    """
     file = open_slide(slide.path)
     try:
         longest = max(file.levels[0].width, file.levels[0].height)
         return read_overview(file, max(1.0, longest / OVERVIEW_PIXELS))
+    except ImageError as error:
+        logger.warning(f"warning: {slide.name}: its page shows a coarser overview, because {error}")
+        with Image.open(slide.overview) as stored:
+            return stored.convert("RGB")
     finally:
         file.close()
 

@@ -153,6 +153,8 @@ def write_report(
         _write_table(out / SCORES, scored.table)
         if (known["label"] != "").any():
             _write_table(out / METRICS, evaluation.scores)
+        else:
+            (out / METRICS).unlink(missing_ok=True)  # of an earlier list with labels
         with whole_file(out / SUMMARY) as temporary:
             temporary.write_text(text, encoding="utf-8")
         write_page(out / PAGE, slide_scores_page(title, note, evaluation, scored.facts, pages, published))

@@ -1,6 +1,7 @@
 """Tile slides: the list of slides, their grids, and thumbnails with outlines; on request the tiles or coordinates."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,19 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from clipit.artifacts import make_folder, whole_file, whole_folder
+from clipit.artifacts import (
+    delete_leftovers,
+    file_sha256,
+    make_folder,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_record,
+)
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, disk_errors
+from clipit.images import Unreadable, attempt
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
@@ -26,7 +36,7 @@ Extra = Literal["png", "h5"]
 """Further output per slide: tiles as PNG files, or their coordinates as TRIDENT writes them."""
 SLIDES = "slides.csv"
 """Table of the slides: where they lie, what is known of them, and why failed ones failed."""
-THUMBNAIL = "tiles.png"
+THUMBNAIL, COORDINATES, TILE_FOLDER, RECORD = "tiles.png", "coords.h5", "tiles", "tile.json"
 _TISSUE_LINE, _TILE_LINE = (27, 120, 55), (33, 102, 172)
 
 
@@ -118,7 +128,8 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
 
     Writes `slides.csv`, and for each slide `slides/<name>/grid.parquet` (id, x, y, tissue), `tissue.geojson`, the
     thumbnail `tiles.png` with the outlines of tissue and tiles, and what `extras` name: the folder `tiles/` of PNG
-    files, or `coords.h5`. Files that exist are not written again.
+    files, or `coords.h5`. The files of a slide are kept if they belong to the same tiles (`tile.json`); others are
+    replaced.
 
     Returns:
         The table of slides.
@@ -133,11 +144,12 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
         for slide in processes.share(outcome.prepared):
             folder = slide_folder(out, slide.name)
             make_folder(folder)
+            delete_leftovers(folder)
             _write_grid(slide, folder)
             if "h5" in extras:
-                write_coordinates(slide, folder / "coords.h5", config)
+                write_coordinates(slide, folder / COORDINATES, config)
             if "png" in extras:
-                _write_tiles(slide, folder / "tiles")
+                _write_tiles(slide, folder / TILE_FOLDER)
             advance(processes.count)
     table = slides_table(outcome)
     if processes.main:
@@ -147,9 +159,14 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
 
 
 def _write_grid(slide: PreparedSlide, folder: Path) -> None:
-    import shutil
-
-    grid = slide.grid
+    """Write grid, tissue and thumbnail, and delete tiles and coordinates of other tiles, unless all belong to these."""
+    grid, record = slide.grid, folder / RECORD
+    inputs = {"tiles": slide.identity, "tissue": file_sha256(slide.tissue)}
+    if record.is_file() and read_json(record, "delete this file and start the same command again") == inputs:
+        return
+    record.unlink(missing_ok=True)
+    (folder / COORDINATES).unlink(missing_ok=True)
+    shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
     with whole_file(folder / "grid.parquet") as temporary:
         pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(
             temporary, index=False
@@ -158,6 +175,7 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
         shutil.copyfile(slide.tissue, temporary)
     with whole_file(folder / THUMBNAIL) as temporary:
         thumbnail(slide).save(temporary, format="PNG")
+    write_record(record, inputs)
 
 
 def thumbnail(slide: PreparedSlide) -> Image.Image:
@@ -179,18 +197,30 @@ def thumbnail(slide: PreparedSlide) -> Image.Image:
 
 
 def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
-    """Write every tile as a PNG file, the whole folder or nothing."""
+    """Write every tile as a PNG file, the whole folder or nothing; tiles that cannot be read are counted and left out.
+
+    Raises:
+        DataError: The slide cannot be opened.
+    """
     if folder.is_dir():
         return
     tiles = slide_tiles([slide])
     batches = [range(start, min(start + 64, len(tiles))) for start in range(0, len(tiles), 64)]
     with whole_folder(folder) as partial, disk_errors(folder), reading_threads() as pool:
 
-        def write(row: int) -> None:
-            tiles.read(row).save(partial / f"{tiles.ids[row]}.png", format="PNG")
+        def write(row: int) -> str:
+            image = attempt(lambda: tiles.reader.read(row), tile_id=tiles.ids[row], where=tiles.reader.where(row))
+            if isinstance(image, Unreadable):
+                return image.reason
+            image.save(partial / f"{tiles.ids[row]}.png", format="PNG")
+            return ""
 
-        for _ in read_ahead(batches, write, pool):
-            pass
+        reasons = [reason for _, results in read_ahead(batches, write, pool) for reason in results if reason]
+    if reasons:
+        logger.warning(
+            f"warning: {slide.name}: {len(reasons)} of {len(tiles)} tiles cannot be read and were not written: "
+            f"{reasons[0]}"
+        )
 
 
 def write_coordinates(slide: PreparedSlide, path: Path, config: SlidesConfig) -> None:

@@ -1,6 +1,7 @@
 """Score the tiles of slides: one table per slide, shared among processes and kept so that a kill loses no slide."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,23 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, UInt8
 
-from clipit.artifacts import fingerprint, make_folder, reading, whole_file
+from clipit.artifacts import delete_leftovers, fingerprint, make_folder, reading, whole_file
 from clipit.distributed import get_processes
-from clipit.errors import DataError, ModelError
+from clipit.errors import DataError, ModelError, disk_errors
 from clipit.images import Unreadable, attempt
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
 from clipit.slide_tasks.scorer import TileScorer
 from clipit.slides.grid import SlideGrid
+from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import FailedSlide, PreparedSlide
 from clipit.tiles.slides import slide_tiles
 
 TILES = "tiles.parquet"
 """Table of a slide's tiles: id, x, y, tissue and one score per class (`score_<class>`)."""
+MAPS = ("map.json", "index.html", "overlays", HEAT_MAP, "tiles.geojson", "regions.geojson")
+"""Maps of a slide, which belong to its scores (see `clipit.slide_tasks.map`)."""
 _INPUTS = b"clipit"  # key of the file's metadata
 _AGAIN = "delete this file and start the same command again"
 
@@ -78,7 +82,7 @@ def score_tiles(
         options: Batch size and reading threads.
 
     Returns:
-        Slides none of whose tiles can be read, in all processes.
+        Slides none of whose tiles can be read, or that can no longer be opened, in all processes.
 
     Raises:
         ModelError: A score is not finite.
@@ -102,7 +106,11 @@ def score_tiles(
             def done(count: int) -> None:
                 advance(count * processes.count)
 
-            reason = _score_slide(slide, scorer, out, options.batch_size, pool, done)
+            delete_leftovers(slide_folder(out, slide.name))
+            try:
+                reason = _score_slide(slide, scorer, out, options.batch_size, pool, done)
+            except DataError as error:  # the file is gone, for example
+                reason = error.what
             if reason:
                 failed[place] = reason
     merged = {place: reason for part in processes.gather(failed) for place, reason in part.items()}
@@ -187,15 +195,24 @@ def _write(
     table = pa.table(columns).replace_schema_metadata({_INPUTS: json.dumps(record).encode()})
     folder = slide_folder(out, slide.name)
     make_folder(folder)
+    _delete_maps(folder)
     with whole_file(folder / TILES) as temporary:
         pq.write_table(table, temporary)
 
 
+def _delete_maps(folder: Path) -> None:
+    """Delete the maps of earlier scores, the record first, so that a kill in between leaves no maps that count."""
+    with disk_errors(folder):
+        for name in MAPS:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+
+
 def _inputs(slide: PreparedSlide, scorer: TileScorer) -> str:
     """Fingerprint of the model, the slide's file and its tiles."""
-    grid = slide.grid
-    places = fingerprint([grid.x.tolist(), grid.y.tolist()])
-    return fingerprint([scorer.identity, slide.stamp, slide.pixels, slide.extent, places])
+    return fingerprint([scorer.identity, slide.identity])
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from clipit.config.data import SlidesConfig
 from clipit.errors import DataError
 
 _TILE_ID = re.compile(r"^(.+)@(\d+),(\d+),(\d+)$", re.DOTALL)
+_SMALLEST = 16  # pixels of level 0
+_MOST = 2**26  # tiles, those without tissue included
+_BLOCK = 2**20  # tiles whose tissue is measured at once
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,36 @@ def make_grid(
         mpp: Micrometres per pixel of level 0.
         config: Resolution, size and overlap of tiles, and the share of tissue that they need.
         share: Function from left edges, upper edges and the tiles' edge to the share of tissue.
+
+    Raises:
+        DataError: The tiles are smaller than 16 pixels of level 0, or more than 67 million.
     """
     extent = tile_extent(mpp, config)
+    if extent < _SMALLEST:
+        raise DataError(
+            f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel have an edge of only "
+            f"{extent:.2g} pixels of the slide, at {mpp:g} micrometres per pixel",
+            where=slide,
+            fix="read coarser or larger tiles (--tile-mpp, tiles.slides.mpp), or correct the slide's micrometres per "
+            "pixel",
+        )
     step = max(1.0, extent * (1 - config.overlap))
+    if (width / step) * (height / step) > _MOST:
+        raise DataError(
+            f"a grid of {width / step:.0f} x {height / step:.0f} tiles is too large",
+            where=slide,
+            fix="let tiles overlap less (--overlap, tiles.slides.overlap), or read larger ones",
+        )
     columns, rows = (np.rint(np.arange(0, length, step)).astype(np.int32) for length in (width, height))
-    x, y = np.tile(columns, len(rows)), np.repeat(rows, len(columns))
-    tissue = share(x, y, extent)
-    kept = tissue >= config.min_tissue
-    return SlideGrid(slide, width, height, mpp, round(extent), step, x[kept], y[kept], tissue[kept])
+    parts = []
+    for start in range(0, len(rows), block := max(1, _BLOCK // len(columns))):  # bounds the memory
+        part = rows[start : start + block]
+        x, y = np.tile(columns, len(part)), np.repeat(part, len(columns))
+        tissue = share(x, y, extent)
+        kept = tissue >= config.min_tissue
+        parts.append((x[kept], y[kept], tissue[kept]))
+    x, y, tissue = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return SlideGrid(slide, width, height, mpp, round(extent), step, x, y, tissue)
 
 
 def tile_extent(mpp: float, config: SlidesConfig) -> float:

@@ -5,16 +5,19 @@ from typing import Any
 
 from PIL import Image
 
-from clipit.errors import DataError
+from clipit.errors import ConfigError, DataError, is_limit
 from clipit.images import SUFFIXES, ImageError, decode
 from clipit.slides.jpeg_tiles import FORMATS, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, is_ome_tiff
 from clipit.slides.slide_file import Level, SlideFile
+from clipit.slides.tiff_pages import check_pages
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".vsi", ".czi", ".tif", ".tiff"}
 )
 """Suffixes of slides; flat images (`clipit.images.SUFFIXES`) are read, too, where slides are expected."""
+HEAT_MAP = "heat_map.ome.tif"
+"""Name of the heat maps that clipit writes, which are no slides, also where they lie in a folder of slides."""
 _BELIEVABLE = (0.02, 50.0)
 """Micrometres per pixel of level 0; other values come from print resolutions, such as 72 dpi (353 um)."""
 _TOLERANCE = 0.02
@@ -40,8 +43,8 @@ def import_openslide() -> Any:
 
 
 def is_slide(path: Path) -> bool:
-    """Check by its suffix whether a file may be a slide and is not hidden."""
-    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".")
+    """Check by its suffix whether a file may be a slide, and neither hidden nor one of clipit's heat maps."""
+    return path.suffix.lower() in SLIDE_SUFFIXES and not path.name.startswith(".") and path.name != HEAT_MAP
 
 
 def count_levels(path: Path) -> int:
@@ -60,13 +63,24 @@ def open_slide(path: Path) -> SlideFile:
     """Open a slide or a flat image.
 
     Raises:
-        DataError: The file is missing, empty, damaged, of an unknown format or no bright-field image; or a package that
-            reads slides is missing.
+        DataError: The file is missing, empty, damaged, of an unknown format or no bright-field image, or may not be
+            read; or a package that reads slides is missing.
     """
-    if not path.is_file():
-        raise DataError("no such slide", where=path, fix="correct the path")
-    if path.stat().st_size == 0:
-        raise DataError("the file is empty", where=path, fix="copy the slide again")
+    try:
+        if not path.is_file():  # pipes and folders included
+            raise DataError("no such slide", where=path, fix="correct the path")
+        with path.open("rb") as stream:
+            if not stream.read(1):
+                raise DataError("the file is empty", where=path, fix="copy the slide again")
+        return _open(path)
+    except OSError as error:
+        if is_limit(error):
+            raise
+        reason = error.strerror or error
+        raise DataError(f"cannot open the slide: {reason}", where=path, fix="correct its permissions") from error
+
+
+def _open(path: Path) -> SlideFile:
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and suffix not in _TIFF:
         return _FlatImage(path)
@@ -76,6 +90,8 @@ def open_slide(path: Path) -> SlideFile:
     try:
         vendor = openslide.OpenSlide.detect_format(str(path))
         if vendor is not None:
+            if vendor == "generic-tiff":
+                check_pages(path)
             return _OpenSlideFile(openslide, path)
     except openslide.OpenSlideError as error:
         raise DataError(f"openslide cannot open the slide: {error}", where=path, fix="copy it again") from error
@@ -91,6 +107,8 @@ def _why_unknown(path: Path) -> str:
             kind = image.format
     except Exception:  # Pillow raises many kinds of exceptions for damaged bytes
         return "not a slide that openslide can read: the file is damaged, cut off or of another format"
+    if kind == "TIFF":  # most formats of slides are TIFFs
+        return "not a slide that openslide can read: the TIFF is damaged, cut off or of another format"
     return f"not a slide, but a {kind} image named {path.suffix}"
 
 
@@ -135,7 +153,9 @@ class _FlatImage:
         try:
             self._image = decode(path)
         except ImageError as error:
-            raise DataError(f"the image cannot be read as a slide: {error}", where=path, fix="convert it") from error
+            raise DataError(
+                f"the image cannot be read as a slide: {error}", where=path, fix="copy it again, or convert it to RGB"
+            ) from error
         self.format = "flat image"
         self.magnification: float | None = None
         self.levels = [Level(*self._image.size, 1.0)]
@@ -188,6 +208,16 @@ def _tiff_mpp(path: Path) -> float | None:
         tags = getattr(image, "tag_v2", {})
         x, y, unit = tags.get(282), tags.get(283), tags.get(296)
     return 1e4 / float(x) if unit == 3 and x and x == y else None
+
+
+def check_mpp(mpp: float | None) -> None:
+    """Refuse micrometres per pixel that are not a positive, finite number.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if mpp is not None and not 0 < mpp < float("inf"):
+        raise ConfigError(f"micrometres per pixel must be a positive number, not {mpp:g}", fix="correct --mpp")
 
 
 def resolve_mpp(slide: SlideFile, stated: float | None, where: object) -> tuple[float, str]:

@@ -34,7 +34,7 @@ from clipit.read_ahead import reading_threads
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import SlideGrid, make_grid
 from clipit.slides.opening import open_slide, resolve_mpp
-from clipit.slides.polygons import rasterise, trace
+from clipit.slides.polygons import Polygon, rasterise, trace
 from clipit.slides.qupath import write_polygons_geojson
 from clipit.slides.reading import PlacedSlide, read_overview
 from clipit.slides.slide_file import SlideFile
@@ -92,6 +92,12 @@ class PreparedSlide:
     tissue: Path
 
     @property
+    def identity(self) -> str:
+        """Fingerprint of the slide's file and its tiles."""
+        places = fingerprint([self.grid.x.tolist(), self.grid.y.tolist()])
+        return fingerprint([self.stamp, self.pixels, self.extent, places])
+
+    @property
     def placed(self) -> PlacedSlide:
         """What a reader of tiles needs of the slide."""
         return PlacedSlide(self.name, self.path, self.extent, self.pixels)
@@ -147,6 +153,8 @@ def _try_prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide | Fail
         return FailedSlide(slide.name, slide.path, error.what, error.fix)
     except ImageError as error:
         return FailedSlide(slide.name, slide.path, f"the slide is damaged: {error}", "copy it again")
+    except PermissionError as error:  # of reading; an output folder without permission is an `ArtifactError`
+        return FailedSlide(slide.name, slide.path, f"no permission to read {error.filename}", "correct the permissions")
 
 
 def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
@@ -248,7 +256,11 @@ def _write(folder: Path, slide: SlidePath, found: _Found) -> None:
     grid = found.grid
     with whole_file(folder / OVERVIEW) as temporary:
         found.overview.save(temporary, format="PNG")
-    outlines = trace(found.mask, found.downsample)
+    limit = np.array([grid.width, grid.height])  # the last row and column of the mask may reach beyond the slide
+    outlines = [
+        Polygon(np.minimum(outline.exterior, limit), tuple(np.minimum(hole, limit) for hole in outline.holes))
+        for outline in trace(found.mask, found.downsample)
+    ]
     write_polygons_geojson(folder / TISSUE, slide.name, outlines, "Tissue", _TISSUE_COLOUR)
     with whole_file(folder / GRID) as temporary:
         pq.write_table(pa.table({"x": grid.x, "y": grid.y, "tissue": grid.tissue}), temporary)

@@ -109,10 +109,11 @@ class SlidePool:
                 self._slides.popitem(last=False)
             return slide
 
-    def drop(self, path: Path) -> None:
-        """Forget a slide whose reading failed: openslide refuses every read after an error."""
+    def drop(self, path: Path, slide: SlideFile) -> None:
+        """Forget a slide whose reading failed, unless it was opened again since."""
         with self._lock:
-            self._slides.pop(path, None)
+            if self._slides.get(path) is slide:
+                del self._slides[path]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without open slides."""
@@ -162,15 +163,27 @@ class SlideReader:
         self._pool = SlidePool()
 
     def read(self, row: int) -> Image.Image:
-        """Read a tile as RGB."""
-        slide = self._slides[self._slide_of[row]]
+        """Read a tile as RGB.
+
+        Raises:
+            ImageError: The pixels are damaged.
+            DataError: The slide cannot be opened.
+        """
+        placed = self._slides[self._slide_of[row]]
+        shared = self._pool.get(placed.path)
         try:
-            return read_tile(
-                self._pool.get(slide.path), int(self._x[row]), int(self._y[row]), slide.extent, slide.pixels
-            )
+            return self._read(shared, placed, row)
         except ImageError:
-            self._pool.drop(slide.path)
-            raise
+            self._pool.drop(placed.path, shared)
+        # Openslide refuses every read after an error, so the error may belong to another tile and thread.
+        own = open_slide(placed.path)
+        try:
+            return self._read(own, placed, row)
+        finally:
+            own.close()
+
+    def _read(self, slide: SlideFile, placed: PlacedSlide, row: int) -> Image.Image:
+        return read_tile(slide, int(self._x[row]), int(self._y[row]), placed.extent, placed.pixels)
 
     def where(self, row: int) -> str:
         """Return the file and the place in it, for messages."""

@@ -13,7 +13,7 @@ from clipit.data_files import list_files
 from clipit.errors import DataError, shortlist
 from clipit.image_set import ImageSet
 from clipit.images import is_image
-from clipit.slides.opening import SLIDE_SUFFIXES, count_levels, import_openslide, is_slide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, count_levels, import_openslide, is_slide, slide_name
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
 from clipit.tiles.cells import parse_mpp, resolve_missing
@@ -114,9 +114,11 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None) -
         mpp: Micrometres per pixel of the finest level, for slides that do not state them.
 
     Raises:
+        ConfigError: `mpp` is not a positive number.
         DataError: No slide can be used, or a package that reads slides is missing.
     """
     import_openslide()
+    check_mpp(mpp)
     listed = slides_in_folder(path, mpp).slides if path.is_dir() else [SlidePath(slide_name(path), path, mpp)]
     results = prepare_slides(listed, config)
     failed = [result for result in results if isinstance(result, FailedSlide)]

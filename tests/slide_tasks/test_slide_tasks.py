@@ -1,23 +1,28 @@
 """Slides are tiled, scored and mapped: files, resume, failures, labels, zero-shot, and two processes."""
 
 import csv
+import errno
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from slide_files import picture, write_slide
+from slide_files import damage_tile, picture, write_slide
 from tiny_classifier import CLASSES, save_classifier
 
 import clipit
 from clipit.api.slides import SlidesResult
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.slide_tasks import tile_scores
+from clipit.slide_tasks.inputs import list_inputs
 from clipit.slides.geojson import read_contours
+from clipit.slides.prepare import FailedSlide, PreparedSlide
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,15 @@ def mapped(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory)
     """The slides, scored and mapped."""
     out = tmp_path_factory.mktemp("mapped")
     return clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
+
+
+@pytest.fixture
+def real_slide() -> Path:
+    """An Aperio slide with a label and a macro image."""
+    place = os.environ.get("CLIPIT_TEST_DATA")
+    if not place:
+        pytest.skip("CLIPIT_TEST_DATA is not set: no real slides to test with")
+    return Path(place) / "slides" / "CMU-1-Small-Region.svs"
 
 
 def contents(folder: Path, pattern: str = "slides/*/tiles.parquet") -> dict[str, bytes]:
@@ -212,3 +226,121 @@ def test_a_table_may_lack_labels(models: Path, slides: Path, tmp_path: Path) -> 
         tmp_path / "some.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
     )
     assert set(result.scores["slide"]) == {"s0", "s1"} and not (tmp_path / "out/slide_metrics.csv").exists()
+
+
+def test_other_options_replace_tiles_and_the_same_ones_keep_them(slides: Path, tmp_path: Path) -> None:
+    slide, folder = slides.parent / "s0.tiff", tmp_path / "slides/s0"
+
+    def tile(pixels: int, *extras: Literal["png", "h5"]) -> set[str]:
+        clipit.tile_slides(slide, tmp_path, tile_mpp=1.0, tile_pixels=pixels, extras=extras)
+        assert not list(folder.glob(".*.tmp"))
+        return {path.stem for path in folder.glob("tiles/*.png")}
+
+    small = tile(32, "png", "h5")
+    (folder / ".grid.parquet.999999999.tmp").write_bytes(b"of a killed process")
+    written = (folder / "grid.parquet").stat().st_mtime_ns
+    assert tile(32, "png") == small and (folder / "grid.parquet").stat().st_mtime_ns == written
+    large = tile(64, "png")
+    assert large == set(pd.read_parquet(folder / "grid.parquet")["id"]) and not large & small
+    assert not (folder / "coords.h5").exists()
+
+
+def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_slide(tmp_path / "s.tiff", picture(), levels=3)
+    damage_tile(path, 200, 140)  # x 192 to 256, y 128 to 192; the coarser levels are intact
+    caplog.set_level("INFO")
+    clipit.tile_slides(path, tmp_path / "tiles", tile_mpp=1.0, tile_pixels=32, extras=("png",))
+    grid = pd.read_parquet(tmp_path / "tiles/slides/s/grid.parquet")
+    pictures = list((tmp_path / "tiles/slides/s/tiles").iterdir())
+    assert len(pictures) == len(grid) - 4
+    assert f"s: 4 of {len(grid)} tiles cannot be read and were not written" in caplog.text
+    result = clipit.score_slides(path, tmp_path / "maps", classifier=models / "run", maps=True, top=2)
+    assert len(pd.read_parquet(tmp_path / "maps/slides/s/tiles.parquet")) == len(grid) - 4
+    assert "s: 4" in result.text and "its page shows a coarser overview" in caplog.text
+    assert (tmp_path / "maps/slides/s/index.html").is_file()
+
+
+def test_maps_and_metrics_of_earlier_scores_do_not_remain(models: Path, slides: Path, tmp_path: Path) -> None:
+    pd.read_csv(slides).iloc[:1].to_csv(slides.parent / "one.csv", index=False)
+    clipit.score_slides(slides.parent / "one.csv", tmp_path, classifier=models / "run", maps=True, top=1)
+    folder = tmp_path / "slides/s0"
+    assert all((folder / name).exists() for name in tile_scores.MAPS) and (tmp_path / "slide_metrics.csv").is_file()
+    options: dict[str, Any] = {"classifier": models / "run", "tile_pixels": 64}
+    clipit.score_slides(slides.parent / "s0.tiff", tmp_path, **options)
+    assert not any((folder / name).exists() for name in tile_scores.MAPS)
+    assert not (tmp_path / "slide_metrics.csv").exists()
+
+
+def test_a_slide_that_disappears_is_listed_and_the_others_are_scored(
+    models: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("s0", "s1"):
+        shutil.copy(slides.parent / f"{name}.tiff", tmp_path)
+
+    def gone(prepared: Sequence[PreparedSlide], *rest: Any) -> list[FailedSlide]:
+        (tmp_path / "s0.tiff").unlink(missing_ok=True)
+        return score_tiles(prepared, *rest)
+
+    score_tiles = tile_scores.score_tiles
+    monkeypatch.setattr("clipit.slide_tasks.score.score_tiles", gone)
+    result = clipit.score_slides([tmp_path / "s0.tiff", tmp_path / "s1.tiff"], tmp_path, classifier=models / "run")
+    assert result.slides["reason"].fillna("").tolist() == ["no such slide", ""]
+    assert set(result.scores["slide"]) == {"s1"}
+
+
+@pytest.mark.parametrize("module", ["tile_scores", "map"])
+def test_a_full_disk_is_an_error_after_which_the_command_resumes(
+    module: str, models: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    arguments: dict[str, Any] = {"classifier": models / "run", "maps": module == "map", "top": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr("pyarrow.parquet.write_table" if module == "tile_scores" else "PIL.Image.Image.save", full)
+        with pytest.raises(ArtifactError, match="No space left on device"):
+            clipit.score_slides(slides.parent / "s0.tiff", tmp_path, **arguments)
+    assert not [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
+    clipit.score_slides(slides.parent / "s0.tiff", tmp_path, **arguments)
+    assert (tmp_path / "slides/s0/tiles.parquet").is_file()
+
+
+def test_heat_maps_in_a_folder_of_slides_are_no_slides(
+    mapped: clipit.SlidesResult, slides: Path, tmp_path: Path
+) -> None:
+    shutil.copy(slides.parent / "s0.tiff", tmp_path)
+    for name in ("s1", "s2"):
+        (tmp_path / "maps" / name).mkdir(parents=True)
+        shutil.copy(mapped.folder / "slides" / name / "heat_map.ome.tif", tmp_path / "maps" / name)
+    assert [slide.name for slide in list_inputs([tmp_path]).slides] == ["s0"]
+
+
+def test_inputs_that_are_no_slides_are_refused_by_name(slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "slides.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"a table of slides as \.xlsx is not supported"):
+        list_inputs([tmp_path / "slides.xlsx"])
+    with pytest.raises(DataError, match="no such slide, folder or table"):
+        list_inputs([tmp_path / "missing.csv"])
+    for mpp in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="micrometres per pixel must be a positive number"):
+            list_inputs([slides], mpp)
+
+
+def test_label_and_macro_images_are_never_read(
+    real_slide: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openslide
+
+    with openslide.OpenSlide(real_slide) as slide:
+        assert {"label", "macro"} & set(slide.associated_images)
+
+    def refused(self: object) -> None:
+        raise AssertionError("associated images are read")
+
+    monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(refused))
+    options: dict[str, Any] = {"tile_mpp": 4.0, "tile_pixels": 32}
+    clipit.tile_slides(real_slide, tmp_path / "tiles", extras=("png", "h5"), **options)
+    result = clipit.score_slides(real_slide, tmp_path / "maps", classifier=models / "run", maps=True, top=1, **options)
+    assert (result.folder / "slides" / real_slide.stem / "index.html").is_file()

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,3 +107,41 @@ def test_real_slides_open_and_say_what_they_lack(real_data: Path) -> None:
         resolve_mpp(tcga, None, "tcga")
     with pytest.raises(DataError, match="not a slide"):
         open_slide(real_data / REAL / "broken.svs")
+
+
+def test_channels_stacks_and_deep_pixels_are_no_slides(tmp_path: Path) -> None:
+    tiled: dict[str, Any] = {"tile": (64, 64), "metadata": None}
+    tifffile.imwrite(tmp_path / "deep.tiff", picture().astype(np.uint16), photometric="rgb", **tiled)
+    tifffile.imwrite(tmp_path / "stack.tiff", np.stack([picture()] * 3), photometric="rgb", **tiled)
+    five = np.zeros((200, 200, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "five.tiff", five, photometric="minisblack", planarconfig="contig", **tiled)
+    for name, words in {
+        "deep.tiff": "3 channels of 16 bits",
+        "stack.tiff": "a stack of 3 pages of equal size",
+        "five.tiff": "5 channels of 8 bits",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            open_slide(tmp_path / name)
+    assert len(open_slide(write_slide(tmp_path / "pyramid.tiff", picture())).levels) == 3
+
+
+def test_a_slide_that_may_not_be_read_and_what_is_no_file_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_slide(tmp_path / "a.tiff", picture())
+
+    def forbidden(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with pytest.raises(DataError, match="no such slide"):
+        open_slide(tmp_path)
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(DataError, match="cannot open the slide: Permission denied"):
+        open_slide(path)
+
+
+def test_a_slide_that_is_cut_off_is_not_called_a_tiff_with_the_wrong_name(real_data: Path, tmp_path: Path) -> None:
+    whole = (real_data / REAL / "CMU-1-Small-Region.svs").read_bytes()
+    (tmp_path / "cut.svs").write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(DataError, match="the TIFF is damaged, cut off or of another format"):
+        open_slide(tmp_path / "cut.svs")

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from slide_files import PEN, PINK, PURPLE, picture, write_slide
+from slide_files import PEN, PINK, PURPLE, damage_tile, picture, write_slide
 
 from clipit.config.data import SlidesConfig
 from clipit.errors import DataError
+from clipit.images import ImageError
+from clipit.slides.geojson import read_contours
 from clipit.slides.grid import make_grid, parse_tile_id
 from clipit.slides.opening import open_slide
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
@@ -177,3 +179,51 @@ def test_a_reader_of_tiles_survives_pickling_and_closes_what_is_old(tmp_path: Pa
     assert pool.get(paths[0]) is first
     pool.get(paths[1])
     assert pool.get(paths[0]) is not first
+
+
+def test_a_damaged_tile_does_not_spoil_the_reading_of_others(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "a.tiff", picture(), levels=1)
+    damage_tile(path, 64, 128)
+    reader = SlideReader(
+        [PlacedSlide("a", path, 64.0, 64)],
+        np.zeros(2, np.int32),
+        np.array([64, 192], np.int32),
+        np.array([128, 128], np.int32),
+    )
+    broken = reader._pool.get(path)
+    with pytest.raises(ImageError, match="openslide cannot read the pixels"):
+        broken.read_region(64, 128, 0, 64, 64)
+    # A thread that took this handle before the error reads with it now; openslide refuses every read after an error.
+    reader._pool._slides[path] = broken
+    assert np.array_equal(np.asarray(reader.read(1)), picture()[128:192, 192:256])
+    with pytest.raises(ImageError):
+        reader.read(0)
+    assert np.array_equal(np.asarray(reader.read(1)), picture()[128:192, 192:256])
+
+
+def test_tissue_at_the_border_of_a_small_slide_has_outlines_within_the_slide(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "a.tiff", np.full((290, 300, 3), PINK, np.uint8), levels=1)
+    prepared = prepare_slides([SlidePath("a", path)], SlidesConfig(mpp=1.0, pixels=64, grids=str(tmp_path / "g")))[0]
+    assert isinstance(prepared, PreparedSlide)
+    (outline,) = read_contours(prepared.tissue, 300, 290)
+    assert outline.exterior.max(axis=0).tolist() == [300, 290]
+
+
+def test_a_grid_of_tiny_or_countless_tiles_is_refused() -> None:
+    def share(x: np.ndarray, y: np.ndarray, extent: float) -> np.ndarray:
+        return np.ones(len(x), np.float32)
+
+    with pytest.raises(DataError, match=r"an edge of only 6.4 pixels of the slide"):
+        make_grid("a", 1000, 1000, 10.0, SlidesConfig(mpp=1.0, pixels=64), share)
+    with pytest.raises(DataError, match="a grid of 100000 x 100000 tiles is too large"):
+        make_grid("a", 100_000, 100_000, 1.0, SlidesConfig(mpp=1.0, pixels=64, overlap=0.999), share)
+
+
+def test_a_grid_is_the_same_however_many_tiles_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def share(x: np.ndarray, y: np.ndarray, extent: float) -> np.ndarray:
+        return ((x + y) % 3 / 2).astype(np.float32)
+
+    whole = make_grid("a", 3000, 2000, 1.0, SlidesConfig(mpp=1.0, pixels=64), share)
+    monkeypatch.setattr("clipit.slides.grid._BLOCK", 100)
+    blocks = make_grid("a", 3000, 2000, 1.0, SlidesConfig(mpp=1.0, pixels=64), share)
+    assert all(np.array_equal(getattr(whole, name), getattr(blocks, name)) for name in ("x", "y", "tissue"))

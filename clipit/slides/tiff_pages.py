@@ -1,0 +1,37 @@
+"""Check that a TIFF is a bright-field slide: libraries that read slides show the first 8-bit RGB page of any TIFF."""
+
+from pathlib import Path
+from typing import Any
+
+from clipit.errors import DataError
+
+_REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
+_FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
+
+
+def check_pages(path: Path) -> None:
+    """Refuse a TIFF with more than 8 bits per channel, with other channels than grey or RGB, or with a stack of pages.
+
+    Raises:
+        DataError: The TIFF is of such a kind.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages = [_facts(page) for page in file.pages]
+    except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading then explains
+        return
+    size, bits, channels, _ = pages[0]
+    if bits != 8 or channels not in (1, 3, 4):
+        raise DataError(f"not a bright-field RGB image: {channels} channels of {bits} bits", where=path, fix=_FIX)
+    equal = sum(other == size and not kind & _REDUCED_OR_MASK for other, _, _, kind in pages)
+    if equal > 1:
+        raise DataError(f"not one image, but a stack of {equal} pages of equal size", where=path, fix=_FIX)
+
+
+def _facts(page: Any) -> tuple[tuple[int, int], int, int, int]:
+    """Return size, bits per channel, number of channels and subfile type of a page."""
+    bits = page.bitspersample
+    deepest = max(bits) if isinstance(bits, tuple) else int(bits)
+    return (page.imagewidth, page.imagelength), deepest, int(page.samplesperpixel), int(page.subfiletype)

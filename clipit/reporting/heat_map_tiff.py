@@ -1,6 +1,8 @@
 """Heat maps as a pyramidal OME-TIFF, which QuPath and other viewers lay over the slide by its pixel size."""
 
+import uuid
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from clipit.errors import DataError
 from clipit.slides.grid import SlideGrid
 from clipit.slides.heat_map import halved, heat_map
 
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "clipit-pathology")
 _MOST_BYTES = 2**31  # of the largest level in a classic TIFF, whose offsets have 32 bits
 _TILE = 256  # pixels; the smallest level fits into one tile
 
@@ -54,6 +57,8 @@ def write_heat_map_tiff(
     size = downsample * grid.mpp
     metadata: dict[str, Any] = {
         "axes": "CYX",
+        # The same map has the same identifier, so that the file does not depend on the run that writes it.
+        "UUID": str(uuid.uuid5(_NAMESPACE, f"{grid.slide}\n{sha256(levels[0].tobytes()).hexdigest()}")),
         "Name": grid.slide,
         "PhysicalSizeX": size,
         "PhysicalSizeXUnit": "\u00b5m",

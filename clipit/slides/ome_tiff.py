@@ -11,6 +11,7 @@ from PIL import Image
 from clipit.errors import DataError
 from clipit.images import ImageError
 from clipit.slides.slide_file import Level
+from clipit.slides.tiff_pages import check_tiles
 
 _UNITS = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "nm": 1e-3}
 _MISSING = "install tifffile: pip install 'clipit-pathology[slides]'"
@@ -64,6 +65,8 @@ class OmeTiff:
                 where=path,
                 fix="clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first",
             )
+        for page in pages:
+            check_tiles(page, path)
         self.format = "ome-tiff"
         self._pages = pages
         self.levels = [Level(page.imagewidth, page.imagelength, first.imagewidth / page.imagewidth) for page in pages]
@@ -100,11 +103,19 @@ class OmeTiff:
             raise ImageError(f"cannot decode a tile of the OME-TIFF: {error}{hint}") from error
         if pixels is None:
             return np.full((1, 1, 3), 255, dtype=np.uint8)
-        return np.asarray(pixels[0, ..., :3], dtype=np.uint8)
+        return _over_white(np.asarray(pixels[0], dtype=np.uint8))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _over_white(pixels: UInt8[np.ndarray, "h w channels"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Show transparent pixels, which lie outside the scanned area, as white."""
+    if pixels.shape[-1] == 3 or (pixels[..., 3] == 255).all():
+        return pixels[..., :3]
+    image = Image.fromarray(pixels, mode="RGBA")
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
 def _paste(region: UInt8[np.ndarray, "h w 3"], pixels: UInt8[np.ndarray, "a b 3"], left: int, top: int) -> None:

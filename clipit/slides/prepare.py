@@ -26,7 +26,7 @@ from clipit.artifacts import (
 )
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
-from clipit.errors import DataError
+from clipit.errors import ConfigError, DataError
 from clipit.image_readers import file_stamp
 from clipit.images import ImageError
 from clipit.progress import progress
@@ -129,7 +129,16 @@ def prepare_slides(slides: Sequence[SlidePath], config: SlidesConfig) -> list[Pr
     Args:
         slides: Slides with unique names.
         config: Section `tiles.slides`.
+
+    Raises:
+        ConfigError: Several slides have one file of contours.
     """
+    if config.contours is not None and len(slides) > 1 and Path(config.contours).expanduser().is_file():
+        raise ConfigError(
+            f"one file of contours for {len(slides)} slides",
+            where=config.contours,
+            fix="give a folder with one file per slide, named after the slide",
+        )
     processes = get_processes()
     order = [*range(processes.rank, len(slides), processes.count)]
     order += [place for place in range(len(slides)) if place % processes.count != processes.rank]

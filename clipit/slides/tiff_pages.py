@@ -6,6 +6,7 @@ from typing import Any
 from clipit.errors import DataError
 
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
+_MOST_PIXELS = 2**26  # of an internal tile or strip, which is decoded as a whole
 _FIX = "clipit reads 8-bit RGB slides; export fluorescence and stacks as RGB first"
 
 
@@ -20,6 +21,9 @@ def check_pages(path: Path) -> None:
     try:
         with tifffile.TiffFile(path) as file:
             pages = [_facts(page) for page in file.pages]
+            check_tiles(file.pages.first, path)
+    except DataError:
+        raise
     except Exception:  # tifffile raises many kinds of exceptions for damaged bytes; reading then explains
         return
     size, bits, channels, _ = pages[0]
@@ -28,6 +32,25 @@ def check_pages(path: Path) -> None:
     equal = sum(other == size and not kind & _REDUCED_OR_MASK for other, _, _, kind in pages)
     if equal > 1:
         raise DataError(f"not one image, but a stack of {equal} pages of equal size", where=path, fix=_FIX)
+
+
+def check_tiles(page: Any, path: Path) -> None:
+    """Refuse a page of tifffile whose internal tiles or strips are too large to be decoded for every region.
+
+    Raises:
+        DataError: They have more than 67 million pixels.
+    """
+    width, height = (
+        (page.tilewidth, page.tilelength)
+        if page.is_tiled
+        else (page.imagewidth, min(page.rowsperstrip, page.imagelength))
+    )
+    if width * height > _MOST_PIXELS:
+        raise DataError(
+            f"the image is not stored in small tiles, but in parts of {width} x {height} pixels",
+            where=path,
+            fix="convert it to a tiled, pyramidal TIFF",
+        )
 
 
 def _facts(page: Any) -> tuple[tuple[int, int], int, int, int]:

@@ -148,6 +148,12 @@ def test_the_tiff_lies_over_the_slide_by_its_pixel_size(tiff: tuple[Path, SlideG
     assert 1e4 / (numerator / denominator) == pytest.approx(10 * grid.mpp, rel=1e-6)
 
 
+def test_the_same_map_gives_the_same_file(tiff: tuple[Path, SlideGrid, np.ndarray], tmp_path: Path) -> None:
+    path, grid, scores = tiff
+    write_heat_map_tiff(tmp_path / "again.ome.tif", grid, ["tumour", "<stroma & fat>", "débris"], scores)
+    assert (tmp_path / "again.ome.tif").read_bytes() == path.read_bytes()
+
+
 def test_pixels_without_a_tile_are_nan_in_all_levels(tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     grid = grid_of([0, 2990], [0, 0], 10, 10.0, (3000, 20))

@@ -145,3 +145,27 @@ def test_a_slide_that_is_cut_off_is_not_called_a_tiff_with_the_wrong_name(real_d
     (tmp_path / "cut.svs").write_bytes(whole[: len(whole) * 9 // 10])
     with pytest.raises(DataError, match="the TIFF is damaged, cut off or of another format"):
         open_slide(tmp_path / "cut.svs")
+
+
+def test_transparent_pixels_of_an_ome_tiff_are_white(tmp_path: Path) -> None:
+    pixels = np.concatenate([picture(), np.full((400, 600, 1), 255, np.uint8)], axis=-1)
+    pixels[100:150, 120:200] = 0
+    metadata = {"axes": "YXS", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
+    tifffile.imwrite(
+        tmp_path / "a.ome.tiff", pixels, tile=(64, 64), photometric="rgb", extrasamples=["unassalpha"],
+        metadata=metadata, ome=True,
+    )  # fmt: skip
+    region = open_slide(tmp_path / "a.ome.tiff").read_region(100, 80, 0, 100, 100)
+    assert region.getpixel((50, 40)) == (255, 255, 255) and region.getpixel((5, 5)) == PINK
+
+
+@pytest.mark.parametrize("kind", ["ome", "generic"])
+def test_an_image_that_is_stored_in_one_part_is_refused_if_it_is_large(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipit.slides.tiff_pages._MOST_PIXELS", 1000)
+    path = (
+        write_ome(tmp_path / "a.ome.tiff", picture()) if kind == "ome" else write_slide(tmp_path / "a.tiff", picture())
+    )
+    with pytest.raises(DataError, match="not stored in small tiles, but in parts of 64 x 64 pixels"):
+        open_slide(path)

@@ -9,7 +9,7 @@ from PIL import Image
 from slide_files import PEN, PINK, PURPLE, damage_tile, picture, write_slide
 
 from clipit.config.data import SlidesConfig
-from clipit.errors import DataError
+from clipit.errors import ConfigError, DataError
 from clipit.images import ImageError
 from clipit.slides.geojson import read_contours
 from clipit.slides.grid import make_grid, parse_tile_id
@@ -161,6 +161,9 @@ def test_contours_replace_detection(tmp_path: Path) -> None:
     ]  # fmt: skip
     # The file's own name is tried as well as the slide's.
     assert isinstance(other, PreparedSlide)
+    one_file = config.model_copy(update={"contours": str(tmp_path / "contours" / "a.geojson")})
+    with pytest.raises(ConfigError, match="one file of contours for 2 slides"):
+        prepare_slides([SlidePath("a", path), SlidePath("b", path)], one_file)
     (tmp_path / "contours" / "a.geojson").unlink()
     missing = prepare_slides([SlidePath("c", path)], config)[0]
     assert isinstance(missing, FailedSlide) and "no contours of this slide" in missing.reason

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
-"""Names of the temporary files of `whole_file`, with the id of the process that writes them."""
 _CHECKSUM = "checksum"  # key of a JSON file
 REBUILD = "delete the folder and rebuild it"
 _SMALL = 4 * 2**20  # bytes; files up to this size are verified when the artefact is opened
@@ -194,28 +191,6 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def delete_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed processes left directly in a folder (see `whole_file`).
-
-    Those of processes that are alive on this machine are kept.
-    """
-    for path in folder.glob(".*.tmp"):
-        match = TEMPORARY.fullmatch(path.name)
-        if match and not is_alive(int(match[1])):
-            path.unlink(missing_ok=True)
-
-
-def is_alive(process: int) -> bool:
-    """Return whether a process with this id exists on this machine."""
-    try:
-        os.kill(process, 0)  # signal 0 tests for existence
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's process
-        return True
-    return True
 
 
 @contextmanager

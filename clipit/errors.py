@@ -115,7 +115,10 @@ def disk_errors(where: object) -> Iterator[None]:
 
 def _unreadable(filename: object) -> bool:
     """Return whether a file exists but may not be read."""
-    return isinstance(filename, str) and Path(filename).is_file() and not os.access(filename, os.R_OK)
+    try:
+        return isinstance(filename, str) and Path(filename).is_file() and not os.access(filename, os.R_OK)
+    except PermissionError:  # its folder may not be read either
+        return False
 
 
 def _why_not_written(error: Exception) -> str | None:

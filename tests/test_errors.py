@@ -62,6 +62,18 @@ def test_other_trouble_passes() -> None:
         raise RuntimeError("a bug")
 
 
+def test_a_file_in_a_folder_that_may_not_be_read_is_an_error_of_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    path = tmp_path / "slide.svs"
+    with pytest.raises(ArtifactError, match=r"no permission[\s\S]*slide.svs"), disk_errors(tmp_path):
+        path.is_file()
+
+
 @pytest.mark.skipif(not FULL.is_char_device(), reason="no /dev/full: a full disk cannot be had")
 @pytest.mark.parametrize("writer", ["numpy", "faiss", "text"])
 def test_a_full_disk_as_each_library_reports_it(writer: str) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
-from clipit.artifacts import TEMPORARY, is_alive, locked, make_folder, read_json, whole_file, write_json
+from clipit.artifacts import locked, make_folder, read_json, whole_file, write_json
 from clipit.config.effects import Effect, select_keys
 from clipit.config.load import read_yaml, validate
 from clipit.config.run import RunConfig
 from clipit.differences import difference_lines, list_differences
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions
+from clipit.leftovers import TEMPORARY, is_alive
 from clipit.models.classifier_spec import read_spec
 from clipit.runs.fingerprint import RunFingerprint
 from clipit.training.arms import resolve_arm

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 
-from clipit.artifacts import delete_leftovers, file_sha256, fingerprint, read_json, write_record
+from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes
 from clipit.evaluation.slide_scores import SCORE_PREFIX
 from clipit.images import ImageError
+from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
 from clipit.reporting.heat_maps import class_colours, write_overlays

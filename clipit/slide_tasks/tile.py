@@ -24,6 +24,7 @@ from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, disk_errors
 from clipit.images import Unreadable, attempt
+from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, UInt8
 
-from clipit.artifacts import delete_leftovers, fingerprint, make_folder, reading, whole_file
+from clipit.artifacts import fingerprint, make_folder, reading, whole_file
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError, disk_errors
 from clipit.images import Unreadable, attempt
+from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws

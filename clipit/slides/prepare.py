@@ -162,14 +162,15 @@ def _try_prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide | Fail
         return FailedSlide(slide.name, slide.path, error.what, error.fix)
     except ImageError as error:
         return FailedSlide(slide.name, slide.path, f"the slide is damaged: {error}", "copy it again")
-    except PermissionError as error:  # of reading; an output folder without permission is an `ArtifactError`
-        return FailedSlide(slide.name, slide.path, f"no permission to read {error.filename}", "correct the permissions")
 
 
 def _prepare(slide: SlidePath, config: SlidesConfig) -> PreparedSlide:
-    if not slide.path.is_file():
-        raise DataError("no such slide", where=slide.path, fix="correct the path")
-    stamp = file_stamp(slide.path)
+    try:
+        if not slide.path.is_file():
+            raise DataError("no such slide", where=slide.path, fix="correct the path")
+        stamp = file_stamp(slide.path)
+    except PermissionError as error:
+        raise DataError("no permission to read the slide", where=slide.path, fix="correct its permissions") from error
     contours = None if config.contours is None else _contour_file(Path(config.contours).expanduser(), slide)
     inputs = {
         "slide": slide.name,

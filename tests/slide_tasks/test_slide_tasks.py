@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from launching import ROOT, run_two
 from slide_files import damage_tile, picture, write_slide
 from tiny_classifier import CLASSES, save_classifier
 
@@ -123,6 +124,25 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
     assert np.allclose(result.predictions[f"p_{CLASSES[0]}"], scored[f"score_{CLASSES[0]}"], atol=1e-5)
     with pytest.raises(ConfigError, match="only slides have use for --mpp"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
+
+
+def test_two_processes_write_what_one_writes(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:
+    options = ("--classifier", models / "run", "--top", "2", "--batch-size", "16")
+    done = run_two(ROOT / "scripts" / "slides.py", "map", slides, "--out", tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("page:") == 1, "only the main process prints"
+    for pattern in ("slides.csv", "slides/*/*.geojson", "slides/*/*.png", "grids/*/grid.parquet"):
+        assert contents(tmp_path, pattern) == contents(mapped.folder, pattern)
+    every = "slides/**/*"
+    assert {path.relative_to(tmp_path) for path in tmp_path.glob(every)} == {
+        path.relative_to(mapped.folder) for path in mapped.folder.glob(every)
+    }
+    columns = [f"score_{name}" for name in CLASSES]
+    for name in ("slide_scores.csv", *(f"slides/s{number}/tiles.parquet" for number in range(4))):
+        read = pd.read_csv if name.endswith(".csv") else pd.read_parquet
+        two, one = read(tmp_path / name), read(mapped.folder / name)
+        assert two.drop(columns=columns).equals(one.drop(columns=columns))
+        assert np.allclose(two[columns], one[columns], atol=1e-5)
 
 
 def test_a_killed_command_keeps_the_slides_that_were_done(
@@ -307,9 +327,7 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(
     assert (tmp_path / "slides/s0/tiles.parquet").is_file()
 
 
-def test_heat_maps_in_a_folder_of_slides_are_no_slides(
-    mapped: clipit.SlidesResult, slides: Path, tmp_path: Path
-) -> None:
+def test_heat_maps_in_a_folder_of_slides_are_no_slides(mapped: SlidesResult, slides: Path, tmp_path: Path) -> None:
     shutil.copy(slides.parent / "s0.tiff", tmp_path)
     for name in ("s1", "s2"):
         (tmp_path / "maps" / name).mkdir(parents=True)

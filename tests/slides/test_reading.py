@@ -230,3 +230,19 @@ def test_a_grid_is_the_same_however_many_tiles_are_measured_at_once(monkeypatch:
     monkeypatch.setattr("clipit.slides.grid._BLOCK", 100)
     blocks = make_grid("a", 3000, 2000, 1.0, SlidesConfig(mpp=1.0, pixels=64), share)
     assert all(np.array_equal(getattr(whole, name), getattr(blocks, name)) for name in ("x", "y", "tissue"))
+
+
+def test_a_slide_in_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_slide(tmp_path / "a.tiff", picture())
+    is_file = Path.is_file
+
+    def forbidden(self: Path) -> bool:
+        if self.name == "b.tiff":
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    slides = [SlidePath(name, tmp_path / f"{name}.tiff") for name in "ab"]
+    good, bad = prepare_slides(slides, SlidesConfig(mpp=1.0, pixels=64, grids=str(tmp_path / "grids")))
+    assert isinstance(good, PreparedSlide) and isinstance(bad, FailedSlide)
+    assert bad.reason == "no permission to read the slide"

@@ -1,0 +1,30 @@
+"""Temporary files that killed processes leave."""
+
+import os
+import re
+from pathlib import Path
+
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
+"""Names of the temporary files of `clipit.artifacts.whole_file`, with the id of the process that writes them."""
+
+
+def delete_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed processes left directly in a folder (see `clipit.artifacts.whole_file`).
+
+    Those of processes that are alive on this machine are kept.
+    """
+    for path in folder.glob(".*.tmp"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process with this id exists on this machine."""
+    try:
+        os.kill(process, 0)  # signal 0 tests for existence
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process
+        return True
+    return True

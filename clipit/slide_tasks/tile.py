@@ -12,7 +12,6 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from clipit.artifacts import (
-    delete_leftovers,
     file_sha256,
     make_folder,
     read_json,

@@ -143,7 +143,7 @@ def read_whole(slide: PreparedSlide) -> Image.Image:
         longest = max(file.levels[0].width, file.levels[0].height)
         return read_overview(file, max(1.0, longest / OVERVIEW_PIXELS))
     except ImageError as error:
-        logger.warning(f"warning: {slide.name}: its page shows a coarser overview, because {error}")
+        logger.warning(f"{slide.name}: its page shows a coarser overview, because {error}")
         with Image.open(slide.overview) as stored:
             return stored.convert("RGB")
     finally:

@@ -90,7 +90,7 @@ def score_slides(
     config, warnings = tiles_for(scorer, asked, given)
     if processes.main:
         for warning in warnings:
-            logger.warning(f"warning: {warning}")
+            logger.warning(warning)
         logger.info(f"tiles of {config.pixels} pixels at {config.mpp:g} micrometres per pixel, {scorer.title}")
     outcome = open_slides(listed, config)
     unread = score_tiles(outcome.prepared, scorer, out, options)

@@ -218,8 +218,7 @@ def _write_tiles(slide: PreparedSlide, folder: Path) -> None:
         reasons = [reason for _, results in read_ahead(batches, write, pool) for reason in results if reason]
     if reasons:
         logger.warning(
-            f"warning: {slide.name}: {len(reasons)} of {len(tiles)} tiles cannot be read and were not written: "
-            f"{reasons[0]}"
+            f"{slide.name}: {len(reasons)} of {len(tiles)} tiles cannot be read and were not written: {reasons[0]}"
         )
 
 

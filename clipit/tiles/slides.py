@@ -99,10 +99,12 @@ def is_slide_input(path: Path) -> bool:
     """
     if path.is_dir():
         files = list_files(path, lambda file: not file.name.startswith(".")).files
-        return not any(is_image(file) for file in files) and any(is_slide(file) for file in files)
-    if not is_slide(path) or not path.is_file():
-        return False
-    return not is_image(path) or count_levels(path) > 1
+        return any(map(is_slide, files)) and all(_is_slide_file(file) for file in files if is_image(file))
+    return path.is_file() and _is_slide_file(path)
+
+
+def _is_slide_file(path: Path) -> bool:
+    return is_slide(path) and (not is_image(path) or count_levels(path) > 1)
 
 
 def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None) -> ImageSet:

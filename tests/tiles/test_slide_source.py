@@ -9,6 +9,7 @@ from slide_files import picture, write_slide
 from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.load import read_tiles
+from clipit.tiles.slides import is_slide_input
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -101,3 +102,10 @@ def test_options_of_slides_apply_to_slides_only(tmp_path: Path) -> None:
     config = TilesConfig(source="folders", path=str(tmp_path), slides=SlidesConfig())
     with pytest.raises(ConfigError, match=r"tiles.slides \(slides only\)"):
         read_tiles(config)
+
+
+def test_a_folder_is_one_of_slides_if_all_its_tiffs_have_levels(tmp_path: Path) -> None:
+    write_slides(tmp_path / "slides", a=1.0, b=1.0)
+    assert is_slide_input(tmp_path / "slides") and is_slide_input(tmp_path / "slides/a.tiff")
+    write_slide(tmp_path / "slides/flat.tiff", picture(), levels=1)
+    assert not is_slide_input(tmp_path / "slides") and not is_slide_input(tmp_path / "slides/flat.tiff")

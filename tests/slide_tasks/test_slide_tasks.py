@@ -358,7 +358,7 @@ def test_label_and_macro_images_are_never_read(
         raise AssertionError("associated images are read")
 
     monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(refused))
-    options: dict[str, Any] = {"tile_mpp": 4.0, "tile_pixels": 32}
+    options: dict[str, Any] = {"tile_mpp": 8.0, "tile_pixels": 32}
     clipit.tile_slides(real_slide, tmp_path / "tiles", extras=("png", "h5"), **options)
     result = clipit.score_slides(real_slide, tmp_path / "maps", classifier=models / "run", maps=True, top=1, **options)
     assert (result.folder / "slides" / real_slide.stem / "index.html").is_file()

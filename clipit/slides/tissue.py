@@ -9,7 +9,7 @@ _RANGE = (0.04, 0.10)
 _DARK = 0.2  # brightness of black ink and of the edge of a slide
 _PEN = 0.06  # by which green exceeds the other colours in green ink
 _BLUE_PEN = 0.35  # by which blue exceeds red in blue ink; haematoxylin reaches about 0.25
-_STRIP = 64  # rows that are measured at once: few enough for the processor's cache
+_STRIP = 16  # rows that are measured at once: few enough for the processor's cache
 _SMALLEST_PART = 0.01  # mm2
 _SMALLEST_HOLE = 0.02  # mm2
 

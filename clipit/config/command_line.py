@@ -86,9 +86,7 @@ def read_file_command(
     parser = argparse.ArgumentParser(add_help=False)
     about = "YAML file of the run, or the name of a shipped one (see clipit init)"
     default = None if default_config is None else config_file(default_config)
-    parser.add_argument(
-        "--config", type=config_file, default=default, required=needs_config and not default, help=about
-    )
+    parser.add_argument("--config", type=config_file, default=default, help=about)
     for name, keywords in (extra or {}).items():
         kind = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | kind))
@@ -102,6 +100,12 @@ def read_file_command(
     repeatable = [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
     _refuse_repeated(arguments, repeatable, types)
     options, rest = parser.parse_known_args(arguments)
+    if needs_config and options.config is None:
+        raise ConfigError(
+            "no configuration is named",
+            where="--config",
+            fix="name a YAML file, or a shipped configuration such as --config own_table (clipit init lists them)",
+        )
     known, unknown = _sort_options(rest, [*types])
     _refuse_sections(unknown, sections)
     decoded = decode_options(known, types)

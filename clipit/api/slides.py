@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from clipit.api.entry import public
-from clipit.config.data import SlidesConfig
+from clipit.api.slide_options import grid_options, open_scorer, zero_shot_classes
 from clipit.config.paths import expand_home
-from clipit.errors import ConfigError
 
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
@@ -135,7 +134,7 @@ def tile_slides(
     from clipit.slide_tasks.tile import tile_slides as tile
 
     folder = expand_home(Path(out))
-    config, _ = _grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    config, _ = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     table = tile(listed, config, folder, tuple(extras))
     shown = table[table["status"] == "ok"]
@@ -217,9 +216,9 @@ def score_slides(
     from clipit.slide_tasks.tile_scores import ScoringOptions
 
     folder = expand_home(Path(out))
-    asked, given = _grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
-    scorer = _open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
+    scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
     scored = score(listed, scorer, asked, given, folder, ScoringOptions(batch_size, workers))
     pages = None
     if maps:
@@ -297,48 +296,18 @@ def compare_slides(
     from clipit.slide_tasks.tile_scores import ScoringOptions
 
     folder = expand_home(Path(out))
-    asked, given = _grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
+    asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     found, notes = find_runs(_paths(runs))
-    zero_shot = _zero_shot_classes(vlm, prompts)
+    zero_shot = zero_shot_classes(vlm, prompts)
     check_comparison(found, reference, listed, zero_shot)
     if get_processes().main:
         for note in notes:
             logger.info(f"note: {note}")
-    scorer = None if vlm is None else _open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
+    scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
     options = ComparisonOptions(reference, ScoringOptions(batch_size, workers), device, bf16, trust_remote_code)
     report = compare(listed, found, scorer, asked, given, folder, options)
     return SlideCompareResult(folder, report.text, report.page)
-
-
-def _zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None) -> tuple[str, ...] | None:
-    """Return the classes of the prompts before the VLM is loaded; None without a VLM.
-
-    Raises:
-        ConfigError: There is a VLM without prompts or the reverse, or the prompt set does not exist.
-    """
-    from clipit.runs.prediction_inputs import read_prompts
-
-    if (vlm is None) != (prompts is None):
-        raise ConfigError(
-            "a zero-shot arm needs a VLM and prompts", fix="give both --vlm and --prompts, or neither of them"
-        )
-    if prompts is None:
-        return None
-    read = read_prompts(str(prompts), None)
-    if read is None:
-        raise _no_prompt_set(str(prompts))
-    return tuple(read.classes)
-
-
-def _no_prompt_set(name: str) -> ConfigError:
-    from clipit.prompts.files import packaged
-
-    return ConfigError(
-        f"no prompt set {name!r}",
-        where="--prompts",
-        fix=f"use the path of a prompt file or a packaged set ({', '.join(packaged('sets'))})",
-    )
 
 
 def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
@@ -353,88 +322,3 @@ def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
 def _paths(slides: Inputs) -> list[Path]:
     listed = [slides] if isinstance(slides, str | Path) else list(slides)
     return [expand_home(Path(path)) for path in listed]
-
-
-def _grid_options(
-    folder: Path,
-    tile_mpp: float | None,
-    tile_pixels: int | None,
-    overlap: float,
-    min_tissue: float,
-    contours: str | Path | None,
-) -> tuple[SlidesConfig, list[str]]:
-    """Return the options of the grid, and which of `mpp` and `pixels` were given."""
-    from pydantic import ValidationError
-
-    given: dict[str, Any] = {"mpp": tile_mpp, "pixels": tile_pixels}
-    given = {name: value for name, value in given.items() if value is not None}
-    try:
-        config = SlidesConfig(
-            overlap=overlap,
-            min_tissue=min_tissue,
-            contours=None if contours is None else str(contours),
-            grids=str(folder / "grids"),
-            **given,
-        )
-    except ValidationError as error:
-        listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"invalid options of the tiles: {listed}", fix="correct them (see --help)") from None
-    if contours is not None and not expand_home(Path(contours)).exists():
-        raise ConfigError("no such file or folder of contours", where=contours, fix="correct --contours")
-    return config, list(given)
-
-
-def _open_scorer(
-    classifier: "str | Path | Classifier | None",
-    prompts: str | Path | None,
-    classes: str | None,
-    vlm: "str | VLMConfig | None",
-    device: str | None,
-    bf16: bool,
-    trust_remote_code: bool,
-) -> "TileScorer":
-    """Load the model that scores tiles, after cheap checks.
-
-    Raises:
-        ConfigError: There is neither a classifier nor a VLM with prompts, or both kinds of prompts are given.
-    """
-    from clipit.runs.prediction_inputs import read_prompts
-
-    if prompts is not None and classes is not None:
-        raise ConfigError("prompts and classes are both given", fix="use --prompts or --classes")
-    name = None if prompts is None else str(prompts)
-    asked = read_prompts(name, classes) or name
-    if classifier is None and (vlm is None or asked is None):
-        raise ConfigError(
-            "there is no model to score with",
-            fix="name a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
-        )
-    if classifier is None and isinstance(asked, str):
-        raise _no_prompt_set(asked)
-    from clipit.config.run import VLMConfig
-    from clipit.distributed import get_processes
-    from clipit.runs.predict import open_exported
-    from clipit.slide_tasks.scorer import classifier_scorer, vlm_scorer
-
-    if classifier is None:
-        from clipit.models.vlm import load_vlm
-        from clipit.prompts.prompt_set import load_prompt_draws
-
-        section = (
-            VLMConfig(name=str(vlm), precision="bf16" if bf16 else "fp32", trust_remote_code=trust_remote_code)
-            if isinstance(vlm, str)
-            else vlm
-        )
-        if section is None or asked is None or isinstance(asked, str):
-            raise ConfigError("a VLM needs prompts", fix="add --prompts or --classes")
-        sampled = load_prompt_draws(name) if name is not None else []
-        draws = sampled if len(sampled) > 1 else []
-        return vlm_scorer(load_vlm(section, device or get_processes().device), asked, draws)
-    loaded = (
-        open_exported(
-            classifier, device, vlm=vlm, dtype="bfloat16" if bf16 else None, trust_remote_code=trust_remote_code
-        )
-        if isinstance(classifier, str | Path)
-        else classifier
-    )
-    return classifier_scorer(loaded, asked)

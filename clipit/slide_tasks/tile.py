@@ -29,6 +29,7 @@ from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
 from clipit.slides.prepare import FailedSlide, PreparedSlide, prepare_slides
 from clipit.tiles.slides import SlideList, failure_notes, slide_tiles
+from clipit.tiles.source import ALIASES
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
 def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> pd.DataFrame:
     """Tabulate all slides of a list.
 
+    Splits are named train, validation and test, also where the list says `val` or `training`; other names are kept.
     Columns: slide, path, label, split, group, status (`ok` or `failed`), reason, tiles, mpp, width, height, format and
     tissue (share of the slide's area).
 
@@ -101,7 +103,7 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
                 "slide": slide.name,
                 "path": str(slide.path),
                 "label": listed.labels[number],
-                "split": listed.parts[number],
+                "split": ALIASES.get(listed.parts[number].lower(), listed.parts[number]),
                 "group": listed.groups[number],
                 "status": "failed" if slide.name in reasons else "ok",
                 "reason": reasons.get(slide.name, ""),

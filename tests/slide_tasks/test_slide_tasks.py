@@ -38,7 +38,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("slides")
     rng = np.random.default_rng(0)
     rows = []
-    for number, (label, split) in enumerate([("gland", "validation"), ("stroma", "validation"), ("gland", "test"),
+    for number, (label, split) in enumerate([("gland", "val"), ("stroma", "validation"), ("gland", "test"),
                                              ("stroma", "test"), ("tumour", "test")]):  # fmt: skip
         pixels = np.clip(picture(300, 300).astype(int) + rng.integers(-20, 20, (300, 300, 3)), 0, 255)
         write_slide(root / f"s{number}.tiff", pixels.astype(np.uint8), levels=2)

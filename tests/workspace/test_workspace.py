@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
+from slide_files import picture, write_slide
 
 from clipit.config.run import RunConfig
 from clipit.workspace.workspace import Workspace
@@ -49,3 +51,21 @@ def test_classes_about_as_many_as_tiles_are_noted(configure: MakeConfig, tmp_pat
 
     assert workspace(1).all_tiles.notes[-1].startswith("24 classes for 24 labelled tiles")
     assert not any("labelled tiles" in note for note in workspace(3).all_tiles.notes)
+
+
+def test_tiles_of_slides_are_embedded_hashed_and_paired_like_others(configure: MakeConfig, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, split in (("a", "train"), ("b", "validation"), ("c", "test")):
+        pixels = np.clip(picture(240, 240).astype(int) + rng.integers(-30, 30, (240, 240, 3)), 0, 255)
+        write_slide(tmp_path / f"{name}.tiff", pixels.astype(np.uint8), levels=2)
+        rows.append({"slide": name, "label": "gland", "split": split, "group": f"P-{name}"})
+    pd.DataFrame(rows).to_csv(tmp_path / "slides.csv", index=False)
+    slides = {"mpp": 1.0, "pixels": 32, "grids": str(tmp_path / "grids")}
+    tiles = {"source": "slides", "path": str(tmp_path / "slides.csv"), "images": None, "slides": slides}
+    workspace = Workspace(configure(**{f"tiles.{key}": value for key, value in tiles.items()}, output=tmp_path))
+    found = workspace.all_tiles
+    train = found.of_split("train")
+    assert {name.split("@")[0] for name in train.ids} == {"a"} and set(found.groups) == {"P-a", "P-b", "P-c"}
+    assert workspace.tile_store("train").ids.tolist() == train.ids.tolist()
+    assert set(workspace.pairs.table["tile_id"].to_pylist()) == set(train.ids)

@@ -41,11 +41,13 @@ class SlideComparison:
             (`low`, `high`; `reason` where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`);
             `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
             and metric (`p_reason` where undefined); the numbers of `labelled` slides or patients, and of `patients`.
+        crossing: Number of patients with slides in several splits.
     """
 
     reference: str
     choices: Mapping[str, PoolingChoice]
     table: pd.DataFrame
+    crossing: int = 0
 
 
 def compare_slide_arms(
@@ -95,7 +97,7 @@ def compare_slide_arms(
             for key in (None,) if chosen else tuple(first.scores):
                 keys = {arm: choices[arm].key or key for arm in arms}
                 rows += _compare(arms, keys, reference, split, level, resamples, seed)
-    return SlideComparison(reference, choices, pd.DataFrame(rows, columns=_COLUMNS))
+    return SlideComparison(reference, choices, pd.DataFrame(rows, columns=_COLUMNS), len(first.crossing_patients()))
 
 
 def _compare(

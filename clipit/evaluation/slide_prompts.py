@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 from clipit.errors import DataError
 from clipit.evaluation.intervals import group_numbers
 from clipit.evaluation.prompt_modes import sampled, summarise_scores
-from clipit.evaluation.slide_metrics import score_predictions
+from clipit.evaluation.slide_metrics import TRAIN, score_predictions
 from clipit.evaluation.slide_scores import PooledScore, pool_slide
 from clipit.evaluation.slide_sets import Level, SlideSet, collect_slides
 from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings
@@ -105,6 +105,8 @@ def score_prompts(
     for kind, of_kind in tables.items():
         sets = [collect_slides(table, slides, classes) for table in of_kind]
         for split in sets[0].split_names():
+            if split == TRAIN:
+                continue
             for level in ("slide", "patient"):
                 rows += _prompt_rows(kind, sets, split, level)
     return pd.DataFrame(rows, columns=_COLUMNS)

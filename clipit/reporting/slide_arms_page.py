@@ -8,7 +8,7 @@ import pandas as pd
 
 from clipit.evaluation.slide_arms import SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
-from clipit.evaluation.slide_sets import LEVELS, Level
+from clipit.evaluation.slide_sets import ALL_SLIDES, LEVELS, Level
 from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
 from clipit.reporting.slide_scores_page import LEVEL_TEXT, MOST_SHOWN, POOLING_TEXT
@@ -192,6 +192,12 @@ def _tables(comparison: SlideComparison) -> list[tuple[str, Level]]:
 
 def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[str]:
     remarks = []
+    if comparison.crossing:
+        remarks.append(
+            f"Patients with slides in several splits, so that the scores can be too high: {comparison.crossing}."
+        )
+    if (comparison.table["split"] == ALL_SLIDES).any():
+        remarks.append("The slides have no split: slides that the runs were trained on are compared, too, if listed.")
     rows = _main_rows(comparison)
     if rows and rows[0]["labelled"] < 100:
         remarks.append(f"{rows[0]['split']}: one slide is {100 / rows[0]['labelled']:.1f} points of accuracy.")

@@ -1,6 +1,7 @@
 """Slides that a command is given: files, folders, or one table with labels and splits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clipit.config.data import LabelsConfig, TilesConfig
@@ -8,13 +9,14 @@ from clipit.errors import DataError, shortlist
 from clipit.slides.opening import SLIDE_SUFFIXES, check_mpp, import_openslide, slide_name
 from clipit.slides.prepare import SlidePath
 from clipit.tiles.slides import SlideList, check_names, list_slides, slides_in_folder
+from clipit.tiles.source import ALIASES
 from clipit.tiles.table import TABLES
 
 _OTHER_TABLES = (".xlsx", ".xls", ".ods", ".txt", ".json", ".jsonl")
 
 
 def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | None = None) -> SlideList:
-    """List the slides of files and folders, or of one table.
+    """List the slides of files and folders, or of one table, whose splits `val` and `training` get their usual names.
 
     Args:
         paths: Slides and folders of slides; or one table (see `clipit.tiles.slides`).
@@ -38,7 +40,9 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     if tables:
         labels = LabelsConfig(kind="none")  # the column label is optional
         images = None if slides is None else str(slides)
-        return list_slides(TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels))
+        section = TilesConfig(source="slides", path=str(tables[0]), images=images, mpp=mpp, labels=labels)
+        table = list_slides(section)
+        return replace(table, parts=[ALIASES.get(part.lower(), part) for part in table.parts])
     listed: list[SlidePath] = []
     notes: list[str] = []
     for path in paths:
@@ -65,4 +69,4 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
     where = shortlist(paths, 3)
     check_names(names, where)
     empty = [""] * len(listed)
-    return SlideList(listed, empty, empty, names, where, tuple(notes))
+    return SlideList(listed, empty, empty, empty, where, tuple(notes))

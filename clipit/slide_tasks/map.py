@@ -24,10 +24,10 @@ from clipit.reporting.html import write_page
 from clipit.reporting.slide_page import OVERVIEW_PIXELS, Neighbour, SlidePage, TopTile, slide_page, top_rows
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.slide_tasks.neighbours import TextNeighbours
-from clipit.slide_tasks.score import ScoredSlides
+from clipit.slide_tasks.score import ScoredSlides, embedded_caution
 from clipit.slide_tasks.scorer import TileScorer
 from clipit.slide_tasks.tile_scores import MAPS, TILES, TileScores, read_scores, slide_folder
-from clipit.slides.geojson import read_contours
+from clipit.slides.geojson import read_polygons
 from clipit.slides.opening import HEAT_MAP, open_slide
 from clipit.slides.prepare import PreparedSlide
 from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
@@ -80,8 +80,8 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
         ArtifactError: A file cannot be written, for example because the disk is full.
     """
     processes = get_processes()
-    done = {slide.name: _is_mapped(slide, out, options) for slide in scored.prepared}
-    missing = processes.broadcast([slide.name for slide in scored.prepared if not done[slide.name]])
+    open_slides = scored.prepared if processes.main else ()
+    missing = processes.broadcast([slide.name for slide in open_slides if not _is_mapped(slide, out, options)])
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
         for name in processes.share(missing):
@@ -118,7 +118,7 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
         classes=classes,
         scores=probabilities,
         overview=overview,
-        tissue=read_contours(slide.tissue, grid.width, grid.height),
+        tissue=read_polygons(slide.tissue)[0],
         facts={
             "format": slide.facts["format"],
             "tissue": f"{slide.facts['tissue']:.0%} of the area",
@@ -127,6 +127,7 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
         },
         slide_scores=pooled_scores(scored.table, slide.name, classes),
         top=_top_tiles(slide, tiles, probabilities, scorer, options),
+        note=embedded_caution(scorer),
         colours=colours,
     )
     write_page(folder / PAGE, slide_page(content))

@@ -10,6 +10,7 @@ import pandas as pd
 from clipit.artifacts import whole_file, write_record
 from clipit.config.data import SlidesConfig
 from clipit.distributed import get_processes
+from clipit.errors import DataError, shortlist
 from clipit.evaluation.slide_metrics import evaluate_slides
 from clipit.evaluation.slide_prompts import ENSEMBLE, PUBLISHED_DRAWS, score_prompts
 from clipit.evaluation.slide_scores import pool_slide, slide_table
@@ -84,10 +85,11 @@ def score_slides(
 
     Raises:
         ConfigError: The model does not state its resolution and none is given.
-        DataError: No slide can be used.
+        DataError: No slide can be used, or a label is no class of the model.
     """
     processes = get_processes()
     config, warnings = tiles_for(scorer, asked, given)
+    _check_labels(listed, scorer)
     if processes.main:
         for warning in warnings:
             logger.warning(warning)
@@ -123,6 +125,17 @@ def score_slides(
         facts["unreadable tiles"] = ", ".join(f"{name}: {count}" for name, count in sorted(damaged.items()))
     outcome = SlideOutcome(outcome.listed, outcome.prepared, (*outcome.failed, *unread))
     return ScoredSlides(outcome, prepared, config, table, facts, draws)
+
+
+def _check_labels(listed: SlideList, scorer: TileScorer) -> None:
+    """Check the labels of slides before anything is scored."""
+    odd = sorted({label for label in listed.labels if label} - set(scorer.classes))
+    if odd:
+        raise DataError(
+            f"labels that are no class of the model: {shortlist(odd)}; its classes are {', '.join(scorer.classes)}",
+            where=listed.where,
+            fix="correct the column label, empty it, or score with prompts for these classes",
+        )
 
 
 def write_report(

@@ -29,7 +29,6 @@ from clipit.read_ahead import read_ahead, reading_threads
 from clipit.slide_tasks.tile_scores import slide_folder
 from clipit.slides.prepare import FailedSlide, PreparedSlide, prepare_slides
 from clipit.tiles.slides import SlideList, failure_notes, slide_tiles
-from clipit.tiles.source import ALIASES
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,10 @@ def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
         DataError: No slide can be used.
     """
     results = prepare_slides(listed.slides, config)
+    own = {result.name: result for result in results if isinstance(result, FailedSlide)}
+    # A slide that one process could not read, of a network drive for example, is left out by all.
+    lost = {name: slide for part in reversed(get_processes().gather(own)) for name, slide in part.items()}
+    results = [lost.get(result.name, result) for result in results]
     failed = tuple(result for result in results if isinstance(result, FailedSlide))
     prepared = tuple(result for result in results if isinstance(result, PreparedSlide))
     if get_processes().main:
@@ -84,7 +87,6 @@ def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
 def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> pd.DataFrame:
     """Tabulate all slides of a list.
 
-    Splits are named train, validation and test, also where the list says `val` or `training`; other names are kept.
     Columns: slide, path, label, split, group, status (`ok` or `failed`), reason, tiles, mpp, width, height, format and
     tissue (share of the slide's area).
 
@@ -103,7 +105,7 @@ def slides_table(outcome: SlideOutcome, failed: Sequence[FailedSlide] = ()) -> p
                 "slide": slide.name,
                 "path": str(slide.path),
                 "label": listed.labels[number],
-                "split": ALIASES.get(listed.parts[number].lower(), listed.parts[number]),
+                "split": listed.parts[number],
                 "group": listed.groups[number],
                 "status": "failed" if slide.name in reasons else "ok",
                 "reason": reasons.get(slide.name, ""),
@@ -182,7 +184,7 @@ def _write_grid(slide: PreparedSlide, folder: Path) -> None:
 
 def thumbnail(slide: PreparedSlide) -> Image.Image:
     """Draw the outlines of the tissue and of the tiles over the overview of a slide."""
-    from clipit.slides.geojson import read_contours
+    from clipit.slides.geojson import read_polygons
 
     grid, downsample = slide.grid, float(slide.facts["overview_downsample"])
     with Image.open(slide.overview) as stored:
@@ -192,7 +194,7 @@ def thumbnail(slide: PreparedSlide) -> Image.Image:
     draw, factor = ImageDraw.Draw(image), scale / downsample
     for x, y in zip((grid.x * factor).tolist(), (grid.y * factor).tolist(), strict=True):
         draw.rectangle((x, y, x + grid.edge * factor, y + grid.edge * factor), outline=_TILE_LINE)
-    for polygon in read_contours(slide.tissue, grid.width, grid.height):
+    for polygon in read_polygons(slide.tissue)[0]:
         for ring in (polygon.exterior, *polygon.holes):
             draw.line([tuple(point) for point in (ring * factor).tolist()], fill=_TISSUE_LINE, width=2)
     return image

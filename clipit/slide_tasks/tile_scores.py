@@ -89,9 +89,8 @@ def score_tiles(
         ModelError: A score is not finite.
     """
     processes = get_processes()
-    open_slides = processes.broadcast(
-        [place for place, slide in enumerate(slides) if not _is_scored(slide, scorer, out)]
-    )
+    listed = enumerate(slides) if processes.main else ()
+    open_slides = processes.broadcast([place for place, slide in listed if not _is_scored(slide, scorer, out)])
     # The largest first, so that all processes end at about the same time.
     open_slides.sort(key=lambda place: (-len(slides[place].grid), place))
     total = sum(len(slides[place].grid) for place in open_slides)
@@ -164,6 +163,7 @@ def _score_slide(
             fix="score in float32, on another device, or check the model's weights",
         )
     if similarities:  # before the table of tiles, whose presence means that the slide is done
+        (slide_folder(out, slide.name) / TILES).unlink(missing_ok=True)  # of other prompts
         cells = slide.grid.cells[[row not in reasons for row in range(total)]]
         pooled = torch.cat(similarities).float().cpu().numpy()
         write_draws(slide_folder(out, slide.name), slide.name, pooled, cells, scorer.classes)

@@ -26,11 +26,7 @@ _PIXELS = "write the coordinates in pixels of the slide's full resolution (level
 
 
 def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
-    """Read the polygons of a GeoJSON file, in pixels of level 0.
-
-    A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
-    of them are read; the name is that of the class (QuPath's `classification`) or of the object. Points, lines, empty
-    geometries and rings without an area are left out and counted in the log.
+    """Read the contours that a user brings (`read_polygons`), and check that they are pixels of this slide.
 
     Args:
         path: GeoJSON file.
@@ -38,8 +34,23 @@ def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
         height: Height of the slide at level 0.
 
     Raises:
-        DataError: The file cannot be read, is not GeoJSON, has no polygon, or its coordinates are not pixels of this
-            slide (with a tolerance of 1 % at the borders).
+        DataError: The file cannot be read (`read_polygons`), or its coordinates are not pixels of this slide (with a
+            tolerance of 1 % at the borders).
+    """
+    polygons, system = read_polygons(path)
+    _check_place(polygons, width, height, path, system)
+    return polygons
+
+
+def read_polygons(path: Path) -> tuple[list[Polygon], str]:
+    """Read the polygons of a GeoJSON file, and the name of its coordinate system ("" without one).
+
+    A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
+    of them are read; the name is that of the class (QuPath's `classification`) or of the object. Points, lines, empty
+    geometries and rings without an area are left out and counted in the log.
+
+    Raises:
+        DataError: The file cannot be read, is not GeoJSON, or has no polygon.
     """
     dropped: Counter[str] = Counter()
     value = _read_json(path)
@@ -53,9 +64,7 @@ def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
         raise DataError(
             "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
         )
-    system = str(value.get("crs", "")) if isinstance(value, dict) else ""
-    _check_place(polygons, width, height, path, system)
-    return polygons
+    return polygons, str(value.get("crs", "")) if isinstance(value, dict) else ""
 
 
 def _read_json(path: Path) -> Any:

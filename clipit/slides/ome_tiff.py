@@ -92,7 +92,9 @@ class OmeTiff:
         return Image.fromarray(region)
 
     def _tile(self, page: Any, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Decode one internal tile or strip."""
+        """Decode one internal tile or strip; one without data is empty."""
+        if not page.databytecounts[index]:
+            return np.full((1, 1, 3), 255, dtype=np.uint8)
         try:
             with self._lock:  # the file handle has one position
                 self._file.filehandle.seek(page.dataoffsets[index])

@@ -48,9 +48,13 @@ def is_slide(path: Path) -> bool:
 
 
 def count_levels(path: Path) -> int:
-    """Return the number of levels that openslide finds in a file; 1 if it cannot read it or is not installed."""
+    """Return the number of levels of a slide; 1 if it cannot be read or the packages are not installed."""
     try:
         openslide = import_openslide()
+        if path.suffix.lower() in _TIFF and is_ome_tiff(path):
+            ome = OmeTiff(path)
+            ome.close()
+            return len(ome.levels)
         with openslide.OpenSlide(str(path)) as slide:
             return int(slide.level_count)
     except DataError:

@@ -31,7 +31,7 @@ class SlideList:
         slides: Names, files and stated micrometres per pixel.
         labels: Class names; "" for unlabelled slides.
         parts: Part names; "" if there are none.
-        groups: Patients; the name of the slide where unknown.
+        groups: Patients; "" where unknown.
         where: Folder or table.
         notes: Remarks on the list.
     """
@@ -61,6 +61,9 @@ def read_slides(config: TilesConfig) -> SourceTiles:
     images = slide_tiles([slide for _, slide in prepared])
     sizes = [len(slide.grid) for _, slide in prepared]
 
+    # A slide of an unknown patient is its own group, so that its tiles never cross splits.
+    groups = [group or slide.name for group, slide in zip(listed.groups, listed.slides, strict=True)]
+
     def per_tile(values: Sequence[str]) -> list[str]:
         return [values[row] for (row, _), size in zip(prepared, sizes, strict=True) for _ in range(size)]
 
@@ -69,7 +72,7 @@ def read_slides(config: TilesConfig) -> SourceTiles:
         ids=images.ids,
         labels=per_tile(listed.labels),
         parts=per_tile(listed.parts),
-        groups=per_tile(listed.groups),
+        groups=per_tile(groups),
         mpp=[section.mpp] * len(images),
         stamps=images.stamps,
         reader=images.reader,
@@ -171,7 +174,7 @@ def list_slides(config: TilesConfig) -> SlideList:
         return _slides_of_table(path, config)
     if is_slide(path) and path.is_file():
         slide = SlidePath(slide_name(path), path, config.mpp)
-        return SlideList([slide], [""], [""], [slide.name], str(path))
+        return SlideList([slide], [""], [""], [""], str(path))
     raise DataError(
         "no folder or table of slides",
         where=path,
@@ -204,8 +207,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     others = [file for file in found if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
     notes = (f"{len(others)} files are no slides and were skipped: {shortlist([f.name for f in others], 3)}",)
     empty = [""] * len(slides)
-    names = [slide.name for slide in slides]
-    return SlideList(slides, empty, empty, names, str(folder), notes if others else ())
+    return SlideList(slides, empty, empty, empty, str(folder), notes if others else ())
 
 
 def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
@@ -233,8 +235,6 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
         SlidePath(name, file, config.mpp if np.isnan(mpp) else mpp)
         for name, file, mpp in zip(names, files, stated, strict=True)
     ]
-    # A slide without a patient is its own group, so that its tiles never cross splits.
-    groups = [group or name for group, name in zip(groups, names, strict=True)]
     return SlideList(slides, labels, parts, groups, str(path), (*label_notes, *group_notes))
 
 

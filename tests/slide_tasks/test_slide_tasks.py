@@ -362,3 +362,22 @@ def test_label_and_macro_images_are_never_read(
     clipit.tile_slides(real_slide, tmp_path / "tiles", extras=("png", "h5"), **options)
     result = clipit.score_slides(real_slide, tmp_path / "maps", classifier=models / "run", maps=True, top=1, **options)
     assert (result.folder / "slides" / real_slide.stem / "index.html").is_file()
+
+
+def test_labels_that_are_no_class_are_found_before_anything_is_scored(
+    models: Path, slides: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(slides)
+    table["label"] = table["label"].replace("stroma", "stomra")
+    table.to_csv(tmp_path / "typo.csv", index=False)
+    with pytest.raises(DataError, match=r"labels that are no class of the model: stomra; its classes are gland"):
+        clipit.score_slides(tmp_path / "typo.csv", tmp_path / "out", classifier=models / "run", images=slides.parent)
+    assert not list((tmp_path / "out").glob("slides/*"))
+
+
+def test_slides_of_unknown_patients_are_counted_as_such(models: Path, slides: Path, tmp_path: Path) -> None:
+    pd.read_csv(slides).drop(columns="group").to_csv(tmp_path / "alone.csv", index=False)
+    result = clipit.score_slides(
+        tmp_path / "alone.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
+    )
+    assert "Slides of unknown patients, each counted as a patient of its own: 4" in result.text

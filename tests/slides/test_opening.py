@@ -12,7 +12,7 @@ from PIL import Image
 from slide_files import PINK, picture, write_ome, write_slide
 
 from clipit.errors import DataError
-from clipit.slides.opening import open_slide, resolve_mpp, slide_name, white_below
+from clipit.slides.opening import count_levels, open_slide, resolve_mpp, slide_name, white_below
 
 REAL = "slides"
 
@@ -169,3 +169,13 @@ def test_an_image_that_is_stored_in_one_part_is_refused_if_it_is_large(
     )
     with pytest.raises(DataError, match="not stored in small tiles, but in parts of 64 x 64 pixels"):
         open_slide(path)
+
+
+def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp_path: Path) -> None:
+    assert count_levels(write_ome(tmp_path / "a.ome.tiff", picture(), levels=3)) == 3
+    assert count_levels(write_slide(tmp_path / "b.tiff", picture(), levels=2)) == 2
+    (tmp_path / "c.tiff").write_bytes(b"nothing")
+    assert count_levels(tmp_path / "c.tiff") == 1
+    slide = open_slide(tmp_path / "a.ome.tiff")
+    slide._pages[0].databytecounts = (0, *slide._pages[0].databytecounts[1:])  # type: ignore[attr-defined]
+    assert (np.asarray(slide.read_region(0, 0, 0, 64, 64)) == 255).all()

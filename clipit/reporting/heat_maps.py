@@ -81,7 +81,7 @@ def write_overlays(
     """
     colours = class_colours(len(classes)) if colours is None else colours
     means = heat_map(grid, scores, grid.step)
-    small = overview.convert("RGB")
+    small = overview.convert("L").convert("RGB")  # grey, so that the colours are those of the legend
     small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     paths = {"": folder / "classes.png"}
     save_plot(_plot_classes(small, grid, means, classes, colours), paths[""], _COMPRESSION)

@@ -71,12 +71,24 @@ def open_inputs(
     sets = []
     for path in inputs:
         if path in tables:
-            sets.append(table_images(path, images, path_column, id_column))
+            listed = table_images(path, images, path_column, id_column)
+            _refuse_slides(path, listed)
+            sets.append(listed)
         elif slides is not None and is_slide_input(path):
             sets.append(tiles_of_slide(path, slides, slide_mpp))
         else:
             sets.append(open_images(path))
     return join_images(sets)
+
+
+def _refuse_slides(path: Path, listed: ImageSet) -> None:
+    """Refuse a table of slides, each of which would be predicted as one small picture."""
+    if is_slide_input(Path(listed.reader.where(0))):
+        raise DataError(
+            f"the table names slides, such as {listed.ids[0]}, not images of tiles",
+            where=path,
+            fix="score them with clipit slides score, or name the slides or their folder in place of the table",
+        )
 
 
 def read_prompts(prompts: str | None, classes: str | None) -> PromptSet | None:

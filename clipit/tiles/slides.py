@@ -218,6 +218,13 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     named = file_column in table.names and name_column in table.names
     columns = {**config.columns, "path": file_column if file_column in table.names else name_column}
     columns.pop("id", None)
+    if columns["path"] not in table.names:
+        raise DataError(
+            f"no column {name_column} or {file_column} with the files of the slides; the table has: "
+            f"{', '.join(table.names) or 'none'}",
+            where=path,
+            fix=f"name the column {name_column}, or map it in tiles.columns (path: its name)",
+        )
     if named:
         columns["id"] = name_column
     wanted = ("path", "label", "split", "group", "mpp", *(["id"] if named else []))
@@ -235,7 +242,10 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
         SlidePath(name, file, config.mpp if np.isnan(mpp) else mpp)
         for name, file, mpp in zip(names, files, stated, strict=True)
     ]
-    return SlideList(slides, labels, parts, groups, str(path), (*label_notes, *group_notes))
+    used = {name_column, file_column, *(columns.get(name, name) for name in ("label", "split", "group", "mpp")), "mask"}
+    unused = [name for name in table.names if name not in used]
+    notes = (f"columns that are not used: {shortlist(unused)}",) if unused else ()
+    return SlideList(slides, labels, parts, groups, str(path), (*label_notes, *group_notes, *notes))
 
 
 def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
@@ -264,7 +274,8 @@ def _find_files(cells: Sequence[str], root: Path, table: Path) -> list[Path]:
         raise DataError(
             f"{len(missing)} of {len(cells)} slides do not exist in {root}: {shortlist(missing)}",
             where=table,
-            fix="correct the column slide (or path), or set tiles.images to the folder of the slides",
+            fix="correct the column slide (or path), or set tiles.images (clipit slides: --images) to the folder of "
+            "the slides",
         )
     return files
 

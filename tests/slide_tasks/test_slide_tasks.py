@@ -122,6 +122,9 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
     scored = pd.read_parquet(mapped.folder / "slides/s1/tiles.parquet")
     assert result.predictions["id"].tolist() == scored["id"].tolist()
     assert np.allclose(result.predictions[f"p_{CLASSES[0]}"], scored[f"score_{CLASSES[0]}"], atol=1e-5)
+    pd.DataFrame({"path": ["s1.tiff"]}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"the table names slides, such as s1.tiff[\s\S]*clipit slides score"):
+        clipit.predict(models / "run", tmp_path / "t.csv", tmp_path / "q.csv", images=slides.parent)
     with pytest.raises(ConfigError, match="only slides have use for --mpp"):
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
 

@@ -9,7 +9,7 @@ from slide_files import picture, write_slide
 from clipit.config.data import LabelsConfig, SlidesConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.load import read_tiles
-from clipit.tiles.slides import is_slide_input
+from clipit.tiles.slides import is_slide_input, list_slides
 
 
 def write_table(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -109,3 +109,13 @@ def test_a_folder_is_one_of_slides_if_all_its_tiffs_have_levels(tmp_path: Path) 
     assert is_slide_input(tmp_path / "slides") and is_slide_input(tmp_path / "slides/a.tiff")
     write_slide(tmp_path / "slides/flat.tiff", picture(), levels=1)
     assert not is_slide_input(tmp_path / "slides") and not is_slide_input(tmp_path / "slides/flat.tiff")
+
+
+def test_columns_without_a_meaning_are_noted_and_missing_ones_named(tmp_path: Path) -> None:
+    write_slides(tmp_path, a=1.0)
+    table = write_table(tmp_path / "slides.csv", [{"slide": "a", "labels": "x", "mask": "m.png"}])
+    unlabelled = LabelsConfig(kind="none")
+    assert list_slides(section(table, labels=unlabelled)).notes == ("columns that are not used: labels",)
+    write_table(table, [{"name": "a", "label": "x"}])
+    with pytest.raises(DataError, match="no column slide or path with the files of the slides; the table has: name"):
+        list_slides(section(table, labels=unlabelled))

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -105,6 +105,8 @@ def compare_slides(
         scored = score_slides(listed, scorer, asked, given, place, options.scoring)
         write_report(scored, scorer, place)
         run = ComparedRun(arm, seed, folder, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
+        if arms:  # the places of the tiles are needed once, not for each run
+            scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))
         arms.append(_ScoredArm(run, scored, embedded_caution(scorer)))
         if scorer.device.type == "cuda":
             del scorer

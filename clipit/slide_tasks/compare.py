@@ -97,7 +97,7 @@ def compare_slides(
     """
     if "mpp" not in given:
         _check_resolution(runs, vlm)
-    arms = []
+    arms: list[_ScoredArm] = []
     for arm, seed, folder, name, open_scorer in _models(runs, vlm, options):
         if get_processes().main:
             logger.info(f"{name}:")

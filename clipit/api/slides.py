@@ -210,16 +210,16 @@ def score_slides(
         DataError: No slide can be used, or a package that reads slides is missing.
         ModelError: The model cannot be loaded, or does not support zero-shot classification.
     """
+    from clipit.runs.prediction_chunks import PredictionOptions
     from clipit.slide_tasks.inputs import list_inputs
     from clipit.slide_tasks.score import score_slides as score
     from clipit.slide_tasks.score import write_report
-    from clipit.slide_tasks.tile_scores import ScoringOptions
 
     folder = expand_home(Path(out))
     asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
     listed = list_inputs(_paths(slides), mpp, None if images is None else expand_home(Path(images)))
     scorer = open_scorer(classifier, prompts, classes, vlm, device, bf16, trust_remote_code)
-    scored = score(listed, scorer, asked, given, folder, ScoringOptions(batch_size, workers))
+    scored = score(listed, scorer, asked, given, folder, PredictionOptions(batch_size, workers))
     pages = None
     if maps:
         from clipit.slide_tasks.map import MapOptions, map_slides
@@ -289,11 +289,11 @@ def compare_slides(
         ModelError: A model cannot be loaded.
     """
     from clipit.distributed import get_processes
+    from clipit.runs.prediction_chunks import PredictionOptions
     from clipit.slide_tasks.compare import ComparisonOptions
     from clipit.slide_tasks.compare import compare_slides as compare
     from clipit.slide_tasks.inputs import list_inputs
     from clipit.slide_tasks.slide_runs import check_comparison, find_runs
-    from clipit.slide_tasks.tile_scores import ScoringOptions
 
     folder = expand_home(Path(out))
     asked, given = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
@@ -305,7 +305,7 @@ def compare_slides(
         for note in notes:
             logger.info(f"note: {note}")
     scorer = None if vlm is None else open_scorer(None, prompts, None, vlm, device, bf16, trust_remote_code)
-    options = ComparisonOptions(reference, ScoringOptions(batch_size, workers), device, bf16, trust_remote_code)
+    options = ComparisonOptions(reference, PredictionOptions(batch_size, workers), device, bf16, trust_remote_code)
     report = compare(listed, found, scorer, asked, given, folder, options)
     return SlideCompareResult(folder, report.text, report.page)
 

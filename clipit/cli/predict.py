@@ -7,6 +7,7 @@ page with the most and least certain images, and a list of the images that could
 import argparse
 from typing import TYPE_CHECKING
 
+from clipit.config.computing_options import add_computing_options
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
 
@@ -67,28 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="UM",
         help="micrometres per pixel of tiles of slides (default: those that the classifier was trained on)",
     )
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="images per batch (default: 64)")
-    parser.add_argument(
-        "--workers",
-        type=_positive,
-        default=0,
-        metavar="N",
-        help="threads that read images beside the model (default: one per core, at most 8)",
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on GPUs, less precise")
     parser.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that new prompts need")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that defines the backbone or the VLM"
-    )
+    add_computing_options(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def _report(result: "PredictResult") -> str:

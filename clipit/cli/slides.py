@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from clipit.config.computing_options import add_computing_options, positive
 from clipit.config.paths import option_path
 from clipit.errors import user_errors
 
@@ -76,7 +77,7 @@ def draw_maps(arguments: list[str]) -> None:
         help="show the snippets of this configuration's reports that are nearest to the top tiles",
     )
     parser.add_argument(
-        "--top", type=_positive, default=8, metavar="N", help="tiles shown per class on a slide's page (default: 8)"
+        "--top", type=positive, default=8, metavar="N", help="tiles shown per class on a slide's page (default: 8)"
     )
     options = vars(parser.parse_args(arguments))
     from clipit.api.slides import score_slides
@@ -105,7 +106,7 @@ def compare(arguments: list[str]) -> None:
     zero_shot = parser.add_argument_group("zero-shot VLM as a further arm")
     zero_shot.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM")
     zero_shot.add_argument("--prompts", metavar="NAME", help="prompt file or packaged set with the same classes")
-    _add_computing(parser.add_argument_group("computing"))
+    add_computing_options(parser.add_argument_group("computing"))
     options = vars(parser.parse_args(arguments))
     from clipit.api.slides import compare_slides
 
@@ -144,7 +145,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     grid.add_argument(
         "--tile-pixels",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="edge of a tile in pixels (default: the model's; `tile`: 224)",
     )
@@ -174,26 +175,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--classes", metavar='"A; B"', help="score zero-shot with these class names, which are their own prompts"
     )
     model.add_argument("--vlm", metavar="NAME", help="name or folder of the VLM that prompts need")
-    _add_computing(model)
-
-
-def _add_computing(model: "argparse._ArgumentGroup") -> None:
-    model.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="tiles per batch (default: 64)")
-    model.add_argument(
-        "--workers", type=_positive, default=0, metavar="N", help="threads that read tiles (default: one per core)"
-    )
-    model.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    model.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster on GPUs, less precise")
-    model.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that defines the backbone or the VLM"
-    )
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    add_computing_options(model)
 
 
 def _print(text: Any) -> None:

@@ -36,7 +36,7 @@ Read = UInt8[np.ndarray, "3 h w"] | Unreadable
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How images are read and batched.
+    """How images, or tiles of slides, are read and batched.
 
     Attributes:
         batch_size: Images per batch.

@@ -17,12 +17,12 @@ from clipit.evaluation.slide_arms import SlideComparison, compare_slide_arms
 from clipit.reporting.html import write_page
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 from clipit.runs.predict import open_exported
+from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.slide_tasks.score import PAGE as SCORES_PAGE
 from clipit.slide_tasks.score import ScoredSlides, SlideReport, embedded_caution, score_slides, write_report
 from clipit.slide_tasks.scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.slide_runs import ZERO_SHOT, SlideRun
 from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_table
-from clipit.slide_tasks.tile_scores import ScoringOptions
 from clipit.slides.prepare import FailedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, package_version, versions
@@ -50,7 +50,7 @@ class ComparisonOptions:
     """
 
     reference: str
-    scoring: ScoringOptions
+    scoring: PredictionOptions
     device: str | None = None
     bf16: bool = False
     trust_remote_code: bool = False

@@ -18,11 +18,12 @@ from clipit.models.vlm import load_vlm
 from clipit.prompts.prompt_set import load_prompts
 from clipit.reporting.tables import markdown_table
 from clipit.runs.predict import open_exported
+from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.slide_tasks.inputs import list_inputs
 from clipit.slide_tasks.map import PAGE, MapOptions, map_slides
 from clipit.slide_tasks.score import score_slides, write_report
 from clipit.slide_tasks.scorer import TileScorer, classifier_scorer, vlm_scorer
-from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores
+from clipit.slide_tasks.tile_scores import read_scores
 from clipit.slides.prepare import PreparedSlide
 from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slides import SLIDES, SlideWorldConfig, ensure_slides
@@ -55,7 +56,7 @@ def demo_slides(run: Path, out: Path) -> str:
     rows: list[list[object]] = []
     for name, scorer in scorers.items():
         folder = out / name
-        scored = score_slides(listed, scorer, asked, (), folder, ScoringOptions())
+        scored = score_slides(listed, scorer, asked, (), folder, PredictionOptions())
         pages = map_slides(replace(scored, prepared=scored.prepared[:1]), scorer, folder, MapOptions())
         write_report(scored, scorer, folder, pages)
         found = _agreement(scored.prepared, scorer, folder, world)

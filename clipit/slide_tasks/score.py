@@ -17,10 +17,11 @@ from clipit.evaluation.slide_scores import pool_slide, slide_table
 from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
+from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.slide_tasks.prompt_draws import read_draws, split_draws
 from clipit.slide_tasks.scorer import TileScorer, tiles_for
 from clipit.slide_tasks.tile import SlideOutcome, open_slides, slides_table, write_slides_table
-from clipit.slide_tasks.tile_scores import ScoringOptions, read_scores, score_tiles, slide_folder
+from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folder
 from clipit.slides.prepare import PreparedSlide
 from clipit.tiles.slides import SlideList
 from clipit.versions import git_commit, versions
@@ -71,7 +72,7 @@ def score_slides(
     asked: SlidesConfig,
     given: Sequence[str],
     out: Path,
-    options: ScoringOptions,
+    options: PredictionOptions,
 ) -> ScoredSlides:
     """Score the tiles of all slides and pool them; called by all processes, which share the slides out.
 

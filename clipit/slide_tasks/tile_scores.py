@@ -20,6 +20,7 @@ from clipit.images import Unreadable, attempt
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
+from clipit.runs.prediction_chunks import PredictionOptions
 from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
 from clipit.slide_tasks.scorer import TileScorer
 from clipit.slides.grid import SlideGrid
@@ -50,26 +51,13 @@ class TileScores:
     unreadable: int
 
 
-@dataclass(frozen=True)
-class ScoringOptions:
-    """How tiles are read and batched.
-
-    Attributes:
-        batch_size: Tiles per batch.
-        workers: Threads that read tiles beside the model; 0: one per core, at most 8.
-    """
-
-    batch_size: int = 64
-    workers: int = 0
-
-
 def slide_folder(out: Path, slide: str) -> Path:
     """Return the folder of a slide's files."""
     return out / "slides" / slide
 
 
 def score_tiles(
-    slides: Sequence[PreparedSlide], scorer: TileScorer, out: Path, options: ScoringOptions
+    slides: Sequence[PreparedSlide], scorer: TileScorer, out: Path, options: PredictionOptions
 ) -> list[FailedSlide]:
     """Score the tiles of all slides; called by all processes, which share the slides out.
 

@@ -1,0 +1,1 @@
+"""Several annotators per tile: their labels, their agreement, and a consensus."""

@@ -1,0 +1,1 @@
+"""Labels of slides and patients: multiple-instance learning on stored features."""

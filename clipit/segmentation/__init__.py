@@ -1,0 +1,1 @@
+"""Segmentation of tiles: zero-shot, with few masks, and with a U-Net as a baseline."""

@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "concepts.md"
 START, END = "<!-- map: python -m tools.package_map -->", "<!-- end of map -->"
 ROOMS = (
-    "config", "slides", "annotators", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation", "reporting",
-    "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "mil", "segmentation", "doctor", "api",
-    "cli",
+    "config", "slides", "annotators", "models", "tiles", "reports", "prompts", "synthetic", "stores", "evaluation",
+    "reporting", "pairing", "workspace", "training", "runs", "comparison", "studies", "sweeps", "slide_tasks", "mil",
+    "segmentation", "doctor", "api", "cli",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from clipit.models.loading import (
     require_files,
 )
 from clipit.models.preprocess import preprocess_from_transformers
+from clipit.models.token_grids import square_grid
 from clipit.models.towers import Towers, transformers_token_counter, transformers_tokenise
 from clipit.models.weights import mismatches
 
@@ -84,7 +85,15 @@ def clip_towers(source: str) -> Towers:
         text=lambda tokens: _projected(model.get_text_features(**tokens)),
         raw=lambda pixels: model.vision_model(pixel_values=pixels).pooler_output,
         raw_dim=int(model.config.vision_config.hidden_size),
+        tokens=lambda pixels: _patch_tokens(model, pixels),
     )
+
+
+def _patch_tokens(model: Any, pixels: Tensor) -> Tensor:
+    """Return patch tokens, normalised and projected as the class token is."""
+    hidden = model.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
+    projected: Tensor = model.visual_projection(model.vision_model.post_layernorm(hidden))
+    return square_grid(projected, "the CLIP model")
 
 
 def _projected(output: Any) -> Tensor:

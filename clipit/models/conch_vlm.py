@@ -17,6 +17,7 @@ from clipit.errors import ModelError, shortlist
 from clipit.models.loading import checkpoint_file, foreign_errors, optional_module
 from clipit.models.preprocess import Preprocess
 from clipit.models.specs import OPENAI_MEAN, OPENAI_STD, ModelSpec
+from clipit.models.token_grids import trunk_grid
 from clipit.models.towers import Towers, transformers_token_counter
 from clipit.models.weights import read_tensors
 
@@ -83,7 +84,16 @@ def conch_towers(spec: ModelSpec, path: Path | None) -> Towers:
         text=lambda tokens: model.encode_text(tokens["text"], normalize=False),
         raw=lambda pixels: model.encode_image(pixels, normalize=False, proj_contrast=False),
         raw_dim=int(model.visual.ln_contrast.normalized_shape[0]),
+        tokens=lambda pixels: patch_tokens(model.visual, pixels),
     )
+
+
+def patch_tokens(visual: Any, pixels: Tensor) -> Tensor:
+    """Return patch tokens [b,h,w,d] of the joint space: the contrastive pooling attends to one token at a time."""
+    grid = trunk_grid(visual.trunk, pixels)
+    alone = visual.attn_pool_contrast(grid.flatten(0, 2)[:, None])[:, 0]
+    projected: Tensor = visual.ln_contrast(alone) @ visual.proj_contrast
+    return projected.reshape(*grid.shape[:3], -1)
 
 
 def conch_tokenizer() -> Any:

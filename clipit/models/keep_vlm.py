@@ -3,14 +3,18 @@
 Tested with code and files in the layout of the release and random weights; not tested with the released weights.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from torch import Tensor
 
 from clipit.errors import ModelError, shortlist
 from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, foreign_errors, hub_file, read_json, require_files
 from clipit.models.preprocess import preprocess_from_spec
 from clipit.models.specs import ModelSpec
+from clipit.models.token_grids import pool_each, trunk_grid
 from clipit.models.towers import Towers, transformers_token_counter, transformers_tokenise
 from clipit.models.weights import read_tensors
 
@@ -82,7 +86,15 @@ def keep_towers(spec: ModelSpec, path: Path | None, trust_remote_code: bool) -> 
         text=lambda tokens: model.encode_text(dict(tokens)),
         raw=model.visual,
         raw_dim=int(model.visual.num_features),
+        tokens=_tokens(model),
     )
+
+
+def _tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """Return a function to projected patch tokens, if the image tower is a timm model with a head like KEEP's."""
+    if not (hasattr(model.visual, "forward_features") and hasattr(model, "visual_head")):
+        return None
+    return lambda pixels: model.visual_head(pool_each(model.visual, trunk_grid(model.visual, pixels)))
 
 
 def _build(source: str) -> Any:

@@ -13,6 +13,7 @@ from clipit.models.loading import CLIP_WEIGHTS, TOKENIZER_FILES, TOKENIZER_RULES
 from clipit.models.preprocess import preprocess_from_open_clip
 from clipit.models.remote_code import check_tokenizer_options, text_config
 from clipit.models.specs import ModelSpec
+from clipit.models.token_grids import open_clip_tokens
 from clipit.models.towers import Towers
 
 CONFIG = "open_clip_config.json"
@@ -200,6 +201,7 @@ def _load(
         text=lambda tokens: model.encode_text(tokens["text"], normalize=False),
         raw=raw,
         raw_dim=raw_dim,
+        tokens=open_clip_tokens(model.visual),
     )
 
 

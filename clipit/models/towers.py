@@ -58,6 +58,8 @@ class Towers:
         text: Tokens to un-normalised embeddings [b,d] of the joint space.
         raw: Normalised pixels to pooled features [b,raw_dim] before the projection; None if the model has none.
         raw_dim: Dimension of the `raw` features; None if the model has none.
+        tokens: Normalised pixels to un-normalised patch tokens [b,h,w,d] of the joint space; None if the model has
+            none.
         is_image_weight: Whether a weight of `module`, given its name, belongs to the image tower.
     """
 
@@ -73,4 +75,5 @@ class Towers:
     text: Callable[[Tokens], Tensor]
     raw: Callable[[Tensor], Tensor] | None = None
     raw_dim: int | None = None
+    tokens: Callable[[Tensor], Tensor] | None = None
     is_image_weight: Callable[[str], bool] = _starts_with_vis

@@ -15,6 +15,7 @@ from clipit.models.open_clip_vlm import TRUST, has_quick_gelu
 from clipit.models.preprocess import Preprocess
 from clipit.models.remote_code import guard_remote_code
 from clipit.models.specs import check_spec
+from clipit.models.token_grids import no_tokens
 from clipit.models.towers import Towers
 from clipit.models.vlm_sources import named_towers, unnamed_towers
 from clipit.models.vlm_specs import VLMS
@@ -129,6 +130,17 @@ class VLM:
             encode = self.towers.raw if space == "raw" and self.towers.raw else self.towers.image
             embeddings = encode(self.preprocess.normalise(pixels.to(self.device)))
         return embeddings.float().clone()  # cloned, because an inference tensor cannot be a training target
+
+    def tokens_of(self, pixels: Float[torch.Tensor, "b 3 s s"]) -> Float[torch.Tensor, "b h w d"]:
+        """Encode normalised pixels as un-normalised float32 patch tokens of the joint space.
+
+        Raises:
+            ModelError: The VLM gives no patch tokens.
+        """
+        if self.towers.tokens is None:
+            raise no_tokens(self.name, "its pooling and projection cannot be applied to single patches")
+        with self._autocast():
+            return self.towers.tokens(pixels).float()
 
     def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> Float[torch.Tensor, "b d"]:
         """Encode texts as un-normalised float32 embeddings.

@@ -1,0 +1,135 @@
+"""Patch tokens of frozen models: one vector per patch of an image, of a VLM, a backbone or a classifier."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from clipit.artifacts import fingerprint
+from clipit.errors import ModelError, is_out_of_memory
+from clipit.models.token_grids import no_tokens, trunk_grid
+
+if TYPE_CHECKING:
+    from clipit.models.backbones import Backbone
+    from clipit.models.inference import Classifier
+    from clipit.models.preprocess import Preprocess
+    from clipit.models.vlm import VLM
+
+
+@dataclass(frozen=True)
+class PatchTokens:
+    """A frozen model that gives patch tokens.
+
+    Attributes:
+        name: Name for tables.
+        kind: Kind of model; tokens of a `vlm` are in the joint space of images and texts.
+        preprocess: Preprocessing of the model, whose `size` is the edge of its input.
+        side: Tokens along one edge of the input.
+        dim: Length of a token.
+        mpp: Micrometres per pixel of its training tiles; None if unknown.
+        fingerprint: Fingerprint of weights, preprocessing and precision.
+        device: Device of the model.
+        compute: Normalised pixels [b,3,s,s] to tokens [b,side,side,dim].
+    """
+
+    name: str
+    kind: Literal["vlm", "backbone", "classifier"]
+    preprocess: "Preprocess"
+    side: int
+    dim: int
+    mpp: float | None
+    fingerprint: str
+    device: torch.device
+    compute: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
+
+    def encode(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b side side dim"]:
+        """Encode square images of the model's input size as un-normalised float32 tokens.
+
+        Raises:
+            ModelError: The images do not have the model's input size.
+        """
+        size = self.preprocess.size
+        if tuple(pixels.shape[-2:]) != (size, size):
+            raise ModelError(
+                f"expected images of {size} x {size} pixels, got {tuple(pixels.shape[-2:])}",
+                where=self.name,
+                fix="cut larger images into windows of this size",
+            )
+        with torch.inference_mode():
+            tokens = self.compute(self.preprocess.normalise(pixels.to(self.device)))
+        return tokens.float().clone()
+
+
+def vlm_tokens(vlm: "VLM") -> PatchTokens:
+    """Return the patch tokens of a VLM, projected into its joint space as its image embeddings are.
+
+    Raises:
+        ModelError: The VLM gives no patch tokens.
+    """
+    side, dim = _probe(vlm.tokens_of, vlm.preprocess.size, vlm.device, vlm.name)
+    if dim != vlm.joint_dim:
+        raise no_tokens(vlm.name, f"they have {dim} dimensions, the joint space {vlm.joint_dim}")
+    identity = fingerprint([vlm.fingerprint, vlm.precision])
+    return PatchTokens(
+        vlm.name, "vlm", vlm.preprocess, side, dim, vlm.expected_mpp, identity, vlm.device, vlm.tokens_of
+    )
+
+
+def backbone_tokens(backbone: "Backbone") -> PatchTokens:
+    """Return the patch tokens of a backbone, before its pooling.
+
+    Raises:
+        ModelError: The backbone gives neither patch tokens nor a feature map.
+    """
+    device = next(backbone.module.parameters()).device
+    compute = _grid_function(backbone.module)
+    side, dim = _probe(compute, backbone.preprocess.size, device, backbone.name)
+    return PatchTokens(
+        backbone.public_name, "backbone", backbone.preprocess, side, dim, backbone.expected_mpp, backbone.fingerprint,
+        device, compute,
+    )  # fmt: skip
+
+
+def classifier_tokens(classifier: "Classifier") -> PatchTokens:
+    """Return the patch tokens of a classifier's backbone, adapter included, before its pooling and heads.
+
+    Raises:
+        ModelError: The backbone gives neither patch tokens nor a feature map.
+    """
+    spec, module = classifier.spec, classifier.network.backbone
+    inner = _grid_function(module)
+
+    def compute(pixels: Tensor) -> Tensor:
+        return inner(pixels.to(classifier.dtype))
+
+    name = f"classifier {spec.provenance.get('run', 'unknown')}"
+    side, dim = _probe(compute, spec.preprocess.size, classifier.device, name)
+    identity = fingerprint([dict(spec.files), str(classifier.dtype)])
+    return PatchTokens(name, "classifier", spec.preprocess, side, dim, spec.mpp, identity, classifier.device, compute)
+
+
+def _grid_function(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda pixels: trunk_grid(module, pixels)
+
+
+def _probe(compute: Callable[[Tensor], Tensor], size: int, device: torch.device, name: str) -> tuple[int, int]:
+    """Run a model once, and return the tokens along an edge and their length.
+
+    Raises:
+        ModelError: The model gives no square grid of tokens.
+    """
+    try:
+        with torch.inference_mode():
+            tokens = compute(torch.zeros(1, 3, size, size, device=device))
+    except ModelError:
+        raise
+    except Exception as error:  # of foreign models, whose layers may not fit
+        if is_out_of_memory(error):
+            raise
+        raise no_tokens(name, " ".join(str(error).split())[:200]) from error
+    if tokens.ndim != 4 or tokens.shape[1] != tokens.shape[2]:
+        raise no_tokens(name, f"its features of shape {tuple(tokens.shape)} are not a square grid")
+    return int(tokens.shape[1]), int(tokens.shape[3])

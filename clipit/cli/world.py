@@ -21,8 +21,9 @@ def main() -> None:
         action="append",
         default=[],
         metavar="KEY=SHARE",
-        help="with --cases: further reports of the same cases, such as `--variant reported=0.25 wrong=0.4`, which "
-        "writes reports_reported0.25_wrong0.4.jsonl; keys: reported, silent, wrong, earlier; may be repeated",
+        help="with --cases or --reports: further reports of the same patients, such as "
+        "`--variant reported=0.25 wrong=0.4`, which writes reports_reported0.25_wrong0.4.jsonl; keys: "
+        "reported, silent, wrong, earlier; may be repeated",
     )
     parser.add_argument(
         "--slides",
@@ -31,13 +32,18 @@ def main() -> None:
         help="write whole slides with exact masks instead: N each for train, validation and test",
     )
     parser.add_argument(
+        "--reports",
+        action="store_true",
+        help="with --slides: a report per patient, and tumours with a molecular status that reports state",
+    )
+    parser.add_argument(
         "--size", type=int, default=None, metavar="PIXELS", help="with --slides: edge of a slide, 1 µm per pixel (1536)"
     )
     arguments = parser.parse_args()
     with user_errors():
         _check_options(arguments)
         if arguments.slides is not None:
-            folder = _write_slides(arguments.output, arguments.seed, arguments.slides, arguments.size)
+            folder = _write_slides(arguments)
         elif arguments.cases:
             from clipit.synthetic.case_world import add_variants, check_variants, ensure_case_world
             from clipit.synthetic.cases import CaseWorldConfig
@@ -65,26 +71,39 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "slides and cases are different worlds", where="--slides", fix="leave out --cases or --slides"
         )
-    if arguments.variant and not arguments.cases:
-        raise ConfigError("only a world of cases has variants", where="--variant", fix="add --cases")
+    if arguments.variant and not (arguments.cases or arguments.reports):
+        raise ConfigError(
+            "only worlds with reports of their patients have variants",
+            where="--variant",
+            fix="add --cases or --reports",
+        )
+    if arguments.reports and arguments.slides is None:
+        raise ConfigError(
+            "--reports is for worlds of slides; other worlds always have reports",
+            where="--reports",
+            fix="add --slides N",
+        )
     if arguments.size is not None and arguments.slides is None:
         raise ConfigError("only slides have a size", where="--size", fix="add --slides N")
 
 
-def _write_slides(folder: Path, seed: int, count: int, size: int | None) -> Path:
+def _write_slides(arguments: argparse.Namespace) -> Path:
     from pydantic import ValidationError
 
+    from clipit.synthetic.case_world import check_variants
+    from clipit.synthetic.reported_slides import ReportedSlidesConfig, add_slide_variants, ensure_reported_slides
     from clipit.synthetic.slides import SlideWorldConfig, ensure_slides
 
+    count = arguments.slides
     keys = {
-        "seed": seed,
+        "seed": arguments.seed,
         "train": count,
         "validation": count,
         "test": count,
-        **({} if size is None else {"size": size}),
+        **({} if arguments.size is None else {"size": arguments.size}),
     }
     try:
-        config = SlideWorldConfig.model_validate(keys)
+        config = (ReportedSlidesConfig if arguments.reports else SlideWorldConfig).model_validate(keys)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
         raise ConfigError(
@@ -92,4 +111,9 @@ def _write_slides(folder: Path, seed: int, count: int, size: int | None) -> Path
             where="--slides, --size or --seed",
             fix="use a positive number of slides, a size from 256 to 8192 in steps of 64, and a seed from 0",
         ) from error
-    return ensure_slides(folder, config)
+    if not isinstance(config, ReportedSlidesConfig):
+        return ensure_slides(arguments.output, config)
+    check_variants(config, arguments.variant)  # writing the world takes a while
+    folder = ensure_reported_slides(arguments.output, config)
+    add_slide_variants(folder, config, arguments.variant)
+    return folder

@@ -1,13 +1,14 @@
 """Write the reports of a case world: they describe the case's tissues and state its molecular status, or not."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from clipit.config.data import Section
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.cases import Case, CaseWorldConfig, draw_case_part
 from clipit.synthetic.corpora import diagnosis_line, diagnosis_name, microscopic_sentence
@@ -44,6 +45,23 @@ class OwnReport:
     """Status that the report states, right or wrong; empty if it states none."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Settings of a world's reports, as described in `CaseWorldConfig`."""
+
+    seed: int
+    reported: float
+    earlier: float
+    silent: float
+    wrong: float
+    noise: float
+
+    @classmethod
+    def of(cls, config: Section) -> "ReportOptions":
+        """Take the settings from the configuration of a world that has keys of these names."""
+        return cls(**config.model_dump(include={field.name for field in fields(cls)}))
+
+
 def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[str, int]]:
     """Write the reports of all cases of a world as JSON lines, those of cases without tiles last.
 
@@ -62,10 +80,23 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
     Raises:
         ArtifactError: The file cannot be written.
     """
+    cases = {part: draw_case_part(config, part) for part in config.parts}
+    return write_own_reports(path, ReportOptions.of(config), cases)
+
+
+def write_own_reports(
+    path: Path, config: ReportOptions, parts: Mapping[str, Sequence[Case]]
+) -> dict[str, dict[str, int]]:
+    """Write the reports of these cases as `write_case_reports` does.
+
+    Args:
+        path: File to write.
+        config: Seed of the world and settings of its reports.
+        parts: Cases by split.
+    """
     counts: dict[str, dict[str, int]] = {}
     reports: list[OwnReport] = []
-    for part in config.parts:
-        cases = draw_case_part(config, part)
+    for part, cases in parts.items():
         own = list(_draw_part(config, cases))
         truth = {case.name: case.status for case in cases}
         stating = [report for report in own if report.status]
@@ -82,7 +113,7 @@ def write_case_reports(path: Path, config: CaseWorldConfig) -> dict[str, dict[st
     return counts
 
 
-def _draw_part(config: CaseWorldConfig, cases: Sequence[Case]) -> Iterator[OwnReport]:
+def _draw_part(config: ReportOptions, cases: Sequence[Case]) -> Iterator[OwnReport]:
     """Draw the reports of one split; the shares of the configuration are met up to rounding."""
     tumours = [case.name for case in cases if case.tumour]
     reported = _choose_share(config, [case.name for case in cases], config.reported, "reported")
@@ -99,13 +130,13 @@ def _draw_part(config: CaseWorldConfig, cases: Sequence[Case]) -> Iterator[OwnRe
         yield _draw_report(config, case, "report", other[stated] if case.name in wrong else stated)
 
 
-def _choose_share(config: CaseWorldConfig, names: Sequence[str], share: float, purpose: str) -> set[str]:
+def _choose_share(config: ReportOptions, names: Sequence[str], share: float, purpose: str) -> set[str]:
     """Choose a share of the cases, such that a smaller share is a subset of a larger one."""
     keys = {name: stream(config.seed, "cases/chosen", purpose, name).random() for name in names}
     return set(sorted(names, key=keys.__getitem__)[: round(share * len(names))])
 
 
-def _draw_report(config: CaseWorldConfig, case: Case, kind: str, stated: str) -> OwnReport:
+def _draw_report(config: ReportOptions, case: Case, kind: str, stated: str) -> OwnReport:
     """Draw a report (`kind` is `report`) or that of an earlier biopsy; `stated` changes only the status sentence."""
     rng = stream(config.seed, "cases/reports", case.name, kind)
     early = kind == "biopsy"

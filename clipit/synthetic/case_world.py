@@ -1,12 +1,13 @@
 """Write a synthetic world of cases: every patient has tiles, a report, and a molecular status that a VLM never read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from clipit.artifacts import write_json
+from clipit.config.data import Section
 from clipit.errors import ConfigError
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.case_reports import write_case_reports
@@ -24,6 +25,8 @@ STATUS_RULE_FILE = "status_rules.yaml"
 REPORTS = "reports.jsonl"
 VARIED = ("reported", "silent", "wrong", "earlier")
 """Keys of the configuration that change the reports of a world and nothing else."""
+
+ConfigT = TypeVar("ConfigT", bound=Section)
 
 
 def ensure_case_world(folder: Path, config: CaseWorldConfig) -> Path:
@@ -70,14 +73,14 @@ def write_case_world(folder: Path, config: CaseWorldConfig) -> dict[str, Any]:
     return facts
 
 
-def check_variants(config: CaseWorldConfig, variants: Sequence[Sequence[str]]) -> None:
+def check_variants(config: Section, variants: Sequence[Sequence[str]]) -> None:
     """Check the changed keys of `add_variants` without a world.
 
     Raises:
         ConfigError: A key is unknown, or a value is not a number from 0 to 1.
     """
     for items in variants:
-        _varied(config, items)
+        vary_config(config, items)
 
 
 def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
@@ -95,24 +98,35 @@ def add_variants(folder: Path, config: CaseWorldConfig, variants: Sequence[Seque
         ConfigError: A key is unknown, or a value is not a number from 0 to 1; nothing is written.
         ArtifactError: A file cannot be written.
     """
+    return write_variants(folder, config, variants, write_case_reports)
+
+
+def write_variants(
+    folder: Path, config: ConfigT, variants: Sequence[Sequence[str]], write: Callable[[Path, ConfigT], object]
+) -> list[Path]:
+    """Write variants of a world's reports with a function of path and configuration; see `add_variants`."""
     configs = {
-        folder / f"reports_{'_'.join(item.replace('=', '') for item in items)}.jsonl": _varied(config, items)
+        folder / f"reports_{'_'.join(item.replace('=', '') for item in items)}.jsonl": vary_config(config, items)
         for items in variants
     }
     for path, varied in configs.items():
         if not path.is_file():
-            write_case_reports(path, varied)
+            write(path, varied)
     return list(configs)
 
 
-def _varied(config: CaseWorldConfig, items: Sequence[str]) -> CaseWorldConfig:
+def vary_config(config: ConfigT, items: Sequence[str]) -> ConfigT:
+    """Change keys of `VARIED`, given as `["reported=0.25"]`.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is not a number from 0 to 1.
+    """
     values = dict(item.partition("=")[::2] for item in items)
     try:
         if unknown := set(values) - set(VARIED):
             raise ValueError(f"unknown key {min(unknown)!r}")
-        return CaseWorldConfig.model_validate(
-            config.model_dump() | {key: float(value) for key, value in values.items()}
-        )
+        changes = {key: float(value) for key, value in values.items()}
+        return type(config).model_validate(config.model_dump() | changes)
     except ValueError as error:
         raise ConfigError(
             f"not a variant of the reports: {' '.join(items)}",

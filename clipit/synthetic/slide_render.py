@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 from scipy.ndimage import gaussian_filter
 
 from clipit.synthetic.fields import SIZE
-from clipit.synthetic.latents import CLASSES, Latents, attributes
+from clipit.synthetic.latents import CLASSES, HIGH, LOW, Latents, attributes
 from clipit.synthetic.render import GRAIN, SENSOR_NOISE, UNEVEN, blur, draw_scans
 from clipit.synthetic.slide_layout import BLUR, FOLD, PEN, STRIP, Artefacts, SlideLayout, SmoothNoise
 from clipit.synthetic.tissues import draw_tissue
@@ -18,6 +18,8 @@ _MARGIN = (SIZE - _STEP) // 2
 _CELL_ROWS = 8
 """Rows of the grid that are drawn at a time."""
 _BATCH = 256
+_FOCUS = 160.0
+"""Distance in pixels of the knots of the noise whose peaks are the foci of a mutated status."""
 
 INKS = {"blue": (0.10, 0.16, 0.62), "green": (0.05, 0.45, 0.22), "black": (0.08, 0.08, 0.10)}
 """Colour of a pen mark on glass."""
@@ -28,15 +30,46 @@ _OUT_OF_FOCUS = 3.5
 Map = Float32[np.ndarray, "size size"]
 
 
-def draw_stains(rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"]) -> tuple[Map, Map]:
+def draw_status(
+    rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"], share: float
+) -> Bool[np.ndarray, "size size"]:
+    """Draw foci with the morphology of the mutated status: smooth noise above the quantile that gives this share.
+
+    Args:
+        rng: Random generator of the foci.
+        labels: 0 for glass, k + 1 for class k of `CLASSES`.
+        share: Share of the tumour pixels in foci, met up to about one percent.
+    """
+    size = len(labels)
+    status = np.zeros((size, size), dtype=np.bool_)
+    tumour = (labels == LOW + 1) | (labels == HIGH + 1)
+    if share <= 0 or not tumour.any():
+        return status
+    noise = SmoothNoise.draw(rng, size, _FOCUS)
+    strips = [slice(start, min(start + STRIP, size)) for start in range(0, size, STRIP)]
+    sample = [noise.rows(rows.start, rows.stop)[::4, ::4][tumour[rows][::4, ::4]] for rows in strips]
+    values = np.concatenate(sample)
+    threshold = np.quantile(values, 1 - share) if len(values) else np.float32(0)
+    for rows in strips:
+        status[rows] = tumour[rows] & (noise.rows(rows.start, rows.stop) >= threshold)
+    return status
+
+
+def draw_stains(
+    rng: np.random.Generator,
+    labels: UInt8[np.ndarray, "size size"],
+    status: Bool[np.ndarray, "size size"] | None = None,
+) -> tuple[Map, Map]:
     """Draw haematoxylin and eosin concentrations: at each pixel, those of a field of its tissue.
 
-    Each tissue has its own 64 px field in each cell of a grid, drawn like a tile without a second tissue.
+    Each tissue has its own 64 px field in each cell of a grid, drawn like a tile without a second tissue. Tumour with
+    the morphology of the mutated status (`status`) has a field of its own.
     """
     size = len(labels)
     haematoxylin, eosin = np.zeros((size, size), np.float32), np.zeros((size, size), np.float32)
     warps = [SmoothNoise.draw(rng, size, 12.0), SmoothNoise.draw(rng, size, 12.0)]
     side = size // _STEP + 3  # the first cell begins at -_STEP
+    plain = side * side * len(CLASSES)  # number of fields without the mutated status
     # Fibres change their direction slowly: independent directions look like another tissue to the embedded VLM.
     directions = rng.uniform(0, np.pi) + 0.6 * SmoothNoise.draw(rng, side, 8.0).rows(0, side).reshape(-1)
     for first in range(0, side, _CELL_ROWS):
@@ -52,10 +85,13 @@ def draw_stains(rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"]
         )
         here = (labels[rows] > 0) & (cell_row >= first) & (cell_row < first + _CELL_ROWS)
         key = ((cell_row * side + cell_column) * len(CLASSES) + labels[rows].astype(np.int64) - 1)[here]
+        if status is not None:
+            key += plain * status[rows][here]
         used = np.unique(key)
         if not len(used):
             continue
-        fields = _draw_fields(rng, used % len(CLASSES), directions[used // len(CLASSES)].astype(np.float32))
+        cell, tissue = np.divmod(used % plain, len(CLASSES))
+        fields = _draw_fields(rng, tissue, used // plain, directions[cell].astype(np.float32))
         where = (
             np.searchsorted(used, key),
             (y - (cell_row - 1) * _STEP + _MARGIN)[here],
@@ -66,7 +102,10 @@ def draw_stains(rng: np.random.Generator, labels: UInt8[np.ndarray, "size size"]
 
 
 def _draw_fields(
-    rng: np.random.Generator, tissue: Int64[np.ndarray, " n"], direction: Float32[np.ndarray, " n"]
+    rng: np.random.Generator,
+    tissue: Int64[np.ndarray, " n"],
+    status: Int64[np.ndarray, " n"],
+    direction: Float32[np.ndarray, " n"],
 ) -> Float32[np.ndarray, "2 n 64 64"]:
     parts = []
     for start in range(0, len(tissue), _BATCH):
@@ -76,6 +115,7 @@ def _draw_fields(
             np.full_like(part, -1),
             np.zeros(len(part)),
             **attributes(rng, part),
+            status=status[start : start + _BATCH],
             direction=direction[start : start + _BATCH],
         )
         layer = draw_tissue(rng, latents)

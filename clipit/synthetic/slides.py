@@ -4,13 +4,13 @@ import csv
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from pydantic import Field, model_validator
 
@@ -23,10 +23,12 @@ from clipit.synthetic import vocabulary as words
 from clipit.synthetic.draws import MPP, check_centres
 from clipit.synthetic.latents import ADIPOSE, CLASSES, HIGH, LOW, LYMPHOID, MUCIN, NECROSIS, NORMAL, STROMA, stream
 from clipit.synthetic.slide_layout import ARTEFACTS, GLASS, draw_artefacts, draw_layout
-from clipit.synthetic.slide_render import INKS, add_fold, draw_stains, scan_slide
+from clipit.synthetic.slide_render import INKS, add_fold, draw_stains, draw_status, scan_slide
 from clipit.synthetic.world_files import ensure_written, patient_name, prompt_set, write_yaml
 
 SLIDES = "slides.csv"
+STATUS_MASK = "status_mask"
+"""Column of the table with the mask of the mutated status; only in worlds with reports."""
 _TILE = 256
 _OTHER_TISSUES = {
     NORMAL: (STROMA, ADIPOSE, LYMPHOID, MUCIN),
@@ -63,6 +65,9 @@ class SlideWorldConfig(Section):
         return self
 
 
+ConfigT = TypeVar("ConfigT", bound=SlideWorldConfig)
+
+
 @dataclass(frozen=True)
 class DrawnSlide:
     """One slide with the truth about every pixel.
@@ -73,6 +78,7 @@ class DrawnSlide:
         artefacts: Values of `ARTEFACTS`, 0 elsewhere.
         centres: Centre of the stain of each piece of tissue.
         ink: Colour of the pen; empty without artefacts.
+        status: Pixels of tumour with the morphology of the mutated status.
     """
 
     image: UInt8[np.ndarray, "size size 3"]
@@ -80,9 +86,10 @@ class DrawnSlide:
     artefacts: UInt8[np.ndarray, "size size"]
     centres: tuple[int, ...]
     ink: str
+    status: Bool[np.ndarray, "size size"]
 
 
-def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int) -> DrawnSlide:
+def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int, shows: float = 0.0) -> DrawnSlide:
     """Draw a slide from the random streams of the configuration's seed and this name.
 
     Args:
@@ -90,6 +97,7 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int) -> D
         name: Name of the slide.
         main: Class of its label: a grade of tumour, or normal mucosa.
         centre: Centre of its scanner and of the stain of its first piece.
+        shows: Share of the tumour with the morphology of the mutated status, in foci.
     """
     draw = stream(config.seed, "slides", name, "slide")
     centres = [centre] * int(draw.integers(1, 3))
@@ -100,14 +108,31 @@ def draw_slide(config: SlideWorldConfig, name: str, main: int, centre: int) -> D
     layout = draw_layout(
         stream(config.seed, "slides", name, "layout"), config.size, len(centres), main, _OTHER_TISSUES[main]
     )
-    stains = draw_stains(stream(config.seed, "slides", name, "tissue"), layout.labels)
+    status = draw_status(stream(config.seed, "slides", name, "status"), layout.labels, shows)
+    stains = draw_stains(stream(config.seed, "slides", name, "tissue"), layout.labels, status)
     artefacts = None
     if config.artefacts:
         artefacts = draw_artefacts(stream(config.seed, "slides", name, "artefacts"), layout)
         add_fold(stains, artefacts)
     image = scan_slide(stream(config.seed, "slides", name, "scan"), *stains, layout, centres, artefacts, ink)
     mask = np.zeros_like(layout.labels) if artefacts is None else artefacts.mask
-    return DrawnSlide(image, layout.labels, mask, tuple(centres), ink if config.artefacts else "")
+    return DrawnSlide(image, layout.labels, mask, tuple(centres), ink if config.artefacts else "", status)
+
+
+@dataclass(frozen=True)
+class ListedSlide:
+    """A slide to draw: its row in the table of slides, the class of its label, and its centre."""
+
+    row: dict[str, object]
+    main: int
+    centre: int
+    shows: float = 0.0
+    """Share of the tumour with the morphology of the mutated status."""
+
+    @property
+    def name(self) -> str:
+        """Name of the slide."""
+        return str(self.row["slide"])
 
 
 def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
@@ -125,17 +150,29 @@ def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
         DataError: tifffile is not installed; nothing is written.
         ArtifactError: The folder cannot be written.
     """
+    facts = write_slide_files(folder, config, list_slides(config))
+    write_json(folder / "world.json", facts)
+    return facts
+
+
+def write_slide_files(folder: Path, config: SlideWorldConfig, slides: Iterable[ListedSlide]) -> dict[str, Any]:
+    """Write slides, their masks, their table and the prompt sets; returns the content of `world.json`.
+
+    Raises:
+        DataError: tifffile is not installed; nothing is written.
+        ArtifactError: The folder cannot be written.
+    """
     _require_tifffile()
     digest = hashlib.sha256()
     rows: list[dict[str, object]] = []
     counts = {split: dict.fromkeys(SLIDE_LABELS, 0) for split in ("train", "validation", "test")}
     total = config.train + config.validation + config.test
     with progress("synthetic slides", total) as advance:
-        for row, main, centre in _list_slides(config):
-            name = str(row["slide"])
-            slide = draw_slide(config, name, main, centre)
-            levels = _write_slide(folder, name, slide)
-            write_json(folder / "masks" / f"{name}.json", {**row, "seed": config.seed, **_facts(slide, levels)})
+        for listed in slides:
+            row = listed.row
+            slide = draw_slide(config, listed.name, listed.main, listed.centre, listed.shows)
+            levels = _write_slide(folder, listed, slide)
+            write_json(folder / "masks" / f"{listed.name}.json", {**row, "seed": config.seed, **_facts(slide, levels)})
             digest.update(slide.image.tobytes())
             counts[str(row["split"])][str(row["label"])] += 1
             rows.append(row)
@@ -147,18 +184,21 @@ def write_slides(folder: Path, config: SlideWorldConfig) -> dict[str, Any]:
     for file, labels in (("prompts", CLASSES), ("slide_prompts", SLIDE_LABELS)):
         names = {label: words.PROMPT_NAMES[label] for label in labels}
         write_yaml(folder / f"{file}.yaml", prompt_set(f"synthetic-{len(labels)}", names))
-    facts = {
+    return {
         "config": config.model_dump(mode="json"),
         "classes": list(CLASSES),
         "counts": counts,
         "pixels_sha256": digest.hexdigest(),
     }
-    write_json(folder / "world.json", facts)
-    return facts
 
 
-def ensure_slides(folder: Path, config: SlideWorldConfig) -> Path:
+def ensure_slides(folder: Path, config: ConfigT, write_world: Callable[[Path, ConfigT], object] = write_slides) -> Path:
     """Write synthetic slides to a folder unless it has them, completely or not at all.
+
+    Args:
+        folder: Folder of the world.
+        config: Configuration of the world.
+        write_world: Function that writes all files of the world, `world.json` last.
 
     Raises:
         DataError: tifffile is not installed.
@@ -169,7 +209,7 @@ def ensure_slides(folder: Path, config: SlideWorldConfig) -> Path:
         with disk_errors(partial):
             if partial.exists():  # of a killed attempt, perhaps with more slides
                 shutil.rmtree(partial)
-        write_slides(partial, config)
+        write_world(partial, config)
 
     return ensure_written(folder, config, write)
 
@@ -181,11 +221,8 @@ def _require_tifffile() -> None:
         )
 
 
-def _list_slides(config: SlideWorldConfig) -> Iterator[tuple[dict[str, object], int, int]]:
-    """List the rows of the table of slides, each with the class of its label and its centre.
-
-    Labels alternate between patients.
-    """
+def list_slides(config: SlideWorldConfig) -> Iterator[ListedSlide]:
+    """List the slides of a world; labels alternate between patients."""
     for split, count in (("train", config.train), ("validation", config.validation), ("test", config.test)):
         for number in range(count):
             patient = number // config.slides_per_patient
@@ -201,7 +238,8 @@ def _list_slides(config: SlideWorldConfig) -> Iterator[tuple[dict[str, object], 
                 "mpp": MPP,
                 "mask": f"masks/{name}.png",
             }
-            yield row, main, int(stream(config.seed, "slides", group).choice(np.asarray(config.centres)))
+            centre = int(stream(config.seed, "slides", group).choice(np.asarray(config.centres)))
+            yield ListedSlide(row, main, centre)
 
 
 def _facts(slide: DrawnSlide, levels: int) -> dict[str, Any]:
@@ -219,12 +257,16 @@ def _facts(slide: DrawnSlide, levels: int) -> dict[str, Any]:
     }
 
 
-def _write_slide(folder: Path, name: str, slide: DrawnSlide) -> int:
-    """Write the TIFF and both masks of a slide; returns the number of levels."""
+def _write_slide(folder: Path, listed: ListedSlide, slide: DrawnSlide) -> int:
+    """Write the TIFF and the masks of a slide, that of the status if its row names it; returns the number of levels."""
+    name = listed.name
     with whole_file(folder / "slides" / f"{name}.tif") as path:
         levels = write_pyramid(path, slide.image, MPP)
-    for suffix, mask in (("", slide.labels), ("_artefacts", slide.artefacts)):
-        with whole_file(folder / "masks" / f"{name}{suffix}.png") as path:
+    masks = {f"masks/{name}.png": slide.labels, f"masks/{name}_artefacts.png": slide.artefacts}
+    if STATUS_MASK in listed.row:
+        masks[str(listed.row[STATUS_MASK])] = slide.status.astype(np.uint8)
+    for file, mask in masks.items():
+        with whole_file(folder / file) as path:
             Image.fromarray(mask).save(path, format="PNG")
     return levels
 

@@ -1,0 +1,147 @@
+"""Write a world of synthetic slides whose patients have reports, and tumours a status that reports state."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+from pydantic import Field
+
+from clipit.artifacts import write_json
+from clipit.config.data import Share
+from clipit.errors import disk_errors
+from clipit.synthetic import vocabulary as words
+from clipit.synthetic.case_reports import ReportOptions, write_own_reports
+from clipit.synthetic.case_world import REPORTS, STATUS_PROMPT_FILE, STATUS_RULE_FILE, write_variants
+from clipit.synthetic.cases import Case
+from clipit.synthetic.corpora import DIAGNOSES
+from clipit.synthetic.language import choose
+from clipit.synthetic.latents import HIGH, LOW, Latents, attributes, stream
+from clipit.synthetic.slides import (
+    STATUS_MASK,
+    ListedSlide,
+    SlideWorldConfig,
+    ensure_slides,
+    list_slides,
+    write_slide_files,
+)
+from clipit.synthetic.status_words import MUTATED, NOT_TUMOUR, STATUS_PROMPTS, STATUS_RULES, WILD_TYPE
+from clipit.synthetic.world_files import prompt_set, write_bags, write_yaml
+
+_FIELDS = 40
+"""Places of a slide among which a report chooses what it describes."""
+
+
+class ReportedSlidesConfig(SlideWorldConfig):
+    """Synthetic slides with a report per patient."""
+
+    mutated: Share = 0.5
+    """Probability that a patient's tumour is mutated."""
+    shows: Share = Field(0.3, gt=0)
+    """Share of a mutated tumour that shows the morphology of the status, in foci."""
+    reported: Share = 1.0
+    """Share of the patients who have a report."""
+    earlier: Share = 0.1
+    """Share of the patients with a tumour who have a second report, of an earlier biopsy without the status."""
+    silent: Share = 0.1
+    """Share of the patients with a tumour whose report does not state the status; half mention it as uncertain."""
+    wrong: Share = 0.05
+    """Share of the other patients with a tumour whose report states the wrong status."""
+    noise: Share = 0.01
+    """Share of the characters of a report that are misread."""
+
+
+def write_reported_slides(folder: Path, config: ReportedSlidesConfig) -> dict[str, Any]:
+    """Write synthetic slides with the reports of their patients; the same configuration gives the same bytes.
+
+    The files of `write_slides`, in whose table `status` is `mutated`, `wild_type` or `not_tumour`, and `status_mask`
+    names a mask that is 1 where the tumour shows the morphology of the mutated status; and `reports.jsonl`,
+    `status_prompts.yaml`, `status_rules.yaml`, `morphology.yaml` and `boilerplate.yaml` as in a world of cases. Slides
+    without a mutated tumour have the bytes of the world without reports of the same seed.
+
+    Returns:
+        The content of `world.json`.
+
+    Raises:
+        DataError: tifffile is not installed; nothing is written.
+        ArtifactError: The folder cannot be written.
+    """
+    facts = write_slide_files(folder, config, _list_with_status(config))
+    reports = write_slide_reports(folder / REPORTS, config)
+    write_yaml(folder / STATUS_PROMPT_FILE, prompt_set("synthetic-status", STATUS_PROMPTS))
+    write_yaml(folder / STATUS_RULE_FILE, STATUS_RULES)
+    write_bags(folder)
+    facts |= {"reports": reports}
+    write_json(folder / "world.json", facts)
+    return facts
+
+
+def ensure_reported_slides(folder: Path, config: ReportedSlidesConfig) -> Path:
+    """Write synthetic slides with reports to a folder unless it has them, completely or not at all.
+
+    Raises:
+        DataError: tifffile is not installed.
+        ArtifactError: The folder holds other files or another world; nothing in it is changed.
+    """
+    return ensure_slides(folder, config, write_reported_slides)
+
+
+def add_slide_variants(folder: Path, config: ReportedSlidesConfig, variants: Sequence[Sequence[str]]) -> list[Path]:
+    """Write further reports of the patients of a world of slides, as `add_variants` does for a world of cases."""
+    return write_variants(folder, config, variants, write_slide_reports)
+
+
+def write_slide_reports(path: Path, config: ReportedSlidesConfig) -> dict[str, dict[str, int]]:
+    """Write the reports of a world of slides, which describe tissues of the masks beside the file.
+
+    Returns:
+        Counts by split, as `write_case_reports` does.
+
+    Raises:
+        ArtifactError: A mask cannot be read, or the file cannot be written.
+    """
+    tissues: dict[str, list[Int64[np.ndarray, " k"]]] = {}
+    patients: dict[str, ListedSlide] = {}
+    for slide in _list_with_status(config):
+        patients[str(slide.row["group"])] = slide
+        mask = path.parent / str(slide.row["mask"])
+        with disk_errors(mask):
+            labels = np.asarray(Image.open(mask))
+        found = labels[labels > 0].astype(np.int64) - 1
+        rng = stream(config.seed, "slides", slide.name, "fields")
+        tissues.setdefault(str(slide.row["group"]), []).append(rng.choice(found, _FIELDS))
+    parts: dict[str, list[Case]] = {"train": [], "validation": [], "test": []}
+    for name, slide in patients.items():
+        case = _describe_case(config, slide, np.concatenate(tissues[name]))
+        parts[str(slide.row["split"])].append(case)
+    return write_own_reports(path, ReportOptions.of(config), parts)
+
+
+def _list_with_status(config: ReportedSlidesConfig) -> Iterator[ListedSlide]:
+    """List the slides with the status of each patient's tumour, which is independent of its grade."""
+    for slide in list_slides(config):
+        mutated = stream(config.seed, "slides", str(slide.row["group"]), "mutated").random() < config.mutated
+        status = NOT_TUMOUR if slide.main not in (LOW, HIGH) else MUTATED if mutated else WILD_TYPE
+        row = slide.row | {"status": status, STATUS_MASK: f"masks/{slide.name}_status.png"}
+        yield replace(slide, row=row, shows=config.shows if status == MUTATED else 0.0)
+
+
+def _describe_case(config: ReportedSlidesConfig, slide: ListedSlide, tissue: Int64[np.ndarray, " k"]) -> Case:
+    """Draw what the report of a patient says: diagnosis, organ, and attributes of the tissues of the slides."""
+    name = str(slide.row["group"])
+    rng = stream(config.seed, "slides", name, "case")
+    grade = {LOW: "low", HIGH: "high"}.get(slide.main, "none")
+    weights = {
+        key: value.share * (1.0 if value.low is None else value.low if grade == "low" else 1 - value.low)
+        for key, value in DIAGNOSES.items()
+        if (value.low is None) == (grade == "none") and key != "mucinous_tumour"  # slides have no such tumours
+    }
+    shares = np.array(list(weights.values()))
+    diagnosis = list(weights)[int(rng.choice(len(weights), p=shares / shares.sum()))]
+    organ = choose(rng, words.ORGANS)
+    count = len(tissue)
+    latents = Latents(tissue, np.full(count, -1, dtype=np.int64), np.zeros(count), **attributes(rng, tissue))
+    return Case(name, diagnosis, grade, str(slide.row["status"]), organ, slide.centre, latents)

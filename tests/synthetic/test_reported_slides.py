@@ -1,0 +1,135 @@
+"""Synthetic slides with reports: masks, table and reports agree, and nothing else of the slides changes."""
+
+import csv
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.cli.world import main
+from clipit.reports.rules import label_report, load_rules
+from clipit.synthetic.latents import CLASSES, HIGH, LOW, NORMAL, stream
+from clipit.synthetic.reported_slides import (
+    ReportedSlidesConfig,
+    add_slide_variants,
+    ensure_reported_slides,
+    write_slide_reports,
+)
+from clipit.synthetic.slide_render import draw_status
+from clipit.synthetic.slides import SlideWorldConfig, write_slides
+
+pytest.importorskip("tifffile")
+
+CONFIG = ReportedSlidesConfig(
+    seed=4,
+    train=6,
+    validation=0,
+    test=3,
+    size=320,
+    earlier=0.25,
+    silent=0.0,
+    wrong=0.0,
+    noise=0.0,
+    slides_per_patient=2,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_reported_slides(tmp_path_factory.mktemp("slides") / "world", CONFIG)
+
+
+def rows(world: Path) -> list[dict[str, str]]:
+    with (world / "slides.csv").open(encoding="utf-8", newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_mutated_tumour_shows_its_status_in_part_and_nothing_else_does(world: Path) -> None:
+    statuses = {row["status"] for row in rows(world)}
+    assert statuses == {"mutated", "wild_type", "not_tumour"}
+    for row in rows(world):
+        labels, status = (np.asarray(Image.open(world / row[column])) for column in ("mask", "status_mask"))
+        tumour = (labels == LOW + 1) | (labels == HIGH + 1)
+        assert (row["status"] == "not_tumour") == (row["label"] == CLASSES[NORMAL]) == (not tumour.any())
+        assert not status[~tumour].any()
+        share = status.sum() / max(1, tumour.sum())
+        assert abs(share - (CONFIG.shows if row["status"] == "mutated" else 0)) < 0.02
+
+
+def test_slides_without_the_morphology_have_the_bytes_of_a_world_without_reports(world: Path, tmp_path: Path) -> None:
+    keys = set(SlideWorldConfig.model_fields)
+    write_slides(tmp_path, SlideWorldConfig.model_validate(CONFIG.model_dump(include=keys)))
+    assert {path.name for path in tmp_path.iterdir()} < {path.name for path in world.iterdir()}
+    for row in rows(world):
+        assert digest(tmp_path / row["mask"]) == digest(world / row["mask"])
+        same = digest(tmp_path / row["path"]) == digest(world / row["path"])
+        assert same == (row["status"] != "mutated")
+
+
+def test_the_report_of_a_patient_states_the_status_of_the_slides(world: Path) -> None:
+    rules = load_rules(str(world / "status_rules.yaml"))
+    status = {row["group"]: row["status"] for row in rows(world)}
+    reports = lines(world / "reports.jsonl")
+    assert {report["group"] for report in reports} == set(status)
+    read = 0
+    for report in reports:
+        early = report["id"].endswith("biopsy")
+        assert report["status"] == ("" if early or status[report["group"]] == "not_tumour" else status[report["group"]])
+        answer = label_report(report["text"], rules).answer
+        assert answer in (report["status"], "none", "uncertain")
+        read += answer == status[report["group"]]
+    assert read > 0
+
+
+def test_a_report_names_tumour_only_where_the_slides_have_it(world: Path) -> None:
+    grade = {CLASSES[LOW]: "low", CLASSES[HIGH]: "high", CLASSES[NORMAL]: "none"}
+    expected = {row["group"]: grade[row["label"]] for row in rows(world)}
+    assert all(report["grade"] == expected[report["group"]] for report in lines(world / "reports.jsonl"))
+
+
+def test_variants_change_the_stated_status_and_nothing_else(world: Path) -> None:
+    (path,) = add_slide_variants(world, CONFIG, [["wrong=1", "earlier=0"]])
+    assert path.name == "reports_wrong1_earlier0.jsonl"
+    stated = {report["group"]: report["status"] for report in lines(world / "reports.jsonl") if report["status"]}
+    other = {"mutated": "wild_type", "wild_type": "mutated"}
+    varied = {report["group"]: report["status"] for report in lines(path) if report["status"]}
+    assert varied == {group: other[status] for group, status in stated.items()}
+    again = world / "again.jsonl"
+    write_slide_reports(again, CONFIG)
+    assert again.read_bytes() == (world / "reports.jsonl").read_bytes()
+
+
+def test_foci_are_contiguous_and_have_their_share() -> None:
+    labels = np.full((640, 640), LOW + 1, dtype=np.uint8)
+    labels[:, :100] = 1
+    status = draw_status(stream(0, "foci"), labels, 0.25)
+    assert abs(status[:, 100:].mean() - 0.25) < 0.01 and not status[:, :100].any()
+    assert (status[1:] != status[:-1]).mean() < 0.01
+    assert not draw_status(stream(0, "foci"), labels, 0.0).any()
+
+
+def test_options_without_effect_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for options, message in (
+        (["--reports"], "add --slides"),
+        (["--slides", "1", "--variant", "wrong=1"], "add --cases or --reports"),
+        (["--slides", "1", "--reports", "--variant", "wrong=2"], "share from 0 to 1"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["world", "--output", str(tmp_path / "out"), *options])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

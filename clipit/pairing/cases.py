@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 from clipit.errors import DataError, shortlist
 from clipit.pairing.leaks import patient_of
@@ -98,6 +98,11 @@ class Cases:
                 digest.update(line.encode() + b"\n")
         return digest.hexdigest()[:16]
 
+    @property
+    def organs(self) -> list[str]:
+        """Organ of each patient's first report; "" if it is unknown or there is none."""
+        return [(reports[0].organ or "") if reports else "" for reports in self.reports]
+
     def with_all_patients(self) -> "Cases":
         """Add the patients without a report; they have no reports in `reports`.
 
@@ -142,10 +147,25 @@ def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
     Raises:
         DataError: The tiles or the reports have no groups, or no training patient has a report.
     """
-    own, later = (tiles.select(tiles.splits == "train"), tiles.select(tiles.splits != "train"))
-    tile_patients = patients(own.groups, own.ids)
+    return join_patients(reports, patients(tiles.groups, tiles.ids), tiles.splits)
+
+
+def join_patients(
+    reports: Sequence[Report], owners: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]
+) -> Cases:
+    """Join training tiles, slides or other rows with the reports of the same patients, as `join_cases` does for tiles.
+
+    Args:
+        reports: Reports of any patients.
+        owners: Patient of each row; "" where unknown.
+        splits: Split of each row.
+
+    Raises:
+        DataError: The rows or the reports have no groups, or no training patient has a report.
+    """
+    tile_patients = owners[splits == "train"]
     training = set(tile_patients.tolist()) - {""}
-    evaluated = set(patients(later.groups, later.ids).tolist()) - {""}
+    evaluated = set(owners[splits != "train"].tolist()) - {""}
     by_patient: dict[str, list[Report]] = {}
     for report in reports:
         by_patient.setdefault(patient_of(report), []).append(report)
@@ -153,7 +173,7 @@ def join_cases(reports: Sequence[Report], tiles: TileSet) -> Cases:
     names = sorted(name for name in training - evaluated if name in by_patient)
     with_tiles = training | evaluated | {""}
     account = CaseAccount(
-        tiles=len(own),
+        tiles=len(tile_patients),
         tiles_without_patient=int((tile_patients == "").sum()),
         cases=len(training),
         cases_with_report=len(names),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Shaped
 
 from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, reading, whole_file, write_json
 from clipit.config.load import names_tiles
@@ -18,7 +18,7 @@ from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfi
 from clipit.distributed import build_once, get_processes
 from clipit.errors import ConfigError, DataError
 from clipit.evaluation.zero_shot import prompt_embeddings
-from clipit.pairing.cases import Cases, join_cases
+from clipit.pairing.cases import Cases, join_cases, join_patients
 from clipit.pairing.pairs import Pairs, pair_tiles
 from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
@@ -211,13 +211,16 @@ class Workspace:
         """The training tiles with the reports of their own patients."""
         return join_cases(self._reports_as_read.reports, self.all_tiles)
 
-    def rule_answers(self, rules: RuleSet) -> dict[str, str]:
-        """Return the answer of a rule set for each report of `cases`, by report id; computed once for all arms."""
+    def cases_of(self, owners: Shaped[np.ndarray, " n"], splits: Shaped[np.ndarray, " n"]) -> Cases:
+        """Join rows such as slides, given by patient and split, with the reports of their own patients."""
+        return join_patients(self._reports_as_read.reports, owners, splits)
 
-        def label() -> dict[str, str]:
-            return {r.report_id: label_report(r.text, rules).answer for each in self.cases.reports for r in each}
-
-        answers: dict[str, str] = self._cached(f"answers {self.cases.fingerprint} {rules.hash}", label)
+    def rule_answers(self, rules: RuleSet, cases: Cases) -> dict[str, str]:
+        """Return the answer of a rule set for each report of these cases, by report id; computed once for all arms."""
+        key, reports = f"answers {cases.fingerprint} {rules.hash}", [r for each in cases.reports for r in each]
+        answers: dict[str, str] = self._cached(
+            key, lambda: {r.report_id: label_report(r.text, rules).answer for r in reports}
+        )
         return answers
 
     @property

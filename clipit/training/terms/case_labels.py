@@ -13,7 +13,6 @@ from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.report_classifier import cross_fitted_probabilities
 from clipit.pairing.cases import Cases
 from clipit.reports.rules import NONE, load_rules
-from clipit.tiles.tileset import TileSet
 from clipit.training.terms.target_vectors import derangement
 from clipit.workspace.report_labels import map_label
 from clipit.workspace.report_vectors import report_vectors
@@ -42,16 +41,19 @@ class CaseLabels:
     note: str = ""
 
 
-def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: TileSet) -> CaseLabels:
+def label_cases(
+    config: RunConfig, workspace: Workspace, cases: Cases, labels: Int64[np.ndarray, " n"], classes: Sequence[str]
+) -> CaseLabels:
     """Compute the class probabilities of each patient, as `soft_labels.own_report.labels` says.
 
     Args:
         config: Run configuration, with its arm resolved.
         workspace: Workspace of this configuration.
         cases: Patients and their reports.
-        train: Training tiles, with the labels that the run may use.
+        labels: Labels that may be used, one per row of the cases (training tile or slide); -1 if unlabelled.
+        classes: Class names.
     """
-    options, classes = config.soft_labels.own_report, train.classes
+    options = config.soft_labels.own_report
     if options.labels == "label":
         answers = [[_answer(report.label, options, classes) for report in reports] for reports in cases.reports]
         _check_answers(answers, cases, options, classes)
@@ -67,19 +69,19 @@ def label_cases(config: RunConfig, workspace: Workspace, cases: Cases, train: Ti
                 fix="use the names of the tiles' classes in the rules, or rename those in tiles.class_map",
             )
         number = {name: classes.index(name) for name in rules.classes}
-        answer_of = workspace.rule_answers(rules)
+        answer_of = workspace.rule_answers(rules, cases)
         found = [[answer_of[report.report_id] for report in reports] for reports in cases.reports]
         return _average_answers([[(answer, number.get(answer, -1)) for answer in each] for each in found], len(classes))
-    tile_labels = _case_histogram(cases, train)
+    tile_labels = _case_histogram(cases, labels, len(classes))
     if options.labels == "case":
         counts = tile_labels.sum(axis=1)
         known = counts > 0
         probabilities = (tile_labels / np.maximum(counts, 1)[:, None]).astype(np.float32)
         return CaseLabels(probabilities, known, _count_classes(probabilities, known, classes))
     labelled = tile_labels.sum(axis=1) > 0
-    labels = np.where(labelled, tile_labels.argmax(axis=1), -1).astype(np.int64)
+    case_labels = np.where(labelled, tile_labels.argmax(axis=1), -1).astype(np.int64)
     fitted = cross_fitted_probabilities(
-        _documents(config, workspace, cases), labels, np.asarray(cases.names, dtype=object), len(classes)
+        _documents(config, workspace, cases), case_labels, np.asarray(cases.names, dtype=object), len(classes)
     )
     known = np.ones(len(cases.names), dtype=np.bool_)
     return CaseLabels(fitted.probabilities, known, _count_classes(fitted.probabilities, known, classes), fitted.note)
@@ -99,20 +101,25 @@ def exchange_labels(labels: CaseLabels, organs: Sequence[str], seed: int) -> Cas
             where="soft_labels.own_report.shuffled",
             fix="add reports of training patients",
         )
-    order = np.arange(len(organs))
-    counts = Counter(organ for organ, known in zip(organs, labels.known.tolist(), strict=True) if known)
+    return replace(labels, probabilities=labels.probabilities[exchange_order(labels.known, organs, seed)])
+
+
+def exchange_order(known: Bool[np.ndarray, "cases"], organs: Sequence[str], seed: int) -> Int64[np.ndarray, "cases"]:
+    """Draw the patient whose report each known patient gets in a control; others keep their own."""
+    order = np.arange(len(organs), dtype=np.int64)
+    counts = Counter(organ for organ, has in zip(organs, known.tolist(), strict=True) if has)
     loose = sum(count for organ, count in counts.items() if count == 1 or not organ)
     alone = counts.most_common(1)[0][0] if loose == 1 else ""
     pools = np.asarray([organ if counts[organ] > 1 else alone for organ in organs], dtype=object)
-    for pool in sorted(set(pools[labels.known].tolist())):
-        members = np.flatnonzero(labels.known & (pools == pool))
+    for pool in sorted(set(pools[known].tolist())):
+        members = np.flatnonzero(known & (pools == pool))
         if len(members) > 1:
             order[members] = members[derangement(len(members), seed)]
-    return replace(labels, probabilities=labels.probabilities[order])
+    return order
 
 
-def label_agreement(labels: CaseLabels, cases: Cases, train: TileSet) -> dict[str, Any]:
-    """Compare the patients' labels with the labels of their tiles, where a run may use these.
+def label_agreement(found: CaseLabels, cases: Cases, labels: Int64[np.ndarray, " n"]) -> dict[str, Any]:
+    """Compare the patients' labels with the labels of their tiles or slides, where a run may use these (-1: not).
 
     Returns:
         `agreeing_tiles` of `compared_tiles`, and for patients (the majority of their labelled tiles): `agreeing_cases`
@@ -120,9 +127,9 @@ def label_agreement(labels: CaseLabels, cases: Cases, train: TileSet) -> dict[st
     """
     from scipy.stats import binomtest
 
-    histogram = _case_histogram(cases, train)
-    predicted = labels.probabilities.argmax(axis=1)
-    compared = labels.known & (histogram.sum(axis=1) > 0)
+    histogram = _case_histogram(cases, labels, found.probabilities.shape[1])
+    predicted = found.probabilities.argmax(axis=1)
+    compared = found.known & (histogram.sum(axis=1) > 0)
     agreeing = compared & (histogram.argmax(axis=1) == predicted)
     k, n = int(agreeing.sum()), int(compared.sum())
     interval = binomtest(k, n).proportion_ci(_CONFIDENCE, method="wilson") if n else None
@@ -177,11 +184,13 @@ def _average_answers(answers: Sequence[Sequence[_Answer]], n_classes: int) -> Ca
     return CaseLabels(votes / np.maximum(total, 1)[:, None], total > 0, dict(sorted(counts.items())))
 
 
-def _case_histogram(cases: Cases, train: TileSet) -> Int64[np.ndarray, "cases classes"]:
-    """Count the labelled tiles of each patient by class."""
-    counts = np.zeros((len(cases.names), len(train.classes)), dtype=np.int64)
-    rows = np.flatnonzero((cases.case_of >= 0) & (train.labels >= 0))
-    np.add.at(counts, (cases.case_of[rows], train.labels[rows]), 1)
+def _case_histogram(
+    cases: Cases, labels: Int64[np.ndarray, " n"], n_classes: int
+) -> Int64[np.ndarray, "cases classes"]:
+    """Count the labelled tiles or slides of each patient by class."""
+    counts = np.zeros((len(cases.names), n_classes), dtype=np.int64)
+    rows = np.flatnonzero((cases.case_of >= 0) & (labels >= 0))
+    np.add.at(counts, (cases.case_of[rows], labels[rows]), 1)
     return counts
 
 
@@ -196,6 +205,11 @@ def _documents(config: RunConfig, workspace: Workspace, cases: Cases) -> Any:
     """Return the inputs of the text classifier: one text, or one mean VLM embedding, per patient."""
     if config.soft_labels.own_report.features == "tfidf":
         return ["\n\n".join(report.text for report in reports) for reports in cases.reports]
+    return case_vectors(config, workspace, cases)
+
+
+def case_vectors(config: RunConfig, workspace: Workspace, cases: Cases) -> Float32[np.ndarray, "cases dim"]:
+    """Compute the mean VLM embedding of the reports of each patient, all of whom have reports."""
     flat = [report for reports in cases.reports for report in reports]
     if config.reports is None:
         raise ConfigError("own reports need reports", where="reports", fix="set reports.path")

@@ -66,7 +66,7 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
     cases = workspace.cases.latest() if options.several == "latest" else workspace.cases
     if options.labels == "case":  # which needs no report
         cases = cases.with_all_patients()
-    found = label_cases(config, workspace, cases, train)
+    found = label_cases(config, workspace, cases, train.labels, train.classes)
     if not found.known.any() and options.labels == "case":
         raise DataError(
             "no labelled training tile has a patient, so no label can be spread",
@@ -80,9 +80,8 @@ def own_report_labels(config: RunConfig, workspace: Workspace, tiles: TileSet) -
             fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
         )
     if options.shuffled:
-        organs = [(reports[0].organ or "") if reports else "" for reports in cases.reports]
-        found = exchange_labels(found, organs, config.seed)
-    agreement = {} if options.labels == "case" else label_agreement(found, cases, train)
+        found = exchange_labels(found, cases.organs, config.seed)
+    agreement = {} if options.labels == "case" else label_agreement(found, cases, train.labels)
     row = np.maximum(cases.case_of, 0)
     weights = ((cases.case_of >= 0) & found.known[row]).astype(np.float32)
     probabilities = np.where(weights[:, None] > 0, found.probabilities[row], 1 / len(tiles.classes))

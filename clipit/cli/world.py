@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipit.config.paths import option_path
 from clipit.errors import ConfigError, user_errors
+
+if TYPE_CHECKING:
+    from clipit.synthetic.annotators import AnnotatorsConfig
 
 
 def main() -> None:
@@ -39,9 +43,35 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, default=None, metavar="PIXELS", help="with --slides: edge of a slide, 1 µm per pixel (1536)"
     )
+    parser.add_argument(
+        "--annotators",
+        type=int,
+        metavar="N",
+        help="also write annotations.csv: labels of the tiles by N annotators whose errors are known",
+    )
+    parser.add_argument(
+        "--skills",
+        nargs="+",
+        type=float,
+        metavar="P",
+        help="with --annotators: probability of the right label, one per annotator (evenly from 0.9 down to 0.5)",
+    )
+    parser.add_argument(
+        "--biased",
+        type=int,
+        metavar="N",
+        help="with --annotators: the first N label most high-grade tumours as low-grade ones (0)",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="with --annotators: probability that an annotator labels a tile (1)",
+    )
     arguments = parser.parse_args()
     with user_errors():
         _check_options(arguments)
+        annotators = _annotators(arguments)
         if arguments.slides is not None:
             folder = _write_slides(arguments)
         elif arguments.cases:
@@ -58,6 +88,10 @@ def main() -> None:
             config = WorldConfig(seed=arguments.seed)
             folder = ensure_world(arguments.output, config)
             add_cases(folder, config)
+        if annotators is not None:
+            from clipit.synthetic.annotators import add_annotators
+
+            add_annotators(folder, annotators)
         print(folder)
 
 
@@ -85,6 +119,27 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.size is not None and arguments.slides is None:
         raise ConfigError("only slides have a size", where="--size", fix="add --slides N")
+    if arguments.annotators is not None and arguments.slides is not None:
+        raise ConfigError(
+            "annotators label tiles, not slides", where="--annotators", fix="leave out --slides or --annotators"
+        )
+    for name in ("skills", "biased", "coverage"):
+        if getattr(arguments, name) is not None and arguments.annotators is None:
+            raise ConfigError("there are no annotators", where=f"--{name}", fix="add --annotators N")
+
+
+def _annotators(arguments: argparse.Namespace) -> "AnnotatorsConfig | None":
+    if arguments.annotators is None:
+        return None
+    from clipit.synthetic.annotators import make_annotators
+
+    return make_annotators(
+        arguments.annotators,
+        seed=arguments.seed,
+        skills=arguments.skills or (),
+        biased=arguments.biased or 0,
+        coverage=1.0 if arguments.coverage is None else arguments.coverage,
+    )
 
 
 def _write_slides(arguments: argparse.Namespace) -> Path:

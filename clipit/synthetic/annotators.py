@@ -1,0 +1,181 @@
+"""Synthetic annotators with known skill: `annotations.csv` and `annotators.json` beside the tiles of a world."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jaxtyping import Float, Int64, Shaped
+from pydantic import Field, ValidationError, model_validator
+
+from clipit.artifacts import read_json, whole_file, write_json
+from clipit.config.run import Section
+from clipit.differences import difference_lines, list_differences
+from clipit.errors import ArtifactError, ConfigError, disk_errors
+from clipit.synthetic.latents import CLASSES, HIGH, LOW, stream
+
+ANNOTATIONS, ANNOTATORS = "annotations.csv", "annotators.json"
+BIAS = 0.8
+"""Probability that a biased annotator labels a high-grade tumour as a low-grade one."""
+_BEST, _WORST = 0.9, 0.5
+
+Skill = Annotated[float, Field(ge=0, le=1)]
+
+
+class AnnotatorsConfig(Section):
+    """Synthetic annotators, whose errors are independent of each other given the class of a tile."""
+
+    seed: int = Field(0, ge=0)
+    skills: tuple[Skill, ...] = Field(min_length=1)
+    """Probability of the right label, by annotator; the wrong labels are equally frequent."""
+    biased: int = Field(0, ge=0)
+    """Number of annotators, from the first, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
+    coverage: float = Field(1.0, gt=0, le=1)
+    """Probability that an annotator labels a tile; a tile that nobody would label is given to one annotator."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> "AnnotatorsConfig":
+        if self.biased > len(self.skills):
+            raise ValueError(f"{self.biased} biased annotators of {len(self.skills)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the annotators, A1 first; numbers are padded, so that names sort by number."""
+        width = len(str(len(self.skills)))
+        return tuple(f"A{number:0{width}d}" for number in range(1, len(self.skills) + 1))
+
+
+def make_annotators(
+    count: int, *, seed: int = 0, skills: Sequence[float] = (), biased: int = 0, coverage: float = 1.0
+) -> AnnotatorsConfig:
+    """Configure annotators with skills evenly spaced from 0.9 down to 0.5, or with given skills.
+
+    Args:
+        count: Number of annotators.
+        seed: Seed of the annotations.
+        skills: Skill of each annotator; empty for evenly spaced ones.
+        biased: Number of biased annotators, from the first.
+        coverage: Probability that an annotator labels a tile.
+
+    Raises:
+        ConfigError: A number is out of range, or there are more or fewer skills than annotators.
+    """
+    if skills and len(skills) != count:
+        raise ConfigError(
+            f"{len(skills)} skills for {count} annotators", where="--skills", fix="give one skill per annotator"
+        )
+    spaced = [round(float(skill), 4) for skill in np.linspace(_BEST, _WORST, max(count, 0))]
+    keys = {"seed": seed, "skills": list(skills) or spaced, "biased": biased, "coverage": coverage}
+    try:
+        return AnnotatorsConfig.model_validate(keys)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
+        raise ConfigError(
+            f"no annotators of these settings: {problems}",
+            where="--annotators, --skills, --biased or --coverage",
+            fix="use at least one annotator, skills from 0 to 1, no more biased annotators than annotators, and a "
+            "coverage above 0 and up to 1",
+        ) from error
+
+
+def true_confusions(config: AnnotatorsConfig) -> Float[np.ndarray, "annotators c c"]:
+    """Compute the confusion matrix of each annotator: P(label | class), classes in the rows."""
+    c = len(CLASSES)
+    matrices = np.empty((len(config.skills), c, c))
+    for annotator, skill in enumerate(config.skills):
+        matrices[annotator] = (1 - skill) / (c - 1)
+        np.fill_diagonal(matrices[annotator], skill)
+        if annotator < config.biased:
+            row = np.full(c, (1 - BIAS) / (c - 1))
+            row[LOW] = BIAS
+            matrices[annotator, HIGH] = row
+    return matrices
+
+
+def draw_annotations(
+    config: AnnotatorsConfig, tiles: Shaped[np.ndarray, " n"], truth: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, "n annotators"]:
+    """Draw the label of each tile by each annotator; -1 where an annotator did not label a tile.
+
+    Each tile has a random stream of its own, named after its id, so that other tiles change nothing about it.
+
+    Args:
+        config: Annotators.
+        tiles: Ids of the tiles.
+        truth: Class of each tile.
+    """
+    cumulative = true_confusions(config).cumsum(axis=2)
+    annotators = np.arange(len(config.skills))
+    labels = np.full((len(tiles), len(annotators)), -1, dtype=np.int64)
+    for row, (tile, code) in enumerate(zip(tiles.tolist(), truth.tolist(), strict=True)):
+        generator = stream(config.seed, "annotators", tile)
+        present, draws = generator.random(len(annotators)), generator.random(len(annotators))
+        covered = present < config.coverage
+        covered[present.argmin()] = True
+        answers = (draws[:, None] >= cumulative[:, code, :-1]).sum(axis=1)
+        labels[row, covered] = answers[covered]
+    return labels
+
+
+def add_annotators(folder: Path, config: AnnotatorsConfig) -> Path:
+    """Write the annotations of a world's tiles, and the annotators' true confusion matrices, beside them.
+
+    `annotations.csv` has the columns tile, annotator and label for the tiles of all splits in `tiles.csv`;
+    `annotators.json` has the settings and, for each annotator, its true confusion matrix. Existing files of the same
+    settings are kept.
+
+    Returns:
+        Path of `annotations.csv`.
+
+    Raises:
+        ArtifactError: The folder contains annotations of other settings, or cannot be written.
+    """
+    path, facts = folder / ANNOTATIONS, folder / ANNOTATORS
+    if facts.is_file():
+        _check_settings(facts, config)
+    elif path.exists():
+        raise ArtifactError(
+            f"{ANNOTATIONS} was not written by this command and was not changed", where=path, fix="rename or move it"
+        )
+    if path.is_file():
+        return path
+    with disk_errors(folder / "tiles.csv"), (folder / "tiles.csv").open(encoding="utf-8", newline="") as lines:
+        table = list(csv.DictReader(lines))
+    tiles = np.array([row["id"] for row in table])
+    labels = draw_annotations(config, tiles, np.array([CLASSES.index(row["label"]) for row in table], dtype=np.int64))
+    write_json(facts, _facts(config))
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(("tile", "annotator", "label"))
+        writer.writerows(
+            (tiles[row], config.names[annotator], CLASSES[labels[row, annotator]])
+            for row, annotator in np.argwhere(labels >= 0).tolist()
+        )
+    return path
+
+
+def _facts(config: AnnotatorsConfig) -> dict[str, Any]:
+    confusions = true_confusions(config)
+    return {
+        "config": config.model_dump(mode="json"),
+        "classes": list(CLASSES),
+        "annotators": {
+            name: {"skill": skill, "biased": number < config.biased, "confusion": confusions[number].round(6).tolist()}
+            for number, (name, skill) in enumerate(zip(config.names, config.skills, strict=True))
+        },
+    }
+
+
+def _check_settings(facts: Path, config: AnnotatorsConfig) -> None:
+    fix = f"delete {ANNOTATORS} and {ANNOTATIONS} and run the command again, or write another world"
+    recorded, settings = read_json(facts, fix).get("config"), config.model_dump(mode="json")
+    if recorded != settings:
+        changes = list_differences(recorded, settings) if isinstance(recorded, dict) else []
+        raise ArtifactError(
+            "the annotators of this world have other settings"
+            + (f":\n    {difference_lines(changes)}" if changes else ""),
+            where=facts,
+            fix=fix,
+        )

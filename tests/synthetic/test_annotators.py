@@ -63,7 +63,7 @@ def test_annotations_of_other_settings_and_files_of_the_user_are_left_alone(tmp_
     path = add_annotators(tmp_path, make_annotators(2))
     before = path.read_bytes()
     add_annotators(tmp_path, make_annotators(2))
-    with pytest.raises(ArtifactError, match="coverage: 1.0 in the folder, 0.5 now"):
+    with pytest.raises(ArtifactError, match=r"coverage: 1\.0 in the folder, 0\.5 now"):
         add_annotators(tmp_path, make_annotators(2, coverage=0.5))
     (tmp_path / "annotators.json").unlink()
     with pytest.raises(ArtifactError, match="was not written by this command"):

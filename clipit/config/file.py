@@ -8,9 +8,9 @@ from pydantic import model_validator
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.data import Section
 from clipit.config.run import RunConfig
-from clipit.config.studies import ProbingConfig, PromptStudyConfig, RobustnessConfig
+from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyConfig, RobustnessConfig
 
-SECTIONS = ("comparison", "probing", "robustness", "prompt_study")
+SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues")
 """Sections of a configuration file that do not belong to a run."""
 
 
@@ -22,6 +22,7 @@ class ConfigFile(Section):
     probing: ProbingConfig = ProbingConfig()
     robustness: RobustnessConfig = RobustnessConfig()
     prompt_study: PromptStudyConfig = PromptStudyConfig()
+    label_issues: LabelIssuesConfig = LabelIssuesConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -46,6 +46,7 @@ _USED_BY = {
     "probing": "Used by `clipit probe`, not by a run.",
     "robustness": "Used by `clipit robustness`, not by a run.",
     "prompt_study": "Used by `clipit prompts study`, not by a run.",
+    "label_issues": "Used by `clipit label-issues`, not by a run.",
 }
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from clipit.config.data import LARGEST_SEED, Section, check_seeds
+from clipit.config.data import LARGEST_SEED, Section, check_once, check_seeds
 from clipit.config.paths import LocalPath
 
 
@@ -156,3 +156,29 @@ class PromptStudyConfig(Section):
     """Magnification words of the grid."""
     stains: tuple[str, ...] = ("", "H&E stained")
     """Stain words of the grid."""
+
+
+class LabelIssuesConfig(Section):
+    """Suspicious labels: out-of-fold predictions of a probe on frozen features, ranked by confident learning."""
+
+    features: Literal["vlm", "backbone"] = "vlm"
+    """Frozen model whose features the probe uses: the VLM's image tower, or the backbone before training."""
+    splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
+    """Splits whose labels are checked together; correcting test labels by a model's predictions favours that model."""
+    folds: int = Field(5, ge=3)
+    """Number of folds, divided by patient or slide; the probe never sees labels of the group that it predicts."""
+    shown: int = Field(100, ge=1)
+    """Largest number of tiles on the page."""
+    neighbours: int = Field(3, ge=0)
+    """Nearest tiles of other patients or slides that are shown beside each tile."""
+    verified: LocalPath[str | None] = None
+    """CSV with the columns tile (or id) and label: labels of some or all tiles that are known to be right; the ranking
+    is scored against them."""
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    """Seed of the folds."""
+
+    @field_validator("splits")
+    @classmethod
+    def _each_once(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(splits)
+        return splits

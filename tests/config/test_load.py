@@ -382,7 +382,7 @@ HOME_KEYS = (
     "output", "prompts", "tiles.path", "tiles.images", "reports.path", "reports.cancer_types",
     "reports.morphology_prompts", "reports.boilerplate_prompts", "vlm.name", "vlm.path", "second_vlm.name",
     "second_vlm.path", "backbone.name", "backbone.path", "bags.dictionary", "probing.captions", "prompt_study.simple",
-    "comparison.searched",
+    "comparison.searched", "label_issues.verified",
 )  # fmt: skip
 
 

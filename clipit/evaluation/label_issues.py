@@ -1,0 +1,203 @@
+"""Suspicious labels by confident learning: out-of-fold probabilities of a probe, and the ranking of cleanlab."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
+
+from clipit.errors import DataError, ModelError
+from clipit.evaluation.features import Features
+from clipit.evaluation.intervals import Interval, bootstrap, group_numbers
+from clipit.evaluation.probes import linear_probe
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverses of the L2 penalty from which each fold chooses."""
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Class probabilities of tiles from probes that were fitted on other groups.
+
+    Attributes:
+        probabilities: Class probabilities, one row per tile.
+        folds: Fold of each tile; all tiles of a group are in the same fold.
+        checked: Whether the probe of the tile's fold was fitted on tiles of the tile's given class. Without any, the
+            probability of the given class is 0 whatever the tile shows.
+        strengths: Inverse of the L2 penalty that each fold chose.
+    """
+
+    probabilities: Float32[np.ndarray, "n c"]
+    folds: Int64[np.ndarray, " n"]
+    checked: Bool[np.ndarray, " n"]
+    strengths: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LabelIssues:
+    """Suspicious labels among n tiles.
+
+    Attributes:
+        flagged: Whether the label is suspicious.
+        quality: Probability of the given label; the lower, the more suspicious.
+        suggested: Most probable class.
+        wrong: Estimated share of wrong labels among the tiles given each class; NaN for a class without tiles.
+    """
+
+    flagged: Bool[np.ndarray, " n"]
+    quality: Float64[np.ndarray, " n"]
+    suggested: Int64[np.ndarray, " n"]
+    wrong: Float64[np.ndarray, " c"]
+
+
+def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int = 5, seed: int = 0) -> OutOfFold:
+    """Predict the class of each tile with a linear probe that was fitted on the tiles of other groups.
+
+    Groups are divided into folds, stratified by class (scikit-learn's StratifiedGroupKFold); a tile without a group is
+    its own. The probe of a fold is a logistic regression on all other folds; its penalty has the lowest log loss on the
+    next fold, for a probe that was fitted without that fold. Neither uses labels of the tile's own group. The result
+    does not depend on the order of the tiles.
+
+    Args:
+        features: Features and labels of the tiles; every tile has a label.
+        n_classes: Number of classes.
+        folds: Number of folds, at least 3.
+        seed: Seed of the folds.
+
+    Raises:
+        DataError: There are fewer groups than folds, or a probe cannot be fitted because only one class remains.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    order = np.argsort(features.ids, kind="stable")
+    ordered = features.take(order)
+    groups = group_numbers(ordered.groups)
+    if folds < 3 or len(np.unique(groups)) < folds:
+        raise DataError(
+            f"{folds} folds of {len(np.unique(groups))} groups (patients, slides or single tiles) with a label",
+            where="label_issues.folds",
+            fix="use at least 3 folds and no more folds than groups",
+        )
+    fold_of = np.empty(len(order), dtype=np.int64)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # `checked` has the tiles of such a class
+        for fold, (_, inside) in enumerate(splitter.split(ordered.vectors, ordered.labels, groups)):
+            fold_of[inside] = fold
+    probabilities = np.zeros((len(order), n_classes), dtype=np.float32)
+    checked = np.zeros(len(order), dtype=np.bool_)
+    strengths = []
+    for fold in range(folds):
+        inside = fold_of == fold
+        train = ordered.take(~inside)
+        strength = _choose_strength(train, fold_of[~inside] == (fold + 1) % folds, n_classes)
+        probe = linear_probe(train.vectors, train.labels, train.vectors[:0], train.labels[:0], n_classes, (strength,))
+        probabilities[inside] = probe.probabilities(ordered.vectors[inside])
+        checked[inside] = np.isin(ordered.labels[inside], train.labels)
+        strengths.append(strength)
+    back = np.argsort(order)
+    return OutOfFold(probabilities[back], fold_of[back], checked[back], tuple(strengths))
+
+
+def _choose_strength(train: Features, held_out: Bool[np.ndarray, " n"], n_classes: int) -> float:
+    fitted, chosen_on = train.take(~held_out), train.take(held_out)
+    return linear_probe(
+        fitted.vectors, fitted.labels, chosen_on.vectors, chosen_on.labels, n_classes, STRENGTHS
+    ).strength
+
+
+def find_label_issues(labels: Int64[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]) -> LabelIssues:
+    """Find suspicious labels by confident learning (Northcutt, Jiang and Chuang, JAIR 2021), with cleanlab.
+
+    Labels are flagged by cleanlab's filter `prune_by_noise_rate` and ranked by the probability of the given label.
+
+    Args:
+        labels: Given class of each tile, 0 to c - 1.
+        probabilities: Out-of-fold class probabilities.
+
+    Raises:
+        ModelError: cleanlab is not installed.
+        DataError: All tiles have the same label.
+    """
+    present = np.unique(labels)
+    if len(present) < 2:
+        raise DataError(
+            "all checked tiles have the same label", where="tiles", fix="label tiles of at least two classes"
+        )
+    try:
+        from cleanlab.count import compute_confident_joint, estimate_joint
+        from cleanlab.filter import find_label_issues as flag_issues
+    except ImportError as error:
+        raise ModelError(
+            "suspicious labels need the package cleanlab", fix="pip install 'clipit-pathology[labels]'"
+        ) from error
+    given = np.searchsorted(present, labels)  # cleanlab expects every class among the labels
+    shares = probabilities[:, present].astype(np.float64)
+    shares /= np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
+    counts = compute_confident_joint(given, shares)
+    flagged = flag_issues(given, shares, confident_joint=counts, n_jobs=1)
+    joint = estimate_joint(given, shares, confident_joint=counts)
+    wrong = np.full(probabilities.shape[1], np.nan)
+    wrong[present] = 1 - np.diagonal(joint) / joint.sum(axis=1)
+    rows = np.arange(len(given))
+    suggested = present[shares.argmax(axis=1)].astype(np.int64)
+    return LabelIssues(np.asarray(flagged, dtype=np.bool_), shares[rows, given], suggested, wrong)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with its 95 % interval; the value is None if it is undefined."""
+
+    name: str
+    value: float | None
+    interval: Interval
+
+
+def score_ranking(
+    wrong: Bool[np.ndarray, " n"],
+    flagged: Bool[np.ndarray, " n"],
+    quality: Float[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Score]:
+    """Score flagged labels against verified ones: precision, recall and AUROC, and the share of wrong labels.
+
+    The share of wrong labels is the precision of flagging tiles at random. Intervals are bootstrapped over groups.
+
+    Args:
+        wrong: Whether the given label differs from the verified one.
+        flagged: Whether the label was flagged.
+        quality: Quality of the given label; a lower one should go with wrong labels.
+        groups: Group of each tile; "" where unknown.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
+        total, both = weights.sum(axis=0), (weights * (wrong & flagged)[:, None]).sum(axis=0)
+        errors, found = (weights * wrong[:, None]).sum(axis=0), (weights * flagged[:, None]).sum(axis=0)
+        areas = [
+            roc_auc_score(wrong, -quality, sample_weight=weight) if 0 < error < all_tiles else np.nan
+            for weight, error, all_tiles in zip(weights.T, errors, total, strict=True)
+        ]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "share of wrong labels": errors / total,
+                "precision of the flagged labels": both / found,
+                "recall of the wrong labels": both / errors,
+                "AUROC of the ranking": np.asarray(areas, dtype=np.float64),
+            }
+
+    values = scores(np.ones((len(wrong), 1)))
+    intervals = bootstrap(scores, groups, resamples, seed)
+    return [
+        Score(name, None if np.isnan(value[0]) else float(value[0]), intervals[name]) for name, value in values.items()
+    ]
+
+
+def rank_issues(issues: LabelIssues, ids: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Order tiles: flagged ones first, each part by quality, lowest first; ties by id."""
+    return np.lexsort((ids, issues.quality.round(6), ~issues.flagged)).astype(np.int64)

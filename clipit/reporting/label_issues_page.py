@@ -1,0 +1,116 @@
+"""Page of suspicious labels: tiles with their given and suggested labels, beside the nearest tiles."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipit.evaluation.label_issues import Score
+from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.tables import with_interval
+
+_ABOUT = (
+    "A linear probe on frozen features predicts each tile from the labels of other patients or slides. A label is "
+    "suspicious if the probe prefers another class so clearly that confident learning counts the label as an error. "
+    "The probe can be wrong, too: rare appearances and classes that look alike are flagged more often than others. "
+    "Look at the tile before you change its label, and correct no test label by these suggestions alone."
+)
+
+
+@dataclass(frozen=True)
+class LabelledTile:
+    """A tile and its given label.
+
+    Attributes:
+        id: Id of the tile.
+        label: Name of the given class.
+        group: Patient or slide; "" where unknown.
+        picture: Data URI of its picture; None for no picture.
+    """
+
+    id: str
+    label: str
+    group: str
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class SuspiciousTile:
+    """A tile whose label is suspicious.
+
+    Attributes:
+        tile: The tile with its given label.
+        split: Split of the tile.
+        label_probability: Probability of the given class.
+        suggested: Name of the suggested class.
+        suggested_probability: Probability of the suggested class.
+        nearest: Nearest tiles of other patients or slides, nearest first.
+    """
+
+    tile: LabelledTile
+    split: str
+    label_probability: float
+    suggested: str
+    suggested_probability: float
+    nearest: Sequence[LabelledTile]
+
+
+def label_issues_page(
+    title: str,
+    note: str,
+    facts: Mapping[str, object],
+    by_class: Sequence[Mapping[str, Any]],
+    tiles: Sequence[SuspiciousTile],
+    scores: Sequence[Score] = (),
+    remarks: Sequence[str] = (),
+) -> str:
+    """Render the page as HTML.
+
+    Args:
+        title: Heading of the page.
+        note: Warning shown at the top of the page; empty for none.
+        facts: Facts about the check, with the number of suspicious labels under `suspicious labels`.
+        by_class: For each class: class, checked, suspicious, estimated_wrong and suggested_most.
+        tiles: Tiles to look through, the most suspicious first.
+        scores: Scores against verified labels; empty without any.
+        remarks: Remarks, one line each.
+    """
+    total = int(str(facts.get("suspicious labels", len(tiles))))
+    counts = Table(
+        ("given label", "checked", "suspicious", "estimated share of wrong labels, %", "most suggested"),
+        [
+            [
+                row["class"],
+                row["checked"],
+                row["suspicious"],
+                None if row["estimated_wrong"] is None else f"{100 * row['estimated_wrong']:.1f}",
+                row["suggested_most"] or "",
+            ]
+            for row in by_class
+        ],
+        caption="Labels by class. The estimate is that of confident learning, from the same predictions.",
+        source="label_issues.json, classes",
+    )
+    sections = [PageSection("Summary", [Text(_ABOUT), facts_table(facts), counts])]
+    if scores:
+        sections.append(PageSection("Against verified labels", _verified(scores)))
+    parts: list[Part] = [Text("No label is suspicious.")]
+    if tiles:
+        caption = (
+            f"{len(tiles):,} of {total:,} suspicious labels, the least probable given labels first; label_issues.csv "
+            "has all tiles. Nearest tiles are those of other patients or slides with the highest cosine; a label in "
+            "bold is the suggested one."
+        )
+        parts = [Text(caption), Include("label_issues.html", {"tiles": tiles})]
+    sections.append(PageSection("Tiles to look through", parts))
+    if remarks:
+        sections.append(PageSection("Remarks", [Text("\n".join(remarks), fixed=True)]))
+    return page(title, note, sections)
+
+
+def _verified(scores: Sequence[Score]) -> list[Part]:
+    rows = [[score.name, with_interval(score.value, score.interval.low, score.interval.high)] for score in scores]
+    about = (
+        "The share of wrong labels is the precision of flagging tiles at random, and an AUROC of 0.5 that of a random "
+        "order."
+    )
+    return [Text(about), Table(("score", "value [95 % interval]"), rows, source="label_issues.json, verified")]

@@ -1,0 +1,1 @@
+"""Suspicious labels: out-of-fold predictions of a probe, ranked by confident learning."""

@@ -1,0 +1,256 @@
+"""Suspicious labels of a configuration's tiles: label_issues.html to look through, label_issues.csv and .json."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from clipit.artifacts import whole_file, write_json
+from clipit.config.run import RunConfig
+from clipit.config.studies import LabelIssuesConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError, shortlist
+from clipit.evaluation.features import Features
+from clipit.evaluation.label_issues import (
+    LabelIssues,
+    OutOfFold,
+    Score,
+    find_label_issues,
+    out_of_fold_probabilities,
+    rank_issues,
+)
+from clipit.evaluation.neighbours import nearest_rows
+from clipit.reporting.html import write_page
+from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
+from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.studies.features import backbone_features, vlm_facts
+from clipit.studies.label_issues.verified import read_verified, score_verified
+from clipit.studies.report import collect_provenance, describe_model, study_note
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.preflight import check_inputs
+from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+_SIDE, _SMALL = 128, 64  # pixels of the pictures of a tile and of its neighbours
+
+
+def study_label_issues(config: RunConfig, options: LabelIssuesConfig) -> Path:
+    """Find suspicious labels; write label_issues.html, .csv and .json to `<output>/label_issues/<name>`.
+
+    The labels are those that a run of this configuration and seed may use (`tiles.labels`).
+
+    Args:
+        config: Run configuration.
+        options: Features, splits and folds of the check.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        DataError: There is no label to check, there are fewer groups than folds, or the verified labels do not belong
+            to the tiles.
+        ModelError: cleanlab is not installed.
+    """
+    workspace = Workspace(config)
+    check_inputs(workspace, [options.features])
+    tiles, features, facts = _labelled_features(config, options, workspace)
+    folder = config.output / "label_issues" / config.name
+    if get_processes().main:
+        _check(config, options, tiles, features, facts, folder)
+    get_processes().barrier()
+    return folder
+
+
+def _labelled_features(
+    config: RunConfig, options: LabelIssuesConfig, workspace: Workspace
+) -> tuple[TileSet, Features, dict[str, Any]]:
+    """Return the labelled tiles of the chosen splits with their features, and the provenance of the model."""
+    visible = workspace.tiles(config.seed)
+    tiles = visible.select(np.isin(visible.splits, options.splits) & (visible.labels >= 0))
+    if not len(tiles):
+        raise DataError(
+            f"no labelled tile in {', '.join(options.splits)}",
+            where="label_issues.splits",
+            fix="choose splits with labels; tiles.labels decides which labels a run may use",
+        )
+    tiles = tiles.select(np.concatenate([np.flatnonzero(tiles.splits == split) for split in options.splits]))
+    if options.features == "vlm":
+        facts = vlm_facts(workspace)
+        stores = {split: workspace.tile_store(split) for split in options.splits}
+        parts = [store.rows(store.positions(tiles.of_split(split).ids)) for split, store in stores.items()]
+    else:
+        frozen = backbone_features(config, workspace)
+        facts = frozen.facts
+        parts = [frozen.vectors[split][visible.of_split(split).labels >= 0] for split in options.splits]
+    groups = np.asarray(patients(tiles.groups, tiles.ids), dtype=np.str_)
+    return tiles, Features(tiles.ids, np.concatenate(parts), tiles.labels, groups), facts
+
+
+def _check(
+    config: RunConfig,
+    options: LabelIssuesConfig,
+    tiles: TileSet,
+    features: Features,
+    facts: dict[str, Any],
+    folder: Path,
+) -> None:
+    """Rank the labels of these tiles, and write the files."""
+    verified = None if options.verified is None else read_verified(Path(options.verified), tiles)
+    predicted = out_of_fold_probabilities(features, len(tiles.classes), folds=options.folds, seed=options.seed)
+    notes = [*tiles.notes, *_remarks(tiles, features, predicted)]
+    kept = predicted.checked
+    tiles, features, probabilities = tiles.select(kept), features.take(kept), predicted.probabilities[kept]
+    issues = find_label_issues(tiles.labels, probabilities)
+    scores: list[Score] = []
+    if verified is not None:
+        scores, note = score_verified(
+            verified[kept], tiles, issues, features.groups, resamples=config.evaluation.bootstrap, seed=config.seed
+        )
+        notes.append(note)
+    order = rank_issues(issues, tiles.ids)
+    about = {
+        "labels checked": len(tiles),
+        "suspicious labels": int(issues.flagged.sum()),
+        "splits": ", ".join(options.splits),
+        "features": describe_model(facts),
+        "folds": f"{options.folds}, by patient or slide, seed {options.seed}",
+        "inverse L2 penalty chosen in each fold": ", ".join(f"{strength:g}" for strength in predicted.strengths),
+    }
+    by_class = _count_by_class(tiles, issues)
+    _write_csv(
+        folder / "label_issues.csv", _records(tiles, features, issues, probabilities, predicted.folds[kept], order)
+    )
+    write_json(
+        folder / "label_issues.json",
+        {
+            "facts": about,
+            "classes": by_class,
+            "verified": {s.name: {"value": s.value, "low": s.interval.low, "high": s.interval.high} for s in scores},
+            "notes": notes,
+            "tiles": tiles.fingerprint,
+            "model": facts,
+            "config": config.model_dump(mode="json") | {"label_issues": options.model_dump(mode="json")},
+            **collect_provenance(),
+        },
+    )
+    shown = order[issues.flagged[order]][: options.shown]
+    page = label_issues_page(
+        f"{config.name}: suspicious labels",
+        study_note(config),
+        about,
+        by_class,
+        _suspicious_tiles(tiles, features, issues, probabilities, shown, options.neighbours),
+        scores,
+        notes,
+    )
+    write_page(folder / "label_issues.html", page)
+    logger.info(f"{int(issues.flagged.sum())} of {len(tiles)} labels are suspicious")
+
+
+def _remarks(tiles: TileSet, features: Features, predicted: OutOfFold) -> list[str]:
+    remarks = []
+    lost = ~predicted.checked
+    if lost.any():
+        names = [tiles.classes[code] for code in np.unique(tiles.labels[lost]).tolist()]
+        remarks.append(
+            f"{int(lost.sum())} labels of {shortlist(names)} were not checked: all tiles of their class belong to "
+            "patients or slides of one fold."
+        )
+    if (features.groups == "").any():
+        remarks.append(
+            "Tiles without a patient or slide (tiles.columns.group) are divided into folds one by one. Errors that "
+            "several tiles of a patient share are then missed."
+        )
+    return remarks
+
+
+def _count_by_class(tiles: TileSet, issues: LabelIssues) -> list[dict[str, Any]]:
+    """Count checked and suspicious labels by given class, and the most frequent suggestion."""
+    rows = []
+    for code, name in enumerate(tiles.classes):
+        given = tiles.labels == code
+        suggestions = np.bincount(issues.suggested[given & issues.flagged], minlength=len(tiles.classes))
+        rows.append(
+            {
+                "class": name,
+                "checked": int(given.sum()),
+                "suspicious": int((given & issues.flagged).sum()),
+                "estimated_wrong": None if np.isnan(issues.wrong[code]) else float(issues.wrong[code]),
+                "suggested_most": tiles.classes[int(suggestions.argmax())] if suggestions.any() else None,
+            }
+        )
+    return rows
+
+
+def _records(
+    tiles: TileSet,
+    features: Features,
+    issues: LabelIssues,
+    probabilities: Float[np.ndarray, "n c"],
+    folds: Int64[np.ndarray, " n"],
+    order: Int64[np.ndarray, " n"],
+) -> list[dict[str, object]]:
+    """Return one row of label_issues.csv for each checked tile, the most suspicious first."""
+    return [
+        {
+            "tile": tiles.ids[row],
+            "split": tiles.splits[row],
+            "group": features.groups[row],
+            "label": tiles.classes[tiles.labels[row]],
+            "suggested": tiles.classes[issues.suggested[row]],
+            "suspicious": str(bool(issues.flagged[row])).lower(),
+            "label_probability": f"{issues.quality[row]:.6f}",
+            "suggested_probability": f"{probabilities[row, issues.suggested[row]]:.6f}",
+            "fold": int(folds[row]),
+        }
+        for row in order.tolist()
+    ]
+
+
+def _write_csv(path: Path, records: list[dict[str, object]]) -> None:
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def _suspicious_tiles(
+    tiles: TileSet,
+    features: Features,
+    issues: LabelIssues,
+    probabilities: Float[np.ndarray, "n c"],
+    rows: Int64[np.ndarray, " k"],
+    neighbours: int,
+) -> list[SuspiciousTile]:
+    """Collect the tiles of the page with their pictures, and the nearest tiles of other groups."""
+    nearest = nearest_rows(features.take(rows), features, neighbours, exclude_groups=True)
+
+    def labelled(row: int, side: int) -> LabelledTile:
+        return LabelledTile(
+            str(tiles.ids[row]), tiles.classes[tiles.labels[row]], str(features.groups[row]), _picture(tiles, row, side)
+        )
+
+    return [
+        SuspiciousTile(
+            labelled(row, _SIDE),
+            str(tiles.splits[row]),
+            float(issues.quality[row]),
+            tiles.classes[issues.suggested[row]],
+            float(probabilities[row, issues.suggested[row]]),
+            [labelled(other, _SMALL) for other in beside[beside >= 0].tolist()],
+        )
+        for row, beside in zip(rows.tolist(), nearest, strict=True)
+    ]
+
+
+def _picture(tiles: TileSet, row: int, side: int) -> str | None:
+    try:
+        encoded = thumbnail(tiles, row, side=side)
+    except DataError:  # a missing image, or features without images
+        return None
+    return jpeg_uri(encoded) if encoded else None

@@ -1,0 +1,83 @@
+"""Verified labels: read them, and score the ranking of suspicious labels against them."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from clipit.data_files import delimiter_hint, read_csv
+from clipit.errors import DataError, shortlist
+from clipit.evaluation.label_issues import LabelIssues, Score, score_ranking
+from clipit.tiles.tileset import TileSet
+
+_FIX = "use a csv file with the columns tile (or id) and label"
+
+
+def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
+    """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
+
+    Rows of other tiles are ignored.
+
+    Raises:
+        DataError: The file is missing or unreadable, lacks a column, has no row of these tiles, has two rows of one, or
+            has an unknown class.
+    """
+    try:
+        table = read_csv(path)
+    except FileNotFoundError:
+        raise DataError("no such file", where=path, fix="correct label_issues.verified") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"unreadable labels: {error}", where=path, fix="save the file as csv in UTF-8") from error
+    key = "tile" if "tile" in table.header else "id"
+    missing = [name for name in (key, "label") if name not in table.header]
+    if missing:
+        listed = ", ".join("tile" if name == "id" else name for name in missing)
+        raise DataError(f"missing columns: {listed}", where=path, fix=delimiter_hint(table.header) or _FIX)
+    row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
+    names, labels = table.header.index(key), table.header.index("label")
+    found = [(row[names], row[labels]) for row in table.rows if row[names] in row_of]
+    if not found:
+        raise DataError("no checked tile has a verified label", where=path, fix="use the ids of the checked tiles")
+    unknown = sorted({label for _, label in found} - {*tiles.classes})
+    repeated = sorted(name for name, count in Counter(name for name, _ in found).items() if count > 1)
+    if unknown or repeated:
+        problems = [f"unknown classes: {shortlist(unknown)}"] if unknown else []
+        problems += [f"{len(repeated)} tiles occur more than once: {shortlist(repeated)}"] if repeated else []
+        raise DataError("; ".join(problems), where=path, fix="write each tile once, with a class of the configuration")
+    verified = np.full(len(tiles), -1, dtype=np.int64)
+    for name, label in found:
+        verified[row_of[name]] = tiles.classes.index(label)
+    return verified
+
+
+def score_verified(
+    verified: Int64[np.ndarray, " n"],
+    tiles: TileSet,
+    issues: LabelIssues,
+    groups: Shaped[np.ndarray, " n"],
+    *,
+    resamples: int,
+    seed: int,
+) -> tuple[list[Score], str]:
+    """Score suspicious labels against the verified ones; also returns a sentence on how many there are.
+
+    Args:
+        verified: Verified class of each tile; -1 where there is none.
+        tiles: Checked tiles with their given labels.
+        issues: Suspicious labels of these tiles.
+        groups: Group of each tile; "" where unknown.
+        resamples: Number of bootstrap resamples of the intervals.
+        seed: Seed of the bootstrap.
+    """
+    known = np.flatnonzero(verified >= 0)
+    wrong = verified[known] != tiles.labels[known]
+    flagged = issues.flagged[known]
+    scores = score_ranking(wrong, flagged, issues.quality[known], groups[known], resamples=resamples, seed=seed)
+    both = known[wrong & flagged]
+    right = int((issues.suggested[both] == verified[both]).sum())
+    return scores, (
+        f"{len(known)} of the {len(tiles)} checked tiles have a verified label, and {int(wrong.sum())} of these have "
+        f"another given label. Of the {len(both)} wrong labels that were flagged, the suggested class is right for "
+        f"{right}."
+    )

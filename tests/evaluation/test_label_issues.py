@@ -1,0 +1,101 @@
+"""Suspicious labels: flipped labels with known truth are found, and no label of a tile's own group is used."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipit.errors import DataError, ModelError
+from clipit.evaluation.features import Features
+from clipit.evaluation.label_issues import (
+    LabelIssues,
+    find_label_issues,
+    out_of_fold_probabilities,
+    rank_issues,
+    score_ranking,
+)
+from clipit.evaluation.probes import linear_probe
+
+
+def clusters(n: int = 240, classes: int = 3, size: int = 4) -> Features:
+    """Features of overlapping clusters, one per class, with `size` tiles per group."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % classes
+    vectors = rng.normal(size=(n, 6)) + 4 * np.eye(6)[labels]
+    groups = np.array([f"P{row // (size * classes)}-{row % classes}" for row in range(n)])
+    return Features(np.array([f"t{row:03d}" for row in range(n)]), vectors, labels.astype(np.int64), groups)
+
+
+def flipped(features: Features, share: float = 0.1) -> tuple[Features, np.ndarray]:
+    """Give some tiles the next class; returns the features and which tiles are wrong."""
+    wrong = np.random.default_rng(1).random(len(features)) < share
+    return replace(features, labels=np.where(wrong, (features.labels + 1) % 3, features.labels)), wrong
+
+
+def test_flipped_labels_are_found_and_their_true_class_is_suggested() -> None:
+    truth = clusters()
+    features, wrong = flipped(truth)
+    found = out_of_fold_probabilities(features, 3)
+    issues = find_label_issues(features.labels, found.probabilities)
+    assert found.checked.all()
+    ranking = score_ranking(wrong, issues.flagged, issues.quality, features.groups, resamples=50)
+    scores = {score.name: score for score in ranking}
+    assert scores["share of wrong labels"].value == pytest.approx(wrong.mean())
+    assert scores["precision of the flagged labels"].value == pytest.approx(wrong[issues.flagged].mean())
+    assert scores["recall of the wrong labels"].value == pytest.approx(issues.flagged[wrong].mean())
+    assert issues.flagged[wrong].mean() > 0.8 and wrong[issues.flagged].mean() > 0.6
+    assert (scores["AUROC of the ranking"].interval.low or 0) > 0.9
+    assert (issues.suggested[wrong & issues.flagged] == truth.labels[wrong & issues.flagged]).mean() > 0.9
+    assert (issues.suggested[issues.flagged] != features.labels[issues.flagged]).all()
+    assert np.abs(issues.wrong - 0.1).max() < 0.08
+
+
+def test_labels_of_the_own_group_change_nothing_about_a_prediction() -> None:
+    features = clusters()
+    found = out_of_fold_probabilities(features, 3)
+    for group in np.unique(features.groups):
+        assert len(np.unique(found.folds[features.groups == group])) == 1
+    inside = found.folds == found.folds[0]
+    rest = features.take(~inside)
+    strength = found.strengths[found.folds[0]]
+    probe = linear_probe(rest.vectors, rest.labels, rest.vectors[:0], rest.labels[:0], 3, (strength,))
+    assert np.allclose(found.probabilities[inside], probe.probabilities(features.vectors[inside]), atol=1e-5)
+
+
+def test_the_order_of_the_tiles_does_not_matter() -> None:
+    features = clusters(120)
+    order = np.random.default_rng(3).permutation(120)
+    first, second = out_of_fold_probabilities(features, 3), out_of_fold_probabilities(features.take(order), 3)
+    assert (first.probabilities[order] == second.probabilities).all() and (first.folds[order] == second.folds).all()
+
+
+def test_a_class_of_one_patient_is_not_checked_and_a_missing_class_is_no_error() -> None:
+    features = clusters(120)
+    lonely = features.groups == features.groups[0]
+    features = replace(features, labels=np.where(lonely, 3, features.labels))
+    found = out_of_fold_probabilities(features, 5)  # class 4 has no tile
+    assert (found.checked == ~lonely).all()
+    kept = found.checked
+    issues = find_label_issues(features.labels[kept], found.probabilities[kept])
+    assert np.isnan(issues.wrong).tolist() == [False, False, False, True, True]
+    assert set(np.unique(issues.suggested)) <= {0, 1, 2}
+
+
+def test_too_few_groups_one_class_and_a_missing_package_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = clusters(48)
+    few = replace(features, groups=np.where(np.arange(48) % 2 == 0, "a", "b"))
+    with pytest.raises(DataError, match="5 folds of 2 groups"):
+        out_of_fold_probabilities(few, 3)
+    with pytest.raises(DataError, match="the same label"):
+        find_label_issues(np.zeros(4, dtype=np.int64), np.full((4, 2), 0.5))
+    monkeypatch.setitem(sys.modules, "cleanlab.count", None)
+    with pytest.raises(ModelError, match=r"clipit-pathology\[labels\]"):
+        find_label_issues(np.array([0, 1]), np.full((2, 2), 0.5))
+
+
+def test_flagged_labels_come_first_and_ties_are_broken_by_id() -> None:
+    issues = LabelIssues(
+        np.array([False, True, True, True]), np.array([0.01, 0.2, 0.1, 0.1]), np.zeros(4, dtype=np.int64), np.zeros(1)
+    )
+    assert rank_issues(issues, np.array(["a", "b", "d", "c"])).tolist() == [3, 2, 1, 0]

@@ -1,0 +1,138 @@
+"""The check of labels on a small world with flipped labels: its files, its page, and bad input."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, HOSTILE, opened
+
+import clipit
+from clipit.api.labels import LabelIssuesResult
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate_file
+from clipit.errors import DataError
+from clipit.evaluation.intervals import Interval
+from clipit.evaluation.label_issues import Score
+from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
+from clipit.studies.label_issues.verified import read_verified
+from clipit.workspace.workspace import Workspace
+
+FLIPPED = [f"images/train-{number:03d}.png" for number in (3, 16, 29, 44, 57)]
+
+
+@pytest.fixture(scope="module")
+def table(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Table of the small world in which some training tiles have another class."""
+    with Path(world["tiles"]["path"]).open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    following = {"gland": "stroma", "stroma": "tumour", "tumour": "gland"}
+    path = tmp_path_factory.mktemp("flipped") / "tiles.csv"
+    with path.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(
+            row | {"label": following[row["label"]] if row["path"] in FLIPPED else row["label"]} for row in rows
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(world: dict[str, Any], table: Path, tmp_path_factory: pytest.TempPathFactory) -> ConfigFile:
+    """Configuration of the check, with the true labels as the verified ones."""
+    root = Path(world["tiles"]["path"]).parent
+    verified = table.parent / "verified.csv"
+    lines = (root / "tiles.csv").read_text(encoding="utf-8").replace("path,", "id,", 1)
+    verified.write_text(lines, encoding="utf-8")
+    keys = {
+        "tiles.path": str(table),
+        "tiles.images": str(root),
+        "tiles.labels": {"kind": "all"},
+        "output": str(tmp_path_factory.mktemp("checked")),
+        "evaluation.bootstrap": 50,
+        "label_issues.verified": str(verified),
+        "label_issues.shown": 4,
+    }
+    return validate_file(merge(world, nested(keys)), "test")
+
+
+@pytest.fixture(scope="module")
+def checked(file: ConfigFile) -> LabelIssuesResult:
+    """Result of the check."""
+    return clipit.find_label_issues(file)
+
+
+def test_flipped_labels_come_first_in_the_table(checked: LabelIssuesResult) -> None:
+    tiles = checked.tiles
+    assert len(tiles) == 96 and set(tiles["split"]) == {"train", "validation"}
+    assert set(tiles["tile"][:5]) == set(FLIPPED)
+    assert tiles["suspicious"][:5].all() and (tiles["label"] != tiles["suggested"])[:5].all()
+    assert (tiles.groupby("group")["fold"].nunique() == 1).all()
+
+
+def test_the_ranking_is_scored_against_verified_labels(checked: LabelIssuesResult) -> None:
+    record = json.loads((checked.folder / "label_issues.json").read_text(encoding="utf-8"))
+    assert record["verified"]["share of wrong labels"]["value"] == pytest.approx(5 / 96)
+    assert record["verified"]["recall of the wrong labels"]["value"] == 1.0
+    assert record["verified"]["AUROC of the ranking"]["value"] == 1.0
+    assert sum(row["checked"] for row in record["classes"]) == 96
+    suspicious = int(checked.tiles["suspicious"].sum())
+    assert sum(row["suspicious"] for row in record["classes"]) == suspicious == record["facts"]["suspicious labels"]
+
+
+def test_the_page_has_as_many_tiles_as_are_asked_for_with_pictures(checked: LabelIssuesResult) -> None:
+    text = checked.page.read_text(encoding="utf-8")
+    assert text.count('<tr><th scope="row"><img alt="tile ') == 4
+    assert f'alt="tile {checked.tiles["tile"][0]}"' in text
+    assert len(re.findall(r'<img alt="" loading="lazy" src="data:image/jpeg', text)) == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("tile,class\na,b\n", "missing columns: label"),
+        ("tile,label\nelsewhere,gland\n", "no checked tile"),
+        (f"tile,label\n{FLIPPED[0]},other\n", "unknown classes: other"),
+        (f"tile,label\n{FLIPPED[0]},gland\n{FLIPPED[0]},stroma\n", "more than once"),
+    ],
+)
+def test_wrong_verified_labels_are_refused(file: ConfigFile, tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "verified.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=problem):
+        read_verified(path, Workspace(file.run).all_tiles)
+
+
+def test_a_split_without_labels_is_refused(file: ConfigFile) -> None:
+    keys = {"tiles.labels": {"kind": "none"}}
+    with pytest.raises(DataError, match="no labelled tile in train, validation"):
+        clipit.find_label_issues(clipit.load_config(file, keys))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
+def test_the_page_runs_no_text_of_the_user_and_can_be_filtered(tmp_path: Path) -> None:
+    near = [LabelledTile(HOSTILE, HOSTILE, HOSTILE, None)]
+    tiles = [
+        SuspiciousTile(LabelledTile(f"tile{n}", HOSTILE, "P1", None), "train", 0.01, "gland", 0.9, near)
+        for n in range(3)
+    ]
+    by_class = [{"class": HOSTILE, "checked": 3, "suspicious": 3, "estimated_wrong": None, "suggested_most": "gland"}]
+    scores = [Score("AUROC of the ranking", None, Interval(None, None, "none"))]
+    text = label_issues_page("checked", HOSTILE, {"suspicious labels": 3}, by_class, tiles, scores, [HOSTILE])
+    then = """addEventListener("load", () => {
+      const input = document.querySelector(".filter input");
+      input.value = "tile1"; input.dispatchEvent(new Event("input"));
+      document.body.dataset.told = document.querySelector(".filter output").textContent; });"""
+    dom = opened(text, tmp_path, then=then)
+    title = re.search("<title>(.*?)</title>", dom)
+    assert title and title[1] == "checked"
+    assert 'data-told="1 of 3 rows"' in dom
+
+
+def test_backbone_features_give_the_same_tiles(file: ConfigFile) -> None:
+    keys = {"label_issues.features": "backbone", "name": "backbone", "label_issues.verified": None}
+    tiles = clipit.find_label_issues(clipit.load_config(file, keys)).tiles
+    assert len(tiles) == 96 and np.isin(FLIPPED, tiles["tile"][:8]).all()

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clipit.config.effects import Data
+from clipit.config.effects import Data, Results
 from clipit.config.paths import LocalPath
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -92,6 +92,59 @@ class SlidesConfig(Section):
     """Folder in which the tissue and the grid of each slide are kept, so that they are computed once."""
 
 
+class AnnotationsConfig(Section):
+    """Labels of tiles by several annotators, in place of the labels of the source."""
+
+    path: LocalPath[str]
+    """Table (csv or tsv) with one row per tile and annotator; or, with `counts`, with the votes of each tile."""
+    columns: dict[Literal["tile", "annotator", "label"], str] = Field(default_factory=dict)
+    """Mapping from clipit's column names to those of the table, where they differ; `tile` is the id of the tile."""
+    counts: dict[str, str] = Field(default_factory=dict)
+    """For votes without the names of the annotators: mapping from each class to the column with the number of its
+    votes, such as `{SSA: "Number of Annotators who Selected SSA (Out of 7)"}`. Empty: one row per tile and
+    annotator."""
+    voters: int | None = Field(None, ge=1)
+    """With `counts`: number of votes of each tile; the votes that `counts` does not name are those of `rest`."""
+    rest: str | None = None
+    """With `voters`: class without a column of its own."""
+    labels: Results[Literal["majority", "consensus", "posterior", "annotator"]] = "consensus"
+    """Labels of training and validation tiles. `majority`: the most frequent one. `consensus`: the most probable class
+    by Dawid-Skene. `posterior`: the probabilities of the classes by Dawid-Skene, as soft targets (needs
+    `soft_labels.source: annotators`). `annotator`: those of one annotator."""
+    annotator: Results[str | None] = None
+    """`annotator` only: name of the annotator; null: the most accurate one by Dawid-Skene, of those who labelled at
+    least half as many tiles as the busiest one."""
+    test_annotators: Results[tuple[str, ...]] = ()
+    """Annotators whose consensus labels the test tiles, and who label no other tile; empty: all annotators label all
+    tiles, so that the test labels are not independent of those trained on, which results and pages state."""
+    test_labels: Results[Literal["consensus", "source"]] = "consensus"
+    """Labels of test tiles: the consensus of annotators, or those of the source, such as a reference standard."""
+
+    @field_validator("columns", "counts", mode="before")
+    @classmethod
+    def _check_names(cls, names: Any) -> Any:
+        if isinstance(names, dict):
+            wrong = [name for pair in names.items() for name in pair if not isinstance(name, str)]
+            if wrong:
+                raise ValueError(f"names must be text, not {', '.join(map(str, wrong))}; write them in quotes")
+        return names
+
+    @model_validator(mode="after")
+    def _check_annotators(self) -> "AnnotationsConfig":
+        check_once(self.test_annotators)
+        if self.annotator is not None and self.labels != "annotator":
+            raise ValueError("annotator needs labels: annotator")
+        if self.annotator is not None and self.annotator in self.test_annotators:
+            raise ValueError(f"{self.annotator!r} labels the test tiles (test_annotators), so cannot be trained on")
+        if (self.voters is None) != (self.rest is None) or (self.rest is not None and not self.counts):
+            raise ValueError("voters and rest belong together, and to counts")
+        if self.rest is not None and self.rest in self.counts:
+            raise ValueError(f"{self.rest!r} has a column in counts, so it is not the rest")
+        if self.counts and (self.labels == "annotator" or self.test_annotators or {*self.columns} - {"tile"}):
+            raise ValueError("counts do not name the annotators: no labels: annotator, test_annotators, or columns")
+        return self
+
+
 class TilesConfig(Section):
     """Tiles, their classes and their splits."""
 
@@ -150,6 +203,8 @@ class TilesConfig(Section):
     slides: Data[SlidesConfig | None] = None
     """`slides` only: tiles to cut; null: the defaults of this section."""
     labels: LabelsConfig = LabelsConfig()
+    annotations: Data[AnnotationsConfig | None] = None
+    """Labels by several annotators; null: the labels of the source."""
 
     @field_validator("classes", "class_map", "splits", "columns", mode="before")
     @classmethod

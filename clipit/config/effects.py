@@ -24,6 +24,7 @@ class KeyEffect:
 
 
 _Value = TypeVar("_Value")
+Results = Annotated[_Value, KeyEffect("results")]
 Data = Annotated[_Value, KeyEffect("data")]
 Recipe = Annotated[_Value, KeyEffect("recipe")]
 Evaluation = Annotated[_Value, KeyEffect("evaluation")]

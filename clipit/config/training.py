@@ -144,10 +144,12 @@ class OwnReportConfig(Section):
 class SoftLabelsConfig(Section):
     """Soft labels: class probabilities as targets for unlabelled tiles."""
 
-    source: Literal["none", "zero_shot", "vlm_probe", "image_only", "own_report"] = "none"
+    source: Literal["none", "zero_shot", "vlm_probe", "image_only", "own_report", "annotators"] = "none"
     """`zero_shot`: the VLM with the class prompts. `vlm_probe`: a linear probe on the VLM's image embeddings, fitted on
     the labels that the run sees (uses no text). `image_only`: a student of the arm image_only, trained first with the
-    same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (`own_report`)."""
+    same seed (self-training, uses no VLM). `own_report`: the report of the tile's own patient (`own_report`).
+    `annotators`: the posteriors of `tiles.annotations.labels: posterior`, which replace the labels of labelled
+    tiles."""
     weight: float = Field(1.0, ge=0)
     """Weight of the cross-entropy of the classifier's logits with the soft labels."""
     temperature: float = Field(1.0, gt=0)

@@ -60,7 +60,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     loaded = load_huggingface(config.path, "tiles.path")
     parts = _select_parts(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
     names = {key: config.columns.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
-    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if config.labels.kind != "none" else set())
+    labelled = config.labels.kind != "none" and config.annotations is None
+    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if labelled else set())
     columns: dict[str, list[str]] = {key: [] for key in names}
     part_of_row: list[str] = []
     stamps: list[str] = []

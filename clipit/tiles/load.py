@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from clipit.annotators.reading import AnnotationTable
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, shortlist
+from clipit.tiles.annotations import AnnotatedTiles, join_annotators, read_annotators
 from clipit.tiles.bach import read_bach
 from clipit.tiles.cuts import cut_fold, cut_test, cut_validation
 from clipit.tiles.dataset_reader import read_data_set
@@ -58,7 +60,8 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True, 
 
     Steps: read the source, map and check classes, map splits, drop unmapped tiles, check groups, drop unreadable
     images if configured, cut a test part or fold off train if there is none (as configured, or with the fraction and
-    seed of a published data set), and cut a validation part off train if there is none (with `split_seed`).
+    seed of a published data set), cut a validation part off train if there is none (with `split_seed`), and label the
+    tiles by their annotators if configured.
 
     Args:
         config: Section `tiles`.
@@ -78,21 +81,27 @@ def read_tiles(config: TilesConfig, *, check: bool = True, decode: bool = True, 
         source = SOURCES[config.source](source_config)
     else:
         source = read_data_set(source_config, DATASETS[config.source])
-    tiles = _make_tile_set(source, config)
+    table = read_annotators(config)
+    tiles, annotated = join_annotators(_make_tile_set(source, config, table), table, config)
     if check:
         check_groups(tiles)
     if decode:
         tiles = check_images(tiles, config.unreadable)
     if not cut:
-        return tiles
-    tiles = _cut_test_part(tiles, config, data_set)
+        return tiles if annotated is None else annotated.label(tiles, all_tests=not (tiles.splits == "test").any())
+    tiles = _cut_test_part(_for_cut(tiles, annotated, tests=True), config, data_set)
     if data_set is not None and not (tiles.splits == "test").any():
         note = f"no test part, so no test score; the expected layout of {data_set.title} is {data_set.layout}"
         tiles = replace(tiles, notes=(*tiles.notes, note))
     if (tiles.splits == "train").any() and not (tiles.splits == "validation").any():
         blind = config.labels.kind == "none"
+        tiles = _for_cut(tiles, annotated, tests=False)
         tiles = cut_validation(tiles, config.validation_fraction, config.split_seed, blind=blind)
-    return tiles
+    return tiles if annotated is None else annotated.label(tiles)
+
+
+def _for_cut(tiles: TileSet, annotated: AnnotatedTiles | None, *, tests: bool) -> TileSet:
+    return tiles if annotated is None else annotated.for_cut(tiles, tests=tests)
 
 
 def _cut_test_part(tiles: TileSet, config: TilesConfig, data_set: DataSet | None) -> TileSet:
@@ -119,10 +128,12 @@ def _cut_test_part(tiles: TileSet, config: TilesConfig, data_set: DataSet | None
     return tiles
 
 
-def _make_tile_set(source: SourceTiles, config: TilesConfig) -> TileSet:
+def _make_tile_set(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None) -> TileSet:
     """Resolve labels, splits and mpp; drop labels outside `class_map` and, if configured, other parts."""
-    source = add_groups(map_labels(source, config.class_map), config.group_pattern)
-    classes = _resolve_classes(source, config)
+    if annotators is None or any(source.labels):
+        source = map_labels(source, config.class_map)
+    source = add_groups(source, config.group_pattern)
+    classes = _resolve_classes(source, config, set(annotators.labels if annotators else ()))
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
     mpp = np.asarray(source.mpp, dtype=np.float64)
@@ -164,15 +175,16 @@ def _part_notes(source: SourceTiles, splits: list[str]) -> tuple[str, ...]:
     return (f"{sum(others.values())} tiles of other parts dropped ({listed})",)
 
 
-def _resolve_classes(source: SourceTiles, config: TilesConfig) -> tuple[str, ...]:
+def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[str]) -> tuple[str, ...]:
     present = set(source.labels) - {"", DROPPED}
-    classes = config.classes or source.classes or sorted_names(present)
+    named = present | annotated
+    classes = config.classes or source.classes or sorted_names(named)
     if len(set(classes)) < len(classes) or "" in classes:
         raise ConfigError(
             "a class is repeated or has no name", where=f"tiles.classes = {classes}", fix="use unique, non-empty names"
         )
     _check_groups_spelling(source)
-    _check_spelling(present if config.classes is None and source.classes is None else set(), source.where)
+    _check_spelling(named if config.classes is None and source.classes is None else set(), source.where)
     unknown = sorted(present - set(classes))
     if unknown:
         rows = [tile for tile, name in zip(source.ids, source.labels, strict=True) if name in unknown]

@@ -141,10 +141,11 @@ def open_table(path: Path) -> TileTable:
 def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequence[str]) -> dict[str, list[str]]:
     """Read the wanted columns that describe tiles, under our names.
 
-    `path` is required, and so is `label` unless tiles.labels.kind is none; the others (id, split, group, mpp) are
-    optional unless tiles.columns names them.
+    `path` is required, and so is `label` unless tiles.labels.kind is none or annotators give the labels; the others
+    (id, split, group, mpp) are optional unless tiles.columns names them.
     """
-    required = {"path"} | set(config.columns) | ({"label"} if config.labels.kind != "none" else set())
+    labelled = config.labels.kind != "none" and config.annotations is None
+    required = {"path"} | set(config.columns) | ({"label"} if labelled else set())
     by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
     names = {ours: by_name.get(ours, ours) for ours in wanted}
     missing = sorted(names[ours] for ours in required if names[ours] not in table.names)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, Shaped
 from PIL import Image
 
+from clipit.annotators.labelling import Annotations
 from clipit.data_files import is_unicode
 from clipit.errors import DataError, shortlist
 from clipit.image_readers import Reader
@@ -52,6 +53,8 @@ class TileSet:
     """Source table or folder, for messages."""
     advice: str = ""
     """How to name the patients, if the source seems to name them and no groups are configured."""
+    annotations: Annotations | None = None
+    """Labels by several annotators, from which those of the tiles were made; None for labels of the source."""
 
     def __post_init__(self) -> None:
         """Validate ids, splits and labels."""

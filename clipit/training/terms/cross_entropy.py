@@ -1,4 +1,4 @@
-"""Cross-entropy of the labelled tiles, a term of every run."""
+"""Cross-entropy of the labelled tiles, a term of every run whose labels are classes."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,11 @@ class CrossEntropyTerm(Term[TrainingConfig]):
 
     name = "cross_entropy"
     section = "training"
+
+    @property
+    def active(self) -> bool:
+        """Whether labels are classes; posteriors of annotators replace them in `soft_labels`."""
+        return self.config.soft_labels.source != "annotators"
 
     def describe(self) -> str:
         """Describe the term, unless the run uses no labels."""

@@ -49,12 +49,16 @@ class PromptBagsTerm(Term[PromptBagsConfig]):
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
         """Count the labelled tiles, and add the weights of the soft labels."""
+        if self._soft is not None and self._soft.replaces_labels:
+            return self._soft.count(rows)
         labelled = float((self.labels[rows] >= 0).sum())
         return labelled if self._soft is None else labelled + self._soft.count(rows)
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
         """Sum the cross-entropies over the cosines with the prompts."""
         logits = prototype_logits(batch.projected, batch.tensor(self._prototypes), self.options.temperature)
+        if self._soft is not None and self._soft.replaces_labels:
+            return soft_cross_entropy_sum(logits, *self._soft.targets(batch))
         total = cross_entropy_sum(logits, batch.labels)
         if self._soft is None:
             return total

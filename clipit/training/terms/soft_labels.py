@@ -1,4 +1,4 @@
-"""Soft labels: cross-entropy of unlabelled tiles against class probabilities used in place of labels."""
+"""Soft labels: cross-entropy of tiles against class probabilities used in place of labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ _SOURCES = {
     "zero_shot": "the VLM's zero-shot predictions",
     "vlm_probe": "a linear probe of the VLM",
     "image_only": "an image-only student's predictions",
+    "annotators": "posteriors of the annotators' labels",
 }
 _OWN_REPORT = {
     "label": "labels of the patients' own reports",
@@ -44,7 +45,7 @@ class SoftLabels:
 
 
 class SoftLabelsTerm(Term[SoftLabelsConfig]):
-    """Cross-entropy of the logits of unlabelled tiles against soft labels."""
+    """Cross-entropy of the logits against soft labels: of unlabelled tiles, or of tiles labelled by annotators."""
 
     name = section = "soft_labels"
     switch = "source"
@@ -64,14 +65,19 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         )
 
     @property
+    def replaces_labels(self) -> bool:
+        """Whether the term applies to labelled tiles, whose labels are the posteriors of annotators."""
+        return self.options.source == "annotators"
+
+    @property
     def uses_unlabelled(self) -> bool:
-        """Always True: the term applies to unlabelled tiles."""
-        return True
+        """Whether the term applies to unlabelled tiles: with every source but annotators."""
+        return not self.replaces_labels
 
     @property
     def supervises_unlabelled(self) -> bool:
-        """Always True: a run with soft labels needs no labels."""
-        return True
+        """Whether a run needs no labels: with every source but annotators."""
+        return not self.replaces_labels
 
     def problems(self) -> list[str]:
         """Check that the source has its inputs, and that `monitor: agreement` has a source."""
@@ -81,6 +87,18 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         if self.options.source == "vlm_probe" and self.config.tiles.labels.kind == "none":
             problems.append(
                 "soft_labels.source=vlm_probe is fitted on labels: tiles.labels, or soft_labels.source=zero_shot"
+            )
+        annotations = self.config.tiles.annotations
+        posteriors = annotations is not None and annotations.labels == "posterior"
+        if posteriors != self.replaces_labels:
+            problems.append(
+                "tiles.annotations.labels=posterior and soft_labels.source=annotators belong together: set both, or "
+                "use tiles.annotations.labels=consensus"
+            )
+        if self.config.training.monitor == "agreement" and self.replaces_labels:
+            problems.append(
+                "training.monitor=agreement is for runs without labels; annotators label the validation tiles, too: "
+                "training.monitor=balanced_accuracy"
             )
         if self.config.training.monitor == "agreement" and not self.active:
             problems.append("training.monitor=agreement compares with soft labels: soft_labels.source")
@@ -126,6 +144,9 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         """Return the fingerprints of own reports, rules and prompts, or the training keys of the image-only run."""
         if self.options.source == "own_report":
             return own_report_fingerprints(self.config, workspace)
+        if self.replaces_labels:
+            train = workspace.tiles(self.config.seed).of_split("train")
+            return {"posteriors of annotators": fingerprint(_posteriors(train).tolist())}
         if self.options.source != "image_only":
             return {}
         image_only = resolve_arm(self.config.model_copy(update={"arm": "image_only"}))
@@ -139,6 +160,12 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
             soft = make_soft_labels(own.probabilities, self.options, own.probabilities[labelled])
             self._soft = SoftLabels(soft.probabilities, soft.weights * own.weights)
             return {"own_reports": own.facts, "sections": {"Own reports": own.text}}
+        if self.replaces_labels:
+            train = inputs.tiles.of_split("train")
+            found, labelled = _posteriors(train), train.labels >= 0
+            soft = make_soft_labels(np.where(labelled[:, None], found, 1 / found.shape[1]), self.options, found[labelled])
+            self._soft = SoftLabels(soft.probabilities, soft.weights * labelled)
+            return {"annotated_tiles": int(labelled.sum())}
         self._predict = _source(self.config, inputs)
         self._training = self._predict("train")
         self._soft = make_soft_labels(self._training, self.options)
@@ -147,19 +174,20 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
     def class_probabilities(self, split: str) -> Probabilities | None:
         """Return the probabilities of the tiles of a split, corrected like those of the training tiles.
 
-        None for own reports: those of validation and test patients are never used.
+        None for own reports: those of validation and test patients are never used. None for annotators, who label the
+        validation tiles.
         """
-        if self.options.source == "own_report":
+        if self.options.source == "own_report" or self.replaces_labels:
             return None
         return make_soft_labels(self._predict(split), self.options, self._training).probabilities
 
     def count(self, rows: Int[np.ndarray, "b"]) -> float:
-        """Sum the weights of the unlabelled tiles."""
-        return float((self._soft.weights[rows] * (self.labels[rows] < 0)).sum())
+        """Sum the weights of the tiles that the term applies to."""
+        return float((self._soft.weights[rows] * ((self.labels[rows] >= 0) == self.replaces_labels)).sum())
 
     def targets(self, batch: MicroBatch) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b"]]:
-        """Return the soft labels of a micro-batch and their weights, which are 0 for labelled tiles."""
-        weights = batch.tensor(self._soft.weights[batch.rows]) * (batch.labels < 0)
+        """Return the soft labels of a micro-batch and their weights, which are 0 where the term does not apply."""
+        weights = batch.tensor(self._soft.weights[batch.rows]) * ((batch.labels >= 0) == self.replaces_labels)
         return batch.tensor(self._soft.probabilities[batch.rows]), weights
 
     def sum(self, batch: MicroBatch) -> Float[Tensor, ""]:
@@ -194,6 +222,19 @@ def make_soft_labels(
         entropy = -(p * p.clamp_min(1e-12).log()).sum(dim=1)
         weights = (1 - entropy / np.log(probabilities.shape[1])).clamp(0, 1).numpy().astype(np.float32)
     return SoftLabels(p.numpy().astype(np.float32), weights)
+
+
+def _posteriors(train: TileSet) -> Probabilities:
+    """Return the posteriors of training tiles; rows of zeros for tiles without labels by annotators.
+
+    Raises:
+        DataError: The tiles have no labels by annotators.
+    """
+    if train.annotations is None:
+        raise DataError(
+            "no labels by annotators", where="soft_labels.source = annotators", fix="set tiles.annotations.path"
+        )
+    return train.annotations.posteriors(train.ids.tolist())
 
 
 def _source(config: RunConfig, inputs: TermInputs) -> Callable[[str], Probabilities]:

@@ -1,0 +1,154 @@
+"""Agreement of annotators: Krippendorff's alpha, agreement of pairs, and what their overlap can determine."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from clipit.annotators.votes import Votes
+from clipit.errors import shortlist
+
+FEW_ITEMS = 5
+"""Below this number of tiles, the confusion of an annotator is hardly more than a guess."""
+
+
+def krippendorff_alpha(
+    counts: Int64[np.ndarray, "n c"], weights: Float64[np.ndarray, " n"] | None = None
+) -> float | None:
+    """Compute Krippendorff's alpha for nominal labels; None if no item has two labels or only one class occurs.
+
+    Formula: alpha = 1 - D_o / D_e with the coincidences o_ck = sum_u m_uc (m_uk - [c = k]) / (m_u - 1) of items with
+    m_u >= 2 labels, D_o = 1 - sum_c o_cc / n and D_e = 1 - sum_c n_c (n_c - 1) / (n (n - 1)), where n_c = sum_k o_ck
+    (Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011). 1 is perfect agreement, 0 that of chance.
+
+    Args:
+        counts: Labels of each class per item.
+        weights: How often each item counts; 1 each by default.
+    """
+    per_item = counts.sum(axis=1)
+    paired = per_item >= 2
+    m = counts[paired].astype(np.float64)
+    weight = np.ones(len(m)) if weights is None else weights[paired]
+    scale = weight / np.maximum(per_item[paired] - 1.0, 1.0)
+    agreeing = float((scale[:, None] * m * (m - 1)).sum())
+    of_class = (weight[:, None] * m).sum(axis=0)
+    n = float(of_class.sum())
+    expected = n * (n - 1) - float((of_class * (of_class - 1)).sum())
+    if n < 2 or expected <= 0:
+        return None
+    return 1 - (n - 1) * (n - agreeing) / expected
+
+
+def alpha_interval(
+    counts: Int64[np.ndarray, "n c"], groups: Int64[np.ndarray, " n"], resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """Compute the 95 % interval of alpha by bootstrap over groups of items; None if it is undefined in a resample.
+
+    Args:
+        counts: Labels of each class per item.
+        groups: Number of each item's group, such as its patient, from 0.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+    """
+    n_groups = int(groups.max(initial=-1)) + 1
+    if not n_groups or not resamples:
+        return None
+    generator = np.random.default_rng(seed)
+    values: list[float] = []
+    for _ in range(resamples):
+        drawn = np.bincount(generator.integers(n_groups, size=n_groups), minlength=n_groups).astype(np.float64)
+        alpha = krippendorff_alpha(counts, drawn[groups])
+        if alpha is None:
+            return None
+        values.append(alpha)
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, eq=False)
+class PairAgreement:
+    """Agreement of each pair of annotators on the items that both labelled.
+
+    Attributes:
+        shared: Number of items that both labelled; on the diagonal, those that the annotator labelled.
+        agreement: Share of these with equal labels; nan without a shared item.
+        kappa: Cohen's kappa; nan where it is undefined.
+    """
+
+    shared: Int64[np.ndarray, "a a"]
+    agreement: Float64[np.ndarray, "a a"]
+    kappa: Float64[np.ndarray, "a a"]
+
+
+def pair_agreement(votes: Votes) -> PairAgreement:
+    """Compute the agreement of each pair of named annotators."""
+    table, a, c = votes.table(), len(votes.annotators), len(votes.classes)
+    shared = np.zeros((a, a), dtype=np.int64)
+    agreement, kappa = np.full((a, a), np.nan), np.full((a, a), np.nan)
+    for i in range(a):
+        for j in range(i, a):
+            both = (table[:, i] >= 0) & (table[:, j] >= 0)
+            shared[i, j] = shared[j, i] = int(both.sum())
+            if not shared[i, j]:
+                continue
+            first, second = table[both, i], table[both, j]
+            observed = float((first == second).mean())
+            expected = float((np.bincount(first, minlength=c) @ np.bincount(second, minlength=c)) / both.sum() ** 2)
+            agreement[i, j] = agreement[j, i] = observed
+            if expected < 1:
+                kappa[i, j] = kappa[j, i] = (observed - expected) / (1 - expected)
+    return PairAgreement(shared, agreement, kappa)
+
+
+def why_not_estimable(votes: Votes) -> str:
+    """Return why the skills of annotators cannot be estimated from these labels; "" if they can."""
+    per_item = votes.counts().sum(axis=1)
+    if not len(votes) or per_item.max() < 2:
+        return (
+            "no tile has labels by two annotators, so neither their skill nor a consensus can be estimated: any "
+            "confusion of an annotator explains one label per tile"
+        )
+    if votes.named and votes.items_of().max() < 2:
+        return "no annotator labelled more than one tile, so their skill cannot be estimated"
+    return ""
+
+
+def remarks_on_overlap(votes: Votes) -> list[str]:
+    """List what limits the estimates: annotators who share no tile with others, few tiles, and two labels per tile."""
+    remarks = []
+    per_item = votes.counts().sum(axis=1)
+    single = int((per_item == 1).sum())
+    if single:
+        remarks.append(f"{single:,} of {len(votes):,} annotated tiles have one label, on which nobody else can disagree")
+    if len(votes) and per_item.max() == 2:
+        remarks.append(
+            "no tile has more than two labels: where two annotators disagree, only their estimated confusions decide"
+        )
+    if not votes.named:
+        return [*remarks, "annotators are not named: one confusion is estimated for all of them"]
+    pieces = _connected(votes)
+    if len(pieces) > 1:
+        listed = [" and ".join(piece[:3]) + (" and others" if len(piece) > 3 else "") for piece in pieces]
+        remarks.append(
+            f"annotators in {len(pieces)} sets without a common tile ({shortlist(listed)}): their skills are not "
+            "comparable across these sets"
+        )
+    items = votes.items_of()
+    few = [f"{name} {n}" for name, n in zip(votes.annotators, items.tolist(), strict=True) if n < FEW_ITEMS]
+    if few:
+        remarks.append(f"annotators with fewer than {FEW_ITEMS} tiles, whose confusion is uncertain: {shortlist(few)}")
+    return remarks
+
+
+def _connected(votes: Votes) -> list[list[str]]:
+    """Return the sets of annotators who are linked by shared items, the largest first."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    a = len(votes.annotators)
+    labelled = sparse.csr_array((np.ones(len(votes.item)), (votes.item, votes.annotator)), shape=(len(votes.items), a))
+    _, piece_of = connected_components(labelled.T @ labelled, directed=False)
+    pieces: dict[int, list[str]] = {}
+    for name, piece in zip(votes.annotators, piece_of.tolist(), strict=True):
+        pieces.setdefault(piece, []).append(name)
+    return sorted(pieces.values(), key=lambda piece: (-len(piece), piece))

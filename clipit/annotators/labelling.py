@@ -1,0 +1,221 @@
+"""Labels of tiles from the labels of several annotators: majority, consensus, posteriors, or those of one annotator."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from clipit.annotators.agreement import remarks_on_overlap, why_not_estimable
+from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
+from clipit.annotators.votes import Votes, majority
+from clipit.config.run import AnnotationsConfig
+from clipit.errors import DataError, shortlist
+
+_WHERE = "tiles.annotations"
+
+
+@dataclass(frozen=True, eq=False)
+class Consensus:
+    """Votes of some annotators on some tiles, and their consensus.
+
+    Attributes:
+        votes: The votes.
+        estimates: Estimates of Dawid-Skene; None if these labels do not permit them, and the majority is used.
+        labels: Consensus of each item of the votes.
+        posteriors: Probability of each class per item; the shares of the votes without estimates.
+        why_not: Reason why there are no estimates; "" if there are.
+    """
+
+    votes: Votes
+    estimates: DawidSkene | None
+    labels: Int64[np.ndarray, " n"]
+    posteriors: Float64[np.ndarray, "n c"]
+    why_not: str
+
+    @property
+    def method(self) -> str:
+        """Name of the method by which the consensus was found."""
+        return "majority" if self.estimates is None else "Dawid-Skene"
+
+
+def find_consensus(votes: Votes) -> Consensus:
+    """Find the consensus of votes by Dawid-Skene, or the majority if the skills of annotators cannot be estimated."""
+    why_not = why_not_estimable(votes)
+    counts = votes.counts()
+    if why_not:
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return Consensus(votes, None, majority(counts, votes.items).labels, shares, why_not)
+    estimates = dawid_skene(votes)
+    return Consensus(votes, estimates, estimates.posteriors.argmax(axis=1), estimates.posteriors, "")
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Labels of annotators on the tiles of a data set, and what was made of them.
+
+    Attributes:
+        votes: All votes on the tiles, of all splits.
+        learnt: Votes on training and validation tiles by the annotators who may label these, and their consensus.
+        tested: Votes on test tiles by the annotators who label them, and their consensus.
+        test_annotators: Annotators of the test labels; empty if these are the labels of the source.
+        independent: Whether the test labels come from none of the annotators of the training labels.
+    """
+
+    votes: Votes
+    learnt: Consensus
+    tested: Consensus
+    test_annotators: tuple[str, ...]
+    independent: bool
+
+    def posteriors(self, ids: Sequence[str]) -> Float32[np.ndarray, "n c"]:
+        """Return the posteriors of training or validation tiles; rows of zeros for tiles without labels."""
+        row_of = {name: row for row, name in enumerate(self.learnt.votes.items)}
+        found = np.zeros((len(ids), len(self.votes.classes)), dtype=np.float32)
+        for place, name in enumerate(ids):
+            if name in row_of:
+                found[place] = self.learnt.posteriors[row_of[name]]
+        return found
+
+
+@dataclass(frozen=True)
+class TileLabels:
+    """Labels made from those of annotators.
+
+    Attributes:
+        of_tile: Class of each labelled tile, by id, of all splits.
+        annotations: What they were made from.
+        notes: Which annotators the labels come from, ties, and limits of the estimates.
+    """
+
+    of_tile: dict[str, int]
+    annotations: Annotations
+    notes: tuple[str, ...]
+
+
+def label_tiles(
+    votes: Votes, config: AnnotationsConfig, learnt: Collection[str], tests: Collection[str]
+) -> TileLabels:
+    """Label training, validation and test tiles.
+
+    Estimates for training and validation tiles use no vote on a test tile, and the reverse.
+
+    Args:
+        votes: Labels of all annotators on all tiles.
+        config: Section `tiles.annotations`.
+        learnt: Ids of training and validation tiles.
+        tests: Ids of test tiles.
+
+    Raises:
+        DataError: An annotator is unknown, no annotator is left for training or test tiles, or the labels do not permit
+            the estimates that `labels` needs.
+    """
+    _check_names(votes, config)
+    source_tests = config.test_labels == "source"
+    panel = config.test_annotators or votes.annotators
+    trainers = tuple(name for name in votes.annotators if name not in config.test_annotators)
+    of_training = find_consensus(votes.of_items(learnt).of_annotators(trainers))
+    of_tests = find_consensus(votes.of_items(tests).of_annotators(panel))
+    if learnt and not len(of_training.votes):
+        raise DataError(
+            "no training or validation tile has a label by an annotator who may label it",
+            where=f"{_WHERE}.test_annotators" if config.test_annotators else _WHERE,
+            fix="correct the ids in the table of annotators, or name fewer test_annotators",
+        )
+    labels, notes = _training_labels(of_training, config)
+    if not source_tests:
+        labels |= dict(zip(of_tests.votes.items, of_tests.labels.tolist(), strict=True))
+        notes += _test_notes(of_tests, config, len(set(tests)), trainers)
+    elif tests:
+        notes.append("test labels: those of the source, not of the annotators")
+    independent = source_tests or bool(config.test_annotators)
+    found = Annotations(votes, of_training, of_tests, () if source_tests else tuple(panel), independent)
+    return TileLabels(labels, found, tuple(notes))
+
+
+def best_annotator(consensus: Consensus) -> str:
+    """Return the most accurate annotator by Dawid-Skene, of those with at least half as many tiles as the busiest one.
+
+    Raises:
+        DataError: The skills cannot be estimated.
+    """
+    if consensus.estimates is None:
+        raise DataError(
+            f"the best annotator is unknown: {consensus.why_not}",
+            where=f"{_WHERE}.labels",
+            fix=f"name one in {_WHERE}.annotator",
+        )
+    items = consensus.votes.items_of()
+    accuracies = np.where(2 * items >= items.max(), consensus.estimates.accuracies, -1.0)
+    return consensus.votes.annotators[int(accuracies.argmax())]
+
+
+def _check_names(votes: Votes, config: AnnotationsConfig) -> None:
+    named = [*config.test_annotators, *([config.annotator] if config.annotator is not None else [])]
+    unknown = [name for name in named if name not in votes.annotators]
+    if unknown:
+        raise DataError(
+            f"annotators without a label on these tiles: {shortlist(unknown)}",
+            where=f"{_WHERE}.annotator and test_annotators",
+            fix=f"the annotators are {shortlist(votes.annotators, 20)}",
+        )
+    if config.test_annotators and set(config.test_annotators) == set(votes.annotators):
+        raise DataError(
+            "all annotators are test_annotators, so nobody labels the training tiles",
+            where=f"{_WHERE}.test_annotators",
+            fix="name fewer",
+        )
+
+
+def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[dict[str, int], list[str]]:
+    """Return the labels of training and validation tiles, and notes."""
+    votes = consensus.votes
+    people = f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+    if config.labels == "annotator":
+        name = config.annotator or best_annotator(consensus)
+        own = votes.of_annotators([name])
+        chosen = "" if config.annotator else ", the most accurate one by Dawid-Skene"
+        note = f"training labels: those of annotator {name}{chosen}, on {len(own):,} tiles"
+        return dict(zip(own.items, own.table()[:, 0].tolist(), strict=True)), [note]
+    if config.labels == "majority":
+        found = majority(votes.counts(), votes.items)
+        note = f"training labels: majority of {people} on {len(votes):,} tiles"
+        if found.tied.any():
+            note += f"; {int(found.tied.sum()):,} ties, drawn by a hash of the tile's id"
+        return dict(zip(votes.items, found.labels.tolist(), strict=True)), [note]
+    if consensus.estimates is None and len(votes):
+        raise DataError(
+            consensus.why_not,
+            where=f"{_WHERE}.labels = {config.labels}",
+            fix="use labels: majority or labels: annotator, or let several annotators label some tiles",
+        )
+    kind = "consensus" if config.labels == "consensus" else "posteriors"
+    notes = [f"training labels: {kind} (Dawid-Skene) of {people} on {len(votes):,} tiles"]
+    if consensus.estimates is not None and not consensus.estimates.converged:
+        notes.append(f"training labels: EM has not converged after {len(consensus.estimates.objective):,} iterations")
+    notes += [f"training labels: {remark}" for remark in remarks_on_overlap(votes)]
+    return dict(zip(votes.items, consensus.labels.tolist(), strict=True)), notes
+
+
+def _test_notes(
+    consensus: Consensus, config: AnnotationsConfig, n_tests: int, trainers: Sequence[str]
+) -> list[str]:
+    """Describe whose labels the test labels are, and whether these annotators also label the training tiles."""
+    votes = consensus.votes
+    if not n_tests:
+        return []
+    if not len(votes):
+        return ["no test tile has a label by an annotator, so there is no test score"]
+    people = f"{len(votes.annotators)} annotators ({shortlist(votes.annotators)})" if votes.named else "the annotators"
+    notes = [f"test labels: consensus ({consensus.method}) of {people} on {len(votes):,} of {n_tests:,} test tiles"]
+    if config.test_annotators:
+        notes[0] += "; none of them labels a training tile"
+    else:
+        notes.append(
+            f"WARNING: the annotators of the test labels also label the training tiles "
+            f"({shortlist(trainers) if votes.named else 'they are not named'}), so a student that learns their habits "
+            "scores too high; name other annotators in tiles.annotations.test_annotators"
+        )
+    if consensus.why_not:
+        notes.append(f"test labels: {consensus.why_not}; the majority is used")
+    return [*notes, *(f"test labels: {remark}" for remark in remarks_on_overlap(votes))]

@@ -1,0 +1,266 @@
+"""Read the labels of annotators: a table of tile, annotator and label, or of the votes of each tile."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clipit.annotators.votes import ANONYMOUS, Votes
+from clipit.config.run import AnnotationsConfig
+from clipit.data_files import CsvTable, cell_text, check_column_names, delimiter_hint, neighbours, read_csv
+from clipit.errors import DataError, shortlist
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_WHERE = "tiles.annotations"
+
+
+@dataclass(frozen=True)
+class AnnotationTable:
+    """Labels as they are in the file, one entry per label in each sequence, without repeated ones.
+
+    Attributes:
+        tiles: Ids of the tiles.
+        annotators: Names of the annotators; `ANONYMOUS` for votes without names.
+        labels: Names of the classes.
+        times: Number of such votes; 1 for named annotators.
+        where: The file.
+        notes: Rows that were left out, by reason.
+    """
+
+    tiles: Sequence[str]
+    annotators: Sequence[str]
+    labels: Sequence[str]
+    times: Sequence[int]
+    where: str
+    notes: tuple[str, ...] = ()
+
+
+def read_annotations(config: AnnotationsConfig, class_map: Mapping[str, str]) -> AnnotationTable:
+    """Read the labels of annotators, mapped to classes.
+
+    Args:
+        config: Section `tiles.annotations`.
+        class_map: Class of each label; labels that it does not name are left out and counted. Empty: labels are
+            classes.
+
+    Raises:
+        DataError: The file cannot be read, lacks columns or cells, or an annotator gave a tile two labels.
+    """
+    path = Path(config.path).expanduser()
+    if not path.is_file():
+        raise DataError(
+            "the table of annotators does not exist", where=path, fix=f"correct {_WHERE}.path; {neighbours(config.path)}"
+        )
+    if path.suffix.lower() not in _DELIMITERS:
+        raise DataError("unknown format of the table of annotators", where=path, fix="use .csv or .tsv")
+    try:
+        table = read_csv(path, _DELIMITERS[path.suffix.lower()])
+    except UnicodeDecodeError as error:
+        raise DataError("not UTF-8 text", where=path, fix="save the table as UTF-8") from error
+    rows = _read_counts(table, config, path) if config.counts else _read_named(table, config, path)
+    return _map_labels(rows, class_map) if class_map else rows
+
+
+def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str]) -> tuple[Votes, tuple[str, ...]]:
+    """Match the labels with tiles and classes by name.
+
+    Args:
+        table: Labels of annotators.
+        ids: Ids of the tiles, in whose order the items are.
+        classes: Names of the classes.
+
+    Returns:
+        The votes on these tiles, and notes on labels of other tiles.
+
+    Raises:
+        DataError: A label is outside the classes, or no tile of the table is among these.
+    """
+    code_of = {name: code for code, name in enumerate(classes)}
+    unknown = Counter(label for label in table.labels if label not in code_of)
+    if unknown:
+        listed = shortlist([f"{name!r} in {count} rows" for name, count in sorted(unknown.items())])
+        raise DataError(
+            f"labels of annotators outside the classes: {listed}",
+            where=table.where,
+            fix=f"the classes are {', '.join(classes)}: correct the labels, map them in tiles.class_map, or name all "
+            "classes in tiles.classes",
+        )
+    annotated = set(table.tiles)
+    items = [name for name in ids if name in annotated]
+    if not items:
+        raise DataError(
+            f"none of the {len(annotated)} tiles of the table of annotators is among the {len(ids)} tiles; it names "
+            f"{shortlist(sorted(annotated), 3) or 'none'}, the tiles are {shortlist(list(ids), 3)}",
+            where=table.where,
+            fix=f"write the ids of the tiles (for tables without a column id: their paths), or name the column in "
+            f"{_WHERE}.columns",
+        )
+    row_of = {name: row for row, name in enumerate(items)}
+    others = sorted(annotated - row_of.keys())
+    note = f"labels of {len(others)} tiles that are not in the data set left out: {shortlist(others)}"
+    annotators = sorted(set(table.annotators))
+    number_of = {name: number for number, name in enumerate(annotators)}
+    kept = [row for row, name in enumerate(table.tiles) if name in row_of]
+    votes = Votes(
+        tuple(items),
+        tuple(annotators),
+        tuple(classes),
+        np.asarray([row_of[table.tiles[row]] for row in kept], dtype=np.int64),
+        np.asarray([number_of[table.annotators[row]] for row in kept], dtype=np.int64),
+        np.asarray([code_of[table.labels[row]] for row in kept], dtype=np.int64),
+        np.asarray([table.times[row] for row in kept], dtype=np.int64),
+    )
+    return votes.of_annotators({votes.annotators[a] for a in set(votes.annotator.tolist())}), (note,) if others else ()
+
+
+def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, key: str) -> dict[str, list[str]]:
+    """Read columns of a table by name.
+
+    Args:
+        table: The table.
+        names: Name of each column in the table, by clipit's name.
+        path: The table's file.
+        key: Configuration key or option that names the columns, for error messages.
+
+    Raises:
+        DataError: A column is missing, or a cell contains what is no text.
+    """
+    header = [name.strip() for name in table.header]
+    check_column_names(header, path)
+    missing = sorted(name for name in names.values() if name not in header)
+    if missing:
+        raise DataError(
+            f"missing columns: {', '.join(missing)}; the table has: {', '.join(header) or 'none'}",
+            where=path,
+            fix=delimiter_hint(header) or f"name the right ones in {key}",
+        )
+    columns: dict[str, list[str]] = {}
+    for ours, theirs in names.items():
+        place = header.index(theirs)
+        cells = []
+        for row, line in zip(table.rows, table.lines, strict=True):
+            try:
+                cells.append(cell_text(row[place]))
+            except ValueError as error:
+                raise DataError(
+                    f"line {line} contains {error} in column {theirs}", where=path, fix="correct this cell"
+                ) from None
+        columns[ours] = cells
+    if not table.rows:
+        raise DataError("the table has no rows", where=path, fix="add a row per tile and annotator")
+    return columns
+
+
+def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path) -> AnnotationTable:
+    """Read one row per tile and annotator; rows without a label, and repeated ones, are left out and counted."""
+    names = {ours: config.columns.get(ours, ours) for ours in ("tile", "annotator", "label")}
+    columns = read_named_columns(table, {str(ours): theirs for ours, theirs in names.items()}, path, f"{_WHERE}.columns")
+    nameless = [
+        f"line {table.lines[row]}"
+        for row in range(len(table.rows))
+        if not columns["tile"][row] or not columns["annotator"][row]
+    ]
+    seen: dict[tuple[str, str], str] = {}
+    double: dict[tuple[str, str], set[str]] = {}
+    empty = repeated = 0
+    for tile, annotator, label in zip(columns["tile"], columns["annotator"], columns["label"], strict=True):
+        key = (tile, annotator)
+        if not label:
+            empty += 1
+        elif key not in seen:
+            seen[key] = label
+        elif seen[key] == label:
+            repeated += 1
+        else:
+            double.setdefault(key, {seen[key]}).add(label)
+    problems = []
+    if nameless:
+        problems.append(f"{len(nameless)} rows without a tile or an annotator: {shortlist(nameless)}")
+    if double:
+        listed = [f"{a} on {t} ({', '.join(sorted(labels))})" for (t, a), labels in sorted(double.items())]
+        problems.append(f"{len(double)} tiles have several labels by one annotator: {shortlist(listed)}")
+    if problems:
+        raise DataError(
+            "; ".join(problems),
+            where=path,
+            fix="fill in the cells, and keep one label per tile and annotator (a second reading is a row of its own "
+            "with another name, such as 'A, second reading')",
+        )
+    notes = []
+    if empty:
+        notes.append(f"{empty} rows of annotators without a label left out")
+    if repeated:
+        notes.append(f"{repeated} repeated rows of annotators left out (same tile, annotator and label)")
+    return AnnotationTable(
+        [tile for tile, _ in seen],
+        [annotator for _, annotator in seen],
+        list(seen.values()),
+        [1] * len(seen),
+        str(path),
+        tuple(notes),
+    )
+
+
+def _read_counts(table: CsvTable, config: AnnotationsConfig, path: Path) -> AnnotationTable:
+    """Read the number of votes per class, one row per tile."""
+    tile_column = config.columns.get("tile", "tile")
+    columns = read_named_columns(table, {"": tile_column, **config.counts}, path, f"{_WHERE}.columns and counts")
+    ids = columns.pop("")
+    repeated = sorted(name for name, count in Counter(ids).items() if count > 1)
+    problems = [f"tiles with several rows: {shortlist(repeated)}"] if repeated else []
+    wrong = []
+    tiles: list[str] = []
+    labels: list[str] = []
+    times: list[int] = []
+    without = 0
+    for row, name in enumerate(ids):
+        cells = {label: cells[row].removesuffix(".0") for label, cells in columns.items()}
+        if not name or not all(cell.isdecimal() for cell in cells.values()):
+            wrong.append(f"line {table.lines[row]}")
+            continue
+        counts = {label: int(cell) for label, cell in cells.items()}
+        if config.voters is not None and config.rest is not None:
+            counts[config.rest] = config.voters - sum(counts.values())
+            if counts[config.rest] < 0:
+                wrong.append(f"line {table.lines[row]}")
+                continue
+        without += not any(counts.values())
+        for label, count in counts.items():
+            if count:
+                tiles.append(name)
+                labels.append(label)
+                times.append(count)
+    if wrong:
+        most = "" if config.voters is None else f" of at most {config.voters} in all"
+        problems.append(f"{len(wrong)} rows without a tile, or without numbers of votes{most}: {shortlist(wrong)}")
+    if problems:
+        raise DataError("; ".join(problems), where=path, fix="write one row per tile, with a whole number per class")
+    notes = (f"{without} rows without a vote left out",) if without else ()
+    return AnnotationTable(tiles, [ANONYMOUS] * len(tiles), labels, times, str(path), notes)
+
+
+def _map_labels(table: AnnotationTable, class_map: Mapping[str, str]) -> AnnotationTable:
+    """Replace labels with classes, add up votes that become equal, and leave out labels without a class.
+
+    Several labels of the source may be one class, but a named annotator has one label per tile, so nothing is lost.
+    """
+    others = Counter[str]()
+    summed: dict[tuple[str, str, str], int] = {}
+    for tile, annotator, label, times in zip(table.tiles, table.annotators, table.labels, table.times, strict=True):
+        if label in class_map:
+            key = (tile, annotator, class_map[label])
+            summed[key] = summed.get(key, 0) + times
+        else:
+            others[label] += times
+    listed = shortlist([f"{name}: {count}" for name, count in sorted(others.items())])
+    note = f"{sum(others.values())} labels of annotators outside tiles.class_map left out ({listed})"
+    return AnnotationTable(
+        [key[0] for key in summed],
+        [key[1] for key in summed],
+        [key[2] for key in summed],
+        list(summed.values()),
+        table.where,
+        (*table.notes, note) if others else table.notes,
+    )

@@ -1,0 +1,124 @@
+"""Human ceiling: how well each annotator agrees with the consensus of the others on the tiles that are scored."""
+
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.annotators.labelling import Annotations, find_consensus
+from clipit.annotators.votes import Votes
+from clipit.evaluation.metrics import compute_metrics
+from clipit.tiles.tileset import TileSet
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "kappa")
+"""Scores of annotators: those that need classes only, without probabilities."""
+
+
+@dataclass(frozen=True)
+class AnnotatorScore:
+    """Scores of an annotator, or of a random one of annotators without names.
+
+    Attributes:
+        annotator: Name of the annotator.
+        tiles: Number of tiles with a label by the annotator and a reference.
+        reference: What the labels are compared with.
+        metrics: Value of each of `METRICS`; None where it is undefined.
+    """
+
+    annotator: str
+    tiles: int
+    reference: str
+    metrics: dict[str, float | None]
+
+
+def score_annotators(tiles: TileSet) -> list[AnnotatorScore]:
+    """Score each annotator on test tiles as a classifier is scored.
+
+    The reference of an annotator is the consensus of the other annotators of the test labels (without the annotator's
+    own label, which would agree with itself), or the labels of the source if these are the test labels. For votes
+    without names, it is the accuracy of one vote, drawn at random, against the majority of the other votes of the tile;
+    ties count in part.
+
+    Args:
+        tiles: Tiles of one split, or of one test set.
+    """
+    found = tiles.annotations
+    if found is None:
+        return []
+    votes = found.votes.of_items(tiles.ids.tolist())
+    if not len(votes):
+        return []
+    if not votes.named:
+        return _score_anonymous(votes) if found.test_annotators else []
+    return [score for name in votes.annotators if (score := _score(name, votes, found, tiles)) is not None]
+
+
+def human_ceiling(tiles: TileSet) -> dict[str, Any] | None:
+    """Summarise `score_annotators` for results.json; None without labels by several annotators.
+
+    Returns:
+        `annotators` (one record each), `mean` of each metric over annotators, and `independent`: whether the test
+        labels come from none of the annotators of the training labels.
+    """
+    scores = score_annotators(tiles)
+    if not scores or tiles.annotations is None:
+        return None
+    means = {}
+    for metric in METRICS:
+        values = [value for score in scores if (value := score.metrics[metric]) is not None]
+        means[metric] = mean(values) if values else None
+    return {
+        "annotators": [asdict(score) for score in scores],
+        "mean": means,
+        "independent": tiles.annotations.independent,
+    }
+
+
+def _score(name: str, votes: Votes, found: Annotations, tiles: TileSet) -> AnnotatorScore | None:
+    """Score a named annotator; None if there is nothing to compare with."""
+    own = votes.of_annotators([name])
+    own_labels = dict(zip(own.items, own.table()[:, 0].tolist(), strict=True))
+    others = [other for other in found.test_annotators if other != name]
+    if others:
+        # The reference is estimated on all tiles that the others labelled, not only on those of this annotator.
+        consensus = find_consensus(votes.of_annotators(others))
+        reference = dict(zip(consensus.votes.items, consensus.labels.tolist(), strict=True))
+        people = f"consensus ({consensus.method}) of {len(others)} others" if len(others) > 1 else f"{others[0]} alone"
+    elif not found.test_annotators:
+        known = zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True)
+        reference, people = {tile: label for tile, label in known if label >= 0}, "labels of the source"
+    else:
+        return None
+    shared = [item for item in own.items if item in reference]
+    if not shared:
+        return None
+    given = np.asarray([own_labels[item] for item in shared], dtype=np.int64)
+    wanted = np.asarray([reference[item] for item in shared], dtype=np.int64)
+    return AnnotatorScore(name, len(shared), people, _metrics(wanted, given, len(votes.classes)))
+
+
+def _metrics(
+    labels: Int64[np.ndarray, " n"], given: Int64[np.ndarray, " n"], n_classes: int
+) -> dict[str, float | None]:
+    computed = compute_metrics(labels, np.eye(n_classes, dtype=np.float32)[given])
+    return {metric: computed[metric] for metric in METRICS}
+
+
+def _score_anonymous(votes: Votes) -> list[AnnotatorScore]:
+    """Compute the expected accuracy of one vote against the majority of the other votes of its tile."""
+    counts = votes.counts()
+    counts = counts[counts.sum(axis=1) >= 2]
+    if not len(counts):
+        return []
+    agreement = np.zeros(len(counts))
+    for code in range(counts.shape[1]):
+        others = counts.copy()
+        others[:, code] -= 1
+        most = others.max(axis=1)
+        right = (others[:, code] == most) / (others == most[:, None]).sum(axis=1)
+        agreement += np.where(counts[:, code] > 0, counts[:, code] * right, 0.0)
+    value = float((agreement / counts.sum(axis=1)).mean())
+    metrics: dict[str, float | None] = {metric: None for metric in METRICS} | {"accuracy": value}
+    return [AnnotatorScore(votes.annotators[0], len(counts), "majority of the other votes", metrics)]

@@ -1,0 +1,96 @@
+"""Tiles with labels by several annotators: read them, stratify cuts by them, and label the tiles."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.annotators.labelling import label_tiles
+from clipit.annotators.reading import AnnotationTable, make_votes, read_annotations
+from clipit.annotators.votes import Votes, majority
+from clipit.config.run import AnnotationsConfig, TilesConfig
+from clipit.tiles.tileset import TileSet
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotatedTiles:
+    """Votes on the tiles of a source, and the labels of the source.
+
+    Attributes:
+        config: Section `tiles.annotations`.
+        votes: Labels of all annotators on all tiles.
+        source: Label of each tile in the source, by id; -1 for none.
+        blind: Whether no label of a training or validation tile may be read.
+    """
+
+    config: AnnotationsConfig
+    votes: Votes
+    source: dict[str, int]
+    blind: bool
+
+    def for_cut(self, tiles: TileSet, *, tests: bool) -> TileSet:
+        """Replace labels with those by which a cut is stratified, the same for every `labels` of annotators.
+
+        Args:
+            tiles: Tiles before the cut.
+            tests: Whether test tiles are cut off, by their own labels; otherwise validation tiles, by the majority of
+                the annotators of training tiles.
+        """
+        if tests and self.config.test_labels == "source":
+            return _with_labels(tiles, self.source)
+        panel = self.config.test_annotators
+        names = [name for name in self.votes.annotators if not panel or (name in panel) == tests]
+        votes = self.votes.of_annotators(names)
+        found = majority(votes.counts(), votes.items).labels
+        return _with_labels(tiles, dict(zip(votes.items, found.tolist(), strict=True)))
+
+    def label(self, tiles: TileSet, *, all_tests: bool = False) -> TileSet:
+        """Label tiles as configured, and add the notes on their annotators.
+
+        Args:
+            tiles: Tiles with their final splits.
+            all_tests: Whether all tiles are scored as test tiles, whatever their split.
+
+        Raises:
+            DataError: See `clipit.annotators.labelling.label_tiles`.
+        """
+        inside = np.full(len(tiles), all_tests) | (tiles.splits == "test")
+        tests: Collection[str] = tiles.ids[inside].tolist()
+        learnt: Collection[str] = [] if self.blind else tiles.ids[~inside].tolist()
+        made = label_tiles(self.votes, self.config, learnt, tests)
+        labels = dict(made.of_tile)
+        if self.config.test_labels == "source":
+            labels |= {name: self.source[name] for name in tests}
+        labelled = _with_labels(tiles, labels)
+        return replace(labelled, annotations=made.annotations, notes=(*tiles.notes, *made.notes))
+
+
+def read_annotators(config: TilesConfig) -> AnnotationTable | None:
+    """Read the table of annotators; None if none is configured.
+
+    Raises:
+        DataError: See `clipit.annotators.reading.read_annotations`.
+    """
+    return None if config.annotations is None else read_annotations(config.annotations, config.class_map)
+
+
+def join_annotators(
+    tiles: TileSet, table: AnnotationTable | None, config: TilesConfig
+) -> tuple[TileSet, AnnotatedTiles | None]:
+    """Match the labels of annotators with tiles, and add notes on rows that were left out.
+
+    Raises:
+        DataError: A label is outside the classes, or no annotated tile is among the tiles.
+    """
+    if table is None or config.annotations is None:
+        return tiles, None
+    votes, notes = make_votes(table, tiles.ids.tolist(), tiles.classes)
+    source = dict(zip(tiles.ids.tolist(), tiles.truth.tolist(), strict=True))
+    joined = AnnotatedTiles(config.annotations, votes, source, config.labels.kind == "none")
+    return replace(tiles, notes=(*tiles.notes, *table.notes, *notes)), joined
+
+
+def _with_labels(tiles: TileSet, labels: dict[str, int]) -> TileSet:
+    found: Int64[np.ndarray, " n"] = np.asarray([labels.get(name, -1) for name in tiles.ids.tolist()], dtype=np.int64)
+    return replace(tiles, labels=found, truth=found.copy())

@@ -1,0 +1,83 @@
+"""Dawid-Skene: known skills are recovered, the objective grows, and patterns with weights equal repeated items."""
+
+import numpy as np
+import pytest
+from simulated_annotators import simulate_votes, votes_of
+
+from clipit.annotators.dawid_skene import dawid_skene
+from clipit.annotators.labelling import find_consensus
+from clipit.annotators.votes import ANONYMOUS, Votes, majority
+from clipit.errors import DataError
+
+SKILLS = (0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+def test_em_recovers_the_skill_of_each_annotator_and_beats_the_majority() -> None:
+    votes, truth = simulate_votes(SKILLS, 2000, 4)
+    found = dawid_skene(votes)
+    assert found.converged and np.allclose(found.accuracies, SKILLS, atol=0.04)
+    assert np.allclose(found.priors, 0.25, atol=0.04) and np.allclose(found.confusions.sum(axis=2), 1)
+    most = majority(votes.counts(), votes.items).labels
+    assert (found.posteriors.argmax(axis=1) == truth).mean() > (most == truth).mean() + 0.03
+
+
+def test_em_finds_the_class_that_a_biased_annotator_prefers() -> None:
+    votes, truth = simulate_votes((0.85, 0.8, 0.85, 0.8), 600, 3, coverage=1.0)
+    label = votes.label.copy()
+    biased = (votes.annotator == 3) & (truth[votes.item] == 1)
+    label[biased] = 2  # the fourth calls each tile of class 1 class 2
+    found = dawid_skene(Votes(votes.items, votes.annotators, votes.classes, votes.item, votes.annotator, label, votes.times))
+    assert found.confusions[3, 1, 2] > 0.9 > 0.3 > found.confusions[0, 1, 2]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.01, 1.0])
+def test_the_objective_never_decreases(smoothing: float) -> None:
+    found = dawid_skene(simulate_votes(SKILLS, 100, 3)[0], smoothing=smoothing)
+    assert len(found.objective) > 3 and (np.diff(found.objective) > -1e-9).all()
+    assert smoothing or found.log_likelihood == pytest.approx(found.objective[-1])
+
+
+def test_an_item_with_a_weight_equals_repeated_items() -> None:
+    rows = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 1]]
+    patterns = votes_of(rows, 2)
+    repeated = votes_of([[value for value, n in zip(row, (3, 1, 2, 4, 2), strict=True) for _ in range(n)] for row in rows], 2)
+    weighted = dawid_skene(patterns, np.array([3.0, 1, 2, 4, 2]))
+    plain = dawid_skene(repeated)
+    assert np.allclose(weighted.confusions, plain.confusions)
+    assert np.allclose(weighted.posteriors, plain.posteriors[[0, 3, 4, 6, 10]])
+    assert weighted.log_likelihood == pytest.approx(plain.log_likelihood)
+
+
+def test_votes_without_names_share_one_confusion() -> None:
+    votes, truth = simulate_votes((0.8,) * 7, 500, 2, coverage=1.0)
+    counts = votes.counts()
+    item, label = np.nonzero(counts)
+    pooled = Votes(
+        votes.items, (ANONYMOUS,), votes.classes,
+        item.astype(np.int64), np.zeros(len(item), dtype=np.int64), label.astype(np.int64), counts[item, label],
+    )  # fmt: skip
+    found = dawid_skene(pooled)
+    assert not pooled.named and found.confusions.shape == (1, 2, 2)
+    assert found.accuracies[0] == pytest.approx(0.8, abs=0.03)
+    assert (found.posteriors.argmax(axis=1) == truth).mean() > 0.93
+
+
+def test_what_cannot_be_estimated_is_the_majority_with_the_reason() -> None:
+    alone = find_consensus(votes_of([[0, 1, -1, -1], [-1, -1, 1, 1]], 2))  # one annotator per tile
+    assert alone.estimates is None and "two annotators" in alone.why_not and alone.labels.tolist() == [0, 1, 1, 1]
+    once = find_consensus(votes_of([[0], [0], [1]], 2))  # one tile per annotator
+    assert once.estimates is None and "more than one tile" in once.why_not
+    assert once.posteriors.tolist() == [[pytest.approx(2 / 3), pytest.approx(1 / 3)]]
+    with pytest.raises(DataError, match="no labels by annotators"):
+        dawid_skene(votes_of([[0]], 2).of_items(()))
+
+
+def test_ties_are_drawn_by_the_id_of_the_tile() -> None:
+    counts = np.tile(np.array([[2, 2, 1]]), (200, 1))
+    ids = [f"tile-{row}" for row in range(200)]
+    first = majority(counts, ids)
+    assert first.tied.all() and set(first.labels.tolist()) == {0, 1}
+    assert 60 < (first.labels == 0).sum() < 140
+    again = majority(counts[::-1], ids[::-1])
+    assert (again.labels[::-1] == first.labels).all(), "independent of the order of the tiles"
+    assert majority(np.zeros((1, 2), dtype=np.int64), ["x"]).labels.tolist() == [-1]

@@ -1,0 +1,218 @@
+"""Tiles labelled by several annotators: modes, splits, notes, and what is wrong in the table of annotators."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.config.load import validate
+from clipit.errors import ConfigError, DataError
+from clipit.evaluation.human_ceiling import human_ceiling
+from clipit.tiles.load import load_tiles
+from clipit.tiles.tileset import TileSet
+
+CLASSES = ("benign", "tumour")
+# Tile -> labels of ann, ben, cleo, dora; "" for none. Ann and ben are right, cleo is right in half of the tiles.
+TRUTH = [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+SPLIT = ["train"] * 6 + ["validation"] * 2 + ["test"] * 4
+Table = Callable[..., dict[str, Any]]
+
+
+def labels_of(tile: int) -> dict[str, str]:
+    right, wrong = CLASSES[TRUTH[tile]], CLASSES[1 - TRUTH[tile]]
+    return {"ann": right, "ben": right, "cleo": wrong if tile % 4 < 2 else right, "dora": right}
+
+
+def write(path: Path, rows: Sequence[str]) -> str:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    """Twelve tiles without a label column, and a table of annotators; the values of section `tiles`."""
+    for tile in range(len(TRUTH)):
+        Image.new("RGB", (8, 8), (tile, 0, 0)).save(tmp_path / f"t{tile}.png")
+    paths = [f"t{tile}.png,{split}" for tile, split in enumerate(SPLIT)]
+
+    def make(rows: Sequence[str] | None = None, *, source_labels: bool = False, **keys: Any) -> dict[str, Any]:
+        if rows is None:
+            rows = [
+                f"t{tile}.png,{name},{label}" for tile in range(len(TRUTH)) for name, label in labels_of(tile).items()
+            ]
+        header = keys.pop("header", "tile,annotator,label")
+        source = [f"{row},{CLASSES[1 - TRUTH[t]]}" for t, row in enumerate(paths)] if source_labels else paths
+        tiles = write(tmp_path / "tiles.csv", ["path,split" + ",label" * source_labels, *source])
+        annotators = write(tmp_path / "annotations.csv", [header, *rows])
+        return {"source": "table", "path": tiles, "annotations": {"path": annotators, **keys}}
+
+    return make
+
+
+def load(values: dict[str, Any], **keys: Any) -> TileSet:
+    return load_tiles(validate({"tiles": values | keys}, "test").tiles, seed=0)
+
+
+def labels(tiles: TileSet) -> dict[str, int]:
+    return dict(zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["majority", "consensus", "posterior"])
+def test_annotators_label_the_tiles_of_a_table_without_labels(table: Table, mode: str) -> None:
+    tiles = load(table(labels=mode))
+    assert tiles.classes == CLASSES and tiles.labels.tolist() == TRUTH == tiles.truth.tolist()
+    assert tiles.annotations is not None
+    found = tiles.annotations.posteriors(["t0.png", "t8.png"])
+    assert found[0].argmax() == 0 and found[0].sum() == pytest.approx(1) and not found[1].any(), "no test tile"
+    assert any(note.startswith("training labels:") for note in tiles.notes)
+
+
+def test_the_test_labels_come_from_other_annotators_or_a_warning_says_so(table: Table) -> None:
+    same = load(table())
+    assert any(note.startswith("WARNING: the annotators of the test labels also label") for note in same.notes)
+    assert same.annotations is not None and not same.annotations.independent
+    # Cleo and dora disagree on two of four test tiles; their labels never reach the training tiles.
+    other = load(table(test_annotators=["cleo"]))
+    assert other.annotations is not None and other.annotations.independent
+    wrong = [TRUTH[t] if t % 4 >= 2 else 1 - TRUTH[t] for t in range(8, 12)]
+    assert other.of_split("test").labels.tolist() == wrong
+    assert other.of_split("train").labels.tolist() == TRUTH[:6]
+    assert other.annotations.learnt.votes.annotators == ("ann", "ben", "dora")
+    assert any("none of them labels a training tile" in note for note in other.notes)
+
+
+def test_the_labels_of_one_annotator_or_of_the_best_one(table: Table) -> None:
+    cleo = load(table(labels="annotator", annotator="cleo"))
+    assert cleo.of_split("train").labels.tolist() == [1, 0, 0, 1, 1, 0]
+    best = load(table(labels="annotator"))
+    assert best.of_split("train").labels.tolist() == TRUTH[:6]
+    assert any("the most accurate one" in note for note in best.notes)
+    assert cleo.of_split("test").labels.tolist() == best.of_split("test").labels.tolist(), "one test for all arms"
+
+
+def test_test_labels_of_the_source(table: Table) -> None:
+    tiles = load(table(source_labels=True, test_labels="source"))
+    assert tiles.of_split("test").labels.tolist() == [1 - label for label in TRUTH[8:]]
+    assert tiles.of_split("train").labels.tolist() == TRUTH[:6], "not those of the source"
+
+
+def test_no_label_of_an_annotator_is_read_without_labels(table: Table) -> None:
+    values = table() | {"labels": {"kind": "none"}}
+    tiles = load(values)
+    assert (tiles.of_split("train").truth == -1).all() and tiles.of_split("test").truth.tolist() == TRUTH[8:]
+
+
+def test_cuts_are_the_same_for_every_kind_of_labels(table: Table) -> None:
+    def splits(**keys: Any) -> list[str]:
+        values = table(**keys)
+        path = Path(values["path"])
+        path.write_text("path\n" + "\n".join(f"t{tile}.png" for tile in range(len(TRUTH))), encoding="utf-8")
+        return load(values, test_fraction=0.4).splits.tolist()
+
+    cut = splits(labels="majority")
+    assert cut == splits(labels="posterior") == splits(labels="annotator", annotator="cleo")
+    assert set(cut) == {"train", "validation", "test"}
+
+
+def test_votes_per_class_as_mhist_publishes_them(table: Table) -> None:
+    rows = [f"t{tile}.png,{5 + tile % 3 if label else tile % 3}" for tile, label in enumerate(TRUTH)]
+    keys = {"counts": {"tumour": "Tumour (Out of 7)"}, "voters": 7, "rest": "benign", "columns": {"tile": "Image"}}
+    tiles = load(table(rows, header="Image,Tumour (Out of 7)", **keys))
+    assert tiles.labels.tolist() == TRUTH and tiles.annotations is not None
+    assert tiles.annotations.votes.counts()[:2].tolist() == [[7, 0], [1, 6]]
+    assert any("they are not named" in note for note in tiles.notes)
+    # Of the votes on test tiles 8 to 11 (2, 5, 1, 7 for tumour), each against the majority of the other six.
+    ceiling = human_ceiling(tiles.of_split("test"))
+    assert ceiling is not None and ceiling["mean"]["accuracy"] == pytest.approx((5 + 5 + 6 + 7) / 28)
+
+
+def test_the_human_ceiling_compares_each_annotator_with_the_others(table: Table) -> None:
+    tests = load(table()).of_split("test")
+    ceiling = human_ceiling(tests)
+    assert ceiling is not None and not ceiling["independent"]
+    of = {record["annotator"]: record for record in ceiling["annotators"]}
+    assert of["ann"]["metrics"]["accuracy"] == 1.0 and of["cleo"]["metrics"]["accuracy"] == 0.5
+    assert of["cleo"]["tiles"] == 4 and "3 others" in of["cleo"]["reference"]
+    assert ceiling["mean"]["accuracy"] == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    # Against a reference standard, everybody is wrong here.
+    against = human_ceiling(load(table(source_labels=True, test_labels="source")).of_split("test"))
+    assert against is not None and against["mean"]["accuracy"] == pytest.approx((0 + 0 + 0.5 + 0) / 4)
+    assert human_ceiling(tests.select([])) is None
+
+
+def test_rows_that_do_not_count_are_listed(table: Table) -> None:
+    rows = [f"t{tile}.png,{name},{label}" for tile in range(12) for name, label in labels_of(tile).items()]
+    extra = ["elsewhere.png,ann,tumour", "t0.png,ann,benign", "t1.png,eve,"]
+    notes = " ".join(load(table([*rows, *extra])).notes)
+    assert "labels of 1 tiles that are not in the data set left out: elsewhere.png" in notes
+    assert "1 repeated rows" in notes and "1 rows of annotators without a label" in notes
+    mapped = load(
+        table([*rows, "t2.png,fay,artefact"]),
+        classes=["B", "T"],
+        class_map={"benign": "B", "tumour": "T"},
+    )
+    assert "1 labels of annotators outside tiles.class_map left out (artefact: 1)" in " ".join(mapped.notes)
+    assert mapped.labels.tolist() == TRUTH
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "message"),
+    [
+        (["t0.png,ann,benign", "t0.png,ann,tumour"], {}, "1 tiles have several labels by one annotator: ann on t0.png"),
+        (["t0.png,,benign", ",ann,tumour"], {}, "2 rows without a tile or an annotator: line 2, line 3"),
+        (["t0.png,ann,cancer"], {"classes": CLASSES}, "labels of annotators outside the classes: 'cancer' in 1 rows"),
+        (["t0.png,ann,tumour", "t1.png,ann,Tumour"], {}, "classes with almost the same name"),
+        (["x.png,ann,benign"], {}, "none of the 1 tiles of the table of annotators is among the 12 tiles"),
+        (["t0.png,ann,benign", "t1.png,ben,tumour"], {}, "no tile has labels by two annotators"),
+        (["t0.png,ann,benign", "t0.png,ben,tumour"], {}, "no annotator labelled more than one tile"),
+        (["t0.png,ann,benign", "t8.png,ben,tumour"], {"labels": "annotator"}, "the best annotator is unknown"),
+        (["t0.png,ann,benign"], {"test_annotators": ["zoe"]}, "annotators without a label on these tiles: zoe"),
+        (["t0.png,ann,benign"], {"test_annotators": ["ann"]}, "nobody labels the training tiles"),
+        (["t8.png,ann,benign"], {"labels": "majority"}, "no training or validation tile has a label"),
+        ([], {}, "the table has no rows"),
+        (["t0.png,ann,benign"], {"header": "tile,reader,label"}, "missing columns: annotator"),
+        (["t0.png,8"], {"header": "tile,t", "counts": {"tumour": "t"}, "voters": 7, "rest": "benign"}, "at most 7"),
+        (["t0.png,3", "t0.png,2"], {"header": "tile,t", "counts": {"tumour": "t"}}, "tiles with several rows: t0.png"),
+    ],
+)
+def test_a_table_of_annotators_that_is_wrong(
+    table: Table, rows: list[str], keys: dict[str, Any], message: str
+) -> None:
+    section = {"classes": keys.pop("classes")} if "classes" in keys else {}
+    values = table(rows, **keys)
+    with pytest.raises(DataError) as error:
+        load(values, **section)
+    assert message in str(error.value) and "to do:" in str(error.value)
+
+
+def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None:
+    tiles = load(table([f"t{tile}.png,{'ann' if tile % 2 else 'ben'},{CLASSES[TRUTH[tile]]}" for tile in range(12)],
+                       labels="majority"))  # fmt: skip
+    assert tiles.labels.tolist() == TRUTH
+    assert any("test labels: no tile has labels by two annotators" in note for note in tiles.notes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"annotator": "ann"}, "annotator needs labels: annotator"),
+        ({"labels": "annotator", "annotator": "ann", "test_annotators": ["ann"]}, "cannot be trained on"),
+        ({"voters": 7}, "voters and rest belong together"),
+        ({"counts": {"T": "t"}, "test_annotators": ["ann"]}, "counts do not name the annotators"),
+        ({"counts": {"T": "t"}, "voters": 7, "rest": "T"}, "so it is not the rest"),
+    ],
+)
+def test_keys_that_contradict_each_other(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate({"tiles": {"source": "table", "path": "t.csv", "annotations": {"path": "a.csv", **keys}}}, "test")
+
+
+def test_posteriors_are_the_same_for_every_order_of_rows(table: Table) -> None:
+    rows = [f"t{tile}.png,{name},{label}" for tile in range(12) for name, label in labels_of(tile).items()]
+    first, second = load(table(rows)).annotations, load(table(rows[::-1])).annotations
+    assert first is not None and second is not None
+    ids = [f"t{tile}.png" for tile in range(8)]
+    assert np.allclose(first.posteriors(ids), second.posteriors(ids), atol=1e-9)

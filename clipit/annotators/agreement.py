@@ -119,7 +119,9 @@ def remarks_on_overlap(votes: Votes) -> list[str]:
     per_item = votes.counts().sum(axis=1)
     single = int((per_item == 1).sum())
     if single:
-        remarks.append(f"{single:,} of {len(votes):,} annotated tiles have one label, on which nobody else can disagree")
+        remarks.append(
+            f"{single:,} of {len(votes):,} annotated tiles have one label, on which nobody else can disagree"
+        )
     if len(votes) and per_item.max() == 2:
         remarks.append(
             "no tile has more than two labels: where two annotators disagree, only their estimated confusions decide"

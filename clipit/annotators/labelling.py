@@ -93,9 +93,7 @@ class TileLabels:
     notes: tuple[str, ...]
 
 
-def label_tiles(
-    votes: Votes, config: AnnotationsConfig, learnt: Collection[str], tests: Collection[str]
-) -> TileLabels:
+def label_tiles(votes: Votes, config: AnnotationsConfig, learnt: Collection[str], tests: Collection[str]) -> TileLabels:
     """Label training, validation and test tiles.
 
     Estimates for training and validation tiles use no vote on a test tile, and the reverse.
@@ -197,9 +195,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
     return dict(zip(votes.items, consensus.labels.tolist(), strict=True)), notes
 
 
-def _test_notes(
-    consensus: Consensus, config: AnnotationsConfig, n_tests: int, trainers: Sequence[str]
-) -> list[str]:
+def _test_notes(consensus: Consensus, config: AnnotationsConfig, n_tests: int, trainers: Sequence[str]) -> list[str]:
     """Describe whose labels the test labels are, and whether these annotators also label the training tiles."""
     votes = consensus.votes
     if not n_tests:

@@ -51,7 +51,9 @@ def read_annotations(config: AnnotationsConfig, class_map: Mapping[str, str]) ->
     path = Path(config.path).expanduser()
     if not path.is_file():
         raise DataError(
-            "the table of annotators does not exist", where=path, fix=f"correct {_WHERE}.path; {neighbours(config.path)}"
+            "the table of annotators does not exist",
+            where=path,
+            fix=f"correct {_WHERE}.path; {neighbours(config.path)}",
         )
     if path.suffix.lower() not in _DELIMITERS:
         raise DataError("unknown format of the table of annotators", where=path, fix="use .csv or .tsv")
@@ -156,7 +158,9 @@ def read_named_columns(table: CsvTable, names: Mapping[str, str], path: Path, ke
 def _read_named(table: CsvTable, config: AnnotationsConfig, path: Path) -> AnnotationTable:
     """Read one row per tile and annotator; rows without a label, and repeated ones, are left out and counted."""
     names = {ours: config.columns.get(ours, ours) for ours in ("tile", "annotator", "label")}
-    columns = read_named_columns(table, {str(ours): theirs for ours, theirs in names.items()}, path, f"{_WHERE}.columns")
+    columns = read_named_columns(
+        table, {str(ours): theirs for ours, theirs in names.items()}, path, f"{_WHERE}.columns"
+    )
     nameless = [
         f"line {table.lines[row]}"
         for row in range(len(table.rows))

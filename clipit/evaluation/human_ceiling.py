@@ -120,5 +120,5 @@ def _score_anonymous(votes: Votes) -> list[AnnotatorScore]:
         right = (others[:, code] == most) / (others == most[:, None]).sum(axis=1)
         agreement += np.where(counts[:, code] > 0, counts[:, code] * right, 0.0)
     value = float((agreement / counts.sum(axis=1)).mean())
-    metrics: dict[str, float | None] = {metric: None for metric in METRICS} | {"accuracy": value}
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"accuracy": value}
     return [AnnotatorScore(votes.annotators[0], len(counts), "majority of the other votes", metrics)]

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from clipit.evaluation.predictions import Predictions
+from clipit.reporting.annotators_section import annotator_parts
 from clipit.reporting.curves import Series
 from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.plots import inline_svg, plot_reliability, plot_training_curves, training_panels
@@ -40,6 +41,10 @@ def run_page(
     """
     sections = [PageSection("Scores", _scores(results)), *more]
     for split, split_results in results["splits"].items():
+        if "annotators" in split_results:
+            source = f"results.json: splits.{split}.annotators"
+            parts = annotator_parts(split_results["annotators"], f"Annotators on the {split} tiles", source)
+            sections.append(PageSection(f"Annotators: {split}", parts))
         sections.append(PageSection(f"Classes: {split}", _classes(results["classes"], split, split_results)))
         sections.append(PageSection(f"Tiles: {split}", _tiles(predictions.select(split).by_id(), picture)))
     if curves:
@@ -72,15 +77,21 @@ def _scores(results: Mapping[str, Any]) -> list[Part]:
             predictors["zero_shot."] = split_results["zero_shot"]
         for prefix, scores in predictors.items():
             metrics = scores["metrics"]
+            people = split_results["annotators"]["mean"] if "annotators" in split_results else None
             rows = [
-                (LABELS.get(name, name), number(m["value"]), interval(m["low"], m["high"]))
+                (
+                    LABELS.get(name, name),
+                    number(m["value"]),
+                    interval(m["low"], m["high"]),
+                    *([] if people is None else [number(people.get(name))]),
+                )
                 for name, m in metrics.items()
             ]
             groups = f" from {split_results['groups']} groups" if split_results["groups"] else ""
             predictor = ", zero-shot with the class prompts" if prefix else ""
             parts.append(
                 Table(
-                    ("score", "value", "95 % interval"),
+                    ("score", "value", "95 % interval", *([] if people is None else ["annotators, mean"])),
                     rows,
                     traces=[f"results.json: splits.{split}.{prefix}metrics.{name}" for name in metrics],
                     caption=f"{split}: {split_results['labelled']} labelled tiles{groups}{predictor}",

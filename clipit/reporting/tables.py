@@ -76,12 +76,17 @@ def key_value_table(values: Mapping[str, object]) -> str:
 
 
 def metrics_table(results: Mapping[str, Any], digits: int = 3) -> str:
-    """Format the scores of `evaluate_predictions` by split; zero-shot scores have separate columns."""
+    """Format the scores of `evaluate_predictions` by split; zero-shot predictions and annotators have own columns."""
     columns: dict[str, Mapping[str, Any]] = {}
     for split, of_split in results["splits"].items():
         columns[f"{split} (n = {of_split['labelled']})"] = of_split["metrics"]
         if "zero_shot" in of_split:
             columns[f"{split}, zero-shot"] = of_split["zero_shot"]["metrics"]
+        if "annotators" in of_split:
+            people = of_split["annotators"]["mean"]
+            columns[f"{split}, annotators"] = {
+                name: {"value": people.get(name), "low": None, "high": None} for name in of_split["metrics"]
+            }
     names = list(next(iter(columns.values())))
     rows = [
         [

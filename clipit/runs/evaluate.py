@@ -12,6 +12,7 @@ from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
 from clipit.errors import ArtifactError
 from clipit.evaluation.evaluate import evaluate_predictions
+from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.reporting.curves import read_curves
 from clipit.reporting.notes import compose_note
@@ -152,6 +153,10 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     sha256, predictions = file_sha256(path), read_predictions(path)
     splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
+    tiles = workspace.tiles(config.seed)
+    ceiling = human_ceiling(tiles.of_split("test"))
+    if ceiling is not None and "test" in splits:
+        scores["splits"]["test"]["annotators"] = ceiling
     facts = read_training(folder) if (folder / "training.json").is_file() else {}
     texts = facts.pop("sections", {})
     provenance: dict[str, Any] = {
@@ -184,7 +189,6 @@ def _report(config: RunConfig, workspace: Workspace, folder: Path, classifier: "
     vlms = [config.vlm.name] if uses_vlm(config) else []
     note = compose_note(config.note, backbones=[config.backbone.name], vlms=vlms)
     results["note"] = note
-    tiles = workspace.tiles(config.seed)
     texts = {"Tiles": tiles.describe()} | texts
     shown = {key: value for key, value in provenance.items() if value not in (None, [], "")}
     title = f"{config.name}: {folder.name}"

@@ -26,7 +26,9 @@ def test_em_finds_the_class_that_a_biased_annotator_prefers() -> None:
     label = votes.label.copy()
     biased = (votes.annotator == 3) & (truth[votes.item] == 1)
     label[biased] = 2  # the fourth calls each tile of class 1 class 2
-    found = dawid_skene(Votes(votes.items, votes.annotators, votes.classes, votes.item, votes.annotator, label, votes.times))
+    found = dawid_skene(
+        Votes(votes.items, votes.annotators, votes.classes, votes.item, votes.annotator, label, votes.times)
+    )
     assert found.confusions[3, 1, 2] > 0.9 > 0.3 > found.confusions[0, 1, 2]
 
 
@@ -40,7 +42,9 @@ def test_the_objective_never_decreases(smoothing: float) -> None:
 def test_an_item_with_a_weight_equals_repeated_items() -> None:
     rows = [[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 1]]
     patterns = votes_of(rows, 2)
-    repeated = votes_of([[value for value, n in zip(row, (3, 1, 2, 4, 2), strict=True) for _ in range(n)] for row in rows], 2)
+    repeated = votes_of(
+        [[value for value, n in zip(row, (3, 1, 2, 4, 2), strict=True) for _ in range(n)] for row in rows], 2
+    )
     weighted = dawid_skene(patterns, np.array([3.0, 1, 2, 4, 2]))
     plain = dawid_skene(repeated)
     assert np.allclose(weighted.confusions, plain.confusions)

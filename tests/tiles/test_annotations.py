@@ -178,9 +178,7 @@ def test_rows_that_do_not_count_are_listed(table: Table) -> None:
         (["t0.png,3", "t0.png,2"], {"header": "tile,t", "counts": {"tumour": "t"}}, "tiles with several rows: t0.png"),
     ],
 )
-def test_a_table_of_annotators_that_is_wrong(
-    table: Table, rows: list[str], keys: dict[str, Any], message: str
-) -> None:
+def test_a_table_of_annotators_that_is_wrong(table: Table, rows: list[str], keys: dict[str, Any], message: str) -> None:
     section = {"classes": keys.pop("classes")} if "classes" in keys else {}
     values = table(rows, **keys)
     with pytest.raises(DataError) as error:

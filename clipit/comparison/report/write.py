@@ -9,6 +9,7 @@ from clipit.comparison.headline import ComparisonVerdict
 from clipit.comparison.own_reports import resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.comparison.published import CAUTION, SOURCE, PublishedScores, collect_published
+from clipit.comparison.report.annotators import annotator_notes, annotator_sections
 from clipit.comparison.report.arm_figures import confusion_sections, curve_sections
 from clipit.comparison.report.changed_tiles import tile_sections
 from clipit.comparison.report.links import link_sections
@@ -73,15 +74,17 @@ def write_report(
     published_source = SOURCE if any(published_scores.values()) else ""
     notes = [*compose_notes(config, c, plans, arms, published_source), *published_notes]
     notes += own_report_notes(plans, arms)
+    tiles_by_place = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
+    notes += annotator_notes(tiles_by_place, c.metric)
     note = _models_note(config, plans, arms)
     with whole_file(folder / "comparison.md") as temporary:
         text = _markdown(config, c, results, published_scores, notes, analyses, verdict, note)
         temporary.write_text(text, encoding="utf-8")
     with whole_file(folder / "comparison.tex") as temporary:
         temporary.write_text(_latex(config, c, arms, published_scores, published_source), encoding="utf-8")
-    tiles_by_place = {(plan.data_set, plan.backbone): tile_set for plan, tile_set in zip(plans, tiles, strict=False)}
     sections = [
         *score_sections(c, arms, against, published_scores, notes),
+        *annotator_sections(tiles_by_place),
         *verdict_sections(verdict.arms),
         *tile_sections(arms, c.arms, c.baseline, tiles_by_place),
         *confusion_sections(arms),

@@ -163,7 +163,9 @@ class SoftLabelsTerm(Term[SoftLabelsConfig]):
         if self.replaces_labels:
             train = inputs.tiles.of_split("train")
             found, labelled = _posteriors(train), train.labels >= 0
-            soft = make_soft_labels(np.where(labelled[:, None], found, 1 / found.shape[1]), self.options, found[labelled])
+            soft = make_soft_labels(
+                np.where(labelled[:, None], found, 1 / found.shape[1]), self.options, found[labelled]
+            )
             self._soft = SoftLabels(soft.probabilities, soft.weights * labelled)
             return {"annotated_tiles": int(labelled.sum())}
         self._predict = _source(self.config, inputs)

@@ -1,0 +1,57 @@
+"""Section of pages on the human ceiling: scores of annotators on the tiles that a classifier is scored on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipit.evaluation.human_ceiling import METRICS
+from clipit.reporting.html import Part, Table, Text
+from clipit.reporting.tables import LABELS, number
+
+
+def annotator_parts(ceiling: Mapping[str, Any], caption: str, source: str = "") -> list[Part]:
+    """Build a table with the scores of each annotator and their mean, and a text on what they are compared with.
+
+    Args:
+        ceiling: Result of `clipit.evaluation.human_ceiling.human_ceiling`.
+        caption: Name of the scored tiles.
+        source: File and key of the scores.
+    """
+    records: Sequence[Mapping[str, Any]] = ceiling["annotators"]
+    rows = [
+        [r["annotator"], r["tiles"], r["reference"], *(number(r["metrics"][name]) for name in METRICS)] for r in records
+    ]
+    if len(records) > 1:
+        rows.append(["mean", "", "", *(number(ceiling["mean"][name]) for name in METRICS)])
+    header = ("annotator", "tiles", "compared with", *(LABELS[name] for name in METRICS))
+    return [Table(header, rows, caption=caption, source=source, left=1), Text(explain_ceiling(ceiling))]
+
+
+def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
+    """Explain what the scores of annotators mean, and whether the test labels are independent of training."""
+    text = (
+        "An annotator is scored like a classifier, on the tiles that this annotator labelled. The consensus of the "
+        "others has fewer labels than that of all, so that these scores are slightly lower than they would be against "
+        "it. A classifier above the annotators agrees with the consensus better than they do; it is not shown to be "
+        "better at the diagnosis."
+    )
+    if ceiling["independent"]:
+        return text
+    return (
+        f"{text} The annotators of the test labels also label the training tiles, so a student that learns their "
+        "habits scores too high; tiles.annotations.test_annotators names other ones."
+    )
+
+
+def ceiling_note(ceiling: Mapping[str, Any], metric: str) -> str:
+    """Summarise the scores of annotators in one line: mean and range of a metric; "" where it is undefined."""
+    values = [r["metrics"][metric] for r in ceiling["annotators"] if r["metrics"].get(metric) is not None]
+    if not values:
+        return ""
+    reference = {r["reference"] for r in ceiling["annotators"]}
+    against = reference.pop() if len(reference) == 1 else "the other annotators"
+    spread = f" (mean of {len(values)}; {min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    dependent = "" if ceiling["independent"] else "; the test labels come from annotators who also label training tiles"
+    return (
+        f"human ceiling: {LABELS[metric]} of annotators against {against} {sum(values) / len(values):.3f}{spread}"
+        + (dependent)
+    )

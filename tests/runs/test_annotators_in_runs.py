@@ -1,0 +1,137 @@
+"""Runs and comparisons on tiles labelled by several annotators."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import CLASSES, MakeConfig
+
+from clipit.comparison.report.annotators import annotator_notes, annotator_sections
+from clipit.config.effects import select_keys
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError
+from clipit.reporting.html import page
+from clipit.runs.fingerprint import run_fingerprint
+from clipit.runs.train import train_run
+from clipit.training.arms import resolve_arm
+from clipit.training.checks import check
+from clipit.training.terms.prompt_bags import PromptBagsTerm
+from clipit.training.terms.soft_labels import SoftLabelsTerm
+from clipit.training.terms.table import active_terms, describe_terms
+from clipit.training.terms.term import TermInputs
+from clipit.workspace.workspace import Workspace
+
+POSTERIOR = {"base": "image_only", "tiles.annotations.labels": "posterior", "soft_labels.source": "annotators"}
+ARMS = {"majority": {"base": "image_only", "tiles.annotations.labels": "majority"}, "posterior": POSTERIOR}
+SKILLS = {"ann": 0.9, "ben": 0.8, "cleo": 0.7, "dora": 0.95, "eve": 0.9}
+
+
+@pytest.fixture(scope="module")
+def annotations(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Keys of a run with five annotators of the small world, two of them for the test tiles."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("annotators") / "annotations.csv"
+    with Path(world["tiles"]["path"]).open(encoding="utf-8") as source, path.open("w", encoding="utf-8") as stream:
+        stream.write("tile,annotator,label\n")
+        for row in csv.DictReader(source):
+            for name, skill in SKILLS.items():
+                right = CLASSES.index(row["label"])
+                given = right if rng.random() < skill else (right + rng.integers(1, 3)) % 3
+                stream.write(f"{row['path']},{name},{CLASSES[given]}\n")
+    return {
+        "tiles.annotations": {"path": str(path), "test_annotators": ["dora", "eve"]},
+        "tiles.labels": {"kind": "all"},
+    }
+
+
+def test_a_run_without_annotators_has_no_key_of_them(configure: MakeConfig, annotations: dict[str, Any]) -> None:
+    assert not any("annotations" in key for key in select_keys(configure(), "results"))
+    keys = select_keys(configure(annotations), "results")
+    assert keys["tiles.annotations.labels"] == "consensus" and "tiles.annotations.path" not in keys
+
+
+def test_fingerprints_differ_by_the_kind_of_labels(configure: MakeConfig, annotations: dict[str, Any]) -> None:
+    def fingerprint(arm: str) -> Any:
+        config = resolve_arm(configure(annotations, arms=ARMS, arm=arm))
+        return run_fingerprint(config, Workspace(config), "backbone")
+
+    majority, posterior = fingerprint("majority"), fingerprint("posterior")
+    assert majority.value != posterior.value and majority.value == fingerprint("majority").value
+    assert "posteriors of annotators" in posterior.inputs and "posteriors of annotators" not in majority.inputs
+    assert majority.inputs["tiles"] == posterior.inputs["tiles"], "the same stores serve both"
+
+
+def test_posteriors_replace_the_labels_of_labelled_tiles(configure: MakeConfig, annotations: dict[str, Any]) -> None:
+    config = resolve_arm(configure(annotations, arms=ARMS, arm="posterior"))
+    assert [term.name for term in active_terms(config)] == ["soft_labels"]
+    assert "posteriors of the annotators" in describe_terms(config)
+    few = resolve_arm(
+        configure({**annotations, "tiles.labels": {"kind": "per_class", "value": 4}}, arms=ARMS, arm="posterior")
+    )
+    workspace = Workspace(few)
+    tiles = workspace.tiles(few.seed)
+    term = SoftLabelsTerm(few)
+    term.labels = tiles.of_split("train").labels
+    term.prepare(TermInputs(workspace, tiles, lambda split: np.zeros((0, 3), dtype=np.float32), [term]))
+    rows = np.arange(len(term.labels))
+    assert term.count(rows) == 12, "the labels that the run may use"
+    assert tiles.annotations is not None
+    wanted = tiles.annotations.posteriors(tiles.of_split("train").ids.tolist())
+    kept = term.labels >= 0
+    assert np.allclose(term._soft.probabilities[kept], wanted[kept], atol=1e-5)
+    assert (wanted[kept].max(axis=1) < 0.99).sum() > 0, "some tiles are uncertain"
+    prompts = PromptBagsTerm(few)
+    prompts.labels, prompts._soft = term.labels, term
+    assert prompts.count(rows) == 12, "each labelled tile once"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tiles.annotations.labels": "posterior"}, "belong together"),
+        ({"soft_labels.source": "annotators"}, "belong together"),
+        ({**POSTERIOR, "training.monitor": "agreement"}, "annotators label the validation tiles, too"),
+    ],
+)
+def test_keys_that_do_not_fit(
+    configure: Callable[..., RunConfig], annotations: dict[str, Any], keys: dict[str, Any], message: str
+) -> None:
+    config = resolve_arm(configure(annotations, arms={"odd": {"base": "image_only", **keys}}, arm="odd"))
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+@pytest.mark.slow
+def test_a_run_on_posteriors_shows_the_human_ceiling(
+    configure: MakeConfig, annotations: dict[str, Any], tmp_path: Path
+) -> None:
+    keys = {"reports": None, "prompts": None, "output": str(tmp_path), "training.steps": 3}
+    folder = train_run(configure(annotations, arms=ARMS, arm="posterior", **keys))
+    people = json.loads((folder / "results.json").read_text(encoding="utf-8"))["splits"]["test"]["annotators"]
+    of = {record["annotator"]: record for record in people["annotators"]}
+    assert set(of) == set(SKILLS) and of["dora"]["reference"] == "eve alone" and people["independent"]
+    assert 0.5 < of["cleo"]["metrics"]["accuracy"] < of["ann"]["metrics"]["accuracy"]
+    assert "annotators, mean" in (folder / "report.html").read_text(encoding="utf-8")
+    summary = (folder / "summary.md").read_text(encoding="utf-8")
+    assert "test, annotators" in summary and "none of them labels a training tile" in summary
+    log = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert all(row["loss"] == pytest.approx(row["soft_labels"]) for row in map(json.loads, log))
+
+
+def test_a_comparison_names_the_human_ceiling_of_each_data_set(
+    configure: MakeConfig, annotations: dict[str, Any]
+) -> None:
+    tiles = Workspace(configure(annotations)).all_tiles
+    same = Workspace(configure({"tiles.annotations": {"path": annotations["tiles.annotations"]["path"]}})).all_tiles
+    notes = annotator_notes({("small", "tiny"): tiles}, "auroc")
+    assert len(notes) == 1 and notes[0].startswith("Human ceiling: accuracy of annotators against")
+    both = annotator_notes({("one", "tiny"): tiles, ("two", "tiny"): same}, "accuracy")
+    assert both[0].startswith("one: human ceiling") and "also label training tiles" in both[1]
+    text = page("title", "", annotator_sections({("one", "tiny"): tiles, ("one", "other"): tiles}))
+    assert text.count("Annotators on the test tiles of one") == 1
+    without = {("x", "tiny"): Workspace(configure()).all_tiles}
+    assert annotator_notes(without, "accuracy") == [] and annotator_sections(without) == []

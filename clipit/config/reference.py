@@ -80,7 +80,7 @@ def _sections(model: type[Section], prefix: str, effect: Effect | None) -> Itera
             entries[key] = _entry(key, field, key_effect)
         elif get_origin(field.annotation) is dict:
             entries[key] = _item(f"`{key}.<name>`", f"{_meaning(field)} Keys as in `{_name(section)}`.")
-        elif field.default is None and key not in ("reports", "tiles.slides"):
+        elif field.default is None and key not in ("reports", "tiles.slides", "tiles.annotations"):
             entries[key] = _item(f"`{key}`", f"(optional) {_meaning(field)} Keys as in `{_name(section)}`.")
         else:
             nested.append((section, f"{key}.", key_effect))

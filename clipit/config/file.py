@@ -7,10 +7,11 @@ from pydantic import model_validator
 
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.data import Section
+from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyConfig, RobustnessConfig
 
-SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues")
+SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil")
 """Sections of a configuration file that do not belong to a run."""
 
 
@@ -23,6 +24,7 @@ class ConfigFile(Section):
     robustness: RobustnessConfig = RobustnessConfig()
     prompt_study: PromptStudyConfig = PromptStudyConfig()
     label_issues: LabelIssuesConfig = LabelIssuesConfig()
+    mil: MilConfig = MilConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -25,8 +25,8 @@ COMMON_KEYS = (
 _HEAD = """\
 # Configuration
 
-A run is configured by a YAML file. The file may also contain the sections `comparison`, `probing`, `robustness` and
-`prompt_study`, which are read only by the corresponding commands. Unknown keys are errors, and all errors are reported
+A run is configured by a YAML file. The file may also contain the sections `comparison`, `probing`, `robustness`,
+`prompt_study` and `mil`, which are read only by the corresponding commands. Unknown keys are errors, and all errors are reported
 together.
 
 Every key can also be set on the command line: `--lora.rank=16`, `--tiles.labels.kind=per_class`,
@@ -47,6 +47,7 @@ _USED_BY = {
     "robustness": "Used by `clipit robustness`, not by a run.",
     "prompt_study": "Used by `clipit prompts study`, not by a run.",
     "label_issues": "Used by `clipit label-issues`, not by a run.",
+    "mil": "Used by `clipit mil`, not by a run.",
 }
 
 

@@ -1,0 +1,108 @@
+"""Configuration of multiple-instance learning: labels of slides or patients on stored features."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipit.config.data import LARGEST_SEED, Section, check_once, check_seeds
+from clipit.config.paths import LocalPath
+
+MilPooling = Literal["attention", "mean", "max"]
+
+
+class MilTrainingConfig(Section):
+    """Network and training of one multiple-instance model."""
+
+    pooling: MilPooling = "attention"
+    """How a bag is pooled: gated attention, the mean of its instances, or the instance with the highest logit of each
+    class; the arms of the study set it."""
+    hidden: int = Field(128, ge=1)
+    """Width of the layer that embeds each instance."""
+    attention: int = Field(64, ge=1)
+    """Width of the gated attention."""
+    dropout: float = Field(0.25, ge=0, lt=1)
+    """Dropout of the embedded instances during training."""
+    epochs: int = Field(60, ge=1)
+    """Largest number of passes over the training bags; the one with the lowest loss on the validation bags is kept."""
+    patience: int = Field(15, ge=1)
+    """Stop after this many epochs without a lower validation loss."""
+    batch_size: int = Field(8, ge=1)
+    """Bags per step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Learning rate of AdamW, constant."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Weight decay of AdamW."""
+    instances: int | None = Field(None, ge=1)
+    """Largest number of instances of a training bag, drawn anew in every epoch; null: all. It bounds the memory of a
+    step; predictions always use all instances."""
+
+
+class MilConfig(Section):
+    """Labels of slides or patients: bags of stored features, the arms of the study, and maps."""
+
+    bags: Literal["slide", "patient"] = "slide"
+    """Unit that is labelled: one bag per slide, or per patient with the tiles of all slides. Tiles without a slide in
+    their id (`slide@x,y,edge`) form one bag per group."""
+    features: Literal["vlm", "backbone", "run", "h5"] = "vlm"
+    """Features of the tiles: those of the VLM in the joint space, of the frozen backbone, of the classifier of a
+    finished run (`mil.run`), or computed by TRIDENT or CLAM (`mil.h5`)."""
+    run: LocalPath[str | None] = None
+    """Folder of the finished run, for `features: run`."""
+    h5: LocalPath[str | None] = None
+    """Folder of .h5 files, one per slide, or one such file, for `features: h5`."""
+    slides: LocalPath[str | None] = None
+    """Table with the columns slide, label, group (patient) and split, for `features: h5`; without a column split, whole
+    patients are held out."""
+    validation_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the patients of `slides` that is held out for validation if the table has no such split."""
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share that is held out for the test if the table has no split."""
+    split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    """Seed of these held-out patients, independent of `seeds`."""
+    labels_per_class: int | None = Field(None, ge=1)
+    """Number of training bags per class whose labels are kept, drawn by seed; as many validation labels are kept. null:
+    all labels."""
+    training: MilTrainingConfig = MilTrainingConfig()
+    arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
+    """Arms of the study in the order of the table; `zero_shot` needs `prompts` and features of the VLM."""
+    reference: str = "mean"
+    """Arm that the others are compared with."""
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    """Seeds of initialisation, order of bags, shuffled labels and kept labels."""
+    resamples: int = Field(1000, ge=0)
+    """Number of bootstrap resamples of patients; 0 for no intervals."""
+    maps: int = Field(3, ge=0)
+    """Number of test bags on the page, with their maps or most attended tiles."""
+    masks: LocalPath[str | None] = None
+    """Folder of masks, `<slide>.png`, of any resolution, that the maps are compared with."""
+    mask_values: dict[str, int] = Field(default_factory=dict)
+    """Class -> value of its pixels in the masks; 255 is ignored, other values are not of the class."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        check_seeds(seeds)
+        return seeds
+
+    @field_validator("arms")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(names)
+        return names
+
+    @model_validator(mode="after")
+    def _complete(self) -> "MilConfig":
+        if self.reference not in self.arms:
+            raise ValueError(f"the reference {self.reference!r} must be one of the arms")
+        if self.features == "run" and self.run is None:
+            raise ValueError("features: run needs run, the folder of a finished run")
+        if self.features == "h5" and (self.h5 is None or self.slides is None):
+            raise ValueError("features: h5 needs h5, the files of features, and slides, the table of labels")
+        if self.features != "h5" and (self.h5 is not None or self.slides is not None):
+            raise ValueError("h5 and slides are read only with features: h5")
+        if (self.masks is None) != (not self.mask_values):
+            raise ValueError("masks and mask_values belong together: name the folder and the value of each class")
+        wrong = sorted(name for name, value in self.mask_values.items() if not 0 <= value < 255)
+        if wrong:
+            raise ValueError(f"mask values lie between 0 and 254, because 255 is ignored: {', '.join(wrong)}")
+        return self

@@ -1,0 +1,218 @@
+"""Bags: slides or patients with one label each, and a reader of the features of their instances."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int, Int64, Shaped
+
+from clipit.artifacts import fingerprint
+from clipit.errors import DataError, shortlist
+from clipit.evaluation.predictions import NO_LABEL
+from clipit.tiles.splits import shuffled
+from clipit.tiles.tileset import SPLITS
+
+
+@runtime_checkable
+class InstanceReader(Protocol):
+    """Source of the features of bags, of which one bag is in memory at a time."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features."""
+
+    def fingerprint(self) -> str:
+        """Compute a fingerprint of all features and of their distribution among the bags."""
+
+    def sizes(self) -> Int64[np.ndarray, " b"]:
+        """Return the number of instances of each bag."""
+
+    def features(self, row: int) -> Float32[np.ndarray, "n d"]:
+        """Read the features of one bag."""
+
+    def ids(self, row: int) -> list[str]:
+        """Return the ids of the instances of one bag, in the order of its features."""
+
+
+@dataclass(frozen=True)
+class ArrayReader:
+    """Features in memory.
+
+    Attributes:
+        arrays: Features of each bag, all of the same dimension.
+        names: Ids of the instances of each bag.
+    """
+
+    arrays: Sequence[Float32[np.ndarray, "_ d"]]
+    names: Sequence[Sequence[str]]
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features."""
+        return int(self.arrays[0].shape[1])
+
+    def fingerprint(self) -> str:
+        """Compute a fingerprint of all features and ids."""
+        digest = hashlib.sha256()
+        for array in self.arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return fingerprint([digest.hexdigest(), [list(ids) for ids in self.names]])
+
+    def sizes(self) -> Int64[np.ndarray, " b"]:
+        """Return the number of instances of each bag."""
+        return np.array([len(array) for array in self.arrays], dtype=np.int64)
+
+    def features(self, row: int) -> Float32[np.ndarray, "n d"]:
+        """Return the features of one bag."""
+        return self.arrays[row]
+
+    def ids(self, row: int) -> list[str]:
+        """Return the ids of the instances of one bag."""
+        return list(self.names[row])
+
+
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """Bags of instances with one label each; the features stay on disk until a bag is read.
+
+    Attributes:
+        names: Unique names: slides or patients.
+        labels: Class number of each bag; -1: unlabelled, or hidden from training.
+        patients: Patient of each bag; "" where unknown.
+        splits: train, validation or test.
+        classes: Class names.
+        reader: Source of the features.
+        rows: Row of each bag in the reader.
+        notes: Remarks on bags that were left out or have no label.
+        where: Table, folder or configuration that the bags come from, for messages.
+    """
+
+    names: Shaped[np.ndarray, " b"]
+    labels: Int64[np.ndarray, " b"]
+    patients: Shaped[np.ndarray, " b"]
+    splits: Shaped[np.ndarray, " b"]
+    classes: tuple[str, ...]
+    reader: InstanceReader
+    rows: Int64[np.ndarray, " b"]
+    notes: tuple[str, ...] = ()
+    where: str = "bags"
+
+    def __post_init__(self) -> None:
+        """Validate names, splits, labels and patients; all problems are reported together."""
+        problems = list(self._problems())
+        if problems:
+            raise DataError("\n    ".join(problems), where=self.where, fix="correct these bags")
+
+    def _problems(self) -> Sequence[str]:
+        problems = []
+        repeated = sorted(name for name, count in Counter(self.names.tolist()).items() if count > 1)
+        if repeated:
+            problems.append(f"{len(repeated)} bags occur more than once: {shortlist(repeated)}")
+        unknown = sorted({*self.splits.tolist()} - {*SPLITS})
+        if unknown:
+            problems.append(f"unknown splits: {shortlist(unknown)}; use {', '.join(SPLITS)}")
+        if self.labels.size and (self.labels.min() < NO_LABEL or self.labels.max() >= len(self.classes)):
+            problems.append(f"a label is outside the {len(self.classes)} classes")
+        splits_of: dict[str, set[str]] = {}
+        for patient, split in zip(self.patients.tolist(), self.splits.tolist(), strict=True):
+            if patient:
+                splits_of.setdefault(patient, set()).add(split)
+        crossing = [f"{name} ({', '.join(sorted(each))})" for name, each in sorted(splits_of.items()) if len(each) > 1]
+        if crossing:
+            problems.append(f"{len(crossing)} patients are in more than one split: {shortlist(crossing)}")
+        return problems
+
+    def __len__(self) -> int:
+        """Return the number of bags."""
+        return len(self.names)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features."""
+        return self.reader.dim
+
+    @cached_property
+    def sizes(self) -> Int64[np.ndarray, " b"]:
+        """Number of instances of each bag."""
+        return np.asarray(self.reader.sizes()[self.rows], dtype=np.int64)
+
+    def features(self, bag: int) -> Float32[np.ndarray, "n d"]:
+        """Read the features of one bag.
+
+        Raises:
+            DataError: The bag has no instance, or a value is not finite.
+        """
+        values = self.reader.features(int(self.rows[bag]))
+        if not len(values):
+            raise DataError(f"{self.names[bag]} has no instance", where=self.where, fix="leave this bag out")
+        if not np.isfinite(values).all():
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+            ids = self.ids(bag)
+            raise DataError(
+                f"{len(bad)} features of {self.names[bag]} are not finite: {shortlist([ids[row] for row in bad])}",
+                where=self.where,
+                fix="compute the features of this slide again",
+            )
+        return values
+
+    def ids(self, bag: int) -> list[str]:
+        """Return the ids of the instances of one bag, in the order of its features."""
+        return self.reader.ids(int(self.rows[bag]))
+
+    def select(self, which: Bool[np.ndarray, " b"] | Int[np.ndarray, " m"]) -> "Bags":
+        """Select bags by a mask or by their positions."""
+        columns = ("names", "labels", "patients", "splits", "rows")
+        return replace(self, **{name: getattr(self, name)[which] for name in columns})
+
+    def of_split(self, split: str) -> "Bags":
+        """Select the bags of one split; the result may be empty."""
+        return self.select(self.splits == split)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of names, labels, patients, splits, classes and features."""
+        columns = [self.names, self.labels, self.patients, self.splits, self.rows]
+        return fingerprint([*(column.tolist() for column in columns), self.classes, self.reader.fingerprint()])
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Count bags per split and class; `(no label)` for those without."""
+        names = (*enumerate(self.classes), (NO_LABEL, "(no label)"))
+        return {
+            split: {name: int((self.labels[self.splits == split] == code).sum()) for code, name in names}
+            for split in SPLITS
+            if (self.splits == split).any()
+        }
+
+
+def keep_labels(bags: Bags, per_class: int | None, seed: int) -> Bags:
+    """Hide the labels of all but some training and validation bags of each class, drawn by seed; tests keep theirs.
+
+    A larger number keeps the bags of a smaller one.
+
+    Args:
+        bags: Bags with all labels.
+        per_class: Number of labels to keep per class and split; None keeps all.
+        seed: Seed of the draw.
+    """
+    if per_class is None:
+        return bags
+    labels = bags.labels.copy()
+    for split in ("train", "validation"):
+        for code in range(len(bags.classes)):
+            rows = np.flatnonzero((bags.splits == split) & (bags.labels == code))
+            order = shuffled(bags.names[rows], seed, f"labels of bags, {split}")
+            labels[rows[order[per_class:]]] = NO_LABEL
+    return replace(bags, labels=labels)
+
+
+def shuffle_labels(bags: Bags, seed: int) -> Bags:
+    """Permute the labels among the labelled bags of train and, separately, of validation; a control of a study."""
+    labels = bags.labels.copy()
+    for number, split in enumerate(("train", "validation")):
+        rows = np.flatnonzero((bags.splits == split) & (bags.labels != NO_LABEL))
+        labels[rows] = bags.labels[np.random.default_rng([seed, number]).permutation(rows)]
+    return replace(bags, labels=labels)

@@ -1,0 +1,226 @@
+"""Bags of features that TRIDENT or CLAM computed (HDF5, one file per slide), with a table of the slides' labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from clipit.artifacts import fingerprint
+from clipit.config.data import TilesConfig
+from clipit.errors import DataError, shortlist
+from clipit.image_readers import FileReader, file_stamp
+from clipit.mil.bags import Bags
+from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
+from clipit.slides.opening import slide_name
+from clipit.stores.slide_features import find_feature_files, open_slide_features
+from clipit.tiles.cells import resolve_missing
+from clipit.tiles.cuts import cut_test, cut_validation
+from clipit.tiles.source import ALIASES
+from clipit.tiles.splits import check_groups, patients, resolve_parts
+from clipit.tiles.table import open_table, read_columns
+from clipit.tiles.tileset import TileSet
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of one slide.
+
+    Attributes:
+        path: HDF5 file.
+        tiles: Number of tiles.
+    """
+
+    path: Path
+    tiles: int
+
+
+@dataclass(frozen=True)
+class FeatureFileReader:
+    """Features of bags in HDF5 files.
+
+    Attributes:
+        bags: Files of each bag.
+        dim: Dimension of the features.
+    """
+
+    bags: Sequence[Sequence[FeatureFile]]
+    dim: int
+
+    def fingerprint(self) -> str:
+        """Compute a fingerprint of the names, sizes and modification times of the files."""
+        return fingerprint([[[file.path.name, file_stamp(file.path)] for file in bag] for bag in self.bags])
+
+    def sizes(self) -> Int64[np.ndarray, " b"]:
+        """Return the number of instances of each bag."""
+        return np.array([sum(file.tiles for file in bag) for bag in self.bags], dtype=np.int64)
+
+    def features(self, row: int) -> Float32[np.ndarray, "n d"]:
+        """Read the features of one bag."""
+        return np.concatenate([open_slide_features(file.path).vectors() for file in self.bags[row]])
+
+    def ids(self, row: int) -> list[str]:
+        """Return the ids of the instances of one bag, `slide:x_y`."""
+        return [name for file in self.bags[row] for name in open_slide_features(file.path).ids]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Patients that are held out if the table of slides has no splits.
+
+    Attributes:
+        validation: Share of the patients for validation.
+        test: Share for the test.
+        seed: Seed of the draw.
+    """
+
+    validation: float = 0.2
+    test: float = 0.2
+    seed: int = 0
+
+
+def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> Bags:
+    """Read bags of slides from files of features and a table with their labels.
+
+    Slides of the table without features, features without a row in the table, and slides without tiles are left out
+    and counted in the notes.
+
+    Args:
+        features: Folder of .h5 files named after the slides, or one such file.
+        table: Table with the columns slide, label, and optionally group (patient) and split.
+        unit: Unit of a bag; a slide of an unknown patient is a patient of its own.
+        held_out: What is held out if the table has no splits.
+        classes: Class names in order; empty for the sorted labels.
+
+    Raises:
+        DataError: A file or the table is invalid, no slide has both, slides have features of different dimensions, a
+            slide is listed twice, or a patient is in two splits.
+    """
+    files = {path.stem: path for path in find_feature_files([features])}
+    listed = _read_slides(table, files, classes)
+    found, dim = _open_files(files, listed.tiles, features)
+    tiles = np.array([found[str(name)].tiles for name in listed.tiles.ids.tolist()])
+    slides = _split(listed.tiles.select(tiles > 0), held_out, table)
+    notes = [*listed.notes, *slides.notes]
+    if not tiles.all():
+        listed_empty = shortlist([str(name) for name in listed.tiles.ids[tiles == 0].tolist()])
+        notes.append(f"{int((tiles == 0).sum())} slides without tiles were left out: {listed_empty}")
+    owners = patients(slides.groups, slides.ids)
+    alone = np.array([f"slide {name}" for name in slides.ids.tolist()], dtype=object)
+    names = slides.ids if unit == "slide" else np.where(owners == "", alone, owners)
+    unique, first, member = np.unique(names.astype(str), return_index=True, return_inverse=True)
+    labels, mixed = common_labels(slides.truth, member, len(unique))
+    parts: list[list[FeatureFile]] = [[] for _ in unique]
+    for place, name in zip(member.tolist(), slides.ids.tolist(), strict=True):
+        parts[place].append(found[str(name)])
+    bags = Bags(
+        names=unique.astype(object),
+        labels=labels,
+        patients=owners[first],
+        splits=slides.splits[first],
+        classes=slides.classes,
+        reader=FeatureFileReader(parts, dim),
+        rows=np.arange(len(unique), dtype=np.int64),
+        notes=tuple(notes),
+        where=str(table),
+    )
+    return replace(bags, notes=(*bags.notes, *label_notes(bags, mixed)))
+
+
+@dataclass(frozen=True)
+class _ListedSlides:
+    """Slides of the table that have features, and remarks on the others."""
+
+    tiles: TileSet
+    notes: tuple[str, ...]
+
+
+def _read_slides(path: Path, files: Mapping[str, Path], classes: Sequence[str]) -> _ListedSlides:
+    """Read the table of slides as a set with one row per slide; every split is train if the table has none."""
+    config = TilesConfig(source="slides", path=str(path), columns={"path": "slide"}, classes=tuple(classes) or None)
+    table = open_table(path)
+    columns = read_columns(path, config, table, ("path", "label", "split", "group"))
+    cells = columns["path"]
+    names = [cell if cell in files else slide_name(Path(cell.replace("\\", "/"))) for cell in cells]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []
+    if repeated:
+        raise DataError(
+            f"slides are listed more than once: {shortlist(repeated)}", where=path, fix="keep one row per slide"
+        )
+    labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.place)
+    groups, group_remarks = resolve_missing(columns.get("group", [""] * len(cells)), "group", config, path, table.place)
+    known = list(classes) or sorted({label for label in labels if label})
+    odd = sorted({label for label in labels if label and label not in known})
+    if odd:
+        raise DataError(f"labels that are no class: {shortlist(odd)}", where=path, fix="add them to tiles.classes")
+    splits = resolve_parts(columns.get("split", [""] * len(cells)), {}, ALIASES, str(path))
+    have = np.array([name in files for name in names], dtype=bool)
+    if not have.any():
+        raise DataError(
+            f"no slide of the table has features; the files are called {shortlist(sorted(files))}",
+            where=path,
+            fix="name the .h5 files after the slides in the column slide",
+        )
+    lacking = [name for name, there in zip(names, have.tolist(), strict=True) if not there]
+    unlisted = sorted(files.keys() - {*names})
+    notes = [*label_remarks, *group_remarks]
+    if lacking:
+        notes.append(f"{len(lacking)} slides of the table have no features and were left out: {shortlist(lacking)}")
+    if unlisted:
+        notes.append(f"{len(unlisted)} files of features are not in the table and were left out: {shortlist(unlisted)}")
+    codes = np.array([known.index(label) if label else -1 for label in labels], dtype=np.int64)
+    count = len(names)
+    tiles = TileSet(
+        ids=np.array(names, dtype=object),
+        labels=codes,
+        truth=codes.copy(),
+        splits=np.array(splits, dtype="<U10"),
+        groups=np.array(groups, dtype=object),
+        mpp=np.full(count, np.nan),
+        classes=tuple(known),
+        reader=FileReader(Path(), [str(files.get(name, "")) for name in names]),
+        rows=np.arange(count, dtype=np.int64),
+        stamps=np.array([""] * count),
+        where=str(path),
+    )
+    check_groups(tiles)
+    return _ListedSlides(tiles.select(have), tuple(notes))
+
+
+def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> tuple[dict[str, FeatureFile], int]:
+    """Check the files of all listed slides; return them by slide, and the dimension of their features."""
+    found, dims = {}, dict[str, int]()
+    for name in map(str, listed.ids.tolist()):
+        slide = open_slide_features(files[name])
+        found[name], dims[name] = FeatureFile(slide.path, len(slide)), slide.dim
+    if len({*dims.values()}) > 1:
+        given = shortlist([f"{name} ({dim})" for name, dim in dims.items()], 6)
+        raise DataError(
+            f"slides have features of different dimensions: {given}",
+            where=where,
+            fix="compute the features of all slides with the same model",
+        )
+    if not any(file.tiles for file in found.values()):
+        raise DataError("no slide has a tile", where=where, fix="use slides with tissue")
+    return found, next(iter(dims.values()))
+
+
+def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
+    """Hold out a test and a validation part by patient, where the table has none.
+
+    Raises:
+        DataError: There are too few patients.
+    """
+    try:
+        if not (slides.splits != "train").any():
+            slides = cut_test(slides, held_out.test, held_out.seed)
+        if not (slides.splits == "validation").any():
+            slides = cut_validation(slides, held_out.validation, held_out.seed)
+    except DataError as error:
+        raise DataError(
+            f"no slides can be held out: there are too few patients ({len(slides)} slides)",
+            where=table,
+            fix="add slides, name the splits in a column split, or raise mil.validation_fraction or mil.test_fraction",
+        ) from error
+    return slides

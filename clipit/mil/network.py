@@ -1,0 +1,86 @@
+"""Networks of multiple-instance learning: gated attention (Ilse et al., ICML 2018), mean pool and max pool."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipit.config.mil import MilTrainingConfig
+
+
+class MilOutput(NamedTuple):
+    """What a network computes for one bag of n instances.
+
+    Attributes:
+        logits: Logit of each class for the bag.
+        attention: Weight of each instance in the bag's representation; the weights are not negative and sum to 1.
+        instance_logits: Logit of each class for each instance, by the classifier of the bag.
+        representation: Weighted mean of the embedded instances.
+    """
+
+    logits: Float[Tensor, " c"]
+    attention: Float[Tensor, " n"]
+    instance_logits: Float[Tensor, "n c"]
+    representation: Float[Tensor, " h"]
+
+
+class MilNetwork(nn.Module):
+    """Classifier of bags: embed each instance, weight the instances, classify their weighted mean.
+
+    An instance x is embedded as h = relu(W x) after standardisation. Its logits are C h + b, with the classifier of the
+    bag, so that the logits of a bag are the mean of those of its instances under the attention weights:
+
+    - `attention`: weights softmax(w (tanh(V h) * sigmoid(U h))), equation 9 of Ilse et al.
+    - `mean`: equal weights.
+    - `max`: the logit of a class is the highest one of the instances. The weight of an instance is the share of classes
+      for which it is the highest.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, classes: int, options: MilTrainingConfig) -> None:
+        """Create the network with random weights.
+
+        Args:
+            dim: Dimension of the features.
+            classes: Number of classes.
+            options: Pooling and widths.
+        """
+        super().__init__()
+        self.pooling = options.pooling
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.embed = nn.Linear(dim, options.hidden)
+        self.dropout = nn.Dropout(options.dropout)
+        if self.pooling == "attention":
+            self.attention_tanh = nn.Linear(options.hidden, options.attention)
+            self.attention_gate = nn.Linear(options.hidden, options.attention)
+            self.attention_weight = nn.Linear(options.attention, 1, bias=False)
+        self.classifier = nn.Linear(options.hidden, classes)
+
+    def standardise(self, mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> None:
+        """Set the mean and the standard deviation of the features by which instances are standardised."""
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def forward(self, features: Float[Tensor, "n d"]) -> MilOutput:
+        """Classify one bag of at least one instance."""
+        embedded = self.dropout(torch.relu(self.embed((features - self.mean) / self.scale)))
+        instance_logits = self.classifier(embedded)
+        attention = self._attention(embedded, instance_logits)
+        representation = attention @ embedded
+        logits = instance_logits.amax(dim=0) if self.pooling == "max" else self.classifier(representation)
+        return MilOutput(logits, attention, instance_logits, representation)
+
+    def _attention(self, embedded: Float[Tensor, "n h"], instance_logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+        n = len(embedded)
+        if self.pooling == "attention":
+            gated = torch.tanh(self.attention_tanh(embedded)) * torch.sigmoid(self.attention_gate(embedded))
+            weights: Tensor = self.attention_weight(gated).squeeze(1).softmax(dim=0)
+            return weights
+        if self.pooling == "mean":
+            return embedded.new_full((n,), 1 / n)
+        highest = nn.functional.one_hot(instance_logits.argmax(dim=0), n)
+        return highest.to(embedded.dtype).mean(dim=0)

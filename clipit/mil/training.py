@@ -1,0 +1,324 @@
+"""Train a network on bags: the epoch is chosen on validation bags; an interrupted training resumes."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from clipit.artifacts import REBUILD, read_json, reading, whole_file, write_record, write_tensors
+from clipit.config.mil import MilTrainingConfig
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError, ModelError
+from clipit.evaluation.predictions import NO_LABEL, softmax
+from clipit.mil.bags import Bags
+from clipit.mil.network import MilNetwork, MilOutput
+from clipit.progress import progress
+from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, RECORD = "model.safetensors", "model.json"
+_CHECKPOINTS, _LOSSES = "checkpoints", "losses.jsonl"
+_CHECKPOINT_SECONDS = 20.0  # between checkpoints; they do not change the result
+_MOST_FOR_STATISTICS = 512  # instances per training bag from which mean and deviation are computed
+_LEAST_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True)
+class MilModel:
+    """A trained network.
+
+    Attributes:
+        network: Network with the weights of the chosen epoch, in evaluation mode.
+        classes: Class names.
+        options: Network and training.
+        seed: Seed of the training.
+        epoch: Chosen epoch, from 1.
+        losses: Mean cross-entropy of the training and of the validation bags after each epoch.
+    """
+
+    network: MilNetwork
+    classes: tuple[str, ...]
+    options: MilTrainingConfig
+    seed: int
+    epoch: int
+    losses: tuple[tuple[float, float], ...]
+
+    def explain(self, features: Float32[np.ndarray, "n d"]) -> MilOutput:
+        """Compute logits, attention, instance logits and representation of one bag."""
+        device = self.network.mean.device
+        with torch.inference_mode():
+            output: MilOutput = self.network(torch.from_numpy(features).to(device))
+        return output
+
+    def predict(self, bags: Bags) -> Float32[np.ndarray, "b c"]:
+        """Compute the class probabilities of bags, one bag in memory at a time.
+
+        Raises:
+            DataError: The features have another dimension than those of the training.
+        """
+        check_dim(bags, len(self.network.mean))
+        logits = [self.explain(bags.features(bag)).logits.float().cpu().numpy() for bag in range(len(bags))]
+        return softmax(np.stack(logits)) if logits else np.empty((0, len(self.classes)), dtype=np.float32)
+
+
+def check_dim(bags: Bags, dim: int) -> None:
+    """Check the dimension of features.
+
+    Raises:
+        DataError: It differs.
+    """
+    if bags.dim != dim:
+        raise DataError(
+            f"the features have {bags.dim} dimensions; the model was trained on {dim}",
+            where=bags.where,
+            fix="use features of the same model as in training",
+        )
+
+
+def check_trainable(bags: Bags) -> None:
+    """Check that bags suffice to train and to choose the epoch; all problems are reported together.
+
+    Raises:
+        DataError: There are fewer than two classes, a class has no labelled training bag, or labelled validation bags
+            are missing or of one class only.
+    """
+    problems = []
+    if len(bags.classes) < 2:
+        problems.append(f"all labels are of one class: {', '.join(bags.classes) or 'none'}")
+    found = {}
+    for split in ("train", "validation"):
+        labels = bags.labels[(bags.splits == split) & (bags.labels != NO_LABEL)]
+        found[split] = {bags.classes[code] for code in np.unique(labels).tolist()}
+    missing = [name for name in bags.classes if name not in found["train"]]
+    if not found["train"]:
+        problems.append("no training bag has a label")
+    elif missing:
+        problems.append(f"no training bag has the label {', '.join(missing)}")
+    if not found["validation"]:
+        problems.append("no validation bag has a label, so that no epoch can be chosen")
+    elif len(found["validation"]) == 1 < len(bags.classes):
+        problems.append(f"all labelled validation bags are of one class, {', '.join(found['validation'])}")
+    if problems:
+        raise DataError(
+            "these bags cannot be learned from:\n    " + "\n    ".join(problems),
+            where=bags.where,
+            fix="label more slides, move slides (whole patients) between the splits, or remove classes without slides",
+        )
+
+
+def train_mil(bags: Bags, options: MilTrainingConfig, seed: int, *, root: Path | None = None) -> MilModel:
+    """Train a network on the labelled training bags, and keep the epoch with the lowest loss on validation bags.
+
+    The loss is the mean cross-entropy of the bags of a batch. Bags are read one at a time; the order of the bags, the
+    dropout and drawn instances depend on (seed, epoch) alone.
+
+    Args:
+        bags: Bags of all splits; labels of the test split are not used.
+        options: Network and training.
+        seed: Seed of initialisation, dropout and order.
+        root: Output root, in which the model is kept as the artefact `mil_model` and an interrupted training is
+            resumed; None to train in memory.
+
+    Raises:
+        DataError: The bags do not suffice; see `check_trainable`.
+        ModelError: The loss became infinite or NaN.
+    """
+    check_trainable(bags)
+    if root is None:
+        return _fit(bags, options, seed, None)
+    inputs = {"bags": bags.fingerprint, "options": options.model_dump(mode="json"), "seed": seed}
+
+    def make(folder: Path) -> dict[str, Any]:
+        if not get_processes().main:
+            return {}
+        model = _fit(bags, options, seed, folder / _CHECKPOINTS)
+        _save(folder, model)
+        return {"epoch": model.epoch, "epochs": len(model.losses), "dim": bags.dim}
+
+    artifact = build_once(root, "mil_model", inputs, make)
+    weights, record = artifact.file(WEIGHTS), artifact.file(RECORD)
+    return _load(weights, record, options, seed)
+
+
+def _fit(bags: Bags, options: MilTrainingConfig, seed: int, checkpoints: Path | None) -> MilModel:
+    device = get_processes().device
+    labelled = bags.select(bags.labels != NO_LABEL)
+    train, validation = labelled.of_split("train"), labelled.of_split("validation")
+    torch.manual_seed(seed)
+    network = MilNetwork(bags.dim, len(bags.classes), options)
+    network.standardise(*_statistics(train))
+    network.to(device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, foreach=False
+    )
+    state = Progress() if checkpoints is None else load_checkpoint(checkpoints, network, optimizer)
+    losses = [] if checkpoints is None else _read_losses(checkpoints, state.step)
+    best = _best_weights(checkpoints, state, network)
+    saved = time.monotonic()
+    with progress("training", options.epochs, shown=get_processes().main, done=state.step) as advance:
+        while state.step < options.epochs and not state.stopped:
+            training_loss = _train_epoch(network, optimizer, train, options, seed, state.step)
+            validation_loss = _mean_loss(network, validation)
+            if not np.isfinite([training_loss, validation_loss]).all():
+                raise ModelError(
+                    f"the loss is not finite in epoch {state.step + 1}",
+                    where=bags.where,
+                    fix="lower mil.training.learning_rate",
+                )
+            state.step += 1
+            losses.append((training_loss, validation_loss))
+            if state.best_score is None or -validation_loss > state.best_score:
+                state.best_step, state.best_score, state.validations_without_gain = state.step, -validation_loss, 0
+                best = {name: value.detach().clone() for name, value in network.state_dict().items()}
+            else:
+                state.validations_without_gain += 1
+            state.stopped = state.validations_without_gain >= options.patience
+            advance()
+            if checkpoints is not None and time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+                _save_checkpoint(checkpoints, state, network, optimizer, best, losses)
+                saved = time.monotonic()
+    network.load_state_dict(best)
+    network.eval()
+    return MilModel(network, bags.classes, options, seed, state.best_step, tuple(losses))
+
+
+def _statistics(bags: Bags) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Compute mean and standard deviation of the features of training bags, from evenly spaced instances of each."""
+    total, squares, count = np.zeros(bags.dim), np.zeros(bags.dim), 0
+    for bag in range(len(bags)):
+        values = bags.features(bag)
+        step = -(-len(values) // _MOST_FOR_STATISTICS)
+        chosen = values[::step].astype(np.float64)
+        total += chosen.sum(axis=0)
+        squares += (chosen**2).sum(axis=0)
+        count += len(chosen)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    deviation[deviation < _LEAST_DEVIATION] = 1.0  # a constant feature
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+
+
+def _train_epoch(
+    network: MilNetwork,
+    optimizer: torch.optim.Optimizer,
+    bags: Bags,
+    options: MilTrainingConfig,
+    seed: int,
+    epoch: int,
+) -> float:
+    """Train on all bags once; return the mean loss."""
+    network.train()
+    torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(bags))
+    device, total = network.mean.device, torch.zeros((), device=network.mean.device)
+    for start in range(0, len(order), options.batch_size):
+        batch = order[start : start + options.batch_size].tolist()
+        optimizer.zero_grad(set_to_none=True)
+        for bag in batch:  # one bag's activations are in memory at a time
+            features = _draw(bags.features(bag), options.instances, generator)
+            output: MilOutput = network(torch.from_numpy(features).to(device))
+            loss = _cross_entropy(output.logits, int(bags.labels[bag]))
+            (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        optimizer.step()
+    return float(total) / len(bags)
+
+
+def _draw(
+    features: Float32[np.ndarray, "n d"], most: int | None, generator: np.random.Generator
+) -> Float32[np.ndarray, "m d"]:
+    if most is None or len(features) <= most:
+        return features
+    return features[np.sort(generator.choice(len(features), most, replace=False))]
+
+
+def _mean_loss(network: MilNetwork, bags: Bags) -> float:
+    network.eval()
+    device, total = network.mean.device, torch.zeros((), device=network.mean.device)
+    with torch.inference_mode():
+        for bag in range(len(bags)):
+            output: MilOutput = network(torch.from_numpy(bags.features(bag)).to(device))
+            total += _cross_entropy(output.logits, int(bags.labels[bag]))
+    return float(total) / len(bags)
+
+
+def _cross_entropy(logits: Float[Tensor, " c"], label: int) -> Float[Tensor, ""]:
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(label, device=logits.device))
+
+
+def _best_weights(checkpoints: Path | None, state: Progress, network: MilNetwork) -> dict[str, Tensor]:
+    """Return the weights of the best epoch so far: those of the checkpoint, or the initial ones."""
+    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    if checkpoints is None or not state.best_step:
+        return weights
+    from safetensors.torch import load_file
+
+    return weights | load_file(best_file(checkpoints, state.best_step), device=str(network.mean.device))
+
+
+def _save_checkpoint(
+    folder: Path,
+    state: Progress,
+    network: MilNetwork,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    losses: Sequence[tuple[float, float]],
+) -> None:
+    lines = "".join(f"{json.dumps(pair)}\n" for pair in losses)
+    with whole_file(folder / _LOSSES) as temporary:
+        temporary.write_text(lines, encoding="utf-8")
+    current = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    network.load_state_dict(best)
+    state.best_sha256 = save_weights(best_file(folder, state.best_step), network)
+    network.load_state_dict(current)
+    save_checkpoint(folder, state, network, optimizer)
+
+
+def _read_losses(folder: Path, epochs: int) -> list[tuple[float, float]]:
+    """Read the losses of the first epochs; an earlier checkpoint than the last may have been loaded."""
+    path = folder / _LOSSES
+    if not epochs:
+        return []
+    with reading(path, REBUILD):
+        pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(float(training), float(validation)) for training, validation in pairs[:epochs]]
+
+
+def _save(folder: Path, model: MilModel) -> None:
+    import shutil
+
+    shutil.rmtree(folder / _CHECKPOINTS, ignore_errors=True)
+    write_tensors(folder / WEIGHTS, model.network.state_dict())
+    record = {
+        "classes": model.classes,
+        "options": model.options.model_dump(mode="json"),
+        "seed": model.seed,
+        "epoch": model.epoch,
+        "losses": model.losses,
+    }
+    write_record(folder / RECORD, record)
+
+
+def _load(weights: Path, record: Path, options: MilTrainingConfig, seed: int) -> MilModel:
+    from safetensors.torch import load_file
+
+    values = read_json(record, REBUILD)
+    with reading(weights, REBUILD):
+        state = load_file(weights)
+        classes = tuple(values["classes"])
+        network = MilNetwork(len(state["mean"]), len(classes), options)
+        network.load_state_dict(state)
+        losses = tuple((float(a), float(b)) for a, b in values["losses"])
+        epoch = int(values["epoch"])
+    network.to(get_processes().device).eval()
+    return MilModel(network, classes, options, seed, epoch, losses)

@@ -1,0 +1,69 @@
+"""Small bags with known truth: the class of a bag shows in a few of its instances."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from clipit.distributed import build_once
+from clipit.image_readers import FileReader
+from clipit.mil.bags import ArrayReader, Bags
+from clipit.stores.embed import Store, write_shards
+from clipit.tiles.tileset import TileSet
+
+
+def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 0, share: float = 0.15) -> Bags:
+    """Two classes; in a bag of class c, some instances have 4 added in dimension c; one patient per two bags."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) // 2 % 2
+    arrays, names = [], []
+    for bag, label in enumerate(labels.tolist()):
+        values = generator.normal(size=(size, dim)).astype(np.float32)
+        values[: max(1, round(share * size)), label] += 4
+        arrays.append(values)
+        names.append([f"bag{bag:03d}@{row},0,8" for row in range(size)])
+    splits = np.array(["train", "validation", "test"])[np.arange(count) * 3 // count]
+    return Bags(
+        names=np.array([f"bag{bag:03d}" for bag in range(count)]),
+        labels=labels.astype(np.int64),
+        patients=np.array([f"p{split}{bag // 2}" for bag, split in enumerate(splits.tolist())]),
+        splits=splits,
+        classes=("benign", "malignant"),
+        reader=ArrayReader(arrays, names),
+        rows=np.arange(count, dtype=np.int64),
+    )
+
+
+def write_features(path: Path, features: np.ndarray) -> Path:
+    """A file of features as TRIDENT writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["features"] = features
+        file["coords"] = np.stack([np.arange(len(features)) * 256, np.zeros(len(features), int)], axis=1)
+    return path
+
+
+def write_store(root: Path, ids: list[str], vectors: np.ndarray) -> Store:
+    """A store of half-precision vectors."""
+
+    def make(folder: Path) -> dict[str, object]:
+        write_shards(folder, ids, lambda start, stop, _: vectors[start:stop].astype(np.float16), "features")
+        return {"rows": len(ids), "dim": vectors.shape[1]}
+
+    return Store(build_once(root, "features", {"ids": ids}, make))
+
+
+def tiles_of(ids: list[str], groups: list[str], labels: list[int], splits: list[str]) -> TileSet:
+    """Tiles of three classes, without images."""
+    return TileSet(
+        ids=np.array(ids, dtype=object),
+        labels=np.array(labels),
+        truth=np.array(labels),
+        splits=np.array(splits),
+        groups=np.array(groups, dtype=object),
+        mpp=np.full(len(ids), 0.5),
+        classes=("a", "b", "c"),
+        reader=FileReader(Path(), ids),
+        rows=np.arange(len(ids)),
+        stamps=np.array(ids),
+    )

@@ -1,0 +1,161 @@
+"""Networks of bags and their training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mil_bags import bags_with_signal
+
+from clipit.config.mil import MilTrainingConfig
+from clipit.errors import DataError
+from clipit.mil import training
+from clipit.mil.bags import ArrayReader, keep_labels, shuffle_labels
+from clipit.mil.network import MilNetwork
+from clipit.mil.training import train_mil
+
+OPTIONS = MilTrainingConfig(hidden=16, attention=8, epochs=12, learning_rate=1e-2)
+
+
+def test_gated_attention_equals_torchmil_with_the_same_weights() -> None:
+    models = pytest.importorskip("torchmil.models")
+    torch.manual_seed(0)
+    ours = MilNetwork(6, 2, OPTIONS).eval()
+    embed = torch.nn.Sequential(torch.nn.Linear(6, OPTIONS.hidden), torch.nn.ReLU())
+    theirs = models.ABMIL((6,), att_dim=OPTIONS.attention, gated=True, feat_ext=embed).eval()
+    with torch.no_grad():
+        embed[0].load_state_dict(ours.embed.state_dict())
+        theirs.pool.fc1.module.load_state_dict(ours.attention_tanh.state_dict())
+        theirs.pool.fc_gated.module.load_state_dict(ours.attention_gate.state_dict())
+        theirs.pool.fc2.load_state_dict(ours.attention_weight.state_dict())
+        # their one logit is the difference of our two
+        theirs.classifier.module.weight.copy_(ours.classifier.weight[1:] - ours.classifier.weight[:1])
+        theirs.classifier.module.bias.copy_(ours.classifier.bias[1:] - ours.classifier.bias[:1])
+        bag = torch.randn(11, 6)
+        output = ours(bag)
+        logit, attention = theirs(bag[None], return_att=True)
+    assert torch.allclose(output.logits[1] - output.logits[0], logit[0], atol=1e-6)
+    assert torch.allclose(output.attention, attention[0].softmax(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+def test_logits_of_a_bag_are_those_of_its_instances_pooled(pooling: str) -> None:
+    torch.manual_seed(1)
+    network = MilNetwork(4, 3, OPTIONS.model_copy(update={"pooling": pooling})).eval()
+    network.standardise(torch.full((4,), 0.5), torch.full((4,), 2.0))
+    with torch.no_grad():
+        output = network(torch.randn(7, 4))
+        alone = network(torch.ones(1, 4))
+    pooled = {
+        "attention": output.attention @ output.instance_logits,
+        "mean": output.instance_logits.mean(0),
+        "max": output.instance_logits.amax(0),
+    }[pooling]
+    assert torch.allclose(output.logits, pooled, atol=1e-6)
+    assert output.attention.sum() == pytest.approx(1, abs=1e-6) and output.attention.min() >= 0
+    assert torch.allclose(alone.logits, alone.instance_logits[0], atol=1e-6)
+    hidden = torch.relu(network.embed((torch.ones(1, 4) - 0.5) / 2))
+    assert torch.allclose(alone.representation, hidden[0], atol=1e-6)
+
+
+def test_attention_finds_the_few_instances_that_show_the_class() -> None:
+    bags = bags_with_signal()
+    model = train_mil(bags, OPTIONS, 0)
+    test = bags.of_split("test")
+    assert (model.predict(test).argmax(axis=1) == test.labels).mean() > 0.9
+    assert model.epoch == 1 + int(np.argmin([validation for _, validation in model.losses]))
+    attention = np.stack([model.explain(test.features(bag)).attention.numpy() for bag in range(len(test))])
+    assert attention[:, :3].mean() > 2 * attention[:, 3:].mean()  # 3 of 20 instances show the class
+    logits = model.explain(test.features(0)).instance_logits.numpy()
+    label = int(test.labels[0])
+    assert (logits[:3, label] - logits[:3, 1 - label]).min() > (logits[3:, label] - logits[3:, 1 - label]).mean()
+
+
+def test_labels_of_the_test_bags_do_not_change_the_model() -> None:
+    bags = bags_with_signal(24)
+    labels = np.where(bags.splits == "test", 1 - bags.labels, bags.labels)
+    one, other = train_mil(bags, OPTIONS, 3), train_mil(replace(bags, labels=labels), OPTIONS, 3)
+    assert np.array_equal(one.predict(bags), other.predict(bags))
+    assert one.losses == other.losses
+
+
+def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bags = bags_with_signal(24)
+    whole = train_mil(bags, OPTIONS, 0)
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    original, epochs = training._train_epoch, []
+
+    def interrupted(*arguments: object) -> float:
+        epochs.append(arguments[-1])
+        if len(epochs) == 8:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "_train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_mil(bags, OPTIONS, 0, root=tmp_path)
+    resumed = train_mil(bags, OPTIONS, 0, root=tmp_path)
+    assert epochs[:9] == [*range(8), 7]
+    assert resumed.losses == whole.losses and resumed.epoch == whole.epoch
+    assert np.array_equal(resumed.predict(bags), whole.predict(bags))
+    before = len(epochs)
+    kept = train_mil(bags, OPTIONS, 0, root=tmp_path)
+    assert len(epochs) == before and np.array_equal(kept.predict(bags), whole.predict(bags))
+    files = sorted(path.name for path in next(tmp_path.glob("mil_model-*")).iterdir() if path.suffix != ".lock")
+    assert files == ["manifest.json", "model.json", "model.safetensors"]
+
+
+def test_bags_that_cannot_be_learned_from_are_refused_with_all_reasons() -> None:
+    bags = bags_with_signal(24)
+    one_class = replace(bags, labels=np.where(bags.labels == 1, -1, 0))
+    with pytest.raises(DataError, match=r"no training bag has the label malignant\n.*one class, benign"):
+        train_mil(one_class, OPTIONS, 0)
+    unvalidated = replace(bags, labels=np.where(bags.splits == "validation", -1, bags.labels))
+    with pytest.raises(DataError, match="no validation bag has a label"):
+        train_mil(unvalidated, OPTIONS, 0)
+    with pytest.raises(DataError, match="no training bag has a label"):
+        train_mil(bags.of_split("validation"), OPTIONS, 0)
+
+
+def test_features_of_another_dimension_are_refused() -> None:
+    bags = bags_with_signal(24)
+    model = train_mil(bags, OPTIONS.model_copy(update={"epochs": 1}), 0)
+    with pytest.raises(DataError, match="5 dimensions; the model was trained on 8"):
+        model.predict(bags_with_signal(24, dim=5))
+
+
+def test_invalid_bags_are_refused_with_all_problems() -> None:
+    bags = bags_with_signal(6)
+    with pytest.raises(DataError, match=r"1 bags occur more than once: bag000(.|\n)*label is outside(.|\n)*test, train"):
+        replace(
+            bags,
+            names=np.array(["bag000", *bags.names[:-1].tolist()]),
+            labels=np.full(6, 2),
+            patients=np.array(["a"] * 6),
+            splits=np.array(["train"] * 5 + ["test"]),
+        )
+    arrays = [np.full((2, 3), np.nan, dtype=np.float32), np.empty((0, 3), dtype=np.float32)]
+    broken = replace(bags.select(np.arange(2)), reader=ArrayReader(arrays, [["a", "b"], []]))
+    with pytest.raises(DataError, match="2 features of bag000 are not finite: a, b"):
+        broken.features(0)
+    with pytest.raises(DataError, match="bag001 has no instance"):
+        broken.features(1)
+
+
+def test_kept_labels_are_nested_and_those_of_the_test_stay() -> None:
+    bags = bags_with_signal(36)
+    few, more = keep_labels(bags, 2, 5), keep_labels(bags, 4, 5)
+    assert few.counts()["train"] == {"benign": 2, "malignant": 2, "(no label)": 8}
+    assert few.counts()["test"] == bags.counts()["test"]
+    assert set(few.names[few.labels >= 0]) <= set(more.names[more.labels >= 0])
+    assert set(few.names[few.labels >= 0]) != set(keep_labels(bags, 2, 6).names[keep_labels(bags, 2, 6).labels >= 0])
+
+
+def test_shuffled_labels_keep_their_frequencies_and_the_test() -> None:
+    bags = bags_with_signal(60)
+    shuffled = shuffle_labels(bags, 0)
+    assert shuffled.counts() == bags.counts()
+    test = bags.splits == "test"
+    assert np.array_equal(shuffled.labels[test], bags.labels[test])
+    assert not np.array_equal(shuffled.labels, bags.labels)

@@ -1,0 +1,114 @@
+"""Bags of tile stores and of files of features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mil_bags import tiles_of, write_features, write_store
+
+from clipit.errors import DataError
+from clipit.mil.feature_file_bags import HeldOut, bags_of_files
+from clipit.mil.tile_store_bags import bags_of_tiles
+from clipit.tiles.tileset import SPLITS
+
+HELD_OUT = HeldOut(0.4, 0.4)
+
+
+def test_tiles_form_bags_by_group_or_patient_with_their_features(tmp_path: Path) -> None:
+    ids = [f"t{row:02d}" for row in range(12)]
+    groups = [f"TCGA-AA-{1000 + row % 6 // 2}-01Z-DX{row % 2}" for row in range(12)]  # two slides per patient
+    splits = [["train", "validation", "test"][row % 6 // 2] for row in range(12)]
+    tiles = tiles_of(ids, groups, [row % 6 // 2 for row in range(12)], splits)
+    generator = np.random.default_rng(0)
+    vectors, stores = {}, {}
+    for split in SPLITS:
+        inside = [name for name, each in zip(ids, splits, strict=True) if each == split]
+        rows = generator.normal(size=(len(inside), 5)).astype(np.float16)
+        vectors |= dict(zip(inside, rows, strict=True))
+        order = [3, 0, 2, 1]  # the rows of a store are found by id
+        stores[split] = write_store(tmp_path / split, [inside[k] for k in order], rows[order])
+    slides, by_patient = bags_of_tiles(tiles, stores, "slide"), bags_of_tiles(tiles, stores, "patient")
+    assert sorted(slides.names.tolist()) == sorted(set(groups)) and slides.sizes.tolist() == [2] * 6
+    assert by_patient.names.tolist() == ["TCGA-AA-1002", "TCGA-AA-1000", "TCGA-AA-1001"]  # test, train, validation
+    assert by_patient.labels.tolist() == [2, 0, 1] and by_patient.sizes.tolist() == [4] * 3
+    assert by_patient.notes == ()
+    assert by_patient.ids(1) == ["t00", "t01", "t06", "t07"]
+    assert np.array_equal(by_patient.features(1), np.stack([vectors[name] for name in by_patient.ids(1)]))
+    validation = slides.of_split("validation")
+    assert validation.ids(1) == ["t03", "t09"]
+    assert np.array_equal(validation.features(1), np.stack([vectors["t03"], vectors["t09"]]))
+
+
+def test_ids_of_slide_tiles_name_their_slide_and_mixed_labels_are_counted(tmp_path: Path) -> None:
+    ids = [f"a@b@{n},0,8" if n < 4 else f"c@{n},0,8" for n in range(6)]
+    tiles = tiles_of(ids, ["p"] * 6, [0, 0, 0, 1, 2, -1], ["test"] * 6)
+    store = write_store(tmp_path, ids, np.zeros((6, 2)))
+    bags = bags_of_tiles(tiles, {"test": store}, "slide")
+    assert bags.names.tolist() == ["a@b", "c"] and bags.patients.tolist() == ["p", "p"]
+    assert bags.labels.tolist() == [-1, 2]
+    assert bags.notes == ("1 bags with tiles or slides of different classes have no label: a@b",)
+    patients = bags_of_tiles(tiles, {"test": store}, "patient")
+    assert patients.names.tolist() == ["p"] and patients.sizes.tolist() == [6]
+
+
+def test_tiles_without_a_patient_are_refused(tmp_path: Path) -> None:
+    tiles = tiles_of(["x", "y", "z"], ["", "p", ""], [0, 0, 0], ["test"] * 3)
+    store = write_store(tmp_path, ["x", "y", "z"], np.zeros((3, 2)))
+    for unit in ("slide", "patient"):
+        with pytest.raises(DataError, match=f"2 tiles belong to no {unit}: x, z"):
+            bags_of_tiles(tiles, {"test": store}, unit)  # type: ignore[arg-type]
+
+
+def _write(folder: Path, table: str, dims: dict[str, int] | None = None, sizes: dict[str, int] | None = None) -> Path:
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        name = f"s{number:02d}"
+        shape = ((sizes or {}).get(name, 3), (dims or {}).get(name, 4))
+        write_features(folder / "h5" / f"{name}.h5", generator.normal(size=shape).astype(np.float32))
+    path = folder / "slides.csv"
+    path.write_text(table, encoding="utf-8")
+    return path
+
+
+def _rows(groups: bool = True) -> list[str]:
+    return [f"s{n:02d}.svs,{'ab'[n // 2 % 2]},{f'p{n // 2}' if groups else ''}" for n in range(12)]
+
+
+def test_files_of_features_form_bags_by_slide_or_patient(tmp_path: Path) -> None:
+    table = _write(tmp_path, "\n".join(["slide,label,group", *_rows(), "unknown,a,p9"]), sizes={"s03": 0})
+    write_features(tmp_path / "h5" / "other.h5", np.zeros((1, 4), np.float32))
+    slides = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    assert len(slides) == 11 and slides.dim == 4 and slides.classes == ("a", "b")
+    assert {"train", "validation", "test"} == set(slides.splits.tolist())
+    notes = " ".join(slides.notes)
+    for part in ("1 slides of the table have no features and were left out: unknown", "left out: other"):
+        assert part in notes
+    assert "1 slides without tiles were left out: s03" in notes
+    assert slides.ids(0) == ["s00:0_0", "s00:256_0", "s00:512_0"]
+    patients = bags_of_files(tmp_path / "h5", table, "patient", HELD_OUT)
+    assert patients.names.tolist() == [f"p{n}" for n in range(6)]
+    assert patients.sizes.tolist() == [6, 3, 6, 6, 6, 6]
+    assert np.array_equal(patients.features(0), np.concatenate([slides.features(0), slides.features(1)]))
+    assert patients.ids(0) == slides.ids(0) + slides.ids(1)
+    before = slides.fingerprint
+    write_features(tmp_path / "h5" / "s00.h5", np.ones((3, 4), np.float32))
+    assert bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).fingerprint != before
+
+
+def test_files_of_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    good = ["slide,label,group,split", *(f"{row},{'train' if n < 6 else 'test'}" for n, row in enumerate(_rows()))]
+    table = _write(tmp_path, "\n".join(good), dims={"s05": 7})
+    with pytest.raises(DataError, match=r"different dimensions: s00 \(4\).*s05 \(7\)"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    table = _write(tmp_path, "\n".join([*good, "s00.svs,a,p0,train"]))
+    with pytest.raises(DataError, match="listed more than once: s00"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    table.write_text("\n".join(good).replace("s07.svs,b,p3", "s07.svs,b,p0"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"p0 \(test, train\)"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    table.write_text("slide,label,group\ns00,a,p\ns01,b,p\n", encoding="utf-8")
+    with pytest.raises(DataError, match="too few patients"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)
+    table.write_text("slide,label\nx,a\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no slide of the table has features"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT)

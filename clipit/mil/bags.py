@@ -76,7 +76,7 @@ class ArrayReader:
 
 
 @dataclass(frozen=True, eq=False)
-class Bags:
+class MilBags:
     """Bags of instances with one label each; the features stay on disk until a bag is read.
 
     Attributes:
@@ -163,12 +163,12 @@ class Bags:
         """Return the ids of the instances of one bag, in the order of its features."""
         return self.reader.ids(int(self.rows[bag]))
 
-    def select(self, which: Bool[np.ndarray, " b"] | Int[np.ndarray, " m"]) -> "Bags":
+    def select(self, which: Bool[np.ndarray, " b"] | Int[np.ndarray, " m"]) -> "MilBags":
         """Select bags by a mask or by their positions."""
         columns = ("names", "labels", "patients", "splits", "rows")
         return replace(self, **{name: getattr(self, name)[which] for name in columns})
 
-    def of_split(self, split: str) -> "Bags":
+    def of_split(self, split: str) -> "MilBags":
         """Select the bags of one split; the result may be empty."""
         return self.select(self.splits == split)
 
@@ -188,7 +188,7 @@ class Bags:
         }
 
 
-def keep_labels(bags: Bags, per_class: int | None, seed: int) -> Bags:
+def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
     """Hide the labels of all but some training and validation bags of each class, drawn by seed; tests keep theirs.
 
     A larger number keeps the bags of a smaller one.
@@ -209,7 +209,7 @@ def keep_labels(bags: Bags, per_class: int | None, seed: int) -> Bags:
     return replace(bags, labels=labels)
 
 
-def shuffle_labels(bags: Bags, seed: int) -> Bags:
+def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     """Permute the labels among the labelled bags of train and, separately, of validation; a control of a study."""
     labels = bags.labels.copy()
     for number, split in enumerate(("train", "validation")):

@@ -11,7 +11,7 @@ from clipit.artifacts import fingerprint
 from clipit.config.data import TilesConfig
 from clipit.errors import DataError, shortlist
 from clipit.image_readers import FileReader, file_stamp
-from clipit.mil.bags import Bags
+from clipit.mil.bags import MilBags
 from clipit.mil.tile_store_bags import Unit, common_labels, label_notes
 from clipit.slides.opening import slide_name
 from clipit.stores.slide_features import find_feature_files, open_slide_features
@@ -80,7 +80,7 @@ class HeldOut:
     seed: int = 0
 
 
-def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> Bags:
+def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, classes: Sequence[str] = ()) -> MilBags:
     """Read bags of slides from files of features and a table with their labels.
 
     Slides of the table without features, features without a row in the table, and slides without tiles are left out
@@ -114,7 +114,7 @@ def bags_of_files(features: Path, table: Path, unit: Unit, held_out: HeldOut, cl
     parts: list[list[FeatureFile]] = [[] for _ in unique]
     for place, name in zip(member.tolist(), slides.ids.tolist(), strict=True):
         parts[place].append(found[str(name)])
-    bags = Bags(
+    bags = MilBags(
         names=unique.astype(object),
         labels=labels,
         patients=owners[first],

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64, Shaped
 from clipit.artifacts import fingerprint
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.predictions import NO_LABEL
-from clipit.mil.bags import Bags
+from clipit.mil.bags import MilBags
 from clipit.slides.grid import parse_tile_id
 from clipit.stores.embed import Store
 from clipit.tiles.splits import patients
@@ -61,7 +61,7 @@ class StoreReader:
         return [str(name) for name in self.instance_ids[self.first[row] : self.first[row + 1]].tolist()]
 
 
-def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Bags:
+def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> MilBags:
     """Group the tiles of a workspace into bags.
 
     With `slide`, tiles whose ids name their slide (`slide@x,y,edge`) form one bag per slide, others one per group. With
@@ -103,7 +103,7 @@ def bags_of_tiles(tiles: TileSet, stores: Mapping[str, Store], unit: Unit) -> Ba
         first,
         tiles.ids[order],
     )
-    bags = Bags(
+    bags = MilBags(
         names=names[heads],
         labels=labels,
         patients=owners[heads],
@@ -143,7 +143,7 @@ def common_labels(
     return np.where(mixed, NO_LABEL, highest).astype(np.int64), np.flatnonzero(mixed).astype(np.int64)
 
 
-def label_notes(bags: Bags, mixed: Int64[np.ndarray, " m"]) -> list[str]:
+def label_notes(bags: MilBags, mixed: Int64[np.ndarray, " m"]) -> list[str]:
     """Describe bags without a label; an empty list if all have one."""
     notes = []
     if len(mixed):

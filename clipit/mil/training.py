@@ -18,7 +18,7 @@ from clipit.config.mil import MilTrainingConfig
 from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.evaluation.predictions import NO_LABEL, softmax
-from clipit.mil.bags import Bags
+from clipit.mil.bags import MilBags
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.progress import progress
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
@@ -59,7 +59,7 @@ class MilModel:
             output: MilOutput = self.network(torch.from_numpy(features).to(device))
         return output
 
-    def predict(self, bags: Bags) -> Float32[np.ndarray, "b c"]:
+    def predict(self, bags: MilBags) -> Float32[np.ndarray, "b c"]:
         """Compute the class probabilities of bags, one bag in memory at a time.
 
         Raises:
@@ -70,7 +70,7 @@ class MilModel:
         return softmax(np.stack(logits)) if logits else np.empty((0, len(self.classes)), dtype=np.float32)
 
 
-def check_dim(bags: Bags, dim: int) -> None:
+def check_dim(bags: MilBags, dim: int) -> None:
     """Check the dimension of features.
 
     Raises:
@@ -84,7 +84,7 @@ def check_dim(bags: Bags, dim: int) -> None:
         )
 
 
-def check_trainable(bags: Bags) -> None:
+def check_trainable(bags: MilBags) -> None:
     """Check that bags suffice to train and to choose the epoch; all problems are reported together.
 
     Raises:
@@ -115,7 +115,7 @@ def check_trainable(bags: Bags) -> None:
         )
 
 
-def train_mil(bags: Bags, options: MilTrainingConfig, seed: int, *, root: Path | None = None) -> MilModel:
+def train_mil(bags: MilBags, options: MilTrainingConfig, seed: int, *, root: Path | None = None) -> MilModel:
     """Train a network on the labelled training bags, and keep the epoch with the lowest loss on validation bags.
 
     The loss is the mean cross-entropy of the bags of a batch. Bags are read one at a time; the order of the bags, the
@@ -149,7 +149,7 @@ def train_mil(bags: Bags, options: MilTrainingConfig, seed: int, *, root: Path |
     return _load(weights, record, options, seed)
 
 
-def _fit(bags: Bags, options: MilTrainingConfig, seed: int, checkpoints: Path | None) -> MilModel:
+def _fit(bags: MilBags, options: MilTrainingConfig, seed: int, checkpoints: Path | None) -> MilModel:
     device = get_processes().device
     labelled = bags.select(bags.labels != NO_LABEL)
     train, validation = labelled.of_split("train"), labelled.of_split("validation")
@@ -191,7 +191,7 @@ def _fit(bags: Bags, options: MilTrainingConfig, seed: int, checkpoints: Path | 
     return MilModel(network, bags.classes, options, seed, state.best_step, tuple(losses))
 
 
-def _statistics(bags: Bags) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+def _statistics(bags: MilBags) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
     """Compute mean and standard deviation of the features of training bags, from evenly spaced instances of each."""
     total, squares, count = np.zeros(bags.dim), np.zeros(bags.dim), 0
     for bag in range(len(bags)):
@@ -210,7 +210,7 @@ def _statistics(bags: Bags) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
 def _train_epoch(
     network: MilNetwork,
     optimizer: torch.optim.Optimizer,
-    bags: Bags,
+    bags: MilBags,
     options: MilTrainingConfig,
     seed: int,
     epoch: int,
@@ -242,7 +242,7 @@ def _draw(
     return features[np.sort(generator.choice(len(features), most, replace=False))]
 
 
-def _mean_loss(network: MilNetwork, bags: Bags) -> float:
+def _mean_loss(network: MilNetwork, bags: MilBags) -> float:
     network.eval()
     device, total = network.mean.device, torch.zeros((), device=network.mean.device)
     with torch.inference_mode():

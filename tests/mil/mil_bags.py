@@ -7,12 +7,12 @@ import numpy as np
 
 from clipit.distributed import build_once
 from clipit.image_readers import FileReader
-from clipit.mil.bags import ArrayReader, Bags
+from clipit.mil.bags import ArrayReader, MilBags
 from clipit.stores.embed import Store, write_shards
 from clipit.tiles.tileset import TileSet
 
 
-def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 0, share: float = 0.15) -> Bags:
+def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 0, share: float = 0.15) -> MilBags:
     """Two classes; in a bag of class c, some instances have 4 added in dimension c; one patient per two bags."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) // 2 % 2
@@ -23,7 +23,7 @@ def bags_with_signal(count: int = 60, size: int = 20, dim: int = 8, seed: int = 
         arrays.append(values)
         names.append([f"bag{bag:03d}@{row},0,8" for row in range(size)])
     splits = np.array(["train", "validation", "test"])[np.arange(count) * 3 // count]
-    return Bags(
+    return MilBags(
         names=np.array([f"bag{bag:03d}" for bag in range(count)]),
         labels=labels.astype(np.int64),
         patients=np.array([f"p{split}{bag // 2}" for bag, split in enumerate(splits.tolist())]),

@@ -25,9 +25,8 @@ COMMON_KEYS = (
 _HEAD = """\
 # Configuration
 
-A run is configured by a YAML file. The file may also contain the sections `comparison`, `probing`, `robustness`,
-`prompt_study` and `mil`, which are read only by the corresponding commands. Unknown keys are errors, and all errors are
-reported together.
+A run is configured by a YAML file. The file may also contain sections such as `comparison` and `mil`, which are read
+only by the corresponding commands. Unknown keys are errors, and all errors are reported together.
 
 Every key can also be set on the command line: `--lora.rank=16`, `--tiles.labels.kind=per_class`,
 `--tiles.splits='{"validation": "valid"}'`. The command line takes precedence over the `arm`, and the arm over the rest

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from clipit.artifacts import whole_file, write_json
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
+from clipit.errors import shortlist
 from clipit.pairing.leaks import Leak, Prints, find_leaks, patient_of
 from clipit.reporting.tables import markdown_table
 from clipit.tiles.datasets import DATASETS
@@ -25,6 +26,7 @@ from clipit.workspace.tile_reading import read_with_overview
 
 logger = logging.getLogger(__name__)
 
+_MOST_NAMES = 50  # patients listed for a pair of splits; leaks.json has all
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("kind", "id", "split", "other_id", "other_split", "group")),
@@ -72,7 +74,9 @@ def check_leaks(config: RunConfig, pixels: str | None = None, shifted: Sequence[
         )
         with whole_file(path.with_suffix(".parquet")) as temporary:
             pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), temporary)
-        logger.info("\n".join(["", leaks_table(leaks), *(f"not checked: {x}" for x in unchecked)]))
+        logger.info(
+            "\n".join(["", leaks_table(leaks), *list_patients(leaks), *(f"not checked: {x}" for x in unchecked)])
+        )
     return path, len({(leak.kind == "report", leak.id) for leak in leaks})
 
 
@@ -86,6 +90,20 @@ def leaks_table(leaks: Sequence[Leak]) -> str:
     if not rows:
         return "no leak found"
     return markdown_table(("kind", "leaking from", "into", "number from", "number into", "example"), rows, left=3)
+
+
+def list_patients(leaks: Sequence[Leak]) -> list[str]:
+    """List the patients or slides on both sides of a split, one line per pair of splits."""
+    pairs = sorted({(leak.split, leak.other_split) for leak in leaks if leak.kind == "group"})
+    lines = []
+    for split, other in pairs:
+        names = {
+            leak.group for leak in leaks if leak.kind == "group" and (leak.split, leak.other_split) == (split, other)
+        }
+        lines.append(
+            f"patients or slides in {split} and {other} ({len(names)}): {shortlist(sorted(names), _MOST_NAMES)}"
+        )
+    return lines
 
 
 def _unchecked(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,25 @@ def test_the_command_lists_every_kind(configure: MakeConfig, leaky: Leaky, tmp_p
     table = pq.read_table(path.with_suffix(".parquet"))
     assert table.to_pylist() == found["found"]
     assert "| exact  | train        | test" in said[-1]
+
+
+def test_the_patients_on_both_sides_of_the_published_split_of_glas_are_named(configure: MakeConfig) -> None:
+    glas = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "glas_half"
+    if not glas.is_dir():
+        pytest.skip("CLIPIT_TEST_DATA is not set: no real masks to test with")
+    with (glas / "glas.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    both = {row["group"] for row in rows if row["split"] == "train"} & {
+        row["group"] for row in rows if row["split"] != "train"
+    }
+    splits = {"train": "train", "test": ["testA", "testB"]}
+    keys = {"tiles.path": f"{glas}/glas.csv", "tiles.images": f"{glas}/glas_half.zip", "tiles.splits": splits}
+    said = capture_log()
+    path, leaking = check_leaks(configure(keys, reports=None, prompts=None), "off")
+    named = [line.partition("): ")[2] for line in said[-1].splitlines() if line.startswith("patients or slides in")]
+    assert {name for names in named for name in names.split(", ")} == both
+    assert len(both) == 8 and {row["group"] for row in json.loads(path.read_text())["found"]} == both
+    assert leaking > 50
 
 
 def test_the_command_says_what_it_cannot_check(configure: MakeConfig) -> None:

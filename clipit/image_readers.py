@@ -94,9 +94,13 @@ class FileReader:
         self._root = root
         self._files = tuple(files)
 
+    def open(self, row: int) -> Path:
+        """Return the file of a row."""
+        return self._root / self._files[row]
+
     def read(self, row: int) -> Image.Image:
         """Decode the file of a row."""
-        path = self._root / self._files[row]
+        path = self.open(row)
         try:
             return decode(path)
         except FileNotFoundError:
@@ -118,8 +122,12 @@ class ZipReader:
         self._members = tuple(members)
         self._zip = LazyHandle(partial(zipfile.ZipFile, path))
 
-    def read(self, row: int) -> Image.Image:
-        """Decode the member of a row; a wrong checksum is an error."""
+    def open(self, row: int) -> io.BytesIO:
+        """Unpack the member of a row.
+
+        Raises:
+            ImageError: The member is damaged, its checksum is wrong, or it is larger than any image.
+        """
         archive = self._zip.get()
         try:
             info = archive.getinfo(self._members[row])
@@ -132,7 +140,11 @@ class ZipReader:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise ImageError(f"{type(error).__name__}: {error}") from error
-        return decode(io.BytesIO(data))
+        return io.BytesIO(data)
+
+    def read(self, row: int) -> Image.Image:
+        """Decode the member of a row; a wrong checksum is an error."""
+        return decode(self.open(row))
 
     def where(self, row: int) -> str:
         """Return zip and member, for messages."""

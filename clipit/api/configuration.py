@@ -32,8 +32,8 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
         keys: Values by top-level key; sections are dictionaries, merged into those of the file (`{}` empties one).
 
     Returns:
-        The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`
-        and `prompt_study`.
+        The validated configuration: the keys of a run in `run`, and the sections `comparison`, `probing`, `robustness`,
+        `prompt_study` and `segmentation`.
 
     Raises:
         ConfigError: The file cannot be read, or keys or values are wrong; all of them are listed.

@@ -161,7 +161,7 @@ def predict(
 def _tiles_of_slides(classifier: "Classifier", tile_mpp: float | None, table: Path) -> "SlidesConfig":
     """Return which tiles of slides suit a classifier; their grids are kept beside the table."""
     from clipit.config.data import SlidesConfig
-    from clipit.slide_tasks.scorer import classifier_scorer, tiles_for
+    from clipit.runs.tile_scorer import classifier_scorer, tiles_for
 
     given = {} if tile_mpp is None else {"mpp": tile_mpp}
     grids = str(table.with_name("slide_grids"))

@@ -10,7 +10,7 @@ from clipit.errors import ConfigError
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
     from clipit.models.inference import Classifier
-    from clipit.slide_tasks.scorer import TileScorer
+    from clipit.runs.tile_scorer import TileScorer
 
 
 def zero_shot_classes(vlm: "str | VLMConfig | None", prompts: str | Path | None) -> tuple[str, ...] | None:
@@ -102,7 +102,7 @@ def open_scorer(
     from clipit.config.run import VLMConfig
     from clipit.distributed import get_processes
     from clipit.runs.predict import open_exported
-    from clipit.slide_tasks.scorer import classifier_scorer, vlm_scorer
+    from clipit.runs.tile_scorer import classifier_scorer, vlm_scorer
 
     if classifier is None:
         from clipit.models.vlm import load_vlm

@@ -16,8 +16,8 @@ from clipit.config.paths import expand_home
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
     from clipit.models.inference import Classifier
-    from clipit.slide_tasks.neighbours import TextNeighbours
-    from clipit.slide_tasks.scorer import TileScorer
+    from clipit.runs.text_neighbours import TextNeighbours
+    from clipit.runs.tile_scorer import TileScorer
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +313,7 @@ def compare_slides(
 def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
     """Open the snippets of a configuration in the space of a model."""
     from clipit.api.configuration import load_config
-    from clipit.slide_tasks.neighbours import snippet_neighbours
+    from clipit.runs.text_neighbours import snippet_neighbours
     from clipit.workspace.workspace import Workspace
 
     return snippet_neighbours(Workspace(load_config(config).run), scorer.vlm, scorer.text_mean)

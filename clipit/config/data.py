@@ -162,9 +162,10 @@ class TilesConfig(Section):
     images: Data[LocalPath[str | None]] = None
     """`table` and `slides`: folder (for tiles also zip) to which the paths in the table are relative; null: the folder
     of the table."""
-    columns: dict[Literal["id", "path", "label", "split", "group", "mpp"], str] = Field(default_factory=dict)
+    columns: dict[Literal["id", "path", "label", "split", "group", "mpp", "mask"], str] = Field(default_factory=dict)
     """`table`, `huggingface` and `slides`: mapping from clipit's column names to those of the source, where they
-    differ; for slides, `path` is the file and `id` the name of a slide, by default the columns `path` and `slide`."""
+    differ; for slides, `path` is the file and `id` the name of a slide, by default the columns `path` and `slide`.
+    `mask` (not `huggingface`) is the file of a mask, in the folder or zip of the images."""
     group_pattern: Data[str | None] = None
     """Regular expression that finds the patient or slide in the id of a tile, or else in its path, if the source has no
     groups, such as `patient_\\d+`; its first parenthesis, if it has one, is the group. Null: TCGA barcodes alone are

@@ -9,9 +9,10 @@ from clipit.config.comparison import ComparisonConfig
 from clipit.config.data import Section
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
+from clipit.config.segmentation import SegmentationConfig
 from clipit.config.studies import LabelIssuesConfig, ProbingConfig, PromptStudyConfig, RobustnessConfig
 
-SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil")
+SECTIONS = ("comparison", "probing", "robustness", "prompt_study", "label_issues", "mil", "segmentation")
 """Sections of a configuration file that do not belong to a run."""
 
 
@@ -25,6 +26,7 @@ class ConfigFile(Section):
     prompt_study: PromptStudyConfig = PromptStudyConfig()
     label_issues: LabelIssuesConfig = LabelIssuesConfig()
     mil: MilConfig = MilConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
 
     @model_validator(mode="before")
     @classmethod

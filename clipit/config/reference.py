@@ -47,6 +47,7 @@ _USED_BY = {
     "prompt_study": "Used by `clipit prompts study`, not by a run.",
     "label_issues": "Used by `clipit label-issues`, not by a run.",
     "mil": "Used by `clipit mil`, not by a run.",
+    "segmentation": "Used by `clipit segment`, not by a run.",
 }
 
 

@@ -18,9 +18,9 @@ from clipit.reporting.html import write_page
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
 from clipit.runs.predict import open_exported
 from clipit.runs.prediction_chunks import PredictionOptions
+from clipit.runs.tile_scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.score import PAGE as SCORES_PAGE
 from clipit.slide_tasks.score import ScoredSlides, SlideReport, embedded_caution, score_slides, write_report
-from clipit.slide_tasks.scorer import TileScorer, classifier_scorer
 from clipit.slide_tasks.slide_runs import ZERO_SHOT, SlideRun
 from clipit.slide_tasks.tile import SlideOutcome, slides_table, write_slides_table
 from clipit.slides.prepare import FailedSlide

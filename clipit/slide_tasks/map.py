@@ -23,9 +23,9 @@ from clipit.reporting.heat_maps import class_colours, write_overlays
 from clipit.reporting.html import write_page
 from clipit.reporting.slide_page import OVERVIEW_PIXELS, Neighbour, SlidePage, TopTile, slide_page, top_rows
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
-from clipit.slide_tasks.neighbours import TextNeighbours
+from clipit.runs.text_neighbours import TextNeighbours
+from clipit.runs.tile_scorer import TileScorer
 from clipit.slide_tasks.score import ScoredSlides, embedded_caution
-from clipit.slide_tasks.scorer import TileScorer
 from clipit.slide_tasks.tile_scores import MAPS, TILES, TileScores, read_scores, slide_folder
 from clipit.slides.geojson import read_polygons
 from clipit.slides.opening import HEAT_MAP, open_slide

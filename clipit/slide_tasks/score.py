@@ -18,8 +18,8 @@ from clipit.reporting.html import Table, write_page
 from clipit.reporting.slide_scores_page import slide_scores_page, slide_scores_summary
 from clipit.reporting.subtyping_table import subtyping_tables
 from clipit.runs.prediction_chunks import PredictionOptions
+from clipit.runs.tile_scorer import TileScorer, tiles_for
 from clipit.slide_tasks.prompt_draws import read_draws, split_draws
-from clipit.slide_tasks.scorer import TileScorer, tiles_for
 from clipit.slide_tasks.tile import SlideOutcome, open_slides, slides_table, write_slides_table
 from clipit.slide_tasks.tile_scores import read_scores, score_tiles, slide_folder
 from clipit.slides.prepare import PreparedSlide

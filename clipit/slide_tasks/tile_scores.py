@@ -21,8 +21,8 @@ from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.read_ahead import read_ahead, reading_threads
 from clipit.runs.prediction_chunks import PredictionOptions
+from clipit.runs.tile_scorer import TileScorer
 from clipit.slide_tasks.prompt_draws import draw_similarities, write_draws
-from clipit.slide_tasks.scorer import TileScorer
 from clipit.slides.grid import SlideGrid
 from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import FailedSlide, PreparedSlide

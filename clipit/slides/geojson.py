@@ -42,35 +42,42 @@ def read_contours(path: Path, width: int, height: int) -> list[Polygon]:
     return polygons
 
 
-def read_polygons(path: Path) -> tuple[list[Polygon], str]:
+def read_polygons(path: Path, content: bytes | None = None, *, may_be_empty: bool = False) -> tuple[list[Polygon], str]:
     """Read the polygons of a GeoJSON file, and the name of its coordinate system ("" without one).
 
     A FeatureCollection, a Feature, a geometry or a list of these is accepted. Polygons, multipolygons and collections
     of them are read; the name is that of the class (QuPath's `classification`) or of the object. Points, lines, empty
     geometries and rings without an area are left out and counted in the log.
 
+    Args:
+        path: GeoJSON file.
+        content: Content of the file, if it comes from a zip; None to read the file.
+        may_be_empty: Whether a file without a polygon is allowed.
+
     Raises:
         DataError: The file cannot be read, is not GeoJSON, or has no polygon.
     """
     dropped: Counter[str] = Counter()
-    value = _read_json(path)
+    value = _read_json(path, content)
     polygons = [
         whole for polygon in _polygons(value, path, dropped) if (whole := _without_flat_rings(polygon, dropped))
     ]
     if any(dropped.values()):
         counts = ", ".join(f"{count} x {what}" for what, count in sorted(dropped.items()) if count)
         logger.info(f"note: {path}: left out, because they have no area: {counts}")
-    if not polygons:
+    if not polygons and not may_be_empty:
         raise DataError(
             "no polygon in the contour file", where=path, fix="draw the tissue as polygons, or omit the file"
         )
     return polygons, str(value.get("crs", "")) if isinstance(value, dict) else ""
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, content: bytes | None) -> Any:
     try:
-        with disk_errors(path):
-            return json.loads(path.read_text(encoding="utf-8-sig"))
+        if content is None:
+            with disk_errors(path):
+                content = path.read_bytes()
+        return json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError("no such contour file", where=path, fix="correct the path") from None
     except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 included

@@ -15,9 +15,9 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
 from clipit.evaluation.features import Features
 from clipit.progress import Advance
+from clipit.reporting.study_report import PromptColumns
 from clipit.runs.folder import read_training
 from clipit.stores.embed import Store, embed_tiles, write_shards
-from clipit.studies.report import PromptColumns
 from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.workspace import Workspace

@@ -226,6 +226,8 @@ def _check_options(config: TilesConfig) -> None:
         wrong.append("tiles.images (table and slides only)")
     if config.columns and config.source not in ("table", "huggingface", "slides"):
         wrong.append("tiles.columns (table, huggingface and slides only)")
+    if "mask" in config.columns and config.source == "huggingface":
+        wrong.append("tiles.columns.mask (table and slides only)")
     if config.slides is not None and config.source != "slides":
         wrong.append("tiles.slides (slides only)")
     if config.photos != "resize" and config.source != "bach":

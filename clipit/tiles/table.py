@@ -11,7 +11,7 @@ from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.data_files import check_column_names, delimiter_hint, read_csv
 from clipit.errors import DataError, shortlist
 from clipit.image_files import dangling_links, image_stamps
-from clipit.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
+from clipit.image_readers import FileReader, ZipReader, file_stamp, zip_stamps
 from clipit.image_set import ImageSet
 from clipit.tiles.cells import check_joined_rows, parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import names_groups
@@ -103,7 +103,7 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in columns["path"]]
     _check_files(path, files, table)
     images = Path(config.images).expanduser() if config.images else path.parent
-    reader, stamps = _open_images(images, files, path, config.unreadable)
+    reader, stamps = open_files(images, files, path, config.unreadable)
     ids = columns.get("id", files)
     without_id = [table.place(row) for row, name in enumerate(ids) if not name]
     if without_id:
@@ -145,7 +145,7 @@ def read_columns(path: Path, config: TilesConfig, table: TileTable, wanted: Sequ
     (id, split, group, mpp) are optional unless tiles.columns names them.
     """
     labelled = config.labels.kind != "none" and config.annotations is None
-    required = {"path"} | set(config.columns) | ({"label"} if labelled else set())
+    required = {"path"} | set(wanted) & (set(config.columns) | ({"label"} if labelled else set()))
     by_name = {str(ours): theirs for ours, theirs in config.columns.items()}
     names = {ours: by_name.get(ours, ours) for ours in wanted}
     missing = sorted(names[ours] for ours in required if names[ours] not in table.names)
@@ -244,10 +244,20 @@ def _check_files(path: Path, files: list[str], table: TileTable) -> None:
         )
 
 
-def _open_images(
+def open_files(
     images: Path, files: list[str], table: Path, unreadable: Literal["error", "quarantine"]
-) -> tuple[Reader, list[str]]:
-    """Open a reader of the files, and compute a stamp for each file."""
+) -> tuple[FileReader | ZipReader, list[str]]:
+    """Open a reader of the files that a table names, and compute a stamp for each file.
+
+    Args:
+        images: Folder or zip that the names are relative to.
+        files: Names of the files, with forward slashes.
+        table: Table, for messages.
+        unreadable: With `quarantine`, links whose target does not exist are no error.
+
+    Raises:
+        DataError: The folder or zip, or one of the files, does not exist.
+    """
     if images.is_file():
         stamp_of = zip_stamps(images)
         member_of = spelled_in_zip(stamp_of, images) if any(name not in stamp_of for name in files) else {}

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from clipit.reporting.html import Rows, Table, Text
-from clipit.studies.report import (
+from clipit.reporting.study_report import (
     PROVENANCE,
     Chapter,
     Plot,

@@ -27,6 +27,15 @@ from clipit.evaluation.retrieval import RetrievalScore, class_match
 from clipit.evaluation.zero_shot import prompt_embeddings, zero_shot_probabilities
 from clipit.reporting.plots import save_plot
 from clipit.reporting.score_plots import plot_label_efficiency
+from clipit.reporting.study_report import (
+    StudyRow,
+    add_provenance,
+    collect_provenance,
+    iter_groups,
+    prompt_columns,
+    study_note,
+    write_study,
+)
 from clipit.runs.folder import explaining_differences
 from clipit.stores.embed import centred
 from clipit.studies.features import (
@@ -39,15 +48,6 @@ from clipit.studies.features import (
 )
 from clipit.studies.probing.tables import probing_chapters
 from clipit.studies.probing.text_retrieval import text_retrieval
-from clipit.studies.report import (
-    StudyRow,
-    add_provenance,
-    collect_provenance,
-    iter_groups,
-    prompt_columns,
-    study_note,
-    write_study,
-)
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

@@ -7,8 +7,16 @@ import pandas as pd
 
 from clipit.config.studies import ProbingConfig
 from clipit.reporting.html import Table, Text, facts_table
+from clipit.reporting.study_report import (
+    Chapter,
+    Plot,
+    describe_model,
+    iter_groups,
+    iter_rows,
+    pivot_cells,
+    undefined_chapter,
+)
 from clipit.reporting.tables import LABELS, mean_sd, number, with_interval
-from clipit.studies.report import Chapter, Plot, describe_model, iter_groups, iter_rows, pivot_cells, undefined_chapter
 
 FILE = "probing.parquet"
 _RETRIEVAL = ("precision", "vote", "recall")

@@ -23,6 +23,15 @@ from clipit.evaluation.predictions import Predictions
 from clipit.evaluation.zero_shot import TextVectors, class_means, embed_prompts, zero_shot_probabilities
 from clipit.prompts.prompt_grid import prompt_grid
 from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.reporting.study_report import (
+    StudyRow,
+    add_provenance,
+    collect_provenance,
+    describe_model,
+    prompt_columns,
+    study_note,
+    write_study,
+)
 from clipit.runs.folder import explaining_differences
 from clipit.studies.prompts.models import (
     ZeroShotModel,
@@ -33,15 +42,6 @@ from clipit.studies.prompts.models import (
 )
 from clipit.studies.prompts.plots import plot_grid, plot_spread
 from clipit.studies.prompts.tables import PromptDifference, prompt_chapters
-from clipit.studies.report import (
-    StudyRow,
-    add_provenance,
-    collect_provenance,
-    describe_model,
-    prompt_columns,
-    study_note,
-    write_study,
-)
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace

@@ -8,8 +8,8 @@ import pandas as pd
 
 from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.reporting.html import Rows, Table, Text, facts_table
+from clipit.reporting.study_report import Chapter, Plot, iter_groups, iter_rows, pivot_cells
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, interval, number
-from clipit.studies.report import Chapter, Plot, iter_groups, iter_rows, pivot_cells
 
 AXES = ("template", "organ", "magnification", "stain")
 FILE = "prompts.parquet"

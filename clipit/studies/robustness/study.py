@@ -15,9 +15,9 @@ from clipit.config.studies import RobustnessConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, shortlist
 from clipit.evaluation.perturb import PERTURBATIONS
+from clipit.reporting.study_report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.runs.folder import explaining_differences
 from clipit.studies.features import run_prompts
-from clipit.studies.report import add_provenance, collect_provenance, prompt_columns, study_note, write_study
 from clipit.studies.robustness.adaptation import adaptation_rows, fit_reference
 from clipit.studies.robustness.curves import UNPERTURBED, curve_rows
 from clipit.studies.robustness.guard_errors import guard_rows, summarise_guard, to_frame

@@ -8,8 +8,16 @@ import pandas as pd
 from clipit.config.studies import RobustnessConfig
 from clipit.evaluation.adaptation_guard import MIN_MISFIT
 from clipit.reporting.html import Rows, Table, Text, facts_table
+from clipit.reporting.study_report import (
+    Chapter,
+    Plot,
+    iter_groups,
+    iter_rows,
+    long_table,
+    pivot_cells,
+    undefined_chapter,
+)
 from clipit.reporting.tables import LABELS, UNDEFINED, difference, number, with_interval
-from clipit.studies.report import Chapter, Plot, iter_groups, iter_rows, long_table, pivot_cells, undefined_chapter
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardSummary
 
 FILE = "robustness.parquet"

@@ -16,7 +16,7 @@ from clipit.errors import ConfigError, ModelError
 from clipit.evaluation.predictions import softmax
 from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings
 from clipit.runs.prediction_inputs import embed_classes
-from clipit.slide_tasks.neighbours import TextNeighbours
+from clipit.runs.text_neighbours import TextNeighbours
 
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier

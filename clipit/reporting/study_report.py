@@ -1,4 +1,4 @@
-"""Rows, provenance and pages shared by the three studies (probing, prompts, robustness)."""
+"""Rows, provenance and pages that studies share."""
 
 import json
 import shlex

@@ -1,0 +1,111 @@
+"""Configuration of the segmentation of tiles with masks."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from clipit.config.data import Section, check_once
+from clipit.config.paths import LocalPath
+
+SegmentationMethod = Literal["vlm_windows", "student_windows", "classifier_windows"]
+"""Methods of `clipit.segmentation.methods.METHODS`, in the order of the table."""
+
+
+class WindowsConfig(Section):
+    """Windows that are classified one by one and averaged where they overlap."""
+
+    scales: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    """Edge of the windows as multiples of the field of view that the model was trained on. The best single scale, or
+    the mean of all, is chosen on the validation masks; without any, the mean of all is used."""
+    overlap: float = Field(0.75, ge=0, lt=1)
+    """Share of a window's edge that it has in common with the next window."""
+    batch_size: int = Field(64, ge=1)
+    """Windows per forward pass."""
+
+    @field_validator("scales")
+    @classmethod
+    def _check_scales(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        check_once(scales)
+        if any(scale <= 0 for scale in scales):
+            raise ValueError("use scales above 0")
+        return scales
+
+
+class SegmentationConfig(Section):
+    """Segmentation of tiles with masks (`tiles.columns.mask`): classes of the masks, methods, floors and ceilings."""
+
+    classes: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
+    """Values of each class in the masks, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON, polygons carry the names of
+    classes, and the rest of the tile is the class with the value 0."""
+    ignore: tuple[int, ...] = (255,)
+    """Values of pixels that are neither trained on nor scored."""
+    foreground: tuple[str, ...] = ()
+    """Classes whose mean is the headline; empty: all but the one with the value 0."""
+    methods: tuple[SegmentationMethod, ...] = ()
+    """Methods to compare; empty: all that the configuration has the inputs for."""
+    prompts: LocalPath[str | None] = None
+    """Prompt set of the methods that compare with text: a YAML file or a packaged name; null: `prompts` of the run."""
+    class_map: dict[str, str] = Field(default_factory=dict)
+    """Mapping from classes of the prompts or of the classifier to classes of the masks, whose probabilities are summed;
+    empty: the names are the same. The probabilities of unmapped classes are dropped."""
+    windows: WindowsConfig = WindowsConfig()
+    threshold: Literal["validation", "none"] = "validation"
+    """With two classes: predict the second one where its probability exceeds a threshold with the highest mean Dice on
+    the validation masks; `none`, and always with more classes: predict the most probable class."""
+    haematoxylin: str | None = None
+    """Class that the floor by Otsu's threshold on haematoxylin predicts above the threshold; null: the foreground class
+    if there are two classes, otherwise no such floor."""
+    ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
+    """Edges of the tiles, in micrometres, whose perfect answers are the ceilings of methods that give one class per
+    tile."""
+    shown: int = Field(1, ge=0)
+    """Number of images on the page with the best, the median and the worst Dice of each method."""
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: dict[str, int | tuple[int, ...]]) -> dict[str, int | tuple[int, ...]]:
+        values = [value for listed in classes.values() for value in ([listed] if isinstance(listed, int) else listed)]
+        if any(not name.strip() for name in classes):
+            raise ValueError("a class has no name")
+        if any(listed == () for listed in classes.values()):
+            raise ValueError("a class has no value")
+        if any(not 0 <= value <= 65535 for value in values):
+            raise ValueError("values of masks are whole numbers from 0 to 65535")
+        check_once(tuple(values))
+        if len(classes) == 1:
+            raise ValueError("name two classes or more, the background included")
+        return classes
+
+    @field_validator("methods", "ceilings", "ignore", "foreground")
+    @classmethod
+    def _check_lists(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        check_once(values)
+        return values
+
+    @field_validator("ceilings")
+    @classmethod
+    def _check_ceilings(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if any(edge <= 0 for edge in edges):
+            raise ValueError("use edges above 0")
+        return edges
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "SegmentationConfig":
+        named = {*self.foreground, *self.class_map.values(), *([self.haematoxylin] if self.haematoxylin else [])}
+        if unknown := sorted(named - {*self.classes}):
+            raise ValueError(f"not among classes: {', '.join(unknown)}")
+        if both := sorted({*self.ignore} & {*self.class_of}):
+            raise ValueError(f"values both of a class and in ignore: {', '.join(map(str, both))}")
+        return self
+
+    @property
+    def class_of(self) -> dict[int, int]:
+        """Number of the class of each value."""
+        listed = [(value,) if isinstance(value, int) else value for value in self.classes.values()]
+        return {value: code for code, values in enumerate(listed) for value in values}
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of the foreground classes."""
+        rest = self.class_of.get(0)
+        return self.foreground or tuple(name for code, name in enumerate(self.classes) if code != rest)

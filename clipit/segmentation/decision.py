@@ -1,0 +1,103 @@
+"""From probabilities to classes: the most probable one, or a threshold that is chosen on validation masks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int16, Int64
+from PIL import Image
+
+from clipit.config.segmentation import SegmentationConfig
+from clipit.evaluation.segmentation import count_pixels, foreground_dice
+from clipit.progress import progress
+from clipit.tiles.masks import MaskSet
+
+_EDGES = np.linspace(-12, 12, 961)
+"""Candidate thresholds of the log odds of the second class."""
+_SMALLEST = 1e-7
+
+Predict = Callable[[Image.Image, float], Float32[np.ndarray, "c h w"]]
+"""Function from an image and its micrometres per pixel to class probabilities."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A rule from probabilities to classes.
+
+    Attributes:
+        log_odds: Threshold of the log odds of the second of two classes; None: the most probable class.
+        dice: Mean Dice of the foreground on the validation masks; nan without any.
+    """
+
+    log_odds: float | None = None
+    dice: float = float("nan")
+
+    @property
+    def threshold(self) -> float | None:
+        """Threshold of the probability of the second class; None for the most probable class."""
+        return None if self.log_odds is None else float(1 / (1 + np.exp(-self.log_odds)))
+
+    def classes(self, probabilities: Float32[np.ndarray, "c h w"]) -> Int64[np.ndarray, "h w"]:
+        """Return the class of each pixel."""
+        if self.log_odds is None:
+            return np.asarray(probabilities.argmax(axis=0), dtype=np.int64)
+        return np.asarray(_log_odds(probabilities) >= self.log_odds, dtype=np.int64)
+
+
+def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfig) -> Decision:
+    """Choose the threshold with the highest mean Dice of the foreground on validation masks, if there are two classes.
+
+    Of equal thresholds, the one nearest to a probability of one half is chosen. With more classes, or with
+    `threshold: none`, the rule is the most probable class, and only its Dice is computed.
+
+    Args:
+        predict: Function from an image to probabilities.
+        masks: Validation masks; without any, the rule is the most probable class.
+        options: Section `segmentation`.
+    """
+    names = masks.classes.names
+    foreground = [names.index(name) for name in options.averaged]
+    choose = len(names) == 2 and options.threshold == "validation"
+    scores: list[Float64[np.ndarray, " t"]] = []
+    with progress("predicting validation masks", len(masks), shown=len(masks) > 0) as advance:
+        for index in range(len(masks)):
+            image, truth = masks.read(index)
+            probabilities = predict(image, float(masks.tiles.mpp[index]))
+            if choose:
+                counts = _counts_by_threshold(probabilities, truth)
+            else:
+                counts = count_pixels(probabilities.argmax(axis=0), truth, len(names))[None]
+            scores.append(foreground_dice(counts, foreground))
+            advance()
+    if not scores:
+        return Decision()
+    stacked = np.stack(scores)
+    defined = np.isfinite(stacked)
+    number = defined.sum(axis=0)
+    means = np.where(number > 0, np.where(defined, stacked, 0).sum(axis=0) / np.maximum(number, 1), -1.0)
+    if means.max() < 0:
+        return Decision()
+    if not choose:
+        return Decision(None, float(means[0]))
+    best = np.flatnonzero(means >= means.max() - 1e-12)
+    chosen = best[np.abs(_EDGES[best]).argmin()]
+    return Decision(float(_EDGES[chosen]), float(means[chosen]))
+
+
+def _log_odds(probabilities: Float32[np.ndarray, "2 h w"]) -> Float64[np.ndarray, "h w"]:
+    first, second = np.maximum(probabilities.astype(np.float64), _SMALLEST)
+    return np.asarray(np.log(second) - np.log(first))
+
+
+def _counts_by_threshold(
+    probabilities: Float32[np.ndarray, "2 h w"], truth: Int16[np.ndarray, "h w"]
+) -> Int64[np.ndarray, "t 2 2"]:
+    """Count pixels by true and predicted class for each candidate threshold."""
+    place = np.searchsorted(_EDGES, _log_odds(probabilities), side="right")  # number of thresholds that are reached
+    counts = np.zeros((len(_EDGES), 2, 2), dtype=np.int64)
+    for code in (0, 1):
+        reached = np.bincount(place[truth == code], minlength=len(_EDGES) + 1)
+        above = reached[::-1].cumsum()[::-1][1:]  # threshold t is reached by pixels with a place of at least t + 1
+        counts[:, code, 1] = above
+        counts[:, code, 0] = reached.sum() - above
+    return counts

@@ -1,0 +1,145 @@
+"""Windows over an image, and their answers stitched to a map, strip by strip.
+
+All pixels of a window get its answer, and a pixel gets the mean over the windows that cover it. Between two consecutive
+borders of windows, all rows of pixels therefore have the same values: a strip. Strips are made from top to bottom, and
+only the answers of windows that still reach below the current strip are kept.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+
+class Corner(NamedTuple):
+    """Upper left corner of a window, in pixels."""
+
+    left: int
+    top: int
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows of a map with the same values.
+
+    Attributes:
+        top: First row.
+        bottom: Row after the last one.
+        values: Value of each class and column.
+    """
+
+    top: int
+    bottom: int
+    values: Float64[np.ndarray, "c w"]
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of one size that cover an image; the last ones of rows and columns end at its border.
+
+    Attributes:
+        width: Width of the image in pixels; at least `edge`.
+        height: Height of the image in pixels; at least `edge`.
+        edge: Edge of a window in pixels.
+        stride: Distance between consecutive windows in pixels.
+    """
+
+    width: int
+    height: int
+    edge: int
+    stride: int
+
+    @property
+    def lefts(self) -> list[int]:
+        """First column of the windows of a row."""
+        return _starts(self.width, self.edge, self.stride)
+
+    @property
+    def tops(self) -> list[int]:
+        """First row of each row of windows."""
+        return _starts(self.height, self.edge, self.stride)
+
+    def batches(self, size: int) -> Iterator[list[Corner]]:
+        """Yield all windows row by row, `size` at a time."""
+        batch: list[Corner] = []
+        lefts = self.lefts
+        for top in self.tops:
+            for left in lefts:
+                batch.append(Corner(left, top))
+                if len(batch) == size:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+
+def _starts(length: int, edge: int, stride: int) -> list[int]:
+    return [*range(0, length - edge, stride), length - edge]
+
+
+def stitch(grid: WindowGrid, answers: Iterable[Float32[np.ndarray, "_ c"]]) -> Iterator[Strip]:
+    """Stitch the answers of windows to strips, in the memory of the windows that cover one row of pixels.
+
+    Args:
+        grid: Windows.
+        answers: One row per window, in the order of `grid.batches`, in batches of any size.
+    """
+    lefts, tops = np.array(grid.lefts), grid.tops
+    active: deque[tuple[int, Float64[np.ndarray, "c w"]]] = deque()
+    for number, row in enumerate(_regroup(answers, len(lefts))):
+        at, following = tops[number], tops[number + 1] if number + 1 < len(tops) else grid.height
+        active.append((at, _spread(row, lefts, grid)))
+        while at < following:
+            while active[0][0] + grid.edge <= at:
+                active.popleft()
+            bottom = min(following, active[0][0] + grid.edge)
+            yield Strip(at, bottom, np.mean([values for _, values in active], axis=0))
+            at = bottom
+
+
+def _regroup(answers: Iterable[Float32[np.ndarray, "_ c"]], size: int) -> Iterator[Float32[np.ndarray, "m c"]]:
+    """Cut batches of answers into those of single rows of windows."""
+    kept: list[Float32[np.ndarray, "_ c"]] = []
+    for batch in answers:
+        kept.append(batch)
+        while sum(map(len, kept)) >= size:
+            joined = np.concatenate(kept)
+            yield joined[:size]
+            kept = [joined[size:]]
+
+
+def _spread(answers: Float32[np.ndarray, "m c"], lefts: np.ndarray, grid: WindowGrid) -> Float64[np.ndarray, "c w"]:
+    """Return the mean answer over the windows of a row that cover each column."""
+    steps = np.zeros((answers.shape[1] + 1, grid.width + 1))
+    columns = np.concatenate([answers.T.astype(np.float64), np.ones((1, len(lefts)))])
+    steps[:, lefts] += columns  # no two windows of a row begin, or end, in the same column
+    steps[:, lefts + grid.edge] -= columns
+    sums = steps.cumsum(axis=1)[:, :-1]
+    return np.asarray(sums[:-1] / sums[-1])
+
+
+def average_strips(maps: Sequence[Iterator[Strip]]) -> Iterator[Strip]:
+    """Average several maps of the same image, such as those of windows at several scales."""
+    current = [next(strips) for strips in maps]
+    top = 0
+    while True:
+        bottom = min(strip.bottom for strip in current)
+        yield Strip(top, bottom, np.mean([strip.values for strip in current], axis=0))
+        top = bottom
+        for place, strips in enumerate(maps):
+            if current[place].bottom == bottom:
+                following = next(strips, None)
+                if following is None:
+                    return
+                current[place] = following
+
+
+def fill(strips: Iterable[Strip], classes: int, height: int, width: int) -> Float32[np.ndarray, "c h w"]:
+    """Write the strips of a map into an array."""
+    filled = np.empty((classes, height, width), dtype=np.float32)
+    for strip in strips:
+        filled[:, strip.top : strip.bottom] = strip.values[:, None]
+    return filled

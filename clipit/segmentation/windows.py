@@ -1,0 +1,148 @@
+"""Segmentation by windows: a model of tiles classifies overlapping windows, whose answers are averaged per pixel."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int16, Int64, UInt8
+from PIL import Image
+
+from clipit.errors import DataError
+from clipit.read_ahead import read_ahead, reading_threads
+from clipit.runs.tile_scorer import TileScorer
+from clipit.segmentation.stitching import Corner, Strip, WindowGrid, average_strips, fill, stitch
+
+SMALLEST_EDGE = 4
+"""Smallest edge of a window in pixels of the image."""
+
+
+@dataclass(frozen=True)
+class WindowModel:
+    """A model of tiles that classifies windows of images at the resolution that it was trained on.
+
+    Attributes:
+        scorer: Model.
+        class_of: Share of each class of the model (rows) in each class of the masks: 0 or 1.
+        overlap: Share of a window's edge that it has in common with the next window.
+        batch_size: Windows per forward pass.
+    """
+
+    scorer: TileScorer
+    class_of: Float32[np.ndarray, "k c"]
+    overlap: float = 0.75
+    batch_size: int = 64
+
+    def edge(self, mpp: float, scale: float) -> int:
+        """Return the edge of a window in pixels of an image.
+
+        The field of view is that of the model's training tiles times the scale. If the model does not state its
+        resolution, one pixel of the image counts as one of the model's input.
+
+        Args:
+            mpp: Micrometres per pixel of the image; nan if unknown.
+            scale: Multiple of the field of view.
+
+        Raises:
+            DataError: The model states its resolution, and that of the image is unknown.
+        """
+        pixels = self.scorer.tile_pixels or self.scorer.preprocess.size
+        if self.scorer.mpp is None:
+            return max(SMALLEST_EDGE, round(pixels * scale))
+        if math.isnan(mpp):
+            raise DataError(
+                f"windows of {self.scorer.title} are {pixels * self.scorer.mpp:g} micrometres wide, and the resolution "
+                "of a tile is unknown",
+                where="tiles.mpp",
+                fix="give the micrometres per pixel of the tiles in a column mpp, or in tiles.mpp",
+            )
+        return max(SMALLEST_EDGE, round(pixels * self.scorer.mpp / mpp * scale))
+
+    def strips(self, image: Image.Image, mpp: float, scale: float) -> Iterator[Strip]:
+        """Yield the probabilities of the masks' classes over an image from top to bottom.
+
+        An image smaller than a window is continued by reflection.
+        """
+        edge = self.edge(mpp, scale)
+        preprocess = replace(self.scorer.preprocess, mode="squash", resize_to=self.scorer.preprocess.size)
+
+        def answer(padded: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
+            whole = Image.fromarray(padded)
+
+            def read(corner: Corner) -> UInt8[np.ndarray, "3 s s"]:
+                box = (corner.left, corner.top, corner.left + grid.edge, corner.top + grid.edge)
+                return preprocess.pixels(whole.crop(box))
+
+            with reading_threads() as pool:
+                for _, pixels in read_ahead(grid.batches(self.batch_size), read, pool):
+                    yield self._classify(np.stack(pixels))
+
+        return window_strips(np.asarray(image.convert("RGB")), edge, self.overlap, answer)
+
+    def _classify(self, pixels: UInt8[np.ndarray, "b 3 s s"]) -> Float32[np.ndarray, "b c"]:
+        """Return the probabilities of the masks' classes, those of unmapped classes dropped."""
+        with torch.inference_mode():
+            scores = self.scorer.compute(torch.from_numpy(pixels).to(self.scorer.device))[0]
+        summed = self.scorer.probabilities(scores.float().cpu().numpy()) @ self.class_of
+        return np.asarray(summed / np.maximum(summed.sum(axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+    def probabilities(
+        self, image: Image.Image, mpp: float, scales: Sequence[float | int]
+    ) -> Float32[np.ndarray, "c h w"]:
+        """Return the probability of each class at each pixel, the mean over the scales."""
+        strips = average_strips([self.strips(image, mpp, scale) for scale in scales])
+        return fill(strips, self.class_of.shape[1], image.height, image.width)
+
+    def perfect(
+        self, mask: Int16[np.ndarray, "h w"], mpp: float, scales: Sequence[float | int]
+    ) -> Int64[np.ndarray, "h w"]:
+        """Return the class of each pixel if every window answered with the class of most of its labelled pixels."""
+        classes = self.class_of.shape[1]
+        maps = [
+            window_strips(mask, self.edge(mpp, scale), self.overlap, _perfect_answers(classes, self.batch_size))
+            for scale in scales
+        ]
+        filled = fill(average_strips(maps), classes, *mask.shape)
+        return np.asarray(filled.argmax(axis=0), dtype=np.int64)
+
+
+Answer = Callable[[np.ndarray, WindowGrid], Iterable[Float32[np.ndarray, "_ c"]]]
+"""Function from an image, continued where it is smaller than a window, and its windows to one answer per window."""
+
+
+def window_strips(pixels: np.ndarray, edge: int, overlap: float, answer: Answer) -> Iterator[Strip]:
+    """Yield the stitched answers of the windows over an image, cut to the image.
+
+    Args:
+        pixels: Image or mask, [h, w] or [h, w, 3].
+        edge: Edge of a window in pixels.
+        overlap: Share of the edge that a window has in common with the next one.
+        answer: Function that answers for all windows.
+    """
+    height, width = pixels.shape[:2]
+    missing = max(0, edge - height), max(0, edge - width)
+    before = missing[0] // 2, missing[1] // 2
+    padding = [(first, total - first) for first, total in zip(before, missing, strict=True)]
+    padded = np.pad(pixels, padding + [(0, 0)] * (pixels.ndim - 2), mode="symmetric") if any(missing) else pixels
+    grid = WindowGrid(padded.shape[1], padded.shape[0], edge, max(1, round(edge * (1 - overlap))))
+    for strip in stitch(grid, answer(padded, grid)):
+        top, bottom = max(0, strip.top - before[0]), min(height, strip.bottom - before[0])
+        if top < bottom:
+            yield Strip(top, bottom, strip.values[:, before[1] : before[1] + width])
+
+
+def _perfect_answers(classes: int, batch_size: int) -> Answer:
+    """Return a function that answers with the class of most labelled pixels of each window."""
+
+    def answer(mask: np.ndarray, grid: WindowGrid) -> Iterator[Float32[np.ndarray, "_ c"]]:
+        sums = np.stack(
+            [np.pad((mask == c).astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0))) for c in range(classes)], axis=2
+        )
+        for batch in grid.batches(batch_size):
+            left, top = np.array(batch).T
+            right, bottom = left + grid.edge, top + grid.edge
+            areas = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+            yield np.eye(classes, dtype=np.float32)[areas.argmax(axis=1)]
+
+    return answer

@@ -1,0 +1,165 @@
+"""Segmentation without masks to train on: windows classified by the VLM, a student or a classifier."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from clipit.errors import ConfigError, shortlist
+from clipit.prompts.prompt_set import PromptSet, load_prompts
+from clipit.runs.folder import explaining_differences
+from clipit.runs.predict import open_classifier
+from clipit.runs.tile_scorer import TileScorer, classifier_scorer, vlm_scorer
+from clipit.segmentation.decision import choose_decision
+from clipit.segmentation.method import MethodInputs, Segmenter
+from clipit.segmentation.windows import WindowModel
+
+
+def missing_prompts(inputs: MethodInputs) -> str:
+    """Return what is missing to compare windows with text through the VLM."""
+    return "" if _prompts_name(inputs) else "class prompts: set segmentation.prompts"
+
+
+def missing_run(inputs: MethodInputs) -> str:
+    """Return what is missing to use the classifier of a finished run."""
+    return "" if inputs.run is not None else "a finished run: pass --run FOLDER"
+
+
+def missing_student(inputs: MethodInputs) -> str:
+    """Return what is missing to compare windows with text through a student."""
+    return missing_run(inputs) or missing_prompts(inputs)
+
+
+def vlm_windows(inputs: MethodInputs) -> list[Segmenter]:
+    """Classify windows by the VLM against class prompts.
+
+    Raises:
+        ConfigError: Classes of the masks have no prompts.
+    """
+    prompts = _load(inputs)
+    return [_segmenter("VLM, windows", vlm_scorer(inputs.workspace.vlm, prompts), inputs)]
+
+
+def student_windows(inputs: MethodInputs) -> list[Segmenter]:
+    """Classify windows by a student in the joint space, against class prompts.
+
+    Raises:
+        ConfigError: Classes of the masks have no prompts.
+        ModelError: The classifier was trained without text.
+    """
+    prompts = _load(inputs)
+    return [_segmenter("student, windows", _open(inputs, prompts), inputs)]
+
+
+def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
+    """Classify windows by the classifier of a finished run.
+
+    Raises:
+        ConfigError: Classes of the masks are not among those of the classifier.
+    """
+    return [_segmenter("classifier, windows", _open(inputs, None), inputs)]
+
+
+def _prompts_name(inputs: MethodInputs) -> str | None:
+    return inputs.options.prompts or inputs.config.prompts
+
+
+def _load(inputs: MethodInputs) -> PromptSet:
+    return load_prompts(str(_prompts_name(inputs)))
+
+
+def _open(inputs: MethodInputs, prompts: PromptSet | None) -> TileScorer:
+    run = inputs.run or Path()
+    with explaining_differences(run, inputs.config):
+        return classifier_scorer(open_classifier(inputs.config, run), prompts)
+
+
+def map_classes(
+    model: Sequence[str], masks: Sequence[str], mapping: Mapping[str, str], where: object
+) -> Float32[np.ndarray, "k c"]:
+    """Return which class of the masks each class of a model belongs to, as a matrix of 0 and 1.
+
+    Args:
+        model: Classes of the model.
+        masks: Classes of the masks.
+        mapping: Class of the masks by class of the model; empty: the names are the same.
+        where: Model, for messages.
+
+    Raises:
+        ConfigError: The mapping names other classes, or a class of the masks has no class of the model.
+    """
+    unknown = sorted(set(mapping) - set(model))
+    reached = {mapping.get(name) if mapping else name for name in model}
+    without = [name for name in masks if name not in reached]
+    if unknown or without:
+        problem = (
+            f"segmentation.class_map names classes that the model does not have: {', '.join(unknown)}"
+            if unknown
+            else f"no class of the model stands for {', '.join(without)} of the masks"
+        )
+        raise ConfigError(
+            f"{problem}; the model has {shortlist(list(model), 20)}",
+            where=where,
+            fix="map classes of the model to those of the masks in segmentation.class_map, or use other prompts",
+        )
+    matrix = np.zeros((len(model), len(masks)), dtype=np.float32)
+    for row, name in enumerate(model):
+        target = mapping.get(name) if mapping else name
+        if target is not None and target in masks:
+            matrix[row, list(masks).index(target)] = 1
+    return matrix
+
+
+def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter:
+    """Choose the scales of the windows on the validation masks."""
+    options, masks = inputs.options, inputs.masks
+    matrix = map_classes(scorer.classes, masks.classes.names, options.class_map, scorer.title)
+    model = WindowModel(scorer, matrix, options.windows.overlap, options.windows.batch_size)
+    for mpp in sorted({float(value) for value in masks.tiles.mpp}):
+        model.edge(mpp, 1.0)  # refuses unknown resolutions before anything is computed
+    candidates: list[tuple[float, ...]] = [(scale,) for scale in options.windows.scales]
+    if len(candidates) > 1:
+        candidates.append(options.windows.scales)
+    validation = masks.of_split("validation")
+    chosen, choice = candidates[-1], ""
+    if len(candidates) > 1 and len(validation):
+        dice = [
+            choose_decision(partial(model.probabilities, scales=scales), validation, options).dice
+            for scales in candidates
+        ]
+        best = int(np.nanargmax(dice)) if np.isfinite(dice).any() else len(candidates) - 1
+        chosen = candidates[best]
+        listed = ", ".join(f"{_title(scales)}: {value:.3f}" for scales, value in zip(candidates, dice, strict=True))
+        choice = f"scale {_title(chosen)} by its mean Dice on {len(validation)} validation masks ({listed})"
+    elif len(candidates) > 1:
+        choice = "the mean of all scales, because no validation mask could choose one"
+    facts = {
+        "model": scorer.title,
+        "fingerprint": scorer.identity,
+        "preprocess": scorer.preprocess.hash,
+        "pixels": scorer.preprocess.size,
+        "vlm": scorer.facts.get("vlm"),
+        "vlm_fingerprint": scorer.vlm,
+        "prompts": scorer.facts.get("prompts"),
+        "prompts_hash": scorer.facts.get("prompt_hash") or scorer.facts.get("prompt_vectors"),
+        "precision": scorer.facts.get("precision"),
+        "model_mpp": scorer.mpp,
+        "scales": _title(chosen),
+        "overlap": options.windows.overlap,
+    }
+    if inputs.run is not None and scorer.kind != "vlm":
+        facts |= {"run": scorer.facts.get("run"), "backbone": scorer.facts.get("backbone")}
+
+    def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
+        return model.probabilities(image, mpp, chosen)
+
+    return Segmenter(
+        name, probabilities, facts, choice=choice, ceiling=lambda mask, mpp: model.perfect(mask, mpp, chosen)
+    )
+
+
+def _title(scales: Sequence[float]) -> str:
+    return " and ".join(f"{scale:g}" for scale in scales)

@@ -1,0 +1,140 @@
+"""Decode masks: images with a value per pixel, or GeoJSON, to one class per pixel."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int16, Integer
+from PIL import Image, ImageFile
+
+from clipit.errors import shortlist
+from clipit.images import ImageError
+from clipit.slides.geojson import read_polygons
+from clipit.slides.polygons import rasterise
+
+IGNORED = -1
+"""Class of pixels that are neither trained on nor scored."""
+_GEOJSON = (".geojson", ".json")
+_IGNORE_NAME = "ignore"
+_TOLERANCE = 0.01  # of the edges of a tile, by which a polygon may lie outside
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class MaskClasses:
+    """Classes of masks, and the values that stand for them.
+
+    Attributes:
+        names: Class names.
+        class_of: Number of the class of each value.
+        ignore: Values of ignored pixels.
+    """
+
+    names: tuple[str, ...]
+    class_of: Mapping[int, int]
+    ignore: tuple[int, ...] = (255,)
+
+    def codes(self, values: Integer[np.ndarray, "h w"]) -> Int16[np.ndarray, "h w"]:
+        """Translate the values of a mask to classes; -1 where they are ignored.
+
+        Raises:
+            ImageError: A value is neither that of a class nor ignored.
+        """
+        present = np.unique(values)
+        unknown = [int(value) for value in present if value not in self.class_of and value not in self.ignore]
+        if unknown:
+            shown = [f"{value} ({np.mean(values == value):.1%} of the pixels)" for value in unknown]
+            named = ", ".join(f"{self.names[code]}: {value}" for value, code in sorted(self.class_of.items()))
+            raise ImageError(f"values that are no class: {shortlist(shown, _LISTED)}; the classes are {named}")
+        table = np.full(int(present.max()) + 1 if present.size else 1, IGNORED, dtype=np.int16)
+        for value, code in self.class_of.items():
+            if value < len(table):
+                table[value] = code
+        return np.asarray(table[values])
+
+
+def decode_mask(
+    content: Path | io.BytesIO, name: str, size: tuple[int, int], classes: MaskClasses
+) -> Int16[np.ndarray, "h w"]:
+    """Decode a mask: PNG or TIFF with 1, 8 or 16 bits or a palette, or GeoJSON.
+
+    The values of a palette image are its indices. In GeoJSON, coordinates are pixels of the tile, names are those of
+    the classes or `ignore`, later polygons lie over earlier ones, and the rest of the tile is the class with the value
+    0, or ignored if there is none.
+
+    Args:
+        content: File, or the bytes of a member of a zip.
+        name: Name of the file, whose suffix tells GeoJSON from images.
+        size: Width and height of the tile.
+        classes: Classes of the mask.
+
+    Returns:
+        Class of each pixel; -1 where it is ignored.
+
+    Raises:
+        ImageError: The mask has another size, cannot be decoded, or contains a value or name that is no class.
+        DataError: The GeoJSON cannot be read.
+        OSError: The file cannot be opened.
+    """
+    if Path(name).suffix.lower() in _GEOJSON:
+        return _draw(content, name, size, classes)
+    values = _decode_values(content)
+    if values.shape != (size[1], size[0]):
+        raise ImageError(f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}")
+    return classes.codes(values)
+
+
+def _decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it; a truncated mask would end in zeros
+    try:
+        with Image.open(content) as image:
+            if image.format == "JPEG":
+                raise ImageError("a JPEG, whose compression changes the values of a mask: save masks as PNG")
+            if getattr(image, "n_frames", 1) > 1:
+                raise ImageError(f"{getattr(image, 'n_frames', 1)} frames or pages: save a mask as one image")
+            image.load()
+            values = np.asarray(image)
+            mode = image.mode
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions for damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+    if mode in ("LA", "RGB", "RGBA"):
+        colours = values[..., : 1 if mode == "LA" else 3]
+        if (colours != colours[..., :1]).any():
+            raise ImageError("a colour image, whose pixels are no values of classes: save it as grey or with a palette")
+        values = values[..., 0]
+    elif mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+        raise ImageError(f"pixel mode {mode}: save the mask as PNG with 8 or 16 bits")
+    whole = values.astype(np.int64)
+    if whole.size and (whole.min() < 0 or whole.max() > 65535):
+        raise ImageError(f"values from {whole.min()} to {whole.max()}: a mask has values from 0 to 65535")
+    return whole
+
+
+def _draw(
+    content: Path | io.BytesIO, name: str, size: tuple[int, int], classes: MaskClasses
+) -> Int16[np.ndarray, "h w"]:
+    """Rasterise the polygons of a GeoJSON file."""
+    width, height = size
+    path = content if isinstance(content, Path) else Path(name)
+    polygons, _ = read_polygons(path, None if isinstance(content, Path) else content.read(), may_be_empty=True)
+    code_of = {known: code for code, known in enumerate(classes.names)} | {_IGNORE_NAME: IGNORED}
+    unknown = sorted({polygon.name or "(no name)" for polygon in polygons if polygon.name not in code_of})
+    if unknown:
+        raise ImageError(f"polygons of no class: {shortlist(unknown, _LISTED)}; use {', '.join(classes.names)}")
+    mask = np.full((height, width), classes.class_of.get(0, IGNORED), dtype=np.int16)
+    for polygon in polygons:
+        least, most = polygon.exterior.min(axis=0), polygon.exterior.max(axis=0)
+        edges = np.array([width, height])
+        if (least < -_TOLERANCE * edges).any() or (most > (1 + _TOLERANCE) * edges).any():
+            raise ImageError(
+                f"a polygon from ({least[0]:g}, {least[1]:g}) to ({most[0]:g}, {most[1]:g}) lies outside the image of "
+                f"{width} x {height} pixels"
+            )
+        mask[rasterise([polygon], (height, width), 1.0)] = code_of[polygon.name]
+    return mask

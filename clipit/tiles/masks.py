@@ -1,0 +1,215 @@
+"""Masks of tiles: the column `mask` of a table, opened beside the images and checked against them."""
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int, Int16, Int64
+from PIL import Image
+
+from clipit.config.data import TilesConfig
+from clipit.errors import ClipitError, ConfigError, DataError, shortlist
+from clipit.image_readers import FileReader, ZipReader
+from clipit.images import ImageError
+from clipit.progress import progress
+from clipit.read_ahead import read_ahead, reading_threads
+from clipit.tiles.mask_files import IGNORED, MaskClasses, decode_mask
+from clipit.tiles.table import open_files, open_table, read_columns
+from clipit.tiles.tileset import TileSet
+
+_BLOCK = 32
+_LISTED = 5
+_MOST_LINES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSet:
+    """Tiles that have a mask; images and masks stay on disk until they are read.
+
+    Attributes:
+        tiles: Tiles.
+        classes: Classes of the masks.
+        reader: Reader of the files of masks.
+        files: Name of each row of the reader.
+        rows: Row of each tile in the reader.
+        stamps: Stamp of each mask's content.
+        counts: Pixels of each tile by class, without ignored ones; empty before `check_masks`.
+        notes: Remarks on masks that were left out.
+    """
+
+    tiles: TileSet
+    classes: MaskClasses
+    reader: FileReader | ZipReader
+    files: Sequence[str]
+    rows: Int64[np.ndarray, " n"]
+    stamps: Sequence[str]
+    counts: Int64[np.ndarray, "m c"]
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        return len(self.tiles)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 over tiles, masks and classes."""
+        stamps = [self.stamps[row] for row in self.rows.tolist()]
+        text = repr((self.tiles.fingerprint, stamps, self.classes.names, sorted(self.classes.class_of.items())))
+        return sha256(text.encode()).hexdigest()[:16]
+
+    def where(self, index: int) -> str:
+        """Return the file of a mask, for messages."""
+        return self.reader.where(int(self.rows[index]))
+
+    def read(self, index: int) -> tuple[Image.Image, Int16[np.ndarray, "h w"]]:
+        """Read the image of a tile as RGB, and its mask: class of each pixel, -1 where it is ignored.
+
+        Raises:
+            DataError: Image or mask cannot be read, differ in size, or the mask contains a value that is no class.
+        """
+        image = self.tiles.read(index)
+        row = int(self.rows[index])
+        try:
+            return image, decode_mask(self.reader.open(row), self.files[row], image.size, self.classes)
+        except ImageError as error:
+            raise DataError(
+                f"the mask of tile {self.tiles.ids[index]} cannot be used: {error}",
+                where=self.where(index),
+                fix="correct the mask, segmentation.classes or segmentation.ignore",
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"cannot open the mask of tile {self.tiles.ids[index]}: {error.strerror or error}",
+                where=self.where(index),
+                fix="put the file back or correct its permissions",
+            ) from error
+
+    def select(self, which: Bool[np.ndarray, " n"] | Int[np.ndarray, " k"] | Sequence[int]) -> "MaskSet":
+        """Select tiles by a mask of rows, or by indices in the order given."""
+        chosen = np.asarray(which)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
+        counts = self.counts[chosen] if len(self.counts) else self.counts
+        return replace(self, tiles=self.tiles.select(chosen), rows=self.rows[chosen], counts=counts)
+
+    def of_split(self, name: str) -> "MaskSet":
+        """Select the tiles of one split; the result may be empty."""
+        return self.select(self.tiles.splits == name)
+
+
+def open_masks(config: TilesConfig, tiles: TileSet, classes: MaskClasses) -> MaskSet:
+    """Find the masks of tiles; tiles whose cell is empty have none.
+
+    Args:
+        config: Section `tiles`, whose source is a table with a column `mask`.
+        tiles: Tiles of this table.
+        classes: Classes of the masks.
+
+    Raises:
+        ConfigError: The tiles come from another source.
+        DataError: The table has no column of masks, names no mask, or files are missing.
+    """
+    if config.source != "table":
+        raise ConfigError(
+            f"masks are read from a table, and the tiles come from {config.source}",
+            where="tiles.source",
+            fix="list the tiles in a table with the columns path and mask, and set tiles.source: table",
+        )
+    path = Path(config.path).expanduser()
+    table = open_table(path)
+    named = config.columns.get("mask", "mask")
+    # Naming the column makes it required.
+    section = config.model_copy(update={"columns": {**config.columns, "mask": named}})
+    columns = read_columns(path, section, table, ("id", "path", "mask"))
+    ids = columns.get("id") or [posixpath.normpath(cell.replace("\\", "/")) for cell in columns["path"]]
+    row_of = {name: row for row, name in enumerate(ids)}
+    cells = [columns["mask"][row_of[name]] for name in tiles.ids.tolist()]
+    kept = np.flatnonzero([bool(cell) for cell in cells])
+    if not len(kept):
+        raise DataError(f"no tile has a mask in column {named}", where=path, fix="fill in the files of the masks")
+    files = [posixpath.normpath(cells[index].replace("\\", "/")) for index in kept]
+    root = Path(config.images).expanduser() if config.images else path.parent
+    reader, stamps = open_files(root, files, path, "error")
+    without = len(tiles) - len(kept)
+    notes = (f"{without} of {len(tiles)} tiles have no mask",) if without else ()
+    empty = np.zeros((0, len(classes.names)), dtype=np.int64)
+    return MaskSet(
+        tiles.select(kept), classes, reader, files, np.arange(len(kept), dtype=np.int64), stamps, empty, notes
+    )
+
+
+def check_masks(masks: MaskSet, unreadable: Literal["error", "quarantine"]) -> MaskSet:
+    """Decode every mask once, count its pixels by class, and leave out masks in which every pixel is ignored.
+
+    Args:
+        masks: Masks.
+        unreadable: `error`: masks that cannot be used are errors, which are listed together. `quarantine`: they are
+            left out, counted and listed.
+
+    Raises:
+        DataError: Masks cannot be used, no mask has a labelled pixel, or a class has no pixel in any mask.
+    """
+    counts = np.zeros((len(masks), len(masks.classes.names)), dtype=np.int64)
+    problems: dict[int, ClipitError] = {}
+
+    def count(index: int) -> Int64[np.ndarray, " c"] | ClipitError:
+        try:
+            codes = masks.read(index)[1]
+        except ClipitError as error:
+            return error
+        return np.bincount(codes[codes != IGNORED], minlength=len(masks.classes.names)).astype(np.int64)
+
+    blocks = [range(start, min(start + _BLOCK, len(masks))) for start in range(0, len(masks), _BLOCK)]
+    with reading_threads() as pool, progress("checking masks", len(masks)) as advance:
+        for block, results in read_ahead(blocks, count, pool):
+            for index, result in zip(block, results, strict=True):
+                if isinstance(result, ClipitError):
+                    problems[index] = result
+                else:
+                    counts[index] = result
+            advance(len(block))
+    if problems and unreadable == "error":
+        raise _unusable(masks, problems)
+    ids = masks.tiles.ids
+    ignored = [i for i in range(len(masks)) if i not in problems and not counts[i].any()]
+    notes = list(masks.notes)
+    if problems:
+        listed = shortlist([f"{ids[i]} ({str(error).splitlines()[0]})" for i, error in problems.items()], _LISTED)
+        notes.append(f"{len(problems)} masks cannot be used and were left out: {listed}")
+    if ignored:
+        listed = shortlist([str(ids[i]) for i in ignored], _LISTED)
+        notes.append(f"{len(ignored)} masks were left out, because every pixel is ignored: {listed}")
+    kept = sorted({*range(len(masks))} - {*problems} - {*ignored})
+    if not kept:
+        raise DataError(
+            "no mask has a labelled pixel: every pixel is ignored" if ignored else "no mask can be used",
+            where=masks.tiles.where,
+            fix="correct segmentation.ignore, or the masks" if ignored else str(next(iter(problems.values()))),
+        )
+    checked = replace(masks, counts=counts, notes=tuple(notes)).select(kept)
+    absent = [name for name, n in zip(masks.classes.names, checked.counts.sum(axis=0).tolist(), strict=True) if not n]
+    if absent:
+        raise DataError(
+            f"no mask contains a pixel of {', '.join(absent)}",
+            where=masks.tiles.where,
+            fix="correct the values in segmentation.classes, or remove the class",
+        )
+    return checked
+
+
+def _unusable(masks: MaskSet, problems: Mapping[int, ClipitError]) -> ClipitError:
+    """Combine the errors of masks that cannot be used."""
+    errors = list(problems.values())
+    if len(errors) == 1:
+        return errors[0]
+    lines = "".join(f"\n    {error.what}" for error in errors[:_MOST_LINES])
+    more = f"\n    ... and {len(errors) - _MOST_LINES} more" if len(errors) > _MOST_LINES else ""
+    fixes = "; ".join(dict.fromkeys(error.fix for error in errors[:_MOST_LINES]))
+    return DataError(
+        f"{len(errors)} of {len(masks)} masks cannot be used:{lines}{more}",
+        where=masks.tiles.where,
+        fix=f"{fixes}; or set tiles.unreadable: quarantine to leave such masks out and list them",
+    )

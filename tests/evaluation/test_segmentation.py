@@ -1,0 +1,102 @@
+"""Scores of masks: counted by hand on 4 x 4 pixels, and equal to those of torchmetrics and scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+from torchmetrics.functional.classification import multiclass_f1_score, multiclass_jaccard_index
+
+from clipit.evaluation.segmentation import (
+    MEAN,
+    all_one_class,
+    count_pixels,
+    foreground_dice,
+    haematoxylin_mask,
+    mask_scores,
+    perfect_answers,
+    score_masks,
+)
+
+TRUTH = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1], [-1, -1, 1, 1]])
+FOUND = np.array([[0, 0, 1, 1], [0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
+
+
+def test_a_mask_of_four_by_four_pixels_is_counted_by_hand() -> None:
+    counts = count_pixels(FOUND, TRUTH, 2)
+    # Of five pixels of class 0, one is called 1; of nine of class 1, one is called 0; two are ignored.
+    assert counts.tolist() == [[4, 1], [1, 8]]
+    scores = mask_scores(counts)
+    assert scores["dice"].tolist() == pytest.approx([8 / 10, 16 / 18])
+    assert scores["iou"].tolist() == pytest.approx([4 / 6, 8 / 10])
+    assert scores["precision"].tolist() == pytest.approx([4 / 5, 8 / 9])
+    assert scores["recall"].tolist() == pytest.approx([4 / 5, 8 / 9])
+
+
+def test_scores_equal_those_of_scikit_learn_and_torchmetrics() -> None:
+    truth, found = np.random.default_rng(0).integers(0, 3, (2, 40, 25))
+    scores = mask_scores(count_pixels(found, truth, 3))
+    pairs = {"dice": f1_score, "iou": jaccard_score, "precision": precision_score, "recall": recall_score}
+    for name, function in pairs.items():
+        assert scores[name].tolist() == pytest.approx(list(function(truth.ravel(), found.ravel(), average=None)))
+    ignored = truth.copy()
+    ignored[:10] = -1
+    tensors = torch.from_numpy(found.ravel()), torch.from_numpy(ignored.ravel())
+    scores = mask_scores(count_pixels(found, ignored, 3))
+    keys = {"num_classes": 3, "average": "none", "ignore_index": -1}
+    assert scores["iou"].tolist() == pytest.approx(multiclass_jaccard_index(*tensors, **keys).tolist(), abs=1e-6)
+    assert scores["dice"].tolist() == pytest.approx(multiclass_f1_score(*tensors, **keys).tolist(), abs=1e-6)
+
+
+def test_a_class_that_is_neither_present_nor_predicted_has_no_score() -> None:
+    scores = mask_scores(np.array([[4, 0], [0, 0]]))
+    assert scores["dice"][0] == 1 and np.isnan([values[1] for values in scores.values()]).all()
+    missed = mask_scores(np.array([[3, 0], [1, 0]]))
+    assert missed["dice"][1] == 0 and missed["recall"][1] == 0 and np.isnan(missed["precision"][1])
+
+
+def test_images_are_averaged_or_their_pixels_taken_together() -> None:
+    counts = np.array([[[1, 1], [0, 2]], [[8, 0], [0, 0]], [[0, 0], [4, 4]]])
+    rows = {(r.metric, r.class_name, r.averaging): r for r in score_masks(counts, np.array(["a", "b", "c"]), "xy", "y")}
+    # The second image has no pixel of y, truly or predicted, and so no score of it.
+    images = rows["dice", "y", "images"]
+    assert images.value == pytest.approx((4 / 5 + 8 / 12) / 2) and images.images == 2
+    assert rows["dice", "y", "pixels"].value == pytest.approx(2 * 6 / (10 + 7))
+    assert rows["dice", MEAN, "images"].value == images.value
+    assert images.low is None and "3 independent units" in images.reason
+    assert foreground_dice(counts, [1])[[0, 2]].tolist() == pytest.approx([4 / 5, 8 / 12])
+
+
+def test_intervals_resample_patients_and_not_images() -> None:
+    rng = np.random.default_rng(0)
+    each = rng.integers(1, 50, (12, 2, 2))
+    groups = np.array([f"p{i}" for i in range(12)])
+    one = {(r.metric, r.class_name, r.averaging): r for r in score_masks(each, groups, "xy", "y", 200)}
+    ten = score_masks(np.repeat(each, 10, axis=0), np.repeat(groups, 10), "xy", "y", 200)
+    for row in ten:  # ten copies of each image of a patient tell nothing more
+        same = one[row.metric, row.class_name, row.averaging]
+        assert (row.value, row.low, row.high) == pytest.approx((same.value, same.low, same.high))
+        assert row.low < row.value < row.high
+
+
+def test_the_floor_of_one_class_everywhere_has_the_dice_of_its_share() -> None:
+    present = np.array([[12, 4], [0, 16], [8, 8]])
+    counts = all_one_class(present, 1)
+    share = present[:, 1] / 16
+    assert mask_scores(counts)["dice"][:, 1].tolist() == pytest.approx((2 * share / (1 + share)).tolist())
+    assert counts.sum(axis=2).tolist() == present.tolist()
+
+
+def test_perfect_answers_give_each_tile_the_class_of_most_of_its_pixels() -> None:
+    truth = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0], [-1, -1, 1, 1, 1], [-1, 1, 0, 1, 1]])
+    found = perfect_answers(truth, 2, 2)
+    assert found.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert perfect_answers(truth, 1, 2)[truth >= 0].tolist() == truth[truth >= 0].tolist()
+
+
+def test_blue_nuclei_on_pink_stroma_exceed_the_threshold_of_haematoxylin() -> None:
+    image = np.full((8, 8, 3), (235, 170, 200), np.uint8)
+    image[2:5, 3:6] = (80, 60, 140)
+    found = haematoxylin_mask(image, 0)
+    assert found[2:5, 3:6].all() and found.sum() == 9
+    image[3, 4] = (235, 170, 200)  # a gap between nuclei, which smoothing closes
+    assert not haematoxylin_mask(image, 0)[3, 4] and haematoxylin_mask(image, 1.0)[3, 4]

@@ -1,0 +1,186 @@
+"""Masks beside the images of a table: formats, values, sizes, and what is wrong with them."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.config.data import TilesConfig
+from clipit.config.segmentation import SegmentationConfig
+from clipit.errors import ConfigError, DataError
+from clipit.tiles.load import read_tiles
+from clipit.tiles.mask_files import MaskClasses
+from clipit.tiles.masks import MaskSet, check_masks, open_masks
+
+CLASSES = MaskClasses(("stroma", "gland"), {0: 0, 1: 1, 300: 1}, (255,))
+MASK = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 255]], np.uint8)
+DEEP = np.where(MASK == 1, np.uint16(300), MASK).astype(np.uint16)
+CODES = [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, -1]]
+
+
+def table(folder: Path, masks: "dict[str, Any]", zipped: bool = False, **keys: Any) -> MaskSet:
+    """The masks of a table with one image per mask: an array, an image, JSON, bytes, or None for an empty cell."""
+    images = folder / "files"
+    images.mkdir()
+    lines = ["path,split,group,mask"]
+    for number, (name, mask) in enumerate(masks.items()):
+        Image.new("RGB", (4, 3)).save(images / f"{number}.png")
+        if isinstance(mask, np.ndarray):
+            Image.fromarray(mask).save(images / name)
+        elif isinstance(mask, Image.Image):
+            mask.save(images / name)
+        elif isinstance(mask, bytes):
+            (images / name).write_bytes(mask)
+        elif isinstance(mask, dict | list):
+            (images / name).write_text(json.dumps(mask), encoding="utf-8")
+        lines.append(f"{number}.png,{'test' if number == 0 else 'train'},p{number},{'' if mask is None else name}")
+    (folder / "tiles.csv").write_text("\n".join(lines), encoding="utf-8")
+    root = images
+    if zipped:
+        root = folder / "files.zip"
+        with zipfile.ZipFile(root, "w") as archive:
+            for path in images.iterdir():
+                archive.write(path, path.name)
+    values = {"source": "table", "path": str(folder / "tiles.csv"), "images": str(root), "labels": {"kind": "none"}}
+    config = TilesConfig(**{**values, **keys})
+    return open_masks(config, read_tiles(config, cut=False), CLASSES)
+
+
+def polygon(name: str, *corners: "tuple[float, float]") -> "dict[str, Any]":
+    ring = [list(corner) for corner in (*corners, corners[0])]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": name}},
+    }
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_formats_of_masks_give_the_same_classes(tmp_path: Path, zipped: bool) -> None:
+    palette = Image.frombytes("P", (4, 3), MASK.tobytes())
+    palette.putpalette([7, 7, 7] * 256)
+    shapes = [
+        polygon("gland", (2, 0), (4, 0), (4, 2), (1, 2), (1, 1), (2, 1)),
+        polygon("ignore", (3, 2), (4, 2), (4, 3), (3, 3)),
+    ]
+    masks = {
+        "grey.png": MASK,
+        "palette.png": palette,
+        "deep.png": DEEP,
+        "deep.tif": DEEP,
+        "rgb.png": np.repeat(MASK[..., None], 3, axis=2),
+        "drawn.geojson": {"type": "FeatureCollection", "features": shapes},
+    }
+    found = check_masks(table(tmp_path, masks, zipped), "error")
+    for index, name in enumerate(masks):
+        assert found.read(index)[1].tolist() == CODES, name
+    assert found.counts.tolist() == [[6, 5]] * 6
+    assert found.of_split("test").tiles.ids.tolist() == ["0.png"]
+
+
+def test_one_bit_and_empty_drawings_are_masks(tmp_path: Path) -> None:
+    bits = Image.fromarray(MASK == 1)
+    found = check_masks(table(tmp_path, {"bits.png": bits, "none.geojson": []}), "error")
+    assert found.counts.tolist() == [[7, 5], [12, 0]]
+
+
+WRONG: "dict[str, tuple[Any, str]]" = {
+    "big.png": (np.zeros((6, 8), np.uint8), "the mask has 8 x 6 pixels, its image 4 x 3"),
+    "seven.png": (np.where(MASK == 1, 7, MASK).astype(np.uint8), r"no class: 7 \(41.7% of the pixels\)"),
+    "lossy.jpg": (MASK, "JPEG, whose compression changes the values"),
+    "colour.png": (np.arange(36, dtype=np.uint8).reshape(3, 4, 3), "a colour image"),
+    "cut.png": (b"\x89PNG\r\n\x1a\n" + bytes(9), "Error"),
+    "names.geojson": ([polygon("glnd", (0, 0), (1, 0), (1, 1))], "polygons of no class: glnd; use stroma, gland"),
+    "far.geojson": ([polygon("gland", (0, 0), (90, 0), (90, 90))], "outside the image of 4 x 3"),
+    "text.geojson": (b"not json", "not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mask_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path, name: str) -> None:
+    mask, reason = WRONG[name]
+    with pytest.raises(DataError, match=reason) as error:
+        check_masks(table(tmp_path, {"good.png": MASK, name: mask}), "error")
+    assert name in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_all_masks_that_cannot_be_used_are_listed_or_left_out(tmp_path: Path) -> None:
+    masks = {"good.png": MASK, "big.png": WRONG["big.png"][0], "seven.png": WRONG["seven.png"][0]}
+    found = table(tmp_path, masks)
+    with pytest.raises(DataError, match="2 of 3 masks cannot be used") as error:
+        check_masks(found, "error")
+    assert "8 x 6 pixels" in str(error.value) and "no class: 7" in str(error.value)
+    kept = check_masks(found, "quarantine")
+    assert kept.tiles.ids.tolist() == ["0.png"]
+    assert "2 masks cannot be used and were left out: 1.png" in kept.notes[0]
+
+
+def test_tiles_without_a_mask_and_masks_without_a_pixel_are_counted(tmp_path: Path) -> None:
+    found = table(tmp_path, {"a.png": MASK, "b.png": None, "c.png": np.full((3, 4), 255, np.uint8)})
+    assert found.notes == ("1 of 3 tiles have no mask",) and len(found) == 2
+    kept = check_masks(found, "error")
+    assert kept.tiles.ids.tolist() == ["0.png"] and "1 masks were left out, because every pixel" in kept.notes[1]
+
+
+def test_masks_in_which_every_pixel_is_ignored_or_a_class_is_absent_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="every pixel is ignored"):
+        check_masks(table(tmp_path, {"a.png": np.full((3, 4), 255, np.uint8)}), "error")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="no mask contains a pixel of gland"):
+        check_masks(table(tmp_path / "other", {"a.png": np.zeros((3, 4), np.uint8)}), "error")
+
+
+def test_missing_files_columns_and_other_sources_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 1 files that the table names are missing: gone\.png"):
+        table(tmp_path, {"gone.png": 0})
+    (tmp_path / "tiles.csv").write_text("path,mask\n0.png,\n", encoding="utf-8")
+    keys = {"path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "files"), "labels": {"kind": "none"}}
+    config = TilesConfig(source="table", **keys)
+    tiles = read_tiles(config, cut=False)
+    with pytest.raises(DataError, match="no tile has a mask in column mask"):
+        open_masks(config, tiles, CLASSES)
+    with pytest.raises(DataError, match="missing columns: outline"):
+        open_masks(config.model_copy(update={"columns": {"mask": "outline"}}), tiles, CLASSES)
+    with pytest.raises(ConfigError, match="masks are read from a table"):
+        open_masks(config.model_copy(update={"source": "folders"}), tiles, CLASSES)
+
+
+def test_the_fingerprint_changes_with_a_mask(tmp_path: Path) -> None:
+    found = table(tmp_path, {"a.png": MASK})
+    (tmp_path / "files/a.png").touch()
+    os.utime(tmp_path / "files/a.png", ns=(1, 1))
+    config = TilesConfig(
+        source="table", path=str(tmp_path / "tiles.csv"), images=str(tmp_path / "files"), labels={"kind": "none"}
+    )
+    assert open_masks(config, found.tiles, CLASSES).fingerprint != found.fingerprint
+
+
+def test_values_of_classes_are_checked() -> None:
+    section = SegmentationConfig(classes={"stroma": 0, "gland": (1, 2)})
+    assert section.class_of == {0: 0, 1: 1, 2: 1} and section.averaged == ("gland",)
+    assert SegmentationConfig(classes={"a": 3, "b": 4}).averaged == ("a", "b")
+    for wrong in ({"a": 0, "b": 0}, {"a": 0}, {"a": 0, "b": ()}, {"a": 0, "b": 255}, {"a": 0, "b": -1}):
+        with pytest.raises(ValueError, match=r"."):
+            SegmentationConfig(classes=wrong)
+    with pytest.raises(ValueError, match="not among classes: tumour"):
+        SegmentationConfig(classes={"a": 0, "b": 1}, foreground=("tumour",))
+
+
+REAL = os.environ.get("CLIPIT_TEST_DATA")
+
+
+@pytest.mark.skipif(not REAL, reason="no real masks: set CLIPIT_TEST_DATA")
+def test_real_masks_of_glands_lie_in_a_zip_beside_their_images() -> None:
+    folder = Path(str(REAL)) / "glas_half"
+    config = TilesConfig(source="table", path=str(folder / "glas.csv"), images=str(folder / "glas_half.zip"))
+    config = config.model_copy(update={"splits": {"train": ("train", "testA", "testB")}})
+    tiles = read_tiles(config, cut=False).select(range(3))
+    found = check_masks(open_masks(config, tiles, MaskClasses(("stroma", "gland"), {0: 0, 1: 1})), "error")
+    image, mask = found.read(0)
+    assert image.size == (387, 261) == mask.shape[::-1] and tiles.mpp[0] == 1.24
+    assert found.counts[0].tolist() == [14217, 86790] and (found.counts > 0).all()

@@ -52,6 +52,16 @@ class SlidesResult:
         """
         return pd.read_csv(self.folder / "slide_scores.csv", dtype={"slide": str, "predicted": str})
 
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Metrics of labelled slides, one row per split, level, pooling and metric; empty without labels.
+
+        Columns: split, level (`slide` or `patient`), pooling, smoothed, chosen, metric, value and its interval (low,
+        high), and the numbers of labelled slides or patients behind it.
+        """
+        path = self.folder / "slide_metrics.csv"
+        return pd.read_csv(path, dtype={"split": str}) if path.is_file() else pd.DataFrame()
+
 
 @dataclass(frozen=True)
 class SlideCompareResult:

@@ -228,7 +228,7 @@ def _slide_rows(table: pd.DataFrame, scored: SlideSet, chosen: PoolingKey | None
             rows[key.title] = names[scores.argmax(axis=1)]
         return rows
     wanted = table[(table["pooling"] == chosen.pooling) & (table["smoothed"] == chosen.smoothed)]
-    columns = [*(SCORE_PREFIX + name for name in scored.classes), "predicted", "tied"]
+    columns = ["predicted", "tied", *(SCORE_PREFIX + name for name in scored.classes)]
     return rows.join(wanted.set_index("slide")[columns], on="slide")
 
 

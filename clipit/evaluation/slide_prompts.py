@@ -13,50 +13,18 @@ from jaxtyping import Float32, Int64
 
 from clipit.errors import DataError
 from clipit.evaluation.intervals import group_numbers
-from clipit.evaluation.prompt_modes import sampled, summarise_scores
+from clipit.evaluation.prompt_modes import summarise_scores
 from clipit.evaluation.slide_metrics import TRAIN, score_predictions
 from clipit.evaluation.slide_scores import PooledScore, pool_slide
 from clipit.evaluation.slide_sets import Level, SlideSet, collect_slides
-from clipit.evaluation.zero_shot import class_means, embed_prompts, prompt_embeddings
-from clipit.prompts.prompt_set import PromptSet
-from clipit.types import TextEncoder
 
-ENSEMBLE, PUBLISHED_DRAWS, RANDOM_DRAWS = "ensemble", "published draws", "random draws"
-"""Kinds of zero-shot classifiers: the mean of all texts; the sampled sets of a published file; own random draws."""
+ENSEMBLE, PUBLISHED_DRAWS = "ensemble", "published draws"
+"""Kinds of zero-shot classifiers: the mean of all texts; the sampled sets of a published file."""
 PROMPT_METRICS = ("balanced_accuracy", "auroc")
 _COLUMNS = [
     "prompts", "draws", "split", "level", "pooling", "smoothed", "metric", "median", "lower", "upper", "labelled",
     "patients",
 ]  # fmt: skip
-
-
-def prompt_classifiers(
-    prompts: PromptSet, encode: TextEncoder, draws: Sequence[PromptSet] = (), *, random: int = 0, seed: int = 0
-) -> dict[str, Float32[np.ndarray, "N C D"]]:
-    """Embed the class prompts of every kind of zero-shot classifier.
-
-    Args:
-        prompts: Prompt set with all names and templates, which gives the ensemble.
-        encode: Text encoder of the VLM.
-        draws: Sampled sets of a published file (`load_prompt_draws`); fewer than two are left out, because one set is
-            the ensemble.
-        random: Number of own draws, of one name per class and one template each (`prompt_modes.sampled`).
-        seed: Seed of the own draws.
-
-    Returns:
-        Class embeddings of N classifiers by kind.
-
-    Raises:
-        DataError: The draws have other classes, or an embedding is zero or not finite.
-    """
-    texts = embed_prompts(prompts, encode)
-    classifiers = {ENSEMBLE: class_means(texts)[None]}
-    if len(draws) > 1:
-        embedded = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
-        classifiers[PUBLISHED_DRAWS] = np.stack(embedded)
-    if random:
-        classifiers[RANDOM_DRAWS] = texts.vectors[sampled(texts, random, seed)]
-    return classifiers
 
 
 def pool_prompts(

@@ -32,6 +32,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A cell of a table that links to another local file, by its path relative to the page's folder."""
+
+    label: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Table:
     """A table; the first cell of each row is its heading, and None is shown as n/a.
 
@@ -266,6 +274,8 @@ def _environment() -> Environment:
 def _show_cell(value: object) -> str:
     if value is None:
         return UNDEFINED
+    if isinstance(value, Link):
+        return Markup('<a href="{}">{}</a>').format(quote(value.path), value.label)
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

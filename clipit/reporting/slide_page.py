@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from PIL import Image
 
 from clipit.reporting.heat_maps import best_class_colours, class_colours
-from clipit.reporting.html import Include, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.html import Include, Link, PageSection, Part, Table, Text, facts_table, page
 from clipit.reporting.tables import number
 from clipit.reporting.thumbnails import jpeg, jpeg_uri
 from clipit.slides.grid import SlideGrid, tile_id
@@ -74,6 +74,7 @@ class SlidePage:
         slide_scores: Scores of all classes by name of the pooling, such as `mean of the top 10 tiles`.
         top: Top tiles of each class.
         note: Warning shown at the top of the page; empty for none.
+        index: Page of all slides, relative to the folder of this one; empty for no link.
         colours: Colour of each class as #rrggbb; by default those of `class_colours`.
     """
 
@@ -86,6 +87,7 @@ class SlidePage:
     slide_scores: Mapping[str, Sequence[float | None]]
     top: Sequence[Sequence[TopTile]]
     note: str = ""
+    index: str = ""
     colours: Sequence[str] = field(default_factory=tuple)
 
 
@@ -98,7 +100,7 @@ def slide_page(slide: SlidePage) -> str:
     colours = list(slide.colours) or class_colours(len(slide.classes))
     sections = [
         PageSection("Map", [Include("slide_map.html", _map_values(slide, colours))]),
-        PageSection("Slide", [facts_table(_facts(slide.grid) | dict(slide.facts))]),
+        PageSection("Slide", [facts_table(_facts(slide) | dict(slide.facts))]),
     ]
     if slide.slide_scores:
         rows = [(name, *(number(value) for value in values)) for name, values in slide.slide_scores.items()]
@@ -139,10 +141,12 @@ def _openseadragon() -> str:
     return code
 
 
-def _facts(grid: SlideGrid) -> dict[str, object]:
+def _facts(slide: SlidePage) -> dict[str, object]:
+    grid = slide.grid
     size = f"{grid.width:,} x {grid.height:,} pixels ({_mm(grid.width, grid)} x {_mm(grid.height, grid)} mm)"
     tiles = f"{len(grid):,} of {grid.edge * grid.mpp:.4g} µm, every {grid.step * grid.mpp:.4g} µm"
-    return {"slide": grid.slide, "size": size, "resolution": f"{grid.mpp:.4g} µm per pixel", "tiles": tiles}
+    facts = {"slide": grid.slide, "size": size, "resolution": f"{grid.mpp:.4g} µm per pixel", "tiles": tiles}
+    return facts | ({"other slides": Link("all slides", slide.index)} if slide.index else {})
 
 
 def _mm(pixels: int, grid: SlideGrid) -> str:

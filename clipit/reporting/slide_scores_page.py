@@ -9,7 +9,7 @@ from clipit.evaluation.intervals import LEVEL
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, VALIDATION, SlideEvaluation
 from clipit.evaluation.slide_scores import SCORE_PREFIX
 from clipit.evaluation.slide_sets import PoolingKey
-from clipit.reporting.html import Links, PageSection, Part, Rows, Table, Text, facts_table, page
+from clipit.reporting.html import Link, PageSection, Part, Rows, Table, Text, facts_table, page
 from clipit.reporting.subtyping_table import CAUTION
 from clipit.reporting.tables import LABELS, key_value_table, markdown_line, markdown_table, number, with_interval
 
@@ -177,6 +177,7 @@ def _verdict(evaluation: SlideEvaluation) -> str:
 def _reliability(evaluation: SlideEvaluation) -> list[str]:
     """Describe the intervals, and list the reasons why scores or intervals are missing."""
     scores, remarks = evaluation.scores, list[str]()
+    parts: dict[str, list[str]] = {}  # a remark and the parts that it applies to
     if scores["low"].notna().any():
         remarks.append(
             f"In brackets: {LEVEL:.0%} percentile bootstrap over patients, {evaluation.resamples} resamples, seed "
@@ -185,22 +186,20 @@ def _reliability(evaluation: SlideEvaluation) -> list[str]:
     if (scores["single"] & (scores["labelled"] > 0)).any():
         remarks.append("Every patient has one slide: scores per patient are those per slide.")
     smallest = scores[(scores["level"] == "slide") & (scores["labelled"] > 0)].drop_duplicates("split")
-    remarks += [
-        f"{split}: one slide is {100 / labelled:.1f} points of accuracy."
-        for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True)
-        if labelled < 100
-    ]
+    for split, labelled in zip(smallest["split"], smallest["labelled"], strict=True):
+        if labelled < 100:
+            parts.setdefault(f"one slide is {100 / labelled:.1f} points of accuracy", []).append(str(split))
     scores = scores[~(scores["single"] & (scores["level"] == "patient"))]
     missing = scores[scores["reason"].astype(bool) & (scores["value"].isna() | bool(evaluation.resamples))]
     for (split, level, reason), part in missing.groupby(["split", "level", "reason"], sort=False):
         metrics = [LABELS[name] for name in SLIDE_METRICS if name in set(part["metric"])]
         what = "no score" if part["value"].isna().all() else "no interval"
         named = "" if len(metrics) == len(SLIDE_METRICS) else f" of {', '.join(metrics)}"
-        remarks.append(f"{split}, per {level}: {what}{named}: {reason}.")
+        parts.setdefault(f"{what}{named}: {reason}", []).append(f"{split} per {level}")
     covered = scores[scores["over"].astype(bool)]
     for (split, level, over), _ in covered.groupby(["split", "level", "over"], sort=False):
-        remarks.append(f"{split}, per {level}: averages over classes are computed {over}.")
-    return remarks
+        parts.setdefault(f"averages over classes are computed {over}", []).append(f"{split} per {level}")
+    return remarks + [f"{', '.join(named)}: {remark}." for remark, named in parts.items()]
 
 
 def _choice(evaluation: SlideEvaluation) -> Table:
@@ -217,15 +216,14 @@ def _slides(evaluation: SlideEvaluation, pages: Mapping[str, str]) -> list[Part]
     if slides.empty:
         return [Text("No slide has scores.")]
     header = [column.removeprefix(SCORE_PREFIX) for column in slides.columns]
-    rows = [[_show(value) for value in row] for row in slides.itertuples(index=False)]
+    rows = [
+        [Link(name, pages[name]) if name in pages else name, *(_show(value) for value in row)]
+        for name, *row in slides.itertuples(index=False)
+    ]
     caption = f"Scores by {key.title}" if key else "Class predicted by each pooling"
-    parts: list[Part] = []
     if len(rows) <= MOST_SHOWN:
-        parts.append(Table(header, rows, caption=caption, left=4))
-    else:
-        parts.append(Rows(header, rows, caption))
-    linked = [(name, [("map", pages[name])]) for name in slides["slide"] if name in pages]
-    return [*parts, Links(linked, "Pages of slides")] if linked else parts
+        return [Table(header, rows, caption=caption, left=4)]
+    return [Rows(header, rows, caption)]
 
 
 def _show(value: object) -> object:

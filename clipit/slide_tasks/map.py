@@ -25,6 +25,7 @@ from clipit.reporting.slide_page import OVERVIEW_PIXELS, Neighbour, SlidePage, T
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
 from clipit.runs.text_neighbours import TextNeighbours
 from clipit.runs.tile_scorer import TileScorer
+from clipit.slide_tasks.score import PAGE as INDEX
 from clipit.slide_tasks.score import ScoredSlides, embedded_caution
 from clipit.slide_tasks.tile_scores import MAPS, TILES, TileScores, read_scores, slide_folder
 from clipit.slides.geojson import read_polygons
@@ -81,7 +82,10 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     """
     processes = get_processes()
     open_slides = scored.prepared if processes.main else ()
-    missing = processes.broadcast([slide.name for slide in open_slides if not _is_mapped(slide, out, options)])
+    missing = processes.broadcast([slide.name for slide in open_slides if not _is_mapped(slide, scored, out, options)])
+    changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
+    if changed:
+        logger.info(f"note: the scores, labels or options of {len(changed)} mapped slides changed; they are mapped again")
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
         for name in processes.share(missing):
@@ -91,13 +95,14 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     return {slide.name: f"slides/{slide.name}/{PAGE}" for slide in scored.prepared}
 
 
-def _inputs(slide: PreparedSlide, out: Path, options: MapOptions) -> dict[str, Any]:
-    return {"scores": file_sha256(slide_folder(out, slide.name) / TILES), "options": options.identity}
+def _inputs(slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions) -> dict[str, Any]:
+    scores = file_sha256(slide_folder(out, slide.name) / TILES)
+    return {"scores": scores, "label": scored.outcome.label_of(slide.name), "options": options.identity}
 
 
-def _is_mapped(slide: PreparedSlide, out: Path, options: MapOptions) -> bool:
+def _is_mapped(slide: PreparedSlide, scored: ScoredSlides, out: Path, options: MapOptions) -> bool:
     record = slide_folder(out, slide.name) / RECORD
-    return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, out, options)
+    return record.is_file() and read_json(record, _AGAIN) == _inputs(slide, scored, out, options)
 
 
 def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, out: Path, options: MapOptions) -> None:
@@ -112,6 +117,7 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
     write_regions_geojson(folder / REGIONS_QUPATH, grid, classes, probabilities, colours)
     write_heat_map_tiff(folder / HEAT_MAP, grid, classes, probabilities)
     overview = read_whole(slide)
+    label = scored.outcome.label_of(slide.name)
     write_overlays(folder / OVERLAYS, overview, grid, classes, probabilities, colours)
     content = SlidePage(
         grid=grid,
@@ -120,6 +126,7 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
         overview=overview,
         tissue=read_polygons(slide.tissue)[0],
         facts={
+            **({"label": label} if label else {}),
             "format": slide.facts["format"],
             "tissue": f"{slide.facts['tissue']:.0%} of the area",
             **({"resolution from": slide.facts["note"]} if slide.facts["note"] else {}),
@@ -128,10 +135,11 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
         slide_scores=pooled_scores(scored.table, slide.name, classes),
         top=_top_tiles(slide, tiles, probabilities, scorer, options),
         note=embedded_caution(scorer),
+        index=f"../../{INDEX}",
         colours=colours,
     )
     write_page(folder / PAGE, slide_page(content))
-    write_record(folder / RECORD, _inputs(slide, out, options))
+    write_record(folder / RECORD, _inputs(slide, scored, out, options))
 
 
 def read_whole(slide: PreparedSlide) -> Image.Image:

@@ -182,7 +182,8 @@ def write_report(
         }
         write_record(out / RECORD, record)
     processes.barrier()
-    return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {out / SCORES}, {out / 'slides.csv'}", out / PAGE)
+    tables = [out / SCORES, out / "slides.csv", *([out / METRICS] if (known["label"] != "").any() else [])]
+    return SlideReport(f"{text}\n\npage: {out / PAGE}\ntables: {', '.join(map(str, tables))}", out / PAGE)
 
 
 def _beside_published(scored: ScoredSlides, known: pd.DataFrame, scorer: TileScorer) -> list[Table]:

@@ -54,6 +54,11 @@ class SlideOutcome:
     prepared: tuple[PreparedSlide, ...]
     failed: tuple[FailedSlide, ...]
 
+    def label_of(self, name: str) -> str:
+        """Return the label of a slide; "" without one."""
+        labels = (label for slide, label in zip(self.listed.slides, self.listed.labels, strict=True) if slide.name == name)
+        return next(labels)
+
 
 def open_slides(listed: SlideList, config: SlidesConfig) -> SlideOutcome:
     """Prepare the slides of a list; called by all processes.

@@ -1,7 +1,5 @@
 """Zero-shot slide scores with ensembles and draws of prompts, on embeddings whose answers are known."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,28 +8,14 @@ from clipit.errors import DataError
 from clipit.evaluation.slide_prompts import (
     ENSEMBLE,
     PUBLISHED_DRAWS,
-    RANDOM_DRAWS,
     pool_prompts,
-    prompt_classifiers,
     score_prompts,
 )
 from clipit.evaluation.slide_scores import slide_table
-from clipit.prompts.prompt_set import PromptSet
 from clipit.reporting.subtyping_table import PUBLISHED, published_subtyping, subtyping_tables
 
 CLASSES = ("LUAD", "LUSC")
-WORDS = {"adenocarcinoma": (1.0, 0.0, 0.0), "squamous": (0.0, 1.0, 0.0), "cancer": (0.0, 0.9, 0.1)}
 CELLS = np.stack([np.arange(8) // 4, np.arange(8) % 4], axis=1)
-
-
-def encode(texts: Sequence[str]) -> np.ndarray:
-    """The vector of the first known word of each text."""
-    return np.array([next(WORDS[word] for word in WORDS if word in text) for text in texts], dtype=np.float32)
-
-
-def prompt_set(adenocarcinoma: Sequence[str], squamous: Sequence[str]) -> PromptSet:
-    classes = {"LUAD": tuple(adenocarcinoma), "LUSC": tuple(squamous)}
-    return PromptSet(name="lung", version="1", templates=("{}.", "an image of {}."), classes=classes)
 
 
 def slide_tiles(label: int) -> np.ndarray:
@@ -45,20 +29,6 @@ def similarities(tiles: np.ndarray, classifiers: np.ndarray) -> np.ndarray:
     """Cosines of tiles and classes [n, N, C]; the class vectors have length 1."""
     unit = tiles / np.linalg.norm(tiles, axis=1, keepdims=True)
     return np.einsum("nd,kcd->nkc", unit, classifiers).astype(np.float32)
-
-
-def test_the_ensemble_is_the_mean_of_all_texts_and_draws_are_kept_apart() -> None:
-    pool = prompt_set(["adenocarcinoma"], ["squamous", "cancer"])
-    draws = [prompt_set(["adenocarcinoma"], ["squamous"]), prompt_set(["adenocarcinoma"], ["cancer"])]
-    classifiers = prompt_classifiers(pool, encode, draws, random=5)
-    assert {kind: vectors.shape for kind, vectors in classifiers.items()} == {
-        ENSEMBLE: (1, 2, 3), PUBLISHED_DRAWS: (2, 2, 3), RANDOM_DRAWS: (5, 2, 3),
-    }  # fmt: skip
-    cancer = np.array(WORDS["cancer"]) / np.linalg.norm(WORDS["cancer"])
-    mean = np.array(WORDS["squamous"]) + cancer
-    np.testing.assert_allclose(classifiers[ENSEMBLE][0, 1], mean / np.linalg.norm(mean), atol=1e-6)
-    np.testing.assert_allclose(classifiers[PUBLISHED_DRAWS][1, 1], cancer, atol=1e-6)
-    assert PUBLISHED_DRAWS not in prompt_classifiers(pool, encode, [pool])
 
 
 def test_similarities_are_cosines_pooled_for_each_classifier() -> None:

@@ -63,6 +63,10 @@ def test_all_facts_scores_and_texts_are_on_the_page(text: str) -> None:
     assert text.count('class="go"') == 9 and len(re.findall('class="layer"', text)) == 4
 
 
+def test_the_page_links_back_to_all_slides() -> None:
+    assert '<a href="../../slides.html">all slides</a>' in slide_page(replace(content(), index="../../slides.html"))
+
+
 def test_texts_are_escaped_and_nothing_is_loaded(text: str) -> None:
     body = re.sub("<script>.*</script>", "", text, flags=re.DOTALL)
     assert HOSTILE not in text and "<b>stroma" not in body and "<i>" not in body and "<script" not in body

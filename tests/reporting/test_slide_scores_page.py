@@ -61,9 +61,16 @@ def test_without_a_choice_no_pooling_is_called_the_score() -> None:
     assert "All poolings</h2>" in chosen and ", chosen<" in chosen and "Scores by" in chosen
 
 
+def test_the_table_of_slides_links_to_their_pages() -> None:
+    evaluation = evaluated()
+    name = str(evaluation.slides["slide"].iloc[0])
+    page = slide_scores_page("Slides", "", evaluation, FACTS, {name: "slides/a 1/index.html"})
+    assert f'<a href="slides/a%201/index.html">{name}</a>' in page
+
+
 def test_few_patients_are_named_as_the_reason_for_missing_intervals() -> None:
     text = slide_scores_summary("Slides", "", evaluated(patients=3), FACTS)
-    assert "test, per slide: no interval: 3 independent units to resample; a 95 % interval needs 10." in text
+    assert "validation per slide, test per slide: no interval: 3 independent units to resample; a 95 % interval needs 10." in text
     assert "percentile bootstrap" not in text
 
 
@@ -81,7 +88,7 @@ def test_slides_without_labels_are_listed_without_metrics() -> None:
     evaluation = evaluated(4)
     table = slide_table({"a": pool_slide(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.int64))}, CLASSES)
     bare = evaluate_slides(table, pd.DataFrame({"slide": ["a"]}), CLASSES)
-    assert "all, per slide: no score: no labelled slide." in slide_scores_summary("Slides", "", bare, FACTS)
+    assert "all per slide: no score: no labelled slide." in slide_scores_summary("Slides", "", bare, FACTS)
     assert "Every patient" not in slide_scores_summary("Slides", "", bare, FACTS)
     nothing = evaluate_slides(slide_table({}, CLASSES), pd.DataFrame({"slide": ["a"]}), CLASSES)
     assert "No slide has scores." in slide_scores_page("Slides", "", nothing, FACTS)

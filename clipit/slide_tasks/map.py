@@ -85,7 +85,9 @@ def map_slides(scored: ScoredSlides, scorer: TileScorer, out: Path, options: Map
     missing = processes.broadcast([slide.name for slide in open_slides if not _is_mapped(slide, scored, out, options)])
     changed = [name for name in missing if (slide_folder(out, name) / RECORD).is_file()] if processes.main else []
     if changed:
-        logger.info(f"note: the scores, labels or options of {len(changed)} mapped slides changed; they are mapped again")
+        logger.info(
+            f"note: the scores, labels or options of {len(changed)} mapped slides changed; they are mapped again"
+        )
     by_name = {slide.name: slide for slide in scored.prepared}
     with progress("mapping slides", len(missing), shown=processes.main and bool(missing)) as advance:
         for name in processes.share(missing):

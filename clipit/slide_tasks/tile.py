@@ -56,7 +56,9 @@ class SlideOutcome:
 
     def label_of(self, name: str) -> str:
         """Return the label of a slide; "" without one."""
-        labels = (label for slide, label in zip(self.listed.slides, self.listed.labels, strict=True) if slide.name == name)
+        labels = (
+            label for slide, label in zip(self.listed.slides, self.listed.labels, strict=True) if slide.name == name
+        )
         return next(labels)
 
 

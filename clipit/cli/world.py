@@ -68,6 +68,12 @@ def main() -> None:
         metavar="SHARE",
         help="with --annotators: probability that an annotator labels a tile (1)",
     )
+    parser.add_argument(
+        "--annotated",
+        type=float,
+        metavar="SHARE",
+        help="with --annotators: probability that a tile is annotated at all (1)",
+    )
     arguments = parser.parse_args()
     with user_errors():
         _check_options(arguments)
@@ -123,7 +129,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             "annotators label tiles, not slides", where="--annotators", fix="leave out --slides or --annotators"
         )
-    for name in ("skills", "biased", "coverage"):
+    for name in ("skills", "biased", "coverage", "annotated"):
         if getattr(arguments, name) is not None and arguments.annotators is None:
             raise ConfigError("there are no annotators", where=f"--{name}", fix="add --annotators N")
 
@@ -139,6 +145,7 @@ def _annotators(arguments: argparse.Namespace) -> "AnnotatorsConfig | None":
         skills=arguments.skills or (),
         biased=arguments.biased or 0,
         coverage=1.0 if arguments.coverage is None else arguments.coverage,
+        annotated=1.0 if arguments.annotated is None else arguments.annotated,
     )
 
 

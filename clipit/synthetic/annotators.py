@@ -33,6 +33,8 @@ class AnnotatorsConfig(Section):
     """Number of annotators, from the first, who label most tiles of `tumour_high_grade` as `tumour_low_grade`."""
     coverage: float = Field(1.0, gt=0, le=1)
     """Probability that an annotator labels a tile; a tile that nobody would label is given to one annotator."""
+    annotated: float = Field(1.0, gt=0, le=1)
+    """Probability that a tile is annotated at all; the others have no label by any annotator."""
 
     @model_validator(mode="after")
     def _enough(self) -> "AnnotatorsConfig":
@@ -48,7 +50,13 @@ class AnnotatorsConfig(Section):
 
 
 def make_annotators(
-    count: int, *, seed: int = 0, skills: Sequence[float] = (), biased: int = 0, coverage: float = 1.0
+    count: int,
+    *,
+    seed: int = 0,
+    skills: Sequence[float] = (),
+    biased: int = 0,
+    coverage: float = 1.0,
+    annotated: float = 1.0,
 ) -> AnnotatorsConfig:
     """Configure annotators with skills evenly spaced from 0.9 down to 0.5, or with given skills.
 
@@ -58,6 +66,7 @@ def make_annotators(
         skills: Skill of each annotator; empty for evenly spaced ones.
         biased: Number of biased annotators, from the first.
         coverage: Probability that an annotator labels a tile.
+        annotated: Probability that a tile is annotated at all.
 
     Raises:
         ConfigError: A number is out of range, or there are more or fewer skills than annotators.
@@ -67,16 +76,16 @@ def make_annotators(
             f"{len(skills)} skills for {count} annotators", where="--skills", fix="give one skill per annotator"
         )
     spaced = [round(float(skill), 4) for skill in np.linspace(_BEST, _WORST, max(count, 0))]
-    keys = {"seed": seed, "skills": list(skills) or spaced, "biased": biased, "coverage": coverage}
+    keys = {"seed": seed, "skills": list(skills) or spaced, "biased": biased, "coverage": coverage, "annotated": annotated}
     try:
         return AnnotatorsConfig.model_validate(keys)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
         raise ConfigError(
             f"no annotators of these settings: {problems}",
-            where="--annotators, --skills, --biased or --coverage",
-            fix="use at least one annotator, skills from 0 to 1, no more biased annotators than annotators, and a "
-            "coverage above 0 and up to 1",
+            where="--annotators, --skills, --biased, --coverage or --annotated",
+            fix="use at least one annotator, skills from 0 to 1, no more biased annotators than annotators, and "
+            "shares above 0 and up to 1",
         ) from error
 
 
@@ -112,6 +121,8 @@ def draw_annotations(
     for row, (tile, code) in enumerate(zip(tiles.tolist(), truth.tolist(), strict=True)):
         generator = stream(config.seed, "annotators", tile)
         present, draws = generator.random(len(annotators)), generator.random(len(annotators))
+        if generator.random() >= config.annotated:
+            continue
         covered = present < config.coverage
         covered[present.argmin()] = True
         answers = (draws[:, None] >= cumulative[:, code, :-1]).sum(axis=1)

@@ -56,6 +56,11 @@ def test_other_tiles_change_nothing_about_a_tile() -> None:
     labels = draw_annotations(config, names, truth)
     assert (labels[[1]] == draw_annotations(config, names[[1]], truth[[1]])).all()
     assert (labels >= 0).any(axis=1).all()
+    many = np.array([f"t{row}" for row in range(1000)])
+    some = draw_annotations(make_annotators(4, coverage=0.5, annotated=0.3), many, np.zeros(1000, dtype=np.int64))
+    all_of_them = draw_annotations(config, many, np.zeros(1000, dtype=np.int64))
+    annotated = (some >= 0).any(axis=1)
+    assert 0.25 < annotated.mean() < 0.35 and (some[annotated] == all_of_them[annotated]).all()
 
 
 def test_annotations_of_other_settings_and_files_of_the_user_are_left_alone(tmp_path: Path) -> None:

@@ -76,7 +76,13 @@ def make_annotators(
             f"{len(skills)} skills for {count} annotators", where="--skills", fix="give one skill per annotator"
         )
     spaced = [round(float(skill), 4) for skill in np.linspace(_BEST, _WORST, max(count, 0))]
-    keys = {"seed": seed, "skills": list(skills) or spaced, "biased": biased, "coverage": coverage, "annotated": annotated}
+    keys = {
+        "seed": seed,
+        "skills": list(skills) or spaced,
+        "biased": biased,
+        "coverage": coverage,
+        "annotated": annotated,
+    }
     try:
         return AnnotatorsConfig.model_validate(keys)
     except ValidationError as error:

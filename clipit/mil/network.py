@@ -59,6 +59,8 @@ class MilNetwork(nn.Module):
             self.attention_gate = nn.Linear(options.hidden, options.attention)
             self.attention_weight = nn.Linear(options.attention, 1, bias=False)
         self.classifier = nn.Linear(options.hidden, classes)
+        self.target_head: nn.Linear | None = None
+        """Projection of the representation to the vectors of `BagTargets`, during training only."""
 
     def standardise(self, mean: Float[Tensor, " d"], scale: Float[Tensor, " d"]) -> None:
         """Set the mean and the standard deviation of the features by which instances are standardised."""

@@ -19,7 +19,9 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, ModelError
 from clipit.evaluation.predictions import NO_LABEL, softmax
 from clipit.mil.bags import MilBags
+from clipit.mil.distillation import TargetedBags, select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
+from clipit.mil.targets import BagTargets
 from clipit.progress import progress
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
 
@@ -115,16 +117,23 @@ def check_trainable(bags: MilBags) -> None:
         )
 
 
-def train_mil(bags: MilBags, options: MilTrainingConfig, seed: int, *, root: Path | None = None) -> MilModel:
+def train_mil(
+    bags: MilBags, options: MilTrainingConfig, seed: int, targets: BagTargets | None = None, *, root: Path | None = None
+) -> MilModel:
     """Train a network on the labelled training bags, and keep the epoch with the lowest loss on validation bags.
 
     The loss is the mean cross-entropy of the bags of a batch. Bags are read one at a time; the order of the bags, the
     dropout and drawn instances depend on (seed, epoch) alone.
 
+    With targets, each step also takes a batch of training bags that have one, labelled or not, and adds the mean of
+    `target_loss`. An epoch passes once over the larger of the two sets, and repeats the smaller one. Validation bags
+    have no targets, and the model needs none.
+
     Args:
         bags: Bags of all splits; labels of the test split are not used.
         options: Network and training.
         seed: Seed of initialisation, dropout and order.
+        targets: What training bags learn from beside their labels, such as their reports (`clipit.mil.privileged`).
         root: Output root, in which the model is kept as the artefact `mil_model` and an interrupted training is
             resumed; None to train in memory.
 
@@ -134,13 +143,15 @@ def train_mil(bags: MilBags, options: MilTrainingConfig, seed: int, *, root: Pat
     """
     check_trainable(bags)
     if root is None:
-        return _fit(bags, options, seed, None)
+        return _fit(bags, options, seed, targets, None)
     inputs = {"bags": bags.fingerprint, "options": options.model_dump(mode="json"), "seed": seed}
+    if targets is not None:
+        inputs["targets"] = targets.fingerprint
 
     def make(folder: Path) -> dict[str, Any]:
         if not get_processes().main:
             return {}
-        model = _fit(bags, options, seed, folder / _CHECKPOINTS)
+        model = _fit(bags, options, seed, targets, folder / _CHECKPOINTS)
         _save(folder, model)
         return {"epoch": model.epoch, "epochs": len(model.losses), "dim": bags.dim}
 
@@ -149,13 +160,18 @@ def train_mil(bags: MilBags, options: MilTrainingConfig, seed: int, *, root: Pat
     return _load(weights, record, options, seed)
 
 
-def _fit(bags: MilBags, options: MilTrainingConfig, seed: int, checkpoints: Path | None) -> MilModel:
+def _fit(
+    bags: MilBags, options: MilTrainingConfig, seed: int, targets: BagTargets | None, checkpoints: Path | None
+) -> MilModel:
     device = get_processes().device
     labelled = bags.select(bags.labels != NO_LABEL)
     train, validation = labelled.of_split("train"), labelled.of_split("validation")
     torch.manual_seed(seed)
     network = MilNetwork(bags.dim, len(bags.classes), options)
     network.standardise(*_statistics(train))
+    targeted = select_targeted(bags, targets)
+    if targeted is not None and targeted.targets.dim:
+        network.target_head = torch.nn.Linear(options.hidden, targeted.targets.dim)
     network.to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, foreach=False
@@ -166,7 +182,7 @@ def _fit(bags: MilBags, options: MilTrainingConfig, seed: int, checkpoints: Path
     saved = time.monotonic()
     with progress("training", options.epochs, shown=get_processes().main, done=state.step) as advance:
         while state.step < options.epochs and not state.stopped:
-            training_loss = _train_epoch(network, optimizer, train, options, seed, state.step)
+            training_loss = _train_epoch(network, optimizer, train, targeted, options, seed, state.step)
             validation_loss = _mean_loss(network, validation)
             if not np.isfinite([training_loss, validation_loss]).all():
                 raise ModelError(
@@ -187,6 +203,7 @@ def _fit(bags: MilBags, options: MilTrainingConfig, seed: int, checkpoints: Path
                 _save_checkpoint(checkpoints, state, network, optimizer, best, losses)
                 saved = time.monotonic()
     network.load_state_dict(best)
+    network.target_head = None
     network.eval()
     return MilModel(network, bags.classes, options, seed, state.best_step, tuple(losses))
 
@@ -211,27 +228,47 @@ def _train_epoch(
     network: MilNetwork,
     optimizer: torch.optim.Optimizer,
     bags: MilBags,
+    targeted: TargetedBags | None,
     options: MilTrainingConfig,
     seed: int,
     epoch: int,
 ) -> float:
-    """Train on all bags once; return the mean loss."""
+    """Train on all labelled bags, and on all bags with targets; return the mean loss of the labels."""
     network.train()
     torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
     generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(bags))
+    size = options.batch_size
+    steps = -(-max(len(bags), 0 if targeted is None else len(targeted.bags)) // size)
+    batches = _batches(len(bags), size, steps, generator)
+    others = [] if targeted is None else _batches(len(targeted.bags), size, steps, generator)
     device, total = network.mean.device, torch.zeros((), device=network.mean.device)
-    for start in range(0, len(order), options.batch_size):
-        batch = order[start : start + options.batch_size].tolist()
+
+    def output_of(bags: MilBags, bag: int) -> MilOutput:
+        features = _draw(bags.features(bag), options.instances, generator)
+        output: MilOutput = network(torch.from_numpy(features).to(device))
+        return output
+
+    for step, batch in enumerate(batches):
         optimizer.zero_grad(set_to_none=True)
         for bag in batch:  # one bag's activations are in memory at a time
-            features = _draw(bags.features(bag), options.instances, generator)
-            output: MilOutput = network(torch.from_numpy(features).to(device))
-            loss = _cross_entropy(output.logits, int(bags.labels[bag]))
+            loss = _cross_entropy(output_of(bags, bag).logits, int(bags.labels[bag]))
             (loss / len(batch)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        if targeted is not None:
+            for bag in others[step]:
+                loss = target_loss(network, output_of(targeted.bags, bag), targeted, bag)
+                (loss / len(others[step])).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return float(total) / len(bags)
+    return float(total) / sum(map(len, batches))
+
+
+def _batches(count: int, size: int, steps: int, generator: np.random.Generator) -> list[list[int]]:
+    """Draw one batch per step from all rows in random order, beginning anew when all have been drawn."""
+    batches: list[list[int]] = []
+    while len(batches) < steps:
+        order = generator.permutation(count)
+        batches += [order[start : start + size].tolist() for start in range(0, count, size)]
+    return batches[:steps]
 
 
 def _draw(

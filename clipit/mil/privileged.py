@@ -1,0 +1,142 @@
+"""Privileged information for bags: labels and embeddings from the reports of their own patients, and controls.
+
+Only reports of patients whose bags are all in training are read, and only to make targets of training bags. Learning
+from information that is missing at inference is Vapnik and Vashist's paradigm (Neural Networks, 2009).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from clipit.config.run import RunConfig
+from clipit.errors import DataError
+from clipit.evaluation.predictions import NO_LABEL
+from clipit.mil.bags import MilBags
+from clipit.mil.targets import BagTargets, label_targets, vector_targets
+from clipit.pairing.cases import Cases
+from clipit.stores.embed import centred
+from clipit.training.terms.case_labels import (
+    case_vectors,
+    exchange_labels,
+    exchange_order,
+    label_agreement,
+    label_cases,
+)
+from clipit.workspace.workspace import Workspace
+
+_WHERE = "soft_labels.own_report"
+
+
+def report_labels(
+    config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
+) -> BagTargets:
+    """Return the class that the report of its own patient gives each unlabelled training bag.
+
+    How a report becomes a label is `soft_labels.own_report` of the configuration, as for tiles.
+
+    Args:
+        config: Run configuration with `reports`.
+        workspace: Workspace of this configuration.
+        bags: Bags of all splits, with the labels that the training may use.
+        seed: Seed of the exchange.
+        shuffled: Whether patients of the same organ exchange their labels (control).
+
+    Raises:
+        ConfigError: No reports are configured.
+        DataError: No training patient has a report, or no report gives a class.
+    """
+    train, cases = bags.of_split("train"), _cases(config, workspace, bags)
+    if config.soft_labels.own_report.labels == "case":  # which needs no report
+        cases = cases.with_all_patients()
+    found = label_cases(config, workspace, cases, train.labels, bags.classes)
+    answers = ", ".join(f"{name} {count:,}" for name, count in found.answers.items())
+    if not found.known.any():
+        raise DataError(
+            f"no report gives a label: {answers}",
+            where=f"{_WHERE}.labels",
+            fix="check the classes, class_map or rules against the reports: clipit report-labels --config ...",
+        )
+    agreement = label_agreement(found, cases, train.labels)
+    if shuffled or config.soft_labels.own_report.shuffled:
+        found = exchange_labels(found, cases.organs, seed)
+    row = np.maximum(cases.case_of, 0)
+    unlabelled = train.labels == NO_LABEL
+    given = (cases.case_of >= 0) & found.known[row] & unlabelled
+    probabilities = np.where(given[:, None], found.probabilities[row], 1 / len(bags.classes)).astype(np.float32)
+    notes = [
+        cases.account.text(),
+        f"answers of reports: {answers}",
+        f"{int(given.sum()):,} of {int(unlabelled.sum()):,} unlabelled training bags get a label from a report",
+        f"{agreement['agreeing_cases']:,} of {agreement['compared_cases']:,} labels from reports agree with the label "
+        "of the patient's bags, where that is known",
+    ]
+    return label_targets(train.names, probabilities, given.astype(np.float32), notes)
+
+
+def report_embeddings(
+    config: RunConfig, workspace: Workspace, bags: MilBags, seed: int, *, shuffled: bool = False
+) -> BagTargets:
+    """Return the VLM embedding of the report of its own patient for each training bag.
+
+    A patient's embedding is the mean over the snippets of all reports, centred by the mean over all patients. Arguments
+    and errors are those of `report_labels`.
+    """
+    train, cases = bags.of_split("train"), _cases(config, workspace, bags)
+    vectors = case_vectors(config, workspace, cases)
+    known = np.asarray(np.linalg.norm(vectors, axis=1) > 0, dtype=np.bool_)
+    if known.sum() < 2:
+        raise DataError(
+            f"{int(known.sum())} training patients have a report with a snippet; at least 2 are needed",
+            where="reports",
+            fix="add reports, or check how they are cut into snippets: clipit index --config ...",
+        )
+    vectors = _centre(vectors, known)
+    if shuffled:
+        vectors = vectors[exchange_order(known, cases.organs, seed)]
+    row = np.maximum(cases.case_of, 0)
+    given = np.asarray((cases.case_of >= 0) & known[row], dtype=np.bool_)
+    notes = [
+        cases.account.text(),
+        f"{int(given.sum()):,} of {len(train):,} training bags have the embedding of a report as their target",
+    ]
+    return vector_targets(train.names, np.where(given[:, None], vectors[row], 0), given, len(bags.classes), notes)
+
+
+def image_embeddings(bags: MilBags) -> BagTargets:
+    """Return the mean of its own features for each training bag, centred by the mean over bags (control without text).
+
+    With features of the VLM, it differs from `report_embeddings` in the modality alone.
+    """
+    train = bags.of_split("train")
+    means = np.stack([train.features(bag).mean(axis=0) for bag in range(len(train))]).astype(np.float32)
+    every = np.ones(len(train), dtype=np.bool_)
+    notes = [f"{len(train):,} training bags have the mean of their own features as their target"]
+    return vector_targets(train.names, _centre(means, every), every, len(bags.classes), notes)
+
+
+def predicted_labels(predict: Callable[[MilBags], Float32[np.ndarray, "b c"]], bags: MilBags) -> BagTargets:
+    """Return the class probabilities that a model predicts for unlabelled training bags (self-training, without text).
+
+    Args:
+        predict: Function from bags to class probabilities, such as `MilModel.predict` of a model that was trained on
+            the same labels.
+        bags: Bags of all splits, with the labels that the training may use.
+    """
+    train = bags.of_split("train")
+    unlabelled = train.labels == NO_LABEL
+    probabilities = np.full((len(train), len(bags.classes)), 1 / len(bags.classes), dtype=np.float32)
+    if unlabelled.any():
+        probabilities[unlabelled] = predict(train.select(unlabelled))
+    notes = [f"{int(unlabelled.sum()):,} unlabelled training bags have a predicted label as their target"]
+    return label_targets(train.names, probabilities, unlabelled.astype(np.float32), notes)
+
+
+def _cases(config: RunConfig, workspace: Workspace, bags: MilBags) -> Cases:
+    cases = workspace.cases_of(bags.patients, bags.splits)
+    return cases.latest() if config.soft_labels.own_report.several == "latest" else cases
+
+
+def _centre(vectors: Float32[np.ndarray, "n d"], known: Bool[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+    """Subtract the mean of the known vectors, and normalise."""
+    return centred(vectors, vectors[known].mean(axis=0))

@@ -1,0 +1,93 @@
+"""Targets that bags learn from beside their labels: class probabilities and vectors, for training only."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, Shaped
+
+from clipit.artifacts import fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class BagTargets:
+    """Targets of training bags. A model that was trained with them needs the features of a bag and nothing else.
+
+    Attributes:
+        names: Names of bags, each once.
+        probabilities: Class probabilities, one row per bag.
+        weights: Weight of the cross-entropy with the probabilities, from 0 to 1; 0 without probabilities.
+        vectors: Unit vectors that the representation of the bag is distilled into.
+        distilled: Mask of the bags that have a vector.
+        label_weight: Weight of the mean cross-entropy in the loss.
+        vector_weight: Weight of the mean cosine distance in the loss.
+        notes: Remarks on where the targets come from and which bags have none.
+    """
+
+    names: Shaped[np.ndarray, " b"]
+    probabilities: Float32[np.ndarray, "b c"]
+    weights: Float32[np.ndarray, " b"]
+    vectors: Float32[np.ndarray, "b d"]
+    distilled: Bool[np.ndarray, " b"]
+    label_weight: float = 1.0
+    vector_weight: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the weights of the loss are positive."""
+        if self.label_weight <= 0 or self.vector_weight <= 0:
+            raise ValueError("label_weight and vector_weight must be positive")
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors; 0 if no bag has one."""
+        return int(self.vectors.shape[1]) if self.distilled.any() else 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of everything that the loss depends on."""
+        digest = hashlib.sha256()
+        for array in (self.probabilities, self.weights, self.vectors, self.distilled):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return fingerprint([self.names.tolist(), digest.hexdigest(), self.label_weight, self.vector_weight])
+
+    def rows(self, names: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """Return the row of each bag; -1 for bags without any target."""
+        used = np.flatnonzero((self.weights > 0) | self.distilled)
+        row_of = dict(zip(self.names[used].tolist(), used.tolist(), strict=True))
+        return np.array([row_of.get(name, -1) for name in names.tolist()], dtype=np.int64)
+
+
+def label_targets(
+    names: Shaped[np.ndarray, " b"],
+    probabilities: Float32[np.ndarray, "b c"],
+    weights: Float32[np.ndarray, " b"],
+    notes: Sequence[str] = (),
+) -> BagTargets:
+    """Create targets that are class probabilities only."""
+    empty = np.zeros((len(names), 0), dtype=np.float32)
+    return BagTargets(names, probabilities, weights, empty, np.zeros(len(names), dtype=np.bool_), notes=tuple(notes))
+
+
+def vector_targets(
+    names: Shaped[np.ndarray, " b"],
+    vectors: Float32[np.ndarray, "b d"],
+    distilled: Bool[np.ndarray, " b"],
+    classes: int,
+    notes: Sequence[str] = (),
+) -> BagTargets:
+    """Create targets that are vectors only; `classes` is the number of classes of the bags."""
+    none = np.zeros(len(names), dtype=np.float32)
+    uniform = np.full((len(names), classes), 1 / classes, dtype=np.float32)
+    return BagTargets(names, uniform, none, vectors, distilled, notes=tuple(notes))
+
+
+def join_targets(labels: BagTargets, vectors: BagTargets) -> BagTargets:
+    """Combine the probabilities of one and the vectors of another set of targets for the same bags."""
+    same = vectors.names.tolist() == labels.names.tolist()
+    if not same:
+        raise ValueError("both sets of targets must list the same bags in the same order")
+    notes = tuple(dict.fromkeys((*labels.notes, *vectors.notes)))
+    return replace(vectors, probabilities=labels.probabilities, weights=labels.weights, notes=notes)

@@ -1,13 +1,60 @@
-"""Labels in Python: find suspicious ones."""
+"""Labels in Python: describe several annotators, and find suspicious labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
+
+
+@dataclass(frozen=True)
+class AnnotatorsResult:
+    """Description of several annotators.
+
+    Attributes:
+        folder: Folder of the description.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page with agreement, confusions, human ceiling and the least agreed tiles."""
+        return self.folder / "annotators.html"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Figures of the page: agreement, pairs, training and test (estimates of annotators), human_ceiling, notes."""
+        from clipit.artifacts import read_json
+
+        return read_json(self.folder / "annotators.json", "run clipit annotators again")
+
+    @cached_property
+    def tiles(self) -> pd.DataFrame:
+        """Annotated tiles, one row each.
+
+        Columns: tile, split, votes_<class>, majority, tied (1 if several classes have the most votes), consensus and
+        p_<class> (posterior).
+        """
+        from clipit.artifacts import reading
+
+        path = self.folder / "annotators.csv"
+        names = ("tile", "split", "majority", "consensus")
+        with reading(path, fix="run clipit annotators again"):
+            return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
+
+    @property
+    def summary(self) -> str:
+        """Facts and agreement, one line each."""
+        alpha = self.record["agreement"]
+        value = "not defined" if alpha["alpha"] is None else f"{alpha['alpha']:.3f}"
+        interval = "" if alpha["low"] is None else f" [{alpha['low']:.3f}, {alpha['high']:.3f}]"
+        facts = [f"{name}: {fact}" for name, fact in self.record["facts"].items()]
+        return "\n".join([*facts, f"Krippendorff's alpha: {value}{interval}"])
 
 
 @dataclass(frozen=True)
@@ -38,6 +85,28 @@ class LabelIssuesResult:
         names = ("tile", "split", "group", "label", "suggested")
         with reading(path, fix="run clipit label-issues again"):
             return pd.read_csv(path, dtype=dict.fromkeys(names, str), keep_default_na=False)
+
+
+@public
+def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
+    """Describe the annotators of a configuration's tiles: agreement, confusions, consensus and human ceiling.
+
+    Example:
+        >>> found = clipit.describe_annotators(config)
+        >>> found.record["agreement"]["alpha"]
+        >>> found.tiles.query("majority != consensus")
+
+    Args:
+        config: Configuration with `tiles.annotations`.
+        shown: Number of tiles on the page that the annotators agree on least.
+
+    Raises:
+        ConfigError: No annotators are configured.
+        DataError: Tiles or labels of annotators are wrong.
+    """
+    from clipit.workspace.annotator_files import write_annotators
+
+    return AnnotatorsResult(write_annotators(as_config(config).run, shown=shown).parent)
 
 
 @public

@@ -12,6 +12,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Tiles, reports and prompts": {
         "check-leaks": "find tiles, patients and reports on both sides of a split",
         "report-labels": "label reports by rules and by a text classifier",
+        "annotators": "describe several annotators, their agreement and consensus",
         "label-issues": "find labels that are probably wrong",
         "prompts": "list and check prompt sets, measure their wording",
         "index": "cut reports into snippets, embed and index them",

@@ -19,7 +19,7 @@ from clipit.progress import show_messages
 
 FUNCTIONS = (
     "load_config", "build_text_index", "pair", "train", "evaluate", "compare", "tune", "probe", "predict",
-    "tile_slides", "score_slides", "compare_slides", "load_classifier",
+    "tile_slides", "score_slides", "compare_slides", "load_classifier", "describe_annotators", "find_label_issues",
 )  # fmt: skip
 
 

@@ -1,0 +1,148 @@
+"""Page about several annotators: agreement, confusions, human ceiling, and the tiles that they agree on least."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipit.reporting.annotators_section import annotator_parts
+from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.tables import MOST_CLASSES, interval, number
+
+_MOST_PAIRS = 20  # annotators up to whom the table of pairs is shown
+
+
+@dataclass(frozen=True)
+class DisputedTile:
+    """A tile on which annotators disagree.
+
+    Attributes:
+        tile: Id of the tile.
+        split: Split of the tile.
+        picture: Data URI of its picture; None if it cannot be decoded.
+        votes: Who gave which label, or how many votes each class has.
+        consensus: Consensus and its posterior.
+    """
+
+    tile: str
+    split: str
+    picture: str | None
+    votes: str
+    consensus: str
+
+
+def annotators_page(title: str, record: Mapping[str, Any], disputed: Sequence[DisputedTile]) -> str:
+    """Render the page as HTML.
+
+    Args:
+        title: Heading of the page.
+        record: Content of annotators.json.
+        disputed: Tiles that annotators agree on least, the most disputed first.
+    """
+    sections = [
+        PageSection("Labels", [facts_table(record["facts"], "annotators.json: facts")]),
+        PageSection("Agreement", _agreement(record)),
+    ]
+    for name, heading in (("training", "Training and validation tiles"), ("test", "Test tiles")):
+        if record[name] is not None:
+            sections.append(PageSection(f"Annotators: {heading.lower()}", _estimates(record, name)))
+    if record["human_ceiling"] is not None:
+        parts = annotator_parts(
+            record["human_ceiling"], "Annotators on the test tiles", "annotators.json: human_ceiling"
+        )
+        sections.append(PageSection("Human ceiling", parts))
+    if disputed:
+        cards = [
+            Card(each.picture, f"tile {each.tile}: {each.votes}", [each.consensus, each.votes, each.split], each.tile)
+            for each in disputed
+        ]
+        caption = "Tiles whose consensus is least certain, in ascending order of its posterior."
+        sections.append(PageSection("Least agreed tiles", [Cards(cards, caption, "annotators.csv: row of each tile")]))
+    notes = "\n".join(record["notes"])
+    sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
+    warnings = [note.removeprefix("WARNING: ") for note in record["notes"] if note.startswith("WARNING: ")]
+    return page(title, " ".join(f"{text[0].upper()}{text[1:]}." for text in warnings), sections)
+
+
+def _agreement(record: Mapping[str, Any]) -> list[Part]:
+    alpha = record["agreement"]
+    rows = [["Krippendorff's alpha (nominal)", number(alpha["alpha"]), interval(alpha["low"], alpha["high"])]]
+    parts: list[Part] = [
+        Table(
+            ("measure", "value", "95 % interval"),
+            rows,
+            caption=f"{alpha['tiles']:,} tiles with two labels or more; interval by bootstrap over {alpha['units']}",
+            source="annotators.json: agreement",
+        ),
+        Text(
+            "1 is perfect agreement and 0 that of chance. Krippendorff calls labels reliable above 0.8, and tentative "
+            "conclusions permissible above 0.667."
+        ),
+    ]
+    pairs = record["pairs"]
+    if pairs is None:
+        return parts
+    names = [row["annotator"] for row in pairs]
+    if len(names) > _MOST_PAIRS:
+        return [*parts, Text(f"The agreement of {len(names)} annotators in pairs is in annotators.json: pairs.")]
+    header = ("annotator", *names)
+    cells = [
+        [
+            row["annotator"],
+            *(
+                "" if value is None else f"{value:.3f} ({n})"
+                for value, n in zip(row["agreement"], row["shared"], strict=True)
+            ),
+        ]
+        for row in pairs
+    ]
+    shades = [[0.0 if value is None else value for value in row["agreement"]] for row in pairs]
+    caption = "Share of equal labels of each pair on the tiles that both labelled (number of these tiles)"
+    return [*parts, Table(header, cells, caption=caption, source="annotators.json: pairs", shades=shades)]
+
+
+def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
+    """Show the estimates of Dawid-Skene, or why there are none."""
+    found, classes = record[name], record["classes"]
+    source = f"annotators.json: {name}"
+    if found["why_not"]:
+        return [Text(f"{found['why_not'][0].upper()}{found['why_not'][1:]}. The consensus is the majority.")]
+    shares = facts_table(dict(zip(classes, (number(value) for value in found["priors"]), strict=True)), source)
+    converged = "converged" if found["converged"] else "not converged"
+    parts: list[Part] = [
+        Table(
+            ("annotator", "tiles", "accuracy", "balanced accuracy", "agrees with consensus"),
+            [
+                [
+                    each["annotator"],
+                    each["tiles"],
+                    number(each["accuracy"]),
+                    number(each["balanced_accuracy"]),
+                    number(each["agreement"]),
+                ]
+                for each in found["annotators"]
+            ],
+            caption=f"Estimates of Dawid-Skene on {found['tiles']:,} tiles",
+            source=source,
+        ),
+        Text(
+            f"EM has {converged} after {found['iterations']:,} iterations, at a log likelihood of "
+            f"{found['log_likelihood']:.1f}. "
+            f"The consensus differs from the majority on {found['differs']:,} tiles; {found['tied']:,} tiles are tied. "
+            "Accuracy is the estimated probability that a label is the true class, not a measured one: it assumes that "
+            "annotators err independently, given the class."
+        ),
+        shares,
+    ]
+    if len(classes) > MOST_CLASSES:
+        return [*parts, Text(f"The confusions of {len(classes)} classes are in {source}.")]
+    parts += [
+        Table(
+            ("true \\ given", *classes),
+            [[label, *map(number, row)] for label, row in zip(classes, each["confusion"], strict=True)],
+            caption=f"{each['annotator']}: probability of each label (columns) by true class (rows)",
+            source=source,
+            shades=each["confusion"],
+        )
+        for each in found["annotators"]
+    ]
+    return parts

@@ -1,0 +1,218 @@
+"""Artefact about several annotators: annotators.html, annotators.json and annotators.csv."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipit.annotators.agreement import alpha_interval, krippendorff_alpha, pair_agreement
+from clipit.annotators.labelling import Annotations, Consensus
+from clipit.annotators.votes import majority
+from clipit.artifacts import whole_file, write_json
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError
+from clipit.evaluation.human_ceiling import human_ceiling
+from clipit.evaluation.intervals import group_numbers
+from clipit.reporting.annotators_page import DisputedTile, annotators_page
+from clipit.reporting.html import write_page
+from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.tiles.tileset import TileSet
+from clipit.versions import git_commit, versions
+from clipit.workspace.workspace import Workspace
+
+_SIDE, _QUALITY = 150, 80  # pixels and JPEG quality of the tiles on the page
+
+
+def write_annotators(config: RunConfig, *, shown: int = 24) -> Path:
+    """Describe the annotators of a configuration's tiles: `<output>/annotators/<name>/annotators.html`.
+
+    annotators.json has all figures of the page; annotators.csv has the votes, the majority, the consensus and the
+    posterior of each tile.
+
+    Args:
+        config: Run configuration with `tiles.annotations`.
+        shown: Number of tiles on the page that the annotators agree on least.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ConfigError: No annotators are configured, or `shown` is negative.
+        DataError: Tiles or labels of annotators are wrong.
+    """
+    if config.tiles.annotations is None:
+        raise ConfigError(
+            "no labels by several annotators are configured",
+            where="tiles.annotations",
+            fix="set tiles.annotations.path to a table with the columns tile, annotator and label",
+        )
+    if shown < 0:
+        raise ConfigError(f"cannot show {shown} tiles", where="--shown", fix="use 0 or more")
+    tiles = Workspace(config).listed_tiles
+    found = tiles.annotations
+    if found is None:
+        raise ConfigError("the tiles have no labels by annotators", where="tiles.annotations", fix="set its path")
+    record = describe_annotators(tiles, found, config.evaluation.bootstrap, config.seed)
+    folder = config.output / "annotators" / config.name
+    write_json(folder / "annotators.json", record | {"commit": git_commit(), "versions": versions()})
+    rows = _tile_rows(tiles, found)
+    with (
+        whole_file(folder / "annotators.csv") as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        writer = csv.DictWriter(stream, list(rows[0]) if rows else ["tile"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    path = folder / "annotators.html"
+    write_page(path, annotators_page(f"{config.name}: annotators", record, _disputed(tiles, found, shown)))
+    return path
+
+
+def describe_annotators(tiles: TileSet, found: Annotations, resamples: int, seed: int) -> dict[str, Any]:
+    """Compute everything on the page, ready for JSON.
+
+    Args:
+        tiles: Tiles labelled by annotators.
+        found: Their labels.
+        resamples: Number of resamples of the interval of alpha.
+        seed: Seed of the resamples.
+    """
+    votes = found.votes
+    counts = votes.counts()
+    group_of = dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True))
+    groups = np.asarray([group_of.get(name, "") for name in votes.items], dtype=object)
+    paired = counts.sum(axis=1) >= 2
+    interval = alpha_interval(counts[paired], group_numbers(groups[paired]).astype(np.int64), resamples, seed)
+    low, high = interval or (None, None)
+    pairs = pair_agreement(votes) if votes.named else None
+    return {
+        "classes": list(votes.classes),
+        "facts": {
+            "annotated tiles": f"{len(votes):,} of {len(tiles):,}",
+            "annotators": len(votes.annotators) if votes.named else "not named",
+            "labels": int(votes.times.sum()),
+            "labels per annotated tile": round(float(votes.times.sum()) / max(len(votes), 1), 2),
+            "training annotators": ", ".join(found.learnt.votes.annotators) if votes.named else "not named",
+            "test annotators": ", ".join(found.test_annotators) if votes.named else "not named",
+            "test labels independent of training annotators": "yes" if found.independent else "no",
+        },
+        "agreement": {
+            "alpha": krippendorff_alpha(counts),
+            "low": low,
+            "high": high,
+            "tiles": int(paired.sum()),
+            "units": "groups" if (groups[paired] != "").any() else "tiles",
+        },
+        "pairs": None
+        if pairs is None
+        else [
+            {
+                "annotator": name,
+                "shared": pairs.shared[row].tolist(),
+                "agreement": _numbers(pairs.agreement[row]),
+                "kappa": _numbers(pairs.kappa[row]),
+            }
+            for row, name in enumerate(votes.annotators)
+        ],
+        "training": _estimates(found.learnt),
+        "test": _estimates(found.tested) if found.test_annotators else None,
+        "human_ceiling": human_ceiling(tiles.of_split("test")),
+        "notes": list(tiles.notes),
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _estimates(consensus: Consensus) -> dict[str, Any] | None:
+    """Describe a consensus; None without votes."""
+    votes, estimates = consensus.votes, consensus.estimates
+    if not len(votes):
+        return None
+    most = majority(votes.counts(), votes.items)
+    facts: dict[str, Any] = {"tiles": len(votes), "why_not": consensus.why_not}
+    if estimates is None:
+        return facts
+    right = votes.label == consensus.labels[votes.item]
+    given = np.bincount(votes.annotator, weights=votes.times, minlength=len(votes.annotators))
+    agreeing = np.bincount(votes.annotator, weights=votes.times * right, minlength=len(votes.annotators))
+    items = votes.items_of() if votes.named else np.full(1, len(votes))
+    return facts | {
+        "priors": estimates.priors.tolist(),
+        "log_likelihood": estimates.log_likelihood,
+        "iterations": len(estimates.objective),
+        "converged": estimates.converged,
+        "differs": int((most.labels != consensus.labels).sum()),
+        "tied": int(most.tied.sum()),
+        "annotators": [
+            {
+                "annotator": name,
+                "tiles": int(items[row]),
+                "accuracy": float(estimates.accuracies[row]),
+                "balanced_accuracy": float(np.diag(estimates.confusions[row]).mean()),
+                "agreement": float(agreeing[row] / given[row]),
+                "confusion": estimates.confusions[row].tolist(),
+            }
+            for row, name in enumerate(votes.annotators)
+        ],
+    }
+
+
+def _tile_rows(tiles: TileSet, found: Annotations) -> list[dict[str, Any]]:
+    """Return one row per annotated tile: votes of those who label it, majority, consensus and posterior."""
+    split_of = dict(zip(tiles.ids.tolist(), tiles.splits.tolist(), strict=True))
+    rows = []
+    for consensus in (found.learnt, found.tested):
+        votes = consensus.votes
+        counts = votes.counts()
+        most = majority(counts, votes.items)
+        for row, name in enumerate(votes.items):
+            record: dict[str, Any] = {"tile": name, "split": split_of.get(name, "")}
+            record |= {f"votes_{label}": int(n) for label, n in zip(votes.classes, counts[row], strict=True)}
+            record["majority"] = votes.classes[most.labels[row]]
+            record["tied"] = int(most.tied[row])
+            record["consensus"] = votes.classes[consensus.labels[row]]
+            posterior = consensus.posteriors[row]
+            record |= {f"p_{label}": round(float(p), 6) for label, p in zip(votes.classes, posterior, strict=True)}
+            rows.append(record)
+    return rows
+
+
+def _disputed(tiles: TileSet, found: Annotations, shown: int) -> list[DisputedTile]:
+    """Find the tiles with the least certain consensus among those with different labels; ties by id."""
+    row_of = {name: row for row, name in enumerate(tiles.ids.tolist())}
+    candidates = []
+    for consensus in (found.learnt, found.tested):
+        disagreeing = (consensus.votes.counts() > 0).sum(axis=1) > 1
+        for row in np.flatnonzero(disagreeing).tolist():
+            candidates.append((float(consensus.posteriors[row].max()), consensus.votes.items[row], consensus, row))
+    candidates.sort(key=lambda each: each[:2])
+    result = []
+    for posterior, name, consensus, row in candidates[:shown]:
+        if name not in row_of:
+            continue
+        encoded = thumbnail(tiles, row_of[name], side=_SIDE, quality=_QUALITY)
+        result.append(
+            DisputedTile(
+                name,
+                str(tiles.splits[row_of[name]]),
+                jpeg_uri(encoded) if encoded else None,
+                _describe_votes(consensus, row),
+                f"{consensus.votes.classes[consensus.labels[row]]} {posterior:.3f}",
+            )
+        )
+    return result
+
+
+def _describe_votes(consensus: Consensus, row: int) -> str:
+    """List who gave which label to an item, or how many votes each class has."""
+    votes = consensus.votes
+    if not votes.named:
+        counts = zip(votes.classes, votes.counts()[row].tolist(), strict=True)
+        return "; ".join(f"{label}: {count}" for label, count in counts if count)
+    given: dict[str, list[str]] = {}
+    for place in np.flatnonzero(votes.item == row).tolist():
+        given.setdefault(votes.classes[votes.label[place]], []).append(votes.annotators[votes.annotator[place]])
+    return "; ".join(f"{label}: {', '.join(names)}" for label, names in sorted(given.items()))

@@ -92,7 +92,7 @@ class Account:
         lines.append(f"tokens (special tokens included; budget {self.budget})")
         lines += [f"  {span:>9} {n:>9,}  {'#' * round(40 * n / max(largest, 1))}" for span, n in self.tokens.items()]
         if self.sections:
-            lines.append("sections   " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))
+            lines.append("sections   (pieces) " + ", ".join(f"{name} {n:,}" for name, n in self.sections.items()))
         if self.long_words:
             lines.append(f"long words {self.long_words:>9,}  of more than 500 characters were dropped")
             lines += _first(self.long_word_reports)

@@ -74,7 +74,10 @@ def classifier_folder(name: str | Path, revision: str | None = None) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    shown, hint = f"{name} (no such folder, so a repository on the hub)", "If you mean a local folder, correct its path."
+    shown, hint = (
+        f"{name} (no such folder, so a repository on the hub)",
+        "If you mean a local folder, correct its path.",
+    )
     with foreign_errors(shown, name, hint):
         first = Path(snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, CARD]))
         if not (first / DESCRIPTION).is_file():

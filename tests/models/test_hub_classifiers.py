@@ -189,7 +189,9 @@ def test_another_model_and_changed_files_of_a_repository_are_refused(hub: Hub, f
 def test_a_repository_that_is_not_there_and_a_hub_that_is_not_there(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ModelError, match=r"(?s)no such folder.*does not exist on the hub.*local folder, correct its path"):
+    with pytest.raises(
+        ModelError, match=r"(?s)no such folder.*does not exist on the hub.*local folder, correct its path"
+    ):
         clipit.load_classifier("me/nothing", "cpu")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="hub cannot be reached"):

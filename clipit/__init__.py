@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from clipit.api.experiments import compare, probe, tune
     from clipit.api.labels import describe_annotators, find_label_issues
     from clipit.api.prediction import predict
-    from clipit.api.runs import evaluate, train
+    from clipit.api.runs import evaluate, evaluate_external, train
     from clipit.api.slides import compare_slides, score_slides, tile_slides
     from clipit.api.texts import build_text_index, pair
     from clipit.errors import ClipitError
@@ -29,6 +29,7 @@ __all__ = [
     "compare_slides",
     "describe_annotators",
     "evaluate",
+    "evaluate_external",
     "find_label_issues",
     "load_classifier",
     "load_config",
@@ -48,7 +49,7 @@ _MODULES = {
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     **dict.fromkeys(("describe_annotators", "find_label_issues"), "clipit.api.labels"),
     "predict": "clipit.api.prediction",
-    **dict.fromkeys(("train", "evaluate"), "clipit.api.runs"),
+    **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),
     **dict.fromkeys(("compare_slides", "score_slides", "tile_slides"), "clipit.api.slides"),
     **dict.fromkeys(("compare", "tune", "probe"), "clipit.api.experiments"),
 }

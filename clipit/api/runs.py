@@ -1,5 +1,6 @@
-"""Runs in Python: train and evaluate a classifier."""
+"""Runs in Python: train a classifier, and evaluate it on its own and on new tiles."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas as pd
 
 from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
+from clipit.config.paths import expand_home
 
 if TYPE_CHECKING:
     import torch
@@ -18,23 +20,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """A finished run.
+class EvaluationResult:
+    """Scores and predictions of a classifier.
 
     Attributes:
-        folder: Folder of the run.
+        folder: Folder of the evaluation.
     """
 
     folder: Path
 
     @property
-    def classifier(self) -> Path:
-        """Folder of the exported classifier, which works without this run and its data."""
-        return self.folder / "classifier"
-
-    @property
     def page(self) -> Path:
-        """HTML page of the run."""
+        """HTML page."""
         return self.folder / "report.html"
 
     @property
@@ -86,6 +83,20 @@ class RunResult:
             columns["zero_shot"] = names.to_numpy()[p.zero_shot.argmax(axis=1)]
             columns |= {f"zs_{name}": p.zero_shot[:, c] for c, name in enumerate(p.classes)}
         return pd.DataFrame(columns)
+
+
+@dataclass(frozen=True)
+class RunResult(EvaluationResult):
+    """A finished run, with the scores and predictions of its own tiles.
+
+    Attributes:
+        folder: Folder of the run.
+    """
+
+    @property
+    def classifier(self) -> Path:
+        """Folder of the exported classifier, which works without this run and its data."""
+        return self.folder / "classifier"
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -151,3 +162,52 @@ def evaluate(config: Config) -> RunResult:
 
     run = resolve_arm(as_config(config).run)
     return RunResult(evaluate_again(run, Workspace(run))[0])
+
+
+@public
+def evaluate_external(
+    run: str | Path | RunResult,
+    tiles: str | Path | Mapping[str, Any] | None = None,
+    *,
+    prompts: str | Path | None = None,
+    name: str = "",
+    keys: Mapping[str, Any] | None = None,
+) -> EvaluationResult:
+    """Score a finished run on new tiles, or with new prompts, beside its own test results.
+
+    Tiles of patients or images that the run was trained on are an error by default (`leaks.policy`). The results are
+    written to `external/<name>` in the run's folder; the run's own files are not changed.
+
+    Example:
+        >>> other = clipit.evaluate_external("outputs/runs/run", "other_hospital.csv")
+        >>> other.scores.query("metric == 'balanced_accuracy'")
+
+    Args:
+        run: The run or its folder.
+        tiles: Table, folder or zip of class folders, or the keys of a section `tiles`; None for the run's test tiles.
+        prompts: Prompt file or packaged prompt set, for a classifier trained with text; None for that of the run.
+        name: Name of the results' folder; "" to derive it from the tiles and prompts.
+        keys: Other values by dotted key, of `evaluation`, `leaks` and the models' paths, such as
+            `{"leaks.policy": "exclude"}`.
+
+    Raises:
+        ConfigError: A key is wrong, or would change the finished run.
+        DataError: There is neither a new set nor new prompts, no class is shared, or tiles leak.
+        ModelError: Prompts are given for a classifier that was trained without text.
+        ArtifactError: The folder contains the results of other tiles or prompts.
+    """
+    from clipit.config.load import validate
+    from clipit.config.new_inputs import GivenInputs, as_changes, default_source
+    from clipit.runs.external import evaluate_external as evaluate_on
+    from clipit.runs.folder import read_run_config
+
+    folder = run.folder if isinstance(run, RunResult) else expand_home(Path(run))
+    config = read_run_config(folder)
+    section = None
+    if tiles is not None:
+        given = dict(tiles) if isinstance(tiles, Mapping) else {"path": str(tiles)}
+        given = {"source": default_source(str(given.get("path", ""))), **given}
+        section = validate(config.model_dump() | {"tiles": given}, "tiles").tiles
+    text = None if prompts is None else str(prompts)
+    changed = GivenInputs(folder, section, text, name, as_changes(keys or {}, "keys")).apply(config)
+    return EvaluationResult(evaluate_on(folder, section, text, name, changed)[0])

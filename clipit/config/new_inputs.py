@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,8 @@ def read_new_inputs(
     given -= {*dotted({key: from_file[key] for key in ignored}), *from_file.get("overrides", [])}
     given |= set(dotted({key: from_file[key] for key in _SECTIONS if key in from_file}))
     own = {key for key in given if key.partition(".")[0] in ("tiles", "prompts", "name")}
-    changed = {key for key in given - own if any(key == known or key.startswith(f"{known}.") for known in _CHANGED)}
-    foreign = sorted(given - own - changed)
-    if foreign:
-        raise ConfigError(
-            f"the run is finished, so these keys cannot change: {', '.join(foreign)}",
-            where="the command line",
-            fix=f"with --run, give keys of tiles and prompts, --name, and keys of {', '.join(_CHANGED)}",
-        )
+    changed = given - own
+    _refuse_others(changed, "the command line", "with --run, give keys of tiles and prompts, --name, and")
     has_tiles = any(key.partition(".")[0] == "tiles" for key in given)
     if "name" in given and not has_tiles and "prompts" not in given:
         raise ConfigError(
@@ -103,6 +97,33 @@ def read_new_inputs(
     )
 
 
+def as_changes(keys: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Nest dotted keys of a finished run that may have other values.
+
+    Raises:
+        ConfigError: A key would change the classifier.
+    """
+    _refuse_others(keys, where, "give only")
+    return nested(keys)
+
+
+def default_source(path: str) -> str:
+    """Return the source of tiles that are given by their path alone."""
+    in_folders = Path(path).expanduser().is_dir() or path.lower().endswith(".zip")
+    return "folders" if in_folders else "huggingface" if path.startswith("hf:") else "table"
+
+
+def _refuse_others(keys: Iterable[str], where: str, fix: str) -> None:
+    """Refuse keys that would change the classifier of a finished run."""
+    foreign = sorted(key for key in keys if not any(key == known or key.startswith(f"{known}.") for known in _CHANGED))
+    if foreign:
+        raise ConfigError(
+            f"the run is finished, so these keys cannot change: {', '.join(foreign)}",
+            where=where,
+            fix=f"{fix} keys of {', '.join(_CHANGED)}",
+        )
+
+
 def _with_source(arguments: list[str]) -> list[str]:
     """Add `--tiles.source` for tiles given by their path alone."""
     options = {argument.partition("=")[0] for argument in arguments}
@@ -111,9 +132,7 @@ def _with_source(arguments: list[str]) -> list[str]:
         path = arguments[arguments.index("--tiles.path") + 1]
     if not path or options & {"--tiles.source", "--config"}:
         return arguments
-    in_folders = Path(path).expanduser().is_dir() or path.lower().endswith(".zip")
-    source = "folders" if in_folders else "huggingface" if path.startswith("hf:") else "table"
-    return [*arguments, f"--tiles.source={source}"]
+    return [*arguments, f"--tiles.source={default_source(path)}"]
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:

@@ -1,6 +1,6 @@
 """Configuration of the segmentation of tiles with masks."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -78,7 +78,7 @@ class SegmentationConfig(Section):
 
     @field_validator("methods", "ceilings", "ignore", "foreground")
     @classmethod
-    def _check_lists(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_lists(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         check_once(values)
         return values
 

@@ -15,6 +15,8 @@ from logged_lines import capture_log
 from PIL import Image
 from tiny_models import CLASSES
 
+import clipit
+from clipit.api.runs import RunResult
 from clipit.cli.main import main
 from clipit.config.data import TilesConfig
 from clipit.config.load import merge, validate
@@ -212,6 +214,21 @@ def test_the_command_takes_a_run_alone_or_with_new_tiles(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "does not contain a trained run" in capsys.readouterr().err
+
+
+def test_the_python_function_gives_scores_and_predictions_of_new_tiles(run: Path, make_set: MakeSet) -> None:
+    path = make_set({"gland": 2, "tumour": 2}).path
+    result = clipit.evaluate_external(run, path, name="in_python", keys={"evaluation.bootstrap": 0})
+    assert result.folder == run / "external" / "in_python" and result.page.is_file() and result.summary.is_file()
+    (row,) = result.scores.query("output == 'classifier' and metric == 'accuracy'").to_dict("records")
+    assert (row["split"], row["tiles"]) == ("in_python", 4) and 0 <= row["value"] <= 1
+    assert result.predictions["label"].tolist() == ["gland", "gland", "tumour", "tumour"]
+    again = clipit.evaluate_external(RunResult(run), {"path": path, "source": "table"}, name="in_python")
+    assert again.predictions["predicted"].tolist() == result.predictions["predicted"].tolist()
+    with pytest.raises(ConfigError, match=r"(?s)cannot change: lora\.rank.*give only keys of"):
+        clipit.evaluate_external(run, path, keys={"lora.rank": 2})
+    with pytest.raises(ConfigError, match=r"unknown key 'tiles\.pth' \(did you mean 'tiles\.path'"):
+        clipit.evaluate_external(run, {"pth": path})
 
 
 def test_options_that_change_a_finished_run_are_refused(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from clipit.errors import ConfigError, DataError
 from clipit.progress import show_messages
 
 FUNCTIONS = (
-    "load_config", "build_text_index", "pair", "train", "evaluate", "evaluate_external", "compare", "tune", "probe", "predict",
-    "tile_slides", "score_slides", "compare_slides", "load_classifier", "describe_annotators", "find_label_issues",
+    "load_config", "build_text_index", "pair", "train", "evaluate", "evaluate_external", "compare", "tune", "probe",
+    "predict", "tile_slides", "score_slides", "compare_slides", "load_classifier", "describe_annotators",
+    "find_label_issues",
 )  # fmt: skip
 
 

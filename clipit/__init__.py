@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if TYPE_CHECKING:
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
-    from clipit.api.labels import describe_annotators, find_label_issues
+    from clipit.api.labels import describe_annotators, find_label_issues, merge_masks
     from clipit.api.prediction import predict
     from clipit.api.runs import evaluate, evaluate_external, train
     from clipit.api.slides import compare_slides, score_slides, tile_slides
@@ -33,6 +33,7 @@ __all__ = [
     "find_label_issues",
     "load_classifier",
     "load_config",
+    "merge_masks",
     "pair",
     "predict",
     "probe",
@@ -47,7 +48,7 @@ _MODULES = {
     "load_config": "clipit.api.configuration",
     "load_classifier": "clipit.models.inference",
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
-    **dict.fromkeys(("describe_annotators", "find_label_issues"), "clipit.api.labels"),
+    **dict.fromkeys(("describe_annotators", "find_label_issues", "merge_masks"), "clipit.api.labels"),
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),
     **dict.fromkeys(("compare_slides", "score_slides", "tile_slides"), "clipit.api.slides"),

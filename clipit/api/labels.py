@@ -1,4 +1,4 @@
-"""Labels in Python: describe several annotators, and find suspicious labels."""
+"""Labels in Python: describe several annotators, merge their masks, and find suspicious labels."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +58,36 @@ class AnnotatorsResult:
 
 
 @dataclass(frozen=True)
+class MergedMasksResult:
+    """Consensus of masks by several annotators.
+
+    Attributes:
+        folder: Folder of the masks: `consensus/`, `confident/` (uncertain pixels ignored) and `posterior/` (.npy).
+        images: Folder that the paths in `table` are relative to.
+    """
+
+    folder: Path
+    images: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page with the agreement of pixels, confusions, and Dice of each annotator against the others."""
+        return self.folder / "masks.html"
+
+    @property
+    def table(self) -> Path:
+        """Table of the tiles with the columns mask_consensus and mask_confident."""
+        return self.folder / "tiles.csv"
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Figures of the page: facts, alpha, priors, annotators (accuracy, Dice by class, confusion), notes."""
+        from clipit.artifacts import read_json
+
+        return read_json(self.folder / "masks.json", "run clipit annotators --masks again")
+
+
+@dataclass(frozen=True)
 class LabelIssuesResult:
     """A finished check of labels.
 
@@ -107,6 +137,44 @@ def describe_annotators(config: Config, *, shown: int = 24) -> AnnotatorsResult:
     from clipit.workspace.annotator_files import write_annotators
 
     return AnnotatorsResult(write_annotators(as_config(config).run, shown=shown).parent)
+
+
+@public
+def merge_masks(
+    config: Config,
+    masks: str | Path,
+    *,
+    files: str | Path | None = None,
+    confidence: float = 0.9,
+    shown: int = 24,
+) -> MergedMasksResult:
+    """Merge masks by several annotators: Dawid-Skene over pixels (STAPLE), written as masks for `clipit segment`.
+
+    Example:
+        >>> merged = clipit.merge_masks(config, "masks.csv")
+        >>> merged.record["annotators"][0]["dice"]
+
+    Args:
+        config: Configuration with tiles from a table and `segmentation.classes`.
+        masks: Table with the columns tile, annotator and mask.
+        files: Folder or zip that the masks are relative to; None for the folder of the table.
+        confidence: Posterior below which pixels of the confident masks are ignored.
+        shown: Number of tiles on the page with the largest share of uncertain pixels.
+
+    Raises:
+        ConfigError: The tiles are not those of a table, or no classes are named.
+        DataError: Tables or masks are wrong.
+    """
+    from clipit.workspace.annotator_masks import write_annotator_masks
+
+    page, images = write_annotator_masks(
+        as_config(config),
+        Path(masks).expanduser(),
+        files=None if files is None else Path(files).expanduser(),
+        confidence=confidence,
+        shown=shown,
+    )
+    return MergedMasksResult(page.parent, images)
 
 
 @public

@@ -1,5 +1,9 @@
-"""Describe several annotators: agreement, confusions, human ceiling, and the tiles that they agree on least."""
+"""Describe several annotators: agreement, confusions, human ceiling, and the tiles that they agree on least.
 
+With --masks, the annotators drew masks, and the consensus of each pixel is written for clipit segment.
+"""
+
+from pathlib import Path
 from typing import Any
 
 from clipit.config.command_line import read_file_command
@@ -15,11 +19,36 @@ def main() -> None:
                 "default": 24,
                 "help": "number of tiles on the page that the annotators agree on least (default: 24)",
             },
+            "--masks": {
+                "type": Path,
+                "metavar": "TABLE",
+                "help": "table of masks (columns tile, annotator, mask): write the consensus of their pixels",
+            },
+            "--mask-files": {
+                "type": Path,
+                "metavar": "FOLDER",
+                "help": "folder or zip that the masks are relative to (default: the folder of the table)",
+            },
+            "--confidence": {
+                "type": float,
+                "default": 0.9,
+                "help": "posterior below which pixels of the confident masks are ignored (default: 0.9)",
+            },
         }
-        file, options = read_file_command(__doc__, (), extra=extra)
-        from clipit.api.labels import describe_annotators
+        file, options = read_file_command(__doc__, ["segmentation"], extra=extra)
+        from clipit.api.labels import describe_annotators, merge_masks
         from clipit.distributed import get_processes
 
-        if get_processes().main:
-            result = describe_annotators(file, shown=options.shown)
-            print(f"{result.summary}\npage: {result.page} (and .json, .csv)")
+        if not get_processes().main:
+            return
+        if options.masks is None:
+            described = describe_annotators(file, shown=options.shown)
+            print(f"{described.summary}\npage: {described.page} (and .json, .csv)")
+            return
+        merged = merge_masks(
+            file, options.masks, files=options.mask_files, confidence=options.confidence, shown=options.shown
+        )
+        print(f"page: {merged.page} (and .json)\nmasks: {merged.folder}")
+        print(
+            f"use them: --tiles.path={merged.table} --tiles.images={merged.images} --tiles.columns.mask=mask_consensus"
+        )

@@ -29,7 +29,8 @@ ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 PAPER = ("pcam", "crc", "bach")
 WITH_MODELS = [CONFIGS / f"{name}{kind}.yaml" for name in PAPER for kind in ("", "_open")]
 OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
-TO_GIVE = {"own_table": OWN, "own_comparison": OWN, "own_reports": OWN}
+ANNOTATED = ("--tiles.path=tiles.csv", "--tiles.annotations.path=annotations.csv")
+TO_GIVE = {"own_table": OWN, "own_comparison": OWN, "own_reports": OWN, "own_annotators": ANNOTATED}
 
 
 def file_of(path: Path) -> ConfigFile:

@@ -77,7 +77,7 @@ def test_votes_without_names_have_one_confusion_and_no_pairs(make: Make, tmp_pat
     found = described(make(tmp_path, "counts", counts={"low": "low", "high": "high"}) | {"name": "counted"}, shown=3)
     assert found.record["pairs"] is None and len(found.record["training"]["annotators"]) == 1
     assert found.record["facts"]["annotators"] == "not named"
-    assert re.search("low: [12]; high: [12]", found.page.read_text(encoding="utf-8"))
+    assert re.search("high: [12]; low: [12]", found.page.read_text(encoding="utf-8"))
 
 
 def test_one_annotator_per_tile_gives_a_page_that_says_so(make: Make, tmp_path: Path) -> None:

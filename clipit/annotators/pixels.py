@@ -1,0 +1,132 @@
+"""Labels of pixels by several annotators, reduced to the distinct patterns of labels and how often each occurs.
+
+Dawid-Skene over pixels is STAPLE (Warfield, Zou and Wells, IEEE TMI 23(7), 2004) for several classes. Pixels with the
+same labels have the same posterior, so that EM needs one row per pattern, however many pixels there are.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int16, Int64
+
+from clipit.annotators.dawid_skene import DawidSkene, dawid_skene
+from clipit.annotators.votes import Votes, majority
+from clipit.errors import DataError
+
+_BITS = 62  # of a pattern's number
+
+
+@dataclass(frozen=True, eq=False)
+class PixelConsensus:
+    """Consensus of each pattern of labels.
+
+    Attributes:
+        votes: Labels of each pattern; the items are the numbers of the patterns, in ascending order.
+        pixels: Number of pixels of each pattern.
+        estimates: Estimates of Dawid-Skene.
+    """
+
+    votes: Votes
+    pixels: Float64[np.ndarray, " n"]
+    estimates: DawidSkene
+
+    def posteriors(self, patterns: Int64[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w c"]:
+        """Return the posteriors of pixels by the numbers of their patterns; zeros where nobody gave a label."""
+        known = np.asarray([int(item) for item in self.votes.items], dtype=np.int64)
+        place = np.searchsorted(known, patterns).clip(max=len(known) - 1)
+        found: Float64[np.ndarray, "h w c"] = self.estimates.posteriors[place]
+        found[known[place] != patterns] = 0.0
+        return found
+
+
+class PixelPatterns:
+    """Counter of the patterns of labels that the pixels of many tiles have."""
+
+    def __init__(self, annotators: Sequence[str], classes: Sequence[str]) -> None:
+        """Start without a pixel.
+
+        Raises:
+            DataError: There are too many annotators and classes to number all patterns.
+        """
+        self.annotators, self.classes = tuple(annotators), tuple(classes)
+        self._base = len(classes) + 1
+        if len(annotators) * np.log2(self._base) > _BITS:
+            raise DataError(
+                f"masks by {len(annotators)} annotators of {len(classes)} classes have too many patterns",
+                where="--masks",
+                fix="leave out annotators, or join those with few masks",
+            )
+        self._pixels: Counter[int] = Counter()
+
+    def encode(self, labels: Int16[np.ndarray, "a h w"]) -> Int64[np.ndarray, "h w"]:
+        """Number the pattern of each pixel; 0 where nobody gave a label.
+
+        Args:
+            labels: Class of each pixel by annotator; -1 for none.
+        """
+        patterns = np.zeros(labels.shape[1:], dtype=np.int64)
+        for number in reversed(range(len(labels))):
+            patterns = patterns * self._base + (labels[number] + 1)
+        return patterns
+
+    def add(self, patterns: Int64[np.ndarray, "h w"]) -> None:
+        """Count the patterns of a tile."""
+        numbers, counts = np.unique(patterns, return_counts=True)
+        self._pixels.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+
+    def consensus(self) -> PixelConsensus:
+        """Estimate the consensus of all patterns.
+
+        Raises:
+            DataError: No pixel has labels by two annotators.
+        """
+        numbers = np.asarray(sorted(set(self._pixels) - {0}), dtype=np.int64)
+        digits = numbers[:, None] // self._base ** np.arange(len(self.annotators), dtype=np.int64) % self._base
+        item, annotator = np.nonzero(digits)
+        if not len(item) or (digits > 0).sum(axis=1).max() < 2:
+            raise DataError(
+                "no pixel has labels by two annotators, so neither their skill nor a consensus can be estimated",
+                where="--masks",
+                fix="let several annotators draw masks of the same tiles",
+            )
+        votes = Votes(
+            tuple(str(number) for number in numbers.tolist()),
+            self.annotators,
+            self.classes,
+            item.astype(np.int64),
+            annotator.astype(np.int64),
+            digits[item, annotator] - 1,
+            np.ones(len(item), dtype=np.int64),
+        )
+        pixels = np.asarray([self._pixels[number] for number in numbers.tolist()], dtype=np.float64)
+        return PixelConsensus(votes, pixels, dawid_skene(votes, pixels))
+
+
+def annotator_dice(consensus: PixelConsensus) -> dict[str, dict[str, float | None]]:
+    """Compute the Dice score of each annotator and class against the consensus of the other annotators.
+
+    Formula: 2 |A and B| / (|A| + |B|) over all pixels that the annotator and another one labelled.
+
+    Returns:
+        Dice by annotator and class; None where neither has a pixel of the class.
+    """
+    votes, table = consensus.votes, consensus.votes.table()
+    row_of = {item: row for row, item in enumerate(votes.items)}
+    scores: dict[str, dict[str, float | None]] = {}
+    for number, name in enumerate(votes.annotators):
+        others = votes.of_annotators([other for other in votes.annotators if other != name])
+        rows = np.asarray([row_of[item] for item in others.items], dtype=np.int64)
+        weights = consensus.pixels[rows]
+        counts = others.counts()
+        single = not len(rows) or counts.sum(axis=1).max() < 2
+        wanted = majority(counts, others.items).labels if single else dawid_skene(others, weights).posteriors.argmax(1)
+        given = table[rows, number]
+        shared = given >= 0
+        scores[name] = {}
+        for code, label in enumerate(votes.classes):
+            a, b = (given == code) & shared, (wanted == code) & shared
+            total = float(weights[a].sum() + weights[b].sum())
+            scores[name][label] = 2 * float(weights[a & b].sum()) / total if total else None
+    return scores

@@ -1,0 +1,76 @@
+"""Page about masks by several annotators: agreement of pixels, confusions, Dice against the others, disputed tiles."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from clipit.reporting.html import Card, Cards, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.tables import number
+
+
+@dataclass(frozen=True)
+class DisputedMask:
+    """A tile, its picture as a data URI, and the share of its labelled pixels whose consensus is uncertain."""
+
+    tile: str
+    picture: str | None
+    uncertain: float
+
+
+def annotator_masks_page(title: str, record: Mapping[str, Any], disputed: Sequence[DisputedMask]) -> str:
+    """Render the page as HTML.
+
+    Args:
+        title: Heading of the page.
+        record: Content of masks.json.
+        disputed: Tiles with the largest share of uncertain pixels, in descending order.
+    """
+    source, classes = "masks.json: annotators", record["classes"]
+    dice: list[list[object]] = [
+        [each["annotator"], each["tiles"], f"{each['pixels']:,}", number(each["accuracy"])]
+        + [number(each["dice"][name]) for name in classes]
+        for each in record["annotators"]
+    ]
+    means = [
+        [each["dice"][name] for each in record["annotators"] if each["dice"][name] is not None] for name in classes
+    ]
+    dice.append(["mean", "", "", "", *(number(mean(values) if values else None) for values in means)])
+    parts: list[Part] = [
+        Table(
+            ("annotator", "tiles", "pixels", "accuracy", *(f"Dice of {name}" for name in classes)),
+            dice,
+            caption="Accuracy by Dawid-Skene; Dice against the consensus of the other annotators, over all pixels",
+            source=source,
+        ),
+        Text(
+            "The Dice scores are the human ceiling: how well annotators agree with one another. Neighbouring pixels "
+            "are not independent, so that posteriors are too certain. Dawid-Skene over pixels is STAPLE (Warfield et "
+            "al., 2004)."
+        ),
+    ]
+    parts += [
+        Table(
+            ("true \\ given", *classes),
+            [[label, *map(number, row)] for label, row in zip(classes, each["confusion"], strict=True)],
+            caption=f"{each['annotator']}: probability of each label (columns) by true class (rows)",
+            source=source,
+            shades=each["confusion"],
+        )
+        for each in record["annotators"]
+    ]
+    alpha = f"Krippendorff's alpha over pixels: {number(record['alpha'])} (1: perfect agreement, 0: that of chance)."
+    cards = [
+        Card(each.picture, f"tile {each.tile}", [f"{each.uncertain:.1%} uncertain pixels"], each.tile)
+        for each in disputed
+    ]
+    sections = [
+        PageSection("Masks", [facts_table(record["facts"], "masks.json: facts"), Text(alpha)]),
+        PageSection("Annotators", parts),
+    ]
+    if cards:
+        caption = "Tiles with the largest share of pixels whose consensus is uncertain."
+        sections.append(PageSection("Least agreed tiles", [Cards(cards, caption)]))
+    notes = "\n".join(record["notes"])
+    sections.append(PageSection("Remarks", [Text(notes or "None.", fixed=bool(notes))]))
+    return page(title, "", sections)

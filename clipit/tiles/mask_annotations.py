@@ -1,0 +1,122 @@
+"""Masks of several annotators: a table of tile, annotator and mask."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int16
+
+from clipit.errors import DataError, shortlist
+from clipit.image_readers import FileReader, ZipReader
+from clipit.images import ImageError
+from clipit.tiles.cells import read_cells
+from clipit.tiles.mask_files import MaskClasses, decode_mask
+from clipit.tiles.table import open_files, open_table
+from clipit.tiles.tileset import TileSet
+
+_COLUMNS = ("tile", "annotator", "mask")
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotatorMasks:
+    """Masks of tiles by several annotators; they stay on disk until they are read.
+
+    Attributes:
+        tiles: Tiles with at least one mask.
+        annotators: Names of the annotators.
+        classes: Classes of the masks.
+        reader: Reader of the files.
+        files: Name of each row of the reader.
+        row_of: Row of the reader by tile and annotator.
+        notes: Rows that were left out.
+    """
+
+    tiles: TileSet
+    annotators: tuple[str, ...]
+    classes: MaskClasses
+    reader: FileReader | ZipReader
+    files: Sequence[str]
+    row_of: dict[tuple[str, str], int]
+    notes: tuple[str, ...]
+
+    def read(self, index: int) -> Int16[np.ndarray, "a h w"]:
+        """Read all masks of a tile: class of each pixel by annotator; -1 where it is ignored or there is no mask.
+
+        Raises:
+            DataError: The image or a mask cannot be read, they differ in size, or a mask has a value that is no class.
+        """
+        width, height = self.tiles.read(index).size
+        labels = np.full((len(self.annotators), height, width), -1, dtype=np.int16)
+        for number, name in enumerate(self.annotators):
+            row = self.row_of.get((str(self.tiles.ids[index]), name))
+            if row is None:
+                continue
+            try:
+                labels[number] = decode_mask(self.reader.open(row), self.files[row], (width, height), self.classes)
+            except ImageError as error:
+                raise DataError(
+                    f"the mask of tile {self.tiles.ids[index]} by {name} cannot be used: {error}",
+                    where=self.reader.where(row),
+                    fix="correct the mask, segmentation.classes or segmentation.ignore",
+                ) from None
+        return labels
+
+
+def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classes: MaskClasses) -> AnnotatorMasks:
+    """Read a table with the columns tile, annotator and mask, one row per tile and annotator.
+
+    Args:
+        path: Table (csv, tsv or parquet).
+        images: Folder or zip that the masks are relative to; None for the folder of the table.
+        tiles: Tiles, which the column `tile` names by id; masks of other tiles are left out and counted.
+        classes: Classes of the masks.
+
+    Raises:
+        DataError: The table cannot be read, lacks columns or cells, names files that are missing, has two masks by one
+            annotator for a tile, or no mask of these tiles.
+    """
+    table = open_table(path)
+    missing = [name for name in _COLUMNS if name not in table.names]
+    if missing:
+        raise DataError(
+            f"missing columns: {', '.join(missing)}; the table has: {', '.join(table.names) or 'none'}",
+            where=path,
+            fix="write the columns tile (id), annotator and mask (file)",
+        )
+    cells = {name: read_cells(table.column(name), name, path, table.place) for name in _COLUMNS}
+    rows = range(len(cells["tile"]))
+    empty = [table.place(row) for row in rows if not all(cells[name][row] for name in _COLUMNS)]
+    keys = [(cells["tile"][row], cells["annotator"][row]) for row in rows]
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    double = sorted(f"{annotator} on {tile}" for tile, annotator in repeated)
+    problems = [f"{len(empty)} rows with an empty cell: {shortlist(empty)}"] if empty else []
+    problems += [f"{len(double)} tiles with several masks by one annotator: {shortlist(double)}"] if double else []
+    if problems:
+        raise DataError(
+            "; ".join(problems), where=path, fix="fill in the cells, and keep one mask per tile and annotator"
+        )
+    known = set(tiles.ids.tolist())
+    kept = [row for row in rows if keys[row][0] in known]
+    others = sorted({tile for tile, _ in keys} - known)
+    if not kept:
+        raise DataError(
+            f"none of the {len(others)} tiles of the table is among the {len(tiles)} tiles; it names "
+            f"{shortlist(others, 3) or 'none'}, the tiles are {shortlist(tiles.ids.tolist(), 3)}",
+            where=path,
+            fix="write the ids of the tiles (for tables without a column id: their paths)",
+        )
+    files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
+    reader, _ = open_files(path.parent if images is None else images, files, path, "error")
+    note = f"masks of {len(others)} tiles that are not in the data set left out: {shortlist(others)}"
+    return AnnotatorMasks(
+        tiles.select(tiles.among(keys[row][0] for row in kept)),
+        tuple(sorted({keys[row][1] for row in kept})),
+        classes,
+        reader,
+        files,
+        {keys[row]: place for place, row in enumerate(kept)},
+        (note,) if others else (),
+    )

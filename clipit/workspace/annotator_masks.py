@@ -1,0 +1,241 @@
+"""Consensus of masks by several annotators, as files that `clipit segment` reads."""
+
+import csv
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from PIL import Image
+
+from clipit.annotators.agreement import krippendorff_alpha
+from clipit.annotators.pixels import PixelConsensus, PixelPatterns, annotator_dice
+from clipit.artifacts import fingerprint, whole_file, write_json
+from clipit.config.file import ConfigFile
+from clipit.config.run import LabelsConfig, TilesConfig
+from clipit.errors import ClipitError, ConfigError, DataError
+from clipit.progress import progress
+from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
+from clipit.reporting.html import write_page
+from clipit.reporting.thumbnails import jpeg_uri, thumbnail
+from clipit.tiles.cells import read_cells
+from clipit.tiles.load import read_tiles
+from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
+from clipit.tiles.mask_files import MaskClasses
+from clipit.tiles.table import open_table
+from clipit.versions import git_commit, versions
+
+_IGNORE = 255  # value of pixels without a label if `segmentation.ignore` is empty
+_MOST_PROBLEMS = 10
+_COLUMNS = ("mask_consensus", "mask_confident")
+
+
+def write_annotator_masks(
+    file: ConfigFile, table: Path, *, files: Path | None = None, confidence: float = 0.9, shown: int = 24
+) -> tuple[Path, Path]:
+    """Write the consensus of masks: `<output>/annotators/<name>/masks/`.
+
+    `consensus/` has the most probable class of each pixel as PNG, with the values of `segmentation.classes`;
+    `confident/` the same, with pixels of a lower posterior than `confidence` ignored; `posterior/` the probabilities of
+    the classes [c, h, w] as float16 in .npy. tiles.csv is the table of the tiles with the columns mask_consensus and
+    mask_confident, either of which `clipit segment` reads by `tiles.columns.mask`. Masks are read tile by tile, twice.
+
+    Args:
+        file: Configuration with tiles from a table and `segmentation.classes`.
+        table: Table with the columns tile, annotator and mask.
+        files: Folder or zip that the masks are relative to; None for the folder of the table.
+        confidence: Posterior below which pixels of `confident/` are ignored.
+        shown: Number of tiles on the page with the largest share of uncertain pixels.
+
+    Returns:
+        Path of the page, masks.html (masks.json has its figures), and the folder that the paths in tiles.csv are
+        relative to: that of the images.
+
+    Raises:
+        ConfigError: The tiles are not those of a table, no classes are named, or an option is out of range.
+        DataError: Tables or masks are wrong; problems of masks are listed together.
+    """
+    config, section = file.run, file.segmentation
+    if config.tiles.source != "table" or not section.classes:
+        raise ConfigError(
+            "masks of several annotators need tiles from a table, and the classes of the masks",
+            where="tiles.source and segmentation.classes",
+            fix="set tiles.source: table, and segmentation.classes to the values of the classes, such as "
+            "{stroma: 0, gland: 1}",
+        )
+    if not 0 <= confidence <= 1 or shown < 0:
+        raise ConfigError(
+            f"--confidence {confidence:g} or --shown {shown} is out of range",
+            where="the command line",
+            fix="use a confidence from 0 to 1, and 0 tiles or more",
+        )
+    classes = MaskClasses(tuple(section.classes), section.class_of, section.ignore)
+    unlabelled = config.tiles.model_copy(update={"labels": LabelsConfig(kind="none"), "annotations": None})
+    tiles = read_tiles(unlabelled, check=False, decode=False, cut=False)
+    masks = read_annotator_masks(table, files, tiles, classes)
+    patterns = PixelPatterns(masks.annotators, classes.names)
+    _count(masks, patterns)
+    consensus = patterns.consensus()
+    folder = config.output / "annotators" / config.name / "masks"
+    uncertain = _write_masks(masks, patterns, consensus, confidence, folder)
+    root = _write_table(config.tiles, masks, folder)
+    record = _describe(masks, consensus, confidence, uncertain)
+    write_json(folder / "masks.json", record | {"commit": git_commit(), "versions": versions()})
+    path = folder / "masks.html"
+    worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
+    disputed = [DisputedMask(str(masks.tiles.ids[row]), _picture(masks, row), uncertain[row]) for row in worst]
+    write_page(path, annotator_masks_page(f"{config.name}: masks by several annotators", record, disputed))
+    return path, root
+
+
+def _count(masks: AnnotatorMasks, patterns: PixelPatterns) -> None:
+    """Count the patterns of all tiles; problems of masks are collected."""
+    problems: list[ClipitError] = []
+    with progress("reading masks", len(masks.tiles)) as advance:
+        for row in range(len(masks.tiles)):
+            try:
+                patterns.add(patterns.encode(masks.read(row)))
+            except ClipitError as error:
+                problems.append(error)
+            advance(1)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        more = len(problems) - _MOST_PROBLEMS
+        lines = [error.what for error in problems[:_MOST_PROBLEMS]] + ([f"and {more} more"] if more > 0 else [])
+        raise DataError(
+            f"{len(problems)} tiles have masks that cannot be used:\n    " + "\n    ".join(lines),
+            where=masks.tiles.where,
+            fix=problems[0].fix,
+        )
+
+
+def _write_masks(
+    masks: AnnotatorMasks, patterns: PixelPatterns, consensus: PixelConsensus, confidence: float, folder: Path
+) -> list[float]:
+    """Write the files of each tile; return the share of labelled pixels whose posterior is below `confidence`."""
+    values = _values(masks.classes)
+    uncertain = []
+    with progress("writing masks", len(masks.tiles)) as advance:
+        for row, name in _names(masks):
+            posteriors = consensus.posteriors(patterns.encode(masks.read(row)))
+            best, labelled = posteriors.max(axis=2), posteriors.any(axis=2)
+            codes = np.where(labelled, posteriors.argmax(axis=2), len(values) - 1)
+            _write_png(folder / "consensus" / f"{name}.png", values[codes])
+            sure = labelled & (best >= confidence)
+            _write_png(folder / "confident" / f"{name}.png", values[np.where(sure, codes, len(values) - 1)])
+            with whole_file(folder / "posterior" / f"{name}.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, posteriors.transpose(2, 0, 1).astype(np.float16), allow_pickle=False)
+            uncertain.append(float((labelled & ~sure).sum() / max(int(labelled.sum()), 1)))
+            advance(1)
+    return uncertain
+
+
+def _values(classes: MaskClasses) -> Int64[np.ndarray, " c_1"]:
+    """Return the value of each class in the files, and at the end that of ignored pixels."""
+    first: dict[int, int] = {}
+    for value, code in sorted(classes.class_of.items()):
+        first.setdefault(code, value)
+    ignore = min(classes.ignore) if classes.ignore else _IGNORE
+    if ignore in classes.class_of:
+        raise ConfigError(
+            f"{_IGNORE} is a class, so it cannot mark pixels without a label",
+            where="segmentation.ignore",
+            fix="name a value for ignored pixels",
+        )
+    return np.asarray([*(first[code] for code in range(len(classes.names))), ignore], dtype=np.int64)
+
+
+def _write_png(path: Path, values: Int64[np.ndarray, "h w"]) -> None:
+    image = Image.fromarray(values.astype(np.uint8 if values.max(initial=0) <= 255 else np.uint16))
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
+    """Yield each row with a file name: the tile's id, with a hash if the id is no valid name."""
+    for row, tile in enumerate(masks.tiles.ids.tolist()):
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", posixpath.splitext(tile)[0]).strip(".-")
+        yield row, plain if plain == tile else f"{plain or 'tile'}-{fingerprint(tile)[:8]}"
+
+
+def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> Path:
+    """Write the table of the tiles with two further columns, and return the folder that its paths are relative to.
+
+    Images in a zip have no such folder: the masks are then relative to that of the table, and the images must be
+    unpacked into it.
+    """
+    source = Path(section.path).expanduser()
+    table = open_table(source)
+    by_name = {str(ours): theirs for ours, theirs in section.columns.items()}
+    columns = {
+        name: read_cells(table.column(name), name, source, table.place) for name in table.names if name not in _COLUMNS
+    }
+    id_name, path_name = by_name.get("id", "id"), by_name.get("path", "path")
+    paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in columns[path_name]]
+    ids = columns.get(id_name, paths)
+    root = Path(section.images).expanduser() if section.images else source.parent
+    if root.is_file():
+        root = folder
+    name_of = {str(masks.tiles.ids[row]): name for row, name in _names(masks)}
+    rows = []
+    for place, tile in enumerate(ids):
+        found = {
+            f"mask_{kind}": Path(os.path.relpath(folder / kind / f"{name_of[tile]}.png", root)).as_posix()
+            if tile in name_of
+            else ""
+            for kind in ("consensus", "confident")
+        }
+        rows.append({name: cells[place] for name, cells in columns.items()} | found)
+    with whole_file(folder / "tiles.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, [*columns, *_COLUMNS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def _describe(
+    masks: AnnotatorMasks, consensus: PixelConsensus, confidence: float, uncertain: list[float]
+) -> dict[str, Any]:
+    votes, estimates = consensus.votes, consensus.estimates
+    labelled: Float64[np.ndarray, " a"] = np.zeros(len(votes.annotators))
+    np.add.at(labelled, votes.annotator, consensus.pixels[votes.item])
+    dice: Mapping[str, Mapping[str, float | None]] = annotator_dice(consensus)
+    tiles_of = [sum(name == annotator for _, annotator in masks.row_of) for name in votes.annotators]
+    return {
+        "classes": list(votes.classes),
+        "facts": {
+            "tiles": len(masks.tiles),
+            "annotators": len(votes.annotators),
+            "masks": len(masks.row_of),
+            "labelled pixels": int(consensus.pixels.sum()),
+            "distinct patterns of labels": len(votes),
+            "confidence of the confident masks": confidence,
+            "mean share of uncertain pixels": round(float(np.mean(uncertain)), 4),
+            "EM": f"{'converged' if estimates.converged else 'not converged'} after {len(estimates.objective)} "
+            "iterations",
+        },
+        "alpha": krippendorff_alpha(votes.counts(), consensus.pixels),
+        "priors": estimates.priors.tolist(),
+        "annotators": [
+            {
+                "annotator": name,
+                "tiles": tiles_of[row],
+                "pixels": int(labelled[row]),
+                "accuracy": float(estimates.accuracies[row]),
+                "dice": dice[name],
+                "confusion": estimates.confusions[row].tolist(),
+            }
+            for row, name in enumerate(votes.annotators)
+        ],
+        "notes": [*masks.tiles.notes, *masks.notes],
+    }
+
+
+def _picture(masks: AnnotatorMasks, row: int) -> str | None:
+    encoded = thumbnail(masks.tiles, row, side=150, quality=80)
+    return jpeg_uri(encoded) if encoded else None

@@ -1,0 +1,152 @@
+"""Masks by several annotators: hand-made masks of four by four pixels, and files that segmentation reads."""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipit
+from clipit.annotators.pixels import PixelPatterns
+from clipit.api.labels import MergedMasksResult
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, validate_file
+from clipit.errors import ConfigError, DataError
+from clipit.tiles.load import read_tiles
+from clipit.tiles.mask_files import MaskClasses
+from clipit.tiles.masks import open_masks
+
+# The gland is the left half; cleo draws it one column too wide, and dan has drawn the first tile only.
+TRUTH = np.tile(np.array([1, 1, 0, 0], dtype=np.uint8), (4, 1))
+WIDE = np.tile(np.array([1, 1, 1, 0], dtype=np.uint8), (4, 1))
+DRAWN = {"ann": TRUTH, "ben": TRUTH, "cleo": WIDE}
+Make = Callable[..., tuple[ConfigFile, Path]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Three tiles of four by four pixels with masks by three or four annotators; the masks of tile b are 16 bits."""
+    (tmp_path / "masks").mkdir()
+    rows = []
+    for tile in ("a", "b", "c/d"):
+        image = tmp_path / "images" / f"{tile}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (90, 0, 90)).save(image)
+        for name, mask in (DRAWN | ({"dan": TRUTH} if tile == "a" else {})).items():
+            file = f"masks/{tile.replace('/', '_')}-{name}.png"
+            Image.fromarray(mask.astype(np.uint16) if tile == "b" else mask).save(tmp_path / file)
+            rows.append((f"{tile}.png", name, file))
+    splits = {"a": "train", "b": "train", "c/d": "test"}
+    table = [f"{tile}.png,{split},p-{tile}" for tile, split in splits.items()]
+    (tmp_path / "tiles.csv").write_text("path,split,group\n" + "\n".join(table) + "\n", encoding="utf-8")
+
+    def values(more: Sequence[tuple[str, str, str]] = (), **keys: Any) -> tuple[ConfigFile, Path]:
+        path = tmp_path / "masks.csv"
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("tile", "annotator", "mask"), *rows, *more])
+        tiles = {"source": "table", "path": str(tmp_path / "tiles.csv"), "images": str(tmp_path / "images")}
+        config = {
+            "name": "drawn",
+            "output": str(tmp_path / "out"),
+            "tiles": tiles | {"labels": {"kind": "none"}},
+            "segmentation": {"classes": {"stroma": 0, "gland": 1}},
+        }
+        return validate_file(merge(config, keys), "test"), path
+
+    return values
+
+
+def read_png(path: Path) -> list[list[int]]:
+    with Image.open(path) as image:
+        found: list[list[int]] = np.asarray(image).tolist()
+        return found
+
+
+def test_the_consensus_of_hand_made_masks_outvotes_the_annotator_who_draws_too_wide(make: Make) -> None:
+    merged: MergedMasksResult = clipit.merge_masks(*make())
+    (first,) = (merged.folder / "consensus").glob("a-*.png")
+    assert read_png(first) == TRUTH.tolist()
+    record = merged.record
+    assert record["facts"]["labelled pixels"] == 48 and record["facts"]["masks"] == 10
+    # Of each annotator's labels: both classes, in the two patterns with and without dan, and cleo's column apart.
+    assert record["facts"]["distinct patterns of labels"] == 6
+    of = {each["annotator"]: each for each in record["annotators"]}
+    assert of["ann"]["dice"] == {"stroma": 1.0, "gland": 1.0} and of["dan"]["pixels"] == 16
+    # Cleo: 36 gland and 12 stroma pixels, of which 24 and 12 are those of the others.
+    assert of["cleo"]["dice"]["gland"] == pytest.approx(2 * 24 / (36 + 24))
+    assert of["cleo"]["dice"]["stroma"] == pytest.approx(2 * 12 / (12 + 24))
+    assert of["cleo"]["confusion"][0][1] == pytest.approx(0.5, abs=0.05)
+    assert "cleo: probability of each label" in merged.page.read_text(encoding="utf-8")
+
+
+def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:
+    file, table = make()
+    merged = clipit.merge_masks(file, table, confidence=1.0)
+    keys = {"path": str(merged.table), "images": str(merged.images), "columns": {"mask": "mask_consensus"}}
+    config = file.run.tiles.model_copy(update=keys)
+    classes = MaskClasses(("stroma", "gland"), {0: 0, 1: 1})
+    masks = open_masks(config, read_tiles(config, cut=False), classes)
+    assert len(masks) == 3 and all((masks.read(row)[1] == TRUTH).all() for row in range(3))
+    # No posterior is 1, so that every pixel of the confident masks is ignored.
+    confident = config.model_copy(update={"columns": {"mask": "mask_confident"}})
+    assert (open_masks(confident, read_tiles(config, cut=False), classes).read(0)[1] == -1).all()
+    posterior = np.load(next((merged.folder / "posterior").glob("a-*.npy")), allow_pickle=False)
+    assert posterior.shape == (2, 4, 4) and np.allclose(posterior.astype(float).sum(axis=0), 1, atol=1e-3)
+
+
+def test_pixels_that_nobody_labelled_are_ignored(make: Make, tmp_path: Path) -> None:
+    for path in (tmp_path / "masks").glob("a-*.png"):
+        Image.fromarray(np.where(np.arange(4) == 3, 255, np.asarray(Image.open(path))).astype(np.uint8)).save(path)
+    merged = clipit.merge_masks(*make())
+    (first,) = (merged.folder / "consensus").glob("a-*.png")
+    assert read_png(first) == np.where(np.arange(4) == 3, 255, TRUTH).tolist()
+    assert merged.record["facts"]["labelled pixels"] == 44
+
+
+def test_patterns_count_pixels_however_many_there_are() -> None:
+    patterns = PixelPatterns(("a", "b", "c"), ("x", "y"))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        patterns.add(patterns.encode(rng.integers(-1, 2, size=(3, 64, 64)).astype(np.int16)))
+    found = patterns.consensus()
+    assert len(found.votes) == 3**3 - 1 and found.pixels.sum() == pytest.approx(3 * 64 * 64 * 26 / 27, rel=0.02)
+    labels = np.array([[[1]], [[-1]], [[0]]], dtype=np.int16)
+    (row,) = np.flatnonzero(np.asarray(found.votes.items) == str(patterns.encode(labels)[0, 0]))
+    assert found.votes.table()[row].tolist() == [1, -1, 0]
+    with pytest.raises(DataError, match="too many patterns"):
+        PixelPatterns([str(n) for n in range(40)], ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([("a.png", "ann", "masks/b-ann.png")], "1 tiles with several masks by one annotator: ann on a.png"),
+        ([("a.png", "", "masks/b-ann.png")], "1 rows with an empty cell"),
+        ([("a.png", "eve", "masks/none.png")], "masks/none.png"),
+        ([("a.png", "eve", "masks/small.png")], "the mask has 2 x 2 pixels, its image 4 x 4"),
+        ([("a.png", "eve", "masks/seven.png"), ("b.png", "eve", "masks/small.png")], "2 tiles have masks that cannot"),
+    ],
+)
+def test_masks_that_cannot_be_used(make: Make, tmp_path: Path, more: list[tuple[str, str, str]], message: str) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "masks/small.png")
+    Image.new("L", (4, 4), 7).save(tmp_path / "masks/seven.png")
+    with pytest.raises(DataError) as error:
+        clipit.merge_masks(*make(more))
+    assert message in str(error.value) and "to do:" in str(error.value)
+
+
+def test_one_annotator_per_tile_and_masks_of_other_tiles(make: Make, tmp_path: Path) -> None:
+    file, table = make([("elsewhere.png", "ann", "masks/b-ann.png")])
+    assert "masks of 1 tiles that are not in the data set left out: elsewhere.png" in " ".join(
+        clipit.merge_masks(file, table).record["notes"]
+    )
+    table.write_text("tile,annotator,mask\na.png,ann,masks/a-ann.png\nb.png,ben,masks/b-ben.png\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no pixel has labels by two annotators"):
+        clipit.merge_masks(file, table)
+    with pytest.raises(ConfigError, match=r"segmentation\.classes"):
+        clipit.merge_masks(*make(segmentation={"classes": {}}))
+    with pytest.raises(ConfigError, match="out of range"):
+        clipit.merge_masks(*make(), confidence=2.0)

@@ -116,6 +116,7 @@ PUBLISHED_CLASSES = {
     "wsss4luad_kep": "normal stroma tumor",
     "digestpath": "benign malignant",
     "pannuke": "benign malignant",
+    "glas": "background gland",
 }
 
 

@@ -1,33 +1,27 @@
 """Features of frozen models for studies: the VLM's image tower, the backbone, and the classifier of a finished run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
-from clipit.artifacts import file_sha256, fingerprint
-from clipit.config.load import read_yaml
-from clipit.config.run import BackboneConfig, RunConfig
-from clipit.distributed import build_once, get_processes
-from clipit.errors import ArtifactError, ConfigError, DataError, ModelError
+from clipit.config.run import RunConfig
+from clipit.errors import DataError
 from clipit.evaluation.features import Features
-from clipit.progress import Advance
+from clipit.models.classifier_spec import read_spec
+from clipit.runs.feature_stores import (
+    FeatureStores,
+    backbone_stores,
+    classifier_stores,
+    read_run_record,
+    vlm_stores,
+)
+from clipit.stores.embed import Store, embed_tiles
 from clipit.reporting.study_report import PromptColumns
-from clipit.runs.folder import read_training
-from clipit.stores.embed import Store, embed_tiles, write_shards
-from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.workspace import Workspace
-
-if TYPE_CHECKING:
-    from clipit.models.backbones import Backbone
-
-JOINT = "VLM, joint space"
-SAW_LABELS, SAW_NO_LABELS, UNKNOWN = "true", "false", "unknown"
-"""Values of the column features_saw_labels."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +46,21 @@ class FrozenFeatures:
 
 def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures]:
     """Compute features of the VLM in its joint space and, if available, in its raw space (before the projection)."""
-    vlm, parts = workspace.vlm, {split: workspace.all_tiles.of_split(split) for split in SPLITS}
-    facts = vlm_facts(workspace) | {"features_saw_labels": SAW_NO_LABELS}
-    stores = {split: workspace.tile_store(split) for split in SPLITS}
-    spaces = {JOINT: stores}
+    vlm, joint = workspace.vlm, vlm_stores(workspace)
+    models = [joint]
     if vlm.raw_dim is not None:
         size = config.vlm.batch_size
-        spaces["VLM, raw space"] = {
-            split: embed_tiles(workspace.root, vlm, part, batch_size=size, space="raw") for split, part in parts.items()
+        raw = {
+            split: embed_tiles(workspace.root, vlm, workspace.all_tiles.of_split(split), batch_size=size, space="raw")
+            for split in SPLITS
         }
-    return [
-        FrozenFeatures(
-            name, facts, {split: store.rows(store.positions(parts[split].ids)) for split, store in stores.items()}
-        )
-        for name, stores in spaces.items()
-    ]
+        models.append(FeatureStores("VLM, raw space", joint.facts, raw))
+    return [_load(model, workspace.all_tiles) for model in models]
 
 
 def backbone_features(config: RunConfig, workspace: Workspace) -> FrozenFeatures:
     """Compute features of the configured backbone without LoRA or training."""
-    from clipit.models.backbones import load_backbone
-
-    backbone = load_backbone(config.backbone, get_processes().device)
-    return _embed_with_backbone("backbone, frozen", backbone, config, workspace, {"features_saw_labels": SAW_NO_LABELS})
+    return _load(backbone_stores(config, workspace), workspace.all_tiles)
 
 
 def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> FrozenFeatures:
@@ -84,24 +70,9 @@ def classifier_features(config: RunConfig, workspace: Workspace, run: Path) -> F
         ModelError: The classifier is missing, or its folder cannot be opened as a backbone.
         DataError: The classifier's classes differ from those of the tiles.
     """
-    from clipit.models.backbones import load_backbone
-    from clipit.models.classifier_spec import read_spec, verify_files
-
     folder = run / "classifier"
-    spec = read_spec(folder)
-    verify_files(folder, spec)
-    check_classes_match(spec.classes, workspace.all_tiles, folder)
-    keys = config.backbone.model_dump() | {"name": str(folder), "path": None, "pixels": None, "pretrained": True}
-    keys["pooling"] = spec.pooling
-    backbone = load_backbone(BackboneConfig(**keys), get_processes().device)
-    if backbone.preprocess.hash != spec.preprocess.hash:
-        raise ModelError(
-            "the classifier's folder describes a different preprocessing from the one used in training",
-            where=folder,
-            fix="export it again",
-        )
-    facts = run_facts(run) | {"features_saw_labels": saw_labels(run)}
-    return _embed_with_backbone(f"classifier {run.name}", backbone, config, workspace, facts)
+    check_classes_match(read_spec(folder).classes, workspace.all_tiles, folder)
+    return _load(classifier_stores(config, workspace, run), workspace.all_tiles)
 
 
 def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) -> None:
@@ -118,120 +89,16 @@ def check_classes_match(classes: tuple[str, ...], tiles: TileSet, folder: Path) 
         )
 
 
-def vlm_facts(workspace: Workspace) -> dict[str, Any]:
-    """Return the provenance of scores of the VLM."""
-    vlm = workspace.vlm
-    facts = {"model": vlm.name, "fingerprint": vlm.fingerprint, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
-    return facts | {"preprocess": vlm.preprocess.hash, "pixels": vlm.preprocess.size}
-
-
-def run_facts(run: Path) -> dict[str, Any]:
-    """Return the provenance of a finished run: arm, seed, and the artefacts that it was trained from."""
-    config, training = _read_run(run)
-    facts = {"run": config.get("name", run.name), "arm": config.get("arm") or "custom", "run_seed": config.get("seed")}
-    inputs = ("backbone", "backbone_fingerprint", "vlm", "vlm_fingerprint", "index", "pairs")
-    return facts | {key: training.get(key) for key in inputs}
-
-
-def classifier_fingerprint(folder: Path) -> str:
-    """Compute the fingerprint of all weights in a classifier's folder."""
-    return fingerprint([file_sha256(path) for path in sorted(folder.glob("*.safetensors"))])
-
-
 def run_prompts(run: Path) -> PromptColumns:
     """Return the name and hash of the prompt set that a finished run was evaluated with, as columns."""
-    training = _read_run(run)[1]
+    training = read_run_record(run)[1]
     return {"prompts": training.get("prompts"), "prompts_hash": training.get("prompts_hash")}
 
 
-def saw_labels(run: Path) -> str:
-    """Report whether labels influenced the features of a run's classifier: `true`, `false` or `unknown`.
+def _load(model: FeatureStores, tiles: TileSet) -> FrozenFeatures:
+    """Read the features of all tiles, in their order."""
 
-    They did if the backbone was tuned and the run used any label, even if only to select its step on validation tiles.
-    The result is `unknown` if the run's folder does not record this.
-    """
-    config, training = _read_run(run)
-    tuning = (config.get("backbone") or {}).get("tuning")
-    counts = [training.get(key) for key in ("training_labels", "validation_labels")]
-    if tuning == "frozen" or counts == [0, 0]:
-        return SAW_NO_LABELS
-    return UNKNOWN if tuning is None or None in counts else SAW_LABELS
+    def rows(split: str, store: Store) -> Float32[np.ndarray, "_ d"]:
+        return store.rows(store.positions(tiles.of_split(split).ids))
 
-
-def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read config.yaml and training.json; a missing file gives an empty mapping."""
-    config_file, training_file = run / "config.yaml", run / "training.json"
-    try:
-        config = read_yaml(config_file) if config_file.is_file() else {}
-    except ConfigError as error:
-        fix = "run clipit train with the run's configuration to write it again"
-        raise ArtifactError(
-            f"the run's configuration is damaged: {str(error).splitlines()[0]}", where=config_file, fix=fix
-        ) from error
-    return config, read_training(run) if training_file.is_file() else {}
-
-
-def _embed_with_backbone(
-    name: str, backbone: "Backbone", config: RunConfig, workspace: Workspace, facts: dict[str, Any]
-) -> FrozenFeatures:
-    import torch
-
-    device = get_processes().device
-
-    def forward(pixels: UInt8[np.ndarray, "b 3 h w"]) -> Float32[np.ndarray, "b d"]:
-        with torch.inference_mode():
-            features = backbone.module(backbone.preprocess.normalise(torch.from_numpy(pixels).to(device)))
-        return np.asarray(features.float().cpu().numpy())
-
-    backbone.module.eval()
-    vectors = {}
-    for split in SPLITS:
-        source = workspace.pixels(split, backbone.preprocess)
-        inputs = {"tiles": source.tiles.fingerprint, "model": backbone.fingerprint, "pooling": backbone.pooling}
-        vectors[split] = cached_features(
-            workspace.root, inputs, source, backbone.dim, forward, config.evaluation.batch_size
-        )
-    facts = facts | {
-        "model": backbone.name,
-        "fingerprint": backbone.fingerprint,
-        "preprocess": backbone.preprocess.hash,
-        "pixels": backbone.preprocess.size,
-    }
-    return FrozenFeatures(name, facts, vectors)
-
-
-def cached_features(
-    root: Path,
-    inputs: dict[str, Any],
-    source: PixelSource,
-    dim: int,
-    forward: Callable[[np.ndarray], Float32[np.ndarray, "b d"]],
-    batch_size: int,
-) -> Float32[np.ndarray, "n d"]:
-    """Compute features of all tiles of a source, in order, cached as the artefact `features` (float32 shards and ids).
-
-    Args:
-        root: Output root.
-        inputs: Everything that the features depend on, including the tiles and the model.
-        source: Preprocessed tiles.
-        dim: Dimension of the features.
-        forward: Function from pixels [b, 3, h, w] to features.
-        batch_size: Tiles per forward pass. Batches do not cross shards, so that the bytes do not depend on the number
-            of processes.
-    """
-    ids = [str(name) for name in source.tiles.ids]
-
-    def encode(start: int, stop: int, advance: Advance) -> Float32[np.ndarray, "_ d"]:
-        batches = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-        features = []
-        for rows, pixels in source.ahead(batches):
-            features.append(forward(pixels))
-            advance(len(rows))
-        return np.asarray(np.concatenate(features), dtype=np.float32)
-
-    def make(folder: Path) -> dict[str, Any]:
-        write_shards(folder, ids, encode, "features of tiles")
-        return {"rows": len(ids), "dim": dim}
-
-    store = Store(build_once(root, "features", inputs | {"precision": "float32"}, make))
-    return store.rows(store.positions(ids))
+    return FrozenFeatures(model.name, model.facts, {split: rows(split, store) for split, store in model.stores.items()})

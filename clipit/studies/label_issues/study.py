@@ -27,7 +27,8 @@ from clipit.reporting.html import write_page
 from clipit.reporting.label_issues_page import LabelledTile, SuspiciousTile, label_issues_page
 from clipit.reporting.study_report import collect_provenance, describe_model, study_note
 from clipit.reporting.thumbnails import jpeg_uri, thumbnail
-from clipit.studies.features import backbone_features, vlm_facts
+from clipit.runs.feature_stores import vlm_facts
+from clipit.studies.features import backbone_features
 from clipit.studies.label_issues.verified import read_verified, score_verified
 from clipit.tiles.splits import patients
 from clipit.tiles.tileset import TileSet

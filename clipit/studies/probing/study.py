@@ -36,10 +36,10 @@ from clipit.reporting.study_report import (
     study_note,
     write_study,
 )
+from clipit.runs.feature_stores import JOINT
 from clipit.runs.folder import explaining_differences
 from clipit.stores.embed import centred
 from clipit.studies.features import (
-    JOINT,
     FrozenFeatures,
     backbone_features,
     classifier_features,

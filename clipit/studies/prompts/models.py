@@ -13,9 +13,9 @@ from clipit.config.studies import PromptStudyConfig
 from clipit.distributed import get_processes
 from clipit.errors import DataError, ModelError
 from clipit.progress import progress
+from clipit.runs.feature_stores import classifier_fingerprint, run_facts, vlm_facts
 from clipit.runs.predict import open_classifier
 from clipit.stores.embed import centred
-from clipit.studies.features import classifier_fingerprint, run_facts, vlm_facts
 from clipit.tiles.tileset import TileSet
 from clipit.types import TextEncoder
 from clipit.workspace.workspace import Workspace

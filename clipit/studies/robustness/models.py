@@ -20,14 +20,9 @@ from clipit.models.inference import Classifier
 from clipit.models.preprocess import Preprocess
 from clipit.models.timm_backbones import open_timm
 from clipit.prompts.prompt_set import check_classes
+from clipit.runs.feature_stores import classifier_fingerprint, run_facts, store_features, vlm_facts
 from clipit.runs.predict import open_classifier
-from clipit.studies.features import (
-    cached_features,
-    check_classes_match,
-    classifier_fingerprint,
-    run_facts,
-    vlm_facts,
-)
+from clipit.studies.features import check_classes_match
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
@@ -146,7 +141,8 @@ def compute_vectors(model: MeasuredModel, tiles: TileSet, config: RunConfig, wor
     source = workspace.pixels_of(tiles, model.preprocess)
     inputs = {"tiles": tiles.fingerprint, "model": model.fingerprint, "readings": dict(model.dims)}
     size = config.evaluation.batch_size
-    features = cached_features(workspace.root, inputs, source, int(edges[-1]), forward, size)
+    store = store_features(workspace.root, inputs, source, int(edges[-1]), forward, size)
+    features = store.rows(store.positions(source.tiles.ids))
     return dict(zip(readings, np.split(features, edges[:-1], axis=1), strict=True))
 
 

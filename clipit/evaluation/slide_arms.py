@@ -79,14 +79,38 @@ def compare_slide_arms(
     Raises:
         DataError: The reference is missing, arms have different slides or poolings, or seeds that cannot be paired.
     """
-    if reference not in tables:
-        raise DataError(f"no arm {reference} to compare with", fix=f"use one of: {', '.join(tables)}")
+    _check_reference(tables, reference)
     arms = {
         arm: {number: collect_slides(table, slides, classes) for number, table in by_seed.items()}
         for arm, by_seed in tables.items()
     }
-    _check(arms, reference)
+    _check(arms, reference, same_poolings=True)
     choices = {arm: choose_pooling(*by_seed.values()) for arm, by_seed in arms.items()}
+    return compare_slide_sets(arms, choices, reference, resamples=resamples, seed=seed)
+
+
+def compare_slide_sets(
+    arms: Mapping[str, Mapping[int, SlideSet]],
+    choices: Mapping[str, PoolingChoice],
+    reference: str,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> SlideComparison:
+    """Compare arms as `compare_slide_arms` does, by poolings that are chosen already; arms may have different ones.
+
+    Args:
+        arms: Scored slides by arm and seed, all of the same slides.
+        choices: Pooling of each arm.
+        reference: Name of the reference arm.
+        resamples: Number of bootstrap resamples; 0 for no intervals.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: The reference is missing, or arms have different slides or seeds that cannot be paired.
+    """
+    _check_reference(arms, reference)
+    _check(arms, reference, same_poolings=choices[reference].key is None)
     first = next(iter(arms[reference].values()))
     rows: list[dict[str, object]] = []
     for split in first.split_names():
@@ -178,7 +202,12 @@ def _test(gains: Sequence[float]) -> Significance:
     return paired_t_test(gains) if gains else Significance(None, "a score is undefined")
 
 
-def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str) -> None:
+def _check_reference(arms: Mapping[str, object], reference: str) -> None:
+    if reference not in arms:
+        raise DataError(f"no arm {reference} to compare with", fix=f"use one of: {', '.join(arms)}")
+
+
+def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str, *, same_poolings: bool) -> None:
     """Check that all arms have the same slides and poolings, and seeds that can be paired with the reference's."""
     problems = []
     empty = [arm for arm, by_seed in arms.items() if not by_seed]
@@ -187,7 +216,8 @@ def _check(arms: Mapping[str, Mapping[int, SlideSet]], reference: str) -> None:
     first = next(iter(arms[reference].values()))
     for arm, by_seed in arms.items():
         for number, scored in by_seed.items():
-            if scored.slides.tolist() != first.slides.tolist() or scored.scores.keys() != first.scores.keys():
+            others = same_poolings and scored.scores.keys() != first.scores.keys()
+            if scored.slides.tolist() != first.slides.tolist() or others:
                 problems.append(f"{arm}, seed {number}: its slides or poolings are not those of {reference}")
         if len(by_seed) > 1 and len(arms[reference]) > 1 and by_seed.keys() != arms[reference].keys():
             theirs, ours = (", ".join(map(str, sorted(each))) for each in (by_seed, arms[reference]))

@@ -22,7 +22,6 @@ from clipit.mil.bags import MilBags
 from clipit.mil.distillation import TargetedBags, select_targeted, target_loss
 from clipit.mil.network import MilNetwork, MilOutput
 from clipit.mil.targets import BagTargets
-from clipit.progress import progress
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, save_checkpoint, save_weights
 
 logger = logging.getLogger(__name__)
@@ -180,28 +179,26 @@ def _fit(
     losses = [] if checkpoints is None else _read_losses(checkpoints, state.step)
     best = _best_weights(checkpoints, state, network)
     saved = time.monotonic()
-    with progress("training", options.epochs, shown=get_processes().main, done=state.step) as advance:
-        while state.step < options.epochs and not state.stopped:
-            training_loss = _train_epoch(network, optimizer, train, targeted, options, seed, state.step)
-            validation_loss = _mean_loss(network, validation)
-            if not np.isfinite([training_loss, validation_loss]).all():
-                raise ModelError(
-                    f"the loss is not finite in epoch {state.step + 1}",
-                    where=bags.where,
-                    fix="lower mil.training.learning_rate",
-                )
-            state.step += 1
-            losses.append((training_loss, validation_loss))
-            if state.best_score is None or -validation_loss > state.best_score:
-                state.best_step, state.best_score, state.validations_without_gain = state.step, -validation_loss, 0
-                best = {name: value.detach().clone() for name, value in network.state_dict().items()}
-            else:
-                state.validations_without_gain += 1
-            state.stopped = state.validations_without_gain >= options.patience
-            advance()
-            if checkpoints is not None and time.monotonic() - saved >= _CHECKPOINT_SECONDS:
-                _save_checkpoint(checkpoints, state, network, optimizer, best, losses)
-                saved = time.monotonic()
+    while state.step < options.epochs and not state.stopped:
+        training_loss = _train_epoch(network, optimizer, train, targeted, options, seed, state.step)
+        validation_loss = _mean_loss(network, validation)
+        if not np.isfinite([training_loss, validation_loss]).all():
+            raise ModelError(
+                f"the loss is not finite in epoch {state.step + 1}",
+                where=bags.where,
+                fix="lower mil.training.learning_rate",
+            )
+        state.step += 1
+        losses.append((training_loss, validation_loss))
+        if state.best_score is None or -validation_loss > state.best_score:
+            state.best_step, state.best_score, state.validations_without_gain = state.step, -validation_loss, 0
+            best = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        else:
+            state.validations_without_gain += 1
+        state.stopped = state.validations_without_gain >= options.patience
+        if checkpoints is not None and time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+            _save_checkpoint(checkpoints, state, network, optimizer, best, losses)
+            saved = time.monotonic()
     network.load_state_dict(best)
     network.target_head = None
     network.eval()

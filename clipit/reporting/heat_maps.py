@@ -91,15 +91,43 @@ def write_overlays(
     return paths
 
 
-@in_style
+def write_map(
+    path: Path, overview: Image.Image, grid: SlideGrid, values: Float[np.ndarray, " n"], title: str, label: str
+) -> None:
+    """Write a picture of one value per tile over the overview of a slide, with a scale bar and a colour bar.
+
+    Args:
+        path: PNG file.
+        overview: Image of the whole slide; shrunk to at most 900 pixels.
+        grid: Tiles of the slide.
+        values: Value of each tile, from 0 to 1.
+        title: Title of the picture.
+        label: Label of the colour bar.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    small = overview.convert("L").convert("RGB")
+    small.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    means = heat_map(grid, values[:, None], grid.step)[0]
+    save_plot(_plot_values(small, grid, means, title, label), path, _COMPRESSION)
+
+
 def _plot_class(overview: Image.Image, grid: SlideGrid, values: Float32[np.ndarray, "h w"], name: str) -> "Figure":
-    figure, axes = _overview_figure(overview, grid, f"{grid.slide}: {name}")
+    return _plot_values(overview, grid, values, f"{grid.slide}: {name}", f"probability of {name}")
+
+
+@in_style
+def _plot_values(
+    overview: Image.Image, grid: SlideGrid, values: Float32[np.ndarray, "h w"], title: str, label: str
+) -> "Figure":
+    figure, axes = _overview_figure(overview, grid, title)
     heat = axes.imshow(
         np.ma.masked_invalid(values), cmap=COLOUR_MAP, vmin=0, vmax=1, extent=_extent(values.shape, grid),
         alpha=_OPACITY, interpolation="nearest",
     )  # fmt: skip
     _finish(axes, grid)
-    bar = figure.colorbar(heat, ax=axes, label=f"probability of {name}", shrink=0.8)
+    bar = figure.colorbar(heat, ax=axes, label=label, shrink=0.8)
     if bar.solids is not None:
         bar.solids.set_alpha(1)
     return figure

@@ -48,13 +48,13 @@ class ComparedRun:
         return f"{self.arm}, seed {self.seed}"
 
 
-def slide_verdict(comparison: SlideComparison) -> str:
-    """State in one sentence which arms are better than the reference in balanced accuracy per slide.
+def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
+    """State in one sentence which arms are better than the reference in balanced accuracy per slide, or per patient.
 
     The test split decides, or else the first one that was compared. Nothing is decided without a pooling that was
     chosen on validation slides: of several poolings, one could always be picked for which an arm is better.
     """
-    rows = _main_rows(comparison)
+    rows = _main_rows(comparison, level)
     reference = comparison.choices[comparison.reference]
     if not rows:
         return "Not decided: no slide with a label can be compared."
@@ -76,10 +76,8 @@ def slide_verdict(comparison: SlideComparison) -> str:
         )
         if outcome in found
     ]
-    return (
-        f"Balanced accuracy on {first['labelled']:,} {first['split']} slides of {first['patients']:,} patients: "
-        f"{'; '.join(parts)}."
-    )
+    units = f"slides of {first['patients']:,} patients" if level == "slide" else "patients"
+    return f"Balanced accuracy on {first['labelled']:,} {first['split']} {units}: {'; '.join(parts)}."
 
 
 def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -93,9 +91,9 @@ def _outcome(row: Mapping[str, Any]) -> tuple[str, str]:
     return ("worse", "") if row["high"] < 0 and row["seeds_high"] < 0 else ("open", "")
 
 
-def _main_rows(comparison: SlideComparison) -> list[dict[str, Any]]:
+def _main_rows(comparison: SlideComparison, level: Level = "slide") -> list[dict[str, Any]]:
     table = comparison.table
-    table = table[(table["metric"] == CHOSEN_BY) & (table["level"] == "slide") & (table["labelled"] > 0)]
+    table = table[(table["metric"] == CHOSEN_BY) & (table["level"] == level) & (table["labelled"] > 0)]
     splits = table["split"].unique().tolist()
     if not splits:
         return []

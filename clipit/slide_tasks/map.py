@@ -15,7 +15,6 @@ from PIL import Image
 from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes
 from clipit.evaluation.slide_scores import SCORE_PREFIX
-from clipit.images import ImageError
 from clipit.leftovers import delete_leftovers
 from clipit.progress import progress
 from clipit.reporting.heat_map_tiff import write_heat_map_tiff
@@ -29,10 +28,10 @@ from clipit.slide_tasks.score import PAGE as INDEX
 from clipit.slide_tasks.score import ScoredSlides, embedded_caution
 from clipit.slide_tasks.tile_scores import MAPS, TILES, TileScores, read_scores, slide_folder
 from clipit.slides.geojson import read_polygons
-from clipit.slides.opening import HEAT_MAP, open_slide
+from clipit.slides.opening import HEAT_MAP
 from clipit.slides.prepare import PreparedSlide
 from clipit.slides.qupath import write_regions_geojson, write_tiles_geojson
-from clipit.slides.reading import read_overview
+from clipit.slides.whole import read_whole
 from clipit.tiles.slides import slide_tiles
 
 RECORD, PAGE, OVERLAYS, _, TILES_QUPATH, REGIONS_QUPATH = MAPS
@@ -118,8 +117,8 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
     write_tiles_geojson(folder / TILES_QUPATH, grid, classes, probabilities, colours)
     write_regions_geojson(folder / REGIONS_QUPATH, grid, classes, probabilities, colours)
     write_heat_map_tiff(folder / HEAT_MAP, grid, classes, probabilities)
-    overview = read_whole(slide)
     label = scored.outcome.label_of(slide.name)
+    overview = read_whole(slide, OVERVIEW_PIXELS)
     write_overlays(folder / OVERLAYS, overview, grid, classes, probabilities, colours)
     content = SlidePage(
         grid=grid,
@@ -142,23 +141,6 @@ def _map_slide(slide: PreparedSlide, scored: ScoredSlides, scorer: TileScorer, o
     )
     write_page(folder / PAGE, slide_page(content))
     write_record(folder / RECORD, _inputs(slide, scored, out, options))
-
-
-def read_whole(slide: PreparedSlide) -> Image.Image:
-    """Read the whole slide with a longest edge of at most 2,400 pixels.
-
-    If pixels at this resolution are damaged, the overview on which tissue was found is returned instead.
-    """
-    file = open_slide(slide.path)
-    try:
-        longest = max(file.levels[0].width, file.levels[0].height)
-        return read_overview(file, max(1.0, longest / OVERVIEW_PIXELS))
-    except ImageError as error:
-        logger.warning(f"{slide.name}: its page shows a coarser overview, because {error}")
-        with Image.open(slide.overview) as stored:
-            return stored.convert("RGB")
-    finally:
-        file.close()
 
 
 def pooled_scores(table: pd.DataFrame, slide: str, classes: Sequence[str]) -> Mapping[str, Sequence[float]]:

@@ -1,0 +1,150 @@
+"""Inputs of the study: bags as configured, and zero-shot scores of their instances."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipit.config.load import names_tiles
+from clipit.config.mil import MilConfig
+from clipit.config.run import RunConfig
+from clipit.errors import ConfigError
+from clipit.evaluation.zero_shot import prompt_embeddings
+from clipit.mil.bags import MilBags
+from clipit.mil.feature_file_bags import HeldOut, bags_of_files
+from clipit.mil.tile_store_bags import bags_of_tiles
+from clipit.runs.feature_stores import FeatureStores, backbone_stores, classifier_stores, vlm_stores
+from clipit.tiles.tileset import TileSet
+from clipit.workspace.preflight import Model, check_inputs, check_output
+from clipit.workspace.workspace import Workspace
+
+ZERO_SHOT = "zero_shot"
+"""Arm of the VLM's class prompts."""
+_UNIT_TOLERANCE = 0.02  # half precision and rounding
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Instances in the VLM's joint space and the embeddings of the classes.
+
+    Attributes:
+        bags: The bags of the study, with features in the joint space.
+        classes: Embedding of each class.
+        facts: Prompts and VLM.
+    """
+
+    bags: MilBags
+    classes: Float32[np.ndarray, "c d"]
+    facts: dict[str, Any]
+
+    def scores(self, bag: int) -> Float32[np.ndarray, "n c"]:
+        """Compute the cosine of each instance of a bag to each class."""
+        return self.bags.features(bag) @ self.classes.T
+
+
+@dataclass(frozen=True)
+class MilInputs:
+    """Bags and what else the study needs.
+
+    Attributes:
+        bags: Bags with all labels.
+        tiles: Tiles of the workspace, for pictures; None for files of features.
+        zero_shot: What the zero-shot arm needs; None without it.
+        facts: Provenance of the features.
+        notes: Remarks.
+    """
+
+    bags: MilBags
+    tiles: TileSet | None
+    zero_shot: ZeroShot | None
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_inputs(config: RunConfig, mil: MilConfig) -> MilInputs:
+    """Read the bags of a configuration; features that do not exist yet are computed by all processes.
+
+    Raises:
+        ConfigError: No tiles are configured, or the features cannot be compared with prompts.
+        DataError: The bags are invalid.
+    """
+    workspace = Workspace(config)
+    wanted = ZERO_SHOT in mil.arms
+    notes = []
+    if wanted and config.prompts is None:
+        notes.append("The arm zero_shot was left out, because no prompts are configured.")
+        wanted = False
+    if mil.features == "h5":
+        return _read_files(workspace, mil, wanted, notes)
+    if not names_tiles(config):
+        raise ConfigError(
+            "no tiles are configured",
+            where="tiles.path",
+            fix="name slides or tiles in the section tiles, or set mil.features: h5",
+        )
+    models: list[Model] = ["vlm"] if wanted or mil.features == "vlm" else []
+    check_inputs(workspace, [*models, *(["backbone"] if mil.features == "backbone" else [])])  # type: ignore[list-item]
+    features = _stores(config, workspace, mil)
+    tiles = workspace.all_tiles
+    bags = bags_of_tiles(tiles, features.stores, mil.bags)
+    zero_shot = None
+    if wanted:
+        joint = bags if mil.features == "vlm" else bags_of_tiles(tiles, vlm_stores(workspace).stores, mil.bags)
+        zero_shot = _zero_shot(workspace, joint)
+    facts = {"features": features.name, **features.facts, "tiles": tiles.fingerprint}
+    return MilInputs(bags, tiles, zero_shot, facts, (*notes, *bags.notes))
+
+
+def _stores(config: RunConfig, workspace: Workspace, mil: MilConfig) -> FeatureStores:
+    if mil.features == "vlm":
+        return vlm_stores(workspace)
+    if mil.features == "backbone":
+        return backbone_stores(config, workspace)
+    return classifier_stores(config, workspace, Path(str(mil.run)))
+
+
+def _read_files(workspace: Workspace, mil: MilConfig, wanted: bool, notes: list[str]) -> MilInputs:
+    config = workspace.config
+    check_output(config.output)
+    held_out = HeldOut(mil.validation_fraction, mil.test_fraction, mil.split_seed)
+    files, table = Path(str(mil.h5)), Path(str(mil.slides))
+    bags = bags_of_files(files, table, mil.bags, held_out, config.tiles.classes or ())
+    zero_shot = None
+    if wanted:
+        _check_joint(bags, workspace)
+        zero_shot = _zero_shot(workspace, bags)
+    facts = {"features": str(files), "slides": str(table), "fingerprint": bags.reader.fingerprint()}
+    return MilInputs(bags, None, zero_shot, facts, (*notes, *bags.notes))
+
+
+def _check_joint(bags: MilBags, workspace: Workspace) -> None:
+    """Check that features are unit vectors of the dimension of the VLM's joint space."""
+    fix = "remove zero_shot from mil.arms, or compute the features with the image tower of vlm, projected and normalised"
+    if bags.dim != workspace.vlm.joint_dim:
+        raise ConfigError(
+            f"the features have {bags.dim} dimensions; the joint space of {workspace.vlm.name} has "
+            f"{workspace.vlm.joint_dim}, so that prompts cannot be compared with them",
+            where="mil.arms",
+            fix=fix,
+        )
+    lengths = np.linalg.norm(bags.features(0), axis=1)
+    if not np.allclose(lengths, 1, atol=_UNIT_TOLERANCE):
+        raise ConfigError(
+            f"the features have lengths around {np.median(lengths):.3g} instead of 1, so that prompts cannot be "
+            "compared with them",
+            where="mil.arms",
+            fix=fix,
+        )
+
+
+def _zero_shot(workspace: Workspace, bags: MilBags) -> ZeroShot:
+    prompts, vlm = workspace.prompts, workspace.vlm
+    if prompts is None:
+        raise ConfigError("no prompts are configured", where="prompts", fix="set prompts")
+    embeddings = prompt_embeddings(prompts, workspace.encode, None, bags.classes)
+    facts = {"vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint, "prompts": prompts.name, "prompts_hash": prompts.hash}
+    return ZeroShot(replace(bags, notes=()), embeddings, facts)
+
+

@@ -1,0 +1,258 @@
+"""Study of slide or patient labels: train the arms over seeds, compare them on test bags, and write tables and page."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float32
+
+from clipit.artifacts import whole_file, write_record
+from clipit.config.mil import MilConfig
+from clipit.config.run import RunConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError
+from clipit.evaluation.slide_arms import SlideComparison, compare_slide_sets
+from clipit.evaluation.slide_metrics import PoolingChoice, choose_pooling
+from clipit.evaluation.slide_scores import pool_slide, slide_table
+from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_slides
+from clipit.mil.arms import ARMS, FLOOR, arm_titles, check_arms
+from clipit.mil.bags import MilBags, keep_labels
+from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, read_inputs
+from clipit.mil.maps import MapsOptions, MilMaps, make_maps
+from clipit.mil.training import MilModel, check_trainable, train_mil
+from clipit.progress import progress
+from clipit.reporting.html import write_page
+from clipit.reporting.mil_page import MilContent, mil_page, mil_summary
+from clipit.reporting.notes import compose_note
+from clipit.reporting.slide_arms_page import slide_verdict
+from clipit.versions import git_commit, package_version, versions
+
+logger = logging.getLogger(__name__)
+
+NAME = "mil"
+"""Base name of the study's files."""
+SCORES, SUMMARY = "bag_scores.csv", f"{NAME}.md"
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of all arms.
+
+    Attributes:
+        sets: Scores of all bags, by arm and seed.
+        choices: Pooling of each arm.
+        models: Trained models, by arm and seed.
+    """
+
+    sets: dict[str, dict[int, SlideSet]]
+    choices: dict[str, PoolingChoice]
+    models: dict[str, dict[int, MilModel]]
+
+
+def mil_study(config: RunConfig, mil: MilConfig) -> Path:
+    """Train and compare the arms; trained models are kept and not trained again.
+
+    Writes `mil.parquet` (the comparison: one row per split, level, metric and arm), `bag_scores.csv` (probabilities of
+    every bag by arm and seed), `map_scores.csv` (if there are masks), `mil.json` (provenance), `mil.md`, `mil.html` and
+    `maps/`.
+
+    Args:
+        config: Run configuration: tiles or slides, VLM or backbone, prompts.
+        mil: Bags, arms, seeds and training.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        ConfigError: An arm is unknown, or the features cannot be used.
+        DataError: The bags do not suffice, or no test bag has a label.
+    """
+    check_arms(mil)
+    inputs = read_inputs(config, mil)
+    for seed in mil.seeds:
+        check_trainable(keep_labels(inputs.bags, mil.labels_per_class, seed))
+    _check_test(inputs.bags)
+    folder = config.output / NAME / config.name
+    scored = _score_arms(config, mil, inputs)
+    level: Level = "patient" if mil.bags == "patient" else "slide"
+    reference = mil.reference if mil.reference in scored.sets else next(iter(scored.sets))
+    if get_processes().main:
+        comparison = compare_slide_sets(scored.sets, scored.choices, reference, resamples=mil.resamples)
+        if level == "patient":
+            table = comparison.table[comparison.table["level"] == level].reset_index(drop=True)
+            comparison = SlideComparison(reference, comparison.choices, table, comparison.crossing)
+        maps = make_maps(inputs, scored.models, config.tiles, MapsOptions.of(mil), folder)
+        _write(config, mil, inputs, scored, comparison, maps, level, folder)
+    get_processes().barrier()
+    return folder
+
+
+def _check_test(bags: MilBags) -> None:
+    labels = bags.labels[(bags.splits == "test") & (bags.labels >= 0)]
+    if not len(labels):
+        raise DataError(
+            "no test bag has a label", where=bags.where, fix="label test slides, or hold some out (tiles.test_fraction)"
+        )
+
+
+def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored:
+    """Train and score the arms; called by all processes."""
+    bags, root = inputs.bags, config.output / "artefacts"
+    trained = [name for name in mil.arms if name in ARMS]
+    scored = _Scored({}, {}, {})
+    total = len(trained) * len(mil.seeds)
+    with progress("training models of bags", total, shown=get_processes().main) as advance:
+        for name in mil.arms:
+            if name == ZERO_SHOT:
+                if inputs.zero_shot is not None:
+                    labels = keep_labels(bags, mil.labels_per_class, mil.seeds[0])
+                    scored.sets[name] = {mil.seeds[0]: _zero_shot_set(labels, inputs.zero_shot)}
+                    scored.choices[name] = choose_pooling(scored.sets[name][mil.seeds[0]])
+                continue
+            arm = ARMS[name]
+            options = mil.training.model_copy(update={"pooling": arm.pooling})
+            scored.models[name], scored.sets[name] = {}, {}
+            for seed in mil.seeds:
+                model = train_mil(arm.bags(bags, mil.labels_per_class, seed), options, seed, root=root)
+                scored.models[name][seed] = model
+                scored.sets[name][seed] = _slide_set(bags, model.predict(bags), arm.pooling)
+                advance()
+            epochs = ", ".join(str(model.epoch) for model in scored.models[name].values())
+            scored.choices[name] = _choice(arm.pooling, f"Epochs chosen on the validation bags, by seed: {epochs}.")
+    scored.sets[FLOOR] = {mil.seeds[0]: _slide_set(bags, _frequencies(bags), "constant")}
+    scored.choices[FLOOR] = _choice("constant", "Nothing is chosen.")
+    return scored
+
+
+def _choice(pooling: str, sentence: str) -> PoolingChoice:
+    return PoolingChoice(PoolingKey(pooling, False), sentence, {})
+
+
+def _frequencies(bags: MilBags) -> Float32[np.ndarray, "b c"]:
+    labels = bags.labels[(bags.splits == "train") & (bags.labels >= 0)]
+    counts = np.bincount(labels, minlength=len(bags.classes))
+    return np.tile((counts / counts.sum()).astype(np.float32), (len(bags), 1))
+
+
+def _slide_set(bags: MilBags, probabilities: Float32[np.ndarray, "b c"], pooling: str) -> SlideSet:
+    """Return the scores of bags as those of slides, in ascending order of their names."""
+    order = np.argsort(bags.names.astype(str), kind="stable")
+    return SlideSet(
+        slides=bags.names.astype(str)[order],
+        labels=bags.labels[order],
+        patients=bags.patients.astype(str)[order],
+        splits=bags.splits.astype(str)[order],
+        classes=bags.classes,
+        scores={PoolingKey(pooling, False): probabilities[order]},
+    )
+
+
+def _zero_shot_set(bags: MilBags, zero_shot: ZeroShot) -> SlideSet:
+    """Pool the zero-shot scores of the instances of every bag by every pooling."""
+    pooled = {}
+    for bag, name in enumerate(bags.names.tolist()):
+        scores = zero_shot.scores(bag)
+        pooled[str(name)] = pool_slide(scores, np.zeros((len(scores), 2), dtype=np.int64), smoothing=(False,))
+    names = np.array([*bags.classes, ""], dtype=object)  # the last name is that of the unknown label, -1
+    slides = pd.DataFrame(
+        {"slide": bags.names, "label": names[bags.labels], "group": bags.patients, "split": bags.splits}
+    )
+    return collect_slides(slide_table(pooled, bags.classes), slides, bags.classes)
+
+
+def _write(
+    config: RunConfig,
+    mil: MilConfig,
+    inputs: MilInputs,
+    scored: _Scored,
+    comparison: SlideComparison,
+    maps: MilMaps,
+    level: Level,
+    folder: Path,
+) -> None:
+    bags = inputs.bags
+    _write_csv(folder / SCORES, _score_table(scored))
+    if len(maps.scores):
+        _write_csv(folder / "map_scores.csv", maps.scores)
+    facts: dict[str, Any] = {
+        "bags": f"{len(bags)} ({mil.bags}s), {int(bags.sizes.sum()):,} tiles of {bags.dim} features",
+        "seeds": ", ".join(map(str, mil.seeds)),
+        **inputs.facts,
+        **({} if inputs.zero_shot is None else inputs.zero_shot.facts),
+        "bags fingerprint": bags.fingerprint,
+        "bootstrap": f"{mil.resamples} resamples of patients",
+        "commit": git_commit(),
+        "clipit": package_version(),
+    }
+    models = _models_used(config, mil, inputs)
+    content = MilContent(
+        title=f"{config.name}: labels of {mil.bags}s",
+        note=compose_note(config.note, **models),
+        comparison=comparison,
+        level=level,
+        counts=bags.counts(),
+        arms=arm_titles(scored.sets),
+        notes=inputs.notes,
+        maps=maps.shown,
+        map_scores=maps.scores,
+        facts=facts,
+        training=mil.training.model_dump(mode="json", exclude={"pooling"}),
+    )
+    with whole_file(folder / f"{NAME}.parquet") as temporary:
+        comparison.table.assign(
+            features=inputs.facts["features"], bags=bags.fingerprint, commit=git_commit()
+        ).to_parquet(temporary, index=False)
+    with whole_file(folder / SUMMARY) as temporary:
+        temporary.write_text(mil_summary(content), encoding="utf-8")
+    write_page(folder / f"{NAME}.html", mil_page(content))
+    record = {
+        "verdict": slide_verdict(comparison, level),
+        "reference": comparison.reference,
+        "choices": {arm: choice.sentence for arm, choice in comparison.choices.items()},
+        "facts": facts,
+        "notes": inputs.notes,
+        "config": config.model_dump(mode="json") | {"mil": mil.model_dump(mode="json")},
+        "versions": versions(),
+    }
+    write_record(folder / f"{NAME}.json", record)
+
+
+def _models_used(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> Mapping[str, list[str]]:
+    """Return the names of the models that the scores come from, for the note."""
+    vlms = [config.vlm.name] if mil.features == "vlm" or inputs.zero_shot is not None else []
+    backbones = {"backbone": [config.backbone.name], "run": [str(inputs.facts.get("backbone", ""))]}
+    return {"vlms": vlms, "backbones": backbones.get(mil.features, [])}
+
+
+def _score_table(scored: _Scored) -> pd.DataFrame:
+    """Tabulate the scores of every bag by arm and seed; those of zero-shot by its chosen pooling."""
+    parts = []
+    for arm, by_seed in scored.sets.items():
+        key = scored.choices[arm].key
+        for seed, each in by_seed.items():
+            names = np.array([*each.classes, ""], dtype=object)
+            chosen = key or next(iter(each.scores))
+            part = pd.DataFrame(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "bag": each.slides,
+                    "patient": each.patients,
+                    "split": each.splits,
+                    "label": names[each.labels],
+                    "predicted": names[each.scores[chosen].argmax(axis=1)],
+                }
+            )
+            for code, name in enumerate(each.classes):
+                part[f"score_{name}"] = each.scores[chosen][:, code]
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, index=False)

@@ -1,0 +1,29 @@
+"""Read a whole slide as one image, for pages and overlays."""
+
+import logging
+
+from PIL import Image
+
+from clipit.images import ImageError
+from clipit.slides.opening import open_slide
+from clipit.slides.prepare import PreparedSlide
+from clipit.slides.reading import read_overview
+
+logger = logging.getLogger(__name__)
+
+
+def read_whole(slide: PreparedSlide, longest: int) -> Image.Image:
+    """Read the whole slide with a longest edge of at most `longest` pixels.
+
+    If pixels at this resolution are damaged, the overview on which tissue was found is returned instead.
+    """
+    file = open_slide(slide.path)
+    try:
+        edge = max(file.levels[0].width, file.levels[0].height)
+        return read_overview(file, max(1.0, edge / longest))
+    except ImageError as error:
+        logger.warning(f"{slide.name}: its page shows a coarser overview, because {error}")
+        with Image.open(slide.overview) as stored:
+            return stored.convert("RGB")
+    finally:
+        file.close()

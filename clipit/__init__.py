@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
+    from clipit.api.bags import train_mil
     from clipit.api.configuration import load_config
     from clipit.api.experiments import compare, probe, tune
     from clipit.api.labels import describe_annotators, find_label_issues, merge_masks
@@ -40,6 +41,7 @@ __all__ = [
     "score_slides",
     "tile_slides",
     "train",
+    "train_mil",
     "tune",
 ]
 
@@ -49,6 +51,7 @@ _MODULES = {
     "load_classifier": "clipit.models.inference",
     **dict.fromkeys(("build_text_index", "pair"), "clipit.api.texts"),
     **dict.fromkeys(("describe_annotators", "find_label_issues", "merge_masks"), "clipit.api.labels"),
+    "train_mil": "clipit.api.bags",
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),
     **dict.fromkeys(("compare_slides", "score_slides", "tile_slides"), "clipit.api.slides"),

@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Whole slides": {
         "slides": "tiles, scores and maps of whole slides; arms compared on them",
+        "mil": "learn labels of slides or patients from stored features",
     },
     "Experiments": {
         "compare": "compare arms over seeds, with controls and statistics",

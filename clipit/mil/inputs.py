@@ -41,7 +41,7 @@ class ZeroShot:
 
     def scores(self, bag: int) -> Float32[np.ndarray, "n c"]:
         """Compute the cosine of each instance of a bag to each class."""
-        return self.bags.features(bag) @ self.classes.T
+        return np.asarray(self.bags.features(bag) @ self.classes.T, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def _read_files(workspace: Workspace, mil: MilConfig, wanted: bool, notes: list[
 
 def _check_joint(bags: MilBags, workspace: Workspace) -> None:
     """Check that features are unit vectors of the dimension of the VLM's joint space."""
-    fix = "remove zero_shot from mil.arms, or compute the features with the image tower of vlm, projected and normalised"
+    fix = (
+        "remove zero_shot from mil.arms, or compute the features with the image tower of vlm, projected and normalised"
+    )
     if bags.dim != workspace.vlm.joint_dim:
         raise ConfigError(
             f"the features have {bags.dim} dimensions; the joint space of {workspace.vlm.name} has "
@@ -146,5 +148,3 @@ def _zero_shot(workspace: Workspace, bags: MilBags) -> ZeroShot:
     embeddings = prompt_embeddings(prompts, workspace.encode, None, bags.classes)
     facts = {"vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint, "prompts": prompts.name, "prompts_hash": prompts.hash}
     return ZeroShot(replace(bags, notes=()), embeddings, facts)
-
-

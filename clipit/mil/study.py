@@ -196,7 +196,7 @@ def _write(
         level=level,
         counts=bags.counts(),
         arms=arm_titles(scored.sets),
-        notes=inputs.notes,
+        notes=(*inputs.notes, *maps.notes),
         maps=maps.shown,
         map_scores=maps.scores,
         facts=facts,

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float32
-from PIL import Image
 
 from clipit.artifacts import file_sha256, fingerprint, read_json, write_record
 from clipit.distributed import get_processes

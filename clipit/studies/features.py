@@ -11,6 +11,7 @@ from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.features import Features
 from clipit.models.classifier_spec import read_spec
+from clipit.reporting.study_report import PromptColumns
 from clipit.runs.feature_stores import (
     FeatureStores,
     backbone_stores,
@@ -19,7 +20,6 @@ from clipit.runs.feature_stores import (
     vlm_stores,
 )
 from clipit.stores.embed import Store, embed_tiles
-from clipit.reporting.study_report import PromptColumns
 from clipit.tiles.tileset import SPLITS, TileSet
 from clipit.workspace.workspace import Workspace
 

@@ -80,13 +80,19 @@ def decode_mask(
     """
     if Path(name).suffix.lower() in _GEOJSON:
         return _draw(content, name, size, classes)
-    values = _decode_values(content)
+    values = decode_values(content)
     if values.shape != (size[1], size[0]):
         raise ImageError(f"the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[0]} x {size[1]}")
     return classes.codes(values)
 
 
-def _decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
+def decode_values(content: Path | io.BytesIO) -> Integer[np.ndarray, "h w"]:
+    """Decode the values of a mask that is an image: PNG or TIFF with 1, 8 or 16 bits or a palette.
+
+    Raises:
+        ImageError: It cannot be decoded, or its pixels are no values of classes.
+        OSError: The file cannot be opened.
+    """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it; a truncated mask would end in zeros
     try:
         with Image.open(content) as image:

@@ -1,0 +1,83 @@
+"""Labels of slides and patients in Python: multiple-instance learning on stored features."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from clipit.api.configuration import Config, as_config
+from clipit.api.entry import public
+
+
+@dataclass(frozen=True)
+class MilResult:
+    """A finished study of slide or patient labels.
+
+    Attributes:
+        folder: Folder of the study.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page of the study."""
+        return self.folder / "mil.html"
+
+    @property
+    def report(self) -> Path:
+        """Tables as Markdown."""
+        return self.folder / "mil.md"
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Comparison, one row per split, level, metric and arm: mean and sd over seeds, difference to the reference.
+
+        The difference has a bootstrap interval over patients (low, high), a t-interval over seeds (seeds_low,
+        seeds_high) and p-values (p, p_holm).
+        """
+        from clipit.artifacts import reading
+
+        path = self.folder / "mil.parquet"
+        with reading(path, fix="run the study again"):
+            return pd.read_parquet(path)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores of every bag by arm and seed: arm, seed, bag, patient, split, label, predicted, score_<class>."""
+        return self._csv("bag_scores.csv")
+
+    @cached_property
+    def map_scores(self) -> pd.DataFrame:
+        """Agreement of the maps with masks, with floor and ceiling; empty without masks."""
+        path = self.folder / "map_scores.csv"
+        return self._csv(path.name) if path.is_file() else pd.DataFrame()
+
+    def _csv(self, name: str) -> pd.DataFrame:
+        from clipit.artifacts import reading
+
+        path = self.folder / name
+        with reading(path, fix="run the study again"):
+            return pd.read_csv(path)
+
+
+@public
+def train_mil(config: Config) -> MilResult:
+    """Learn labels of slides or patients from stored features, and compare the arms of `mil.arms` over seeds.
+
+    Example:
+        >>> study = clipit.train_mil(clipit.load_config("slides.yaml", {"mil.seeds": [0, 1]}))
+        >>> study.table.query("split == 'test' and metric == 'auroc'")[["arm", "level", "mean", "difference"]]
+
+    Args:
+        config: Configuration with a section `mil`.
+
+    Raises:
+        ConfigError: An arm is unknown, or the features cannot be used.
+        DataError: The bags do not suffice to train, or no test bag has a label.
+    """
+    from clipit.mil.study import mil_study
+
+    file = as_config(config)
+    return MilResult(mil_study(file.run, file.mil))

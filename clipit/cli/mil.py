@@ -1,0 +1,16 @@
+"""Learn labels of slides or patients from stored features: attention, mean and max pool, zero-shot, shuffled labels."""
+
+from clipit.config.command_line import read_file_command
+from clipit.errors import user_errors
+from clipit.reporting.csv_export import RECORD_OPTION, check_export, finish_study
+
+
+def main() -> None:
+    """Run the command."""
+    with user_errors():
+        file, options = read_file_command(__doc__, ["mil"], extra=RECORD_OPTION, needs_tiles=False)
+        if options.record:
+            check_export(options.record)
+        from clipit.api.bags import train_mil
+
+        finish_study(train_mil(file).folder, "mil", options.record)

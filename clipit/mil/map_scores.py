@@ -1,0 +1,170 @@
+"""Compare the maps of instances with masks: the class of a slide's label against everything else, on its tiles."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Float32, Int64
+
+from clipit.errors import DataError
+from clipit.evaluation.map_agreement import IGNORED, MapAgreement, class_map, measure_agreement, perfect_tiles
+from clipit.images import ImageError
+from clipit.slides.grid import SlideGrid
+from clipit.slides.heat_map import map_shape
+from clipit.tiles.mask_files import decode_values
+
+IGNORED_VALUE = 255
+"""Value of mask pixels that are not scored."""
+CELLS = 4
+"""Pixels of a map along the edge of a tile."""
+FLOOR, CEILING = "floor: all tiles", "ceiling: a perfect answer per tile"
+_COLUMNS = ["arm", "map", "seed", "slides", "dice", "auroc", "auroc_slides"]
+
+
+@dataclass(frozen=True)
+class SlideTruth:
+    """Where a slide shows the class of its label.
+
+    Attributes:
+        grid: Tiles of the slide.
+        label: Class number of the slide.
+        cell: Pixels of level 0 per pixel of the map.
+        truth: 1 for the class, 0 for anything else; -1 where ignored or without a tile.
+        tiles: Whether most of the labelled pixels of each tile are of the class.
+    """
+
+    grid: SlideGrid
+    label: int
+    cell: float
+    truth: Int64[np.ndarray, "h w"]
+    tiles: Int64[np.ndarray, " n"]
+
+
+def read_truth(path: Path, grid: SlideGrid, label: int, value: int) -> SlideTruth:
+    """Read the mask of a slide at the pixels of its maps: the value at the centre of each.
+
+    Args:
+        path: Mask of the whole slide, of any resolution.
+        grid: Tiles of the slide.
+        label: Class number of the slide.
+        value: Value of this class in the mask.
+
+    Raises:
+        DataError: The mask cannot be read, has another shape than the slide, or no labelled pixel on a tile.
+    """
+    try:
+        values = decode_values(path)
+    except ImageError as error:
+        raise DataError(f"the mask cannot be used: {error}", where=path, fix="save the mask again") from error
+    rows, columns = values.shape
+    if abs(rows / columns - grid.height / grid.width) > 0.02 * grid.height / grid.width:
+        raise DataError(
+            f"the mask has {columns} x {rows} pixels, another shape than the slide's {grid.width} x {grid.height}",
+            where=path,
+            fix="use the mask of the whole slide",
+        )
+    cell = max(1.0, grid.edge / CELLS)
+    height, width = map_shape(grid, cell)
+    down = ((np.arange(height) + 0.5) * cell * rows / grid.height).astype(int).clip(max=rows - 1)
+    right = ((np.arange(width) + 0.5) * cell * columns / grid.width).astype(int).clip(max=columns - 1)
+    sampled = values[np.ix_(down, right)]
+    covered = class_map(grid, np.ones((len(grid), 1), dtype=np.float32), cell) != IGNORED
+    truth = np.where((sampled == IGNORED_VALUE) | ~covered, IGNORED, sampled == value).astype(np.int64)
+    if not (truth != IGNORED).any():
+        raise DataError("the mask has no labelled pixel on a tile", where=path, fix="use a mask with classes")
+    tiles = perfect_tiles(grid, truth, 2, cell)[:, 1].astype(np.int64)
+    return SlideTruth(grid, label, cell, truth, tiles)
+
+
+@dataclass(frozen=True)
+class InstanceMap:
+    """Scores of the tiles of a slide.
+
+    Attributes:
+        classes: Score of each class, of which the highest is the tile's class; None for attention.
+        values: Score of the class of the slide's label, or attention.
+    """
+
+    classes: Float[np.ndarray, "n c"] | None
+    values: Float[np.ndarray, " n"]
+
+
+def class_scores(scores: Float32[np.ndarray, "n c"], label: int) -> InstanceMap:
+    """Return the map of class scores: probabilities or similarities."""
+    return InstanceMap(scores, scores[:, label] - scores.mean(axis=1))
+
+
+def attention_scores(attention: Float32[np.ndarray, " n"]) -> InstanceMap:
+    """Return the map of attention, in which tiles above the mean weight are those of the slide's class."""
+    return InstanceMap(None, attention)
+
+
+def agree(truth: SlideTruth, scores: InstanceMap) -> MapAgreement:
+    """Measure the agreement of a map with the mask."""
+    if scores.classes is None:
+        pair = np.stack([np.full(len(scores.values), scores.values.mean()), scores.values], axis=1)
+        mapped = class_map(truth.grid, pair, truth.cell)
+    else:
+        mapped = class_map(truth.grid, scores.classes, truth.cell) == truth.label
+    return measure_agreement(mapped.astype(np.int64), truth.truth, 2)
+
+
+def reference_maps(truth: SlideTruth) -> Iterator[tuple[str, MapAgreement]]:
+    """Measure the floor, in which all tiles are of the class, and the ceiling, a perfect answer per tile."""
+    yield FLOOR, measure_agreement(np.ones_like(truth.truth), truth.truth, 2)
+    perfect = perfect_tiles(truth.grid, truth.truth, 2, truth.cell)
+    yield CEILING, measure_agreement(np.abs(class_map(truth.grid, perfect, truth.cell)), truth.truth, 2)
+
+
+def tile_auroc(truth: SlideTruth, scores: InstanceMap) -> float | None:
+    """Compute the AUROC of tiles of the class against the others; None if all tiles are one or the other."""
+    from sklearn.metrics import roc_auc_score
+
+    if truth.tiles.min() == truth.tiles.max():
+        return None
+    return float(roc_auc_score(truth.tiles, scores.values))
+
+
+def score_table(
+    truths: Mapping[str, SlideTruth], maps: Mapping[tuple[str, str, int], Mapping[str, InstanceMap]]
+) -> pd.DataFrame:
+    """Score maps over all slides: Dice of their pixels together, and the mean AUROC of their tiles.
+
+    Args:
+        truths: Truth by slide.
+        maps: Maps by slide, of each arm, kind of map and seed.
+
+    Returns:
+        One row per arm, kind and seed, then floor and ceiling: arm, map, seed, slides, dice, auroc, auroc_slides
+        (those on which the AUROC is defined).
+    """
+    rows: list[dict[str, object]] = []
+    for (arm, kind, seed), by_slide in maps.items():
+        agreement = _sum([agree(truths[slide], scores) for slide, scores in by_slide.items()])
+        aurocs = [
+            value for slide, scores in by_slide.items() if (value := tile_auroc(truths[slide], scores)) is not None
+        ]
+        rows.append(_row(arm, kind, seed, len(by_slide), agreement, aurocs))
+    found: dict[str, list[MapAgreement]] = {}
+    for truth in truths.values():
+        for name, agreement in reference_maps(truth):
+            found.setdefault(name, []).append(agreement)
+    rows += [_row("", name, None, len(truths), _sum(agreements), []) for name, agreements in found.items()]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _row(
+    arm: str, kind: str, seed: int | None, slides: int, agreement: MapAgreement, aurocs: Sequence[float]
+) -> dict[str, object]:
+    auroc = float(np.mean(aurocs)) if aurocs else None
+    values = (arm, kind, seed, slides, float(agreement.dice[1]), auroc, len(aurocs))
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _sum(agreements: Sequence[MapAgreement]) -> MapAgreement:
+    total = agreements[0]
+    for agreement in agreements[1:]:
+        total = total.plus(agreement)
+    return total

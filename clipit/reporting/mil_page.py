@@ -1,0 +1,169 @@
+"""Page and summary of a study of slide or patient labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from clipit.evaluation.slide_arms import SlideComparison
+from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
+from clipit.evaluation.slide_sets import Level
+from clipit.reporting.html import Card, Cards, Figure, PageSection, Part, Table, Text, facts_table, page
+from clipit.reporting.slide_arms_page import slide_verdict
+from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
+from clipit.reporting.tables import key_value_table, markdown_line, markdown_table, number
+
+_HOW = (
+    "All arms are scored on the same test bags. Trained arms keep the epoch with the lowest loss on the validation "
+    "bags. Differences are paired by bag and seed; arms without training have one seed. An arm is better or worse than "
+    "the reference if both intervals of the difference, over patients and over seeds, lie on the same side of 0. "
+    "p: paired t-test over seeds, Holm-corrected over the arms of the table."
+)
+_SHUFFLED = (
+    "An arm is shown to learn from the labels only if it is above the control with permuted labels and above the "
+    "floor. The balanced accuracy of the floor is 1 / number of classes."
+)
+_MAPS = (
+    "Maps against masks: where a slide shows the class of its label, over the area of its tiles. Instance logits: "
+    "tiles whose highest logit is that of the class; attention: tiles above the mean weight. Dice over the pixels of "
+    "all slides together; AUROC of tiles that mostly show the class against the others, mean over slides. The floor "
+    "calls all tiles the class, the ceiling is a perfect answer per tile. Mean and standard deviation over seeds. "
+    "Attention says which tiles a model weights, not that they show the class."
+)
+
+
+@dataclass(frozen=True)
+class ShownBag:
+    """A bag on the page.
+
+    Attributes:
+        name: Name of the slide or patient.
+        label: Class of its label.
+        arm: Arm whose model is shown, with its first seed.
+        scores: Probability of each class.
+        tiles: Number of tiles.
+        pictures: Title and PNG of each map; empty without slides.
+        top: Tiles with the highest attention.
+    """
+
+    name: str
+    label: str
+    arm: str
+    scores: Mapping[str, float]
+    tiles: int
+    pictures: Sequence[tuple[str, bytes]]
+    top: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class MilContent:
+    """Content of the page.
+
+    Attributes:
+        title: Title.
+        note: Warning shown at the top; empty for none.
+        comparison: Compared arms.
+        level: Whether slides or patients are labelled.
+        counts: Bags by split and class.
+        arms: What each arm does.
+        notes: Remarks on the bags.
+        maps: Shown bags.
+        map_scores: Table of `clipit.mil.map_scores.score_table`; empty without masks.
+        facts: Provenance.
+        training: Options of network and training.
+    """
+
+    title: str
+    note: str
+    comparison: SlideComparison
+    level: Level
+    counts: Mapping[str, Mapping[str, int]]
+    arms: Mapping[str, str]
+    notes: Sequence[str]
+    maps: Sequence[ShownBag]
+    map_scores: pd.DataFrame
+    facts: Mapping[str, object]
+    training: Mapping[str, object]
+
+
+def mil_page(content: MilContent) -> str:
+    """Render the page as HTML."""
+    comparison = content.comparison
+    levels = _levels(content)
+    main: list[Part] = [slide_arms_table(comparison, "test", CHOSEN_BY, level) for level in levels]
+    main += [Text(text) for text in (_SHUFFLED, *content.notes)]
+    others = [
+        slide_arms_table(comparison, "test", metric, level)
+        for level in levels
+        for metric in SLIDE_METRICS
+        if metric != CHOSEN_BY
+    ]
+    sections = [PageSection("Comparison", main)]
+    if len(content.map_scores):
+        sections.append(PageSection("Maps against masks", [Table(*_map_table(content), left=2), Text(_MAPS)]))
+    if content.maps:
+        sections.append(PageSection("Maps", [part for bag in content.maps for part in _bag_parts(bag)]))
+    choices = [[arm, content.arms.get(arm, ""), choice.sentence] for arm, choice in comparison.choices.items()]
+    sections += [
+        PageSection("Arms", [Table(("arm", "what it does", "chosen on validation bags"), choices, left=3)]),
+        PageSection("Bags", [Table(*_counts(content), caption=f"{content.level.capitalize()}s by split and label")]),
+        PageSection("Other metrics", others, folded=True),
+        PageSection("How arms are compared", [Text(_HOW)]),
+        PageSection("Training", [facts_table(content.training)], folded=True),
+        PageSection("Provenance", [facts_table(content.facts)], folded=True),
+    ]
+    return page(content.title, content.note, sections, verdict=slide_verdict(comparison, content.level))
+
+
+def mil_summary(content: MilContent) -> str:
+    """Compose the summary as Markdown."""
+    comparison = content.comparison
+    parts = [f"# {markdown_line(content.title)}"]
+    parts += [f"> **Note.** {markdown_line(content.note)}"] if content.note else []
+    parts.append(f"**{markdown_line(slide_verdict(comparison, content.level))}**")
+    parts += [slide_arms_markdown(comparison, "test", CHOSEN_BY, level) for level in _levels(content)]
+    if len(content.map_scores):
+        parts += ["## Maps against masks", markdown_table(*_map_table(content), left=2), _MAPS]
+    arms = [f"{arm}: {text}. {comparison.choices[arm].sentence}" for arm, text in content.arms.items()]
+    lines = [*arms, *content.notes, _SHUFFLED, _HOW]
+    parts.append("\n".join(f"- {markdown_line(line)}" for line in lines))
+    parts += ["## Bags", markdown_table(*_counts(content)), "## Provenance", key_value_table(content.facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _levels(content: MilContent) -> list[Level]:
+    """Return the levels to show: per patient beside slides only where patients have several slides."""
+    if content.level == "patient":
+        return ["patient"]
+    table = content.comparison.table
+    slides = table[table["level"] == "slide"].iloc[0]
+    several = int(slides["patients"]) < int(slides["labelled"])
+    return ["slide", "patient"] if several else ["slide"]
+
+
+def _counts(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
+    names = list(next(iter(content.counts.values())))
+    rows: list[list[object]] = [[split, *counts.values()] for split, counts in content.counts.items()]
+    return ("split", *names), rows
+
+
+def _map_table(content: MilContent) -> tuple[tuple[str, ...], list[list[object]]]:
+    rows: list[list[object]] = []
+    for (arm, kind), part in content.map_scores.groupby(["arm", "map"], sort=False):
+        rows.append([arm, kind, int(part["slides"].iloc[0]), _spread(part["dice"]), _spread(part["auroc"])])
+    return ("arm", "map", "slides", "Dice", "AUROC of tiles"), rows
+
+
+def _spread(values: pd.Series) -> str:
+    known = values.dropna().astype(float)
+    if not len(known):
+        return ""
+    return number(float(known.mean())) + (f" ± {number(float(known.std()))}" if len(known) > 1 else "")
+
+
+def _bag_parts(bag: ShownBag) -> list[Part]:
+    scores = ", ".join(f"{name} {score:.2f}" for name, score in bag.scores.items())
+    parts: list[Part] = [Text(f"{bag.name}: label {bag.label}; arm {bag.arm}: {scores}; {bag.tiles:,} tiles.")]
+    parts += [Figure(png, title, alt=title) for title, png in bag.pictures]
+    parts.append(Cards(bag.top, caption=f"Tiles of {bag.name} with the highest attention"))
+    return parts

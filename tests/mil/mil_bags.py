@@ -5,10 +5,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from clipit.distributed import build_once
 from clipit.image_readers import FileReader
 from clipit.mil.bags import ArrayReader, MilBags
-from clipit.stores.embed import Store, write_shards
 from clipit.tiles.tileset import TileSet
 
 
@@ -41,16 +39,6 @@ def write_features(path: Path, features: np.ndarray) -> Path:
         file["features"] = features
         file["coords"] = np.stack([np.arange(len(features)) * 256, np.zeros(len(features), int)], axis=1)
     return path
-
-
-def write_store(root: Path, ids: list[str], vectors: np.ndarray) -> Store:
-    """A store of half-precision vectors."""
-
-    def make(folder: Path) -> dict[str, object]:
-        write_shards(folder, ids, lambda start, stop, _: vectors[start:stop].astype(np.float16), "features")
-        return {"rows": len(ids), "dim": vectors.shape[1]}
-
-    return Store(build_once(root, "features", {"ids": ids}, make))
 
 
 def tiles_of(ids: list[str], groups: list[str], labels: list[int], splits: list[str]) -> TileSet:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mil_bags import tiles_of, write_features, write_store
+from mil_bags import tiles_of, write_features
+from tiny_models import write_store
 
 from clipit.errors import DataError
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files

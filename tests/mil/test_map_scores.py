@@ -1,0 +1,87 @@
+"""Maps of instances against masks, with floor and ceiling."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipit.errors import DataError
+from clipit.mil.map_scores import (
+    CEILING,
+    FLOOR,
+    SlideTruth,
+    agree,
+    attention_scores,
+    class_scores,
+    read_truth,
+    reference_maps,
+    score_table,
+    tile_auroc,
+)
+from clipit.slides.grid import SlideGrid
+
+
+def grid(columns: int = 2, rows: int = 2, edge: int = 8) -> SlideGrid:
+    """Tiles side by side over the whole slide."""
+    places = np.arange(columns * rows)
+    x, y = (places % columns * edge).astype(np.int32), (places // columns * edge).astype(np.int32)
+    whole = np.ones(len(places), dtype=np.float32)
+    return SlideGrid("s", columns * edge, rows * edge, 1.0, edge, float(edge), x, y, whole)
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> SlideTruth:
+    """Class 7 covers the upper left tile and half of the upper right one; a quarter of the lower right is ignored."""
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[:8, :12] = 7
+    mask[12:, 12:] = 255
+    Image.fromarray(mask).save(tmp_path / "s.png")
+    return read_truth(tmp_path / "s.png", grid(), 1, 7)
+
+
+def test_a_mask_is_read_at_the_pixels_of_the_map(truth: SlideTruth) -> None:
+    expected = np.zeros((8, 8), dtype=int)  # 2 pixels of the slide per pixel of the map
+    expected[:4, :6] = 1
+    expected[6:, 6:] = -1
+    assert truth.cell == 2 and np.array_equal(truth.truth, expected)
+    assert truth.tiles.tolist() == [1, 0, 0, 0]  # of two halves the first class, 0, is taken
+
+
+def test_dice_of_maps_floor_and_ceiling_equal_hand_counts(truth: SlideTruth) -> None:
+    # 24 of 60 labelled pixels show the class; the map calls the two upper tiles, 32 pixels, by it
+    probabilities = np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32)
+    assert agree(truth, class_scores(probabilities, 1)).dice[1] == pytest.approx(2 * 24 / (24 + 32))
+    attention = np.array([0.6, 0.2, 0.15, 0.05], dtype=np.float32)  # only the first is above the mean weight
+    assert agree(truth, attention_scores(attention)).dice[1] == pytest.approx(2 * 16 / (24 + 16))
+    found = {name: agreement.dice[1] for name, agreement in reference_maps(truth)}
+    assert found[FLOOR] == pytest.approx(2 * 24 / (24 + 60))  # 2 p / (1 + p) with p = 24 / 60
+    assert found[CEILING] == pytest.approx(2 * 16 / (24 + 16))
+
+
+def test_auroc_of_tiles_ranks_the_class_and_is_undefined_for_one_kind_of_tile(truth: SlideTruth) -> None:
+    scores = np.array([[0.2, 0.8], [0.1, 0.9], [0.7, 0.3], [0.9, 0.1]], dtype=np.float32)
+    assert tile_auroc(truth, class_scores(scores, 1)) == pytest.approx(2 / 3)
+    alike = SlideTruth(truth.grid, 1, truth.cell, truth.truth, np.ones(4, dtype=np.int64))
+    assert tile_auroc(alike, class_scores(scores, 1)) is None
+
+
+def test_scores_of_maps_are_listed_by_arm_and_seed_before_floor_and_ceiling(truth: SlideTruth) -> None:
+    scores = class_scores(np.array([[0.1, 0.9]] * 4, dtype=np.float32), 1)
+    table = score_table({"s": truth, "t": truth}, {("mean", "instance logits", 3): {"s": scores, "t": scores}})
+    assert table[["arm", "map", "slides", "auroc_slides"]].to_numpy().tolist() == [
+        ["mean", "instance logits", 2, 2], ["", FLOOR, 2, 0], ["", CEILING, 2, 0],
+    ]  # fmt: skip
+    assert table["dice"][0] == pytest.approx(table["dice"][1])
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    Image.new("L", (16, 8)).save(tmp_path / "flat.png")
+    with pytest.raises(DataError, match="16 x 8 pixels, another shape than the slide's 16 x 16"):
+        read_truth(tmp_path / "flat.png", grid(), 0, 1)
+    Image.new("L", (16, 16), 255).save(tmp_path / "ignored.png")
+    with pytest.raises(DataError, match="no labelled pixel"):
+        read_truth(tmp_path / "ignored.png", grid(), 0, 1)
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(tmp_path / "colour.png")
+    with pytest.raises(DataError, match="colour image"):
+        read_truth(tmp_path / "colour.png", grid(), 0, 1)

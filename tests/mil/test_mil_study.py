@@ -1,0 +1,188 @@
+"""The study of slide and patient labels: from slides with masks, and from files of features by the command."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mil_bags import bags_with_signal, write_features
+from PIL import Image
+from slide_files import picture, write_slide
+
+import clipit
+from clipit.api.bags import MilResult
+from clipit.errors import ConfigError, DataError
+from clipit.mil import training
+
+CLASSES = ("gland", "stroma")
+TRAINING = {"hidden": 16, "attention": 8, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides per class and split with masks, of which the last has none."""
+    root = tmp_path_factory.mktemp("slides")
+    generator, rows = np.random.default_rng(0), []
+    for number in range(12):
+        pixels = np.clip(picture(240, 200).astype(int) + generator.integers(-20, 20, (200, 240, 3)), 0, 255)
+        name, split = f"s{number:02d}", ("train", "validation", "test")[number % 3]
+        write_slide(root / f"{name}.tiff", pixels.astype(np.uint8), levels=2)
+        rows.append({"slide": name, "label": CLASSES[number // 3 % 2], "split": split, "group": f"P{split}{number}"})
+        mask = np.full((100, 120), 9, dtype=np.uint8)
+        mask[40:, 50:90] = 3 + number // 3 % 2
+        if number < 11:
+            (root / "masks").mkdir(exist_ok=True)
+            Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    pd.DataFrame(rows).to_csv(root / "slides.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def values(slides: Path, world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Values of a configuration over these slides."""
+    root = tmp_path_factory.mktemp("study")
+    prompts = root / "prompts.yaml"
+    text = {"name": "two", "version": 1, "templates": ["{}."], "classes": {name: [name] for name in CLASSES}}
+    prompts.write_text(yaml.safe_dump(text), encoding="utf-8")
+    grids = {"mpp": 1.0, "pixels": 32, "grids": str(root / "grids")}
+    return {
+        "name": "slides",
+        "output": str(root / "out"),
+        "tiles": {"source": "slides", "path": str(slides / "slides.csv"), "slides": grids},
+        "vlm": world["vlm"],
+        "backbone": world["backbone"],
+        "prompts": str(prompts),
+        "mil": {
+            "training": TRAINING, "seeds": [0, 1], "maps": 2, "resamples": 20,
+            "masks": str(slides / "masks"), "mask_values": {"gland": 3, "stroma": 4},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> MilResult:
+    """The finished study."""
+    path = tmp_path_factory.mktemp("config") / "slides.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return clipit.train_mil(path)
+
+
+def test_every_arm_is_compared_on_the_test_slides_with_its_floor(study: MilResult) -> None:
+    rows = study.table.query("split == 'test' and level == 'slide' and metric == 'balanced_accuracy'")
+    arms = ["attention", "mean", "max", "zero_shot", "shuffled_labels", "class frequencies"]
+    assert rows["arm"].tolist() == arms
+    assert rows["seeds"].tolist() == [2, 2, 2, 1, 2, 1] and set(rows["labelled"]) == {4}
+    assert rows["mean"].iloc[-1] == 0.5
+    assert set(study.table["split"]) == {"test"}
+    scores = study.scores
+    assert len(scores) == 12 * (4 * 2 + 2)  # all slides: four trained arms of two seeds, zero-shot and the floor
+    trained = scores[scores["arm"] == "attention"]
+    assert np.allclose(trained["score_gland"] + trained["score_stroma"], 1, atol=1e-5)
+
+
+def test_maps_are_scored_between_their_floor_and_ceiling(study: MilResult) -> None:
+    scores = study.map_scores
+    kinds = scores[["arm", "map"]].drop_duplicates().to_numpy().tolist()
+    assert ["attention", "attention"] in kinds and ["zero_shot", "cosines"] in kinds
+    assert not (scores["arm"] == "shuffled_labels").any()
+    assert set(scores["slides"]) == {3}  # the last test slide has no mask
+    ceiling = scores.loc[scores["map"].str.startswith("ceiling"), "dice"].item()
+    floor = scores.loc[scores["map"].str.startswith("floor"), "dice"].item()
+    assert 0 < floor < ceiling and scores["dice"].max() <= ceiling
+
+
+def test_the_page_shows_maps_attended_tiles_and_what_was_left_out(study: MilResult) -> None:
+    page = study.page.read_text(encoding="utf-8")
+    for text in ("Maps against masks", "s02: attention, relative to the highest", "highest attention", "1 test slides"):
+        assert text in page
+    assert page.count("data:image/png;base64") == 4 and "data:image/jpeg;base64" in page
+    report = study.report.read_text(encoding="utf-8")
+    assert "class frequencies: floor" in report and "permuted labels" in report
+    assert (study.folder / "maps" / "s02" / "attention.png").is_file()
+
+
+def test_trained_models_are_kept_and_bags_by_patient_give_scores_per_patient(
+    study: MilResult, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "slides.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    trained: list[int] = []
+    fit = training._fit
+
+    def counted(*arguments: Any) -> Any:
+        trained.append(arguments[2])
+        return fit(*arguments)
+
+    monkeypatch.setattr(training, "_fit", counted)
+    before = study.scores
+    again = clipit.train_mil(clipit.load_config(path, {"mil.maps": 0, "mil.masks": None, "mil.mask_values": {}}))
+    assert trained == [] and again.scores.equals(before)
+    keys = {"mil.bags": "patient", "mil.features": "backbone", "mil.arms": ["mean"], "mil.seeds": [0], "name": "p"}
+    keys |= {"mil.masks": None, "mil.mask_values": {}, "mil.maps": 1}
+    patients = clipit.train_mil(clipit.load_config(path, keys))
+    assert set(patients.table["level"]) == {"patient"} and trained == [0]
+    assert "of 4 patients" not in patients.report.read_text(encoding="utf-8")
+    assert len(patients.map_scores) == 0
+
+
+@pytest.fixture
+def feature_files(tmp_path: Path) -> dict[str, Any]:
+    """A configuration without tiles: the bags with a signal as files of TRIDENT."""
+    bags, rows = bags_with_signal(36), []
+    for bag, name in enumerate(bags.names.tolist()):
+        write_features(tmp_path / "h5" / f"{name}.h5", bags.features(bag))
+        label = bags.classes[int(bags.labels[bag])]
+        rows.append({"slide": name, "label": label, "group": bags.patients[bag], "split": bags.splits[bag]})
+    pd.DataFrame(rows).to_csv(tmp_path / "slides.csv", index=False)
+    section = {"features": "h5", "h5": str(tmp_path / "h5"), "slides": str(tmp_path / "slides.csv")}
+    section |= {"training": {**TRAINING, "epochs": 12, "learning_rate": 0.01}, "seeds": [0], "resamples": 0}
+    return {"name": "files", "output": str(tmp_path / "out"), "mil": section}
+
+
+def test_the_command_learns_from_files_of_features_without_tiles(
+    feature_files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipit.cli.mil import main
+
+    path = tmp_path / "files.yaml"
+    path.write_text(yaml.safe_dump(feature_files), encoding="utf-8")
+    record = tmp_path / "record.csv"
+    arms = '--mil.arms=["attention", "mean", "zero_shot"]'
+    monkeypatch.setattr(sys, "argv", ["clipit mil", "--config", str(path), arms, f"--record={record}"])
+    main()
+    result = MilResult(tmp_path / "out" / "mil" / "files")
+    rows = result.table.query("metric == 'accuracy' and level == 'slide'").set_index("arm")["mean"]
+    assert rows["attention"] > 0.8 and rows["class frequencies"] == 0.5
+    assert "zero_shot" not in rows and "no prompts are configured" in result.report.read_text(encoding="utf-8")
+    assert pd.read_csv(record)["arm"].nunique() == 3
+
+
+def test_a_configuration_that_cannot_be_studied_is_refused(
+    feature_files: dict[str, Any], tmp_path: Path, write_config: Callable[..., Path]
+) -> None:
+    tiles = {"tiles": {"source": "table", "path": ""}}  # as the command fills it in
+    path = tmp_path / "files.yaml"
+    path.write_text(yaml.safe_dump({**feature_files, **tiles}), encoding="utf-8")
+
+    def refused(kind: type[Exception], match: str, keys: dict[str, Any], config: Path = path) -> None:
+        with pytest.raises(kind, match=match):
+            clipit.train_mil(clipit.load_config(config, keys))
+
+    refused(ConfigError, "unknown arms: median", {"mil.arms": ["mean", "median"]})
+    refused(ConfigError, "must be one of the arms", {"mil.reference": "max", "mil.arms": ["mean"]})
+    refused(ConfigError, "h5 and slides are read only", {"mil.features": "vlm"})
+    masks = {"mil.masks": str(tmp_path), "mil.mask_values": {"benign": 1}}
+    refused(ConfigError, "only maps of slides", {**masks, "mil.arms": ["mean"]})
+    without = {**feature_files["mil"], "features": "vlm", "h5": None, "slides": None}
+    refused(ConfigError, "no tiles are configured", {"mil": without})
+    table = pd.read_csv(tmp_path / "slides.csv")
+    table.assign(label=table["label"].where(table["split"] != "test")).to_csv(tmp_path / "slides.csv", index=False)
+    refused(DataError, "no test bag has a label", {})
+    table.assign(label="benign").to_csv(tmp_path / "slides.csv", index=False)
+    refused(DataError, "all labels are of one class: benign", {})
+    # tiles of several classes in every group: no bag has a label
+    refused(DataError, "no training bag has a label", {"mil.arms": ["mean"]}, write_config())

@@ -1,0 +1,91 @@
+"""Configuration of what is trained on masks: a linear head on patch tokens, a U-Net, and pseudo-labels."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from clipit.config.data import Section, check_once, check_seeds
+from clipit.config.mil import MilTrainingConfig
+
+
+class TokenHeadConfig(Section):
+    """Linear head on frozen patch tokens."""
+
+    overlap: float = Field(0.5, ge=0, lt=1)
+    """Share of a window's edge that it has in common with the next window; tokens of several windows are averaged."""
+    batch_size: int = Field(64, ge=1)
+    """Windows per forward pass."""
+    steps: int = Field(300, ge=1)
+    """Training steps of the head."""
+    tokens_per_step: int = Field(2048, ge=1)
+    """Tokens per training step, drawn from at most 16 images."""
+    learning_rate: float = Field(0.01, gt=0)
+    """Highest learning rate of AdamW, which decays to zero along a cosine."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Weight decay of AdamW."""
+
+
+class UnetConfig(Section):
+    """U-Net trained on masks, the baseline."""
+
+    encoder: str = "resnet18"
+    """Encoder of segmentation-models-pytorch."""
+    encoder_weights: str | None = None
+    """Pretrained weights of the encoder by the package's name, such as imagenet, which downloads them; null: random."""
+    mpp: float | None = Field(None, gt=0)
+    """Micrometres per pixel at which images are seen; null: as they are."""
+    crop: int = Field(256, ge=32, multiple_of=32)
+    """Edge of training crops and of prediction windows in pixels."""
+    batch_size: int = Field(8, ge=1)
+    """Crops per step."""
+    steps: int = Field(1000, ge=1)
+    """Training steps."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Highest learning rate of AdamW, which decays to zero along a cosine."""
+    weight_decay: float = Field(1e-2, ge=0)
+    """Weight decay of AdamW."""
+    overlap: float = Field(0.25, ge=0, lt=1)
+    """Share of a prediction window's edge that it has in common with the next window."""
+
+
+class PseudoLabelsConfig(Section):
+    """Pseudo-labels of pixels from multiple-instance learning on the labels of images, slides or patients."""
+
+    evidence: dict[str, str] = Field(default_factory=dict)
+    """Mapping from each label of the tiles to the class of the masks that it is evidence of, such as `{normal: other,
+    tumour: tumour}`. Images with a label of `background` contain no other class."""
+    background: str | None = None
+    """Class that images of every label contain; null: the class with the value 0."""
+    confidence: float = Field(0.9, gt=0.5, lt=1)
+    """Probability above which a token gets a pseudo-label; the others are ignored."""
+    training: MilTrainingConfig = MilTrainingConfig()
+    """Multiple-instance model, whose instances are tokens."""
+
+
+class MaskTrainingConfig(Section):
+    """Training on masks: which tokens, how many masks, which seeds."""
+
+    tokens: Literal["vlm", "backbone"] = "backbone"
+    """Model whose tokens the head is trained on and pseudo-labels are made from."""
+    masks: tuple[int | None, ...] = Field((1, 2, 5, 10, None), min_length=1)
+    """Numbers of training masks, drawn by seed and from as many patients as possible; null: all. A larger draw contains
+    a smaller one."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of the draws and of the training."""
+    head: TokenHeadConfig = TokenHeadConfig()
+    unet: UnetConfig = UnetConfig()
+    pseudo: PseudoLabelsConfig = PseudoLabelsConfig()
+
+    @field_validator("masks")
+    @classmethod
+    def _check_masks(cls, counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        check_once(counts)
+        if any(count is not None and count < 1 for count in counts):
+            raise ValueError("use numbers of masks from 1, or null for all")
+        return counts
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        check_seeds(seeds)
+        return seeds

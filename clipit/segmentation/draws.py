@@ -1,0 +1,40 @@
+"""Draw the masks that a method is trained on: nested, and from as many patients as possible."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from clipit.tiles.splits import patients, shuffled
+
+
+def draw_order(ids: Shaped[np.ndarray, " n"], groups: Shaped[np.ndarray, " n"], seed: int) -> Int64[np.ndarray, " n"]:
+    """Order images so that the first k of them are a draw of k masks, in which patients differ as long as possible.
+
+    Patients take turns in an order drawn by the seed; a larger draw contains a smaller one. Images without a patient
+    count as patients of their own.
+
+    Args:
+        ids: Ids of the images.
+        groups: Patient or slide of each image; "" where unknown.
+        seed: Seed of the draw.
+
+    Returns:
+        Indices of the images.
+    """
+    owners = patients(groups, ids)
+    owners = np.where(owners == "", ids, owners)
+    turn = np.zeros(len(ids), dtype=np.int64)
+    place = np.zeros(len(ids), dtype=np.int64)
+    names = np.unique(owners)
+    for position, row in enumerate(shuffled(names, seed, "order of patients with masks").tolist()):
+        inside = np.flatnonzero(owners == names[row])
+        turn[inside[shuffled(ids[inside], seed, "order of masks")]] = np.arange(len(inside))
+        place[inside] = position
+    return np.lexsort((place, turn)).astype(np.int64)
+
+
+def nested_counts(wanted: Sequence[int | None], available: int) -> list[int]:
+    """Return the numbers of masks to train on, without those that exceed what there is; None stands for all."""
+    counts = {available if count is None else count for count in wanted}
+    return sorted(count for count in counts if count <= available)

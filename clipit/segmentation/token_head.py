@@ -1,0 +1,137 @@
+"""Linear head on frozen patch tokens: trained on the shares of classes in each cell, streamed from a store."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from clipit.config.mask_training import TokenHeadConfig
+from clipit.distributed import get_processes
+from clipit.errors import DataError, ModelError
+from clipit.segmentation.token_store import TokenStore
+
+Targets = Mapping[str, Float32[np.ndarray, "rows columns c"]]
+"""Share of each class in the cells of an image, by its id. Shares of a cell sum to less than 1 if pixels are ignored."""
+
+_IMAGES = 16
+_FOR_STATISTICS = 4096  # tokens per image from which mean and deviation are computed
+_LEAST_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True)
+class TokenHead:
+    """A trained linear head: probabilities = softmax(tokens @ weight.T + bias).
+
+    Attributes:
+        weight: Weights for raw tokens (standardisation is folded in), one row per class.
+        bias: Bias per class.
+    """
+
+    weight: Float32[np.ndarray, "c d"]
+    bias: Float32[np.ndarray, " c"]
+
+    def probabilities(self, tokens: Float[np.ndarray, "rows columns d"]) -> Float32[np.ndarray, "rows columns c"]:
+        """Return the class probabilities of tokens."""
+        logits = tokens.astype(np.float32) @ self.weight.T + self.bias
+        logits -= logits.max(axis=-1, keepdims=True)
+        exponentials = np.exp(logits)
+        result: Float32[np.ndarray, "rows columns c"] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+        return result
+
+
+def train_token_head(
+    store: TokenStore, sources: Sequence[Targets], options: TokenHeadConfig, seed: int, classes: int
+) -> TokenHead:
+    """Train a head with AdamW for a fixed number of steps; nothing is chosen on validation masks.
+
+    Every source gives the same number of tokens to each step, so that few true masks are not outnumbered by many
+    pseudo-labels. A step depends only on (seed, step).
+
+    Args:
+        store: Tokens of the images.
+        sources: Targets: masks, and perhaps pseudo-labels.
+        options: Training.
+        seed: Seed of the order of images and tokens.
+        classes: Number of classes.
+
+    Raises:
+        DataError: A source is empty, or all of its pixels are ignored.
+        ModelError: The loss is not finite.
+    """
+    for targets in sources:
+        if not any(shares.any() for shares in targets.values()):
+            raise DataError("no pixel to train on: every mask is empty or ignored", fix="draw more masks")
+    device = get_processes().device
+    mean, scale = (torch.from_numpy(each).to(device) for each in _statistics(store, sources))
+    head = nn.Linear(store.dim, classes, device=device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, foreach=False
+    )
+    for step in range(options.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+        generator = np.random.default_rng([seed, step])
+        batches = [_draw(store, each, options.tokens_per_step // len(sources), generator) for each in sources]
+        tokens, shares = (torch.from_numpy(np.concatenate(parts)).to(device) for parts in zip(*batches, strict=True))
+        loss = head_step(head, optimizer, (tokens - mean) / scale, shares)
+    if not math.isfinite(float(loss)):
+        raise ModelError("the loss of the head is not finite", fix="lower training.head.learning_rate")
+    with torch.no_grad():
+        weight = head.weight / scale
+        bias = head.bias - weight @ mean
+    return TokenHead(weight.cpu().numpy(), bias.cpu().numpy())
+
+
+def head_step(
+    head: nn.Module, optimizer: torch.optim.Optimizer, tokens: Float[Tensor, "n d"], shares: Float[Tensor, "n c"]
+) -> Float[Tensor, ""]:
+    """Take one step on the cross-entropy with the shares of classes, per labelled pixel; return the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = -(shares * head(tokens).log_softmax(dim=1)).sum() / shares.sum().clamp(min=1e-6)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()
+
+
+def _draw(
+    store: TokenStore, targets: Targets, count: int, generator: np.random.Generator
+) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n c"]]:
+    """Draw labelled cells of some images; images with many cells do not count more than others."""
+    names = list(targets)
+    chosen = generator.permutation(len(names))[:_IMAGES].tolist()
+    tokens, shares = [], []
+    for row in chosen:
+        target = targets[names[row]]
+        labelled = np.flatnonzero(target.any(axis=-1))
+        if not len(labelled):
+            continue
+        picked = labelled[generator.integers(0, len(labelled), max(1, count // len(chosen)))]
+        down, right = np.unravel_index(np.sort(picked), target.shape[:2])
+        tokens.append(store.tokens(names[row])[down, right].astype(np.float32))
+        shares.append(target[down, right])
+    if not tokens:  # of these images, all pixels are ignored
+        return _draw(store, targets, count, generator)
+    return np.concatenate(tokens), np.concatenate(shares)
+
+
+def _statistics(
+    store: TokenStore, sources: Sequence[Targets]
+) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, " d"]]:
+    """Compute mean and standard deviation of the tokens of the training images, from evenly spaced cells of each."""
+    total, squares, count = np.zeros(store.dim), np.zeros(store.dim), 0
+    for name in dict.fromkeys(name for targets in sources for name in targets):
+        values = store.tokens(name).reshape(-1, store.dim)
+        values = values[:: -(-len(values) // _FOR_STATISTICS)].astype(np.float64)
+        total += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+        count += len(values)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    deviation[deviation < _LEAST_DEVIATION] = 1.0  # a constant feature
+    return mean.astype(np.float32), deviation.astype(np.float32)

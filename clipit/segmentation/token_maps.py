@@ -1,0 +1,197 @@
+"""Token maps: patch tokens of images of any size, from overlapping windows of the model's input size.
+
+Images are resampled to the resolution that the model was trained at. Position embeddings are never stretched: a larger
+window is chosen with `backbone.pixels`, for models whose library resamples them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, Integer, UInt8
+from PIL import Image
+
+from clipit.errors import ModelError
+
+if TYPE_CHECKING:
+    from clipit.models.patch_tokens import PatchTokens
+
+_IGNORED = -1
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Cells of the tokens of an image; the last ones may reach beyond its border.
+
+    Attributes:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        cell: Edge of a cell in pixels of the image.
+        rows: Number of cells from top to bottom.
+        columns: Number of cells from left to right.
+    """
+
+    height: int
+    width: int
+    cell: float
+    rows: int
+    columns: int
+
+    def to_pixels(self, values: Float[np.ndarray, "rows columns c"]) -> Float32[np.ndarray, "c h w"]:
+        """Interpolate values of cells linearly between their centres, at the centres of the image's pixels."""
+        down, right = self._between(self.height, self.rows), self._between(self.width, self.columns)
+        upright = values[down[0]] * (1 - down[2])[:, None, None] + values[down[1]] * down[2][:, None, None]
+        planes = upright.transpose(2, 0, 1)
+        result = planes[:, :, right[0]] * (1 - right[2]) + planes[:, :, right[1]] * right[2]
+        return result.astype(np.float32, copy=False)
+
+    def to_cells(self, codes: Integer[np.ndarray, "h w"], classes: int) -> Float32[np.ndarray, "rows columns c"]:
+        """Return the share of each cell's pixels that belong to each class; ignored pixels (-1) belong to none.
+
+        Args:
+            codes: Class of each pixel.
+            classes: Number of classes.
+        """
+        row = self._cell_of(self.height, self.rows)
+        column = self._cell_of(self.width, self.columns)
+        flat = (row[:, None] * self.columns + column) * classes + codes
+        counts = np.bincount(flat[codes != _IGNORED], minlength=self.rows * self.columns * classes)
+        area = np.bincount(row, minlength=self.rows)[:, None] * np.bincount(column, minlength=self.columns)
+        shares = counts.reshape(self.rows, self.columns, classes) / np.maximum(area, 1)[:, :, None]
+        return shares.astype(np.float32)
+
+    def _cell_of(self, length: int, cells: int) -> Int64[np.ndarray, " _"]:
+        return np.minimum((np.arange(length) + 0.5) / self.cell, cells - 1).astype(np.int64)
+
+    def _between(
+        self, length: int, cells: int
+    ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"], Float32[np.ndarray, " _"]]:
+        """Return the cells before and after each pixel, and the weight of the one after it."""
+        place = np.clip((np.arange(length) + 0.5) / self.cell - 0.5, 0, cells - 1)
+        before = np.floor(place).astype(np.int64)
+        return before, np.minimum(before + 1, cells - 1), (place - before).astype(np.float32)
+
+
+def lattice_of(height: int, width: int, mpp: float, tokens: "PatchTokens") -> Lattice:
+    """Lay the cells of a model's tokens over an image.
+
+    Args:
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        mpp: Micrometres per pixel of the image; nan if unknown, as though it were the model's.
+        tokens: Model.
+
+    Raises:
+        ModelError: The model's tokens do not cover whole pixels.
+    """
+    patch = patch_of(tokens)
+    scale = scale_of(mpp, tokens)
+    rows, columns = (max(tokens.side, -(-max(1, round(edge * scale)) // patch)) for edge in (height, width))
+    return Lattice(height, width, patch / scale, rows, columns)
+
+
+def patch_of(tokens: "PatchTokens") -> int:
+    """Return the edge of a token in pixels of the model's input.
+
+    Raises:
+        ModelError: It is not a whole number.
+    """
+    size = tokens.preprocess.size
+    if size % tokens.side:
+        raise ModelError(
+            f"its {tokens.side} x {tokens.side} tokens do not divide its input of {size} x {size} pixels",
+            where=tokens.name,
+            fix="set backbone.pixels to a multiple of the patch size",
+        )
+    return size // tokens.side
+
+
+def scale_of(mpp: float, tokens: "PatchTokens") -> float:
+    """Return the factor by which images are resized: their resolution over the model's, 1 if either is unknown."""
+    return 1.0 if tokens.mpp is None or np.isnan(mpp) else mpp / tokens.mpp
+
+
+def token_rows(
+    image: Image.Image, lattice: Lattice, tokens: "PatchTokens", overlap: float = 0.5, batch_size: int = 64
+) -> Iterator[Float32[np.ndarray, "r columns d"]]:
+    """Compute the token map of an image from top to bottom; only one row of windows is in memory.
+
+    Tokens of a cell from several windows are averaged.
+
+    Args:
+        image: RGB image.
+        lattice: Its cells, from `lattice_of`.
+        tokens: Model.
+        overlap: Share of a window's edge that it has in common with the next one.
+        batch_size: Windows per forward pass.
+
+    Yields:
+        Complete rows of cells.
+    """
+    side, patch = tokens.side, patch_of(tokens)
+    pixels = _resized(image, lattice, patch, tokens)
+    step = max(1, round(side * (1 - overlap)))
+    tops, lefts = window_starts(lattice.rows, side, step), window_starts(lattice.columns, side, step)
+    down, across = _coverage(tops, side, lattice.rows), _coverage(lefts, side, lattice.columns)
+    sums = np.zeros((side, lattice.columns, tokens.dim), dtype=np.float32)
+    for top, following in zip(tops, [*tops[1:], lattice.rows], strict=True):
+        band = pixels[:, top * patch : (top + side) * patch]
+        for start in range(0, len(lefts), batch_size):
+            batch = lefts[start : start + batch_size]
+            windows = np.stack([band[:, :, left * patch : (left + side) * patch] for left in batch])
+            for left, grid in zip(batch, tokens.encode(torch.from_numpy(windows)).cpu().numpy(), strict=True):
+                sums[:, left : left + side] += grid
+        done = following - top
+        yield sums[:done] / (down[top:following, None] * across)[:, :, None]
+        sums[: side - done] = sums[done:].copy()
+        sums[side - done :] = 0
+
+
+def token_map(
+    image: Image.Image, lattice: Lattice, tokens: "PatchTokens", overlap: float = 0.5, batch_size: int = 64
+) -> Float32[np.ndarray, "rows columns d"]:
+    """Compute the token map of an image; the arguments are those of `token_rows`."""
+    return np.concatenate(list(token_rows(image, lattice, tokens, overlap, batch_size)))
+
+
+def window_starts(length: int, side: int, step: int) -> list[int]:
+    """Return where windows start so that they cover a length; the last one ends at its end.
+
+    Args:
+        length: Length to cover, at least `side`.
+        side: Length of a window.
+        step: Distance of windows.
+    """
+    starts = list(range(0, length - side + 1, step))
+    return starts if starts[-1] == length - side else [*starts, length - side]
+
+
+def _coverage(starts: list[int], side: int, length: int) -> Float32[np.ndarray, " length"]:
+    """Count the windows that cover each place."""
+    counts = np.zeros(length, dtype=np.float32)
+    for start in starts:
+        counts[start : start + side] += 1
+    return counts
+
+
+def _resized(
+    image: Image.Image, lattice: Lattice, patch: int, tokens: "PatchTokens"
+) -> UInt8[np.ndarray, "3 height width"]:
+    """Resize an image to the model's resolution, and continue it beyond its border by reflection."""
+    scale = patch / lattice.cell
+    size = (max(1, round(lattice.width * scale)), max(1, round(lattice.height * scale)))
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if image.size != size:
+        image = image.resize(size, _FILTERS[tokens.preprocess.interpolation])
+    below, beside = lattice.rows * patch - size[1], lattice.columns * patch - size[0]
+    pixels = np.asarray(image)
+    if below or beside:
+        pixels = np.pad(pixels, ((0, below), (0, beside), (0, 0)), mode="symmetric")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,119 @@
+"""Store token maps of images on disk, so that heads are trained without the model."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float16
+
+from clipit.artifacts import Artifact, fingerprint, whole_file
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError
+from clipit.progress import progress
+from clipit.segmentation.token_maps import lattice_of, token_map
+from clipit.tiles.tileset import TileSet
+
+if TYPE_CHECKING:
+    from clipit.models.patch_tokens import PatchTokens
+
+_IDS = "ids.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """Token maps on disk: one half-precision array per image, mapped into memory when it is read."""
+
+    artifact: Artifact
+
+    @property
+    def dim(self) -> int:
+        """Length of a token."""
+        return int(self.artifact.manifest.facts["dim"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model, the images and the windows."""
+        return self.artifact.fingerprint
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.artifact.table(_IDS).column("id").to_pylist())}
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the images."""
+        return list(self._rows)
+
+    def tokens(self, name: str) -> Float16[np.ndarray, "rows columns d"]:
+        """Map the tokens of an image into memory.
+
+        Raises:
+            DataError: The store has no such image.
+        """
+        if name not in self._rows:
+            raise DataError(
+                f"no tokens of image {name}", where=self.artifact.folder, fix="delete the store and build it again"
+            )
+        return self.artifact.array(_file(self._rows[name]), "r")
+
+
+def store_tokens(
+    root: Path, tokens: "PatchTokens", tiles: TileSet, *, overlap: float = 0.5, batch_size: int = 64
+) -> TokenStore:
+    """Compute the token maps of images, or open those of an earlier call; labels and masks are not used.
+
+    An interrupted call resumes at the next image; images are distributed over the processes.
+
+    Args:
+        root: Output root.
+        tokens: Model.
+        tiles: Images.
+        overlap: Share of a window's edge that it has in common with the next one.
+        batch_size: Windows per forward pass.
+
+    Raises:
+        DataError: An image cannot be read, or a token is not finite.
+    """
+    inputs = {
+        "model": tokens.fingerprint,
+        "kind": tokens.kind,
+        "pixels": tokens.preprocess.size,
+        "model_mpp": tokens.mpp,
+        "tiles": tiles.fingerprint,
+        "mpp": fingerprint([None if np.isnan(value) else float(value) for value in tiles.mpp]),
+        "overlap": overlap,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        processes = get_processes()
+        missing = [row for row in range(len(tiles)) if not (folder / _file(row)).is_file()]
+        processes.barrier()  # all processes share the same list of missing images
+        with progress("patch tokens", len(tiles), shown=processes.main, done=len(tiles) - len(missing)) as advance:
+            for row in processes.share(missing):
+                image = tiles.read(row)
+                lattice = lattice_of(image.height, image.width, float(tiles.mpp[row]), tokens)
+                with np.errstate(over="ignore"):  # reported below
+                    values = token_map(image, lattice, tokens, overlap, batch_size).astype(np.float16)
+                if not np.isfinite(values).all():
+                    raise DataError(
+                        f"tokens of image {tiles.ids[row]} are not finite in half precision",
+                        where=tokens.name,
+                        fix="check this image, or use another model",
+                    )
+                with whole_file(folder / _file(row)) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, values)
+                advance(processes.count)
+        if processes.main:
+            with whole_file(folder / _IDS) as temporary:
+                pq.write_table(pa.table({"id": [str(name) for name in tiles.ids]}), temporary)
+        return {"images": len(tiles), "dim": tokens.dim, "model": tokens.name}
+
+    return TokenStore(build_once(root, "token_store", inputs, make))
+
+
+def _file(row: int) -> str:
+    return f"tokens-{row:06d}.npy"

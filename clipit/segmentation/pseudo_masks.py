@@ -1,0 +1,180 @@
+"""Pseudo-labels of pixels: multiple-instance learning on the labels of whole images, applied to their tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from clipit.config.mask_training import PseudoLabelsConfig
+from clipit.errors import ConfigError, DataError, shortlist
+from clipit.evaluation.predictions import NO_LABEL, softmax
+from clipit.mil.bags import MilBags
+from clipit.mil.tile_store_bags import common_labels
+from clipit.mil.training import MilModel, train_mil
+from clipit.segmentation.token_store import TokenStore
+from clipit.tiles.splits import patients
+from clipit.tiles.tileset import TileSet
+
+
+@dataclass(frozen=True)
+class TokenReader:
+    """Tokens of the images of each patient as the instances of one bag.
+
+    Attributes:
+        store: Tokens.
+        images: Ids of the images of each bag.
+    """
+
+    store: TokenStore
+    images: Sequence[Sequence[str]]
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features."""
+        return self.store.dim
+
+    def fingerprint(self) -> str:
+        """Compute a fingerprint of the tokens and of their distribution among the bags."""
+        from clipit.artifacts import fingerprint
+
+        return fingerprint([self.store.fingerprint, [list(names) for names in self.images]])
+
+    def sizes(self) -> Int64[np.ndarray, " b"]:
+        """Return the number of tokens of each bag."""
+        shapes = [[self.store.tokens(name).shape[:2] for name in names] for names in self.images]
+        return np.array([sum(int(rows) * int(columns) for rows, columns in each) for each in shapes], dtype=np.int64)
+
+    def features(self, row: int) -> Float32[np.ndarray, "n d"]:
+        """Read the tokens of one bag."""
+        parts = [self.store.tokens(name).reshape(-1, self.dim) for name in self.images[row]]
+        return np.concatenate(parts).astype(np.float32)
+
+    def ids(self, row: int) -> list[str]:
+        """Return an id of each token of one bag: image, row and column."""
+        return [
+            f"{name}[{down},{right}]"
+            for name in self.images[row]
+            for down, right in np.ndindex(*self.store.tokens(name).shape[:2])
+        ]
+
+
+def token_bags(tiles: TileSet, store: TokenStore) -> MilBags:
+    """Make one bag of the tokens of all images of a patient; images without a patient are bags of their own.
+
+    The label of a bag is the one that all of its labelled images have; a bag with images of several classes has none.
+
+    Raises:
+        DataError: A patient is in two splits.
+    """
+    owners = patients(tiles.groups, tiles.ids)
+    owners = np.where(owners == "", tiles.ids, owners)
+    names, first, member = np.unique(owners.astype(str), return_index=True, return_inverse=True)
+    labels, mixed = common_labels(tiles.labels, member.astype(np.int64), len(names))
+    images = [[str(name) for name in tiles.ids[member == bag]] for bag in range(len(names))]
+    notes = () if not len(mixed) else (f"{len(mixed)} patients with images of several labels are not trained on",)
+    return MilBags(
+        names=names.astype(object), labels=labels, patients=owners[first], splits=tiles.splits[first],
+        classes=tiles.classes, reader=TokenReader(store, images), rows=np.arange(len(names), dtype=np.int64),
+        notes=notes, where=tiles.where or "tiles",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """Pseudo-labels of training images.
+
+    Attributes:
+        codes: Class of each cell of an image, by its id; -1: not confident.
+        shares: Share of the cells of each class among all cells.
+    """
+
+    codes: Mapping[str, Int64[np.ndarray, "rows columns"]]
+    shares: Mapping[str, float]
+
+    def targets(self, classes: int) -> dict[str, Float32[np.ndarray, "rows columns c"]]:
+        """Return the targets of a token head."""
+        return {
+            name: (codes[:, :, None] == np.arange(classes)).astype(np.float32) for name, codes in self.codes.items()
+        }
+
+
+def pseudo_masks(
+    model: MilModel, tiles: TileSet, store: TokenStore, classes: Sequence[str], background: str,
+    options: PseudoLabelsConfig,
+) -> PseudoMasks:  # fmt: skip
+    """Label the tokens of labelled images where a multiple-instance model is confident.
+
+    An image may contain the class that its label is evidence of, and the background. Its tokens are labelled by the
+    instance probabilities of the labels of either, renormalised, where they exceed `confidence`. An image whose label
+    is evidence of the background contains nothing else, so that all of its tokens are labelled.
+
+    Args:
+        model: Trained multiple-instance model, whose classes are the labels of the images.
+        tiles: Images; those without a label are left out.
+        store: Their tokens.
+        classes: Classes of the masks.
+        background: Class that images of every label contain.
+        options: Evidence and confidence.
+
+    Raises:
+        ConfigError: A label has no class, or none is evidence of the background.
+        DataError: No image has a label.
+    """
+    check_evidence(model.classes, classes, background, options)
+    evidence = [classes.index(options.evidence[name]) for name in model.classes]
+    rest = classes.index(background)
+    codes: dict[str, Int64[np.ndarray, "rows columns"]] = {}
+    for name, label in zip(tiles.ids.tolist(), tiles.labels.tolist(), strict=True):
+        if label == NO_LABEL:
+            continue
+        tokens = store.tokens(str(name))
+        shape = tokens.shape[:2]
+        wanted = evidence[label]
+        if wanted == rest:
+            codes[str(name)] = np.full(shape, rest, dtype=np.int64)
+            continue
+        logits = model.explain(tokens.reshape(-1, store.dim).astype(np.float32)).instance_logits
+        probabilities = softmax(logits.float().cpu().numpy())
+        here = probabilities[:, [code == wanted for code in evidence]].sum(axis=1)
+        there = probabilities[:, [code == rest for code in evidence]].sum(axis=1)
+        share = here / np.maximum(here + there, 1e-12)
+        chosen = np.where(share >= options.confidence, wanted, np.where(share <= 1 - options.confidence, rest, -1))
+        codes[str(name)] = chosen.reshape(shape).astype(np.int64)
+    if not codes:
+        raise DataError("no training image has a label to learn from", where=tiles.where, fix="add labels")
+    cells = np.concatenate([each.ravel() for each in codes.values()])
+    shares = {name: float((cells == code).mean()) for code, name in enumerate(classes)}
+    return PseudoMasks(codes, shares)
+
+
+def check_evidence(
+    labels: Sequence[str], classes: Sequence[str], background: str, options: PseudoLabelsConfig
+) -> None:
+    """Check that every label is evidence of a class of the masks, and some label of the background.
+
+    Raises:
+        ConfigError: It is not; all problems are reported together.
+    """
+    problems = []
+    missing = [name for name in labels if name not in options.evidence]
+    unknown = sorted({*options.evidence.values()} - {*classes})
+    if missing:
+        problems.append(f"labels of tiles without a class of the masks: {shortlist(missing)}")
+    if unknown:
+        problems.append(f"not classes of the masks: {shortlist(unknown)}")
+    if not missing and background not in {options.evidence[name] for name in labels}:
+        problems.append(f"no label is evidence of {background}, so that nothing separates it from other classes")
+    if problems:
+        raise ConfigError(
+            "; ".join(problems),
+            where="segmentation.training.pseudo.evidence",
+            fix="map each label to the class it is evidence of, such as {normal: other, tumour: tumour}",
+        )
+
+
+def train_on_tokens(root: Path, tiles: TileSet, store: TokenStore, options: PseudoLabelsConfig, seed: int) -> MilModel:
+    """Train the multiple-instance model on the labels of training and validation images."""
+    bags = token_bags(tiles.select((tiles.splits == "train") | (tiles.splits == "validation")), store)
+    return train_mil(bags, options.training, seed, root=root)

@@ -1,0 +1,310 @@
+"""U-Net trained on masks (Ronneberger et al., MICCAI 2015), the baseline; built by segmentation-models-pytorch."""
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int16, Int64, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from clipit.artifacts import reading, whole_file, write_tensors
+from clipit.config.mask_training import UnetConfig
+from clipit.distributed import build_once, get_processes
+from clipit.errors import DataError, ModelError
+from clipit.progress import progress
+from clipit.segmentation.token_maps import window_starts
+
+Sample = tuple[UInt8[np.ndarray, "h w 3"], Int16[np.ndarray, "h w"]]
+"""An image, and the class of each pixel; -1 is ignored."""
+
+_WEIGHTS, _CHECKPOINT = "model.safetensors", "checkpoint.safetensors"
+_CHECKPOINT_SECONDS = 30.0  # between checkpoints; they do not change the result
+_CACHED = 64  # decoded images in memory
+_IGNORED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images with masks or pseudo-labels to train on.
+
+    Attributes:
+        count: Number of images.
+        read: Function that reads one of them, and its micrometres per pixel (nan if unknown).
+        identity: JSON-like description of images and labels.
+    """
+
+    count: int
+    read: Callable[[int], tuple[Image.Image, Int16[np.ndarray, "h w"], float]]
+    identity: object
+
+
+@dataclass(frozen=True, eq=False)
+class Unet:
+    """A trained U-Net.
+
+    Attributes:
+        network: Network in evaluation mode.
+        options: Options of the training.
+        fingerprint: Fingerprint of everything that it was trained from.
+    """
+
+    network: nn.Module
+    options: UnetConfig
+    fingerprint: str
+
+    def probabilities(self, image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
+        """Return the probability of each class at each pixel, the mean over overlapping windows."""
+        options, device = self.options, get_processes().device
+        pixels = _resized(image, mpp, options)
+        height, width = pixels.shape[:2]
+        edge = options.crop
+        padded = np.pad(
+            pixels, ((0, max(0, edge - height)), (0, max(0, edge - width)), (0, 0)), mode="symmetric"
+        )
+        step = max(1, round(edge * (1 - options.overlap)))
+        tops, lefts = (window_starts(length, edge, step) for length in padded.shape[:2])
+        sums: Tensor | None = None
+        counts = torch.zeros(padded.shape[:2])
+        for top in tops:
+            for start in range(0, len(lefts), options.batch_size):
+                batch = lefts[start : start + options.batch_size]
+                windows = np.stack([padded[top : top + edge, left : left + edge] for left in batch])
+                with torch.inference_mode():
+                    answers = self.network(_normalised(windows).to(device)).float().softmax(dim=1).cpu()
+                if sums is None:
+                    sums = torch.zeros(answers.shape[1], *padded.shape[:2])
+                for left, answer in zip(batch, answers, strict=True):
+                    sums[:, top : top + edge, left : left + edge] += answer
+                    counts[top : top + edge, left : left + edge] += 1
+        if sums is None:
+            raise DataError("the image has no pixel", where="image")
+        means = (sums / counts)[None, :, :height, :width]
+        if means.shape[-2:] != (image.height, image.width):
+            means = nn.functional.interpolate(means, size=(image.height, image.width), mode="bilinear")
+        return means[0].numpy()
+
+
+def missing_unet() -> str:
+    """Return what is missing to build a U-Net; "" for nothing."""
+    if importlib.util.find_spec("segmentation_models_pytorch") is None:
+        return "segmentation-models-pytorch: pip install 'clipit-pathology[unet]'"
+    return ""
+
+
+def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) -> nn.Module:
+    """Build the network; its encoder has random weights unless `encoder_weights` names some.
+
+    Args:
+        options: Options.
+        classes: Number of classes.
+        pretrained: Whether to load `encoder_weights`, which trained weights replace.
+
+    Raises:
+        ModelError: The package is missing, the encoder is unknown, or its weights cannot be had.
+    """
+    if missing := missing_unet():
+        raise ModelError("a U-Net needs a package that is not installed", where="unet", fix=missing)
+    import segmentation_models_pytorch as smp
+
+    try:
+        network: nn.Module = smp.Unet(
+            options.encoder, encoder_weights=options.encoder_weights if pretrained else None, classes=classes
+        )
+    except Exception as error:  # KeyError for an unknown encoder, errors of the hub
+        raise ModelError(
+            f"the U-Net cannot be built: {' '.join(str(error).split())[:200]}",
+            where=f"segmentation.training.unet.encoder: {options.encoder}",
+            fix="use an encoder of segmentation-models-pytorch, such as resnet18, and weights that it has for it",
+        ) from error
+    return network
+
+
+def train_unet(
+    root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int
+) -> Unet:
+    """Train a U-Net for a fixed number of steps, or open the one of an earlier call; nothing is chosen on validation.
+
+    The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source gives
+    the same number of crops to each step, whose content depends only on (seed, step), so that an interrupted training
+    resumes at its last checkpoint and ends with the same weights.
+
+    Args:
+        root: Output root.
+        sources: Masks, and perhaps pseudo-labels.
+        options: Training.
+        seed: Seed of initialisation and crops.
+        classes: Number of classes.
+
+    Raises:
+        DataError: There is no image, or no labelled pixel in a source.
+        ModelError: The network cannot be built, or the loss is not finite.
+    """
+    if not sources or any(not each.count for each in sources):
+        raise DataError("no image to train a U-Net on", fix="add training masks")
+    inputs = {
+        "sources": [each.identity for each in sources],
+        "options": options.model_dump(mode="json"),
+        "seed": seed,
+        "classes": classes,
+    }
+
+    def make(folder: Path) -> dict[str, Any]:
+        if get_processes().main:
+            network = _fit(sources, options, seed, classes, folder / _CHECKPOINT)
+            (folder / _CHECKPOINT).unlink(missing_ok=True)
+            write_tensors(folder / _WEIGHTS, network.state_dict())
+        return {"steps": options.steps}
+
+    artifact = build_once(root, "unet", inputs, make)
+    from safetensors.torch import load_file
+
+    network = build_unet(options, classes, pretrained=False)
+    file = artifact.file(_WEIGHTS)
+    with reading(file):
+        network.load_state_dict(load_file(file))
+    return Unet(network.to(get_processes().device).eval(), options, artifact.fingerprint)
+
+
+def _fit(
+    sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int, checkpoint: Path
+) -> nn.Module:
+    device = get_processes().device
+    torch.manual_seed(seed)
+    network = build_unet(options, classes).to(device).train()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, foreach=False
+    )
+    done = _load(checkpoint, network, optimizer)
+    readers = [_reader(each, options) for each in sources]
+    saved = time.monotonic()
+    with progress("training a U-Net", options.steps, shown=get_processes().main, done=done) as advance:
+        for step in range(done, options.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+            images, codes = _batch(readers, [each.count for each in sources], options, seed, step)
+            loss = unet_loss(network(images.to(device)), codes.to(device))
+            if not math.isfinite(float(loss)):
+                raise ModelError(
+                    f"the loss is not finite in step {step + 1}", fix="lower segmentation.training.unet.learning_rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            advance()
+            if time.monotonic() - saved >= _CHECKPOINT_SECONDS:
+                _save(checkpoint, network, optimizer, step + 1)
+                saved = time.monotonic()
+    return network.eval()
+
+
+def unet_loss(logits: Float[Tensor, "b c h w"], codes: Int64[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Return the mean of cross-entropy and 1 - mean soft Dice of the classes present; pixels of -1 are ignored."""
+    labelled = codes != _IGNORED
+    if not bool(labelled.any()):
+        return logits.sum() * 0
+    entropy = nn.functional.cross_entropy(logits, codes, ignore_index=_IGNORED)
+    probabilities = logits.softmax(dim=1).movedim(1, -1)[labelled]
+    truth = nn.functional.one_hot(codes[labelled], logits.shape[1]).to(probabilities.dtype)
+    inside = (probabilities * truth).sum(dim=0)
+    dice = 2 * inside / (probabilities.sum(dim=0) + truth.sum(dim=0)).clamp(min=1e-6)
+    present = truth.any(dim=0)
+    return (entropy + 1 - dice[present].mean()) / 2
+
+
+def _reader(samples: Samples, options: UnetConfig) -> Callable[[int], Sample]:
+    """Return a function that reads an image and its labels at the U-Net's resolution, at least as large as a crop."""
+
+    @lru_cache(maxsize=_CACHED)
+    def read(index: int) -> Sample:
+        image, codes, mpp = samples.read(index)
+        pixels = _resized(image, mpp, options)
+        height, width = pixels.shape[:2]
+        if codes.shape != (height, width):
+            codes = np.asarray(Image.fromarray(codes).resize((width, height), Image.Resampling.NEAREST))
+        beyond = (0, max(0, options.crop - height)), (0, max(0, options.crop - width))
+        return (
+            np.pad(pixels, (*beyond, (0, 0)), mode="symmetric"),
+            np.pad(codes.astype(np.int16), beyond, constant_values=_IGNORED),
+        )
+
+    return read
+
+
+def _batch(
+    readers: Sequence[Callable[[int], Sample]], counts: Sequence[int], options: UnetConfig, seed: int, step: int
+) -> tuple[Float32[Tensor, "b 3 s s"], Int64[Tensor, "b s s"]]:
+    """Draw crops in one of eight orientations, the same number from each source."""
+    generator = np.random.default_rng([seed, step])
+    edge = options.crop
+    images, codes = [], []
+    for read, count in zip(readers, counts, strict=True):
+        for _ in range(max(1, options.batch_size // len(readers))):
+            pixels, labels = read(int(generator.integers(count)))
+            top = int(generator.integers(pixels.shape[0] - edge + 1))
+            left = int(generator.integers(pixels.shape[1] - edge + 1))
+            turns, flipped = int(generator.integers(4)), bool(generator.integers(2))
+            crops = [each[top : top + edge, left : left + edge] for each in (pixels, labels)]
+            turned = [np.rot90(each, turns) for each in crops]
+            image, code = [each[:, ::-1] if flipped else each for each in turned]
+            images.append(image)
+            codes.append(code)
+    return _normalised(np.stack(images)), torch.from_numpy(np.stack(codes).astype(np.int64))
+
+
+def _normalised(images: UInt8[np.ndarray, "b h w 3"]) -> Float32[Tensor, "b 3 h w"]:
+    """Scale pixels to -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _resized(image: Image.Image, mpp: float, options: UnetConfig) -> UInt8[np.ndarray, "h w 3"]:
+    """Resize an image to the U-Net's resolution, if both are known."""
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if options.mpp is not None and not math.isnan(mpp) and mpp != options.mpp:
+        size = (max(1, round(image.width * mpp / options.mpp)), max(1, round(image.height * mpp / options.mpp)))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write weights, buffers, optimiser state and the number of finished steps to one file."""
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, {"step": json.dumps(step)})
+
+
+def _load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a checkpoint, and return the number of finished steps; without one, or with a damaged one, start anew."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            step = int(json.loads((file.metadata() or {})["step"]))
+            tensors: Mapping[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError):
+        path.unlink(missing_ok=True)
+        return 0
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
+    )
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            states.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step

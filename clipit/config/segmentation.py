@@ -5,9 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.data import Section, check_once
+from clipit.config.mask_training import MaskTrainingConfig
 from clipit.config.paths import LocalPath
 
-SegmentationMethod = Literal["vlm_windows", "student_windows", "classifier_windows"]
+SegmentationMethod = Literal[
+    "vlm_windows", "student_windows", "classifier_windows", "vlm_tokens", "student_tokens", "token_head",
+    "token_head_pseudo", "unet", "unet_pseudo",
+]  # fmt: skip
 """Methods of `clipit.segmentation.methods.METHODS`, in the order of the table."""
 
 
@@ -49,6 +53,7 @@ class SegmentationConfig(Section):
     """Mapping from classes of the prompts or of the classifier to classes of the masks, whose probabilities are summed;
     empty: the names are the same. The probabilities of unmapped classes are dropped."""
     windows: WindowsConfig = WindowsConfig()
+    training: MaskTrainingConfig = MaskTrainingConfig()
     threshold: Literal["validation", "none"] = "validation"
     """With two classes: predict the second one where its probability exceeds a threshold with the highest mean Dice on
     the validation masks; `none`, and always with more classes: predict the most probable class."""

@@ -1,7 +1,7 @@
 """Patch tokens of frozen models: one vector per patch of an image, of a VLM, a backbone or a classifier."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clipit.artifacts import fingerprint
 from clipit.errors import ModelError, is_out_of_memory
-from clipit.models.token_grids import no_tokens, trunk_grid
+from clipit.models.token_grids import no_tokens, pool_each, trunk_grid
 
 if TYPE_CHECKING:
     from clipit.models.backbones import Backbone
@@ -109,6 +109,33 @@ def classifier_tokens(classifier: "Classifier") -> PatchTokens:
     side, dim = _probe(compute, spec.preprocess.size, classifier.device, name)
     identity = fingerprint([dict(spec.files), str(classifier.dtype)])
     return PatchTokens(name, "classifier", spec.preprocess, side, dim, spec.mpp, identity, classifier.device, compute)
+
+
+def student_tokens(classifier: "Classifier") -> PatchTokens:
+    """Return the patch tokens of a classifier, projected into the joint space as its pooled features are.
+
+    Raises:
+        ModelError: The classifier was trained without text, or gives no patch tokens.
+    """
+    projector = classifier.network.projector
+    if projector is None:
+        raise ModelError(
+            "this classifier was trained without text, so that its tokens cannot be compared with prompts",
+            where=f"classifier {classifier.spec.provenance.get('run', 'unknown')}",
+            fix="use a classifier trained with student.projector_layers: 1 or 2",
+        )
+    module = classifier.network.backbone
+
+    def compute(pixels: Tensor) -> Tensor:
+        grid = pool_each(module, trunk_grid(module, pixels.to(classifier.dtype)), pre_logits=True)
+        projected: Tensor = projector(grid.float())
+        return projected
+
+    tokens = classifier_tokens(classifier)
+    side, dim = _probe(compute, tokens.preprocess.size, classifier.device, tokens.name)
+    return replace(
+        tokens, name=f"student {tokens.name.removeprefix('classifier ')}", side=side, dim=dim, compute=compute
+    )
 
 
 def _grid_function(module: nn.Module) -> Callable[[Tensor], Tensor]:

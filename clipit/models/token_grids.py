@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -56,19 +57,27 @@ def trunk_grid(module: nn.Module, pixels: Float[Tensor, "b 3 s s"]) -> Grid:
     return square_grid(tokens[:, prefix:], type(model).__name__)
 
 
-def pool_each(trunk: Any, grid: Grid) -> Float[Tensor, "b h w features"]:
-    """Apply the pooling, normalisation and head of a timm model to every token alone, as if it filled the image.
+def pool_each(module: Any, grid: Grid, *, pre_logits: bool = False) -> Float[Tensor, "b h w features"]:
+    """Apply the pooling, normalisation and head of a model to every token alone, as if it filled the image.
 
     A class token is replaced by the token itself, a mean over patches is the token, and attention over one token is its
     value. Tokens thereby pass the same layers as the pooled features.
+
+    Args:
+        module: Model of timm, or of timm or transformers within clipit's pooling.
+        grid: Its tokens, from `trunk_grid`.
+        pre_logits: Whether to leave out the last layer of timm's head.
     """
+    if isinstance(module, TokenPool):
+        return torch.cat([grid, grid], dim=3) if module.pooling == "cls_mean" else grid
+    trunk = module
     b, h, w, d = grid.shape
     if hasattr(trunk, "num_prefix_tokens") and not _channels_are_last(trunk):
         alone = grid.reshape(b * h * w, 1, d).expand(-1, int(trunk.num_prefix_tokens) + 1, -1)
     else:
         alone = grid.reshape(b * h * w, 1, 1, d)
         alone = alone if _channels_are_last(trunk) else alone.permute(0, 3, 1, 2)
-    pooled: Tensor = trunk.forward_head(alone)
+    pooled: Tensor = trunk.forward_head(alone, pre_logits=pre_logits)
     return pooled.reshape(b, h, w, -1)
 
 

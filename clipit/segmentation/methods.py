@@ -1,6 +1,14 @@
 """The table of methods of segmentation; to add a method, add an entry."""
 
 from clipit.segmentation.method import Method
+from clipit.segmentation.pseudo_methods import missing_evidence, missing_for_unet, token_heads_pseudo, unets_pseudo
+from clipit.segmentation.token_methods import (
+    missing_training_masks,
+    student_prompt_tokens,
+    token_heads,
+    vlm_prompt_tokens,
+)
+from clipit.segmentation.unet_methods import missing_unet_masks, unets
 from clipit.segmentation.zero_shot import (
     classifier_windows,
     missing_prompts,
@@ -14,5 +22,11 @@ METHODS: dict[str, Method] = {
     "vlm_windows": Method("windows, VLM against prompts", missing_prompts, vlm_windows),
     "student_windows": Method("windows, student against prompts", missing_student, student_windows),
     "classifier_windows": Method("windows, classifier of a run", missing_run, classifier_windows),
+    "vlm_tokens": Method("patch tokens, VLM against prompts", missing_prompts, vlm_prompt_tokens),
+    "student_tokens": Method("patch tokens, student against prompts", missing_student, student_prompt_tokens),
+    "token_head": Method("linear head on frozen patch tokens", missing_training_masks, token_heads),
+    "token_head_pseudo": Method("linear head, masks and pseudo-labels", missing_evidence, token_heads_pseudo),
+    "unet": Method("U-Net", missing_unet_masks, unets),
+    "unet_pseudo": Method("U-Net, masks and pseudo-labels", missing_for_unet, unets_pseudo),
 }
 """Methods by the name in `segmentation.methods` (`clipit.config.segmentation.SegmentationMethod`), in table order."""

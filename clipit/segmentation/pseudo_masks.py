@@ -1,12 +1,13 @@
 """Pseudo-labels of pixels: multiple-instance learning on the labels of whole images, applied to their tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from clipit.artifacts import fingerprint
 from clipit.config.mask_training import PseudoLabelsConfig
 from clipit.errors import ConfigError, DataError, shortlist
 from clipit.evaluation.predictions import NO_LABEL, softmax
@@ -37,8 +38,6 @@ class TokenReader:
 
     def fingerprint(self) -> str:
         """Compute a fingerprint of the tokens and of their distribution among the bags."""
-        from clipit.artifacts import fingerprint
-
         return fingerprint([self.store.fingerprint, [list(names) for names in self.images]])
 
     def sizes(self) -> Int64[np.ndarray, " b"]:
@@ -87,11 +86,24 @@ class PseudoMasks:
 
     Attributes:
         codes: Class of each cell of an image, by its id; -1: not confident.
-        shares: Share of the cells of each class among all cells.
+        classes: Classes of the masks.
+        model: Facts of the multiple-instance model.
     """
 
     codes: Mapping[str, Int64[np.ndarray, "rows columns"]]
-    shares: Mapping[str, float]
+    classes: tuple[str, ...]
+    model: Mapping[str, object]
+
+    def without(self, names: Sequence[str]) -> "PseudoMasks":
+        """Return the pseudo-labels of all other images."""
+        left_out = {*names}
+        return replace(self, codes={name: codes for name, codes in self.codes.items() if name not in left_out})
+
+    def facts(self) -> dict[str, object]:
+        """Return the provenance: the model, images, and share of cells with a pseudo-label of each class."""
+        cells = np.concatenate([each.ravel() for each in self.codes.values()])
+        shares = {name: round(float((cells == code).mean()), 4) for code, name in enumerate(self.classes)}
+        return {"pseudo_images": len(self.codes), "pseudo_shares": str(shares), **self.model}
 
     def targets(self, classes: int) -> dict[str, Float32[np.ndarray, "rows columns c"]]:
         """Return the targets of a token head."""
@@ -144,14 +156,11 @@ def pseudo_masks(
         codes[str(name)] = chosen.reshape(shape).astype(np.int64)
     if not codes:
         raise DataError("no training image has a label to learn from", where=tiles.where, fix="add labels")
-    cells = np.concatenate([each.ravel() for each in codes.values()])
-    shares = {name: float((cells == code).mean()) for code, name in enumerate(classes)}
-    return PseudoMasks(codes, shares)
+    facts = {"mil_pooling": model.options.pooling, "mil_epoch": model.epoch, "confidence": options.confidence}
+    return PseudoMasks(codes, tuple(classes), facts)
 
 
-def check_evidence(
-    labels: Sequence[str], classes: Sequence[str], background: str, options: PseudoLabelsConfig
-) -> None:
+def check_evidence(labels: Sequence[str], classes: Sequence[str], background: str, options: PseudoLabelsConfig) -> None:
     """Check that every label is evidence of a class of the masks, and some label of the background.
 
     Raises:
@@ -174,7 +183,10 @@ def check_evidence(
         )
 
 
-def train_on_tokens(root: Path, tiles: TileSet, store: TokenStore, options: PseudoLabelsConfig, seed: int) -> MilModel:
-    """Train the multiple-instance model on the labels of training and validation images."""
-    bags = token_bags(tiles.select((tiles.splits == "train") | (tiles.splits == "validation")), store)
-    return train_mil(bags, options.training, seed, root=root)
+def token_mil(root: Path, tiles: TileSet, store: TokenStore, options: PseudoLabelsConfig, seed: int) -> MilModel:
+    """Train the multiple-instance model on the labels of images of the splits train and validation.
+
+    Raises:
+        DataError: There are fewer than two labels, or no validation image has one, so that no epoch can be chosen.
+    """
+    return train_mil(token_bags(tiles, store), options.training, seed, root=root)

@@ -67,6 +67,10 @@ class Lattice:
         shares = counts.reshape(self.rows, self.columns, classes) / np.maximum(area, 1)[:, :, None]
         return shares.astype(np.float32)
 
+    def spread(self, codes: Int64[np.ndarray, "rows columns"]) -> Int64[np.ndarray, "h w"]:
+        """Give each pixel of the image the class of its cell."""
+        return codes[self._cell_of(self.height, self.rows)[:, None], self._cell_of(self.width, self.columns)]
+
     def _cell_of(self, length: int, cells: int) -> Int64[np.ndarray, " _"]:
         return np.minimum((np.arange(length) + 0.5) / self.cell, cells - 1).astype(np.int64)
 

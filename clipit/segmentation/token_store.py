@@ -1,5 +1,6 @@
 """Store token maps of images on disk, so that heads are trained without the model."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float16
+from PIL import Image
 
 from clipit.artifacts import Artifact, fingerprint, whole_file
 from clipit.distributed import build_once, get_processes
@@ -43,10 +45,19 @@ class TokenStore:
     def _rows(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.artifact.table(_IDS).column("id").to_pylist())}
 
+    @cached_property
+    def _digests(self) -> dict[str, int]:
+        return {digest: row for row, digest in enumerate(self.artifact.table(_IDS).column("pixels").to_pylist())}
+
     @property
     def ids(self) -> list[str]:
         """Ids of the images."""
         return list(self._rows)
+
+    def find(self, image: Image.Image, mpp: float) -> Float16[np.ndarray, "rows columns d"] | None:
+        """Map the tokens of an image with these pixels and resolution into memory; None if the store has none."""
+        row = self._digests.get(_digest(image, mpp))
+        return None if row is None else self.artifact.array(_file(row), "r")
 
     def tokens(self, name: str) -> Float16[np.ndarray, "rows columns d"]:
         """Map the tokens of an image into memory.
@@ -90,7 +101,7 @@ def store_tokens(
 
     def make(folder: Path) -> dict[str, Any]:
         processes = get_processes()
-        missing = [row for row in range(len(tiles)) if not (folder / _file(row)).is_file()]
+        missing = [row for row in range(len(tiles)) if not (folder / f"{_file(row)}.pixels").is_file()]
         processes.barrier()  # all processes share the same list of missing images
         with progress("patch tokens", len(tiles), shown=processes.main, done=len(tiles) - len(missing)) as advance:
             for row in processes.share(missing):
@@ -106,13 +117,24 @@ def store_tokens(
                     )
                 with whole_file(folder / _file(row)) as temporary, temporary.open("wb") as stream:
                     np.save(stream, values)
+                (folder / f"{_file(row)}.pixels").write_text(_digest(image, float(tiles.mpp[row])), encoding="utf-8")
                 advance(processes.count)
+        processes.barrier()
         if processes.main:
+            notes = [folder / f"{_file(row)}.pixels" for row in range(len(tiles))]
+            digests = [note.read_text(encoding="utf-8") for note in notes]
             with whole_file(folder / _IDS) as temporary:
-                pq.write_table(pa.table({"id": [str(name) for name in tiles.ids]}), temporary)
+                pq.write_table(pa.table({"id": [str(name) for name in tiles.ids], "pixels": digests}), temporary)
+            for note in notes:
+                note.unlink()
         return {"images": len(tiles), "dim": tokens.dim, "model": tokens.name}
 
     return TokenStore(build_once(root, "token_store", inputs, make))
+
+
+def _digest(image: Image.Image, mpp: float) -> str:
+    """Compute a hash of the pixels and the resolution of an image."""
+    return hashlib.sha256(f"{image.size}:{mpp}:".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 def _file(row: int) -> str:

@@ -67,9 +67,7 @@ class Unet:
         pixels = _resized(image, mpp, options)
         height, width = pixels.shape[:2]
         edge = options.crop
-        padded = np.pad(
-            pixels, ((0, max(0, edge - height)), (0, max(0, edge - width)), (0, 0)), mode="symmetric"
-        )
+        padded = np.pad(pixels, ((0, max(0, edge - height)), (0, max(0, edge - width)), (0, 0)), mode="symmetric")
         step = max(1, round(edge * (1 - options.overlap)))
         tops, lefts = (window_starts(length, edge, step) for length in padded.shape[:2])
         sums: Tensor | None = None
@@ -128,9 +126,7 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
     return network
 
 
-def train_unet(
-    root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int
-) -> Unet:
+def train_unet(root: Path, sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int) -> Unet:
     """Train a U-Net for a fixed number of steps, or open the one of an earlier call; nothing is chosen on validation.
 
     The loss is the mean of the cross-entropy and of 1 - Dice over the labelled pixels of a batch. Every source gives
@@ -174,9 +170,7 @@ def train_unet(
     return Unet(network.to(get_processes().device).eval(), options, artifact.fingerprint)
 
 
-def _fit(
-    sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int, checkpoint: Path
-) -> nn.Module:
+def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: int, checkpoint: Path) -> nn.Module:
     device = get_processes().device
     torch.manual_seed(seed)
     network = build_unet(options, classes).to(device).train()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,10 +18,13 @@ from clipit.segmentation.decision import choose_decision
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.windows import WindowModel
 
+if TYPE_CHECKING:
+    from clipit.models.inference import Classifier
+
 
 def missing_prompts(inputs: MethodInputs) -> str:
     """Return what is missing to compare windows with text through the VLM."""
-    return "" if _prompts_name(inputs) else "class prompts: set segmentation.prompts"
+    return "" if prompts_name(inputs) else "class prompts: set segmentation.prompts"
 
 
 def missing_run(inputs: MethodInputs) -> str:
@@ -63,18 +67,24 @@ def classifier_windows(inputs: MethodInputs) -> list[Segmenter]:
     return [_segmenter("classifier, windows", _open(inputs, None), inputs)]
 
 
-def _prompts_name(inputs: MethodInputs) -> str | None:
+def prompts_name(inputs: MethodInputs) -> str | None:
+    """Return the prompt set of the methods that compare with text; None without one."""
     return inputs.options.prompts or inputs.config.prompts
 
 
 def _load(inputs: MethodInputs) -> PromptSet:
-    return load_prompts(str(_prompts_name(inputs)))
+    return load_prompts(str(prompts_name(inputs)))
+
+
+def open_run(inputs: MethodInputs) -> "Classifier":
+    """Open the classifier of the finished run."""
+    run = inputs.run or Path()
+    with explaining_differences(run, inputs.config):
+        return open_classifier(inputs.config, run)
 
 
 def _open(inputs: MethodInputs, prompts: PromptSet | None) -> TileScorer:
-    run = inputs.run or Path()
-    with explaining_differences(run, inputs.config):
-        return classifier_scorer(open_classifier(inputs.config, run), prompts)
+    return classifier_scorer(open_run(inputs), prompts)
 
 
 def map_classes(

@@ -1,0 +1,107 @@
+"""Methods with few masks and many slide labels: a head or a U-Net on masks and on pseudo-labels."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int16
+from PIL import Image
+
+from clipit.artifacts import fingerprint
+from clipit.evaluation.predictions import NO_LABEL
+from clipit.segmentation.draws import nested_counts
+from clipit.segmentation.method import MethodInputs, Segmenter
+from clipit.segmentation.pseudo_masks import PseudoMasks, check_evidence, pseudo_masks, token_mil
+from clipit.segmentation.token_methods import HeadInputs, head_inputs, masks_title, missing_training_masks
+from clipit.segmentation.unet import Samples, missing_unet
+from clipit.segmentation.unet_methods import drawn_masks, unet_segmenter
+
+_TITLE = "pseudo-labels"
+
+
+def missing_evidence(inputs: MethodInputs) -> str:
+    """Return what is missing to make pseudo-labels from the labels of tiles."""
+    if missing := missing_training_masks(inputs):
+        return missing
+    if not inputs.options.training.pseudo.evidence:
+        return (
+            "the class of the masks that each label of tiles is evidence of: set segmentation.training.pseudo.evidence"
+        )
+    return ""
+
+
+def missing_for_unet(inputs: MethodInputs) -> str:
+    """Return what is missing to train a U-Net on pseudo-labels."""
+    return missing_unet() or missing_evidence(inputs)
+
+
+def token_heads_pseudo(inputs: MethodInputs) -> list[Segmenter]:
+    """Train a linear head on each small number of masks and on pseudo-labels of the other training images.
+
+    Raises:
+        ConfigError: A label has no class, or none is evidence of the background.
+    """
+    kind = f"linear head on {inputs.options.training.tokens} tokens"
+
+    def train(heads: HeadInputs, drawn: list[int], pseudo: PseudoMasks, count: int, seed: int) -> Segmenter:
+        sources = [heads.targets(drawn), pseudo.targets(len(inputs.masks.classes.names))]
+        name = f"{kind}, {masks_title(count)} and {_TITLE}, seed {seed}"
+        return heads.segmenter(name, sources, count, seed, **pseudo.facts())
+
+    return _segmenters(inputs, train)
+
+
+def unets_pseudo(inputs: MethodInputs) -> list[Segmenter]:
+    """Train a U-Net on each small number of masks and on pseudo-labels of the other training images.
+
+    Raises:
+        ConfigError: A label has no class, or none is evidence of the background.
+    """
+
+    def train(heads: HeadInputs, drawn: list[int], pseudo: PseudoMasks, count: int, seed: int) -> Segmenter:
+        sources = [drawn_masks(heads.train, count, seed), _samples(heads, pseudo)]
+        name = f"U-Net, {masks_title(count)} and {_TITLE}, seed {seed}"
+        return unet_segmenter(name, sources, count, seed, inputs, **pseudo.facts())
+
+    return _segmenters(inputs, train)
+
+
+def _segmenters(
+    inputs: MethodInputs, train: Callable[[HeadInputs, list[int], PseudoMasks, int, int], Segmenter]
+) -> list[Segmenter]:
+    options, tiles = inputs.options, inputs.workspace.all_tiles
+    pseudo, classes = options.training.pseudo, inputs.masks.classes.names
+    background = pseudo.background or classes[options.class_of.get(0, 0)]
+    check_evidence(tiles.classes, classes, background, pseudo)
+    labelled = (tiles.labels != NO_LABEL) & (tiles.splits != "test")
+    images = tiles.select(labelled | tiles.among(inputs.masks.tiles.ids.tolist()))
+    heads = head_inputs(inputs, images)
+    counts = [count for count in nested_counts(options.training.masks, len(heads.train)) if count < len(heads.train)]
+    learnt = {
+        seed: pseudo_masks(
+            token_mil(inputs.workspace.root, tiles.select(labelled), heads.store, pseudo, seed),
+            tiles.select(labelled & (tiles.splits == "train")), heads.store, classes, background, pseudo,
+        )
+        for seed in options.training.seeds
+    }  # fmt: skip
+    segmenters = []
+    for count in counts:
+        for seed in options.training.seeds:
+            drawn = heads.draw(count, seed)
+            own = [str(name) for name in heads.train.tiles.ids[drawn]]
+            segmenters.append(train(heads, drawn, learnt[seed].without(own), count, seed))
+    return segmenters
+
+
+def _samples(heads: HeadInputs, pseudo: PseudoMasks) -> Samples:
+    """Return the images with pseudo-labels, each pixel with the class of its cell."""
+    tiles = heads.inputs.workspace.all_tiles
+    rows = np.flatnonzero(tiles.among(pseudo.codes))
+
+    def read(index: int) -> tuple[Image.Image, Int16[np.ndarray, "h w"], float]:
+        row = int(rows[index])
+        image, mpp = tiles.read(row), float(tiles.mpp[row])
+        codes = pseudo.codes[str(tiles.ids[row])]
+        return image, heads.model.lattice(image, mpp).spread(codes).astype(np.int16), mpp
+
+    identity = [heads.store.fingerprint, {name: fingerprint(codes.tolist()) for name, codes in pseudo.codes.items()}]
+    return Samples(len(rows), read, {"pseudo": fingerprint(identity)})

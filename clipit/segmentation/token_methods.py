@@ -1,0 +1,236 @@
+"""Methods on patch tokens: compared with prompts, or by a linear head that is trained on masks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from PIL import Image
+
+from clipit.artifacts import fingerprint
+from clipit.distributed import get_processes
+from clipit.evaluation.predictions import softmax
+from clipit.evaluation.zero_shot import class_means, embed_prompts
+from clipit.models.patch_tokens import PatchTokens, backbone_tokens, student_tokens, vlm_tokens
+from clipit.prompts.prompt_set import load_prompts
+from clipit.runs.prediction_inputs import embed_classes
+from clipit.segmentation.draws import draw_order, nested_counts
+from clipit.segmentation.method import MethodInputs, Segmenter
+from clipit.segmentation.token_head import Targets, train_token_head
+from clipit.segmentation.token_maps import Lattice, lattice_of, token_rows
+from clipit.segmentation.token_store import TokenStore, store_tokens
+from clipit.segmentation.zero_shot import map_classes, open_run, prompts_name
+from clipit.stores.embed import unit
+from clipit.tiles.masks import MaskSet
+from clipit.tiles.tileset import TileSet
+
+Answer = Callable[[Float[np.ndarray, "rows columns d"]], Float32[np.ndarray, "rows columns c"]]
+"""Function from tokens to the probabilities of the masks' classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenModel:
+    """Patch tokens of a model in a study, from a store where it has them.
+
+    Attributes:
+        tokens: Model.
+        store: Token maps of images of the study; None to compute all of them.
+        overlap: Share of a window's edge that it has in common with the next one.
+        batch_size: Windows per forward pass.
+    """
+
+    tokens: PatchTokens
+    store: TokenStore | None
+    overlap: float
+    batch_size: int
+
+    def lattice(self, image: Image.Image, mpp: float) -> Lattice:
+        """Lay the cells of the tokens over an image."""
+        return lattice_of(image.height, image.width, mpp, self.tokens)
+
+    def probabilities(self, image: Image.Image, mpp: float, answer: Answer) -> Float32[np.ndarray, "c h w"]:
+        """Answer for the tokens of an image, one row of windows at a time, and interpolate between their centres."""
+        lattice = self.lattice(image, mpp)
+        stored = None if self.store is None else self.store.find(image, mpp)
+        rows = (
+            token_rows(image, lattice, self.tokens, self.overlap, self.batch_size)
+            if stored is None
+            else (stored[top : top + self.tokens.side] for top in range(0, len(stored), self.tokens.side))
+        )
+        return lattice.to_pixels(np.concatenate([answer(part) for part in rows]))
+
+    def facts(self) -> dict[str, object]:
+        """Return the provenance of scores."""
+        return {
+            "model": self.tokens.name,
+            "fingerprint": self.tokens.fingerprint,
+            "preprocess": self.tokens.preprocess.hash,
+            "pixels": self.tokens.preprocess.size,
+            "model_mpp": self.tokens.mpp,
+            "tokens": f"{self.tokens.side} x {self.tokens.side} per window",
+            "overlap": self.overlap,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class HeadInputs:
+    """Tokens and targets that heads are trained on.
+
+    Attributes:
+        inputs: Inputs of the method.
+        model: Tokens, with a store of all images with masks.
+    """
+
+    inputs: MethodInputs
+    model: TokenModel
+
+    @cached_property
+    def train(self) -> MaskSet:
+        """Training masks."""
+        return self.inputs.masks.of_split("train")
+
+    @property
+    def store(self) -> TokenStore:
+        """Store of the tokens."""
+        if self.model.store is None:
+            raise ValueError("heads are trained from a store")
+        return self.model.store
+
+    def targets(self, rows: Sequence[int]) -> Targets:
+        """Return the shares of the classes in the cells of some training masks."""
+        targets = {}
+        for row in rows:
+            image, codes = self.train.read(row)
+            lattice = self.model.lattice(image, float(self.train.tiles.mpp[row]))
+            targets[str(self.train.tiles.ids[row])] = lattice.to_cells(codes, len(self.train.classes.names))
+        return targets
+
+    def draw(self, count: int, seed: int) -> list[int]:
+        """Draw training masks by a seed; a larger draw contains a smaller one."""
+        tiles = self.train.tiles
+        return [int(row) for row in draw_order(tiles.ids, tiles.groups, seed)[:count]]
+
+    def segmenter(self, name: str, sources: Sequence[Targets], masks: int, seed: int, **facts: object) -> Segmenter:
+        """Train a head, and return its segmentation."""
+        options = self.inputs.options.training.head
+        classes = len(self.train.classes.names)
+        head = train_token_head(self.store, sources, options, seed, classes)
+        own = {"head": fingerprint([head.weight.tolist(), head.bias.tolist()]), "steps": options.steps, **facts}
+
+        def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
+            return self.model.probabilities(image, mpp, head.probabilities)
+
+        return Segmenter(name, probabilities, {**self.model.facts(), **own}, training_masks=masks, seed=seed)
+
+
+def head_inputs(inputs: MethodInputs, images: TileSet | None = None) -> HeadInputs:
+    """Compute the tokens of images, and return what heads are trained on.
+
+    Args:
+        inputs: Inputs of the method.
+        images: Images whose tokens are stored; None for those with masks.
+    """
+    options = inputs.options.training
+    tokens = vlm_tokens(inputs.workspace.vlm) if options.tokens == "vlm" else _backbone(inputs)
+    tiles = inputs.masks.tiles if images is None else images
+    overlap, size = options.head.overlap, options.head.batch_size
+    store = store_tokens(inputs.workspace.root, tokens, tiles, overlap=overlap, batch_size=size)
+    return HeadInputs(inputs, TokenModel(tokens, store, overlap, size))
+
+
+def missing_training_masks(inputs: MethodInputs) -> str:
+    """Return what is missing to train on masks."""
+    return "" if len(inputs.masks.of_split("train")) else "training tiles with masks: fill in the column mask"
+
+
+def token_heads(inputs: MethodInputs) -> list[Segmenter]:
+    """Train a linear head on the tokens of each number of masks, with each seed."""
+    heads = head_inputs(inputs)
+    options = inputs.options.training
+    segmenters = []
+    for count in nested_counts(options.masks, len(heads.train)):
+        for seed in options.seeds:
+            targets = heads.targets(heads.draw(count, seed))
+            name = f"linear head on {options.tokens} tokens, {masks_title(count)}, seed {seed}"
+            segmenters.append(heads.segmenter(name, [targets], count, seed))
+    return segmenters
+
+
+def masks_title(count: int) -> str:
+    """Return a number of masks in words."""
+    return f"{count} mask{'' if count == 1 else 's'}"
+
+
+def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
+    """Compare the VLM's patch tokens with class prompts.
+
+    Raises:
+        ConfigError: Classes of the masks have no prompts.
+        ModelError: The VLM gives no patch tokens.
+    """
+    vlm, prompts = inputs.workspace.vlm, load_prompts(str(prompts_name(inputs)))
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return vlm.encode_texts(list(texts), truncate=True).float().cpu().numpy()
+
+    vectors = class_means(embed_prompts(prompts, encode))
+    facts = {"prompts": prompts.name, "prompts_hash": prompts.hash, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
+    return [
+        _zero_shot(
+            "VLM, patch tokens", vlm_tokens(vlm), tuple(prompts.classes), vectors, vlm.logit_scale, inputs, facts
+        )
+    ]
+
+
+def student_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
+    """Compare a student's patch tokens in the joint space with class prompts.
+
+    Raises:
+        ConfigError: Classes of the masks have no prompts.
+        ModelError: The classifier was trained without text, or gives no patch tokens.
+    """
+    classifier = open_run(inputs)
+    tokens = student_tokens(classifier)
+    known = embed_classes(classifier, load_prompts(str(prompts_name(inputs))))
+    facts = {"prompts": known.source, "run": classifier.spec.provenance.get("run")}
+    return [
+        _zero_shot(
+            "student, patch tokens", tokens, tuple(known.classes), known.embeddings, known.logit_scale, inputs, facts
+        )
+    ]
+
+
+def _zero_shot(
+    name: str,
+    tokens: PatchTokens,
+    classes: tuple[str, ...],
+    vectors: Float32[np.ndarray, "k d"],
+    scale: float,
+    inputs: MethodInputs,
+    facts: dict[str, object],
+) -> Segmenter:
+    """Segment by the softmax over scaled cosines of tokens and class vectors, summed per class of the masks."""
+    options = inputs.options
+    matrix = map_classes(classes, inputs.masks.classes.names, options.class_map, tokens.name)
+    head = options.training.head
+    model = TokenModel(tokens, None, head.overlap, head.batch_size)
+
+    def answer(grid: Float[np.ndarray, "rows columns d"]) -> Float32[np.ndarray, "rows columns c"]:
+        cosines = unit(grid.reshape(-1, grid.shape[2]).astype(np.float32)) @ vectors.T
+        summed = softmax(cosines * np.float32(scale)) @ matrix
+        shares = summed / np.maximum(summed.sum(axis=1, keepdims=True), 1e-12)
+        return shares.reshape(*grid.shape[:2], -1).astype(np.float32)
+
+    def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
+        return model.probabilities(image, mpp, answer)
+
+    return Segmenter(name, probabilities, {**model.facts(), **facts})
+
+
+def _backbone(inputs: MethodInputs) -> PatchTokens:
+    from clipit.models.backbones import load_backbone
+
+    torch.manual_seed(inputs.config.seed)  # for a backbone with random weights
+    return backbone_tokens(load_backbone(inputs.config.backbone, get_processes().device))

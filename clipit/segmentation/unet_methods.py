@@ -1,0 +1,59 @@
+"""The method U-Net: trained on each number of masks with each seed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int16
+from PIL import Image
+
+from clipit.segmentation.draws import draw_order, nested_counts
+from clipit.segmentation.method import MethodInputs, Segmenter
+from clipit.segmentation.token_methods import masks_title, missing_training_masks
+from clipit.segmentation.unet import Samples, missing_unet, train_unet
+from clipit.tiles.masks import MaskSet
+
+
+def missing_unet_masks(inputs: MethodInputs) -> str:
+    """Return what is missing to train a U-Net on masks."""
+    return missing_unet() or missing_training_masks(inputs)
+
+
+def unets(inputs: MethodInputs) -> list[Segmenter]:
+    """Train a U-Net on each number of masks, with each seed."""
+    train = inputs.masks.of_split("train")
+    options = inputs.options.training
+    return [
+        unet_segmenter(
+            f"U-Net, {masks_title(count)}, seed {seed}", [drawn_masks(train, count, seed)], count, seed, inputs
+        )
+        for count in nested_counts(options.masks, len(train))
+        for seed in options.seeds
+    ]
+
+
+def drawn_masks(train: MaskSet, count: int, seed: int) -> Samples:
+    """Return the training masks that a seed draws; a larger draw contains a smaller one."""
+    drawn = train.select(draw_order(train.tiles.ids, train.tiles.groups, seed)[:count])
+
+    def read(index: int) -> tuple[Image.Image, Int16[np.ndarray, "h w"], float]:
+        image, codes = drawn.read(index)
+        return image, codes, float(drawn.tiles.mpp[index])
+
+    return Samples(len(drawn), read, {"masks": drawn.fingerprint})
+
+
+def unet_segmenter(
+    name: str, sources: Sequence[Samples], masks: int, seed: int, inputs: MethodInputs, **facts: object
+) -> Segmenter:
+    """Train a U-Net, and return its segmentation."""
+    options = inputs.options.training.unet
+    network = train_unet(inputs.workspace.root, sources, options, seed, len(inputs.masks.classes.names))
+    own = {
+        "model": f"U-Net, {options.encoder}",
+        "fingerprint": network.fingerprint,
+        "encoder_weights": options.encoder_weights or "random",
+        "model_mpp": options.mpp,
+        "pixels": options.crop,
+        "steps": options.steps,
+    }
+    return Segmenter(name, network.probabilities, {**own, **facts}, training_masks=masks, seed=seed)

@@ -15,7 +15,7 @@ from clipit.errors import DataError, ModelError
 from clipit.segmentation.token_store import TokenStore
 
 Targets = Mapping[str, Float32[np.ndarray, "rows columns c"]]
-"""Share of each class in the cells of an image, by its id. Shares of a cell sum to less than 1 if pixels are ignored."""
+"""Share of each class in the cells of an image, by its id; ignored pixels belong to none."""
 
 _IMAGES = 16
 _FOR_STATISTICS = 4096  # tokens per image from which mean and deviation are computed
@@ -91,12 +91,21 @@ def train_token_head(
 def head_step(
     head: nn.Module, optimizer: torch.optim.Optimizer, tokens: Float[Tensor, "n d"], shares: Float[Tensor, "n c"]
 ) -> Float[Tensor, ""]:
-    """Take one step on the cross-entropy with the shares of classes, per labelled pixel; return the loss."""
+    """Take one step, and return the loss: the mean of the cross-entropy per labelled pixel and of 1 - Dice.
+
+    Dice is the mean over the classes that occur, of probabilities and shares.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss = -(shares * head(tokens).log_softmax(dim=1)).sum() / shares.sum().clamp(min=1e-6)
-    loss.backward()  # type: ignore[no-untyped-call]
+    logs = head(tokens).log_softmax(dim=1)
+    labelled = shares.sum(dim=1, keepdim=True)
+    entropy = -(shares * logs).sum() / labelled.sum().clamp(min=1e-6)
+    probabilities, present = logs.exp() * labelled, shares.any(dim=0)
+    dice = 2 * (probabilities * shares).sum(dim=0) / (probabilities.square() + shares.square()).sum(dim=0).clamp(min=1e-6)
+    loss = (entropy + 1 - dice[present].mean()) / 2
+    loss.backward()
     optimizer.step()
-    return loss.detach()
+    result: Tensor = loss.detach()
+    return result
 
 
 def _draw(

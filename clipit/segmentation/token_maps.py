@@ -50,7 +50,7 @@ class Lattice:
         upright = values[down[0]] * (1 - down[2])[:, None, None] + values[down[1]] * down[2][:, None, None]
         planes = upright.transpose(2, 0, 1)
         result = planes[:, :, right[0]] * (1 - right[2]) + planes[:, :, right[1]] * right[2]
-        return result.astype(np.float32, copy=False)
+        return np.asarray(result, dtype=np.float32)
 
     def to_cells(self, codes: Integer[np.ndarray, "h w"], classes: int) -> Float32[np.ndarray, "rows columns c"]:
         """Return the share of each cell's pixels that belong to each class; ignored pixels (-1) belong to none.
@@ -65,14 +65,16 @@ class Lattice:
         counts = np.bincount(flat[codes != _IGNORED], minlength=self.rows * self.columns * classes)
         area = np.bincount(row, minlength=self.rows)[:, None] * np.bincount(column, minlength=self.columns)
         shares = counts.reshape(self.rows, self.columns, classes) / np.maximum(area, 1)[:, :, None]
-        return shares.astype(np.float32)
+        return np.asarray(shares, dtype=np.float32)
 
     def spread(self, codes: Int64[np.ndarray, "rows columns"]) -> Int64[np.ndarray, "h w"]:
         """Give each pixel of the image the class of its cell."""
-        return codes[self._cell_of(self.height, self.rows)[:, None], self._cell_of(self.width, self.columns)]
+        return np.asarray(
+            codes[self._cell_of(self.height, self.rows)[:, None], self._cell_of(self.width, self.columns)]
+        )
 
     def _cell_of(self, length: int, cells: int) -> Int64[np.ndarray, " _"]:
-        return np.minimum((np.arange(length) + 0.5) / self.cell, cells - 1).astype(np.int64)
+        return np.asarray(np.minimum((np.arange(length) + 0.5) / self.cell, cells - 1), dtype=np.int64)
 
     def _between(
         self, length: int, cells: int

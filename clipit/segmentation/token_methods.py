@@ -1,6 +1,6 @@
 """Methods on patch tokens: compared with prompts, or by a linear head that is trained on masks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -209,7 +209,7 @@ def _zero_shot(
     vectors: Float32[np.ndarray, "k d"],
     scale: float,
     inputs: MethodInputs,
-    facts: dict[str, object],
+    facts: Mapping[str, object],
 ) -> Segmenter:
     """Segment by the softmax over scaled cosines of tokens and class vectors, summed per class of the masks."""
     options = inputs.options
@@ -221,7 +221,7 @@ def _zero_shot(
         cosines = unit(grid.reshape(-1, grid.shape[2]).astype(np.float32)) @ vectors.T
         summed = softmax(cosines * np.float32(scale)) @ matrix
         shares = summed / np.maximum(summed.sum(axis=1, keepdims=True), 1e-12)
-        return shares.reshape(*grid.shape[:2], -1).astype(np.float32)
+        return np.asarray(shares.reshape(*grid.shape[:2], -1), dtype=np.float32)
 
     def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
         return model.probabilities(image, mpp, answer)

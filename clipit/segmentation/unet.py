@@ -186,7 +186,7 @@ def _fit(sources: Sequence[Samples], options: UnetConfig, seed: int, classes: in
                 group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
             images, codes = _batch(readers, [each.count for each in sources], options, seed, step)
             loss = unet_loss(network(images.to(device)), codes.to(device))
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 raise ModelError(
                     f"the loss is not finite in step {step + 1}", fix="lower segmentation.training.unet.learning_rate"
                 )

@@ -1,0 +1,109 @@
+"""Linear heads on hand-made tokens, with masks and with pseudo-labels from labels of images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from token_fixtures import CLASSES, colour_model, open_images, write_images
+
+from clipit.config.mask_training import PseudoLabelsConfig, TokenHeadConfig
+from clipit.errors import ConfigError, DataError
+from clipit.segmentation.pseudo_masks import pseudo_masks, token_bags, token_mil
+from clipit.segmentation.token_head import train_token_head
+from clipit.segmentation.token_maps import lattice_of
+from clipit.segmentation.token_store import TokenStore, store_tokens
+from clipit.tiles.masks import MaskSet
+from clipit.tiles.tileset import TileSet
+
+OPTIONS = TokenHeadConfig(steps=30, tokens_per_step=64, learning_rate=0.1)
+EVIDENCE = PseudoLabelsConfig.model_validate(
+    {
+        "evidence": {"normal": "other", "tumour": "tumour"},
+        "confidence": 0.8,
+        "training": {"epochs": 15, "hidden": 8, "learning_rate": 0.03},
+    }
+)
+Images = tuple[TileSet, MaskSet, TokenStore]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    folder = tmp_path_factory.mktemp("images")
+    tiles, masks = open_images(write_images(folder, patients=8))
+    return tiles, masks, store_tokens(folder / "out", colour_model(), tiles)
+
+
+def shares(masks: MaskSet, rows: list[int]) -> dict[str, np.ndarray]:
+    lattice = lattice_of(64, 64, 1.0, colour_model())
+    return {str(masks.tiles.ids[row]): lattice.to_cells(masks.read(row)[1], 2) for row in rows}
+
+
+def test_a_head_on_separable_tokens_is_right_on_other_images(images: Images) -> None:
+    _, masks, store = images
+    tumour = int(np.flatnonzero(masks.counts[:, 1] > 0)[0])
+    head = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=0, classes=2)
+    for row in (tumour, len(masks) - 1, len(masks) - 3):
+        predicted = head.probabilities(store.tokens(str(masks.tiles.ids[row]))).argmax(axis=2)
+        np.testing.assert_array_equal(predicted, shares(masks, [row])[str(masks.tiles.ids[row])].argmax(axis=2))
+    again = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=0, classes=2)
+    np.testing.assert_array_equal(head.weight, again.weight)
+    other = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=1, classes=2)
+    assert (other.weight != head.weight).any()
+
+
+def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
+    _, masks, store = images
+    row = int(np.flatnonzero(masks.counts[:, 1] > 0)[0])
+    targets = shares(masks, [row])
+    name = next(iter(targets))
+    normal = str(masks.tiles.ids[int(np.flatnonzero(masks.counts[:, 1] == 0)[0])])
+    ignored = {name: targets[name], normal: np.zeros_like(targets[name])}
+    head = train_token_head(store, [ignored], OPTIONS, seed=0, classes=2)
+    predicted = head.probabilities(store.tokens(name)).argmax(axis=2)
+    np.testing.assert_array_equal(predicted, targets[name].argmax(axis=2))
+    with pytest.raises(DataError, match="every mask is empty or ignored"):
+        train_token_head(store, [{normal: np.zeros_like(targets[name])}], OPTIONS, seed=0, classes=2)
+
+
+def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, tmp_path: Path) -> None:
+    tiles, masks, store = images
+    model = token_mil(tmp_path, tiles.select(tiles.splits != "test"), store, EVIDENCE, seed=0)
+    train = tiles.of_split("train")
+    found = pseudo_masks(model, train, store, CLASSES.names, "other", EVIDENCE)
+    assert set(found.codes) == set(train.ids.tolist())
+    truth = {name: each.argmax(axis=2) for name, each in shares(masks, list(range(len(masks)))).items()}
+    for name, label in zip(train.ids.tolist(), train.labels.tolist(), strict=True):
+        codes = found.codes[name]
+        if tiles.classes[label] == "normal":
+            assert (codes == 0).all()  # an image with the label of the background contains nothing else
+        confident = codes >= 0
+        assert (codes[confident] != truth[name][confident]).sum() <= 6  # of 64, at borders
+    assert any((codes == 1).any() for codes in found.codes.values())
+    head = train_token_head(store, [found.targets(2)], OPTIONS, seed=0, classes=2)
+    test = next(str(name) for name in tiles.of_split("test").ids if truth[str(name)].any())
+    assert (head.probabilities(store.tokens(test)).argmax(axis=2) == truth[test]).mean() > 0.9
+    assert set(found.without([str(train.ids[0])]).codes) == set(train.ids[1:].tolist())
+
+
+def test_bags_are_the_tokens_of_a_patient(images: Images) -> None:
+    tiles, _, store = images
+    bags = token_bags(tiles, store)
+    assert bags.names.tolist() == sorted({*tiles.groups.tolist()})
+    assert bags.sizes.tolist() == [128] * 8
+    assert bags.features(0).shape == (128, 3)
+    assert bags.ids(0)[64] == "p0-1.png[0,0]"
+    assert {bags.classes[code] for code in bags.labels[:2]} == {"normal", "tumour"}
+
+
+def test_labels_without_a_class_and_without_a_background_are_refused(images: Images, tmp_path: Path) -> None:
+    tiles, _, store = images
+    model = token_mil(tmp_path, tiles, store, EVIDENCE.model_copy(update={"training": EVIDENCE.training}), seed=0)
+    for evidence, message in (
+        ({"tumour": "tumour"}, "labels of tiles without a class of the masks: normal"),
+        ({"tumour": "tumour", "normal": "mucosa"}, "not classes of the masks: mucosa"),
+        ({"tumour": "tumour", "normal": "tumour"}, "no label is evidence of other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            pseudo_masks(
+                model, tiles, store, CLASSES.names, "other", EVIDENCE.model_copy(update={"evidence": evidence})
+            )

@@ -1,0 +1,91 @@
+"""The U-Net: two steps on a CPU, the loss, and a training that resumes."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from token_fixtures import open_images, write_images
+
+from clipit.config.mask_training import UnetConfig
+from clipit.errors import ModelError
+from clipit.segmentation import unet
+from clipit.segmentation.unet import Samples, build_unet, missing_unet, train_unet, unet_loss
+from clipit.segmentation.unet_methods import drawn_masks
+
+OPTIONS = UnetConfig(encoder="tu-test_resnet", crop=32, batch_size=2, steps=2)
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("segmentation_models_pytorch") is None, reason="segmentation-models-pytorch is missing"
+)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    _, masks = open_images(write_images(tmp_path_factory.mktemp("images"), patients=4))
+    return drawn_masks(masks.of_split("train"), 2, seed=0)
+
+
+def test_two_steps_give_probabilities_at_every_pixel(samples: Samples, tmp_path: Path) -> None:
+    network = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3)).astype(np.uint8))
+    probabilities = network.probabilities(image, 1.0)
+    assert probabilities.shape == (2, 40, 70)
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+    again = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)  # opened, not trained
+    np.testing.assert_array_equal(again.probabilities(image, 1.0), probabilities)
+    coarse = OPTIONS.model_copy(update={"mpp": 2.0})
+    assert unet.Unet(network.network, coarse, "").probabilities(image, 1.0).shape == (2, 40, 70)
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS.model_copy(update={"steps": 3})
+    whole = train_unet(tmp_path / "whole", [samples], options, seed=0, classes=2)
+    monkeypatch.setattr(unet, "_CHECKPOINT_SECONDS", 0.0)
+    draw, steps = unet._batch, []
+
+    def killed(*arguments: object) -> object:
+        steps.append(arguments[-1])
+        if steps == [0, 1]:
+            raise KeyboardInterrupt
+        return draw(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(unet, "_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_unet(tmp_path / "killed", [samples], options, seed=0, classes=2)
+    resumed = train_unet(tmp_path / "killed", [samples], options, seed=0, classes=2)
+    assert steps == [0, 1, 1, 2]
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_damaged_checkpoint_is_trained_anew(tmp_path: Path) -> None:
+    network = build_unet(OPTIONS, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"cut off")
+    assert unet._load(tmp_path / "checkpoint.safetensors", network, optimizer) == 0
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_loss_of_right_and_of_undecided_answers() -> None:
+    codes = torch.tensor([[[0, 1], [1, -1]]])
+    right = torch.nn.functional.one_hot(codes.clamp(min=0), 2).permute(0, 3, 1, 2) * 100.0
+    right[0, :, 1, 1] = torch.tensor([0.0, 50.0])  # ignored
+    assert float(unet_loss(right, codes)) == pytest.approx(0, abs=1e-5)
+    # probabilities of 1/2: cross-entropy log 2; Dice 2 * .5 / (1.5 + 1) of one pixel, 2 * 1 / (1.5 + 2) of two
+    expected = (math.log(2) + 1 - (1 / 2.5 + 2 / 3.5) / 2) / 2
+    assert float(unet_loss(torch.zeros(1, 2, 2, 2), codes)) == pytest.approx(expected, abs=1e-5)
+    assert float(unet_loss(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2), -1))) == 0
+
+
+def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="cannot be built"):
+        build_unet(UnetConfig(encoder="resnet0"), 2)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "clipit-pathology[unet]" in missing_unet()
+    with pytest.raises(ModelError, match="not installed"):
+        build_unet(OPTIONS, 2)

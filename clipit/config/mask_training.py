@@ -21,7 +21,7 @@ class TokenHeadConfig(Section):
     """Tokens per training step, drawn from at most 16 images."""
     learning_rate: float = Field(0.01, gt=0)
     """Highest learning rate of AdamW, which decays to zero along a cosine."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
 
 
@@ -58,8 +58,9 @@ class PseudoLabelsConfig(Section):
     """Class that images of every label contain; null: the class with the value 0."""
     confidence: float = Field(0.9, gt=0.5, lt=1)
     """Probability above which a token gets a pseudo-label; the others are ignored."""
-    training: MilTrainingConfig = MilTrainingConfig()
-    """Multiple-instance model, whose instances are tokens."""
+    training: MilTrainingConfig = MilTrainingConfig(pooling="mean")
+    """Multiple-instance model, whose instances are tokens. The mean trains the logits of all tokens, whereas attention
+    leaves those of tokens without weight undetermined."""
 
 
 class MaskTrainingConfig(Section):

@@ -100,7 +100,9 @@ def head_step(
     labelled = shares.sum(dim=1, keepdim=True)
     entropy = -(shares * logs).sum() / labelled.sum().clamp(min=1e-6)
     probabilities, present = logs.exp() * labelled, shares.any(dim=0)
-    dice = 2 * (probabilities * shares).sum(dim=0) / (probabilities.square() + shares.square()).sum(dim=0).clamp(min=1e-6)
+    dice = (
+        2 * (probabilities * shares).sum(dim=0) / (probabilities.square() + shares.square()).sum(dim=0).clamp(min=1e-6)
+    )
     loss = (entropy + 1 - dice[present].mean()) / 2
     loss.backward()
     optimizer.step()

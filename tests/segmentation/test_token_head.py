@@ -16,6 +16,7 @@ from clipit.tiles.masks import MaskSet
 from clipit.tiles.tileset import TileSet
 
 OPTIONS = TokenHeadConfig(steps=30, tokens_per_step=64, learning_rate=0.1)
+TRAINING = {"epochs": 15, "hidden": 8, "learning_rate": 0.03, "dropout": 0.0, "pooling": "mean"}
 EVIDENCE = PseudoLabelsConfig.model_validate(
     {
         "evidence": {"normal": "other", "tumour": "tumour"},
@@ -77,7 +78,7 @@ def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, t
         if tiles.classes[label] == "normal":
             assert (codes == 0).all()  # an image with the label of the background contains nothing else
         confident = codes >= 0
-        assert (codes[confident] != truth[name][confident]).sum() <= 6  # of 64, at borders
+        np.testing.assert_array_equal(codes[confident], truth[name][confident])
     assert any((codes == 1).any() for codes in found.codes.values())
     head = train_token_head(store, [found.targets(2)], OPTIONS, seed=0, classes=2)
     test = next(str(name) for name in tiles.of_split("test").ids if truth[str(name)].any())

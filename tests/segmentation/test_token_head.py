@@ -21,7 +21,7 @@ EVIDENCE = PseudoLabelsConfig.model_validate(
     {
         "evidence": {"normal": "other", "tumour": "tumour"},
         "confidence": 0.8,
-        "training": {"epochs": 15, "hidden": 8, "learning_rate": 0.03},
+        "training": TRAINING,
     }
 )
 Images = tuple[TileSet, MaskSet, TokenStore]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clipit.api.labels import describe_annotators, find_label_issues, merge_masks
     from clipit.api.prediction import predict
     from clipit.api.runs import evaluate, evaluate_external, train
+    from clipit.api.segmentation import segment
     from clipit.api.slides import compare_slides, score_slides, tile_slides
     from clipit.api.texts import build_text_index, pair
     from clipit.errors import ClipitError
@@ -39,6 +40,7 @@ __all__ = [
     "predict",
     "probe",
     "score_slides",
+    "segment",
     "tile_slides",
     "train",
     "train_mil",
@@ -55,6 +57,7 @@ _MODULES = {
     "predict": "clipit.api.prediction",
     **dict.fromkeys(("train", "evaluate", "evaluate_external"), "clipit.api.runs"),
     **dict.fromkeys(("compare_slides", "score_slides", "tile_slides"), "clipit.api.slides"),
+    "segment": "clipit.api.segmentation",
     **dict.fromkeys(("compare", "tune", "probe"), "clipit.api.experiments"),
 }
 """Modules of the public names, which are imported at first use: `import clipit` does not import torch."""

@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "tune": "search hyperparameters, the same grid for every arm",
         "sweep": "run a sweep file in wandb's format",
         "probe": "measure frozen features by probes and retrieval",
+        "segment": "segment tiles by several methods, scored with masks",
         "robustness": "measure perturbations, calibration and adaptation of runs",
     },
 }

@@ -21,7 +21,7 @@ class WindowsConfig(Section):
     scales: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
     """Edge of the windows as multiples of the field of view that the model was trained on. The best single scale, or
     the mean of all, is chosen on the validation masks; without any, the mean of all is used."""
-    overlap: float = Field(0.75, ge=0, lt=1)
+    overlap: float = Field(0.5, ge=0, lt=1)
     """Share of a window's edge that it has in common with the next window."""
     batch_size: int = Field(64, ge=1)
     """Windows per forward pass."""

@@ -1,6 +1,6 @@
 """From probabilities to classes: the most probable one, or a threshold that is chosen on validation masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from clipit.tiles.masks import MaskSet
 _EDGES = np.linspace(-12, 12, 961)
 """Candidate thresholds of the log odds of the second class."""
 _SMALLEST = 1e-7
+_TIE = 1e-12
 
 Predict = Callable[[Image.Image, float], Float32[np.ndarray, "c h w"]]
 """Function from an image and its micrometres per pixel to class probabilities."""
@@ -44,44 +45,63 @@ class Decision:
         return np.asarray(_log_odds(probabilities) >= self.log_odds, dtype=np.int64)
 
 
-def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfig) -> Decision:
-    """Choose the threshold with the highest mean Dice of the foreground on validation masks, if there are two classes.
+class DecisionSearch:
+    """Search of the rule with the highest mean Dice of the foreground on validation masks.
 
-    Of equal thresholds, the one nearest to a probability of one half is chosen. With more classes, or with
-    `threshold: none`, the rule is the most probable class, and only its Dice is computed.
+    With two classes, the rule is a threshold; of equal ones, that nearest to a probability of one half. With more
+    classes, or with `threshold: none`, it is the most probable class, and only its Dice is computed.
+    """
+
+    def __init__(self, classes: Sequence[str], options: SegmentationConfig) -> None:
+        """Start without masks.
+
+        Args:
+            classes: Classes of the masks.
+            options: Section `segmentation`.
+        """
+        self._classes = len(classes)
+        self._foreground = [list(classes).index(name) for name in options.averaged]
+        self._thresholds = self._classes == 2 and options.threshold == "validation"
+        rules = len(_EDGES) if self._thresholds else 1
+        self._sums, self._images = np.zeros(rules), np.zeros(rules, dtype=np.int64)
+
+    def add(self, probabilities: Float32[np.ndarray, "c h w"], truth: Int16[np.ndarray, "h w"]) -> None:
+        """Score all rules on a validation mask."""
+        if self._thresholds:
+            counts = _counts_by_threshold(probabilities, truth)
+        else:
+            counts = count_pixels(probabilities.argmax(axis=0), truth, self._classes)[None]
+        dice = foreground_dice(counts, self._foreground)
+        self._sums += np.nan_to_num(dice)
+        self._images += np.isfinite(dice)
+
+    def best(self) -> Decision:
+        """Return the best rule; without a mask, the most probable class."""
+        if not self._images.any():
+            return Decision()
+        means = np.where(self._images > 0, self._sums / np.maximum(self._images, 1), -1.0)
+        if not self._thresholds:
+            return Decision(None, float(means[0]))
+        best = np.flatnonzero(means >= means.max() - _TIE)
+        chosen = best[np.abs(_EDGES[best]).argmin()]
+        return Decision(float(_EDGES[chosen]), float(means[chosen]))
+
+
+def choose_decision(predict: Predict, masks: MaskSet, options: SegmentationConfig) -> Decision:
+    """Predict validation masks, and return the best rule on them (`DecisionSearch`).
 
     Args:
         predict: Function from an image to probabilities.
-        masks: Validation masks; without any, the rule is the most probable class.
+        masks: Validation masks.
         options: Section `segmentation`.
     """
-    names = masks.classes.names
-    foreground = [names.index(name) for name in options.averaged]
-    choose = len(names) == 2 and options.threshold == "validation"
-    scores: list[Float64[np.ndarray, " t"]] = []
+    search = DecisionSearch(masks.classes.names, options)
     with progress("predicting validation masks", len(masks), shown=len(masks) > 0) as advance:
         for index in range(len(masks)):
             image, truth = masks.read(index)
-            probabilities = predict(image, float(masks.tiles.mpp[index]))
-            if choose:
-                counts = _counts_by_threshold(probabilities, truth)
-            else:
-                counts = count_pixels(probabilities.argmax(axis=0), truth, len(names))[None]
-            scores.append(foreground_dice(counts, foreground))
+            search.add(predict(image, float(masks.tiles.mpp[index])), truth)
             advance()
-    if not scores:
-        return Decision()
-    stacked = np.stack(scores)
-    defined = np.isfinite(stacked)
-    number = defined.sum(axis=0)
-    means = np.where(number > 0, np.where(defined, stacked, 0).sum(axis=0) / np.maximum(number, 1), -1.0)
-    if means.max() < 0:
-        return Decision()
-    if not choose:
-        return Decision(None, float(means[0]))
-    best = np.flatnonzero(means >= means.max() - 1e-12)
-    chosen = best[np.abs(_EDGES[best]).argmin()]
-    return Decision(float(_EDGES[chosen]), float(means[chosen]))
+    return search.best()
 
 
 def _log_odds(probabilities: Float32[np.ndarray, "2 h w"]) -> Float64[np.ndarray, "h w"]:

@@ -1,8 +1,10 @@
 """Interface of a method of segmentation: from the masks of a study to functions from an image to probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int64
@@ -10,8 +12,13 @@ from PIL import Image
 
 from clipit.config.run import RunConfig
 from clipit.config.segmentation import SegmentationConfig
+from clipit.distributed import get_processes
+from clipit.segmentation.decision import Decision
 from clipit.tiles.masks import MaskSet
 from clipit.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from clipit.models.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,13 @@ class MethodInputs:
     masks: MaskSet
     run: Path | None = None
 
+    @cached_property
+    def vlm(self) -> "VLM":
+        """The VLM of the configuration; for whole tiles, `workspace.vlm` also checks their resolution."""
+        from clipit.models.vlm import load_vlm
+
+        return load_vlm(self.config.vlm, get_processes().device)
+
 
 @dataclass(frozen=True)
 class Segmenter:
@@ -45,6 +59,8 @@ class Segmenter:
         training_masks: Number of masks that it was trained on.
         seed: Seed of the training; None without one.
         choice: What was chosen on validation masks, in a sentence; empty for nothing.
+        decision: Rule from probabilities to classes, if the method has chosen it on the validation masks; None for the
+            study to choose it.
         ceiling: Function from a mask (-1 is ignored) and its micrometres per pixel to the class of each pixel by
             perfect answers on the method's own grid; None for a method that answers per pixel.
     """
@@ -55,7 +71,8 @@ class Segmenter:
     training_masks: int = 0
     seed: int | None = None
     choice: str = ""
-    ceiling: Callable[[Int16[np.ndarray, "h w"], float], Int64[np.ndarray, "h w"]] | None = field(default=None)
+    decision: Decision | None = None
+    ceiling: Callable[[Int16[np.ndarray, "h w"], float], Int64[np.ndarray, "h w"]] | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class WindowModel:
 
     scorer: TileScorer
     class_of: Float32[np.ndarray, "k c"]
-    overlap: float = 0.75
+    overlap: float = 0.5
     batch_size: int = 64
 
     def edge(self, mpp: float, scale: float) -> int:

@@ -1,20 +1,21 @@
 """Segmentation without masks to train on: windows classified by the VLM, a student or a classifier."""
 
+import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int16, Int64
 from PIL import Image
 
 from clipit.errors import ConfigError, shortlist
+from clipit.progress import progress
 from clipit.prompts.prompt_set import PromptSet, load_prompts
 from clipit.runs.folder import explaining_differences
 from clipit.runs.predict import open_classifier
 from clipit.runs.tile_scorer import TileScorer, classifier_scorer, vlm_scorer
-from clipit.segmentation.decision import choose_decision
+from clipit.segmentation.decision import Decision, DecisionSearch
 from clipit.segmentation.method import MethodInputs, Segmenter
 from clipit.segmentation.windows import WindowModel
 
@@ -44,7 +45,7 @@ def vlm_windows(inputs: MethodInputs) -> list[Segmenter]:
         ConfigError: Classes of the masks have no prompts.
     """
     prompts = _load(inputs)
-    return [_segmenter("VLM, windows", vlm_scorer(inputs.workspace.vlm, prompts), inputs)]
+    return [_segmenter("VLM, windows", vlm_scorer(inputs.vlm, prompts), inputs)]
 
 
 def student_windows(inputs: MethodInputs) -> list[Segmenter]:
@@ -130,22 +131,7 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
     model = WindowModel(scorer, matrix, options.windows.overlap, options.windows.batch_size)
     for mpp in sorted({float(value) for value in masks.tiles.mpp}):
         model.edge(mpp, 1.0)  # refuses unknown resolutions before anything is computed
-    candidates: list[tuple[float, ...]] = [(scale,) for scale in options.windows.scales]
-    if len(candidates) > 1:
-        candidates.append(options.windows.scales)
-    validation = masks.of_split("validation")
-    chosen, choice = candidates[-1], ""
-    if len(candidates) > 1 and len(validation):
-        dice = [
-            choose_decision(partial(model.probabilities, scales=scales), validation, options).dice
-            for scales in candidates
-        ]
-        best = int(np.nanargmax(dice)) if np.isfinite(dice).any() else len(candidates) - 1
-        chosen = candidates[best]
-        listed = ", ".join(f"{_title(scales)}: {value:.3f}" for scales, value in zip(candidates, dice, strict=True))
-        choice = f"scale {_title(chosen)} by its mean Dice on {len(validation)} validation masks ({listed})"
-    elif len(candidates) > 1:
-        choice = "the mean of all scales, because no validation mask could choose one"
+    scales, decision, choice = _choose_scales(model, inputs)
     facts = {
         "model": scorer.title,
         "fingerprint": scorer.identity,
@@ -157,18 +143,48 @@ def _segmenter(name: str, scorer: TileScorer, inputs: MethodInputs) -> Segmenter
         "prompts_hash": scorer.facts.get("prompt_hash") or scorer.facts.get("prompt_vectors"),
         "precision": scorer.facts.get("precision"),
         "model_mpp": scorer.mpp,
-        "scales": _title(chosen),
+        "scales": _title(scales),
         "overlap": options.windows.overlap,
     }
     if inputs.run is not None and scorer.kind != "vlm":
         facts |= {"run": scorer.facts.get("run"), "backbone": scorer.facts.get("backbone")}
 
     def probabilities(image: Image.Image, mpp: float) -> Float32[np.ndarray, "c h w"]:
-        return model.probabilities(image, mpp, chosen)
+        return model.probabilities(image, mpp, scales)
 
-    return Segmenter(
-        name, probabilities, facts, choice=choice, ceiling=lambda mask, mpp: model.perfect(mask, mpp, chosen)
-    )
+    def ceiling(mask: Int16[np.ndarray, "h w"], mpp: float) -> Int64[np.ndarray, "h w"]:
+        return model.perfect(mask, mpp, scales)
+
+    return Segmenter(name, probabilities, facts, choice=choice, decision=decision, ceiling=ceiling)
+
+
+def _choose_scales(model: WindowModel, inputs: MethodInputs) -> tuple[tuple[float, ...], Decision | None, str]:
+    """Choose a single scale or the mean of all, together with the rule from probabilities to classes.
+
+    Returns:
+        Scales, rule, and what was chosen in a sentence.
+    """
+    options, validation = inputs.options, inputs.masks.of_split("validation")
+    all_scales = options.windows.scales
+    if len(all_scales) == 1:
+        return all_scales, None, ""
+    if not len(validation):
+        return all_scales, None, "nothing, as there are no validation masks; all scales are averaged"
+    candidates = [*((scale,) for scale in all_scales), all_scales]
+    searches = [DecisionSearch(validation.classes.names, options) for _ in candidates]
+    with progress("predicting validation masks", len(validation)) as advance:
+        for index in range(len(validation)):
+            image, truth = validation.read(index)
+            mpp = float(validation.tiles.mpp[index])
+            maps = [model.probabilities(image, mpp, (scale,)) for scale in all_scales]
+            for search, probabilities in zip(searches, [*maps, np.mean(maps, axis=0)], strict=True):
+                search.add(probabilities, truth)
+            advance()
+    decisions = [search.best() for search in searches]
+    dice = [-1.0 if math.isnan(decision.dice) else decision.dice for decision in decisions]
+    best = int(np.argmax(dice))
+    listed = ", ".join(f"{_title(scales)}: {value:.3f}" for scales, value in zip(candidates, dice, strict=True))
+    return candidates[best], decisions[best], f"scale {_title(candidates[best])}, of mean Dice by scale {listed}"
 
 
 def _title(scales: Sequence[float]) -> str:

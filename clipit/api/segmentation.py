@@ -1,0 +1,75 @@
+"""Segmentation in Python: compare methods on tiles that have masks."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from clipit.api.configuration import Config, as_config
+from clipit.api.entry import public
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """A finished comparison of segmentations.
+
+    Attributes:
+        folder: Folder of the study.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """HTML page of the study."""
+        return self.folder / "segmentation.html"
+
+    @property
+    def report(self) -> Path:
+        """Tables as Markdown."""
+        return self.folder / "segmentation.md"
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Scores, one row per segmentation (`subject`), class, metric and averaging, with intervals and provenance.
+
+        The column `kind` tells methods from floors and ceilings.
+        """
+        return self._read("segmentation.parquet")
+
+    @cached_property
+    def images(self) -> pd.DataFrame:
+        """Dice and confusion matrix of every test image by every segmentation, floor and ceiling."""
+        return self._read("images.parquet")
+
+    def _read(self, name: str) -> pd.DataFrame:
+        from clipit.artifacts import reading
+
+        with reading(self.folder / name, fix="run clipit segment again"):
+            return pd.read_parquet(self.folder / name)
+
+
+@public
+def segment(config: Config, run: str | Path | None = None) -> SegmentResult:
+    """Segment tiles that have masks by several methods, and score them beside floors and ceilings.
+
+    Thresholds and scales are chosen on validation masks, and scores are those of test masks, with bootstrap intervals
+    over patients.
+
+    Example:
+        >>> result = clipit.segment(clipit.load_config("glands.yaml"))
+        >>> result.rows.query("metric == 'dice' and averaging == 'images'")[["subject", "kind", "class_name", "value"]]
+
+    Args:
+        config: Configuration with a section `segmentation`, whose tiles come from a table with a column `mask`.
+        run: Folder of a finished run, whose classifier segments as well; None without one.
+
+    Raises:
+        ConfigError: No classes of masks are named, or a method lacks its inputs.
+        DataError: Masks cannot be used, or no test tile has one.
+    """
+    from clipit.segmentation.study import segment as segment_tiles
+
+    file = as_config(config)
+    return SegmentResult(segment_tiles(file.run, file.segmentation, None if run is None else Path(run)))

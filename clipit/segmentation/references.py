@@ -1,0 +1,88 @@
+"""Floors and ceilings of segmentations: answers that need no model, and perfect answers per tile."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from clipit.config.segmentation import SegmentationConfig
+from clipit.evaluation.segmentation import (
+    all_one_class,
+    count_pixels,
+    haematoxylin_mask,
+    perfect_answers,
+)
+from clipit.progress import progress
+from clipit.tiles.masks import MaskSet
+
+_SMOOTHING = 5.0  # micrometres: about a nucleus
+_SMOOTHING_PIXELS = 5.0  # where the resolution is unknown
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A floor or a ceiling.
+
+    Attributes:
+        name: Name in tables.
+        kind: Whether it is a floor or a ceiling.
+        counts: Confusion matrix of each image.
+        tile_um: Edge of the tiles of a ceiling in micrometres (in pixels where the resolution is unknown).
+    """
+
+    name: str
+    kind: Literal["floor", "ceiling"]
+    counts: Int64[np.ndarray, "n c c"]
+    tile_um: float | None = None
+
+
+def reference_counts(masks: MaskSet, options: SegmentationConfig) -> list[Reference]:
+    """Compute floors and ceilings on masks.
+
+    The floors call everything one foreground class, and, for H&E with two classes, predict by Otsu's threshold on
+    haematoxylin. The ceilings give each tile the class of most of its pixels.
+
+    Args:
+        masks: Test masks, checked.
+        options: Section `segmentation`.
+    """
+    names = masks.classes.names
+    floors = [
+        Reference(f"everything is {name}", "floor", all_one_class(masks.counts, names.index(name)))
+        for name in options.averaged
+    ]
+    stained = options.haematoxylin or (options.averaged[0] if len(names) == 2 and len(options.averaged) == 1 else None)
+    otsu: list[Int64[np.ndarray, "c c"]] = []
+    perfect: dict[float, list[Int64[np.ndarray, "c c"]]] = {edge: [] for edge in options.ceilings}
+    with progress("floors and ceilings", len(masks)) as advance:
+        for index in range(len(masks)):
+            image, truth = masks.read(index)
+            mpp = float(masks.tiles.mpp[index])
+            if stained is not None:
+                smoothing = _SMOOTHING_PIXELS if math.isnan(mpp) else _SMOOTHING / mpp
+                above = haematoxylin_mask(np.asarray(image), smoothing)
+                otsu.append(count_pixels(_two_classes(above, names, stained, options.averaged), truth, len(names)))
+            for edge in perfect:
+                pixels = max(1, round(edge if math.isnan(mpp) else edge / mpp))
+                perfect[edge].append(count_pixels(perfect_answers(truth, pixels, len(names)), truth, len(names)))
+            advance()
+    if otsu:
+        floors.append(Reference(f"haematoxylin above Otsu's threshold is {stained}", "floor", np.stack(otsu)))
+    unknown = bool(np.isnan(masks.tiles.mpp).any())
+    ceilings = [
+        Reference(f"perfect answer per tile of {edge:g} {'px' if unknown else 'um'}", "ceiling", np.stack(counts), edge)
+        for edge, counts in perfect.items()
+    ]
+    return floors + ceilings
+
+
+def _two_classes(
+    above: np.ndarray, names: Sequence[str], stained: str, foreground: Sequence[str]
+) -> Int64[np.ndarray, "h w"]:
+    """Return the stained class above the threshold, and the first other class, of the background if possible, below."""
+    others = [name for name in names if name != stained]
+    below = next((name for name in others if name not in foreground), others[0])
+    return np.where(above, names.index(stained), names.index(below)).astype(np.int64)

@@ -1,0 +1,280 @@
+"""Compare methods of segmentation on the test masks of a table, beside floors and ceilings."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Int64
+
+from clipit.artifacts import make_folder, whole_file, write_json
+from clipit.config.run import RunConfig
+from clipit.config.segmentation import SegmentationConfig
+from clipit.distributed import get_processes
+from clipit.errors import ConfigError, DataError
+from clipit.evaluation.segmentation import count_pixels, foreground_dice, score_masks
+from clipit.progress import progress
+from clipit.reporting.csv_export import export_study
+from clipit.reporting.mask_overlays import plot_segmentation
+from clipit.reporting.plots import save_plot
+from clipit.reporting.study_report import Plot, add_provenance, collect_provenance, study_note, write_study
+from clipit.segmentation.decision import Decision, choose_decision
+from clipit.segmentation.method import Method, MethodInputs, Segmenter
+from clipit.segmentation.methods import METHODS
+from clipit.segmentation.references import reference_counts
+from clipit.segmentation.tables import SegmentationRow, study_chapters
+from clipit.tiles.mask_files import MaskClasses
+from clipit.tiles.masks import MaskSet, check_masks, open_masks
+from clipit.workspace.preflight import check_inputs
+from clipit.workspace.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+NAME = "segmentation"
+"""Name of the study's folder below the output folder, and of its files."""
+
+
+@dataclass(frozen=True)
+class SegmentedMasks:
+    """The test masks, segmented by one method.
+
+    Attributes:
+        segmenter: Segmentation.
+        decision: Rule from probabilities to classes.
+        counts: Confusion matrix of each test image.
+        ceiling: The same for perfect answers on the method's grid; None for a method that answers per pixel.
+    """
+
+    segmenter: Segmenter
+    decision: Decision
+    counts: Int64[np.ndarray, "n c c"]
+    ceiling: Int64[np.ndarray, "n c c"] | None
+
+
+def segment(config: RunConfig, options: SegmentationConfig, run: Path | None = None) -> Path:
+    """Compare methods of segmentation on the test masks, and write tables, scores per image and a page.
+
+    Methods are trained on the masks of the split `train`, and thresholds and scales are chosen on those of
+    `validation`. Every process computes the same; the main process writes.
+
+    Args:
+        config: Configuration of the run, whose tiles have masks.
+        options: Section `segmentation`.
+        run: Folder of a finished run for the methods that use its classifier; None without one.
+
+    Returns:
+        Folder with segmentation.parquet, .csv, .json, .md and .html, images.parquet and the pictures.
+
+    Raises:
+        ConfigError: No classes are named, or a method lacks its inputs.
+        DataError: Masks cannot be used, or no test tile has one.
+    """
+    if not options.classes:
+        raise ConfigError(
+            "the classes of the masks are not named",
+            where="segmentation.classes",
+            fix="name each class and its value in the masks, such as {stroma: 0, gland: 1}",
+        )
+    workspace = Workspace(config)
+    check_inputs(workspace)
+    masks = read_study_masks(config, options, workspace)
+    inputs = MethodInputs(config, options, workspace, masks, run)
+    methods = _usable_methods(inputs)
+    test, validation = masks.of_split("test"), masks.of_split("validation")
+    segmented = []
+    for name, method in methods.items():
+        logger.info(f"{name}: {method.title}")
+        for segmenter in method.prepare(inputs):
+            decision = segmenter.decision or choose_decision(segmenter.probabilities, validation, options)
+            segmented.append(_segment(segmenter, decision, test))
+    folder = config.output / NAME / config.name
+    if get_processes().main:
+        _write(inputs, test, segmented, folder)
+    get_processes().barrier()
+    return folder
+
+
+def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: Workspace) -> MaskSet:
+    """Open and check the masks of all splits.
+
+    Raises:
+        DataError: Masks cannot be used, or no test tile has one.
+    """
+    classes = MaskClasses(tuple(options.classes), options.class_of, options.ignore)
+    masks = check_masks(open_masks(config.tiles, workspace.all_tiles, classes), config.tiles.unreadable)
+    counts = {split: len(masks.of_split(split)) for split in ("train", "validation", "test")}
+    if not counts["test"]:
+        raise DataError(
+            "no test tile has a mask",
+            where=config.tiles.path,
+            fix="map a part of the table to test in tiles.splits, or cut one by patient: tiles.test_fraction",
+        )
+    logger.info("masks: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    for note in masks.notes:
+        logger.info(f"note: {note}")
+    if not counts["validation"]:
+        logger.info("note: no validation tile has a mask, so that no threshold and no scale can be chosen")
+    return masks
+
+
+def _usable_methods(inputs: MethodInputs) -> dict[str, Method]:
+    """Return the methods to compare: those that are configured, or all that have their inputs.
+
+    Raises:
+        ConfigError: A configured method lacks its inputs, or no method has them.
+    """
+    asked = inputs.options.methods
+    missing = {name: METHODS[name].missing(inputs) for name in asked or METHODS}
+    lacking = {name: what for name, what in missing.items() if what}
+    if lacking and (asked or len(lacking) == len(missing)):
+        raise ConfigError(
+            "methods lack their inputs: " + "; ".join(f"{name} needs {what}" for name, what in lacking.items()),
+            where="segmentation.methods",
+            fix="give what is missing, or name other methods",
+        )
+    for name, what in lacking.items():
+        logger.info(f"note: {name} is left out, because it needs {what}")
+    return {name: METHODS[name] for name in missing if name not in lacking}
+
+
+def _segment(segmenter: Segmenter, decision: Decision, masks: MaskSet) -> SegmentedMasks:
+    """Segment the test images, and count their pixels."""
+    classes = len(masks.classes.names)
+    counts, ceilings = [], []
+    with progress(f"segmenting: {segmenter.name}", len(masks)) as advance:
+        for index in range(len(masks)):
+            image, truth = masks.read(index)
+            mpp = float(masks.tiles.mpp[index])
+            predicted = decision.classes(segmenter.probabilities(image, mpp))
+            counts.append(count_pixels(predicted, truth, classes))
+            if segmenter.ceiling is not None:
+                ceilings.append(count_pixels(segmenter.ceiling(truth, mpp), truth, classes))
+            advance()
+    return SegmentedMasks(segmenter, decision, np.stack(counts), np.stack(ceilings) if ceilings else None)
+
+
+def _write(inputs: MethodInputs, test: MaskSet, segmented: Sequence[SegmentedMasks], folder: Path) -> None:
+    config, options, masks = inputs.config, inputs.options, inputs.masks
+    make_folder(folder)
+    names = masks.classes.names
+    references = reference_counts(test, options)
+    scored: list[tuple[SegmentationRow, Int64[np.ndarray, "n c c"]]] = [
+        (SegmentationRow(subject=reference.name, kind=reference.kind, tile_um=reference.tile_um), reference.counts)
+        for reference in references
+    ]
+    facts: dict[str, Mapping[str, object]] = {reference.name: {"model": "none"} for reference in references}
+    for each in segmented:
+        segmenter = each.segmenter
+        facts[segmenter.name] = segmenter.facts
+        row = SegmentationRow(
+            subject=segmenter.name, kind="method", training_masks=segmenter.training_masks, seed=segmenter.seed,
+            threshold=each.decision.threshold, choice=segmenter.choice, validation_dice=_finite(each.decision.dice),
+        )  # fmt: skip
+        scored.append((row, each.counts))
+        if each.ceiling is not None:
+            name = f"ceiling of {segmenter.name}"
+            facts[name] = segmenter.facts
+            scored.append((SegmentationRow(subject=name, kind="ceiling of a method"), each.ceiling))
+    rows = [
+        row.with_score(score)
+        for row, counts in scored
+        for score in score_masks(
+            counts, test.tiles.groups, names, options.averaged, config.evaluation.bootstrap, config.seed
+        )
+    ]
+    process = collect_provenance()
+    study = {
+        "split": "test",
+        "classes": len(names),
+        "tiles_fingerprint": test.tiles.fingerprint,
+        "masks_fingerprint": test.fingerprint,
+        "test_masks": len(test),
+        "patients": len({*test.tiles.groups.tolist()} - {""}),
+        "bootstrap": config.evaluation.bootstrap,
+        **process,
+    }
+    frame = add_provenance(rows, study, facts)
+    foreground = [names.index(name) for name in options.averaged]
+    dice = {row.subject: foreground_dice(counts, foreground) for row, counts in scored}
+    _write_images(folder / "images.parquet", test, scored, dice)
+    plots = {each.segmenter.name: _plot_examples(each, test, dice, foreground, options, folder) for each in segmented}
+    provenance = {
+        "config": config.model_dump(mode="json") | {"segmentation": options.model_dump(mode="json")},
+        **study,
+        "versions": json.loads(process["versions"]),
+        "class_names": list(names),
+        "foreground": list(options.averaged),
+        "masks": {split: len(masks.of_split(split)) for split in ("train", "validation", "test")},
+        "notes": [*inputs.workspace.all_tiles.notes, *masks.notes],
+        "subjects": facts,
+        "run": None if inputs.run is None else str(inputs.run),
+    }
+    write_json(folder / f"{NAME}.json", provenance)
+    chapters = study_chapters(frame, provenance, plots)
+    write_study(folder, NAME, f"{config.name}: segmentation", study_note(config), chapters, frame)
+    export_study(folder, NAME, folder / f"{NAME}.csv")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _write_images(
+    path: Path,
+    test: MaskSet,
+    scored: Sequence[tuple["SegmentationRow", Int64[np.ndarray, "n c c"]]],
+    dice: Mapping[str, Float64[np.ndarray, " n"]],
+) -> None:
+    """Write the confusion matrix and the Dice of every image and segmentation."""
+    records = [
+        {
+            "subject": row.subject,
+            "tile_id": str(test.tiles.ids[index]),
+            "group": str(test.tiles.groups[index]),
+            "dice": _finite(float(dice[row.subject][index])),
+            "counts": counts[index].tolist(),
+        }
+        for row, counts in scored
+        for index in range(len(test))
+    ]
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(records), temporary)
+
+
+def _plot_examples(
+    each: SegmentedMasks,
+    test: MaskSet,
+    dice: Mapping[str, Float64[np.ndarray, " n"]],
+    foreground: Sequence[int],
+    options: SegmentationConfig,
+    folder: Path,
+) -> list[Plot]:
+    """Draw the images with the best, the median and the worst Dice."""
+    values = dice[each.segmenter.name]
+    order = [int(i) for i in np.argsort(-values, kind="stable") if np.isfinite(values[i])]
+    middle = max(0, (len(order) - options.shown) // 2)
+    picks = {
+        "best": order[: options.shown],
+        "median": order[middle : middle + options.shown],
+        "worst": order[::-1][: options.shown],
+    }
+    plots = []
+    for kind, indices in picks.items():
+        for place, index in enumerate(indices):
+            image, truth = test.read(index)
+            predicted = each.decision.classes(each.segmenter.probabilities(image, float(test.tiles.mpp[index])))
+            caption = f"{kind}: {test.tiles.ids[index]}, Dice {values[index]:.3f}"
+            file = f"{_file_name(each.segmenter.name)}_{kind}_{place}.png"
+            figure = plot_segmentation(image, truth, predicted, test.classes.names, foreground, caption)
+            save_plot(figure, folder / file)
+            plots.append(Plot(file, caption, f"images.parquet: {each.segmenter.name}"))
+    return plots
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)

@@ -1,0 +1,162 @@
+"""Rows, tables and chapters of a segmentation study."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from clipit.evaluation.segmentation import MASK_METRICS, MEAN, MaskScore
+from clipit.reporting.html import Table, Text, facts_table
+from clipit.reporting.study_report import Chapter, Plot, StudyRow, iter_rows, undefined_chapter
+from clipit.reporting.tables import number, with_interval
+
+_LABELS = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall"}
+_SOURCE = "segmentation.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationRow(StudyRow):
+    """Score of one segmentation, floor or ceiling.
+
+    Attributes:
+        kind: `method`, `floor`, `ceiling`, or `ceiling of a method` (perfect answers on its own grid).
+        class_name: Class, or the mean of the foreground.
+        averaging: `images` or `pixels`.
+        value: Score in 0..1.
+        low: Lower end of the 95 % interval over patients.
+        high: Upper end.
+        reason: Why value or interval is missing.
+        images: Number of images in which the score is defined.
+        training_masks: Number of masks trained on.
+        threshold: Threshold of the second class's probability; None for the most probable class.
+        validation_dice: Dice of the foreground on the validation masks.
+        choice: What was chosen on validation masks.
+        tile_um: Edge of the tiles of a ceiling in micrometres.
+    """
+
+    kind: str
+    class_name: str = ""
+    averaging: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    images: int = 0
+    training_masks: int | None = None
+    threshold: float | None = None
+    validation_dice: float | None = None
+    choice: str = ""
+    tile_um: float | None = None
+
+    def with_score(self, score: MaskScore) -> "SegmentationRow":
+        """Return the row with a score."""
+        return replace(
+            self, metric=score.metric, class_name=score.class_name, averaging=score.averaging, value=score.value,
+            low=score.low, high=score.high, reason=score.reason, images=score.images,
+        )  # fmt: skip
+
+
+def study_chapters(
+    frame: pd.DataFrame, provenance: Mapping[str, Any], plots: Mapping[str, Sequence[Plot]]
+) -> list[Chapter]:
+    """Build the chapters: all methods beside floors and ceilings, then each method with its pictures.
+
+    Args:
+        frame: Rows of the study.
+        provenance: Facts of the study.
+        plots: Pictures of each method.
+    """
+    order = {"floor": 0, "method": 1, "ceiling of a method": 2, "ceiling": 3}
+    subjects = sorted(dict.fromkeys(frame.subject), key=lambda s: order[frame[frame.subject == s].kind.iloc[0]])
+    chapters = [
+        Chapter(
+            "Scores",
+            [
+                Text(_explanation(provenance)),
+                _overview(frame, subjects, "images"),
+                _overview(frame, subjects, "pixels"),
+                *[Text(f"Note: {note}.") for note in provenance["notes"]],
+            ],
+        )
+    ]
+    for subject in subjects:
+        rows = frame[frame.subject == subject]
+        if rows.kind.iloc[0] == "method":
+            chapters.append(Chapter(subject, [*_method_parts(frame, subject, provenance), *plots[subject]]))
+    undefined = [
+        (f"{row.subject}: {row.metric} of {row.class_name}", row.reason) for row in iter_rows(frame) if row.reason
+    ]
+    reasons = {reason for _, reason in undefined}
+    if len(reasons) == 1:  # one reason for everything, such as few patients
+        undefined = [("all intervals", reasons.pop())]
+    return chapters + undefined_chapter(undefined, f"{_SOURCE}: reason")
+
+
+def _explanation(provenance: Mapping[str, Any]) -> str:
+    masks = provenance["masks"]
+    return (
+        f"{masks['test']} test masks of {provenance['patients']} patients; {masks['train']} training and "
+        f"{masks['validation']} validation masks, on which thresholds and scales are chosen. The foreground is "
+        f"{', '.join(provenance['foreground'])}. Floors need no model. A ceiling is the score of perfect answers per "
+        "tile, each of which is the class of most of the tile's pixels: a method that answers per tile cannot be much "
+        "better. Intervals are 95 % bootstrap intervals over patients."
+    )
+
+
+def _overview(frame: pd.DataFrame, subjects: Sequence[str], averaging: str) -> Table:
+    """Build the table of all methods, floors and ceilings: scores of the foreground."""
+    rows = []
+    for subject in subjects:
+        cells = _cells(frame, subject, MEAN, averaging)
+        first = frame[frame.subject == subject].iloc[0]
+        masks = "" if pd.isna(first.training_masks) else int(first.training_masks)
+        rows.append([subject, first.kind, masks, *cells])
+    what = "mean of the images' scores" if averaging == "images" else "all pixels together"
+    return Table(
+        ("segmentation", "kind", "training masks", *_LABELS.values()), rows,
+        caption=f"Mean of the foreground classes, {what}", source=f"{_SOURCE}: value, low, high", left=2,
+    )  # fmt: skip
+
+
+def _method_parts(frame: pd.DataFrame, subject: str, provenance: Mapping[str, Any]) -> list[Text | Table]:
+    """Build the table of one method by class, with its floor and its ceiling."""
+    first = frame[frame.subject == subject].iloc[0]
+    floors = list(dict.fromkeys(frame[frame.kind == "floor"].subject))
+    own = f"ceiling of {subject}"
+    tile_ceilings = list(dict.fromkeys(frame[frame.kind == "ceiling"].subject))
+    beside = [*floors, *([own] if own in set(frame.subject) else tile_ceilings)]
+    rows = []
+    for name in [*provenance["class_names"], MEAN]:
+        dice = [_value(frame, other, name, "dice") for other in beside]
+        rows.append([name, *_cells(frame, subject, name, "images"), *dice])
+    rule = (
+        f"Predicts {provenance['class_names'][1]} where its probability is at least {first.threshold:.4g}, chosen on "
+        f"the validation masks (Dice {number(_or_none(first.validation_dice))})."
+        if _or_none(first.threshold) is not None
+        else "Predicts the most probable class."
+    )
+    parts: list[Text | Table] = [Text(f"{rule} Chosen on validation masks: {first.choice}." if first.choice else rule)]
+    header = ("class", *_LABELS.values(), *(f"Dice, {other}" for other in beside))
+    parts.append(Table(header, rows, caption="Mean of the images' scores, by class", source=f"{_SOURCE}: value"))
+    facts = {key: value for key, value in provenance["subjects"][subject].items() if value is not None}
+    parts.append(facts_table(facts, "segmentation.json: subjects"))
+    return parts
+
+
+def _cells(frame: pd.DataFrame, subject: str, class_name: str, averaging: str) -> list[str]:
+    rows = frame[(frame.subject == subject) & (frame.class_name == class_name) & (frame.averaging == averaging)]
+    by_metric = {row.metric: row for row in iter_rows(rows)}
+    return [
+        with_interval(_or_none(row.value), _or_none(row.low), _or_none(row.high))
+        for row in (by_metric[name] for name in MASK_METRICS)
+    ]
+
+
+def _value(frame: pd.DataFrame, subject: str, class_name: str, metric: str) -> str:
+    rows = frame[(frame.subject == subject) & (frame.class_name == class_name) & (frame.averaging == "images")]
+    return number(_or_none(rows[rows.metric == metric].value.iloc[0]))
+
+
+def _or_none(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else float(value)

@@ -1,0 +1,197 @@
+"""The study of segmentations: methods beside floors and ceilings, choices on validation masks, and the page."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from tiny_classifier import save_classifier
+
+import clipit
+from clipit.config.file import ConfigFile
+from clipit.config.load import merge, nested, validate_file
+from clipit.config.segmentation import SegmentationConfig, SegmentationMethod
+from clipit.errors import ConfigError, DataError
+from clipit.evaluation.segmentation import MEAN
+from clipit.segmentation import study as study_module
+from clipit.segmentation.decision import DecisionSearch
+from clipit.segmentation.method import Method, Segmenter
+from clipit.segmentation.methods import METHODS
+from clipit.segmentation.study import segment
+
+PARTS = {"train": 3, "validation": 3, "test": 12}
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A configuration over 18 images of 24 x 20 pixels, whose dark half is a gland, and a classifier."""
+    root = tmp_path_factory.mktemp("masks")
+    rng = np.random.default_rng(0)
+    lines = ["path,mask,split,group,mpp"]
+    for split, count in PARTS.items():
+        for number in range(count):
+            width = 4 + number % 16
+            mask = np.zeros((20, 24), np.uint8)
+            mask[:, :width], mask[:2, :2] = 1, 255
+            pixels = np.where(mask[..., None] == 1, 60, 200) + rng.integers(0, 20, (20, 24, 3))
+            name = f"{split}{number}<b>.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+            Image.fromarray(mask).save(root / f"mask_{name}")
+            lines.append(f"{name},mask_{name},{split},{split}-{number},1.0")
+    (root / "tiles.csv").write_text("\n".join(lines), encoding="utf-8")
+    prompts = {"name": "p", "version": 1, "templates": ["{}."], "classes": {"gland": ["gland"], "stroma": ["stroma"]}}
+    (root / "prompts.yaml").write_text(yaml.safe_dump(prompts), encoding="utf-8")
+    save_classifier(root)
+    return {
+        "name": "masks",
+        "output": str(root / "out"),
+        "tiles": {"source": "table", "path": str(root / "tiles.csv"), "labels": {"kind": "none"}},
+        "vlm": {"name": str(root / "clip")},
+        "evaluation": {"bootstrap": 50},
+        "segmentation": {"classes": {"stroma": 0, "gland": 1}, "windows": {"scales": [0.25, 0.5]}},
+        "root": root,
+    }
+
+
+def configure(values: dict[str, Any], **changes: Any) -> ConfigFile:
+    return validate_file(merge({k: v for k, v in values.items() if k != "root"}, nested(changes)), "test")
+
+
+def darkness(image: Image.Image, mpp: float) -> np.ndarray:
+    """The probability of gland, twice too small: half of it where the image is darkest."""
+    assert mpp == 1.0
+    dark = (1 - np.asarray(image.convert("L"), dtype=np.float32) / 255) * 0.5
+    return np.stack([1 - dark, dark])
+
+
+@pytest.fixture(scope="module")
+def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
+    """A study of an exact method whose probabilities are too small, beside all windows."""
+    oracle = Method("darkness", lambda inputs: "", lambda inputs: [Segmenter("dark", darkness, {"model": "dark"})])
+    changes = {
+        "segmentation.prompts": str(values["root"] / "prompts.yaml"),
+        "segmentation.class_map": {"gland": "gland", "stroma": "stroma"},
+        "note": "<script>taken</script>",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "METHODS", {"dark": oracle, **METHODS})
+        return clipit.segment(configure(values, **changes), values["root"] / "run")
+
+
+def dice(rows: pd.DataFrame, subject: str, name: str = MEAN, averaging: str = "images") -> float:
+    found = rows.query("subject == @subject and class_name == @name and averaging == @averaging and metric == 'dice'")
+    return float(found.value.iloc[0])
+
+
+def test_every_method_is_scored_beside_floors_and_ceilings(finished: Any) -> None:
+    rows = finished.rows
+    windows = ["VLM, windows", "student, windows", "classifier, windows"]
+    assert list(dict.fromkeys(rows[rows.kind == "method"].subject)) == ["dark", *windows]
+    share = [(20 * (4 + n) - 4) / (20 * 24 - 4) for n in range(12)]
+    floor = np.mean([2 * p / (1 + p) for p in share])
+    assert dice(rows, "everything is gland") == pytest.approx(floor)
+    assert 0 < dice(rows, "haematoxylin above Otsu's threshold is gland") < 1
+    assert dice(rows, "perfect answer per tile of 20 um") < 1
+    for name in windows:
+        assert 0 < dice(rows, name) < dice(rows, f"ceiling of {name}") < 1
+    # The threshold of one half would find nothing; the one from validation masks finds every pixel.
+    assert dice(rows, "dark") == 1
+    assert 0 < rows[rows.subject == "dark"].threshold.iloc[0] < 0.5
+    assert rows.query("subject == 'VLM, windows'").choice.iloc[0].startswith("scale ")
+
+
+def test_scores_carry_their_provenance_and_those_of_images_their_counts(finished: Any) -> None:
+    rows = finished.rows
+    vlm = rows[rows.subject == "VLM, windows"].iloc[0]
+    assert vlm.prompts == "p" and vlm.vlm_fingerprint and vlm.tiles_fingerprint and vlm.patients == 12
+    assert rows.commit.notna().all() and (rows.split == "test").all()
+    csv = pd.read_csv(finished.folder / "segmentation.csv")
+    assert len(csv) == len(rows) and list(csv.columns) == list(rows.columns)
+    images = finished.images
+    dark = images[images.subject == "dark"]
+    assert len(dark) == 12 and (dark.dice == 1).all()
+    counts = np.array([[list(row) for row in matrix] for matrix in dark["counts"]])
+    assert counts.sum() == 12 * (20 * 24 - 4) and counts[:, 0, 1].sum() == 0  # ignored pixels are not counted
+    record = json.loads((finished.folder / "segmentation.json").read_text())
+    assert record["masks"] == PARTS and record["foreground"] == ["gland"]
+
+
+def test_the_page_shows_tables_and_pictures_and_escapes_names(finished: Any) -> None:
+    page = finished.page.read_text()
+    assert "<script>taken" not in page and "test0<b>" not in page
+    assert page.count("data:image/png;base64,") == 4 * 3  # best, median and worst image of each method
+    for text in ("everything is gland", "perfect answer per tile of 140 um", "ceiling of VLM, windows"):
+        assert text in page
+    assert re.search(r"Dice of .*|Mean of the foreground classes", finished.report.read_text())
+
+
+def test_the_threshold_comes_from_the_validation_masks_alone(
+    values: dict[str, Any], finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = values["root"] / "empty.png"
+    Image.fromarray(np.zeros((20, 24), np.uint8)).save(empty)
+    text = re.sub(r"mask_validation[^,]*", "empty.png", (values["root"] / "tiles.csv").read_text())
+    (values["root"] / "misled.csv").write_text(text, encoding="utf-8")
+    dark = Method("darkness", lambda inputs: "", lambda inputs: [Segmenter("dark", darkness, {"model": "dark"})])
+    monkeypatch.setitem(METHODS, "vlm_windows", dark)
+    changes = {"tiles.path": str(values["root"] / "misled.csv"), "name": "misled", "segmentation.shown": 0}
+    file = configure(values, **changes, **{"segmentation.methods": ["vlm_windows"]})
+    rows = pd.read_parquet(segment(file.run, file.segmentation) / "segmentation.parquet")
+    assert dice(rows, "dark") < 0.5 < dice(finished.rows, "dark")
+
+
+def test_a_study_without_validation_masks_predicts_the_most_probable_class(values: dict[str, Any]) -> None:
+    text = (values["root"] / "tiles.csv").read_text().splitlines()
+    lines = [re.sub(r",mask_validation[^,]*,", ",,", line) for line in text]
+    (values["root"] / "fewer.csv").write_text("\n".join(lines), encoding="utf-8")
+    changes = {"tiles.path": str(values["root"] / "fewer.csv"), "name": "fewer"}
+    changes |= {
+        "segmentation.methods": ["classifier_windows"],
+        "segmentation.shown": 0,
+        "segmentation.class_map": {"gland": "gland"},
+    }
+    file = configure(values, **changes)
+    with pytest.raises(ConfigError, match="no class of the model stands for stroma"):
+        segment(file.run, file.segmentation, values["root"] / "run")
+    mapping = {"gland": "gland", "stroma": "stroma", "tumour": "gland"}
+    section = file.segmentation.model_copy(update={"class_map": mapping})
+    rows = pd.read_parquet(segment(file.run, section, values["root"] / "run") / "segmentation.parquet")
+    method = rows[rows.kind == "method"].iloc[0]
+    assert pd.isna(method.threshold) and "no validation masks" in method.choice
+
+
+def test_inputs_that_are_missing_are_named(values: dict[str, Any], tmp_path: Path) -> None:
+    file = configure(values)
+    with pytest.raises(ConfigError, match="the classes of the masks are not named"):
+        segment(file.run, SegmentationConfig())
+    with pytest.raises(ConfigError, match=r"vlm_windows needs class prompts: .*; student_windows needs a finished run"):
+        segment(file.run, file.segmentation)
+    asked: tuple[SegmentationMethod, ...] = ("classifier_windows",)
+    with pytest.raises(ConfigError, match="classifier_windows needs a finished run"):
+        segment(file.run, file.segmentation.model_copy(update={"methods": asked}))
+    lines = [line for line in (values["root"] / "tiles.csv").read_text().splitlines() if ",test," not in line]
+    table = values["root"] / "no_test.csv"
+    table.write_text("\n".join(lines), encoding="utf-8")
+    untested = configure(values, **{"tiles.path": str(table)})
+    with pytest.raises(DataError, match="no test tile has a mask"):
+        segment(untested.run, untested.segmentation)
+
+
+def test_with_three_classes_the_most_probable_class_is_predicted() -> None:
+    options = SegmentationConfig(classes={"a": 0, "b": 1, "c": 2})
+    search = DecisionSearch(("a", "b", "c"), options)
+    assert search.best().log_odds is None
+    truth = np.array([[0, 1], [2, 2]], np.int16)
+    search.add(np.eye(3, dtype=np.float32)[truth].transpose(2, 0, 1), truth)
+    assert search.best().threshold is None and search.best().dice == 1
+
+
+def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
+    from typing import get_args
+
+    assert get_args(SegmentationMethod) == tuple(METHODS)

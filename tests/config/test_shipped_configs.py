@@ -30,7 +30,10 @@ PAPER = ("pcam", "crc", "bach")
 WITH_MODELS = [CONFIGS / f"{name}{kind}.yaml" for name in PAPER for kind in ("", "_open")]
 OWN = ("--tiles.path=tiles.csv", "--reports.path=reports.txt")
 ANNOTATED = ("--tiles.path=tiles.csv", "--tiles.annotations.path=annotations.csv")
-TO_GIVE = {"own_table": OWN, "own_comparison": OWN, "own_reports": OWN, "own_annotators": ANNOTATED}
+MASKS = ("--tiles.path=glas.csv",)
+TO_GIVE = {
+    "own_table": OWN, "own_comparison": OWN, "own_reports": OWN, "own_annotators": ANNOTATED, "glas_masks": MASKS,
+}  # fmt: skip
 
 
 def file_of(path: Path) -> ConfigFile:

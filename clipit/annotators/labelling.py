@@ -207,10 +207,13 @@ def _test_notes(consensus: Consensus, config: AnnotationsConfig, n_tests: int, t
     if config.test_annotators:
         notes[0] += "; none of them labels a training tile"
     else:
+        habits = "so a student that learns their habits scores too high"
         notes.append(
-            f"WARNING: the annotators of the test labels also label the training tiles "
-            f"({shortlist(trainers) if votes.named else 'they are not named'}), so a student that learns their habits "
-            "scores too high; name other annotators in tiles.annotations.test_annotators"
+            f"WARNING: the annotators of the test labels also label the training tiles ({shortlist(trainers)}), "
+            f"{habits}; name other annotators in tiles.annotations.test_annotators"
+            if votes.named
+            else "WARNING: annotators are not named, and those of the test labels may also label the training tiles, "
+            + habits
         )
     if consensus.why_not:
         notes.append(f"test labels: {consensus.why_not}; the majority is used")

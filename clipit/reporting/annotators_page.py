@@ -106,7 +106,11 @@ def _estimates(record: Mapping[str, Any], name: str) -> list[Part]:
     source = f"annotators.json: {name}"
     if found["why_not"]:
         return [Text(f"{found['why_not'][0].upper()}{found['why_not'][1:]}. The consensus is the majority.")]
-    shares = facts_table(dict(zip(classes, (number(value) for value in found["priors"]), strict=True)), source)
+    shares = Table(
+        ("class", "estimated share"),
+        [[label, number(value)] for label, value in zip(classes, found["priors"], strict=True)],
+        source=source,
+    )
     converged = "converged" if found["converged"] else "not converged"
     parts: list[Part] = [
         Table(

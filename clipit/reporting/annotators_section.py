@@ -37,8 +37,8 @@ def explain_ceiling(ceiling: Mapping[str, Any]) -> str:
     if ceiling["independent"]:
         return text
     return (
-        f"{text} The annotators of the test labels also label the training tiles, so a student that learns their "
-        "habits scores too high; tiles.annotations.test_annotators names other ones."
+        f"{text} Annotators of the test labels also label training tiles (or may do so, if they are not named), so a "
+        "student that learns their habits scores too high."
     )
 
 

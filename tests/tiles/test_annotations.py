@@ -123,7 +123,7 @@ def test_votes_per_class_as_mhist_publishes_them(table: Table) -> None:
     tiles = load(table(rows, header="Image,Tumour (Out of 7)", **keys))
     assert tiles.labels.tolist() == TRUTH and tiles.annotations is not None
     assert tiles.annotations.votes.counts()[:2].tolist() == [[7, 0], [1, 6]]
-    assert any("they are not named" in note for note in tiles.notes)
+    assert any(note.startswith("WARNING: annotators are not named") for note in tiles.notes)
     # Of the votes on test tiles 8 to 11 (2, 5, 1, 7 for tumour), each against the majority of the other six.
     ceiling = human_ceiling(tiles.of_split("test"))
     assert ceiling is not None and ceiling["mean"]["accuracy"] == pytest.approx((5 + 5 + 6 + 7) / 28)

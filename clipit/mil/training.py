@@ -180,7 +180,7 @@ def _fit(
     best = _best_weights(checkpoints, state, network)
     saved = time.monotonic()
     while state.step < options.epochs and not state.stopped:
-        training_loss = _train_epoch(network, optimizer, train, targeted, options, seed, state.step)
+        training_loss = train_epoch(network, optimizer, train, targeted, options, seed, state.step)
         validation_loss = _mean_loss(network, validation)
         if not np.isfinite([training_loss, validation_loss]).all():
             raise ModelError(
@@ -221,7 +221,7 @@ def _statistics(bags: MilBags) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]
     return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
-def _train_epoch(
+def train_epoch(
     network: MilNetwork,
     optimizer: torch.optim.Optimizer,
     bags: MilBags,
@@ -230,7 +230,17 @@ def _train_epoch(
     seed: int,
     epoch: int,
 ) -> float:
-    """Train on all labelled bags, and on all bags with targets; return the mean loss of the labels."""
+    """Train for one epoch; return the mean loss of the labels.
+
+    Args:
+        network: Network in training.
+        optimizer: Its optimiser.
+        bags: Labelled training bags.
+        targeted: Training bags with targets; None for none.
+        options: Batch size and instances.
+        seed: Seed of the training.
+        epoch: Number of the epoch, from 0.
+    """
     network.train()
     torch.manual_seed(seed * 1_000_003 + epoch)  # for dropout
     generator = np.random.default_rng([seed, epoch])

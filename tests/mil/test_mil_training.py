@@ -84,7 +84,7 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
     bags = bags_with_signal(24)
     whole = train_mil(bags, OPTIONS, 0)
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
-    original, epochs = training._train_epoch, []
+    original, epochs = training.train_epoch, []
 
     def interrupted(*arguments: object) -> float:
         epochs.append(arguments[-1])
@@ -92,7 +92,7 @@ def test_an_interrupted_training_resumes_with_the_same_result(tmp_path: Path, mo
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "_train_epoch", interrupted)
+    monkeypatch.setattr(training, "train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_mil(bags, OPTIONS, 0, root=tmp_path)
     resumed = train_mil(bags, OPTIONS, 0, root=tmp_path)

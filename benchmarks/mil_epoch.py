@@ -1,0 +1,181 @@
+"""Time and memory of an epoch over bags of stored features, against reading the same features.
+
+The memory is measured in a process of its own: `python -m benchmarks.mil_epoch STORE SLIDES TILES` prints it as JSON,
+and `python -m benchmarks.mil_epoch --slides 1000` writes a store of that size first.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options, Work, alternate, ratios, seconds
+from benchmarks.pairing_memory import peak_bytes
+from clipit.config.mil import MilTrainingConfig
+from clipit.errors import LaunchError
+
+_DIM = 512
+_CLASSES = ("a", "b")
+_MIB = 2**20
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the ratio of an epoch to reading its features, and its memory as a multiple of one bag's features.
+
+    The bags have 5,000 tiles of 512 half-precision values each; the network is gated attention of the default widths.
+    Memory is what the process allocates beside the shards, which are mapped from the page cache.
+    """
+    slides, tiles = options.size(40, 4, 400), options.size(5_000, 50)
+    store = write_bags(options.folder, slides, tiles)
+    bags, works = _open(store, slides, tiles), dict[str, Work]()
+    _epoch(bags.select(np.arange(1)))  # imports
+    works["epoch"] = lambda: seconds(lambda: _epoch(bags))
+    works["reading"] = lambda: seconds(lambda: _read(bags))
+    samples = alternate(works, options)
+    grown = _measure_memory(store, slides, tiles)
+    bag = tiles * _DIM * 4
+    facts = {"slides": slides, "tiles": tiles, "dim": _DIM, "bytes": slides * tiles * _DIM * 2, **grown}
+    return [
+        Figure("mil_epoch", f"{slides} slides of {tiles:,} tiles", samples["epoch"], "s", samples=samples, facts=facts),
+        Figure("mil_epoch", "ratio of an epoch to reading", ratios(samples, "epoch", "reading"), facts=facts),
+        Figure(
+            "mil_epoch", "memory of an epoch over the features of one bag", [grown["grown"] / bag], goal=12.0,
+            facts=facts,
+        ),
+    ]  # fmt: skip
+
+
+def write_bags(folder: Path, slides: int, tiles: int) -> Path:
+    """Write a store of random features, slide by slide; return its folder."""
+    from clipit.distributed import build_once
+    from clipit.progress import Advance
+    from clipit.stores.embed import write_shards
+
+    ids = [f"s{slide:05d}@{tile},0,1" for slide in range(slides) for tile in range(tiles)]
+
+    def encode(start: int, stop: int, advance: Advance) -> np.ndarray:
+        advance(stop - start)
+        values = np.random.default_rng(start).random((stop - start, _DIM), dtype=np.float32)
+        return values.astype(np.float16)
+
+    def make(place: Path) -> dict[str, Any]:
+        write_shards(place, ids, encode, "writing features")
+        return {"rows": len(ids), "dim": _DIM}
+
+    return build_once(folder, "features", {"slides": slides, "tiles": tiles}, make).folder
+
+
+def _open(folder: Path, slides: int, tiles: int) -> Any:
+    """Return the bags of a store, the halves of which have different labels."""
+    from clipit.artifacts import open_artifact
+    from clipit.mil.bags import MilBags
+    from clipit.mil.tile_store_bags import StoreReader
+    from clipit.stores.embed import Store
+
+    store = Store(open_artifact(folder, "features"))
+    names = np.array([f"s{slide:05d}" for slide in range(slides)])
+    splits = np.full(slides, "train")
+    places = np.arange(slides * tiles, dtype=np.int64)
+    first = np.arange(0, slides * tiles + 1, tiles, dtype=np.int64)
+    reader = StoreReader({"train": store}, splits, places, first, store.ids)
+    labels = np.arange(slides, dtype=np.int64) % len(_CLASSES)
+    return MilBags(names, labels, names, splits, _CLASSES, reader, np.arange(slides, dtype=np.int64))
+
+
+def _read(bags: Any) -> None:
+    for bag in range(len(bags)):
+        bags.features(bag)
+
+
+def _epoch(bags: Any) -> None:
+    import torch
+
+    from clipit.distributed import get_processes
+    from clipit.mil.network import MilNetwork
+    from clipit.mil.training import train_epoch
+
+    options = MilTrainingConfig()
+    torch.manual_seed(0)
+    network = MilNetwork(bags.dim, len(bags.classes), options).to(get_processes().device)
+    train_epoch(network, torch.optim.AdamW(network.parameters()), bags, None, options, 0, 0)
+
+
+def _measure_memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.mil_epoch", str(store), str(slides), str(tiles)]
+    home = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LaunchError("the program that measures memory failed", where="mil_epoch", fix=done.stderr.strip()[-2000:])
+    memory: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return memory
+
+
+def _allocated_bytes() -> int:
+    """Return the memory of this process without mapped files; the peak with them where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return peak_bytes()
+
+
+@contextmanager
+def _watched(found: list[int]) -> Iterator[None]:
+    """Record the allocated memory every 5 ms while the block runs."""
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(0.005):
+            found.append(_allocated_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        watcher.join()
+
+
+def main() -> None:
+    """Measure the memory of an epoch over the bags of a store, after an epoch over two bags."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", nargs="*", help="folder of the store, number of slides, tiles of each")
+    parser.add_argument("--slides", type=int, default=None, help="write a store of so many slides and measure it")
+    parser.add_argument("--tiles", type=int, default=5_000, help="tiles of each slide")
+    given = parser.parse_args()
+    if given.slides is None:
+        folder, slides, tiles = given.store
+        print(json.dumps(_memory(Path(folder), int(slides), int(tiles))))
+        return
+    with tempfile.TemporaryDirectory(prefix="clipit-benchmarks-") as temporary:
+        store = write_bags(Path(temporary), given.slides, given.tiles)
+        bags = _open(store, given.slides, given.tiles)
+        reading, epoch = seconds(lambda: _read(bags)), seconds(lambda: _epoch(bags))
+        memory = _memory(store, given.slides, given.tiles)
+        facts = {"bytes": given.slides * given.tiles * _DIM * 2, "bag": given.tiles * _DIM * 4}
+        print(json.dumps({**facts, "reading": reading, "epoch": epoch, **memory}))
+
+
+def _memory(store: Path, slides: int, tiles: int) -> dict[str, Any]:
+    bags = _open(store, slides, tiles)
+    few = bags.select(np.arange(min(2, slides)))
+    _epoch(few)  # imports, and buffers that are kept
+    before = _allocated_bytes()
+    found = [before]
+    with _watched(found):
+        _epoch(bags)
+    return {"before": before, "peak": max(found), "grown": max(max(found) - before, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,8 @@ class MergedMasksResult:
 
     Attributes:
         folder: Folder of the masks: `consensus/`, `confident/` (uncertain pixels ignored) and `posterior/` (.npy).
-        images: Folder that the paths in `table` are relative to.
+        images: Folder that the paths in `table` are relative to; `folder` if the images are in a zip, which must be
+            unpacked into it.
     """
 
     folder: Path

@@ -49,6 +49,8 @@ def main() -> None:
             file, options.masks, files=options.mask_files, confidence=options.confidence, shown=options.shown
         )
         print(f"page: {merged.page} (and .json)\nmasks: {merged.folder}")
+        if merged.images == merged.folder:
+            print("the images are in a zip: unpack it into this folder first, beside consensus/ and confident/")
         print(
             f"use them: --tiles.path={merged.table} --tiles.images={merged.images} --tiles.columns.mask=mask_consensus"
         )

@@ -1,6 +1,9 @@
 """Masks by several annotators: hand-made masks of four by four pixels, and files that segmentation reads."""
 
 import csv
+import json
+import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from PIL import Image
 import clipit
 from clipit.annotators.pixels import PixelPatterns
 from clipit.api.labels import MergedMasksResult
+from clipit.cli.main import main
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, validate_file
 from clipit.errors import ConfigError, DataError
@@ -95,6 +99,25 @@ def test_segmentation_reads_the_consensus_beside_the_images(make: Make) -> None:
     assert (open_masks(confident, read_tiles(config, cut=False), classes).read(0)[1] == -1).all()
     posterior = np.load(next((merged.folder / "posterior").glob("a-*.npy")), allow_pickle=False)
     assert posterior.shape == (2, 4, 4) and np.allclose(posterior.astype(float).sum(axis=0), 1, atol=1e-3)
+
+
+def test_masks_of_images_in_a_zip_are_named_relative_to_their_own_folder(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    file, table = make()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for path in sorted((tmp_path / "images").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path / "images").as_posix())
+    config = tmp_path / "config.yaml"
+    tiles = {"source": "table", "path": file.run.tiles.path, "images": str(tmp_path / "images.zip")}
+    classes = {"classes": {"stroma": 0, "gland": 1}}
+    values = {"name": "zipped", "output": str(tmp_path / "out"), "tiles": tiles, "segmentation": classes}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["clipit", "annotators", f"--config={config}", f"--masks={table}", "--shown=0"])
+    main()
+    assert "unpack it into this folder first" in capsys.readouterr().out
+    rows = (tmp_path / "out/annotators/zipped/masks/tiles.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[1].split(",")[3].startswith("consensus/a-")
 
 
 def test_pixels_that_nobody_labelled_are_ignored(make: Make, tmp_path: Path) -> None:

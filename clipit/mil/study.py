@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,12 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     """
     check_arms(mil)
     inputs = read_inputs(config, mil)
+    if get_processes().main:
+        for note in inputs.notes:
+            logger.info(f"note: {note}")
     for seed in mil.seeds:
         check_trainable(keep_labels(inputs.bags, mil.labels_per_class, seed))
-    _check_test(inputs.bags)
+    inputs = replace(inputs, notes=(*_check_test(inputs.bags), *inputs.notes))
     folder = config.output / NAME / config.name
     scored = _score_arms(config, mil, inputs)
     level: Level = "patient" if mil.bags == "patient" else "slide"
@@ -91,12 +94,15 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     return folder
 
 
-def _check_test(bags: MilBags) -> None:
+def _check_test(bags: MilBags) -> tuple[str, ...]:
+    """Check that test bags have labels; return a note if they lack classes."""
     labels = bags.labels[(bags.splits == "test") & (bags.labels >= 0)]
     if not len(labels):
         raise DataError(
             "no test bag has a label", where=bags.where, fix="label test slides, or hold some out (tiles.test_fraction)"
         )
+    absent = [name for code, name in enumerate(bags.classes) if code not in labels]
+    return (f"No test bag has the label {', '.join(absent)}, so that scores say nothing about it.",) if absent else ()
 
 
 def _score_arms(config: RunConfig, mil: MilConfig, inputs: MilInputs) -> _Scored:

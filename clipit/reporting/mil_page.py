@@ -21,7 +21,7 @@ _HOW = (
 )
 _SHUFFLED = (
     "An arm is shown to learn from the labels only if it is above the control with permuted labels and above the "
-    "floor. The balanced accuracy of the floor is 1 / number of classes."
+    "floor, whose balanced accuracy is 1 / number of classes that have test bags."
 )
 _MAPS = (
     "Maps against masks: where a slide shows the class of its label, over the area of its tiles. Instance logits: "

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from clipit.artifacts import REBUILD, read_json, reading
 from clipit.errors import printable
 from clipit.reports.readers import Reports
 
@@ -104,6 +106,17 @@ class Account:
             return []
         examples = [f"{'':23}e.g. {printable(pair)} ({count:,})" for pair, count in [*self.mended.items()][:_EXAMPLES]]
         return [f"mended     {sum(self.mended.values()):>9,}  words with a damaged ligature", *examples]
+
+
+def read_account(path: Path) -> Account:
+    """Read `account.json`.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    values = read_json(path, REBUILD)
+    with reading(path):
+        return Account.from_dict(values)
 
 
 def _first(problems: Sequence[str]) -> list[str]:

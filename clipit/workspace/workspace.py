@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float32, Shaped
 
-from clipit.artifacts import REBUILD, Artifact, fingerprint, read_json, reading, whole_file, write_json
+from clipit.artifacts import Artifact, fingerprint, whole_file, write_json
 from clipit.config.load import names_tiles
 from clipit.config.run import LabelsConfig, ReportsConfig, RunConfig, TilesConfig
 from clipit.distributed import build_once, get_processes
@@ -24,7 +24,7 @@ from clipit.pairing.summary import summary_text
 from clipit.prompts.prompt_set import PromptSet, load_bag, load_prompts
 from clipit.reports.build import snippet_keys
 from clipit.reports.rules import RuleSet, label_report
-from clipit.stores.embed import Store, centred, embed_texts, embed_tiles, unit
+from clipit.stores.embed import Store, embed_texts, embed_tiles, unit
 from clipit.stores.index import Index, build_index
 from clipit.tiles.labels import hide_labels
 from clipit.tiles.load import mpp_warning
@@ -32,6 +32,7 @@ from clipit.tiles.pixel_source import PixelSource
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.leak_policy import enforce_on_reports, enforce_on_shifted, enforce_on_tiles
 from clipit.workspace.near_copies import warn_of_near_copies
+from clipit.workspace.snippet_filter import filter_bags, score_morphology
 from clipit.workspace.tile_reading import note_many_classes, read_with_overview
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class Workspace:
             if not get_processes().main:
                 return {}
             logger.info(f"cutting {len(reports.reports):,} reports into snippets")
-            morphology = self._score_morphology if _filter_bags(section) else None
+            morphology = (lambda texts: score_morphology(texts, self.encode, section)) if filter_bags(section) else None
             built = build_snippets(reports, section, self.vlm.count_tokens, self.vlm.context_length, morphology)
             for name, table in (("snippets", built.snippets), ("snippet_sources", built.sources)):
                 with whole_file(folder / f"{name}.parquet") as temporary:
@@ -254,7 +255,7 @@ class Workspace:
 
         snippets = build_once(self.root, "snippets", self.snippet_inputs(), make)
         if made:  # a command that finds the snippets does not repeat their account
-            logger.info(_format_account(snippets, self.reports))
+            logger.info(self._format_account(snippets))
         return snippets
 
     def snippet_inputs(self) -> dict[str, Any]:
@@ -264,32 +265,23 @@ class Workspace:
             "reports": self.reports.fingerprint,
             "config": snippet_keys(section),
             "vlm": self.vlm.fingerprint,
-            **{key: fingerprint(list(load_bag(name).texts)) for key, name in _filter_bags(section).items()},
+            **{key: fingerprint(list(load_bag(name).texts)) for key, name in filter_bags(section).items()},
         }
 
     def snippet_summary(self) -> str:
         """Summarise how many snippets of the reports were truncated, merged and dropped."""
-        return _format_account(self.snippets, self.reports)
+        return self._format_account(self.snippets)
+
+    def _format_account(self, snippets: Artifact) -> str:
+        """Format the account with the source of the reports in this run, which may differ from the first."""
+        from clipit.reports.account import read_account
+
+        return read_account(snippets.file("account.json")).text(self.reports)
 
     def snippet_texts(self) -> dict[str, str]:
         """Return the text of each snippet by id."""
         table = self.snippets.table("snippets.parquet", ["snippet_id", "text"])
         return dict(zip(table.column("snippet_id").to_pylist(), table.column("text").to_pylist(), strict=True))
-
-    def _score_morphology(self, texts: Sequence[str]) -> Float[np.ndarray, "n"]:
-        """Score the similarity to the morphology prompts minus that to the boilerplate prompts, with centred texts.
-
-        Text embeddings lie in a narrow cone; without centring, any two of them are similar.
-        """
-        if not texts:
-            return np.zeros(0)
-        embedded = self.encode(texts)
-        mean = embedded.mean(axis=0)
-        nearest = [
-            (centred(embedded, mean) @ centred(self.encode(load_bag(name).texts), mean).T).max(axis=1)
-            for name in _filter_bags(self.reports_config).values()
-        ]
-        return np.asarray(nearest[0] - nearest[1], dtype=np.float64)
 
     # VLM
 
@@ -380,23 +372,6 @@ class Workspace:
         return summary_text(self.pairs.summary, self.snippet_texts())
 
 
-def _format_account(snippets: Artifact, reports: "Reports") -> str:
-    """Format the account of snippets, with the source of the reports in this run, which may differ from the first."""
-    from clipit.reports.account import Account
-
-    path = snippets.file("account.json")
-    values = read_json(path, REBUILD)
-    with reading(path):
-        return Account.from_dict(values).text(reports)
-
-
 def _key(name: str, config: RunConfig, *sections: str) -> str:
     """Return the key of configuration sections in the memory that workspaces share."""
     return name + fingerprint([config.model_dump(mode="json", include={section}) for section in sections])
-
-
-def _filter_bags(config: ReportsConfig) -> dict[str, str]:
-    """Return the prompts of the snippet filter, those to keep first; empty without a filter."""
-    if config.morphology_prompts is None or config.boilerplate_prompts is None:
-        return {}
-    return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}

@@ -1,0 +1,39 @@
+"""Filter of snippets by prompts: those that resemble morphology more than boilerplate are kept."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from clipit.config.run import ReportsConfig
+from clipit.prompts.prompt_set import load_bag
+from clipit.stores.embed import centred
+from clipit.types import TextEncoder
+
+
+def filter_bags(config: ReportsConfig) -> dict[str, str]:
+    """Return the prompts of the filter, those to keep first; empty without a filter."""
+    if config.morphology_prompts is None or config.boilerplate_prompts is None:
+        return {}
+    return {"morphology": config.morphology_prompts, "boilerplate": config.boilerplate_prompts}
+
+
+def score_morphology(texts: Sequence[str], encode: TextEncoder, config: ReportsConfig) -> Float[np.ndarray, "n"]:
+    """Score the similarity to the morphology prompts minus that to the boilerplate prompts, with centred texts.
+
+    Text embeddings lie in a narrow cone; without centring, any two of them are similar.
+
+    Args:
+        texts: Texts of snippets.
+        encode: Text encoder of the VLM.
+        config: Section `reports` with both prompt sets.
+    """
+    if not texts:
+        return np.zeros(0)
+    embedded = encode(texts)
+    mean = embedded.mean(axis=0)
+    nearest = [
+        (centred(embedded, mean) @ centred(encode(load_bag(name).texts), mean).T).max(axis=1)
+        for name in filter_bags(config).values()
+    ]
+    return np.asarray(nearest[0] - nearest[1], dtype=np.float64)

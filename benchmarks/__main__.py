@@ -17,6 +17,7 @@ from benchmarks import (
     faiss_threads,
     hubness,
     mil_epoch,
+    map_stitching,
     pairing,
     prediction,
     report_splitting,
@@ -24,6 +25,7 @@ from benchmarks import (
     slide_tiles,
     slide_tissue,
     start_up,
+    token_head,
     training_step,
 )
 from benchmarks.harness import Figure, Options, table
@@ -41,6 +43,8 @@ BENCHMARKS: dict[str, Callable[[Options], list[Figure]]] = {
     "classifier": classifier.measure,
     "prediction": prediction.measure,
     "report_splitting": report_splitting.measure,
+    "token_head": token_head.measure,
+    "map_stitching": map_stitching.measure,
     "slide_geojson": slide_geojson.measure,
     "slide_tiles": slide_tiles.measure,
     "slide_tissue": slide_tissue.measure,

@@ -32,6 +32,8 @@ class UnetConfig(Section):
     """Encoder of segmentation-models-pytorch."""
     encoder_weights: str | None = None
     """Pretrained weights of the encoder by the package's name, such as imagenet, which downloads them; null: random."""
+    width: int = Field(256, ge=16)
+    """Channels of the deepest of the decoder's five levels; each further level has half of them, at least 16."""
     mpp: float | None = Field(None, gt=0)
     """Micrometres per pixel at which images are seen; null: as they are."""
     crop: int = Field(256, ge=32, multiple_of=32)

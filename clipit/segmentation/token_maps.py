@@ -142,13 +142,13 @@ def token_rows(
         Complete rows of cells.
     """
     side, patch = tokens.side, patch_of(tokens)
-    pixels = _resized(image, lattice, patch, tokens)
+    resized = _resized(image, lattice, patch, tokens)
     step = max(1, round(side * (1 - overlap)))
     tops, lefts = window_starts(lattice.rows, side, step), window_starts(lattice.columns, side, step)
     down, across = _coverage(tops, side, lattice.rows), _coverage(lefts, side, lattice.columns)
     sums = np.zeros((side, lattice.columns, tokens.dim), dtype=np.float32)
     for top, following in zip(tops, [*tops[1:], lattice.rows], strict=True):
-        band = pixels[:, top * patch : (top + side) * patch]
+        band = _band(resized, top * patch, side * patch, lattice.columns * patch)
         for start in range(0, len(lefts), batch_size):
             batch = lefts[start : start + batch_size]
             windows = np.stack([band[:, :, left * patch : (left + side) * patch] for left in batch])
@@ -187,17 +187,24 @@ def _coverage(starts: list[int], side: int, length: int) -> Float32[np.ndarray, 
     return counts
 
 
-def _resized(
-    image: Image.Image, lattice: Lattice, patch: int, tokens: "PatchTokens"
-) -> UInt8[np.ndarray, "3 height width"]:
-    """Resize an image to the model's resolution, and continue it beyond its border by reflection."""
+def _resized(image: Image.Image, lattice: Lattice, patch: int, tokens: "PatchTokens") -> Image.Image:
+    """Resize an image to the model's resolution."""
     scale = patch / lattice.cell
     size = (max(1, round(lattice.width * scale)), max(1, round(lattice.height * scale)))
     image = image if image.mode == "RGB" else image.convert("RGB")
-    if image.size != size:
-        image = image.resize(size, _FILTERS[tokens.preprocess.interpolation])
-    below, beside = lattice.rows * patch - size[1], lattice.columns * patch - size[0]
-    pixels = np.asarray(image)
-    if below or beside:
-        pixels = np.pad(pixels, ((0, below), (0, beside), (0, 0)), mode="symmetric")
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return image if image.size == size else image.resize(size, _FILTERS[tokens.preprocess.interpolation])
+
+
+def _band(image: Image.Image, top: int, height: int, width: int) -> UInt8[np.ndarray, "3 height width"]:
+    """Return rows of an image, which is continued beyond its border by reflection."""
+    rows = _mirrored(np.arange(top, top + height), image.height)
+    columns = _mirrored(np.arange(width), image.width)
+    first = int(rows.min())
+    pixels = np.asarray(image.crop((0, first, image.width, int(rows.max()) + 1)))
+    return np.ascontiguousarray(pixels[rows - first][:, columns].transpose(2, 0, 1))
+
+
+def _mirrored(places: Int64[np.ndarray, " n"], length: int) -> Int64[np.ndarray, " n"]:
+    """Reflect places beyond the end of a length back into it, as often as needed."""
+    within = places % (2 * length)
+    return np.asarray(np.where(within < length, within, 2 * length - 1 - within))

@@ -115,7 +115,10 @@ def build_unet(options: UnetConfig, classes: int, *, pretrained: bool = True) ->
 
     try:
         network: nn.Module = smp.Unet(
-            options.encoder, encoder_weights=options.encoder_weights if pretrained else None, classes=classes
+            options.encoder,
+            encoder_weights=options.encoder_weights if pretrained else None,
+            decoder_channels=[max(16, options.width >> level) for level in range(5)],
+            classes=classes,
         )
     except Exception as error:  # KeyError for an unknown encoder, errors of the hub
         raise ModelError(

@@ -1,0 +1,70 @@
+"""Memory of stitching maps: an image that is eight times as high needs the same."""
+
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.harness import Figure, Options
+
+_TIMES = 8
+_CLASSES = 8
+
+
+def measure(options: Options) -> list[Figure]:
+    """Measure the peak memory of arrays while the maps of two images of the same width are stitched.
+
+    The decoded image and the finished map, which both grow with the image, are not counted.
+    """
+    width, height = options.size(4096, 256), options.size(1024, 512)
+    figures = []
+    for kind, run in (("patch tokens", _token_map), ("windows", _window_map)):
+        ratios: list[float] = []
+        samples: dict[str, list[float]] = {"low": [], "high": []}
+        for _ in range(options.repeats):
+            low, high = (_peak(run(width, height * times)) for times in (1, _TIMES))
+            samples["low"].append(low)
+            samples["high"].append(high)
+            ratios.append(high / low)
+        facts = {"width": width, "heights": [height, height * _TIMES], "bytes": samples["high"][0]}
+        name = f"stitching of {kind}: memory of an image {_TIMES} times as high against the lower one"
+        figures.append(Figure("map_stitching", name, ratios, "", 1.05, False, samples, facts))
+    return figures
+
+
+def _peak(results: Iterator[object]) -> float:
+    """Return the largest memory in bytes while results are made one by one and dropped."""
+    tracemalloc.start()
+    for _ in results:
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return float(peak)
+
+
+def _token_map(width: int, height: int) -> Iterator[object]:
+    """Stitch tokens of a model that costs nothing: 14 x 14 tokens of 384 numbers per window of 224 pixels."""
+    import torch
+    from PIL import Image
+
+    from clipit.models.patch_tokens import PatchTokens
+    from clipit.models.preprocess import Preprocess
+    from clipit.segmentation.token_maps import lattice_of, token_rows
+
+    side, dim = 14, 384
+    tokens = PatchTokens(
+        "zeros", "backbone", Preprocess(224, 224, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3), side, dim, None,
+        "zeros", torch.device("cpu"), lambda pixels: torch.zeros(len(pixels), side, side, dim),
+    )  # fmt: skip
+    image = Image.new("RGB", (width, height))
+    return token_rows(image, lattice_of(height, width, float("nan"), tokens), tokens, batch_size=4)
+
+
+def _window_map(width: int, height: int) -> Iterator[object]:
+    """Stitch the answers of windows of 224 pixels, of which neighbours share three quarters."""
+    from clipit.segmentation.stitching import WindowGrid, stitch
+
+    edge = min(224, height)
+    grid = WindowGrid(width, height, edge, edge // 4)
+    answers = (np.zeros((len(batch), _CLASSES), dtype=np.float32) for batch in grid.batches(64))
+    return stitch(grid, answers)

@@ -46,7 +46,7 @@ class SegmentationConfig(Section):
     foreground: tuple[str, ...] = ()
     """Classes whose mean is the headline; empty: all but the one with the value 0."""
     methods: tuple[SegmentationMethod, ...] = ()
-    """Methods to compare; empty: all that the configuration has the inputs for."""
+    """Methods to compare; empty: all that train on no masks and have their inputs."""
     prompts: LocalPath[str | None] = None
     """Prompt set of the methods that compare with text: a YAML file or a packaged name; null: `prompts` of the run."""
     class_map: dict[str, str] = Field(default_factory=dict)

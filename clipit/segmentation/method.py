@@ -83,8 +83,10 @@ class Method:
         title: Description in a few words.
         missing: Function that returns what the method lacks to run on these inputs; "" for nothing.
         prepare: Function that loads, trains and chooses, and returns the segmentations to score.
+        trained: Whether it trains on masks, so that it runs only if `segmentation.methods` names it.
     """
 
     title: str
     missing: Callable[[MethodInputs], str]
     prepare: Callable[[MethodInputs], Sequence[Segmenter]]
+    trained: bool = False

@@ -24,9 +24,11 @@ METHODS: dict[str, Method] = {
     "classifier_windows": Method("windows, classifier of a run", missing_run, classifier_windows),
     "vlm_tokens": Method("patch tokens, VLM against prompts", missing_prompts, vlm_prompt_tokens),
     "student_tokens": Method("patch tokens, student against prompts", missing_student, student_prompt_tokens),
-    "token_head": Method("linear head on frozen patch tokens", missing_training_masks, token_heads),
-    "token_head_pseudo": Method("linear head, masks and pseudo-labels", missing_evidence, token_heads_pseudo),
-    "unet": Method("U-Net", missing_unet_masks, unets),
-    "unet_pseudo": Method("U-Net, masks and pseudo-labels", missing_for_unet, unets_pseudo),
+    "token_head": Method("linear head on frozen patch tokens", missing_training_masks, token_heads, trained=True),
+    "token_head_pseudo": Method(
+        "linear head, masks and pseudo-labels", missing_evidence, token_heads_pseudo, trained=True
+    ),
+    "unet": Method("U-Net", missing_unet_masks, unets, trained=True),
+    "unet_pseudo": Method("U-Net, masks and pseudo-labels", missing_for_unet, unets_pseudo, trained=True),
 }
 """Methods by the name in `segmentation.methods` (`clipit.config.segmentation.SegmentationMethod`), in table order."""

@@ -123,13 +123,14 @@ def read_study_masks(config: RunConfig, options: SegmentationConfig, workspace: 
 
 
 def _usable_methods(inputs: MethodInputs) -> dict[str, Method]:
-    """Return the methods to compare: those that are configured, or all that have their inputs.
+    """Return the methods to compare: those that are configured, or all without training that have their inputs.
 
     Raises:
         ConfigError: A configured method lacks its inputs, or no method has them.
     """
     asked = inputs.options.methods
-    missing = {name: METHODS[name].missing(inputs) for name in asked or METHODS}
+    names = asked or [name for name, method in METHODS.items() if not method.trained]
+    missing = {name: METHODS[name].missing(inputs) for name in names}
     lacking = {name: what for name, what in missing.items() if what}
     if lacking and (asked or len(lacking) == len(missing)):
         raise ConfigError(
